@@ -1,0 +1,112 @@
+"""The Python SDK of irqchipd: the interrupt controller of a virtual machine, as a service.
+
+    with irqchip_client.connect() as client:
+        vm = client.create_vm("demo")
+        vm.create_irqchip()
+        cpu = vm.create_vcpu(0)
+        with vm.session("uart", vcpus=[0]) as session:
+            session.line(4).raise_()
+
+Everything here blocks; `irqchip_client.aio` has the same names for asyncio, and `irqchip_client.ops` the operations
+that a Session takes in batches. The errors are drawn in _errors.py: IrqchipError is the base of all.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import aio, ops
+    from ._errors import (
+        AlreadyExists,
+        InvalidArgument,
+        IrqchipError,
+        LimitReached,
+        NotFound,
+        NotReady,
+        SessionClosed,
+        TimedOut,
+        Unavailable,
+    )
+    from ._model import (
+        Access,
+        Event,
+        EventsDropped,
+        Interrupt,
+        InterruptPending,
+        InterruptSource,
+        MsiRoute,
+        PinRoute,
+        Route,
+        SessionInfo,
+        SignalKind,
+        TraceEvent,
+        VcpuSignal,
+        VmInfo,
+    )
+    from ._state import Chip, DeliveryMode, IoapicState, LapicState, PicState, RedirectionEntry
+    from ._sync.client import Client, Vm, connect
+    from ._sync.machine import Line, Machine, Vcpu
+    from ._sync.session import Session, Watch
+    from ._target import default_socket
+
+__all__ = [
+    "Access",
+    "AlreadyExists",
+    "Chip",
+    "Client",
+    "DeliveryMode",
+    "Event",
+    "EventsDropped",
+    "Interrupt",
+    "InterruptPending",
+    "InterruptSource",
+    "InvalidArgument",
+    "IoapicState",
+    "IrqchipError",
+    "LapicState",
+    "LimitReached",
+    "Line",
+    "Machine",
+    "MsiRoute",
+    "NotFound",
+    "NotReady",
+    "PicState",
+    "PinRoute",
+    "RedirectionEntry",
+    "Route",
+    "Session",
+    "SessionClosed",
+    "SessionInfo",
+    "SignalKind",
+    "TimedOut",
+    "TraceEvent",
+    "Unavailable",
+    "Vcpu",
+    "VcpuSignal",
+    "Vm",
+    "VmInfo",
+    "Watch",
+    "aio",
+    "connect",
+    "default_socket",
+    "ops",
+]
+
+_HOMES = ("_errors", "_model", "_state", "_sync.client", "_sync.machine", "_sync.session", "_target")
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when first used: gRPC takes a fifth of a second to import, and pytest imports this package, for its
+    # plugin, in every run of every project that has it installed.
+    if name in ("aio", "ops"):
+        return import_module(f".{name}", __name__)
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f".{home}", __name__)
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

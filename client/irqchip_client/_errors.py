@@ -1,0 +1,168 @@
+"""The errors of this package, all of them:
+
+    IrqchipError                anything else; look at .errno
+    ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
+    ├── NotFound                ENOENT                   no such VM or vCPU
+    ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
+    ├── NotReady                ENXIO                    the VM has no irqchip, or the vCPU no local APIC
+    ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
+    ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
+    ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed
+    └── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
+
+A failed call has changed nothing, except where TimedOut says otherwise.
+"""
+
+import errno
+from typing import Protocol, cast
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from irqchip.v1 import irqchip_pb2 as pb
+
+DOMAIN = "irqchipd"
+
+
+class IrqchipError(Exception):
+    """A call failed.
+
+    errno    the number, for example errno.EEXIST
+    reason   its name, "EEXIST"
+    message  what was wrong, and what to do about it
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(number, message)
+        self.errno = number
+        self.message = message
+
+    @property
+    def reason(self) -> str:
+        return errno.errorcode.get(self.errno, str(self.errno))
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.reason})"
+
+
+class AlreadyExists(IrqchipError):
+    """EEXIST: the name, the vCPU or the irqchip is there already."""
+
+
+class NotFound(IrqchipError):
+    """ENOENT: no such VM or vCPU."""
+
+
+class InvalidArgument(IrqchipError):
+    """EINVAL, EBADMSG: a value out of range; the message says what is allowed."""
+
+
+class NotReady(IrqchipError):
+    """ENXIO: the VM has no irqchip, or the vCPU no local APIC."""
+
+
+class LimitReached(IrqchipError):
+    """E2BIG, ENOSPC: more than the daemon, or this client, allows."""
+
+
+class Unavailable(IrqchipError):
+    """ECONNREFUSED, ESHUTDOWN: no daemon answers, it is stopping, or this Client is closed."""
+
+
+class TimedOut(IrqchipError):
+    """ETIMEDOUT: no answer in time. The call may still have been executed."""
+
+
+class SessionClosed(IrqchipError):
+    """EPIPE: the Session has ended, and the levels it drove have dropped. The message says why."""
+
+
+_CLASSES: dict[int, type[IrqchipError]] = {
+    errno.EEXIST: AlreadyExists,
+    errno.ENOENT: NotFound,
+    errno.EINVAL: InvalidArgument,
+    errno.EBADMSG: InvalidArgument,
+    errno.ENXIO: NotReady,
+    errno.E2BIG: LimitReached,
+    errno.ENOSPC: LimitReached,
+    errno.ECONNREFUSED: Unavailable,
+    errno.ESHUTDOWN: Unavailable,
+    errno.ETIMEDOUT: TimedOut,
+    errno.EPIPE: SessionClosed,
+}
+
+# For a status that carries no reason of irqchipd's: gRPC itself made it. All others are EIO.
+_ERRNO_OF_STATUS = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: errno.ETIMEDOUT,
+    grpc.StatusCode.CANCELLED: errno.ECANCELED,
+    grpc.StatusCode.INVALID_ARGUMENT: errno.EINVAL,
+    grpc.StatusCode.NOT_FOUND: errno.ENOENT,
+    grpc.StatusCode.ALREADY_EXISTS: errno.EEXIST,
+    grpc.StatusCode.PERMISSION_DENIED: errno.EACCES,
+    grpc.StatusCode.UNAUTHENTICATED: errno.EACCES,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errno.E2BIG,
+    grpc.StatusCode.FAILED_PRECONDITION: errno.ENXIO,
+}
+
+
+class _Status(Protocol):
+    """What every grpc.RpcError of a finished call, sync or aio, also is; its type does not say so."""
+
+    def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
+
+
+def make_error(number: int, message: str) -> IrqchipError:
+    """The error of the class that stands for an errno."""
+    return _CLASSES.get(number, IrqchipError)(number, message)
+
+
+def timed_out(what: str, seconds: float | None) -> TimedOut:
+    return TimedOut(errno.ETIMEDOUT, f"{what} did not come within {seconds:g} s")
+
+
+def error_from_message(error: pb.Error) -> IrqchipError:
+    """The error that an operation or a batch in a Session was answered with."""
+    return _from_reason(error.reason, error.message)
+
+
+def error_from_rpc(error: grpc.RpcError, target: str) -> IrqchipError:
+    """The error that a failed RPC to `target` stands for."""
+    failure = cast(_Status, error)
+    details = failure.details() or ""
+    if reason := _reason(failure):
+        return _from_reason(reason, details)
+    match failure.code():
+        case grpc.StatusCode.UNAVAILABLE:
+            # gRPC's details end in the system's own words: "...; last error: UNKNOWN: ...: Connection refused (111)".
+            return Unavailable(
+                errno.ECONNREFUSED,
+                f"no irqchipd answers at {target}: start it with `irqchipd`, or name another with --target or "
+                f"IRQCHIP_TARGET. The system says: {details.rsplit(': ', 1)[-1]}",
+            )
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return IrqchipError(errno.ENOSYS, f"the server at {target} lacks this call; is it an older irqchipd?")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return TimedOut(errno.ETIMEDOUT, f"irqchipd at {target} did not answer in time")
+        case code:
+            return make_error(_ERRNO_OF_STATUS.get(code, errno.EIO), details or code.name)
+
+
+def _from_reason(reason: str, message: str) -> IrqchipError:
+    number = getattr(errno, reason, None)
+    if number is None:  # A newer daemon's.
+        return IrqchipError(errno.EIO, f"{message} ({reason})")
+    return make_error(number, message)
+
+
+def _reason(failure: _Status) -> str | None:
+    try:
+        status = rpc_status.from_call(failure)
+    except ValueError:  # Its details contradict its code: not irqchipd's.
+        return None
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return info.reason
+    return None

@@ -1,0 +1,256 @@
+"""A Session without its I/O: what _sync.py and _asyncio.py share.
+
+The rules that the shells keep:
+
+1. `open_request()` goes out first; then every request that `submit()` returns, in that order.
+2. Every message that comes in goes to `receive()`; the end of the stream, however it ends, to `end()`.
+3. Only one thread is inside at a time. Batches are settled outside: what waits for one may call back in.
+4. A batch that `submit()` took is settled exactly once: by its answer, or by the end of the Session.
+5. What happened before the end can still be read after it; then reading fails too. Nothing falls silent.
+"""
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+
+from ._calls import Call
+from ._errors import InvalidArgument, IrqchipError, LimitReached, SessionClosed, error_from_message, error_from_rpc
+from ._model import Event, EventsDropped, InterruptPending, event_from_proto
+
+
+# Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
+CLOSE_GRACE = 1.0
+
+
+class Promise(Protocol):
+    """What concurrent.futures.Future and asyncio.Future have in common."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: list[Any], /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch in flight, and once `outcome` is set, a batch to be settled."""
+
+    calls: Sequence[Call[Any]]
+    promise: Promise
+    return_errors: bool
+    outcome: list[Any] | IrqchipError = field(default_factory=list)
+
+    def settle(self) -> None:
+        if self.promise.done():  # Its caller has given it up.
+            return
+        if isinstance(self.outcome, IrqchipError):
+            self.promise.set_exception(self.outcome)
+        else:
+            self.promise.set_result(self.outcome)
+
+    def read(self, answer: pb.BatchResult) -> None:
+        """Sets the outcome. Raises IrqchipError(EPROTO) where the answer does not fit the batch."""
+        if answer.HasField("error"):
+            self.outcome = error_from_message(answer.error)
+            return
+        if len(answer.results) != len(self.calls):
+            raise _protocol_error(f"{len(answer.results)} results for a batch of {len(self.calls)} operations")
+        results = [_result(call, result) for call, result in zip(self.calls, answer.results, strict=True)]
+        self.outcome = results
+        if not self.return_errors:
+            for position, result in enumerate(results):
+                if isinstance(result, IrqchipError):
+                    if len(results) > 1:
+                        result.add_note(f"It was operation {position} of the batch, {self.calls[position].operation}.")
+                    self.outcome = result
+                    break
+
+
+class EventBuffer:
+    """Events that were received and not yet read.
+
+    It is bounded: of InterruptPending there is one a vCPU at most, because one stands for any number, and of others
+    as many as `size`. What comes beyond that is dropped, and an EventsDropped stands in its place.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.dropped = 0  # All that were, here and in the daemon.
+        self._size = size
+        self._events: deque[Event] = deque()
+        self._pending: set[int] = set()  # The vCPUs whose InterruptPending is unread.
+        self._others = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def put(self, event: Event) -> None:
+        match event:
+            case InterruptPending(vcpu):
+                if vcpu not in self._pending:
+                    self._pending.add(vcpu)
+                    self._events.append(event)
+            case EventsDropped(count):
+                self._drop(count)
+            case _ if self._others < self._size:
+                self._others += 1
+                self._events.append(event)
+            case _:
+                self._drop(1)
+
+    def take(self) -> Event:
+        event = self._events.popleft()
+        if isinstance(event, InterruptPending):
+            self._pending.discard(event.vcpu)
+        elif not isinstance(event, EventsDropped):
+            self._others -= 1
+        return event
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        if self._events and isinstance(self._events[-1], EventsDropped):
+            count += self._events.pop().count
+        self._events.append(EventsDropped(count))
+
+
+class SessionCore:
+    """One Session: opening, then open, then ended."""
+
+    def __init__(self, vm: str, client: str, vcpus: Iterable[int], event_buffer: int, max_in_flight: int) -> None:
+        if event_buffer < 1 or max_in_flight < 1:
+            raise InvalidArgument(errno.EINVAL, "event_buffer and max_in_flight are 1 or more")
+        self.vm = vm
+        self.source = 0  # The line source; 0 until open.
+        self.max_operations = 0
+        self.events = EventBuffer(event_buffer)
+        self.ended = False
+        self._client = client
+        self._vcpus = list(vcpus)
+        self._max_in_flight = max_in_flight
+        self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
+        self._first_serial = 1  # Of those.
+        self._closing = False
+        self._reason: IrqchipError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.source > 0
+
+    @property
+    def has_event(self) -> bool:
+        """Whether take_event() has something to say other than "wait"."""
+        return len(self.events) > 0 or self.ended
+
+    @property
+    def has_room(self) -> bool:
+        """Whether submit() has something to say other than "wait": it takes a batch, or refuses it for good."""
+        return len(self._in_flight) < self._max_in_flight or self._closing or self.ended
+
+    def open_request(self) -> pb.SessionRequest:
+        try:
+            opening = pb.SessionOpen(vm=self.vm, client=self._client, vcpus=self._vcpus)
+        except ValueError as error:
+            raise InvalidArgument(errno.EINVAL, f"session: {error}") from None
+        return pb.SessionRequest(open=opening)
+
+    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> pb.SessionRequest:
+        """Takes a batch, and returns the request to send. Where it raises, nothing was taken.
+
+        SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached.
+        """
+        if self._closing or self.ended:
+            raise self.closed_error()
+        if not self.has_room:
+            raise LimitReached(errno.ENOSPC, f"{self._max_in_flight} batches are in flight; wait for one of them")
+        if len(calls) > self.max_operations:
+            raise LimitReached(
+                errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"
+            )
+        serial = self._first_serial + len(self._in_flight)
+        request = pb.Batch(serial=serial, operations=[call.as_operation() for call in calls])
+        self._in_flight.append(Batch(calls, promise, return_errors))
+        return pb.SessionRequest(batch=request)
+
+    def receive(self, response: pb.SessionResponse) -> Batch | None:
+        """Takes a message in; returns the batch to settle, if it answered one.
+
+        Raises IrqchipError(EPROTO) where the daemon broke the protocol: end() the Session with that.
+        """
+        match response.WhichOneof("message"):
+            case "opened":
+                self.source, self.max_operations = response.opened.source, response.opened.max_operations
+            case "batch_result":
+                if not self._in_flight or response.batch_result.serial != self._first_serial:
+                    raise _protocol_error(f"an answer to batch {response.batch_result.serial}, which is not next")
+                batch = self._in_flight[0]
+                batch.read(response.batch_result)
+                self._in_flight.popleft()
+                self._first_serial += 1
+                return batch
+            case "event":
+                event = event_from_proto(response.event)
+                if event is not None:
+                    self.events.put(event)
+        return None
+
+    def take_event(self) -> Event:
+        """The next event. SessionClosed where the Session has ended and all events are read."""
+        if not self.events:
+            raise self.closed_error()
+        return self.events.take()
+
+    def close(self) -> None:
+        """This client closes the Session: no more batches. Those in flight are still answered."""
+        self._closing = True
+
+    def end(self, failure: BaseException | None, target: str) -> list[Batch]:
+        """The stream has ended: with what reading it raised, or in good order. Returns the batches to settle."""
+        self.ended = True
+        match failure:
+            case None | IrqchipError():
+                self._reason = failure
+            case grpc.RpcError():
+                self._reason = error_from_rpc(failure, target)
+            case asyncio.CancelledError():
+                self._reason = IrqchipError(errno.ECANCELED, "its Client was closed, or its event loop")
+            case _:  # A value that this version of the messages does not know.
+                self._reason = _protocol_error(repr(failure))
+        batches = list(self._in_flight)
+        self._in_flight.clear()
+        for batch in batches:
+            batch.outcome = self.closed_error()
+        return batches
+
+    def open_error(self) -> IrqchipError:
+        """Why a Session that ended before it was open was not opened."""
+        return self._reason or self.closed_error()
+
+    def closed_error(self) -> SessionClosed:
+        """A new error that says why the Session ended."""
+        if self._closing:
+            why = "this client closed it"
+        elif self._reason is not None:
+            why = self._reason.message
+        else:
+            why = "the daemon ended it"
+        error = SessionClosed(errno.EPIPE, f"the Session on VM {self.vm!r} has ended: {why}")
+        error.__cause__ = None if self._closing else self._reason
+        return error
+
+
+def _result(call: Call[Any], result: pb.OperationResult) -> Any:
+    kind = result.WhichOneof("result")
+    if kind == "error":
+        return error_from_message(result.error)
+    if kind != call.operation:
+        raise _protocol_error(f"a result of {kind} for {call.operation}")
+    return call.parse(getattr(result, kind))
+
+
+def _protocol_error(what: str) -> IrqchipError:
+    return IrqchipError(errno.EPROTO, f"the daemon sent {what}; is it of another version?")

@@ -1,0 +1,137 @@
+"""A connection to the daemon, and its VMs."""
+
+import errno
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
+
+from .. import _calls
+from .._calls import Call
+from .._errors import Unavailable, error_from_rpc
+from .._model import VmInfo
+from .._session import SessionCore
+from .._target import Target, resolve_target
+from .machine import Machine
+from .session import Session, Watch
+
+T = TypeVar("T")
+
+
+def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
+    """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
+
+    The default is the environment variable IRQCHIP_TARGET, else `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`. No I/O:
+    the first call connects, and raises Unavailable where no daemon answers. A call that takes longer than
+    `timeout` seconds raises TimedOut. Raises InvalidArgument for a malformed target.
+    """
+    return Client(resolve_target(target), timeout)
+
+
+class Client:
+    """A connection to the daemon. Any number of threads may use it. Made by connect()."""
+
+    def __init__(self, target: Target, timeout: float) -> None:
+        self.target = target.uri
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(target.address, options=target.channel_options)
+        self._rpcs = IrqchipServiceStub(self._channel)
+        self._closed = False
+
+    def create_vm(self, name: str = "") -> "Vm":
+        """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+
+        AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
+        begin with a letter or digit; LimitReached.
+        """
+        return Vm(self, self._unary(_calls.create_vm(name)))
+
+    def vm(self, name: str) -> "Vm":
+        """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
+        return Vm(self, name)
+
+    def vms(self) -> list[VmInfo]:
+        """All VMs, ordered by name."""
+        return self._unary(_calls.list_vms())
+
+    def delete_vm(self, name: str) -> None:
+        """Removes a VM. Its Sessions and Watches end. NotFound."""
+        self._unary(_calls.delete_vm(), name)
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION of a KVM_CAP_* number: 0 where irqchipd lacks it."""
+        return self._unary(_calls.check_extension(capability))
+
+    def close(self) -> None:
+        """Closes the connection: its Sessions and Watches end."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _unary(self, call: Call[T], vm: str = "") -> T:
+        rpc = getattr(self._open_rpcs(), call.method)
+        try:
+            return call.parse(rpc(call.request_for(vm), timeout=self.timeout))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+
+    def _open_rpcs(self) -> IrqchipServiceStub:
+        if self._closed:
+            raise Unavailable(errno.ESHUTDOWN, f"this Client of {self.target} is closed")
+        return self._rpcs
+
+
+class Vm(Machine):
+    """A VM. Every call raises NotFound where there is none of its name."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self._client = client
+
+    def info(self) -> VmInfo:
+        """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+        return self._client._unary(_calls.get_vm(), self.name)
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing; vCPUs created later have a local APIC.
+
+        AlreadyExists where it has one, InvalidArgument once a vCPU exists.
+        """
+        self._client._unary(_calls.create_irqchip(), self.name)
+
+    def delete(self) -> None:
+        """Removes the VM. Its Sessions and Watches end."""
+        self._client.delete_vm(self.name)
+
+    def session(
+        self, client: str = "", vcpus: Iterable[int] = (), *, event_buffer: int = 1024, max_in_flight: int = 64
+    ) -> Session:
+        """Opens a Session: a line source of its own, batches of operations, and events.
+
+        client         what you call yourself, for people to read; at most 64 characters
+        vcpus          whose InterruptPending and VcpuSignal events to receive; they need not exist yet
+        event_buffer   how many VcpuSignals may wait to be read; more are dropped, and counted
+        max_in_flight  how many batches may wait for their answers
+        """
+        core = SessionCore(self.name, client, vcpus, event_buffer, max_in_flight)
+        return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
+
+    def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
+        """Trace events, by the names of the kernel's tracepoints; all of them where none is named.
+
+        What happens after this returns is seen. An unknown name raises InvalidArgument, at the latest when read.
+        """
+        request = pb.WatchRequest(vm=self.name, tracepoints=tracepoints)
+        return Watch(self._client._open_rpcs().Watch(request), self._client.target, self._client.timeout)
+
+    def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return [self._client._unary(call, self.name) for call in calls]

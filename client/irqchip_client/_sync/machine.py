@@ -1,0 +1,131 @@
+"""What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from .. import _calls
+from .._calls import Call
+from .._model import Access, Interrupt, InterruptSource, Route
+from .._state import Chip, IoapicState, LapicState, PicState
+
+T = TypeVar("T")
+
+
+class Machine:
+    """The calls that a VM takes by unary RPC, and a Session of it in batches."""
+
+    def vcpu(self, vcpu: int) -> "Vcpu":
+        """A handle on a vCPU. No I/O: a vCPU that does not exist shows when it is used."""
+        return Vcpu(self, vcpu)
+
+    def create_vcpu(self, vcpu: int) -> "Vcpu":
+        """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
+        self._call(_calls.create_vcpu(vcpu))
+        return Vcpu(self, vcpu)
+
+    def line(self, gsi: int) -> "Line":
+        """A handle on a GSI. No I/O."""
+        return Line(self, gsi)
+
+    def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
+        """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
+        return self._call(_calls.signal_msi(address, data, flags))
+
+    def routing(self) -> list[Route]:
+        """The GSI routing table, in the order in which it was set. NotReady without an irqchip."""
+        return self._call(_calls.get_gsi_routing())
+
+    def set_routing(self, routes: Iterable[Route]) -> None:
+        """KVM_SET_GSI_ROUTING: replaces the whole table. InvalidArgument, and the old one stays, if KVM refuses it."""
+        self._call(_calls.set_gsi_routing(routes))
+
+    @overload
+    def get_irqchip(self, chip: Literal[Chip.IOAPIC]) -> IoapicState: ...
+    @overload
+    def get_irqchip(self, chip: Literal[Chip.PIC_PRIMARY, Chip.PIC_SECONDARY]) -> PicState: ...
+    @overload
+    def get_irqchip(self, chip: Chip) -> PicState | IoapicState: ...
+    def get_irqchip(self, chip: Chip) -> PicState | IoapicState:
+        """KVM_GET_IRQCHIP. NotReady without an irqchip."""
+        return self._call(_calls.get_irqchip(chip))
+
+    def set_irqchip(self, chip: Chip, state: PicState | IoapicState | bytes) -> None:
+        """KVM_SET_IRQCHIP, from a state or the kernel's struct. NotReady without an irqchip."""
+        self._call(_calls.set_irqchip(chip, state))
+
+    def _call(self, call: Call[T]) -> T:
+        result: T = self._run([call])[0]
+        return result
+
+    def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Makes the calls in order, and raises the first error."""
+        raise NotImplementedError
+
+
+class Vcpu:
+    """A vCPU: the accesses it makes, and the interrupts it takes. `NotFound` where there is none of its id."""
+
+    def __init__(self, machine: Machine, vcpu: int) -> None:
+        self.id = vcpu
+        self._machine = machine
+
+    def pio_read(self, port: int, size: int = 1) -> Access:
+        """IN of 1, 2 or 4 bytes."""
+        return self._machine._call(_calls.pio_read(self.id, port, size))
+
+    def pio_write(self, port: int, data: int, size: int = 1) -> bool:
+        """OUT of 1, 2 or 4 bytes. Whether a device claims the port."""
+        return self._machine._call(_calls.pio_write(self.id, port, data, size))
+
+    def mmio_read(self, address: int, size: int = 4) -> Access:
+        """Load of 1, 2, 4 or 8 bytes from a guest physical address."""
+        return self._machine._call(_calls.mmio_read(self.id, address, size))
+
+    def mmio_write(self, address: int, data: int, size: int = 4) -> bool:
+        """Store of 1, 2, 4 or 8 bytes to a guest physical address. Whether a device claims the address."""
+        return self._machine._call(_calls.mmio_write(self.id, address, data, size))
+
+    def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:
+        """INTA: accepts the interrupt that the vCPU would take now. None where there is none."""
+        return self._machine._call(_calls.ack_interrupt(self.id, source))
+
+    def lapic(self) -> LapicState:
+        """KVM_GET_LAPIC. NotReady where the vCPU has no local APIC."""
+        return self._machine._call(_calls.get_lapic(self.id))
+
+    def set_lapic(self, state: LapicState | bytes) -> None:
+        """KVM_SET_LAPIC, from a state or the kernel's struct. NotReady where the vCPU has no local APIC."""
+        self._machine._call(_calls.set_lapic(self.id, state))
+
+
+class Line:
+    """A GSI, driven by a Session's source, or by source 0 where it is a Vm's. `with line:` holds it high.
+
+    Each method gives KVM_IRQ_LINE_STATUS's status, summed over the chips the GSI is routed to: -1 masked or
+    ignored, 0 coalesced with one still pending, 1 or more delivered to so many; lowering gives 1 a chip.
+    """
+
+    def __init__(self, machine: Machine, gsi: int) -> None:
+        self.gsi = gsi
+        self._machine = machine
+
+    def raise_(self) -> int:
+        """Drives the line high."""
+        return self._machine._call(_calls.irq_line(self.gsi, True))
+
+    def lower(self) -> int:
+        """Ceases to drive the line high. It stays high while another source does."""
+        return self._machine._call(_calls.irq_line(self.gsi, False))
+
+    def pulse(self) -> int:
+        """Raises and lowers the line: an edge. The status is that of raising it."""
+        raised, _ = self._machine._run([_calls.irq_line(self.gsi, True), _calls.irq_line(self.gsi, False)])
+        return int(raised)
+
+    def __enter__(self) -> Self:
+        self.raise_()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.lower()

@@ -1,0 +1,200 @@
+"""The streams: a Session and a Watch, driven by threads."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+
+from .._calls import Call
+from .._errors import TimedOut, error_from_rpc, timed_out
+from .._model import Event, EventsDropped, TraceEvent, trace_from_proto
+from .._session import CLOSE_GRACE, SessionCore
+from .machine import Machine
+
+Start = Callable[[Iterator[pb.SessionRequest]], "grpc.CallIterator[pb.SessionResponse]"]
+
+
+class Session(Machine):
+    """A client's connection to one VM: a line source, whose levels drop when it ends, however it ends.
+
+    Any number of threads may use it. Made by Vm.session().
+    """
+
+    def __init__(self, start: Start, core: SessionCore, target: str, timeout: float) -> None:
+        self._core = core
+        self._target = target
+        self._timeout = timeout
+        self._changed = threading.Condition()  # Guards the core, and tells that it has changed.
+        self._outbox: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()  # None: no more.
+        self._outbox.put(core.open_request())
+        self._stream = start(iter(self._outbox.get, None))
+        # A daemon thread: a program that forgets close() still exits.
+        self._reader = threading.Thread(target=self._read, name=f"irqchip session {core.vm}", daemon=True)
+        self._reader.start()
+        with self._changed:
+            self._changed.wait_for(lambda: core.is_open or core.ended, timeout)
+            opened, error = core.is_open, core.open_error() if core.ended else timed_out("opening the Session", timeout)
+        if not opened:
+            self.close()
+            raise error
+
+    @property
+    def vm(self) -> str:
+        """The VM's name."""
+        return self._core.vm
+
+    @property
+    def source(self) -> int:
+        """Its line source, 1 or more."""
+        return self._core.source
+
+    @property
+    def max_operations(self) -> int:
+        """How many operations a batch may have."""
+        return self._core.max_operations
+
+    @property
+    def dropped_events(self) -> int:
+        """Events lost because they were not read in time, in the daemon and here; an EventsDropped stood for them."""
+        return self._core.events.dropped
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._core.ended
+
+    def run(
+        self, calls: Iterable[Call[Any]], *, return_errors: bool = False, timeout: float | None = None
+    ) -> list[Any]:
+        """Runs a batch of irqchip_client.ops, in order, and returns one result a call.
+
+        An operation that fails does not keep the next from being executed. The first error is raised, or, with
+        `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
+        Client's: the batch may still be executed.
+        """
+        timeout = self._timeout if timeout is None else timeout
+        future = self.submit(calls, return_errors=return_errors)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            raise timed_out("a batch", timeout) from None
+
+    def submit(self, calls: Iterable[Call[Any]], *, return_errors: bool = False) -> Future[list[Any]]:
+        """As run(), but without waiting for the answer: batches may follow each other closely.
+
+        Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout. The
+        future's callbacks run on the thread that reads the Session: they may submit, which then raises LimitReached
+        rather than wait, and must not wait for an answer.
+        """
+        calls = list(calls)
+        future: Future[list[Any]] = Future()
+        future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
+        with self._changed:
+            if threading.current_thread() is not self._reader:
+                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            self._outbox.put(self._core.submit(calls, future, return_errors))
+        return future
+
+    def next_event(self, timeout: float | None = None) -> Event:
+        """Waits for an event. TimedOut after `timeout` seconds; SessionClosed once the Session has ended."""
+        with self._changed:
+            self._wait(lambda: self._core.has_event, timeout, "an event")
+            return self._core.take_event()
+
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """Iterates over events as they come, and stops when none has come for `timeout` seconds.
+
+        Each event goes to one reader. SessionClosed once the Session has ended.
+        """
+        with suppress(TimedOut):
+            while True:
+                yield self.next_event(timeout)
+
+    def close(self) -> None:
+        """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
+        with self._changed:
+            self._core.close()
+            self._changed.notify_all()
+        self._outbox.put(None)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(CLOSE_GRACE)
+            self._stream.cancel()
+            self._reader.join(CLOSE_GRACE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return self.run(calls)
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if not self._changed.wait_for(ready, timeout):
+            raise timed_out(what, timeout)
+
+    def _read(self) -> None:
+        failure: Exception | None = None
+        try:
+            for response in self._stream:
+                with self._changed:
+                    batch = self._core.receive(response)
+                    self._changed.notify_all()
+                if batch:
+                    batch.settle()
+        except Exception as error:  # Whatever it is, it must reach those who wait.
+            failure = error
+        self._stream.cancel()
+        self._outbox.put(None)  # gRPC's thread waits for a request, and would for ever.
+        with self._changed:
+            batches = self._core.end(failure, self._target)
+            self._changed.notify_all()
+        for batch in batches:
+            batch.settle()
+
+
+class Watch:
+    """A VM's trace events, as they happen: an iterator. Made by Vm.watch().
+
+    It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
+    """
+
+    def __init__(self, stream: "grpc.CallIterator[pb.WatchResponse]", target: str, timeout: float) -> None:
+        self._stream = stream
+        self._target = target
+        self._closed = False
+        # The daemon answers with its initial metadata when it is watching: what is done from now on is traced.
+        too_late = threading.Timer(timeout, stream.cancel)
+        too_late.start()
+        stream.initial_metadata()
+        too_late.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TraceEvent | EventsDropped:
+        try:
+            return trace_from_proto(next(self._stream))
+        except grpc.RpcError as error:
+            if self._closed:
+                raise StopIteration from None
+            raise error_from_rpc(error, self._target) from error
+
+    def close(self) -> None:
+        """Ends it, also for a thread that waits in it."""
+        self._closed = True
+        self._stream.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,67 @@
+"""Where the daemon is: `unix:///absolute/path` or `tcp://host:port`."""
+
+import errno
+import ipaddress
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ._errors import InvalidArgument
+
+_MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A daemon's address."""
+
+    uri: str  # As people write it.
+    address: str  # As gRPC takes it.
+    local: bool  # A socket of this host.
+
+    @property
+    def channel_options(self) -> list[tuple[str, int]]:
+        options = [
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MESSAGE_BYTES),
+            # A daemon that has just been started is found at once: gRPC would else wait out a back-off of up to two
+            # minutes, and share it with every other channel of the process.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        if self.local:
+            options.append(("grpc.enable_http_proxy", 0))
+        return options
+
+
+def default_socket() -> str:
+    """The path of the socket that a daemon of this user listens on where it is told nothing else."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{runtime}/irqchipd/irqchipd.sock" if runtime else f"/tmp/irqchipd-{os.getuid()}/irqchipd.sock"
+
+
+def resolve_target(target: str | None = None) -> Target:
+    """The target given, else that of the environment variable IRQCHIP_TARGET, else the default socket.
+
+    Raises InvalidArgument where it is malformed.
+    """
+    uri = target or os.environ.get("IRQCHIP_TARGET") or f"unix://{default_socket()}"
+    if uri.startswith("unix:///"):
+        return Target(uri, uri, local=True)
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme == "tcp" and parts.hostname and parts.port and parts.netloc == uri.removeprefix("tcp://"):
+            return Target(uri, parts.netloc, local=_is_loopback(parts.hostname))
+    except ValueError:  # urlsplit's, of a port or an IPv6 address.
+        pass
+    raise InvalidArgument(errno.EINVAL, f"{uri!r} is no target: write unix:///absolute/path or tcp://host:port")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,344 @@
+"""The 82093AA IOAPIC of a PC, as Linux KVM has it (arch/x86/kvm/ioapic.c).
+
+82093AA datasheet (290566): a guest selects a register at offset 00h and reaches it through the window at 10h. Pins
+are 0 to 23.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from irqchipd.chips.message import Message, from_redirection
+
+PINS = 24
+VERSION = 0x11
+DEFAULT_BASE = 0xFEC0_0000
+WINDOW = 0x100  # bytes of address space
+RTC_PIN = 8
+
+
+class Offset:
+    """What is where in the window; the rest reads as 0 and ignores writes."""
+
+    REGISTER_SELECT = 0x00
+    REGISTER_WINDOW = 0x10
+
+
+class Reg:
+    """The indirect registers. From REDIRECTION on, two a pin: the low half, then the high half."""
+
+    ID = 0x00
+    VERSION = 0x01
+    ARBITRATION = 0x02
+    REDIRECTION = 0x10
+
+
+# Redirection entry, 64 bits:
+#
+#   63:56        55:17     16    15     14          13        12       11       10:8      7:0
+#   destination  reserved  mask  level  remote IRR  polarity  pending  logical  delivery  vector
+#
+# KVM stores the reserved bits, and polarity without heeding it.
+MASKED = 1 << 16
+LEVEL = 1 << 15
+REMOTE_IRR = 1 << 14
+DELIVERY_STATUS = 1 << 12
+READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
+LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
+
+# What an access of so many bytes takes of a register.
+SIZE_MASK = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
+
+_STRUCT = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
+STATE_SIZE = _STRUCT.size
+
+
+class IoapicWires(Protocol):
+    """What the IOAPIC tells, and asks of, its VM. CPUs are named by their index, 0 for the first created."""
+
+    def deliver(self, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
+        """Send a message to the local APICs and return KVM's status; note who accepted it, CPU to vector."""
+
+    def ioapic_acked(self, pin: int) -> None:
+        """A pin's interrupt was ended (the kernel's ack notifiers)."""
+
+    def entry_changed(self, old: Message, new: Message) -> None:
+        """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
+
+    def entries_replaced(self) -> None:
+        """All redirection entries were replaced."""
+
+    def cpus_matching(self, message: Message) -> int:
+        """The CPUs that a message's destination names, one bit each."""
+
+    def cpus_pending(self, vector: int) -> int:
+        """The CPUs that have a vector requested or in service, one bit each."""
+
+
+@dataclass(slots=True)
+class RtcTracking:
+    """Who has yet to EOI pin 8's interrupt. KVM: struct rtc_status.
+
+    A guest keeps time by the RTC's ticks, so the status of raising GSI 8 says whether the last tick was ended.
+    """
+
+    pending_eoi: int = 0
+    # CPU index to the vector it was sent.
+    vectors: dict[int, int] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forget."""
+        self.pending_eoi = 0
+        self.vectors.clear()
+
+
+@dataclass(slots=True)
+class IoapicState:
+    """struct kvm_ioapic_state."""
+
+    base_address: int = DEFAULT_BASE
+    ioregsel: int = 0
+    id: int = 0
+    irr: int = 0
+    pad: int = 0
+    redirection: tuple[int, ...] = (MASKED,) * PINS
+
+    def pack(self) -> bytes:
+        """struct kvm_ioapic_state, 216 bytes."""
+        return _STRUCT.pack(self.base_address, self.ioregsel, self.id, self.irr, self.pad, *self.redirection)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> IoapicState:
+        """From struct kvm_ioapic_state; any 216 bytes are a state, as in the kernel."""
+        base_address, ioregsel, ioapic_id, irr, pad, *redirection = _STRUCT.unpack(data)
+        return cls(base_address, ioregsel, ioapic_id, irr, pad, tuple(redirection))
+
+
+@dataclass(slots=True)
+class Ioapic:
+    """The chip. Its defaults are the reset state."""
+
+    wires: IoapicWires
+    base_address: int = DEFAULT_BASE
+    # The selected register. KVM keeps 8 bits of a write, and all 32 of a restored state.
+    ioregsel: int = 0
+    id: int = 0
+    # Pins asserted and not delivered yet, and delivered edges (see irr_delivered).
+    irr: int = 0
+    # The padding of the kernel's struct, which it restores like the rest.
+    pad: int = 0
+    redirection: list[int] = field(default_factory=lambda: [MASKED] * PINS)
+    # KVM: edges that were delivered; they stay in irr to tell a new edge from a line still high, hidden from a reader.
+    irr_delivered: int = 0
+    rtc: RtcTracking = field(default_factory=RtcTracking)
+
+    # Inputs.
+
+    def set_pin(self, pin: int, level: int, line_status: bool = True) -> int:
+        """Drive a pin and return KVM's status: -1 masked or not ended yet, 0 coalesced or nobody, or how many took it.
+
+        KVM: ioapic.c ioapic_set_irq. line_status is whether the caller looks at the status, on which the tracking of
+        the RTC's ticks depends.
+        """
+        mask = 1 << pin
+        if not level:
+            self.irr &= ~mask  # even of an edge
+            return 1
+        if pin == RTC_PIN and line_status and self.rtc.pending_eoi > 0:
+            return 0
+        was_high = self.irr & mask
+        self.irr |= mask
+        if not self.redirection[pin] & LEVEL:
+            self.irr_delivered &= ~mask
+            if was_high:
+                return 0
+        return self._service(pin, line_status)
+
+    def _service(self, pin: int, line_status: bool) -> int:
+        """Deliver a pin's interrupt. KVM: ioapic.c ioapic_service; -1 under remote IRR, whatever its comment says."""
+        entry = self.redirection[pin]
+        if entry & MASKED or (entry & LEVEL and entry & REMOTE_IRR):
+            return -1
+        if not entry & LEVEL:
+            self.irr_delivered |= 1 << pin
+        if pin == RTC_PIN and line_status:
+            status = self.wires.deliver(from_redirection(entry), self.rtc.vectors)
+            self.rtc.pending_eoi = max(status, 0)
+        else:
+            status = self.wires.deliver(from_redirection(entry))
+        if status and entry & LEVEL:
+            self.redirection[pin] |= REMOTE_IRR
+        return status
+
+    # End of interrupt.
+
+    def end_of_interrupt(self, cpu: int, vector: int, level_triggered: bool, directed_eoi: bool) -> None:
+        """A CPU's EOI broadcast: every pin whose entry has the vector now is ended. KVM: ioapic.c kvm_ioapic_update_eoi.
+
+        level_triggered is the local APIC's TMR bit, and not the entry's; directed_eoi whether its SVR suppresses the
+        broadcast.
+        """
+        rtc = self.rtc
+        if rtc.vectors.get(cpu) == vector:
+            del rtc.vectors[cpu]
+            rtc.pending_eoi -= 1
+            self._check_rtc()
+        for pin, entry in enumerate(self.redirection):
+            if entry & 0xFF != vector:
+                continue
+            self.wires.ioapic_acked(pin)
+            if not level_triggered or directed_eoi:
+                continue
+            self.redirection[pin] &= ~REMOTE_IRR
+            if self.irr >> pin & 1:
+                self._service(pin, line_status=False)
+
+    def handled_vectors(self, cpu: int, pending: int) -> tuple[int, int]:
+        """The vectors whose EOI a CPU has to report here, one bit each. KVM: ioapic.c kvm_ioapic_scan_entry.
+
+        pending is the vectors that the CPU has requested or in service. The second value is the highest vector that
+        is reported only because it is pending, its entry having been pointed elsewhere, or -1.
+        """
+        handled, stale = 0, -1
+        if (tracked := self.rtc.vectors.get(cpu)) is not None:
+            handled = 1 << tracked
+        cpus_matching = self.wires.cpus_matching
+        for pin, entry in enumerate(self.redirection):
+            if entry & LEVEL or pin == RTC_PIN:
+                vector = entry & 0xFF
+                if cpus_matching(from_redirection(entry)) >> cpu & 1:
+                    handled |= 1 << vector
+                elif pending >> vector & 1:
+                    handled |= 1 << vector
+                    stale = max(stale, vector)
+        return handled, stale
+
+    # RTC ticks.
+
+    def retrack_rtc(self, cpu: int) -> None:
+        """Work out again whether a CPU has an RTC tick to end. KVM: ioapic.c __rtc_irq_eoi_tracking_restore_one."""
+        message = from_redirection(self.redirection[RTC_PIN])
+        if not self.wires.cpus_matching(message) >> cpu & 1:
+            return
+        rtc = self.rtc
+        pending = bool(self.wires.cpus_pending(message.vector) >> cpu & 1)
+        if pending == (cpu in rtc.vectors):
+            return
+        if pending:
+            rtc.vectors[cpu] = message.vector
+            rtc.pending_eoi += 1
+        else:
+            del rtc.vectors[cpu]
+            rtc.pending_eoi -= 1
+            self._check_rtc()
+
+    def _check_rtc(self) -> None:
+        # KVM: ioapic.c rtc_status_pending_eoi_check_valid
+        if self.rtc.pending_eoi < 0:
+            self._retrack_all()
+
+    def _retrack_all(self) -> None:
+        self.rtc.reset()
+        matching = self.wires.cpus_matching(from_redirection(self.redirection[RTC_PIN]))
+        for cpu in range(matching.bit_length()):
+            self.retrack_rtc(cpu)
+
+    # Memory-mapped registers.
+
+    def claims(self, address: int) -> bool:
+        """Whether an address is in the window. A restored base address moves it away from where the bus looks."""
+        return self.base_address <= address < self.base_address + WINDOW
+
+    def read(self, address: int, size: int) -> int:
+        """A guest's load of 1, 2, 4 or 8 bytes: the low ones, zero-extended. KVM: ioapic.c ioapic_mmio_read."""
+        match address & 0xFF:
+            case Offset.REGISTER_SELECT:
+                value = self.ioregsel
+            case Offset.REGISTER_WINDOW:
+                value = self._read_register()
+            case _:
+                return 0
+        return value & SIZE_MASK[size]
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's store. KVM: ioapic.c ioapic_mmio_write; a byte or a word is zero-extended over the whole register."""
+        value &= SIZE_MASK[size]
+        match address & 0xFF:
+            case Offset.REGISTER_SELECT:
+                self.ioregsel = value & 0xFF
+            case Offset.REGISTER_WINDOW:
+                self._write_register(value)
+            case _:
+                pass
+
+    def _read_register(self) -> int:
+        match self.ioregsel:
+            case Reg.ID | Reg.ARBITRATION:
+                return (self.id & 0xF) << 24
+            case Reg.VERSION:
+                return (PINS - 1) << 16 | VERSION
+            case register:
+                pin = (register - Reg.REDIRECTION) >> 1
+                if not 0 <= pin < PINS:
+                    return LOW_HALF
+                entry = self.redirection[pin]
+                return entry >> 32 if register & 1 else entry & LOW_HALF
+
+    def _write_register(self, value: int) -> None:
+        match self.ioregsel:
+            case Reg.ID:
+                self.id = value >> 24 & 0xF
+            case Reg.VERSION | Reg.ARBITRATION:
+                pass  # read-only
+            case register:
+                pin = (register - Reg.REDIRECTION) >> 1
+                if 0 <= pin < PINS:
+                    self._write_entry(pin, value, bool(register & 1))
+
+    def _write_entry(self, pin: int, value: int, high: bool) -> None:
+        """Write half of a redirection entry. KVM: ioapic.c ioapic_write_indirect."""
+        old = self.redirection[pin]
+        new = value << 32 | old & LOW_HALF if high else old & HIGH_HALF | value
+        new = new & ~READ_ONLY | old & READ_ONLY
+        if not new & LEVEL:
+            # Operating systems end an interrupt of an IOAPIC that has no EOI register by making its pin edge and back.
+            new &= ~REMOTE_IRR
+        self.redirection[pin] = new
+        if new & LEVEL and self.irr >> pin & 1:
+            self._service(pin, line_status=False)
+        self.wires.entry_changed(from_redirection(old), from_redirection(new))
+
+    # State.
+
+    def state(self) -> IoapicState:
+        """What KVM_GET_IRQCHIP gives. KVM: ioapic.c kvm_get_ioapic."""
+        return IoapicState(
+            self.base_address,
+            self.ioregsel,
+            self.id,
+            self.irr & ~self.irr_delivered,
+            self.pad,
+            tuple(self.redirection),
+        )
+
+    def restore(self, state: IoapicState) -> None:
+        """What KVM_SET_IRQCHIP does. KVM: ioapic.c kvm_set_ioapic.
+
+        A raw copy, then every pin in the saved irr is asserted anew: what is unmasked is delivered here and now.
+        """
+        self.base_address = state.base_address
+        self.ioregsel = state.ioregsel
+        self.id = state.id
+        self.pad = state.pad
+        self.redirection = list(state.redirection)
+        self.irr = 0
+        self.irr_delivered = 0
+        self.wires.entries_replaced()
+        self.rtc.reset()
+        for pin in range(PINS):
+            if state.irr >> pin & 1:
+                self.set_pin(pin, 1)
+        self._retrack_all()

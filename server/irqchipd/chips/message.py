@@ -1,0 +1,83 @@
+"""An interrupt message, as it travels between MSIs, the IOAPIC and local APICs (Intel SDM vol. 3, 11.6 and 11.11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+BROADCAST = 0xFF  # the xAPIC destination that means every local APIC
+
+
+class DeliveryMode:
+    """Bits 10:8 of an ICR, an LVT, a redirection entry and an MSI's data."""
+
+    FIXED, LOWEST_PRIORITY, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
+
+
+class Shorthand:
+    """Bits 19:18 of an ICR."""
+
+    NONE, SELF, ALL_INCLUDING_SELF, ALL_EXCLUDING_SELF = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is delivered, how, and to whom. KVM: struct kvm_lapic_irq."""
+
+    vector: int
+    delivery_mode: int
+    destination: int
+    logical: bool
+    level_triggered: bool
+    # Of an IPI: bit 14 of the ICR. All others assert.
+    asserted: bool = True
+    shorthand: int = Shorthand.NONE
+    # Of an MSI: bit 3 of its address, which asks for lowest priority whatever the delivery mode.
+    redirection_hint: bool = False
+
+    @property
+    def lowest_priority(self) -> bool:
+        """Whether one of several destinations is to be chosen. KVM: lapic.h kvm_lowest_prio_delivery."""
+        return self.redirection_hint or self.delivery_mode == DeliveryMode.LOWEST_PRIORITY
+
+
+# Decoding is pure and the same few registers are decoded over and over, so these remember.
+
+
+@lru_cache(maxsize=4096)
+def from_redirection(entry: int) -> Message:
+    """The message that a redirection entry sends. KVM: ioapic.c ioapic_service."""
+    return Message(
+        vector=entry & 0xFF,
+        delivery_mode=entry >> 8 & 7,
+        destination=entry >> 56,
+        logical=bool(entry & 1 << 11),
+        level_triggered=bool(entry & 1 << 15),
+    )
+
+
+@lru_cache(maxsize=4096)
+def from_msi(address: int, data: int) -> Message:
+    """The message that an MSI is. KVM: irq_comm.c kvm_set_msi_irq; neither 0xFEE nor the vector is checked."""
+    return Message(
+        vector=data & 0xFF,
+        delivery_mode=data >> 8 & 7,
+        destination=address >> 12 & 0xFF,
+        logical=bool(address & 1 << 2),
+        level_triggered=bool(data & 1 << 15),
+        redirection_hint=bool(address & 1 << 3),
+    )
+
+
+@lru_cache(maxsize=4096)
+def from_icr(low: int, high: int) -> Message:
+    """The message that a write of the interrupt command register sends. KVM: lapic.c kvm_icr_to_lapic_irq."""
+    return Message(
+        vector=low & 0xFF,
+        delivery_mode=low >> 8 & 7,
+        destination=high >> 24,
+        logical=bool(low & 1 << 11),
+        level_triggered=bool(low & 1 << 15),
+        asserted=bool(low & 1 << 14),
+        shorthand=low >> 18 & 3,
+    )

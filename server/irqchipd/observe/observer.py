@@ -1,0 +1,72 @@
+"""Who watches a VM. One interface, named after the kernel's tracepoints, that does nothing unless overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Observer:
+    """Told of what happens in a VM, in order, by the thread that does it and under the VM's lock: be quick, don't wait.
+
+    The methods are tracepoints of arch/x86/kvm/trace.h and include/trace/events/kvm.h, with their fields.
+    """
+
+    def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
+        """A vCPU accessed a port."""
+
+    def kvm_mmio(self, write: bool, address: int, size: int, value: int) -> None:
+        """A vCPU accessed a device's memory."""
+
+    def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:
+        """A line source drove a GSI."""
+
+    def kvm_pic_set_irq(self, chip: int, pin: int, elcr: int, imr: int, coalesced: bool) -> None:
+        """A PIC's input was driven."""
+
+    def kvm_ioapic_set_irq(self, entry: int, pin: int, coalesced: bool) -> None:
+        """An IOAPIC's input was driven; entry is its redirection entry."""
+
+    def kvm_msi_set_irq(self, address: int, data: int) -> None:
+        """An MSI was sent."""
+
+    def kvm_apic_ipi(self, icr: int, destination: int) -> None:
+        """A vCPU sent an interprocessor interrupt; icr is the register's low half."""
+
+    def kvm_apic_accept_irq(self, vcpu: int, delivery_mode: int, level_triggered: bool, vector: int) -> None:
+        """A local APIC was offered a message."""
+
+    def kvm_inj_virq(self, vcpu: int, vector: int) -> None:
+        """A vCPU took an interrupt."""
+
+    def kvm_eoi(self, vcpu: int, vector: int) -> None:
+        """A vCPU ended an interrupt at its local APIC."""
+
+    def kvm_ack_irq(self, chip: int, pin: int) -> None:
+        """An interrupt of a chip was acknowledged: 0 and 1 the PICs, 2 the IOAPIC."""
+
+
+TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith("kvm_"))
+
+
+class _Several(Observer):
+    """Passes everything on to several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        for name in TRACEPOINTS:
+            setattr(self, name, self._passing_on([getattr(observer, name) for observer in observers]))
+
+    @staticmethod
+    def _passing_on(methods: Sequence[Any]) -> Any:
+        def pass_on(*fields: object) -> None:
+            for method in methods:
+                method(*fields)
+
+        return pass_on
+
+
+def combine(observers: Sequence[Observer]) -> Observer | None:
+    """One observer that stands for some: None for none, so that nobody watching costs nothing."""
+    if not observers:
+        return None
+    return observers[0] if len(observers) == 1 else _Several(observers)

@@ -1,0 +1,312 @@
+"""The board of a VM: chips wired together. It knows no lock, no names and no limits; those are the Vm's.
+
+Everything here runs under the lock of the Vm that owns it, and calls nothing that waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+
+from irqchipd.chips import i8259, ioapic
+from irqchipd.chips.i8259 import PicPair
+from irqchipd.chips.ioapic import Ioapic
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.message import DeliveryMode, Message, from_msi
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.apicbus import ApicBus
+from irqchipd.vm.bus import Device, IoBus
+from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, MsiRoute, Route, group_by_gsi
+
+
+class Cpu:
+    """A vCPU: its local APIC, where the VM has an irqchip, and what the board keeps of it.
+
+    It is its local APIC's wires.
+    """
+
+    __slots__ = ("board", "handled", "id", "index", "lapic", "ready", "scanned", "stale", "watchers")
+
+    def __init__(self, board: Board, vcpu_id: int, index: int) -> None:
+        self.board = board
+        self.id = vcpu_id
+        self.index = index
+        self.lapic: Lapic | None = None
+        # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
+        # the highest of them that no entry sends here any more; and the board's generation of that scan.
+        self.handled = 0
+        self.stale = -1
+        self.scanned = -1
+        # How many want to know when there is an interrupt to take, and whether they have been told.
+        self.watchers = 0
+        self.ready = False
+
+    def send_ipi(self, icr: int, message: Message) -> None:
+        """See LapicWires."""
+        board = self.board
+        if board.observer is not None:
+            board.observer.kvm_apic_ipi(icr, message.destination)
+        board.apics.deliver(message, source=self.lapic)
+
+    def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
+        """See LapicWires. KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
+        board = self.board
+        if board.observer is not None:
+            board.observer.kvm_eoi(self.id, vector)
+        if not self.handled >> vector & 1:
+            return
+        if vector == self.stale:
+            self.scanned = -1
+        if board.ioapic is not None:
+            # KVM masks SVR's directed EOI off while its IOAPIC is there, so the broadcast is never suppressed.
+            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, directed_eoi=False)
+
+    def addressing_changed(self) -> None:
+        """See LapicWires."""
+        self.board.apics.invalidate()
+        self.board.generation += 1
+
+    def scan_needed(self) -> None:
+        """See LapicWires."""
+        self.board.generation += 1
+
+    def priorities_changed(self) -> None:
+        """See LapicWires."""
+        if self.watchers:
+            self.board.touched.add(self)
+
+    def signal(self, delivery_mode: int, vector: int) -> None:
+        """See LapicWires."""
+        if self.watchers:
+            self.board.signals.append((self, delivery_mode, vector))
+
+    def has_interrupt(self) -> bool:
+        """Whether there is something to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
+        return self.has_extint() or (self.lapic is not None and self.lapic.deliverable() >= 0)
+
+    def has_extint(self) -> bool:
+        """Whether the PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
+        pic = self.board.pic
+        return pic is not None and pic.output and self.lapic is not None and self.lapic.passes_extint
+
+
+class Input:
+    """An input pin of a chip, and which line sources drive it high: bit n is source n. KVM: __kvm_irq_line_state."""
+
+    __slots__ = ("board", "chip", "pin", "sources")
+
+    def __init__(self, board: Board, chip: int, pin: int) -> None:
+        self.board = board
+        self.chip = chip
+        self.pin = pin
+        self.sources = 0
+
+    def drive(self, source: int, level: int) -> int:
+        """Set one source's level (source has one bit set) and drive the pin with the OR of all."""
+        if level:
+            self.sources |= source
+        else:
+            self.sources &= ~source
+        board = self.board
+        observer = board.observer
+        if self.chip == ChipId.IOAPIC:
+            assert board.ioapic is not None
+            entry = board.ioapic.redirection[self.pin]
+            status = board.ioapic.set_pin(self.pin, 1 if self.sources else 0)
+            if observer is not None:
+                observer.kvm_ioapic_set_irq(entry, self.pin, status == 0)
+        else:
+            assert board.pic is not None
+            status = board.pic.set_line(8 * self.chip + self.pin, 1 if self.sources else 0)
+            if observer is not None:
+                chip = board.pic.secondary if self.chip else board.pic.primary
+                observer.kvm_pic_set_irq(self.chip, self.pin, chip.elcr, chip.imr, status == 0)
+        return status
+
+
+class MsiInput:
+    """The other end of a GSI that leads to an MSI."""
+
+    __slots__ = ("address", "board", "data")
+
+    def __init__(self, board: Board, route: MsiRoute) -> None:
+        self.board = board
+        self.address = route.address & 0xFFFF_FFFF  # KVM: the high half counts in x2APIC format only
+        self.data = route.data
+
+    def drive(self, source: int, level: int) -> int:  # noqa: ARG002 - an MSI has no level for sources to share
+        """Send the message where the line rises; a falling line is ignored with -1. KVM: irq_comm.c kvm_set_msi."""
+        return self.board.signal_msi(self.address, self.data) if level else -1
+
+
+class Board:
+    """PICs, IOAPIC and local APICs with what connects them. It is the PICs' and the IOAPIC's wires."""
+
+    def __init__(self) -> None:
+        self.pio = IoBus()
+        self.mmio = IoBus()
+        self.apics = ApicBus()
+        self.cpus: list[Cpu] = []
+        self.pic: PicPair | None = None
+        self.ioapic: Ioapic | None = None
+        self.routes: Sequence[Route] = ()
+        self.observer: Observer | None = None
+        # CPUs that are watched and may have something new to take, and messages that went past their IRRs.
+        self.touched: set[Cpu] = set()
+        self.signals: list[tuple[Cpu, int, int]] = []
+        # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
+        self.generation = 0
+        self._inputs: dict[tuple[int, int], Input] = {}
+        self._table: dict[int, list[Input | MsiInput]] = {}
+
+    # Assembly.
+
+    def add_irqchip(self) -> None:
+        """Put in the PICs, the IOAPIC and the default routing, or nothing: EEXIST where their addresses are claimed."""
+        pic, io = PicPair.at_reset(self), Ioapic(self)
+        places: list[tuple[IoBus, int, int, Device]] = [
+            (self.pio, i8259.Port.PRIMARY_COMMAND, 2, pic),
+            (self.pio, i8259.Port.SECONDARY_COMMAND, 2, pic),
+            (self.pio, i8259.Port.PRIMARY_ELCR, 2, pic),
+            (self.mmio, ioapic.DEFAULT_BASE, ioapic.WINDOW, io),
+        ]
+        registered: list[tuple[IoBus, int]] = []
+        try:
+            for bus, start, length, device in places:
+                bus.register(start, length, device)
+                registered.append((bus, start))
+        except BaseException:
+            for bus, start in registered:
+                bus.unregister(start)
+            raise
+        self.pic, self.ioapic = pic, io
+        pins = [(ChipId.PIC_PRIMARY, 8), (ChipId.PIC_SECONDARY, 8), (ChipId.IOAPIC, ioapic.PINS)]
+        self._inputs = {(chip, pin): Input(self, chip, pin) for chip, count in pins for pin in range(count)}
+        self.set_routes(DEFAULT_ROUTES)
+
+    def add_cpu(self, vcpu_id: int) -> Cpu:
+        """Put in a CPU, with a local APIC where there is an irqchip."""
+        cpu = Cpu(self, vcpu_id, len(self.cpus))
+        self.cpus.append(cpu)
+        if self.pic is not None:
+            cpu.lapic = Lapic.at_reset(cpu, vcpu_id)
+            self.apics.lapics.append(cpu.lapic)
+            cpu.addressing_changed()
+        return cpu
+
+    # Lines.
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        """Replace the routing; pins that are high stay so. The routes have been checked."""
+        self.routes = routes
+        self._table = {
+            gsi: [
+                MsiInput(self, route) if isinstance(route, MsiRoute) else self._inputs[route.chip, route.pin]
+                for route in group
+            ]
+            for gsi, group in group_by_gsi(routes).items()
+        }
+
+    def set_irq(self, gsi: int, level: int, source: int) -> int:
+        """Drive a GSI from a source and return the statuses' sum over what it leads to.
+
+        KVM: irqchip.c kvm_set_irq; negative statuses do not count, unless there are no others.
+        """
+        if self.observer is not None:
+            self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        total = -1
+        for destination in self._table.get(gsi, ()):
+            status = destination.drive(source, level)
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def drop_source(self, source: int) -> None:
+        """A source is no more: every pin that it drives is driven by what is left of its OR."""
+        for pin in self._inputs.values():
+            if pin.sources & source:
+                pin.drive(source, 0)
+
+    def signal_msi(self, address: int, data: int) -> int:
+        """Send an MSI and return how many local APICs took it, or -1 where nobody was addressed."""
+        if self.observer is not None:
+            self.observer.kvm_msi_set_irq(address, data)
+        return self.deliver(from_msi(address, data))
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell an observer, or nobody, of what happens from now on."""
+        self.observer = observer
+        self.apics.on_offer = None if observer is None else self._trace_offer
+
+    def _trace_offer(self, index: int, message: Message) -> None:
+        assert self.observer is not None
+        self.observer.kvm_apic_accept_irq(
+            self.cpus[index].id, message.delivery_mode, message.level_triggered, message.vector
+        )
+
+    # Guest accesses.
+
+    def enter(self, cpu: Cpu) -> None:
+        """A CPU enters its guest: it now learns which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
+        if cpu.scanned != self.generation and self.ioapic is not None and cpu.lapic is not None:
+            cpu.handled, cpu.stale = self.ioapic.handled_vectors(cpu.index, cpu.lapic.irr | cpu.lapic.isr)
+            cpu.scanned = self.generation
+
+    def find_mmio(self, cpu: Cpu, address: int, size: int) -> Device | None:
+        """Who claims an access to memory: a CPU's local APIC comes before the bus. KVM: x86.c vcpu_mmio_read."""
+        lapic = cpu.lapic
+        if lapic is not None and lapic.claims(address):
+            return lapic
+        return self.mmio.find(address, size)
+
+    # Wires of the PICs.
+
+    def pic_acked(self, line: int) -> None:
+        """See PicWires."""
+        if self.observer is not None:
+            self.observer.kvm_ack_irq(line >> 3, line & 7)
+
+    def pic_output(self) -> None:
+        """See PicWires."""
+        self.touched.update(cpu for cpu in self.cpus if cpu.watchers)
+
+    def takes_pic_interrupts(self) -> bool:
+        """See PicWires."""
+        return any(lapic.passes_extint for lapic in self.apics.lapics)
+
+    # Wires of the IOAPIC.
+
+    def deliver(self, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
+        """See IoapicWires."""
+        return self.apics.deliver(message, accepted)
+
+    def ioapic_acked(self, pin: int) -> None:
+        """See IoapicWires."""
+        if self.observer is not None:
+            self.observer.kvm_ack_irq(ChipId.IOAPIC, pin)
+
+    def entry_changed(self, old: Message, new: Message) -> None:
+        """See IoapicWires. KVM: ioapic.c ioapic_write_indirect."""
+        if new.delivery_mode != DeliveryMode.FIXED:
+            self.generation += 1
+            return
+        cpus = self.apics.addressed(new.destination, new.logical)
+        if (old.destination, old.logical) != (new.destination, new.logical):
+            # KVM looks the old destination up in the new mode.
+            cpus |= self.apics.addressed(old.destination, new.logical)
+        for cpu in self._cpus_of(cpus):
+            cpu.scanned = -1
+
+    def entries_replaced(self) -> None:
+        """See IoapicWires."""
+        self.generation += 1
+
+    def cpus_matching(self, message: Message) -> int:
+        """See IoapicWires."""
+        return self.apics.matching(message.destination, message.logical)
+
+    def cpus_pending(self, vector: int) -> int:
+        """See IoapicWires."""
+        return sum(1 << cpu for cpu, lapic in enumerate(self.apics.lapics) if (lapic.irr | lapic.isr) >> vector & 1)
+
+    def _cpus_of(self, bits: int) -> Iterator[Cpu]:
+        return (cpu for cpu in self.cpus if bits >> cpu.index & 1)

@@ -1,0 +1,55 @@
+"""An I/O bus: which device claims an access. KVM: virt/kvm/kvm_main.c kvm_io_bus_*."""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from typing import Protocol
+
+from irqchipd.vm.errors import VmError
+
+
+class Device(Protocol):
+    """What a bus hands an access to."""
+
+    def claims(self, address: int) -> bool:
+        """Whether an access in the device's range is its own after all."""
+
+    def read(self, address: int, size: int) -> int:
+        """A guest's read of some bytes; the value is zero-extended."""
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's write of some bytes."""
+
+
+class IoBus:
+    """Ranges that do not overlap, each a device's."""
+
+    __slots__ = ("_devices", "_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._devices: list[Device] = []
+
+    def register(self, start: int, length: int, device: Device) -> None:
+        """Claim a range; EEXIST where part of it is claimed."""
+        end = start + length
+        index = bisect_right(self._starts, start)
+        if (index and self._ends[index - 1] > start) or (index < len(self._starts) and self._starts[index] < end):
+            raise VmError(errno.EEXIST, f"part of {start:#x} to {end - 1:#x} is claimed by another device")
+        self._starts.insert(index, start)
+        self._ends.insert(index, end)
+        self._devices.insert(index, device)
+
+    def unregister(self, start: int) -> None:
+        """Give up the range that begins at an address."""
+        index = self._starts.index(start)
+        del self._starts[index], self._ends[index], self._devices[index]
+
+    def find(self, address: int, size: int) -> Device | None:
+        """The device that claims the whole of an access, if one does."""
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0 and address + size <= self._ends[index] and self._devices[index].claims(address):
+            return self._devices[index]
+        return None

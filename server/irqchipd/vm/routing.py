@@ -1,0 +1,99 @@
+"""GSI routing: which inputs of which chips, or which MSI, a GSI leads to. KVM: virt/kvm/irqchip.c, x86 irq_comm.c."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from irqchipd.vm.errors import invalid
+
+MAX_GSIS = 4096  # KVM_MAX_IRQ_ROUTES, of both GSIs and entries
+MSI_VALID_DEVID = 1  # KVM_MSI_VALID_DEVID, the one flag KVM knows
+
+
+class ChipId(IntEnum):
+    """KVM_IRQCHIP_*."""
+
+    PIC_PRIMARY = 0
+    PIC_SECONDARY = 1
+    IOAPIC = 2
+
+
+PINS = {ChipId.PIC_PRIMARY: 8, ChipId.PIC_SECONDARY: 8, ChipId.IOAPIC: 24}
+
+
+@dataclass(frozen=True, slots=True)
+class PinRoute:
+    """A GSI leads to an input of a chip."""
+
+    gsi: int
+    chip: int
+    pin: int
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MsiRoute:
+    """A GSI leads to a message. Its address is 64 bits wide, its data 32."""
+
+    gsi: int
+    address: int
+    data: int
+    flags: int = 0
+
+
+Route = PinRoute | MsiRoute
+
+
+def default_routes() -> tuple[Route, ...]:
+    """What KVM_CREATE_IRQCHIP sets: GSI 0-15 to the IOAPIC and a PIC, 16-23 to the IOAPIC. KVM: default_routing."""
+    routes: list[Route] = []
+    for gsi in range(PINS[ChipId.IOAPIC]):
+        routes.append(PinRoute(gsi, ChipId.IOAPIC, gsi))
+        if gsi < 16:
+            routes.append(PinRoute(gsi, gsi >> 3, gsi & 7))
+    return tuple(routes)
+
+
+DEFAULT_ROUTES = default_routes()
+
+
+def check_routes(routes: Sequence[Route]) -> None:
+    """Refuse what KVM refuses: EINVAL. KVM: irqchip.c setup_routing_entry, irq_comm.c kvm_set_routing_entry."""
+    if len(routes) > MAX_GSIS:
+        raise invalid(f"{len(routes)} routing entries; at most {MAX_GSIS} are allowed")
+    for gsi, group in group_by_gsi(routes).items():
+        if gsi >= MAX_GSIS:
+            raise invalid(f"GSI {gsi} is out of range: 0 to {MAX_GSIS - 1}")
+        chips = set()
+        for route in group:
+            _check_route(route)
+            chip = route.chip if isinstance(route, PinRoute) else None
+            if chip in chips:
+                raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
+            chips.add(chip)
+        if None in chips and len(group) > 1:
+            raise invalid(f"GSI {gsi} leads to an MSI and to something else; an MSI stands alone")
+
+
+def _check_route(route: Route) -> None:
+    if isinstance(route, MsiRoute):
+        if route.flags & ~MSI_VALID_DEVID:
+            raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
+        return
+    if route.flags:
+        raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of a pin; only 0 is allowed")
+    if route.chip not in PINS:
+        raise invalid(f"GSI {route.gsi}: chip {route.chip} is none; 0 and 1 are the PICs, 2 the IOAPIC")
+    pins = PINS[ChipId(route.chip)]
+    if route.pin >= pins:
+        raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}")
+
+
+def group_by_gsi(routes: Iterable[Route]) -> dict[int, list[Route]]:
+    """The routes of each GSI, in their order."""
+    groups: dict[int, list[Route]] = {}
+    for route in routes:
+        groups.setdefault(route.gsi, []).append(route)
+    return groups
