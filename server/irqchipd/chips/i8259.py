@@ -7,7 +7,8 @@ what a read gives. Edge or level is not ICW1's to choose: each line has a bit in
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 CASCADE = 2  # the primary's input that the secondary's output drives
@@ -20,6 +21,9 @@ class Port:
     PRIMARY_COMMAND, PRIMARY_DATA = 0x20, 0x21
     SECONDARY_COMMAND, SECONDARY_DATA = 0xA0, 0xA1
     PRIMARY_ELCR, SECONDARY_ELCR = 0x4D0, 0x4D1
+
+
+PORTS = frozenset({0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1})
 
 
 # Command port, datasheet order: ICW1 has bit 4, OCW3 has bit 3, OCW2 neither.
@@ -110,7 +114,7 @@ class I8259:
 
     def pack(self) -> bytes:
         """struct kvm_pic_state, 16 bytes."""
-        return _STRUCT.pack(*astuple(self))
+        return _STRUCT.pack(*_values(self))
 
     @classmethod
     def unpack(cls, data: bytes) -> I8259:
@@ -156,6 +160,9 @@ class I8259:
         if priority < self.priority(self.isr & ~ignore_in_service):
             return self.line(priority)
         return -1
+
+
+_values = attrgetter(*I8259.__slots__)
 
 
 @dataclass(slots=True)
@@ -245,8 +252,8 @@ class PicPair:
     # Ports.
 
     def claims(self, port: int) -> bool:
-        """Whether a port on which the pair is registered is its own: all are."""
-        return True
+        """Whether a port is the pair's. KVM: i8259.c picdev_in_range."""
+        return port in PORTS
 
     def read(self, port: int, size: int) -> int:
         """A guest's IN. KVM: i8259.c picdev_read; anything but a byte reads as 0 and disturbs nothing."""
@@ -390,6 +397,6 @@ class PicPair:
 
     def restore(self, chip: I8259, state: I8259) -> None:
         """Replace the state of one of the two chips. KVM: irq.c kvm_vm_ioctl_set_irqchip, a raw copy, then update."""
-        for field in fields(I8259):
-            setattr(chip, field.name, getattr(state, field.name))
+        for name in I8259.__slots__:
+            setattr(chip, name, getattr(state, name))
         self.update()

@@ -176,7 +176,7 @@ class Ioapic:
     # End of interrupt.
 
     def end_of_interrupt(self, cpu: int, vector: int, level_triggered: bool, directed_eoi: bool) -> None:
-        """A CPU's EOI broadcast: every pin whose entry has the vector now is ended. KVM: ioapic.c kvm_ioapic_update_eoi.
+        """A CPU's EOI broadcast: every pin whose entry has the vector now is ended. KVM: kvm_ioapic_update_eoi.
 
         level_triggered is the local APIC's TMR bit, and not the entry's; directed_eoi whether its SVR suppresses the
         broadcast.
@@ -203,17 +203,18 @@ class Ioapic:
         is reported only because it is pending, its entry having been pointed elsewhere, or -1.
         """
         handled, stale = 0, -1
+        entries = [entry for entry in self.redirection if entry & LEVEL]
+        entries.append(self.redirection[RTC_PIN])
         if (tracked := self.rtc.vectors.get(cpu)) is not None:
             handled = 1 << tracked
         cpus_matching = self.wires.cpus_matching
-        for pin, entry in enumerate(self.redirection):
-            if entry & LEVEL or pin == RTC_PIN:
-                vector = entry & 0xFF
-                if cpus_matching(from_redirection(entry)) >> cpu & 1:
-                    handled |= 1 << vector
-                elif pending >> vector & 1:
-                    handled |= 1 << vector
-                    stale = max(stale, vector)
+        for entry in entries:
+            vector = entry & 0xFF
+            if cpus_matching(from_redirection(entry)) >> cpu & 1:
+                handled |= 1 << vector
+            elif pending >> vector & 1:
+                handled |= 1 << vector
+                stale = max(stale, vector)
         return handled, stale
 
     # RTC ticks.
@@ -264,7 +265,7 @@ class Ioapic:
         return value & SIZE_MASK[size]
 
     def write(self, address: int, size: int, value: int) -> None:
-        """A guest's store. KVM: ioapic.c ioapic_mmio_write; a byte or a word is zero-extended over the whole register."""
+        """A guest's store. KVM: ioapic.c ioapic_mmio_write; a byte or word overwrites all of a register."""
         value &= SIZE_MASK[size]
         match address & 0xFF:
             case Offset.REGISTER_SELECT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
 from irqchipd.chips.message import DeliveryMode, Message, from_icr
@@ -118,7 +119,7 @@ class LapicWires(Protocol):
 
 @dataclass(slots=True)
 class LapicRegisters:
-    """The register page. Words hold what a guest reads; bit n of isr, tmr and irr is vector n. Defaults are at reset."""
+    """The register page, at reset by default. Words hold what a guest reads; bit n of isr, tmr and irr is vector n."""
 
     id: int = 0
     version: int = VERSION
@@ -152,7 +153,7 @@ class LapicRegisters:
         return self.tpr & 0xFF if self.tpr & 0xF0 >= in_service else in_service
 
     def deliverable(self) -> int:
-        """The vector that the CPU would accept now, or -1: its class must be above PPR's. KVM: kvm_apic_has_interrupt."""
+        """The vector the CPU would accept now, or -1: its class is above PPR's. KVM: kvm_apic_has_interrupt."""
         highest = self.irr.bit_length() - 1
         return highest if highest >= 0 and (highest & 0xF0) > self.ppr else -1
 
@@ -186,6 +187,9 @@ class LapicRegisters:
             words = (_WORD.unpack_from(page, offset + 0x10 * word)[0] << 32 * word for word in range(8))
             setattr(registers, name, sum(words))
         return registers
+
+
+_values = attrgetter(*LapicRegisters.__slots__)
 
 
 @dataclass(slots=True)
@@ -237,7 +241,9 @@ class Lapic(LapicRegisters):
             return 1
         if mode == DeliveryMode.REMOTE_READ:
             return 1
-        if mode == DeliveryMode.EXTINT or (mode == DeliveryMode.INIT and message.level_triggered and not message.asserted):
+        if mode == DeliveryMode.EXTINT or (
+            mode == DeliveryMode.INIT and message.level_triggered and not message.asserted
+        ):
             return 0
         self.wires.signal(mode, message.vector if mode == DeliveryMode.STARTUP else 0)
         return 1
@@ -346,13 +352,13 @@ class Lapic(LapicRegisters):
 
     def registers(self) -> LapicRegisters:
         """What KVM_GET_LAPIC gives."""
-        return LapicRegisters(*[getattr(self, name) for name in _REGISTER_FIELDS])
+        return LapicRegisters(*_values(self))
 
     def restore(self, registers: LapicRegisters) -> None:
         """What KVM_SET_LAPIC does: a raw copy, but for the version. KVM: lapic.c kvm_apic_set_state."""
         moved = _addressing(self) != _addressing(registers)
         forget_count = _crosses_deadline_mode(self.lvt_timer, registers.lvt_timer)
-        for name in _REGISTER_FIELDS:
+        for name in LapicRegisters.__slots__:
             setattr(self, name, getattr(registers, name))
         self.version = VERSION
         if forget_count:
@@ -364,11 +370,8 @@ class Lapic(LapicRegisters):
         self.wires.priorities_changed()
 
 
-_REGISTER_FIELDS = tuple(LapicRegisters.__dataclass_fields__)
-
-
 def _crosses_deadline_mode(old: int, new: int) -> bool:
-    """Whether an LVT timer goes to or from TSC-deadline mode, which forgets the count. KVM: lapic.c apic_update_lvtt."""
+    """Whether an LVT timer goes to or from TSC-deadline mode and forgets its count. KVM: lapic.c apic_update_lvtt."""
     return (old & LVT_TIMER_MODE == TIMER_TSC_DEADLINE) != (new & LVT_TIMER_MODE == TIMER_TSC_DEADLINE)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
 
@@ -77,7 +78,11 @@ class _Turn:
         self._vm = vm
 
     def __enter__(self) -> None:
-        self._vm._lock.acquire()
+        vm = self._vm
+        vm._lock.acquire()
+        if vm._deleted:
+            vm._lock.release()
+            raise VmError(errno.ENOENT, f"VM {vm.name!r} has been deleted")
 
     def __exit__(self, *_: object) -> None:
         vm = self._vm
@@ -102,14 +107,13 @@ class Vm:
         self._shared_source = LineSource(0, "")
         self._sources: dict[int, LineSource] = {}
         self._listeners: dict[int, list[Listener]] = {}
-        self._observers: tuple[Observer, ...] = ()
+        self._observers: dict[Observer, Callable[[], None] | None] = {}
 
     # Creation.
 
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: EEXIST where there is one, EINVAL once a vCPU exists; it is done whole or not at all."""
         with self._turn:
-            self._check_alive()
             if self._board.pic is not None:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip")
             if self._cpus:
@@ -119,7 +123,6 @@ class Vm:
     def create_vcpu(self, vcpu: int) -> None:
         """KVM_CREATE_VCPU: EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
         with self._turn:
-            self._check_alive()
             if not 0 <= vcpu <= MAX_VCPU_ID:
                 raise invalid(f"vCPU id {vcpu} is out of range: 0 to {MAX_VCPU_ID}")
             if len(self._cpus) >= self._max_vcpus:
@@ -130,14 +133,13 @@ class Vm:
             cpu.watchers = len(self._listeners.get(vcpu, ()))
 
     def delete(self) -> None:
-        """The VM is no more; the holders of its line sources are told."""
+        """The VM is no more; the holders of its line sources and its observers are told."""
         with self._turn:
-            self._check_alive()
             self._deleted = True
-            sources = list(self._sources.values())
-        for source in sources:
-            if source.on_deleted is not None:
-                source.on_deleted()
+            holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
+        for on_deleted in holders:
+            if on_deleted is not None:
+                on_deleted()
 
     # Lines.
 
@@ -157,7 +159,6 @@ class Vm:
     def open_source(self, client: str, on_deleted: Callable[[], None] | None = None) -> LineSource:
         """A new line source; on_deleted is called, from any thread, when the VM is deleted under it."""
         with self._turn:
-            self._check_alive()
             number = 1
             while number in self._sources:
                 number += 1
@@ -166,15 +167,15 @@ class Vm:
 
     def close_source(self, source: LineSource) -> None:
         """A line source is no more: its levels drop. Closing one twice, or of a deleted VM, does nothing."""
-        with self._turn:
-            if self._sources.pop(source.number, None) is source:
+        with suppress(VmError), self._turn:
+            if self._sources.get(source.number) is source:
+                del self._sources[source.number]
                 source.asserted.clear()
                 self._board.drop_source(1 << source.number)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""
         with self._turn:
-            self._check_alive()
             if self._board.pic is None:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
             if flags & ~MSI_VALID_DEVID:
@@ -184,7 +185,6 @@ class Vm:
     def set_routing(self, routes: Sequence[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the table, or EINVAL and keep it."""
         with self._turn:
-            self._check_alive()
             if self._board.pic is None:
                 raise invalid(f"VM {self.name!r} has no irqchip to route to")
             check_routes(routes)
@@ -279,7 +279,6 @@ class Vm:
         """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt."""
         pending = []
         with self._turn:
-            self._check_alive()
             for vcpu in vcpus:
                 self._listeners.setdefault(vcpu, []).append(listener)
                 cpu = self._cpus.get(vcpu)
@@ -293,7 +292,7 @@ class Vm:
 
     def unsubscribe(self, vcpus: Sequence[int], listener: Listener) -> None:
         """The reverse of subscribe."""
-        with self._turn:
+        with self._lock:
             for vcpu in vcpus:
                 listeners = self._listeners[vcpu]
                 listeners.remove(listener)
@@ -368,52 +367,42 @@ class Vm:
     def has_irqchip(self) -> bool:
         """Whether there is an irqchip."""
         with self._turn:
-            self._check_alive()
             return self._board.pic is not None
 
     def vcpus(self) -> list[int]:
         """The vCPUs' ids, in order of creation."""
         with self._turn:
-            self._check_alive()
             return list(self._cpus)
 
     def sources(self) -> list[tuple[str, int, list[int], int]]:
         """Of every line source but the shared one: client, number, the GSIs it drives high, how many events it lost."""
         with self._turn:
-            self._check_alive()
             return [
                 (source.client, source.number, sorted(source.asserted), source.dropped_events)
                 for source in self._sources.values()
             ]
 
-    def attach(self, observer: Observer) -> None:
-        """Tell an observer of everything from now on."""
+    def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
+        """Tell an observer of everything from now on; on_deleted as in open_source."""
         with self._turn:
-            self._check_alive()
-            self._observers = (*self._observers, observer)
-            self._board.observe(combine(self._observers))
+            self._observers[observer] = on_deleted
+            self._board.observe(combine(list(self._observers)))
 
     def detach(self, observer: Observer) -> None:
         """The reverse of attach."""
-        with self._turn:
-            self._observers = tuple(other for other in self._observers if other is not observer)
-            self._board.observe(combine(self._observers))
+        with self._lock:
+            del self._observers[observer]
+            self._board.observe(combine(list(self._observers)))
 
     # Checks.
 
-    def _check_alive(self) -> None:
-        if self._deleted:
-            raise VmError(errno.ENOENT, f"VM {self.name!r} has been deleted")
-
     def _irqchip(self) -> tuple[PicPair, Ioapic]:
-        self._check_alive()
         board = self._board
         if board.pic is None or board.ioapic is None:
             raise VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
         return board.pic, board.ioapic
 
     def _cpu(self, vcpu: int) -> Cpu:
-        self._check_alive()
         cpu = self._cpus.get(vcpu)
         if cpu is None:
             raise VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
@@ -427,7 +416,7 @@ class Vm:
     def _lapic(self, vcpu: int) -> Lapic:
         lapic = self._cpus[vcpu].lapic
         if lapic is None:
-            raise VmError(errno.ENXIO, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: no irqchip when it was made")
+            raise VmError(errno.ENXIO, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
         return lapic
 
     @staticmethod

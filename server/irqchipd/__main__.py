@@ -1,0 +1,86 @@
+"""The command irqchipd."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from irqchipd.daemon import serve
+from irqchipd.limits import Limits
+from irqchipd.listen import Address, ListenError, default_address, parse_address
+
+DEFAULTS = Limits()
+
+
+def _limit(flag: str, default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("irqchipd"), prog_name="irqchipd")
+@click.option(
+    "--listen",
+    "listen",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Where to listen: unix:///PATH or tcp://HOST:PORT; may be repeated. [default: irqchipd/irqchipd.sock in the"
+    " user's runtime directory]",
+)
+@click.option(
+    "--allow-insecure",
+    is_flag=True,
+    help="Allow tcp:// on addresses other machines can reach. Nothing is encrypted and nobody authenticated.",
+)
+@_limit("--max-vms", DEFAULTS.vms, "VMs.")
+@_limit("--max-vcpus", DEFAULTS.vcpus, "vCPUs a VM.")
+@_limit("--max-sessions", DEFAULTS.sessions, "Sessions and Watches, of all VMs together.")
+@_limit("--max-message", DEFAULTS.message_bytes, "Bytes of a message that a client sends.")
+@_limit("--max-batch", DEFAULTS.batch_operations, "Operations of a batch.")
+@_limit("--max-events", DEFAULTS.queued_events, "Events queued for a Session or a Watch.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to standard error.",
+)
+def main(
+    listen: tuple[str, ...],
+    allow_insecure: bool,
+    max_vms: int,
+    max_vcpus: int,
+    max_sessions: int,
+    max_message: int,
+    max_batch: int,
+    max_events: int,
+    log_level: str,
+) -> None:
+    """Serve the interrupt controllers of virtual machines, until SIGTERM or SIGINT.
+
+    Prints a line "listening on ADDRESS" for each address once it can be connected to.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    limits = Limits(max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events)
+    try:
+        addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
+        asyncio.run(_run(limits, addresses))
+    except ListenError as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _run(limits: Limits, addresses: list[Address]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(limits, addresses, stop, lambda address: click.echo(f"listening on {address}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The one table from errnos to gRPC status codes, and the forms in which an error leaves the daemon."""
+
+from __future__ import annotations
+
+import errno
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.vm.errors import VmError
+
+DOMAIN = "irqchipd"
+DETAILS_KEY = "grpc-status-details-bin"  # where gRPC carries a google.rpc.Status
+
+STATUS_CODES = {
+    errno.EEXIST: grpc.StatusCode.ALREADY_EXISTS,
+    errno.ENOENT: grpc.StatusCode.NOT_FOUND,
+    errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EBADMSG: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.E2BIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ESHUTDOWN: grpc.StatusCode.UNAVAILABLE,
+    errno.EIO: grpc.StatusCode.INTERNAL,
+}
+
+# What a client is told of a defect of the daemon; the log has the rest.
+DEFECT = VmError(errno.EIO, "irqchipd failed to do this; its log says why")
+
+
+def number_of(error: VmError) -> int:
+    """The gRPC status code's number."""
+    return int(STATUS_CODES[error.number].value[0])
+
+
+def details(error: VmError) -> bytes:
+    """A serialised google.rpc.Status with the ErrorInfo that names the errno."""
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    status = status_pb2.Status(code=number_of(error), message=error.message, details=[info])
+    return bytes(status.SerializeToString())
+
+
+def message(error: VmError) -> pb.Error:
+    """The error of an operation or a batch in a Session."""
+    return pb.Error(code=number_of(error), reason=error.reason, message=error.message)

@@ -1,0 +1,156 @@
+"""Operations on a VM, as the contract names them: what both edges execute, alone or in a Session's batch."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge import convert, errors
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import LineSource, Vm
+
+log = logging.getLogger(__name__)
+
+# An operation fills in its response. source is the Session's line source, or None for the shared one.
+Operation = Callable[[Vm, Any, Any, LineSource | None], None]
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def _operation(function: Operation) -> Operation:
+    """Enter a function into the table under its name, which is that of its field in pb.Operation."""
+    _OPERATIONS[function.__name__] = function
+    return function
+
+
+@_operation
+def create_vcpu(
+    vm: Vm, request: pb.CreateVcpuRequest, response: pb.CreateVcpuResponse, source: LineSource | None
+) -> None:
+    vm.create_vcpu(request.vcpu)
+
+
+@_operation
+def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, source: LineSource | None) -> None:
+    response.status = vm.irq_line(request.gsi, request.level, source)
+
+
+@_operation
+def signal_msi(vm: Vm, request: pb.SignalMsiRequest, response: pb.SignalMsiResponse, source: LineSource | None) -> None:
+    response.status = vm.signal_msi(request.address, request.data, request.flags)
+
+
+@_operation
+def set_gsi_routing(
+    vm: Vm, request: pb.SetGsiRoutingRequest, response: pb.SetGsiRoutingResponse, source: LineSource | None
+) -> None:
+    vm.set_routing(convert.routes_from(request.entries))
+
+
+@_operation
+def get_gsi_routing(
+    vm: Vm, request: pb.GetGsiRoutingRequest, response: pb.GetGsiRoutingResponse, source: LineSource | None
+) -> None:
+    response.entries.extend(convert.routes_to(vm.routing()))
+
+
+@_operation
+def pio_read(vm: Vm, request: pb.PioReadRequest, response: pb.PioReadResponse, source: LineSource | None) -> None:
+    value = vm.pio_read(request.vcpu, request.port, request.size)
+    if value is not None:
+        response.claimed = True
+        response.data = value
+
+
+@_operation
+def pio_write(vm: Vm, request: pb.PioWriteRequest, response: pb.PioWriteResponse, source: LineSource | None) -> None:
+    response.claimed = vm.pio_write(request.vcpu, request.port, request.size, request.data)
+
+
+@_operation
+def mmio_read(vm: Vm, request: pb.MmioReadRequest, response: pb.MmioReadResponse, source: LineSource | None) -> None:
+    value = vm.mmio_read(request.vcpu, request.address, request.size)
+    if value is not None:
+        response.claimed = True
+        response.data = value
+
+
+@_operation
+def mmio_write(vm: Vm, request: pb.MmioWriteRequest, response: pb.MmioWriteResponse, source: LineSource | None) -> None:
+    response.claimed = vm.mmio_write(request.vcpu, request.address, request.size, request.data)
+
+
+@_operation
+def ack_interrupt(
+    vm: Vm, request: pb.AckInterruptRequest, response: pb.AckInterruptResponse, source: LineSource | None
+) -> None:
+    asked = request.source
+    if asked not in pb.InterruptSource.values():
+        raise invalid(f"interrupt source {asked} is none: 0 any, 1 the PIC, 2 the local APIC")
+    taken = vm.ack_interrupt(
+        request.vcpu, pic=asked != pb.INTERRUPT_SOURCE_LAPIC, lapic=asked != pb.INTERRUPT_SOURCE_PIC
+    )
+    if taken is not None:
+        response.vector, from_pic = taken
+        response.source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
+
+
+@_operation
+def get_irqchip(
+    vm: Vm, request: pb.GetIrqchipRequest, response: pb.GetIrqchipResponse, source: LineSource | None
+) -> None:
+    convert.irqchip_to(vm.get_irqchip(request.chip_id), response)
+
+
+@_operation
+def set_irqchip(
+    vm: Vm, request: pb.SetIrqchipRequest, response: pb.SetIrqchipResponse, source: LineSource | None
+) -> None:
+    vm.set_irqchip(request.chip_id, convert.irqchip_from(request))
+
+
+@_operation
+def get_lapic(vm: Vm, request: pb.GetLapicRequest, response: pb.GetLapicResponse, source: LineSource | None) -> None:
+    convert.lapic_to(vm.get_lapic(request.vcpu), response)
+
+
+@_operation
+def set_lapic(vm: Vm, request: pb.SetLapicRequest, response: pb.SetLapicResponse, source: LineSource | None) -> None:
+    vm.set_lapic(request.vcpu, convert.lapic_from(request))
+
+
+def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> None:
+    """Execute one operation. Whatever goes wrong is a VmError, and the daemon's own defects are logged."""
+    try:
+        _OPERATIONS[name](vm, request, response, source)
+    except VmError:
+        raise
+    except Exception as error:
+        log.exception("operation %s on VM %r failed", name, vm.name)
+        raise errors.DEFECT from error
+
+
+def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limit: int) -> pb.BatchResult:
+    """Execute a batch in order; every operation has its result or its error, and one too long is refused whole."""
+    answer = pb.BatchResult(serial=batch.serial)
+    if len(batch.operations) > limit:
+        refusal = VmError(errno.E2BIG, f"a batch of {len(batch.operations)} operations; at most {limit} are allowed")
+        answer.error.CopyFrom(errors.message(refusal))
+        return answer
+    for operation in batch.operations:
+        result = answer.results.add()
+        try:
+            name = operation.WhichOneof("operation")
+            if name is None:
+                raise invalid("the operation is empty, or one that this daemon does not know")
+            request = getattr(operation, name)
+            if request.vm and request.vm != vm.name:
+                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+            response = getattr(result, name)
+            response.SetInParent()
+            execute(name, vm, request, response, source)
+        except VmError as error:
+            result.error.CopyFrom(errors.message(error))
+    return answer

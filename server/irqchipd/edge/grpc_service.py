@@ -1,0 +1,259 @@
+"""The gRPC edge: message in, one call of the core, message out."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge import convert, errors
+from irqchipd.edge.executor import execute
+from irqchipd.edge.outbound import TraceQueue
+from irqchipd.edge.session import Session, following, opening
+from irqchipd.limits import Limits
+from irqchipd.vm.capabilities import check_extension
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.registry import Registry
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
+
+
+class GrpcService:
+    """The RPCs of IrqchipService, all on one event loop."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry = registry
+        self._limits = limits
+        # Of every open Session and Watch, what ends it.
+        self._streams: set[asyncio.Future[VmError]] = set()
+        self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
+            "CreateVm": self._create_vm,
+            "DeleteVm": self._delete_vm,
+            "ListVms": self._list_vms,
+            "GetVm": self._get_vm,
+            "CheckExtension": self._check_extension,
+            "CreateIrqchip": self._create_irqchip,
+        }
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server is given to serve."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in SERVICE.methods:
+            request_class = GetMessageClass(method.input_type)
+            response_class = GetMessageClass(method.output_type)
+            arguments: dict[str, Any] = {
+                "request_deserializer": _decoder(request_class),
+                "response_serializer": response_class.SerializeToString,
+            }
+            if method.name == "Session":
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._session, **arguments)
+            elif method.name == "Watch":
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._watch, **arguments)
+            else:
+                unary = self._unary(method.name, response_class)
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(unary, **arguments)
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+    def stop(self) -> None:
+        """End every stream with a status."""
+        for ended in self._streams:
+            _end(ended, STOPPING)
+
+    # Unary calls.
+
+    def _unary(self, method: str, response_class: type[Message]) -> Callable[[Any, Context], Awaitable[Message]]:
+        """The handler of a unary call: one of the daemon's own, or the operation of the same name."""
+        daemon_call = self._daemon_calls.get(method)
+        operation = _snake_case(method)
+
+        async def handle(request: Any, context: Context) -> Message:
+            response = response_class()
+            try:
+                _check_decoded(request)
+                if daemon_call is not None:
+                    daemon_call(request, response)
+                else:
+                    execute(operation, self._registry.get(request.vm), request, response)
+            except VmError as error:
+                await _abort(context, error)
+            return response
+
+        return handle
+
+    def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
+        response.vm = self._registry.create(request.vm).name
+
+    def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
+        self._registry.delete(request.vm)
+
+    def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
+        response.vms.extend(convert.vm_to(vm) for vm in self._registry.all())
+
+    def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
+        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm)))
+
+    def _check_extension(self, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
+        response.value = check_extension(request.capability)
+
+    def _create_irqchip(self, request: pb.CreateIrqchipRequest, response: pb.CreateIrqchipResponse) -> None:
+        self._registry.get(request.vm).create_irqchip()
+
+    # Streams.
+
+    async def _session(self, requests: object, context: Context) -> None:
+        loop = asyncio.get_running_loop()
+        something = asyncio.Event()
+        ended: asyncio.Future[VmError] = loop.create_future()
+        try:
+            self._check_room()
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                return
+            _check_decoded(message)
+            session = Session(
+                self._registry,
+                self._limits,
+                opening(message),
+                wake=lambda: _call_soon(loop, something.set),
+                on_deleted=lambda: _call_soon(loop, _end, ended, _deleted(message.open.vm)),
+            )
+        except VmError as error:
+            await _abort(context, error)
+        self._streams.add(ended)
+        writing = asyncio.Lock()  # the transport takes one message at a time
+
+        async def send(**content: Any) -> None:
+            async with writing:
+                await context.write(pb.SessionResponse(**content))
+
+        async def execute_batches() -> None:
+            # A client that does not read its results is not read from: the stream's flow control bounds the queue.
+            while (message := await context.read()) is not grpc.aio.EOF:
+                _check_decoded(message)
+                await send(batch_result=session.execute(following(message)))
+
+        async def send_events() -> None:
+            while True:
+                await something.wait()
+                something.clear()
+                while (event := session.take_event()) is not None:
+                    await send(event=event)
+
+        try:
+            await send(opened=session.opened())
+            await _run_until(ended, execute_batches(), send_events())
+        except VmError as error:
+            await _abort(context, error)
+        finally:
+            self._streams.discard(ended)
+            session.close()
+
+    async def _watch(self, request: Any, context: Context) -> None:
+        loop = asyncio.get_running_loop()
+        something = asyncio.Event()
+        ended: asyncio.Future[VmError] = loop.create_future()
+        try:
+            self._check_room()
+            _check_decoded(request)
+            vm = self._registry.get(request.vm)
+            queue = TraceQueue(request.tracepoints, self._limits.queued_events, lambda: _call_soon(loop, something.set))
+            vm.attach(queue, on_deleted=lambda: _call_soon(loop, _end, ended, _deleted(request.vm)))
+        except VmError as error:
+            await _abort(context, error)
+        self._streams.add(ended)
+
+        async def send_events() -> None:
+            while True:
+                await something.wait()
+                something.clear()
+                while (message := queue.take()) is not None:
+                    await context.write(message)
+
+        try:
+            # The head tells the client that from here on nothing is missed.
+            await context.send_initial_metadata(())
+            await _run_until(ended, send_events())
+        except VmError as error:
+            await _abort(context, error)
+        finally:
+            self._streams.discard(ended)
+            vm.detach(queue)
+
+    def _check_room(self) -> None:
+        if len(self._streams) >= self._limits.sessions:
+            raise VmError(errno.ENOSPC, f"there are {self._limits.sessions} Sessions, the most that this daemon allows")
+
+
+async def _run_until(ended: asyncio.Future[VmError], *work: Any) -> None:
+    """Run until some of the work is done, or the stream is ended from elsewhere, which is raised."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise ended.result()
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _end(ended: asyncio.Future[VmError], error: VmError) -> None:
+    if not ended.done():
+        ended.set_result(error)
+
+
+def _deleted(vm: str) -> VmError:
+    return VmError(errno.ENOENT, f"VM {vm!r} has been deleted")
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    """Call from any thread; a loop that is closing has nobody left to tell."""
+    try:
+        loop.call_soon_threadsafe(callback, *arguments)
+    except RuntimeError:
+        log.debug("an event came after the end")
+
+
+class _Undecodable:
+    """Stands for bytes that are not the message they should be."""
+
+
+def _decoder(message_class: type[Message]) -> Callable[[bytes], Message | _Undecodable]:
+    # gRPC answers a failing deserializer with an error that says nothing, so ours does not fail.
+    def decode(data: bytes) -> Message | _Undecodable:
+        try:
+            return message_class.FromString(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return decode
+
+
+def _check_decoded(message: object) -> None:
+    if isinstance(message, _Undecodable):
+        raise VmError(errno.EBADMSG, "these bytes are not the message that this call takes")
+
+
+async def _abort(context: Context, error: VmError) -> NoReturn:
+    trailing = ((errors.DETAILS_KEY, errors.details(error)),)
+    await context.abort(errors.STATUS_CODES[error.number], error.message, trailing)
+    raise AssertionError("abort raises")
+
+
+def _snake_case(method: str) -> str:
+    return "".join("_" + letter.lower() if letter.isupper() else letter for letter in method)[1:]

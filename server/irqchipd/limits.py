@@ -1,0 +1,19 @@
+"""What a client may make the daemon hold: every queue, size and count that one controls has its bound here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irqchipd.vm.machine import MAX_VCPUS
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The daemon's limits; the command line has a flag for each."""
+
+    vms: int = 16384
+    vcpus: int = MAX_VCPUS  # a VM
+    sessions: int = 4096  # Sessions and Watches, of all VMs together
+    message_bytes: int = 1 << 20
+    batch_operations: int = 4096
+    queued_events: int = 1024  # a Session, or a Watch

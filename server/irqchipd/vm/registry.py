@@ -1,0 +1,57 @@
+"""The VMs of a daemon, by name."""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import MAX_VCPUS, Vm
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Registry:
+    """Makes, finds and deletes VMs; from any thread."""
+
+    def __init__(self, max_vms: int, max_vcpus: int = MAX_VCPUS) -> None:
+        self._max_vms = max_vms
+        self._max_vcpus = max_vcpus
+        self._lock = threading.Lock()
+        self._vms: dict[str, Vm] = {}
+        self._last_number = 0
+
+    def create(self, name: str = "") -> Vm:
+        """A new VM; an empty name has one picked. EEXIST, EINVAL for a malformed name, ENOSPC at the limit."""
+        if name and not _NAME.fullmatch(name):
+            raise invalid(f"{name!r} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
+        with self._lock:
+            if name in self._vms:
+                raise VmError(errno.EEXIST, f"there is a VM {name!r}")
+            if len(self._vms) >= self._max_vms:
+                raise VmError(errno.ENOSPC, f"there are {self._max_vms} VMs, the most that this daemon allows")
+            while not name or name in self._vms:
+                self._last_number += 1
+                name = f"vm-{self._last_number}"
+            vm = self._vms[name] = Vm(name, self._max_vcpus)
+            return vm
+
+    def get(self, name: str) -> Vm:
+        """The VM of a name: ENOENT where there is none."""
+        vm = self._vms.get(name)
+        if vm is None:
+            raise VmError(errno.ENOENT, f"there is no VM {name!r}")
+        return vm
+
+    def all(self) -> list[Vm]:
+        """All VMs, ordered by name."""
+        with self._lock:
+            return [self._vms[name] for name in sorted(self._vms)]
+
+    def delete(self, name: str) -> None:
+        """Delete a VM: ENOENT where there is none."""
+        with self._lock:
+            vm = self.get(name)
+            del self._vms[name]
+        vm.delete()
