@@ -1,0 +1,50 @@
+# Every target does its own set-up, in .venv.
+#
+#   make demo    devices, a vCPU and the daemon, each a process; ends by itself
+#   make test    the tests
+#   make check   lint, types, the contract, and that what is generated is current
+#   make proto   generate the stubs from the contract
+#   make bench   the benchmarks
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The newest Python of 3.11 or more; a name that is on PATH need not work (version managers put up shims).
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check proto bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/python tools/generate.py --check
+
+proto: $(VENV)/check
+	$(BIN)/python tools/generate.py
+
+bench: $(VENV)/test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test $(VENV)/check: $(VENV)/%: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group $*
+	@touch $@
