@@ -7,7 +7,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY server server
 COPY client client
-RUN python3 -m pip install --no-cache-dir .
+RUN python3 -m venv /opt/irqchipd && /opt/irqchipd/bin/pip install --no-cache-dir .
+ENV PATH=/opt/irqchipd/bin:$PATH
 COPY examples examples
 
 # The volume of the sockets takes its owner from here.

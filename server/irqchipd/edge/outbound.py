@@ -74,11 +74,13 @@ class TraceQueue(Observer):
 
     def _record(self, name: str, *values: int) -> None:
         with self._lock:
+            idle = not self._events
             if len(self._events) < self._limit:
                 self._events.append((time.monotonic_ns(), name, values))
             else:
                 self._dropped += 1
-        self._wake()
+        if idle:  # else the taker is awake, and takes until there is nothing left
+            self._wake()
 
     def take(self) -> pb.WatchResponse | None:
         """The next message for the client, or None. Drops are told where they happened: after what was kept."""

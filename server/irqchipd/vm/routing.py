@@ -66,15 +66,13 @@ def check_routes(routes: Sequence[Route]) -> None:
     for gsi, group in group_by_gsi(routes).items():
         if gsi >= MAX_GSIS:
             raise invalid(f"GSI {gsi} is out of range: 0 to {MAX_GSIS - 1}")
-        chips = set()
         for route in group:
             _check_route(route)
-            chip = route.chip if isinstance(route, PinRoute) else None
-            if chip in chips:
-                raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
-            chips.add(chip)
-        if None in chips and len(group) > 1:
+        if len(group) > 1 and any(isinstance(route, MsiRoute) for route in group):
             raise invalid(f"GSI {gsi} leads to an MSI and to something else; an MSI stands alone")
+        chips = [route.chip for route in group if isinstance(route, PinRoute)]
+        if len(set(chips)) < len(chips):
+            raise invalid(f"GSI {gsi} leads to a chip twice; one entry a chip is allowed")
 
 
 def _check_route(route: Route) -> None:

@@ -1,0 +1,35 @@
+"""What a VM costs."""
+
+from __future__ import annotations
+
+from irqchip_client import LapicState, ops
+from irqchip_client._daemon import start_daemon
+from tests.service.test_sessions import resident
+
+VMS = 1000
+
+
+def test_a_thousand_vms_of_one_vcpu_take_64_kib_each_at_the_most() -> None:
+    with start_daemon() as daemon, daemon.connect(timeout=60) as client:
+        client.create_vm("first").create_irqchip()  # whatever is made once is made before the measurement
+        before = resident(daemon)
+        for number in range(VMS):
+            vm = client.create_vm(f"vm{number}")
+            vm.create_irqchip()
+            cpu = vm.create_vcpu(0)
+            cpu.mmio_write(0xFEE0_00F0, 0x1FF)
+            assert isinstance(cpu.lapic(), LapicState)
+        each = (resident(daemon) - before) / VMS
+        print(f"{each / 1024:.1f} KiB a VM")
+        assert 0 < each <= 64 * 1024
+
+        # And it comes back: as many again, after deleting them, do not make the daemon grow.
+        full = resident(daemon)
+        for number in range(VMS):
+            client.delete_vm(f"vm{number}")
+        for number in range(VMS):
+            again = client.create_vm(f"again{number}")
+            again.create_irqchip()
+            with again.session() as session:
+                session.run([ops.create_vcpu(0)])
+        assert resident(daemon) < full * 1.2
