@@ -14,7 +14,7 @@ from ._errors import InvalidArgument
 from ._model import Access, Interrupt, InterruptSource, Route, VmInfo, route_from_proto
 from ._state import Chip, IoapicState, LapicState, PicState
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
 P = ParamSpec("P")
 
 

@@ -13,6 +13,8 @@
 A failed call has changed nothing, except where TimedOut says otherwise.
 """
 
+# ruff: noqa: N818 - the names say what is the case; "Error" after each would add nothing.
+
 import errno
 from typing import Protocol, cast
 
@@ -94,8 +96,6 @@ _CLASSES: dict[int, type[IrqchipError]] = {
 
 # For a status that carries no reason of irqchipd's: gRPC itself made it. All others are EIO.
 _ERRNO_OF_STATUS = {
-    grpc.StatusCode.DEADLINE_EXCEEDED: errno.ETIMEDOUT,
-    grpc.StatusCode.CANCELLED: errno.ECANCELED,
     grpc.StatusCode.INVALID_ARGUMENT: errno.EINVAL,
     grpc.StatusCode.NOT_FOUND: errno.ENOENT,
     grpc.StatusCode.ALREADY_EXISTS: errno.EEXIST,
@@ -122,6 +122,10 @@ def timed_out(what: str, seconds: float | None) -> TimedOut:
     return TimedOut(errno.ETIMEDOUT, f"{what} did not come within {seconds:g} s")
 
 
+def client_closed() -> Unavailable:
+    return Unavailable(errno.ESHUTDOWN, "this Client is closed: connect() again")
+
+
 def error_from_message(error: pb.Error) -> IrqchipError:
     """The error that an operation or a batch in a Session was answered with."""
     return _from_reason(error.reason, error.message)
@@ -143,6 +147,8 @@ def error_from_rpc(error: grpc.RpcError, target: str) -> IrqchipError:
             )
         case grpc.StatusCode.UNIMPLEMENTED:
             return IrqchipError(errno.ENOSYS, f"the server at {target} lacks this call; is it an older irqchipd?")
+        case grpc.StatusCode.CANCELLED:  # No call of ours is cancelled but by Client.close().
+            return client_closed()
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return TimedOut(errno.ETIMEDOUT, f"irqchipd at {target} did not answer in time")
         case code:
@@ -164,5 +170,5 @@ def _reason(failure: _Status) -> str | None:
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():
         if detail.Unpack(info) and info.domain == DOMAIN:
-            return info.reason
+            return str(info.reason)
     return None

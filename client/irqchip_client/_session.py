@@ -21,9 +21,16 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._calls import Call
-from ._errors import InvalidArgument, IrqchipError, LimitReached, SessionClosed, error_from_message, error_from_rpc
+from ._errors import (
+    InvalidArgument,
+    IrqchipError,
+    LimitReached,
+    SessionClosed,
+    client_closed,
+    error_from_message,
+    error_from_rpc,
+)
 from ._model import Event, EventsDropped, InterruptPending, event_from_proto
-
 
 # Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
 CLOSE_GRACE = 1.0
@@ -113,9 +120,11 @@ class EventBuffer:
 
     def _drop(self, count: int) -> None:
         self.dropped += count
-        if self._events and isinstance(self._events[-1], EventsDropped):
-            count += self._events.pop().count
-        self._events.append(EventsDropped(count))
+        last = self._events[-1] if self._events else None
+        if isinstance(last, EventsDropped):
+            self._events[-1] = EventsDropped(last.count + count)
+        else:
+            self._events.append(EventsDropped(count))
 
 
 class SessionCore:
@@ -139,12 +148,12 @@ class SessionCore:
 
     @property
     def is_open(self) -> bool:
-        return self.source > 0
+        return self.source > 0 and not self.ended
 
     @property
     def has_event(self) -> bool:
-        """Whether take_event() has something to say other than "wait"."""
-        return len(self.events) > 0 or self.ended
+        """Whether take_event() has something to say other than "wait": it gives an event, or refuses for good."""
+        return len(self.events) > 0 or not self.is_open
 
     @property
     def has_room(self) -> bool:
@@ -165,6 +174,8 @@ class SessionCore:
         """
         if self._closing or self.ended:
             raise self.closed_error()
+        if not self.is_open:
+            raise self._not_open()
         if not self.has_room:
             raise LimitReached(errno.ENOSPC, f"{self._max_in_flight} batches are in flight; wait for one of them")
         if len(calls) > self.max_operations:
@@ -200,13 +211,16 @@ class SessionCore:
 
     def take_event(self) -> Event:
         """The next event. SessionClosed where the Session has ended and all events are read."""
-        if not self.events:
+        if self.events:
+            return self.events.take()
+        if self.ended:
             raise self.closed_error()
-        return self.events.take()
+        raise self._not_open()
 
     def close(self) -> None:
         """This client closes the Session: no more batches. Those in flight are still answered."""
-        self._closing = True
+        if not self.ended:  # What came first is what it ended by.
+            self._closing = True
 
     def end(self, failure: BaseException | None, target: str) -> list[Batch]:
         """The stream has ended: with what reading it raised, or in good order. Returns the batches to settle."""
@@ -217,7 +231,7 @@ class SessionCore:
             case grpc.RpcError():
                 self._reason = error_from_rpc(failure, target)
             case asyncio.CancelledError():
-                self._reason = IrqchipError(errno.ECANCELED, "its Client was closed, or its event loop")
+                self._reason = client_closed()
             case _:  # A value that this version of the messages does not know.
                 self._reason = _protocol_error(repr(failure))
         batches = list(self._in_flight)
@@ -229,6 +243,9 @@ class SessionCore:
     def open_error(self) -> IrqchipError:
         """Why a Session that ended before it was open was not opened."""
         return self._reason or self.closed_error()
+
+    def _not_open(self) -> InvalidArgument:
+        return InvalidArgument(errno.EINVAL, "the Session is not open: use `async with`, or await it first")
 
     def closed_error(self) -> SessionClosed:
         """A new error that says why the Session ended."""

@@ -7,7 +7,7 @@ Both raise InvalidArgument: the one for a field that is out of range, the other 
 
 import errno
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from enum import IntEnum
 from typing import Any, Self
 
@@ -200,7 +200,8 @@ class LapicState:
     isr: tuple[int, ...]  # Vectors in service, ascending.
     tmr: tuple[int, ...]  # Vectors whose last acceptance was level-triggered, ascending.
     irr: tuple[int, ...]  # Vectors requested, ascending.
-    rest: bytes  # The page without the above: what has no name here, kept because the kernel keeps it.
+    # The page without the above: what has no name here, kept because the kernel keeps it.
+    rest: bytes = field(default=bytes(_LAPIC_BYTES), repr=False)
 
     @classmethod
     def from_kvm_struct(cls, data: bytes) -> Self:

@@ -32,6 +32,10 @@ class Target:
         ]
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))
+        else:
+            # A daemon on a host that vanished is noticed within 15 s, and its Sessions end; nobody else would tell.
+            options += [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
+            options.append(("grpc.http2.max_pings_without_data", 0))
         return options
 
 

@@ -1,21 +1,19 @@
 """A connection to the daemon, and its VMs."""
 
-import errno
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
+from irqchip_client import _calls
+from irqchip_client._calls import Call
+from irqchip_client._errors import client_closed, error_from_rpc
+from irqchip_client._model import VmInfo
+from irqchip_client._session import SessionCore
+from irqchip_client._target import Target, resolve_target
 
-from .. import _calls
-from .._calls import Call
-from .._errors import Unavailable, error_from_rpc
-from .._model import VmInfo
-from .._session import SessionCore
-from .._target import Target, resolve_target
 from .machine import Machine
 from .session import Session, Watch
 
@@ -74,7 +72,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _unary(self, call: Call[T], vm: str = "") -> T:
@@ -86,7 +84,7 @@ class Client:
 
     def _open_rpcs(self) -> IrqchipServiceStub:
         if self._closed:
-            raise Unavailable(errno.ESHUTDOWN, f"this Client of {self.target} is closed")
+            raise client_closed()
         return self._rpcs
 
 

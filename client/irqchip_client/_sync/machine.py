@@ -1,13 +1,12 @@
 """What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
-from .. import _calls
-from .._calls import Call
-from .._model import Access, Interrupt, InterruptSource, Route
-from .._state import Chip, IoapicState, LapicState, PicState
+from irqchip_client import _calls
+from irqchip_client._calls import Call
+from irqchip_client._model import Access, Interrupt, InterruptSource, Route
+from irqchip_client._state import Chip, IoapicState, LapicState, PicState
 
 T = TypeVar("T")
 
@@ -127,5 +126,5 @@ class Line:
         self.raise_()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.lower()

@@ -5,20 +5,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client._calls import Call
+from irqchip_client._errors import TimedOut, error_from_rpc, timed_out
+from irqchip_client._model import Event, EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._session import CLOSE_GRACE, SessionCore
 
-from .._calls import Call
-from .._errors import TimedOut, error_from_rpc, timed_out
-from .._model import Event, EventsDropped, TraceEvent, trace_from_proto
-from .._session import CLOSE_GRACE, SessionCore
 from .machine import Machine
 
-Start = Callable[[Iterator[pb.SessionRequest]], "grpc.CallIterator[pb.SessionResponse]"]
+Start = Callable[[Iterator[pb.SessionRequest]], "grpc._CallIterator[pb.SessionResponse]"]
 
 
 class Session(Machine):
@@ -38,12 +37,14 @@ class Session(Machine):
         # A daemon thread: a program that forgets close() still exits.
         self._reader = threading.Thread(target=self._read, name=f"irqchip session {core.vm}", daemon=True)
         self._reader.start()
-        with self._changed:
-            self._changed.wait_for(lambda: core.is_open or core.ended, timeout)
-            opened, error = core.is_open, core.open_error() if core.ended else timed_out("opening the Session", timeout)
-        if not opened:
+        try:
+            with self._changed:
+                self._wait(lambda: core.is_open or core.ended, timeout, "opening the Session")
+                if not core.is_open:
+                    raise core.open_error()
+        except BaseException:
             self.close()
-            raise error
+            raise
 
     @property
     def vm(self) -> str:
@@ -131,7 +132,7 @@ class Session(Machine):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
@@ -167,22 +168,28 @@ class Watch:
     It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
     """
 
-    def __init__(self, stream: "grpc.CallIterator[pb.WatchResponse]", target: str, timeout: float) -> None:
+    def __init__(self, stream: "grpc._CallIterator[pb.WatchResponse]", target: str, timeout: float) -> None:
         self._stream = stream
+        self._responses = iter(stream)
         self._target = target
         self._closed = False
         # The daemon answers with its initial metadata when it is watching: what is done from now on is traced.
         too_late = threading.Timer(timeout, stream.cancel)
+        too_late.daemon = True
         too_late.start()
         stream.initial_metadata()
         too_late.cancel()
+        if not stream.is_active() and stream.code() is not grpc.StatusCode.OK:
+            if stream.code() is grpc.StatusCode.CANCELLED:
+                raise timed_out("the Watch", timeout)
+            raise error_from_rpc(cast(grpc.RpcError, stream), target)  # A finished call is its own error.
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> TraceEvent | EventsDropped:
         try:
-            return trace_from_proto(next(self._stream))
+            return trace_from_proto(next(self._responses))
         except grpc.RpcError as error:
             if self._closed:
                 raise StopIteration from None
@@ -196,5 +203,5 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

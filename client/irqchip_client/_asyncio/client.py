@@ -1,0 +1,144 @@
+"""A connection to the daemon, and its VMs."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
+from irqchip_client import _calls
+from irqchip_client._calls import Call
+from irqchip_client._errors import client_closed, error_from_rpc
+from irqchip_client._model import VmInfo
+from irqchip_client._session import SessionCore
+from irqchip_client._target import Target, resolve_target
+
+from .machine import Machine
+from .session import Session, Watch, task_is_cancelled
+
+if TYPE_CHECKING:
+    from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceAsyncStub  # Only its type: it is the same class.
+
+T = TypeVar("T")
+
+
+def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
+    """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
+
+    The default is the environment variable IRQCHIP_TARGET, else `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`. No I/O:
+    the first call connects, and raises Unavailable where no daemon answers. A call that takes longer than
+    `timeout` seconds raises TimedOut. Raises InvalidArgument for a malformed target.
+    """
+    return Client(resolve_target(target), timeout)
+
+
+class Client:
+    """A connection to the daemon, for the event loop it was made in. Made by connect()."""
+
+    def __init__(self, target: Target, timeout: float) -> None:
+        self.target = target.uri
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target.address, options=target.channel_options)
+        self._rpcs: IrqchipServiceAsyncStub = IrqchipServiceStub(self._channel)
+        self._closed = False
+
+    async def create_vm(self, name: str = "") -> "Vm":
+        """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+
+        AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
+        begin with a letter or digit; LimitReached.
+        """
+        return Vm(self, await self._unary(_calls.create_vm(name)))
+
+    def vm(self, name: str) -> "Vm":
+        """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
+        return Vm(self, name)
+
+    async def vms(self) -> list[VmInfo]:
+        """All VMs, ordered by name."""
+        return await self._unary(_calls.list_vms())
+
+    async def delete_vm(self, name: str) -> None:
+        """Removes a VM. Its Sessions and Watches end. NotFound."""
+        await self._unary(_calls.delete_vm(), name)
+
+    async def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION of a KVM_CAP_* number: 0 where irqchipd lacks it."""
+        return await self._unary(_calls.check_extension(capability))
+
+    async def close(self) -> None:
+        """Closes the connection: its Sessions and Watches end."""
+        self._closed = True
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _unary(self, call: Call[T], vm: str = "") -> T:
+        rpc = getattr(self._open_rpcs(), call.method)
+        try:
+            return call.parse(await rpc(call.request_for(vm), timeout=self.timeout))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+        except asyncio.CancelledError:
+            if task_is_cancelled():
+                raise
+            raise client_closed() from None
+
+    def _open_rpcs(self) -> "IrqchipServiceAsyncStub":
+        if self._closed:
+            raise client_closed()
+        return self._rpcs
+
+
+class Vm(Machine):
+    """A VM. Every call raises NotFound where there is none of its name."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self._client = client
+
+    async def info(self) -> VmInfo:
+        """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+        return await self._client._unary(_calls.get_vm(), self.name)
+
+    async def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing; vCPUs created later have a local APIC.
+
+        AlreadyExists where it has one, InvalidArgument once a vCPU exists.
+        """
+        await self._client._unary(_calls.create_irqchip(), self.name)
+
+    async def delete(self) -> None:
+        """Removes the VM. Its Sessions and Watches end."""
+        await self._client.delete_vm(self.name)
+
+    def session(
+        self, client: str = "", vcpus: Iterable[int] = (), *, event_buffer: int = 1024, max_in_flight: int = 64
+    ) -> Session:
+        """Opens a Session, with `async with` or `await`: a line source of its own, batches of operations, and events.
+
+        client         what you call yourself, for people to read; at most 64 characters
+        vcpus          whose InterruptPending and VcpuSignal events to receive; they need not exist yet
+        event_buffer   how many VcpuSignals may wait to be read; more are dropped, and counted
+        max_in_flight  how many batches may wait for their answers
+        """
+        core = SessionCore(self.name, client, vcpus, event_buffer, max_in_flight)
+        return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
+
+    def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
+        """Trace events, by the names of the kernel's tracepoints; all of them where none is named.
+
+        What happens within its `async with`, or after `await`, is seen. An unknown name raises InvalidArgument, at
+        the latest when read.
+        """
+        request = pb.WatchRequest(vm=self.name, tracepoints=tracepoints)
+        return Watch(lambda: self._client._open_rpcs().Watch(request), self._client.target, self._client.timeout)
+
+    async def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return [await self._client._unary(call, self.name) for call in calls]

@@ -1,0 +1,17 @@
+"""The SDK for asyncio: the names of irqchip_client, with `async` and `await` where there is I/O.
+
+    async with aio.connect() as client:
+        vm = await client.create_vm("demo")
+        await vm.create_irqchip()
+        cpu = await vm.create_vcpu(0)
+        async with vm.session("uart", vcpus=[0]) as session:
+            await session.line(4).raise_()
+
+What has no I/O in it, such as errors, states and events, is irqchip_client's own.
+"""
+
+from ._asyncio.client import Client, Vm, connect
+from ._asyncio.machine import Line, Machine, Vcpu
+from ._asyncio.session import Session, Watch
+
+__all__ = ["Client", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect"]

@@ -1,0 +1,104 @@
+import errno
+import pickle
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+import irqchip_client as irqchip
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client._errors import error_from_message, error_from_rpc, make_error
+
+TARGET = "unix:///run/irqchipd.sock"
+
+CLASSES = [
+    ("EEXIST", irqchip.AlreadyExists),
+    ("ENOENT", irqchip.NotFound),
+    ("EINVAL", irqchip.InvalidArgument),
+    ("EBADMSG", irqchip.InvalidArgument),
+    ("ENXIO", irqchip.NotReady),
+    ("E2BIG", irqchip.LimitReached),
+    ("ENOSPC", irqchip.LimitReached),
+    ("ESHUTDOWN", irqchip.Unavailable),
+    ("EIO", irqchip.IrqchipError),
+]
+
+
+class Failure(grpc.RpcError):
+    """A failed call, as gRPC raises it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, bytes], ...] = ()) -> None:
+        self._status: tuple[Any, ...] = (code, details, metadata)
+
+    def code(self) -> Any:
+        return self._status[0]
+
+    def details(self) -> Any:
+        return self._status[1]
+
+    def trailing_metadata(self) -> Any:
+        return self._status[2]
+
+
+def failure(code: grpc.StatusCode, message: str, reason: str, domain: str = "irqchipd") -> Failure:
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain))
+    status = status_pb2.Status(code=code.value[0], message=message, details=[detail])
+    return Failure(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+@pytest.mark.parametrize(("reason", "expected"), CLASSES)
+def test_a_reason_chooses_the_class(reason: str, expected: type[irqchip.IrqchipError]) -> None:
+    for error in (
+        error_from_message(pb.Error(code=3, reason=reason, message="why")),
+        error_from_rpc(failure(grpc.StatusCode.INVALID_ARGUMENT, "why", reason), TARGET),
+    ):
+        assert type(error) is expected
+        assert (error.reason, error.errno, error.message) == (reason, getattr(errno, reason), "why")
+        assert str(error) == f"why ({reason})"
+
+
+def test_a_reason_that_this_version_does_not_know_is_kept_in_the_message() -> None:
+    error = error_from_message(pb.Error(code=2, reason="ENEWER", message="why"))
+    assert type(error) is irqchip.IrqchipError
+    assert error.message == "why (ENEWER)"
+
+
+def test_no_daemon_says_how_to_start_one_and_what_the_system_says() -> None:
+    details = "failed to connect to all addresses; last error: UNKNOWN: unix:/x: connect: Permission denied (13)"
+    error = error_from_rpc(Failure(grpc.StatusCode.UNAVAILABLE, details), TARGET)
+    assert isinstance(error, irqchip.Unavailable)
+    assert error.reason == "ECONNREFUSED"
+    for words in (TARGET, "`irqchipd`", "--target", "IRQCHIP_TARGET", "Permission denied (13)"):
+        assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "ETIMEDOUT"),
+        (grpc.StatusCode.CANCELLED, "ESHUTDOWN"),
+        (grpc.StatusCode.UNIMPLEMENTED, "ENOSYS"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "E2BIG"),
+        (grpc.StatusCode.PERMISSION_DENIED, "EACCES"),
+        (grpc.StatusCode.INTERNAL, "EIO"),
+        (grpc.StatusCode.UNKNOWN, "EIO"),
+    ],
+)
+def test_a_status_of_grpcs_own_has_an_errno_too(code: grpc.StatusCode, reason: str) -> None:
+    assert error_from_rpc(Failure(code, ""), TARGET).reason == reason
+
+
+def test_somebody_elses_details_are_not_taken_for_irqchipds() -> None:
+    foreign = failure(grpc.StatusCode.INTERNAL, "why", "EEXIST", domain="proxy.example")
+    assert error_from_rpc(foreign, TARGET).reason == "EIO"
+    contradicting = failure(grpc.StatusCode.INTERNAL, "why", "EEXIST")
+    contradicting._status = (grpc.StatusCode.UNKNOWN, *contradicting._status[1:])
+    assert error_from_rpc(contradicting, TARGET).reason == "EIO"
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(make_error(errno.EEXIST, "why")))
+    assert (type(error), error.errno, error.message) == (irqchip.AlreadyExists, errno.EEXIST, "why")

@@ -1,0 +1,264 @@
+"""The core of a Session, told as what the daemon says and what the client hears."""
+
+import errno
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import (
+    EventsDropped,
+    InterruptPending,
+    InvalidArgument,
+    IrqchipError,
+    LimitReached,
+    NotFound,
+    NotReady,
+    SessionClosed,
+    SignalKind,
+    VcpuSignal,
+    ops,
+)
+from irqchip_client._session import SessionCore
+
+TARGET = "unix:///run/irqchipd.sock"
+
+
+def opened(*, event_buffer: int = 8, max_in_flight: int = 8) -> SessionCore:
+    core = SessionCore("demo", "test", [0], event_buffer, max_in_flight)
+    core.receive(pb.SessionResponse(opened=pb.SessionOpened(source=3, max_operations=4)))
+    return core
+
+
+def submit(core: SessionCore, *calls: ops.Call[Any], return_errors: bool = False) -> tuple[Future[list[Any]], pb.Batch]:
+    future: Future[list[Any]] = Future()
+    return future, core.submit(calls, future, return_errors).batch
+
+
+def answer(core: SessionCore, serial: int, *results: pb.OperationResult, error: pb.Error | None = None) -> None:
+    result = pb.BatchResult(serial=serial, results=results, error=error)
+    batch = core.receive(pb.SessionResponse(batch_result=result))
+    assert batch is not None
+    batch.settle()
+
+
+def status(value: int) -> pb.OperationResult:
+    return pb.OperationResult(irq_line=pb.IrqLineResponse(status=value))
+
+
+def pending(vcpu: int) -> pb.SessionResponse:
+    return pb.SessionResponse(event=pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu)))
+
+
+def nmi(vcpu: int) -> pb.SessionResponse:
+    return pb.SessionResponse(event=pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=pb.SIGNAL_KIND_NMI)))
+
+
+REFUSED = pb.Error(code=9, reason="ENXIO", message="no irqchip")
+
+
+def test_it_opens_with_what_it_wants_and_learns_its_source() -> None:
+    core = SessionCore("demo", "test", [0, 1], 8, 8)
+    assert core.open_request().open == pb.SessionOpen(vm="demo", client="test", vcpus=[0, 1])
+    assert not core.is_open
+    core.receive(pb.SessionResponse(opened=pb.SessionOpened(source=3, max_operations=4)))
+    assert (core.is_open, core.source, core.max_operations) == (True, 3, 4)
+
+
+def test_batches_are_answered_in_order() -> None:
+    core = opened()
+    first, one = submit(core, ops.irq_line(4, True))
+    second, two = submit(core, ops.irq_line(4, False), ops.pio_read(0, 0x20))
+    assert one.serial != two.serial
+    assert [operation.WhichOneof("operation") for operation in two.operations] == ["irq_line", "pio_read"]
+    answer(core, one.serial, status(1))
+    assert first.result(0) == [1]
+    assert not second.done()
+    read = pb.OperationResult(pio_read=pb.PioReadResponse(claimed=True, data=5))
+    answer(core, two.serial, status(0), read)
+    assert second.result(0)[1].data == 5
+
+
+def test_the_first_error_is_raised_and_says_where_it_was() -> None:
+    core = opened()
+    future, batch = submit(core, ops.irq_line(4, True), ops.irq_line(5, True))
+    answer(core, batch.serial, status(1), pb.OperationResult(error=REFUSED))
+    with pytest.raises(NotReady, match="no irqchip") as caught:
+        future.result(0)
+    assert caught.value.__notes__ == ["It was operation 1 of the batch, irq_line."]
+
+
+def test_errors_stand_in_their_places_where_asked_for() -> None:
+    core = opened()
+    future, batch = submit(core, ops.irq_line(4, True), ops.irq_line(5, True), return_errors=True)
+    answer(core, batch.serial, pb.OperationResult(error=REFUSED), status(1))
+    error, result = future.result(0)
+    assert isinstance(error, NotReady)
+    assert result == 1
+
+
+def test_a_refused_batch_fails_even_where_errors_are_asked_for() -> None:
+    core = opened()
+    future, batch = submit(core, ops.irq_line(4, True), return_errors=True)
+    answer(core, batch.serial, error=pb.Error(code=8, reason="E2BIG", message="too many"))
+    assert isinstance(future.exception(0), LimitReached)
+
+
+def test_a_batch_is_refused_here_where_it_is_too_long_or_no_operation_and_changes_nothing() -> None:
+    core = opened()
+    with pytest.raises(LimitReached, match="at most 4 operations, not 5"):
+        submit(core, *[ops.irq_line(4, True)] * 5)
+    with pytest.raises(InvalidArgument, match="get_vm"):
+        submit(core, ops.Call("get_vm", pb.GetVmRequest(), str))
+    _, batch = submit(core, ops.irq_line(4, True))
+    assert batch.serial == 1
+
+
+def test_batches_in_flight_are_bounded() -> None:
+    core = opened(max_in_flight=1)
+    _, batch = submit(core, ops.irq_line(4, True))
+    assert not core.has_room
+    with pytest.raises(LimitReached, match="1 batches are in flight"):
+        submit(core, ops.irq_line(4, True))
+    answer(core, batch.serial, status(1))
+    assert core.has_room
+    submit(core, ops.irq_line(4, True))
+
+
+def test_the_end_fails_what_is_in_flight_and_what_comes_later_with_the_reason() -> None:
+    core = opened()
+    future, _ = submit(core, ops.irq_line(4, True))
+    for batch in core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), TARGET):
+        batch.settle()
+    with pytest.raises(SessionClosed, match="'demo' has ended: VM 'demo' has been deleted") as caught:
+        future.result(0)
+    assert isinstance(caught.value.__cause__, NotFound)
+    with pytest.raises(SessionClosed):
+        submit(core, ops.irq_line(4, True))
+    with pytest.raises(SessionClosed):
+        core.take_event()
+    assert core.has_room  # Nobody waits for it.
+    assert core.has_event
+
+
+def test_a_closing_session_takes_no_more_but_hears_its_answers() -> None:
+    core = opened()
+    future, batch = submit(core, ops.irq_line(4, True))
+    core.close()
+    with pytest.raises(SessionClosed, match="this client closed it"):
+        submit(core, ops.irq_line(4, True))
+    answer(core, batch.serial, status(1))
+    assert future.result(0) == [1]
+    assert core.end(None, TARGET) == []
+
+
+def test_closing_what_has_ended_does_not_hide_why_it_ended() -> None:
+    core = opened()
+    core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), TARGET)
+    core.close()
+    assert "deleted" in core.closed_error().message
+
+
+def test_a_session_that_was_not_opened_says_why() -> None:
+    core = SessionCore("demo", "", [], 8, 8)
+    core.end(NotFound(errno.ENOENT, "no VM 'demo'"), TARGET)
+    assert isinstance(core.open_error(), NotFound)
+    core = SessionCore("demo", "", [], 8, 8)
+    core.end(None, TARGET)
+    assert "the daemon ended it" in core.open_error().message
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pb.BatchResult(serial=2, results=[status(1)]),
+        pb.BatchResult(serial=1),
+        pb.BatchResult(serial=1, results=[status(1), status(1)]),
+        pb.BatchResult(serial=1, results=[pb.OperationResult()]),
+        pb.BatchResult(serial=1, results=[pb.OperationResult(get_lapic=pb.GetLapicResponse())]),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_an_error_and_leaves_the_batch_to_the_end(result: pb.BatchResult) -> None:
+    core = opened()
+    future, _ = submit(core, ops.irq_line(4, True))
+    with pytest.raises(IrqchipError) as caught:
+        core.receive(pb.SessionResponse(batch_result=result))
+    assert caught.value.errno == errno.EPROTO
+    for batch in core.end(caught.value, TARGET):
+        batch.settle()
+    assert isinstance(future.exception(0), SessionClosed)
+
+
+def test_a_batch_that_its_caller_gave_up_is_left_alone() -> None:
+    core = opened()
+    future, batch = submit(core, ops.irq_line(4, True))
+    future.cancel()
+    answer(core, batch.serial, status(1))
+    assert future.cancelled()
+
+
+def test_events_are_read_in_the_order_in_which_they_came() -> None:
+    core = opened()
+    for message in (nmi(1), pending(0), nmi(0)):
+        core.receive(message)
+    assert [core.take_event() for _ in range(3)] == [
+        VcpuSignal(1, SignalKind.NMI, 0),
+        InterruptPending(0),
+        VcpuSignal(0, SignalKind.NMI, 0),
+    ]
+    assert not core.has_event
+
+
+def test_an_unread_interrupt_stands_for_any_number() -> None:
+    core = opened(event_buffer=1)
+    for _ in range(3):
+        core.receive(pending(0))
+        core.receive(pending(1))
+    assert [core.take_event(), core.take_event()] == [InterruptPending(0), InterruptPending(1)]
+    assert not core.has_event
+    core.receive(pending(0))
+    assert core.take_event() == InterruptPending(0)
+    assert core.events.dropped == 0
+
+
+def test_what_the_buffer_cannot_hold_is_counted_in_its_place() -> None:
+    core = opened(event_buffer=1)
+    for message in (nmi(0), nmi(1), nmi(2), pending(0)):
+        core.receive(message)
+    core.receive(pb.SessionResponse(event=pb.Event(events_dropped=pb.EventsDropped(count=5))))
+    assert core.events.dropped == 7
+    events = [core.take_event() for _ in range(4)]
+    assert events == [VcpuSignal(0, SignalKind.NMI, 0), EventsDropped(2), InterruptPending(0), EventsDropped(5)]
+    core.receive(nmi(3))
+    assert core.take_event() == VcpuSignal(3, SignalKind.NMI, 0)
+
+
+def test_the_buffer_stays_bounded_whatever_comes() -> None:
+    core = opened(event_buffer=2)
+    for i in range(1000):
+        core.receive(nmi(i))
+        core.receive(pending(i % 4))
+    assert len(core.events) <= 2 * (2 + 4)
+
+
+def test_events_that_came_before_the_end_are_read_before_it() -> None:
+    core = opened()
+    core.receive(pending(0))
+    core.end(None, TARGET)
+    assert core.take_event() == InterruptPending(0)
+    with pytest.raises(SessionClosed):
+        core.take_event()
+
+
+def test_an_event_of_a_newer_daemon_is_passed_over() -> None:
+    core = opened()
+    core.receive(pb.SessionResponse(event=pb.Event()))
+    core.receive(pb.SessionResponse())
+    assert not core.has_event
+
+
+@pytest.mark.parametrize("sizes", [{"event_buffer": 0}, {"max_in_flight": 0}])
+def test_a_bound_of_nothing_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match="1 or more"):
+        opened(**sizes)
