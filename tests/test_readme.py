@@ -1,0 +1,43 @@
+"""What the README says has been run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from irqchip_client import Client
+from irqchip_client._daemon import Daemon
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_sdk_in_ten_lines_prints_what_it_says(
+    irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert irqchip_client.vms() == []
+    monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (promised,) = re.findall(r"print\(cpu.*# (.*)", code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == promised
+
+
+def test_every_file_it_names_exists() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name} names {link}"
+
+
+def test_the_demo_runs_to_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo"], cwd=ROOT, capture_output=True, text=True, timeout=40, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    for said in ("its level has dropped", "I/O error, the device is gone", "everything arrived as it was sent"):
+        assert said in done.stdout
