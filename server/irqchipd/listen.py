@@ -57,7 +57,10 @@ def default_address() -> UnixAddress:
     """The default socket, its directory made and checked."""
     path = default_socket()
     directory = path.parent
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ListenError(f"{directory} can't be made: {error.strerror}; say --listen unix:///PATH") from error
     # /tmp is everybody's: the directory could be a stranger's, or a link.
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

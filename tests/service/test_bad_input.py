@@ -213,6 +213,7 @@ OPEN = pb.SessionRequest(open=pb.SessionOpen(vm="good", client="test"))
         ([OPEN, pb.SessionRequest()], "INVALID_ARGUMENT", "EINVAL"),
         ([pb.SessionRequest(open=pb.SessionOpen(vm="nobody"))], "NOT_FOUND", "ENOENT"),
         ([pb.SessionRequest(open=pb.SessionOpen(vm="good", client="x" * 65))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="good", client="\x1b[2J"))], "INVALID_ARGUMENT", "EINVAL"),
         ([pb.SessionRequest(open=pb.SessionOpen(vm="good", vcpus=[255]))], "INVALID_ARGUMENT", "EINVAL"),
     ],
 )

@@ -1813,7 +1813,7 @@ class SessionOpen(_message.Message):
     vm: _builtins.str
     """The VM's name."""
     client: _builtins.str
-    """What the client calls itself, for people to read; at most 64 characters."""
+    """What the client calls itself, for people to read; at most 64 printable characters."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The vCPUs whose InterruptPending and VcpuSignal events this Session wants. They need not exist yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 import grpc
 from google.protobuf import any_pb2
@@ -26,8 +27,15 @@ STATUS_CODES = {
     errno.EIO: grpc.StatusCode.INTERNAL,
 }
 
-# What a client is told of a defect of the daemon; the log has the rest.
-DEFECT = VmError(errno.EIO, "irqchipd failed to do this; its log says why")
+log = logging.getLogger(__name__)
+
+
+def refusal(error: Exception) -> VmError:
+    """What a client is told of an exception: the VM's own words, or that the daemon is at fault, as its log says."""
+    if isinstance(error, VmError):
+        return error
+    log.error("an operation failed", exc_info=error)
+    return VmError(errno.EIO, "irqchipd failed to do this; its log says why")
 
 
 def number_of(error: VmError) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,6 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import LineSource, Vm
-
-log = logging.getLogger(__name__)
 
 # An operation fills in its response. source is the Session's line source, or None for the shared one.
 Operation = Callable[[Vm, Any, Any, LineSource | None], None]
@@ -122,14 +119,8 @@ def set_lapic(vm: Vm, request: pb.SetLapicRequest, response: pb.SetLapicResponse
 
 
 def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> None:
-    """Execute one operation. Whatever goes wrong is a VmError, and the daemon's own defects are logged."""
-    try:
-        _OPERATIONS[name](vm, request, response, source)
-    except VmError:
-        raise
-    except Exception as error:
-        log.exception("operation %s on VM %r failed", name, vm.name)
-        raise errors.DEFECT from error
+    """Execute one operation."""
+    _OPERATIONS[name](vm, request, response, source)
 
 
 def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limit: int) -> pb.BatchResult:
@@ -151,6 +142,6 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limit: int) -> pb
             response = getattr(result, name)
             response.SetInParent()
             execute(name, vm, request, response, source)
-        except VmError as error:
-            result.error.CopyFrom(errors.message(error))
+        except Exception as error:
+            result.error.CopyFrom(errors.message(errors.refusal(error)))
     return answer

@@ -86,8 +86,8 @@ class GrpcService:
                     daemon_call(request, response)
                 else:
                     execute(operation, self._registry.get(request.vm), request, response)
-            except VmError as error:
-                await _abort(context, error)
+            except Exception as error:
+                await _abort(context, errors.refusal(error))
             return response
 
         return handle

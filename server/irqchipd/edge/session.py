@@ -29,8 +29,8 @@ class Session:
         wake: Callable[[], None],
         on_deleted: Callable[[], None],
     ) -> None:
-        if len(request.client) > MAX_CLIENT_NAME:
-            raise invalid(f"the client's name has {len(request.client)} characters; at most {MAX_CLIENT_NAME}")
+        if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
+            raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: at most 64 printable characters")
         self._vcpus = sorted(set(request.vcpus))
         if self._vcpus and self._vcpus[-1] > MAX_VCPU_ID:
             raise invalid(f"vCPU id {self._vcpus[-1]} is out of range: 0 to {MAX_VCPU_ID}")
