@@ -112,6 +112,10 @@ class I8259:
     # The ELCR bits a guest may set.
     elcr_mask: int = 0
 
+    def copy(self) -> I8259:
+        """The same state, on its own."""
+        return I8259(*_values(self))
+
     def pack(self) -> bytes:
         """struct kvm_pic_state, 16 bytes."""
         return _STRUCT.pack(*_values(self))

@@ -46,6 +46,9 @@ MASKED = 1 << 16
 LEVEL = 1 << 15
 REMOTE_IRR = 1 << 14
 DELIVERY_STATUS = 1 << 12
+LOGICAL = 1 << 11
+DESTINATION_SHIFT = 56
+DELIVERY_MODE = 7 << 8
 READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
 LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
 
@@ -65,14 +68,14 @@ class IoapicWires(Protocol):
     def ioapic_acked(self, pin: int) -> None:
         """A pin's interrupt was ended (the kernel's ack notifiers)."""
 
-    def entry_changed(self, old: Message, new: Message) -> None:
+    def entry_changed(self, old: int, new: int) -> None:
         """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
 
     def entries_replaced(self) -> None:
         """All redirection entries were replaced."""
 
-    def cpus_matching(self, message: Message) -> int:
-        """The CPUs that a message's destination names, one bit each."""
+    def cpus_matching(self, destination: int, logical: int) -> int:
+        """The CPUs that a destination names, one bit each; logical is 0 for a physical one."""
 
     def cpus_pending(self, vector: int) -> int:
         """The CPUs that have a vector requested or in service, one bit each."""
@@ -210,7 +213,7 @@ class Ioapic:
         cpus_matching = self.wires.cpus_matching
         for entry in entries:
             vector = entry & 0xFF
-            if cpus_matching(from_redirection(entry)) >> cpu & 1:
+            if cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL) >> cpu & 1:
                 handled |= 1 << vector
             elif pending >> vector & 1:
                 handled |= 1 << vector
@@ -221,15 +224,15 @@ class Ioapic:
 
     def retrack_rtc(self, cpu: int) -> None:
         """Work out again whether a CPU has an RTC tick to end. KVM: ioapic.c __rtc_irq_eoi_tracking_restore_one."""
-        message = from_redirection(self.redirection[RTC_PIN])
-        if not self.wires.cpus_matching(message) >> cpu & 1:
+        entry = self.redirection[RTC_PIN]
+        if not self.wires.cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL) >> cpu & 1:
             return
-        rtc = self.rtc
-        pending = bool(self.wires.cpus_pending(message.vector) >> cpu & 1)
+        rtc, vector = self.rtc, entry & 0xFF
+        pending = bool(self.wires.cpus_pending(vector) >> cpu & 1)
         if pending == (cpu in rtc.vectors):
             return
         if pending:
-            rtc.vectors[cpu] = message.vector
+            rtc.vectors[cpu] = vector
             rtc.pending_eoi += 1
         else:
             del rtc.vectors[cpu]
@@ -243,7 +246,8 @@ class Ioapic:
 
     def _retrack_all(self) -> None:
         self.rtc.reset()
-        matching = self.wires.cpus_matching(from_redirection(self.redirection[RTC_PIN]))
+        entry = self.redirection[RTC_PIN]
+        matching = self.wires.cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL)
         for cpu in range(matching.bit_length()):
             self.retrack_rtc(cpu)
 
@@ -310,7 +314,7 @@ class Ioapic:
         self.redirection[pin] = new
         if new & LEVEL and self.irr >> pin & 1:
             self._service(pin, line_status=False)
-        self.wires.entry_changed(from_redirection(old), from_redirection(new))
+        self.wires.entry_changed(old, new)
 
     # State.
 

@@ -69,8 +69,8 @@ class ApicBus:
         self._mapped = False
         self._physical: dict[int, int] | None = None
         self._logical = _LogicalMap()
-        self._match_cache: dict[tuple[int, bool], int] = {}
-        self._accept_cache: dict[tuple[int, bool], list[int | None] | None] = {}
+        self._match_cache: dict[tuple[int, int], int] = {}
+        self._accept_cache: dict[tuple[int, int], list[int | None] | None] = {}
 
     def _map(self) -> None:
         """KVM: lapic.c kvm_recalculate_apic_map; two APICs of one physical ID switch the whole map off."""
@@ -86,7 +86,7 @@ class ApicBus:
 
     # Addressing.
 
-    def matching(self, destination: int, logical: bool) -> int:
+    def matching(self, destination: int, logical: int) -> int:
         """The CPUs that match a destination, asked one by one; one bit each. KVM: lapic.c kvm_apic_match_dest."""
         key = (destination, logical)
         found = self._match_cache.get(key)
@@ -96,7 +96,7 @@ class ApicBus:
             self._match_cache[key] = found
         return found
 
-    def _mapped_slots(self, destination: int, logical: bool) -> list[int | None] | None:
+    def _mapped_slots(self, destination: int, logical: int) -> list[int | None] | None:
         """What the map has for a destination, or None where the map can't be used."""
         key = (destination, logical)
         try:
@@ -115,7 +115,7 @@ class ApicBus:
         self._accept_cache[key] = slots
         return slots
 
-    def addressed(self, destination: int, logical: bool) -> int:
+    def addressed(self, destination: int, logical: int) -> int:
         """The CPUs that a fixed message would go to, one bit each. KVM: lapic.c kvm_bitmap_or_dest_vcpus."""
         slots = self._mapped_slots(destination, logical)
         if slots is None:

@@ -5,17 +5,17 @@ Everything here runs under the lock of the Vm that owns it, and calls nothing th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 
 from irqchipd.chips import i8259, ioapic
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.ioapic import Ioapic
 from irqchipd.chips.lapic import Lapic
-from irqchipd.chips.message import DeliveryMode, Message, from_msi
+from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.bus import Device, IoBus
-from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, MsiRoute, Route, group_by_gsi
+from irqchipd.vm.routing import DEFAULT_ROUTES, PINS, ChipId, MsiRoute, Route
 
 
 class Cpu:
@@ -145,6 +145,7 @@ class Board:
         self.pio = IoBus()
         self.mmio = IoBus()
         self.apics = ApicBus()
+        self.cpus_matching = self.apics.matching  # see IoapicWires
         self.cpus: list[Cpu] = []
         self.pic: PicPair | None = None
         self.ioapic: Ioapic | None = None
@@ -179,8 +180,7 @@ class Board:
                 bus.unregister(start)
             raise
         self.pic, self.ioapic = pic, io
-        pins = [(ChipId.PIC_PRIMARY, 8), (ChipId.PIC_SECONDARY, 8), (ChipId.IOAPIC, ioapic.PINS)]
-        self._inputs = {(chip, pin): Input(self, chip, pin) for chip, count in pins for pin in range(count)}
+        self._inputs = {(chip, pin): Input(self, chip, pin) for chip, pins in PINS.items() for pin in range(pins)}
         self.set_routes(DEFAULT_ROUTES)
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
@@ -198,13 +198,11 @@ class Board:
     def set_routes(self, routes: Sequence[Route]) -> None:
         """Replace the routing; pins that are high stay so. The routes have been checked."""
         self.routes = routes
-        self._table = {
-            gsi: [
-                MsiInput(self, route) if isinstance(route, MsiRoute) else self._inputs[route.chip, route.pin]
-                for route in group
-            ]
-            for gsi, group in group_by_gsi(routes).items()
-        }
+        table: dict[int, list[Input | MsiInput]] = {}
+        for route in routes:
+            end = MsiInput(self, route) if isinstance(route, MsiRoute) else self._inputs[route.chip, route.pin]
+            table.setdefault(route.gsi, []).append(end)
+        self._table = table
 
     def set_irq(self, gsi: int, level: int, source: int) -> int:
         """Drive a GSI from a source and return the statuses' sum over what it leads to.
@@ -245,11 +243,11 @@ class Board:
 
     # Guest accesses.
 
-    def enter(self, cpu: Cpu) -> None:
-        """A CPU enters its guest: it now learns which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
-        if cpu.scanned != self.generation and self.ioapic is not None and cpu.lapic is not None:
+    def scan(self, cpu: Cpu) -> None:
+        """A CPU that enters its guest learns which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
+        cpu.scanned = self.generation
+        if self.ioapic is not None and cpu.lapic is not None:
             cpu.handled, cpu.stale = self.ioapic.handled_vectors(cpu.index, cpu.lapic.irr | cpu.lapic.isr)
-            cpu.scanned = self.generation
 
     def find_mmio(self, cpu: Cpu, address: int, size: int) -> Device | None:
         """Who claims an access to memory: a CPU's local APIC comes before the bus. KVM: x86.c vcpu_mmio_read."""
@@ -284,29 +282,23 @@ class Board:
         if self.observer is not None:
             self.observer.kvm_ack_irq(ChipId.IOAPIC, pin)
 
-    def entry_changed(self, old: Message, new: Message) -> None:
+    def entry_changed(self, old: int, new: int) -> None:
         """See IoapicWires. KVM: ioapic.c ioapic_write_indirect."""
-        if new.delivery_mode != DeliveryMode.FIXED:
+        if new & ioapic.DELIVERY_MODE:  # not fixed
             self.generation += 1
             return
-        cpus = self.apics.addressed(new.destination, new.logical)
-        if (old.destination, old.logical) != (new.destination, new.logical):
+        cpus = self.apics.addressed(new >> ioapic.DESTINATION_SHIFT, new & ioapic.LOGICAL)
+        if (old ^ new) & (ioapic.LOGICAL | 0xFF << ioapic.DESTINATION_SHIFT):
             # KVM looks the old destination up in the new mode.
-            cpus |= self.apics.addressed(old.destination, new.logical)
-        for cpu in self._cpus_of(cpus):
-            cpu.scanned = -1
+            cpus |= self.apics.addressed(old >> ioapic.DESTINATION_SHIFT, new & ioapic.LOGICAL)
+        for cpu in self.cpus:
+            if cpus >> cpu.index & 1:
+                cpu.scanned = -1
 
     def entries_replaced(self) -> None:
         """See IoapicWires."""
         self.generation += 1
 
-    def cpus_matching(self, message: Message) -> int:
-        """See IoapicWires."""
-        return self.apics.matching(message.destination, message.logical)
-
     def cpus_pending(self, vector: int) -> int:
         """See IoapicWires."""
         return sum(1 << cpu for cpu, lapic in enumerate(self.apics.lapics) if (lapic.irr | lapic.isr) >> vector & 1)
-
-    def _cpus_of(self, bits: int) -> Iterator[Cpu]:
-        return (cpu for cpu in self.cpus if bits >> cpu.index & 1)

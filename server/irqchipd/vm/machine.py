@@ -10,7 +10,7 @@ import errno
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from irqchipd.chips import i8259
@@ -146,14 +146,14 @@ class Vm:
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
         """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route."""
         with self._turn:
-            self._irqchip()
+            if self._board.pic is None:
+                raise self._no_irqchip()
             if source is None:
                 source = self._shared_source
-            if level:
-                if gsi < MAX_GSIS:
-                    source.asserted.add(gsi)
-            else:
+            if not level:
                 source.asserted.discard(gsi)
+            elif gsi < MAX_GSIS:
+                source.asserted.add(gsi)
             return self._board.set_irq(gsi, 1 if level else 0, 1 << source.number)
 
     def open_source(self, client: str, on_deleted: Callable[[], None] | None = None) -> LineSource:
@@ -201,8 +201,10 @@ class Vm:
     def pio_read(self, vcpu: int, port: int, size: int) -> int | None:
         """A vCPU's IN of 1, 2 or 4 bytes."""
         with self._turn:
-            self._check_access(port, size, PIO_SIZES, MAX_PORT)
-            board = self._enter(vcpu)
+            if size not in PIO_SIZES or port > MAX_PORT:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port)
+            self._enter(vcpu)
+            board = self._board
             device = board.pio.find(port, size)
             if device is None:
                 return None
@@ -214,8 +216,10 @@ class Vm:
     def pio_write(self, vcpu: int, port: int, size: int, value: int) -> bool:
         """A vCPU's OUT of 1, 2 or 4 bytes."""
         with self._turn:
-            self._check_access(port, size, PIO_SIZES, MAX_PORT, value)
-            board = self._enter(vcpu)
+            if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port, value)
+            self._enter(vcpu)
+            board = self._board
             device = board.pio.find(port, size)
             if device is None:
                 return False
@@ -227,9 +231,10 @@ class Vm:
     def mmio_read(self, vcpu: int, address: int, size: int) -> int | None:
         """A vCPU's load of 1, 2, 4 or 8 bytes."""
         with self._turn:
-            self._check_access(address, size, MMIO_SIZES, MAX_ADDRESS)
-            board = self._enter(vcpu)
-            device = board.find_mmio(self._cpus[vcpu], address, size)
+            if size not in MMIO_SIZES or address > MAX_ADDRESS:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
             if device is None:
                 return None
             value = device.read(address, size)
@@ -240,9 +245,10 @@ class Vm:
     def mmio_write(self, vcpu: int, address: int, size: int, value: int) -> bool:
         """A vCPU's store of 1, 2, 4 or 8 bytes."""
         with self._turn:
-            self._check_access(address, size, MMIO_SIZES, MAX_ADDRESS, value)
-            board = self._enter(vcpu)
-            device = board.find_mmio(self._cpus[vcpu], address, size)
+            if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
             if device is None:
                 return False
             if board.observer is not None:
@@ -258,8 +264,8 @@ class Vm:
         The PIC comes first, where the local APIC passes it on. KVM: irq.c kvm_cpu_get_interrupt.
         """
         with self._turn:
-            board = self._enter(vcpu)
-            cpu = self._cpus[vcpu]
+            board = self._board
+            cpu = self._enter(vcpu)
             chip = self._lapic(vcpu)
             from_pic = pic and cpu.has_extint()
             if from_pic:
@@ -324,9 +330,9 @@ class Vm:
             pic, ioapic = self._irqchip()
             match chip_id:
                 case ChipId.PIC_PRIMARY:
-                    return replace(pic.primary)
+                    return pic.primary.copy()
                 case ChipId.PIC_SECONDARY:
-                    return replace(pic.secondary)
+                    return pic.secondary.copy()
                 case ChipId.IOAPIC:
                     return ioapic.state()
                 case _:
@@ -399,8 +405,11 @@ class Vm:
     def _irqchip(self) -> tuple[PicPair, Ioapic]:
         board = self._board
         if board.pic is None or board.ioapic is None:
-            raise VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
+            raise self._no_irqchip()
         return board.pic, board.ioapic
+
+    def _no_irqchip(self) -> VmError:
+        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
 
     def _cpu(self, vcpu: int) -> Cpu:
         cpu = self._cpus.get(vcpu)
@@ -408,10 +417,12 @@ class Vm:
             raise VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
         return cpu
 
-    def _enter(self, vcpu: int) -> Board:
+    def _enter(self, vcpu: int) -> Cpu:
         """The vCPU enters its guest, which is when it learns what it has to report at EOI."""
-        self._board.enter(self._cpu(vcpu))
-        return self._board
+        cpu = self._cpu(vcpu)
+        if cpu.scanned != self._board.generation:
+            self._board.scan(cpu)
+        return cpu
 
     def _lapic(self, vcpu: int) -> Lapic:
         lapic = self._cpus[vcpu].lapic
@@ -419,14 +430,14 @@ class Vm:
             raise VmError(errno.ENXIO, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
         return lapic
 
-    @staticmethod
-    def _check_access(address: int, size: int, sizes: Sequence[int], limit: int, value: int = 0) -> None:
-        if size not in sizes:
-            raise invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
-        if address > limit:
-            raise invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
-        if value >> 8 * size:
-            raise invalid(f"value {value:#x} does not fit into {size} bytes")
+
+def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
+    """What is wrong with an access."""
+    if size not in sizes:
+        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
+    if address > limit:
+        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
+    return invalid(f"value {value:#x} does not fit into {size} bytes")
 
 
 def _no_chip(chip_id: int) -> VmError:

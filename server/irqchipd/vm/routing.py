@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,7 +20,7 @@ class ChipId(IntEnum):
     IOAPIC = 2
 
 
-PINS = {ChipId.PIC_PRIMARY: 8, ChipId.PIC_SECONDARY: 8, ChipId.IOAPIC: 24}
+PINS: dict[int, int] = {ChipId.PIC_PRIMARY: 8, ChipId.PIC_SECONDARY: 8, ChipId.IOAPIC: 24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +63,31 @@ def check_routes(routes: Sequence[Route]) -> None:
     """Refuse what KVM refuses: EINVAL. KVM: irqchip.c setup_routing_entry, irq_comm.c kvm_set_routing_entry."""
     if len(routes) > MAX_GSIS:
         raise invalid(f"{len(routes)} routing entries; at most {MAX_GSIS} are allowed")
-    for gsi, group in group_by_gsi(routes).items():
+    led: set[tuple[int, int | None]] = set()  # where each GSI leads so far: to chips, or to None for an MSI
+    for route in routes:
+        gsi = route.gsi
         if gsi >= MAX_GSIS:
             raise invalid(f"GSI {gsi} is out of range: 0 to {MAX_GSIS - 1}")
-        for route in group:
-            _check_route(route)
-        if len(group) > 1 and any(isinstance(route, MsiRoute) for route in group):
+        chip = _check_route(route)
+        if (gsi, chip) in led and chip is not None:
+            raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
+        others = [(gsi, None)] if chip is not None else [(gsi, chip) for chip in (None, *PINS)]
+        if not led.isdisjoint(others):
             raise invalid(f"GSI {gsi} leads to an MSI and to something else; an MSI stands alone")
-        chips = [route.chip for route in group if isinstance(route, PinRoute)]
-        if len(set(chips)) < len(chips):
-            raise invalid(f"GSI {gsi} leads to a chip twice; one entry a chip is allowed")
+        led.add((gsi, chip))
 
 
-def _check_route(route: Route) -> None:
+def _check_route(route: Route) -> int | None:
+    """Refuse what is wrong by itself; return the chip, or None for an MSI."""
     if isinstance(route, MsiRoute):
         if route.flags & ~MSI_VALID_DEVID:
             raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
-        return
+        return None
     if route.flags:
         raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of a pin; only 0 is allowed")
-    if route.chip not in PINS:
+    pins = PINS.get(route.chip)
+    if pins is None:
         raise invalid(f"GSI {route.gsi}: chip {route.chip} is none; 0 and 1 are the PICs, 2 the IOAPIC")
-    pins = PINS[ChipId(route.chip)]
     if route.pin >= pins:
         raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}")
-
-
-def group_by_gsi(routes: Iterable[Route]) -> dict[int, list[Route]]:
-    """The routes of each GSI, in their order."""
-    groups: dict[int, list[Route]] = {}
-    for route in routes:
-        groups.setdefault(route.gsi, []).append(route)
-    return groups
+    return route.chip
