@@ -1,0 +1,80 @@
+"""in, out, read, write, ack: what a vCPU does.
+
+An address that nothing claims is a result and not an error, as everywhere in irqchipd: it prints "unclaimed", and the
+exit status is 0.
+"""
+
+from __future__ import annotations
+
+import click
+
+import irqchip_client
+
+from ._common import NUMBER, pass_vm, size_option, vcpu_option
+
+
+@click.command("in")
+@pass_vm
+@click.argument("port", type=NUMBER)
+@size_option(1, 1, 2, 4)
+@vcpu_option
+def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
+    """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0."""
+    click.echo(_read(vm.vcpu(vcpu).pio_read(port, int(size)), int(size)))
+
+
+@click.command()
+@pass_vm
+@click.argument("port", type=NUMBER)
+@click.argument("value", type=NUMBER)
+@size_option(1, 1, 2, 4)
+@vcpu_option
+def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> None:
+    """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0."""
+    _written(vm.vcpu(vcpu).pio_write(port, value, int(size)))
+
+
+@click.command()
+@pass_vm
+@click.argument("address", type=NUMBER)
+@size_option(4, 1, 2, 4, 8)
+@vcpu_option
+def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
+    """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0."""
+    click.echo(_read(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size)))
+
+
+@click.command()
+@pass_vm
+@click.argument("address", type=NUMBER)
+@click.argument("value", type=NUMBER)
+@size_option(4, 1, 2, 4, 8)
+@vcpu_option
+def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int) -> None:
+    """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0."""
+    _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)))
+
+
+@click.command()
+@pass_vm
+@vcpu_option
+@click.option(
+    "--source",
+    type=click.Choice(["any", "pic", "lapic"]),
+    default="any",
+    show_default=True,
+    help="Whose interrupt: any takes the PIC's first, where the local APIC lets it through.",
+)
+def ack(vm: irqchip_client.Vm, vcpu: int, source: str) -> None:
+    """Accept the interrupt that a vCPU would take now. Prints its vector and where it is from, or "none"."""
+    taken = vm.vcpu(vcpu).acknowledge(irqchip_client.InterruptSource[source.upper()])
+    click.echo(f"{taken.vector:#04x} {taken.source.name.lower()}" if taken else "none")
+
+
+def _read(access: irqchip_client.Access, size: int) -> str:
+    return f"0x{access.data:0{2 * size}x}" if access.claimed else "unclaimed"
+
+
+def _written(claimed: bool) -> None:
+    if not claimed:
+        click.echo("unclaimed")

@@ -1,0 +1,179 @@
+"""replay: golden traces, against a daemon or the chips alone."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from .traces import Done, Mismatch, Trace, TraceError, load_traces
+
+SHOWN = 20  # mismatches
+
+Run = Callable[[Sequence[Trace], Done], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the traces of a family, or of all."""
+
+    traces: int = 0
+    operations: int = 0
+    mismatches: int = 0
+    # From its first trace's beginning to its last one's end.
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.operations / self.seconds if self.seconds else 0.0
+
+
+class Report:
+    """Gathers what the traces gave: mismatches, and a tally a family."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, Tally] = {}
+        self.total = Tally()
+        self.mismatches: list[Mismatch] = []
+        self.start()
+
+    def start(self) -> None:
+        """The first trace is about to begin."""
+        self._begun = self._last = time.perf_counter()
+
+    def add(self, trace: Trace, mismatches: list[Mismatch]) -> None:
+        """A trace is done. Families come one after the other, so what has passed since the last one is its own."""
+        now = time.perf_counter()
+        family = self.families.setdefault(trace.family, Tally())
+        family.seconds += now - self._last
+        self.total.seconds = now - self._begun
+        self._last = now
+        for tally in (family, self.total):
+            tally.traces += 1
+            tally.operations += len(trace.operations)
+            tally.mismatches += len(mismatches)
+        self.mismatches += mismatches
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option("--in-process", is_flag=True, help="Against the chips alone, in this process; needs no daemon.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 1024), help="Traces at once, against a daemon.  [default: 16]", metavar="N"
+)
+@click.option("--family", "families", multiple=True, metavar="F", help="Only traces of this family; may be repeated.")
+@click.pass_obj
+def replay(
+    target: str | None, files: Sequence[Path], in_process: bool, jobs: int | None, families: Sequence[str]
+) -> None:
+    """Replay golden traces, and compare every answer with the kernel's.
+
+    Each trace gets a VM of its own, which is deleted after it, and runs to its end, also past a mismatch. Operations
+    are numbered from 0, by their place in the trace's "ops". Files are JSON lines, plain or gzipped.
+
+    The last line is "N traces, M operations, K mismatches". Exit status: 0 if K is 0; 1 if it is not, or the daemon
+    fails; 2 if a file can't be used, and then nothing is run.
+    """
+    if in_process and jobs:
+        raise click.UsageError("--jobs is for a daemon; --in-process runs one trace after the other")
+    traces = _load(files, families)
+    run = _in_process() if in_process else _against_daemon(target, jobs or 16)
+    # The traces are many objects that stay: without this, collecting garbage is a fifth of the time.
+    gc.freeze()
+    report = Report()
+    with _progress(traces, report) as done:
+        run(traces, done)
+    _print(report)
+    sys.exit(1 if report.mismatches else 0)
+
+
+class _Unusable(click.ClickException):
+    exit_code = 2
+
+
+def _load(files: Sequence[Path], families: Sequence[str]) -> list[Trace]:
+    """The traces wanted, family by family."""
+    try:
+        traces = [trace for file in files for trace in load_traces(file)]
+        found = list(dict.fromkeys(trace.family for trace in traces))
+        if missing := [family for family in families if family not in found]:
+            raise TraceError(f"no trace is of family {', '.join(missing)}; there are {', '.join(found)}")
+    except TraceError as error:
+        raise _Unusable(str(error)) from error
+    return sorted(
+        (trace for trace in traces if not families or trace.family in families),
+        key=lambda trace: found.index(trace.family),
+    )
+
+
+def _in_process() -> Run:
+    try:
+        from .replay_in_process import replay_all
+    except ImportError as error:
+        raise click.ClickException(f"--in-process needs the package irqchipd beside irqchip_client: {error}") from error
+    return replay_all
+
+
+def _against_daemon(target: str | None, jobs: int) -> Run:
+    from .replay_daemon import replay_all
+
+    return partial(replay_all, target, jobs)
+
+
+@contextmanager
+def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
+    """What to call when a trace is done: it adds to the report, and moves a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:10}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(traces))
+
+        def done(trace: Trace, mismatches: list[Mismatch]) -> None:
+            report.add(trace, mismatches)
+            progress.update(bar, advance=1, description=trace.family)
+
+        report.start()
+        yield done
+
+
+def _print(report: Report) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Traces that run at once end in any order.
+    report.mismatches.sort(key=lambda mismatch: (mismatch.trace.family, mismatch.trace.seed, mismatch.number))
+    if report.mismatches:
+        click.echo("Not answered as the kernel did (operations are numbered from 0):")
+    for mismatch in report.mismatches[:SHOWN]:
+        click.echo(mismatch)
+    if len(report.mismatches) > SHOWN:
+        click.echo(f"and {len(report.mismatches) - SHOWN} more")
+    table = Table("family", box=box.SIMPLE_HEAD)
+    for heading in ("traces", "operations", "mismatches", "operations/s"):
+        table.add_column(heading, justify="right")
+    for name, tally in [*report.families.items(), ("all", report.total)]:
+        counts = (tally.traces, tally.operations, tally.mismatches)
+        table.add_row(
+            Text(name), *map(str, counts), f"{tally.rate:,.0f}", end_section=name == list(report.families)[-1]
+        )
+    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    total = report.total
+    click.echo(f"{total.traces} traces, {total.operations} operations, {total.mismatches} mismatches")

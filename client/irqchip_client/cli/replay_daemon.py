@@ -1,0 +1,177 @@
+"""Traces against a daemon: each on a VM of its own, through a Session, in batches, several traces at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import InterruptSource, IrqchipError, MsiRoute, PinRoute, aio, ops
+from irqchip_client.ops import Call
+
+from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace
+
+# Well below what a daemon takes as one message (irqchipd --max-message), whatever the operations are.
+BATCH_BYTES = 1 << 18
+
+
+def replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
+    """Runs traces to their ends, `jobs` of them at once, and tells of each that is done. Raises IrqchipError."""
+    asyncio.run(_replay_all(target, jobs, traces, done))
+
+
+async def _replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
+    prefix = f"replay-{secrets.token_hex(4)}-"
+    left = iter(enumerate(traces, 1))
+
+    async def work(client: aio.Client) -> None:
+        for number, trace in left:
+            done(trace, await _replay(client, f"{prefix}{number}", trace))
+
+    async with aio.connect(target) as client:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(jobs):
+                    group.create_task(work(client))
+        except ExceptionGroup as failures:  # One has cancelled the others; it is the first.
+            raise failures.exceptions[0] from None
+        finally:
+            await _sweep(client, prefix)
+
+
+async def _replay(client: aio.Client, name: str, trace: Trace) -> list[Mismatch]:
+    vm = await client.create_vm(name)
+    await vm.create_irqchip()
+    async with vm.session("irqchipctl replay") as session:
+        await session.run([ops.create_vcpu(vcpu) for vcpu in range(trace.vcpus)])
+        answers = await _Pipeline(session).run(trace)
+    await vm.delete()
+    return [
+        Mismatch(trace, number, actual)
+        for number, (operation, actual) in enumerate(zip(trace.operations, answers, strict=True))
+        if actual != operation.expected
+    ]
+
+
+async def _sweep(client: aio.Client, prefix: str) -> None:
+    """Deletes what traces that were cut short, by Ctrl-C say, have left: even a VM whose creation was not answered."""
+    with suppress(IrqchipError):
+        for vm in await client.vms():
+            if vm.name.startswith(prefix):
+                await client.delete_vm(vm.name)
+
+
+class _Pipeline:
+    """A trace's operations in batches, which follow each other without waiting for answers."""
+
+    def __init__(self, session: aio.Session) -> None:
+        self._session = session
+        self._calls: list[Call[Any]] = []
+        self._bytes = 0
+        self._sent: list[asyncio.Future[list[Any]]] = []
+
+    async def run(self, trace: Trace) -> list[Any]:
+        """The answers, in the traces' form."""
+        for name, arguments, _ in trace.operations:
+            if name == "ack_lapic":
+                await self._ack_lapic(*arguments)
+            else:
+                await self._add(CALLS[name](*arguments))
+        await self._send()
+        return [
+            f"-{answer.reason}" if isinstance(answer, IrqchipError) else answer
+            for answers in await asyncio.gather(*self._sent)
+            for answer in answers
+            if not isinstance(answer, _Taken)  # The KVM_SET_LAPIC that follows has its answer.
+        ]
+
+    async def _ack_lapic(self, vcpu: int) -> None:
+        """As it was recorded, for KVM_SET_LAPIC's side effects. What to set can't be known before it was got."""
+        await self._add(_answering(ops.get_lapic(vcpu), _take))
+        await self._send()
+        taken = (await self._sent[-1])[-1]
+        if isinstance(taken, _Taken):
+            await self._add(_answering(ops.set_lapic(vcpu, taken.page), lambda _: taken.vector))
+
+    async def _add(self, call: Call[Any]) -> None:
+        self._calls.append(call)
+        self._bytes += call.request.ByteSize()
+        if len(self._calls) >= self._session.max_operations or self._bytes >= BATCH_BYTES:
+            await self._send()
+
+    async def _send(self) -> None:
+        if not self._calls:
+            return
+        sent = await self._session.submit(self._calls, return_errors=True)
+        # Looked at even if another fails first: asyncio would else complain, of each, to standard error.
+        sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._sent.append(sent)
+        self._calls = []
+        self._bytes = 0
+
+
+def _answering(call: Call[Any], answer: Callable[[Any], Any]) -> Call[Any]:
+    """The same call, its response read as the traces have it."""
+    return Call(call.operation, call.request, answer)
+
+
+def _route(gsi: int, to: str, *where: int) -> PinRoute | MsiRoute:
+    if to == "msi":
+        return MsiRoute(gsi, *where)
+    chip, pin = where
+    return PinRoute(gsi, chip, pin)  # type: ignore[arg-type]  # A chip that is none is the daemon's to refuse.
+
+
+def _lapic_answer(response: pb.GetLapicResponse) -> dict[str, Any]:
+    answer: dict[str, Any] = {name: getattr(response.lapic, field) for name, field in LAPIC_REGISTERS.items()}
+    for name in LAPIC_VECTORS:
+        answer[name] = list(getattr(response.lapic, name))
+    return answer
+
+
+# Every operation but ack_lapic, which is two: the call that has its answer.
+CALLS: dict[str, Callable[..., Call[Any]]] = {
+    "pio_read": lambda vcpu, port, size: _answering(ops.pio_read(vcpu, port, size), lambda r: r.data),
+    "pio_write": lambda vcpu, port, size, value: _answering(ops.pio_write(vcpu, port, value, size), lambda _: None),
+    "mmio_read": lambda vcpu, address, size: _answering(ops.mmio_read(vcpu, address, size), lambda r: r.data),
+    "mmio_write": lambda vcpu, at, size, value: _answering(ops.mmio_write(vcpu, at, value, size), lambda _: None),
+    "irq_line": lambda gsi, level: ops.irq_line(gsi, bool(level)),
+    "signal_msi": lambda address, data, flags: _answering(
+        ops.signal_msi(address, data, flags),
+        lambda r: "-EPERM" if r.status == -1 else r.status,  # An ioctl that returns -1.
+    ),
+    "set_gsi_routing": lambda table: _answering(ops.set_gsi_routing([_route(*entry) for entry in table]), lambda _: 0),
+    "take_extint": lambda vcpu: _answering(
+        ops.ack_interrupt(vcpu, InterruptSource.PIC), lambda r: r.vector if r.HasField("vector") else None
+    ),
+    "get_irqchip": lambda chip: _answering(ops.get_irqchip(chip), lambda r: r.kvm_struct.hex()),
+    "set_irqchip": lambda chip, state: _answering(ops.set_irqchip(chip, bytes.fromhex(state)), lambda _: 0),
+    "get_lapic": lambda vcpu: _answering(ops.get_lapic(vcpu), _lapic_answer),
+}
+
+_ISR, _IRR = 0x100, 0x200  # Offsets in the register page: 256 bits each, 32 in every 16 bytes.
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A vector that a CPU accepts, and the register page with it moved from IRR to ISR."""
+
+    vector: int
+    page: bytes
+
+
+def _take(response: pb.GetLapicResponse) -> _Taken | None:
+    """The CPU's acceptance rule: the highest vector requested, if its class is above TPR's and that in service."""
+    lapic = response.lapic
+    requested = max(lapic.irr, default=0)
+    if requested & 0xF0 <= max(lapic.tpr & 0xF0, max(lapic.isr, default=0) & 0xF0):
+        return None
+    page = bytearray(response.kvm_struct)
+    at = (requested >> 5) * 0x10 + (requested >> 3 & 3)
+    page[_IRR + at] &= ~(1 << (requested & 7)) & 0xFF
+    page[_ISR + at] |= 1 << (requested & 7)
+    return _Taken(requested, bytes(page))

@@ -1,0 +1,120 @@
+"""Traces on the chips alone, without a daemon: irqchipd's own Vm, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from irqchipd.chips.lapic import LapicRegisters
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.routing import MsiRoute, PinRoute
+
+from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace
+
+
+def replay_all(traces: Sequence[Trace], done: Done) -> None:
+    """Runs traces, and tells of each that is done."""
+    for trace in traces:
+        done(trace, replay(trace))
+
+
+def replay(trace: Trace) -> list[Mismatch]:
+    """Runs a trace to its end, whatever it finds, and returns every operation that was answered otherwise."""
+    execute = executors(new_vm(trace.vcpus))
+    mismatches = []
+    for number, (name, arguments, expected) in enumerate(trace.operations):
+        try:
+            actual = execute[name](*arguments)
+        except VmError as error:
+            actual = f"-{error.reason}"
+        if actual != expected:
+            mismatches.append(Mismatch(trace, number, actual))
+    return mismatches
+
+
+def new_vm(vcpus: int) -> Vm:
+    """What a trace starts from."""
+    vm = Vm("replay")
+    vm.create_irqchip()
+    for vcpu in range(vcpus):
+        vm.create_vcpu(vcpu)
+    return vm
+
+
+def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
+    """What executes each operation on a VM, and returns the answer in the traces' form."""
+
+    def pio_read(vcpu: int, port: int, size: int) -> int:
+        return vm.pio_read(vcpu, port, size) or 0
+
+    def pio_write(vcpu: int, port: int, size: int, value: int) -> None:
+        vm.pio_write(vcpu, port, size, value)
+
+    def mmio_read(vcpu: int, address: int, size: int) -> int:
+        return vm.mmio_read(vcpu, address, size) or 0
+
+    def mmio_write(vcpu: int, address: int, size: int, value: int) -> None:
+        vm.mmio_write(vcpu, address, size, value)
+
+    def signal_msi(address: int, data: int, flags: int) -> int | str:
+        status = vm.signal_msi(address, data, flags)
+        return "-EPERM" if status == -1 else status  # an ioctl that returns -1
+
+    def set_gsi_routing(table: Sequence[tuple[int, str, int, int]]) -> int:
+        vm.set_routing([(PinRoute if to == "irqchip" else MsiRoute)(gsi, *where) for gsi, to, *where in table])
+        return 0
+
+    def take_extint(vcpu: int) -> int | None:
+        taken = vm.ack_interrupt(vcpu, lapic=False)
+        return taken and taken[0]
+
+    def ack_lapic(vcpu: int) -> int | None:
+        registers = vm.get_lapic(vcpu)
+        vector = registers.take()
+        if vector < 0:
+            return None
+        vm.set_lapic(vcpu, registers)  # as it was recorded, for KVM_SET_LAPIC's side effects
+        return vector
+
+    def get_irqchip(chip: int) -> str:
+        return vm.get_irqchip(chip).pack().hex()
+
+    def set_irqchip(chip: int, state: str) -> int:
+        vm.set_irqchip(chip, bytes.fromhex(state))
+        return 0
+
+    def get_lapic(vcpu: int) -> dict[str, Any]:
+        return _lapic_answer(vm.get_lapic(vcpu))
+
+    return {
+        "pio_read": pio_read,
+        "pio_write": pio_write,
+        "mmio_read": mmio_read,
+        "mmio_write": mmio_write,
+        "irq_line": vm.irq_line,
+        "signal_msi": signal_msi,
+        "set_gsi_routing": set_gsi_routing,
+        "take_extint": take_extint,
+        "ack_lapic": ack_lapic,
+        "get_irqchip": get_irqchip,
+        "set_irqchip": set_irqchip,
+        "get_lapic": get_lapic,
+    }
+
+
+def _lapic_answer(registers: LapicRegisters) -> dict[str, Any]:
+    answer: dict[str, Any] = {name: getattr(registers, field) for name, field in LAPIC_REGISTERS.items()}
+    for name in LAPIC_VECTORS:
+        answer[name] = _vectors(getattr(registers, name))
+    return answer
+
+
+def _vectors(bits: int) -> list[int]:
+    """The bits that are set, lowest first; there are few of them."""
+    vectors = []
+    while bits:
+        lowest = bits & -bits
+        vectors.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return vectors

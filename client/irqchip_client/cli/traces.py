@@ -1,0 +1,237 @@
+"""Golden traces: what the kernel answered to a sequence of operations, one JSON object a line.
+
+    {"family": "pic", "seed": 1, "vcpus": 1, "ops": [["irq_line", 4, 1, 1], ["take_extint", 0, null]]}
+
+An operation is its name, its arguments and the kernel's answer; an answer that is a string beginning with "-" is an
+errno. A trace starts from a new VM with an irqchip and `vcpus` vCPUs. A new operation needs its arguments in OPERATIONS
+here, and an entry in each of the tables that execute them: replay_daemon.py and replay_in_process.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_VCPUS = 255
+MAX_SHOWN = 1000  # characters of an operation or an answer; the longest of the kernel's are about half of it
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class TraceError(Exception):
+    """A file that holds no usable traces; the message names file and line."""
+
+
+class Kind(NamedTuple):
+    """What an argument may be."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+def number(bits: int) -> Kind:
+    """An unsigned number. JSON's true is none, though Python's is."""
+    limit = 1 << bits
+    return Kind(f"a number of {bits} bits", lambda value: type(value) is int and 0 <= value < limit)
+
+
+def _is_hex(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and len(bytes.fromhex(value)) * 2 == len(value)
+    except ValueError:
+        return False
+
+
+def _is_routing_table(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 4
+        and entry[1] in ("irqchip", "msi")
+        and U32.accepts(entry[0])
+        and (U32 if entry[1] == "irqchip" else U64).accepts(entry[2])
+        and U32.accepts(entry[3])
+        for entry in value
+    )
+
+
+U32, U64 = number(32), number(64)
+LEVEL = Kind("0 or 1", lambda value: type(value) is int and value in (0, 1))
+HEX = Kind("bytes in hexadecimal", _is_hex)
+ROUTES = Kind('a list of [gsi, "irqchip", chip, pin] and [gsi, "msi", address, data]', _is_routing_table)
+
+# Every operation, and its arguments in their order.
+OPERATIONS: Mapping[str, Mapping[str, Kind]] = {
+    "pio_read": {"vcpu": U32, "port": U32, "size": U32},
+    "pio_write": {"vcpu": U32, "port": U32, "size": U32, "value": U32},
+    "mmio_read": {"vcpu": U32, "address": U64, "size": U32},
+    "mmio_write": {"vcpu": U32, "address": U64, "size": U32, "value": U64},
+    "irq_line": {"gsi": U32, "level": LEVEL},
+    "signal_msi": {"address": U64, "data": U32, "flags": U32},
+    "set_gsi_routing": {"table": ROUTES},
+    "take_extint": {"vcpu": U32},
+    "ack_lapic": {"vcpu": U32},
+    "get_irqchip": {"chip": U32},
+    "set_irqchip": {"chip": U32, "state": HEX},
+    "get_lapic": {"vcpu": U32},
+}
+
+# get_lapic's names of registers, and those of irqchip_client.LapicState and of irqchipd's chip.
+LAPIC_REGISTERS = {
+    "id": "id",
+    "version": "version",
+    "tpr": "tpr",
+    "ldr": "ldr",
+    "dfr": "dfr",
+    "svr": "svr",
+    "esr": "esr",
+    "icr": "icr",
+    "icr2": "icr2",
+    "lvtt": "lvt_timer",
+    "lvtthmr": "lvt_thermal",
+    "lvtpc": "lvt_performance",
+    "lvt0": "lvt_lint0",
+    "lvt1": "lvt_lint1",
+    "lvterr": "lvt_error",
+}
+LAPIC_VECTORS = ("isr", "tmr", "irr")
+
+
+class Operation(NamedTuple):
+    """An operation and what the kernel answered."""
+
+    name: str
+    arguments: list[Any]
+    expected: Any
+
+    def __str__(self) -> str:
+        """As in the file, without the answer."""
+        return as_json([self.name, *self.arguments])
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One trace. Operations are numbered from 0, by their place in ops."""
+
+    family: str
+    seed: int
+    vcpus: int
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """An operation that was not answered as the kernel did."""
+
+    trace: Trace
+    number: int
+    actual: Any
+
+    @property
+    def operation(self) -> Operation:
+        """What was done, and what the kernel answered."""
+        return self.trace.operations[self.number]
+
+    def __str__(self) -> str:
+        return (
+            f"family {self.trace.family}, seed {self.trace.seed},"
+            f" operation {self.number}: {_shorten(str(self.operation))}\n"
+            f"  expected {_shorten(as_json(self.operation.expected))}\n"
+            f"  actual   {_shorten(as_json(self.actual))}{_where(self.operation.expected, self.actual)}"
+        )
+
+
+Done = Callable[[Trace, list[Mismatch]], None]  # Told of every trace that has run to its end.
+
+
+def as_json(value: Any) -> str:
+    """In one line, as in a trace."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _where(expected: Any, actual: Any) -> str:
+    """Where two answers that are too long to compare by eye differ."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        names = [name for name in actual if name not in expected or expected[name] != actual[name]]
+        names += [name for name in expected if name not in actual]
+        return _shorten(f"\n  differ in {', '.join(names)}")
+    if HEX.accepts(expected) and HEX.accepts(actual) and len(expected) == len(actual):
+        pairs = zip(bytes.fromhex(expected), bytes.fromhex(actual), strict=True)
+        bytes_ = (str(at) for at, (one, other) in enumerate(pairs) if one != other)
+        return _shorten(f"\n  differ in byte {', '.join(bytes_)}")
+    return ""
+
+
+def load_traces(path: Path) -> list[Trace]:
+    """The traces of a .jsonl or .jsonl.gz file. TraceError where it can't be read or a line is malformed."""
+    traces = []
+    try:
+        for at, line in enumerate(_lines(path), 1):
+            try:
+                if not line.isspace():
+                    traces.append(parse_trace(line))
+            except TraceError as error:
+                raise TraceError(f"{path}:{at}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:  # also of a file that is cut off or damaged within
+        raise TraceError(f"{path}: can't be read: {error}") from error
+    if not traces:
+        raise TraceError(f"{path}: holds no traces")
+    return traces
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        if compressed:
+            with gzip.open(file) as plain:
+                yield from plain
+        else:
+            yield from file
+
+
+def parse_trace(line: bytes | str) -> Trace:
+    """One line. TraceError where it is malformed."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError: what is not JSON, not UTF-8, or a monstrous number
+        raise TraceError(f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise TraceError("is not a JSON object")
+    family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))
+    if not isinstance(family, str) or not family.isprintable() or type(seed) is not int:
+        raise TraceError("family must be a printable string and seed a number")
+    if type(vcpus) is not int or not 1 <= vcpus <= MAX_VCPUS:
+        raise TraceError(f"vcpus must be a number, 1 to {MAX_VCPUS}")
+    if not isinstance(ops, list):
+        raise TraceError("ops must be a list of operations")
+    return Trace(family, seed, vcpus, tuple(_operations(ops)))
+
+
+def _operations(ops: Iterable[Any]) -> Iterator[Operation]:
+    for at, op in enumerate(ops):
+        if not isinstance(op, list) or not op or not isinstance(op[0], str):
+            raise TraceError(f"operation {at}: must be a list of a name, arguments and an answer")
+        name, *arguments = op
+        kinds = OPERATIONS.get(name)
+        if kinds is None:
+            raise TraceError(f"operation {at}: {name!r} is unknown; there are {', '.join(OPERATIONS)}")
+        if len(arguments) != len(kinds) + 1:
+            wanted = ", ".join(kinds)
+            raise TraceError(f"operation {at}: {name} takes {wanted} and the answer, not {len(arguments)} values")
+        answer = arguments.pop()
+        if isinstance(
+            answer, bool | float
+        ):  # Python's true is equal to 1, which no answer of the kernel's is meant by.
+            raise TraceError(f"operation {at}: an answer can't be {as_json(answer)}")
+        for (argument, kind), value in zip(kinds.items(), arguments, strict=True):
+            if not kind.accepts(value):
+                raise TraceError(f"operation {at}: {name}'s {argument} must be {kind.description}")
+        yield Operation(name, arguments, answer)

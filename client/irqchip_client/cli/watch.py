@@ -1,0 +1,128 @@
+"""watch: trace events, as the kernel prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import click
+
+import irqchip_client
+
+from ._common import pass_vm
+
+Fields = Mapping[str, int]
+
+# KVM: arch/x86/kvm/trace.h kvm_deliver_mode, kvm_irqchips, __print_symbolic of kvm_apic_ipi.
+_MODES = ("Fixed", "LowPrio", "SMI", "Res3", "NMI", "INIT", "SIPI", "ExtINT")
+_CHIPS = ("PIC master", "PIC slave", "IOAPIC")
+_SHORTHANDS = ("dst", "self", "all", "all-but-self")
+
+
+def _pio(f: Fields) -> str:
+    direction = "write" if f["write"] else "read"
+    return f"pio_{direction} at {f['port']:#x} size {f['size']} count 1 val {f['value']:#x}"
+
+
+def _mmio(f: Fields) -> str:
+    direction = "write" if f["write"] else "read"
+    # A field is a signed number of 64 bits; what was read or written is not signed.
+    address, value = f["address"] & (1 << 64) - 1, f["value"] & (1 << 64) - 1
+    return f"mmio {direction} len {f['size']} gpa {address:#x} val {value:#x}"
+
+
+def _pic_set_irq(f: Fields) -> str:
+    bit = 1 << (f["pin"] & 7)
+    trigger, masked = "level" if f["elcr"] & bit else "edge", "|masked" if f["imr"] & bit else ""
+    return f"chip {f['chip']} pin {f['pin']} ({trigger}{masked}){_coalesced(f)}"
+
+
+def _ioapic_set_irq(f: Fields) -> str:
+    entry = f["entry"]
+    masked = "|masked" if entry & 1 << 16 else ""
+    return (
+        f"pin {f['pin']} dst {entry >> 56 & 0xFF:x} vec {entry & 0xFF}"
+        f" ({_MODES[entry >> 8 & 7]}|{_logical(entry, 11)}|{_level(entry)}{masked}){_coalesced(f)}"
+    )
+
+
+def _msi_set_irq(f: Fields) -> str:
+    address, data = f["address"], f["data"]
+    hint = "|rh" if address & 1 << 3 else ""
+    return (
+        f"dst {address >> 12 & 0xFF:x} vec {data & 0xFF}"
+        f" ({_MODES[data >> 8 & 7]}|{_logical(address, 2)}|{_level(data)}{hint})"
+    )
+
+
+def _apic_ipi(f: Fields) -> str:
+    icr = f["icr"]
+    asserted = "assert" if icr & 1 << 14 else "de-assert"
+    return (
+        f"dst {f['destination']:x} vec {icr & 0xFF}"
+        f" ({_MODES[icr >> 8 & 7]}|{_logical(icr, 11)}|{asserted}|{_level(icr)}|{_SHORTHANDS[icr >> 18 & 3]})"
+    )
+
+
+def _apic_accept_irq(f: Fields) -> str:
+    trigger = "level" if f["level_triggered"] else "edge"
+    return f"apicid {f['vcpu']:x} vec {f['vector']} ({_MODES[f['delivery_mode'] & 7]}|{trigger})"
+
+
+def _level(value: int) -> str:
+    return "level" if value & 1 << 15 else "edge"
+
+
+def _logical(value: int, bit: int) -> str:
+    return "logical" if value & 1 << bit else "physical"
+
+
+def _coalesced(f: Fields) -> str:
+    return " (coalesced)" if f["coalesced"] else ""
+
+
+# The kernel's TP_printk of each. kvm_inj_virq's vCPU is the kernel's task, which has its own column there.
+_FORMATS: dict[str, Callable[[Fields], str]] = {
+    "kvm_pio": _pio,
+    "kvm_mmio": _mmio,
+    "kvm_set_irq": lambda f: f"gsi {f['gsi']} level {f['level']} source {f['source']}",
+    "kvm_pic_set_irq": _pic_set_irq,
+    "kvm_ioapic_set_irq": _ioapic_set_irq,
+    "kvm_msi_set_irq": _msi_set_irq,
+    "kvm_apic_ipi": _apic_ipi,
+    "kvm_apic_accept_irq": _apic_accept_irq,
+    "kvm_inj_virq": lambda f: f"vcpu {f['vcpu']} IRQ {f['vector']:#x}",
+    "kvm_eoi": lambda f: f"apicid {f['vcpu']:x} vector {f['vector']}",
+    "kvm_ack_irq": lambda f: f"irqchip {_CHIPS[f['chip']]} pin {f['pin']}",
+}
+
+
+def trace_line(event: irqchip_client.TraceEvent | irqchip_client.EventsDropped) -> str:
+    """One line of the kernel's trace, without its columns of task and CPU."""
+    if isinstance(event, irqchip_client.EventsDropped):
+        return f"[LOST {event.count} EVENTS]"
+    seconds, nanoseconds = divmod(event.time_ns, 10**9)
+    return f"{seconds:5}.{nanoseconds // 1000:06}: {event.tracepoint}: {_body(event)}"
+
+
+def _body(event: irqchip_client.TraceEvent) -> str:
+    # A daemon of another version may have other tracepoints, or other fields in them.
+    if event.tracepoint in _FORMATS:
+        with suppress(KeyError, IndexError):
+            return _FORMATS[event.tracepoint](event.fields)
+    return " ".join(f"{name}={value}" for name, value in event.fields.items())
+
+
+@click.command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
+@pass_vm
+@click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
+def watch(vm: irqchip_client.Vm, tracepoints: tuple[str, ...]) -> None:
+    """Print what happens in a VM, until Ctrl-C.
+
+    A line a trace event, in the format of the kernel's trace. The tracepoints are the kernel's, with or without
+    "kvm_"; all of them, where none is named. The time is that of the daemon's monotonic clock, in seconds.
+    """
+    names = [name if name.startswith("kvm_") else f"kvm_{name}" for name in tracepoints]
+    with suppress(KeyboardInterrupt), vm.watch(names) as events:
+        for event in events:
+            click.echo(trace_line(event))

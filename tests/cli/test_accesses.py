@@ -1,0 +1,54 @@
+"""in, out, read, write, ack."""
+
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+from irqchip_client import Vm
+from tests.cli.conftest import Run
+
+
+def test_ports(run: Run, vm: Vm) -> None:
+    result = run("out", vm.name, "0x21", "0b1011")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert run("in", vm.name, 33).stdout == "0x0b\n"
+
+
+def test_memory_is_shown_in_the_width_of_the_access(run: Run, vm: Vm) -> None:
+    assert run("write", vm.name, "0xfec00000", "0x10").stdout == ""
+    assert run("read", vm.name, "0xfec00000").stdout == "0x00000010\n"
+    assert run("read", vm.name, "0xfec00000", "--size", 1).stdout == "0x10\n"
+    assert run("read", vm.name, "0xfec00000", "--size", 8).stdout == "0x0000000000000010\n"
+
+
+def test_another_vcpu(run: Run, vm: Vm) -> None:
+    assert run("read", vm.name, "0xfee00020", "--vcpu", 1).stdout == "0x01000000\n"
+
+
+@pytest.mark.parametrize(
+    "command", [("in", 0x80), ("out", 0x80, 1), ("read", 0x1000), ("write", 0x1000, 1)], ids=lambda c: str(c[0])
+)
+def test_unclaimed_is_a_result_and_not_an_error(run: Run, vm: Vm, command: tuple[object, ...]) -> None:
+    name, *arguments = command
+    result = run(name, vm.name, *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "unclaimed\n", "")
+
+
+def test_ack_asks_the_source_that_is_named(run: Run, vm: Vm) -> None:
+    vm.line(4).pulse()
+    assert run("ack", vm.name, "--source", "lapic").stdout == "none\n"
+    assert run("ack", vm.name, "--source", "pic").stdout == "0x04 pic\n"
+
+
+def test_what_does_not_fit_is_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
+    assert fails(run("out", vm.name, "0x21", "0x100")).endswith("(EINVAL)")
+    assert fails(run("in", vm.name, "0x20", "--vcpu", 7)) == f"VM '{vm.name}' has no vCPU 7 (ENOENT)"
+    assert fails(run("read", vm.name, "0x1ffffffffffffffff")).startswith("mmio_read: ")
+
+
+@pytest.mark.parametrize("text", ["x", "", "0x", "1.5"])
+def test_what_is_no_number_is_refused_with_how_to_write_one(run: Run, vm: Vm, text: str) -> None:
+    result = run("in", vm.name, text)
+    assert result.exit_code == 2
+    assert f"{text!r} is no number: write 16, 0x10 or 0b10000" in result.stderr

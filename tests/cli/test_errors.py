@@ -1,0 +1,84 @@
+"""Whatever goes wrong is one line that says what to do, and never a traceback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from irqchip_client import Vm
+from irqchip_client.cli import main
+from tests.cli.conftest import Run, Start
+
+# Every command but replay --in-process talks to the daemon.
+COMMANDS = [
+    ["create", "vm"],
+    ["list"],
+    ["show", "vm"],
+    ["delete", "vm"],
+    ["raise", "vm", "1"],
+    ["lower", "vm", "1"],
+    ["pulse", "vm", "1"],
+    ["msi", "vm", "1", "1"],
+    ["routes", "vm"],
+    ["in", "vm", "1"],
+    ["out", "vm", "1", "1"],
+    ["read", "vm", "1"],
+    ["write", "vm", "1", "1"],
+    ["ack", "vm"],
+    ["regs", "vm"],
+    ["watch", "vm"],
+]
+
+
+def test_these_are_all_commands() -> None:
+    assert list(main.commands) == [*(command[0] for command in COMMANDS), "replay"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
+def test_no_daemon(fails: Callable[[Result], str], command: list[str]) -> None:
+    line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *command]))
+    assert line.startswith("no irqchipd answers at unix:///nonexistent/socket: start it with `irqchipd`, or name")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] not in ("create", "list")], ids=lambda c: str(c[0]))
+def test_no_such_vm(run: Run, fails: Callable[[Result], str], command: list[str]) -> None:
+    name, _, *arguments = command
+    assert fails(run(name, "missing", *arguments)) == "there is no VM 'missing' (ENOENT)"
+
+
+def test_the_target_may_come_from_the_environment(fails: Callable[[Result], str]) -> None:
+    result = CliRunner(env={"IRQCHIP_TARGET": "localhost:80"}).invoke(main, ["list"])
+    assert fails(result).startswith("'localhost:80' is no target: write unix:///absolute/path or tcp://host:port")
+
+
+def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
+    with start("regs", vm.name, "--raw") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_a_full_disk(start: Start, vm: Vm) -> None:
+    with Path("/dev/full").open("w") as full, start("show", vm.name, stdout=full) as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "Error: [Errno 28] No space left on device\n"
+
+
+def test_help_does_not_wait_for_grpc() -> None:
+    program = (
+        "import sys, irqchip_client.cli; print([m for m in ('grpc', 'google.protobuf', 'rich') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], *([command[0], "-h"] for command in COMMANDS)])
+def test_help(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout

@@ -1,0 +1,128 @@
+"""The traces' format: what is read, and what is refused."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from irqchip_client.cli import replay_daemon, replay_in_process
+from irqchip_client.cli.traces import OPERATIONS, Mismatch, TraceError, load_traces, parse_trace
+
+
+def trace(*ops: Any, **fields: Any) -> str:
+    return json.dumps({"family": "pic", "seed": 1, "vcpus": 1, "ops": ops} | fields)
+
+
+def test_a_trace() -> None:
+    parsed = parse_trace(trace(["irq_line", 4, 1, 2], ["take_extint", 0, None], family="x", seed=7, vcpus=3))
+    assert (parsed.family, parsed.seed, parsed.vcpus) == ("x", 7, 3)
+    assert parsed.operations == (("irq_line", [4, 1], 2), ("take_extint", [0], None))
+    assert str(parsed.operations[0]) == '["irq_line",4,1]'
+
+
+def test_every_operation_has_its_executors() -> None:
+    assert replay_in_process.executors(replay_in_process.new_vm(1)).keys() == OPERATIONS.keys()
+    # Two calls in a daemon, which depend on each other.
+    assert replay_daemon.CALLS.keys() | {"ack_lapic"} == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        (b"\xff\xfe{", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
+        ("[]", "is not a JSON object"),
+        (trace(family=3), "family must be a printable string"),
+        (trace(family="\ud800"), "family must be a printable string"),
+        (trace(["irq_line", 1, 1, True]), "operation 0: an answer can't be true"),
+        (trace(["irq_line", 1, 1, 1.0]), "operation 0: an answer can't be 1.0"),
+        (trace(seed="1"), "seed a number"),
+        (trace(vcpus=0), "vcpus must be a number, 1 to 255"),
+        (trace(vcpus=True), "vcpus must be a number, 1 to 255"),
+        (trace(vcpus=256), "vcpus must be a number, 1 to 255"),
+        (trace(ops={}), "ops must be a list"),
+        (trace("irq_line"), "operation 0: must be a list"),
+        (trace([]), "operation 0: must be a list"),
+        (trace([["irq_line"], 1]), "operation 0: must be a list"),
+        (trace(["take_extint", 0, None], ["irq_lime", 1, 1, 1]), "operation 1: 'irq_lime' is unknown; there are pio_"),
+        (trace(["irq_line", 1, 1]), "operation 0: irq_line takes gsi, level and the answer, not 2 values"),
+        (trace(["irq_line", 1, 1, 1, 1]), "operation 0: irq_line takes gsi, level and the answer, not 4 values"),
+        (trace(["irq_line"]), "operation 0: irq_line takes gsi, level and the answer, not 0 values"),
+        (trace(["irq_line", "1", 1, 1]), "operation 0: irq_line's gsi must be a number of 32 bits"),
+        (trace(["irq_line", 1, 2, 1]), "operation 0: irq_line's level must be 0 or 1"),
+        (trace(["irq_line", 1, True, 1]), "operation 0: irq_line's level must be 0 or 1"),
+        (trace(["pio_read", -1, 1, 1, 1]), "operation 0: pio_read's vcpu must be a number of 32 bits"),
+        (trace(["mmio_read", 0, 1 << 64, 4, 1]), "operation 0: mmio_read's address must be a number of 64 bits"),
+        (trace(["set_irqchip", 0, "0", 0]), "operation 0: set_irqchip's state must be bytes in hexadecimal"),
+        (trace(["set_irqchip", 0, "xy", 0]), "operation 0: set_irqchip's state must be bytes in hexadecimal"),
+        (trace(["set_irqchip", 0, 7, 0]), "operation 0: set_irqchip's state must be bytes in hexadecimal"),
+        (trace(["set_gsi_routing", 7, 0]), "operation 0: set_gsi_routing's table must be a list of [gsi,"),
+        (trace(["set_gsi_routing", [7], 0]), "operation 0: set_gsi_routing's table must be a list of [gsi,"),
+        (trace(["set_gsi_routing", [[1, "chip", 1, 1]], 0]), "operation 0: set_gsi_routing's table must be"),
+        (trace(["set_gsi_routing", [[1, [], 1, 1]], 0]), "operation 0: set_gsi_routing's table must be"),
+        (trace(["set_gsi_routing", [[1, "irqchip", 1 << 32, 1]], 0]), "operation 0: set_gsi_routing's table must"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_malformed_is_refused(line: str | bytes, complaint: str) -> None:
+    with pytest.raises(TraceError) as error:
+        parse_trace(line)
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_files_are_read_plain_and_gzipped_whatever_their_name(tmp_path: Path, compress: Any) -> None:
+    file = tmp_path / "traces"
+    file.write_bytes(compress(f"{trace(seed=1)}\n\n{trace(seed=2)}".encode()))
+    assert [trace.seed for trace in load_traces(file)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", ": holds no traces"),
+        (b" \n\n", ": holds no traces"),
+        (f"{trace()}\n\nnonsense\n".encode(), ":3: is not JSON: "),
+        (gzip.compress(f"{trace()}\n".encode() * 1000)[:-20], ": can't be read: "),
+        (b"\x1f\x8b\x08" + bytes(30), ": can't be read: "),
+        (None, ": can't be read: "),
+    ],
+    ids=["empty", "blank", "line 3", "cut off", "damaged", "missing"],
+)
+def test_a_file_that_can_t_be_used(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    file = tmp_path / "traces.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(TraceError) as error:
+        load_traces(file)
+    assert str(error.value).startswith(f"{file}{complaint}")
+
+
+def test_a_mismatch_names_everything() -> None:
+    found = Mismatch(parse_trace(trace(["take_extint", 0, None], ["pio_read", 0, 32, 1, 5])), 1, "-EINVAL")
+    assert str(found).splitlines() == [
+        'family pic, seed 1, operation 1: ["pio_read",0,32,1]',
+        "  expected 5",
+        '  actual   "-EINVAL"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "where"),
+    [
+        ("00ff10", "01ff11", "  differ in byte 0, 2"),
+        ({"id": 1, "irr": [1], "x": 0}, {"id": 1, "irr": [2], "y": 0}, "  differ in irr, y, x"),
+    ],
+)
+def test_a_mismatch_of_states_says_where(expected: Any, actual: Any, where: str) -> None:
+    found = Mismatch(parse_trace(trace(["get_irqchip", 0, expected])), 0, actual)
+    assert str(found).splitlines()[-1] == where
+
+
+def test_a_mismatch_is_not_longer_than_people_read() -> None:
+    found = Mismatch(parse_trace(trace(["set_gsi_routing", [[1, "msi", 1, 1]] * 4096, "0" * 9000])), 0, "1" * 9000)
+    assert len(str(found)) < 5000

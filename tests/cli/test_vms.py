@@ -1,0 +1,75 @@
+"""create, list, show, delete."""
+
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+from irqchip_client import Client, Vm
+from tests.cli.conftest import Run
+
+Fails = Callable[[Result], str]
+
+
+def test_create_makes_an_irqchip_and_a_vcpu(run: Run, irqchip_client: Client) -> None:
+    result = run("create", "made")
+    assert (result.exit_code, result.stdout) == (0, "made\n")
+    info = irqchip_client.vm("made").info()
+    assert info.irqchip
+    assert info.vcpus == (0,)
+
+
+def test_create_without_a_name_prints_the_one_that_the_daemon_picked(run: Run, irqchip_client: Client) -> None:
+    name = run("create", "--vcpus", "3").stdout.strip()
+    assert irqchip_client.vm(name).info().vcpus == (0, 1, 2)
+
+
+def test_create_without_an_irqchip(run: Run, irqchip_client: Client) -> None:
+    assert run("create", "bare", "--no-irqchip", "--vcpus", "0").exit_code == 0
+    info = irqchip_client.vm("bare").info()
+    assert not info.irqchip
+    assert info.vcpus == ()
+
+
+def test_create_that_fails_half_way_leaves_nothing(
+    run: Run, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_vcpu = Vm.create_vcpu
+
+    def fail_at_two(vm: Vm, vcpu: int) -> object:
+        return create_vcpu(vm, 999 if vcpu == 2 else vcpu)
+
+    monkeypatch.setattr(Vm, "create_vcpu", fail_at_two)
+    result = run("create", "half", "--vcpus", "4")
+    assert result.exit_code == 1
+    assert "vCPU id 999 is out of range" in result.stderr
+    assert [vm.name for vm in irqchip_client.vms() if vm.name == "half"] == []
+
+
+def test_create_does_not_touch_a_vm_that_is_there(run: Run, fails: Fails, vm: Vm) -> None:
+    assert fails(run("create", vm.name)) == f"there is a VM '{vm.name}' (EEXIST)"
+    assert vm.info().vcpus == (0, 1)
+
+
+def test_list_into_a_pipe_has_tabs_and_no_headings(run: Run, vm: Vm) -> None:
+    with vm.session("uart"):
+        assert f"{vm.name}\tyes\t2\t1" in run("list").stdout.splitlines()
+
+
+def test_show(run: Run, vm: Vm) -> None:
+    assert run("show", vm.name).stdout == f"VM        {vm.name}\nirqchip   yes\nvCPUs     0 1\nsessions  (none)\n"
+    with vm.session("uart") as uart, vm.session():
+        uart.line(4).raise_()
+        uart.line(9).raise_()
+        assert run("show", vm.name).stdout.splitlines()[3:] == [
+            "sessions  2",
+            "  source 1: uart; asserted GSIs 4 9; dropped events 0",
+            "  source 2: (no name); asserted GSIs (none); dropped events 0",
+        ]
+
+
+def test_delete(run: Run, fails: Fails, vm: Vm) -> None:
+    result = run("delete", vm.name)
+    assert (result.exit_code, result.output) == (0, "")
+    for command in ("delete", "show"):
+        assert fails(run(command, vm.name)) == f"there is no VM '{vm.name}' (ENOENT)"

@@ -1,0 +1,110 @@
+"""watch, and the kernel's trace format."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+from irqchip_client import EventsDropped, TraceEvent, Vm
+from irqchip_client.cli.watch import trace_line
+from tests.cli.conftest import Run, Start
+
+
+@pytest.mark.parametrize(
+    ("tracepoint", "fields", "body"),
+    [
+        ("kvm_pio", {"write": 1, "port": 0x20, "size": 1, "value": 0x11}, "pio_write at 0x20 size 1 count 1 val 0x11"),
+        ("kvm_pio", {"write": 0, "port": 0x4D0, "size": 1, "value": 0}, "pio_read at 0x4d0 size 1 count 1 val 0x0"),
+        (
+            "kvm_mmio",
+            {"write": 1, "address": 0xFEE000B0, "size": 4, "value": 0},
+            "mmio write len 4 gpa 0xfee000b0 val 0x0",
+        ),
+        (
+            "kvm_mmio",
+            {"write": 0, "address": -4096, "size": 8, "value": -1},
+            "mmio read len 8 gpa 0xfffffffffffff000 val 0xffffffffffffffff",
+        ),
+        ("kvm_set_irq", {"gsi": 4, "level": 1, "source": 2}, "gsi 4 level 1 source 2"),
+        (
+            "kvm_pic_set_irq",
+            {"chip": 1, "pin": 3, "elcr": 8, "imr": 8, "coalesced": 1},
+            "chip 1 pin 3 (level|masked) (coalesced)",
+        ),
+        ("kvm_pic_set_irq", {"chip": 0, "pin": 4, "elcr": 0, "imr": 0, "coalesced": 0}, "chip 0 pin 4 (edge)"),
+        (
+            "kvm_ioapic_set_irq",
+            {"entry": 0x0F0000000001_8931, "pin": 20, "coalesced": 0},
+            "pin 20 dst f vec 49 (LowPrio|logical|level|masked)",
+        ),
+        (
+            "kvm_ioapic_set_irq",
+            {"entry": -(1 << 56) | 0x31, "pin": 2, "coalesced": 1},
+            "pin 2 dst ff vec 49 (Fixed|physical|edge) (coalesced)",
+        ),
+        ("kvm_msi_set_irq", {"address": 0xFEE0F00C, "data": 0x4031}, "dst f vec 49 (Fixed|logical|edge|rh)"),
+        (
+            "kvm_apic_ipi",
+            {"icr": 0xC4631, "destination": 0x10},
+            "dst 10 vec 49 (SIPI|physical|assert|edge|all-but-self)",
+        ),
+        (
+            "kvm_apic_accept_irq",
+            {"vcpu": 10, "delivery_mode": 0, "level_triggered": 1, "vector": 49},
+            "apicid a vec 49 (Fixed|level)",
+        ),
+        ("kvm_inj_virq", {"vcpu": 1, "vector": 0x31}, "vcpu 1 IRQ 0x31"),
+        ("kvm_eoi", {"vcpu": 1, "vector": 49}, "apicid 1 vector 49"),
+        ("kvm_ack_irq", {"chip": 2, "pin": 20}, "irqchip IOAPIC pin 20"),
+        ("kvm_newer", {"some": 1, "thing": -2}, "some=1 thing=-2"),
+        ("kvm_eoi", {"other": 1}, "other=1"),
+    ],
+)
+def test_events_read_as_in_the_kernel_s_trace(tracepoint: str, fields: dict[str, int], body: str) -> None:
+    assert trace_line(TraceEvent(12_000_345_678, tracepoint, fields)) == f"   12.000345: {tracepoint}: {body}"
+
+
+def test_lost_events_are_told() -> None:
+    assert trace_line(EventsDropped(7)) == "[LOST 7 EVENTS]"
+
+
+def first_line(watcher: "subprocess.Popen[str]", vm: Vm) -> str:
+    """What a watcher prints first, when it has come to watch."""
+    assert watcher.stdout is not None
+    seen = threading.Event()
+
+    def pulse_until_seen() -> None:
+        while not seen.wait(0.05):
+            vm.line(4).pulse()
+
+    thread = threading.Thread(target=pulse_until_seen)
+    thread.start()
+    try:
+        return watcher.stdout.readline()
+    finally:
+        seen.set()
+        thread.join()
+
+
+def test_what_happens_is_printed_at_once_and_ctrl_c_ends_it_quietly(start: Start, vm: Vm) -> None:
+    with start("watch", vm.name, "set_irq", "kvm_inj_virq") as watcher:
+        assert first_line(watcher, vm).split(": ", 1)[1] == "kvm_set_irq: gsi 4 level 1 source 0\n"
+        watcher.send_signal(signal.SIGINT)
+        rest, errors = watcher.communicate(timeout=10)
+    assert {line.split(": ")[1] for line in rest.splitlines()} <= {"kvm_set_irq"}
+    assert (watcher.returncode, errors) == (0, "")
+
+
+def test_it_ends_with_its_vm(start: Start, vm: Vm) -> None:
+    with start("watch", vm.name) as watcher:
+        first_line(watcher, vm)
+        vm.delete()
+        _, errors = watcher.communicate(timeout=10)
+    assert (watcher.returncode, errors) == (1, f"Error: VM '{vm.name}' has been deleted (ENOENT)\n")
+
+
+def test_a_tracepoint_that_is_none(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
+    assert fails(run("watch", vm.name, "nonsense")).startswith("'kvm_nonsense' is no tracepoint; there are kvm_pio, ")
