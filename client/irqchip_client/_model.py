@@ -48,11 +48,12 @@ class VmInfo:
     irqchip: bool  # Whether create_irqchip has been done.
     vcpus: tuple[int, ...]  # The ids of its vCPUs, in order of creation.
     sessions: tuple[SessionInfo, ...]  # In order of opening.
+    asserted_gsis: tuple[int, ...] = ()  # What line source 0, which all unary callers share, drives high, ascending.
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
         sessions = tuple(SessionInfo.from_proto(session) for session in message.sessions)
-        return cls(message.name, message.irqchip, tuple(message.vcpus), sessions)
+        return cls(message.name, message.irqchip, tuple(message.vcpus), sessions, tuple(message.asserted_gsis))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,18 @@ def test_list_into_a_pipe_has_tabs_and_no_headings(run: Run, vm: Vm) -> None:
 
 
 def test_show(run: Run, vm: Vm) -> None:
-    assert run("show", vm.name).stdout == f"VM        {vm.name}\nirqchip   yes\nvCPUs     0 1\nsessions  (none)\n"
+    vm.line(3).raise_()
+    assert run("show", vm.name).stdout.splitlines() == [
+        f"VM        {vm.name}",
+        "irqchip   yes",
+        "vCPUs     0 1",
+        "source 0  asserted GSIs 3",
+        "sessions  (none)",
+    ]
     with vm.session("uart") as uart, vm.session():
         uart.line(4).raise_()
         uart.line(9).raise_()
-        assert run("show", vm.name).stdout.splitlines()[3:] == [
+        assert run("show", vm.name).stdout.splitlines()[4:] == [
             "sessions  2",
             "  source 1: uart; asserted GSIs 4 9; dropped events 0",
             "  source 2: (no name); asserted GSIs (none); dropped events 0",

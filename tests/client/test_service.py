@@ -222,6 +222,7 @@ def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
 
 
 def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm) -> None:
+    vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC is addressed once it has been enabled
     nmi = ops.signal_msi(0xFEE00000, 0x400)
     with vm.session(vcpus=[0], event_buffer=3) as session:
         session.run([nmi] * 20)

@@ -51,12 +51,14 @@ def list_(client: irqchip_client.Client) -> None:
 def show(vm: irqchip_client.Vm) -> None:
     """Show a VM: its irqchip, vCPUs and Sessions.
 
-    Of each Session: its line source, its client's name, the GSIs it holds high and the events it lost.
+    Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's name, the
+    GSIs it holds high and the events it lost.
     """
     info = vm.info()
     click.echo(f"VM        {info.name}")
     click.echo(f"irqchip   {_yes_or_no(info.irqchip)}")
     click.echo(f"vCPUs     {_numbers(info.vcpus)}")
+    click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")
     click.echo(f"sessions  {len(info.sessions) or '(none)'}")
     for session in info.sessions:
         click.echo(

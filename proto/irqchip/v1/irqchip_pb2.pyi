@@ -275,6 +275,7 @@ class VmInfo(_message.Message):
     IRQCHIP_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's name."""
     irqchip: _builtins.bool
@@ -287,6 +288,10 @@ class VmInfo(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
         """Its open Sessions, in order of opening."""
 
+    @_builtins.property
+    def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs that line source 0, which all unary callers share, drives high now, ascending."""
+
     def __init__(
         self,
         *,
@@ -294,10 +299,11 @@ class VmInfo(_message.Message):
         irqchip: _builtins.bool = ...,
         vcpus: _abc.Iterable[_builtins.int] | None = ...,
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
+        asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["irqchip", b"irqchip", "name", b"name", "sessions", b"sessions", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "irqchip", b"irqchip", "name", b"name", "sessions", b"sessions", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

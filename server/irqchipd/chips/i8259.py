@@ -199,10 +199,11 @@ class PicPair:
         KVM: i8259.c pic_update_irq; the secondary's request is a pulse on the cascade line, and nothing takes the
         primary's IRR bit 2 back when the secondary's line drops.
         """
-        if self.secondary.requested() >= 0:
-            self.primary.drive(CASCADE, 1)
-            self.primary.drive(CASCADE, 0)
-        output = self._primary_request() >= 0
+        primary, secondary = self.primary, self.secondary
+        if secondary.irr & ~secondary.imr and secondary.requested() >= 0:
+            primary.drive(CASCADE, 1)
+            primary.drive(CASCADE, 0)
+        output = bool(primary.irr & ~primary.imr) and self._primary_request() >= 0
         if output != self.output:
             self.output = output
             self.wires.pic_output()
@@ -222,7 +223,6 @@ class PicPair:
 
         With no request the answer is spurious (line 7 of the chip asked) and nothing is put in service.
         """
-        self.output = False
         chip, line = self.primary, self._primary_request()
         if line < 0:
             line = SPURIOUS

@@ -7,7 +7,7 @@ are 0 to 23.
 from __future__ import annotations
 
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,6 +48,7 @@ REMOTE_IRR = 1 << 14
 DELIVERY_STATUS = 1 << 12
 LOGICAL = 1 << 11
 DESTINATION_SHIFT = 56
+ADDRESS = 0xFF << DESTINATION_SHIFT | LOGICAL
 DELIVERY_MODE = 7 << 8
 READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
 LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
@@ -74,8 +75,9 @@ class IoapicWires(Protocol):
     def entries_replaced(self) -> None:
         """All redirection entries were replaced."""
 
-    def cpus_matching(self, destination: int, logical: int) -> int:
-        """The CPUs that a destination names, one bit each; logical is 0 for a physical one."""
+    @property
+    def cpus_matching(self) -> Mapping[int, int]:
+        """The CPUs, one bit each, that a redirection entry's ADDRESS bits name."""
 
     def cpus_pending(self, vector: int) -> int:
         """The CPUs that have a vector requested or in service, one bit each."""
@@ -213,7 +215,7 @@ class Ioapic:
         cpus_matching = self.wires.cpus_matching
         for entry in entries:
             vector = entry & 0xFF
-            if cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL) >> cpu & 1:
+            if cpus_matching[entry & ADDRESS] >> cpu & 1:
                 handled |= 1 << vector
             elif pending >> vector & 1:
                 handled |= 1 << vector
@@ -225,7 +227,7 @@ class Ioapic:
     def retrack_rtc(self, cpu: int) -> None:
         """Work out again whether a CPU has an RTC tick to end. KVM: ioapic.c __rtc_irq_eoi_tracking_restore_one."""
         entry = self.redirection[RTC_PIN]
-        if not self.wires.cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL) >> cpu & 1:
+        if not self.wires.cpus_matching[entry & ADDRESS] >> cpu & 1:
             return
         rtc, vector = self.rtc, entry & 0xFF
         pending = bool(self.wires.cpus_pending(vector) >> cpu & 1)
@@ -247,7 +249,7 @@ class Ioapic:
     def _retrack_all(self) -> None:
         self.rtc.reset()
         entry = self.redirection[RTC_PIN]
-        matching = self.wires.cpus_matching(entry >> DESTINATION_SHIFT, entry & LOGICAL)
+        matching = self.wires.cpus_matching[entry & ADDRESS]
         for cpu in range(matching.bit_length()):
             self.retrack_rtc(cpu)
 

@@ -13,6 +13,7 @@ DEFAULT_BASE = 0xFEE0_0000
 WINDOW = 0x1000  # bytes of address space
 STATE_SIZE = 1024  # struct kvm_lapic_state
 VECTORS = 256
+ALL_VECTORS = (1 << VECTORS) - 1
 
 
 class Reg:
@@ -47,6 +48,7 @@ class Reg:
 VERSION = 0x5_0014  # six LVT entries, no directed EOI while an IOAPIC without an EOI register stands beside it
 
 SVR_ENABLED = 1 << 8
+SVR_DIRECTED_EOI = 1 << 12  # suppresses the broadcast of EOIs
 SVR_WRITABLE = 0x3FF
 DFR_FLAT, DFR_CLUSTER = 0xFFFF_FFFF, 0x0FFF_FFFF
 LDR_WRITABLE = 0xFF00_0000
@@ -147,9 +149,17 @@ class LapicRegisters:
     page: bytes = bytes(STATE_SIZE)
 
     @property
+    def in_service(self) -> int:
+        """The highest vector in service, or -1.
+
+        KVM: lapic.c count_vectors, of which a restored ISR has 256; they are counted in 8 bits, and that is none.
+        """
+        return self.isr.bit_length() - 1 if self.isr != ALL_VECTORS else -1
+
+    @property
     def ppr(self) -> int:
         """Processor priority: the higher of TPR and the class of the highest vector in service."""
-        in_service = self.isr.bit_length() - 1 & 0xF0 if self.isr else 0
+        in_service = max(self.in_service, 0) & 0xF0
         return self.tpr & 0xFF if self.tpr & 0xF0 >= in_service else in_service
 
     def deliverable(self) -> int:
@@ -171,6 +181,7 @@ class LapicRegisters:
         for offset, name in _WORDS.items():
             _WORD.pack_into(page, offset, getattr(self, name))
         _WORD.pack_into(page, Reg.PPR, self.ppr)
+        _WORD.pack_into(page, Reg.TIMER_CURRENT_COUNT, 0)  # KVM: lapic.c kvm_apic_get_state; the timer does not run
         for offset, name in _VECTOR_MAPS.items():
             vectors = getattr(self, name)
             for word in range(8):
@@ -210,6 +221,11 @@ class Lapic(LapicRegisters):
     def enabled(self) -> bool:
         """Whether software has enabled it: one that is not accepts no fixed interrupts."""
         return bool(self.svr & SVR_ENABLED)
+
+    @property
+    def directed_eoi(self) -> bool:
+        """Whether its EOIs are kept from the IOAPIC."""
+        return bool(self.svr & SVR_DIRECTED_EOI)
 
     @property
     def passes_extint(self) -> bool:
@@ -320,7 +336,7 @@ class Lapic(LapicRegisters):
 
     def _end_of_interrupt(self) -> None:
         """KVM: lapic.c apic_set_eoi; with nothing in service an EOI is ignored."""
-        vector = self.isr.bit_length() - 1
+        vector = self.in_service
         if vector < 0:
             return
         self.isr ^= 1 << vector

@@ -159,4 +159,6 @@ def vm_to(vm: Vm) -> pb.VmInfo:
         pb.SessionInfo(client=client, source=number, asserted_gsis=asserted, dropped_events=dropped)
         for client, number, asserted, dropped in vm.sources()
     ]
-    return pb.VmInfo(name=vm.name, irqchip=vm.has_irqchip(), vcpus=vm.vcpus(), sessions=sessions)
+    return pb.VmInfo(
+        name=vm.name, irqchip=vm.has_irqchip(), vcpus=vm.vcpus(), sessions=sessions, asserted_gsis=vm.asserted()
+    )

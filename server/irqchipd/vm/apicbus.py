@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 
+from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL
 from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic
 from irqchipd.chips.message import BROADCAST, DeliveryMode, Message, Shorthand
 
@@ -49,6 +51,18 @@ class _LogicalMap:
         return [self.members.get(cluster | bit) for bit in range(8) if mask >> bit & 1]
 
 
+class _ByEntry(dict[int, int]):
+    """CPUs, one bit each, by the bits of a redirection entry that address them; worked out when first asked for."""
+
+    def __init__(self, work_out: Callable[[int, int], int]) -> None:
+        super().__init__()
+        self._work_out = work_out
+
+    def __missing__(self, address: int) -> int:
+        found = self[address] = self._work_out(address >> DESTINATION_SHIFT, address & LOGICAL)
+        return found
+
+
 class ApicBus:
     """Delivers messages to the local APICs of one VM. CPUs are named by index, 0 for the first created.
 
@@ -56,27 +70,56 @@ class ApicBus:
     do not always agree, and both are here.
     """
 
-    __slots__ = ("_accept_cache", "_logical", "_mapped", "_match_cache", "_physical", "lapics", "on_offer")
+    __slots__ = (
+        "_known",
+        "_logical",
+        "_mapped",
+        "_physical",
+        "_slots",
+        "addressed_by_entry",
+        "lapics",
+        "matching_entry",
+        "on_offer",
+    )
 
     def __init__(self) -> None:
         self.lapics: list[Lapic] = []
         # Told, where set, of every message a CPU is offered.
         self.on_offer: Callable[[int, Message], None] | None = None
+        # matching() and addressed(), remembered by redirection entries' addresses.
+        self.matching_entry = _ByEntry(self.matching)
+        self.addressed_by_entry = _ByEntry(self.addressed)
+        # What _mapped_slots found.
+        self._slots: dict[tuple[int, int], list[int | None] | None] = {}
         self.invalidate()
+        # How many of the APICs the map is made of; None while there is no map.
+        self._known: int | None = None
+
+    def add(self, lapic: Lapic) -> None:
+        """A new APIC. KVM: lapic.c kvm_lapic_reset makes the map anew before the vCPU is one of the VM's.
+
+        So the map does not have it until something makes it anew again.
+        """
+        self.invalidate()
+        self.lapics.append(lapic)
 
     def invalidate(self) -> None:
         """The addressing of some APIC has changed: the map is made anew when next needed."""
+        self._known = len(self.lapics)
         self._mapped = False
         self._physical: dict[int, int] | None = None
         self._logical = _LogicalMap()
-        self._match_cache: dict[tuple[int, int], int] = {}
-        self._accept_cache: dict[tuple[int, int], list[int | None] | None] = {}
+        self.matching_entry.clear()
+        self.addressed_by_entry.clear()
+        self._slots.clear()
 
     def _map(self) -> None:
         """KVM: lapic.c kvm_recalculate_apic_map; two APICs of one physical ID switch the whole map off."""
         self._mapped = True
+        if self._known is None:
+            return
         physical: dict[int, int] = {}
-        for cpu, lapic in enumerate(self.lapics):
+        for cpu, lapic in enumerate(self.lapics[: self._known]):
             if physical.setdefault(lapic.id >> 24, cpu) != cpu:
                 self._physical = None
                 return
@@ -88,19 +131,14 @@ class ApicBus:
 
     def matching(self, destination: int, logical: int) -> int:
         """The CPUs that match a destination, asked one by one; one bit each. KVM: lapic.c kvm_apic_match_dest."""
-        key = (destination, logical)
-        found = self._match_cache.get(key)
-        if found is None:
-            matches = _matches_logical if logical else _matches_physical
-            found = sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if matches(lapic, destination))
-            self._match_cache[key] = found
-        return found
+        matches = _matches_logical if logical else _matches_physical
+        return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if matches(lapic, destination))
 
     def _mapped_slots(self, destination: int, logical: int) -> list[int | None] | None:
         """What the map has for a destination, or None where the map can't be used."""
         key = (destination, logical)
         try:
-            return self._accept_cache[key]
+            return self._slots[key]
         except KeyError:
             pass
         if not self._mapped:
@@ -112,7 +150,7 @@ class ApicBus:
             slots = self._logical.slots(destination)
         else:
             slots = [self._physical.get(destination)]
-        self._accept_cache[key] = slots
+        self._slots[key] = slots
         return slots
 
     def addressed(self, destination: int, logical: int) -> int:
@@ -125,11 +163,11 @@ class ApicBus:
     # Delivery.
 
     def deliver(
-        self, message: Message, accepted: MutableMapping[int, int] | None = None, source: Lapic | None = None
+        self, message: Message, accepted: MutableMapping[int, int] | None = None, source: int | None = None
     ) -> int:
         """Deliver a message and return how many took it, or -1 where nobody was addressed.
 
-        accepted notes, CPU to vector, who took it; source is the APIC of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
+        accepted notes, CPU to vector, who took it; source is the CPU of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
             slots = self._mapped_slots(message.destination, message.logical)
@@ -137,23 +175,28 @@ class ApicBus:
                 if message.logical and message.lowest_priority and slots:
                     # KVM: lapic.c kvm_vector_to_index; a bit that nobody has can be chosen, and then nobody gets it.
                     slots = [slots[message.vector % len(slots)]]
-                return sum([self._offer(cpu, message, accepted) for cpu in slots if cpu is not None])
-        elif message.shorthand == Shorthand.SELF:
-            return source.accept(message) if source is not None else 0
+                status = 0
+                for cpu in slots:
+                    if cpu is not None:
+                        status += self._offer(cpu, message, accepted)
+                return status
+        elif message.shorthand == Shorthand.SELF and source is not None:
+            return self._offer(source, message, accepted)
+        if message.lowest_priority and message.destination == BROADCAST and not message.logical:
+            # KVM: whatever its mode was; a redirection hint still asks for one of them.
+            message = replace(message, delivery_mode=DeliveryMode.FIXED)
         cpus = self._unmapped(message, source)
         return sum([self._offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
 
-    def _unmapped(self, message: Message, source: Lapic | None) -> list[int]:
+    def _unmapped(self, message: Message, source: int | None) -> list[int]:
         """Who gets a message that the map is no help with: a broadcast, a shorthand, or ambiguous addresses."""
         if message.shorthand == Shorthand.NONE:
             matching = self.matching(message.destination, message.logical)
             cpus = [cpu for cpu in range(len(self.lapics)) if matching >> cpu & 1]
         else:
             excluded = source if message.shorthand == Shorthand.ALL_EXCLUDING_SELF else None
-            cpus = [cpu for cpu, lapic in enumerate(self.lapics) if lapic is not excluded]
-        # KVM: a physical broadcast turns lowest priority into fixed; a redirection hint stays what it is.
-        physical_broadcast = message.destination == BROADCAST and not message.logical
-        if message.redirection_hint or (message.lowest_priority and not physical_broadcast):
+            cpus = [cpu for cpu in range(len(self.lapics)) if cpu != excluded]
+        if message.lowest_priority:
             cpus = [cpu for cpu in cpus if self.lapics[cpu].enabled]
             return [cpus[message.vector % len(cpus)]] if cpus else []
         return cpus

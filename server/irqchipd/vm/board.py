@@ -15,7 +15,16 @@ from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.bus import Device, IoBus
-from irqchipd.vm.routing import DEFAULT_ROUTES, PINS, ChipId, MsiRoute, Route
+from irqchipd.vm.routing import (
+    DEFAULT_ROUTES,
+    DEFAULT_TABLE,
+    INPUTS,
+    IOAPIC_INPUTS,
+    ChipId,
+    Route,
+    Table,
+    table_of,
+)
 
 
 class Cpu:
@@ -45,7 +54,7 @@ class Cpu:
         board = self.board
         if board.observer is not None:
             board.observer.kvm_apic_ipi(icr, message.destination)
-        board.apics.deliver(message, source=self.lapic)
+        board.apics.deliver(message, source=self.index)
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
         """See LapicWires. KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
@@ -56,9 +65,9 @@ class Cpu:
             return
         if vector == self.stale:
             self.scanned = -1
-        if board.ioapic is not None:
-            # KVM masks SVR's directed EOI off while its IOAPIC is there, so the broadcast is never suppressed.
-            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, directed_eoi=False)
+        if board.ioapic is not None and self.lapic is not None:
+            # KVM does not let a guest set SVR's bit while its IOAPIC is there, but a restored one counts.
+            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
 
     def addressing_changed(self) -> None:
         """See LapicWires."""
@@ -89,55 +98,6 @@ class Cpu:
         return pic is not None and pic.output and self.lapic is not None and self.lapic.passes_extint
 
 
-class Input:
-    """An input pin of a chip, and which line sources drive it high: bit n is source n. KVM: __kvm_irq_line_state."""
-
-    __slots__ = ("board", "chip", "pin", "sources")
-
-    def __init__(self, board: Board, chip: int, pin: int) -> None:
-        self.board = board
-        self.chip = chip
-        self.pin = pin
-        self.sources = 0
-
-    def drive(self, source: int, level: int) -> int:
-        """Set one source's level (source has one bit set) and drive the pin with the OR of all."""
-        if level:
-            self.sources |= source
-        else:
-            self.sources &= ~source
-        board = self.board
-        observer = board.observer
-        if self.chip == ChipId.IOAPIC:
-            assert board.ioapic is not None
-            entry = board.ioapic.redirection[self.pin]
-            status = board.ioapic.set_pin(self.pin, 1 if self.sources else 0)
-            if observer is not None:
-                observer.kvm_ioapic_set_irq(entry, self.pin, status == 0)
-        else:
-            assert board.pic is not None
-            status = board.pic.set_line(8 * self.chip + self.pin, 1 if self.sources else 0)
-            if observer is not None:
-                chip = board.pic.secondary if self.chip else board.pic.primary
-                observer.kvm_pic_set_irq(self.chip, self.pin, chip.elcr, chip.imr, status == 0)
-        return status
-
-
-class MsiInput:
-    """The other end of a GSI that leads to an MSI."""
-
-    __slots__ = ("address", "board", "data")
-
-    def __init__(self, board: Board, route: MsiRoute) -> None:
-        self.board = board
-        self.address = route.address & 0xFFFF_FFFF  # KVM: the high half counts in x2APIC format only
-        self.data = route.data
-
-    def drive(self, source: int, level: int) -> int:  # noqa: ARG002 - an MSI has no level for sources to share
-        """Send the message where the line rises; a falling line is ignored with -1. KVM: irq_comm.c kvm_set_msi."""
-        return self.board.signal_msi(self.address, self.data) if level else -1
-
-
 class Board:
     """PICs, IOAPIC and local APICs with what connects them. It is the PICs' and the IOAPIC's wires."""
 
@@ -145,7 +105,7 @@ class Board:
         self.pio = IoBus()
         self.mmio = IoBus()
         self.apics = ApicBus()
-        self.cpus_matching = self.apics.matching  # see IoapicWires
+        self.cpus_matching = self.apics.matching_entry  # see IoapicWires
         self.cpus: list[Cpu] = []
         self.pic: PicPair | None = None
         self.ioapic: Ioapic | None = None
@@ -156,8 +116,9 @@ class Board:
         self.signals: list[tuple[Cpu, int, int]] = []
         # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
         self.generation = 0
-        self._inputs: dict[tuple[int, int], Input] = {}
-        self._table: dict[int, list[Input | MsiInput]] = {}
+        # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
+        self._sources = [0] * INPUTS
+        self._table: Table = {}
 
     # Assembly.
 
@@ -180,8 +141,7 @@ class Board:
                 bus.unregister(start)
             raise
         self.pic, self.ioapic = pic, io
-        self._inputs = {(chip, pin): Input(self, chip, pin) for chip, pins in PINS.items() for pin in range(pins)}
-        self.set_routes(DEFAULT_ROUTES)
+        self.routes, self._table = DEFAULT_ROUTES, DEFAULT_TABLE
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Put in a CPU, with a local APIC where there is an irqchip."""
@@ -189,40 +149,57 @@ class Board:
         self.cpus.append(cpu)
         if self.pic is not None:
             cpu.lapic = Lapic.at_reset(cpu, vcpu_id)
-            self.apics.lapics.append(cpu.lapic)
-            cpu.addressing_changed()
+            self.apics.add(cpu.lapic)
+            self.generation += 1
         return cpu
 
     # Lines.
 
     def set_routes(self, routes: Sequence[Route]) -> None:
-        """Replace the routing; pins that are high stay so. The routes have been checked."""
-        self.routes = routes
-        table: dict[int, list[Input | MsiInput]] = {}
-        for route in routes:
-            end = MsiInput(self, route) if isinstance(route, MsiRoute) else self._inputs[route.chip, route.pin]
-            table.setdefault(route.gsi, []).append(end)
-        self._table = table
+        """Replace the routing; inputs that are high stay so. The routes have been checked."""
+        self.routes, self._table = routes, table_of(routes)
 
     def set_irq(self, gsi: int, level: int, source: int) -> int:
-        """Drive a GSI from a source and return the statuses' sum over what it leads to.
+        """Drive a GSI from a source (one bit set) and return the statuses' sum over what it leads to.
 
         KVM: irqchip.c kvm_set_irq; negative statuses do not count, unless there are no others.
         """
         if self.observer is not None:
             self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
         total = -1
-        for destination in self._table.get(gsi, ()):
-            status = destination.drive(source, level)
+        for end in self._table.get(gsi, ()):
+            if isinstance(end, int):
+                status = self._drive(end, level, source)
+            else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
+                status = self.signal_msi(end.address & 0xFFFF_FFFF, end.data) if level else -1
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
 
+    def _drive(self, pin: int, level: int, source: int) -> int:
+        """Set one source's level at an input, and drive it with the OR of all. KVM: __kvm_irq_line_state."""
+        sources = self._sources[pin] | source if level else self._sources[pin] & ~source
+        self._sources[pin] = sources
+        assert self.pic is not None
+        assert self.ioapic is not None
+        if pin < IOAPIC_INPUTS:
+            status = self.pic.set_line(pin, 1 if sources else 0)
+            if self.observer is not None:
+                chip = self.pic.secondary if pin >= 8 else self.pic.primary
+                self.observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
+        else:
+            pin -= IOAPIC_INPUTS
+            entry = self.ioapic.redirection[pin]
+            status = self.ioapic.set_pin(pin, 1 if sources else 0)
+            if self.observer is not None:
+                self.observer.kvm_ioapic_set_irq(entry, pin, status == 0)
+        return status
+
     def drop_source(self, source: int) -> None:
-        """A source is no more: every pin that it drives is driven by what is left of its OR."""
-        for pin in self._inputs.values():
-            if pin.sources & source:
-                pin.drive(source, 0)
+        """A source is no more: every input that it drives is driven by what is left of its OR."""
+        for pin, sources in enumerate(self._sources):
+            if sources & source:
+                self._drive(pin, 0, source)
 
     def signal_msi(self, address: int, data: int) -> int:
         """Send an MSI and return how many local APICs took it, or -1 where nobody was addressed."""
@@ -287,10 +264,11 @@ class Board:
         if new & ioapic.DELIVERY_MODE:  # not fixed
             self.generation += 1
             return
-        cpus = self.apics.addressed(new >> ioapic.DESTINATION_SHIFT, new & ioapic.LOGICAL)
-        if (old ^ new) & (ioapic.LOGICAL | 0xFF << ioapic.DESTINATION_SHIFT):
+        addressed = self.apics.addressed_by_entry
+        cpus = addressed[new & ioapic.ADDRESS]
+        if (old ^ new) & ioapic.ADDRESS:
             # KVM looks the old destination up in the new mode.
-            cpus |= self.apics.addressed(old >> ioapic.DESTINATION_SHIFT, new & ioapic.LOGICAL)
+            cpus |= addressed[old & ioapic.ADDRESS & ~ioapic.LOGICAL | new & ioapic.LOGICAL]
         for cpu in self.cpus:
             if cpus >> cpu.index & 1:
                 cpu.scanned = -1

@@ -58,7 +58,7 @@ class LineSource:
     Its fields are for others to read, except dropped_events, which its Session counts.
     """
 
-    __slots__ = ("asserted", "client", "dropped_events", "number", "on_deleted")
+    __slots__ = ("asserted", "client", "closed", "dropped_events", "number", "on_deleted")
 
     def __init__(self, number: int, client: str, on_deleted: Callable[[], None] | None = None) -> None:
         self.number = number
@@ -67,6 +67,7 @@ class LineSource:
         # The GSIs that it drives high.
         self.asserted: set[int] = set()
         self.dropped_events = 0
+        self.closed = False
 
 
 class _Turn:
@@ -131,6 +132,7 @@ class Vm:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu}")
             cpu = self._cpus[vcpu] = self._board.add_cpu(vcpu)
             cpu.watchers = len(self._listeners.get(vcpu, ()))
+            cpu.priorities_changed()  # the PIC may be asking already
 
     def delete(self) -> None:
         """The VM is no more; the holders of its line sources and its observers are told."""
@@ -150,6 +152,8 @@ class Vm:
                 raise self._no_irqchip()
             if source is None:
                 source = self._shared_source
+            elif source.closed:
+                raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
             if not level:
                 source.asserted.discard(gsi)
             elif gsi < MAX_GSIS:
@@ -170,6 +174,7 @@ class Vm:
         with suppress(VmError), self._turn:
             if self._sources.get(source.number) is source:
                 del self._sources[source.number]
+                source.closed = True
                 source.asserted.clear()
                 self._board.drop_source(1 << source.number)
 
@@ -388,6 +393,11 @@ class Vm:
                 for source in self._sources.values()
             ]
 
+    def asserted(self) -> list[int]:
+        """The GSIs that the shared source drives high, ascending."""
+        with self._turn:
+            return sorted(self._shared_source.asserted)
+
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Tell an observer of everything from now on; on_deleted as in open_source."""
         with self._turn:
@@ -414,12 +424,17 @@ class Vm:
     def _cpu(self, vcpu: int) -> Cpu:
         cpu = self._cpus.get(vcpu)
         if cpu is None:
-            raise VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
+            raise self._no_vcpu(vcpu)
         return cpu
+
+    def _no_vcpu(self, vcpu: int) -> VmError:
+        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
 
     def _enter(self, vcpu: int) -> Cpu:
         """The vCPU enters its guest, which is when it learns what it has to report at EOI."""
-        cpu = self._cpu(vcpu)
+        cpu = self._cpus.get(vcpu)
+        if cpu is None:
+            raise self._no_vcpu(vcpu)
         if cpu.scanned != self._board.generation:
             self._board.scan(cpu)
         return cpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -56,7 +56,25 @@ def default_routes() -> tuple[Route, ...]:
     return tuple(routes)
 
 
+# All inputs in a row: the PICs' lines 0 to 15, then the IOAPIC's pins.
+IOAPIC_INPUTS = 16
+INPUTS = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
+
+# What each GSI leads to: inputs, or an MSI.
+Table = Mapping[int, Sequence[int | MsiRoute]]
+
+
+def table_of(routes: Sequence[Route]) -> Table:
+    """What each GSI leads to, by routes that have been checked."""
+    table: dict[int, list[int | MsiRoute]] = {}
+    for route in routes:
+        end = route if isinstance(route, MsiRoute) else 8 * route.chip + route.pin
+        table.setdefault(route.gsi, []).append(end)
+    return table
+
+
 DEFAULT_ROUTES = default_routes()
+DEFAULT_TABLE = table_of(DEFAULT_ROUTES)
 
 
 def check_routes(routes: Sequence[Route]) -> None:

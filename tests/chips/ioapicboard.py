@@ -1,0 +1,111 @@
+"""A board for the IOAPIC: a guest that programs it, and a bus that notes what it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+
+from irqchipd.chips.ioapic import DEFAULT_BASE, Ioapic
+from irqchipd.chips.message import Message
+
+SELECT, WINDOW = 0x00, 0x10
+NOBODY = 0xEE  # a destination that no CPU of the board matches
+MASKED, LEVEL, REMOTE_IRR = 1 << 16, 1 << 15, 1 << 14
+
+
+def edge(vector: int, *, masked: bool = False, destination: int = 0) -> int:
+    """An edge-triggered, fixed redirection entry."""
+    return destination << 56 | (MASKED if masked else 0) | vector
+
+
+def level(vector: int, *, masked: bool = False, destination: int = 0) -> int:
+    """A level-triggered, fixed redirection entry."""
+    return edge(vector, masked=masked, destination=destination) | LEVEL
+
+
+class _Matching(dict[int, int]):
+    """Which CPUs match the address bits of a redirection entry."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self._board = board
+
+    def __missing__(self, address: int) -> int:
+        destination, logical = address >> 56, bool(address & 1 << 11)
+        self._board.asked.append((destination, logical))
+        return self._board.matching if destination != NOBODY else 0
+
+
+class Board:
+    """What stands around the IOAPIC."""
+
+    def __init__(self) -> None:
+        self.ioapic = Ioapic(self)
+        # What the bus answers, and who accepts what is sent.
+        self.status = 1
+        self.takers: list[int] = [0]
+        # Which CPUs match a destination, and which have the vector that is asked about.
+        self.matching = 0
+        self.pending: dict[int, int] = {}
+        # What happened.
+        self.sent: list[Message] = []
+        self.acked: list[int] = []
+        self.entries_at_ack: list[int] = []
+        self.changed: list[tuple[int, int]] = []
+        self.replaced = 0
+        self.asked: list[tuple[int, bool]] = []
+
+    # The wires.
+
+    def deliver(self, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
+        self.sent.append(message)
+        if accepted is not None:
+            accepted.update(dict.fromkeys(self.takers, message.vector))
+        return self.status
+
+    def ioapic_acked(self, pin: int) -> None:
+        self.acked.append(pin)
+        self.entries_at_ack.append(self.ioapic.redirection[pin])
+
+    def entry_changed(self, old: int, new: int) -> None:
+        self.changed.append((old, new))
+
+    def entries_replaced(self) -> None:
+        self.replaced += 1
+
+    @property
+    def cpus_matching(self) -> Mapping[int, int]:
+        return _Matching(self)
+
+    def cpus_pending(self, vector: int) -> int:
+        return self.pending.get(vector, 0)
+
+    # The guest.
+
+    def write(self, offset: int, value: int, size: int = 4) -> None:
+        self.ioapic.write(DEFAULT_BASE + offset, size, value)
+
+    def read(self, offset: int, size: int = 4) -> int:
+        return self.ioapic.read(DEFAULT_BASE + offset, size)
+
+    def select(self, register: int) -> None:
+        self.write(SELECT, register)
+
+    def write_register(self, register: int, value: int) -> None:
+        self.select(register)
+        self.write(WINDOW, value)
+
+    def read_register(self, register: int) -> int:
+        self.select(register)
+        return self.read(WINDOW)
+
+    def program(self, pin: int, entry: int) -> None:
+        """Write an entry as drivers do: the high half first, since the low one unmasks."""
+        self.write_register(0x11 + 2 * pin, entry >> 32)
+        self.write_register(0x10 + 2 * pin, entry & 0xFFFF_FFFF)
+
+    def entry(self, pin: int) -> int:
+        return self.read_register(0x11 + 2 * pin) << 32 | self.read_register(0x10 + 2 * pin)
+
+    def vectors(self) -> list[int]:
+        """The vectors sent so far."""
+        return [message.vector for message in self.sent]

@@ -1,0 +1,249 @@
+"""The IOAPIC's end of interrupt, which EOIs concern it, and the tracking of the RTC's ticks."""
+
+from __future__ import annotations
+
+import pytest
+
+from irqchipd.chips.ioapic import IoapicState
+from tests.chips.ioapicboard import NOBODY, REMOTE_IRR, Board, edge, level
+
+RTC = 8
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+def eoi(board: Board, vector: int, *, cpu: int = 0, level_triggered: bool = True, directed: bool = False) -> None:
+    board.ioapic.end_of_interrupt(cpu, vector, level_triggered, directed)
+
+
+# End of interrupt.
+
+
+def test_after_the_eoi_a_line_that_is_still_high_interrupts_again(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    eoi(board, 0x31)
+    assert board.vectors() == [0x31, 0x31]
+    board.ioapic.set_pin(5, 0)
+    eoi(board, 0x31)
+    assert board.vectors() == [0x31, 0x31]
+    assert board.entry(5) == level(0x31)
+
+
+def test_a_line_that_dropped_and_rose_in_service_interrupts_after_the_eoi(board: Board) -> None:
+    board.program(5, level(0x31))
+    for high in (1, 0, 1):
+        board.ioapic.set_pin(5, high)
+    assert board.vectors() == [0x31]
+    eoi(board, 0x31)
+    assert board.vectors() == [0x31, 0x31]
+
+
+def test_an_eoi_under_a_mask_redelivers_only_when_unmasked(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    board.program(5, level(0x31, masked=True))
+    eoi(board, 0x31)
+    assert board.vectors() == [0x31]
+    board.program(5, level(0x31))
+    assert board.vectors() == [0x31, 0x31]
+
+
+def test_an_eoi_ends_every_pin_that_has_its_vector(board: Board) -> None:
+    for pin, vector in ((3, 0x31), (5, 0x31), (6, 0x32)):
+        board.program(pin, level(vector))
+        board.ioapic.set_pin(pin, 1)
+        board.ioapic.set_pin(pin, 0)
+    eoi(board, 0x31)
+    assert board.acked == [3, 5]
+    assert [bool(board.entry(pin) & REMOTE_IRR) for pin in (3, 5, 6)] == [False, False, True]
+
+
+def test_a_vector_changed_in_service_leaves_the_pin_stuck(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    board.program(5, level(0x46))
+    eoi(board, 0x31)
+    assert board.entry(5) == 0xC046
+    assert board.vectors() == [0x31]
+
+
+def test_an_eoi_that_the_local_apic_saw_as_edge_is_acknowledged_and_ends_nothing(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    eoi(board, 0x31, level_triggered=False)
+    assert board.acked == [5]
+    assert board.entry(5) & REMOTE_IRR
+    assert board.vectors() == [0x31]
+
+
+def test_an_edge_pins_eoi_is_acknowledged_too(board: Board) -> None:
+    board.program(5, edge(0x31))
+    board.ioapic.set_pin(5, 1)
+    eoi(board, 0x31, level_triggered=False)
+    assert board.acked == [5]
+    assert board.vectors() == [0x31]
+
+
+def test_a_directed_eoi_is_acknowledged_and_ends_nothing(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    eoi(board, 0x31, directed=True)
+    assert board.acked == [5]
+    assert board.entry(5) & REMOTE_IRR
+
+
+def test_a_pin_is_acknowledged_before_its_remote_irr_is_cleared(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    eoi(board, 0x31)
+    assert board.entries_at_ack == [level(0x31) | REMOTE_IRR]
+
+
+# Which EOIs a CPU has to report.
+
+
+def vectors(bits: int) -> set[int]:
+    return {vector for vector in range(256) if bits >> vector & 1}
+
+
+def test_a_cpu_reports_the_level_vectors_that_come_to_it(board: Board) -> None:
+    board.matching = 0b10
+    board.program(3, level(0x31))
+    board.program(4, edge(0x32))
+    board.program(5, level(0x33, destination=NOBODY))
+    board.program(6, level(0x34, masked=True))
+    board.program(RTC, edge(0x38))
+    for cpu, expected in ((0, set()), (1, {0x31, 0x34, 0x38})):
+        handled, stale = board.ioapic.handled_vectors(cpu, pending=0)
+        assert vectors(handled) == expected
+        assert stale == -1
+
+
+@pytest.mark.parametrize("logical", [False, True])
+def test_whether_an_entry_comes_to_a_cpu_is_asked_with_its_destination_and_mode(board: Board, logical: bool) -> None:
+    board.program(3, level(0x31, destination=0x42) | logical << 11)
+    board.asked.clear()
+    board.ioapic.handled_vectors(0, pending=0)
+    assert board.asked == [(0x42, logical), (0, False)]  # pin 8 always is
+    board.program(RTC, edge(0x38, destination=0x43) | logical << 11)
+    board.asked.clear()
+    board.ioapic.retrack_rtc(0)
+    assert board.asked == [(0x43, logical)]
+
+
+def test_a_cpu_reports_what_it_still_has_of_entries_that_were_pointed_elsewhere(board: Board) -> None:
+    board.program(3, level(0x31, destination=NOBODY))
+    board.program(4, level(0x45, destination=NOBODY))
+    board.program(5, level(0x33, destination=NOBODY))
+    board.program(6, edge(0x50, destination=NOBODY))
+    handled, stale = board.ioapic.handled_vectors(0, pending=1 << 0x31 | 1 << 0x45 | 1 << 0x50)
+    assert vectors(handled) - {0} == {0x31, 0x45}
+    assert stale == 0x45
+
+
+def test_a_cpu_reports_a_tracked_tick_after_pin_8_has_got_another_vector(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.ioapic.set_pin(RTC, 1)
+    board.program(RTC, edge(0x39, destination=NOBODY))
+    handled, _ = board.ioapic.handled_vectors(0, pending=0)
+    assert vectors(handled) == {0x38}
+
+
+# The RTC's ticks.
+
+
+def test_a_tick_is_coalesced_until_the_last_one_was_ended(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    assert [board.ioapic.set_pin(RTC, high) for high in (1, 0, 1, 0)] == [1, 1, 0, 1]
+    assert board.vectors() == [0x38]
+    eoi(board, 0x38, level_triggered=False)
+    assert board.ioapic.set_pin(RTC, 1) == 1
+    assert board.vectors() == [0x38, 0x38]
+
+
+def test_only_pin_8_is_tracked(board: Board) -> None:
+    board.program(9, edge(0x38))
+    assert [board.ioapic.set_pin(9, high) for high in (1, 0, 1, 0)] == [1, 1, 1, 1]
+
+
+def test_a_caller_that_does_not_look_at_the_status_is_not_tracked(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    assert [board.ioapic.set_pin(RTC, high, line_status=False) for high in (1, 0, 1, 0)] == [1, 1, 1, 1]
+    assert board.ioapic.set_pin(RTC, 1) == 1
+
+
+def test_a_tick_that_nobody_took_is_not_waited_for(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.status, board.takers = -1, []
+    board.ioapic.set_pin(RTC, 1)
+    board.ioapic.set_pin(RTC, 0)
+    board.status = 1
+    assert board.ioapic.set_pin(RTC, 1) == 1
+
+
+def test_a_tick_sent_to_several_cpus_is_ended_by_all_of_them(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.status, board.takers = 2, [0, 3]
+    board.ioapic.set_pin(RTC, 1)
+    board.ioapic.set_pin(RTC, 0)
+    for cpu, vector in ((0, 0x39), (1, 0x38), (0, 0x38), (0, 0x38)):
+        eoi(board, vector, cpu=cpu, level_triggered=False)
+        assert board.ioapic.set_pin(RTC, 1) == 0
+    eoi(board, 0x38, cpu=3, level_triggered=False)
+    assert board.ioapic.set_pin(RTC, 1) == 2
+
+
+def restore_with_rtc(board: Board, entry: int, irr: int = 0) -> None:
+    entries = list(IoapicState().redirection)
+    entries[RTC] = entry
+    board.ioapic.restore(IoapicState(irr=irr, redirection=tuple(entries)))
+
+
+def test_a_restored_ioapic_waits_for_ticks_that_cpus_still_have(board: Board) -> None:
+    board.matching, board.pending = 0b11, {0x38: 0b10}
+    restore_with_rtc(board, edge(0x38))
+    assert board.ioapic.set_pin(RTC, 1) == 0
+    eoi(board, 0x38, cpu=0, level_triggered=False)
+    assert board.ioapic.set_pin(RTC, 1) == 0
+    eoi(board, 0x38, cpu=1, level_triggered=False)
+    assert board.ioapic.set_pin(RTC, 1) == 1
+
+
+def test_a_restored_ioapic_has_forgotten_the_ticks_of_before(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.ioapic.set_pin(RTC, 1)
+    restore_with_rtc(board, edge(0x38))
+    assert board.ioapic.set_pin(RTC, 1) == 1
+
+
+def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: Board) -> None:
+    board.matching = 0b1
+    restore_with_rtc(board, edge(0x38), irr=1 << RTC)
+    assert board.vectors() == [0x38]
+    board.ioapic.set_pin(RTC, 0)
+    assert board.ioapic.set_pin(RTC, 1) == 1  # the board's CPU has nothing pending
+
+
+def test_a_cpu_whose_state_was_replaced_is_looked_at_again(board: Board) -> None:
+    board.matching = 0b1
+    board.program(RTC, edge(0x38))
+    board.ioapic.set_pin(RTC, 1)
+    board.ioapic.set_pin(RTC, 0)
+    board.ioapic.retrack_rtc(0)  # it has lost the vector
+    assert board.ioapic.set_pin(RTC, 1) == 1
+    board.ioapic.set_pin(RTC, 0)
+    board.pending = {0x38: 0b1}
+    board.ioapic.retrack_rtc(0)
+    assert board.ioapic.set_pin(RTC, 1) == 0
+
+
+def test_a_cpu_that_pin_8_does_not_lead_to_is_not_looked_at(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.pending = {0x38: 0b10}
+    board.matching = 0b1
+    board.ioapic.retrack_rtc(1)
+    assert board.ioapic.set_pin(RTC, 1) == 1

@@ -1,0 +1,218 @@
+"""Observers: the tracepoints of a VM, what they carry, and that watching changes nothing."""
+
+from __future__ import annotations
+
+import inspect
+
+from irqchipd.chips.lapic import Reg
+from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.routing import ChipId, PinRoute
+from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Pc, state_of, to
+
+Trace = list[tuple[object, ...]]
+
+
+class Recorder(Observer):
+    """Notes every tracepoint with its fields."""
+
+    def __init__(self) -> None:
+        self.trace: Trace = []
+        for name in TRACEPOINTS:
+            setattr(self, name, self._noting(name))
+
+    def _noting(self, name: str) -> object:
+        return lambda *fields: self.trace.append((name, *fields))
+
+    def noted(self) -> Trace:
+        trace = list(self.trace)
+        self.trace.clear()
+        return trace
+
+
+def watched(vcpus: int = 1) -> tuple[Pc, Recorder]:
+    pc, recorder = Pc(vcpus), Recorder()
+    pc.vm.attach(recorder)
+    return pc, recorder
+
+
+# What is told.
+
+
+def test_a_line_through_both_chips_to_the_eoi() -> None:
+    pc, recorder = watched()
+    pc.vm.detach(recorder)
+    pc.initialise_pics()
+    pc.program(4, LEVEL | 0x34)
+    pc.vm.attach(recorder)
+    pc.line(4, 1)
+    assert recorder.noted() == [
+        ("kvm_set_irq", 4, 1, 0),
+        ("kvm_apic_accept_irq", 0, 0, True, 0x34),
+        ("kvm_ioapic_set_irq", LEVEL | 0x34, 4, False),
+        ("kvm_pic_set_irq", 0, 4, 0, 0, False),
+    ]
+    assert [pc.take(), pc.take()] == [PRIMARY + 4, 0x34]
+    assert recorder.noted() == [("kvm_inj_virq", 0, PRIMARY + 4), ("kvm_inj_virq", 0, 0x34)]
+    pc.line(4, 0)
+    recorder.noted()
+    pc.eoi()
+    pc.out(0x20, EOI)
+    assert recorder.noted() == [
+        ("kvm_mmio", True, 0xFEE0_00B0, 4, 0),
+        ("kvm_eoi", 0, 0x34),
+        ("kvm_ack_irq", ChipId.IOAPIC, 4),
+        ("kvm_pio", True, 0x20, 1, EOI),
+        ("kvm_ack_irq", ChipId.PIC_PRIMARY, 4),
+    ]
+
+
+def test_what_is_coalesced_is_said_to_be() -> None:
+    pc, recorder = watched()
+    pc.out(0x4D1, 1 << 4)
+    pc.mask_pics()
+    recorder.noted()
+    pc.vm.set_routing([PinRoute(1, ChipId.IOAPIC, 16), PinRoute(2, ChipId.PIC_SECONDARY, 4)])
+    pc.line(1, 1, 1)
+    pc.out(0xA1, 0x00)
+    pc.line(2, 1, 1)
+    assert [fields for fields in recorder.noted() if fields[0] != "kvm_pio"] == [
+        ("kvm_set_irq", 1, 1, 0),
+        ("kvm_ioapic_set_irq", 1 << 16, 16, False),
+        ("kvm_set_irq", 1, 1, 0),
+        ("kvm_ioapic_set_irq", 1 << 16, 16, True),
+        ("kvm_set_irq", 2, 1, 0),
+        ("kvm_pic_set_irq", 1, 4, 1 << 4, 0, False),
+        ("kvm_set_irq", 2, 1, 0),
+        ("kvm_pic_set_irq", 1, 4, 1 << 4, 0, True),
+    ]
+
+
+def test_a_line_is_told_with_the_number_of_its_source() -> None:
+    pc, recorder = watched()
+    source = pc.vm.open_source("device")
+    pc.line(100, 1, source=source)
+    assert recorder.noted() == [("kvm_set_irq", 100, 1, source.number)]
+
+
+def test_reads_are_told_with_what_they_gave_and_unclaimed_accesses_are_not_told() -> None:
+    pc, recorder = watched()
+    assert pc.vm.pio_read(0, 0x4D0, 1) == 0
+    assert pc.vm.mmio_read(0, 0xFEE0_0030, 4) == 0x0005_0014
+    pc.vm.pio_read(0, 0x80, 1)
+    pc.vm.pio_write(0, 0x80, 1, 0)
+    pc.vm.mmio_read(0, 0x1000, 4)
+    pc.vm.mmio_write(0, 0x1000, 4, 0)
+    assert recorder.noted() == [("kvm_pio", False, 0x4D0, 1, 0), ("kvm_mmio", False, 0xFEE0_0030, 4, 0x0005_0014)]
+
+
+def test_an_msi_and_who_was_offered_it() -> None:
+    pc, recorder = watched(2)
+    pc.vm.signal_msi(0xFEEF_F000, 0x4431)
+    assert recorder.noted() == [
+        ("kvm_msi_set_irq", 0xFEEF_F000, 0x4431),
+        ("kvm_apic_accept_irq", 0, 4, False, 0x31),
+        ("kvm_apic_accept_irq", 1, 4, False, 0x31),
+    ]
+
+
+def test_an_ipi_and_who_was_offered_it() -> None:
+    pc, recorder = watched(2)
+    pc.ipi(0, 0x4031, 1)
+    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4031, 1), ("kvm_apic_accept_irq", 1, 0, False, 0x31)]
+
+
+def test_an_ipi_to_oneself_is_offered_like_any_other() -> None:
+    pc, recorder = watched()
+    pc.ipi(0, 0x4_0031)
+    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4_0031, 0), ("kvm_apic_accept_irq", 0, 0, False, 0x31)]
+
+
+def test_a_vcpu_is_told_by_its_id_and_not_by_its_index() -> None:
+    vm, recorder = Vm("sparse"), Recorder()
+    vm.create_irqchip()
+    vm.create_vcpu(9)
+    vm.mmio_write(9, 0xFEE0_0000 + Reg.SVR, 4, 0x1FF)
+    vm.attach(recorder)
+    vm.signal_msi(0xFEE0_9000, 0x31)
+    vm.ack_interrupt(9)
+    vm.mmio_write(9, 0xFEE0_0000 + Reg.EOI, 4, 0)
+    assert [fields[:2] for fields in recorder.noted() if fields[0] not in ("kvm_mmio", "kvm_msi_set_irq")] == [
+        ("kvm_apic_accept_irq", 9),
+        ("kvm_inj_virq", 9),
+        ("kvm_eoi", 9),
+    ]
+
+
+def test_nothing_to_take_and_nothing_to_end_are_not_told() -> None:
+    pc, recorder = watched()
+    pc.take()
+    pc.eoi()
+    assert [fields[0] for fields in recorder.noted()] == ["kvm_mmio"]
+
+
+# Several observers, and none.
+
+
+def test_every_observer_is_told_from_when_it_is_attached_until_it_is_detached() -> None:
+    pc, first = watched()
+    second = Recorder()
+    pc.line(100, 1)
+    pc.vm.attach(second)
+    pc.line(101, 1)
+    pc.vm.detach(first)
+    pc.line(102, 1)
+    pc.vm.detach(second)
+    pc.line(103, 1)
+    assert [fields[1] for fields in first.trace] == [100, 101]
+    assert [fields[1] for fields in second.trace] == [101, 102]
+
+
+def test_nobody_watching_is_no_observer_and_one_is_itself() -> None:
+    recorder = Recorder()
+    assert combine([]) is None
+    assert combine([recorder]) is recorder
+
+
+def test_several_are_passed_every_tracepoint_with_its_fields() -> None:
+    recorders = [Recorder(), Recorder(), Recorder()]
+    both = combine(recorders)
+    assert both is not None
+    for number, name in enumerate(TRACEPOINTS):
+        count = len(inspect.signature(getattr(Observer, name)).parameters) - 1
+        getattr(both, name)(*range(number, number + count))
+    assert recorders[0].trace == recorders[1].trace == recorders[2].trace
+    assert [fields[0] for fields in recorders[0].trace] == list(TRACEPOINTS)
+
+
+def test_an_observer_that_overrides_nothing_may_watch() -> None:
+    pc = Pc()
+    pc.vm.attach(Observer())
+    pc.program(16, LEVEL | 0x31)
+    pc.line(16, 1, 0)
+    pc.vm.signal_msi(0xFEE0_0000, 0x41)
+    assert pc.serve_all() == [0x41, 0x31]
+
+
+def test_an_observer_hears_of_the_vms_deletion_if_it_asked_to() -> None:
+    told: list[str] = []
+    pc, _ = watched()
+    gone = Recorder()
+    pc.vm.attach(Recorder(), lambda: told.append("watcher"))
+    pc.vm.attach(gone, lambda: told.append("gone"))
+    pc.vm.detach(gone)
+    pc.vm.delete()
+    assert told == ["watcher"]
+
+
+def test_watching_changes_nothing() -> None:
+    plain = Pc(2)
+    watching, _ = watched(2)
+    for pc in (plain, watching):
+        pc.initialise_pics()
+        pc.program(4, to(1) | LEVEL | 0x34)
+        pc.line(4, 1)
+        pc.line(8, 1, 0, 1)
+        assert pc.take(0) == SECONDARY
+        pc.ipi(1, 0xC_4055)
+    assert state_of(plain.vm) == state_of(watching.vm)

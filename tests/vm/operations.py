@@ -1,0 +1,180 @@
+"""Random operations on a VM: strategies that draw them, and apply, which does one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+
+from irqchipd.chips import ioapic, lapic
+from irqchipd.chips.i8259 import STATE_SIZE as PIC_SIZE
+from irqchipd.chips.i8259 import Port
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from tests.vm.pc import Pc
+
+VCPUS = 2
+SOURCES = 3  # the shared one and two more
+
+Operation = tuple[str, tuple[object, ...]]
+
+PORTS = [getattr(Port, name) for name in vars(Port) if not name.startswith("_")]
+IOAPIC_OFFSETS = [0x00, 0x10]
+LAPIC_OFFSETS = sorted(getattr(lapic.Reg, name) for name in vars(lapic.Reg) if not name.startswith("_"))
+
+vcpus = st.integers(0, VCPUS - 1)
+gsis = st.integers(0, 26) | st.sampled_from([0, 1, 8, 9, 16])
+vectors = st.integers(0, 255) | st.sampled_from([0x31, 0x38, 0x41])
+
+
+def bits(count: int) -> st.SearchStrategy[int]:
+    return st.integers(0, (1 << count) - 1)
+
+
+@st.composite
+def pages(draw: st.DrawFn, size: int, likely: dict[int, int]) -> bytes:
+    """Any bytes of a length: a uniform fill, with some words of its own, and some that are often what makes sense."""
+    page = bytearray([draw(st.sampled_from([0x00, 0xFF]) | st.integers(0, 255))]) * size
+    words = draw(st.dictionaries(st.integers(0, size // 4 - 1), bits(32), max_size=30))
+    sensible = likely.items() if draw(st.sampled_from([True, True, False])) else ()
+    for offset, word in (*((4 * index, word) for index, word in words.items()), *sensible):
+        page[offset : offset + 4] = word.to_bytes(4, "little")
+    return bytes(page)
+
+
+pic_structs = st.binary(min_size=PIC_SIZE, max_size=PIC_SIZE)
+ioapic_structs = pages(ioapic.STATE_SIZE, {0: ioapic.DEFAULT_BASE, 4: 0})
+lapic_structs = pages(lapic.STATE_SIZE, {lapic.Reg.SVR: 0x1FF, lapic.Reg.ID: 0, lapic.Reg.TPR: 0})
+
+# Entries and register values that do something are likelier than any number is.
+entries = st.one_of(
+    bits(64),
+    st.builds(
+        lambda vector, mode, flags, destination: vector | mode << 8 | flags << 11 | destination << 56,
+        vectors,
+        st.integers(0, 1),
+        bits(6),
+        st.sampled_from([0, 1, 2, 3, 0xFF]),
+    ),
+)
+# End of interrupt, rotations, reads of ISR and a poll, the start of an initialisation.
+pic_values = bits(8) | st.sampled_from([0x20, 0x20, 0x61, 0xA0, 0xC3, 0x0B, 0x0C, 0x11, 0x00])
+lapic_values = bits(32) | st.sampled_from(
+    [0, 0x1FF, 0x700, 0x0100_0000, 0x0300_0000, 0xFFFF_FFFF, 0x0FFF_FFFF, 0x8_4031]
+)
+
+raw_restores = st.one_of(
+    st.tuples(st.just("set_irqchip"), st.tuples(st.sampled_from([0, 1]), pic_structs)),
+    st.tuples(st.just("set_irqchip"), st.tuples(st.just(2), ioapic_structs)),
+    st.tuples(st.just("set_lapic"), st.tuples(vcpus, lapic_structs)),
+)
+
+routes = st.lists(
+    st.builds(PinRoute, gsis, st.sampled_from(ChipId), st.integers(0, 23))
+    | st.builds(MsiRoute, gsis, st.sampled_from([0xFEE0_0000, 0xFEE0_1000, 0xFEEF_F00C]), bits(16)),
+    max_size=6,
+)
+
+accesses = st.one_of(
+    st.tuples(
+        st.just("pio_write"), st.tuples(vcpus, st.sampled_from(PORTS), st.sampled_from([1, 1, 1, 2]), pic_values)
+    ),
+    st.tuples(st.just("pio_read"), st.tuples(vcpus, st.sampled_from(PORTS), st.sampled_from([1, 1, 1, 2]))),
+    st.tuples(
+        st.just("mmio_write"),
+        st.tuples(
+            vcpus,
+            st.sampled_from(IOAPIC_OFFSETS).map(lambda offset: ioapic.DEFAULT_BASE + offset),
+            st.sampled_from([4, 4, 4, 8]),
+            bits(32) | st.integers(0, 0x3F),
+        ),
+    ),
+    st.tuples(
+        st.just("mmio_write"),
+        st.tuples(
+            vcpus,
+            st.sampled_from(LAPIC_OFFSETS).map(lambda offset: lapic.DEFAULT_BASE + offset),
+            st.just(4),
+            lapic_values,
+        ),
+    ),
+    st.tuples(
+        st.just("mmio_read"),
+        st.tuples(
+            vcpus,
+            st.sampled_from(IOAPIC_OFFSETS).map(lambda offset: ioapic.DEFAULT_BASE + offset)
+            | bits(12).map(lambda offset: lapic.DEFAULT_BASE + offset),
+            st.sampled_from([1, 2, 4, 8]),
+        ),
+    ),
+    st.tuples(st.just("write_entry"), st.tuples(vcpus, st.integers(0, 23), entries)),
+    st.tuples(
+        st.just("mmio_write"), st.tuples(vcpus, st.just(lapic.DEFAULT_BASE + lapic.Reg.EOI), st.just(4), bits(1))
+    ),
+)
+acks = st.tuples(st.just("ack_interrupt"), st.tuples(vcpus))
+lines = st.tuples(st.just("irq_line"), st.tuples(gsis, st.booleans(), st.integers(0, SOURCES - 1)))
+operations = st.one_of(
+    lines,
+    lines,
+    accesses,
+    accesses,
+    accesses,
+    acks,
+    st.tuples(st.just("signal_msi"), st.tuples(bits(20).map(lambda low: 0xFEE0_0000 | low), bits(16))),
+    st.tuples(st.just("set_routing"), st.tuples(routes)),
+    st.tuples(st.just("close_source"), st.tuples(st.integers(1, SOURCES - 1))),
+)
+
+
+class Machine(Pc):
+    """A PC whose line sources operations name by number."""
+
+    def __init__(self) -> None:
+        super().__init__(VCPUS)
+        self.sources: list[LineSource | None] = [None, *(self.vm.open_source(f"{n}") for n in range(1, SOURCES))]
+
+    def apply(self, operation: Operation) -> object:
+        """Do an operation; what it answers, or why the VM refused it. It fails in no other way."""
+        name, arguments = operation
+        try:
+            match name:
+                case "irq_line":
+                    return self._irq_line(*arguments)  # type: ignore[arg-type]
+                case "close_source":
+                    return self._close_source(*arguments)  # type: ignore[arg-type]
+                case "write_entry":
+                    return self._write_entry(*arguments)  # type: ignore[arg-type]
+                case _:
+                    return getattr(self.vm, name)(*arguments)
+        except VmError as error:
+            return error.reason
+
+    def apply_all(self, operations: Iterable[Operation]) -> list[object]:
+        return [self.apply(operation) for operation in operations]
+
+    def _irq_line(self, gsi: int, level: bool, number: int) -> object:
+        return self.vm.irq_line(gsi, level, self.sources[number])
+
+    def _write_entry(self, vcpu: int, pin: int, entry: int) -> object:
+        for register, half in ((0x11 + 2 * pin, entry >> 32), (0x10 + 2 * pin, entry & 0xFFFF_FFFF)):
+            self.vm.mmio_write(vcpu, ioapic.DEFAULT_BASE, 4, register)
+            claimed = self.vm.mmio_write(vcpu, ioapic.DEFAULT_BASE + 0x10, 4, half)
+        return claimed
+
+    def _close_source(self, number: int) -> object:
+        source = self.sources[number]
+        assert source is not None
+        self.vm.close_source(source)
+        self.sources[number] = self.vm.open_source(f"{number}")
+        return None
+
+
+def restore(vm: Vm, other: Vm) -> None:
+    """Give a VM the chips' states and the routes of another."""
+    vm.set_routing(other.routing())
+    for vcpu in other.vcpus():
+        vm.set_lapic(vcpu, other.get_lapic(vcpu).pack())
+    for chip in ChipId:
+        vm.set_irqchip(chip, other.get_irqchip(chip).pack())

@@ -1,0 +1,136 @@
+"""A PC to test with: a VM and the few words in which tests talk to it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from irqchipd.chips import ioapic, lapic
+from irqchipd.chips.i8259 import Port
+from irqchipd.chips.lapic import Reg
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.routing import ChipId
+
+LEVEL, MASKED, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 16, 1 << 11, 1 << 14
+LOWEST_PRIORITY = 1 << 8
+EOI = 0x20
+PRIMARY, SECONDARY = 0x20, 0x28  # the PICs' vector bases after initialise_pics
+
+State = tuple[object, ...]
+
+
+def to(cpu: int) -> int:
+    """A redirection entry's destination."""
+    return cpu << 56
+
+
+class Pc:
+    """A VM with an irqchip, all of whose local APICs are enabled."""
+
+    def __init__(self, vcpus: int = 1) -> None:
+        self.vm = Vm("pc")
+        self.vm.create_irqchip()
+        for vcpu in range(vcpus):
+            self.vm.create_vcpu(vcpu)
+            self.lapic_write(vcpu, Reg.SVR, 0x1FF)
+
+    # Guest.
+
+    def out(self, port: int, *values: int) -> None:
+        for value in values:
+            assert self.vm.pio_write(0, port, 1, value)
+
+    def initialise_pics(self, *, icw4: int = 0x01) -> None:
+        self.out(Port.PRIMARY_COMMAND, 0x11)
+        self.out(Port.PRIMARY_DATA, PRIMARY, 0x04, icw4)
+        self.out(Port.SECONDARY_COMMAND, 0x11)
+        self.out(Port.SECONDARY_DATA, SECONDARY, 0x02, icw4)
+
+    def mask_pics(self) -> None:
+        self.out(Port.PRIMARY_DATA, 0xFF)
+        self.out(Port.SECONDARY_DATA, 0xFF)
+
+    def _ioapic_register(self, register: int, value: int | None = None, *, vcpu: int = 0) -> int:
+        window = ioapic.DEFAULT_BASE + ioapic.Offset.REGISTER_WINDOW
+        self.vm.mmio_write(vcpu, ioapic.DEFAULT_BASE, 4, register)
+        if value is not None:
+            assert self.vm.mmio_write(vcpu, window, 4, value)
+            return value
+        read = self.vm.mmio_read(vcpu, window, 4)
+        assert read is not None
+        return read
+
+    def program(self, pin: int, entry: int, *, vcpu: int = 0) -> None:
+        """Write a redirection entry, the high half first."""
+        self._ioapic_register(0x11 + 2 * pin, entry >> 32, vcpu=vcpu)
+        self._ioapic_register(0x10 + 2 * pin, entry & 0xFFFF_FFFF, vcpu=vcpu)
+
+    def entry(self, pin: int) -> int:
+        return self._ioapic_register(0x11 + 2 * pin) << 32 | self._ioapic_register(0x10 + 2 * pin)
+
+    def lapic_write(self, vcpu: int, register: int, value: int) -> None:
+        assert self.vm.mmio_write(vcpu, lapic.DEFAULT_BASE + register, 4, value)
+
+    def lapic_read(self, vcpu: int, register: int) -> int:
+        value = self.vm.mmio_read(vcpu, lapic.DEFAULT_BASE + register, 4)
+        assert value is not None
+        return value
+
+    def ipi(self, vcpu: int, low: int, destination: int = 0) -> None:
+        self.lapic_write(vcpu, Reg.ICR2, destination << 24)
+        self.lapic_write(vcpu, Reg.ICR, low)
+
+    def eoi(self, vcpu: int = 0) -> None:
+        self.lapic_write(vcpu, Reg.EOI, 0)
+
+    # CPU.
+
+    def take(self, vcpu: int = 0) -> int | None:
+        """The vector of the interrupt that a vCPU gets now, or none."""
+        taken = self.vm.ack_interrupt(vcpu)
+        return taken[0] if taken is not None else None
+
+    def takers(self) -> dict[int, int]:
+        """Which vCPUs get an interrupt now, and which vector."""
+        taken = {vcpu: self.take(vcpu) for vcpu in self.vm.vcpus()}
+        return {vcpu: vector for vcpu, vector in taken.items() if vector is not None}
+
+    def serve_all(self, vcpu: int = 0) -> list[int]:
+        """Take and end local APIC interrupts until there are no more."""
+        served = []
+        while (vector := self.take(vcpu)) is not None:
+            served.append(vector)
+            assert len(served) <= 256, "a line is high, and this would go on forever"
+            self.eoi(vcpu)
+        return served
+
+    # Devices.
+
+    def line(self, gsi: int, *levels: int, source: LineSource | None = None) -> list[int]:
+        """Drive a GSI to some levels in turn, and what that answers."""
+        return [self.vm.irq_line(gsi, bool(level), source) for level in levels]
+
+    def state(self) -> State:
+        return state_of(self.vm)
+
+
+def state_of(vm: Vm) -> State:
+    """Everything that can be seen of a VM."""
+    if not vm.has_irqchip():
+        return (vm.vcpus(), vm.sources())
+    chips = [vm.get_irqchip(chip).pack() for chip in ChipId]
+    lapics = [vm.get_lapic(vcpu).pack() for vcpu in vm.vcpus()]
+    return (chips, lapics, vm.vcpus(), vm.sources(), vm.routing())
+
+
+@contextmanager
+def refused(reason: str) -> Iterator[None]:
+    """The operation fails with an errno of this name."""
+    with pytest.raises(VmError) as failure:
+        yield
+    assert failure.value.reason == reason
+    assert failure.value.number == getattr(errno, reason)

@@ -1,0 +1,307 @@
+"""The bus between message sources and local APICs: who is addressed, and who of them takes a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic, LapicRegisters
+from irqchipd.chips.message import BROADCAST, DeliveryMode, Message, Shorthand
+from irqchipd.vm.apicbus import ApicBus
+
+FIXED, LOWEST = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY
+
+
+class Wires:
+    """Tells the bus what a local APIC must: that its address changed. Notes what the CPU was signalled."""
+
+    def __init__(self, bus: ApicBus) -> None:
+        self.bus = bus
+        self.signals: list[int] = []
+
+    def send_ipi(self, icr: int, message: Message) -> None:
+        raise NotImplementedError
+
+    def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
+        raise NotImplementedError
+
+    def addressing_changed(self) -> None:
+        self.bus.invalidate()
+
+    def scan_needed(self) -> None:
+        pass
+
+    def priorities_changed(self) -> None:
+        pass
+
+    def signal(self, delivery_mode: int, vector: int) -> None:  # noqa: ARG002
+        self.signals.append(delivery_mode)
+
+
+class Bus:
+    """A bus and its local APICs: CPU n has physical ID n, and the logical ID that it is given."""
+
+    def __init__(self, logical_ids: Sequence[int], dfr: int = DFR_FLAT) -> None:
+        self.bus = ApicBus()
+        self.wires = [Wires(self.bus) for _ in logical_ids]
+        for cpu, logical_id in enumerate(logical_ids):
+            self.bus.lapics.append(Lapic.at_reset(self.wires[cpu], cpu))
+            self.set(cpu, ldr=logical_id << 24, dfr=dfr)
+
+    def set(self, cpu: int, *, ldr: int = 0, dfr: int = DFR_FLAT, apic_id: int | None = None, svr: int = 0x1FF) -> None:
+        physical = cpu if apic_id is None else apic_id
+        self.bus.lapics[cpu].restore(LapicRegisters(id=physical << 24, ldr=ldr, dfr=dfr, svr=svr))
+
+    def disable(self, cpu: int) -> None:
+        self.bus.lapics[cpu].write(0xFEE0_00F0, 4, 0x0FF)
+
+    def send(
+        self,
+        destination: int,
+        *,
+        logical: bool = False,
+        mode: int = FIXED,
+        vector: int = 0x40,
+        hint: bool = False,
+        shorthand: int = Shorthand.NONE,
+        source: int | None = None,
+    ) -> tuple[int, list[int]]:
+        """Deliver a message: its status, and the CPUs that got the vector."""
+        lapics = self.bus.lapics
+        message = Message(
+            vector,
+            mode,
+            destination,
+            logical=logical,
+            level_triggered=False,
+            shorthand=shorthand,
+            redirection_hint=hint,
+        )
+        status = self.bus.deliver(message, source=source)
+        got = [cpu for cpu, lapic in enumerate(lapics) if lapic.irr >> vector & 1]
+        for lapic in lapics:
+            lapic.irr = 0
+        return status, got
+
+
+FLAT_IDS = [0x01, 0x02, 0x04, 0x80]
+CLUSTER_IDS = [0x11, 0x12, 0x21, 0x28]
+
+
+# Physical destinations.
+
+
+def test_a_physical_destination_names_one_cpu() -> None:
+    bus = Bus(FLAT_IDS)
+    assert [bus.send(cpu) for cpu in range(5)] == [(1, [0]), (1, [1]), (1, [2]), (1, [3]), (0, [])]
+
+
+def test_a_physical_broadcast_goes_to_all_that_are_enabled() -> None:
+    bus = Bus(FLAT_IDS)
+    assert bus.send(BROADCAST) == (4, [0, 1, 2, 3])
+    bus.disable(2)
+    assert bus.send(BROADCAST) == (3, [0, 1, 3])
+
+
+def test_nobody_is_0_where_the_map_is_asked_and_minus_1_where_every_cpu_is() -> None:
+    bus = Bus(FLAT_IDS)
+    assert bus.send(9) == (0, [])
+    bus.set(3, apic_id=2)  # two of one ID switch the map off
+    assert bus.send(9) == (-1, [])
+
+
+def test_a_disabled_destination_is_0_either_way() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.disable(1)
+    assert bus.send(1) == (0, [])
+    bus.set(3, apic_id=2)
+    assert bus.send(1) == (0, [])
+
+
+def test_two_cpus_of_one_physical_id_both_get_its_messages() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.set(3, apic_id=1)
+    assert bus.send(1) == (2, [1, 3])
+
+
+def test_a_physical_id_can_be_changed() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.set(1, apic_id=0x77)
+    assert bus.send(1) == (0, [])
+    assert bus.send(0x77) == (1, [1])
+
+
+# Logical destinations.
+
+
+@pytest.mark.parametrize(
+    ("ids", "dfr", "destination", "answer"),
+    [
+        (FLAT_IDS, DFR_FLAT, 0x02, (1, [1])),
+        (FLAT_IDS, DFR_FLAT, 0x87, (4, [0, 1, 2, 3])),
+        (FLAT_IDS, DFR_FLAT, 0x82, (2, [1, 3])),
+        (FLAT_IDS, DFR_FLAT, 0x18, (0, [])),
+        (FLAT_IDS, DFR_FLAT, 0x00, (0, [])),
+        (FLAT_IDS, DFR_FLAT, 0xFF, (4, [0, 1, 2, 3])),
+        (CLUSTER_IDS, DFR_CLUSTER, 0x11, (1, [0])),
+        (CLUSTER_IDS, DFR_CLUSTER, 0x13, (2, [0, 1])),
+        (CLUSTER_IDS, DFR_CLUSTER, 0x2F, (2, [2, 3])),
+        (CLUSTER_IDS, DFR_CLUSTER, 0x3F, (0, [])),
+        (CLUSTER_IDS, DFR_CLUSTER, 0xFF, (4, [0, 1, 2, 3])),
+        # IDs of several bits: every CPU is asked.
+        ([0x03, 0x06, 0x80], DFR_FLAT, 0x02, (2, [0, 1])),
+        ([0x03, 0x06, 0x80], DFR_FLAT, 0x40, (-1, [])),
+        ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x11, (2, [0, 1])),
+        # Two CPUs of one bit.
+        ([0x01, 0x01, 0x02], DFR_FLAT, 0x01, (2, [0, 1])),
+        # Nobody has a logical ID.
+        ([0, 0], DFR_FLAT, 0x01, (0, [])),
+        # An ID without a bit in its cluster belongs to nobody.
+        ([0x10, 0x11], DFR_CLUSTER, 0x1F, (1, [1])),
+    ],
+)
+def test_a_logical_destination(ids: list[int], dfr: int, destination: int, answer: tuple[int, list[int]]) -> None:
+    assert Bus(ids, dfr).send(destination, logical=True) == answer
+
+
+def test_with_both_models_at_once_every_cpu_is_asked_in_its_own() -> None:
+    bus = Bus([0x01, 0x02])
+    bus.set(1, ldr=0x12 << 24, dfr=DFR_CLUSTER)
+    assert bus.send(0x13, logical=True) == (2, [0, 1])
+    assert bus.send(0x03, logical=True) == (1, [0])
+    assert bus.send(0x20, logical=True) == (-1, [])
+
+
+def test_a_format_that_is_neither_model_works_in_the_map_as_a_cluster_and_matches_nothing_alone() -> None:
+    bus = Bus([0x11, 0x12], dfr=0x5FFF_FFFF)
+    assert bus.send(0x13, logical=True) == (2, [0, 1])
+    bus.set(1, ldr=0x11 << 24, dfr=0x5FFF_FFFF)
+    assert bus.send(0x11, logical=True) == (-1, [])
+
+
+def test_disabled_cpus_have_no_place_in_the_map() -> None:
+    bus = Bus([0x01, 0x01])
+    bus.disable(1)
+    assert bus.send(0x01, logical=True) == (1, [0])
+    assert bus.send(0x02, logical=True) == (0, [])  # the map can be used
+
+
+# Lowest priority: the vector's number chooses, not the task priority.
+
+
+@pytest.mark.parametrize(("mode", "hint"), [(LOWEST, False), (FIXED, True)], ids=["mode", "hint"])
+@pytest.mark.parametrize(("vector", "cpu"), [(0x40, 2), (0x41, 3), (0x42, 1), (0x43, 2)])
+def test_lowest_priority_goes_by_the_vector_modulo_the_destinations(
+    mode: int, hint: bool, vector: int, cpu: int
+) -> None:
+    bus = Bus(FLAT_IDS)
+    bus.bus.lapics[cpu].tpr = 0xF0
+    assert bus.send(0x86, logical=True, mode=mode, hint=hint, vector=vector) == (1, [cpu])
+
+
+def test_lowest_priority_can_choose_a_bit_that_nobody_has() -> None:
+    bus = Bus(FLAT_IDS)
+    assert bus.send(0x30, logical=True, mode=LOWEST) == (0, [])
+    assert bus.send(0x0C, logical=True, mode=LOWEST, vector=0x40) == (1, [2])
+    assert bus.send(0x0C, logical=True, mode=LOWEST, vector=0x41) == (0, [])
+    bus.disable(2)
+    assert bus.send(0x0C, logical=True, mode=LOWEST, vector=0x40) == (0, [])
+
+
+def test_asked_one_by_one_lowest_priority_chooses_among_the_enabled() -> None:
+    bus = Bus([0x01, 0x01, 0x01])
+    assert [bus.send(0x01, logical=True, mode=LOWEST, vector=vector)[1] for vector in (0x41, 0x42, 0x43)] == [
+        [2],
+        [0],
+        [1],
+    ]
+    bus.disable(1)  # the others still share the bit
+    assert [bus.send(0x01, logical=True, mode=LOWEST, vector=vector)[1] for vector in (0x41, 0x42)] == [[2], [0]]
+    assert bus.send(0x02, logical=True, mode=LOWEST) == (-1, [])
+
+
+def test_a_physical_broadcast_of_lowest_priority_goes_to_all() -> None:
+    assert Bus(FLAT_IDS).send(BROADCAST, mode=LOWEST) == (4, [0, 1, 2, 3])
+
+
+def test_a_logical_broadcast_of_lowest_priority_goes_to_one() -> None:
+    assert Bus(FLAT_IDS).send(BROADCAST, logical=True, mode=LOWEST, vector=0x42) == (1, [2])
+
+
+def test_a_physical_broadcast_with_an_msis_hint_goes_to_one() -> None:
+    assert Bus(FLAT_IDS).send(BROADCAST, hint=True, vector=0x43) == (1, [3])
+
+
+@pytest.mark.parametrize("mode", [DeliveryMode.SMI, DeliveryMode.NMI, DeliveryMode.STARTUP, DeliveryMode.EXTINT])
+def test_a_physical_broadcast_with_an_msis_hint_is_a_fixed_interrupt_whatever_its_mode(mode: int) -> None:
+    # KVM: lapic.c kvm_irq_delivery_to_apic sets the mode to fixed, and the hint still chooses one.
+    bus = Bus(FLAT_IDS)
+    assert bus.send(BROADCAST, hint=True, mode=mode, vector=0x41) == (1, [1])
+    assert [wires.signals for wires in bus.wires] == [[]] * 4
+
+
+def test_a_hint_to_a_single_destination_keeps_the_mode() -> None:
+    bus = Bus(FLAT_IDS)
+    assert bus.send(2, hint=True, mode=DeliveryMode.NMI) == (1, [])
+    assert bus.wires[2].signals == [DeliveryMode.NMI]
+
+
+def test_a_lowest_priority_message_to_one_physical_destination_is_not_chosen_for() -> None:
+    assert Bus(FLAT_IDS).send(3, mode=LOWEST, vector=0x41) == (1, [3])
+
+
+# Shorthands.
+
+
+@pytest.mark.parametrize(
+    ("shorthand", "answer"),
+    [
+        (Shorthand.SELF, (1, [1])),
+        (Shorthand.ALL_INCLUDING_SELF, (4, [0, 1, 2, 3])),
+        (Shorthand.ALL_EXCLUDING_SELF, (3, [0, 2, 3])),
+    ],
+)
+def test_a_shorthand_goes_before_the_destination(shorthand: int, answer: tuple[int, list[int]]) -> None:
+    assert Bus(FLAT_IDS).send(2, shorthand=shorthand, source=1) == answer
+
+
+def test_all_but_self_of_a_single_cpu_is_nobody() -> None:
+    assert Bus([0x01]).send(0, shorthand=Shorthand.ALL_EXCLUDING_SELF, source=0) == (-1, [])
+
+
+@pytest.mark.parametrize(
+    ("shorthand", "destination", "answer"),
+    [
+        (Shorthand.ALL_INCLUDING_SELF, 0, (1, [2])),
+        (Shorthand.ALL_EXCLUDING_SELF, 0, (1, [0])),
+        (Shorthand.ALL_EXCLUDING_SELF, BROADCAST, (3, [0, 2, 3])),
+        (Shorthand.SELF, 0, (1, [1])),
+    ],
+)
+def test_lowest_priority_with_a_shorthand_chooses_unless_the_destination_is_a_broadcast(
+    shorthand: int, destination: int, answer: tuple[int, list[int]]
+) -> None:
+    assert Bus(FLAT_IDS).send(destination, mode=LOWEST, shorthand=shorthand, source=1, vector=0x42) == answer
+
+
+# What the IOAPIC asks.
+
+
+def test_who_accepted_is_noted_for_interrupts_alone() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.disable(0)
+    accepted: dict[int, int] = {}
+    bus.bus.deliver(Message(0x51, FIXED, 0x07, logical=True, level_triggered=False), accepted)
+    assert accepted == {1: 0x51, 2: 0x51}
+    bus.bus.deliver(Message(0x61, DeliveryMode.NMI, 3, logical=False, level_triggered=False), accepted)
+    assert accepted == {1: 0x51, 2: 0x51}
+
+
+def test_matching_asks_every_cpu_and_addressed_goes_by_the_map() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.disable(1)
+    assert bus.bus.matching(0x06, logical=True) == 0b0110
+    assert bus.bus.addressed(0x06, logical=True) == 0b0100
+    assert bus.bus.matching(2, logical=False) == bus.bus.addressed(2, logical=False) == 0b0100
+    assert bus.bus.addressed(BROADCAST, logical=True) == 0b1111

@@ -1,0 +1,100 @@
+"""The I/O bus: ranges that do not overlap, and which of them an access belongs to."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from irqchipd.vm.bus import IoBus
+from irqchipd.vm.errors import VmError
+
+
+class Device:
+    """A device that claims its range, or does not."""
+
+    def __init__(self, *, claims: bool = True) -> None:
+        self._claims = claims
+
+    def claims(self, address: int) -> bool:  # noqa: ARG002
+        return self._claims
+
+    def read(self, address: int, size: int) -> int:
+        raise NotImplementedError
+
+    def write(self, address: int, size: int, value: int) -> None:
+        raise NotImplementedError
+
+
+LOW, MIDDLE, HIGH = Device(), Device(), Device()
+
+
+@pytest.fixture
+def bus() -> IoBus:
+    """10h-1Fh, 20h-27h next to it, and 40h-4Fh; registered out of order."""
+    bus = IoBus()
+    bus.register(0x40, 0x10, HIGH)
+    bus.register(0x10, 0x10, LOW)
+    bus.register(0x20, 0x08, MIDDLE)
+    return bus
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "device"),
+    [
+        (0x0F, 1, None),
+        (0x0F, 2, None),
+        (0x10, 1, LOW),
+        (0x10, 8, LOW),
+        (0x1C, 4, LOW),
+        (0x1D, 4, None),  # half in the next one's range
+        (0x1F, 1, LOW),
+        (0x20, 4, MIDDLE),
+        (0x27, 1, MIDDLE),
+        (0x27, 2, None),
+        (0x28, 1, None),
+        (0x3F, 1, None),
+        (0x3F, 2, None),
+        (0x4F, 1, HIGH),
+        (0x50, 1, None),
+        ((1 << 64) - 1, 1, None),
+    ],
+)
+def test_an_access_belongs_to_the_device_that_has_all_of_it(
+    bus: IoBus, address: int, size: int, device: Device | None
+) -> None:
+    assert bus.find(address, size) is device
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(0x10, 0x10), (0x08, 0x09), (0x1F, 1), (0x00, 0x100), (0x27, 2), (0x30, 0x11), (0x48, 1), (0x4F, 9)],
+)
+def test_a_range_that_overlaps_another_is_refused_and_changes_nothing(bus: IoBus, start: int, length: int) -> None:
+    before = [bus.find(address, 1) for address in range(0x100)]
+    with pytest.raises(VmError) as failure:
+        bus.register(start, length, Device())
+    assert failure.value.number == errno.EEXIST
+    assert [bus.find(address, 1) for address in range(0x100)] == before
+
+
+@pytest.mark.parametrize(("start", "length"), [(0x00, 0x10), (0x28, 0x18), (0x28, 1), (0x3F, 1), (0x50, 0x10)])
+def test_a_range_may_touch_its_neighbours(bus: IoBus, start: int, length: int) -> None:
+    device = Device()
+    bus.register(start, length, device)
+    assert bus.find(start, 1) is bus.find(start + length - 1, 1) is device
+    assert (bus.find(0x10, 1), bus.find(0x27, 1), bus.find(0x40, 1)) == (LOW, MIDDLE, HIGH)
+
+
+def test_a_range_that_was_given_up_can_be_claimed_again(bus: IoBus) -> None:
+    bus.unregister(0x20)
+    assert bus.find(0x20, 1) is None
+    assert bus.find(0x1F, 1) is LOW
+    device = Device()
+    bus.register(0x20, 0x20, device)
+    assert bus.find(0x3C, 4) is device
+
+
+def test_a_device_may_disown_an_access_in_its_range(bus: IoBus) -> None:
+    bus.register(0x60, 0x10, Device(claims=False))
+    assert bus.find(0x60, 1) is None

@@ -1,0 +1,375 @@
+"""A VM's life: the order of creation, what refuses to be created, accesses, acknowledging, and deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
+from irqchipd.chips.ioapic import IoapicState
+from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic import LapicRegisters, Reg
+from irqchipd.vm.board import Board
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.machine import MAX_VCPU_ID, MAX_VCPUS, Vm
+from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, PinRoute
+from tests.vm.pc import EOI, MASKED, PRIMARY, SECONDARY, Pc, refused
+
+
+class Ram:
+    """A device that claims everything it is registered for."""
+
+    def claims(self, address: int) -> bool:  # noqa: ARG002
+        return True
+
+    def read(self, address: int, size: int) -> int:  # noqa: ARG002
+        return 0x5A
+
+    def write(self, address: int, size: int, value: int) -> None:
+        pass
+
+
+# The order of creation.
+
+
+@pytest.mark.parametrize(
+    ("operation", "reason"),
+    [
+        (lambda vm: vm.irq_line(1, True), "ENXIO"),
+        (lambda vm: vm.get_irqchip(0), "ENXIO"),
+        (lambda vm: vm.set_irqchip(0, bytes(16)), "ENXIO"),
+        (lambda vm: vm.routing(), "ENXIO"),
+        (lambda vm: vm.set_routing([]), "EINVAL"),
+        (lambda vm: vm.signal_msi(0xFEE0_0000, 0x31), "EINVAL"),
+        (lambda vm: vm.get_lapic(0), "ENXIO"),
+        (lambda vm: vm.set_lapic(0, bytes(1024)), "ENXIO"),
+        (lambda vm: vm.ack_interrupt(0), "ENXIO"),
+    ],
+)
+def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason: str) -> None:
+    vm = Vm("bare")
+    vm.create_vcpu(0)
+    with refused(reason):
+        operation(vm)
+    assert not vm.has_irqchip()
+
+
+def test_an_irqchip_comes_before_the_vcpus() -> None:
+    vm = Vm("late")
+    vm.create_vcpu(0)
+    with refused("EINVAL"):
+        vm.create_irqchip()
+    assert not vm.has_irqchip()
+
+
+def test_a_second_irqchip_exists_already_with_vcpus_or_without() -> None:
+    vm = Vm("twice")
+    vm.create_irqchip()
+    with refused("EEXIST"):
+        vm.create_irqchip()
+    vm.create_vcpu(0)
+    with refused("EEXIST"):
+        vm.create_irqchip()
+
+
+def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> None:
+    vm = Vm("halves")
+    vm._board.mmio.register(IOAPIC_BASE + 0x80, 0x10, Ram())
+    with refused("EEXIST"):
+        vm.create_irqchip()
+    assert not vm.has_irqchip()
+    with refused("ENXIO"):
+        vm.irq_line(1, True)
+    assert [port for port in range(0x10000) if vm._board.pio.find(port, 1)] == []
+    vm._board.mmio.unregister(IOAPIC_BASE + 0x80)
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    vm.irq_line(1, True)
+    assert vm.ack_interrupt(0) == (0x01, True)
+
+
+@pytest.mark.parametrize("port", [0x20, 0x21, 0xA1, 0x4D1])
+def test_a_port_that_is_taken_prevents_the_irqchip_and_stays_taken(port: int) -> None:
+    board = Board()
+    ram = Ram()
+    board.pio.register(port, 1, ram)
+    with pytest.raises(VmError):
+        board.add_irqchip()
+    assert [port for port in range(0x10000) if board.pio.find(port, 1)] == [port]
+    assert board.mmio.find(IOAPIC_BASE, 4) is None
+
+
+# vCPUs.
+
+
+def test_vcpus_are_listed_in_the_order_of_their_creation() -> None:
+    vm = Vm("smp")
+    vm.create_irqchip()
+    for vcpu in (3, 0, MAX_VCPU_ID):
+        vm.create_vcpu(vcpu)
+    assert vm.vcpus() == [3, 0, MAX_VCPU_ID]
+    assert [vm.get_lapic(vcpu).id >> 24 for vcpu in vm.vcpus()] == [3, 0, MAX_VCPU_ID]
+
+
+@pytest.mark.parametrize("vcpu", [-1, MAX_VCPU_ID + 1, 1 << 32])
+def test_a_vcpu_id_that_cannot_be_addressed_is_invalid(vcpu: int) -> None:
+    vm = Vm("smp")
+    with refused("EINVAL"):
+        vm.create_vcpu(vcpu)
+    assert vm.vcpus() == []
+
+
+def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
+    vm = Vm("full", max_vcpus=2)
+    vm.create_vcpu(0)
+    with refused("EEXIST"):
+        vm.create_vcpu(0)
+    vm.create_vcpu(1)
+    with refused("EINVAL"):
+        vm.create_vcpu(2)
+    with refused("EINVAL"):  # KVM counts before it looks
+        vm.create_vcpu(0)
+    assert vm.vcpus() == [0, 1]
+
+
+def test_all_the_vcpus_that_a_vm_can_have_get_interrupts() -> None:
+    vm = Vm("big")
+    vm.create_irqchip()
+    for vcpu in range(MAX_VCPUS):
+        vm.create_vcpu(vcpu)
+        vm.mmio_write(vcpu, LAPIC_BASE + Reg.SVR, 4, 0x1FF)
+    assert vm.signal_msi(0xFEEF_F000, 0x31) == MAX_VCPUS
+    assert {vm.ack_interrupt(vcpu) for vcpu in range(MAX_VCPUS)} == {(0x31, False)}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda vm: vm.pio_read(7, 0x20, 1),
+        lambda vm: vm.pio_write(7, 0x20, 1, 0x11),
+        lambda vm: vm.mmio_read(7, IOAPIC_BASE, 4),
+        lambda vm: vm.mmio_write(7, IOAPIC_BASE, 4, 1),
+        lambda vm: vm.ack_interrupt(7),
+        lambda vm: vm.get_lapic(7),
+        lambda vm: vm.set_lapic(7, bytes(1024)),
+    ],
+)
+def test_a_vcpu_that_does_not_exist_does_nothing(operation: Callable[[Vm], object]) -> None:
+    pc = Pc()
+    before = pc.state()
+    with refused("ENOENT"):
+        operation(pc.vm)
+    assert pc.state() == before
+
+
+# Guest accesses.
+
+
+@pytest.mark.parametrize(
+    ("port", "size"), [(0x1F, 1), (0x22, 1), (0x21, 2), (0x20, 4), (0x4D2, 1), (0xFFFF, 4), (0, 1)]
+)
+def test_ports_that_nothing_claims(port: int, size: int) -> None:
+    pc = Pc()
+    before = pc.state()
+    assert pc.vm.pio_read(0, port, size) is None
+    assert not pc.vm.pio_write(0, port, size, 0x11)
+    assert pc.state() == before
+
+
+@pytest.mark.parametrize(
+    "address", [0, 0xFEBF_FFFF, 0xFEC0_0100, 0xFEDF_FFFF, 0xFEE0_1000, 0xFFFF_FFFF_FFFF_FFFF], ids=hex
+)
+def test_addresses_that_nothing_claims(address: int) -> None:
+    pc = Pc()
+    before = pc.state()
+    assert pc.vm.mmio_read(0, address, 1) is None
+    assert not pc.vm.mmio_write(0, address, 1, 0x11)
+    assert pc.state() == before
+
+
+def test_an_access_that_leaves_the_ioapic_is_unclaimed() -> None:
+    pc = Pc()
+    assert pc.vm.mmio_read(0, IOAPIC_BASE + 0xFC, 4) == 0
+    assert pc.vm.mmio_read(0, IOAPIC_BASE + 0xFD, 4) is None
+
+
+def test_without_an_irqchip_nothing_claims_anything() -> None:
+    vm = Vm("bare")
+    vm.create_vcpu(0)
+    assert vm.pio_read(0, 0x20, 1) is None
+    assert vm.mmio_read(0, IOAPIC_BASE, 4) is None
+    assert vm.mmio_read(0, LAPIC_BASE + Reg.ID, 4) is None
+
+
+def test_every_vcpu_sees_its_own_local_apic() -> None:
+    pc = Pc(3)
+    assert [pc.lapic_read(vcpu, Reg.ID) for vcpu in range(3)] == [0, 1 << 24, 2 << 24]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda vm: vm.pio_read(0, 0x20, 8),
+        lambda vm: vm.pio_read(0, 0x20, 0),
+        lambda vm: vm.pio_read(0, 0x10000, 1),
+        lambda vm: vm.pio_write(0, 0x20, 3, 0x11),
+        lambda vm: vm.pio_write(0, 0x20, 1, 0x111),
+        lambda vm: vm.pio_write(0, 0x20, 1, -1),
+        lambda vm: vm.pio_write(0, 0x10021, 1, 0x11),
+        lambda vm: vm.mmio_read(0, IOAPIC_BASE, 16),
+        lambda vm: vm.mmio_read(0, 1 << 64, 4),
+        lambda vm: vm.mmio_write(0, IOAPIC_BASE, 3, 1),
+        lambda vm: vm.mmio_write(0, IOAPIC_BASE, 2, 0x10000),
+        lambda vm: vm.mmio_write(0, IOAPIC_BASE, 4, -1),
+    ],
+)
+def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm], object]) -> None:
+    pc = Pc()
+    before = pc.state()
+    with refused("EINVAL"):
+        operation(pc.vm)
+    assert pc.state() == before
+
+
+# State.
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda vm: vm.get_irqchip(3),
+        lambda vm: vm.set_irqchip(3, bytes(16)),
+        lambda vm: vm.set_irqchip(-1, bytes(16)),
+        lambda vm: vm.set_irqchip(ChipId.PIC_PRIMARY, bytes(15)),
+        lambda vm: vm.set_irqchip(ChipId.PIC_SECONDARY, bytes(17)),
+        lambda vm: vm.set_irqchip(ChipId.IOAPIC, bytes(16)),
+        lambda vm: vm.set_irqchip(ChipId.PIC_PRIMARY, IoapicState()),
+        lambda vm: vm.set_irqchip(ChipId.IOAPIC, vm.get_irqchip(ChipId.PIC_PRIMARY)),
+        lambda vm: vm.set_lapic(0, bytes(1023)),
+    ],
+)
+def test_states_that_are_of_no_chip_change_nothing(operation: Callable[[Vm], object]) -> None:
+    pc = Pc()
+    pc.line(1, 1)
+    before = pc.state()
+    with refused("EINVAL"):
+        operation(pc.vm)
+    assert pc.state() == before
+
+
+def test_a_state_that_was_got_is_a_copy() -> None:
+    pc = Pc()
+    pic, registers = pc.vm.get_irqchip(ChipId.PIC_PRIMARY), pc.vm.get_lapic(0)
+    before = pic.pack(), registers.pack()
+    pc.line(1, 1)
+    pc.vm.signal_msi(0xFEE0_0000, 0x31)
+    assert (pic.pack(), registers.pack()) == before
+    assert isinstance(registers, LapicRegisters)
+    registers.irr = 0
+    assert pc.vm.ack_interrupt(0, pic=False) == (0x31, False)
+
+
+# Acknowledging.
+
+
+def test_the_pic_comes_before_the_local_apic() -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    pc.vm.signal_msi(0xFEE0_0000, 0xF1)
+    pc.line(12, 1)
+    assert pc.vm.ack_interrupt(0) == (SECONDARY + 4, True)
+    assert pc.vm.ack_interrupt(0) == (0xF1, False)
+    assert pc.vm.ack_interrupt(0) is None
+
+
+@pytest.mark.parametrize(
+    ("pic", "lapic", "taken"),
+    [
+        (True, True, (PRIMARY + 1, True)),
+        (False, True, (0x31, False)),
+        (True, False, (PRIMARY + 1, True)),
+        (False, False, None),
+    ],
+)
+def test_either_may_be_asked_alone(pic: bool, lapic: bool, taken: tuple[int, bool] | None) -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    pc.vm.signal_msi(0xFEE0_0000, 0x31)
+    pc.line(1, 1)
+    assert pc.vm.ack_interrupt(0, pic=pic, lapic=lapic) == taken
+
+
+def test_the_pic_is_asked_by_those_vcpus_alone_that_it_is_wired_to() -> None:
+    pc = Pc(2)
+    pc.initialise_pics()
+    pc.line(1, 1)
+    assert pc.take(1) is None
+    pc.lapic_write(1, Reg.LVT_LINT0, 0x700)
+    pc.lapic_write(0, Reg.LVT_LINT0, MASKED | 0x700)
+    assert pc.takers() == {1: PRIMARY + 1}
+
+
+def test_the_pic_goes_past_the_task_priority() -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    pc.lapic_write(0, Reg.TPR, 0xF0)
+    pc.line(1, 1)
+    assert pc.take() == PRIMARY + 1
+
+
+def test_an_interrupt_that_was_withdrawn_is_not_there() -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    pc.out(0x4D0, 1 << 5)
+    pc.line(5, 1, 0)
+    assert pc.take() is None
+    pc.line(5, 1)
+    assert pc.take() == PRIMARY + 5
+    pc.out(0x20, EOI)
+    assert pc.take() == PRIMARY + 5
+
+
+# Deletion.
+
+
+def test_a_deleted_vm_refuses_everything_and_tells_its_holders_once() -> None:
+    told: list[str] = []
+    vm = Vm("short")
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    source = vm.open_source("device", lambda: told.append("device"))
+    gone = vm.open_source("gone", lambda: told.append("gone"))
+    vm.open_source("deaf")
+    vm.close_source(gone)
+    vm.delete()
+    assert told == ["device"]
+    operations: list[Callable[[], object]] = [
+        vm.create_irqchip,
+        lambda: vm.create_vcpu(1),
+        lambda: vm.irq_line(1, True, source),
+        lambda: vm.open_source("late"),
+        lambda: vm.signal_msi(0xFEE0_0000, 0x31),
+        lambda: vm.set_routing(DEFAULT_ROUTES),
+        lambda: vm.pio_read(0, 0x20, 1),
+        lambda: vm.mmio_write(0, IOAPIC_BASE, 4, 0),
+        lambda: vm.ack_interrupt(0),
+        lambda: vm.subscribe([0], print),
+        lambda: vm.get_irqchip(0),
+        lambda: vm.set_lapic(0, bytes(1024)),
+        vm.vcpus,
+        vm.delete,
+    ]
+    for operation in operations:
+        with refused("ENOENT"):
+            operation()
+    vm.close_source(source)
+    assert told == ["device"]
+
+
+def test_a_failed_operation_leaves_the_vm_usable() -> None:
+    pc = Pc()
+    with refused("EINVAL"):
+        pc.vm.set_routing([PinRoute(0, 9, 0)])
+    pc.line(1, 1)
+    assert pc.take() == 0x01
