@@ -12,6 +12,7 @@ from tests.chips.picboard import (
     READ_ISR,
     SECONDARY,
     SET_ROTATE_ON_AUTO_EOI,
+    SPECIAL_MASK_MODE,
     Board,
     set_lowest_priority,
     specific_eoi,
@@ -35,9 +36,17 @@ def test_every_line_has_its_vector(board: Board, line: int) -> None:
     assert board.inta() is None
 
 
-def test_a_pic_that_was_never_initialised_gives_vector_1_for_line_1() -> None:
+def test_at_power_on_everything_is_zero_but_what_the_elcr_may_hold() -> None:
     board = Board()
-    board.pulse(1)
+    assert board.pair.primary.pack() == bytes(15) + b"\xf8"
+    assert board.pair.secondary.pack() == bytes(15) + b"\xde"
+
+
+def test_a_pic_that_was_never_initialised_gives_its_lines_as_vectors() -> None:
+    board = Board()
+    board.pulse(1, 0)
+    assert board.inta() == 0
+    board.out(Port.PRIMARY_COMMAND, EOI)
     assert board.inta() == 1
 
 
@@ -121,9 +130,10 @@ def test_icw1_leaves_the_output_as_it_was_so_an_inta_is_spurious(board: Board) -
     assert board.isr() == 0
 
 
-def test_icw1_resets_the_priorities_and_what_a_read_selects(board: Board) -> None:
-    board.out(Port.PRIMARY_COMMAND, set_lowest_priority(3), READ_ISR)
+def test_icw1_resets_the_priorities_the_special_mask_and_what_a_read_selects(board: Board) -> None:
+    board.out(Port.PRIMARY_COMMAND, set_lowest_priority(3), READ_ISR, SPECIAL_MASK_MODE)
     board.initialise()
+    assert board.pair.primary.special_mask == 0
     board.out(Port.PRIMARY_DATA, 0xFF)
     board.rise(4, 0)
     assert board.read(Port.PRIMARY_COMMAND) == 0x11  # IRR
@@ -144,6 +154,16 @@ def test_icw1_turns_auto_eoi_off_only_when_no_icw4_follows(board: Board, icw1: i
     board.pulse(3)
     assert board.inta() == PRIMARY + 3
     assert board.isr() == in_service
+
+
+def test_without_icw4_there_is_no_special_fully_nested_mode(board: Board) -> None:
+    board.initialise(icw4=0x11)
+    board.out(Port.PRIMARY_COMMAND, 0x10)
+    board.out(Port.PRIMARY_DATA, PRIMARY, 0x04)
+    board.pulse(9)
+    assert board.inta() == SECONDARY + 1
+    board.pulse(8)
+    assert board.inta() is None
 
 
 def test_icw1_keeps_rotation_on_auto_eoi(board: Board) -> None:

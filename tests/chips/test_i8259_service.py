@@ -294,6 +294,13 @@ def test_a_poll_that_finds_nothing_reads_07_and_acknowledges_nothing(board: Boar
     assert board.acked == []
 
 
+def test_a_poll_that_finds_nothing_works_the_output_out_again(board: Board) -> None:
+    board.pulse(5)
+    board.out(Port.PRIMARY_COMMAND, 0x11)  # the request is gone, and the output still high
+    assert board.selected(POLL) == 0x07
+    assert board.inta() is None
+
+
 def test_a_poll_is_answered_once_on_either_port_of_its_chip(board: Board) -> None:
     board.out(Port.PRIMARY_DATA, 0x40)
     board.rise(5)

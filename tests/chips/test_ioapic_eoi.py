@@ -176,6 +176,22 @@ def test_a_caller_that_does_not_look_at_the_status_is_not_tracked(board: Board) 
     assert board.ioapic.set_pin(RTC, 1) == 1
 
 
+def test_a_level_tick_that_is_sent_again_by_the_ioapic_itself_is_not_tracked(board: Board) -> None:
+    board.program(RTC, level(0x38))
+    board.ioapic.set_pin(RTC, 1)
+    assert board.ioapic.set_pin(RTC, 1) == 0  # coalesced: the tick is tracked
+    eoi(board, 0x38)
+    assert board.vectors() == [0x38, 0x38]
+    assert board.ioapic.set_pin(RTC, 1) == -1  # under remote IRR: it is not
+    eoi(board, 0x38)
+    board.ioapic.set_pin(RTC, 0)
+    eoi(board, 0x38)
+    board.program(RTC, level(0x38, masked=True))
+    board.ioapic.set_pin(RTC, 1)
+    board.program(RTC, level(0x38))  # sent as it is unmasked
+    assert board.ioapic.set_pin(RTC, 1) == -1
+
+
 def test_a_tick_that_nobody_took_is_not_waited_for(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.status, board.takers = -1, []
@@ -220,8 +236,9 @@ def test_a_restored_ioapic_has_forgotten_the_ticks_of_before(board: Board) -> No
     assert board.ioapic.set_pin(RTC, 1) == 1
 
 
-def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: Board) -> None:
-    board.matching = 0b1
+@pytest.mark.parametrize("matching", [0b0, 0b1])
+def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: Board, matching: int) -> None:
+    board.matching = matching
     restore_with_rtc(board, edge(0x38), irr=1 << RTC)
     assert board.vectors() == [0x38]
     board.ioapic.set_pin(RTC, 0)

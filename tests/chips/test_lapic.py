@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import LVT_MASKED, Reg
+from irqchipd.chips.lapic import LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import Board, fixed, mode
 
@@ -174,6 +174,13 @@ def test_an_eoi_with_nothing_in_service_is_ignored(board: Board) -> None:
     board.eoi()
     assert board.ended == []
     assert board.take() == 0x31
+
+
+def test_even_vector_0_can_be_ended() -> None:
+    board = Board()
+    board.lapic.restore(LapicRegisters(isr=1 << 0))
+    board.eoi()
+    assert board.ended == [(0, False)]
 
 
 def test_an_eoi_says_whether_the_vector_was_last_accepted_as_level(board: Board) -> None:

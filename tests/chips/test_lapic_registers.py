@@ -228,6 +228,42 @@ def test_the_structure_is_the_register_page(board: Board) -> None:
     }
 
 
+def test_every_word_has_its_place_in_the_structure() -> None:
+    page = b"".join((offset if offset % 16 == 0 else 0).to_bytes(4, "little") for offset in range(0, 1024, 4))
+    registers = LapicRegisters.unpack(page)
+    places = {name: getattr(registers, name) for name in LapicRegisters.__slots__ if name not in ("isr", "tmr", "irr")}
+    assert places.pop("page") == page
+    assert places == {
+        "id": 0x020,
+        "version": 0x030,
+        "tpr": 0x080,
+        "ldr": 0x0D0,
+        "dfr": 0x0E0,
+        "svr": 0x0F0,
+        "esr": 0x280,
+        "icr": 0x300,
+        "icr2": 0x310,
+        "lvt_timer": 0x320,
+        "lvt_thermal": 0x330,
+        "lvt_performance": 0x340,
+        "lvt_lint0": 0x350,
+        "lvt_lint1": 0x360,
+        "lvt_error": 0x370,
+        "timer_initial_count": 0x380,
+        "timer_divide": 0x3E0,
+    }
+    for name, start in (("isr", 0x100), ("tmr", 0x180), ("irr", 0x200)):
+        assert getattr(registers, name) == sum(start + 0x10 * word << 32 * word for word in range(8))
+
+
+@pytest.mark.parametrize("vector", [0x00, 0x1F, 0x20, 0x5E, 0x80, 0xE0, 0xFF])
+def test_a_vector_reads_back_in_its_own_bit(board: Board, vector: int) -> None:
+    board.lapic.restore(LapicRegisters(svr=0x1FF, isr=1 << vector))
+    board.lapic.accept(fixed(vector, level_triggered=True))
+    for register in (Reg.ISR, Reg.TMR, Reg.IRR):
+        assert board.vectors(register) == [vector]
+
+
 def test_restored_registers_interrupt(board: Board) -> None:
     board.accept(0x31, 0x45)
     assert board.take() == 0x45
@@ -246,6 +282,24 @@ def test_words_that_are_no_registers_are_kept(board: Board) -> None:
     page[0x084:0x088] = b"\x05\x06\x07\x08"
     board.lapic.restore(LapicRegisters.unpack(bytes(page)))
     assert board.lapic.pack() == page
+
+
+def test_a_restored_current_count_is_not_kept(board: Board) -> None:
+    page = bytearray(board.lapic.pack())
+    page[0x390] = 0x12
+    board.lapic.restore(LapicRegisters.unpack(bytes(page)))
+    assert board.read(Reg.TIMER_CURRENT_COUNT) == 0
+    assert word(board.lapic.pack(), 0x390) == 0
+
+
+def test_all_256_vectors_in_service_are_none(board: Board) -> None:
+    # KVM: lapic.c count_vectors counts them in 8 bits.
+    board.lapic.restore(LapicRegisters(svr=0x1FF, tpr=0x20, isr=(1 << 256) - 1))
+    assert board.read(Reg.PPR) == 0x20
+    board.eoi()
+    assert board.ended == []
+    board.accept(0x31)
+    assert board.take() == 0x31
 
 
 def test_restoring_does_not_change_the_version(board: Board) -> None:

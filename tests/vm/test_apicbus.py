@@ -46,7 +46,7 @@ class Bus:
         self.bus = ApicBus()
         self.wires = [Wires(self.bus) for _ in logical_ids]
         for cpu, logical_id in enumerate(logical_ids):
-            self.bus.lapics.append(Lapic.at_reset(self.wires[cpu], cpu))
+            self.bus.add(Lapic.at_reset(self.wires[cpu], cpu))
             self.set(cpu, ldr=logical_id << 24, dfr=dfr)
 
     def set(self, cpu: int, *, ldr: int = 0, dfr: int = DFR_FLAT, apic_id: int | None = None, svr: int = 0x1FF) -> None:
@@ -130,6 +130,22 @@ def test_a_physical_id_can_be_changed() -> None:
     bus.set(1, apic_id=0x77)
     assert bus.send(1) == (0, [])
     assert bus.send(0x77) == (1, [1])
+
+
+def test_a_new_apic_is_not_in_the_map_until_something_makes_it_anew() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.wires.append(Wires(bus.bus))
+    bus.bus.add(Lapic.at_reset(bus.wires[4], 4))
+    assert bus.send(4, mode=DeliveryMode.NMI) == (0, [])
+    assert bus.send(1) == (1, [1])
+    assert bus.send(BROADCAST, mode=DeliveryMode.NMI) == (5, [])  # every CPU is asked, the new one too
+    bus.disable(0)
+    assert bus.send(4, mode=DeliveryMode.NMI) == (1, [])
+    assert bus.wires[4].signals == [DeliveryMode.NMI] * 2
+
+
+def test_without_any_apic_nobody_is_minus_1() -> None:
+    assert Bus([]).send(0) == (-1, [])
 
 
 # Logical destinations.
@@ -296,6 +312,8 @@ def test_who_accepted_is_noted_for_interrupts_alone() -> None:
     assert accepted == {1: 0x51, 2: 0x51}
     bus.bus.deliver(Message(0x61, DeliveryMode.NMI, 3, logical=False, level_triggered=False), accepted)
     assert accepted == {1: 0x51, 2: 0x51}
+    bus.bus.deliver(Message(0x61, LOWEST, 3, logical=False, level_triggered=False), accepted)
+    assert accepted == {1: 0x51, 2: 0x51, 3: 0x61}
 
 
 def test_matching_asks_every_cpu_and_addressed_goes_by_the_map() -> None:

@@ -206,6 +206,15 @@ def test_a_listener_that_left_is_told_nothing() -> None:
     assert stays.heard() == []
 
 
+def test_a_vcpu_that_never_came_to_be_can_be_left() -> None:
+    pc = Pc()
+    ear = Ear(pc.vm, 9)
+    pc.vm.unsubscribe([9], ear.append)
+    pc.vm.create_vcpu(9)
+    pc.vm.signal_msi(0xFEE0_9000, 0x400)
+    assert ear.heard() == []
+
+
 def test_a_listener_may_call_the_vm() -> None:
     pc = Pc()
     taken: list[object] = []

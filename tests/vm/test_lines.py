@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import pytest
 
-from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import LineSource, Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
-from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc
+from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc, refused
 
 UNROUTED = 100
 
@@ -150,6 +147,7 @@ def test_a_closed_source_drops_what_it_drove_and_nothing_else(pc: Pc) -> None:
     pc.line(16, 1, source=two)
     pc.line(17, 1, source=one)
     pc.vm.close_source(one)
+    assert one.asserted == set()
     assert (is_high(pc.vm, 16), is_high(pc.vm, 17)) == (True, False)
     pc.vm.close_source(two)
     assert not is_high(pc.vm, 16)
@@ -188,8 +186,9 @@ def test_closing_a_source_twice_does_not_close_the_next_of_its_number(pc: Pc) ->
 def test_a_source_that_was_closed_can_drive_nothing(pc: Pc) -> None:
     source = pc.vm.open_source("late")
     pc.vm.close_source(source)
-    with suppress(VmError):
+    with refused("ENOENT"):
         pc.line(16, 1, source=source)
+    assert source.asserted == set()
     assert not is_high(pc.vm, 16)
 
 
@@ -200,6 +199,15 @@ def test_sources_are_listed_with_what_they_drive(pc: Pc) -> None:
     pc.line(20, 1, 0, source=two)
     two.dropped_events = 3
     assert pc.vm.sources() == [("one", 1, [16, 17], 0), ("two", 2, [], 3)]
+
+
+def test_what_the_shared_source_drives_is_listed_too(pc: Pc) -> None:
+    other = pc.vm.open_source("other")
+    pc.line(20, 1)
+    pc.line(3, 1)
+    pc.line(4, 1, 0)
+    pc.line(5, 1, source=other)
+    assert pc.vm.asserted() == [3, 20]
 
 
 def test_what_a_source_drives_is_bounded_by_the_gsis_that_there_can_be(pc: Pc) -> None:

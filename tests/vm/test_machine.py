@@ -167,7 +167,8 @@ def test_a_vcpu_that_does_not_exist_does_nothing(operation: Callable[[Vm], objec
 
 
 @pytest.mark.parametrize(
-    ("port", "size"), [(0x1F, 1), (0x22, 1), (0x21, 2), (0x20, 4), (0x4D2, 1), (0xFFFF, 4), (0, 1)]
+    ("port", "size"),
+    [(0x1F, 1), (0x22, 1), (0x21, 2), (0x20, 4), (0x9F, 1), (0xA2, 1), (0x4CF, 1), (0x4D2, 1), (0xFFFF, 4)],
 )
 def test_ports_that_nothing_claims(port: int, size: int) -> None:
     pc = Pc()
@@ -230,6 +231,20 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm]
     with refused("EINVAL"):
         operation(pc.vm)
     assert pc.state() == before
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda vm: vm.pio_read(0, 0x10020, 3), "an access of 3 bytes; the sizes are 1, 2, 4"),
+        (lambda vm: vm.mmio_write(0, 1 << 64, 5, 1 << 64), "an access of 5 bytes; the sizes are 1, 2, 4, 8"),
+        (lambda vm: vm.pio_write(0, 0x10020, 1, 0x111), "address 0x10020 is out of range: 0 to 0xffff"),
+        (lambda vm: vm.pio_write(0, 0xFFFF, 1, 0x111), "value 0x111 does not fit into 1 bytes"),
+    ],
+)
+def test_what_is_wrong_with_an_access_is_said(operation: Callable[[Vm], object], message: str) -> None:
+    with pytest.raises(VmError, match=message):
+        operation(Pc().vm)
 
 
 # State.
@@ -308,6 +323,12 @@ def test_the_pic_is_asked_by_those_vcpus_alone_that_it_is_wired_to() -> None:
     pc.lapic_write(1, Reg.LVT_LINT0, 0x700)
     pc.lapic_write(0, Reg.LVT_LINT0, MASKED | 0x700)
     assert pc.takers() == {1: PRIMARY + 1}
+
+
+def test_vector_0_is_a_vector() -> None:
+    pc = Pc()
+    pc.line(0, 1)  # of a PIC that was never initialised
+    assert pc.vm.ack_interrupt(0) == (0x00, True)
 
 
 def test_the_pic_goes_past_the_task_priority() -> None:

@@ -108,9 +108,9 @@ def test_no_restored_state_makes_a_later_operation_fail(states: list[Operation],
     machine = Machine()
     assert machine.apply_all(states) == [None] * len(states)
     machine.apply_all(future)
-    state = machine.state()
-    assert len(state) == 5
+    machine.state()
     for vcpu in machine.vm.vcpus():
+        assert machine.take(vcpu) in {None, *range(256)}
         for register in range(0, 0x400, 4):
             machine.vm.mmio_read(vcpu, lapic.DEFAULT_BASE + register, 4)
 

@@ -97,7 +97,9 @@ def test_a_new_table_replaces_the_old_one_whole() -> None:
     assert pc.line(1, 1) == [-1]
     assert pc.line(1000, 1) == [1]
     assert pc.take() == 0x31
-    assert list(pc.vm.routing()) == [PinRoute(1000, IOAPIC, 20)]
+    assert list(pc.vm.routing()) == [PinRoute(1000, IOAPIC, 20, flags=0)]
+    pc.vm.set_routing([MsiRoute(1001, MSI, 0x31)])
+    assert list(pc.vm.routing()) == [MsiRoute(1001, MSI, 0x31, flags=0)]
 
 
 def test_one_gsi_can_lead_to_all_three_chips() -> None:
