@@ -6,7 +6,10 @@ The SDK is only reached through the package, which loads it when it is first use
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -32,9 +35,16 @@ class Group(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # The reader has left; click ends quietly.
                 raise
+            _forget_output()
             raise click.ClickException(str(error)) from error
         except irqchip_client.IrqchipError as error:  # Last: naming it loads gRPC, which all but the above have anyway.
             raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _forget_output() -> None:
+    """Output that could not be written is written nowhere: Python would else try again at its end, and fail."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
