@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import LimitReached, SessionClosed, Unavailable, connect, ops
 from irqchip_client._daemon import Daemon, start_daemon
 
@@ -153,6 +157,30 @@ def test_health_and_reflection_answer(irqchip_server: Daemon) -> None:
             answer = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert "irqchip.v1.IrqchipService" in ProtoReflectionDescriptorDatabase(channel).get_services()
+
+
+def test_a_stream_that_says_nothing_counts_and_ends_with_the_daemon() -> None:
+    with start_daemon(arguments=["--max-sessions", "1"]) as daemon, daemon.connect() as client:
+        vm = client.create_vm("quiet")
+        silent = threading.Event()
+        with grpc.insecure_channel(daemon.target) as channel:
+
+            def nothing() -> Iterator[pb.SessionRequest]:
+                silent.wait()
+                yield from ()
+
+            call = IrqchipServiceStub(channel).Session(nothing())
+            time.sleep(0.3)  # for the stream to arrive
+            with pytest.raises(LimitReached, match="1 Sessions"):
+                vm.session()
+            started = time.monotonic()
+            daemon.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert daemon.process.wait(10) == 0
+            assert time.monotonic() - started < 2
+            silent.set()
 
 
 def test_its_limits_hold() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
 import grpc
@@ -36,8 +36,7 @@ class GrpcService:
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry = registry
         self._limits = limits
-        # Of every open Session and Watch, what ends it.
-        self._streams: set[asyncio.Future[VmError]] = set()
+        self._streams: set[_Stream] = set()
         self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
@@ -68,8 +67,8 @@ class GrpcService:
 
     def stop(self) -> None:
         """End every stream with a status."""
-        for ended in self._streams:
-            _end(ended, STOPPING)
+        for stream in self._streams:
+            stream.end(STOPPING)
 
     # Unary calls.
 
@@ -113,25 +112,15 @@ class GrpcService:
     # Streams.
 
     async def _session(self, requests: object, context: Context) -> None:
-        loop = asyncio.get_running_loop()
-        something = asyncio.Event()
-        ended: asyncio.Future[VmError] = loop.create_future()
-        try:
-            self._check_room()
-            message = await context.read()
-            if message is grpc.aio.EOF:
-                return
-            _check_decoded(message)
-            session = Session(
-                self._registry,
-                self._limits,
-                opening(message),
-                wake=lambda: _call_soon(loop, something.set),
-                on_deleted=lambda: _call_soon(loop, _end, ended, _deleted(message.open.vm)),
-            )
-        except VmError as error:
-            await _abort(context, error)
-        self._streams.add(ended)
+        await self._serve(context, lambda stream: self._run_session(context, stream))
+
+    async def _run_session(self, context: Context, stream: _Stream) -> None:
+        message = await context.read()
+        if message is grpc.aio.EOF:
+            return
+        _check_decoded(message)
+        opened = opening(message)
+        session = Session(self._registry, self._limits, opened, stream.wake, lambda: stream.end(_deleted(opened.vm)))
         writing = asyncio.Lock()  # the transport takes one message at a time
 
         async def send(**content: Any) -> None:
@@ -146,87 +135,101 @@ class GrpcService:
 
         async def send_events() -> None:
             while True:
-                await something.wait()
-                something.clear()
+                await stream.woken()
                 while (event := session.take_event()) is not None:
                     await send(event=event)
 
         try:
             await send(opened=session.opened())
-            await _run_until(ended, execute_batches(), send_events())
-        except VmError as error:
-            await _abort(context, error)
+            await _first_of(execute_batches(), send_events())
         finally:
-            self._streams.discard(ended)
             session.close()
 
     async def _watch(self, request: Any, context: Context) -> None:
-        loop = asyncio.get_running_loop()
-        something = asyncio.Event()
-        ended: asyncio.Future[VmError] = loop.create_future()
-        try:
-            self._check_room()
-            _check_decoded(request)
-            vm = self._registry.get(request.vm)
-            queue = TraceQueue(request.tracepoints, self._limits.queued_events, lambda: _call_soon(loop, something.set))
-            vm.attach(queue, on_deleted=lambda: _call_soon(loop, _end, ended, _deleted(request.vm)))
-        except VmError as error:
-            await _abort(context, error)
-        self._streams.add(ended)
+        await self._serve(context, lambda stream: self._run_watch(request, context, stream))
 
-        async def send_events() -> None:
-            while True:
-                await something.wait()
-                something.clear()
-                while (message := queue.take()) is not None:
-                    await context.write(message)
-
+    async def _run_watch(self, request: Any, context: Context, stream: _Stream) -> None:
+        _check_decoded(request)
+        vm = self._registry.get(request.vm)
+        queue = TraceQueue(request.tracepoints, self._limits.queued_events, stream.wake)
+        vm.attach(queue, lambda: stream.end(_deleted(request.vm)))
         try:
             # The head tells the client that from here on nothing is missed.
             await context.send_initial_metadata(())
-            await _run_until(ended, send_events())
+            while True:
+                await stream.woken()
+                while (message := queue.take()) is not None:
+                    await context.write(message)
+        finally:
+            vm.detach(queue)
+
+    async def _serve(self, context: Context, work: Callable[[_Stream], Coroutine[Any, Any, None]]) -> None:
+        """Serve a stream until its work is done, the client leaves, or the stream is ended with an error."""
+        stream = _Stream()
+        try:
+            if len(self._streams) >= self._limits.sessions:
+                raise VmError(
+                    errno.ENOSPC, f"there are {self._limits.sessions} Sessions, the most that this daemon allows"
+                )
+            self._streams.add(stream)
+            await _first_of(stream.ended(), work(stream))
         except VmError as error:
             await _abort(context, error)
         finally:
-            self._streams.discard(ended)
-            vm.detach(queue)
-
-    def _check_room(self) -> None:
-        if len(self._streams) >= self._limits.sessions:
-            raise VmError(errno.ENOSPC, f"there are {self._limits.sessions} Sessions, the most that this daemon allows")
+            self._streams.discard(stream)
 
 
-async def _run_until(ended: asyncio.Future[VmError], *work: Any) -> None:
-    """Run until some of the work is done, or the stream is ended from elsewhere, which is raised."""
+class _Stream:
+    """What the rest of the daemon does to an open stream; wake and end may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._something = asyncio.Event()
+        self._end: asyncio.Future[VmError] = self._loop.create_future()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._call(self._something.set)
+
+    def end(self, error: VmError) -> None:
+        """End it with a status."""
+        self._call(self._set_end, error)
+
+    async def woken(self) -> None:
+        """Wait for wake()."""
+        await self._something.wait()
+        self._something.clear()
+
+    async def ended(self) -> None:
+        """Wait for end(), and raise its error."""
+        raise await self._end
+
+    def _set_end(self, error: VmError) -> None:
+        if not self._end.done():
+            self._end.set_result(error)
+
+    def _call(self, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop is closed: there is nobody left to tell
+            log.debug("a stream was woken after the end")
+
+
+async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Run until the first is done, or fails, and cancel the others."""
     tasks = [asyncio.ensure_future(part) for part in work]
     try:
-        await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            raise ended.result()
-        for task in tasks:
-            if task.done():
-                task.result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _end(ended: asyncio.Future[VmError], error: VmError) -> None:
-    if not ended.done():
-        ended.set_result(error)
-
-
 def _deleted(vm: str) -> VmError:
     return VmError(errno.ENOENT, f"VM {vm!r} has been deleted")
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
-    """Call from any thread; a loop that is closing has nobody left to tell."""
-    try:
-        loop.call_soon_threadsafe(callback, *arguments)
-    except RuntimeError:
-        log.debug("an event came after the end")
 
 
 class _Undecodable:

@@ -103,6 +103,11 @@ class ApicBus:
         self.invalidate()
         self.lapics.append(lapic)
 
+    def admit(self) -> None:
+        """The map is made anew though no address has changed. KVM: lapic.c kvm_apic_set_state."""
+        if self._known != len(self.lapics):
+            self.invalidate()
+
     def invalidate(self) -> None:
         """The addressing of some APIC has changed: the map is made anew when next needed."""
         self._known = len(self.lapics)

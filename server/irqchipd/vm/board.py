@@ -76,6 +76,7 @@ class Cpu:
 
     def scan_needed(self) -> None:
         """See LapicWires."""
+        self.board.apics.admit()
         self.board.generation += 1
 
     def priorities_changed(self) -> None:
