@@ -54,6 +54,11 @@ def test_the_target_may_come_from_the_environment(fails: Callable[[Result], str]
     assert fails(result).startswith("'localhost:80' is no target: write unix:///absolute/path or tcp://host:port")
 
 
+def test_the_target_may_stand_behind_the_command(fails: Callable[[Result], str]) -> None:
+    result = CliRunner().invoke(main, ["--target", "unix:///before", "show", "--target", "unix:///behind", "vm"])
+    assert fails(result).startswith("no irqchipd answers at unix:///behind: ")
+
+
 def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
     with start("regs", vm.name, "--raw") as process:
         assert process.stdout is not None

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from ._common import Group
+from ._common import Group, target_option
 from .accesses import ack, in_, out, read, write
 from .lines import lower, msi, pulse, raise_, routes
 from .regs import regs
@@ -41,4 +41,5 @@ for _command in (
     *(in_, out, read, write, ack),
     *(regs, watch, replay),
 ):
+    _command.params.append(target_option())
     main.add_command(_command)

@@ -47,6 +47,16 @@ def _forget_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+def target_option() -> click.Option:
+    """--target once more, for those who say it behind the command's name."""
+
+    def name(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.obj = value
+
+    return click.Option(["--target"], metavar="ADDRESS", expose_value=False, callback=name, help="The daemon.")
+
+
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
     name = "number"
 
