@@ -14,7 +14,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check proto bench clean
+.PHONY: help demo test check proto bench clean
+
+help:
+	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo

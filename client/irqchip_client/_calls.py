@@ -1,6 +1,7 @@
 """Every call of irqchip.v1 that is not a stream, described once and without I/O."""
 
 import errno
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -36,7 +37,10 @@ class Call(Generic[T]):
         request = type(self.request)()
         request.CopyFrom(self.request)
         if vm:
-            setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
+            try:
+                setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
+            except ValueError:
+                raise InvalidArgument(errno.EINVAL, f"{vm!r} is no VM's name") from None
         return request
 
     def as_operation(self) -> pb.Operation:
@@ -49,14 +53,22 @@ class Call(Generic[T]):
 
 
 def _checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """Turns protobuf's complaint about a number that does not fit its field into an error of ours."""
+    """Turns protobuf's complaint about an argument that does not fit its field into an error of ours, and None too.
+
+    To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant.
+    """
+    signature = inspect.signature(make)
 
     @wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
         try:
+            if None in args or None in kwargs.values():
+                raise ValueError("None is not allowed")
             return make(*args, **kwargs)
-        except ValueError as error:
-            raise InvalidArgument(errno.EINVAL, f"{make.__name__}: {error}") from None
+        except (ValueError, TypeError) as error:
+            arguments = signature.bind(*args, **kwargs).arguments
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}") from None
 
     return checked
 

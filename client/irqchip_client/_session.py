@@ -136,6 +136,7 @@ class SessionCore:
         self.vm = vm
         self.source = 0  # The line source; 0 until open.
         self.max_operations = 0
+        self.max_message_bytes = 0
         self.events = EventBuffer(event_buffer)
         self.ended = False
         self._client = client
@@ -183,9 +184,14 @@ class SessionCore:
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"
             )
         serial = self._first_serial + len(self._in_flight)
-        request = pb.Batch(serial=serial, operations=[call.as_operation() for call in calls])
+        batch = pb.Batch(serial=serial, operations=[call.as_operation() for call in calls])
+        request = pb.SessionRequest(batch=batch)
+        if (size := request.ByteSize()) > self.max_message_bytes > 0:
+            raise LimitReached(
+                errno.E2BIG, f"a batch has at most {self.max_message_bytes} bytes, not {size}: submit several"
+            )
         self._in_flight.append(Batch(calls, promise, return_errors))
-        return pb.SessionRequest(batch=request)
+        return request
 
     def receive(self, response: pb.SessionResponse) -> Batch | None:
         """Takes a message in; returns the batch to settle, if it answered one.
@@ -194,7 +200,9 @@ class SessionCore:
         """
         match response.WhichOneof("message"):
             case "opened":
-                self.source, self.max_operations = response.opened.source, response.opened.max_operations
+                opened = response.opened
+                self.source, self.max_operations = opened.source, opened.max_operations
+                self.max_message_bytes = opened.max_message_bytes
             case "batch_result":
                 if not self._in_flight or response.batch_result.serial != self._first_serial:
                     raise _protocol_error(f"an answer to batch {response.batch_result.serial}, which is not next")

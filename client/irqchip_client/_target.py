@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ._errors import InvalidArgument
 
+_SOCKET_PATH_BYTES = 107  # sizeof sun_path, less its end
 _MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
 
 
@@ -52,6 +53,8 @@ def resolve_target(target: str | None = None) -> Target:
     """
     uri = target or os.environ.get("IRQCHIP_TARGET") or f"unix://{default_socket()}"
     if uri.startswith("unix:///"):
+        if len(os.fsencode(uri.removeprefix("unix://"))) > _SOCKET_PATH_BYTES or not uri.isprintable():
+            raise InvalidArgument(errno.EINVAL, f"{uri!r} is no path of a socket: at most {_SOCKET_PATH_BYTES} bytes")
         return Target(uri, uri, local=True)
     try:
         parts = urlsplit(uri)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from examples.demo import DISK_GSI, SECTOR, VM
-from irqchip_client import Chip, Client, connect
+from irqchip_client import Chip, Client, IrqchipError, connect
 
 COLOURS = {"daemon": "white", "vcpu": "green", "timer": "cyan", "serial": "magenta", "disk": "yellow", "stage": "red"}
 GREETING = Path(__file__).with_name("greeting.txt")
@@ -59,14 +59,22 @@ class Stage:
     def show_until(self, name: str, part: str) -> None:
         """Show what is said until a process says something; DemoError where it does not."""
         while True:
-            left = self.started + PATIENCE - time.monotonic()
             try:
-                speaker, line = self.lines.get(timeout=max(left, 0.01))
+                speaker, line = self.lines.get(timeout=0.2)
             except queue.Empty:
-                raise DemoError(f"{name} never said {part!r}") from None
+                self.check_all_live()
+                if time.monotonic() > self.started + PATIENCE:
+                    raise DemoError(f"{name} never said {part!r}") from None
+                continue
             self.show(speaker, line)
             if speaker == name and part in line:
                 return
+
+    def check_all_live(self) -> None:
+        """DemoError where a process has failed."""
+        for name, process in self.processes.items():
+            if process.poll():
+                raise DemoError(f"{name} ended with status {process.returncode}")
 
     def show_rest(self) -> None:
         """Show what has been said and not been shown."""
@@ -102,9 +110,10 @@ def run(stage: Stage) -> None:
     with connect(target) as client:
         kill_disk(stage, client)
     stage.show_until("vcpu", "as it was sent")
-    if stage.processes["vcpu"].wait(5) != 0:
-        raise DemoError("the vCPU's process found something wrong")
-    for name in ("serial", "timer", "daemon"):
+    for name in ("vcpu", "serial"):  # these end by themselves
+        if status := stage.processes[name].wait(5):
+            raise DemoError(f"{name} ended with status {status}")
+    for name in ("timer", "daemon"):
         if status := stage.stop(name):
             raise DemoError(f"{name} ended with status {status}")
     time.sleep(0.1)  # for the last lines to arrive
@@ -118,7 +127,9 @@ def kill_disk(stage: Stage, client: Client) -> None:
         raise DemoError(f"GSI {DISK_GSI} should be high, and the IOAPIC see it")
     stage.show("stage", f"IOAPIC IRR bit {DISK_GSI} is 1, driven by line source 'disk'; now its process is killed")
     killed = time.monotonic()
-    stage.processes["disk"].kill()
+    disk = stage.processes.pop("disk")
+    disk.kill()
+    disk.wait()
     while any(disk_line(client)):
         if time.monotonic() - killed > 1:
             raise DemoError(f"the disk is dead and GSI {DISK_GSI} is still high")
@@ -140,10 +151,12 @@ def main() -> int:
         stage = Stage(Path(folder))
         try:
             run(stage)
-        except DemoError as error:
+        except (DemoError, IrqchipError, subprocess.TimeoutExpired) as error:
             stage.show_rest()
             stage.show("stage", f"FAILED: {error}")
             return 1
+        except KeyboardInterrupt:
+            return 130
         finally:
             for process in stage.processes.values():
                 process.kill()

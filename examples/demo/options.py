@@ -6,11 +6,12 @@ import argparse
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from examples.demo import VM
-from irqchip_client import Client, IrqchipError, Session, connect
+from irqchip_client import Client, NotFound, Session, Unavailable, connect
 
 
 def parser(what: str) -> argparse.ArgumentParser:
@@ -24,13 +25,13 @@ def parser(what: str) -> argparse.ArgumentParser:
 def open_session(client: Client, name: str, *, vcpus: tuple[int, ...] = (), patience: float = 30.0) -> Session:
     """A Session on the demo's VM, which its vCPU process may still be making."""
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            return client.vm(VM).session(name, vcpus=vcpus)
-        except IrqchipError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    vm = client.vm(VM)
+    while time.monotonic() < deadline:
+        with suppress(NotFound, Unavailable):
+            if vm.info().vcpus:  # made last of all
+                break
+        time.sleep(0.05)
+    return vm.session(name, vcpus=vcpus)
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from examples.demo import DISK_GSI, SERIAL_GSI, TIMER_GSI, VM
+from examples.demo import DISK_GSI, SECTOR, SERIAL_GSI, TIMER_GSI, VM
 from examples.demo.options import connect, open_session, parser, say, stop_on_sigterm
 from examples.demo.wire import Device, DeviceGoneError
 from irqchip_client import AlreadyExists, Client, Interrupt, InterruptSource, Session
@@ -185,7 +185,7 @@ class Kernel:
 
     def read_image_of(self, image: Path) -> bool:
         """Whether the sectors that arrived are the image's first."""
-        size = self.sectors_read * 512
+        size = self.sectors_read * SECTOR
         return hashlib.sha256(image.read_bytes()[:size]).digest() == self._digest.digest()
 
 

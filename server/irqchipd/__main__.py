@@ -18,8 +18,8 @@ from irqchipd.listen import Address, ListenError, default_address, parse_address
 DEFAULTS = Limits()
 
 
-def _limit(flag: str, default: int, text: str) -> Callable[[Any], Any]:
-    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any], Any]:
+    return click.option(flag, type=click.IntRange(min=least), default=default, show_default=True, help=text)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -40,7 +40,9 @@ def _limit(flag: str, default: int, text: str) -> Callable[[Any], Any]:
 @_limit("--max-vms", DEFAULTS.vms, "VMs.")
 @_limit("--max-vcpus", DEFAULTS.vcpus, "vCPUs a VM.")
 @_limit("--max-sessions", DEFAULTS.sessions, "Sessions and Watches, of all VMs together.")
-@_limit("--max-message", DEFAULTS.message_bytes, "Bytes of a message that a client sends.")
+@_limit(
+    "--max-message", DEFAULTS.message_bytes, "Bytes of a message of a client, and of a batch's results.", least=4096
+)
 @_limit("--max-batch", DEFAULTS.batch_operations, "Operations of a batch.")
 @_limit("--max-events", DEFAULTS.queued_events, "Events queued for a Session or a Watch.")
 @click.option(

@@ -14,6 +14,6 @@ class Limits:
     vms: int = 16384
     vcpus: int = MAX_VCPUS  # a VM
     sessions: int = 4096  # Sessions and Watches, of all VMs together
-    message_bytes: int = 1 << 20
+    message_bytes: int = 1 << 20  # of what a client sends, and of the results of a batch
     batch_operations: int = 4096
     queued_events: int = 1024  # a Session, or a Watch

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,3 +112,17 @@ def test_routes_survive() -> None:
 def test_a_number_that_no_field_holds_is_an_error_of_ours(make: Any) -> None:
     with pytest.raises(InvalidArgument):
         make()
+
+
+NONE: Any = None
+
+
+@pytest.mark.parametrize("make", [lambda: ops.irq_line(NONE, True), lambda: ops.create_vcpu(vcpu=NONE)])
+def test_none_does_not_mean_zero(make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidArgument, match=r"\((gsi|vcpu)=None.*None is not allowed"):
+        make()
+
+
+def test_an_error_names_the_argument() -> None:
+    with pytest.raises(InvalidArgument, match=r"irq_line\(gsi=-1, level=True\): .*-1"):
+        ops.irq_line(-1, True)

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
-from irqchip_client import Chip, Client, Vm
+from irqchip_client import Chip, Client, MsiRoute, Vm
 from irqchip_client._daemon import Daemon
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods]
@@ -251,6 +251,18 @@ def test_a_batch_that_is_too_long_is_refused_whole(channel: grpc.Channel, vm: Vm
     assert "4096" in answer.error.message
     assert vm.info().vcpus == (0,)
     assert len(results(channel, pb.Batch(serial=4, operations=fill)).results) == 4096
+
+
+def test_results_that_are_too_large_are_not_worked_out(channel: grpc.Channel, vm: Vm) -> None:
+    vm.set_routing([MsiRoute(gsi, 0xFEE0_0000, 0x41) for gsi in range(4096)])
+    raised = pb.Operation(irq_line=pb.IrqLineRequest(gsi=5, level=True))
+    table = pb.Operation(get_gsi_routing=pb.GetGsiRoutingRequest())
+    answer = results(channel, pb.Batch(serial=5, operations=[*[table] * 100, raised]))
+    assert answer.ByteSize() < 2 << 20
+    reasons = [result.error.reason for result in answer.results]
+    assert len(answer.results[0].get_gsi_routing.entries) == 4096
+    assert set(reasons[-50:-1]) == {"E2BIG"}
+    assert reasons[-1] == ""
 
 
 @pytest.mark.usefixtures("vm")

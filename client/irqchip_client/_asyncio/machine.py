@@ -1,10 +1,12 @@
 """What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import _calls
 from irqchip_client._calls import Call
+from irqchip_client._errors import SessionClosed
 from irqchip_client._model import Access, Interrupt, InterruptSource, Route
 from irqchip_client._state import Chip, IoapicState, LapicState, PicState
 
@@ -127,4 +129,5 @@ class Line:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.lower()
+        with suppress(SessionClosed):  # the level dropped when it ended, and what the body raised says more
+            await self.lower()

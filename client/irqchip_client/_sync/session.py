@@ -62,6 +62,11 @@ class Session(Machine):
         return self._core.max_operations
 
     @property
+    def max_message_bytes(self) -> int:
+        """How many bytes a batch may have, and its results."""
+        return self._core.max_message_bytes
+
+    @property
     def dropped_events(self) -> int:
         """Events lost because they were not read in time, in the daemon and here; an EventsDropped stood for them."""
         return self._core.events.dropped

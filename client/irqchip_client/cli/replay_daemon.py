@@ -15,8 +15,10 @@ from irqchip_client.ops import Call
 
 from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace
 
-# Well below what a daemon takes as one message (irqchipd --max-message), whatever the operations are.
+# Well below what a daemon takes as one message, or gives as results (irqchipd --max-message).
 BATCH_BYTES = 1 << 18
+# The results that are large.
+RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11}
 
 
 def replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
@@ -99,7 +101,7 @@ class _Pipeline:
 
     async def _add(self, call: Call[Any]) -> None:
         self._calls.append(call)
-        self._bytes += call.request.ByteSize()
+        self._bytes += call.request.ByteSize() + RESULT_BYTES.get(call.operation, 0)
         if len(self._calls) >= self._session.max_operations or self._bytes >= BATCH_BYTES:
             await self._send()
 

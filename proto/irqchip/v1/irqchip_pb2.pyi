@@ -16,9 +16,11 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or the vCPU no local APIC
-  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations than the daemon allows
+  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
+  ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
   ESHUTDOWN  UNAVAILABLE          the daemon is stopping
+  EIO        INTERNAL             the daemon is at fault; its log says how
 
 Masked and coalesced interrupts, and addresses that nothing claims, are results and not errors.
 """
@@ -1913,19 +1915,25 @@ class SessionOpened(_message.Message):
 
     SOURCE_FIELD_NUMBER: _builtins.int
     MAX_OPERATIONS_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     source: _builtins.int
     """The Session's line source, 1 or more."""
     max_operations: _builtins.int
     """How many operations a batch may have."""
+    max_message_bytes: _builtins.int
+    """How many bytes a message of the client may have, and the results of a batch, all together: an operation whose
+    result would exceed them is not executed, and its error is E2BIG.
+    """
     def __init__(
         self,
         *,
         source: _builtins.int = ...,
         max_operations: _builtins.int = ...,
+        max_message_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_operations", b"max_operations", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_operations", b"max_operations", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -304,15 +304,16 @@ class IrqchipServiceServicer:
 
     def Session(self, request_iterator, context):
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends. The first message opens it, all others
-        are batches. ENOSPC at the daemon's limit of Sessions.
+        line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Watch streams trace events, named after the kernel's tracepoints, as they happen.
+        """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
+        all at once, and what exceeds the daemon's queue is dropped and counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

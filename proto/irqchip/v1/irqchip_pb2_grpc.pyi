@@ -16,9 +16,11 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or the vCPU no local APIC
-  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations than the daemon allows
+  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
+  ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
   ESHUTDOWN  UNAVAILABLE          the daemon is stopping
+  EIO        INTERNAL             the daemon is at fault; its log says how
 
 Masked and coalesced interrupts, and addresses that nothing claims, are results and not errors.
 """
@@ -114,11 +116,13 @@ class IrqchipServiceStub:
     """
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends. The first message opens it, all others
-    are batches. ENOSPC at the daemon's limit of Sessions.
+    line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]
-    """Watch streams trace events, named after the kernel's tracepoints, as they happen."""
+    """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
+    all at once, and what exceeds the daemon's queue is dropped and counted.
+    """
 
 @_typing.type_check_only
 class IrqchipServiceAsyncStub(IrqchipServiceStub):
@@ -186,11 +190,13 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends. The first message opens it, all others
-    are batches. ENOSPC at the daemon's limit of Sessions.
+    line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
     """
     Watch: _aio.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]  # type: ignore[assignment]
-    """Watch streams trace events, named after the kernel's tracepoints, as they happen."""
+    """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
+    all at once, and what exceeds the daemon's queue is dropped and counted.
+    """
 
 class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
@@ -381,8 +387,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.SessionResponse], _abc.AsyncIterator[_irqchip_pb2.SessionResponse]]:
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends. The first message opens it, all others
-        are batches. ENOSPC at the daemon's limit of Sessions.
+        line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
         """
 
     @_abc_1.abstractmethod
@@ -391,6 +397,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.WatchResponse], _abc.AsyncIterator[_irqchip_pb2.WatchResponse]]:
-        """Watch streams trace events, named after the kernel's tracepoints, as they happen."""
+        """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
+        all at once, and what exceeds the daemon's queue is dropped and counted.
+        """
 
 def add_IrqchipServiceServicer_to_server(servicer: IrqchipServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

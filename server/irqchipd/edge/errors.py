@@ -23,6 +23,7 @@ STATUS_CODES = {
     errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
     errno.E2BIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ETIMEDOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     errno.ESHUTDOWN: grpc.StatusCode.UNAVAILABLE,
     errno.EIO: grpc.StatusCode.INTERNAL,
 }

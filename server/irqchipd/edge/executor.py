@@ -1,4 +1,4 @@
-"""Operations on a VM, as the contract names them: what both edges execute, alone or in a Session's batch."""
+"""Operations on a VM, as the contract names them: what an edge executes, alone or in a Session's batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
+from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import LineSource, Vm
 
@@ -123,13 +124,18 @@ def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource |
     _OPERATIONS[name](vm, request, response, source)
 
 
-def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limit: int) -> pb.BatchResult:
+# Operations whose results can be large. A result of any other is a few bytes.
+_LARGE = frozenset({"get_gsi_routing", "get_irqchip", "get_lapic"})
+
+
+def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -> pb.BatchResult:
     """Execute a batch in order; every operation has its result or its error, and one too long is refused whole."""
     answer = pb.BatchResult(serial=batch.serial)
-    if len(batch.operations) > limit:
-        refusal = VmError(errno.E2BIG, f"a batch of {len(batch.operations)} operations; at most {limit} are allowed")
+    if (count := len(batch.operations)) > limits.batch_operations:
+        refusal = VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
         answer.error.CopyFrom(errors.message(refusal))
         return answer
+    room = limits.message_bytes
     for operation in batch.operations:
         result = answer.results.add()
         try:
@@ -139,9 +145,13 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limit: int) -> pb
             request = getattr(operation, name)
             if request.vm and request.vm != vm.name:
                 raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+            if name in _LARGE and room <= 0:
+                raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
             response = getattr(result, name)
             response.SetInParent()
             execute(name, vm, request, response, source)
+            if name in _LARGE:
+                room -= response.ByteSize()
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
     return answer

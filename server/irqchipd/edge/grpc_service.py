@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# How long a Session may take to be opened, seconds.
+OPENING_PATIENCE = 30.0
+
 STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
 
 
@@ -115,7 +118,10 @@ class GrpcService:
         await self._serve(context, lambda stream: self._run_session(context, stream))
 
     async def _run_session(self, context: Context, stream: _Stream) -> None:
-        message = await context.read()
+        try:
+            message = await asyncio.wait_for(context.read(), OPENING_PATIENCE)
+        except TimeoutError:
+            raise VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s") from None
         if message is grpc.aio.EOF:
             return
         _check_decoded(message)

@@ -8,50 +8,80 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Generic, TypeVar
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import event_to
 from irqchipd.observe.observer import TRACEPOINTS, Observer
 from irqchipd.vm.errors import invalid
-from irqchipd.vm.machine import Event, InterruptPending
+from irqchipd.vm.machine import Event, InterruptPending, VcpuSignal
+
+_T = TypeVar("_T")
+
+
+class _Bounded(Generic[_T]):
+    """A queue of so many; where more would be, there is a count of what was dropped, in its place."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: deque[_T | int] = deque()
+        self._kept = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: _T) -> bool:
+        """Whether there was room."""
+        if self._kept < self._limit:
+            self._kept += 1
+            self._items.append(item)
+            return True
+        last = self._items[-1]
+        if isinstance(last, int):
+            self._items[-1] = last + 1
+        else:
+            self._items.append(1)
+        return False
+
+    def take(self) -> _T | int:
+        """The first, or how many were dropped here."""
+        item = self._items.popleft()
+        if not isinstance(item, int):
+            self._kept -= 1
+        return item
 
 
 class EventQueue:
     """A Session's events. wake is called, from any thread, when there is something to take."""
 
     def __init__(self, limit: int, wake: Callable[[], None], on_dropped: Callable[[], None]) -> None:
-        self._limit = limit
         self._wake = wake
         self._on_dropped = on_dropped
         self._lock = threading.Lock()
         # A vCPU's pending interrupt stands for any number, so these need no bound but the number of vCPUs.
         self._interrupts: dict[int, InterruptPending] = {}
-        self._others: deque[Event] = deque()
-        self._dropped = 0
+        self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
 
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
             if isinstance(event, InterruptPending):
                 self._interrupts[event.vcpu] = event
-            elif len(self._others) < self._limit:
-                self._others.append(event)
-            else:
-                self._dropped += 1
+            elif not self._signals.put(event):
                 self._on_dropped()
         self._wake()
 
     def take(self) -> pb.Event | None:
         """The next message for the client, or None."""
         with self._lock:
-            if self._dropped:
-                dropped, self._dropped = self._dropped, 0
-                return pb.Event(events_dropped=pb.EventsDropped(count=dropped))
-            if self._others:
-                return event_to(self._others.popleft())
             if self._interrupts:
                 return event_to(self._interrupts.pop(next(iter(self._interrupts))))
-            return None
+            if not self._signals:
+                return None
+            signal = self._signals.take()
+        if isinstance(signal, int):
+            return pb.Event(events_dropped=pb.EventsDropped(count=signal))
+        return event_to(signal)
 
 
 _FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
@@ -66,32 +96,26 @@ class TraceQueue(Observer):
             if name not in _FIELDS:
                 raise invalid(f"{name!r} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
             setattr(self, name, partial(self._record, name))
-        self._limit = limit
         self._wake = wake
         self._lock = threading.Lock()
-        self._events: deque[tuple[int, str, tuple[int, ...]]] = deque()
-        self._dropped = 0
+        self._events: _Bounded[tuple[int, str, tuple[int, ...]]] = _Bounded(limit)
 
     def _record(self, name: str, *values: int) -> None:
         with self._lock:
             idle = not self._events
-            if len(self._events) < self._limit:
-                self._events.append((time.monotonic_ns(), name, values))
-            else:
-                self._dropped += 1
+            self._events.put((time.monotonic_ns(), name, values))
         if idle:  # else the taker is awake, and takes until there is nothing left
             self._wake()
 
     def take(self) -> pb.WatchResponse | None:
-        """The next message for the client, or None. Drops are told where they happened: after what was kept."""
+        """The next message for the client, or None."""
         with self._lock:
-            if self._events:
-                time_ns, name, values = self._events.popleft()
-            elif self._dropped:
-                dropped, self._dropped = self._dropped, 0
-                return pb.WatchResponse(dropped=pb.EventsDropped(count=dropped))
-            else:
+            if not self._events:
                 return None
+            event = self._events.take()
+        if isinstance(event, int):
+            return pb.WatchResponse(dropped=pb.EventsDropped(count=event))
+        time_ns, name, values = event
         fields = [
             pb.TraceField(name=field, value=int(value)) for field, value in zip(_FIELDS[name], values, strict=True)
         ]

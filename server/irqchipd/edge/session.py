@@ -1,4 +1,4 @@
-"""A Session without its transport: what both edges do with its messages."""
+"""A Session without its transport: what an edge does with its messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Session:
         if self._vcpus and self._vcpus[-1] > MAX_VCPU_ID:
             raise invalid(f"vCPU id {self._vcpus[-1]} is out of range: 0 to {MAX_VCPU_ID}")
         self._vm = registry.get(request.vm)
-        self._limit = limits.batch_operations
+        self._limits = limits
         self._source = self._vm.open_source(request.client, on_deleted)
         self._events = EventQueue(limits.queued_events, wake, self._count_dropped)
         self.take_event = self._events.take
@@ -46,11 +46,15 @@ class Session:
 
     def opened(self) -> pb.SessionOpened:
         """The answer to the message that opened it."""
-        return pb.SessionOpened(source=self._source.number, max_operations=self._limit)
+        return pb.SessionOpened(
+            source=self._source.number,
+            max_operations=self._limits.batch_operations,
+            max_message_bytes=self._limits.message_bytes,
+        )
 
     def execute(self, batch: pb.Batch) -> pb.BatchResult:
         """Execute a batch."""
-        return execute_batch(self._vm, batch, self._source, self._limit)
+        return execute_batch(self._vm, batch, self._source, self._limits)
 
     def close(self) -> None:
         """The Session is over: its levels drop."""
