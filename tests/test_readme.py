@@ -30,8 +30,11 @@ def test_the_sdk_in_ten_lines_prints_what_it_says(
 def test_every_file_it_names_exists() -> None:
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     for document in documents:
-        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / link).exists(), f"{document.name} names {link}"
+        text = document.read_text()
+        links = [document.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+        files = [ROOT / name for name in re.findall(r"`((?:tests|docs|server|client|examples|bench)/[\w./-]+)`", text)]
+        for path in [*links, *files]:
+            assert path.exists(), f"{document.name} names {path}"
 
 
 def test_the_demo_runs_to_its_end() -> None:

@@ -207,6 +207,14 @@ def test_special_fully_nested_mode_lets_a_higher_secondary_line_through(board: B
     assert board.inta() == SECONDARY + 0
 
 
+def test_special_fully_nested_mode_keeps_the_order_of_the_secondarys_lines(board: Board) -> None:
+    board.initialise(icw4=0x11)
+    board.pulse(8)
+    assert board.inta() == SECONDARY + 0
+    board.pulse(9)
+    assert board.inta() is None
+
+
 def test_special_fully_nested_mode_still_holds_off_lower_lines_of_the_primary(board: Board) -> None:
     board.initialise(icw4=0x11)
     board.pulse(1)
@@ -221,8 +229,11 @@ def test_special_mask_mode_is_ignored(board: Board) -> None:
     board.out(Port.PRIMARY_DATA, 1 << 4)
     board.out(Port.PRIMARY_COMMAND, SPECIAL_MASK_MODE)
     board.pulse(6)
-    assert board.pair.primary.special_mask == 1
     assert board.inta() is None
+    board.out(Port.PRIMARY_COMMAND, READ_IRR)
+    assert board.pair.primary.special_mask == 1
+    board.out(Port.PRIMARY_COMMAND, SPECIAL_MASK_MODE & ~0x20)
+    assert board.pair.primary.special_mask == 0
 
 
 def test_line_2_itself_can_be_driven_and_finds_nothing_at_the_secondary(board: Board) -> None:
@@ -267,9 +278,10 @@ def test_a_read_gives_irr_or_isr_as_last_selected(board: Board) -> None:
     board.pulse(4, 6)
     board.inta()
     assert board.selected(READ_ISR) == 1 << 4
-    assert board.selected(0x08) == 1 << 4  # an OCW3 that selects nothing
+    for selects_nothing in (0x08, 0x09):
+        assert board.selected(selects_nothing) == 1 << 4
     assert board.selected(READ_IRR) == 1 << 6
-    assert board.read(Port.PRIMARY_COMMAND) == 1 << 6
+    assert board.selected(0x09) == 1 << 6
 
 
 # Polling.

@@ -306,6 +306,14 @@ def test_a_restored_state_replaces_every_pins_past(board: Board) -> None:
     assert board.vectors() == [0x31, 0x32]
 
 
+@pytest.mark.parametrize("pin", [0, 5, 23])
+def test_a_restored_request_is_seen_though_its_pin_had_delivered_an_edge(board: Board, pin: int) -> None:
+    board.program(pin, edge(0x31))
+    board.ioapic.set_pin(pin, 1)
+    restore(board, irr=1 << pin, pin=pin, entry=level(0x31, masked=True))
+    assert board.ioapic.state().irr == 1 << pin
+
+
 def test_every_pin_that_is_high_is_in_the_state(board: Board) -> None:
     assert Ioapic(board).state() == IoapicState()
     for pin in range(PINS):

@@ -245,6 +245,13 @@ def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: B
     assert board.ioapic.set_pin(RTC, 1) == 1  # the board's CPU has nothing pending
 
 
+def test_a_restored_tick_is_not_held_back_by_one_of_before(board: Board) -> None:
+    board.program(RTC, edge(0x38))
+    board.ioapic.set_pin(RTC, 1)
+    restore_with_rtc(board, edge(0x39), irr=1 << RTC)
+    assert board.vectors() == [0x38, 0x39]
+
+
 def test_a_cpu_whose_state_was_replaced_is_looked_at_again(board: Board) -> None:
     board.matching = 0b1
     board.program(RTC, edge(0x38))

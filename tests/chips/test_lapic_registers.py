@@ -311,6 +311,7 @@ def test_values_that_no_guest_could_write_are_kept(board: Board) -> None:
     state = LapicRegisters(id=0x12345678, tpr=0xFFFF_FF10, svr=0xFFFF_FFFF, ldr=1, dfr=0, icr=0x1000, esr=0xAA)
     board.lapic.restore(state)
     assert board.lapic.registers() == state
+    assert board.read(Reg.ESR) == 0xAA
     board.accept(0x15, 0x21)
     assert board.take() == 0x21
     board.eoi()

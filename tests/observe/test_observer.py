@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
+
 from irqchipd.chips.lapic import Reg
 from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
 from irqchipd.vm.machine import Vm
@@ -65,6 +67,23 @@ def test_a_line_through_both_chips_to_the_eoi() -> None:
         ("kvm_pio", True, 0x20, 1, EOI),
         ("kvm_ack_irq", ChipId.PIC_PRIMARY, 4),
     ]
+
+
+def test_an_acknowledge_of_the_secondary_pic_names_it() -> None:
+    pc, recorder = watched()
+    pc.out(0xA0, 0x64)  # the specific EOI of its line 4
+    assert ("kvm_ack_irq", ChipId.PIC_SECONDARY) in [fields[:2] for fields in recorder.noted()]
+
+
+@pytest.mark.parametrize("line", range(16))
+def test_a_pics_input_is_told_with_the_mask_of_its_own_pic(line: int) -> None:
+    pc = Pc()
+    pc.out(0x21, 0xA1)
+    pc.out(0xA1, 0xB2)
+    recorder = Recorder()
+    pc.vm.attach(recorder)
+    pc.line(line, 0)
+    assert recorder.noted()[-1] == ("kvm_pic_set_irq", line >> 3, line & 7, 0, 0xB2 if line >= 8 else 0xA1, False)
 
 
 def test_what_is_coalesced_is_said_to_be() -> None:

@@ -169,6 +169,9 @@ def test_without_any_apic_nobody_is_minus_1() -> None:
         ([0x03, 0x06, 0x80], DFR_FLAT, 0x02, (2, [0, 1])),
         ([0x03, 0x06, 0x80], DFR_FLAT, 0x40, (-1, [])),
         ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x11, (2, [0, 1])),
+        ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x12, (1, [0])),
+        ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x14, (-1, [])),
+        ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x31, (-1, [])),
         # Two CPUs of one bit.
         ([0x01, 0x01, 0x02], DFR_FLAT, 0x01, (2, [0, 1])),
         # Nobody has a logical ID.
@@ -323,3 +326,14 @@ def test_matching_asks_every_cpu_and_addressed_goes_by_the_map() -> None:
     assert bus.bus.addressed(0x06, logical=True) == 0b0100
     assert bus.bus.matching(2, logical=False) == bus.bus.addressed(2, logical=False) == 0b0100
     assert bus.bus.addressed(BROADCAST, logical=True) == 0b1111
+
+
+def test_what_is_remembered_of_an_address_is_forgotten_when_an_apic_changes_its_own() -> None:
+    bus = Bus(FLAT_IDS)
+    entry = 1 << 56
+    remembered = (bus.bus.matching_entry, bus.bus.addressed_by_entry)
+    assert [cpus[entry] for cpus in remembered] == [0b0010, 0b0010]
+    bus.set(1, apic_id=7)
+    assert [cpus[entry] for cpus in remembered] == [0, 0]
+    bus.set(2, apic_id=1)
+    assert [cpus[entry] for cpus in remembered] == [0b0100, 0b0100]

@@ -7,7 +7,7 @@ import pytest
 from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic import LapicRegisters, Reg
 from irqchipd.vm.routing import ChipId, PinRoute
-from tests.vm.pc import LEVEL, LOGICAL, MASKED, PRIMARY, REMOTE_IRR, Pc, to
+from tests.vm.pc import LEVEL, LOGICAL, LOWEST_PRIORITY, MASKED, PRIMARY, REMOTE_IRR, Pc, to
 
 RTC = 8
 
@@ -110,17 +110,32 @@ def test_an_entry_pointed_elsewhere_in_service_still_gets_the_eoi(pc: Pc) -> Non
     assert pc.takers() == {1: 0x31}
 
 
-def test_an_entry_pointed_elsewhere_is_forgotten_once_its_last_eoi_was_reported(pc: Pc) -> None:
-    pc.program(16, LEVEL | 0x31)
+@pytest.mark.parametrize(("old", "new"), [(0, 1), (1, 0)])
+def test_an_entry_pointed_elsewhere_is_forgotten_once_its_last_eoi_was_reported(pc: Pc, old: int, new: int) -> None:
+    pc.program(16, to(old) | LEVEL | 0x31)
     pc.line(16, 1)
-    assert pc.take(0) == 0x31
-    pc.program(16, to(1) | LEVEL | 0x31, vcpu=1)
-    pc.eoi(0)
-    assert pc.takers() == {1: 0x31}  # remote IRR is set again, and CPU 0 has been in its guest
+    assert pc.take(old) == 0x31
+    pc.program(16, to(new) | LEVEL | 0x31, vcpu=new)
+    pc.eoi(old)
+    assert pc.takers() == {new: 0x31}  # remote IRR is set again, and the old CPU has been in its guest
     pc.line(16, 0)
-    pc.vm.signal_msi(0xFEE0_0000, 0x8031)
-    assert pc.serve_all(0) == [0x31]
+    pc.vm.signal_msi(0xFEE0_0000 | old << 12, 0x8031)
+    assert pc.serve_all(old) == [0x31]
     assert pc.entry(16) & REMOTE_IRR
+
+
+@pytest.mark.parametrize(("mode", "reported"), [(0, False), (LOWEST_PRIORITY, True)], ids=["fixed", "lowest priority"])
+def test_a_written_entry_makes_the_cpus_it_leads_to_look_again_and_all_where_it_is_not_fixed(
+    pc: Pc, mode: int, reported: bool
+) -> None:
+    pc.program(16, to(1) | LEVEL | mode | 0x31, vcpu=1)
+    pc.line(16, 1, 0)
+    assert pc.take(1) == 0x31
+    assert pc.take(0) is None
+    pc.vm.signal_msi(0xFEE0_0000, 0x8031)
+    pc.program(16, to(1) | LEVEL | mode | 0x31, vcpu=1)  # CPU 0 has the vector now
+    assert pc.serve_all(0) == [0x31]
+    assert bool(pc.entry(16) & REMOTE_IRR) != reported
 
 
 @pytest.mark.parametrize("register", [Reg.ID, Reg.LDR])
@@ -162,36 +177,39 @@ def test_a_guest_cannot_keep_its_eois_from_the_ioapic_but_a_restored_state_can(p
 # The RTC's ticks over a restore.
 
 
-def rtc_in_service(pc: Pc) -> None:
+def rtc_in_service(pc: Pc, vcpu: int) -> None:
     pc.vm.set_routing([PinRoute(RTC, ChipId.IOAPIC, RTC)])
-    pc.program(RTC, 0x38)
+    pc.program(RTC, to(vcpu) | 0x38)
     pc.line(RTC, 1, 0)
-    assert pc.take() == 0x38
+    assert pc.takers() == {vcpu: 0x38}
 
 
-def test_a_restored_local_apic_that_has_the_tick_is_waited_for(pc: Pc) -> None:
-    rtc_in_service(pc)
-    other = Pc()
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_a_restored_local_apic_that_has_the_tick_is_waited_for(pc: Pc, vcpu: int) -> None:
+    rtc_in_service(pc, vcpu)
+    other = Pc(2)
     other.vm.set_routing([PinRoute(RTC, ChipId.IOAPIC, RTC)])
-    other.program(RTC, 0x38)
-    other.vm.set_lapic(0, pc.vm.get_lapic(0))
+    other.program(RTC, to(vcpu) | 0x38)
+    other.vm.set_lapic(vcpu, pc.vm.get_lapic(vcpu))
     assert other.line(RTC, 1, 0) == [0, 1]
-    other.eoi()
+    other.eoi(vcpu)
     assert other.line(RTC, 1) == [1]
 
 
-def test_a_restored_local_apic_that_has_not_the_tick_is_not_waited_for(pc: Pc) -> None:
-    rtc_in_service(pc)
-    pc.vm.set_lapic(0, LapicRegisters(svr=0x1FF))
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_a_restored_local_apic_that_has_not_the_tick_is_not_waited_for(pc: Pc, vcpu: int) -> None:
+    rtc_in_service(pc, vcpu)
+    pc.vm.set_lapic(vcpu, LapicRegisters(id=vcpu << 24, svr=0x1FF))
     assert pc.line(RTC, 1) == [1]
-    assert pc.take() == 0x38
+    assert pc.take(vcpu) == 0x38
 
 
-def test_a_restored_ioapic_waits_for_the_tick_that_a_cpu_has_in_service(pc: Pc) -> None:
-    rtc_in_service(pc)
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_a_restored_ioapic_waits_for_the_tick_that_a_cpu_has_in_service(pc: Pc, vcpu: int) -> None:
+    rtc_in_service(pc, vcpu)
     pc.vm.set_irqchip(ChipId.IOAPIC, pc.vm.get_irqchip(ChipId.IOAPIC))
     assert pc.line(RTC, 1, 0) == [0, 1]
-    pc.eoi()
+    pc.eoi(vcpu)
     assert pc.line(RTC, 1) == [1]
 
 

@@ -1,0 +1,87 @@
+"""The same operations on two machines, and the fewest of them that are answered differently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from tests.conformance.machines import Answer, Machine, Op
+
+MAX_SHOWN = 300  # characters of an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Operations of which the last is answered differently by the kernel and by irqchipd."""
+
+    ops: Sequence[Op]
+    kernel: Answer
+    daemon: Answer
+
+    def __str__(self) -> str:
+        lines = [json.dumps(op) for op in self.ops]
+        lines += [f"  the kernel: {_shorten(self.kernel)}", f"  irqchipd:   {_shorten(self.daemon)}"]
+        if isinstance(self.kernel, str) and isinstance(self.daemon, str):
+            places = [
+                at // 2 for at in range(0, len(self.kernel), 2) if self.kernel[at : at + 2] != self.daemon[at:][:2]
+            ]
+            lines.append(f"  they differ at {', '.join(map(hex, places[:20]))}")
+        return "\n".join(lines)
+
+
+def _shorten(answer: Answer) -> str:
+    text = json.dumps(answer)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def _answer(machine: Machine, op: Op) -> Answer:
+    """A machine's answer; what it must not do, which is to fail in any other way than by an errno, is one too."""
+    try:
+        return machine.perform(op)
+    except Exception as error:
+        return f"raised {error!r}"
+
+
+class Comparison:
+    """Compares two kinds of machine, on new ones each time."""
+
+    def __init__(self, new_kernel: Callable[[], Machine], new_daemon: Callable[[], Machine]) -> None:
+        self.new_kernel = new_kernel
+        self.new_daemon = new_daemon
+
+    def compare(self, ops: Sequence[Op]) -> Difference | None:
+        """The first difference, if there is one."""
+        with closing(self.new_kernel()) as kernel, closing(self.new_daemon()) as daemon:
+            for number, op in enumerate(ops):
+                answers = _answer(kernel, op), _answer(daemon, op)
+                if answers[0] != answers[1]:
+                    return Difference(ops[: number + 1], *answers)
+        return None
+
+    def minimise(self, found: Difference) -> Difference:
+        """Leave out what is not needed for a difference at the same kind of operation: half at first, then less.
+
+        What is created stays, since operations name it.
+        """
+        size = len(found.ops) // 2
+        while size:
+            start, last = 0, found
+            while start < len(found.ops) - 1:
+                found, left_out = self._without(found, start, size)
+                start += 0 if left_out else size
+            if size > 1 or found is last:
+                size //= 2
+        return found
+
+    def _without(self, found: Difference, start: int, size: int) -> tuple[Difference, bool]:
+        end = min(start + size, len(found.ops) - 1)
+        kept = [op for op in found.ops[start:end] if op[0].startswith("create_")]
+        ops = [*found.ops[:start], *kept, *found.ops[end:]]
+        if len(ops) == len(found.ops):
+            return found, False
+        smaller = self.compare(ops)
+        if smaller is None or smaller.ops[-1][0] != found.ops[-1][0]:
+            return found, False
+        return smaller, True

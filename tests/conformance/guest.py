@@ -1,0 +1,147 @@
+"""A guest that does one thing a run: an access to a port or to memory, or opening its interrupt window.
+
+It has no program. Every run points RIP at one instruction, loads the registers that it takes, and steps over it:
+KVM_RUN enters the guest, the access happens, and no second entry follows. How often a guest is entered can be seen
+(KVM finds out then which EOIs concern its IOAPIC), so it has to be known.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tests.conformance.kvm import Exit, KvmVcpu, KvmVm
+
+# Memory.
+IDT = 0x0000  # 256 gates of 16 bytes
+GDT = 0x1000
+CODE = 0x2000  # one instruction every 16 bytes
+HANDLERS = 0x3000  # of vector n, 16n further
+STACK_TOP = 0x5000
+PAGE_TABLES = 0x5000  # PML4, PDPT, and four page directories that map 4 GiB onto themselves
+SIZE = 0xB000
+
+CODE_SELECTOR, DATA_SELECTOR, TASK_SELECTOR = 0x08, 0x10, 0x18
+HANDLER_PORT = 0xF4  # nobody claims it
+
+SLOT = 16
+LONGEST_ACCESS = 8
+NO_REGISTER = 0xFEC0_0020
+
+# Instructions with DX a port, RBX an address and RAX the value.
+_NOP = b"\x90"
+_IN = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}
+_OUT = {1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}
+_LOAD = {1: b"\x8a\x03", 2: b"\x66\x8b\x03", 4: b"\x8b\x03", 8: b"\x48\x8b\x03"}
+_STORE = {1: b"\x88\x03", 2: b"\x66\x89\x03", 4: b"\x89\x03", 8: b"\x48\x89\x03"}
+_OUT_HANDLER_PORT = bytes((0xE6, HANDLER_PORT))
+_INSTRUCTIONS = [_NOP, *_IN.values(), *_OUT.values(), *_LOAD.values(), *_STORE.values()]
+_ADDRESS_OF = {instruction: CODE + SLOT * number for number, instruction in enumerate(_INSTRUCTIONS)}
+
+RFLAGS = 1 << 1
+RFLAGS_INTERRUPTS = 1 << 9
+
+_PRESENT, _WRITABLE, _UNCACHED, _LARGE = 1 << 0, 1 << 1, 1 << 4, 1 << 7
+CR0 = 1 << 31 | 1 << 5 | 1 << 4 | 1 << 0  # paging, numeric errors, extension type, protection
+CR4 = 1 << 5  # physical address extension
+EFER = 1 << 10 | 1 << 8  # long mode
+
+
+def _segment(selector: int, kind: int, *, code: bool = False, system: bool = False) -> bytes:
+    """struct kvm_segment, flat."""
+    limit = 0x67 if system else 0xFFFF_FFFF
+    present, dpl, big, user, long, granular = 1, 0, not (code or system), not system, code, not system
+    return struct.pack("<QIHBBBBBBBBBB", 0, limit, selector, kind, present, dpl, big, user, long, granular, 0, 0, 0)
+
+
+def _image() -> bytes:
+    """The guest's memory."""
+    image = bytearray(SIZE)
+    gate = 0x8E << 40 | CODE_SELECTOR << 16  # present, interrupt gate
+    for vector in range(256):
+        handler = HANDLERS + SLOT * vector
+        struct.pack_into("<QQ", image, IDT + 16 * vector, gate | handler, 0)
+        image[handler : handler + SLOT] = _OUT_HANDLER_PORT.ljust(SLOT, _NOP)
+    struct.pack_into("<3Q", image, GDT, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
+    for instruction, address in _ADDRESS_OF.items():
+        image[address : address + SLOT] = instruction.ljust(SLOT, _NOP)
+    pdpt, directories = PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2000
+    table = _PRESENT | _WRITABLE
+    struct.pack_into("<Q", image, PAGE_TABLES, pdpt | table)
+    struct.pack_into("<4Q", image, pdpt, *(directories + 0x1000 * number | table for number in range(4)))
+    for number in range(4 * 512):
+        uncached = _UNCACHED if number else 0
+        struct.pack_into("<Q", image, directories + 8 * number, number << 21 | table | uncached | _LARGE)
+    return bytes(image)
+
+
+IMAGE = _image()
+
+
+def add_memory(vm: KvmVm) -> None:
+    """Give a VM the memory that its guests share: they keep nothing in it, and take turns."""
+    vm.add_memory(0, IMAGE)
+
+
+class Guest:
+    """What runs on one vCPU."""
+
+    def __init__(self, vcpu: KvmVcpu) -> None:
+        self.vcpu = vcpu
+        vcpu.set_cpuid()
+        vcpu.set_runnable()
+        sregs = vcpu.get_sregs()
+        # struct kvm_sregs: cs ds es fs gs ss, tr ldt, gdt idt, cr0 cr2 cr3 cr4 cr8, efer; the rest stays.
+        data = _segment(DATA_SELECTOR, 0x3)
+        sregs[:168] = _segment(CODE_SELECTOR, 0xB, code=True) + 5 * data + _segment(TASK_SELECTOR, 0xB, system=True)
+        struct.pack_into("<QH6xQH6x", sregs, 192, GDT, 0x1F, IDT, 0xFFF)
+        struct.pack_into("<6Q", sregs, 224, CR0, 0, PAGE_TABLES, CR4, 0, EFER)
+        vcpu.set_sregs(bytes(sregs))
+        vcpu.step_singly(interrupts=False)
+
+    # Accesses. A result of None, or False, is an address that the kernel does not claim.
+
+    def pio_read(self, port: int, size: int) -> int | None:
+        """An IN of 1, 2 or 4 bytes."""
+        return self.vcpu.registers[0] if self._step(_IN[size], port=port) else None
+
+    def pio_write(self, port: int, size: int, value: int) -> bool:
+        """An OUT of 1, 2 or 4 bytes."""
+        return self._step(_OUT[size], value, port=port)
+
+    def mmio_read(self, address: int, size: int) -> int | None:
+        """A load of 1, 2, 4 or 8 bytes."""
+        # KVM: lapic.c kvm_lapic_reg_read; where there is no register it gives nothing, and the load gets what the
+        # emulator's buffer still holds of the one before. Let that be 0: the IOAPIC gives 0 where it has no register.
+        self._step(_LOAD[LONGEST_ACCESS], address=NO_REGISTER)
+        return self.vcpu.registers[0] if self._step(_LOAD[size], address=address) else None
+
+    def mmio_write(self, address: int, size: int, value: int) -> bool:
+        """A store of 1, 2, 4 or 8 bytes."""
+        return self._step(_STORE[size], value, address=address)
+
+    def take_interrupt(self) -> int | None:
+        """Open the interrupt window once: the vector that was delivered, if one was."""
+        self.vcpu.step_singly(interrupts=True)
+        reason = self._run(_NOP, flags=RFLAGS | RFLAGS_INTERRUPTS)
+        self.vcpu.step_singly(interrupts=False)
+        handler = self.vcpu.registers[16] - HANDLERS
+        if 0 <= handler < 256 * SLOT:  # at its instruction or behind it: KVM need not step into a handler
+            return handler // SLOT
+        assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
+        return None
+
+    def _step(self, instruction: bytes, value: int = 0, *, port: int = 0, address: int = 0) -> bool:
+        """Execute an instruction; False if the kernel left it to user space."""
+        reason = self._run(instruction, value, port=port, address=address)
+        claimed = True
+        while reason in (Exit.IO, Exit.MMIO):
+            claimed = False
+            self.vcpu.answer_mmio(0)
+            reason = self.vcpu.run()
+        assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
+        return claimed
+
+    def _run(self, instruction: bytes, value: int = 0, *, port: int = 0, address: int = 0, flags: int = RFLAGS) -> int:
+        # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
+        rest = (0,) * 8
+        return self.vcpu.run((value, address, 0, port, 0, 0, STACK_TOP, 0, *rest, _ADDRESS_OF[instruction], flags))

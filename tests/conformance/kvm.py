@@ -1,0 +1,270 @@
+"""Linux KVM through its ioctls: the real thing, to compare irqchipd with. <linux/kvm.h>, x86-64.
+
+What an ioctl refuses is an OSError with its errno. Nothing here interprets: states are the kernel's own bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+# System.
+GET_API_VERSION = 0xAE00
+CREATE_VM = 0xAE01
+CHECK_EXTENSION = 0xAE03
+GET_VCPU_MMAP_SIZE = 0xAE04
+GET_SUPPORTED_CPUID = 0xC008_AE05
+
+# Of a VM.
+CREATE_VCPU = 0xAE41
+SET_USER_MEMORY_REGION = 0x4020_AE46
+CREATE_IRQCHIP = 0xAE60
+GET_IRQCHIP = 0xC208_AE62
+SET_IRQCHIP = 0x8208_AE63
+IRQ_LINE_STATUS = 0xC008_AE67
+SET_GSI_ROUTING = 0x4008_AE6A
+SIGNAL_MSI = 0x4020_AEA5
+
+# Of a vCPU.
+RUN = 0xAE80
+GET_SREGS = 0x8138_AE83
+SET_SREGS = 0x4138_AE84
+GET_LAPIC = 0x8400_AE8E
+SET_LAPIC = 0x4400_AE8F
+SET_CPUID2 = 0x4008_AE90
+SET_MP_STATE = 0x4004_AE99
+SET_GUEST_DEBUG = 0x4048_AE9B
+
+API_VERSION = 12
+CAP_SYNC_REGS = 74
+MP_STATE_RUNNABLE = 0
+GUESTDBG_ENABLE, GUESTDBG_SINGLESTEP, GUESTDBG_BLOCKIRQ = 1 << 0, 1 << 1, 1 << 20
+ROUTE_IRQCHIP, ROUTE_MSI = 1, 2
+SYNC_REGS = 1  # KVM_SYNC_X86_REGS
+
+# struct kvm_irqchip: the chip's number, padding, and a union of the chips' states.
+IRQCHIP_HEADER, IRQCHIP_UNION = struct.Struct("<II"), 512
+CHIP_STATE_SIZES = {0: 16, 1: 16, 2: 216}
+LAPIC_STATE_SIZE = 1024
+MAX_CPUID_ENTRIES = 256
+CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
+TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX: KVM implements it, and does not list it
+
+
+class Exit:
+    """kvm_run.exit_reason, as far as this guest gets to see them."""
+
+    IO, DEBUG, MMIO = 2, 4, 6
+
+
+class Kvm:
+    """/dev/kvm."""
+
+    def __init__(self) -> None:
+        self.fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        self.run_size = fcntl.ioctl(self.fd, GET_VCPU_MMAP_SIZE)
+        self.cpuid = self._supported_cpuid()
+
+    def close(self) -> None:
+        """Let go of it; its VMs stay."""
+        os.close(self.fd)
+
+    def api_version(self) -> int:
+        """KVM_GET_API_VERSION; 12 on every kernel since 2.6.22."""
+        return fcntl.ioctl(self.fd, GET_API_VERSION)
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION."""
+        return fcntl.ioctl(self.fd, CHECK_EXTENSION, capability)
+
+    def _supported_cpuid(self) -> bytearray:
+        """struct kvm_cpuid2 of all that KVM can offer, and the TSC deadline timer."""
+        cpuid = bytearray(CPUID_HEADER.size + MAX_CPUID_ENTRIES * CPUID_ENTRY.size)
+        CPUID_HEADER.pack_into(cpuid, 0, MAX_CPUID_ENTRIES, 0)
+        fcntl.ioctl(self.fd, GET_SUPPORTED_CPUID, cpuid)
+        for number in range(CPUID_HEADER.unpack_from(cpuid)[0]):
+            offset = CPUID_HEADER.size + number * CPUID_ENTRY.size
+            function, index, flags, eax, ebx, ecx, edx = CPUID_ENTRY.unpack_from(cpuid, offset)
+            if function == 1:
+                ecx |= TSC_DEADLINE_TIMER
+            CPUID_ENTRY.pack_into(cpuid, offset, function, index, flags, eax, ebx, ecx, edx)
+        return cpuid
+
+
+class KvmVm:
+    """A VM. Close it, or use it in a with statement: a file descriptor a vCPU adds up."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.kvm = kvm
+        self.fd = fcntl.ioctl(kvm.fd, CREATE_VM, 0)
+        self.vcpus: dict[int, KvmVcpu] = {}
+        self._memory: list[mmap.mmap] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The VM is no more."""
+        for vcpu in self.vcpus.values():
+            vcpu.close()
+        os.close(self.fd)
+        for memory in self._memory:
+            memory.close()
+
+    # Creation.
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP."""
+        fcntl.ioctl(self.fd, CREATE_IRQCHIP)
+
+    def create_vcpu(self, vcpu: int) -> KvmVcpu:
+        """KVM_CREATE_VCPU."""
+        self.vcpus[vcpu] = created = KvmVcpu(self, fcntl.ioctl(self.fd, CREATE_VCPU, vcpu))
+        return created
+
+    def add_memory(self, address: int, image: bytes) -> mmap.mmap:
+        """Give the guest memory, with something in it, and return it. A VM can have it once at an address."""
+        memory = mmap.mmap(-1, len(image))
+        memory[:] = image
+        pointer = ctypes.c_char.from_buffer(memory)
+        region = struct.pack("<IIQQQ", len(self._memory), 0, address, len(image), ctypes.addressof(pointer))
+        del pointer  # it would keep the mapping from being closed
+        fcntl.ioctl(self.fd, SET_USER_MEMORY_REGION, region)
+        self._memory.append(memory)
+        return memory
+
+    # Lines and messages.
+
+    def irq_line(self, gsi: int, level: int) -> int:
+        """KVM_IRQ_LINE_STATUS: its status."""
+        event = bytearray(struct.pack("<II", gsi, level))
+        fcntl.ioctl(self.fd, IRQ_LINE_STATUS, event)
+        status: int = struct.unpack_from("<i", event)[0]
+        return status
+
+    def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
+        """KVM_SIGNAL_MSI. An answer of -1 is indistinguishable from EPERM, and raised as such."""
+        # A bytearray: with bytes, fcntl.ioctl returns those and not the number.
+        taken: int = fcntl.ioctl(self.fd, SIGNAL_MSI, bytearray(struct.pack("<QIII12x", address, data, flags, 0)))
+        return taken
+
+    def set_routing(self, entries: Iterable[bytes], flags: int = 0) -> None:
+        """KVM_SET_GSI_ROUTING, from route_to_pin and route_to_msi."""
+        entries = list(entries)
+        # A bytearray: fcntl.ioctl takes at most 1,024 bytes of what it may not write to.
+        fcntl.ioctl(self.fd, SET_GSI_ROUTING, bytearray(struct.pack("<II", len(entries), flags) + b"".join(entries)))
+
+    # State.
+
+    def get_irqchip(self, chip: int) -> bytes:
+        """KVM_GET_IRQCHIP: struct kvm_pic_state or kvm_ioapic_state."""
+        irqchip = bytearray(IRQCHIP_HEADER.pack(chip, 0) + bytes(IRQCHIP_UNION))
+        fcntl.ioctl(self.fd, GET_IRQCHIP, irqchip)
+        return bytes(irqchip[IRQCHIP_HEADER.size :][: CHIP_STATE_SIZES.get(chip)])
+
+    def set_irqchip(self, chip: int, state: bytes) -> None:
+        """KVM_SET_IRQCHIP."""
+        fcntl.ioctl(self.fd, SET_IRQCHIP, IRQCHIP_HEADER.pack(chip, 0) + state.ljust(IRQCHIP_UNION, b"\0"))
+
+
+def route_to_pin(gsi: int, chip: int, pin: int, flags: int = 0) -> bytes:
+    """struct kvm_irq_routing_entry."""
+    return struct.pack("<IIII II24x", gsi, ROUTE_IRQCHIP, flags, 0, chip, pin)
+
+
+def route_to_msi(gsi: int, address: int, data: int, flags: int = 0) -> bytes:
+    """struct kvm_irq_routing_entry."""
+    return struct.pack("<IIII QI20x", gsi, ROUTE_MSI, flags, 0, address, data)
+
+
+class KvmVcpu:
+    """A vCPU."""
+
+    # struct kvm_run.
+    _REASON, _REASON_OFFSET = struct.Struct("<I"), 8
+    _MMIO_DATA, _MMIO_DATA_OFFSET = struct.Struct("<Q"), 40
+    _SYNC, _SYNC_OFFSET = struct.Struct("<QQ"), 288  # the classes of registers that are wanted, and that are new
+    _REGISTERS, _REGISTERS_OFFSET = struct.Struct("<18Q"), 304
+
+    def __init__(self, vm: KvmVm, fd: int) -> None:
+        self.vm = vm
+        self.fd = fd
+        self._run = mmap.mmap(fd, vm.kvm.run_size)
+
+    def close(self) -> None:
+        """The VM keeps the vCPU until it ends itself."""
+        self._run.close()
+        os.close(self.fd)
+
+    # Set-up.
+
+    def set_cpuid(self) -> None:
+        """KVM_SET_CPUID2, to all that KVM can offer."""
+        fcntl.ioctl(self.fd, SET_CPUID2, self.vm.kvm.cpuid)
+
+    def set_runnable(self) -> None:
+        """KVM_SET_MP_STATE: it need not wait for INIT and start-up."""
+        fcntl.ioctl(self.fd, SET_MP_STATE, struct.pack("<I", MP_STATE_RUNNABLE))
+
+    def get_sregs(self) -> bytearray:
+        """KVM_GET_SREGS: struct kvm_sregs."""
+        sregs = bytearray(312)
+        fcntl.ioctl(self.fd, GET_SREGS, sregs)
+        return sregs
+
+    def set_sregs(self, sregs: bytes) -> None:
+        """KVM_SET_SREGS."""
+        fcntl.ioctl(self.fd, SET_SREGS, sregs)
+
+    def step_singly(self, *, interrupts: bool) -> None:
+        """KVM_SET_GUEST_DEBUG: KVM_RUN returns after every instruction.
+
+        Without interrupts, KVM also emulates all of the local APIC itself, on processors that could help it too.
+        """
+        control = GUESTDBG_ENABLE | GUESTDBG_SINGLESTEP | (0 if interrupts else GUESTDBG_BLOCKIRQ)
+        fcntl.ioctl(self.fd, SET_GUEST_DEBUG, struct.pack("<II64x", control, 0))
+
+    # State.
+
+    def get_lapic(self) -> bytes:
+        """KVM_GET_LAPIC."""
+        state = bytearray(LAPIC_STATE_SIZE)
+        fcntl.ioctl(self.fd, GET_LAPIC, state)
+        return bytes(state)
+
+    def set_lapic(self, state: bytes) -> None:
+        """KVM_SET_LAPIC."""
+        fcntl.ioctl(self.fd, SET_LAPIC, state)
+
+    # Running.
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """The general registers as the last run left them: rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags."""
+        return self._REGISTERS.unpack_from(self._run, self._REGISTERS_OFFSET)
+
+    def run(self, registers: tuple[int, ...] | None = None) -> int:
+        """KVM_RUN, with other general registers if need be, and the reason why it returned."""
+        if registers is not None:
+            self._REGISTERS.pack_into(self._run, self._REGISTERS_OFFSET, *registers)
+        self._SYNC.pack_into(self._run, self._SYNC_OFFSET, SYNC_REGS, SYNC_REGS if registers is not None else 0)
+        while True:
+            with suppress(InterruptedError):
+                fcntl.ioctl(self.fd, RUN)
+                break
+        reason: int = self._REASON.unpack_from(self._run, self._REASON_OFFSET)[0]
+        return reason
+
+    def answer_mmio(self, value: int) -> None:
+        """Of Exit.MMIO: what a load that nobody claimed gets when the vCPU runs on."""
+        self._MMIO_DATA.pack_into(self._run, self._MMIO_DATA_OFFSET, value)

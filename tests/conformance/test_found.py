@@ -1,0 +1,13 @@
+"""What comparing with a live kernel has found, on any machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance.found import FOUND, Found
+from tests.conformance.machines import DaemonMachine
+
+
+@pytest.mark.parametrize("found", FOUND, ids=str)
+def test_the_answers_are_those_the_kernel_gave(found: Found) -> None:
+    assert found.answers_of(DaemonMachine()) == found.answers

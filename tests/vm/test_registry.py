@@ -1,0 +1,85 @@
+"""The VMs of a daemon, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from irqchipd.vm.registry import Registry
+from tests.vm.pc import refused
+
+
+def names(registry: Registry) -> list[str]:
+    return [vm.name for vm in registry.all()]
+
+
+def test_vms_are_found_by_name_and_listed_in_its_order() -> None:
+    registry = Registry(max_vms=4)
+    created = {name: registry.create(name) for name in ("web", "db", "Cache")}
+    assert names(registry) == ["Cache", "db", "web"]
+    assert all(registry.get(name) is vm for name, vm in created.items())
+    with refused("ENOENT"):
+        registry.get("mail")
+
+
+def test_a_name_is_taken_once() -> None:
+    registry = Registry(max_vms=4)
+    first = registry.create("web")
+    with refused("EEXIST"):
+        registry.create("web")
+    assert registry.get("web") is first
+
+
+@pytest.mark.parametrize("name", ["a", "0", "A-b_c.9", "x" * 64])
+def test_names_that_are_well_formed(name: str) -> None:
+    assert Registry(max_vms=1).create(name).name == name
+
+
+@pytest.mark.parametrize("name", [" ", "-a", ".a", "_a", "a b", "a/b", "a\n", "ä", "x" * 65])
+def test_names_that_are_not(name: str) -> None:
+    registry = Registry(max_vms=1)
+    with refused("EINVAL"):
+        registry.create(name)
+    assert names(registry) == []
+
+
+def test_a_vm_without_a_name_gets_one_that_is_free() -> None:
+    registry = Registry(max_vms=4)
+    registry.create("vm-2")
+    picked = [registry.create().name for _ in range(3)]
+    assert picked == ["vm-1", "vm-3", "vm-4"]
+
+
+def test_a_picked_name_is_not_picked_again() -> None:
+    registry = Registry(max_vms=1)
+    first = registry.create().name
+    registry.delete(first)
+    assert registry.create().name != first
+
+
+def test_there_are_as_many_vms_as_are_allowed() -> None:
+    registry = Registry(max_vms=1)
+    registry.create("one")
+    with refused("ENOSPC"):
+        registry.create("two")
+    registry.delete("one")
+    assert registry.create("two").name == "two"
+
+
+def test_the_vms_have_as_many_vcpus_as_are_allowed() -> None:
+    vm = Registry(max_vms=1, max_vcpus=1).create()
+    vm.create_vcpu(0)
+    with refused("EINVAL"):
+        vm.create_vcpu(1)
+
+
+def test_a_deleted_vm_is_gone_for_those_who_still_hold_it() -> None:
+    registry = Registry(max_vms=1)
+    told: list[str] = []
+    vm = registry.create("web")
+    vm.open_source("device", lambda: told.append("deleted"))
+    registry.delete("web")
+    assert told == ["deleted"]
+    for operation in (lambda: registry.get("web"), lambda: registry.delete("web"), vm.vcpus):
+        with refused("ENOENT"):
+            operation()
+    assert names(registry) == []
