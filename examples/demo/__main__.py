@@ -110,10 +110,9 @@ def run(stage: Stage) -> None:
     with connect(target) as client:
         kill_disk(stage, client)
     stage.show_until("vcpu", "as it was sent")
-    for name in ("vcpu", "serial"):  # these end by themselves
-        if status := stage.processes[name].wait(5):
-            raise DemoError(f"{name} ended with status {status}")
-    for name in ("timer", "daemon"):
+    if status := stage.processes["vcpu"].wait(5):
+        raise DemoError(f"vcpu ended with status {status}")
+    for name in ("serial", "timer", "daemon"):
         if status := stage.stop(name):
             raise DemoError(f"{name} ended with status {status}")
     time.sleep(0.1)  # for the last lines to arrive

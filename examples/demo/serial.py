@@ -5,6 +5,7 @@ Registers: `data` reads the next byte, `status` has bit 0 set while there is one
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -75,6 +76,7 @@ def main() -> None:
             count += 1
         port.drained()
         say(f"{count} bytes received, all of them read")
+        signal.pause()  # a port stays where it is, until it is told to stop
 
 
 if __name__ == "__main__":

@@ -132,8 +132,11 @@ class Kernel:
         self._drain_serial()
 
     def _drain_serial(self) -> None:
-        while self._serial.read("status"):
-            self._text.append(int(self._serial.read("data")))
+        try:
+            while self._serial.read("status"):
+                self._text.append(int(self._serial.read("data")))
+        except DeviceGoneError:
+            say("serial: the device is gone; carrying on without it")
         while (end := self._text.find(b"\n", self._said)) >= 0:
             say(f"vector {SERIAL_VECTOR:#x} from the local APIC: {self._text[self._said : end].decode()!r}")
             self._said = end + 1
