@@ -209,14 +209,14 @@ def set_irqchip(chip: Chip, state: PicState | IoapicState | bytes) -> Call[None]
 
 @_checked
 def get_lapic(vcpu: int) -> Call[LapicState]:
-    """KVM_GET_LAPIC. NotReady where the vCPU has no local APIC."""
+    """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
     request = pb.GetLapicRequest(vcpu=vcpu)
     return Call("get_lapic", request, lambda response: LapicState.from_kvm_struct(response.kvm_struct))
 
 
 @_checked
 def set_lapic(vcpu: int, state: LapicState | bytes) -> Call[None]:
-    """KVM_SET_LAPIC, from a state or the kernel's struct. NotReady where the vCPU has no local APIC."""
+    """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
     data = state if isinstance(state, bytes) else state.kvm_struct
     return Call("set_lapic", pb.SetLapicRequest(vcpu=vcpu, kvm_struct=data), _nothing)
 

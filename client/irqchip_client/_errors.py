@@ -4,7 +4,7 @@
     ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
     ├── NotFound                ENOENT                   no such VM or vCPU
     ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
-    ├── NotReady                ENXIO                    the VM has no irqchip, or the vCPU no local APIC
+    ├── NotReady                ENXIO                    the VM has no irqchip; of acknowledge(), the vCPU no local APIC
     ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
     ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
     ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed
@@ -61,7 +61,7 @@ class InvalidArgument(IrqchipError):
 
 
 class NotReady(IrqchipError):
-    """ENXIO: the VM has no irqchip, or the vCPU no local APIC."""
+    """ENXIO: the VM has no irqchip; of acknowledge(), the vCPU has no local APIC."""
 
 
 class LimitReached(IrqchipError):

@@ -181,6 +181,7 @@ def test_auto_eoi_ends_an_interrupt_as_it_is_taken(board: Board) -> None:
 def test_rotation_on_auto_eoi(board: Board, command: int, order: list[int]) -> None:
     board.initialise(icw4=0x03)
     board.out(Port.PRIMARY_COMMAND, SET_ROTATE_ON_AUTO_EOI, command)
+    assert board.pair.primary.rotate_on_auto_eoi == (command == SET_ROTATE_ON_AUTO_EOI)
     board.pulse(3, 4)
     first = board.inta()
     board.pulse(3)
@@ -332,10 +333,11 @@ def test_a_poll_drops_even_a_level_request(board: Board) -> None:
     assert board.inta() == PRIMARY + 5
 
 
-def test_a_poll_of_the_secondary_answers_for_the_cascade_too(board: Board) -> None:
-    board.pulse(11)
-    assert board.selected(POLL, Port.SECONDARY_COMMAND) == 0x83
-    assert board.acked == [11]
+@pytest.mark.parametrize("line", range(8, 16))
+def test_a_poll_of_the_secondary_answers_for_the_cascade_too(board: Board, line: int) -> None:
+    board.pulse(line)
+    assert board.selected(POLL, Port.SECONDARY_COMMAND) == 0x80 | line - 8
+    assert board.acked == [line]
     assert board.irr() == 0
     assert board.inta() is None
 
@@ -351,6 +353,7 @@ def test_a_poll_of_the_primary_that_finds_the_cascade_leaves_the_secondary_alone
     board.pulse(11)
     assert board.selected(POLL) == 0x82
     assert board.irr(Port.SECONDARY_COMMAND) == 1 << 3
+    assert board.irr() == 0
     assert board.pair.output
     board.pulse(12)  # works the cascade out again
     assert board.inta() == SECONDARY + 3

@@ -189,8 +189,6 @@ class DaemonMachine:
         try:
             return self._operations[name](*arguments)
         except VmError as error:
-            if "lapic" in name and error.number == errno.ENXIO:
-                return _errno(errno.EINVAL)  # a departure: to irqchipd's clients a missing local APIC is "not ready"
             return "-" + error.reason
 
     def _create_irqchip(self) -> Answer:

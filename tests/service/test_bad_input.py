@@ -90,8 +90,8 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ("GetGsiRouting", pb.GetGsiRoutingRequest(vm="empty"), "FAILED_PRECONDITION", "ENXIO", "create it first"),
     ("SetGsiRouting", pb.SetGsiRoutingRequest(vm="empty"), "INVALID_ARGUMENT", "EINVAL", "no irqchip"),
     ("SignalMsi", pb.SignalMsiRequest(vm="empty", address=0xFEE0_0000), "INVALID_ARGUMENT", "EINVAL", "no irqchip"),
-    ("GetLapic", pb.GetLapicRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
-    ("SetLapic", pb.SetLapicRequest(vm="bare", kvm_struct=bytes(1024)), "FAILED_PRECONDITION", "ENXIO", "local APIC"),
+    ("GetLapic", pb.GetLapicRequest(vm="bare"), "INVALID_ARGUMENT", "EINVAL", "no local APIC"),
+    ("SetLapic", pb.SetLapicRequest(vm="bare", kvm_struct=bytes(1024)), "INVALID_ARGUMENT", "EINVAL", "local APIC"),
     ("AckInterrupt", pb.AckInterruptRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
     # Accesses.
     ("PioRead", pb.PioReadRequest(vm="good", port=0x20, size=3), "INVALID_ARGUMENT", "EINVAL", "1, 2, 4"),

@@ -42,8 +42,8 @@ class Ram:
         (lambda vm: vm.routing(), "ENXIO"),
         (lambda vm: vm.set_routing([]), "EINVAL"),
         (lambda vm: vm.signal_msi(0xFEE0_0000, 0x31), "EINVAL"),
-        (lambda vm: vm.get_lapic(0), "ENXIO"),
-        (lambda vm: vm.set_lapic(0, bytes(1024)), "ENXIO"),
+        (lambda vm: vm.get_lapic(0), "EINVAL"),
+        (lambda vm: vm.set_lapic(0, bytes(1024)), "EINVAL"),
         (lambda vm: vm.ack_interrupt(0), "ENXIO"),
     ],
 )

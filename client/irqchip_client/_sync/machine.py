@@ -92,11 +92,11 @@ class Vcpu:
         return self._machine._call(_calls.ack_interrupt(self.id, source))
 
     def lapic(self) -> LapicState:
-        """KVM_GET_LAPIC. NotReady where the vCPU has no local APIC."""
+        """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
         return self._machine._call(_calls.get_lapic(self.id))
 
     def set_lapic(self, state: LapicState | bytes) -> None:
-        """KVM_SET_LAPIC, from a state or the kernel's struct. NotReady where the vCPU has no local APIC."""
+        """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
         self._machine._call(_calls.set_lapic(self.id, state))
 
 

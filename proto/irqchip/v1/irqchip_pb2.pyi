@@ -15,7 +15,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   ENOENT     NOT_FOUND            no such VM or vCPU
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or the vCPU no local APIC
+  ENXIO      FAILED_PRECONDITION  the VM has no irqchip; of AckInterrupt, the vCPU no local APIC
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time

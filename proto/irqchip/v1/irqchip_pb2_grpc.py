@@ -288,15 +288,14 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetLapic(self, request, context):
-        """GetLapic is KVM_GET_LAPIC. ENXIO where the vCPU has no local APIC.
+        """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLapic(self, request, context):
-        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, ENXIO where the vCPU has no local
-        APIC.
+        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,7 +15,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   ENOENT     NOT_FOUND            no such VM or vCPU
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or the vCPU no local APIC
+  ENXIO      FAILED_PRECONDITION  the VM has no irqchip; of AckInterrupt, the vCPU no local APIC
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
@@ -109,11 +109,9 @@ class IrqchipServiceStub:
     the wrong length or kind, ENXIO without an irqchip.
     """
     GetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetLapicRequest, _irqchip_pb2.GetLapicResponse]
-    """GetLapic is KVM_GET_LAPIC. ENXIO where the vCPU has no local APIC."""
+    """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
     SetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]
-    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, ENXIO where the vCPU has no local
-    APIC.
-    """
+    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
@@ -183,11 +181,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     the wrong length or kind, ENXIO without an irqchip.
     """
     GetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetLapicRequest, _irqchip_pb2.GetLapicResponse]  # type: ignore[assignment]
-    """GetLapic is KVM_GET_LAPIC. ENXIO where the vCPU has no local APIC."""
+    """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
     SetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]  # type: ignore[assignment]
-    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, ENXIO where the vCPU has no local
-    APIC.
-    """
+    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
@@ -368,7 +364,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.GetLapicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.GetLapicResponse, _abc.Awaitable[_irqchip_pb2.GetLapicResponse]]:
-        """GetLapic is KVM_GET_LAPIC. ENXIO where the vCPU has no local APIC."""
+        """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def SetLapic(
@@ -376,9 +372,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.SetLapicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.SetLapicResponse, _abc.Awaitable[_irqchip_pb2.SetLapicResponse]]:
-        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, ENXIO where the vCPU has no local
-        APIC.
-        """
+        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def Session(

@@ -271,7 +271,7 @@ class Vm:
         with self._turn:
             board = self._board
             cpu = self._enter(vcpu)
-            chip = self._lapic(vcpu)
+            chip = self._lapic(vcpu, errno.ENXIO)
             from_pic = pic and cpu.has_extint()
             if from_pic:
                 assert board.pic is not None
@@ -359,13 +359,13 @@ class Vm:
                     raise _no_chip(chip_id)
 
     def get_lapic(self, vcpu: int) -> LapicRegisters:
-        """KVM_GET_LAPIC."""
+        """KVM_GET_LAPIC; EINVAL where the vCPU has no local APIC."""
         with self._turn:
             self._cpu(vcpu)
             return self._lapic(vcpu).registers()
 
     def set_lapic(self, vcpu: int, state: LapicRegisters | bytes) -> None:
-        """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL where it is of the wrong length."""
+        """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL also where it is of the wrong length."""
         with self._turn:
             cpu = self._cpu(vcpu)
             lapic = self._lapic(vcpu)
@@ -439,10 +439,10 @@ class Vm:
             self._board.scan(cpu)
         return cpu
 
-    def _lapic(self, vcpu: int) -> Lapic:
+    def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
         lapic = self._cpus[vcpu].lapic
         if lapic is None:
-            raise VmError(errno.ENXIO, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
+            raise VmError(number, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
         return lapic
 
 
