@@ -18,7 +18,8 @@ from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-# How long a stop waits for calls under way, seconds.
+# How long a stop waits for streams to end with a status, and then for calls under way, seconds.
+STREAMS_GRACE = 5.0
 GRACE = 2.0
 
 
@@ -81,7 +82,8 @@ class Daemon:
     async def stop(self) -> None:
         """End all streams with a status, let calls under way finish, and remove the sockets."""
         await self._health.enter_graceful_shutdown()
-        self._service.stop()
+        # The server's own stop would cancel what is left, and say nothing.
+        await self._service.stop(STREAMS_GRACE)
         await self._server.stop(GRACE)
         for address in self._sockets:
             address.path.unlink(missing_ok=True)

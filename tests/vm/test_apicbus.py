@@ -337,3 +337,7 @@ def test_what_is_remembered_of_an_address_is_forgotten_when_an_apic_changes_its_
     assert [cpus[entry] for cpus in remembered] == [0, 0]
     bus.set(2, apic_id=1)
     assert [cpus[entry] for cpus in remembered] == [0b0100, 0b0100]
+    broadcast = BROADCAST << 56
+    assert [cpus[broadcast] for cpus in remembered] == [0b0_1111, 0b0_1111]
+    bus.bus.add(Lapic.at_reset(Wires(bus.bus), 4))
+    assert [cpus[broadcast] for cpus in remembered] == [0b1_1111, 0b1_1111]

@@ -40,6 +40,7 @@ class GrpcService:
         self._registry = registry
         self._limits = limits
         self._streams: set[_Stream] = set()
+        self._stopping = False
         self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
@@ -68,10 +69,14 @@ class GrpcService:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(unary, **arguments)
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
-    def stop(self) -> None:
-        """End every stream with a status."""
+    async def stop(self, patience: float) -> None:
+        """End every stream with a status, new ones too, and wait so many seconds for them to be gone."""
+        self._stopping = True
         for stream in self._streams:
             stream.end(STOPPING)
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._streams and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
 
     # Unary calls.
 
@@ -173,6 +178,8 @@ class GrpcService:
         """Serve a stream until its work is done, the client leaves, or the stream is ended with an error."""
         stream = _Stream()
         try:
+            if self._stopping:
+                raise STOPPING
             if len(self._streams) >= self._limits.sessions:
                 raise VmError(
                     errno.ENOSPC, f"there are {self._limits.sessions} Sessions, the most that this daemon allows"
