@@ -43,7 +43,7 @@ class Observer:
         """A vCPU ended an interrupt at its local APIC."""
 
     def kvm_ack_irq(self, chip: int, pin: int) -> None:
-        """An interrupt of a chip was acknowledged: 0 and 1 the PICs, 2 the IOAPIC."""
+        """An interrupt of a chip was acknowledged: 0 and 1 the PICs, whose pins are 0 to 15, 2 the IOAPIC."""
 
 
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith("kvm_"))

@@ -239,7 +239,7 @@ class Board:
     def pic_acked(self, line: int) -> None:
         """See PicWires."""
         if self.observer is not None:
-            self.observer.kvm_ack_irq(line >> 3, line & 7)
+            self.observer.kvm_ack_irq(line >> 3, line)  # KVM: i8259.c pic_clear_isr; the secondary's from 8
 
     def pic_output(self) -> None:
         """See PicWires."""
