@@ -151,7 +151,7 @@ class GrpcService:
                     await send(event=event)
 
         try:
-            await send(opened=session.opened())
+            await _begin(send(opened=session.opened()))
             await _first_of(execute_batches(), send_events())
         finally:
             session.close()
@@ -166,7 +166,7 @@ class GrpcService:
         vm.attach(queue, lambda: stream.end(_deleted(request.vm)))
         try:
             # The head tells the client that from here on nothing is missed.
-            await context.send_initial_metadata(())
+            await _begin(context.send_initial_metadata(()))
             while True:
                 await stream.woken()
                 while (message := queue.take()) is not None:
@@ -226,6 +226,16 @@ class _Stream:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop is closed: there is nobody left to tell
             log.debug("a stream was woken after the end")
+
+
+async def _begin(sending: Coroutine[Any, Any, None]) -> None:
+    """Send the first of a stream whole, even if cancelled: gRPC would else send the head again before a status."""
+    task = asyncio.ensure_future(sending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=1.0)
+        raise
 
 
 async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
