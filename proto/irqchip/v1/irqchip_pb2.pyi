@@ -4,8 +4,12 @@ isort:skip_file
 The interrupt controller of a virtual machine, as a service.
 
 Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree): a VM is
-given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a GSI routing table),
+given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a PIT, a GSI routing table),
 device models drive its GSIs, and vCPUs take the interrupts.
+
+Time. A VM's clock begins at 0 when the VM is made and counts nanoseconds. It is real (it runs with the daemon's
+monotonic clock) or virtual (it stands still but for AdvanceClock). Every time and duration below is the VM's, unless
+it says otherwise.
 
 Errors. A call that fails has changed nothing. It carries a gRPC status code and, in the status details, one
 google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have returned and whose domain is
@@ -15,7 +19,8 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   ENOENT     NOT_FOUND            no such VM or vCPU
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip; of AckInterrupt, the vCPU no local APIC
+  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
+  EBUSY      FAILED_PRECONDITION  the vCPU halts already
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
@@ -41,6 +46,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ClockKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClockKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClockKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLOCK_KIND_UNSPECIFIED: _ClockKind.ValueType  # 0
+    """In a request: real."""
+    CLOCK_KIND_REAL: _ClockKind.ValueType  # 1
+    """The daemon's monotonic clock."""
+    CLOCK_KIND_VIRTUAL: _ClockKind.ValueType  # 2
+    """AdvanceClock alone: the same operations give the same state, to the bit."""
+
+class ClockKind(_ClockKind, metaclass=_ClockKindEnumTypeWrapper):
+    """ClockKind is where a VM's time comes from."""
+
+CLOCK_KIND_UNSPECIFIED: ClockKind.ValueType  # 0
+"""In a request: real."""
+CLOCK_KIND_REAL: ClockKind.ValueType  # 1
+"""The daemon's monotonic clock."""
+CLOCK_KIND_VIRTUAL: ClockKind.ValueType  # 2
+"""AdvanceClock alone: the same operations give the same state, to the bit."""
+Global___ClockKind: _TypeAlias = ClockKind  # noqa: Y015
+
+class _IrqchipMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IrqchipModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IrqchipMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IRQCHIP_MODE_UNSPECIFIED: _IrqchipMode.ValueType  # 0
+    """Never sent."""
+    IRQCHIP_MODE_NONE: _IrqchipMode.ValueType  # 1
+    """Nothing."""
+    IRQCHIP_MODE_FULL: _IrqchipMode.ValueType  # 2
+    """PICs, IOAPIC and local APICs."""
+    IRQCHIP_MODE_SPLIT: _IrqchipMode.ValueType  # 3
+    """Local APICs; PICs and IOAPIC are the VMM's."""
+
+class IrqchipMode(_IrqchipMode, metaclass=_IrqchipModeEnumTypeWrapper):
+    """IrqchipMode is what of an irqchip is in the daemon, as KVM says what is in the kernel."""
+
+IRQCHIP_MODE_UNSPECIFIED: IrqchipMode.ValueType  # 0
+"""Never sent."""
+IRQCHIP_MODE_NONE: IrqchipMode.ValueType  # 1
+"""Nothing."""
+IRQCHIP_MODE_FULL: IrqchipMode.ValueType  # 2
+"""PICs, IOAPIC and local APICs."""
+IRQCHIP_MODE_SPLIT: IrqchipMode.ValueType  # 3
+"""Local APICs; PICs and IOAPIC are the VMM's."""
+Global___IrqchipMode: _TypeAlias = IrqchipMode  # noqa: Y015
+
 class _InterruptSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -64,6 +121,42 @@ INTERRUPT_SOURCE_PIC: InterruptSource.ValueType  # 1
 INTERRUPT_SOURCE_LAPIC: InterruptSource.ValueType  # 2
 """The vCPU's local APIC."""
 Global___InterruptSource: _TypeAlias = InterruptSource  # noqa: Y015
+
+class _MpState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MpStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MpState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MP_STATE_UNSPECIFIED: _MpState.ValueType  # 0
+    """Never sent."""
+    MP_STATE_RUNNABLE: _MpState.ValueType  # 1
+    """It runs."""
+    MP_STATE_UNINITIALIZED: _MpState.ValueType  # 2
+    """It has never been started, and waits for INIT; all but vCPU 0 begin so."""
+    MP_STATE_INIT_RECEIVED: _MpState.ValueType  # 3
+    """It has been sent INIT, and waits for SIPI."""
+    MP_STATE_HALTED: _MpState.ValueType  # 4
+    """It has executed HLT."""
+    MP_STATE_SIPI_RECEIVED: _MpState.ValueType  # 5
+    """Of SetMpState: as INIT_RECEIVED, with a SIPI to take."""
+
+class MpState(_MpState, metaclass=_MpStateEnumTypeWrapper):
+    """MpState is a vCPU's run state. The numbers are one more than KVM's KVM_MP_STATE_*."""
+
+MP_STATE_UNSPECIFIED: MpState.ValueType  # 0
+"""Never sent."""
+MP_STATE_RUNNABLE: MpState.ValueType  # 1
+"""It runs."""
+MP_STATE_UNINITIALIZED: MpState.ValueType  # 2
+"""It has never been started, and waits for INIT; all but vCPU 0 begin so."""
+MP_STATE_INIT_RECEIVED: MpState.ValueType  # 3
+"""It has been sent INIT, and waits for SIPI."""
+MP_STATE_HALTED: MpState.ValueType  # 4
+"""It has executed HLT."""
+MP_STATE_SIPI_RECEIVED: MpState.ValueType  # 5
+"""Of SetMpState: as INIT_RECEIVED, with a SIPI to take."""
+Global___MpState: _TypeAlias = MpState  # noqa: Y015
 
 class _SignalKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -104,16 +197,26 @@ class CreateVmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    TSC_KHZ_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """1 to 64 of the characters A-Z a-z 0-9 . _ -, beginning with a letter or digit; empty: the daemon picks a name."""
+    clock: Global___ClockKind.ValueType
+    """What its clock is."""
+    tsc_khz: _builtins.int
+    """The frequency of its vCPUs' TSCs, kHz, 1 to 100,000,000; 0: 1,000,000, one tick a nanosecond. A TSC is 0 at the
+    VM's time 0, until it is written.
+    """
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
+        clock: Global___ClockKind.ValueType = ...,
+        tsc_khz: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "tsc_khz", b"tsc_khz", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,10 +381,34 @@ class VmInfo(_message.Message):
     VCPUS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
+    IRQCHIP_MODE_FIELD_NUMBER: _builtins.int
+    PIT_FIELD_NUMBER: _builtins.int
+    ASYNCHRONOUS_INTERRUPTS_FIELD_NUMBER: _builtins.int
+    HALT_IN_KERNEL_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    NOW_NS_FIELD_NUMBER: _builtins.int
+    NEXT_TIMER_NS_FIELD_NUMBER: _builtins.int
+    TSC_KHZ_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's name."""
     irqchip: _builtins.bool
     """Whether CreateIrqchip has been done."""
+    irqchip_mode: Global___IrqchipMode.ValueType
+    """What of an irqchip irqchipd holds for it."""
+    pit: _builtins.bool
+    """Whether CreatePit has been done."""
+    asynchronous_interrupts: _builtins.bool
+    """Whether lines may be driven at any time, without stopping a vCPU: with any irqchip."""
+    halt_in_kernel: _builtins.bool
+    """Whether a vCPU's HLT is irqchipd's to serve (see Halt): with any irqchip."""
+    clock: Global___ClockKind.ValueType
+    """What its clock is: real or virtual."""
+    now_ns: _builtins.int
+    """Its time, nanoseconds."""
+    next_timer_ns: _builtins.int
+    """When its next timer is due, in its time; absent where none runs."""
+    tsc_khz: _builtins.int
+    """The frequency of its vCPUs' TSCs, kHz."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of its vCPUs, in order of creation."""
@@ -302,14 +429,217 @@ class VmInfo(_message.Message):
         vcpus: _abc.Iterable[_builtins.int] | None = ...,
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        irqchip_mode: Global___IrqchipMode.ValueType = ...,
+        pit: _builtins.bool = ...,
+        asynchronous_interrupts: _builtins.bool = ...,
+        halt_in_kernel: _builtins.bool = ...,
+        clock: Global___ClockKind.ValueType = ...,
+        now_ns: _builtins.int = ...,
+        next_timer_ns: _builtins.int | None = ...,
+        tsc_khz: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_timer_ns: _TypeAlias = _typing.Literal["next_timer_ns"]  # noqa: Y015
+    _WhichOneofArgType__next_timer_ns: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_timer_ns) -> _WhichOneofReturnType__next_timer_ns | None: ...
+
+Global___VmInfo: _TypeAlias = VmInfo  # noqa: Y015
+
+@_typing.final
+class AdvanceClockRequest(_message.Message):
+    """AdvanceClockRequest moves a virtual clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    NANOSECONDS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    nanoseconds: _builtins.int
+    """How far, nanoseconds; at most 2^62."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        nanoseconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "irqchip", b"irqchip", "name", b"name", "sessions", b"sessions", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nanoseconds", b"nanoseconds", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VmInfo: _TypeAlias = VmInfo  # noqa: Y015
+Global___AdvanceClockRequest: _TypeAlias = AdvanceClockRequest  # noqa: Y015
+
+@_typing.final
+class AdvanceClockResponse(_message.Message):
+    """AdvanceClockResponse says where the clock is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOW_NS_FIELD_NUMBER: _builtins.int
+    REMAINING_NS_FIELD_NUMBER: _builtins.int
+    NEXT_TIMER_NS_FIELD_NUMBER: _builtins.int
+    now_ns: _builtins.int
+    """The VM's time, nanoseconds."""
+    remaining_ns: _builtins.int
+    """How far short of what was asked it stopped, nanoseconds: 0 but after 10,000 expirations."""
+    next_timer_ns: _builtins.int
+    """When the next timer is due; absent where none runs."""
+    def __init__(
+        self,
+        *,
+        now_ns: _builtins.int = ...,
+        remaining_ns: _builtins.int = ...,
+        next_timer_ns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "remaining_ns", b"remaining_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_timer_ns: _TypeAlias = _typing.Literal["next_timer_ns"]  # noqa: Y015
+    _WhichOneofArgType__next_timer_ns: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_timer_ns) -> _WhichOneofReturnType__next_timer_ns | None: ...
+
+Global___AdvanceClockResponse: _TypeAlias = AdvanceClockResponse  # noqa: Y015
+
+@_typing.final
+class ResetVmRequest(_message.Message):
+    """ResetVmRequest names the VM to reset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetVmRequest: _TypeAlias = ResetVmRequest  # noqa: Y015
+
+@_typing.final
+class ResetVmResponse(_message.Message):
+    """ResetVmResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetVmResponse: _TypeAlias = ResetVmResponse  # noqa: Y015
+
+@_typing.final
+class SaveVmRequest(_message.Message):
+    """SaveVmRequest names the VM to save."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveVmRequest: _TypeAlias = SaveVmRequest  # noqa: Y015
+
+@_typing.final
+class SaveVmResponse(_message.Message):
+    """SaveVmResponse is a VM's state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___VmSnapshot:
+        """The state."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___VmSnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveVmResponse: _TypeAlias = SaveVmResponse  # noqa: Y015
+
+@_typing.final
+class RestoreVmRequest(_message.Message):
+    """RestoreVmRequest makes a VM from a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The new VM's name, as in CreateVmRequest; empty: the daemon picks one."""
+    @_builtins.property
+    def snapshot(self) -> Global___VmSnapshot:
+        """The state."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        snapshot: Global___VmSnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVmRequest: _TypeAlias = RestoreVmRequest  # noqa: Y015
+
+@_typing.final
+class RestoreVmResponse(_message.Message):
+    """RestoreVmResponse says what was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVmResponse: _TypeAlias = RestoreVmResponse  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):
@@ -321,12 +651,15 @@ class SessionInfo(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     DROPPED_EVENTS_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     """What the client called itself when it opened the Session."""
     source: _builtins.int
     """Its line source, 1 or more."""
     dropped_events: _builtins.int
     """Events that were dropped because the client did not read them in time."""
+    detached: _builtins.bool
+    """Whether there is no Session: its line source was restored, and waits for one to resume it."""
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The GSIs it drives high now, ascending."""
@@ -338,10 +671,11 @@ class SessionInfo(_message.Message):
         source: _builtins.int = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         dropped_events: _builtins.int = ...,
+        detached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "dropped_events", b"dropped_events", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "detached", b"detached", "dropped_events", b"dropped_events", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +724,59 @@ class CheckExtensionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckExtensionResponse: _TypeAlias = CheckExtensionResponse  # noqa: Y015
+
+@_typing.final
+class EnableCapRequest(_message.Message):
+    """EnableCapRequest enables a capability of a VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    capability: _builtins.int
+    """A KVM_CAP_* number of <linux/kvm.h>."""
+    flags: _builtins.int
+    """Must be 0."""
+    @_builtins.property
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the capability takes, at most 4; those that are not there are 0."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        capability: _builtins.int = ...,
+        flags: _builtins.int = ...,
+        args: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "capability", b"capability", "flags", b"flags", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableCapRequest: _TypeAlias = EnableCapRequest  # noqa: Y015
+
+@_typing.final
+class EnableCapResponse(_message.Message):
+    """EnableCapResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableCapResponse: _TypeAlias = EnableCapResponse  # noqa: Y015
 
 @_typing.final
 class CreateIrqchipRequest(_message.Message):
@@ -474,6 +861,49 @@ class CreateVcpuResponse(_message.Message):
 Global___CreateVcpuResponse: _TypeAlias = CreateVcpuResponse  # noqa: Y015
 
 @_typing.final
+class CreatePitRequest(_message.Message):
+    """CreatePitRequest asks for a PIT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    flags: _builtins.int
+    """KVM's flags: 1 (KVM_PIT_SPEAKER_DUMMY) adds port 61h. KVM ignores the others."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        flags: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePitRequest: _TypeAlias = CreatePitRequest  # noqa: Y015
+
+@_typing.final
+class CreatePitResponse(_message.Message):
+    """CreatePitResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePitResponse: _TypeAlias = CreatePitResponse  # noqa: Y015
+
+@_typing.final
 class IrqLineRequest(_message.Message):
     """IrqLineRequest sets the level of a GSI."""
 
@@ -487,7 +917,9 @@ class IrqLineRequest(_message.Message):
     gsi: _builtins.int
     """The global system interrupt. One without a route answers -1, as in KVM."""
     level: _builtins.bool
-    """Whether the caller's source drives the line high. A GSI is high while any source drives it high."""
+    """Whether the caller's source drives the line high. A GSI is high while any source drives it high. A GSI that the
+    Session resamples (see SessionOpen) can only be raised.
+    """
     def __init__(
         self,
         *,
@@ -1068,6 +1500,452 @@ class AckInterruptResponse(_message.Message):
 Global___AckInterruptResponse: _TypeAlias = AckInterruptResponse  # noqa: Y015
 
 @_typing.final
+class MsrReadRequest(_message.Message):
+    """MsrReadRequest reads a model-specific register."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    MSR_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU that executes RDMSR."""
+    msr: _builtins.int
+    """The register's number."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        msr: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MsrReadRequest: _TypeAlias = MsrReadRequest  # noqa: Y015
+
+@_typing.final
+class MsrReadResponse(_message.Message):
+    """MsrReadResponse is what was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIMED_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    claimed: _builtins.bool
+    """Whether the register is irqchipd's; where it is not, the access is the vCPU process's to emulate."""
+    fault: _builtins.bool
+    """Whether the guest gets a general protection fault instead of a value."""
+    data: _builtins.int
+    """The value; 0 where unclaimed or after a fault."""
+    def __init__(
+        self,
+        *,
+        claimed: _builtins.bool = ...,
+        fault: _builtins.bool = ...,
+        data: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "data", b"data", "fault", b"fault"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MsrReadResponse: _TypeAlias = MsrReadResponse  # noqa: Y015
+
+@_typing.final
+class MsrWriteRequest(_message.Message):
+    """MsrWriteRequest writes a model-specific register."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    MSR_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU that executes WRMSR."""
+    msr: _builtins.int
+    """The register's number."""
+    data: _builtins.int
+    """The value."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        msr: _builtins.int = ...,
+        data: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MsrWriteRequest: _TypeAlias = MsrWriteRequest  # noqa: Y015
+
+@_typing.final
+class MsrWriteResponse(_message.Message):
+    """MsrWriteResponse says what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIMED_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    claimed: _builtins.bool
+    """Whether the register is irqchipd's."""
+    fault: _builtins.bool
+    """Whether the guest gets a general protection fault; nothing was written."""
+    def __init__(
+        self,
+        *,
+        claimed: _builtins.bool = ...,
+        fault: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "fault", b"fault"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MsrWriteResponse: _TypeAlias = MsrWriteResponse  # noqa: Y015
+
+@_typing.final
+class InterruptRequest(_message.Message):
+    """InterruptRequest is an external interrupt from a VMM's own PIC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU that gets it."""
+    vector: _builtins.int
+    """The vector, 0 to 255."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        vector: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vector", b"vector", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterruptRequest: _TypeAlias = InterruptRequest  # noqa: Y015
+
+@_typing.final
+class InterruptResponse(_message.Message):
+    """InterruptResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterruptResponse: _TypeAlias = InterruptResponse  # noqa: Y015
+
+@_typing.final
+class NmiRequest(_message.Message):
+    """NmiRequest names the vCPU to send an NMI to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NmiRequest: _TypeAlias = NmiRequest  # noqa: Y015
+
+@_typing.final
+class NmiResponse(_message.Message):
+    """NmiResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NmiResponse: _TypeAlias = NmiResponse  # noqa: Y015
+
+@_typing.final
+class GetMpStateRequest(_message.Message):
+    """GetMpStateRequest asks for a vCPU's run state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMpStateRequest: _TypeAlias = GetMpStateRequest  # noqa: Y015
+
+@_typing.final
+class GetMpStateResponse(_message.Message):
+    """GetMpStateResponse is a vCPU's run state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___MpState.ValueType
+    """The state."""
+    def __init__(
+        self,
+        *,
+        state: Global___MpState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMpStateResponse: _TypeAlias = GetMpStateResponse  # noqa: Y015
+
+@_typing.final
+class SetMpStateRequest(_message.Message):
+    """SetMpStateRequest sets a vCPU's run state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    state: Global___MpState.ValueType
+    """The state."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        state: Global___MpState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMpStateRequest: _TypeAlias = SetMpStateRequest  # noqa: Y015
+
+@_typing.final
+class SetMpStateResponse(_message.Message):
+    """SetMpStateResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMpStateResponse: _TypeAlias = SetMpStateResponse  # noqa: Y015
+
+@_typing.final
+class TakeSignalRequest(_message.Message):
+    """TakeSignalRequest asks for what waits for a vCPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSignalRequest: _TypeAlias = TakeSignalRequest  # noqa: Y015
+
+@_typing.final
+class TakeSignalResponse(_message.Message):
+    """TakeSignalResponse is the signal taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    kind: Global___SignalKind.ValueType
+    """What it is; unspecified where nothing waits."""
+    vector: _builtins.int
+    """Of a SIPI, the start page (the start address is vector << 12); otherwise 0."""
+    def __init__(
+        self,
+        *,
+        kind: Global___SignalKind.ValueType = ...,
+        vector: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSignalResponse: _TypeAlias = TakeSignalResponse  # noqa: Y015
+
+@_typing.final
+class HaltRequest(_message.Message):
+    """HaltRequest halts a vCPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    INTERRUPTS_MASKED_FIELD_NUMBER: _builtins.int
+    TIMEOUT_NS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    interrupts_masked: _builtins.bool
+    """Whether the guest's RFLAGS.IF is 0, so that no interrupt ends the halt."""
+    timeout_ns: _builtins.int
+    """After how many nanoseconds of the daemon's clock to end the halt without a reason, the vCPU staying halted; 0: never."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        interrupts_masked: _builtins.bool = ...,
+        timeout_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interrupts_masked", b"interrupts_masked", "timeout_ns", b"timeout_ns", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HaltRequest: _TypeAlias = HaltRequest  # noqa: Y015
+
+@_typing.final
+class HaltResponse(_message.Message):
+    """HaltResponse says what ended the halt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERRUPT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interrupt(self) -> Global___AckInterruptResponse:
+        """An interrupt, which has been acknowledged."""
+
+    @_builtins.property
+    def signal(self) -> Global___TakeSignalResponse:
+        """A signal, which has been taken."""
+
+    @_builtins.property
+    def timeout(self) -> Global___HaltTimeout:
+        """Nothing: the time is up."""
+
+    def __init__(
+        self,
+        *,
+        interrupt: Global___AckInterruptResponse | None = ...,
+        signal: Global___TakeSignalResponse | None = ...,
+        timeout: Global___HaltTimeout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interrupt", b"interrupt", "reason", b"reason", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interrupt", b"interrupt", "reason", b"reason", "signal", b"signal", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_reason: _TypeAlias = _typing.Literal["interrupt", "signal", "timeout"]  # noqa: Y015
+    _WhichOneofArgType_reason: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_reason) -> _WhichOneofReturnType_reason | None: ...
+
+Global___HaltResponse: _TypeAlias = HaltResponse  # noqa: Y015
+
+@_typing.final
+class HaltTimeout(_message.Message):
+    """HaltTimeout is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HaltTimeout: _TypeAlias = HaltTimeout  # noqa: Y015
+
+@_typing.final
 class PicState(_message.Message):
     """PicState is struct kvm_pic_state, one 8259. All fields are 8 bits wide."""
 
@@ -1534,6 +2412,248 @@ class SetLapicResponse(_message.Message):
 Global___SetLapicResponse: _TypeAlias = SetLapicResponse  # noqa: Y015
 
 @_typing.final
+class PitChannel(_message.Message):
+    """PitChannel is struct kvm_pit_channel_state. All fields but count, latched_count and count_load_time are 8 bits wide."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    LATCHED_COUNT_FIELD_NUMBER: _builtins.int
+    COUNT_LATCHED_FIELD_NUMBER: _builtins.int
+    STATUS_LATCHED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    READ_STATE_FIELD_NUMBER: _builtins.int
+    WRITE_STATE_FIELD_NUMBER: _builtins.int
+    WRITE_LATCH_FIELD_NUMBER: _builtins.int
+    RW_MODE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    BCD_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    COUNT_LOAD_TIME_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """The initial count, 1 to 65536."""
+    latched_count: _builtins.int
+    """The latched count, 16 bits wide."""
+    count_latched: _builtins.int
+    """Which half of latched_count a read gives: 0 none, 1 the low, 2 the high, 3 both, the low first."""
+    status_latched: _builtins.int
+    """Whether the next read gives status."""
+    status: _builtins.int
+    """The latched status byte."""
+    read_state: _builtins.int
+    """Which half of the count a read gives: 1 the low, 2 the high, 3 and 4 both in turn."""
+    write_state: _builtins.int
+    """Which half of the count a write takes."""
+    write_latch: _builtins.int
+    """The low half, while the high one is awaited."""
+    rw_mode: _builtins.int
+    """The access mode of the last control word."""
+    mode: _builtins.int
+    """The counting mode, 0 to 5; 255 before the first control word."""
+    bcd: _builtins.int
+    """Whether the control word asked for BCD, which KVM stores and does not act on."""
+    gate: _builtins.int
+    """The gate input."""
+    count_load_time: _builtins.int
+    """When the count was loaded, nanoseconds of the VM's time (KVM: of the host's); KVM keeps it of channels 1 and 2."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        latched_count: _builtins.int = ...,
+        count_latched: _builtins.int = ...,
+        status_latched: _builtins.int = ...,
+        status: _builtins.int = ...,
+        read_state: _builtins.int = ...,
+        write_state: _builtins.int = ...,
+        write_latch: _builtins.int = ...,
+        rw_mode: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        bcd: _builtins.int = ...,
+        gate: _builtins.int = ...,
+        count_load_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bcd", b"bcd", "count", b"count", "count_latched", b"count_latched", "count_load_time", b"count_load_time", "gate", b"gate", "latched_count", b"latched_count", "mode", b"mode", "read_state", b"read_state", "rw_mode", b"rw_mode", "status", b"status", "status_latched", b"status_latched", "write_latch", b"write_latch", "write_state", b"write_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PitChannel: _TypeAlias = PitChannel  # noqa: Y015
+
+@_typing.final
+class PitState(_message.Message):
+    """PitState is struct kvm_pit_state2."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    flags: _builtins.int
+    """KVM's flags: 1 (KVM_PIT_FLAGS_HPET_LEGACY) stops channel 0, 2 (KVM_PIT_FLAGS_SPEAKER_DATA_ON) is bit 1 of port 61h."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___PitChannel]:
+        """The three channels."""
+
+    def __init__(
+        self,
+        *,
+        channels: _abc.Iterable[Global___PitChannel] | None = ...,
+        flags: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "flags", b"flags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PitState: _TypeAlias = PitState  # noqa: Y015
+
+@_typing.final
+class GetPitRequest(_message.Message):
+    """GetPitRequest asks for the state of the PIT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPitRequest: _TypeAlias = GetPitRequest  # noqa: Y015
+
+@_typing.final
+class GetPitResponse(_message.Message):
+    """GetPitResponse is the state of the PIT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIT_FIELD_NUMBER: _builtins.int
+    KVM_STRUCT_FIELD_NUMBER: _builtins.int
+    kvm_struct: _builtins.bytes
+    """The same as struct kvm_pit_state2, 112 bytes."""
+    @_builtins.property
+    def pit(self) -> Global___PitState:
+        """The state, decoded."""
+
+    def __init__(
+        self,
+        *,
+        pit: Global___PitState | None = ...,
+        kvm_struct: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pit", b"pit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kvm_struct", b"kvm_struct", "pit", b"pit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPitResponse: _TypeAlias = GetPitResponse  # noqa: Y015
+
+@_typing.final
+class SetPitRequest(_message.Message):
+    """SetPitRequest replaces the state of the PIT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    PIT_FIELD_NUMBER: _builtins.int
+    KVM_STRUCT_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    kvm_struct: _builtins.bytes
+    """struct kvm_pit_state2, 112 bytes."""
+    @_builtins.property
+    def pit(self) -> Global___PitState:
+        """Decoded."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        pit: Global___PitState | None = ...,
+        kvm_struct: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kvm_struct", b"kvm_struct", "pit", b"pit", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kvm_struct", b"kvm_struct", "pit", b"pit", "state", b"state", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_state: _TypeAlias = _typing.Literal["pit", "kvm_struct"]  # noqa: Y015
+    _WhichOneofArgType_state: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_state) -> _WhichOneofReturnType_state | None: ...
+
+Global___SetPitRequest: _TypeAlias = SetPitRequest  # noqa: Y015
+
+@_typing.final
+class SetPitResponse(_message.Message):
+    """SetPitResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPitResponse: _TypeAlias = SetPitResponse  # noqa: Y015
+
+@_typing.final
+class SetPitReinjectRequest(_message.Message):
+    """SetPitReinjectRequest says what becomes of ticks that could not be delivered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    REINJECT_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    reinject: _builtins.bool
+    """Whether they wait."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        reinject: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reinject", b"reinject", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPitReinjectRequest: _TypeAlias = SetPitReinjectRequest  # noqa: Y015
+
+@_typing.final
+class SetPitReinjectResponse(_message.Message):
+    """SetPitReinjectResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPitReinjectResponse: _TypeAlias = SetPitReinjectResponse  # noqa: Y015
+
+@_typing.final
 class Operation(_message.Message):
     """Operation is one of the unary calls, done within a Session. Its request leaves vm empty."""
 
@@ -1553,6 +2673,18 @@ class Operation(_message.Message):
     SET_IRQCHIP_FIELD_NUMBER: _builtins.int
     GET_LAPIC_FIELD_NUMBER: _builtins.int
     SET_LAPIC_FIELD_NUMBER: _builtins.int
+    ADVANCE_CLOCK_FIELD_NUMBER: _builtins.int
+    GET_PIT_FIELD_NUMBER: _builtins.int
+    SET_PIT_FIELD_NUMBER: _builtins.int
+    SET_PIT_REINJECT_FIELD_NUMBER: _builtins.int
+    MSR_READ_FIELD_NUMBER: _builtins.int
+    MSR_WRITE_FIELD_NUMBER: _builtins.int
+    INTERRUPT_FIELD_NUMBER: _builtins.int
+    NMI_FIELD_NUMBER: _builtins.int
+    GET_MP_STATE_FIELD_NUMBER: _builtins.int
+    SET_MP_STATE_FIELD_NUMBER: _builtins.int
+    TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
+    HALT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create_vcpu(self) -> Global___CreateVcpuRequest:
         """As CreateVcpu."""
@@ -1609,6 +2741,56 @@ class Operation(_message.Message):
     def set_lapic(self) -> Global___SetLapicRequest:
         """As SetLapic."""
 
+    @_builtins.property
+    def advance_clock(self) -> Global___AdvanceClockRequest:
+        """As AdvanceClock."""
+
+    @_builtins.property
+    def get_pit(self) -> Global___GetPitRequest:
+        """As GetPit."""
+
+    @_builtins.property
+    def set_pit(self) -> Global___SetPitRequest:
+        """As SetPit."""
+
+    @_builtins.property
+    def set_pit_reinject(self) -> Global___SetPitReinjectRequest:
+        """As SetPitReinject."""
+
+    @_builtins.property
+    def msr_read(self) -> Global___MsrReadRequest:
+        """As MsrRead."""
+
+    @_builtins.property
+    def msr_write(self) -> Global___MsrWriteRequest:
+        """As MsrWrite."""
+
+    @_builtins.property
+    def interrupt(self) -> Global___InterruptRequest:
+        """As Interrupt."""
+
+    @_builtins.property
+    def nmi(self) -> Global___NmiRequest:
+        """As Nmi."""
+
+    @_builtins.property
+    def get_mp_state(self) -> Global___GetMpStateRequest:
+        """As GetMpState."""
+
+    @_builtins.property
+    def set_mp_state(self) -> Global___SetMpStateRequest:
+        """As SetMpState."""
+
+    @_builtins.property
+    def take_signal(self) -> Global___TakeSignalRequest:
+        """As TakeSignal."""
+
+    @_builtins.property
+    def halt(self) -> Global___HaltRequest:
+        """As Halt, but only as the last operation of its batch. The batch is answered when the halt ends, and those after
+        it do not wait.
+        """
+
     def __init__(
         self,
         *,
@@ -1626,12 +2808,24 @@ class Operation(_message.Message):
         set_irqchip: Global___SetIrqchipRequest | None = ...,
         get_lapic: Global___GetLapicRequest | None = ...,
         set_lapic: Global___SetLapicRequest | None = ...,
+        advance_clock: Global___AdvanceClockRequest | None = ...,
+        get_pit: Global___GetPitRequest | None = ...,
+        set_pit: Global___SetPitRequest | None = ...,
+        set_pit_reinject: Global___SetPitReinjectRequest | None = ...,
+        msr_read: Global___MsrReadRequest | None = ...,
+        msr_write: Global___MsrWriteRequest | None = ...,
+        interrupt: Global___InterruptRequest | None = ...,
+        nmi: Global___NmiRequest | None = ...,
+        get_mp_state: Global___GetMpStateRequest | None = ...,
+        set_mp_state: Global___SetMpStateRequest | None = ...,
+        take_signal: Global___TakeSignalRequest | None = ...,
+        halt: Global___HaltRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "signal_msi", b"signal_msi"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "signal_msi", b"signal_msi"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -1658,6 +2852,18 @@ class OperationResult(_message.Message):
     SET_IRQCHIP_FIELD_NUMBER: _builtins.int
     GET_LAPIC_FIELD_NUMBER: _builtins.int
     SET_LAPIC_FIELD_NUMBER: _builtins.int
+    ADVANCE_CLOCK_FIELD_NUMBER: _builtins.int
+    GET_PIT_FIELD_NUMBER: _builtins.int
+    SET_PIT_FIELD_NUMBER: _builtins.int
+    SET_PIT_REINJECT_FIELD_NUMBER: _builtins.int
+    MSR_READ_FIELD_NUMBER: _builtins.int
+    MSR_WRITE_FIELD_NUMBER: _builtins.int
+    INTERRUPT_FIELD_NUMBER: _builtins.int
+    NMI_FIELD_NUMBER: _builtins.int
+    GET_MP_STATE_FIELD_NUMBER: _builtins.int
+    SET_MP_STATE_FIELD_NUMBER: _builtins.int
+    TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
+    HALT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -1718,6 +2924,54 @@ class OperationResult(_message.Message):
     def set_lapic(self) -> Global___SetLapicResponse:
         """Of set_lapic."""
 
+    @_builtins.property
+    def advance_clock(self) -> Global___AdvanceClockResponse:
+        """Of advance_clock."""
+
+    @_builtins.property
+    def get_pit(self) -> Global___GetPitResponse:
+        """Of get_pit."""
+
+    @_builtins.property
+    def set_pit(self) -> Global___SetPitResponse:
+        """Of set_pit."""
+
+    @_builtins.property
+    def set_pit_reinject(self) -> Global___SetPitReinjectResponse:
+        """Of set_pit_reinject."""
+
+    @_builtins.property
+    def msr_read(self) -> Global___MsrReadResponse:
+        """Of msr_read."""
+
+    @_builtins.property
+    def msr_write(self) -> Global___MsrWriteResponse:
+        """Of msr_write."""
+
+    @_builtins.property
+    def interrupt(self) -> Global___InterruptResponse:
+        """Of interrupt."""
+
+    @_builtins.property
+    def nmi(self) -> Global___NmiResponse:
+        """Of nmi."""
+
+    @_builtins.property
+    def get_mp_state(self) -> Global___GetMpStateResponse:
+        """Of get_mp_state."""
+
+    @_builtins.property
+    def set_mp_state(self) -> Global___SetMpStateResponse:
+        """Of set_mp_state."""
+
+    @_builtins.property
+    def take_signal(self) -> Global___TakeSignalResponse:
+        """Of take_signal."""
+
+    @_builtins.property
+    def halt(self) -> Global___HaltResponse:
+        """Of halt."""
+
     def __init__(
         self,
         *,
@@ -1736,12 +2990,24 @@ class OperationResult(_message.Message):
         set_irqchip: Global___SetIrqchipResponse | None = ...,
         get_lapic: Global___GetLapicResponse | None = ...,
         set_lapic: Global___SetLapicResponse | None = ...,
+        advance_clock: Global___AdvanceClockResponse | None = ...,
+        get_pit: Global___GetPitResponse | None = ...,
+        set_pit: Global___SetPitResponse | None = ...,
+        set_pit_reinject: Global___SetPitReinjectResponse | None = ...,
+        msr_read: Global___MsrReadResponse | None = ...,
+        msr_write: Global___MsrWriteResponse | None = ...,
+        interrupt: Global___InterruptResponse | None = ...,
+        nmi: Global___NmiResponse | None = ...,
+        get_mp_state: Global___GetMpStateResponse | None = ...,
+        set_mp_state: Global___SetMpStateResponse | None = ...,
+        take_signal: Global___TakeSignalResponse | None = ...,
+        halt: Global___HaltResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "signal_msi", b"signal_msi"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "signal_msi", b"signal_msi"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1818,13 +3084,32 @@ class SessionOpen(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
+    GSIS_FIELD_NUMBER: _builtins.int
+    RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
     client: _builtins.str
     """What the client calls itself, for people to read; at most 64 printable characters."""
+    resume: _builtins.bool
+    """Take over the line source that a restored VM kept for the client of this name, with its levels, and go on where that
+    Session was. ENOENT where there is none.
+    """
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The vCPUs whose InterruptPending and VcpuSignal events this Session wants. They need not exist yet."""
+        """The vCPUs whose InterruptPending, VcpuSignal and IoapicEoi events this Session wants. They need not exist yet."""
+
+    @_builtins.property
+    def gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs whose GsiAcknowledged and GsiMasked events this Session wants: the kernel's ack and mask notifiers."""
+
+    @_builtins.property
+    def resampled_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs that this Session resamples, as a KVM_IRQFD with KVM_IRQFD_FLAG_RESAMPLE does. Its IrqLine raises such a
+        GSI from the line source that all who resample share, and it stays high until it is acknowledged; then it falls,
+        once, and every Session that resamples it gets GsiResampled: whose device still asks raises it again. It falls too
+        when the last of these Sessions ends. EINVAL without a full irqchip.
+        """
 
     def __init__(
         self,
@@ -1832,10 +3117,13 @@ class SessionOpen(_message.Message):
         vm: _builtins.str = ...,
         client: _builtins.str = ...,
         vcpus: _abc.Iterable[_builtins.int] | None = ...,
+        gsis: _abc.Iterable[_builtins.int] | None = ...,
+        resampled_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        resume: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "gsis", b"gsis", "resampled_gsis", b"resampled_gsis", "resume", b"resume", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1884,7 +3172,7 @@ class SessionResponse(_message.Message):
 
     @_builtins.property
     def batch_result(self) -> Global___BatchResult:
-        """The results of a batch; batches are answered in the order in which they came."""
+        """The results of a batch; batches are answered in the order in which they came, but for those that end in a Halt."""
 
     @_builtins.property
     def event(self) -> Global___Event:
@@ -1982,6 +3270,10 @@ class Event(_message.Message):
     INTERRUPT_PENDING_FIELD_NUMBER: _builtins.int
     VCPU_SIGNAL_FIELD_NUMBER: _builtins.int
     EVENTS_DROPPED_FIELD_NUMBER: _builtins.int
+    GSI_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    GSI_MASKED_FIELD_NUMBER: _builtins.int
+    GSI_RESAMPLED_FIELD_NUMBER: _builtins.int
+    IOAPIC_EOI_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def interrupt_pending(self) -> Global___InterruptPending:
         """A vCPU has an interrupt to take."""
@@ -1994,18 +3286,38 @@ class Event(_message.Message):
     def events_dropped(self) -> Global___EventsDropped:
         """Events were dropped because the client did not read them in time."""
 
+    @_builtins.property
+    def gsi_acknowledged(self) -> Global___GsiAcknowledged:
+        """A GSI's interrupt was acknowledged."""
+
+    @_builtins.property
+    def gsi_masked(self) -> Global___GsiMasked:
+        """A GSI's pin was masked or unmasked."""
+
+    @_builtins.property
+    def gsi_resampled(self) -> Global___GsiResampled:
+        """A GSI that is resampled was acknowledged, and has fallen."""
+
+    @_builtins.property
+    def ioapic_eoi(self) -> Global___IoapicEoi:
+        """With a split irqchip: a vCPU ended an interrupt of the VMM's IOAPIC."""
+
     def __init__(
         self,
         *,
         interrupt_pending: Global___InterruptPending | None = ...,
         vcpu_signal: Global___VcpuSignal | None = ...,
         events_dropped: Global___EventsDropped | None = ...,
+        gsi_acknowledged: Global___GsiAcknowledged | None = ...,
+        gsi_masked: Global___GsiMasked | None = ...,
+        gsi_resampled: Global___GsiResampled | None = ...,
+        ioapic_eoi: Global___IoapicEoi | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "interrupt_pending", b"interrupt_pending", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "interrupt_pending", b"interrupt_pending", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped", "gsi_acknowledged", "gsi_masked", "gsi_resampled", "ioapic_eoi"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -2045,26 +3357,141 @@ class VcpuSignal(_message.Message):
     VCPU_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.int
     """The vCPU."""
     kind: Global___SignalKind.ValueType
     """What it was sent."""
     vector: _builtins.int
     """Of a SIPI, the start page (the start address is vector << 12); otherwise 0."""
+    ignored: _builtins.bool
+    """Of a SIPI: the vCPU did not wait for one, and does not take it."""
     def __init__(
         self,
         *,
         vcpu: _builtins.int = ...,
         kind: Global___SignalKind.ValueType = ...,
         vector: _builtins.int = ...,
+        ignored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "vcpu", b"vcpu", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignored", b"ignored", "kind", b"kind", "vcpu", b"vcpu", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VcpuSignal: _TypeAlias = VcpuSignal  # noqa: Y015
+
+@_typing.final
+class GsiAcknowledged(_message.Message):
+    """GsiAcknowledged says that the guest ended a GSI's interrupt, in every case in which the kernel's ack notifiers fire: EOI
+    at the local APIC or the PIC, a specific EOI of an idle line, automatic EOI, a poll, an edge that ICW1 discards. Never
+    dropped: an unread one counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GSI_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    gsi: _builtins.int
+    """The GSI."""
+    count: _builtins.int
+    """How often, since the last such event."""
+    def __init__(
+        self,
+        *,
+        gsi: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "gsi", b"gsi"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GsiAcknowledged: _TypeAlias = GsiAcknowledged  # noqa: Y015
+
+@_typing.final
+class GsiMasked(_message.Message):
+    """GsiMasked says that the mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Never dropped:
+    the last one counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GSI_FIELD_NUMBER: _builtins.int
+    MASKED_FIELD_NUMBER: _builtins.int
+    gsi: _builtins.int
+    """The GSI."""
+    masked: _builtins.bool
+    """Whether it is masked now."""
+    def __init__(
+        self,
+        *,
+        gsi: _builtins.int = ...,
+        masked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gsi", b"gsi", "masked", b"masked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GsiMasked: _TypeAlias = GsiMasked  # noqa: Y015
+
+@_typing.final
+class GsiResampled(_message.Message):
+    """GsiResampled says that a GSI that this Session resamples was acknowledged, and is low now: raise it again if the device
+    still asks. KVM: the resamplefd. Never dropped: an unread one counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GSI_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    gsi: _builtins.int
+    """The GSI."""
+    count: _builtins.int
+    """How often, since the last such event."""
+    def __init__(
+        self,
+        *,
+        gsi: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "gsi", b"gsi"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GsiResampled: _TypeAlias = GsiResampled  # noqa: Y015
+
+@_typing.final
+class IoapicEoi(_message.Message):
+    """IoapicEoi is KVM_EXIT_IOAPIC_EOI. Never dropped: an unread one of the same vector stands for any number."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.int
+    """The vCPU."""
+    vector: _builtins.int
+    """The vector."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.int = ...,
+        vector: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IoapicEoi: _TypeAlias = IoapicEoi  # noqa: Y015
 
 @_typing.final
 class EventsDropped(_message.Message):
@@ -2205,3 +3632,398 @@ class TraceField(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TraceField: _TypeAlias = TraceField  # noqa: Y015
+
+@_typing.final
+class VmSnapshot(_message.Message):
+    """VmSnapshot is the whole state of a VM. Times are the VM's, nanoseconds. Where the kernel has a struct for a chip, the
+    struct's bytes are here, and beside them what the struct leaves out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    NOW_NS_FIELD_NUMBER: _builtins.int
+    TSC_KHZ_FIELD_NUMBER: _builtins.int
+    IRQCHIP_MODE_FIELD_NUMBER: _builtins.int
+    RESERVED_GSIS_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
+    CHIPS_FIELD_NUMBER: _builtins.int
+    PIT_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MAPPED_VCPUS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The format: 1."""
+    clock: Global___ClockKind.ValueType
+    """What its clock is."""
+    now_ns: _builtins.int
+    """Its time when it was saved."""
+    tsc_khz: _builtins.int
+    """The frequency of its vCPUs' TSCs, kHz."""
+    irqchip_mode: Global___IrqchipMode.ValueType
+    """What of an irqchip it has."""
+    reserved_gsis: _builtins.int
+    """With a split irqchip: how many GSIs are routes of the VMM's IOAPIC."""
+    mapped_vcpus: _builtins.int
+    """How many of them the map of destinations is made of; absent while there is no map."""
+    @_builtins.property
+    def routing(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingEntry]:
+        """The routing table."""
+
+    @_builtins.property
+    def chips(self) -> Global___ChipsSnapshot:
+        """With a full irqchip: the PICs and the IOAPIC."""
+
+    @_builtins.property
+    def pit(self) -> Global___PitSnapshot:
+        """The PIT, where there is one."""
+
+    @_builtins.property
+    def vcpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___VcpuSnapshot]:
+        """The vCPUs, in order of creation."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceSnapshot]:
+        """The line sources of Sessions."""
+
+    @_builtins.property
+    def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs that line source 0 drives high."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        clock: Global___ClockKind.ValueType = ...,
+        now_ns: _builtins.int = ...,
+        tsc_khz: _builtins.int = ...,
+        irqchip_mode: Global___IrqchipMode.ValueType = ...,
+        reserved_gsis: _builtins.int = ...,
+        routing: _abc.Iterable[Global___RoutingEntry] | None = ...,
+        chips: Global___ChipsSnapshot | None = ...,
+        pit: Global___PitSnapshot | None = ...,
+        vcpus: _abc.Iterable[Global___VcpuSnapshot] | None = ...,
+        mapped_vcpus: _builtins.int | None = ...,
+        sources: _abc.Iterable[Global___SourceSnapshot] | None = ...,
+        asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "asserted_gsis", b"asserted_gsis", "chips", b"chips", "clock", b"clock", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mapped_vcpus: _TypeAlias = _typing.Literal["mapped_vcpus"]  # noqa: Y015
+    _WhichOneofArgType__mapped_vcpus: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mapped_vcpus) -> _WhichOneofReturnType__mapped_vcpus | None: ...
+
+Global___VmSnapshot: _TypeAlias = VmSnapshot  # noqa: Y015
+
+@_typing.final
+class ChipsSnapshot(_message.Message):
+    """ChipsSnapshot is the PICs and the IOAPIC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RtcVectorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    SECONDARY_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    IOAPIC_FIELD_NUMBER: _builtins.int
+    IRR_DELIVERED_FIELD_NUMBER: _builtins.int
+    RTC_VECTORS_FIELD_NUMBER: _builtins.int
+    RTC_PENDING_EOI_FIELD_NUMBER: _builtins.int
+    SUCCESSIVE_EOIS_FIELD_NUMBER: _builtins.int
+    DELAYED_EOI_NS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    primary: _builtins.bytes
+    """struct kvm_pic_state of the primary PIC."""
+    secondary: _builtins.bytes
+    """The same of the secondary PIC."""
+    output: _builtins.bool
+    """INTR."""
+    ioapic: _builtins.bytes
+    """struct kvm_ioapic_state, irr with the edges that have been delivered."""
+    irr_delivered: _builtins.int
+    """Delivered edges, one bit a pin."""
+    rtc_pending_eoi: _builtins.int
+    """How many of them."""
+    delayed_eoi_ns: _builtins.int
+    """When pins that were ended too often in a row are served again."""
+    @_builtins.property
+    def rtc_vectors(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Who has yet to end pin 8's interrupt, and which vector: indexes of vCPUs."""
+
+    @_builtins.property
+    def successive_eois(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Successive EOIs with the pin high, one number a pin."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The sources that drive each input: 16 of the PICs, then 24 of the IOAPIC. Each is a little-endian number whose bit n
+        is line source n: 0 is the shared one, 62 the PIT, 63 what all who resample share, and the others are Sessions'.
+        """
+
+    def __init__(
+        self,
+        *,
+        primary: _builtins.bytes = ...,
+        secondary: _builtins.bytes = ...,
+        output: _builtins.bool = ...,
+        ioapic: _builtins.bytes = ...,
+        irr_delivered: _builtins.int = ...,
+        rtc_vectors: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        rtc_pending_eoi: _builtins.int = ...,
+        successive_eois: _abc.Iterable[_builtins.int] | None = ...,
+        delayed_eoi_ns: _builtins.int | None = ...,
+        sources: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delayed_eoi_ns", b"_delayed_eoi_ns", "delayed_eoi_ns", b"delayed_eoi_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delayed_eoi_ns", b"_delayed_eoi_ns", "delayed_eoi_ns", b"delayed_eoi_ns", "ioapic", b"ioapic", "irr_delivered", b"irr_delivered", "output", b"output", "primary", b"primary", "rtc_pending_eoi", b"rtc_pending_eoi", "rtc_vectors", b"rtc_vectors", "secondary", b"secondary", "sources", b"sources", "successive_eois", b"successive_eois"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delayed_eoi_ns: _TypeAlias = _typing.Literal["delayed_eoi_ns"]  # noqa: Y015
+    _WhichOneofArgType__delayed_eoi_ns: _TypeAlias = _typing.Literal["_delayed_eoi_ns", b"_delayed_eoi_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delayed_eoi_ns) -> _WhichOneofReturnType__delayed_eoi_ns | None: ...
+
+Global___ChipsSnapshot: _TypeAlias = ChipsSnapshot  # noqa: Y015
+
+@_typing.final
+class PitSnapshot(_message.Message):
+    """PitSnapshot is the PIT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    REINJECT_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    PERIOD_NS_FIELD_NUMBER: _builtins.int
+    PERIODIC_FIELD_NUMBER: _builtins.int
+    EXPIRES_NS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    """struct kvm_pit_state2."""
+    speaker: _builtins.bool
+    """Whether there is port 61h."""
+    reinject: _builtins.bool
+    """Whether ticks wait to be delivered."""
+    acknowledged: _builtins.bool
+    """Whether the last tick has been acknowledged."""
+    pending: _builtins.int
+    """How many ticks wait."""
+    period_ns: _builtins.int
+    """Channel 0's period; 0 before its first count."""
+    periodic: _builtins.bool
+    """Whether channel 0 starts over by itself."""
+    expires_ns: _builtins.int
+    """When channel 0 was or is due, if it has been started."""
+    running: _builtins.bool
+    """Whether it still runs."""
+    def __init__(
+        self,
+        *,
+        state: _builtins.bytes = ...,
+        speaker: _builtins.bool = ...,
+        reinject: _builtins.bool = ...,
+        acknowledged: _builtins.bool = ...,
+        pending: _builtins.int = ...,
+        period_ns: _builtins.int = ...,
+        periodic: _builtins.bool = ...,
+        expires_ns: _builtins.int | None = ...,
+        running: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_ns", b"_expires_ns", "expires_ns", b"expires_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_ns", b"_expires_ns", "acknowledged", b"acknowledged", "expires_ns", b"expires_ns", "pending", b"pending", "period_ns", b"period_ns", "periodic", b"periodic", "reinject", b"reinject", "running", b"running", "speaker", b"speaker", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_ns: _TypeAlias = _typing.Literal["expires_ns"]  # noqa: Y015
+    _WhichOneofArgType__expires_ns: _TypeAlias = _typing.Literal["_expires_ns", b"_expires_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_ns) -> _WhichOneofReturnType__expires_ns | None: ...
+
+Global___PitSnapshot: _TypeAlias = PitSnapshot  # noqa: Y015
+
+@_typing.final
+class VcpuSnapshot(_message.Message):
+    """VcpuSnapshot is a vCPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    MP_STATE_FIELD_NUMBER: _builtins.int
+    LAPIC_FIELD_NUMBER: _builtins.int
+    APIC_BASE_FIELD_NUMBER: _builtins.int
+    TSC_OFFSET_FIELD_NUMBER: _builtins.int
+    TIMER_PERIOD_NS_FIELD_NUMBER: _builtins.int
+    TIMER_TARGET_NS_FIELD_NUMBER: _builtins.int
+    TSC_DEADLINE_FIELD_NUMBER: _builtins.int
+    TIMER_EXPIRES_NS_FIELD_NUMBER: _builtins.int
+    HANDLED_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    SCAN_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    EXTERNAL_VECTOR_FIELD_NUMBER: _builtins.int
+    NMIS_FIELD_NUMBER: _builtins.int
+    SMI_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    SIPI_VECTOR_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.int
+    """Its id."""
+    mp_state: Global___MpState.ValueType
+    """Its run state."""
+    lapic: _builtins.bytes
+    """struct kvm_lapic_state as it is inside, all of it; absent without a local APIC."""
+    apic_base: _builtins.int
+    """IA32_APIC_BASE."""
+    tsc_offset: _builtins.int
+    """What its TSC is ahead of the VM's time, ticks, modulo 2^64."""
+    timer_period_ns: _builtins.int
+    """The APIC timer's period."""
+    timer_target_ns: _builtins.int
+    """When it was or is due."""
+    tsc_deadline: _builtins.int
+    """IA32_TSC_DEADLINE."""
+    timer_expires_ns: _builtins.int
+    """When it expires; absent where it does not run."""
+    handled: _builtins.bytes
+    """The vectors whose EOI goes to the IOAPIC, little-endian, bit n is vector n."""
+    stale: _builtins.int
+    """The highest of them that nothing sends here any more, or -1."""
+    scan: _builtins.bool
+    """Whether they are to be worked out again at the next entry into the guest."""
+    external_vector: _builtins.int
+    """With a split irqchip: the vector of an external interrupt to take."""
+    nmis: _builtins.int
+    """NMIs to take, at most 2."""
+    smi: _builtins.bool
+    """Whether there is an SMI to take."""
+    init: _builtins.bool
+    """Whether there is an INIT to take."""
+    sipi_vector: _builtins.int
+    """The vector of a SIPI to take."""
+    @_builtins.property
+    def queued(self) -> Global___AckInterruptResponse:
+        """An interrupt that was taken by a Halt whose caller was gone: the next to be taken."""
+
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.int = ...,
+        mp_state: Global___MpState.ValueType = ...,
+        lapic: _builtins.bytes | None = ...,
+        apic_base: _builtins.int = ...,
+        tsc_offset: _builtins.int = ...,
+        timer_period_ns: _builtins.int = ...,
+        timer_target_ns: _builtins.int = ...,
+        tsc_deadline: _builtins.int = ...,
+        timer_expires_ns: _builtins.int | None = ...,
+        handled: _builtins.bytes = ...,
+        stale: _builtins.int = ...,
+        scan: _builtins.bool = ...,
+        queued: Global___AckInterruptResponse | None = ...,
+        external_vector: _builtins.int | None = ...,
+        nmis: _builtins.int = ...,
+        smi: _builtins.bool = ...,
+        init: _builtins.bool = ...,
+        sipi_vector: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "external_vector", b"external_vector", "lapic", b"lapic", "queued", b"queued", "sipi_vector", b"sipi_vector", "timer_expires_ns", b"timer_expires_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "apic_base", b"apic_base", "external_vector", b"external_vector", "handled", b"handled", "init", b"init", "lapic", b"lapic", "mp_state", b"mp_state", "nmis", b"nmis", "queued", b"queued", "scan", b"scan", "sipi_vector", b"sipi_vector", "smi", b"smi", "stale", b"stale", "timer_expires_ns", b"timer_expires_ns", "timer_period_ns", b"timer_period_ns", "timer_target_ns", b"timer_target_ns", "tsc_deadline", b"tsc_deadline", "tsc_offset", b"tsc_offset", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__external_vector: _TypeAlias = _typing.Literal["external_vector"]  # noqa: Y015
+    _WhichOneofArgType__external_vector: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector"]  # noqa: Y015
+    _WhichOneofReturnType__lapic: _TypeAlias = _typing.Literal["lapic"]  # noqa: Y015
+    _WhichOneofArgType__lapic: _TypeAlias = _typing.Literal["_lapic", b"_lapic"]  # noqa: Y015
+    _WhichOneofReturnType__sipi_vector: _TypeAlias = _typing.Literal["sipi_vector"]  # noqa: Y015
+    _WhichOneofArgType__sipi_vector: _TypeAlias = _typing.Literal["_sipi_vector", b"_sipi_vector"]  # noqa: Y015
+    _WhichOneofReturnType__timer_expires_ns: _TypeAlias = _typing.Literal["timer_expires_ns"]  # noqa: Y015
+    _WhichOneofArgType__timer_expires_ns: _TypeAlias = _typing.Literal["_timer_expires_ns", b"_timer_expires_ns"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__external_vector) -> _WhichOneofReturnType__external_vector | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lapic) -> _WhichOneofReturnType__lapic | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sipi_vector) -> _WhichOneofReturnType__sipi_vector | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timer_expires_ns) -> _WhichOneofReturnType__timer_expires_ns | None: ...
+
+Global___VcpuSnapshot: _TypeAlias = VcpuSnapshot  # noqa: Y015
+
+@_typing.final
+class SourceSnapshot(_message.Message):
+    """SourceSnapshot is a Session's line source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ResampledGsisEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
+    RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    source: _builtins.int
+    """Its number."""
+    client: _builtins.str
+    """What its client called itself."""
+    @_builtins.property
+    def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs that it drives high."""
+
+    @_builtins.property
+    def resampled_gsis(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """The GSIs that it resamples, and how many of its GsiResampled it has not been told."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.int = ...,
+        client: _builtins.str = ...,
+        asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        resampled_gsis: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceSnapshot: _TypeAlias = SourceSnapshot  # noqa: Y015

@@ -56,10 +56,35 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetVmRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetVmResponse.FromString,
                 _registered_method=True)
+        self.AdvanceClock = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/AdvanceClock',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockResponse.FromString,
+                _registered_method=True)
+        self.ResetVm = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/ResetVm',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.ResetVmRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.ResetVmResponse.FromString,
+                _registered_method=True)
+        self.SaveVm = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SaveVm',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SaveVmRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SaveVmResponse.FromString,
+                _registered_method=True)
+        self.RestoreVm = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/RestoreVm',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.RestoreVmRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.RestoreVmResponse.FromString,
+                _registered_method=True)
         self.CheckExtension = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/CheckExtension',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionResponse.FromString,
+                _registered_method=True)
+        self.EnableCap = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/EnableCap',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.EnableCapRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.EnableCapResponse.FromString,
                 _registered_method=True)
         self.CreateIrqchip = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/CreateIrqchip',
@@ -70,6 +95,11 @@ class IrqchipServiceStub:
                 '/irqchip.v1.IrqchipService/CreateVcpu',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.FromString,
+                _registered_method=True)
+        self.CreatePit = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/CreatePit',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitResponse.FromString,
                 _registered_method=True)
         self.IrqLine = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/IrqLine',
@@ -136,6 +166,61 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetLapicRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetLapicResponse.FromString,
                 _registered_method=True)
+        self.GetPit = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetPit',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetPitRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetPitResponse.FromString,
+                _registered_method=True)
+        self.SetPit = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetPit',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitResponse.FromString,
+                _registered_method=True)
+        self.SetPitReinject = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetPitReinject',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectResponse.FromString,
+                _registered_method=True)
+        self.MsrRead = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/MsrRead',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadResponse.FromString,
+                _registered_method=True)
+        self.MsrWrite = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/MsrWrite',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteResponse.FromString,
+                _registered_method=True)
+        self.Interrupt = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/Interrupt',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptResponse.FromString,
+                _registered_method=True)
+        self.Nmi = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/Nmi',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.FromString,
+                _registered_method=True)
+        self.GetMpState = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetMpState',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetMpStateRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetMpStateResponse.FromString,
+                _registered_method=True)
+        self.SetMpState = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetMpState',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetMpStateRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetMpStateResponse.FromString,
+                _registered_method=True)
+        self.TakeSignal = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/TakeSignal',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.TakeSignalRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.TakeSignalResponse.FromString,
+                _registered_method=True)
+        self.Halt = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/Halt',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.HaltRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.HaltResponse.FromString,
+                _registered_method=True)
         self.Session = channel.stream_stream(
                 '/irqchip.v1.IrqchipService/Session',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SessionRequest.SerializeToString,
@@ -155,7 +240,7 @@ class IrqchipServiceServicer:
 
     def CreateVm(self, request, context):
         """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-        malformed, ENOSPC at the daemon's limit.
+        malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,8 +267,49 @@ class IrqchipServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdvanceClock(self, request, context):
+        """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
+        It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetVm(self, request, context):
+        """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
+        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveVm(self, request, context):
+        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreVm(self, request, context):
+        """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
+        EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
+        come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckExtension(self, request, context):
         """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableCap(self, request, context):
+        """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
+        0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
+        any other capability, and for flags other than 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +326,14 @@ class IrqchipServiceServicer:
 
     def CreateVcpu(self, request, context):
         """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePit(self, request, context):
+        """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
+        channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -301,6 +435,93 @@ class IrqchipServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPit(self, request, context):
+        """GetPit is KVM_GET_PIT2. ENXIO without a PIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPit(self, request, context):
+        """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
+        EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPitReinject(self, request, context):
+        """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
+        one is acknowledged (the default), or are lost. ENXIO without a PIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MsrRead(self, request, context):
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
+        (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MsrWrite(self, request, context):
+        """MsrWrite is a vCPU's WRMSR of the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Interrupt(self, request, context):
+        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
+        vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+        local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Nmi(self, request, context):
+        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMpState(self, request, context):
+        """GetMpState is KVM_GET_MP_STATE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMpState(self, request, context):
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
+        has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeSignal(self, request, context):
+        """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
+        only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Halt(self, request, context):
+        """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
+        is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
+        its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
+        vCPU is under way; ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Session(self, request_iterator, context):
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
         line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
@@ -341,10 +562,35 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetVmRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetVmResponse.SerializeToString,
             ),
+            'AdvanceClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdvanceClock,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockResponse.SerializeToString,
+            ),
+            'ResetVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetVm,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.ResetVmRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.ResetVmResponse.SerializeToString,
+            ),
+            'SaveVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveVm,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SaveVmRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SaveVmResponse.SerializeToString,
+            ),
+            'RestoreVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreVm,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.RestoreVmRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.RestoreVmResponse.SerializeToString,
+            ),
             'CheckExtension': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckExtension,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionResponse.SerializeToString,
+            ),
+            'EnableCap': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableCap,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.EnableCapRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.EnableCapResponse.SerializeToString,
             ),
             'CreateIrqchip': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateIrqchip,
@@ -355,6 +601,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.CreateVcpu,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.SerializeToString,
+            ),
+            'CreatePit': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePit,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitResponse.SerializeToString,
             ),
             'IrqLine': grpc.unary_unary_rpc_method_handler(
                     servicer.IrqLine,
@@ -420,6 +671,61 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.SetLapic,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetLapicRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetLapicResponse.SerializeToString,
+            ),
+            'GetPit': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPit,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetPitRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetPitResponse.SerializeToString,
+            ),
+            'SetPit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPit,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitResponse.SerializeToString,
+            ),
+            'SetPitReinject': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPitReinject,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectResponse.SerializeToString,
+            ),
+            'MsrRead': grpc.unary_unary_rpc_method_handler(
+                    servicer.MsrRead,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadResponse.SerializeToString,
+            ),
+            'MsrWrite': grpc.unary_unary_rpc_method_handler(
+                    servicer.MsrWrite,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteResponse.SerializeToString,
+            ),
+            'Interrupt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interrupt,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptResponse.SerializeToString,
+            ),
+            'Nmi': grpc.unary_unary_rpc_method_handler(
+                    servicer.Nmi,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.SerializeToString,
+            ),
+            'GetMpState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMpState,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetMpStateRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetMpStateResponse.SerializeToString,
+            ),
+            'SetMpState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMpState,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetMpStateRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetMpStateResponse.SerializeToString,
+            ),
+            'TakeSignal': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeSignal,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.TakeSignalRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.TakeSignalResponse.SerializeToString,
+            ),
+            'Halt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Halt,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.HaltRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.HaltResponse.SerializeToString,
             ),
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
@@ -553,6 +859,114 @@ class IrqchipService:
             _registered_method=True)
 
     @staticmethod
+    def AdvanceClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/AdvanceClock',
+            irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.AdvanceClockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/ResetVm',
+            irqchip_dot_v1_dot_irqchip__pb2.ResetVmRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.ResetVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SaveVm',
+            irqchip_dot_v1_dot_irqchip__pb2.SaveVmRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SaveVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/RestoreVm',
+            irqchip_dot_v1_dot_irqchip__pb2.RestoreVmRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.RestoreVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CheckExtension(request,
             target,
             options=(),
@@ -569,6 +983,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/CheckExtension',
             irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.CheckExtensionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableCap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/EnableCap',
+            irqchip_dot_v1_dot_irqchip__pb2.EnableCapRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.EnableCapResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -623,6 +1064,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/CreateVcpu',
             irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/CreatePit',
+            irqchip_dot_v1_dot_irqchip__pb2.CreatePitRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.CreatePitResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -974,6 +1442,303 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/SetLapic',
             irqchip_dot_v1_dot_irqchip__pb2.SetLapicRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.SetLapicResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetPit',
+            irqchip_dot_v1_dot_irqchip__pb2.GetPitRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.GetPitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetPit',
+            irqchip_dot_v1_dot_irqchip__pb2.SetPitRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetPitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPitReinject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetPitReinject',
+            irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MsrRead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/MsrRead',
+            irqchip_dot_v1_dot_irqchip__pb2.MsrReadRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.MsrReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MsrWrite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/MsrWrite',
+            irqchip_dot_v1_dot_irqchip__pb2.MsrWriteRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.MsrWriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interrupt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/Interrupt',
+            irqchip_dot_v1_dot_irqchip__pb2.InterruptRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.InterruptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Nmi(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/Nmi',
+            irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMpState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetMpState',
+            irqchip_dot_v1_dot_irqchip__pb2.GetMpStateRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.GetMpStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMpState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetMpState',
+            irqchip_dot_v1_dot_irqchip__pb2.SetMpStateRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetMpStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeSignal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/TakeSignal',
+            irqchip_dot_v1_dot_irqchip__pb2.TakeSignalRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.TakeSignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Halt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/Halt',
+            irqchip_dot_v1_dot_irqchip__pb2.HaltRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.HaltResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,8 +4,12 @@ isort:skip_file
 The interrupt controller of a virtual machine, as a service.
 
 Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree): a VM is
-given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a GSI routing table),
+given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a PIT, a GSI routing table),
 device models drive its GSIs, and vCPUs take the interrupts.
+
+Time. A VM's clock begins at 0 when the VM is made and counts nanoseconds. It is real (it runs with the daemon's
+monotonic clock) or virtual (it stands still but for AdvanceClock). Every time and duration below is the VM's, unless
+it says otherwise.
 
 Errors. A call that fails has changed nothing. It carries a gRPC status code and, in the status details, one
 google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have returned and whose domain is
@@ -15,7 +19,8 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   ENOENT     NOT_FOUND            no such VM or vCPU
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip; of AckInterrupt, the vCPU no local APIC
+  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
+  EBUSY      FAILED_PRECONDITION  the vCPU halts already
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
@@ -59,7 +64,7 @@ class IrqchipServiceStub:
     def __new__(cls, channel: _aio.Channel) -> IrqchipServiceAsyncStub: ...
     CreateVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVmRequest, _irqchip_pb2.CreateVmResponse]
     """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-    malformed, ENOSPC at the daemon's limit.
+    malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
     """
     DeleteVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
@@ -67,8 +72,28 @@ class IrqchipServiceStub:
     """ListVms returns every VM, ordered by name."""
     GetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]
     """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+    AdvanceClock: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]
+    """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
+    It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+    """
+    ResetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]
+    """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
+    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+    """
+    SaveVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]
+    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+    RestoreVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]
+    """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
+    EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
+    come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+    """
     CheckExtension: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+    EnableCap: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]
+    """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
+    0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
+    any other capability, and for flags other than 0.
+    """
     CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
     have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
@@ -76,6 +101,10 @@ class IrqchipServiceStub:
     """
     CreateVcpu: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    CreatePit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]
+    """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
+    channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+    """
     IrqLine: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]
     """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
     Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
@@ -112,6 +141,45 @@ class IrqchipServiceStub:
     """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
     SetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+    GetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]
+    """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+    SetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]
+    """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
+    EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+    """
+    SetPitReinject: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]
+    """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
+    one is acknowledged (the default), or are lost. ENXIO without a PIT.
+    """
+    MsrRead: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
+    (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """
+    MsrWrite: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]
+    """MsrWrite is a vCPU's WRMSR of the same."""
+    Interrupt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]
+    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
+    vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+    local APIC.
+    """
+    Nmi: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]
+    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    GetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]
+    """GetMpState is KVM_GET_MP_STATE."""
+    SetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
+    has no local APIC.
+    """
+    TakeSignal: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.TakeSignalRequest, _irqchip_pb2.TakeSignalResponse]
+    """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
+    only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+    """
+    Halt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]
+    """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
+    is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
+    its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
+    vCPU is under way; ENXIO where the vCPU has no local APIC.
+    """
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
@@ -131,7 +199,7 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVmRequest, _irqchip_pb2.CreateVmResponse]  # type: ignore[assignment]
     """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-    malformed, ENOSPC at the daemon's limit.
+    malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
     """
     DeleteVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]  # type: ignore[assignment]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
@@ -139,8 +207,28 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """ListVms returns every VM, ordered by name."""
     GetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+    AdvanceClock: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]  # type: ignore[assignment]
+    """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
+    It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+    """
+    ResetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]  # type: ignore[assignment]
+    """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
+    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+    """
+    SaveVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]  # type: ignore[assignment]
+    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+    RestoreVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]  # type: ignore[assignment]
+    """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
+    EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
+    come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+    """
     CheckExtension: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]  # type: ignore[assignment]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+    EnableCap: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]  # type: ignore[assignment]
+    """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
+    0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
+    any other capability, and for flags other than 0.
+    """
     CreateIrqchip: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
     have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
@@ -148,6 +236,10 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     CreateVcpu: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]  # type: ignore[assignment]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    CreatePit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]  # type: ignore[assignment]
+    """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
+    channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+    """
     IrqLine: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]  # type: ignore[assignment]
     """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
     Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
@@ -184,6 +276,45 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
     SetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]  # type: ignore[assignment]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+    GetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]  # type: ignore[assignment]
+    """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+    SetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]  # type: ignore[assignment]
+    """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
+    EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+    """
+    SetPitReinject: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
+    """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
+    one is acknowledged (the default), or are lost. ENXIO without a PIT.
+    """
+    MsrRead: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]  # type: ignore[assignment]
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
+    (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """
+    MsrWrite: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]  # type: ignore[assignment]
+    """MsrWrite is a vCPU's WRMSR of the same."""
+    Interrupt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]  # type: ignore[assignment]
+    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
+    vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+    local APIC.
+    """
+    Nmi: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]  # type: ignore[assignment]
+    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    GetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]  # type: ignore[assignment]
+    """GetMpState is KVM_GET_MP_STATE."""
+    SetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]  # type: ignore[assignment]
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
+    has no local APIC.
+    """
+    TakeSignal: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.TakeSignalRequest, _irqchip_pb2.TakeSignalResponse]  # type: ignore[assignment]
+    """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
+    only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+    """
+    Halt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]  # type: ignore[assignment]
+    """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
+    is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
+    its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
+    vCPU is under way; ENXIO where the vCPU has no local APIC.
+    """
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
@@ -206,7 +337,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.CreateVmResponse, _abc.Awaitable[_irqchip_pb2.CreateVmResponse]]:
         """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-        malformed, ENOSPC at the daemon's limit.
+        malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
         """
 
     @_abc_1.abstractmethod
@@ -234,12 +365,62 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
 
     @_abc_1.abstractmethod
+    def AdvanceClock(
+        self,
+        request: _irqchip_pb2.AdvanceClockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.AdvanceClockResponse, _abc.Awaitable[_irqchip_pb2.AdvanceClockResponse]]:
+        """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
+        It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetVm(
+        self,
+        request: _irqchip_pb2.ResetVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.ResetVmResponse, _abc.Awaitable[_irqchip_pb2.ResetVmResponse]]:
+        """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
+        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+        """
+
+    @_abc_1.abstractmethod
+    def SaveVm(
+        self,
+        request: _irqchip_pb2.SaveVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SaveVmResponse, _abc.Awaitable[_irqchip_pb2.SaveVmResponse]]:
+        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+
+    @_abc_1.abstractmethod
+    def RestoreVm(
+        self,
+        request: _irqchip_pb2.RestoreVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.RestoreVmResponse, _abc.Awaitable[_irqchip_pb2.RestoreVmResponse]]:
+        """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
+        EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
+        come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+        """
+
+    @_abc_1.abstractmethod
     def CheckExtension(
         self,
         request: _irqchip_pb2.CheckExtensionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.CheckExtensionResponse, _abc.Awaitable[_irqchip_pb2.CheckExtensionResponse]]:
         """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+
+    @_abc_1.abstractmethod
+    def EnableCap(
+        self,
+        request: _irqchip_pb2.EnableCapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.EnableCapResponse, _abc.Awaitable[_irqchip_pb2.EnableCapResponse]]:
+        """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
+        0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
+        any other capability, and for flags other than 0.
+        """
 
     @_abc_1.abstractmethod
     def CreateIrqchip(
@@ -259,6 +440,16 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.CreateVcpuResponse, _abc.Awaitable[_irqchip_pb2.CreateVcpuResponse]]:
         """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+
+    @_abc_1.abstractmethod
+    def CreatePit(
+        self,
+        request: _irqchip_pb2.CreatePitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.CreatePitResponse, _abc.Awaitable[_irqchip_pb2.CreatePitResponse]]:
+        """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
+        channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+        """
 
     @_abc_1.abstractmethod
     def IrqLine(
@@ -373,6 +564,111 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.SetLapicResponse, _abc.Awaitable[_irqchip_pb2.SetLapicResponse]]:
         """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+
+    @_abc_1.abstractmethod
+    def GetPit(
+        self,
+        request: _irqchip_pb2.GetPitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.GetPitResponse, _abc.Awaitable[_irqchip_pb2.GetPitResponse]]:
+        """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+
+    @_abc_1.abstractmethod
+    def SetPit(
+        self,
+        request: _irqchip_pb2.SetPitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetPitResponse, _abc.Awaitable[_irqchip_pb2.SetPitResponse]]:
+        """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
+        EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+        """
+
+    @_abc_1.abstractmethod
+    def SetPitReinject(
+        self,
+        request: _irqchip_pb2.SetPitReinjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetPitReinjectResponse, _abc.Awaitable[_irqchip_pb2.SetPitReinjectResponse]]:
+        """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
+        one is acknowledged (the default), or are lost. ENXIO without a PIT.
+        """
+
+    @_abc_1.abstractmethod
+    def MsrRead(
+        self,
+        request: _irqchip_pb2.MsrReadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.MsrReadResponse, _abc.Awaitable[_irqchip_pb2.MsrReadResponse]]:
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
+        (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """
+
+    @_abc_1.abstractmethod
+    def MsrWrite(
+        self,
+        request: _irqchip_pb2.MsrWriteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.MsrWriteResponse, _abc.Awaitable[_irqchip_pb2.MsrWriteResponse]]:
+        """MsrWrite is a vCPU's WRMSR of the same."""
+
+    @_abc_1.abstractmethod
+    def Interrupt(
+        self,
+        request: _irqchip_pb2.InterruptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.InterruptResponse, _abc.Awaitable[_irqchip_pb2.InterruptResponse]]:
+        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
+        vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+        local APIC.
+        """
+
+    @_abc_1.abstractmethod
+    def Nmi(
+        self,
+        request: _irqchip_pb2.NmiRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.NmiResponse, _abc.Awaitable[_irqchip_pb2.NmiResponse]]:
+        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+
+    @_abc_1.abstractmethod
+    def GetMpState(
+        self,
+        request: _irqchip_pb2.GetMpStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.GetMpStateResponse, _abc.Awaitable[_irqchip_pb2.GetMpStateResponse]]:
+        """GetMpState is KVM_GET_MP_STATE."""
+
+    @_abc_1.abstractmethod
+    def SetMpState(
+        self,
+        request: _irqchip_pb2.SetMpStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetMpStateResponse, _abc.Awaitable[_irqchip_pb2.SetMpStateResponse]]:
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
+        has no local APIC.
+        """
+
+    @_abc_1.abstractmethod
+    def TakeSignal(
+        self,
+        request: _irqchip_pb2.TakeSignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.TakeSignalResponse, _abc.Awaitable[_irqchip_pb2.TakeSignalResponse]]:
+        """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
+        only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+        """
+
+    @_abc_1.abstractmethod
+    def Halt(
+        self,
+        request: _irqchip_pb2.HaltRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.HaltResponse, _abc.Awaitable[_irqchip_pb2.HaltResponse]]:
+        """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
+        is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
+        its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
+        vCPU is under way; ENXIO where the vCPU has no local APIC.
+        """
 
     @_abc_1.abstractmethod
     def Session(
