@@ -53,6 +53,12 @@ class Board:
         self.changed: list[tuple[int, int]] = []
         self.replaced = 0
         self.asked: list[tuple[int, bool]] = []
+        self.masks: list[tuple[int, bool]] = []
+        self.resampled: list[int] = []
+        self.served_later: list[int] = []
+        # Whether somebody resamples its pins, and which somebody wants to hear of.
+        self.resamples = False
+        self.ioapic_noticed = 0
 
     # The wires.
 
@@ -65,6 +71,16 @@ class Board:
     def ioapic_acked(self, pin: int) -> None:
         self.acked.append(pin)
         self.entries_at_ack.append(self.ioapic.redirection[pin])
+
+    def ioapic_masked(self, pin: int, masked: bool) -> None:
+        self.masks.append((pin, masked))
+
+    def resample(self, pin: int) -> bool:
+        self.resampled.append(pin)
+        return self.resamples
+
+    def serve_ioapic_later(self, nanoseconds: int) -> None:
+        self.served_later.append(nanoseconds)
 
     def entry_changed(self, old: int, new: int) -> None:
         self.changed.append((old, new))

@@ -24,6 +24,9 @@ class Board:
         self.ended: list[tuple[int, bool]] = []
         self.signals: list[tuple[int, int]] = []
         self.events: list[str] = []
+        self.time = 1_000_000
+        self.expires: int | None = None
+        self.expirations: list[int] = []
         self.lapic = Lapic.at_reset(self, apic_id)
         if enabled:
             self.write(Reg.SVR, ENABLED)
@@ -45,6 +48,27 @@ class Board:
 
     def priorities_changed(self) -> None:
         self.events.append("priorities")
+
+    def local_interrupt(self, message: Message) -> None:
+        self.lapic.accept(message)
+
+    def now(self) -> int:
+        return self.time
+
+    def set_timer(self, expires: int | None) -> None:
+        self.expires = expires
+
+    def timer_expired(self) -> None:
+        self.expirations.append(self.time)
+        self.lapic.deliver_local(self.lapic.lvt_timer)
+
+    def advance(self, nanoseconds: int) -> None:
+        """Let time pass, and the timer expire."""
+        end = self.time + nanoseconds
+        while self.expires is not None and self.expires <= end:
+            self.time, self.expires = self.expires, None
+            self.lapic.timer.expired()
+        self.time = end
 
     def signal(self, delivery_mode: int, vector: int) -> None:
         self.signals.append((delivery_mode, vector))

@@ -38,11 +38,15 @@ class Board:
         self.takes_interrupts = takes_interrupts
         self.acked: list[int] = []
         self.output_changes: list[bool] = []
+        self.masks: list[tuple[int, bool]] = []
 
     # The wires.
 
     def pic_acked(self, line: int) -> None:
         self.acked.append(line)
+
+    def pic_masked(self, line: int, masked: bool) -> None:
+        self.masks.append((line, masked))
 
     def pic_output(self) -> None:
         self.output_changes.append(self.pair.output)

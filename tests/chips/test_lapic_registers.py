@@ -242,6 +242,7 @@ def test_every_word_has_its_place_in_the_structure() -> None:
         "svr": 0x0F0,
         "esr": 0x280,
         "icr": 0x300,
+        "icr_high": 0,  # 0x304, which of the words of an xAPIC's page is none
         "icr2": 0x310,
         "lvt_timer": 0x320,
         "lvt_thermal": 0x330,
@@ -250,6 +251,7 @@ def test_every_word_has_its_place_in_the_structure() -> None:
         "lvt_lint1": 0x360,
         "lvt_error": 0x370,
         "timer_initial_count": 0x380,
+        "timer_current_count": 0x390,
         "timer_divide": 0x3E0,
     }
     for name, start in (("isr", 0x100), ("tmr", 0x180), ("irr", 0x200)):

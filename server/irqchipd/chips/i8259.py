@@ -71,6 +71,9 @@ class PicWires(Protocol):
     def pic_acked(self, line: int) -> None:
         """Line 0 to 15 of the pair left service (the kernel's ack notifiers)."""
 
+    def pic_masked(self, line: int, masked: bool) -> None:
+        """The mask bit of line 0 to 15 of the pair was changed by OCW1 (the kernel's mask notifiers)."""
+
     def pic_output(self) -> None:
         """The pair's INTR may have changed."""
 
@@ -383,7 +386,9 @@ class PicPair:
         """A write to the odd port: the ICW that is expected, or the mask."""
         match chip.init_state:
             case Expect.OCW1:
-                chip.imr = value
+                changed, chip.imr = chip.imr ^ value, value
+                if changed:
+                    self._tell_masked(chip, changed)
                 self.update()
             case Expect.ICW2:
                 chip.irq_base = value & ICW2_BASE
@@ -397,7 +402,20 @@ class PicPair:
             case _:  # KVM: i8259.c pic_ioport_write; a restored state can hold any value, and then expects nothing
                 pass
 
+    def _tell_masked(self, chip: I8259, changed: int) -> None:
+        """KVM: i8259.c pic_ioport_write; of what ICW1 unmasks nobody is told."""
+        first = 0 if chip is self.primary else LINES
+        for line in range(LINES):
+            if changed >> line & 1:
+                self.wires.pic_masked(first + line, bool(chip.imr >> line & 1))
+
     # State.
+
+    def reset(self) -> None:
+        """RESET: both as they power on."""
+        fresh = PicPair.at_reset(self.wires)
+        self.restore(self.primary, fresh.primary)
+        self.restore(self.secondary, fresh.secondary)
 
     def restore(self, chip: I8259, state: I8259) -> None:
         """Replace the state of one of the two chips. KVM: irq.c kvm_vm_ioctl_set_irqchip, a raw copy, then update."""

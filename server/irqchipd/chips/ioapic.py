@@ -53,6 +53,11 @@ DELIVERY_MODE = 7 << 8
 READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
 LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
 
+# KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is ended so often in a row, and is high each time, is served
+# later, so that a guest that does not silence its device gets on.
+MAX_SUCCESSIVE_EOIS = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
+DELAYED_EOI = 10_000_000  # nanoseconds
+
 # What an access of so many bytes takes of a register.
 SIZE_MASK = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
 
@@ -68,6 +73,19 @@ class IoapicWires(Protocol):
 
     def ioapic_acked(self, pin: int) -> None:
         """A pin's interrupt was ended (the kernel's ack notifiers)."""
+
+    def ioapic_masked(self, pin: int, masked: bool) -> None:
+        """A pin's mask bit has changed (the kernel's mask notifiers)."""
+
+    def resample(self, pin: int) -> bool:
+        """Ask who resamples a pin whether it is still to be high; False if nobody does."""
+
+    @property
+    def ioapic_noticed(self) -> int:
+        """The pins, one bit each, whose acknowledgements somebody wants to hear of."""
+
+    def serve_ioapic_later(self, nanoseconds: int) -> None:
+        """Call serve_delayed in a while, unless that is to happen already."""
 
     def entry_changed(self, old: int, new: int) -> None:
         """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
@@ -139,6 +157,8 @@ class Ioapic:
     # KVM: edges that were delivered; they stay in irr to tell a new edge from a line still high, hidden from a reader.
     irr_delivered: int = 0
     rtc: RtcTracking = field(default_factory=RtcTracking)
+    # Of each pin: EOIs in a row that found it high.
+    successive_eois: list[int] = field(default_factory=lambda: [0] * PINS)
 
     # Inputs.
 
@@ -198,7 +218,20 @@ class Ioapic:
             if not level_triggered or directed_eoi:
                 continue
             self.redirection[pin] &= ~REMOTE_IRR
-            if self.irr >> pin & 1:
+            if self.redirection[pin] & MASKED or not self.irr >> pin & 1:
+                self.successive_eois[pin] = 0
+                continue
+            self.successive_eois[pin] += 1
+            if self.successive_eois[pin] == MAX_SUCCESSIVE_EOIS:
+                self.successive_eois[pin] = 0
+                self.wires.serve_ioapic_later(DELAYED_EOI)
+            else:
+                self._service(pin, line_status=False)
+
+    def serve_delayed(self) -> None:
+        """Serve the level pins that are high. KVM: ioapic.c kvm_ioapic_eoi_inject_work."""
+        for pin, entry in enumerate(self.redirection):
+            if entry & LEVEL and self.irr >> pin & 1:
                 self._service(pin, line_status=False)
 
     def handled_vectors(self, cpu: int, pending: int) -> tuple[int, int]:
@@ -208,8 +241,8 @@ class Ioapic:
         is reported only because it is pending, its entry having been pointed elsewhere, or -1.
         """
         handled, stale = 0, -1
-        entries = [entry for entry in self.redirection if entry & LEVEL]
-        entries.append(self.redirection[RTC_PIN])
+        noticed = self.wires.ioapic_noticed | 1 << RTC_PIN
+        entries = [entry for pin, entry in enumerate(self.redirection) if entry & LEVEL or noticed >> pin & 1]
         if (tracked := self.rtc.vectors.get(cpu)) is not None:
             handled = 1 << tracked
         cpus_matching = self.wires.cpus_matching
@@ -314,11 +347,24 @@ class Ioapic:
             # Operating systems end an interrupt of an IOAPIC that has no EOI register by making its pin edge and back.
             new &= ~REMOTE_IRR
         self.redirection[pin] = new
-        if new & LEVEL and self.irr >> pin & 1:
-            self._service(pin, line_status=False)
+        if (old ^ new) & MASKED:
+            self.wires.ioapic_masked(pin, bool(new & MASKED))
+        if new & LEVEL and not new & (MASKED | REMOTE_IRR) and self.irr >> pin & 1:
+            if self.wires.resample(pin):
+                # The line may have fallen since; if it has not, it is about to be raised again.
+                self.irr &= ~(1 << pin)
+            else:
+                self._service(pin, line_status=False)
         self.wires.entry_changed(old, new)
 
     # State.
+
+    def reset(self) -> None:
+        """RESET: as it powers on. KVM: ioapic.c kvm_ioapic_reset."""
+        fresh = Ioapic(self.wires)
+        for name in Ioapic.__slots__:
+            setattr(self, name, getattr(fresh, name))
+        self.wires.entries_replaced()
 
     def state(self) -> IoapicState:
         """What KVM_GET_IRQCHIP gives. KVM: ioapic.c kvm_get_ioapic."""

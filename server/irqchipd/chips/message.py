@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 BROADCAST = 0xFF  # the xAPIC destination that means every local APIC
+X2APIC_BROADCAST = 0xFFFF_FFFF  # the same of an x2APIC's
 
 
 class DeliveryMode:
@@ -80,4 +81,23 @@ def from_icr(low: int, high: int) -> Message:
         level_triggered=bool(low & 1 << 15),
         asserted=bool(low & 1 << 14),
         shorthand=low >> 18 & 3,
+    )
+
+
+@lru_cache(maxsize=4096)
+def from_x2apic_icr(low: int, high: int) -> Message:
+    """The message that a write of an x2APIC's interrupt command register sends: its destination has 32 bits."""
+    return replace(from_icr(low, 0), destination=high)
+
+
+@lru_cache(maxsize=4096)
+def from_lvt(entry: int) -> Message:
+    """The message that an LVT entry sends to its own CPU. KVM: lapic.c kvm_apic_local_deliver."""
+    return Message(
+        vector=entry & 0xFF,
+        delivery_mode=entry >> 8 & 7,
+        destination=0,
+        logical=False,
+        level_triggered=bool(entry & 1 << 15),
+        shorthand=Shorthand.SELF,
     )

@@ -1,0 +1,492 @@
+"""The 8254 interval timer of a PC, as Linux KVM has it (arch/x86/kvm/i8254.c), with the speaker's port.
+
+Intel 8254 datasheet (231164): three counters of 16 bits. A control word gives a counter its mode and says which halves
+of the count are written and read; the latch and read-back commands hold a count or a status still for a reader. The
+output of counter 0 is the timer interrupt, and counter 2 drives the speaker.
+
+Nothing here counts: a count is worked out from the time when it is asked for, and channel 0 has one alarm.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Protocol
+
+FREQUENCY = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
+MAX_COUNT = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
+MIN_PERIOD = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
+CHANNELS = 3
+SPEAKER_CHANNEL = 2
+_SECOND = 1_000_000_000  # ns
+
+
+class Port:
+    """Where the chip and the speaker's port are on the I/O bus."""
+
+    CHANNEL_0, CHANNEL_1, CHANNEL_2, CONTROL = 0x40, 0x41, 0x42, 0x43
+    SPEAKER = 0x61
+
+
+# Control word, datasheet order: counter in bits 7:6, Access in 5:4, Mode in 3:1, BCD in 0.
+BCD = 0x01
+
+
+class Access:
+    """Which halves of a count are read and written."""
+
+    LATCH = 0  # no access mode but a command: latch the count
+    LSB = 1
+    MSB = 2
+    WORD = 3  # the low half, then the high one
+    WORD_MSB = 4  # the high half of a word is next; only in read_state and write_state
+
+
+class Mode:
+    """What a counter does."""
+
+    TERMINAL_COUNT = 0
+    ONE_SHOT = 1
+    RATE_GENERATOR = 2
+    SQUARE_WAVE = 3
+    SOFTWARE_STROBE = 4
+    HARDWARE_STROBE = 5
+    NONE = 0xFF  # KVM: i8254.c kvm_pit_reset; before the first control word
+
+
+# Read-back command: a control word for counter 3. Bits 3:1 choose the counters.
+READ_BACK = 3
+READ_BACK_NO_COUNT = 0x20
+READ_BACK_NO_STATUS = 0x10
+
+# Port 61h.
+SPEAKER_GATE = 0x01  # the gate of channel 2
+SPEAKER_DATA_ON = 0x02
+SPEAKER_REFRESH = 4  # the bit that toggles with the refresh of the memory
+SPEAKER_OUT = 5  # the bit that is channel 2's output
+REFRESH_SHIFT = 14  # KVM: i8254.c speaker_ioport_read; "about 15us" is taken as 2^14 ns
+
+# struct kvm_pit_state2's flags.
+FLAG_HPET_LEGACY = 0x01
+FLAG_SPEAKER_DATA_ON = 0x02
+
+_CHANNEL = struct.Struct("<IH10Bq")  # struct kvm_pit_channel_state
+_FLAGS = struct.Struct("<I36x")
+STATE_SIZE = CHANNELS * _CHANNEL.size + _FLAGS.size  # struct kvm_pit_state2
+
+
+class PitWires(Protocol):
+    """What the PIT asks and tells its VM."""
+
+    def now(self) -> int:
+        """The time in ns. It never runs backwards."""
+
+    def set_pit_alarm(self, deadline: int | None) -> None:
+        """Call timer_expired() once when the time comes, or, if None, not any more; a deadline replaces the last."""
+
+    def deliver_tick(self) -> None:
+        """Raise and lower GSI 0, and send an NMI where LINT0 passes the PIT's interrupt on as one."""
+
+    def deliver_later(self) -> None:
+        """Call deliver() when what is being done is done (the kernel has a thread for it)."""
+
+
+@dataclass(slots=True)
+class PitChannel:
+    """One counter; the fields are those of struct kvm_pit_channel_state, in its order. The default is the reset state.
+
+    KVM: any of them may hold what no guest could set there, once restored; but a count is never 0.
+    """
+
+    # The initial count, 1 to 10000h, or 32 bits if restored.
+    count: int = MAX_COUNT
+    # The count that the latch command caught, 16 bits.
+    latched_count: int = 0
+    # The Access in which latched_count is to be read, 0 if none is latched.
+    count_latched: int = 0
+    # Whether the next read gives the latched status.
+    status_latched: int = 0
+    # OUT, access, mode and BCD as read-back caught them.
+    status: int = 0
+    # Which half the next read gives.
+    read_state: int = 0
+    # Which half the next write is.
+    write_state: int = 0
+    # The low half that was written while the high one is awaited.
+    write_latch: int = 0
+    # The Access of the last control word.
+    rw_mode: int = 0
+    # The Mode of the last control word.
+    mode: int = Mode.NONE
+    # KVM: i8254.c pit_get_count; BCD is stored, and every counter counts in binary.
+    bcd: int = 0
+    # The GATE input.
+    gate: int = 1
+    # When the count was loaded, or the gate started it over. KVM: i8254.c pit_load_count; not kept of channel 0.
+    count_load_time: int = 0
+
+    def copy(self) -> PitChannel:
+        """The same state, on its own."""
+        return PitChannel(*_values(self))
+
+    def pack(self) -> bytes:
+        """struct kvm_pit_channel_state, 24 bytes."""
+        return _CHANNEL.pack(*_values(self))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PitChannel:
+        """From struct kvm_pit_channel_state; any 24 bytes are a state, as in the kernel."""
+        return cls(*_CHANNEL.unpack(data))
+
+    def counter(self, elapsed: int) -> int:
+        """What the counter stands at, 16 bits, some ns after its count was loaded.
+
+        KVM: i8254.c pit_get_count; GATE stops no counter, and mode 3 counts odd counts as it does even ones.
+        """
+        ticks = _ticks(elapsed)
+        match self.mode:
+            case Mode.TERMINAL_COUNT | Mode.ONE_SHOT | Mode.SOFTWARE_STROBE | Mode.HARDWARE_STROBE:
+                counter = self.count - ticks
+            case Mode.SQUARE_WAVE:
+                counter = self.count - 2 * ticks % self.count
+            case _:  # rate generator, and what is no mode
+                counter = self.count - ticks % self.count
+        return counter & 0xFFFF
+
+    def output(self, elapsed: int) -> int:
+        """The level of OUT some ns after the count was loaded.
+
+        KVM: i8254.c pit_get_out; in modes 1, 2, 4 and 5 it is high where the datasheet's is low, and low where it is
+        high.
+        """
+        ticks = _ticks(elapsed)
+        match self.mode:
+            case Mode.ONE_SHOT:
+                return int(ticks < self.count)
+            case Mode.RATE_GENERATOR:
+                return int(ticks != 0 and ticks % self.count == 0)
+            case Mode.SQUARE_WAVE:
+                half = (self.count + 1 & 0xFFFF_FFFF) >> 1  # KVM: i8254.c pit_get_out; in 32 bits, as count is
+                return int(ticks % self.count < half)
+            case Mode.SOFTWARE_STROBE | Mode.HARDWARE_STROBE:
+                return int(ticks == self.count)
+            case _:  # terminal count, and what is no mode
+                return int(ticks >= self.count)
+
+
+_values = attrgetter(*PitChannel.__slots__)
+
+
+def _ticks(elapsed: int) -> int:
+    """The whole clocks in some ns."""
+    return elapsed * FREQUENCY // _SECOND
+
+
+@dataclass(slots=True)
+class PitState:
+    """struct kvm_pit_state2: what KVM_GET_PIT2 gives and KVM_SET_PIT2 takes."""
+
+    channels: tuple[PitChannel, ...]
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        """struct kvm_pit_state2, 112 bytes."""
+        return b"".join(channel.pack() for channel in self.channels) + _FLAGS.pack(self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PitState:
+        """From struct kvm_pit_state2; any 112 bytes are a state, as in the kernel."""
+        channels = tuple(
+            PitChannel.unpack(data[start : start + _CHANNEL.size])
+            for start in range(0, CHANNELS * _CHANNEL.size, _CHANNEL.size)
+        )
+        return cls(channels, *_FLAGS.unpack(data[CHANNELS * _CHANNEL.size :]))
+
+
+@dataclass(slots=True)
+class Pit:
+    """The chip, the timer that stands for channel 0's output, and the ticks that wait for an acknowledgement."""
+
+    wires: PitWires
+    channels: list[PitChannel]
+    flags: int = 0
+    # Whether a tick waits until the one before it is acknowledged. Otherwise it is delivered whatever became of that.
+    reinject: bool = True
+    # Ticks that have not been acknowledged: the one that was delivered last, and those that wait.
+    pending: int = 0
+    # Whether the last tick has been acknowledged.
+    acknowledged: bool = True
+    # ns that channel 0 takes; 0 until it is first started.
+    period: int = 0
+    # Whether it starts over by itself.
+    periodic: bool = False
+    # When it is due, or was, if it is not running.
+    expires: int | None = None
+    running: bool = False
+
+    @classmethod
+    def at_reset(cls, wires: PitWires) -> Pit:
+        """The chip as it powers on. KVM: i8254.c kvm_create_pit, kvm_pit_reset; the gate of channel 2 is low."""
+        now = wires.now()
+        channels = [PitChannel(), PitChannel(count_load_time=now), PitChannel(gate=0, count_load_time=now)]
+        return cls(wires, channels)
+
+    def reset(self) -> None:
+        """Power on again; whether ticks wait stays as it was set."""
+        self._stop_timer()
+        fresh = Pit.at_reset(self.wires)
+        fresh.reinject = self.reinject
+        for name in Pit.__slots__:
+            setattr(self, name, getattr(fresh, name))
+
+    # Ports.
+
+    def claims(self, port: int) -> bool:
+        """Whether a port is the chip's. KVM: i8254.c pit_in_range."""
+        return Port.CHANNEL_0 <= port <= Port.CONTROL
+
+    def read(self, port: int, size: int) -> int:  # noqa: ARG002
+        """A guest's IN. KVM: i8254.c pit_ioport_read; a byte whatever the size. The control port reads as 0."""
+        if port == Port.CONTROL:
+            return 0
+        return self._read_counter(port - Port.CHANNEL_0)
+
+    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002
+        """A guest's OUT. KVM: i8254.c pit_ioport_write; the low byte whatever the size."""
+        value &= 0xFF
+        if port == Port.CONTROL:
+            self._write_control(value)
+        else:
+            self._write_counter(port - Port.CHANNEL_0, value)
+
+    def _write_control(self, value: int) -> None:
+        """A control word, or a command: read-back (counter 3) or latch (access 0)."""
+        index, access = value >> 6, value >> 4 & 3
+        if index == READ_BACK:
+            for counter in range(CHANNELS):
+                if value & 2 << counter:
+                    if not value & READ_BACK_NO_COUNT:
+                        self._latch_count(counter)
+                    if not value & READ_BACK_NO_STATUS:
+                        self._latch_status(counter)
+        elif access == Access.LATCH:
+            self._latch_count(index)
+        else:
+            # KVM: i8254.c pit_ioport_write; the old count goes on in the new mode, and what is latched stays latched.
+            channel = self.channels[index]
+            channel.rw_mode = channel.read_state = channel.write_state = access
+            mode = value >> 1 & 7
+            channel.mode = mode if mode <= Mode.HARDWARE_STROBE else mode - 4  # 6 and 7 are 2 and 3
+            channel.bcd = value & BCD
+
+    def _latch_count(self, index: int) -> None:
+        """Catch the count, unless one is latched.
+
+        KVM: i8254.c pit_latch_count; a counter that was given no access mode yet does not latch.
+        """
+        channel = self.channels[index]
+        if not channel.count_latched:
+            channel.latched_count = channel.counter(self._elapsed(index))
+            channel.count_latched = channel.rw_mode
+
+    def _latch_status(self, index: int) -> None:
+        """Catch the status, unless one is latched. KVM: i8254.c pit_latch_status; NULL COUNT (bit 6) is never set."""
+        channel = self.channels[index]
+        if not channel.status_latched:
+            status = self.output(index) << 7 | channel.rw_mode << 4 | channel.mode << 1 | channel.bcd
+            channel.status = status & 0xFF
+            channel.status_latched = 1
+
+    def _read_counter(self, index: int) -> int:
+        """The latched status, or else a half of the latched count, or else a half of the count as it is now."""
+        channel = self.channels[index]
+        if channel.status_latched:
+            channel.status_latched = 0
+            return channel.status
+        if channel.count_latched:
+            access = channel.count_latched
+            channel.count_latched = Access.MSB if access == Access.WORD else 0
+            return channel.latched_count >> 8 if access == Access.MSB else channel.latched_count & 0xFF
+        counter = channel.counter(self._elapsed(index))
+        match channel.read_state:
+            case Access.MSB:
+                return counter >> 8
+            case Access.WORD:
+                channel.read_state = Access.WORD_MSB
+                return counter & 0xFF
+            case Access.WORD_MSB:
+                channel.read_state = Access.WORD
+                return counter >> 8
+            case _:  # KVM: i8254.c pit_ioport_read; also before an access mode is set
+                return counter & 0xFF
+
+    def _write_counter(self, index: int, value: int) -> None:
+        """A half of an initial count."""
+        channel = self.channels[index]
+        match channel.write_state:
+            case Access.MSB:
+                self._load(index, value << 8)
+            case Access.WORD:
+                channel.write_latch = value
+                channel.write_state = Access.WORD_MSB
+            case Access.WORD_MSB:
+                self._load(index, channel.write_latch | value << 8)
+                channel.write_state = Access.WORD
+            case _:  # KVM: i8254.c pit_ioport_write; also before an access mode is set
+                self._load(index, value)
+
+    # Counting.
+
+    def output(self, index: int) -> int:
+        """The level of a channel's OUT."""
+        return self.channels[index].output(self._elapsed(index))
+
+    def set_gate(self, index: int, level: int) -> None:
+        """Drive a channel's GATE. KVM: i8254.c pit_set_gate; only port 61h does, and only channel 2's."""
+        channel = self.channels[index]
+        triggered = (Mode.ONE_SHOT, Mode.RATE_GENERATOR, Mode.SQUARE_WAVE, Mode.HARDWARE_STROBE)
+        if channel.gate < level and channel.mode in triggered:
+            channel.count_load_time = self.wires.now()
+        channel.gate = level
+
+    def _elapsed(self, index: int) -> int:
+        """The ns that a channel has counted for.
+
+        KVM: i8254.c __kpit_elapsed; channel 0 goes by its timer, so at the limit of a short period it is ahead from
+        the start, it begins again at every expiry, and it stands at 0 if it was never started.
+        """
+        now = self.wires.now()
+        if index != 0:
+            return now - self.channels[index].count_load_time
+        return 0 if self.expires is None else self.period - (self.expires - now)
+
+    def _load(self, index: int, count: int, *, timer_off: bool = False) -> None:
+        """A new initial count, which counts at once. KVM: i8254.c pit_load_count, kvm_pit_load_count."""
+        channel = self.channels[index]
+        channel.count = count or MAX_COUNT
+        if index != 0:
+            channel.count_load_time = self.wires.now()
+            return
+        match Mode.NONE if timer_off else channel.mode:
+            case Mode.TERMINAL_COUNT | Mode.ONE_SHOT | Mode.SOFTWARE_STROBE:
+                self._start_timer(channel.count, periodic=False)
+            case Mode.RATE_GENERATOR | Mode.SQUARE_WAVE:
+                self._start_timer(channel.count, periodic=True)
+            case _:  # KVM: i8254.c pit_load_count; mode 5 interrupts nobody
+                self._stop_timer()
+
+    # The timer.
+
+    def _start_timer(self, count: int, *, periodic: bool) -> None:
+        """KVM: i8254.c create_pit_timer; the limit is to later expiries only, the first comes when the count says."""
+        if self.flags & FLAG_HPET_LEGACY:
+            return
+        interval = count * _SECOND // FREQUENCY
+        self.period = max(interval, MIN_PERIOD) if periodic else interval
+        self.periodic = periodic
+        self._forget_ticks()
+        self.expires = self.wires.now() + interval
+        self.running = True
+        self.wires.set_pit_alarm(self.expires)
+
+    def _stop_timer(self) -> None:
+        """KVM: i8254.c destroy_pit_timer; the count goes on from where the timer was."""
+        if self.running:
+            self.running = False
+            self.wires.set_pit_alarm(None)
+
+    def timer_expired(self) -> None:
+        """The alarm's time has come: a tick. KVM: i8254.c pit_timer_fn; late ticks are made up for one by one."""
+        if not self.running or self.expires is None:
+            return
+        if self.reinject:
+            self.pending += 1
+        if self.periodic:
+            self.expires += self.period
+            self.wires.set_pit_alarm(self.expires)
+        else:
+            self.running = False
+        self.deliver()
+
+    # Ticks.
+
+    def deliver(self) -> None:
+        """Deliver a tick, unless it is to wait for the last one's acknowledgement. KVM: i8254.c pit_do_work."""
+        if self.reinject:
+            if not self.acknowledged:
+                return
+            self.acknowledged = False
+        self.wires.deliver_tick()
+
+    def irq_acked(self) -> None:
+        """GSI 0 was acknowledged. KVM: i8254.c kvm_pit_ack_irq, which listens only while ticks are to wait."""
+        if not self.reinject:
+            return
+        self.acknowledged = True
+        if self.pending:
+            self.pending -= 1
+            if self.pending:
+                self.wires.deliver_later()
+
+    def gsi_masked(self, masked: bool) -> None:
+        """GSI 0 was masked or unmasked. KVM: i8254.c pit_mask_notifer, which listens only while ticks are to wait."""
+        if self.reinject and not masked:
+            self._forget_ticks()
+
+    def set_reinject(self, reinject: bool) -> None:
+        """Whether ticks are to wait. KVM: i8254.c kvm_pit_set_reinject; what waits is kept when they no longer do."""
+        if reinject and not self.reinject:
+            self._forget_ticks()
+        self.reinject = reinject
+
+    def _forget_ticks(self) -> None:
+        """KVM: i8254.c kvm_pit_reset_reinject."""
+        self.pending = 0
+        self.acknowledged = True
+
+    # State.
+
+    def state(self) -> PitState:
+        """What KVM_GET_PIT2 gives."""
+        return PitState(tuple(channel.copy() for channel in self.channels), self.flags)
+
+    def restore(self, state: PitState) -> None:
+        """What KVM_SET_PIT2 does: a raw copy, and every count is loaded anew.
+
+        KVM: i8254.c kvm_vm_ioctl_set_pit2; when the HPET takes over from channel 0 its timer stops, and its mode is
+        kept for the time when the HPET gives it back.
+        """
+        hpet_takes_over = bool(state.flags & ~self.flags & FLAG_HPET_LEGACY)
+        self.channels = [channel.copy() for channel in state.channels]
+        self.flags = state.flags
+        for index, channel in enumerate(self.channels):
+            self._load(index, channel.count, timer_off=hpet_takes_over and index == 0)
+
+
+@dataclass(slots=True)
+class Speaker:
+    """Port 61h as far as the PIT goes: channel 2's gate and output. KVM: i8254.c, with KVM_PIT_SPEAKER_DUMMY."""
+
+    pit: Pit
+
+    def claims(self, port: int) -> bool:
+        """Whether a port is the speaker's: of the four that KVM registers it answers only the first."""
+        return port == Port.SPEAKER
+
+    def read(self, port: int, size: int) -> int:  # noqa: ARG002
+        """A guest's IN. KVM: i8254.c speaker_ioport_read; a restored gate shows with all its bits."""
+        pit = self.pit
+        refresh = pit.wires.now() >> REFRESH_SHIFT & 1
+        data_on = SPEAKER_DATA_ON if pit.flags & FLAG_SPEAKER_DATA_ON else 0
+        gate = pit.channels[SPEAKER_CHANNEL].gate
+        return data_on | gate | pit.output(SPEAKER_CHANNEL) << SPEAKER_OUT | refresh << SPEAKER_REFRESH
+
+    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002
+        """A guest's OUT. KVM: i8254.c speaker_ioport_write; bits above 1 are dropped."""
+        pit = self.pit
+        if value & SPEAKER_DATA_ON:
+            pit.flags |= FLAG_SPEAKER_DATA_ON
+        else:
+            pit.flags &= ~FLAG_SPEAKER_DATA_ON
+        pit.set_gate(SPEAKER_CHANNEL, value & SPEAKER_GATE)

@@ -1,0 +1,181 @@
+"""The timer of a local APIC, as Linux KVM has it (arch/x86/kvm/lapic.c). Intel SDM vol. 3, 11.5.4.
+
+It counts at 1 GHz, one count a nanosecond, through the divider. Nothing counts, though: there is a time at which it
+expires, and the count is worked out from that when it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+# Bits 18:17 of the LVT timer entry. The fourth value is reserved, and a timer in it does nothing.
+TIMER_MODE = 3 << 17
+ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << 17 for mode in range(3))
+
+MIN_PERIOD = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
+KHZ = 1_000_000  # kHz to ticks a nanosecond
+
+_U64 = (1 << 64) - 1
+
+
+class TimerWires(Protocol):
+    """What a timer asks of its CPU and VM."""
+
+    def now(self) -> int:
+        """The VM's time, nanoseconds."""
+
+    def set_timer(self, expires: int | None) -> None:
+        """Call ApicTimer.expired at a time, and not at the one given before; or not at all."""
+
+    def timer_expired(self) -> None:
+        """Deliver the interrupt of the LVT timer entry, if it is not masked."""
+
+
+@dataclass(slots=True)
+class ApicTimer:
+    """The chip's timer. Register values are the local APIC's own; times are the VM's, nanoseconds."""
+
+    wires: TimerWires
+    tsc_khz: int = KHZ
+    # What the CPU's TSC is ahead of the VM's time, ticks, modulo 2^64.
+    tsc_offset: int = 0
+    mode: int = ONE_SHOT
+    divisor: int = 2
+    # Of the initial count; 0 before there was one.
+    period: int = 0
+    # When it is or was due, as far as the count goes; 0 after a one-shot.
+    target: int = 0
+    # IA32_TSC_DEADLINE; 0 is no deadline.
+    tsc_deadline: int = 0
+
+    # The TSC.
+
+    def tsc(self, now: int) -> int:
+        """The CPU's time stamp counter at a time."""
+        return (now * self.tsc_khz // KHZ + self.tsc_offset) & _U64
+
+    def write_tsc(self, value: int) -> None:
+        """WRMSR of IA32_TSC. A deadline that runs is a time by now, and stays."""
+        self.tsc_offset = (value - self.wires.now() * self.tsc_khz // KHZ) & _U64
+
+    # Registers.
+
+    def current_count(self, initial_count: int) -> int:
+        """The current count register. KVM: lapic.c apic_get_tmcct.
+
+        At the very start, where KVM's formula has 0 and its clock has always gone on, this is the initial count.
+        """
+        if self.mode == TSC_DEADLINE or not initial_count or not self.period:
+            return 0
+        remaining = max(self.target - self.wires.now(), 0)
+        left = remaining if remaining == self.period else remaining % self.period
+        return left // self.divisor & 0xFFFF_FFFF  # KVM truncates what a restored state can make larger
+
+    def set_mode(self, lvt: int) -> bool:
+        """The LVT timer entry was written; whether the counts are to be forgotten. KVM: lapic.c apic_update_lvtt."""
+        mode = lvt & TIMER_MODE
+        crosses = (self.mode == TSC_DEADLINE) != (mode == TSC_DEADLINE)
+        if crosses:
+            self.wires.set_timer(None)
+            self.period = 0
+            self.tsc_deadline = 0
+        if mode != self.mode:
+            self.mode = mode
+            self._limit_period()
+        return crosses
+
+    def set_divide(self, divide: int) -> None:
+        """The divide configuration register was restored. KVM: lapic.c update_divide_count."""
+        self.divisor = 1 << (((divide & 3 | (divide & 8) >> 1) + 1) & 7)
+
+    def change_divide(self, divide: int, initial_count: int) -> None:
+        """The divide configuration register was written: what is left is counted at the new rate.
+
+        KVM: lapic.c kvm_lapic_reg_write; a one-shot that has expired has nothing left, and expires again.
+        """
+        old = self.divisor
+        self.set_divide(divide)
+        if self.divisor == old or not self.period:
+            return
+        now = self.wires.now()
+        self.wires.set_timer(None)
+        self.period = initial_count * self.divisor
+        self._limit_period()
+        self.target = now + max(self.target - now, 0) * self.divisor // old
+        self._run(now)
+
+    def load(self, initial_count: int) -> None:
+        """The initial count register was written. KVM: lapic.c start_apic_timer; 0 stops it."""
+        self.wires.set_timer(None)
+        self.start(initial_count)
+
+    def start(self, initial_count: int, count: int | None = None) -> None:
+        """Begin at the initial count, or at the current count of a restored state. KVM: lapic.c __start_apic_timer.
+
+        A periodic timer that is restored without a count begins anew; a one-shot has expired.
+        """
+        now = self.wires.now()
+        if self.mode in (ONE_SHOT, PERIODIC):
+            self.period = initial_count * self.divisor
+            if not self.period:
+                self.tsc_deadline = 0
+                return
+            self._limit_period()
+            left = self.period if count is None else count * self.divisor
+            if left > self.period or (not left and self.mode == PERIODIC):
+                left = self.period
+            self.target = now + left
+        self._run(now)
+
+    def write_deadline(self, value: int) -> None:
+        """WRMSR of IA32_TSC_DEADLINE. KVM: lapic.c kvm_set_lapic_tscdeadline_msr; ignored in the other modes."""
+        if self.mode != TSC_DEADLINE:
+            return
+        self.wires.set_timer(None)
+        self.tsc_deadline = value
+        self._run(self.wires.now())
+
+    # Expiry.
+
+    def expired(self) -> None:
+        """The time has come. KVM: lapic.c apic_timer_fn."""
+        if self.mode == PERIODIC:
+            self.target += self.period
+            self.wires.set_timer(self.target)
+        self._expire()
+
+    def _expire(self) -> None:
+        # KVM: lapic.c kvm_apic_inject_pending_timer_irqs, which waits for the vCPU's next entry; here it is always in.
+        self.wires.timer_expired()
+        if self.mode == TSC_DEADLINE:
+            self.tsc_deadline = 0
+        elif self.mode == ONE_SHOT:
+            self.tsc_deadline = 0
+            self.target = 0
+
+    def _run(self, now: int) -> None:
+        """KVM: lapic.c start_sw_timer."""
+        if self.mode == TSC_DEADLINE:
+            self._run_to_deadline(now)
+        elif self.mode in (ONE_SHOT, PERIODIC) and self.period:
+            if now >= self.target:
+                self._expire()
+                if self.mode == ONE_SHOT:
+                    return
+                self.target += self.period
+            self.wires.set_timer(self.target)
+
+    def _run_to_deadline(self, now: int) -> None:
+        """KVM: lapic.c start_sw_tscdeadline."""
+        if not self.tsc_deadline:
+            return
+        left = (self.tsc_deadline - self.tsc(now)) * KHZ // self.tsc_khz
+        if left > 0:
+            self.wires.set_timer(now + left)
+        else:
+            self._expire()
+
+    def _limit_period(self) -> None:
+        if self.mode == PERIODIC and self.period:
+            self.period = max(self.period, MIN_PERIOD)
