@@ -10,8 +10,9 @@ from irqchipd.chips import ioapic, lapic
 from irqchipd.chips.i8259 import STATE_SIZE as PIC_SIZE
 from irqchipd.chips.i8259 import Port
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.sources import LineSource
 from tests.vm.pc import Pc
 
 VCPUS = 2
@@ -174,7 +175,7 @@ class Machine(Pc):
 def restore(vm: Vm, other: Vm) -> None:
     """Give a VM the chips' states and the routes of another."""
     vm.set_routing(other.routing())
-    for vcpu in other.vcpus():
+    for vcpu in other.describe().vcpus:
         vm.set_lapic(vcpu, other.get_lapic(vcpu).pack())
     for chip in ChipId:
         vm.set_irqchip(chip, other.get_irqchip(chip).pack())

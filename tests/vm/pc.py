@@ -11,9 +11,11 @@ import pytest
 from irqchipd.chips import ioapic, lapic
 from irqchipd.chips.i8259 import Port
 from irqchipd.chips.lapic import Reg
+from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId
+from irqchipd.vm.sources import LineSource
 
 LEVEL, MASKED, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 16, 1 << 11, 1 << 14
 LOWEST_PRIORITY = 1 << 8
@@ -32,7 +34,7 @@ class Pc:
     """A VM with an irqchip, all of whose local APICs are enabled."""
 
     def __init__(self, vcpus: int = 1) -> None:
-        self.vm = Vm("pc")
+        self.vm = Vm("pc", clock=VirtualClock())
         self.vm.create_irqchip()
         for vcpu in range(vcpus):
             self.vm.create_vcpu(vcpu)
@@ -96,7 +98,7 @@ class Pc:
 
     def takers(self) -> dict[int, int]:
         """Which vCPUs get an interrupt now, and which vector."""
-        taken = {vcpu: self.take(vcpu) for vcpu in self.vm.vcpus()}
+        taken = {vcpu: self.take(vcpu) for vcpu in self.vm.describe().vcpus}
         return {vcpu: vector for vcpu, vector in taken.items() if vector is not None}
 
     def serve_all(self, vcpu: int = 0) -> list[int]:
@@ -120,11 +122,11 @@ class Pc:
 
 def state_of(vm: Vm) -> State:
     """Everything that can be seen of a VM."""
-    if not vm.has_irqchip():
-        return (vm.vcpus(), vm.sources())
+    if vm.describe().irqchip_mode == "none":
+        return (vm.describe().vcpus, vm.describe().sources)
     chips = [vm.get_irqchip(chip).pack() for chip in ChipId]
-    lapics = [vm.get_lapic(vcpu).pack() for vcpu in vm.vcpus()]
-    return (chips, lapics, vm.vcpus(), vm.sources(), vm.routing())
+    lapics = [vm.get_lapic(vcpu).pack() for vcpu in vm.describe().vcpus]
+    return (chips, lapics, vm.describe().vcpus, vm.describe().sources, vm.routing())
 
 
 @contextmanager

@@ -35,6 +35,18 @@ class Wires:
     def priorities_changed(self) -> None:
         pass
 
+    def local_interrupt(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def now(self) -> int:
+        return 0
+
+    def set_timer(self, expires: int | None) -> None:
+        pass
+
+    def timer_expired(self) -> None:
+        raise NotImplementedError
+
     def signal(self, delivery_mode: int, vector: int) -> None:  # noqa: ARG002
         self.signals.append(delivery_mode)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from irqchipd.chips.lapic import Reg
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.machine import Event, InterruptPending, VcpuSignal, Vm
+from irqchipd.vm.events import Event, InterruptPending, VcpuSignal
+from irqchipd.vm.machine import Vm
 from tests.vm.pc import LEVEL, MASKED, PRIMARY, Pc, to
 
 MSI = 0xFEE0_0000

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.machine import SourceInfo, Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.sources import LineSource
 from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc, refused
 
 UNROUTED = 100
@@ -180,7 +181,7 @@ def test_closing_a_source_twice_does_not_close_the_next_of_its_number(pc: Pc) ->
     pc.line(16, 1, source=second)
     pc.vm.close_source(first)
     assert is_high(pc.vm, 16)
-    assert [client for client, *_ in pc.vm.sources()] == ["second"]
+    assert [source.client for source in pc.vm.describe().sources] == ["second"]
 
 
 def test_a_source_that_was_closed_can_drive_nothing(pc: Pc) -> None:
@@ -198,7 +199,10 @@ def test_sources_are_listed_with_what_they_drive(pc: Pc) -> None:
     pc.line(16, 1, source=one)
     pc.line(20, 1, 0, source=two)
     two.dropped_events = 3
-    assert pc.vm.sources() == [("one", 1, [16, 17], 0), ("two", 2, [], 3)]
+    assert pc.vm.describe().sources == [
+        SourceInfo("one", 1, [16, 17], 0, detached=False),
+        SourceInfo("two", 2, [], 3, detached=False),
+    ]
 
 
 def test_what_the_shared_source_drives_is_listed_too(pc: Pc) -> None:
@@ -207,7 +211,7 @@ def test_what_the_shared_source_drives_is_listed_too(pc: Pc) -> None:
     pc.line(3, 1)
     pc.line(4, 1, 0)
     pc.line(5, 1, source=other)
-    assert pc.vm.asserted() == [3, 20]
+    assert pc.vm.describe().asserted == [3, 20]
 
 
 def test_what_a_source_drives_is_bounded_by_the_gsis_that_there_can_be(pc: Pc) -> None:

@@ -11,6 +11,7 @@ from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic import LapicRegisters, Reg
 from irqchipd.vm.board import Board
+from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPU_ID, MAX_VCPUS, Vm
 from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, PinRoute
@@ -52,7 +53,7 @@ def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason
     vm.create_vcpu(0)
     with refused(reason):
         operation(vm)
-    assert not vm.has_irqchip()
+    assert vm.describe().irqchip_mode == "none"
 
 
 def test_an_irqchip_comes_before_the_vcpus() -> None:
@@ -60,7 +61,7 @@ def test_an_irqchip_comes_before_the_vcpus() -> None:
     vm.create_vcpu(0)
     with refused("EINVAL"):
         vm.create_irqchip()
-    assert not vm.has_irqchip()
+    assert vm.describe().irqchip_mode == "none"
 
 
 def test_a_second_irqchip_exists_already_with_vcpus_or_without() -> None:
@@ -78,7 +79,7 @@ def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> 
     vm._board.mmio.register(IOAPIC_BASE + 0x80, 0x10, Ram())
     with refused("EEXIST"):
         vm.create_irqchip()
-    assert not vm.has_irqchip()
+    assert vm.describe().irqchip_mode == "none"
     with refused("ENXIO"):
         vm.irq_line(1, True)
     assert [port for port in range(0x10000) if vm._board.pio.find(port, 1)] == []
@@ -91,7 +92,7 @@ def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> 
 
 @pytest.mark.parametrize("port", [0x20, 0x21, 0xA1, 0x4D1])
 def test_a_port_that_is_taken_prevents_the_irqchip_and_stays_taken(port: int) -> None:
-    board = Board()
+    board = Board(VirtualClock(), 1_000_000)
     ram = Ram()
     board.pio.register(port, 1, ram)
     with pytest.raises(VmError):
@@ -108,8 +109,8 @@ def test_vcpus_are_listed_in_the_order_of_their_creation() -> None:
     vm.create_irqchip()
     for vcpu in (3, 0, MAX_VCPU_ID):
         vm.create_vcpu(vcpu)
-    assert vm.vcpus() == [3, 0, MAX_VCPU_ID]
-    assert [vm.get_lapic(vcpu).id >> 24 for vcpu in vm.vcpus()] == [3, 0, MAX_VCPU_ID]
+    assert vm.describe().vcpus == [3, 0, MAX_VCPU_ID]
+    assert [vm.get_lapic(vcpu).id >> 24 for vcpu in vm.describe().vcpus] == [3, 0, MAX_VCPU_ID]
 
 
 @pytest.mark.parametrize("vcpu", [-1, MAX_VCPU_ID + 1, 1 << 32])
@@ -117,7 +118,7 @@ def test_a_vcpu_id_that_cannot_be_addressed_is_invalid(vcpu: int) -> None:
     vm = Vm("smp")
     with refused("EINVAL"):
         vm.create_vcpu(vcpu)
-    assert vm.vcpus() == []
+    assert vm.describe().vcpus == []
 
 
 def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
@@ -130,7 +131,7 @@ def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
         vm.create_vcpu(2)
     with refused("EINVAL"):  # KVM counts before it looks
         vm.create_vcpu(0)
-    assert vm.vcpus() == [0, 1]
+    assert vm.describe().vcpus == [0, 1]
 
 
 def test_all_the_vcpus_that_a_vm_can_have_get_interrupts() -> None:
@@ -378,7 +379,7 @@ def test_a_deleted_vm_refuses_everything_and_tells_its_holders_once() -> None:
         lambda: vm.subscribe([0], print),
         lambda: vm.get_irqchip(0),
         lambda: vm.set_lapic(0, bytes(1024)),
-        vm.vcpus,
+        vm.describe,
         vm.delete,
     ]
     for operation in operations:

@@ -13,7 +13,7 @@ from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic import LapicRegisters, Reg
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Event, InterruptPending
+from irqchipd.vm.events import Event, InterruptPending
 from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, MsiRoute, PinRoute
 from tests.vm.operations import (
     SOURCES,
@@ -50,7 +50,7 @@ def test_a_restored_pic_and_local_apic_are_the_same(history: list[Operation]) ->
         state = machine.vm.get_irqchip(chip)
         machine.vm.set_irqchip(chip, state.pack())
         assert machine.vm.get_irqchip(chip) == state
-    for vcpu in machine.vm.vcpus():
+    for vcpu in machine.vm.describe().vcpus:
         machine.vm.set_lapic(vcpu, machine.vm.get_lapic(vcpu).pack())
     _, *rest = machine.state()
     assert rest == list(before[1:])
@@ -109,7 +109,7 @@ def test_no_restored_state_makes_a_later_operation_fail(states: list[Operation],
     assert machine.apply_all(states) == [None] * len(states)
     machine.apply_all(future)
     machine.state()
-    for vcpu in machine.vm.vcpus():
+    for vcpu in machine.vm.describe().vcpus:
         assert machine.take(vcpu) in {None, *range(256)}
         for register in range(0, 0x400, 4):
             machine.vm.mmio_read(vcpu, lapic.DEFAULT_BASE + register, 4)
@@ -174,7 +174,7 @@ def test_a_listener_is_told_whenever_there_comes_to_be_an_interrupt_to_take(hist
     machine = Machine()
     machine.lapic_write(1, Reg.LVT_LINT0, 0x700)
     told: list[Event] = []
-    machine.vm.subscribe(machine.vm.vcpus(), told.append)
+    machine.vm.subscribe(machine.vm.describe().vcpus, told.append)
     cpus = machine.vm._board.cpus
     for operation in history:
         before = {cpu.id for cpu in cpus if cpu.has_interrupt()}
@@ -212,7 +212,7 @@ def test_a_pin_is_high_exactly_while_some_source_drives_it(history: list[Operati
         # At reset every pin of the IOAPIC is masked, and a masked pin's request is its level.
         state = machine.vm.get_irqchip(ChipId.IOAPIC)
         assert {pin for pin in range(24) if state.irr >> pin & 1} == {gsi for gsi, _ in driven if gsi < 24}
-    listed = {(gsi, number) for _, number, asserted, _ in machine.vm.sources() for gsi in asserted}
+    listed = {(gsi, source.number) for source in machine.vm.describe().sources for gsi in source.asserted}
     assert listed == {(gsi, source) for gsi, source in driven if source}
 
 

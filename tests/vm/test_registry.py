@@ -79,7 +79,7 @@ def test_a_deleted_vm_is_gone_for_those_who_still_hold_it() -> None:
     vm.open_source("device", lambda: told.append("deleted"))
     registry.delete("web")
     assert told == ["deleted"]
-    for operation in (lambda: registry.get("web"), lambda: registry.delete("web"), vm.vcpus):
+    for operation in (lambda: registry.get("web"), lambda: registry.delete("web"), vm.describe):
         with refused("ENOENT"):
             operation()
     assert names(registry) == []

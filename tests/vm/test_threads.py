@@ -14,7 +14,7 @@ import pytest
 
 from irqchipd.chips.lapic import Reg
 from irqchipd.observe.observer import Observer
-from irqchipd.vm.machine import InterruptPending
+from irqchipd.vm.events import InterruptPending
 from tests.vm.pc import LEVEL, Pc, to
 
 DEVICES = 4
@@ -93,7 +93,7 @@ def test_every_edge_that_waits_for_the_last_to_be_served_is_served_once() -> Non
 
     run_all(*(loop.run for loop in loops), *(partial(drive, number) for number in range(DEVICES)))
     assert counts == [PULSES] * DEVICES
-    assert pc.vm.sources() == []
+    assert pc.vm.describe().sources == []
     assert pc.takers() == {}
 
 
@@ -125,7 +125,7 @@ def test_levels_from_many_sources_on_shared_pins_all_drop_in_the_end() -> None:
     run_all(devices, *(partial(vcpu, number) for number in range(VCPUS)))
     for number in range(VCPUS):
         pc.serve_all(number)
-    assert pc.vm.sources() == []
+    assert pc.vm.describe().sources == []
     assert [bool(pc.entry(pin) & 1 << 14) for pin in (20, 21)] == [False, False]
     assert [pc.lapic_read(number, Reg.ISR + 0x10 * word) for number in range(VCPUS) for word in range(8)] == [0] * 16
     assert pc.line(20, 1, 0) == [1, 1]

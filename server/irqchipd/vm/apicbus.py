@@ -7,7 +7,11 @@ from dataclasses import replace
 
 from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL
 from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic
-from irqchipd.chips.message import BROADCAST, DeliveryMode, Message, Shorthand
+from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
+
+MAX_PHYSICAL_ID = 0xFF  # that the map has room for; KVM makes it larger where there is a larger x2APIC ID
+MAX_REMEMBERED = 1024  # destinations; a guest with x2APICs can name 2^32
+_X2APIC = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
 
 
 class _LogicalMap:
@@ -17,7 +21,8 @@ class _LogicalMap:
 
     def __init__(self) -> None:
         self.usable = True
-        self.mode: int | None = None  # DFR_FLAT, or DFR_CLUSTER for any other; None while nobody has a logical ID
+        # DFR_FLAT, DFR_CLUSTER for any other, or _X2APIC; None while nobody has a logical ID.
+        self.mode: int | None = None
         # Flat: bit number of the logical ID; cluster: cluster << 4 | bit number.
         self.members: dict[int, int] = {}
 
@@ -27,10 +32,14 @@ class _LogicalMap:
         if not lapic.ldr:
             return
         mode = DFR_FLAT if lapic.dfr == DFR_FLAT else DFR_CLUSTER
+        if lapic.x2apic:
+            mode = _X2APIC
         if self.mode is None:
             self.mode = mode
         elif self.mode != mode:
             self.usable = False
+            return
+        if lapic.x2apic:  # the logical ID follows from the physical one, and so does its place in the map
             return
         mask = logical_id if mode == DFR_FLAT else logical_id & 0xF
         cluster = 0 if mode == DFR_FLAT else logical_id & 0xF0
@@ -42,10 +51,14 @@ class _LogicalMap:
         else:
             self.members[key] = cpu
 
-    def slots(self, destination: int) -> list[int | None]:
+    def slots(self, destination: int, physical: dict[int, int]) -> list[int | None]:
         """What the set bits of a destination name, lowest first; None where nobody has the bit."""
         if self.mode is None:
             return []
+        if self.mode == _X2APIC:  # KVM: lapic.c kvm_apic_map_get_logical_dest
+            first = (destination >> 16) * 16
+            ids = range(first, min(first + 16, MAX_PHYSICAL_ID + 1))
+            return [physical.get(apic_id) for apic_id in ids if destination >> apic_id - first & 1]
         cluster = 0 if self.mode == DFR_FLAT else destination & 0xF0
         mask = destination if self.mode == DFR_FLAT else destination & 0xF
         return [self.members.get(cluster | bit) for bit in range(8) if mask >> bit & 1]
@@ -125,7 +138,9 @@ class ApicBus:
             return
         physical: dict[int, int] = {}
         for cpu, lapic in enumerate(self.lapics[: self._known]):
-            if physical.setdefault(lapic.id >> 24, cpu) != cpu:
+            if not lapic.hardware_enabled:
+                continue
+            if physical.setdefault(lapic.apic_id if lapic.x2apic else lapic.id >> 24, cpu) != cpu:
                 self._physical = None
                 return
             if lapic.enabled and self._logical.usable:
@@ -135,12 +150,25 @@ class ApicBus:
     # Addressing.
 
     def matching(self, destination: int, logical: int) -> int:
-        """The CPUs that match a destination, asked one by one; one bit each. KVM: lapic.c kvm_apic_match_dest."""
+        """The CPUs that match a destination of the IOAPIC or an MSI, asked one by one; one bit each."""
+        return self._matching(destination, logical, ipi=False)
+
+    def _matching(self, destination: int, logical: int, *, ipi: bool) -> int:
+        """KVM: lapic.c kvm_apic_match_dest. What is no IPI can't name an x2APIC's broadcast, so KVM makes it one."""
         matches = _matches_logical if logical else _matches_physical
-        return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if matches(lapic, destination))
+        found = 0
+        for cpu, lapic in enumerate(self.lapics):
+            rewritten = destination == BROADCAST and lapic.x2apic and not ipi
+            if matches(lapic, X2APIC_BROADCAST if rewritten else destination):
+                found |= 1 << cpu
+        return found
+
+    def _present(self, cpus: int) -> int:
+        """Those of some CPUs whose APIC is enabled in hardware. KVM: lapic.h kvm_apic_present."""
+        return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if cpus >> cpu & 1 and lapic.hardware_enabled)
 
     def _mapped_slots(self, destination: int, logical: int) -> list[int | None] | None:
-        """What the map has for a destination, or None where the map can't be used."""
+        """What the map has for a destination that is no broadcast, or None where the map can't be used."""
         key = (destination, logical)
         try:
             return self._slots[key]
@@ -149,20 +177,22 @@ class ApicBus:
         if not self._mapped:
             self._map()
         slots: list[int | None] | None
-        if self._physical is None or destination == BROADCAST or (logical and not self._logical.usable):
+        if self._physical is None or (logical and not self._logical.usable):
             slots = None
         elif logical:
-            slots = self._logical.slots(destination)
+            slots = self._logical.slots(destination, self._physical)
         else:
             slots = [self._physical.get(destination)]
+        if len(self._slots) >= MAX_REMEMBERED:
+            self._slots.clear()
         self._slots[key] = slots
         return slots
 
     def addressed(self, destination: int, logical: int) -> int:
         """The CPUs that a fixed message would go to, one bit each. KVM: lapic.c kvm_bitmap_or_dest_vcpus."""
-        slots = self._mapped_slots(destination, logical)
+        slots = None if destination == BROADCAST else self._mapped_slots(destination, logical)
         if slots is None:
-            return self.matching(destination, logical)
+            return self._present(self.matching(destination, logical))
         return sum(1 << cpu for cpu in slots if cpu is not None)
 
     # Delivery.
@@ -175,7 +205,10 @@ class ApicBus:
         accepted notes, CPU to vector, who took it; source is the CPU of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
-            slots = self._mapped_slots(message.destination, message.logical)
+            # KVM: lapic.c kvm_apic_is_broadcast_dest
+            x2apic = source is not None and self.lapics[source].x2apic
+            broadcast = message.destination == (X2APIC_BROADCAST if x2apic else BROADCAST)
+            slots = None if broadcast else self._mapped_slots(message.destination, message.logical)
             if slots is not None:
                 if message.logical and message.lowest_priority and slots:
                     # KVM: lapic.c kvm_vector_to_index; a bit that nobody has can be chosen, and then nobody gets it.
@@ -183,30 +216,32 @@ class ApicBus:
                 status = 0
                 for cpu in slots:
                     if cpu is not None:
-                        status += self._offer(cpu, message, accepted)
+                        status += self.offer(cpu, message, accepted)
                 return status
         elif message.shorthand == Shorthand.SELF and source is not None:
-            return self._offer(source, message, accepted)
+            return self.offer(source, message, accepted)
         if message.lowest_priority and message.destination == BROADCAST and not message.logical:
             # KVM: whatever its mode was; a redirection hint still asks for one of them.
             message = replace(message, delivery_mode=DeliveryMode.FIXED)
         cpus = self._unmapped(message, source)
-        return sum([self._offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
+        return sum([self.offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
 
     def _unmapped(self, message: Message, source: int | None) -> list[int]:
         """Who gets a message that the map is no help with: a broadcast, a shorthand, or ambiguous addresses."""
         if message.shorthand == Shorthand.NONE:
-            matching = self.matching(message.destination, message.logical)
-            cpus = [cpu for cpu in range(len(self.lapics)) if matching >> cpu & 1]
+            matching = self._matching(message.destination, message.logical, ipi=source is not None)
         else:
-            excluded = source if message.shorthand == Shorthand.ALL_EXCLUDING_SELF else None
-            cpus = [cpu for cpu in range(len(self.lapics)) if cpu != excluded]
+            matching = (1 << len(self.lapics)) - 1
+            if message.shorthand == Shorthand.ALL_EXCLUDING_SELF and source is not None:
+                matching &= ~(1 << source)
+        cpus = [cpu for cpu, lapic in enumerate(self.lapics) if matching >> cpu & 1 and lapic.hardware_enabled]
         if message.lowest_priority:
             cpus = [cpu for cpu in cpus if self.lapics[cpu].enabled]
             return [cpus[message.vector % len(cpus)]] if cpus else []
         return cpus
 
-    def _offer(self, cpu: int, message: Message, accepted: MutableMapping[int, int] | None) -> int:
+    def offer(self, cpu: int, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
+        """Hand a message to one CPU; 1 if it took it, 0 if not."""
         if self.on_offer is not None:
             self.on_offer(cpu, message)
         status = self.lapics[cpu].accept(message)
@@ -217,13 +252,17 @@ class ApicBus:
 
 def _matches_physical(lapic: Lapic, destination: int) -> bool:
     """KVM: lapic.c kvm_apic_match_physical_addr."""
-    return destination == BROADCAST or destination == lapic.id >> 24
+    if destination == (X2APIC_BROADCAST if lapic.x2apic else BROADCAST):
+        return True
+    return destination == (lapic.apic_id if lapic.x2apic or destination > 0xFF else lapic.id >> 24)
 
 
 def _matches_logical(lapic: Lapic, destination: int) -> bool:
     """KVM: lapic.c kvm_apic_match_logical_addr; a DFR that is neither model matches nothing."""
-    if destination == BROADCAST:
+    if destination == (X2APIC_BROADCAST if lapic.x2apic else BROADCAST):
         return True
+    if lapic.x2apic:
+        return lapic.ldr >> 16 == destination >> 16 and bool(lapic.ldr & destination & 0xFFFF)
     logical_id = lapic.ldr >> 24
     if lapic.dfr == DFR_FLAT:
         return bool(logical_id & destination)

@@ -5,104 +5,47 @@ Everything here runs under the lock of the Vm that owns it, and calls nothing th
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
-from irqchipd.chips import i8259, ioapic
+from irqchipd.chips import i8254, i8259, ioapic
+from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.ioapic import Ioapic
-from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic import VERSION, VERSION_DIRECTED_EOI, Lapic
 from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.bus import Device, IoBus
+from irqchipd.vm.clock import Alarm, Alarms, Clock
+from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome
+from irqchipd.vm.events import Event, InterruptPending, Listener
+from irqchipd.vm.notices import PIT_GSI, Notices
 from irqchipd.vm.routing import (
+    DEFAULT_GSI_OF,
     DEFAULT_ROUTES,
     DEFAULT_TABLE,
     INPUTS,
     IOAPIC_INPUTS,
     ChipId,
+    MsiRoute,
     Route,
     Table,
+    gsi_of,
     table_of,
 )
-
-
-class Cpu:
-    """A vCPU: its local APIC, where the VM has an irqchip, and what the board keeps of it.
-
-    It is its local APIC's wires.
-    """
-
-    __slots__ = ("board", "handled", "id", "index", "lapic", "ready", "scanned", "stale", "watchers")
-
-    def __init__(self, board: Board, vcpu_id: int, index: int) -> None:
-        self.board = board
-        self.id = vcpu_id
-        self.index = index
-        self.lapic: Lapic | None = None
-        # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
-        # the highest of them that no entry sends here any more; and the board's generation of that scan.
-        self.handled = 0
-        self.stale = -1
-        self.scanned = -1
-        # How many want to know when there is an interrupt to take, and whether they have been told.
-        self.watchers = 0
-        self.ready = False
-
-    def send_ipi(self, icr: int, message: Message) -> None:
-        """See LapicWires."""
-        board = self.board
-        if board.observer is not None:
-            board.observer.kvm_apic_ipi(icr, message.destination)
-        board.apics.deliver(message, source=self.index)
-
-    def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """See LapicWires. KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
-        board = self.board
-        if board.observer is not None:
-            board.observer.kvm_eoi(self.id, vector)
-        if not self.handled >> vector & 1:
-            return
-        if vector == self.stale:
-            self.scanned = -1
-        if board.ioapic is not None and self.lapic is not None:
-            # KVM does not let a guest set SVR's bit while its IOAPIC is there, but a restored one counts.
-            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
-
-    def addressing_changed(self) -> None:
-        """See LapicWires."""
-        self.board.apics.invalidate()
-        self.board.generation += 1
-
-    def scan_needed(self) -> None:
-        """See LapicWires."""
-        self.board.apics.admit()
-        self.board.generation += 1
-
-    def priorities_changed(self) -> None:
-        """See LapicWires."""
-        if self.watchers:
-            self.board.touched.add(self)
-
-    def signal(self, delivery_mode: int, vector: int) -> None:
-        """See LapicWires."""
-        if self.watchers:
-            self.board.signals.append((self, delivery_mode, vector))
-
-    def has_interrupt(self) -> bool:
-        """Whether there is something to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
-        return self.has_extint() or (self.lapic is not None and self.lapic.deliverable() >= 0)
-
-    def has_extint(self) -> bool:
-        """Whether the PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
-        pic = self.board.pic
-        return pic is not None and pic.output and self.lapic is not None and self.lapic.passes_extint
+from irqchipd.vm.sources import PIT
 
 
 class Board:
     """PICs, IOAPIC and local APICs with what connects them. It is the PICs' and the IOAPIC's wires."""
 
-    def __init__(self) -> None:
+    # The order in which alarms of one time ring: the PIT's, the IOAPIC's, the local APICs'.
+    FIRST_CPU_RANK = 2
+
+    def __init__(self, clock: Clock, tsc_khz: int) -> None:
+        self.clock = clock
+        self.now = clock.now  # see PitWires
+        self.tsc_khz = tsc_khz
         self.pio = IoBus()
         self.mmio = IoBus()
         self.apics = ApicBus()
@@ -110,28 +53,62 @@ class Board:
         self.cpus: list[Cpu] = []
         self.pic: PicPair | None = None
         self.ioapic: Ioapic | None = None
+        self.pit: Pit | None = None
+        self.speaker = False
+        # With a split irqchip: how many GSIs, from 0, are routes of the VMM's IOAPIC. KVM: nr_reserved_ioapic_pins.
+        self.split: int | None = None
         self.routes: Sequence[Route] = ()
+        self.gsi_of: dict[int, int] = {}
+        self.notices = Notices(self)
         self.observer: Observer | None = None
-        # CPUs that are watched and may have something new to take, and messages that went past their IRRs.
-        self.touched: set[Cpu] = set()
-        self.signals: list[tuple[Cpu, int, int]] = []
+        self.alarms = Alarms()
+        self.delayed_eoi = Alarm(1, self._serve_ioapic)
         # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
         self.generation = 0
+        # Who listens to each vCPU.
+        self.listeners: dict[int, list[Listener]] = {}
+        # What is to be done when an operation is over, and whether there is anything: work that KVM leaves to a thread
+        # of its own, CPUs that are watched and may have something new to take, and what is to be told.
+        self.unsettled = False
+        self._deferred: list[Callable[[], None]] = []
+        self._touched: set[Cpu] = set()
+        self._outbox: list[Callable[[], None]] = []
+        self._pit_alarm = Alarm(0, self._ring_pit)
         # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
-        self._sources = [0] * INPUTS
+        self.sources = [0] * INPUTS
         self._table: Table = {}
 
     # Assembly.
 
+    @property
+    def has_irqchip(self) -> bool:
+        """Whether there are local APICs, and perhaps the other chips. KVM: irq.h irqchip_in_kernel."""
+        return self.pic is not None or self.split is not None
+
     def add_irqchip(self) -> None:
         """Put in the PICs, the IOAPIC and the default routing, or nothing: EEXIST where their addresses are claimed."""
         pic, io = PicPair.at_reset(self), Ioapic(self)
-        places: list[tuple[IoBus, int, int, Device]] = [
+        self._register(
             (self.pio, i8259.Port.PRIMARY_COMMAND, 2, pic),
             (self.pio, i8259.Port.SECONDARY_COMMAND, 2, pic),
             (self.pio, i8259.Port.PRIMARY_ELCR, 2, pic),
             (self.mmio, ioapic.DEFAULT_BASE, ioapic.WINDOW, io),
-        ]
+        )
+        self.pic, self.ioapic = pic, io
+        self.routes, self._table, self.gsi_of = DEFAULT_ROUTES, DEFAULT_TABLE, DEFAULT_GSI_OF
+        self.notices.update()
+
+    def add_pit(self, speaker: bool) -> None:
+        """Put in the PIT, or nothing: EEXIST where its ports are claimed."""
+        pit = Pit.at_reset(self)
+        places: list[tuple[IoBus, int, int, Device]] = [(self.pio, i8254.Port.CHANNEL_0, 4, pit)]
+        if speaker:
+            places.append((self.pio, i8254.Port.SPEAKER, 4, Speaker(pit)))  # of which it claims the first
+        self._register(*places)
+        self.pit, self.speaker = pit, speaker
+        self.notices.changed()
+
+    def _register(self, *places: tuple[IoBus, int, int, Device]) -> None:
         registered: list[tuple[IoBus, int]] = []
         try:
             for bus, start, length, device in places:
@@ -141,26 +118,102 @@ class Board:
             for bus, start in registered:
                 bus.unregister(start)
             raise
-        self.pic, self.ioapic = pic, io
-        self.routes, self._table = DEFAULT_ROUTES, DEFAULT_TABLE
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Put in a CPU, with a local APIC where there is an irqchip."""
         cpu = Cpu(self, vcpu_id, len(self.cpus))
         self.cpus.append(cpu)
-        if self.pic is not None:
-            cpu.lapic = Lapic.at_reset(cpu, vcpu_id)
+        if self.has_irqchip:
+            version = VERSION if self.split is None else VERSION | VERSION_DIRECTED_EOI
+            cpu.lapic = Lapic.at_reset(cpu, vcpu_id, self.tsc_khz, version)
+            if vcpu_id:
+                cpu.mp_state = MpState.UNINITIALIZED
             self.apics.add(cpu.lapic)
             self.generation += 1
         return cpu
+
+    def reset(self) -> None:
+        """RESET of all chips; the levels that sources drive stay, and the chips see them anew."""
+        if self.pic is not None and self.ioapic is not None:
+            self.set_alarm(self.delayed_eoi, None)
+            self.pic.reset()
+            self.ioapic.reset()
+        if self.pit is not None:
+            self.pit.reset()
+        for cpu in self.cpus:
+            cpu.reset()
+            self.touch(cpu)
+        for pin, sources in enumerate(self.sources):
+            if sources:
+                self._drive(pin, 1, sources)
+
+    # What is left for the end of an operation.
+
+    def set_alarm(self, alarm: Alarm, deadline: int | None) -> None:
+        """Ring an alarm at a time of the VM, or not at all."""
+        self.alarms.set(alarm, deadline)
+        self.unsettled = True
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Do something when the operation under way is done with the chips."""
+        self._deferred.append(work)
+        self.unsettled = True
+
+    def touch(self, cpu: Cpu) -> None:
+        """A CPU may have something new to take."""
+        self._touched.add(cpu)
+        self.unsettled = True
+
+    def post(self, listener: Listener, event: Event) -> None:
+        """Tell a listener when the lock is free."""
+        self._outbox.append(lambda: listener(event))
+        self.unsettled = True
+
+    def tell(self, vcpu: int, event: Event) -> None:
+        """Tell all who listen to a vCPU."""
+        for listener in self.listeners.get(vcpu, ()):
+            self.post(listener, event)
+
+    def finish_halt(self, halt: Halt, outcome: Outcome) -> None:
+        """A HLT is over."""
+        halt.finish(outcome)
+        self._outbox.append(lambda: halt.done(outcome))
+        self.unsettled = True
+
+    def settle(self) -> None:
+        """An operation is done: do what it left, end the HLTs that have something to take, tell of what is pending."""
+        while self._deferred or self._touched:
+            deferred, self._deferred = self._deferred, []
+            for work in deferred:
+                work()
+            # In the order of their making, not of a set's: a VM is to do the same each time.
+            touched, self._touched = sorted(self._touched, key=lambda cpu: cpu.index), set()
+            for cpu in touched:
+                self._look_at(cpu)
+
+    def _look_at(self, cpu: Cpu) -> None:
+        if cpu.halt is not None:
+            cpu.try_wake()
+        was_ready, cpu.ready = cpu.ready, cpu.has_interrupt()
+        if cpu.ready and not was_ready:
+            self.tell(cpu.id, InterruptPending(cpu.id))
+
+    def take_outbox(self) -> list[Callable[[], None]]:
+        """What is to be called without the lock; nothing is left."""
+        self.unsettled = False
+        outbox, self._outbox = self._outbox, []
+        return outbox
 
     # Lines.
 
     def set_routes(self, routes: Sequence[Route]) -> None:
         """Replace the routing; inputs that are high stay so. The routes have been checked."""
-        self.routes, self._table = routes, table_of(routes)
+        self.routes, self._table, self.gsi_of = routes, table_of(routes), gsi_of(routes)
+        self.notices.update()
+        if self.split is not None:  # KVM: irq_comm.c kvm_arch_irq_routing_update
+            self.generation += 1
 
-    def set_irq(self, gsi: int, level: int, source: int) -> int:
+    def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
         """Drive a GSI from a source (one bit set) and return the statuses' sum over what it leads to.
 
         KVM: irqchip.c kvm_set_irq; negative statuses do not count, unless there are no others.
@@ -170,17 +223,17 @@ class Board:
         total = -1
         for end in self._table.get(gsi, ()):
             if isinstance(end, int):
-                status = self._drive(end, level, source)
+                status = self._drive(end, level, source, line_status)
             else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
                 status = self.signal_msi(end.address & 0xFFFF_FFFF, end.data) if level else -1
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
 
-    def _drive(self, pin: int, level: int, source: int) -> int:
+    def _drive(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
         """Set one source's level at an input, and drive it with the OR of all. KVM: __kvm_irq_line_state."""
-        sources = self._sources[pin] | source if level else self._sources[pin] & ~source
-        self._sources[pin] = sources
+        sources = self.sources[pin] | source if level else self.sources[pin] & ~source
+        self.sources[pin] = sources
         assert self.pic is not None
         assert self.ioapic is not None
         if pin < IOAPIC_INPUTS:
@@ -191,14 +244,14 @@ class Board:
         else:
             pin -= IOAPIC_INPUTS
             entry = self.ioapic.redirection[pin]
-            status = self.ioapic.set_pin(pin, 1 if sources else 0)
+            status = self.ioapic.set_pin(pin, 1 if sources else 0, line_status)
             if self.observer is not None:
                 self.observer.kvm_ioapic_set_irq(entry, pin, status == 0)
         return status
 
     def drop_source(self, source: int) -> None:
         """A source is no more: every input that it drives is driven by what is left of its OR."""
-        for pin, sources in enumerate(self._sources):
+        for pin, sources in enumerate(self.sources):
             if sources & source:
                 self._drive(pin, 0, source)
 
@@ -224,8 +277,36 @@ class Board:
     def scan(self, cpu: Cpu) -> None:
         """A CPU that enters its guest learns which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
         cpu.scanned = self.generation
-        if self.ioapic is not None and cpu.lapic is not None:
-            cpu.handled, cpu.stale = self.ioapic.handled_vectors(cpu.index, cpu.lapic.irr | cpu.lapic.isr)
+        lapic = cpu.lapic
+        if lapic is None or not lapic.hardware_enabled:
+            return
+        if self.ioapic is not None:
+            cpu.handled, cpu.stale = self.ioapic.handled_vectors(cpu.index, lapic.irr | lapic.isr)
+        elif self.split is not None:
+            cpu.handled, cpu.stale = self._scan_routes(cpu, lapic.irr | lapic.isr)
+
+    def _scan_routes(self, cpu: Cpu, pending: int) -> tuple[int, int]:
+        """The vectors whose EOI the VMM's IOAPIC wants. KVM: irq_comm.c kvm_scan_ioapic_routes; see Ioapic."""
+        assert self.split is not None
+        handled, stale = 0, -1
+        for route in self.routes:
+            if route.gsi >= self.split or not isinstance(route, MsiRoute):
+                continue
+            message = from_msi(route.address & 0xFFFF_FFFF, route.data)
+            if not message.level_triggered:
+                continue
+            vector = message.vector
+            if self.apics.matching(message.destination, message.logical) >> cpu.index & 1:
+                handled |= 1 << vector
+            elif pending >> vector & 1:
+                handled |= 1 << vector
+                stale = max(stale, vector)
+        return handled, stale
+
+    def enter(self, cpu: Cpu) -> None:
+        """A CPU enters its guest."""
+        if cpu.scanned != self.generation:
+            self.scan(cpu)
 
     def find_mmio(self, cpu: Cpu, address: int, size: int) -> Device | None:
         """Who claims an access to memory: a CPU's local APIC comes before the bus. KVM: x86.c vcpu_mmio_read."""
@@ -240,10 +321,17 @@ class Board:
         """See PicWires."""
         if self.observer is not None:
             self.observer.kvm_ack_irq(line >> 3, line)  # KVM: i8259.c pic_clear_isr; the secondary's from 8
+        self.notices.acknowledged(line)
+
+    def pic_masked(self, line: int, masked: bool) -> None:
+        """See PicWires."""
+        self.notices.masked(line, masked)
 
     def pic_output(self) -> None:
         """See PicWires."""
-        self.touched.update(cpu for cpu in self.cpus if cpu.watchers)
+        for cpu in self.cpus:
+            if cpu.watchers:
+                self.touch(cpu)
 
     def takes_pic_interrupts(self) -> bool:
         """See PicWires."""
@@ -259,6 +347,29 @@ class Board:
         """See IoapicWires."""
         if self.observer is not None:
             self.observer.kvm_ack_irq(ChipId.IOAPIC, pin)
+        self.notices.acknowledged(IOAPIC_INPUTS + pin)
+
+    def ioapic_masked(self, pin: int, masked: bool) -> None:
+        """See IoapicWires."""
+        self.notices.masked(IOAPIC_INPUTS + pin, masked)
+
+    def resample(self, pin: int) -> bool:
+        """See IoapicWires."""
+        return self.notices.ask_resamplers(IOAPIC_INPUTS + pin)
+
+    @property
+    def ioapic_noticed(self) -> int:
+        """See IoapicWires."""
+        return self.notices.ioapic_noticed
+
+    def serve_ioapic_later(self, nanoseconds: int) -> None:
+        """See IoapicWires."""
+        if self.delayed_eoi.deadline is None:
+            self.set_alarm(self.delayed_eoi, self.clock.now() + nanoseconds)
+
+    def _serve_ioapic(self) -> None:
+        assert self.ioapic is not None
+        self.ioapic.serve_delayed()
 
     def entry_changed(self, old: int, new: int) -> None:
         """See IoapicWires. KVM: ioapic.c ioapic_write_indirect."""
@@ -281,3 +392,27 @@ class Board:
     def cpus_pending(self, vector: int) -> int:
         """See IoapicWires."""
         return sum(1 << cpu for cpu, lapic in enumerate(self.apics.lapics) if (lapic.irr | lapic.isr) >> vector & 1)
+
+    # Wires of the PIT.
+
+    def set_pit_alarm(self, deadline: int | None) -> None:
+        """See PitWires."""
+        self.set_alarm(self._pit_alarm, deadline)
+
+    def _ring_pit(self) -> None:
+        assert self.pit is not None
+        self.pit.timer_expired()
+
+    def deliver_later(self) -> None:
+        """See PitWires."""
+        assert self.pit is not None
+        self.defer(self.pit.deliver)
+
+    def deliver_tick(self) -> None:
+        """See PitWires. KVM: i8254.c pit_do_work, with its NMI watchdog."""
+        self.set_irq(PIT_GSI, 1, 1 << PIT, line_status=False)
+        self.set_irq(PIT_GSI, 0, 1 << PIT, line_status=False)
+        lapics = self.apics.lapics
+        if any(lapic.passes_nmi for lapic in lapics):
+            for lapic in lapics:
+                lapic.deliver_local(lapic.lvt_lint0)

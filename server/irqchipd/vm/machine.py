@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self, TypeVar
 
-from irqchipd.chips import i8259
+from irqchipd.chips import i8254, i8259
 from irqchipd.chips import ioapic as ioapic_chip
 from irqchipd.chips import lapic as lapic_chip
+from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259, PicPair
 from irqchipd.chips.ioapic import Ioapic, IoapicState
 from irqchipd.chips.lapic import Lapic, LapicRegisters
+from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.chips.message import DeliveryMode
 from irqchipd.observe.observer import Observer, combine
-from irqchipd.vm.board import Board, Cpu
+from irqchipd.vm.board import Board
+from irqchipd.vm.clock import SCHEDULER, Alarm, Clock, RealClock, VirtualClock
+from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome, Signal, Taken
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, Route, check_routes
+from irqchipd.vm.events import GsiResampled, InterruptPending, Listener
+from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, PinRoute, Route, check_routes
+from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
 MAX_VCPUS = MAX_VCPU_ID + 1
@@ -30,48 +39,51 @@ MAX_PORT = 0xFFFF
 MAX_ADDRESS = (1 << 64) - 1
 PIO_SIZES = (1, 2, 4)
 MMIO_SIZES = (1, 2, 4, 8)
+MAX_TSC_KHZ = 100_000_000
+MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
+MAX_EXPIRATIONS = 10_000  # of timers, in one turn
+SPLIT_IRQCHIP = 121  # KVM_CAP_SPLIT_IRQCHIP
+PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
 
 
 @dataclass(frozen=True, slots=True)
-class InterruptPending:
-    """A vCPU has something to acknowledge now."""
+class Advance:
+    """Where a virtual clock is, how far short it stopped, and when the next timer is due, if one runs; nanoseconds."""
 
-    vcpu: int
+    now: int
+    remaining: int
+    next_timer: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class VcpuSignal:
-    """A vCPU was sent an NMI, SMI, INIT or start-up; vector is a start-up's page."""
+class SourceInfo:
+    """A line source of a Session, or of one that is to resume it."""
 
-    vcpu: int
-    delivery_mode: int
-    vector: int
-
-
-Event = InterruptPending | VcpuSignal
-Listener = Callable[[Event], None]
+    client: str
+    number: int
+    asserted: list[int]
+    dropped_events: int
+    detached: bool
 
 
-class LineSource:
-    """Something that drives lines: source 0 is shared by all, every other is one Session's.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What there is to say of a VM at one moment."""
 
-    Its fields are for others to read, except dropped_events, which its Session counts.
-    """
-
-    __slots__ = ("asserted", "client", "closed", "dropped_events", "number", "on_deleted")
-
-    def __init__(self, number: int, client: str, on_deleted: Callable[[], None] | None = None) -> None:
-        self.number = number
-        self.client = client
-        self.on_deleted = on_deleted
-        # The GSIs that it drives high.
-        self.asserted: set[int] = set()
-        self.dropped_events = 0
-        self.closed = False
+    name: str
+    irqchip_mode: str  # "none", "full" or "split"
+    pit: bool
+    vcpus: list[int]
+    sources: list[SourceInfo]
+    asserted: list[int]  # the GSIs that source 0 drives high
+    virtual: bool
+    now: int
+    next_timer: int | None
+    tsc_khz: int
 
 
 class _Turn:
-    """A VM's lock, held for one operation; whom to tell is worked out under it, and told without it."""
+    """A VM's lock, held for one operation; what the operation left is done under it, and told without it."""
 
     __slots__ = ("_vm",)
 
@@ -87,27 +99,34 @@ class _Turn:
 
     def __exit__(self, *_: object) -> None:
         vm = self._vm
-        board = vm._board
-        outbox = vm._settle() if board.touched or board.signals else ()
-        vm._lock.release()
-        for listener, event in outbox:
-            listener(event)
+        if not vm._board.unsettled:
+            vm._lock.release()
+            return
+        try:
+            outbox = vm._settle()
+        finally:
+            vm._lock.release()
+        for tell in outbox:
+            tell()
 
 
 class Vm:
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
-    def __init__(self, name: str, max_vcpus: int = MAX_VCPUS) -> None:
+    def __init__(self, name: str, max_vcpus: int = MAX_VCPUS, clock: Clock | None = None, tsc_khz: int = KHZ) -> None:
+        if not 1 <= tsc_khz <= MAX_TSC_KHZ:
+            raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} are allowed")
         self.name = name
         self._max_vcpus = max_vcpus
         self._lock = threading.Lock()
         self._turn = _Turn(self)
         self._deleted = False
-        self._board = Board()
+        self._clock = clock if clock is not None else RealClock()
+        self._board = Board(self._clock, tsc_khz)
+        self._next_wake: int | None = None
         self._cpus: dict[int, Cpu] = {}
-        self._shared_source = LineSource(0, "")
+        self._shared_source = LineSource(SHARED)
         self._sources: dict[int, LineSource] = {}
-        self._listeners: dict[int, list[Listener]] = {}
         self._observers: dict[Observer, Callable[[], None] | None] = {}
 
     # Creation.
@@ -115,11 +134,34 @@ class Vm:
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: EEXIST where there is one, EINVAL once a vCPU exists; it is done whole or not at all."""
         with self._turn:
-            if self._board.pic is not None:
+            if self._board.has_irqchip:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip")
             if self._cpus:
                 raise invalid(f"VM {self.name!r} has vCPUs; the irqchip must be created before them")
             self._board.add_irqchip()
+
+    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
+        """KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP. KVM: x86.c kvm_vm_ioctl_enable_cap."""
+        with self._turn:
+            if flags or len(args) > 4:
+                raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
+            if capability != SPLIT_IRQCHIP:
+                raise invalid(f"capability {capability} can't be enabled; {SPLIT_IRQCHIP}, the split irqchip, can")
+            reserved = args[0] if args else 0
+            if reserved > MAX_GSIS:
+                raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
+            if self._board.has_irqchip or self._cpus:
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
+            self._board.split = reserved
+
+    def create_pit(self, flags: int = PIT_SPEAKER_DUMMY) -> None:
+        """KVM_CREATE_PIT2: EEXIST where there is one, or where its ports are claimed; ENOENT without a PIC."""
+        with self._turn:
+            if self._board.pit is not None:
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT")
+            if self._board.pic is None:
+                raise VmError(errno.ENOENT, f"VM {self.name!r} has no PIC for a PIT to interrupt; create the irqchip")
+            self._board.add_pit(bool(flags & PIT_SPEAKER_DUMMY))
 
     def create_vcpu(self, vcpu: int) -> None:
         """KVM_CREATE_VCPU: EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
@@ -131,43 +173,145 @@ class Vm:
             if vcpu in self._cpus:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu}")
             cpu = self._cpus[vcpu] = self._board.add_cpu(vcpu)
-            cpu.watchers = len(self._listeners.get(vcpu, ()))
+            cpu.watchers = len(self._board.listeners.get(vcpu, ()))
             cpu.priorities_changed()  # the PIC may be asking already
 
-    def delete(self) -> None:
-        """The VM is no more; the holders of its line sources and its observers are told."""
+    def reset(self) -> None:
+        """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay."""
         with self._turn:
+            self._board.reset()
+
+    def delete(self) -> None:
+        """The VM is no more; who waits in a HLT, the holders of its line sources and its observers are told."""
+        gone = VmError(errno.ENOENT, f"VM {self.name!r} has been deleted")
+        with self._turn:
+            for cpu in self._board.cpus:
+                if cpu.halt is not None:
+                    self._board.finish_halt(cpu.halt, gone)
             self._deleted = True
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
         for on_deleted in holders:
             if on_deleted is not None:
                 on_deleted()
 
+    # Time.
+
+    def advance(self, nanoseconds: int) -> Advance:
+        """Move a virtual clock, and do what comes due in order; EINVAL for a real one.
+
+        It stops short after MAX_EXPIRATIONS.
+        """
+        with self._turn:
+            clock, board = self._clock, self._board
+            if not isinstance(clock, VirtualClock):
+                raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced")
+            if not 0 <= nanoseconds <= MAX_TIME - clock.time:
+                raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
+            end = clock.time + nanoseconds
+            for _ in range(MAX_EXPIRATIONS):
+                due = board.alarms.earliest()
+                if due is None or due > end:
+                    clock.time = end
+                    break
+                clock.time = max(clock.time, due)
+                self._ring_one(clock.time)
+            return Advance(clock.time, end - clock.time, board.alarms.earliest())
+
+    def _ring_one(self, now: int) -> bool:
+        """Do what is due first, if anything is."""
+        alarm = self._board.alarms.pop_due(now)
+        if alarm is None:
+            return False
+        alarm.ring()
+        # Before the next: a HLT that this ends takes its vector now.
+        self._board.settle()
+        return True
+
+    def _ring(self) -> None:
+        """A real clock says that something is due; called from its thread."""
+        with suppress(VmError), self._turn:
+            self._next_wake = None
+            self._board.unsettled = True
+            now = self._clock.now()
+            for _ in range(MAX_EXPIRATIONS):
+                if not self._ring_one(now):
+                    break
+
+    def _settle(self) -> list[Callable[[], None]]:
+        """What to call without the lock, now that an operation is done and nothing is left of it."""
+        board = self._board
+        board.settle()
+        wake = None if self._deleted else board.alarms.earliest()
+        if wake != self._next_wake:
+            self._next_wake = wake
+            self._clock.wake(self._ring, wake)
+        return board.take_outbox()
+
     # Lines.
 
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
-        """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route."""
+        """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
+
+        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
+        """
         with self._turn:
-            if self._board.pic is None:
+            if not self._board.has_irqchip:
                 raise self._no_irqchip()
             if source is None:
                 source = self._shared_source
             elif source.closed:
                 raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
+            if source.resampled and gsi in source.resampled:
+                if not level:
+                    raise invalid(f"GSI {gsi} is resampled: it falls by itself when it is acknowledged")
+                return self._board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
             if not level:
                 source.asserted.discard(gsi)
             elif gsi < MAX_GSIS:
                 source.asserted.add(gsi)
             return self._board.set_irq(gsi, 1 if level else 0, 1 << source.number)
 
-    def open_source(self, client: str, on_deleted: Callable[[], None] | None = None) -> LineSource:
-        """A new line source; on_deleted is called, from any thread, when the VM is deleted under it."""
+    def open_source(
+        self,
+        client: str,
+        on_deleted: Callable[[], None] | None = None,
+        *,
+        resampled: Sequence[int] = (),
+        listener: Listener | None = None,
+        resume: bool = False,
+    ) -> LineSource:
+        """A new line source, or the one that a restored VM kept for a client: ENOENT where it kept none.
+
+        on_deleted is called, from any thread, when the VM is deleted under it; listener hears of the GSIs that the
+        source resamples, for which EINVAL without a full irqchip.
+        """
         with self._turn:
-            number = 1
-            while number in self._sources:
-                number += 1
-            source = self._sources[number] = LineSource(number, client, on_deleted)
+            if resampled and self._board.pic is None:
+                raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
+            source = self._detached(client) if resume else self._new_source(client)
+            source.on_deleted, source.listener, source.detached = on_deleted, listener, False
+            for gsi, count in source.resampled.items():
+                if count and listener is not None:
+                    self._board.post(listener, GsiResampled(gsi, count))
+                source.resampled[gsi] = 0
+            for gsi in resampled:
+                if gsi not in source.resampled:
+                    source.resampled[gsi] = 0
+                    self._board.notices.resample(gsi, source)
             return source
+
+    def _detached(self, client: str) -> LineSource:
+        for source in self._sources.values():
+            if source.detached and source.client == client:
+                return source
+        raise VmError(errno.ENOENT, f"VM {self.name!r} keeps no line source for a client {client!r}")
+
+    def _new_source(self, client: str) -> LineSource:
+        number = SHARED + 1
+        while number in self._sources or number in (PIT, RESAMPLERS):
+            number += 1
+        source = self._sources[number] = LineSource(number, client)
+        return source
 
     def close_source(self, source: LineSource) -> None:
         """A line source is no more: its levels drop. Closing one twice, or of a deleted VM, does nothing."""
@@ -177,11 +321,14 @@ class Vm:
                 source.closed = True
                 source.asserted.clear()
                 self._board.drop_source(1 << source.number)
+                for gsi in source.resampled:
+                    self._board.notices.stop_resampling(gsi, source)
+                source.resampled.clear()
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""
         with self._turn:
-            if self._board.pic is None:
+            if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
             if flags & ~MSI_VALID_DEVID:
                 raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
@@ -190,15 +337,18 @@ class Vm:
     def set_routing(self, routes: Sequence[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the table, or EINVAL and keep it."""
         with self._turn:
-            if self._board.pic is None:
+            if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to route to")
             check_routes(routes)
+            if self._board.split is not None and any(isinstance(route, PinRoute) for route in routes):
+                raise invalid(f"VM {self.name!r} has a split irqchip: its GSIs lead to MSIs only")
             self._board.set_routes(tuple(routes))
 
     def routing(self) -> Sequence[Route]:
         """The routing table as it was set."""
         with self._turn:
-            self._irqchip()
+            if not self._board.has_irqchip:
+                raise self._no_irqchip()
             return self._board.routes
 
     # Guest accesses. A result of None, or False, is an address that nothing claims.
@@ -261,71 +411,139 @@ class Vm:
             device.write(address, size, value)
             return True
 
+    def msr_read(self, vcpu: int, msr: int) -> int | None:
+        """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
+        with self._turn:
+            self._enter(vcpu)
+            return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
+
+    def msr_write(self, vcpu: int, msr: int, value: int) -> int | None:
+        """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
+        with self._turn:
+            if value >> 64:
+                raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
+            self._enter(vcpu)
+            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value)
+
     # The CPU side.
 
-    def ack_interrupt(self, vcpu: int, pic: bool = True, lapic: bool = True) -> tuple[int, bool] | None:
-        """INTA: accept what the vCPU would take now, and return the vector and whether the PIC gave it, or None.
+    def ack_interrupt(self, vcpu: int, pic: bool = True, lapic: bool = True) -> Taken | None:
+        """INTA: accept what the vCPU would take now, and return the vector and whether the PIC gave it, or None."""
+        with self._turn:
+            cpu = self._enter(vcpu)
+            self._lapic(vcpu, errno.ENXIO)
+            return cpu.take_interrupt(pic, lapic)
 
-        The PIC comes first, where the local APIC passes it on. KVM: irq.c kvm_cpu_get_interrupt.
+    def take_signal(self, vcpu: int) -> Signal | None:
+        """Take an INIT, start-up, SMI or NMI that waits for the vCPU, in this order, or None."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            return self._cpu(vcpu).take_signal()
+
+    def interrupt(self, vcpu: int, vector: int) -> None:
+        """KVM_INTERRUPT: the PIC of a VMM with a split irqchip interrupts. KVM: x86.c kvm_vcpu_ioctl_interrupt."""
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            if not 0 <= vector <= 0xFF:
+                raise invalid(f"vector {vector} is out of range: 0 to 255")
+            self._lapic(vcpu, errno.ENXIO)
+            if self._board.pic is not None:
+                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
+            if cpu.external_vector is not None:
+                raise VmError(errno.EEXIST, f"vCPU {vcpu} has not taken vector {cpu.external_vector} yet")
+            cpu.external_vector = vector
+            cpu.priorities_changed()
+
+    def nmi(self, vcpu: int) -> None:
+        """KVM_NMI."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            self._cpu(vcpu).signal(DeliveryMode.NMI, 0)
+
+    def get_mp_state(self, vcpu: int) -> MpState:
+        """KVM_GET_MP_STATE."""
+        with self._turn:
+            return self._cpu(vcpu).mp_state
+
+    def set_mp_state(self, vcpu: int, state: int) -> None:
+        """KVM_SET_MP_STATE: EINVAL for what is no MpState, and without a local APIC for any but RUNNABLE."""
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            if state not in set(MpState):
+                raise invalid(f"run state {state} is none; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
+            if cpu.lapic is None and state != MpState.RUNNABLE:
+                raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
+            cpu.mp_state = MpState(state)
+            if state == MpState.SIPI_RECEIVED:
+                # KVM: x86.c kvm_arch_vcpu_ioctl_set_mpstate
+                cpu.mp_state = MpState.INIT_RECEIVED
+                cpu.signal(DeliveryMode.STARTUP, 0)
+            self._board.touch(cpu)
+
+    def halt(
+        self, vcpu: int, done: Callable[[Outcome], None], interrupts_masked: bool = False, timeout_ns: int = 0
+    ) -> Halt:
+        """HLT: done is called once, from any thread and maybe before this returns, with what the vCPU takes.
+
+        Or with None after a time of the machine's clock, or an error when the VM is deleted. ENXIO where the vCPU has
+        no local APIC, EBUSY while it halts.
+        """
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            self._lapic(vcpu, errno.ENXIO)
+            if cpu.halt is not None:
+                raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
+            halt = Halt(cpu, done, interrupts_masked)
+            if cpu.start_halt(halt) and timeout_ns:
+                halt.alarm = Alarm(0, partial(self._time_out, halt))
+                SCHEDULER.set(halt.alarm, time.monotonic_ns() + timeout_ns)
+            return halt
+
+    def _time_out(self, halt: Halt) -> None:
+        with suppress(VmError), self._turn:
+            if not halt.finished:
+                self._board.finish_halt(halt, None)
+
+    def abandon(self, halt: Halt) -> None:
+        """Who halted is gone: the HLT is cancelled, or what it took is given back; done need not be called any more."""
+        with suppress(VmError), self._turn:
+            outcome, halt.outcome = halt.outcome, None
+            if not halt.finished:
+                halt.finish(None)
+            elif isinstance(outcome, Signal | tuple):
+                halt.cpu.give_back(outcome)
+
+    def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
+        """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.
+
+        And of some GSIs that they were acknowledged, or masked.
         """
         with self._turn:
             board = self._board
-            cpu = self._enter(vcpu)
-            chip = self._lapic(vcpu, errno.ENXIO)
-            from_pic = pic and cpu.has_extint()
-            if from_pic:
-                assert board.pic is not None
-                vector = board.pic.acknowledge()
-            else:
-                vector = chip.acknowledge() if lapic else -1
-            if cpu.watchers:
-                board.touched.add(cpu)
-            if vector < 0:
-                return None
-            if board.observer is not None:
-                board.observer.kvm_inj_virq(vcpu, vector)
-            return vector, from_pic
-
-    def subscribe(self, vcpus: Sequence[int], listener: Listener) -> None:
-        """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt."""
-        pending = []
-        with self._turn:
             for vcpu in vcpus:
-                self._listeners.setdefault(vcpu, []).append(listener)
+                board.listeners.setdefault(vcpu, []).append(listener)
                 cpu = self._cpus.get(vcpu)
                 if cpu is not None:
                     cpu.watchers += 1
                     cpu.ready = cpu.has_interrupt()
                     if cpu.ready:
-                        pending.append(InterruptPending(vcpu))
-        for event in pending:
-            listener(event)
+                        board.post(listener, InterruptPending(vcpu))
+            for gsi in gsis:
+                board.notices.subscribe(gsi, listener)
 
-    def unsubscribe(self, vcpus: Sequence[int], listener: Listener) -> None:
+    def unsubscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
         """The reverse of subscribe."""
         with self._lock:
+            board = self._board
             for vcpu in vcpus:
-                listeners = self._listeners[vcpu]
+                listeners = board.listeners[vcpu]
                 listeners.remove(listener)
                 if not listeners:
-                    del self._listeners[vcpu]
+                    del board.listeners[vcpu]
                 if (cpu := self._cpus.get(vcpu)) is not None:
                     cpu.watchers -= 1
-
-    def _settle(self) -> list[tuple[Listener, Event]]:
-        """Whom to tell what, now that an operation is done: of interrupts, when there come to be some to take."""
-        board = self._board
-        outbox: list[tuple[Listener, Event]] = []
-        for cpu in board.touched:
-            was_ready, cpu.ready = cpu.ready, cpu.has_interrupt()
-            if cpu.ready and not was_ready:
-                outbox.extend((listener, InterruptPending(cpu.id)) for listener in self._listeners.get(cpu.id, ()))
-        board.touched.clear()
-        for cpu, delivery_mode, vector in board.signals:
-            signal = VcpuSignal(cpu.id, delivery_mode, vector)
-            outbox.extend((listener, signal) for listener in self._listeners.get(cpu.id, ()))
-        board.signals.clear()
-        return outbox
+            for gsi in gsis:
+                board.notices.unsubscribe(gsi, listener)
 
     # State.
 
@@ -370,33 +588,50 @@ class Vm:
             cpu = self._cpu(vcpu)
             lapic = self._lapic(vcpu)
             lapic.restore(_state_of(LapicRegisters, lapic_chip.STATE_SIZE, state))
-            assert self._board.ioapic is not None
-            self._board.ioapic.retrack_rtc(cpu.index)
+            if self._board.ioapic is not None:
+                self._board.ioapic.retrack_rtc(cpu.index)
+
+    def get_pit(self) -> PitState:
+        """KVM_GET_PIT2; ENXIO without a PIT."""
+        with self._turn:
+            return self._pit().state()
+
+    def set_pit(self, state: PitState | bytes) -> None:
+        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL also where it is of the wrong length."""
+        with self._turn:
+            self._pit().restore(_state_of(PitState, i8254.STATE_SIZE, state))
+
+    def set_pit_reinject(self, reinject: bool) -> None:
+        """KVM_REINJECT_CONTROL; ENXIO without a PIT."""
+        with self._turn:
+            pit = self._pit()
+            if pit.reinject != reinject:
+                pit.set_reinject(reinject)
+                self._board.notices.changed()
 
     # About the VM.
 
-    def has_irqchip(self) -> bool:
-        """Whether there is an irqchip."""
+    def describe(self) -> Description:
+        """All there is to say of it."""
         with self._turn:
-            return self._board.pic is not None
-
-    def vcpus(self) -> list[int]:
-        """The vCPUs' ids, in order of creation."""
-        with self._turn:
-            return list(self._cpus)
-
-    def sources(self) -> list[tuple[str, int, list[int], int]]:
-        """Of every line source but the shared one: client, number, the GSIs it drives high, how many events it lost."""
-        with self._turn:
-            return [
-                (source.client, source.number, sorted(source.asserted), source.dropped_events)
-                for source in self._sources.values()
-            ]
-
-    def asserted(self) -> list[int]:
-        """The GSIs that the shared source drives high, ascending."""
-        with self._turn:
-            return sorted(self._shared_source.asserted)
+            board = self._board
+            return Description(
+                name=self.name,
+                irqchip_mode="full" if board.pic is not None else "none" if board.split is None else "split",
+                pit=board.pit is not None,
+                vcpus=list(self._cpus),
+                sources=[
+                    SourceInfo(
+                        source.client, source.number, sorted(source.asserted), source.dropped_events, source.detached
+                    )
+                    for source in self._sources.values()
+                ],
+                asserted=sorted(self._shared_source.asserted),
+                virtual=self._clock.virtual,
+                now=self._clock.now(),
+                next_timer=board.alarms.earliest(),
+                tsc_khz=board.tsc_khz,
+            )
 
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Tell an observer of everything from now on; on_deleted as in open_source."""
@@ -418,6 +653,12 @@ class Vm:
             raise self._no_irqchip()
         return board.pic, board.ioapic
 
+    def _pit(self) -> Pit:
+        pit = self._board.pit
+        if pit is None:
+            raise VmError(errno.ENXIO, f"VM {self.name!r} has no PIT; create it first")
+        return pit
+
     def _no_irqchip(self) -> VmError:
         return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
 
@@ -435,12 +676,11 @@ class Vm:
         cpu = self._cpus.get(vcpu)
         if cpu is None:
             raise self._no_vcpu(vcpu)
-        if cpu.scanned != self._board.generation:
-            self._board.scan(cpu)
+        self._board.enter(cpu)
         return cpu
 
     def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
-        lapic = self._cpus[vcpu].lapic
+        lapic = self._cpu(vcpu).lapic
         if lapic is None:
             raise VmError(number, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
         return lapic

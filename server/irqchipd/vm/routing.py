@@ -73,8 +73,14 @@ def table_of(routes: Sequence[Route]) -> Table:
     return table
 
 
+def gsi_of(routes: Sequence[Route]) -> dict[int, int]:
+    """Which GSI leads to each input, the last one if there are several. KVM: irqchip.c setup_routing_entry."""
+    return {8 * route.chip + route.pin: route.gsi for route in routes if isinstance(route, PinRoute)}
+
+
 DEFAULT_ROUTES = default_routes()
 DEFAULT_TABLE = table_of(DEFAULT_ROUTES)
+DEFAULT_GSI_OF = gsi_of(DEFAULT_ROUTES)
 
 
 def check_routes(routes: Sequence[Route]) -> None:

@@ -1,0 +1,160 @@
+"""Time: what a VM's clock says, and who rings when something is due."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+LONGEST_WAIT = 3600.0  # seconds; a thread can't wait as long as an alarm can be away
+
+
+class Alarm:
+    """Something to be done at a time, or at none for now. Those of one time ring in the order of their ranks."""
+
+    __slots__ = ("deadline", "rank", "ring")
+
+    def __init__(self, rank: int, ring: Callable[[], None]) -> None:
+        self.rank = rank
+        self.ring = ring
+        self.deadline: int | None = None
+
+    def __lt__(self, other: Alarm) -> bool:
+        return self.rank < other.rank
+
+
+class Alarms:
+    """Alarms in the order in which they are due."""
+
+    __slots__ = ("_heap", "_running")
+
+    def __init__(self) -> None:
+        # An entry whose time is not its alarm's any more stands for nothing. There are no more of those than others.
+        self._heap: list[tuple[int, Alarm]] = []
+        self._running = 0
+
+    def set(self, alarm: Alarm, deadline: int | None) -> None:
+        """Move an alarm to a time, or to none."""
+        if deadline == alarm.deadline:
+            return
+        self._running += (deadline is not None) - (alarm.deadline is not None)
+        alarm.deadline = deadline
+        if deadline is not None:
+            heappush(self._heap, (deadline, alarm))
+        if len(self._heap) > 2 * self._running + 16:
+            self._heap = [entry for entry in set(self._heap) if entry[0] == entry[1].deadline]
+            heapify(self._heap)
+
+    def earliest(self) -> int | None:
+        """When the first is due."""
+        heap = self._heap
+        while heap:
+            deadline, alarm = heap[0]
+            if alarm.deadline == deadline:
+                return deadline
+            heappop(heap)
+        return None
+
+    def pop_due(self, now: int) -> Alarm | None:
+        """The first, if it is due; it is set to no time."""
+        deadline = self.earliest()
+        if deadline is None or deadline > now:
+            return None
+        alarm = heappop(self._heap)[1]
+        alarm.deadline = None
+        self._running -= 1
+        return alarm
+
+
+class Scheduler:
+    """Rings alarms by the machine's monotonic clock, nanoseconds, from one thread for all; it waits while none is due.
+
+    set may be called from any thread, also by an alarm that rings.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._alarms = Alarms()
+        self._waits_until: int | None = 0  # None: for ever
+        self._thread: threading.Thread | None = None
+
+    def set(self, alarm: Alarm, deadline: int | None) -> None:
+        """Ring at a time, and not at the one given before; or not at all, if it is not about to already."""
+        with self._changed:
+            self._alarms.set(alarm, deadline)
+            if deadline is None:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="irqchipd timers", daemon=True)
+                self._thread.start()
+            elif self._waits_until is None or deadline < self._waits_until:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while (alarm := self._alarms.pop_due(time.monotonic_ns())) is None:
+                    self._waits_until = self._alarms.earliest()
+                    self._changed.wait(self._patience())
+                    self._waits_until = 0
+            alarm.ring()
+
+    def _patience(self) -> float | None:
+        if self._waits_until is None:
+            return None
+        return min(max(self._waits_until - time.monotonic_ns(), 0) / 1e9, LONGEST_WAIT)
+
+
+SCHEDULER = Scheduler()
+
+
+class Clock(Protocol):
+    """A VM's time, nanoseconds from 0."""
+
+    @property
+    def virtual(self) -> bool:
+        """Whether it moves only when told to."""
+
+    def now(self) -> int:
+        """What it says."""
+
+    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+        """Call, from another thread, when it says this, and not when it says what was given before."""
+
+
+class RealClock:
+    """Goes with the machine's monotonic clock."""
+
+    virtual = False
+
+    def __init__(self, start: int = 0) -> None:
+        self._epoch = time.monotonic_ns() - start
+        self._alarm: Alarm | None = None
+
+    def now(self) -> int:
+        """See Clock."""
+        return time.monotonic_ns() - self._epoch
+
+    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+        """See Clock."""
+        if self._alarm is None:
+            self._alarm = Alarm(0, ring)
+        SCHEDULER.set(self._alarm, None if deadline is None else deadline + self._epoch)
+
+
+class VirtualClock:
+    """Stands still until somebody moves it."""
+
+    virtual = True
+
+    def __init__(self, start: int = 0) -> None:
+        self.time = start
+
+    def now(self) -> int:
+        """See Clock."""
+        return self.time
+
+    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+        """See Clock; there is nobody to call, as who moves the clock does what is due."""

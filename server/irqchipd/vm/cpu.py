@@ -1,0 +1,330 @@
+"""A vCPU as the board knows it: its local APIC, its run state, and what waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.message import DeliveryMode, Message
+from irqchipd.vm.clock import SCHEDULER, Alarm
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import IoapicEoi, VcpuSignal
+
+if TYPE_CHECKING:
+    from irqchipd.vm.board import Board
+
+MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
+
+
+class MpState(IntEnum):
+    """KVM_MP_STATE_*."""
+
+    RUNNABLE = 0
+    UNINITIALIZED = 1
+    INIT_RECEIVED = 2
+    HALTED = 3
+    SIPI_RECEIVED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a vCPU takes beside interrupts: an NMI, SMI, INIT or start-up, whose page is the vector."""
+
+    delivery_mode: int
+    vector: int = 0
+
+
+# A vector, and whether the PIC gave it.
+Taken = tuple[int, bool]
+# How a halt ends: what was taken; None where the time is up; an error where the VM is no more.
+Outcome = Taken | Signal | VmError | None
+
+
+class Halt:
+    """A HLT under way."""
+
+    __slots__ = ("alarm", "cpu", "done", "finished", "interrupts_masked", "outcome")
+
+    def __init__(self, cpu: Cpu, done: Callable[[Outcome], None], interrupts_masked: bool) -> None:
+        self.cpu = cpu
+        self.done = done
+        self.interrupts_masked = interrupts_masked
+        # Of its timeout, in the machine's time.
+        self.alarm: Alarm | None = None
+        self.finished = False
+        self.outcome: Outcome = None
+        cpu.watchers += 1
+
+    def finish(self, outcome: Outcome) -> None:
+        """It is over."""
+        self.cpu.halt = None
+        self.cpu.watchers -= 1
+        self.finished = True
+        self.outcome = outcome
+        if self.alarm is not None:
+            SCHEDULER.set(self.alarm, None)
+
+
+class Cpu:
+    """A vCPU: its local APIC, where the VM has an irqchip, and what the board keeps of it.
+
+    It is its local APIC's wires.
+    """
+
+    __slots__ = (
+        "alarm",
+        "board",
+        "external_vector",
+        "halt",
+        "handled",
+        "id",
+        "index",
+        "init",
+        "lapic",
+        "mp_state",
+        "nmis",
+        "queued",
+        "ready",
+        "scanned",
+        "sipi_vector",
+        "smi",
+        "stale",
+        "watchers",
+    )
+
+    def __init__(self, board: Board, vcpu_id: int, index: int) -> None:
+        self.board = board
+        self.id = vcpu_id
+        self.index = index
+        self.lapic: Lapic | None = None
+        self.alarm = Alarm(board.FIRST_CPU_RANK + index, self._ring)
+        # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
+        # the highest of them that no entry sends here any more; and the board's generation of that scan.
+        self.handled = 0
+        self.stale = -1
+        self.scanned = -1
+        # How many want to know when there is something to take, and whether they have been told.
+        self.watchers = 0
+        self.ready = False
+        # Run state: the HLT under way, and what waits to be taken beside what the chips have.
+        self.mp_state = MpState.RUNNABLE
+        self.halt: Halt | None = None
+        self.init = False
+        self.sipi_vector: int | None = None
+        self.smi = False
+        self.nmis = 0
+        # KVM: kvm_host.h interrupt.injected; it was acknowledged, and who asked was gone.
+        self.queued: Taken | None = None
+        # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
+        self.external_vector: int | None = None
+
+    # Wires of the local APIC.
+
+    def send_ipi(self, icr: int, message: Message) -> None:
+        """See LapicWires."""
+        board = self.board
+        if board.observer is not None:
+            board.observer.kvm_apic_ipi(icr, message.destination)
+        board.apics.deliver(message, source=self.index)
+
+    def local_interrupt(self, message: Message) -> None:
+        """See LapicWires."""
+        self.board.apics.offer(self.index, message)
+
+    def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
+        """See LapicWires. KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
+        board = self.board
+        if board.observer is not None:
+            board.observer.kvm_eoi(self.id, vector)
+        if not self.handled >> vector & 1:
+            return
+        if vector == self.stale:
+            self.scanned = -1
+        if board.ioapic is not None and self.lapic is not None:
+            # KVM does not let a guest set SVR's bit while its IOAPIC is there, but a restored one counts.
+            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
+        elif self.watchers:
+            board.tell(self.id, IoapicEoi(self.id, vector))
+
+    def addressing_changed(self) -> None:
+        """See LapicWires."""
+        self.board.apics.invalidate()
+        self.board.generation += 1
+
+    def scan_needed(self) -> None:
+        """See LapicWires."""
+        self.board.apics.admit()
+        self.board.generation += 1
+
+    def priorities_changed(self) -> None:
+        """See LapicWires."""
+        if self.watchers:
+            self.board.touch(self)
+
+    def now(self) -> int:
+        """See TimerWires."""
+        return self.board.clock.now()
+
+    def set_timer(self, expires: int | None) -> None:
+        """See TimerWires."""
+        self.board.set_alarm(self.alarm, expires)
+
+    def timer_expired(self) -> None:
+        """See TimerWires."""
+        assert self.lapic is not None
+        self.lapic.deliver_local(self.lapic.lvt_timer)
+
+    def _ring(self) -> None:
+        assert self.lapic is not None
+        self.lapic.timer.expired()
+
+    def signal(self, delivery_mode: int, vector: int) -> None:
+        """See LapicWires. KVM: lapic.c __apic_accept_irq and kvm_apic_accept_events, at once."""
+        ignored = False
+        match delivery_mode:
+            case DeliveryMode.NMI:
+                self.nmis = min(self.nmis + 1, MAX_NMIS)
+            case DeliveryMode.SMI:
+                self.smi = True
+            case DeliveryMode.INIT:
+                # Not before the instruction that sent it is done: it may be this CPU's.
+                self.board.defer(self._initialise)
+            case _:
+                ignored = self.mp_state != MpState.INIT_RECEIVED
+                if not ignored:
+                    self.sipi_vector = vector
+                    self.mp_state = MpState.RUNNABLE
+        if self.watchers:
+            self.board.tell(self.id, VcpuSignal(self.id, delivery_mode, vector, ignored))
+            self.board.touch(self)
+
+    def _initialise(self) -> None:
+        """INIT. KVM: x86.c kvm_vcpu_reset; what waited is lost, and all but the boot CPU wait for SIPI."""
+        self.forget()
+        self.init = True
+        self.mp_state = MpState.INIT_RECEIVED if self.id else MpState.RUNNABLE
+        assert self.lapic is not None
+        self.lapic.reset(init=True)
+
+    def reset(self) -> None:
+        """RESET: as it was made. A HLT that is under way is over only when something ends it."""
+        self.forget()
+        self.init = False
+        self.external_vector = None
+        self.handled, self.stale, self.scanned = 0, -1, -1
+        if self.lapic is not None:
+            self.mp_state = MpState.UNINITIALIZED if self.id else MpState.RUNNABLE
+            self.lapic.reset(init=False)
+
+    def forget(self) -> None:
+        """Nothing waits any more, but for what the chips have."""
+        self.sipi_vector = None
+        self.smi = False
+        self.nmis = 0
+        self.queued = None
+
+    # What there is to take.
+
+    def has_interrupt(self) -> bool:
+        """Whether there is an interrupt to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
+        return self.queued is not None or self.has_extint() or (self.lapic is not None and self.lapic.interrupt() >= 0)
+
+    def has_extint(self) -> bool:
+        """Whether a PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
+        if self.lapic is None or not self.lapic.passes_extint:
+            return False
+        pic = self.board.pic
+        return pic.output if pic is not None else self.external_vector is not None
+
+    def take_interrupt(self, pic: bool = True, lapic: bool = True) -> Taken | None:
+        """INTA: accept what the CPU would take now; the PIC comes first. KVM: irq.c kvm_cpu_get_interrupt."""
+        taken: Taken | None = None
+        if self.queued is not None and (pic if self.queued[1] else lapic):
+            taken, self.queued = self.queued, None
+        elif pic and self.has_extint():
+            if self.board.pic is not None:
+                taken = self.board.pic.acknowledge(), True
+            elif self.external_vector is not None:
+                taken, self.external_vector = (self.external_vector, True), None
+        elif lapic and self.lapic is not None and (vector := self.lapic.acknowledge()) >= 0:
+            taken = vector, False
+        if self.watchers:
+            self.board.touch(self)
+        if taken is not None:
+            if self.mp_state is MpState.HALTED and self.halt is None:
+                self.mp_state = MpState.RUNNABLE
+            if self.board.observer is not None:
+                self.board.observer.kvm_inj_virq(self.id, taken[0])
+        return taken
+
+    def take_signal(self) -> Signal | None:
+        """Take what waits beside interrupts; a CPU that waits for SIPI takes no NMI and SMI. KVM: x86.c order."""
+        if self.init:
+            self.init = False
+            return Signal(DeliveryMode.INIT)
+        if self.sipi_vector is not None:
+            signal, self.sipi_vector = Signal(DeliveryMode.STARTUP, self.sipi_vector), None
+            return signal
+        if self.waits_for_startup:
+            return None
+        if self.smi:
+            self.smi = False
+        elif self.nmis:
+            self.nmis -= 1
+            self._unhalt()
+            return Signal(DeliveryMode.NMI)
+        else:
+            return None
+        self._unhalt()
+        return Signal(DeliveryMode.SMI)
+
+    def _unhalt(self) -> None:
+        if self.mp_state is MpState.HALTED:
+            self.mp_state = MpState.RUNNABLE
+
+    @property
+    def waits_for_startup(self) -> bool:
+        """Whether it waits for INIT and SIPI, and takes nothing else."""
+        return self.mp_state in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+
+    # HLT.
+
+    def start_halt(self, halt: Halt) -> bool:
+        """HLT; whether there is nothing to take, so that it goes on."""
+        self.halt = halt
+        if self.mp_state is MpState.RUNNABLE:
+            self.mp_state = MpState.HALTED
+        return not self.try_wake()
+
+    def try_wake(self) -> bool:
+        """End the HLT under way if there is something to take. KVM: x86.c vcpu_block."""
+        halt = self.halt
+        assert halt is not None
+        outcome: Outcome = self.take_signal()
+        if outcome is None and not halt.interrupts_masked and not self.waits_for_startup and self.has_interrupt():
+            self.board.enter(self)
+            outcome = self.take_interrupt()
+        if outcome is None:
+            return False
+        self._unhalt()
+        self.board.finish_halt(halt, outcome)
+        return True
+
+    def give_back(self, outcome: Taken | Signal) -> None:
+        """What a HLT took did not reach its CPU: it is the next to be taken."""
+        if isinstance(outcome, Signal):
+            match outcome.delivery_mode:
+                case DeliveryMode.INIT:
+                    self.init = True
+                case DeliveryMode.STARTUP:
+                    self.sipi_vector = outcome.vector
+                case DeliveryMode.SMI:
+                    self.smi = True
+                case _:
+                    self.nmis = min(self.nmis + 1, MAX_NMIS)
+        else:
+            self.queued = outcome
+        self.board.touch(self)

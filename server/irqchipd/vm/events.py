@@ -1,0 +1,62 @@
+"""What a VM tells those who listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptPending:
+    """A vCPU has something to acknowledge now."""
+
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuSignal:
+    """A vCPU was sent an NMI, SMI, INIT or start-up; vector is a start-up's page.
+
+    A start-up that it did not wait for is ignored by it.
+    """
+
+    vcpu: int
+    delivery_mode: int
+    vector: int
+    ignored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GsiAcknowledged:
+    """A GSI's interrupt was ended: the kernel's ack notifiers."""
+
+    gsi: int
+
+
+@dataclass(frozen=True, slots=True)
+class GsiMasked:
+    """The mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers."""
+
+    gsi: int
+    masked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GsiResampled:
+    """A GSI that the listener resamples was acknowledged, and fell, so often."""
+
+    gsi: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class IoapicEoi:
+    """With a split irqchip, a vCPU ended an interrupt of the VMM's IOAPIC: KVM_EXIT_IOAPIC_EOI."""
+
+    vcpu: int
+    vector: int
+
+
+Event = InterruptPending | VcpuSignal | GsiAcknowledged | GsiMasked | GsiResampled | IoapicEoi
+# Called from any thread, without the VM's lock.
+Listener = Callable[[Event], None]
