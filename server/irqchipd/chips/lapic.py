@@ -68,7 +68,7 @@ BASE_RESERVED = ~((1 << 52) - 1) | 0x2FF
 FAULT = -1  # what an access to an MSR gives that raises a general protection fault
 
 VERSION = 0x5_0014  # six LVT entries
-VERSION_DIRECTED_EOI = 1 << 24  # KVM: lapic.c kvm_apic_set_version; not beside an IOAPIC, which has no EOI register
+VERSION_DIRECTED_EOI = 1 << 24
 
 SVR_ENABLED = 1 << 8
 SVR_DIRECTED_EOI = 1 << 12  # suppresses the broadcast of EOIs
@@ -249,17 +249,22 @@ class Lapic(LapicRegisters):
     x2apic: bool = False
 
     @classmethod
-    def at_reset(cls, wires: LapicWires, apic_id: int, tsc_khz: int = KHZ, version: int = VERSION) -> Lapic:
+    def at_reset(cls, wires: LapicWires, apic_id: int, tsc_khz: int = KHZ, *, ioapic: bool = True) -> Lapic:
         """As it powers on. KVM: lapic.c kvm_lapic_reset; the boot CPU's LINT0 already lets the PIC through."""
         return cls(
             wires=wires,
             apic_id=apic_id,
             timer=ApicTimer(wires, tsc_khz),
             id=(apic_id & 0xFF) << 24,
-            version=version,
+            version=cls.version_beside(ioapic=ioapic),
             lvt_lint0=LVT_MASKED if apic_id else LVT_EXTINT,
             base=DEFAULT_BASE | BASE_ENABLED | (0 if apic_id else BASE_BOOT_CPU),
         )
+
+    @staticmethod
+    def version_beside(*, ioapic: bool) -> int:
+        """The version register. KVM: lapic.c kvm_apic_set_version; its IOAPIC has no EOI register."""
+        return VERSION if ioapic else VERSION | VERSION_DIRECTED_EOI
 
     def reset(self, *, init: bool) -> None:
         """RESET, or the CPU's INIT, which leaves the base and the ID. KVM: lapic.c kvm_lapic_reset.

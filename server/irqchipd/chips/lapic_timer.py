@@ -15,6 +15,7 @@ ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << 17 for mode in range(3))
 
 MIN_PERIOD = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
 KHZ = 1_000_000  # kHz to ticks a nanosecond
+FOREVER = (1 << 63) - 1  # later than any time of a VM
 
 _U64 = (1 << 64) - 1
 
@@ -172,7 +173,7 @@ class ApicTimer:
             return
         left = (self.tsc_deadline - self.tsc(now)) * KHZ // self.tsc_khz
         if left > 0:
-            self.wires.set_timer(now + left)
+            self.wires.set_timer(min(now + left, FOREVER))
         else:
             self._expire()
 

@@ -121,6 +121,16 @@ class ApicBus:
         if self._known != len(self.lapics):
             self.invalidate()
 
+    @property
+    def mapped(self) -> int | None:
+        """How many of the APICs the map is made of; None while there is no map."""
+        return self._known
+
+    @mapped.setter
+    def mapped(self, count: int | None) -> None:
+        self.invalidate()
+        self._known = count
+
     def invalidate(self) -> None:
         """The addressing of some APIC has changed: the map is made anew when next needed."""
         self._known = len(self.lapics)

@@ -11,7 +11,7 @@ from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.ioapic import Ioapic
-from irqchipd.chips.lapic import VERSION, VERSION_DIRECTED_EOI, Lapic
+from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
@@ -124,8 +124,7 @@ class Board:
         cpu = Cpu(self, vcpu_id, len(self.cpus))
         self.cpus.append(cpu)
         if self.has_irqchip:
-            version = VERSION if self.split is None else VERSION | VERSION_DIRECTED_EOI
-            cpu.lapic = Lapic.at_reset(cpu, vcpu_id, self.tsc_khz, version)
+            cpu.lapic = Lapic.at_reset(cpu, vcpu_id, self.tsc_khz, ioapic=self.ioapic is not None)
             if vcpu_id:
                 cpu.mp_state = MpState.UNINITIALIZED
             self.apics.add(cpu.lapic)

@@ -25,12 +25,21 @@ from irqchipd.chips.lapic import Lapic, LapicRegisters
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.observe.observer import Observer, combine
+from irqchipd.vm import saving
 from irqchipd.vm.board import Board
 from irqchipd.vm.clock import SCHEDULER, Alarm, Clock, RealClock, VirtualClock
 from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome, Signal, Taken
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, InterruptPending, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, PinRoute, Route, check_routes
+from irqchipd.vm.snapshot import (
+    CLOCK_REAL,
+    CLOCK_VIRTUAL,
+    IRQCHIP_FULL,
+    IRQCHIP_NONE,
+    IRQCHIP_SPLIT,
+    VmState,
+)
 from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
@@ -608,6 +617,45 @@ class Vm:
             if pit.reinject != reinject:
                 pit.set_reinject(reinject)
                 self._board.notices.changed()
+
+    # All of it.
+
+    def save(self) -> VmState:
+        """All that there is to it; Registry.restore makes a VM of it."""
+        with self._turn:
+            board = self._board
+            mode = IRQCHIP_SPLIT if board.split is not None else IRQCHIP_NONE if board.pic is None else IRQCHIP_FULL
+            return VmState(
+                clock=CLOCK_VIRTUAL if self._clock.virtual else CLOCK_REAL,
+                now_ns=self._clock.now(),
+                tsc_khz=board.tsc_khz,
+                irqchip_mode=mode,
+                reserved_gsis=board.split or 0,
+                routing=tuple(board.routes),
+                chips=saving.save_chips(board),
+                pit=saving.save_pit(board),
+                vcpus=tuple(saving.save_cpu(board, cpu) for cpu in board.cpus),
+                mapped_vcpus=board.apics.mapped,
+                sources=tuple(saving.save_source(source) for source in self._sources.values()),
+                asserted_gsis=tuple(sorted(self._shared_source.asserted)),
+            )
+
+    @classmethod
+    def restored(cls, name: str, max_vcpus: int, state: VmState) -> Self:
+        """A VM from what was saved of one: EINVAL where none can have had this state. Its clock goes on from there."""
+        saving.check_state(state, max_vcpus)
+        virtual = state.clock == CLOCK_VIRTUAL
+        vm = cls(name, max_vcpus, (VirtualClock if virtual else RealClock)(state.now_ns), state.tsc_khz)
+        vm._shared_source.asserted.update(state.asserted_gsis)
+        for saved in state.sources:
+            source = vm._sources[saved.source] = LineSource(saved.source, saved.client)
+            source.detached = True
+            source.asserted.update(saved.asserted_gsis)
+            source.resampled.update(saved.resampled_gsis)
+        with vm._turn:
+            saving.restore_board(vm._board, state, vm._sources.values())
+            vm._cpus = {cpu.id: cpu for cpu in vm._board.cpus}
+        return vm
 
     # About the VM.
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import threading
+from collections.abc import Callable
 
+from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.snapshot import VmState
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -22,8 +26,19 @@ class Registry:
         self._vms: dict[str, Vm] = {}
         self._last_number = 0
 
-    def create(self, name: str = "") -> Vm:
-        """A new VM; an empty name has one picked. EEXIST, EINVAL for a malformed name, ENOSPC at the limit."""
+    def create(self, name: str = "", virtual: bool = False, tsc_khz: int = 0) -> Vm:
+        """A new VM; an empty name has one picked. EEXIST, EINVAL for a malformed name, ENOSPC at the limit.
+
+        virtual is whether its clock is; a TSC of 0 kHz has the usual frequency.
+        """
+        clock = VirtualClock() if virtual else RealClock()
+        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ))
+
+    def restore(self, name: str, state: VmState) -> Vm:
+        """A VM from what was saved of one; as create, and EINVAL for a state that none can have had."""
+        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state))
+
+    def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
         if name and not _NAME.fullmatch(name):
             raise invalid(f"{name!r} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
         with self._lock:
@@ -34,7 +49,7 @@ class Registry:
             while not name or name in self._vms:
                 self._last_number += 1
                 name = f"vm-{self._last_number}"
-            vm = self._vms[name] = Vm(name, self._max_vcpus)
+            vm = self._vms[name] = make(name)
             return vm
 
     def get(self, name: str) -> Vm:

@@ -1,0 +1,318 @@
+"""Between a board and the state that is saved of it.
+
+What is restored may come from anywhere: check_state refuses every value that a VM can't have had, so that nothing fails
+later on, and nothing is held for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from irqchipd.chips import i8254, i8259, ioapic, lapic
+from irqchipd.chips.i8254 import Pit, PitState
+from irqchipd.chips.i8259 import I8259
+from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS, IoapicState
+from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic, LapicRegisters, x2apic_logical_id
+from irqchipd.chips.lapic_timer import FOREVER, MIN_PERIOD, PERIODIC, TIMER_MODE
+from irqchipd.vm.board import Board
+from irqchipd.vm.cpu import MAX_NMIS, Cpu, MpState
+from irqchipd.vm.errors import invalid
+from irqchipd.vm.routing import INPUTS, MAX_GSIS, PINS, ChipId, PinRoute, check_routes
+from irqchipd.vm.snapshot import (
+    CLOCK_REAL,
+    CLOCK_VIRTUAL,
+    IRQCHIP_FULL,
+    IRQCHIP_NONE,
+    IRQCHIP_SPLIT,
+    MP_STATE_OFFSET,
+    ChipsState,
+    PitTimerState,
+    SourceState,
+    VcpuState,
+    VmState,
+)
+from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+
+MAX_TIME = 1 << 62
+MAX_SOURCE = 1 << 13
+MAX_CLIENT = 64  # characters
+VECTOR_BYTES = lapic.VECTORS // 8
+
+
+# Saving.
+
+
+def save_chips(board: Board) -> ChipsState | None:
+    """The PICs, the IOAPIC, and who drives their inputs."""
+    pic, io = board.pic, board.ioapic
+    if pic is None or io is None:
+        return None
+    state = io.state()
+    state.irr = io.irr
+    return ChipsState(
+        primary=pic.primary.pack(),
+        secondary=pic.secondary.pack(),
+        output=pic.output,
+        ioapic=state.pack(),
+        irr_delivered=io.irr_delivered,
+        rtc_vectors=dict(io.rtc.vectors),
+        rtc_pending_eoi=io.rtc.pending_eoi,
+        successive_eois=tuple(io.successive_eois),
+        delayed_eoi_ns=board.delayed_eoi.deadline,
+        sources=tuple(sources.to_bytes((sources.bit_length() + 7) // 8, "little") for sources in board.sources),
+    )
+
+
+def save_pit(board: Board) -> PitTimerState | None:
+    """The PIT."""
+    pit = board.pit
+    if pit is None:
+        return None
+    return PitTimerState(
+        state=pit.state().pack(),
+        speaker=board.speaker,
+        reinject=pit.reinject,
+        acknowledged=pit.acknowledged,
+        pending=pit.pending,
+        period_ns=pit.period,
+        periodic=pit.periodic,
+        expires_ns=pit.expires,
+        running=pit.running,
+    )
+
+
+def save_cpu(board: Board, cpu: Cpu) -> VcpuState:
+    """A vCPU and its local APIC."""
+    chip = cpu.lapic
+    timer = chip.timer if chip is not None else None
+    return VcpuState(
+        vcpu=cpu.id,
+        mp_state=cpu.mp_state + MP_STATE_OFFSET,
+        lapic=chip.pack() if chip is not None else None,
+        apic_base=chip.base if chip is not None else 0,
+        tsc_offset=timer.tsc_offset if timer is not None else 0,
+        timer_period_ns=timer.period if timer is not None else 0,
+        timer_target_ns=timer.target if timer is not None else 0,
+        tsc_deadline=timer.tsc_deadline if timer is not None else 0,
+        timer_expires_ns=cpu.alarm.deadline,
+        handled=cpu.handled.to_bytes(VECTOR_BYTES, "little"),
+        stale=cpu.stale,
+        scan=cpu.scanned != board.generation,
+        queued=cpu.queued,
+        external_vector=cpu.external_vector,
+        nmis=cpu.nmis,
+        smi=cpu.smi,
+        init=cpu.init,
+        sipi_vector=cpu.sipi_vector,
+    )
+
+
+def save_source(source: LineSource) -> SourceState:
+    """A line source."""
+    return SourceState(
+        source=source.number,
+        client=source.client,
+        asserted_gsis=tuple(sorted(source.asserted)),
+        resampled_gsis=dict(source.resampled),
+    )
+
+
+# Restoring, from states that have been checked.
+
+
+def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -> None:
+    """Make a new board what was saved."""
+    if state.irqchip_mode == IRQCHIP_FULL:
+        board.add_irqchip()
+    elif state.irqchip_mode == IRQCHIP_SPLIT:
+        board.split = state.reserved_gsis
+    board.set_routes(state.routing)
+    if state.pit is not None:
+        board.add_pit(state.pit.speaker)
+    for vcpu in state.vcpus:
+        _restore_cpu(board, board.add_cpu(vcpu.vcpu), vcpu)
+    board.apics.mapped = state.mapped_vcpus
+    if state.chips is not None:
+        _restore_chips(board, state.chips)
+    if state.pit is not None and board.pit is not None:
+        _restore_pit(board.pit, state.pit)
+    for source in sources:
+        for gsi in source.resampled:
+            board.notices.resample(gsi, source)
+    board.notices.update()
+    for vcpu, cpu in zip(state.vcpus, board.cpus, strict=True):
+        cpu.scanned = -1 if vcpu.scan else board.generation
+    board.unsettled = True
+
+
+def _restore_chips(board: Board, state: ChipsState) -> None:
+    pic, io = board.pic, board.ioapic
+    assert pic is not None
+    assert io is not None
+    for chip, data in ((pic.primary, state.primary), (pic.secondary, state.secondary)):
+        lines = I8259.unpack(data)
+        for name in I8259.__slots__:
+            setattr(chip, name, getattr(lines, name))
+    pic.output = state.output
+    saved = IoapicState.unpack(state.ioapic)
+    io.base_address, io.ioregsel, io.id, io.irr, io.pad = (
+        saved.base_address,
+        saved.ioregsel,
+        saved.id,
+        saved.irr,
+        saved.pad,
+    )
+    io.redirection = list(saved.redirection)
+    io.irr_delivered = state.irr_delivered
+    io.rtc.vectors = dict(state.rtc_vectors)
+    io.rtc.pending_eoi = state.rtc_pending_eoi
+    io.successive_eois = list(state.successive_eois)
+    board.set_alarm(board.delayed_eoi, state.delayed_eoi_ns)
+    board.sources = [int.from_bytes(sources, "little") for sources in state.sources]
+
+
+def _restore_pit(pit: Pit, state: PitTimerState) -> None:
+    saved = PitState.unpack(state.state)
+    pit.channels, pit.flags = list(saved.channels), saved.flags
+    pit.reinject, pit.acknowledged, pit.pending = state.reinject, state.acknowledged, state.pending
+    pit.period, pit.periodic = state.period_ns, state.periodic
+    pit.expires, pit.running = state.expires_ns, state.running
+    pit.wires.set_pit_alarm(pit.expires if pit.running else None)
+
+
+def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState) -> None:
+    cpu.mp_state = MpState(state.mp_state - MP_STATE_OFFSET)
+    cpu.handled, cpu.stale = int.from_bytes(state.handled, "little"), state.stale
+    cpu.queued, cpu.external_vector = state.queued, state.external_vector
+    cpu.nmis, cpu.smi, cpu.init, cpu.sipi_vector = state.nmis, state.smi, state.init, state.sipi_vector
+    chip = cpu.lapic
+    if chip is None or state.lapic is None:
+        return
+    registers = LapicRegisters.unpack(state.lapic)
+    for name in LapicRegisters.__slots__:
+        setattr(chip, name, getattr(registers, name))
+    chip.restore_base(state.apic_base)
+    timer = chip.timer
+    timer.mode = chip.lvt_timer & TIMER_MODE
+    timer.set_divide(chip.timer_divide)
+    timer.period, timer.target = state.timer_period_ns, state.timer_target_ns
+    timer.tsc_offset, timer.tsc_deadline = state.tsc_offset, state.tsc_deadline
+    board.set_alarm(cpu.alarm, state.timer_expires_ns)
+
+
+# Checking.
+
+
+def _check(condition: object, what: str) -> None:
+    if not condition:
+        raise invalid(f"no VM has this state: {what}")
+
+
+def _in_range(value: int | None, low: int, high: int, what: str) -> None:
+    _check(value is None or low <= value <= high, f"{what} is {value}, and not {low} to {high}")
+
+
+def _unique(values: Sequence[int], what: str) -> None:
+    _check(len(set(values)) == len(values), f"{what} are there twice")
+
+
+def check_state(state: VmState, max_vcpus: int) -> None:
+    """Refuse what is not a VM's: EINVAL."""
+    _check(state.clock in (CLOCK_REAL, CLOCK_VIRTUAL), f"clock {state.clock}")
+    _in_range(state.now_ns, 0, MAX_TIME, "now_ns")
+    full = state.irqchip_mode == IRQCHIP_FULL
+    _check(state.irqchip_mode in (IRQCHIP_NONE, IRQCHIP_FULL, IRQCHIP_SPLIT), f"irqchip_mode {state.irqchip_mode}")
+    _in_range(state.reserved_gsis, 0, MAX_GSIS if state.irqchip_mode == IRQCHIP_SPLIT else 0, "reserved_gsis")
+    check_routes(state.routing)
+    _check(state.irqchip_mode != IRQCHIP_NONE or not state.routing, "routes without an irqchip")
+    _check(full or not any(isinstance(route, PinRoute) for route in state.routing), "routes to pins that are not here")
+    _check((state.chips is not None) == full, "chips go with a full irqchip")
+    _check(full or state.pit is None, "a PIT without a PIC")
+    _check(len(state.vcpus) <= max_vcpus, f"{len(state.vcpus)} vCPUs; at most {max_vcpus} are allowed")
+    _unique([vcpu.vcpu for vcpu in state.vcpus], "vCPUs")
+    for vcpu in state.vcpus:
+        _check_cpu(vcpu, state)
+    _in_range(state.mapped_vcpus, 0, len(state.vcpus), "mapped_vcpus")
+    _unique([source.source for source in state.sources], "sources")
+    for source in state.sources:
+        _check_source(source, full)
+    _check_gsis(state.asserted_gsis)
+    if state.chips is not None:
+        _check_chips(state.chips, state)
+    if state.pit is not None:
+        _check_pit(state.pit, state.now_ns)
+
+
+def _check_gsis(gsis: Iterable[int]) -> None:
+    for gsi in gsis:
+        _in_range(gsi, 0, MAX_GSIS - 1, "a GSI")
+
+
+def _check_source(source: SourceState, full: bool) -> None:
+    _in_range(source.source, SHARED + 1, MAX_SOURCE, "a source")
+    _check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
+    _check(len(source.client) <= MAX_CLIENT and source.client.isprintable(), f"client {source.client[:MAX_CLIENT]!r}")
+    _check_gsis(source.asserted_gsis)
+    _check_gsis(source.resampled_gsis)
+    _check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
+
+
+def _check_chips(chips: ChipsState, state: VmState) -> None:
+    _check(len(chips.primary) == len(chips.secondary) == i8259.STATE_SIZE, f"a PIC is not {i8259.STATE_SIZE} bytes")
+    _check(len(chips.ioapic) == ioapic.STATE_SIZE, f"the IOAPIC is not {ioapic.STATE_SIZE} bytes")
+    pins = PINS[ChipId.IOAPIC]
+    _check(not (IoapicState.unpack(chips.ioapic).irr | chips.irr_delivered) >> pins, f"irr has more than {pins} pins")
+    for cpu, vector in chips.rtc_vectors.items():
+        _in_range(cpu, 0, len(state.vcpus) - 1, "a vCPU of rtc_vectors")
+        _in_range(vector, 0, 0xFF, "a vector of rtc_vectors")
+    _in_range(chips.rtc_pending_eoi, 0, len(state.vcpus), "rtc_pending_eoi")
+    _check(len(chips.successive_eois) == pins, f"successive_eois are not {pins}")
+    for count in chips.successive_eois:
+        _in_range(count, 0, MAX_SUCCESSIVE_EOIS - 1, "one of successive_eois")
+    _in_range(chips.delayed_eoi_ns, 0, state.now_ns + ioapic.DELAYED_EOI, "delayed_eoi_ns")
+    _check(len(chips.sources) == INPUTS, f"sources are not those of {INPUTS} inputs")
+    known = 1 << SHARED | 1 << RESAMPLERS | (1 << PIT if state.pit is not None else 0)
+    known |= sum(1 << source.source for source in state.sources)
+    for sources in chips.sources:
+        _check(not int.from_bytes(sources[:MAX_SOURCE], "little") & ~known, "an input is driven by nobody")
+        _check(len(sources) <= MAX_SOURCE // 8 + 1, "an input is driven by too many")
+
+
+def _check_pit(pit: PitTimerState, now: int) -> None:
+    _check(len(pit.state) == i8254.STATE_SIZE, f"the PIT is not {i8254.STATE_SIZE} bytes")
+    for channel in PitState.unpack(pit.state).channels:
+        _check(channel.count, "a channel of the PIT counts from 0")
+        _in_range(channel.count_load_time, -(1 << 63), now, "count_load_time")
+    _check((pit.expires_ns is None) == (pit.period_ns == 0), "expires_ns and period_ns of the PIT go together")
+    _in_range(pit.period_ns, 0, FOREVER, "period_ns of the PIT")
+    _in_range(pit.expires_ns, 0, now + pit.period_ns if pit.running else FOREVER, "expires_ns of the PIT")
+    _check(not pit.running or pit.expires_ns is not None, "the PIT runs and does not expire")
+    _check(not (pit.running and pit.periodic) or pit.period_ns >= i8254.MIN_PERIOD, "the PIT's period is too short")
+
+
+def _check_cpu(cpu: VcpuState, state: VmState) -> None:
+    _in_range(cpu.vcpu, 0, 254, "a vCPU's id")
+    _in_range(cpu.mp_state, MpState.RUNNABLE + MP_STATE_OFFSET, MpState.HALTED + MP_STATE_OFFSET, "mp_state")
+    _check((cpu.lapic is not None) == (state.irqchip_mode != IRQCHIP_NONE), "local APICs go with an irqchip")
+    _in_range(cpu.stale, -1, 0xFF, "stale")
+    _in_range(cpu.nmis, 0, MAX_NMIS, "nmis")
+    _in_range(cpu.external_vector, 0, 0xFF, "external_vector")
+    _in_range(cpu.sipi_vector, 0, 0xFF, "sipi_vector")
+    _in_range(cpu.queued[0] if cpu.queued is not None else None, 0, 0xFF, "the queued vector")
+    _check(len(cpu.handled) == VECTOR_BYTES, f"handled is not {VECTOR_BYTES} bytes")
+    if cpu.lapic is None:
+        _check(cpu.timer_expires_ns is None, "a timer without a local APIC")
+        return
+    _check(len(cpu.lapic) == lapic.STATE_SIZE, f"a local APIC is not {lapic.STATE_SIZE} bytes")
+    registers = LapicRegisters.unpack(cpu.lapic)
+    expected = Lapic.version_beside(ioapic=state.irqchip_mode == IRQCHIP_FULL)
+    _check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, and not {expected:#x}")
+    x2apic = bool(cpu.apic_base & BASE_X2APIC)
+    _check(not cpu.apic_base & BASE_RESERVED, f"apic_base {cpu.apic_base:#x}")
+    _check(not x2apic or cpu.apic_base & BASE_ENABLED, f"apic_base {cpu.apic_base:#x}")
+    identity = (registers.id, registers.ldr)
+    _check(not x2apic or identity == (cpu.vcpu, x2apic_logical_id(cpu.vcpu)), "an x2APIC's ID is its vCPU's")
+    for time in (cpu.timer_period_ns, cpu.timer_target_ns, cpu.timer_expires_ns):
+        _in_range(time, 0, FOREVER, "a time of an APIC timer")
+    running = registers.lvt_timer & TIMER_MODE == PERIODIC and cpu.timer_expires_ns is not None
+    _check(not running or cpu.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")
