@@ -7,12 +7,9 @@ whom to tell, lets go of the lock, and tells them.
 from __future__ import annotations
 
 import errno
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, Self, TypeVar
 
 from irqchipd.chips import i8254, i8259
@@ -21,16 +18,13 @@ from irqchipd.chips import lapic as lapic_chip
 from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259, PicPair
 from irqchipd.chips.ioapic import Ioapic, IoapicState
-from irqchipd.chips.lapic import Lapic, LapicRegisters
+from irqchipd.chips.lapic import LapicRegisters
 from irqchipd.chips.lapic_timer import KHZ
-from irqchipd.chips.message import DeliveryMode
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
-from irqchipd.vm.board import Board
-from irqchipd.vm.clock import SCHEDULER, Alarm, Clock, RealClock, VirtualClock
-from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome, Signal, Taken
+from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.events import GsiResampled, InterruptPending, Listener
+from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
@@ -41,27 +35,12 @@ from irqchipd.vm.snapshot import (
     VmState,
 )
 from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.vcpus import Vcpus
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
 MAX_VCPUS = MAX_VCPU_ID + 1
-MAX_PORT = 0xFFFF
-MAX_ADDRESS = (1 << 64) - 1
-PIO_SIZES = (1, 2, 4)
-MMIO_SIZES = (1, 2, 4, 8)
-MAX_TSC_KHZ = 100_000_000
-MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
-MAX_EXPIRATIONS = 10_000  # of timers, in one turn
 SPLIT_IRQCHIP = 121  # KVM_CAP_SPLIT_IRQCHIP
 PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """Where a virtual clock is, how far short it stopped, and when the next timer is due, if one runs; nanoseconds."""
-
-    now: int
-    remaining: int
-    next_timer: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,49 +70,12 @@ class Description:
     tsc_khz: int
 
 
-class _Turn:
-    """A VM's lock, held for one operation; what the operation left is done under it, and told without it."""
-
-    __slots__ = ("_vm",)
-
-    def __init__(self, vm: Vm) -> None:
-        self._vm = vm
-
-    def __enter__(self) -> None:
-        vm = self._vm
-        vm._lock.acquire()
-        if vm._deleted:
-            vm._lock.release()
-            raise VmError(errno.ENOENT, f"VM {vm.name!r} has been deleted")
-
-    def __exit__(self, *_: object) -> None:
-        vm = self._vm
-        if not vm._board.unsettled:
-            vm._lock.release()
-            return
-        try:
-            outbox = vm._settle()
-        finally:
-            vm._lock.release()
-        for tell in outbox:
-            tell()
-
-
-class Vm:
+class Vm(Vcpus):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
     def __init__(self, name: str, max_vcpus: int = MAX_VCPUS, clock: Clock | None = None, tsc_khz: int = KHZ) -> None:
-        if not 1 <= tsc_khz <= MAX_TSC_KHZ:
-            raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} are allowed")
-        self.name = name
+        super().__init__(name, clock, tsc_khz)
         self._max_vcpus = max_vcpus
-        self._lock = threading.Lock()
-        self._turn = _Turn(self)
-        self._deleted = False
-        self._clock = clock if clock is not None else RealClock()
-        self._board = Board(self._clock, tsc_khz)
-        self._next_wake: int | None = None
-        self._cpus: dict[int, Cpu] = {}
         self._shared_source = LineSource(SHARED)
         self._sources: dict[int, LineSource] = {}
         self._observers: dict[Observer, Callable[[], None] | None] = {}
@@ -202,59 +144,6 @@ class Vm:
         for on_deleted in holders:
             if on_deleted is not None:
                 on_deleted()
-
-    # Time.
-
-    def advance(self, nanoseconds: int) -> Advance:
-        """Move a virtual clock, and do what comes due in order; EINVAL for a real one.
-
-        It stops short after MAX_EXPIRATIONS.
-        """
-        with self._turn:
-            clock, board = self._clock, self._board
-            if not isinstance(clock, VirtualClock):
-                raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced")
-            if not 0 <= nanoseconds <= MAX_TIME - clock.time:
-                raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
-            end = clock.time + nanoseconds
-            for _ in range(MAX_EXPIRATIONS):
-                due = board.alarms.earliest()
-                if due is None or due > end:
-                    clock.time = end
-                    break
-                clock.time = max(clock.time, due)
-                self._ring_one(clock.time)
-            return Advance(clock.time, end - clock.time, board.alarms.earliest())
-
-    def _ring_one(self, now: int) -> bool:
-        """Do what is due first, if anything is."""
-        alarm = self._board.alarms.pop_due(now)
-        if alarm is None:
-            return False
-        alarm.ring()
-        # Before the next: a HLT that this ends takes its vector now.
-        self._board.settle()
-        return True
-
-    def _ring(self) -> None:
-        """A real clock says that something is due; called from its thread."""
-        with suppress(VmError), self._turn:
-            self._next_wake = None
-            self._board.unsettled = True
-            now = self._clock.now()
-            for _ in range(MAX_EXPIRATIONS):
-                if not self._ring_one(now):
-                    break
-
-    def _settle(self) -> list[Callable[[], None]]:
-        """What to call without the lock, now that an operation is done and nothing is left of it."""
-        board = self._board
-        board.settle()
-        wake = None if self._deleted else board.alarms.earliest()
-        if wake != self._next_wake:
-            self._next_wake = wake
-            self._clock.wake(self._ring, wake)
-        return board.take_outbox()
 
     # Lines.
 
@@ -359,200 +248,6 @@ class Vm:
             if not self._board.has_irqchip:
                 raise self._no_irqchip()
             return self._board.routes
-
-    # Guest accesses. A result of None, or False, is an address that nothing claims.
-
-    def pio_read(self, vcpu: int, port: int, size: int) -> int | None:
-        """A vCPU's IN of 1, 2 or 4 bytes."""
-        with self._turn:
-            if size not in PIO_SIZES or port > MAX_PORT:
-                raise _bad_access(PIO_SIZES, MAX_PORT, size, port)
-            self._enter(vcpu)
-            board = self._board
-            device = board.pio.find(port, size)
-            if device is None:
-                return None
-            value = device.read(port, size)
-            if board.observer is not None:
-                board.observer.kvm_pio(False, port, size, value)
-            return value
-
-    def pio_write(self, vcpu: int, port: int, size: int, value: int) -> bool:
-        """A vCPU's OUT of 1, 2 or 4 bytes."""
-        with self._turn:
-            if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
-                raise _bad_access(PIO_SIZES, MAX_PORT, size, port, value)
-            self._enter(vcpu)
-            board = self._board
-            device = board.pio.find(port, size)
-            if device is None:
-                return False
-            if board.observer is not None:
-                board.observer.kvm_pio(True, port, size, value)
-            device.write(port, size, value)
-            return True
-
-    def mmio_read(self, vcpu: int, address: int, size: int) -> int | None:
-        """A vCPU's load of 1, 2, 4 or 8 bytes."""
-        with self._turn:
-            if size not in MMIO_SIZES or address > MAX_ADDRESS:
-                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address)
-            board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
-            if device is None:
-                return None
-            value = device.read(address, size)
-            if board.observer is not None:
-                board.observer.kvm_mmio(False, address, size, value)
-            return value
-
-    def mmio_write(self, vcpu: int, address: int, size: int, value: int) -> bool:
-        """A vCPU's store of 1, 2, 4 or 8 bytes."""
-        with self._turn:
-            if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
-                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
-            board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
-            if device is None:
-                return False
-            if board.observer is not None:
-                board.observer.kvm_mmio(True, address, size, value)
-            device.write(address, size, value)
-            return True
-
-    def msr_read(self, vcpu: int, msr: int) -> int | None:
-        """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
-        with self._turn:
-            self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
-
-    def msr_write(self, vcpu: int, msr: int, value: int) -> int | None:
-        """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
-        with self._turn:
-            if value >> 64:
-                raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
-            self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value)
-
-    # The CPU side.
-
-    def ack_interrupt(self, vcpu: int, pic: bool = True, lapic: bool = True) -> Taken | None:
-        """INTA: accept what the vCPU would take now, and return the vector and whether the PIC gave it, or None."""
-        with self._turn:
-            cpu = self._enter(vcpu)
-            self._lapic(vcpu, errno.ENXIO)
-            return cpu.take_interrupt(pic, lapic)
-
-    def take_signal(self, vcpu: int) -> Signal | None:
-        """Take an INIT, start-up, SMI or NMI that waits for the vCPU, in this order, or None."""
-        with self._turn:
-            self._lapic(vcpu, errno.ENXIO)
-            return self._cpu(vcpu).take_signal()
-
-    def interrupt(self, vcpu: int, vector: int) -> None:
-        """KVM_INTERRUPT: the PIC of a VMM with a split irqchip interrupts. KVM: x86.c kvm_vcpu_ioctl_interrupt."""
-        with self._turn:
-            cpu = self._cpu(vcpu)
-            if not 0 <= vector <= 0xFF:
-                raise invalid(f"vector {vector} is out of range: 0 to 255")
-            self._lapic(vcpu, errno.ENXIO)
-            if self._board.pic is not None:
-                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
-            if cpu.external_vector is not None:
-                raise VmError(errno.EEXIST, f"vCPU {vcpu} has not taken vector {cpu.external_vector} yet")
-            cpu.external_vector = vector
-            cpu.priorities_changed()
-
-    def nmi(self, vcpu: int) -> None:
-        """KVM_NMI."""
-        with self._turn:
-            self._lapic(vcpu, errno.ENXIO)
-            self._cpu(vcpu).signal(DeliveryMode.NMI, 0)
-
-    def get_mp_state(self, vcpu: int) -> MpState:
-        """KVM_GET_MP_STATE."""
-        with self._turn:
-            return self._cpu(vcpu).mp_state
-
-    def set_mp_state(self, vcpu: int, state: int) -> None:
-        """KVM_SET_MP_STATE: EINVAL for what is no MpState, and without a local APIC for any but RUNNABLE."""
-        with self._turn:
-            cpu = self._cpu(vcpu)
-            if state not in set(MpState):
-                raise invalid(f"run state {state} is none; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
-            if cpu.lapic is None and state != MpState.RUNNABLE:
-                raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
-            cpu.mp_state = MpState(state)
-            if state == MpState.SIPI_RECEIVED:
-                # KVM: x86.c kvm_arch_vcpu_ioctl_set_mpstate
-                cpu.mp_state = MpState.INIT_RECEIVED
-                cpu.signal(DeliveryMode.STARTUP, 0)
-            self._board.touch(cpu)
-
-    def halt(
-        self, vcpu: int, done: Callable[[Outcome], None], interrupts_masked: bool = False, timeout_ns: int = 0
-    ) -> Halt:
-        """HLT: done is called once, from any thread and maybe before this returns, with what the vCPU takes.
-
-        Or with None after a time of the machine's clock, or an error when the VM is deleted. ENXIO where the vCPU has
-        no local APIC, EBUSY while it halts.
-        """
-        with self._turn:
-            cpu = self._cpu(vcpu)
-            self._lapic(vcpu, errno.ENXIO)
-            if cpu.halt is not None:
-                raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
-            halt = Halt(cpu, done, interrupts_masked)
-            if cpu.start_halt(halt) and timeout_ns:
-                halt.alarm = Alarm(0, partial(self._time_out, halt))
-                SCHEDULER.set(halt.alarm, time.monotonic_ns() + timeout_ns)
-            return halt
-
-    def _time_out(self, halt: Halt) -> None:
-        with suppress(VmError), self._turn:
-            if not halt.finished:
-                self._board.finish_halt(halt, None)
-
-    def abandon(self, halt: Halt) -> None:
-        """Who halted is gone: the HLT is cancelled, or what it took is given back; done need not be called any more."""
-        with suppress(VmError), self._turn:
-            outcome, halt.outcome = halt.outcome, None
-            if not halt.finished:
-                halt.finish(None)
-            elif isinstance(outcome, Signal | tuple):
-                halt.cpu.give_back(outcome)
-
-    def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
-        """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.
-
-        And of some GSIs that they were acknowledged, or masked.
-        """
-        with self._turn:
-            board = self._board
-            for vcpu in vcpus:
-                board.listeners.setdefault(vcpu, []).append(listener)
-                cpu = self._cpus.get(vcpu)
-                if cpu is not None:
-                    cpu.watchers += 1
-                    cpu.ready = cpu.has_interrupt()
-                    if cpu.ready:
-                        board.post(listener, InterruptPending(vcpu))
-            for gsi in gsis:
-                board.notices.subscribe(gsi, listener)
-
-    def unsubscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
-        """The reverse of subscribe."""
-        with self._lock:
-            board = self._board
-            for vcpu in vcpus:
-                listeners = board.listeners[vcpu]
-                listeners.remove(listener)
-                if not listeners:
-                    del board.listeners[vcpu]
-                if (cpu := self._cpus.get(vcpu)) is not None:
-                    cpu.watchers -= 1
-            for gsi in gsis:
-                board.notices.unsubscribe(gsi, listener)
 
     # State.
 
@@ -709,38 +404,6 @@ class Vm:
 
     def _no_irqchip(self) -> VmError:
         return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
-
-    def _cpu(self, vcpu: int) -> Cpu:
-        cpu = self._cpus.get(vcpu)
-        if cpu is None:
-            raise self._no_vcpu(vcpu)
-        return cpu
-
-    def _no_vcpu(self, vcpu: int) -> VmError:
-        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
-
-    def _enter(self, vcpu: int) -> Cpu:
-        """The vCPU enters its guest, which is when it learns what it has to report at EOI."""
-        cpu = self._cpus.get(vcpu)
-        if cpu is None:
-            raise self._no_vcpu(vcpu)
-        self._board.enter(cpu)
-        return cpu
-
-    def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
-        lapic = self._cpu(vcpu).lapic
-        if lapic is None:
-            raise VmError(number, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it came before the irqchip")
-        return lapic
-
-
-def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
-    """What is wrong with an access."""
-    if size not in sizes:
-        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
-    if address > limit:
-        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
-    return invalid(f"value {value:#x} does not fit into {size} bytes")
 
 
 def _no_chip(chip_id: int) -> VmError:

@@ -1,0 +1,228 @@
+"""What a vCPU does: it accesses devices, and takes what interrupts it."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from irqchipd.chips.message import DeliveryMode
+from irqchipd.vm.clock import SCHEDULER, Alarm
+from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal, Taken
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import InterruptPending, Listener
+from irqchipd.vm.turns import Turns
+
+MAX_PORT = 0xFFFF
+MAX_ADDRESS = (1 << 64) - 1
+PIO_SIZES = (1, 2, 4)
+MMIO_SIZES = (1, 2, 4, 8)
+
+
+class Vcpus(Turns):
+    """The operations of a VM's vCPUs, and what is told of them."""
+
+    # Guest accesses. A result of None, or False, is an address that nothing claims.
+
+    def pio_read(self, vcpu: int, port: int, size: int) -> int | None:
+        """A vCPU's IN of 1, 2 or 4 bytes."""
+        with self._turn:
+            if size not in PIO_SIZES or port > MAX_PORT:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port)
+            self._enter(vcpu)
+            board = self._board
+            device = board.pio.find(port, size)
+            if device is None:
+                return None
+            value = device.read(port, size)
+            if board.observer is not None:
+                board.observer.kvm_pio(False, port, size, value)
+            return value
+
+    def pio_write(self, vcpu: int, port: int, size: int, value: int) -> bool:
+        """A vCPU's OUT of 1, 2 or 4 bytes."""
+        with self._turn:
+            if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port, value)
+            self._enter(vcpu)
+            board = self._board
+            device = board.pio.find(port, size)
+            if device is None:
+                return False
+            if board.observer is not None:
+                board.observer.kvm_pio(True, port, size, value)
+            device.write(port, size, value)
+            return True
+
+    def mmio_read(self, vcpu: int, address: int, size: int) -> int | None:
+        """A vCPU's load of 1, 2, 4 or 8 bytes."""
+        with self._turn:
+            if size not in MMIO_SIZES or address > MAX_ADDRESS:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
+            if device is None:
+                return None
+            value = device.read(address, size)
+            if board.observer is not None:
+                board.observer.kvm_mmio(False, address, size, value)
+            return value
+
+    def mmio_write(self, vcpu: int, address: int, size: int, value: int) -> bool:
+        """A vCPU's store of 1, 2, 4 or 8 bytes."""
+        with self._turn:
+            if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
+            if device is None:
+                return False
+            if board.observer is not None:
+                board.observer.kvm_mmio(True, address, size, value)
+            device.write(address, size, value)
+            return True
+
+    def msr_read(self, vcpu: int, msr: int) -> int | None:
+        """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
+        with self._turn:
+            self._enter(vcpu)
+            return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
+
+    def msr_write(self, vcpu: int, msr: int, value: int) -> int | None:
+        """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
+        with self._turn:
+            if value >> 64:
+                raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
+            self._enter(vcpu)
+            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value)
+
+    # The CPU side.
+
+    def ack_interrupt(self, vcpu: int, pic: bool = True, lapic: bool = True) -> Taken | None:
+        """INTA: accept what the vCPU would take now, and return the vector and whether the PIC gave it, or None."""
+        with self._turn:
+            cpu = self._enter(vcpu)
+            self._lapic(vcpu, errno.ENXIO)
+            return cpu.take_interrupt(pic, lapic)
+
+    def take_signal(self, vcpu: int) -> Signal | None:
+        """Take an INIT, start-up, SMI or NMI that waits for the vCPU, in this order, or None."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            return self._cpu(vcpu).take_signal()
+
+    def interrupt(self, vcpu: int, vector: int) -> None:
+        """KVM_INTERRUPT: the PIC of a VMM with a split irqchip interrupts. KVM: x86.c kvm_vcpu_ioctl_interrupt."""
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            if not 0 <= vector <= 0xFF:
+                raise invalid(f"vector {vector} is out of range: 0 to 255")
+            self._lapic(vcpu, errno.ENXIO)
+            if self._board.pic is not None:
+                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
+            if cpu.external_vector is not None:
+                raise VmError(errno.EEXIST, f"vCPU {vcpu} has not taken vector {cpu.external_vector} yet")
+            cpu.external_vector = vector
+            cpu.priorities_changed()
+
+    def nmi(self, vcpu: int) -> None:
+        """KVM_NMI."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            self._cpu(vcpu).signal(DeliveryMode.NMI, 0)
+
+    def get_mp_state(self, vcpu: int) -> MpState:
+        """KVM_GET_MP_STATE."""
+        with self._turn:
+            return self._cpu(vcpu).mp_state
+
+    def set_mp_state(self, vcpu: int, state: int) -> None:
+        """KVM_SET_MP_STATE: EINVAL for what is no MpState, and without a local APIC for any but RUNNABLE."""
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            if state not in set(MpState):
+                raise invalid(f"run state {state} is none; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
+            if cpu.lapic is None and state != MpState.RUNNABLE:
+                raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
+            cpu.mp_state = MpState(state)
+            if state == MpState.SIPI_RECEIVED:
+                # KVM: x86.c kvm_arch_vcpu_ioctl_set_mpstate
+                cpu.mp_state = MpState.INIT_RECEIVED
+                cpu.signal(DeliveryMode.STARTUP, 0)
+            self._board.touch(cpu)
+
+    def halt(
+        self, vcpu: int, done: Callable[[Outcome], None], interrupts_masked: bool = False, timeout_ns: int = 0
+    ) -> Halt:
+        """HLT: done is called once, from any thread and maybe before this returns, with what the vCPU takes.
+
+        Or with None after a time of the machine's clock, or an error when the VM is deleted. ENXIO where the vCPU has
+        no local APIC, EBUSY while it halts.
+        """
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            self._lapic(vcpu, errno.ENXIO)
+            if cpu.halt is not None:
+                raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
+            halt = Halt(cpu, done, interrupts_masked)
+            if cpu.start_halt(halt) and timeout_ns:
+                halt.alarm = Alarm(0, partial(self._time_out, halt))
+                SCHEDULER.set(halt.alarm, time.monotonic_ns() + timeout_ns)
+            return halt
+
+    def _time_out(self, halt: Halt) -> None:
+        with suppress(VmError), self._turn:
+            if not halt.finished:
+                self._board.finish_halt(halt, None)
+
+    def abandon(self, halt: Halt) -> None:
+        """Who halted is gone: the HLT is cancelled, or what it took is given back; done need not be called any more."""
+        with suppress(VmError), self._turn:
+            outcome, halt.outcome = halt.outcome, None
+            if not halt.finished:
+                halt.finish(None)
+            elif isinstance(outcome, Signal | tuple):
+                halt.cpu.give_back(outcome)
+
+    def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
+        """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.
+
+        And of some GSIs that they were acknowledged, or masked.
+        """
+        with self._turn:
+            board = self._board
+            for vcpu in vcpus:
+                board.listeners.setdefault(vcpu, []).append(listener)
+                cpu = self._cpus.get(vcpu)
+                if cpu is not None:
+                    cpu.watchers += 1
+                    cpu.ready = cpu.has_interrupt()
+                    if cpu.ready:
+                        board.post(listener, InterruptPending(vcpu))
+            for gsi in gsis:
+                board.notices.subscribe(gsi, listener)
+
+    def unsubscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
+        """The reverse of subscribe."""
+        with self._lock:
+            board = self._board
+            for vcpu in vcpus:
+                listeners = board.listeners[vcpu]
+                listeners.remove(listener)
+                if not listeners:
+                    del board.listeners[vcpu]
+                if (cpu := self._cpus.get(vcpu)) is not None:
+                    cpu.watchers -= 1
+            for gsi in gsis:
+                board.notices.unsubscribe(gsi, listener)
+
+
+def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
+    """What is wrong with an access."""
+    if size not in sizes:
+        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
+    if address > limit:
+        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
+    return invalid(f"value {value:#x} does not fit into {size} bytes")
