@@ -241,8 +241,10 @@ class Ioapic:
         is reported only because it is pending, its entry having been pointed elsewhere, or -1.
         """
         handled, stale = 0, -1
-        noticed = self.wires.ioapic_noticed | 1 << RTC_PIN
-        entries = [entry for pin, entry in enumerate(self.redirection) if entry & LEVEL or noticed >> pin & 1]
+        entries = [entry for entry in self.redirection if entry & LEVEL]
+        entries.append(self.redirection[RTC_PIN])
+        if noticed := self.wires.ioapic_noticed:
+            entries += [entry for pin, entry in enumerate(self.redirection) if noticed >> pin & 1]
         if (tracked := self.rtc.vectors.get(cpu)) is not None:
             handled = 1 << tracked
         cpus_matching = self.wires.cpus_matching
