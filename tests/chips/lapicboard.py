@@ -26,6 +26,7 @@ class Board:
         self.events: list[str] = []
         self.time = 1_000_000
         self.expires: int | None = None
+        self.lazy = False
         self.expirations: list[int] = []
         self.lapic = Lapic.at_reset(self, apic_id)
         if enabled:
@@ -58,9 +59,9 @@ class Board:
     def set_timer(self, expires: int | None) -> None:
         self.expires = expires
 
-    def timer_expired(self) -> None:
+    def timer_expired(self) -> int:
         self.expirations.append(self.time)
-        self.lapic.deliver_local(self.lapic.lvt_timer)
+        return self.lapic.deliver_timer()
 
     def advance(self, nanoseconds: int) -> None:
         """Let time pass, and the timer expire."""

@@ -44,7 +44,9 @@ class Wires:
     def set_timer(self, expires: int | None) -> None:
         pass
 
-    def timer_expired(self) -> None:
+    lazy = False
+
+    def timer_expired(self) -> int:
         raise NotImplementedError
 
     def signal(self, delivery_mode: int, vector: int) -> None:  # noqa: ARG002

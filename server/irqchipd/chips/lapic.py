@@ -274,7 +274,7 @@ class Lapic(LapicRegisters):
         if not init:
             self._set_base(DEFAULT_BASE | BASE_ENABLED | (0 if self.apic_id else BASE_BOOT_CPU))
             self.id = (self.apic_id & 0xFF) << 24
-        self.wires.set_timer(None)
+        self.timer.stop()
         page, apic_id, ldr = self.page, self.id, self.ldr if self.x2apic else 0
         icr2 = self.icr2 if self.x2apic else 0
         icr_high = 0 if self.x2apic else self.icr_high
@@ -321,6 +321,7 @@ class Lapic(LapicRegisters):
         """Accept the deliverable vector and return it, or -1. KVM: lapic.c kvm_apic_ack_interrupt."""
         vector = self.take() if self.hardware_enabled else -1
         if vector >= 0:
+            self.timer.wake()
             self.wires.priorities_changed()
         return vector
 
@@ -338,6 +339,7 @@ class Lapic(LapicRegisters):
                 return 0
             bit = 1 << message.vector
             if message.level_triggered:
+                self.timer.wake()
                 self.tmr |= bit
             else:
                 self.tmr &= ~bit
@@ -357,6 +359,15 @@ class Lapic(LapicRegisters):
         """Send what an LVT entry says. KVM: lapic.c kvm_apic_local_deliver."""
         if self.hardware_enabled and not lvt & LVT_MASKED:
             self.wires.local_interrupt(from_lvt(lvt))
+
+    def deliver_timer(self) -> int:
+        """Send what the LVT timer entry says; see TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
+        if not self.hardware_enabled or not self.svr & SVR_ENABLED or self.lvt_timer & LVT_MASKED:
+            return -1
+        message = from_lvt(self.lvt_timer)
+        coalesced = not message.delivery_mode and (self.irr & ~self.tmr) >> message.vector & 1
+        self.wires.local_interrupt(message)
+        return 0 if coalesced else 1
 
     # Memory-mapped registers.
 
@@ -493,6 +504,7 @@ class Lapic(LapicRegisters):
         self.restore_base(value)
         if readdressed:
             self.wires.addressing_changed()
+        self.timer.unmasked()
         self.wires.priorities_changed()
 
     def restore_base(self, value: int) -> None:
@@ -582,7 +594,11 @@ class Lapic(LapicRegisters):
             for offset in LVT_WRITABLE:
                 name = _WORDS[offset]
                 setattr(self, name, getattr(self, name) | LVT_MASKED)
+            self.timer.wake()
+            self.timer.pending = False
             self.wires.priorities_changed()
+        elif toggled:
+            self.timer.unmasked()
         if toggled:
             self.wires.addressing_changed()
 
@@ -591,8 +607,10 @@ class Lapic(LapicRegisters):
         if not self.svr & SVR_ENABLED:
             value |= LVT_MASKED
         setattr(self, _WORDS[offset], value)
-        if offset == Reg.LVT_TIMER and self.timer.set_mode(value):
-            self.timer_initial_count = 0
+        if offset == Reg.LVT_TIMER:
+            if self.timer.set_mode(value):
+                self.timer_initial_count = 0
+            self.timer.unmasked()
         if offset == Reg.LVT_LINT0:
             self.wires.priorities_changed()
 
@@ -620,7 +638,7 @@ class Lapic(LapicRegisters):
         if self.x2apic:
             self.id, self.ldr = self.apic_id, x2apic_logical_id(self.apic_id)
             self.icr_high = self.icr2
-        self.wires.set_timer(None)
+        self.timer.stop()
         if self.timer.set_mode(self.lvt_timer):
             self.timer_initial_count = 0
         self.timer.set_divide(self.timer_divide)

@@ -29,8 +29,15 @@ class TimerWires(Protocol):
     def set_timer(self, expires: int | None) -> None:
         """Call ApicTimer.expired at a time, and not at the one given before; or not at all."""
 
-    def timer_expired(self) -> None:
-        """Deliver the interrupt of the LVT timer entry, if it is not masked."""
+    def timer_expired(self) -> int:
+        """Deliver the interrupt of the LVT timer entry.
+
+        -1: it is masked, or the APIC disabled; 0: it is requested already; 1: delivered.
+        """
+
+    @property
+    def lazy(self) -> bool:
+        """Whether nobody can tell if an expiry that changes nothing takes place."""
 
 
 @dataclass(slots=True)
@@ -49,6 +56,10 @@ class ApicTimer:
     target: int = 0
     # IA32_TSC_DEADLINE; 0 is no deadline.
     tsc_deadline: int = 0
+    # It has expired, and its interrupt waits to be unmasked. KVM: lapic.c apic_has_pending_timer.
+    pending: bool = False
+    # It is periodic, and its expiries change nothing until somebody calls wake.
+    dormant: bool = False
 
     # The TSC.
 
@@ -69,16 +80,18 @@ class ApicTimer:
         """
         if self.mode == TSC_DEADLINE or not initial_count or not self.period:
             return 0
+        self.wake()
         remaining = max(self.target - self.wires.now(), 0)
         left = remaining if remaining == self.period else remaining % self.period
         return left // self.divisor & 0xFFFF_FFFF  # KVM truncates what a restored state can make larger
 
     def set_mode(self, lvt: int) -> bool:
         """The LVT timer entry was written; whether the counts are to be forgotten. KVM: lapic.c apic_update_lvtt."""
+        self.wake()
         mode = lvt & TIMER_MODE
         crosses = (self.mode == TSC_DEADLINE) != (mode == TSC_DEADLINE)
         if crosses:
-            self.wires.set_timer(None)
+            self.stop()
             self.period = 0
             self.tsc_deadline = 0
         if mode != self.mode:
@@ -99,6 +112,7 @@ class ApicTimer:
         self.set_divide(divide)
         if self.divisor == old or not self.period:
             return
+        self.wake()
         now = self.wires.now()
         self.wires.set_timer(None)
         self.period = initial_count * self.divisor
@@ -108,7 +122,7 @@ class ApicTimer:
 
     def load(self, initial_count: int) -> None:
         """The initial count register was written. KVM: lapic.c start_apic_timer; 0 stops it."""
-        self.wires.set_timer(None)
+        self.stop()
         self.start(initial_count)
 
     def start(self, initial_count: int, count: int | None = None) -> None:
@@ -133,30 +147,69 @@ class ApicTimer:
         """WRMSR of IA32_TSC_DEADLINE. KVM: lapic.c kvm_set_lapic_tscdeadline_msr; ignored in the other modes."""
         if self.mode != TSC_DEADLINE:
             return
-        self.wires.set_timer(None)
+        self.stop()
         self.tsc_deadline = value
         self._run(self.wires.now())
+
+    def stop(self) -> None:
+        """It does not expire, and what waits is forgotten. KVM: lapic.c cancel_apic_timer."""
+        self.wires.set_timer(None)
+        self.pending = False
+        self.dormant = False
+
+    def wake(self) -> None:
+        """The next expiry may change something again, or be seen."""
+        if self.dormant:
+            self.dormant = False
+            missed = self.wires.now() - self.target
+            if missed >= 0:
+                self.target += (missed // self.period + 1) * self.period
+            self.wires.set_timer(self.target)
 
     # Expiry.
 
     def expired(self) -> None:
         """The time has come. KVM: lapic.c apic_timer_fn."""
-        if self.mode == PERIODIC:
-            self.target += self.period
+        if self.mode != PERIODIC:
+            self._expire()
+            return
+        self.target += self.period
+        changed = self._expire()
+        if changed or not self.wires.lazy:
             self.wires.set_timer(self.target)
-        self._expire()
+        else:
+            self.dormant = True
 
-    def _expire(self) -> None:
-        # KVM: lapic.c kvm_apic_inject_pending_timer_irqs, which waits for the vCPU's next entry; here it is always in.
-        self.wires.timer_expired()
+    def unmasked(self) -> None:
+        """The LVT timer entry may not be masked any more, or the APIC not disabled: deliver what waits."""
+        self.wake()
+        if self.pending:
+            self.pending = False
+            self._expire()
+
+    def _expire(self) -> bool:
+        """KVM: lapic.c apic_timer_expired; one interrupt, however often it expires before it is unmasked.
+
+        Whether it has changed anything.
+        """
+        if self.pending:
+            return False
+        # KVM waits for the vCPU's next entry into its guest; here it is always in.
+        status = self.wires.timer_expired()
+        if status < 0:
+            self.pending = True
+            return True
         if self.mode == TSC_DEADLINE:
             self.tsc_deadline = 0
         elif self.mode == ONE_SHOT:
             self.tsc_deadline = 0
             self.target = 0
+        return status > 0
 
     def _run(self, now: int) -> None:
-        """KVM: lapic.c start_sw_timer."""
+        """KVM: lapic.c restart_apic_timer."""
+        if self.pending and self.mode != PERIODIC:
+            return
         if self.mode == TSC_DEADLINE:
             self._run_to_deadline(now)
         elif self.mode in (ONE_SHOT, PERIODIC) and self.period:

@@ -263,7 +263,13 @@ class Board:
     def observe(self, observer: Observer | None) -> None:
         """Tell an observer, or nobody, of what happens from now on."""
         self.observer = observer
+        self.wake_timers()
         self.apics.on_offer = None if observer is None else self._trace_offer
+
+    def wake_timers(self) -> None:
+        """Somebody is going to look at the timers."""
+        for lapic in self.apics.lapics:
+            lapic.timer.wake()
 
     def _trace_offer(self, index: int, message: Message) -> None:
         assert self.observer is not None

@@ -172,10 +172,15 @@ class Cpu:
         """See TimerWires."""
         self.board.set_alarm(self.alarm, expires)
 
-    def timer_expired(self) -> None:
+    @property
+    def lazy(self) -> bool:
+        """See TimerWires."""
+        return not self.board.clock.virtual and self.board.observer is None
+
+    def timer_expired(self) -> int:
         """See TimerWires."""
         assert self.lapic is not None
-        self.lapic.deliver_local(self.lapic.lvt_timer)
+        return self.lapic.deliver_timer()
 
     def _ring(self) -> None:
         assert self.lapic is not None

@@ -319,6 +319,7 @@ class Vm(Vcpus):
         """All that there is to it; Registry.restore makes a VM of it."""
         with self._turn:
             board = self._board
+            board.wake_timers()
             mode = IRQCHIP_SPLIT if board.split is not None else IRQCHIP_NONE if board.pic is None else IRQCHIP_FULL
             return VmState(
                 clock=CLOCK_VIRTUAL if self._clock.virtual else CLOCK_REAL,
@@ -358,6 +359,7 @@ class Vm(Vcpus):
         """All there is to say of it."""
         with self._turn:
             board = self._board
+            board.wake_timers()
             return Description(
                 name=self.name,
                 irqchip_mode="full" if board.pic is not None else "none" if board.split is None else "split",
