@@ -100,3 +100,11 @@ def test_the_tick_after_the_one_that_is_taken_comes_when_it_is_due() -> None:
     board.eoi()
     board.advance(PERIOD - 7)
     assert board.take() == VECTOR
+
+
+def test_a_tick_makes_an_interrupt_edge_triggered_again() -> None:
+    board = new_board(lazy=True)
+    board.advance(3 * PERIOD)
+    board.lapic.accept(fixed(VECTOR, level_triggered=True))
+    board.advance(PERIOD)
+    assert not board.lapic.tmr
