@@ -5,6 +5,7 @@
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
 #   make bench   the benchmarks
+#   make ticks   500 VMs with a timer each, for a minute
 #   make explore compare with this machine's /dev/kvm for five minutes, on programs never run before
 
 VENV := .venv
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check proto bench explore clean
+.PHONY: help demo test check proto bench ticks explore clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -38,6 +39,9 @@ proto: $(VENV)/check
 
 bench: $(VENV)/test
 	$(BIN)/python -m bench
+
+ticks: $(VENV)/test
+	$(BIN)/python -m bench.ticks
 
 explore: $(VENV)/test
 	IRQCHIPD_LIVE_SECONDS=300 $(BIN)/python -m pytest -s tests/conformance/test_live_kernel.py

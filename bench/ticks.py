@@ -39,6 +39,11 @@ class Observed:
         """Whether no tick was lost or doubled."""
         return self.at_least <= self.ticks <= self.at_most
 
+    @property
+    def dawdled(self) -> bool:
+        """Whether its taker was so late that the next tick was due: then it can have lost one itself."""
+        return max(self.late, default=0.0) * 1e3 > PERIOD
+
 
 @dataclass
 class Result:
