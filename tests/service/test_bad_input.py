@@ -29,12 +29,17 @@ def channel(irqchip_server: Daemon) -> Iterator[grpc.Channel]:
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """A VM with an irqchip and vCPU 0, beside one without an irqchip and with a vCPU."""
+    """A VM with an irqchip, a PIT and vCPU 0, beside others that lack something."""
     vm = irqchip_client.create_vm("good")
     vm.create_irqchip()
+    vm.create_pit()
     vm.create_vcpu(0)
     irqchip_client.create_vm("bare").create_vcpu(0)
     irqchip_client.create_vm("empty")
+    split = irqchip_client.create_vm("split")
+    split.enable_split_irqchip()
+    split.create_vcpu(0)
+    irqchip_client.create_vm("virtual", virtual_clock=True)
     return vm
 
 
@@ -53,7 +58,8 @@ def failure(call: Any) -> tuple[str, str, str]:
 def state(vm: Vm) -> list[object]:
     """All that a rejected call must not have changed."""
     chips = [vm.get_irqchip(chip).kvm_struct for chip in Chip]
-    return [*chips, vm.vcpu(0).lapic().kvm_struct, vm.routing(), vm.info()]
+    cpu = vm.vcpu(0)
+    return [*chips, cpu.lapic().kvm_struct, cpu.mp_state(), cpu.take_signal(), vm.pit(), vm.routing(), vm.info()]
 
 
 PIN = pb.IrqchipPin(chip_id=2, pin=1)
@@ -64,6 +70,21 @@ ROUTE = pb.RoutingEntry
 def routing(*entries: pb.RoutingEntry) -> pb.SetGsiRoutingRequest:
     """A request for a whole table."""
     return pb.SetGsiRoutingRequest(vm="good", entries=entries)
+
+
+RUNNABLE, HALTED = pb.MP_STATE_RUNNABLE, pb.MP_STATE_HALTED
+
+
+def pit(**fields: int) -> pb.SetPitRequest:
+    """A request whose last channel has these fields."""
+    channels = [pb.PitChannel(count=1), pb.PitChannel(count=1), pb.PitChannel(count=1, **fields)]
+    return pb.SetPitRequest(vm="good", pit=pb.PitState(channels=channels))
+
+
+def snapshot(vm: str = "", **fields: Any) -> pb.RestoreVmRequest:
+    """A request for a VM that has nothing, but for these fields."""
+    values = {"version": 1, "clock": 1, "irqchip_mode": 1, "tsc_khz": 1, **fields}
+    return pb.RestoreVmRequest(vm=vm, snapshot=pb.VmSnapshot(**values))
 
 
 CASES: list[tuple[str, Message, str, str, str]] = [
@@ -163,6 +184,80 @@ CASES: list[tuple[str, Message, str, str, str]] = [
         "EINVAL",
         "alone",
     ),
+    # Time.
+    ("CreateVm", pb.CreateVmRequest(clock=3), "INVALID_ARGUMENT", "EINVAL", "1 real, 2 virtual"),  # type: ignore[arg-type]
+    ("CreateVm", pb.CreateVmRequest(tsc_khz=100_000_001), "INVALID_ARGUMENT", "EINVAL", "100000000"),
+    ("AdvanceClock", pb.AdvanceClockRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
+    ("AdvanceClock", pb.AdvanceClockRequest(vm="good", nanoseconds=1), "INVALID_ARGUMENT", "EINVAL", "real"),
+    (
+        "AdvanceClock",
+        pb.AdvanceClockRequest(vm="virtual", nanoseconds=(1 << 62) + 1),
+        "INVALID_ARGUMENT",
+        "EINVAL",
+        "2^62",
+    ),
+    # Split irqchips: KVM-BEHAVIOUR 1.
+    ("EnableCap", pb.EnableCapRequest(vm="nobody", capability=121), "NOT_FOUND", "ENOENT", "nobody"),
+    ("EnableCap", pb.EnableCapRequest(vm="empty", capability=120), "INVALID_ARGUMENT", "EINVAL", "121"),
+    ("EnableCap", pb.EnableCapRequest(vm="empty", capability=121, flags=1), "INVALID_ARGUMENT", "EINVAL", "flag"),
+    ("EnableCap", pb.EnableCapRequest(vm="empty", capability=121, args=[4097]), "INVALID_ARGUMENT", "EINVAL", "4096"),
+    ("EnableCap", pb.EnableCapRequest(vm="empty", capability=121, args=[0] * 5), "INVALID_ARGUMENT", "EINVAL", "4"),
+    ("EnableCap", pb.EnableCapRequest(vm="good", capability=121), "ALREADY_EXISTS", "EEXIST", "irqchip"),
+    ("EnableCap", pb.EnableCapRequest(vm="bare", capability=121), "ALREADY_EXISTS", "EEXIST", "vCPU"),
+    ("EnableCap", pb.EnableCapRequest(vm="split", capability=121), "ALREADY_EXISTS", "EEXIST", "irqchip"),
+    ("CreateIrqchip", pb.CreateIrqchipRequest(vm="split"), "ALREADY_EXISTS", "EEXIST", "irqchip"),
+    ("CreatePit", pb.CreatePitRequest(vm="split"), "NOT_FOUND", "ENOENT", "PIC"),
+    ("GetIrqchip", pb.GetIrqchipRequest(vm="split"), "FAILED_PRECONDITION", "ENXIO", "irqchip"),
+    (
+        "SetGsiRouting",
+        pb.SetGsiRoutingRequest(vm="split", entries=[ROUTE(gsi=1, irqchip=PIN)]),
+        "INVALID_ARGUMENT",
+        "EINVAL",
+        "MSI",
+    ),
+    ("Interrupt", pb.InterruptRequest(vm="split", vector=256), "INVALID_ARGUMENT", "EINVAL", "0 to 255"),
+    ("Interrupt", pb.InterruptRequest(vm="split", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("Interrupt", pb.InterruptRequest(vm="good", vector=0x31), "FAILED_PRECONDITION", "ENXIO", "PIC"),
+    ("Interrupt", pb.InterruptRequest(vm="bare", vector=0x31), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    # The PIT.
+    ("CreatePit", pb.CreatePitRequest(vm="empty"), "NOT_FOUND", "ENOENT", "PIC"),
+    ("CreatePit", pb.CreatePitRequest(vm="good"), "ALREADY_EXISTS", "EEXIST", "PIT"),
+    ("GetPit", pb.GetPitRequest(vm="empty"), "FAILED_PRECONDITION", "ENXIO", "create it first"),
+    ("GetPit", pb.GetPitRequest(vm="split"), "FAILED_PRECONDITION", "ENXIO", "create it first"),
+    ("SetPit", pb.SetPitRequest(vm="empty", kvm_struct=bytes(112)), "FAILED_PRECONDITION", "ENXIO", "create"),
+    ("SetPit", pb.SetPitRequest(vm="good"), "INVALID_ARGUMENT", "EINVAL", "kvm_struct"),
+    ("SetPit", pb.SetPitRequest(vm="good", kvm_struct=bytes(111)), "INVALID_ARGUMENT", "EINVAL", "112"),
+    ("SetPit", pb.SetPitRequest(vm="good", pit=pb.PitState()), "INVALID_ARGUMENT", "EINVAL", "3"),
+    ("SetPit", pit(mode=256), "INVALID_ARGUMENT", "EINVAL", "mode is 0x100; it is 8 bits wide"),
+    ("SetPit", pit(latched_count=1 << 16), "INVALID_ARGUMENT", "EINVAL", "latched_count is 0x10000; it is 16 bits"),
+    ("SetPitReinject", pb.SetPitReinjectRequest(vm="empty"), "FAILED_PRECONDITION", "ENXIO", "create it first"),
+    # vCPUs' registers and run states.
+    ("MsrRead", pb.MsrReadRequest(vm="good", vcpu=7, msr=0x1B), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("MsrRead", pb.MsrReadRequest(vm="bare", msr=0x1B), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    ("MsrWrite", pb.MsrWriteRequest(vm="good", vcpu=7, msr=0x1B), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("MsrWrite", pb.MsrWriteRequest(vm="bare", msr=0x1B), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    ("Nmi", pb.NmiRequest(vm="good", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("Nmi", pb.NmiRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    ("TakeSignal", pb.TakeSignalRequest(vm="good", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("TakeSignal", pb.TakeSignalRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    ("Halt", pb.HaltRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
+    ("Halt", pb.HaltRequest(vm="good", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("Halt", pb.HaltRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
+    ("GetMpState", pb.GetMpStateRequest(vm="good", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("SetMpState", pb.SetMpStateRequest(vm="good", vcpu=7, state=RUNNABLE), "NOT_FOUND", "ENOENT", "vCPU 7"),
+    ("SetMpState", pb.SetMpStateRequest(vm="good"), "INVALID_ARGUMENT", "EINVAL", "1 to 5"),
+    ("SetMpState", pb.SetMpStateRequest(vm="good", state=6), "INVALID_ARGUMENT", "EINVAL", "1 to 5"),  # type: ignore[arg-type]
+    ("SetMpState", pb.SetMpStateRequest(vm="bare", state=HALTED), "INVALID_ARGUMENT", "EINVAL", "local APIC"),
+    # Reset and snapshots.
+    ("ResetVm", pb.ResetVmRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
+    ("SaveVm", pb.SaveVmRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
+    ("RestoreVm", pb.RestoreVmRequest(), "INVALID_ARGUMENT", "EINVAL", "version 0"),
+    ("RestoreVm", snapshot(version=2), "INVALID_ARGUMENT", "EINVAL", "version 1"),
+    ("RestoreVm", snapshot(clock=0), "INVALID_ARGUMENT", "EINVAL", "ClockKind 0"),
+    ("RestoreVm", snapshot(irqchip_mode=4), "INVALID_ARGUMENT", "EINVAL", "IrqchipMode 4"),
+    ("RestoreVm", snapshot(tsc_khz=0), "INVALID_ARGUMENT", "EINVAL", "kHz"),
+    ("RestoreVm", snapshot(vm="good"), "ALREADY_EXISTS", "EEXIST", "good"),
+    ("RestoreVm", snapshot(vm="a/b"), "INVALID_ARGUMENT", "EINVAL", "A-Z a-z 0-9"),
     # Streams.
     ("Watch", pb.WatchRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
     ("Watch", pb.WatchRequest(vm="good", tracepoints=["kvm_exit"]), "INVALID_ARGUMENT", "EINVAL", "kvm_pic_set_irq"),
@@ -215,13 +310,20 @@ OPEN = pb.SessionRequest(open=pb.SessionOpen(vm="good", client="test"))
         ([pb.SessionRequest(open=pb.SessionOpen(vm="good", client="x" * 65))], "INVALID_ARGUMENT", "EINVAL"),
         ([pb.SessionRequest(open=pb.SessionOpen(vm="good", client="\x1b[2J"))], "INVALID_ARGUMENT", "EINVAL"),
         ([pb.SessionRequest(open=pb.SessionOpen(vm="good", vcpus=[255]))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="good", gsis=[4096]))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="good", resampled_gsis=[4096]))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="empty", resampled_gsis=[4]))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="split", resampled_gsis=[4]))], "INVALID_ARGUMENT", "EINVAL"),
+        ([pb.SessionRequest(open=pb.SessionOpen(vm="good", client="late", resume=True))], "NOT_FOUND", "ENOENT"),
     ],
 )
+@pytest.mark.usefixtures("vm")
 def test_a_session_that_breaks_the_rules_ends_with_a_status(
-    channel: grpc.Channel, vm: Vm, messages: list[pb.SessionRequest], code: str, reason: str
+    channel: grpc.Channel, messages: list[pb.SessionRequest], code: str, reason: str
 ) -> None:
     assert failure(lambda: list(IrqchipServiceStub(channel).Session(iter(messages))))[:2] == (code, reason)
-    assert vm.info().sessions == ()
+    stub = IrqchipServiceStub(channel)
+    assert [list(vm.sessions) for vm in stub.ListVms(pb.ListVmsRequest()).vms] == [[]] * 5
 
 
 def results(channel: grpc.Channel, batch: pb.Batch) -> pb.BatchResult:
@@ -241,6 +343,17 @@ def test_an_operation_that_fails_does_not_spoil_its_batch(channel: grpc.Channel)
     assert answer.results[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "1, 2, 4" in answer.results[0].error.message
     assert answer.results[3].irq_line.status == -1
+
+
+@pytest.mark.usefixtures("vm")
+def test_a_halt_that_does_not_end_its_batch_is_refused_alone(channel: grpc.Channel) -> None:
+    halt = pb.Operation(halt=pb.HaltRequest(timeout_ns=1))
+    elsewhere = pb.Operation(halt=pb.HaltRequest(vm="bare"))
+    good = pb.Operation(irq_line=pb.IrqLineRequest(gsi=20, level=True))
+    answer = results(channel, pb.Batch(serial=1, operations=[halt, good, halt, elsewhere]))
+    assert [result.error.reason for result in answer.results] == ["EINVAL", "", "EINVAL", "EINVAL"]
+    assert "last operation" in answer.results[0].error.message
+    assert answer.results[1].irq_line.status == -1
 
 
 def test_a_batch_that_is_too_long_is_refused_whole(channel: grpc.Channel, vm: Vm) -> None:

@@ -3887,6 +3887,7 @@ class VcpuSnapshot(_message.Message):
     SMI_FIELD_NUMBER: _builtins.int
     INIT_FIELD_NUMBER: _builtins.int
     SIPI_VECTOR_FIELD_NUMBER: _builtins.int
+    TIMER_PENDING_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.int
     """Its id."""
     mp_state: Global___MpState.ValueType
@@ -3921,9 +3922,11 @@ class VcpuSnapshot(_message.Message):
     """Whether there is an INIT to take."""
     sipi_vector: _builtins.int
     """The vector of a SIPI to take."""
+    timer_pending: _builtins.bool
+    """Whether the APIC timer has expired while it was masked, so that it interrupts when it is not."""
     @_builtins.property
-    def queued(self) -> Global___AckInterruptResponse:
-        """An interrupt that was taken by a Halt whose caller was gone: the next to be taken."""
+    def queued(self) -> _containers.RepeatedCompositeFieldContainer[Global___AckInterruptResponse]:
+        """Interrupts that were taken by Halts whose callers were gone: the next to be taken, in this order."""
 
     def __init__(
         self,
@@ -3940,16 +3943,17 @@ class VcpuSnapshot(_message.Message):
         handled: _builtins.bytes = ...,
         stale: _builtins.int = ...,
         scan: _builtins.bool = ...,
-        queued: Global___AckInterruptResponse | None = ...,
+        queued: _abc.Iterable[Global___AckInterruptResponse] | None = ...,
         external_vector: _builtins.int | None = ...,
         nmis: _builtins.int = ...,
         smi: _builtins.bool = ...,
         init: _builtins.bool = ...,
         sipi_vector: _builtins.int | None = ...,
+        timer_pending: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "external_vector", b"external_vector", "lapic", b"lapic", "queued", b"queued", "sipi_vector", b"sipi_vector", "timer_expires_ns", b"timer_expires_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "external_vector", b"external_vector", "lapic", b"lapic", "sipi_vector", b"sipi_vector", "timer_expires_ns", b"timer_expires_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "apic_base", b"apic_base", "external_vector", b"external_vector", "handled", b"handled", "init", b"init", "lapic", b"lapic", "mp_state", b"mp_state", "nmis", b"nmis", "queued", b"queued", "scan", b"scan", "sipi_vector", b"sipi_vector", "smi", b"smi", "stale", b"stale", "timer_expires_ns", b"timer_expires_ns", "timer_period_ns", b"timer_period_ns", "timer_target_ns", b"timer_target_ns", "tsc_deadline", b"tsc_deadline", "tsc_offset", b"tsc_offset", "vcpu", b"vcpu"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "apic_base", b"apic_base", "external_vector", b"external_vector", "handled", b"handled", "init", b"init", "lapic", b"lapic", "mp_state", b"mp_state", "nmis", b"nmis", "queued", b"queued", "scan", b"scan", "sipi_vector", b"sipi_vector", "smi", b"smi", "stale", b"stale", "timer_expires_ns", b"timer_expires_ns", "timer_pending", b"timer_pending", "timer_period_ns", b"timer_period_ns", "timer_target_ns", b"timer_target_ns", "tsc_deadline", b"tsc_deadline", "tsc_offset", b"tsc_offset", "vcpu", b"vcpu"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__external_vector: _TypeAlias = _typing.Literal["external_vector"]  # noqa: Y015
     _WhichOneofArgType__external_vector: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector"]  # noqa: Y015

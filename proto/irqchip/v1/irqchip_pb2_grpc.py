@@ -515,8 +515,9 @@ class IrqchipServiceServicer:
     def Halt(self, request, context):
         """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
         is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-        its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
-        vCPU is under way; ENXIO where the vCPU has no local APIC.
+        its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
+        to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
+        use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -177,8 +177,9 @@ class IrqchipServiceStub:
     Halt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]
     """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
     is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-    its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
-    vCPU is under way; ENXIO where the vCPU has no local APIC.
+    its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
+    to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
+    use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
     """
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
@@ -312,8 +313,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     Halt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]  # type: ignore[assignment]
     """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
     is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-    its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
-    vCPU is under way; ENXIO where the vCPU has no local APIC.
+    its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
+    to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
+    use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
     """
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
@@ -666,8 +668,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_irqchip_pb2.HaltResponse, _abc.Awaitable[_irqchip_pb2.HaltResponse]]:
         """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
         is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-        its deadline, and the end of its Session cancel it: nothing has then been taken. EBUSY while another Halt of the
-        vCPU is under way; ENXIO where the vCPU has no local APIC.
+        its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
+        to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
+        use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.errors import invalid
-from irqchipd.vm.machine import Event, InterruptPending, Vm
+from irqchipd.vm.cpu import Signal
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import (
+    Event,
+    GsiAcknowledged,
+    GsiMasked,
+    GsiResampled,
+    InterruptPending,
+    IoapicEoi,
+    VcpuSignal,
+)
+from irqchipd.vm.machine import Description
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 
 _PIC_FIELDS = I8259.__slots__
+_PIT_FIELDS = PitChannel.__slots__
+_PIT_WIDTHS = {"count": 32, "latched_count": 16}  # bits, of those that have not 8
 _LAPIC_WORDS = tuple(
     field.name
     for field in pb.LapicState.DESCRIPTOR.fields
@@ -28,16 +41,19 @@ _SIGNALS = {
     DeliveryMode.STARTUP: pb.SIGNAL_KIND_SIPI,
 }
 
+_MODES = {"none": pb.IRQCHIP_MODE_NONE, "full": pb.IRQCHIP_MODE_FULL, "split": pb.IRQCHIP_MODE_SPLIT}
+
 
 # Routing.
 
 
 def routes_from(entries: Iterable[pb.RoutingEntry]) -> list[Route]:
     """The routes that a message asks for; whether they are good is the VM's to say."""
-    return [_route_from(entry) for entry in entries]
+    return [route_from(entry) for entry in entries]
 
 
-def _route_from(entry: pb.RoutingEntry) -> Route:
+def route_from(entry: pb.RoutingEntry) -> Route:
+    """The route of one entry."""
     match entry.WhichOneof("destination"):
         case "irqchip":
             return PinRoute(entry.gsi, entry.irqchip.chip_id, entry.irqchip.pin, entry.flags)
@@ -49,10 +65,11 @@ def _route_from(entry: pb.RoutingEntry) -> Route:
 
 def routes_to(routes: Iterable[Route]) -> list[pb.RoutingEntry]:
     """The reverse of routes_from."""
-    return [_route_to(route) for route in routes]
+    return [route_to(route) for route in routes]
 
 
-def _route_to(route: Route) -> pb.RoutingEntry:
+def route_to(route: Route) -> pb.RoutingEntry:
+    """The reverse of route_from."""
     if isinstance(route, PinRoute):
         pin = pb.IrqchipPin(chip_id=route.chip, pin=route.pin)
         return pb.RoutingEntry(gsi=route.gsi, irqchip=pin, flags=route.flags)
@@ -142,23 +159,109 @@ def lapic_to(registers: LapicRegisters, response: pb.GetLapicResponse) -> None:
         getattr(response.lapic, name).extend(vector for vector in range(bits.bit_length()) if bits >> vector & 1)
 
 
-# Events and descriptions.
+def pit_from(request: pb.SetPitRequest) -> PitState | bytes:
+    """The state that a message carries."""
+    match request.WhichOneof("state"):
+        case "pit":
+            channels = request.pit.channels
+            if len(channels) != CHANNELS:
+                raise invalid(f"there are {len(channels)} channels; the PIT has {CHANNELS}")
+            return PitState(tuple(_pit_channel_from(channel) for channel in channels), request.pit.flags)
+        case "kvm_struct":
+            return request.kvm_struct
+        case _:
+            raise invalid("there is no state: set pit or kvm_struct")
 
 
-def event_to(event: Event) -> pb.Event:
-    """What a Session is told."""
-    if isinstance(event, InterruptPending):
-        return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=event.vcpu))
-    signal = pb.VcpuSignal(vcpu=event.vcpu, kind=_SIGNALS[event.delivery_mode], vector=event.vector)
-    return pb.Event(vcpu_signal=signal)
+def _pit_channel_from(channel: pb.PitChannel) -> PitChannel:
+    values = {name: getattr(channel, name) for name in _PIT_FIELDS}
+    for name, value in values.items():
+        width = _PIT_WIDTHS.get(name, 8)
+        if name != "count_load_time" and value >> width:
+            raise invalid(f"{name} is {value:#x}; it is {width} bits wide")
+    return PitChannel(**values)
 
 
-def vm_to(vm: Vm) -> pb.VmInfo:
+def pit_to(state: PitState, response: pb.GetPitResponse) -> None:
+    """The reverse of pit_from, with the kernel's struct."""
+    response.kvm_struct = state.pack()
+    response.pit.flags = state.flags
+    for channel in state.channels:
+        response.pit.channels.add(**{name: getattr(channel, name) for name in _PIT_FIELDS})
+
+
+# What a vCPU takes, and what Sessions are told.
+
+
+def interrupt_to(taken: tuple[int, bool]) -> pb.AckInterruptResponse:
+    """An interrupt that has been taken: its vector, and whether the PIC gave it."""
+    vector, from_pic = taken
+    source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
+    return pb.AckInterruptResponse(vector=vector, source=source)
+
+
+def signal_to(signal: Signal) -> pb.TakeSignalResponse:
+    """A signal that has been taken."""
+    return pb.TakeSignalResponse(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
+
+
+def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:
+    """What ended a halt, or its error."""
+    if isinstance(outcome, VmError):
+        raise outcome
+    if outcome is None:
+        return pb.HaltResponse(timeout=pb.HaltTimeout())
+    if isinstance(outcome, Signal):
+        return pb.HaltResponse(signal=signal_to(outcome))
+    return pb.HaltResponse(interrupt=interrupt_to(outcome))
+
+
+def event_to(event: Event, count: int = 1) -> pb.Event:
+    """What a Session is told; count is of those that stand for several."""
+    match event:
+        case InterruptPending(vcpu):
+            return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))
+        case VcpuSignal(vcpu, delivery_mode, vector, ignored):
+            kind = _SIGNALS[delivery_mode]
+            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=kind, vector=vector, ignored=ignored))
+        case GsiAcknowledged(gsi):
+            return pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count))
+        case GsiMasked(gsi, masked):
+            return pb.Event(gsi_masked=pb.GsiMasked(gsi=gsi, masked=masked))
+        case GsiResampled(gsi):
+            return pb.Event(gsi_resampled=pb.GsiResampled(gsi=gsi, count=count))
+        case IoapicEoi(vcpu, vector):
+            return pb.Event(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector))
+
+
+# Descriptions.
+
+
+def vm_to(vm: Description) -> pb.VmInfo:
     """A VM's description."""
     sessions = [
-        pb.SessionInfo(client=client, source=number, asserted_gsis=asserted, dropped_events=dropped)
-        for client, number, asserted, dropped in vm.sources()
+        pb.SessionInfo(
+            client=source.client,
+            source=source.number,
+            asserted_gsis=source.asserted,
+            dropped_events=source.dropped_events,
+            detached=source.detached,
+        )
+        for source in vm.sources
     ]
+    mode = _MODES[vm.irqchip_mode]
     return pb.VmInfo(
-        name=vm.name, irqchip=vm.has_irqchip(), vcpus=vm.vcpus(), sessions=sessions, asserted_gsis=vm.asserted()
+        name=vm.name,
+        irqchip=mode == pb.IRQCHIP_MODE_FULL,
+        vcpus=vm.vcpus,
+        sessions=sessions,
+        asserted_gsis=vm.asserted,
+        irqchip_mode=mode,
+        pit=vm.pit,
+        asynchronous_interrupts=mode != pb.IRQCHIP_MODE_NONE,
+        halt_in_kernel=mode != pb.IRQCHIP_MODE_NONE,
+        clock=pb.CLOCK_KIND_VIRTUAL if vm.virtual else pb.CLOCK_KIND_REAL,
+        now_ns=vm.now,
+        next_timer_ns=vm.next_timer,
+        tsc_khz=vm.tsc_khz,
     )

@@ -21,6 +21,7 @@ STATUS_CODES = {
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EBADMSG: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.E2BIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ETIMEDOUT: grpc.StatusCode.DEADLINE_EXCEEDED,

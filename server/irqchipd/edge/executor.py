@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import LineSource, Vm
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.snapshot import MP_STATE_OFFSET
+from irqchipd.vm.sources import LineSource
 
 # An operation fills in its response. source is the Session's line source, or None for the shared one.
 Operation = Callable[[Vm, Any, Any, LineSource | None], None]
@@ -91,8 +94,7 @@ def ack_interrupt(
         request.vcpu, pic=asked != pb.INTERRUPT_SOURCE_LAPIC, lapic=asked != pb.INTERRUPT_SOURCE_PIC
     )
     if taken is not None:
-        response.vector, from_pic = taken
-        response.source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
+        response.CopyFrom(convert.interrupt_to(taken))
 
 
 @_operation
@@ -119,17 +121,99 @@ def set_lapic(vm: Vm, request: pb.SetLapicRequest, response: pb.SetLapicResponse
     vm.set_lapic(request.vcpu, convert.lapic_from(request))
 
 
+@_operation
+def advance_clock(
+    vm: Vm, request: pb.AdvanceClockRequest, response: pb.AdvanceClockResponse, source: LineSource | None
+) -> None:
+    advance = vm.advance(request.nanoseconds)
+    response.now_ns = advance.now
+    response.remaining_ns = advance.remaining
+    if advance.next_timer is not None:
+        response.next_timer_ns = advance.next_timer
+
+
+@_operation
+def get_pit(vm: Vm, request: pb.GetPitRequest, response: pb.GetPitResponse, source: LineSource | None) -> None:
+    convert.pit_to(vm.get_pit(), response)
+
+
+@_operation
+def set_pit(vm: Vm, request: pb.SetPitRequest, response: pb.SetPitResponse, source: LineSource | None) -> None:
+    vm.set_pit(convert.pit_from(request))
+
+
+@_operation
+def set_pit_reinject(
+    vm: Vm, request: pb.SetPitReinjectRequest, response: pb.SetPitReinjectResponse, source: LineSource | None
+) -> None:
+    vm.set_pit_reinject(request.reinject)
+
+
+@_operation
+def msr_read(vm: Vm, request: pb.MsrReadRequest, response: pb.MsrReadResponse, source: LineSource | None) -> None:
+    value = vm.msr_read(request.vcpu, request.msr)
+    if value is not None:
+        response.claimed = True
+        response.fault = value == FAULT
+        response.data = 0 if response.fault else value
+
+
+@_operation
+def msr_write(vm: Vm, request: pb.MsrWriteRequest, response: pb.MsrWriteResponse, source: LineSource | None) -> None:
+    result = vm.msr_write(request.vcpu, request.msr, request.data)
+    response.claimed = result is not None
+    response.fault = result == FAULT
+
+
+@_operation
+def interrupt(vm: Vm, request: pb.InterruptRequest, response: pb.InterruptResponse, source: LineSource | None) -> None:
+    vm.interrupt(request.vcpu, request.vector)
+
+
+@_operation
+def nmi(vm: Vm, request: pb.NmiRequest, response: pb.NmiResponse, source: LineSource | None) -> None:
+    vm.nmi(request.vcpu)
+
+
+@_operation
+def get_mp_state(
+    vm: Vm, request: pb.GetMpStateRequest, response: pb.GetMpStateResponse, source: LineSource | None
+) -> None:
+    response.state = pb.MpState.ValueType(vm.get_mp_state(request.vcpu) + MP_STATE_OFFSET)
+
+
+@_operation
+def set_mp_state(
+    vm: Vm, request: pb.SetMpStateRequest, response: pb.SetMpStateResponse, source: LineSource | None
+) -> None:
+    if request.state == pb.MP_STATE_UNSPECIFIED or request.state not in pb.MpState.values():
+        raise invalid(f"run state {request.state} is none: {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}")
+    vm.set_mp_state(request.vcpu, request.state - MP_STATE_OFFSET)
+
+
+@_operation
+def take_signal(
+    vm: Vm, request: pb.TakeSignalRequest, response: pb.TakeSignalResponse, source: LineSource | None
+) -> None:
+    taken = vm.take_signal(request.vcpu)
+    if taken is not None:
+        response.CopyFrom(convert.signal_to(taken))
+
+
 def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> None:
     """Execute one operation."""
     _OPERATIONS[name](vm, request, response, source)
 
 
 # Operations whose results can be large. A result of any other is a few bytes.
-_LARGE = frozenset({"get_gsi_routing", "get_irqchip", "get_lapic"})
+_LARGE = frozenset({"get_gsi_routing", "get_irqchip", "get_lapic", "get_pit"})
 
 
 def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -> pb.BatchResult:
-    """Execute a batch in order; every operation has its result or its error, and one too long is refused whole."""
+    """Execute a batch in order; every operation has its result or its error, and one too long is refused whole.
+
+    A halt is the exception: it takes its time, so it is left to the caller. See ending_halt.
+    """
     answer = pb.BatchResult(serial=batch.serial)
     if (count := len(batch.operations)) > limits.batch_operations:
         refusal = VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
@@ -145,6 +229,10 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
             request = getattr(operation, name)
             if request.vm and request.vm != vm.name:
                 raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+            if name == "halt":
+                if len(answer.results) < count:
+                    raise invalid("a halt is the last operation of its batch")
+                continue
             if name in _LARGE and room <= 0:
                 raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
             response = getattr(result, name)
@@ -155,3 +243,10 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
     return answer
+
+
+def ending_halt(batch: pb.Batch, answer: pb.BatchResult) -> pb.HaltRequest | None:
+    """The halt with which a batch ends, if it has not been refused: its result, the last, is still empty."""
+    if answer.results and answer.results[-1].WhichOneof("result") is None:
+        return batch.operations[-1].halt
+    return None

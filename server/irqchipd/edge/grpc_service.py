@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -17,15 +18,20 @@ from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import execute
 from irqchipd.edge.outbound import TraceQueue
 from irqchipd.edge.session import Session, following, opening
+from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
-from irqchipd.vm.errors import VmError
+from irqchipd.vm.cpu import Outcome
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
 Context = grpc.aio.ServicerContext[Any, Any]
+_T = TypeVar("_T")
+
+MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
 
 # How long a Session may take to be opened, seconds.
 OPENING_PATIENCE = 30.0
@@ -40,14 +46,20 @@ class GrpcService:
         self._registry = registry
         self._limits = limits
         self._streams: set[_Stream] = set()
+        self._halts: set[asyncio.Future[Outcome]] = set()
         self._stopping = False
         self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
             "ListVms": self._list_vms,
             "GetVm": self._get_vm,
+            "ResetVm": self._reset_vm,
+            "SaveVm": self._save_vm,
+            "RestoreVm": self._restore_vm,
             "CheckExtension": self._check_extension,
+            "EnableCap": self._enable_cap,
             "CreateIrqchip": self._create_irqchip,
+            "CreatePit": self._create_pit,
         }
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -65,17 +77,19 @@ class GrpcService:
             elif method.name == "Watch":
                 handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._watch, **arguments)
             else:
-                unary = self._unary(method.name, response_class)
+                unary = self._halt if method.name == "Halt" else self._unary(method.name, response_class)
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(unary, **arguments)
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
     async def stop(self, patience: float) -> None:
-        """End every stream with a status, new ones too, and wait so many seconds for them to be gone."""
+        """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
         self._stopping = True
         for stream in self._streams:
             stream.end(STOPPING)
+        for ended in self._halts:
+            _resolve(ended, STOPPING)
         deadline = asyncio.get_running_loop().time() + patience
-        while self._streams and asyncio.get_running_loop().time() < deadline:
+        while (self._streams or self._halts) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
 
     # Unary calls.
@@ -100,22 +114,66 @@ class GrpcService:
         return handle
 
     def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
-        response.vm = self._registry.create(request.vm).name
+        if request.clock not in pb.ClockKind.values():
+            raise invalid(f"clock {request.clock} is none: {pb.CLOCK_KIND_REAL} real, {pb.CLOCK_KIND_VIRTUAL} virtual")
+        virtual = request.clock == pb.CLOCK_KIND_VIRTUAL
+        response.vm = self._registry.create(request.vm, virtual=virtual, tsc_khz=request.tsc_khz).name
 
     def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
         self._registry.delete(request.vm)
 
     def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        response.vms.extend(convert.vm_to(vm) for vm in self._registry.all())
+        response.vms.extend(convert.vm_to(vm.describe()) for vm in self._registry.all())
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm)))
+        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm).describe()))
+
+    def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
+        self._registry.get(request.vm).reset()
+
+    def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
+        response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
+
+    def _restore_vm(self, request: pb.RestoreVmRequest, response: pb.RestoreVmResponse) -> None:
+        response.vm = self._registry.restore(request.vm, snapshot_from(request.snapshot)).name
 
     def _check_extension(self, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
         response.value = check_extension(request.capability)
 
+    def _enable_cap(self, request: pb.EnableCapRequest, response: pb.EnableCapResponse) -> None:
+        vm = self._registry.get(request.vm)
+        if len(request.args) > MAX_CAP_ARGS:
+            raise invalid(f"there are {len(request.args)} args; at most {MAX_CAP_ARGS} are allowed")
+        missing = MAX_CAP_ARGS - len(request.args)
+        vm.enable_cap(request.capability, request.flags, (*request.args, *[0] * missing))
+
     def _create_irqchip(self, request: pb.CreateIrqchipRequest, response: pb.CreateIrqchipResponse) -> None:
         self._registry.get(request.vm).create_irqchip()
+
+    def _create_pit(self, request: pb.CreatePitRequest, response: pb.CreatePitResponse) -> None:
+        self._registry.get(request.vm).create_pit(request.flags)
+
+    async def _halt(self, request: Any, context: Context) -> pb.HaltResponse:
+        """Halt, the one unary call that waits."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Outcome] = loop.create_future()
+        self._halts.add(ended)
+        try:
+            _check_decoded(request)
+            if self._stopping:
+                raise STOPPING
+            vm = self._registry.get(request.vm)
+            done = partial(_call, loop, _resolve, ended)
+            halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
+            try:
+                return convert.outcome_to(await ended)
+            except BaseException:  # the call has been cancelled, the halt, if it has ended too, for nothing
+                vm.abandon(halt)
+                raise
+        except Exception as error:
+            await _abort(context, errors.refusal(error))
+        finally:
+            self._halts.discard(ended)
 
     # Streams.
 
@@ -134,25 +192,30 @@ class GrpcService:
         session = Session(self._registry, self._limits, opened, stream.wake, lambda: stream.end(_deleted(opened.vm)))
         writing = asyncio.Lock()  # the transport takes one message at a time
 
-        async def send(**content: Any) -> None:
+        async def send(message: pb.SessionResponse) -> None:
             async with writing:
-                await context.write(pb.SessionResponse(**content))
+                await context.write(message)
 
         async def execute_batches() -> None:
             # A client that does not read its results is not read from: the stream's flow control bounds the queue.
             while (message := await context.read()) is not grpc.aio.EOF:
                 _check_decoded(message)
-                await send(batch_result=session.execute(following(message)))
+                result = session.execute(following(message))
+                if result is not None:
+                    await send(pb.SessionResponse(batch_result=result))
+                else:  # it halts; but if the client reads nothing, it is the last
+                    async with writing:
+                        pass
 
-        async def send_events() -> None:
+        async def send_what_happens() -> None:
             while True:
                 await stream.woken()
-                while (event := session.take_event()) is not None:
-                    await send(event=event)
+                while (message := session.take()) is not None:
+                    await send(message)
 
         try:
-            await _begin(send(opened=session.opened()))
-            await _first_of(execute_batches(), send_events())
+            await _begin(send(pb.SessionResponse(opened=session.opened())))
+            await _first_of(execute_batches(), send_what_happens())
         finally:
             session.close()
 
@@ -202,11 +265,11 @@ class _Stream:
 
     def wake(self) -> None:
         """There is something to send."""
-        self._call(self._something.set)
+        _call(self._loop, self._something.set)
 
     def end(self, error: VmError) -> None:
         """End it with a status."""
-        self._call(self._set_end, error)
+        _call(self._loop, _resolve, self._end, error)
 
     async def woken(self) -> None:
         """Wait for wake()."""
@@ -217,15 +280,19 @@ class _Stream:
         """Wait for end(), and raise its error."""
         raise await self._end
 
-    def _set_end(self, error: VmError) -> None:
-        if not self._end.done():
-            self._end.set_result(error)
 
-    def _call(self, callback: Callable[..., object], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: there is nobody left to tell
-            log.debug("a stream was woken after the end")
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    """Have a loop call back, from any thread."""
+    try:
+        loop.call_soon_threadsafe(callback, *arguments)
+    except RuntimeError:  # the loop is closed: there is nobody left to tell
+        log.debug("a stream was woken after the end")
+
+
+def _resolve(future: asyncio.Future[_T], result: _T) -> None:
+    """The first result of a future counts."""
+    if not future.done():
+        future.set_result(result)
 
 
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:

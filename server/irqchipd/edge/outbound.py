@@ -14,7 +14,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import event_to
 from irqchipd.observe.observer import TRACEPOINTS, Observer
 from irqchipd.vm.errors import invalid
-from irqchipd.vm.machine import Event, InterruptPending, VcpuSignal
+from irqchipd.vm.events import Event, GsiMasked, GsiResampled, VcpuSignal
 
 _T = TypeVar("_T")
 
@@ -58,30 +58,44 @@ class EventQueue:
         self._wake = wake
         self._on_dropped = on_dropped
         self._lock = threading.Lock()
-        # A vCPU's pending interrupt stands for any number, so these need no bound but the number of vCPUs.
-        self._interrupts: dict[int, InterruptPending] = {}
+        # Events of which one stands for several, with their counts, by what they are about; the oldest is the first.
+        # They need no bound but the numbers of vCPUs, vectors and GSIs.
+        self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
+        self._signals_turn = False
 
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
-            if isinstance(event, InterruptPending):
-                self._interrupts[event.vcpu] = event
-            elif not self._signals.put(event):
-                self._on_dropped()
+            if isinstance(event, VcpuSignal):
+                if not self._signals.put(event):
+                    self._on_dropped()
+            else:
+                subject = _subject(event)
+                _, count = self._merged.get(subject, (event, 0))
+                self._merged[subject] = event, count + (event.count if isinstance(event, GsiResampled) else 1)
         self._wake()
 
     def take(self) -> pb.Event | None:
         """The next message for the client, or None."""
         with self._lock:
-            if self._interrupts:
-                return event_to(self._interrupts.pop(next(iter(self._interrupts))))
-            if not self._signals:
+            # The two kinds take turns: neither waits for ever while the other keeps coming.
+            if self._signals and (self._signals_turn or not self._merged):
+                self._signals_turn = False
+                signal = self._signals.take()
+            elif self._merged:
+                self._signals_turn = True
+                return event_to(*self._merged.pop(next(iter(self._merged))))
+            else:
                 return None
-            signal = self._signals.take()
         if isinstance(signal, int):
             return pb.Event(events_dropped=pb.EventsDropped(count=signal))
         return event_to(signal)
+
+
+def _subject(event: Event) -> object:
+    """What an event is about: a later one about the same is merged into it."""
+    return (type(event), event.gsi) if isinstance(event, GsiMasked | GsiResampled) else event
 
 
 _FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.executor import execute_batch
+from irqchipd.edge import errors
+from irqchipd.edge.convert import outcome_to
+from irqchipd.edge.executor import ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.limits import Limits
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.cpu import Halt, Outcome
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPU_ID
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.routing import MAX_GSIS
 
 MAX_CLIENT_NAME = 64
 
 
 class Session:
-    """One client's line source, batches and events.
+    """One client's line source, batches, halts and events.
 
-    wake is called when take_event has something to give, and on_deleted when the VM is deleted; both from any thread.
+    wake is called when take has something to give, and on_deleted when the VM is deleted; both from any thread. The
+    methods are one thread's.
     """
 
     def __init__(
@@ -31,15 +38,25 @@ class Session:
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
             raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: at most 64 printable characters")
-        self._vcpus = sorted(set(request.vcpus))
-        if self._vcpus and self._vcpus[-1] > MAX_VCPU_ID:
-            raise invalid(f"vCPU id {self._vcpus[-1]} is out of range: 0 to {MAX_VCPU_ID}")
+        self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
+        self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
+        resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)
         self._vm = registry.get(request.vm)
         self._limits = limits
-        self._source = self._vm.open_source(request.client, on_deleted)
+        self._wake = wake
         self._events = EventQueue(limits.queued_events, wake, self._count_dropped)
-        self.take_event = self._events.take
-        self._vm.subscribe(self._vcpus, self._events.put)
+        # Halts whose ends the client has not been sent, in their order, and those of them that have ended.
+        self._halts: dict[_BatchHalt, None] = {}
+        self._ended: deque[_BatchHalt] = deque()
+        self._sending: _BatchHalt | None = None
+        self._source = self._vm.open_source(
+            request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
+        )
+        try:
+            self._vm.subscribe(self._vcpus, self._events.put, self._gsis)
+        except BaseException:
+            self._vm.close_source(self._source)
+            raise
 
     def _count_dropped(self) -> None:
         self._source.dropped_events += 1
@@ -52,14 +69,79 @@ class Session:
             max_message_bytes=self._limits.message_bytes,
         )
 
-    def execute(self, batch: pb.Batch) -> pb.BatchResult:
-        """Execute a batch."""
-        return execute_batch(self._vm, batch, self._source, self._limits)
+    def execute(self, batch: pb.Batch) -> pb.BatchResult | None:
+        """Execute a batch; None where it ends in a halt that is under way, whose end take gives with the results."""
+        answer = execute_batch(self._vm, batch, self._source, self._limits)
+        request = ending_halt(batch, answer)
+        return answer if request is None else self._begin_halt(request, answer)
+
+    def _begin_halt(self, request: pb.HaltRequest, answer: pb.BatchResult) -> pb.BatchResult | None:
+        batch = _BatchHalt(answer)
+
+        def done(outcome: Outcome) -> None:
+            batch.outcome = outcome
+            self._ended.append(batch)
+            self._wake()
+
+        try:
+            if sum(other.size for other in self._halts) + batch.size > self._limits.message_bytes:
+                room = self._limits.message_bytes
+                raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
+            batch.halt = self._vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
+        except Exception as error:
+            answer.results[-1].error.CopyFrom(errors.message(errors.refusal(error)))
+            return answer
+        self._halts[batch] = None
+        return None
+
+    def take(self) -> pb.SessionResponse | None:
+        """The next message for the client, or None; asking for it says that the one before has been sent."""
+        if self._sending is not None:
+            self._halts.pop(self._sending, None)
+            self._sending = None
+        if self._ended:
+            self._sending = self._ended.popleft()
+            return pb.SessionResponse(batch_result=self._sending.result())
+        event = self._events.take()
+        return None if event is None else pb.SessionResponse(event=event)
 
     def close(self) -> None:
-        """The Session is over: its levels drop."""
-        self._vm.unsubscribe(self._vcpus, self._events.put)
+        """The Session is over: its halts have not been, and its levels drop."""
+        for batch in self._halts:
+            if batch.halt is not None:
+                self._vm.abandon(batch.halt)
+        self._halts.clear()
+        self._vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
         self._vm.close_source(self._source)
+
+
+class _BatchHalt:
+    """A batch that ends in a halt, until the client has been sent how."""
+
+    __slots__ = ("_answer", "halt", "outcome", "size")
+
+    def __init__(self, answer: pb.BatchResult) -> None:
+        self._answer = answer
+        self.size = answer.ByteSize()
+        self.halt: Halt | None = None
+        self.outcome: Outcome = None
+
+    def result(self) -> pb.BatchResult:
+        """The batch's answer, once the halt has ended."""
+        last = self._answer.results[-1]
+        try:
+            last.halt.CopyFrom(outcome_to(self.outcome))
+        except VmError as error:
+            last.error.CopyFrom(errors.message(error))
+        return self._answer
+
+
+def _numbers(what: str, numbers: Iterable[int], highest: int) -> list[int]:
+    """What a Session names, each once."""
+    once = sorted(set(numbers))
+    if once and once[-1] > highest:
+        raise invalid(f"{what} {once[-1]} is out of range: 0 to {highest}")
+    return once
 
 
 def opening(message: pb.SessionRequest) -> pb.SessionOpen:

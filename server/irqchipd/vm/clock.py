@@ -21,8 +21,16 @@ class Alarm:
         self.ring = ring
         self.deadline: int | None = None
 
+    def forget(self) -> None:
+        """It is not set any more: let go of what it would do, for it may be kept a while."""
+        self.ring = _nothing
+
     def __lt__(self, other: Alarm) -> bool:
         return self.rank < other.rank
+
+
+def _nothing() -> None:
+    pass
 
 
 class Alarms:
@@ -139,9 +147,14 @@ class RealClock:
 
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
         """See Clock."""
-        if self._alarm is None:
-            self._alarm = Alarm(0, ring)
-        SCHEDULER.set(self._alarm, None if deadline is None else deadline + self._epoch)
+        if deadline is not None:
+            if self._alarm is None:
+                self._alarm = Alarm(0, ring)
+            SCHEDULER.set(self._alarm, deadline + self._epoch)
+        elif self._alarm is not None:
+            SCHEDULER.set(self._alarm, None)
+            self._alarm.forget()
+            self._alarm = None
 
 
 class VirtualClock:

@@ -46,7 +46,7 @@ Outcome = Taken | Signal | VmError | None
 class Halt:
     """A HLT under way."""
 
-    __slots__ = ("alarm", "cpu", "done", "finished", "interrupts_masked", "outcome")
+    __slots__ = ("alarm", "cpu", "done", "finished", "interrupts_masked", "life", "outcome")
 
     def __init__(self, cpu: Cpu, done: Callable[[Outcome], None], interrupts_masked: bool) -> None:
         self.cpu = cpu
@@ -56,6 +56,8 @@ class Halt:
         self.alarm: Alarm | None = None
         self.finished = False
         self.outcome: Outcome = None
+        # Which of the CPU's lives what it took belongs to.
+        self.life = 0
         cpu.watchers += 1
 
     def finish(self, outcome: Outcome) -> None:
@@ -64,8 +66,10 @@ class Halt:
         self.cpu.watchers -= 1
         self.finished = True
         self.outcome = outcome
+        self.life = self.cpu.lives
         if self.alarm is not None:
             SCHEDULER.set(self.alarm, None)
+            self.alarm.forget()
 
 
 class Cpu:
@@ -84,6 +88,7 @@ class Cpu:
         "index",
         "init",
         "lapic",
+        "lives",
         "mp_state",
         "nmis",
         "queued",
@@ -112,12 +117,13 @@ class Cpu:
         # Run state: the HLT under way, and what waits to be taken beside what the chips have.
         self.mp_state = MpState.RUNNABLE
         self.halt: Halt | None = None
+        self.lives = 0  # how often it was told to forget
         self.init = False
         self.sipi_vector: int | None = None
         self.smi = False
         self.nmis = 0
-        # KVM: kvm_host.h interrupt.injected; it was acknowledged, and who asked was gone.
-        self.queued: Taken | None = None
+        # KVM: kvm_host.h interrupt.injected; they were acknowledged, and who asked was gone.
+        self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
 
@@ -226,16 +232,17 @@ class Cpu:
 
     def forget(self) -> None:
         """Nothing waits any more, but for what the chips have."""
+        self.lives += 1
         self.sipi_vector = None
         self.smi = False
         self.nmis = 0
-        self.queued = None
+        self.queued.clear()
 
     # What there is to take.
 
     def has_interrupt(self) -> bool:
         """Whether there is an interrupt to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
-        return self.queued is not None or self.has_extint() or (self.lapic is not None and self.lapic.interrupt() >= 0)
+        return bool(self.queued) or self.has_extint() or (self.lapic is not None and self.lapic.interrupt() >= 0)
 
     def has_extint(self) -> bool:
         """Whether a PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
@@ -247,8 +254,8 @@ class Cpu:
     def take_interrupt(self, pic: bool = True, lapic: bool = True) -> Taken | None:
         """INTA: accept what the CPU would take now; the PIC comes first. KVM: irq.c kvm_cpu_get_interrupt."""
         taken: Taken | None = None
-        if self.queued is not None and (pic if self.queued[1] else lapic):
-            taken, self.queued = self.queued, None
+        if self.queued and (pic if self.queued[0][1] else lapic):
+            taken = self.queued.pop(0)
         elif pic and self.has_extint():
             if self.board.pic is not None:
                 taken = self.board.pic.acknowledge(), True
@@ -318,8 +325,10 @@ class Cpu:
         self.board.finish_halt(halt, outcome)
         return True
 
-    def give_back(self, outcome: Taken | Signal) -> None:
-        """What a HLT took did not reach its CPU: it is the next to be taken."""
+    def give_back(self, outcome: Taken | Signal, life: int) -> None:
+        """What a HLT took did not reach its CPU: it is the next to be taken, if nothing made the CPU forget since."""
+        if life != self.lives:
+            return
         if isinstance(outcome, Signal):
             match outcome.delivery_mode:
                 case DeliveryMode.INIT:
@@ -331,5 +340,5 @@ class Cpu:
                 case _:
                     self.nmis = min(self.nmis + 1, MAX_NMIS)
         else:
-            self.queued = outcome
+            self.queued.append(outcome)
         self.board.touch(self)

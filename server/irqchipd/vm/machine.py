@@ -140,6 +140,7 @@ class Vm(Vcpus):
                 if cpu.halt is not None:
                     self._board.finish_halt(cpu.halt, gone)
             self._deleted = True
+            self._board.unsettled = True  # its clock need not wake it any more
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
         for on_deleted in holders:
             if on_deleted is not None:

@@ -35,6 +35,7 @@ from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
 
 MAX_TIME = 1 << 62
 MAX_SOURCE = 1 << 13
+MAX_PENDING = 1 << 31  # ticks of the PIT; KVM counts them in an int
 MAX_CLIENT = 64  # characters
 VECTOR_BYTES = lapic.VECTORS // 8
 
@@ -98,12 +99,13 @@ def save_cpu(board: Board, cpu: Cpu) -> VcpuState:
         handled=cpu.handled.to_bytes(VECTOR_BYTES, "little"),
         stale=cpu.stale,
         scan=cpu.scanned != board.generation,
-        queued=cpu.queued,
+        queued=tuple(cpu.queued),
         external_vector=cpu.external_vector,
         nmis=cpu.nmis,
         smi=cpu.smi,
         init=cpu.init,
         sipi_vector=cpu.sipi_vector,
+        timer_pending=timer.pending if timer is not None else False,
     )
 
 
@@ -183,7 +185,7 @@ def _restore_pit(pit: Pit, state: PitTimerState) -> None:
 def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState) -> None:
     cpu.mp_state = MpState(state.mp_state - MP_STATE_OFFSET)
     cpu.handled, cpu.stale = int.from_bytes(state.handled, "little"), state.stale
-    cpu.queued, cpu.external_vector = state.queued, state.external_vector
+    cpu.queued, cpu.external_vector = list(state.queued), state.external_vector
     cpu.nmis, cpu.smi, cpu.init, cpu.sipi_vector = state.nmis, state.smi, state.init, state.sipi_vector
     chip = cpu.lapic
     if chip is None or state.lapic is None:
@@ -197,6 +199,7 @@ def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState) -> None:
     timer.set_divide(chip.timer_divide)
     timer.period, timer.target = state.timer_period_ns, state.timer_target_ns
     timer.tsc_offset, timer.tsc_deadline = state.tsc_offset, state.tsc_deadline
+    timer.pending = state.timer_pending
     board.set_alarm(cpu.alarm, state.timer_expires_ns)
 
 
@@ -285,6 +288,7 @@ def _check_pit(pit: PitTimerState, now: int) -> None:
         _in_range(channel.count_load_time, -(1 << 63), now, "count_load_time")
     _check((pit.expires_ns is None) == (pit.period_ns == 0), "expires_ns and period_ns of the PIT go together")
     _in_range(pit.period_ns, 0, FOREVER, "period_ns of the PIT")
+    _in_range(pit.pending, 0, MAX_PENDING, "pending of the PIT")
     _in_range(pit.expires_ns, 0, now + pit.period_ns if pit.running else FOREVER, "expires_ns of the PIT")
     _check(not pit.running or pit.expires_ns is not None, "the PIT runs and does not expire")
     _check(not (pit.running and pit.periodic) or pit.period_ns >= i8254.MIN_PERIOD, "the PIT's period is too short")
@@ -298,10 +302,11 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _in_range(cpu.nmis, 0, MAX_NMIS, "nmis")
     _in_range(cpu.external_vector, 0, 0xFF, "external_vector")
     _in_range(cpu.sipi_vector, 0, 0xFF, "sipi_vector")
-    _in_range(cpu.queued[0] if cpu.queued is not None else None, 0, 0xFF, "the queued vector")
+    for vector, _ in cpu.queued:
+        _in_range(vector, 0, 0xFF, "a queued vector")
     _check(len(cpu.handled) == VECTOR_BYTES, f"handled is not {VECTOR_BYTES} bytes")
     if cpu.lapic is None:
-        _check(cpu.timer_expires_ns is None, "a timer without a local APIC")
+        _check(cpu.timer_expires_ns is None and not cpu.timer_pending, "a timer without a local APIC")
         return
     _check(len(cpu.lapic) == lapic.STATE_SIZE, f"a local APIC is not {lapic.STATE_SIZE} bytes")
     registers = LapicRegisters.unpack(cpu.lapic)

@@ -70,7 +70,7 @@ class PitTimerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuState:
-    """A vCPU: VcpuSnapshot. queued is a vector, and whether the PIC gave it."""
+    """A vCPU: VcpuSnapshot. queued are vectors, each with whether the PIC gave it."""
 
     vcpu: int
     mp_state: int
@@ -84,12 +84,13 @@ class VcpuState:
     handled: bytes
     stale: int
     scan: bool
-    queued: tuple[int, bool] | None
+    queued: tuple[tuple[int, bool], ...]
     external_vector: int | None
     nmis: int
     smi: bool
     init: bool
     sipi_vector: int | None
+    timer_pending: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,7 +184,7 @@ class Vcpus(Turns):
             if not halt.finished:
                 halt.finish(None)
             elif isinstance(outcome, Signal | tuple):
-                halt.cpu.give_back(outcome)
+                halt.cpu.give_back(outcome, halt.life)
 
     def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
         """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.

@@ -1,0 +1,120 @@
+"""What waits for a Session that has not read it yet: events that stand for several, and signals that are counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.message import DeliveryMode
+from irqchipd.edge.outbound import EventQueue
+from irqchipd.vm.events import (
+    Event,
+    GsiAcknowledged,
+    GsiMasked,
+    GsiResampled,
+    InterruptPending,
+    IoapicEoi,
+    VcpuSignal,
+)
+
+
+class Queue(EventQueue):
+    """A queue with room for two signals, that counts."""
+
+    def __init__(self, *events: Event) -> None:
+        super().__init__(2, self._woken, self._dropped)
+        self.wakes = self.drops = 0
+        for event in events:
+            self.put(event)
+
+    def _woken(self) -> None:
+        self.wakes += 1
+
+    def _dropped(self) -> None:
+        self.drops += 1
+
+    def all(self) -> list[pb.Event]:
+        """All that there is to take."""
+        return list(iter(self.take, None))
+
+
+def signal(vector: int) -> VcpuSignal:
+    """A start-up for vCPU 1."""
+    return VcpuSignal(1, DeliveryMode.STARTUP, vector, True)
+
+
+def sipi(vector: int) -> pb.Event:
+    """The message of the same."""
+    return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, kind=pb.SIGNAL_KIND_SIPI, vector=vector, ignored=True))
+
+
+def dropped(count: int) -> pb.Event:
+    """The message that says how many were dropped."""
+    return pb.Event(events_dropped=pb.EventsDropped(count=count))
+
+
+@pytest.mark.parametrize(
+    ("events", "messages"),
+    [
+        (
+            [InterruptPending(3), InterruptPending(4), InterruptPending(3)],
+            [pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu)) for vcpu in (3, 4)],
+        ),
+        (
+            [GsiAcknowledged(4), GsiAcknowledged(5), GsiAcknowledged(4)],
+            [pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count)) for gsi, count in ((4, 2), (5, 1))],
+        ),
+        (
+            [GsiResampled(4, 1), GsiResampled(5, 7), GsiResampled(4, 3)],
+            [pb.Event(gsi_resampled=pb.GsiResampled(gsi=gsi, count=count)) for gsi, count in ((4, 4), (5, 7))],
+        ),
+        (
+            [GsiMasked(4, True), GsiMasked(5, True), GsiMasked(4, False)],
+            [pb.Event(gsi_masked=pb.GsiMasked(gsi=gsi, masked=masked)) for gsi, masked in ((4, False), (5, True))],
+        ),
+        (
+            [IoapicEoi(0, 0x31), IoapicEoi(0, 0x32), IoapicEoi(1, 0x31), IoapicEoi(0, 0x31)],
+            [
+                pb.Event(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector))
+                for vcpu, vector in ((0, 0x31), (0, 0x32), (1, 0x31))
+            ],
+        ),
+        ([signal(vector) for vector in (1, 1)], [sipi(1), sipi(1)]),
+    ],
+)
+def test_what_has_not_been_taken_is_merged_as_its_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
+    queue = Queue(*events)
+    assert queue.wakes == len(events)
+    assert queue.all() == messages
+    for event in events:
+        queue.put(event)
+    assert queue.all() == messages, "the counts begin anew"
+
+
+def test_events_of_different_kinds_about_one_gsi_are_not_merged() -> None:
+    queue = Queue(GsiAcknowledged(4), GsiResampled(4, 1), GsiMasked(4, True))
+    assert [event.WhichOneof("event") for event in queue.all()] == [
+        "gsi_acknowledged",
+        "gsi_resampled",
+        "gsi_masked",
+    ]
+
+
+def test_signals_that_find_no_room_are_counted_and_all_else_has_room() -> None:
+    queue = Queue(*(signal(vector) for vector in range(5)), *(GsiAcknowledged(gsi) for gsi in range(4096)))
+    assert queue.drops == 3
+    told = queue.all()
+    assert len(told) == 4096 + 3
+    assert [event for event in told if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
+
+
+def test_neither_kind_waits_for_the_other_to_cease() -> None:
+    queue = Queue()
+    told = []
+    for _ in range(6):
+        queue.put(signal(3))
+        queue.put(GsiAcknowledged(4))
+        message = queue.take()
+        assert message is not None
+        told.append(message.HasField("vcpu_signal"))
+    assert sorted(told) == [False] * 3 + [True] * 3

@@ -1,0 +1,233 @@
+"""A VM's state and the message that holds it are the same, field by field, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge.snapshot import snapshot_from, snapshot_to
+from irqchipd.limits import Limits
+from irqchipd.vm import snapshot as plain
+from irqchipd.vm.cpu import MpState
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.routing import MsiRoute, PinRoute
+from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+
+U32, U64, S32 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
+FLAG, DATA = st.booleans(), st.binary(max_size=64)
+
+
+def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """A short tuple."""
+    return st.lists(values, max_size=3).map(tuple)
+
+
+ROUTES = st.builds(PinRoute, U32, U32, U32, U32) | st.builds(MsiRoute, U32, U64, U32, U32)
+CHIPS = st.builds(
+    ChipsState,
+    primary=DATA,
+    secondary=DATA,
+    output=FLAG,
+    ioapic=DATA,
+    irr_delivered=U32,
+    rtc_vectors=st.dictionaries(U32, U32, max_size=3),
+    rtc_pending_eoi=S32,
+    successive_eois=few(U32),
+    delayed_eoi_ns=st.none() | U64,
+    sources=few(DATA),
+)
+PITS = st.builds(
+    PitTimerState,
+    state=DATA,
+    speaker=FLAG,
+    reinject=FLAG,
+    acknowledged=FLAG,
+    pending=U64,
+    period_ns=U64,
+    periodic=FLAG,
+    expires_ns=st.none() | U64,
+    running=FLAG,
+)
+VCPUS = st.builds(
+    VcpuState,
+    vcpu=U32,
+    mp_state=st.integers(1, 5),
+    lapic=st.none() | DATA,
+    apic_base=U64,
+    tsc_offset=U64,
+    timer_period_ns=U64,
+    timer_target_ns=U64,
+    tsc_deadline=U64,
+    timer_expires_ns=st.none() | U64,
+    handled=DATA,
+    stale=S32,
+    scan=FLAG,
+    queued=st.lists(st.tuples(U32, FLAG), max_size=2).map(tuple),
+    external_vector=st.none() | U32,
+    nmis=U32,
+    smi=FLAG,
+    init=FLAG,
+    sipi_vector=st.none() | U32,
+    timer_pending=FLAG,
+)
+SOURCES = st.builds(
+    SourceState,
+    source=U32,
+    client=st.text(max_size=8),
+    asserted_gsis=few(U32),
+    resampled_gsis=st.dictionaries(U32, U64, max_size=3),
+)
+STATES = st.builds(
+    VmState,
+    clock=st.integers(1, 2),
+    now_ns=U64,
+    tsc_khz=U32,
+    irqchip_mode=st.integers(1, 3),
+    reserved_gsis=U32,
+    routing=few(ROUTES),
+    chips=st.none() | CHIPS,
+    pit=st.none() | PITS,
+    vcpus=few(VCPUS),
+    mapped_vcpus=st.none() | U32,
+    sources=few(SOURCES),
+    asserted_gsis=few(U32),
+)
+
+VCPU = VcpuState(
+    vcpu=254,
+    mp_state=plain.MP_STATE_OFFSET + MpState.HALTED,
+    lapic=b"\xff" * 1024,
+    apic_base=1 << 63,
+    tsc_offset=(1 << 64) - 1,
+    timer_period_ns=1 << 62,
+    timer_target_ns=1 << 62,
+    tsc_deadline=(1 << 64) - 1,
+    timer_expires_ns=1 << 62,
+    handled=b"\xff" * 32,
+    stale=255,
+    scan=True,
+    queued=((255, True),),
+    external_vector=255,
+    nmis=2,
+    smi=True,
+    init=True,
+    sipi_vector=255,
+    timer_pending=True,
+)
+EMPTY = VmState(
+    clock=plain.CLOCK_REAL,
+    now_ns=0,
+    tsc_khz=1_000_000,
+    irqchip_mode=plain.IRQCHIP_NONE,
+    reserved_gsis=0,
+    routing=(),
+    chips=None,
+    pit=None,
+    vcpus=(),
+    mapped_vcpus=None,
+    sources=(),
+    asserted_gsis=(),
+)
+
+
+@given(STATES)
+def test_a_state_comes_back_from_its_message_as_it_was(state: VmState) -> None:
+    data = snapshot_to(state).SerializeToString()
+    assert snapshot_from(pb.VmSnapshot.FromString(data)) == state
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (VmState, pb.VmSnapshot),
+        (ChipsState, pb.ChipsSnapshot),
+        (PitTimerState, pb.PitSnapshot),
+        (VcpuState, pb.VcpuSnapshot),
+        (SourceState, pb.SourceSnapshot),
+    ],
+)
+def test_nothing_of_a_message_is_left_out(state: Any, message: type[Message]) -> None:
+    assert [field.name for field in fields(state)] == [
+        field.name for field in message.DESCRIPTOR.fields if field.name != "version"
+    ]
+
+
+def test_the_numbers_of_a_state_are_the_contracts() -> None:
+    assert (plain.CLOCK_REAL, plain.CLOCK_VIRTUAL) == (pb.CLOCK_KIND_REAL, pb.CLOCK_KIND_VIRTUAL)
+    assert (plain.IRQCHIP_NONE, plain.IRQCHIP_FULL, plain.IRQCHIP_SPLIT) == (
+        pb.IRQCHIP_MODE_NONE,
+        pb.IRQCHIP_MODE_FULL,
+        pb.IRQCHIP_MODE_SPLIT,
+    )
+    assert {f"MP_STATE_{state.name}": state + plain.MP_STATE_OFFSET for state in MpState} == {
+        name: number for name, number in pb.MpState.items() if number
+    }
+
+
+def test_what_is_absent_and_what_is_zero_are_told_apart() -> None:
+    zero = replace(VCPU, queued=((0, False),), external_vector=0, sipi_vector=0, timer_expires_ns=0, lapic=b"")
+    absent = replace(VCPU, queued=(), external_vector=None, sipi_vector=None, timer_expires_ns=None, lapic=None)
+    state = replace(EMPTY, vcpus=(zero, absent), mapped_vcpus=0)
+    assert snapshot_from(snapshot_to(state)) == state
+
+
+VALID = snapshot_to(replace(EMPTY, vcpus=(VCPU,), routing=(PinRoute(1, 2, 1),)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "hint"),
+    [
+        ("version", 0, "version 0"),
+        ("version", 2, "takes version 1"),
+        ("clock", 0, "ClockKind 0 is none: 1 to 2"),
+        ("clock", 3, "ClockKind 3"),
+        ("irqchip_mode", 0, "IrqchipMode 0 is none: 1 to 3"),
+        ("irqchip_mode", -1, "IrqchipMode -1"),
+        ("vcpus.mp_state", 0, "MpState 0 is none: 1 to 5"),
+        ("vcpus.mp_state", 6, "MpState 6"),
+        ("vcpus.queued.source", 0, "1 the PIC, 2 the local APIC"),
+        ("vcpus.queued.source", 3, "1 the PIC, 2 the local APIC"),
+        ("vcpus.queued.vector", None, "has a vector"),
+        ("routing.irqchip", None, "no destination"),
+    ],
+)
+def test_what_no_state_can_hold_is_refused(path: str, value: int | None, hint: str) -> None:
+    snapshot = pb.VmSnapshot.FromString(VALID.SerializeToString())
+    part: Any = snapshot
+    *parents, name = path.split(".")
+    for parent in parents:
+        part = getattr(part, parent)
+        part = part[0] if parent in ("vcpus", "routing", "queued") else part
+    if value is None:
+        part.ClearField(name)
+    else:
+        setattr(part, name, value)
+    with pytest.raises(VmError) as caught:
+        snapshot_from(snapshot)
+    assert caught.value.reason == "EINVAL"
+    assert hint in caught.value.message
+
+
+def test_the_largest_vm_fits_into_a_message() -> None:
+    largest = replace(
+        EMPTY,
+        routing=tuple(MsiRoute(gsi, (1 << 64) - 1, (1 << 32) - 1, 1) for gsi in range(4096)),
+        vcpus=(VCPU,) * 255,
+        sources=tuple(
+            SourceState(
+                source=number,
+                client="x" * 64,
+                asserted_gsis=tuple(range(4072, 4096)),
+                resampled_gsis=dict.fromkeys(range(4072, 4096), 1 << 32),
+            )
+            for number in range(1, 256)
+        ),
+    )
+    request = pb.RestoreVmRequest(vm="x" * 64, snapshot=snapshot_to(largest))
+    assert request.ByteSize() < Limits().message_bytes
