@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import aio, ops
     from ._errors import (
         AlreadyExists,
+        Busy,
         InvalidArgument,
         IrqchipError,
         LimitReached,
@@ -27,23 +28,45 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
-    from ._model import (
-        Access,
+    from ._events import (
         Event,
         EventsDropped,
-        Interrupt,
+        GsiAcknowledged,
+        GsiMasked,
+        GsiResampled,
         InterruptPending,
+        IoapicEoi,
+        TraceEvent,
+        VcpuSignal,
+    )
+    from ._model import (
+        Access,
+        Advance,
+        Interrupt,
         InterruptSource,
+        IrqchipMode,
+        MpState,
         MsiRoute,
+        MsrAccess,
         PinRoute,
         Route,
         SessionInfo,
+        Signal,
         SignalKind,
-        TraceEvent,
-        VcpuSignal,
         VmInfo,
+        VmSnapshot,
+        Wake,
     )
-    from ._state import Chip, DeliveryMode, IoapicState, LapicState, PicState, RedirectionEntry
+    from ._state import (
+        Chip,
+        DeliveryMode,
+        IoapicState,
+        LapicState,
+        PicState,
+        PitChannel,
+        PitState,
+        RedirectionEntry,
+    )
     from ._sync.client import Client, Vm, connect
     from ._sync.machine import Line, Machine, Vcpu
     from ._sync.session import Session, Watch
@@ -51,32 +74,44 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
+    "Advance",
     "AlreadyExists",
+    "Busy",
     "Chip",
     "Client",
     "DeliveryMode",
     "Event",
     "EventsDropped",
+    "GsiAcknowledged",
+    "GsiMasked",
+    "GsiResampled",
     "Interrupt",
     "InterruptPending",
     "InterruptSource",
     "InvalidArgument",
+    "IoapicEoi",
     "IoapicState",
     "IrqchipError",
+    "IrqchipMode",
     "LapicState",
     "LimitReached",
     "Line",
     "Machine",
+    "MpState",
     "MsiRoute",
+    "MsrAccess",
     "NotFound",
     "NotReady",
     "PicState",
     "PinRoute",
+    "PitChannel",
+    "PitState",
     "RedirectionEntry",
     "Route",
     "Session",
     "SessionClosed",
     "SessionInfo",
+    "Signal",
     "SignalKind",
     "TimedOut",
     "TraceEvent",
@@ -85,6 +120,8 @@ __all__ = [
     "VcpuSignal",
     "Vm",
     "VmInfo",
+    "VmSnapshot",
+    "Wake",
     "Watch",
     "aio",
     "connect",
@@ -92,7 +129,7 @@ __all__ = [
     "ops",
 ]
 
-_HOMES = ("_errors", "_model", "_state", "_sync.client", "_sync.machine", "_sync.session", "_target")
+_HOMES = ("_errors", "_events", "_model", "_state", "_sync.client", "_sync.machine", "_sync.session", "_target")
 
 
 def __getattr__(name: str) -> object:

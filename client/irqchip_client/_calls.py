@@ -1,76 +1,33 @@
 """Every call of irqchip.v1 that is not a stream, described once and without I/O."""
 
-import errno
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
+from collections.abc import Iterable
+from typing import Any, Literal, overload
 
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._errors import InvalidArgument
-from ._model import Access, Interrupt, InterruptSource, Route, VmInfo, route_from_proto
-from ._state import Chip, IoapicState, LapicState, PicState
+from ._call import Call
+from ._call import checked as _checked
+from ._errors import protocol_error, timed_out
+from ._model import (
+    Access,
+    Advance,
+    Interrupt,
+    InterruptSource,
+    MpState,
+    MsrAccess,
+    Route,
+    Signal,
+    SignalKind,
+    VmInfo,
+    VmSnapshot,
+    Wake,
+    route_from_proto,
+)
+from ._state import Chip, IoapicState, LapicState, PicState, PitState
 
-T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
-P = ParamSpec("P")
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """A call, and how to read its response. The same one is made by an RPC of its own or in a Session's batch."""
-
-    operation: str  # As in the proto's Operation: "irq_line".
-    request: Message  # Without the VM, which the caller knows.
-    parse: Callable[[Any], T]  # Takes the response message.
-
-    @property
-    def method(self) -> str:
-        """The RPC's name: "IrqLine"."""
-        return self.operation.title().replace("_", "")
-
-    def request_for(self, vm: str) -> Message:
-        """The RPC's request."""
-        request = type(self.request)()
-        request.CopyFrom(self.request)
-        if vm:
-            try:
-                setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
-            except ValueError:
-                raise InvalidArgument(errno.EINVAL, f"{vm!r} is no VM's name") from None
-        return request
-
-    def as_operation(self) -> pb.Operation:
-        """The same in a Session's batch. Raises InvalidArgument for a call that is not made there."""
-        if self.operation not in pb.Operation.DESCRIPTOR.fields_by_name:
-            raise InvalidArgument(errno.EINVAL, f"{self.operation} is no operation of a Session; call it on the VM")
-        operation = pb.Operation()
-        getattr(operation, self.operation).CopyFrom(self.request)
-        return operation
-
-
-def _checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """Turns protobuf's complaint about an argument that does not fit its field into an error of ours, and None too.
-
-    To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant.
-    """
-    signature = inspect.signature(make)
-
-    @wraps(make)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
-        try:
-            if None in args or None in kwargs.values():
-                raise ValueError("None is not allowed")
-            return make(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            arguments = signature.bind(*args, **kwargs).arguments
-            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}") from None
-
-    return checked
+KVM_CAP_SPLIT_IRQCHIP = 121  # <linux/kvm.h>
 
 
 def _nothing(_response: Message) -> None:
@@ -81,8 +38,9 @@ def _nothing(_response: Message) -> None:
 
 
 @_checked
-def create_vm(name: str) -> Call[str]:
-    return Call("create_vm", pb.CreateVmRequest(vm=name), lambda response: str(response.vm))
+def create_vm(name: str, virtual_clock: bool = False, tsc_khz: int = 0) -> Call[str]:
+    clock = pb.CLOCK_KIND_VIRTUAL if virtual_clock else pb.CLOCK_KIND_REAL
+    return Call("create_vm", pb.CreateVmRequest(vm=name, clock=clock, tsc_khz=tsc_khz), _made_vm)
 
 
 def delete_vm() -> Call[None]:
@@ -97,6 +55,19 @@ def get_vm() -> Call[VmInfo]:
     return Call("get_vm", pb.GetVmRequest(), lambda response: VmInfo.from_proto(response.vm))
 
 
+def reset_vm() -> Call[None]:
+    return Call("reset_vm", pb.ResetVmRequest(), _nothing)
+
+
+def save_vm() -> Call[VmSnapshot]:
+    return Call("save_vm", pb.SaveVmRequest(), lambda response: VmSnapshot.from_proto(response.snapshot))
+
+
+@_checked
+def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
+    return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)
+
+
 @_checked
 def check_extension(capability: int) -> Call[int]:
     return Call(
@@ -106,8 +77,18 @@ def check_extension(capability: int) -> Call[int]:
     )
 
 
+@_checked
+def enable_cap(capability: int, args: Iterable[int]) -> Call[None]:
+    return Call("enable_cap", pb.EnableCapRequest(capability=capability, args=args), _nothing)
+
+
 def create_irqchip() -> Call[None]:
     return Call("create_irqchip", pb.CreateIrqchipRequest(), _nothing)
+
+
+@_checked
+def create_pit(flags: int) -> Call[None]:
+    return Call("create_pit", pb.CreatePitRequest(flags=flags), _nothing)
 
 
 # Operations: what irqchip_client.ops shows.
@@ -221,6 +202,122 @@ def set_lapic(vcpu: int, state: LapicState | bytes) -> Call[None]:
     return Call("set_lapic", pb.SetLapicRequest(vcpu=vcpu, kvm_struct=data), _nothing)
 
 
+@_checked
+def advance_clock(nanoseconds: int) -> Call[Advance]:
+    """Moves a virtual clock. It stops short after 10,000 expirations: go on with what remains.
+
+    InvalidArgument where the clock is real.
+    """
+    return Call("advance_clock", pb.AdvanceClockRequest(nanoseconds=nanoseconds), Advance.from_proto)
+
+
+def get_pit() -> Call[PitState]:
+    """KVM_GET_PIT2. NotReady without a PIT."""
+    return Call("get_pit", pb.GetPitRequest(), lambda response: PitState.from_kvm_struct(response.kvm_struct))
+
+
+@_checked
+def set_pit(state: PitState | bytes) -> Call[None]:
+    """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady without one."""
+    data = state if isinstance(state, bytes) else state.kvm_struct
+    return Call("set_pit", pb.SetPitRequest(kvm_struct=data), _nothing)
+
+
+@_checked
+def set_pit_reinject(reinject: bool) -> Call[None]:
+    """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait, or are lost. NotReady without a PIT."""
+    return Call("set_pit_reinject", pb.SetPitReinjectRequest(reinject=reinject), _nothing)
+
+
+@_checked
+def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
+    """A vCPU's RDMSR. NotReady where it has no local APIC."""
+    return Call(
+        "msr_read",
+        pb.MsrReadRequest(vcpu=vcpu, msr=msr),
+        lambda response: MsrAccess(response.claimed, response.fault, response.data),
+    )
+
+
+@_checked
+def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
+    """A vCPU's WRMSR. NotReady where it has no local APIC."""
+    return Call(
+        "msr_write",
+        pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data),
+        lambda response: MsrAccess(response.claimed, response.fault),
+    )
+
+
+@_checked
+def interrupt(vcpu: int, vector: int) -> Call[None]:
+    """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
+
+    AlreadyExists while the vCPU has not taken the last one; NotReady where irqchipd has the PIC, or the vCPU has no
+    local APIC.
+    """
+    return Call("interrupt", pb.InterruptRequest(vcpu=vcpu, vector=vector), _nothing)
+
+
+@_checked
+def nmi(vcpu: int) -> Call[None]:
+    """KVM_NMI. NotReady where the vCPU has no local APIC."""
+    return Call("nmi", pb.NmiRequest(vcpu=vcpu), _nothing)
+
+
+@_checked
+def get_mp_state(vcpu: int) -> Call[MpState]:
+    """KVM_GET_MP_STATE."""
+    return Call("get_mp_state", pb.GetMpStateRequest(vcpu=vcpu), lambda response: MpState.from_proto(response.state))
+
+
+@_checked
+def set_mp_state(vcpu: int, state: MpState) -> Call[None]:
+    """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
+    request = pb.SetMpStateRequest(vcpu=vcpu, state=MpState(state).to_proto())
+    return Call("set_mp_state", request, _nothing)
+
+
+@_checked
+def take_signal(vcpu: int) -> Call[Signal | None]:
+    """Takes what waits for a vCPU beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does.
+
+    NotReady where the vCPU has no local APIC.
+    """
+    return Call("take_signal", pb.TakeSignalRequest(vcpu=vcpu), _signal)
+
+
+@_checked
+def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
+    """A vCPU's HLT: it is answered when the vCPU has something to take, which it then has taken.
+
+    It is the last operation of its batch, and batches after that do not wait for it. TimedOut where there was nothing
+    within `timeout` seconds; Busy while the vCPU halts already; NotReady where it has no local APIC.
+    """
+    timeout_ns = 0  # Never.
+    if timeout is not None:
+        if not 0 <= timeout < float("inf"):
+            raise ValueError("a timeout is 0 seconds or more")
+        timeout_ns = max(1, round(timeout * 1e9))
+
+    def wake(response: pb.HaltResponse) -> Wake:
+        match response.WhichOneof("reason"):
+            case "interrupt":
+                return Interrupt(response.interrupt.vector, InterruptSource(response.interrupt.source))
+            case "signal":
+                return Signal(SignalKind(response.signal.kind), response.signal.vector)
+            case "timeout":
+                raise timed_out(f"anything for vCPU {vcpu} to take", timeout)
+        raise protocol_error("no reason for a Halt to end")
+
+    request = pb.HaltRequest(vcpu=vcpu, interrupts_masked=interrupts_masked, timeout_ns=timeout_ns)
+    return Call("halt", request, wake, waits=timeout)
+
+
+def _made_vm(response: pb.CreateVmResponse | pb.RestoreVmResponse) -> str:
+    return response.vm
+
+
 def _status(response: pb.IrqLineResponse | pb.SignalMsiResponse) -> int:
     return response.status
 
@@ -237,3 +334,9 @@ def _interrupt(response: pb.AckInterruptResponse) -> Interrupt | None:
     if not response.HasField("vector"):
         return None
     return Interrupt(response.vector, InterruptSource(response.source))
+
+
+def _signal(response: pb.TakeSignalResponse) -> Signal | None:
+    if response.kind == pb.SIGNAL_KIND_UNSPECIFIED:
+        return None
+    return Signal(SignalKind(response.kind), response.vector)

@@ -4,10 +4,12 @@
     ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
     ├── NotFound                ENOENT                   no such VM or vCPU
     ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
-    ├── NotReady                ENXIO                    the VM has no irqchip; of acknowledge(), the vCPU no local APIC
+    ├── NotReady                ENXIO                    the VM has no irqchip or no PIT; the vCPU has no local APIC
+    ├── Busy                    EBUSY                    the vCPU halts already
     ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
     ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
-    ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed
+    ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
+    │                                                    halt(): nothing to take in time, and nothing is taken
     └── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
 
 A failed call has changed nothing, except where TimedOut says otherwise.
@@ -61,7 +63,11 @@ class InvalidArgument(IrqchipError):
 
 
 class NotReady(IrqchipError):
-    """ENXIO: the VM has no irqchip; of acknowledge(), the vCPU has no local APIC."""
+    """ENXIO: the VM has no irqchip or no PIT; the vCPU has no local APIC."""
+
+
+class Busy(IrqchipError):
+    """EBUSY: the vCPU halts already."""
 
 
 class LimitReached(IrqchipError):
@@ -73,7 +79,10 @@ class Unavailable(IrqchipError):
 
 
 class TimedOut(IrqchipError):
-    """ETIMEDOUT: no answer in time. The call may still have been executed."""
+    """ETIMEDOUT: no answer in time. The call may still have been executed.
+
+    Of halt(): the vCPU had nothing to take in time, and nothing is taken.
+    """
 
 
 class SessionClosed(IrqchipError):
@@ -86,6 +95,7 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.EINVAL: InvalidArgument,
     errno.EBADMSG: InvalidArgument,
     errno.ENXIO: NotReady,
+    errno.EBUSY: Busy,
     errno.E2BIG: LimitReached,
     errno.ENOSPC: LimitReached,
     errno.ECONNREFUSED: Unavailable,
@@ -124,6 +134,10 @@ def timed_out(what: str, seconds: float | None) -> TimedOut:
 
 def client_closed() -> Unavailable:
     return Unavailable(errno.ESHUTDOWN, "this Client is closed: connect() again")
+
+
+def protocol_error(what: str) -> IrqchipError:
+    return IrqchipError(errno.EPROTO, f"the daemon sent {what}; is it of another version?")
 
 
 def error_from_message(error: pb.Error) -> IrqchipError:

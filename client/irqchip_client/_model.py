@@ -1,11 +1,15 @@
-"""What calls return and events are: frozen dataclasses, made from the messages of irqchip.v1."""
+"""What calls return: frozen dataclasses, made from the messages of irqchip.v1."""
 
-from dataclasses import dataclass
-from enum import IntEnum
+import errno
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from typing import Self
+
+from google.protobuf.message import DecodeError
 
 from irqchip.v1 import irqchip_pb2 as pb
 
+from ._errors import InvalidArgument
 from ._state import Chip
 
 
@@ -26,18 +30,52 @@ class SignalKind(IntEnum):
     SIPI = 4
 
 
+class MpState(IntEnum):
+    """A vCPU's run state: KVM's numbers."""
+
+    RUNNABLE = 0  # It runs.
+    UNINITIALIZED = 1  # It has never been started, and waits for INIT; all but vCPU 0 begin so.
+    INIT_RECEIVED = 2  # It has been sent INIT, and waits for SIPI.
+    HALTED = 3  # It has executed HLT.
+    SIPI_RECEIVED = 4  # Of set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
+
+    @classmethod
+    def from_proto(cls, state: int) -> Self:
+        return cls(state - 1)  # An enum of protobuf's has 0 for what is absent.
+
+    def to_proto(self) -> pb.MpState.ValueType:
+        return pb.MpState.ValueType(self + 1)
+
+
+class IrqchipMode(StrEnum):
+    """What of an irqchip is irqchipd's, as KVM says what is the kernel's."""
+
+    NONE = "none"
+    FULL = "full"  # PICs, IOAPIC and local APICs.
+    SPLIT = "split"  # Local APICs; PICs and IOAPIC are the VMM's.
+
+
+_MODES = {
+    pb.IRQCHIP_MODE_NONE: IrqchipMode.NONE,
+    pb.IRQCHIP_MODE_FULL: IrqchipMode.FULL,
+    pb.IRQCHIP_MODE_SPLIT: IrqchipMode.SPLIT,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """An open Session."""
+    """An open Session, or a line source that was restored and waits for one."""
 
     client: str  # What the client calls itself.
     source: int  # Its line source, 1 or more.
     asserted_gsis: tuple[int, ...]  # The GSIs it drives high now, ascending.
     dropped_events: int  # Events it did not read in time.
+    detached: bool = False  # There is no Session: one that is opened with `resume` takes the line source over.
 
     @classmethod
     def from_proto(cls, message: pb.SessionInfo) -> Self:
-        return cls(message.client, message.source, tuple(message.asserted_gsis), message.dropped_events)
+        asserted = tuple(message.asserted_gsis)
+        return cls(message.client, message.source, asserted, message.dropped_events, message.detached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +87,79 @@ class VmInfo:
     vcpus: tuple[int, ...]  # The ids of its vCPUs, in order of creation.
     sessions: tuple[SessionInfo, ...]  # In order of opening.
     asserted_gsis: tuple[int, ...] = ()  # What line source 0, which all unary callers share, drives high, ascending.
+    irqchip_mode: IrqchipMode = IrqchipMode.NONE
+    pit: bool = False  # Whether create_pit has been done.
+    asynchronous_interrupts: bool = False  # Whether lines may be driven without stopping a vCPU.
+    halt_in_kernel: bool = False  # Whether a vCPU's HLT is irqchipd's to serve.
+    virtual: bool = False  # Whether its clock is: it moves by advance() alone.
+    now_ns: int = field(default=0, compare=False)  # Its time; two descriptions are equal that differ in nothing else.
+    next_timer_ns: int | None = None  # When its next timer is due, in its time; None where none runs.
+    tsc_khz: int = 1_000_000  # The frequency of its vCPUs' TSCs.
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
-        sessions = tuple(SessionInfo.from_proto(session) for session in message.sessions)
-        return cls(message.name, message.irqchip, tuple(message.vcpus), sessions, tuple(message.asserted_gsis))
+        return cls(
+            name=message.name,
+            irqchip=message.irqchip,
+            vcpus=tuple(message.vcpus),
+            sessions=tuple(SessionInfo.from_proto(session) for session in message.sessions),
+            asserted_gsis=tuple(message.asserted_gsis),
+            # A daemon that does not say knows no split irqchip.
+            irqchip_mode=_MODES.get(message.irqchip_mode, IrqchipMode.FULL if message.irqchip else IrqchipMode.NONE),
+            pit=message.pit,
+            asynchronous_interrupts=message.asynchronous_interrupts,
+            halt_in_kernel=message.halt_in_kernel,
+            virtual=message.clock == pb.CLOCK_KIND_VIRTUAL,
+            now_ns=message.now_ns,
+            next_timer_ns=message.next_timer_ns if message.HasField("next_timer_ns") else None,
+            tsc_khz=message.tsc_khz,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Where a virtual clock is after it was moved."""
+
+    now_ns: int  # The VM's time.
+    remaining_ns: int = 0  # How far short of what was asked it stopped, for the sake of others; of advance() always 0.
+    next_timer_ns: int | None = None  # When the next timer is due, in the VM's time; None where none runs.
+
+    @classmethod
+    def from_proto(cls, message: pb.AdvanceClockResponse) -> Self:
+        next_timer = message.next_timer_ns if message.HasField("next_timer_ns") else None
+        return cls(message.now_ns, message.remaining_ns, next_timer)
+
+
+@dataclass(frozen=True, slots=True)
+class VmSnapshot:
+    """The whole state of a VM: bytes to keep, and to restore it from, in this daemon or another.
+
+    Equal where the bytes are. Of a VM on a virtual clock, the same operations give the same bytes.
+    """
+
+    _data: bytes = field(repr=False)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """InvalidArgument where they are not a snapshot. Whether it can be restored is the daemon's to say."""
+        try:
+            message = pb.VmSnapshot.FromString(data)
+        except DecodeError:
+            message = pb.VmSnapshot()
+        if not message.version:  # Not even a number of a format: what was decoded is something else.
+            raise InvalidArgument(errno.EINVAL, f"these {len(data)} bytes are no snapshot of a VM")
+        return cls.from_proto(message)
+
+    def to_bytes(self) -> bytes:
+        """The bytes, in which every snapshot of that state is the same."""
+        return self._data
+
+    @classmethod
+    def from_proto(cls, message: pb.VmSnapshot) -> Self:
+        return cls(message.SerializeToString(deterministic=True))
+
+    def to_proto(self) -> pb.VmSnapshot:
+        return pb.VmSnapshot.FromString(self._data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +171,31 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class MsrAccess:
+    """A guest's RDMSR or WRMSR. Where the register is not irqchipd's, it is the vCPU process's to emulate."""
+
+    claimed: bool
+    fault: bool  # The guest gets a general protection fault; nothing was read or written.
+    data: int = 0  # What was read; 0 where unclaimed, after a fault, and of a write.
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupt:
     """An interrupt that a vCPU has accepted."""
 
     vector: int
     source: InterruptSource  # PIC or LAPIC.
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal that a vCPU has taken."""
+
+    kind: SignalKind
+    vector: int = 0  # Of a SIPI, the start page (the start address is vector << 12); otherwise 0.
+
+
+Wake = Interrupt | Signal  # What ends a halt.
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,58 +232,3 @@ def route_from_proto(message: pb.RoutingEntry) -> Route:
     if message.WhichOneof("destination") == "msi":
         return MsiRoute(message.gsi, message.msi.address, message.msi.data, message.flags)
     return PinRoute(message.gsi, Chip(message.irqchip.chip_id), message.irqchip.pin, message.flags)
-
-
-@dataclass(frozen=True, slots=True)
-class InterruptPending:
-    """A vCPU has an interrupt to take. An unread one stands for any number: acknowledge until there is none left."""
-
-    vcpu: int
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuSignal:
-    """A vCPU was sent something other than an interrupt."""
-
-    vcpu: int
-    kind: SignalKind
-    vector: int  # Of a SIPI, the start page (the start address is vector << 12); otherwise 0.
-
-
-@dataclass(frozen=True, slots=True)
-class EventsDropped:
-    """Events were lost here, because they were not read in time."""
-
-    count: int
-
-
-Event = InterruptPending | VcpuSignal | EventsDropped
-
-
-def event_from_proto(message: pb.Event) -> Event | None:
-    """None for a kind of event that this version does not know, and so did not subscribe to."""
-    match message.WhichOneof("event"):
-        case "interrupt_pending":
-            return InterruptPending(message.interrupt_pending.vcpu)
-        case "vcpu_signal":
-            signal = message.vcpu_signal
-            return VcpuSignal(signal.vcpu, SignalKind(signal.kind), signal.vector)
-        case "events_dropped":
-            return EventsDropped(message.events_dropped.count)
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class TraceEvent:
-    """A passage of a tracepoint."""
-
-    time_ns: int  # Of the daemon's monotonic clock.
-    tracepoint: str  # The kernel's name, for example "kvm_pic_set_irq".
-    fields: dict[str, int]  # What it recorded, in the kernel's order.
-
-
-def trace_from_proto(message: pb.WatchResponse) -> TraceEvent | EventsDropped:
-    if message.WhichOneof("message") == "dropped":
-        return EventsDropped(message.dropped.count)
-    event = message.event
-    return TraceEvent(event.time_ns, event.tracepoint, {field.name: field.value for field in event.fields})

@@ -1,18 +1,19 @@
-"""A Session without its I/O: what _sync.py and _asyncio.py share.
+"""A Session without its I/O: what _sync and _asyncio share.
 
 The rules that the shells keep:
 
 1. `open_request()` goes out first; then every request that `submit()` returns, in that order.
 2. Every message that comes in goes to `receive()`; the end of the stream, however it ends, to `end()`.
 3. Only one thread is inside at a time. Batches are settled outside: what waits for one may call back in.
-4. A batch that `submit()` took is settled exactly once: by its answer, or by the end of the Session.
+4. A batch that `submit()` took is settled exactly once: by its answer, or by the end of the Session. Batches are
+   answered in the order in which they were sent, but for those that end in a Halt: each of these when its time comes.
 5. What happened before the end can still be read after it; then reading fails too. Nothing falls silent.
 """
 
 import asyncio
 import errno
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,17 +21,29 @@ import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._calls import Call
+from ._call import Call
 from ._errors import (
     InvalidArgument,
     IrqchipError,
     LimitReached,
     SessionClosed,
+    TimedOut,
     client_closed,
     error_from_message,
     error_from_rpc,
+    protocol_error,
 )
-from ._model import Event, EventsDropped, InterruptPending, event_from_proto
+from ._events import (
+    Event,
+    EventsDropped,
+    GsiAcknowledged,
+    GsiMasked,
+    GsiResampled,
+    InterruptPending,
+    IoapicEoi,
+    VcpuSignal,
+    event_from_proto,
+)
 
 # Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
 CLOSE_GRACE = 1.0
@@ -48,6 +61,7 @@ class Promise(Protocol):
 class Batch:
     """A batch in flight, and once `outcome` is set, a batch to be settled."""
 
+    serial: int
     calls: Sequence[Call[Any]]
     promise: Promise
     return_errors: bool
@@ -67,7 +81,7 @@ class Batch:
             self.outcome = error_from_message(answer.error)
             return
         if len(answer.results) != len(self.calls):
-            raise _protocol_error(f"{len(answer.results)} results for a batch of {len(self.calls)} operations")
+            raise protocol_error(f"{len(answer.results)} results for a batch of {len(self.calls)} operations")
         results = [_result(call, result) for call, result in zip(self.calls, answer.results, strict=True)]
         self.outcome = results
         if not self.return_errors:
@@ -82,55 +96,69 @@ class Batch:
 class EventBuffer:
     """Events that were received and not yet read.
 
-    It is bounded: of InterruptPending there is one a vCPU at most, because one stands for any number, and of others
-    as many as `size`. What comes beyond that is dropped, and an EventsDropped stands in its place.
+    It is bounded. Of VcpuSignals it holds as many as `size`; what comes beyond that is dropped, and an EventsDropped
+    stands in its place. Of all others there is one for each subject at most, a vCPU or a GSI say: an InterruptPending
+    and an IoapicEoi stand for any number, the counts of GsiAcknowledged and GsiResampled add up, and of GsiMasked the
+    last counts.
     """
 
     def __init__(self, size: int) -> None:
         self.dropped = 0  # All that were, here and in the daemon.
         self._size = size
-        self._events: deque[Event] = deque()
-        self._pending: set[int] = set()  # The vCPUs whose InterruptPending is unread.
-        self._others = 0
+        self._events: OrderedDict[Hashable, Event] = OrderedDict()  # By subject, those that have one.
+        self._signals = 0
 
     def __len__(self) -> int:
         return len(self._events)
 
     def put(self, event: Event) -> None:
         match event:
-            case InterruptPending(vcpu):
-                if vcpu not in self._pending:
-                    self._pending.add(vcpu)
-                    self._events.append(event)
+            case InterruptPending() | IoapicEoi():
+                self._events[event] = event
+            case GsiMasked(gsi):
+                self._events[GsiMasked, gsi] = event
+            case GsiAcknowledged(gsi, count) | GsiResampled(gsi, count):
+                unread: Any = self._events.get((type(event), gsi))
+                self._events[type(event), gsi] = type(event)(gsi, count + (unread.count if unread else 0))
             case EventsDropped(count):
                 self._drop(count)
-            case _ if self._others < self._size:
-                self._others += 1
-                self._events.append(event)
-            case _:
+            case VcpuSignal() if self._signals < self._size:
+                self._signals += 1
+                self._events[object()] = event
+            case VcpuSignal():
                 self._drop(1)
 
     def take(self) -> Event:
-        event = self._events.popleft()
-        if isinstance(event, InterruptPending):
-            self._pending.discard(event.vcpu)
-        elif not isinstance(event, EventsDropped):
-            self._others -= 1
+        _, event = self._events.popitem(last=False)
+        if isinstance(event, VcpuSignal):
+            self._signals -= 1
         return event
 
     def _drop(self, count: int) -> None:
         self.dropped += count
-        last = self._events[-1] if self._events else None
-        if isinstance(last, EventsDropped):
-            self._events[-1] = EventsDropped(last.count + count)
+        last = next(reversed(self._events), None)
+        unread = self._events[last] if last is not None else None
+        if isinstance(unread, EventsDropped):
+            self._events[last] = EventsDropped(unread.count + count)
         else:
-            self._events.append(EventsDropped(count))
+            self._events[object()] = EventsDropped(count)
 
 
 class SessionCore:
     """One Session: opening, then open, then ended."""
 
-    def __init__(self, vm: str, client: str, vcpus: Iterable[int], event_buffer: int, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        vm: str,
+        client: str,
+        vcpus: Iterable[int],
+        event_buffer: int,
+        max_in_flight: int,
+        *,
+        gsis: Iterable[int] = (),
+        resampled_gsis: Iterable[int] = (),
+        resume: bool = False,
+    ) -> None:
         if event_buffer < 1 or max_in_flight < 1:
             raise InvalidArgument(errno.EINVAL, "event_buffer and max_in_flight are 1 or more")
         self.vm = vm
@@ -141,9 +169,13 @@ class SessionCore:
         self.ended = False
         self._client = client
         self._vcpus = list(vcpus)
+        self._gsis = list(gsis)
+        self._resampled_gsis = list(resampled_gsis)
+        self._resume = resume
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
-        self._first_serial = 1  # Of those.
+        self._halting: dict[int, Batch] = {}  # Those that end in a Halt, by serial.
+        self._next_serial = 1
         self._closing = False
         self._reason: IrqchipError | None = None
 
@@ -159,11 +191,18 @@ class SessionCore:
     @property
     def has_room(self) -> bool:
         """Whether submit() has something to say other than "wait": it takes a batch, or refuses it for good."""
-        return len(self._in_flight) < self._max_in_flight or self._closing or self.ended
+        return len(self._in_flight) + len(self._halting) < self._max_in_flight or self._closing or self.ended
 
     def open_request(self) -> pb.SessionRequest:
         try:
-            opening = pb.SessionOpen(vm=self.vm, client=self._client, vcpus=self._vcpus)
+            opening = pb.SessionOpen(
+                vm=self.vm,
+                client=self._client,
+                vcpus=self._vcpus,
+                gsis=self._gsis,
+                resampled_gsis=self._resampled_gsis,
+                resume=self._resume,
+            )
         except ValueError as error:
             raise InvalidArgument(errno.EINVAL, f"session: {error}") from None
         return pb.SessionRequest(open=opening)
@@ -171,7 +210,8 @@ class SessionCore:
     def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> pb.SessionRequest:
         """Takes a batch, and returns the request to send. Where it raises, nothing was taken.
 
-        SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached.
+        SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached,
+        InvalidArgument where something stands behind a Halt.
         """
         if self._closing or self.ended:
             raise self.closed_error()
@@ -183,14 +223,20 @@ class SessionCore:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"
             )
-        serial = self._first_serial + len(self._in_flight)
-        batch = pb.Batch(serial=serial, operations=[call.as_operation() for call in calls])
-        request = pb.SessionRequest(batch=batch)
+        if any(call.is_halt for call in calls[:-1]):
+            raise InvalidArgument(errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself")
+        operations = [call.as_operation() for call in calls]
+        request = pb.SessionRequest(batch=pb.Batch(serial=self._next_serial, operations=operations))
         if (size := request.ByteSize()) > self.max_message_bytes > 0:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_message_bytes} bytes, not {size}: submit several"
             )
-        self._in_flight.append(Batch(calls, promise, return_errors))
+        batch = Batch(self._next_serial, calls, promise, return_errors)
+        self._next_serial += 1
+        if calls and calls[-1].is_halt:
+            self._halting[batch.serial] = batch
+        else:
+            self._in_flight.append(batch)
         return request
 
     def receive(self, response: pb.SessionResponse) -> Batch | None:
@@ -204,13 +250,7 @@ class SessionCore:
                 self.source, self.max_operations = opened.source, opened.max_operations
                 self.max_message_bytes = opened.max_message_bytes
             case "batch_result":
-                if not self._in_flight or response.batch_result.serial != self._first_serial:
-                    raise _protocol_error(f"an answer to batch {response.batch_result.serial}, which is not next")
-                batch = self._in_flight[0]
-                batch.read(response.batch_result)
-                self._in_flight.popleft()
-                self._first_serial += 1
-                return batch
+                return self._receive_result(response.batch_result)
             case "event":
                 event = event_from_proto(response.event)
                 if event is not None:
@@ -241,9 +281,10 @@ class SessionCore:
             case asyncio.CancelledError():
                 self._reason = client_closed()
             case _:  # A value that this version of the messages does not know.
-                self._reason = _protocol_error(repr(failure))
-        batches = list(self._in_flight)
+                self._reason = protocol_error(repr(failure))
+        batches = sorted([*self._in_flight, *self._halting.values()], key=lambda batch: batch.serial)
         self._in_flight.clear()
+        self._halting.clear()
         for batch in batches:
             batch.outcome = self.closed_error()
         return batches
@@ -251,6 +292,16 @@ class SessionCore:
     def open_error(self) -> IrqchipError:
         """Why a Session that ended before it was open was not opened."""
         return self._reason or self.closed_error()
+
+    def _receive_result(self, result: pb.BatchResult) -> Batch:
+        # One that can't be read stays where it is, for end() to settle.
+        if halting := self._halting.get(result.serial):
+            halting.read(result)
+            return self._halting.pop(result.serial)
+        if not self._in_flight or self._in_flight[0].serial != result.serial:
+            raise protocol_error(f"an answer to batch {result.serial}, which is not next")
+        self._in_flight[0].read(result)
+        return self._in_flight.popleft()
 
     def _not_open(self) -> InvalidArgument:
         return InvalidArgument(errno.EINVAL, "the Session is not open: use `async with`, or await it first")
@@ -273,9 +324,8 @@ def _result(call: Call[Any], result: pb.OperationResult) -> Any:
     if kind == "error":
         return error_from_message(result.error)
     if kind != call.operation:
-        raise _protocol_error(f"a result of {kind} for {call.operation}")
-    return call.parse(getattr(result, kind))
-
-
-def _protocol_error(what: str) -> IrqchipError:
-    return IrqchipError(errno.EPROTO, f"the daemon sent {what}; is it of another version?")
+        raise protocol_error(f"a result of {kind} for {call.operation}")
+    try:
+        return call.parse(getattr(result, kind))
+    except TimedOut as error:  # A Halt's: to the daemon that is a result.
+        return error

@@ -1,7 +1,8 @@
 """The state of the chips, decoded from the kernel's structs and encoded back into them.
 
 Each state reads `kvm_struct` from its fields, so dataclasses.replace() gives a state that is whole; and each is
-made from the kernel's bytes by `from_kvm_struct`, so it also decodes what KVM_GET_IRQCHIP and KVM_GET_LAPIC give.
+made from the kernel's bytes by `from_kvm_struct`, so it also decodes what KVM_GET_IRQCHIP, KVM_GET_LAPIC and
+KVM_GET_PIT2 give.
 Both raise InvalidArgument: the one for a field that is out of range, the other for bytes of the wrong length.
 """
 
@@ -16,6 +17,9 @@ from ._errors import InvalidArgument
 _PIC = struct.Struct("<16B")
 _IOAPIC = struct.Struct("<QIIII24Q")
 _LAPIC_BYTES = 1024
+_PIT_CHANNEL = struct.Struct("<IH10Bq")
+_PIT_REST = struct.Struct("<I36x")  # The flags, and what the kernel keeps for later.
+_PIT_BYTES = 3 * _PIT_CHANNEL.size + _PIT_REST.size
 
 
 class Chip(IntEnum):
@@ -229,6 +233,47 @@ class LapicState:
             for i in range(8):
                 _REGISTER.pack_into(page, offset + 16 * i, bits >> 32 * i & 0xFFFFFFFF)
         return bytes(page)
+
+
+@dataclass(frozen=True, slots=True)
+class PitChannel:
+    """struct kvm_pit_channel_state: a counter of the 8254. All fields without a width are 8 bits wide."""
+
+    count: int = 0x10000  # The initial count, 1 to 65536. 32 bits.
+    latched_count: int = 0  # 16 bits.
+    count_latched: int = 0  # Which half of latched_count a read gives: 0 none, 1 the low, 2 the high, 3 both.
+    status_latched: int = 0  # The next read gives status.
+    status: int = 0  # The latched status byte; bit 7 is OUT.
+    read_state: int = 0  # Which half of the count a read gives: 1 the low, 2 the high, 3 and 4 both in turn.
+    write_state: int = 0  # Which half of the count a write takes.
+    write_latch: int = 0  # The low half, while the high one is awaited.
+    rw_mode: int = 0  # The access mode of the last control word.
+    mode: int = 0xFF  # 0 to 5; 255 before the first control word.
+    bcd: int = 0  # KVM stores it and does not act on it.
+    gate: int = 1  # The gate input.
+    count_load_time: int = 0  # When the count was loaded, nanoseconds of the VM's time; of channels 1 and 2. Signed.
+
+
+@dataclass(frozen=True, slots=True)
+class PitState:
+    """struct kvm_pit_state2: the 8254. The defaults are the reset state."""
+
+    channels: tuple[PitChannel, ...] = (PitChannel(), PitChannel(), PitChannel(gate=0))
+    flags: int = 0  # 1 stops channel 0 (an HPET has its place), 2 is bit 1 of port 61h (the speaker's data).
+
+    @classmethod
+    def from_kvm_struct(cls, data: bytes) -> Self:
+        _check_length(data, _PIT_BYTES, "struct kvm_pit_state2")
+        end = 3 * _PIT_CHANNEL.size
+        (flags,) = _PIT_REST.unpack(data[end:])
+        return cls(tuple(PitChannel(*fields) for fields in _PIT_CHANNEL.iter_unpack(data[:end])), flags)
+
+    @property
+    def kvm_struct(self) -> bytes:
+        if len(self.channels) != 3:
+            raise InvalidArgument(errno.EINVAL, f"a PIT has 3 channels, not {len(self.channels)}")
+        channels = [_pack(_PIT_CHANNEL, *astuple(channel)) for channel in self.channels]
+        return b"".join(channels) + _pack(_PIT_REST, self.flags)
 
 
 def _take_register(page: bytearray, offset: int) -> int:

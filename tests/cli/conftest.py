@@ -46,10 +46,14 @@ def run(irqchip_server: Daemon) -> Run:
 def start(irqchip_server: Daemon) -> Start:
     """start("list") starts a command as a process."""
 
-    def start(*arguments: str, stdout: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
+    def start(
+        *arguments: str, stdout: int | IO[str] = subprocess.PIPE, stdin: IO[str] | None = None
+    ) -> "subprocess.Popen[str]":
         command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl"), *arguments]
         environment = os.environ | {"IRQCHIP_TARGET": irqchip_server.target}
-        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, bufsize=1)
+        return subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, bufsize=1
+        )
 
     return start
 

@@ -1,4 +1,4 @@
-"""in, out, read, write, ack."""
+"""in, out, read, write, msr-read, msr-write, ack."""
 
 from collections.abc import Callable
 
@@ -27,12 +27,32 @@ def test_another_vcpu(run: Run, vm: Vm) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("in", 0x80), ("out", 0x80, 1), ("read", 0x1000), ("write", 0x1000, 1)], ids=lambda c: str(c[0])
+    "command",
+    [
+        *[("in", 0x80), ("out", 0x80, 1), ("read", 0x1000), ("write", 0x1000, 1)],
+        *[("msr-read", 0xC0000080), ("msr-write", 0xC0000080, 1)],
+    ],
+    ids=lambda c: str(c[0]),
 )
 def test_unclaimed_is_a_result_and_not_an_error(run: Run, vm: Vm, command: tuple[object, ...]) -> None:
     name, *arguments = command
     result = run(name, vm.name, *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "unclaimed\n", "")
+
+
+def test_msrs(run: Run, vm: Vm) -> None:
+    assert run("msr-read", vm.name, "0x1b").stdout == "0x00000000fee00900\n"
+    assert run("msr-read", vm.name, "0x1b", "--vcpu", 1).stdout == "0x00000000fee00800\n"
+    result = run("msr-write", vm.name, "0x1b", "0xfee00d00")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert run("msr-read", vm.name, "0x1b").stdout == "0x00000000fee00d00\n"
+
+
+@pytest.mark.parametrize("command", [("msr-read", "0x802"), ("msr-write", "0x808", 1)], ids=lambda c: str(c[0]))
+def test_a_fault_of_the_guest_is_a_result_and_not_an_error(run: Run, vm: Vm, command: tuple[object, ...]) -> None:
+    name, *arguments = command  # x2APIC's registers, of an APIC that is not in that mode.
+    result = run(name, vm.name, *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "#GP\n", "")
 
 
 def test_ack_asks_the_source_that_is_named(run: Run, vm: Vm) -> None:

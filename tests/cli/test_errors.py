@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Vm
 from irqchip_client.cli import main
 from tests.cli.conftest import Run, Start
@@ -18,6 +19,10 @@ COMMANDS = [
     ["list"],
     ["show", "vm"],
     ["delete", "vm"],
+    ["advance", "vm", "1"],
+    ["reset", "vm"],
+    ["save", "vm", "-"],
+    ["restore", "-"],
     ["raise", "vm", "1"],
     ["lower", "vm", "1"],
     ["pulse", "vm", "1"],
@@ -27,6 +32,8 @@ COMMANDS = [
     ["out", "vm", "1", "1"],
     ["read", "vm", "1"],
     ["write", "vm", "1", "1"],
+    ["msr-read", "vm", "1"],
+    ["msr-write", "vm", "1", "1"],
     ["ack", "vm"],
     ["regs", "vm"],
     ["watch", "vm"],
@@ -39,11 +46,15 @@ def test_these_are_all_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 def test_no_daemon(fails: Callable[[Result], str], command: list[str]) -> None:
-    line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *command]))
+    snapshot = pb.VmSnapshot(version=1).SerializeToString()  # For restore.
+    line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *command], input=snapshot))
     assert line.startswith("no irqchipd answers at unix:///nonexistent/socket: start it with `irqchipd`, or name")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] not in ("create", "list")], ids=lambda c: str(c[0]))
+OF_A_VM = [command for command in COMMANDS if command[0] not in ("create", "list", "restore")]
+
+
+@pytest.mark.parametrize("command", OF_A_VM, ids=lambda command: str(command[0]))
 def test_no_such_vm(run: Run, fails: Callable[[Result], str], command: list[str]) -> None:
     name, _, *arguments = command
     assert fails(run(name, "missing", *arguments)) == "there is no VM 'missing' (ENOENT)"

@@ -6,8 +6,19 @@ from dataclasses import replace
 import pytest
 from click.testing import Result
 
-from irqchip_client import Client, DeliveryMode, IoapicState, LapicState, PicState, RedirectionEntry, Vm
-from irqchip_client.cli.dump import dump_ioapic, dump_lapic, dump_pic
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import (
+    Client,
+    DeliveryMode,
+    IoapicState,
+    LapicState,
+    PicState,
+    PitChannel,
+    PitState,
+    RedirectionEntry,
+    Vm,
+)
+from irqchip_client.cli.dump import dump_ioapic, dump_lapic, dump_pic, dump_pit
 from tests.cli.conftest import Run
 
 
@@ -83,6 +94,81 @@ def test_a_lapic_as_info_lapic_shows_it() -> None:
     ]
 
 
+def test_a_vcpus_run_state_and_its_lapics_mode() -> None:
+    vcpu = pb.VcpuSnapshot(mp_state=pb.MP_STATE_RUNNABLE, apic_base=0xFEE00900)
+    lines = dump_lapic(0, lapic(), vcpu).splitlines()
+    assert lines[2:4] == ["STATE    runnable", "BASE     0xfee00900 xAPIC, boot CPU"]
+    vcpu = pb.VcpuSnapshot(mp_state=pb.MP_STATE_INIT_RECEIVED, init=True, sipi_vector=0, nmis=2, smi=True)
+    vcpu.apic_base = 0xFEE00000
+    vcpu.queued.add(vector=0x31)
+    vcpu.queued.add(vector=0x41)
+    vcpu.external_vector = 8
+    assert dump_lapic(1, lapic(), vcpu).splitlines()[2:4] == [
+        "STATE    wait for SIPI; to take: INIT, SIPI (page 0x00), SMI, NMI (2), accepted interrupt (vec 49),"
+        " accepted interrupt (vec 65), external interrupt (vec 8)",
+        "BASE     0xfee00000 disabled",
+    ]
+
+
+def test_an_x2apic_has_wide_ids() -> None:
+    vcpu = pb.VcpuSnapshot(mp_state=pb.MP_STATE_HALTED, apic_base=0xFEE00C00)
+    text = dump_lapic(17, lapic(icr2=300, ldr=0x10002, dfr=0xFFFFFFFF), vcpu)
+    assert "STATE    halted\nBASE     0xfee00c00 x2APIC\n" in text
+    assert "ICR2     0x0000012c cpu 300\n" in text
+    assert "LDR 0x00010002 (cluster 1: id 2)" in text
+
+
+@pytest.mark.parametrize(
+    ("lvt", "line"),
+    [
+        (0x31, "         expires in 1.5ms"),
+        (0x20031, "         expires in 1.5ms, and then every 10ms"),
+        (0x40031, "         expires in 1.5ms, at TSC 4242"),
+    ],
+)
+def test_a_timer_that_runs_says_when_it_expires(lvt: int, line: str) -> None:
+    vcpu = pb.VcpuSnapshot(timer_expires_ns=2_500_000, timer_period_ns=10_000_000, tsc_deadline=4242)
+    lines = dump_lapic(0, lapic(lvt_timer=lvt), vcpu, now_ns=1_000_000).splitlines()
+    assert lines[lines.index(line) - 1].startswith("Timer    DCR=")
+    assert "expire" not in dump_lapic(0, lapic(lvt_timer=lvt), pb.VcpuSnapshot())
+
+
+def test_a_timer_that_expired_unheard_says_so() -> None:
+    text = dump_lapic(0, lapic(lvt_timer=0x10031), pb.VcpuSnapshot(timer_pending=True))
+    assert "\n         expired while it was masked\n" in text
+
+
+def test_a_pit_that_has_not_been_programmed() -> None:
+    assert dump_pit(PitState()).splitlines() == [
+        "pit0: flags=00",
+        "  channel 0 mode=255 (not programmed) access=none count=65536 gate=1",
+        "  channel 1 mode=255 (not programmed) access=none count=65536 gate=1",
+        "  channel 2 mode=255 (not programmed) access=none count=65536 gate=0",
+    ]
+
+
+def test_a_pit_with_something_latched_or_awaited() -> None:
+    timer = PitChannel(count=11932, mode=2, rw_mode=3, status_latched=1, status=0xB4, read_state=4)
+    other = PitChannel(count=1, mode=0, rw_mode=1, count_latched=3, latched_count=7, write_state=4, write_latch=0x9C)
+    speaker = PitChannel(count=1193, mode=3, rw_mode=2, bcd=1)
+    assert dump_pit(PitState((timer, other, speaker), flags=3)).splitlines() == [
+        "pit0: flags=03, channel 0 stopped for an HPET, speaker data on",
+        "  channel 0 mode=2 (rate generator) access=low/high count=11932 (100.00 Hz) gate=1",
+        "    status b4 latched: OUT high, low half read, the high one awaited",
+        "  channel 1 mode=0 (interrupt on terminal count) access=low count=1 gate=1",
+        "    count 7 latched, low half 9c written, the high one awaited",
+        "  channel 2 mode=3 (square wave) access=high count=1193 (1000.15 Hz) gate=1",
+        "    BCD, which KVM does not act on",
+    ]
+
+
+def test_a_pits_ticks() -> None:
+    timer = pb.PitSnapshot(running=True, reinject=True, pending=3, expires_ns=25_000_000)
+    assert dump_pit(PitState(), timer, 20_000_000).startswith("pit0: flags=00, next tick in 5ms, 3 ticks wait\n")
+    late = pb.PitSnapshot(running=True, expires_ns=1)
+    assert dump_pit(PitState(), late, 2).startswith("pit0: flags=00, next tick in 0ns, lost ticks are not reinjected\n")
+
+
 @pytest.mark.parametrize(("divide", "by"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)])
 def test_the_timer_s_divider(divide: int, by: int) -> None:
     assert f"(divide by {by})" in dump_lapic(0, lapic(timer_divide=divide))
@@ -122,7 +208,11 @@ def test_regs_shows_the_vm_s_chips(run: Run, vm: Vm) -> None:
 def test_regs_of_one_kind_of_chip(run: Run, vm: Vm) -> None:
     assert [line[:4] for line in run("regs", vm.name, "--chip", "pic").stdout.splitlines()] == ["pic0", "pic1"]
     assert run("regs", vm.name, "--chip", "ioapic").stdout.startswith("ioapic0: ")
-    assert run("regs", vm.name, "--chip", "lapic").stdout.startswith("dumping local APIC state for CPU 0\n")
+    lapics = run("regs", vm.name, "--chip", "lapic").stdout.splitlines()
+    assert lapics[:4] == [
+        *["dumping local APIC state for CPU 0", "", "STATE    runnable", "BASE     0xfee00900 xAPIC, boot CPU"]
+    ]
+    assert lapics[len(lapics) // 2 + 2] == "STATE    uninitialized"
 
 
 def test_regs_raw_is_the_kernel_s_bytes(run: Run, vm: Vm) -> None:
@@ -137,6 +227,33 @@ def test_regs_raw_is_the_kernel_s_bytes(run: Run, vm: Vm) -> None:
     assert lines[0] == "lapic0: struct kvm_lapic_state"
     assert lines[1 + 3] == "  030  14 00 05 00 00 00 00 00 00 00 00 00 00 00 00 00"  # The version register.
     assert len(lines) == 2 * 65
+
+
+def test_regs_shows_a_pit_that_ticks(run: Run, irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm(virtual_clock=True)
+    vm.create_irqchip()
+    vm.create_pit()
+    cpu = vm.create_vcpu(0)
+    for port, value in [(0x43, 0x34), (0x40, 11932 & 0xFF), (0x40, 11932 >> 8)]:
+        cpu.pio_write(port, value)
+    lines = run("regs", vm.name).stdout.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("pit0: flags=00, next tick in "))
+    assert lines[at + 1] == "  channel 0 mode=2 (rate generator) access=low/high count=11932 (100.00 Hz) gate=1"
+    raw = run("regs", vm.name, "--chip", "pit", "--raw").stdout.splitlines()
+    assert raw[0] == "pit0: struct kvm_pit_state2"
+    assert len(raw) == 1 + 112 // 16
+
+
+def test_regs_of_a_split_irqchip_are_its_local_apics(run: Run, irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    vm.enable_split_irqchip()
+    vm.create_vcpu(0)
+    assert run("regs", vm.name).stdout.startswith("dumping local APIC state for CPU 0\n")
+
+
+def test_regs_without_a_pit(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
+    assert "pit0" not in run("regs", vm.name).stdout
+    assert fails(run("regs", vm.name, "--chip", "pit")).endswith("(ENXIO)")
 
 
 def test_regs_without_an_irqchip(run: Run, fails: Callable[[Result], str], irqchip_client: Client) -> None:

@@ -1,11 +1,11 @@
-"""create, list, show, delete."""
+"""create, list, show, reset, delete."""
 
 from collections.abc import Callable
 
 import pytest
 from click.testing import Result
 
-from irqchip_client import Client, Vm
+from irqchip_client import Client, IrqchipMode, Vm
 from tests.cli.conftest import Run
 
 Fails = Callable[[Result], str]
@@ -31,6 +31,37 @@ def test_create_without_an_irqchip(run: Run, irqchip_client: Client) -> None:
     assert info.vcpus == ()
 
 
+def test_create_with_a_clock_and_a_pit(run: Run, irqchip_client: Client) -> None:
+    assert run("create", "timed", "--pit", "--virtual-clock", "--tsc-khz", "2000000").exit_code == 0
+    info = irqchip_client.vm("timed").info()
+    assert (info.irqchip_mode, info.pit, info.virtual, info.tsc_khz) == (IrqchipMode.FULL, True, True, 2_000_000)
+
+
+def test_create_with_a_split_irqchip(run: Run, irqchip_client: Client) -> None:
+    assert run("create", "split", "--split", "24").exit_code == 0
+    info = irqchip_client.vm("split").info()
+    assert (info.irqchip_mode, info.vcpus) == (IrqchipMode.SPLIT, (0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--split", "24", "--no-irqchip"], "--split is of an irqchip, which --no-irqchip leaves out"),
+        (["--split", "4097"], "(EINVAL)"),
+        (["--split", "24", "--pit"], "(ENOENT)"),
+        (["--tsc-khz", "100000001"], "(EINVAL)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_create_refuses_what_does_not_go_together(
+    run: Run, irqchip_client: Client, options: list[str], complaint: str
+) -> None:
+    result = run("create", "odd", *options)
+    assert result.exit_code
+    assert complaint in result.stderr
+    assert [vm.name for vm in irqchip_client.vms() if vm.name == "odd"] == []
+
+
 def test_create_that_fails_half_way_leaves_nothing(
     run: Run, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,16 +82,22 @@ def test_create_does_not_touch_a_vm_that_is_there(run: Run, fails: Fails, vm: Vm
     assert vm.info().vcpus == (0, 1)
 
 
-def test_list_into_a_pipe_has_tabs_and_no_headings(run: Run, vm: Vm) -> None:
+def test_list_into_a_pipe_has_tabs_and_no_headings(run: Run, vm: Vm, irqchip_client: Client) -> None:
+    virtual = irqchip_client.create_vm(virtual_clock=True)
     with vm.session("uart"):
-        assert f"{vm.name}\tyes\t2\t1" in run("list").stdout.splitlines()
+        lines = run("list").stdout.splitlines()
+    assert f"{vm.name}\tfull\t2\t1\treal" in lines
+    assert f"{virtual.name}\tnone\t0\t0\tvirtual" in lines
 
 
 def test_show(run: Run, vm: Vm) -> None:
     vm.line(3).raise_()
-    assert run("show", vm.name).stdout.splitlines() == [
+    lines = run("show", vm.name).stdout.splitlines()
+    assert lines.pop(2).startswith("clock     real, at ")
+    assert lines == [
         f"VM        {vm.name}",
-        "irqchip   yes",
+        "irqchip   full",
+        "TSC       1000000 kHz",
         "vCPUs     0 1",
         "source 0  asserted GSIs 3",
         "sessions  (none)",
@@ -68,11 +105,30 @@ def test_show(run: Run, vm: Vm) -> None:
     with vm.session("uart") as uart, vm.session():
         uart.line(4).raise_()
         uart.line(9).raise_()
-        assert run("show", vm.name).stdout.splitlines()[4:] == [
+        assert run("show", vm.name).stdout.splitlines()[6:] == [
             "sessions  2",
             "  source 1: uart; asserted GSIs 4 9; dropped events 0",
             "  source 2: (no name); asserted GSIs (none); dropped events 0",
         ]
+
+
+def test_show_tells_the_time_of_a_virtual_clock(run: Run, irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm(virtual_clock=True, tsc_khz=2_000_000)
+    vm.create_irqchip()
+    vm.create_pit()
+    vm.advance(1_500_000)
+    assert run("show", vm.name).stdout.splitlines()[1:4] == [
+        "irqchip   full, and a PIT",
+        "clock     virtual, at 1.5ms; no timer runs",
+        "TSC       2000000 kHz",
+    ]
+
+
+def test_reset(run: Run, vm: Vm) -> None:
+    vm.vcpu(0).pio_write(0x21, 0xFB)
+    result = run("reset", vm.name)
+    assert (result.exit_code, result.output) == (0, "")
+    assert vm.vcpu(0).pio_read(0x21).data == 0
 
 
 def test_delete(run: Run, fails: Fails, vm: Vm) -> None:

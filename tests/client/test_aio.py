@@ -65,6 +65,59 @@ def test_every_call(irqchip_server: Daemon) -> None:
     asyncio.run(main())
 
 
+def test_every_call_of_time_and_run_state(irqchip_server: Daemon) -> None:
+    async def main() -> None:
+        async with aio.connect(irqchip_server.target) as client:
+            vm = await client.create_vm(virtual_clock=True, tsc_khz=2_000_000)
+            await vm.create_irqchip()
+            await vm.create_pit(speaker=False)
+            cpu = await vm.create_vcpu(0)
+            for machine in (vm, await vm.session("walk", gsis=[4], resampled_gsis=[10])):
+                cpu = machine.vcpu(0)
+                before = (await vm.info()).now_ns
+                assert await machine.advance(5) == irqchip.Advance(before + 5)
+                pit = replace(await machine.pit(), flags=2)
+                await machine.set_pit(pit)
+                assert (await machine.pit()).flags == 2
+                await machine.set_pit_reinject(False)
+                assert await cpu.msr_read(0x10) == irqchip.MsrAccess(True, False, 2 * (before + 5))
+                assert await cpu.msr_write(0x802, 1) == irqchip.MsrAccess(claimed=True, fault=True)
+                await cpu.set_mp_state(irqchip.MpState.HALTED)
+                assert await cpu.mp_state() is irqchip.MpState.HALTED
+                await cpu.nmi()
+                await cpu.nmi()
+                nmi = irqchip.Signal(irqchip.SignalKind.NMI)
+                assert await cpu.take_signal() == nmi
+                assert await cpu.halt(interrupts_masked=True, timeout=5) == nmi
+                assert await cpu.take_signal() is None
+            moved = await client.restore_vm(await vm.snapshot())
+            async with moved.session("walk", resume=True):
+                pass
+            await moved.reset()
+            assert (await moved.pit()).flags == 0
+            for made in (vm, moved):
+                await made.delete()
+
+    asyncio.run(main())
+
+
+def test_every_call_of_a_split_irqchip(irqchip_server: Daemon) -> None:
+    async def main() -> None:
+        async with aio.connect(irqchip_server.target) as client:
+            vm = await client.create_vm()
+            await vm.enable_split_irqchip(16)
+            assert (await vm.info()).irqchip_mode is irqchip.IrqchipMode.SPLIT
+            cpu = await vm.create_vcpu(0)
+            await cpu.interrupt(0x21)
+            with pytest.raises(irqchip.AlreadyExists):
+                await cpu.interrupt(0x22)
+            with pytest.raises(irqchip.InvalidArgument):
+                await vm.enable_cap(9999)
+            await vm.delete()
+
+    asyncio.run(main())
+
+
 def test_an_interrupt_arrives_at_the_vcpu(run: Run) -> None:
     async def story(vm: aio.Vm) -> None:
         await init_pics_async(vm)

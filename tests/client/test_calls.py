@@ -1,25 +1,48 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import (
     Access,
+    Advance,
     Chip,
     Interrupt,
     InterruptSource,
     InvalidArgument,
+    IrqchipError,
+    MpState,
     MsiRoute,
+    MsrAccess,
     PicState,
     PinRoute,
+    PitState,
     Route,
+    Signal,
+    SignalKind,
+    TimedOut,
+    VmSnapshot,
     ops,
 )
-from irqchip_client._calls import check_extension, create_irqchip, create_vm, delete_vm, get_vm, list_vms
+from irqchip_client._call import patience
+from irqchip_client._calls import (
+    check_extension,
+    create_irqchip,
+    create_pit,
+    create_vm,
+    delete_vm,
+    enable_cap,
+    get_vm,
+    list_vms,
+    reset_vm,
+    restore_vm,
+    save_vm,
+)
 from irqchip_client.ops import Call
 
 LAPIC = bytes(1024)
+SNAPSHOT = VmSnapshot.from_proto(pb.VmSnapshot(version=1, now_ns=5))
 
 # One of every operation.
 OPERATIONS: list[Call[Any]] = [
@@ -37,13 +60,29 @@ OPERATIONS: list[Call[Any]] = [
     ops.set_irqchip(Chip.PIC_PRIMARY, PicState()),
     ops.get_lapic(0),
     ops.set_lapic(0, LAPIC),
+    ops.advance_clock(1),
+    ops.get_pit(),
+    ops.set_pit(PitState()),
+    ops.set_pit_reinject(False),
+    ops.msr_read(0, 0x1B),
+    ops.msr_write(0, 0x1B, 1),
+    ops.interrupt(0, 0x31),
+    ops.nmi(0),
+    ops.get_mp_state(0),
+    ops.set_mp_state(0, MpState.RUNNABLE),
+    ops.take_signal(0),
+    ops.halt(0),
 ]
-OTHERS: list[Call[Any]] = [create_vm("a"), delete_vm(), list_vms(), get_vm(), check_extension(0), create_irqchip()]
+OTHERS: list[Call[Any]] = [
+    *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(), save_vm(), restore_vm(SNAPSHOT)],
+    *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(1)],
+]
 
 
 def test_the_contracts_calls_are_all_here() -> None:
     operations = [field.name for field in pb.Operation.DESCRIPTOR.fields]
     assert [call.operation for call in OPERATIONS] == operations
+    assert {call.operation for call in OPERATIONS} == set(ops.__all__) - {"Call"}
     unary = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods][:-2]
     assert sorted(call.method for call in OTHERS + OPERATIONS) == sorted(unary)
 
@@ -76,6 +115,16 @@ def test_requests_hold_the_arguments() -> None:
     assert ops.set_irqchip(Chip.PIC_PRIMARY, PicState(imr=1)).request == pb.SetIrqchipRequest(
         kvm_struct=PicState(imr=1).kvm_struct
     )
+    assert create_vm("a").request == pb.CreateVmRequest(vm="a", clock=pb.CLOCK_KIND_REAL)
+    assert create_vm("a", virtual_clock=True, tsc_khz=2_000_000).request == pb.CreateVmRequest(
+        vm="a", clock=pb.CLOCK_KIND_VIRTUAL, tsc_khz=2_000_000
+    )
+    assert enable_cap(121, [24, 1]).request == pb.EnableCapRequest(capability=121, args=[24, 1])
+    assert restore_vm(SNAPSHOT, "b").request == pb.RestoreVmRequest(vm="b", snapshot=pb.VmSnapshot(version=1, now_ns=5))
+    assert ops.set_pit(PitState(flags=2)).request == pb.SetPitRequest(kvm_struct=PitState(flags=2).kvm_struct)
+    assert ops.set_pit(bytes(112)).request == pb.SetPitRequest(kvm_struct=bytes(112))
+    assert ops.msr_write(1, 0x80F, 1 << 63).request == pb.MsrWriteRequest(vcpu=1, msr=0x80F, data=1 << 63)
+    assert ops.set_mp_state(1, MpState.HALTED).request == pb.SetMpStateRequest(vcpu=1, state=pb.MP_STATE_HALTED)
 
 
 def test_responses_become_results() -> None:
@@ -86,6 +135,54 @@ def test_responses_become_results() -> None:
     taken = pb.AckInterruptResponse(vector=0, source=pb.INTERRUPT_SOURCE_PIC)
     assert ops.ack_interrupt(0).parse(taken) == Interrupt(0, InterruptSource.PIC)
     assert ops.create_vcpu(0).parse(pb.CreateVcpuResponse()) is None
+    assert restore_vm(SNAPSHOT).parse(pb.RestoreVmResponse(vm="b")) == "b"
+    assert save_vm().parse(pb.SaveVmResponse(snapshot=pb.VmSnapshot(version=1, now_ns=5))) == SNAPSHOT
+    assert ops.advance_clock(9).parse(pb.AdvanceClockResponse(now_ns=5, remaining_ns=4)) == Advance(5, 4, None)
+    assert ops.advance_clock(9).parse(pb.AdvanceClockResponse(now_ns=9, next_timer_ns=0)) == Advance(9, 0, 0)
+    assert ops.get_pit().parse(pb.GetPitResponse(kvm_struct=PitState(flags=1).kvm_struct)) == PitState(flags=1)
+    assert ops.msr_read(0, 0x1B).parse(pb.MsrReadResponse(claimed=True, data=7)) == MsrAccess(True, False, 7)
+    assert ops.msr_read(0, 0x1B).parse(pb.MsrReadResponse()) == MsrAccess(False, False)
+    assert ops.msr_write(0, 0x1B, 1).parse(pb.MsrWriteResponse(claimed=True, fault=True)) == MsrAccess(True, True)
+    assert ops.take_signal(0).parse(pb.TakeSignalResponse()) is None
+    sipi = pb.TakeSignalResponse(kind=pb.SIGNAL_KIND_SIPI, vector=0x10)
+    assert ops.take_signal(0).parse(sipi) == Signal(SignalKind.SIPI, 0x10)
+
+
+@pytest.mark.parametrize("state", MpState)
+def test_run_states_have_kvms_numbers_and_the_protos_are_one_more(state: MpState) -> None:
+    on_the_wire = pb.MpState.Value(f"MP_STATE_{state.name}")
+    assert on_the_wire == state + 1
+    assert ops.get_mp_state(0).parse(pb.GetMpStateResponse(state=on_the_wire)) is state
+
+
+def test_a_halt_ends_with_what_was_taken() -> None:
+    halt = ops.halt(3)
+    interrupt = pb.AckInterruptResponse(vector=0, source=pb.INTERRUPT_SOURCE_PIC)
+    assert halt.parse(pb.HaltResponse(interrupt=interrupt)) == Interrupt(0, InterruptSource.PIC)
+    signal = pb.TakeSignalResponse(kind=pb.SIGNAL_KIND_INIT)
+    assert halt.parse(pb.HaltResponse(signal=signal)) == Signal(SignalKind.INIT)
+    with pytest.raises(TimedOut, match=r"anything for vCPU 3 to take did not come within 1\.5 s"):
+        ops.halt(3, timeout=1.5).parse(pb.HaltResponse(timeout=pb.HaltTimeout()))
+    with pytest.raises(IrqchipError, match="no reason for a Halt to end"):
+        halt.parse(pb.HaltResponse())
+
+
+def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
+    assert ops.halt(0, timeout=None).request == pb.HaltRequest(vcpu=0)
+    assert ops.halt(0, interrupts_masked=True, timeout=1.5).request == pb.HaltRequest(
+        vcpu=0, interrupts_masked=True, timeout_ns=1_500_000_000
+    )
+    assert ops.halt(0, timeout=0).request == pb.HaltRequest(timeout_ns=1)  # 0 would be for ever.
+    for timeout in (-1, float("nan"), float("inf"), 1e12):
+        with pytest.raises(InvalidArgument, match="halt"):
+            ops.halt(0, timeout=timeout)
+
+
+def test_an_answer_may_take_as_long_as_its_calls_wait_and_the_timeout() -> None:
+    assert patience([], 10) == 10
+    assert patience([ops.nmi(0), ops.pio_read(0, 0x20)], 10) == 10
+    assert patience([ops.nmi(0), ops.halt(0, timeout=2.5)], 10) == 12.5
+    assert patience([ops.nmi(0), ops.halt(0)], 10) is None
 
 
 def test_routes_survive() -> None:
@@ -107,6 +204,11 @@ def test_routes_survive() -> None:
         lambda: ops.signal_msi(1 << 64, 0),
         lambda: ops.set_gsi_routing([MsiRoute(0, -1, 0)]),
         lambda: create_vm("\ud800"),
+        lambda: create_vm("a", tsc_khz=-1),
+        lambda: enable_cap(121, [-1]),
+        lambda: ops.advance_clock(-1),
+        lambda: ops.msr_write(0, 0x1B, 1 << 64),
+        lambda: ops.set_mp_state(0, cast(MpState, 5)),
     ],
 )
 def test_a_number_that_no_field_holds_is_an_error_of_ours(make: Any) -> None:
@@ -117,7 +219,9 @@ def test_a_number_that_no_field_holds_is_an_error_of_ours(make: Any) -> None:
 NONE: Any = None
 
 
-@pytest.mark.parametrize("make", [lambda: ops.irq_line(NONE, True), lambda: ops.create_vcpu(vcpu=NONE)])
+@pytest.mark.parametrize(
+    "make", [lambda: ops.irq_line(NONE, True), lambda: ops.create_vcpu(vcpu=NONE), lambda: ops.halt(vcpu=NONE)]
+)
 def test_none_does_not_mean_zero(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgument, match=r"\((gsi|vcpu)=None.*None is not allowed"):
         make()

@@ -19,6 +19,7 @@ CLASSES = [
     ("EINVAL", irqchip.InvalidArgument),
     ("EBADMSG", irqchip.InvalidArgument),
     ("ENXIO", irqchip.NotReady),
+    ("EBUSY", irqchip.Busy),
     ("E2BIG", irqchip.LimitReached),
     ("ENOSPC", irqchip.LimitReached),
     ("ESHUTDOWN", irqchip.Unavailable),

@@ -63,7 +63,7 @@ def test_connect_is_the_same_in_both() -> None:
 def test_what_is_public_is_documented(module: Any) -> None:
     for name in module.__all__:
         member = getattr(module, name)
-        assert name in ("Event", "Route") or member.__doc__
+        assert name in ("Event", "Route", "Wake") or member.__doc__
         if name in CLASSES:
             for method, function in members(member).items():
                 assert method.startswith("__") or function.__doc__, f"{name}.{method}"

@@ -21,7 +21,15 @@ def test_a_vm_from_creation_to_deletion(irqchip_client: Client) -> None:
     vm.create_irqchip()
     vm.create_vcpu(1)
     vm.create_vcpu(0)
-    assert irqchip_client.vm("life").info() == irqchip.VmInfo("life", irqchip=True, vcpus=(1, 0), sessions=())
+    assert irqchip_client.vm("life").info() == irqchip.VmInfo(
+        "life",
+        irqchip=True,
+        vcpus=(1, 0),
+        sessions=(),
+        irqchip_mode=irqchip.IrqchipMode.FULL,
+        asynchronous_interrupts=True,
+        halt_in_kernel=True,
+    )
     assert vm.info() in irqchip_client.vms()
     vm.delete()
     assert "life" not in [info.name for info in irqchip_client.vms()]

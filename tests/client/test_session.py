@@ -5,18 +5,27 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import (
     EventsDropped,
+    GsiAcknowledged,
+    GsiMasked,
+    GsiResampled,
+    Interrupt,
     InterruptPending,
+    InterruptSource,
     InvalidArgument,
+    IoapicEoi,
     IrqchipError,
     LimitReached,
     NotFound,
     NotReady,
     SessionClosed,
     SignalKind,
+    TimedOut,
     VcpuSignal,
     ops,
 )
@@ -55,6 +64,16 @@ def nmi(vcpu: int) -> pb.SessionResponse:
     return pb.SessionResponse(event=pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=pb.SIGNAL_KIND_NMI)))
 
 
+def happened(**event: Any) -> pb.SessionResponse:
+    return pb.SessionResponse(event=pb.Event(**event))
+
+
+def woken(vector: int) -> pb.OperationResult:
+    taken = pb.AckInterruptResponse(vector=vector, source=pb.INTERRUPT_SOURCE_LAPIC)
+    return pb.OperationResult(halt=pb.HaltResponse(interrupt=taken))
+
+
+TIME_IS_UP = pb.OperationResult(halt=pb.HaltResponse(timeout=pb.HaltTimeout()))
 REFUSED = pb.Error(code=9, reason="ENXIO", message="no irqchip")
 
 
@@ -64,6 +83,14 @@ def test_it_opens_with_what_it_wants_and_learns_its_source() -> None:
     assert not core.is_open
     core.receive(pb.SessionResponse(opened=pb.SessionOpened(source=3, max_operations=4)))
     assert (core.is_open, core.source, core.max_operations) == (True, 3, 4)
+
+
+def test_it_opens_with_the_gsis_it_wants_and_to_go_on_where_another_was() -> None:
+    core = SessionCore("demo", "test", [], 8, 8, gsis=[4], resampled_gsis=iter([10, 11]), resume=True)
+    opening = pb.SessionOpen(vm="demo", client="test", gsis=[4], resampled_gsis=[10, 11], resume=True)
+    assert core.open_request().open == opening
+    with pytest.raises(InvalidArgument, match="session"):
+        SessionCore("demo", "test", [], 8, 8, gsis=[-1]).open_request()
 
 
 def test_batches_are_answered_in_order() -> None:
@@ -124,6 +151,116 @@ def test_batches_in_flight_are_bounded() -> None:
     answer(core, batch.serial, status(1))
     assert core.has_room
     submit(core, ops.irq_line(4, True))
+
+
+def test_a_halt_is_answered_when_its_time_comes_and_the_others_in_order() -> None:
+    core = opened()
+    sleeper, halt = submit(core, ops.pio_write(0, 0x20, 0x20), ops.halt(0))
+    first, one = submit(core, ops.irq_line(4, True))
+    other_sleeper, other_halt = submit(core, ops.halt(1))
+    second, two = submit(core, ops.irq_line(4, False))
+    answer(core, one.serial, status(1))
+    answer(core, other_halt.serial, woken(0x31))
+    answer(core, two.serial, status(2))
+    assert [first.result(0), second.result(0)] == [[1], [2]]
+    assert other_sleeper.result(0) == [Interrupt(0x31, InterruptSource.LAPIC)]
+    assert not sleeper.done()
+    answer(core, halt.serial, pb.OperationResult(pio_write=pb.PioWriteResponse(claimed=True)), woken(0x41))
+    assert sleeper.result(0) == [True, Interrupt(0x41, InterruptSource.LAPIC)]
+    assert core.end(None, TARGET) == []
+
+
+def test_a_halt_stands_at_the_end_of_its_batch_or_nothing_is_sent() -> None:
+    core = opened()
+    for calls in ([ops.halt(0), ops.pio_read(0, 0x20)], [ops.halt(0), ops.halt(0)]):
+        with pytest.raises(InvalidArgument, match="halt is the last operation of its batch"):
+            submit(core, *calls)
+    _, batch = submit(core, ops.halt(0))
+    assert batch.serial == 1
+
+
+def test_a_halt_whose_time_is_up_has_timed_out() -> None:
+    core = opened()
+    future, batch = submit(core, ops.halt(0, timeout=0.5))
+    answer(core, batch.serial, TIME_IS_UP)
+    with pytest.raises(TimedOut, match=r"vCPU 0 to take did not come within 0\.5 s"):
+        future.result(0)
+    future, batch = submit(core, ops.irq_line(4, True), ops.halt(1, timeout=2), return_errors=True)
+    answer(core, batch.serial, status(1), TIME_IS_UP)
+    raised, error = future.result(0)
+    assert raised == 1
+    assert isinstance(error, TimedOut)
+
+
+def test_a_halt_is_in_flight_as_any_other_batch() -> None:
+    core = opened(max_in_flight=2)
+    _, halt = submit(core, ops.halt(0))
+    submit(core, ops.irq_line(4, True))
+    with pytest.raises(LimitReached, match="2 batches are in flight"):
+        submit(core, ops.irq_line(4, True))
+    answer(core, halt.serial, woken(0x31))
+    assert core.has_room
+
+
+def test_a_batch_with_a_halt_that_is_refused_whole_fails() -> None:
+    core = opened()
+    submit(core, ops.irq_line(4, True))
+    future, batch = submit(core, ops.halt(0))
+    answer(core, batch.serial, error=pb.Error(code=8, reason="E2BIG", message="too many"))
+    assert isinstance(future.exception(0), LimitReached)
+
+
+def test_a_halt_is_answered_once() -> None:
+    core = opened()
+    _, batch = submit(core, ops.halt(0))
+    answer(core, batch.serial, woken(0x31))
+    with pytest.raises(IrqchipError, match="an answer to batch 1, which is not next"):
+        answer(core, batch.serial, woken(0x31))
+
+
+@pytest.mark.parametrize(
+    "result", [pb.OperationResult(halt=pb.HaltResponse()), status(1), pb.OperationResult()], ids=["none", "other", "-"]
+)
+def test_an_end_of_a_halt_without_a_reason_leaves_the_batch_to_the_end(result: pb.OperationResult) -> None:
+    core = opened()
+    future, batch = submit(core, ops.halt(0))
+    with pytest.raises(IrqchipError) as caught:
+        answer(core, batch.serial, result)
+    assert caught.value.errno == errno.EPROTO
+    assert [settled.serial for settled in core.end(caught.value, TARGET)] == [batch.serial]
+    assert not future.done()  # That is the shell's.
+
+
+def test_the_end_fails_those_that_halt_with_the_others_in_the_order_of_sending() -> None:
+    core = opened()
+    for call in (ops.irq_line(4, True), ops.halt(0), ops.irq_line(4, True), ops.halt(1)):
+        submit(core, call)
+    batches = core.end(None, TARGET)
+    assert [batch.serial for batch in batches] == [1, 2, 3, 4]
+    assert all(isinstance(batch.outcome, SessionClosed) for batch in batches)
+    assert core.end(None, TARGET) == []
+
+
+@given(st.lists(st.sampled_from(["send", "halt", "answer", "wake"]), max_size=60), st.data())
+def test_every_batch_is_settled_once_in_any_interleaving(steps: list[str], data: st.DataObject) -> None:
+    core = opened(max_in_flight=100)
+    sent: dict[int, Future[list[Any]]] = {}
+    plain: list[int] = []
+    halting: list[int] = []
+    for step in steps:
+        if step in ("send", "halt"):
+            future, batch = submit(core, ops.halt(0) if step == "halt" else ops.irq_line(4, True))
+            sent[batch.serial] = future
+            (halting if step == "halt" else plain).append(batch.serial)
+        elif step == "answer" and plain:
+            answer(core, serial := plain.pop(0), status(serial))
+            assert sent.pop(serial).result(0) == [serial]
+        elif step == "wake" and halting:
+            serial = halting.pop(data.draw(st.integers(0, len(halting) - 1)))
+            answer(core, serial, woken(serial))
+            assert sent.pop(serial).result(0) == [Interrupt(serial, InterruptSource.LAPIC)]
+        assert not any(future.done() for future in sent.values())
+    assert [batch.serial for batch in core.end(None, TARGET)] == sorted(plain + halting)
 
 
 def test_the_end_fails_what_is_in_flight_and_what_comes_later_with_the_reason() -> None:
@@ -239,7 +376,44 @@ def test_the_buffer_stays_bounded_whatever_comes() -> None:
     for i in range(1000):
         core.receive(nmi(i))
         core.receive(pending(i % 4))
-    assert len(core.events) <= 2 * (2 + 4)
+        core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=i % 3, count=1)))
+        core.receive(happened(gsi_masked=pb.GsiMasked(gsi=i % 3, masked=bool(i % 2))))
+        core.receive(happened(ioapic_eoi=pb.IoapicEoi(vcpu=0, vector=i % 5)))
+    assert len(core.events) <= 2 * (2 + 4 + 3 + 3 + 5)
+
+
+def test_unread_acknowledgements_add_up_and_the_last_mask_counts() -> None:
+    core = opened(event_buffer=1)
+    for gsi in (4, 9):
+        core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=2)))
+        core.receive(happened(gsi_resampled=pb.GsiResampled(gsi=gsi, count=1)))
+        core.receive(happened(gsi_masked=pb.GsiMasked(gsi=gsi, masked=True)))
+    core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=4, count=3)))
+    core.receive(happened(gsi_resampled=pb.GsiResampled(gsi=9, count=1)))
+    core.receive(happened(gsi_masked=pb.GsiMasked(gsi=4)))
+    assert [core.take_event() for _ in range(6)] == [
+        *[GsiAcknowledged(4, 5), GsiResampled(4, 1), GsiMasked(4, False)],
+        *[GsiAcknowledged(9, 2), GsiResampled(9, 2), GsiMasked(9, True)],
+    ]
+    assert not core.has_event
+    core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=4, count=1)))
+    assert core.take_event() == GsiAcknowledged(4, 1)
+    assert core.events.dropped == 0
+
+
+def test_an_unread_eoi_stands_for_any_number_of_its_vector() -> None:
+    core = opened(event_buffer=1)
+    for vcpu, vector in [(0, 0x31), (1, 0x31), (0, 0x41), (0, 0x31)]:
+        core.receive(happened(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector)))
+    assert [core.take_event() for _ in range(3)] == [IoapicEoi(0, 0x31), IoapicEoi(1, 0x31), IoapicEoi(0, 0x41)]
+    assert not core.has_event
+
+
+def test_a_sipi_that_was_ignored_says_so() -> None:
+    core = opened()
+    sipi = pb.VcpuSignal(vcpu=1, kind=pb.SIGNAL_KIND_SIPI, vector=0x10, ignored=True)
+    core.receive(happened(vcpu_signal=sipi))
+    assert core.take_event() == VcpuSignal(1, SignalKind.SIPI, 0x10, ignored=True)
 
 
 def test_events_that_came_before_the_end_are_read_before_it() -> None:

@@ -1,12 +1,21 @@
 import random
 import struct
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irqchip_client import DeliveryMode, InvalidArgument, IoapicState, LapicState, PicState, RedirectionEntry
+from irqchip_client import (
+    DeliveryMode,
+    InvalidArgument,
+    IoapicState,
+    LapicState,
+    PicState,
+    PitChannel,
+    PitState,
+    RedirectionEntry,
+)
 
 RANDOM_PAGE = random.Random(1).randbytes(1024)
 
@@ -78,8 +87,31 @@ def test_a_replaced_field_is_in_the_kernels_struct() -> None:
     assert LapicState.from_kvm_struct(page) == state
 
 
-@pytest.mark.parametrize("state", [PicState(imr=256), IoapicState(irr=-1), IoapicState(entries=())])
-def test_a_state_that_does_not_fit_is_refused(state: PicState | IoapicState) -> None:
+@given(st.binary(min_size=76, max_size=76))
+def test_a_pit_survives_but_for_what_the_kernel_keeps_for_later(data: bytes) -> None:
+    assert PitState.from_kvm_struct(data + bytes(range(36))).kvm_struct == data + bytes(36)
+
+
+def test_a_pits_fields_are_in_the_kernels_order() -> None:
+    channel = struct.pack("<IH10Bq", 0x10000, 0x1234, *range(1, 11), -5)
+    state = PitState.from_kvm_struct(channel * 3 + struct.pack("<I36x", 2))
+    assert [*astuple(state.channels[0])] == [0x10000, 0x1234, *range(1, 11), -5]
+    last = state.channels[2]
+    assert (last.count_latched, last.read_state, last.mode, last.gate, last.count_load_time) == (1, 4, 8, 10, -5)
+    assert state.flags == 2
+
+
+def test_a_pits_defaults_are_its_reset_state() -> None:
+    assert [(channel.count, channel.mode, channel.gate) for channel in PitState().channels] == [
+        *[(65536, 255, 1), (65536, 255, 1), (65536, 255, 0)]
+    ]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [PicState(imr=256), IoapicState(irr=-1), IoapicState(entries=()), PitState((PitChannel(gate=256),) * 3)],
+)
+def test_a_state_that_does_not_fit_is_refused(state: PicState | IoapicState | PitState) -> None:
     with pytest.raises(InvalidArgument, match="does not fit"):
         _ = state.kvm_struct
 
@@ -92,7 +124,12 @@ def test_a_lapic_that_does_not_fit_is_refused() -> None:
         _ = replace(lapic, rest=b"").kvm_struct
 
 
-@pytest.mark.parametrize("state", [PicState, IoapicState, LapicState])
-def test_bytes_of_the_wrong_length_are_refused(state: type[PicState | IoapicState | LapicState]) -> None:
+def test_a_pit_has_three_channels() -> None:
+    with pytest.raises(InvalidArgument, match="3 channels, not 2"):
+        _ = PitState((PitChannel(),) * 2).kvm_struct
+
+
+@pytest.mark.parametrize("state", [PicState, IoapicState, LapicState, PitState])
+def test_bytes_of_the_wrong_length_are_refused(state: type[PicState | IoapicState | LapicState | PitState]) -> None:
     with pytest.raises(InvalidArgument, match="bytes, not 15"):
         state.from_kvm_struct(bytes(15))

@@ -9,9 +9,9 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._calls import Call
+from irqchip_client._call import Call, patience
 from irqchip_client._errors import client_closed, error_from_rpc
-from irqchip_client._model import VmInfo
+from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, resolve_target
 
@@ -44,13 +44,24 @@ class Client:
         self._rpcs: IrqchipServiceAsyncStub = IrqchipServiceStub(self._channel)
         self._closed = False
 
-    async def create_vm(self, name: str = "") -> "Vm":
+    async def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+
+        virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
+        tsc_khz        the frequency of its vCPUs' TSCs, 1 to 100,000,000; 0 is 1,000,000, one tick a nanosecond
 
         AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
         begin with a letter or digit; LimitReached.
         """
-        return Vm(self, await self._unary(_calls.create_vm(name)))
+        return Vm(self, await self._unary(_calls.create_vm(name, virtual_clock, tsc_khz)))
+
+    async def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> "Vm":
+        """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
+
+        The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
+        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached.
+        """
+        return Vm(self, await self._unary(_calls.restore_vm(snapshot, name)))
 
     def vm(self, name: str) -> "Vm":
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
@@ -82,7 +93,7 @@ class Client:
     async def _unary(self, call: Call[T], vm: str = "") -> T:
         rpc = getattr(self._open_rpcs(), call.method)
         try:
-            return call.parse(await rpc(call.request_for(vm), timeout=self.timeout))
+            return call.parse(await rpc(call.request_for(vm), timeout=patience([call], self.timeout)))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from error
         except asyncio.CancelledError:
@@ -114,21 +125,72 @@ class Vm(Machine):
         """
         await self._client._unary(_calls.create_irqchip(), self.name)
 
+    async def create_pit(self, speaker: bool = True) -> None:
+        """KVM_CREATE_PIT2: an 8254 at ports 40h to 43h that drives GSI 0, and with `speaker` port 61h.
+
+        AlreadyExists where it has one, NotFound without a PIC.
+        """
+        await self._client._unary(_calls.create_pit(int(speaker)), self.name)
+
+    async def enable_cap(self, capability: int, *args: int) -> None:
+        """KVM_ENABLE_CAP of a KVM_CAP_* number. InvalidArgument for one that irqchipd can't enable."""
+        await self._client._unary(_calls.enable_cap(capability, args), self.name)
+
+    async def enable_split_irqchip(self, reserved_gsis: int = 24) -> None:
+        """KVM_CAP_SPLIT_IRQCHIP: local APICs alone; PICs and IOAPIC are the VMM's, whose routes the first GSIs are.
+
+        AlreadyExists where it has an irqchip or a vCPU, InvalidArgument above 4096.
+        """
+        await self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
+
+    async def reset(self) -> None:
+        """Brings chips, local APICs and run states to where they were when they were made.
+
+        Time, routing, Sessions and the levels that they drive stay.
+        """
+        await self._client._unary(_calls.reset_vm(), self.name)
+
+    async def snapshot(self) -> VmSnapshot:
+        """Its whole state, for restore_vm(): also what the kernel's structs leave out."""
+        return await self._client._unary(_calls.save_vm(), self.name)
+
     async def delete(self) -> None:
         """Removes the VM. Its Sessions and Watches end."""
         await self._client.delete_vm(self.name)
 
     def session(
-        self, client: str = "", vcpus: Iterable[int] = (), *, event_buffer: int = 1024, max_in_flight: int = 64
+        self,
+        client: str = "",
+        vcpus: Iterable[int] = (),
+        *,
+        gsis: Iterable[int] = (),
+        resampled_gsis: Iterable[int] = (),
+        resume: bool = False,
+        event_buffer: int = 1024,
+        max_in_flight: int = 64,
     ) -> Session:
         """Opens a Session, with `async with` or `await`: a line source of its own, batches of operations, and events.
 
-        client         what you call yourself, for people to read; at most 64 characters
-        vcpus          whose InterruptPending and VcpuSignal events to receive; they need not exist yet
-        event_buffer   how many VcpuSignals may wait to be read; more are dropped, and counted
-        max_in_flight  how many batches may wait for their answers
+        client          what you call yourself, for people to read; at most 64 characters
+        vcpus           whose InterruptPending, VcpuSignal and IoapicEoi events to receive; they need not exist yet
+        gsis            whose GsiAcknowledged and GsiMasked events to receive
+        resampled_gsis  level lines to resample, as a KVM_IRQFD with a resamplefd does: such a line, once raised, stays
+                        high until it is acknowledged; then it falls, and a GsiResampled comes. It can only be raised
+        resume          take over the line source that a restored VM kept for the client of this name. NotFound
+                        where there is none
+        event_buffer    how many VcpuSignals may wait to be read; more are dropped, and counted
+        max_in_flight   how many batches may wait for their answers, halts among them
         """
-        core = SessionCore(self.name, client, vcpus, event_buffer, max_in_flight)
+        core = SessionCore(
+            self.name,
+            client,
+            vcpus,
+            event_buffer,
+            max_in_flight,
+            gsis=gsis,
+            resampled_gsis=resampled_gsis,
+            resume=resume,
+        )
         return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:

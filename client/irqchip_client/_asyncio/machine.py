@@ -5,10 +5,20 @@ from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import _calls
-from irqchip_client._calls import Call
+from irqchip_client._call import Call
 from irqchip_client._errors import SessionClosed
-from irqchip_client._model import Access, Interrupt, InterruptSource, Route
-from irqchip_client._state import Chip, IoapicState, LapicState, PicState
+from irqchip_client._model import (
+    Access,
+    Advance,
+    Interrupt,
+    InterruptSource,
+    MpState,
+    MsrAccess,
+    Route,
+    Signal,
+    Wake,
+)
+from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
 
 T = TypeVar("T")
 
@@ -55,6 +65,29 @@ class Machine:
         """KVM_SET_IRQCHIP, from a state or the kernel's struct. NotReady without an irqchip."""
         await self._call(_calls.set_irqchip(chip, state))
 
+    async def pit(self) -> PitState:
+        """KVM_GET_PIT2. NotReady without a PIT."""
+        return await self._call(_calls.get_pit())
+
+    async def set_pit(self, state: PitState | bytes) -> None:
+        """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady."""
+        await self._call(_calls.set_pit(state))
+
+    async def set_pit_reinject(self, reinject: bool) -> None:
+        """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait (the default), or are lost. NotReady."""
+        await self._call(_calls.set_pit_reinject(reinject))
+
+    async def advance(self, nanoseconds: int) -> Advance:
+        """Moves a virtual clock, and everything that comes due happens in order. InvalidArgument for a real one.
+
+        At most 2^62. What others do meanwhile may come anywhere in between.
+        """
+        while True:
+            advance = await self._call(_calls.advance_clock(nanoseconds))
+            if not advance.remaining_ns:
+                return advance
+            nanoseconds = advance.remaining_ns
+
     async def _call(self, call: Call[T]) -> T:
         result: T = (await self._run([call]))[0]
         return result
@@ -98,6 +131,51 @@ class Vcpu:
     async def set_lapic(self, state: LapicState | bytes) -> None:
         """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
         await self._machine._call(_calls.set_lapic(self.id, state))
+
+    async def msr_read(self, msr: int) -> MsrAccess:
+        """RDMSR: of IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, and 800h to 8ffh (x2APIC). NotReady."""
+        return await self._machine._call(_calls.msr_read(self.id, msr))
+
+    async def msr_write(self, msr: int, data: int) -> MsrAccess:
+        """WRMSR of the same. NotReady where the vCPU has no local APIC."""
+        return await self._machine._call(_calls.msr_write(self.id, msr, data))
+
+    async def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
+
+        AlreadyExists while the vCPU has not taken the last one; NotReady where irqchipd has the PIC, or the vCPU has
+        no local APIC.
+        """
+        await self._machine._call(_calls.interrupt(self.id, vector))
+
+    async def nmi(self) -> None:
+        """KVM_NMI. NotReady where the vCPU has no local APIC."""
+        await self._machine._call(_calls.nmi(self.id))
+
+    async def mp_state(self) -> MpState:
+        """KVM_GET_MP_STATE: its run state."""
+        return await self._machine._call(_calls.get_mp_state(self.id))
+
+    async def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
+        await self._machine._call(_calls.set_mp_state(self.id, state))
+
+    async def take_signal(self) -> Signal | None:
+        """Takes what waits for it beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does. NotReady."""
+        return await self._machine._call(_calls.take_signal(self.id))
+
+    async def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
+        """HLT: waits until it has something to take, and takes it. A vCPU that waits for INIT or SIPI calls it too.
+
+        interrupts_masked  the guest's RFLAGS.IF is 0: no interrupt ends the halt
+        timeout            seconds, after which TimedOut is raised, and nothing has been taken; None: no end
+
+        Busy while it halts already; NotReady where it has no local APIC. `timeout` is the way to give up and lose
+        nothing. By Ctrl-C, or as its task is cancelled, a Vm's halt is cancelled too, and what is on its way just
+        then is lost; a Session's goes on, and what it takes is lost.
+        """
+        call = _calls.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
+        return await self._machine._call(call)
 
 
 class Line:

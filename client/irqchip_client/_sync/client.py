@@ -8,9 +8,9 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._calls import Call
+from irqchip_client._call import Call, patience
 from irqchip_client._errors import client_closed, error_from_rpc
-from irqchip_client._model import VmInfo
+from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, resolve_target
 
@@ -40,13 +40,24 @@ class Client:
         self._rpcs = IrqchipServiceStub(self._channel)
         self._closed = False
 
-    def create_vm(self, name: str = "") -> "Vm":
+    def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+
+        virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
+        tsc_khz        the frequency of its vCPUs' TSCs, 1 to 100,000,000; 0 is 1,000,000, one tick a nanosecond
 
         AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
         begin with a letter or digit; LimitReached.
         """
-        return Vm(self, self._unary(_calls.create_vm(name)))
+        return Vm(self, self._unary(_calls.create_vm(name, virtual_clock, tsc_khz)))
+
+    def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> "Vm":
+        """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
+
+        The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
+        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached.
+        """
+        return Vm(self, self._unary(_calls.restore_vm(snapshot, name)))
 
     def vm(self, name: str) -> "Vm":
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
@@ -78,6 +89,8 @@ class Client:
     def _unary(self, call: Call[T], vm: str = "") -> T:
         rpc = getattr(self._open_rpcs(), call.method)
         try:
+            if call.is_halt:
+                return call.parse(_wait(rpc.future(call.request_for(vm), timeout=patience([call], self.timeout))))
             return call.parse(rpc(call.request_for(vm), timeout=self.timeout))
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from error
@@ -86,6 +99,15 @@ class Client:
         if self._closed:
             raise client_closed()
         return self._rpcs
+
+
+def _wait(answer: "grpc.Future[Any]") -> Any:
+    """The response. Whoever stops waiting for it, by Ctrl-C say, cancels the call, so that the vCPU halts no more."""
+    try:
+        return answer.result()
+    except BaseException:
+        answer.cancel()
+        raise
 
 
 class Vm(Machine):
@@ -106,21 +128,72 @@ class Vm(Machine):
         """
         self._client._unary(_calls.create_irqchip(), self.name)
 
+    def create_pit(self, speaker: bool = True) -> None:
+        """KVM_CREATE_PIT2: an 8254 at ports 40h to 43h that drives GSI 0, and with `speaker` port 61h.
+
+        AlreadyExists where it has one, NotFound without a PIC.
+        """
+        self._client._unary(_calls.create_pit(int(speaker)), self.name)
+
+    def enable_cap(self, capability: int, *args: int) -> None:
+        """KVM_ENABLE_CAP of a KVM_CAP_* number. InvalidArgument for one that irqchipd can't enable."""
+        self._client._unary(_calls.enable_cap(capability, args), self.name)
+
+    def enable_split_irqchip(self, reserved_gsis: int = 24) -> None:
+        """KVM_CAP_SPLIT_IRQCHIP: local APICs alone; PICs and IOAPIC are the VMM's, whose routes the first GSIs are.
+
+        AlreadyExists where it has an irqchip or a vCPU, InvalidArgument above 4096.
+        """
+        self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
+
+    def reset(self) -> None:
+        """Brings chips, local APICs and run states to where they were when they were made.
+
+        Time, routing, Sessions and the levels that they drive stay.
+        """
+        self._client._unary(_calls.reset_vm(), self.name)
+
+    def snapshot(self) -> VmSnapshot:
+        """Its whole state, for restore_vm(): also what the kernel's structs leave out."""
+        return self._client._unary(_calls.save_vm(), self.name)
+
     def delete(self) -> None:
         """Removes the VM. Its Sessions and Watches end."""
         self._client.delete_vm(self.name)
 
     def session(
-        self, client: str = "", vcpus: Iterable[int] = (), *, event_buffer: int = 1024, max_in_flight: int = 64
+        self,
+        client: str = "",
+        vcpus: Iterable[int] = (),
+        *,
+        gsis: Iterable[int] = (),
+        resampled_gsis: Iterable[int] = (),
+        resume: bool = False,
+        event_buffer: int = 1024,
+        max_in_flight: int = 64,
     ) -> Session:
         """Opens a Session: a line source of its own, batches of operations, and events.
 
-        client         what you call yourself, for people to read; at most 64 characters
-        vcpus          whose InterruptPending and VcpuSignal events to receive; they need not exist yet
-        event_buffer   how many VcpuSignals may wait to be read; more are dropped, and counted
-        max_in_flight  how many batches may wait for their answers
+        client          what you call yourself, for people to read; at most 64 characters
+        vcpus           whose InterruptPending, VcpuSignal and IoapicEoi events to receive; they need not exist yet
+        gsis            whose GsiAcknowledged and GsiMasked events to receive
+        resampled_gsis  level lines to resample, as a KVM_IRQFD with a resamplefd does: such a line, once raised, stays
+                        high until it is acknowledged; then it falls, and a GsiResampled comes. It can only be raised
+        resume          take over the line source that a restored VM kept for the client of this name. NotFound
+                        where there is none
+        event_buffer    how many VcpuSignals may wait to be read; more are dropped, and counted
+        max_in_flight   how many batches may wait for their answers, halts among them
         """
-        core = SessionCore(self.name, client, vcpus, event_buffer, max_in_flight)
+        core = SessionCore(
+            self.name,
+            client,
+            vcpus,
+            event_buffer,
+            max_in_flight,
+            gsis=gsis,
+            resampled_gsis=resampled_gsis,
+            resume=resume,
+        )
         return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:

@@ -10,9 +10,9 @@ from typing import Any, Self, cast
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client._calls import Call
+from irqchip_client._call import Call, patience
 from irqchip_client._errors import TimedOut, error_from_rpc, timed_out
-from irqchip_client._model import Event, EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
 from irqchip_client._session import CLOSE_GRACE, SessionCore
 
 from .machine import Machine
@@ -83,9 +83,10 @@ class Session(Machine):
 
         An operation that fails does not keep the next from being executed. The first error is raised, or, with
         `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
-        Client's: the batch may still be executed.
+        Client's and what a halt at the batch's end may take: the batch may still be executed.
         """
-        timeout = self._timeout if timeout is None else timeout
+        calls = list(calls)
+        timeout = patience(calls, self._timeout) if timeout is None else timeout
         future = self.submit(calls, return_errors=return_errors)
         try:
             return future.result(timeout)

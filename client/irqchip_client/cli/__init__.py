@@ -5,11 +5,13 @@ from importlib.metadata import version
 import click
 
 from ._common import Group, target_option
-from .accesses import ack, in_, out, read, write
+from .accesses import ack, in_, msr_read, msr_write, out, read, write
+from .clock import advance
 from .lines import lower, msi, pulse, raise_, routes
 from .regs import regs
 from .replay import replay
-from .vms import create, delete, list_, show
+from .snapshots import restore, save
+from .vms import create, delete, list_, reset, show
 from .watch import watch
 
 __all__ = ["main"]
@@ -37,8 +39,9 @@ def main(context: click.Context, target: str | None) -> None:
 # In the order in which --help shows them.
 for _command in (
     *(create, list_, show, delete),
+    *(advance, reset, save, restore),
     *(raise_, lower, pulse, msi, routes),
-    *(in_, out, read, write, ack),
+    *(in_, out, read, write, msr_read, msr_write, ack),
     *(regs, watch, replay),
 ):
     _command.params.append(target_option())

@@ -1,7 +1,7 @@
-"""in, out, read, write, ack: what a vCPU does.
+"""in, out, read, write, msr-read, msr-write, ack: what a vCPU does.
 
 An address that nothing claims is a result and not an error, as everywhere in irqchipd: it prints "unclaimed", and the
-exit status is 0.
+exit status is 0. So is a fault, which is the guest's.
 """
 
 from __future__ import annotations
@@ -55,6 +55,35 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int)
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)))
 
 
+@click.command("msr-read")
+@pass_vm
+@click.argument("msr", type=NUMBER)
+@vcpu_option
+def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
+    """Read a model-specific register, as a vCPU's RDMSR does.
+
+    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
+    irqchipd's, with exit status 0.
+    """
+    access = vm.vcpu(vcpu).msr_read(msr)
+    click.echo(_refused(access) or f"0x{access.data:016x}")
+
+
+@click.command("msr-write")
+@pass_vm
+@click.argument("msr", type=NUMBER)
+@click.argument("value", type=NUMBER)
+@vcpu_option
+def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int) -> None:
+    """Write a model-specific register, as a vCPU's WRMSR does.
+
+    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
+    irqchipd's, with exit status 0.
+    """
+    if refused := _refused(vm.vcpu(vcpu).msr_write(msr, value)):
+        click.echo(refused)
+
+
 @click.command()
 @pass_vm
 @vcpu_option
@@ -73,6 +102,12 @@ def ack(vm: irqchip_client.Vm, vcpu: int, source: str) -> None:
 
 def _read(access: irqchip_client.Access, size: int) -> str:
     return f"0x{access.data:0{2 * size}x}" if access.claimed else "unclaimed"
+
+
+def _refused(access: irqchip_client.MsrAccess) -> str:
+    if not access.claimed:
+        return "unclaimed"
+    return "#GP" if access.fault else ""
 
 
 def _written(claimed: bool) -> None:

@@ -6,8 +6,11 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .durations import show_duration
+
 if TYPE_CHECKING:
-    from irqchip_client import IoapicState, LapicState, PicState, RedirectionEntry
+    from irqchip.v1 import irqchip_pb2 as pb
+    from irqchip_client import IoapicState, LapicState, PicState, PitChannel, PitState, RedirectionEntry
 
 IOAPIC_VERSION = 0x11  # KVM's; the state has none
 WIDTH = 96
@@ -16,6 +19,21 @@ _MODES = ("fixed", "lowest", "SMI", "...", "NMI", "INIT", "SIPI", "extINT")  # b
 _SHORTHANDS = ("no-shorthand", "self", "all-self", "all")  # bits 19:18 of the ICR
 _DELIVERY_STATUS, _ACTIVE_LOW, _REMOTE_IRR = 1 << 12, 1 << 13, 1 << 14
 _LEVEL, _MASKED = 1 << 15, 1 << 16
+
+_APIC_BOOT, _X2APIC, _APIC_ENABLED = 1 << 8, 1 << 10, 1 << 11  # of IA32_APIC_BASE
+
+_PIT_FREQUENCY = 1_193_182  # Hz
+_PIT_MODES = (
+    "interrupt on terminal count",
+    "retriggerable one-shot",
+    "rate generator",
+    "square wave",
+    "software strobe",
+    "hardware strobe",
+)
+_PIT_ACCESSES = ("none", "low", "high", "low/high")  # bits 5:4 of a control word
+_PIT_HPET, _PIT_SPEAKER_DATA = 1, 2  # flags
+_PIT_OUT = 1 << 7  # of a status
 
 
 def dump_pic(name: str, pic: PicState) -> str:
@@ -57,12 +75,57 @@ def _redirection(pin: int, entry: RedirectionEntry) -> str:
     return words.rstrip()
 
 
-def dump_lapic(cpu: int, lapic: LapicState) -> str:
-    """As `info lapic`: the LVT, the timer, and what is requested and in service."""
+def dump_pit(pit: PitState, timer: pb.PitSnapshot | None = None, now_ns: int = 0) -> str:
+    """A line for the chip and one a channel, with a second one where something is latched or awaited.
+
+    OUT is known where a read-back has latched it. `timer` is channel 0's, as a VM's snapshot has it.
+    """
+    words = [f"pit0: flags={pit.flags:02x}"]
+    words += ["channel 0 stopped for an HPET"] if pit.flags & _PIT_HPET else []
+    words += ["speaker data on"] if pit.flags & _PIT_SPEAKER_DATA else []
+    if timer is not None:
+        words += [f"next tick in {_left(timer.expires_ns, now_ns)}"] if timer.running else []
+        words += [f"{timer.pending} ticks wait"] if timer.reinject and timer.pending else []
+        words += [] if timer.reinject else ["lost ticks are not reinjected"]
+    lines = [", ".join(words)]
+    for number, channel in enumerate(pit.channels):
+        lines += _pit_channel(number, channel)
+    return "\n".join(lines)
+
+
+def _pit_channel(number: int, channel: PitChannel) -> list[str]:
+    mode = _PIT_MODES[channel.mode] if channel.mode < len(_PIT_MODES) else "not programmed"
+    frequency = f" ({_PIT_FREQUENCY / channel.count:.2f} Hz)" if channel.mode in (2, 3) and channel.count else ""
+    latched = [
+        (channel.count_latched, f"count {channel.latched_count} latched"),
+        (
+            channel.status_latched,
+            f"status {channel.status:02x} latched: OUT {'high' if channel.status & _PIT_OUT else 'low'}",
+        ),
+        (channel.write_state == 4, f"low half {channel.write_latch:02x} written, the high one awaited"),
+        (channel.read_state == 4, "low half read, the high one awaited"),
+        (channel.bcd, "BCD, which KVM does not act on"),
+    ]
+    lines = [
+        f"  channel {number} mode={channel.mode} ({mode}) access={_PIT_ACCESSES[channel.rw_mode & 3]}"
+        f" count={channel.count}{frequency} gate={channel.gate}"
+    ]
+    if words := ", ".join(word for is_on, word in latched if is_on):
+        lines.append(f"    {words}")
+    return lines
+
+
+def dump_lapic(cpu: int, lapic: LapicState, vcpu: pb.VcpuSnapshot | None = None, now_ns: int = 0) -> str:
+    """As `info lapic`: the LVT, the timer, and what is requested and in service.
+
+    With a VM's snapshot of the vCPU: its run state and the APIC's mode, and when the timer runs out.
+    """
+    x2apic = vcpu is not None and bool(vcpu.apic_base & _X2APIC)
     return "\n".join(
         [
             f"dumping local APIC state for CPU {cpu}",
             "",
+            *([] if vcpu is None else [f"STATE    {_run_state(vcpu)}", f"BASE     {_apic_base(vcpu.apic_base)}"]),
             _lvt("LVT0", lapic.lvt_lint0),
             _lvt("LVT1", lapic.lvt_lint1),
             _lvt("LVTPC", lapic.lvt_performance),
@@ -70,19 +133,20 @@ def dump_lapic(cpu: int, lapic: LapicState) -> str:
             _lvt("LVTTHMR", lapic.lvt_thermal),
             _lvt("LVTT", lapic.lvt_timer, _timer_mode(lapic.lvt_timer)),
             f"Timer    DCR={lapic.timer_divide & 0xB:#x} (divide by {_divider(lapic.timer_divide)})"
-            f" initial_count = {lapic.timer_initial_count} current_count = {lapic.timer_current_count}",
+            f" initial_count = {lapic.timer_initial_count} current_count = {lapic.timer_current_count}"
+            f"{'' if vcpu is None else _timer(lapic, vcpu, now_ns)}",
             f"SPIV     0x{lapic.svr:08x} APIC {'enabled' if lapic.svr & 1 << 8 else 'disabled'},"
             f" focus={'on' if lapic.svr & 1 << 9 else 'off'}, spurious vec {lapic.svr & 0xFF}",
             f"ICR      0x{lapic.icr:08x} {'logical' if lapic.icr & 1 << 11 else 'physical'}"
             f" {'level' if lapic.icr & _LEVEL else 'edge'} {'assert' if lapic.icr & 1 << 14 else 'de-assert'}"
             f" {_SHORTHANDS[lapic.icr >> 18 & 3]} {_MODES[lapic.icr >> 8 & 7]} (vec {lapic.icr & 0xFF})",
-            f"ICR2     0x{lapic.icr2:08x}{_icr_destination(lapic)}",
+            f"ICR2     0x{lapic.icr2:08x}{_icr_destination(lapic, x2apic)}",
             f"ESR      0x{lapic.esr:08x}",
             _vectors("ISR", lapic.isr, lapic.tmr),
             _vectors("IRR", lapic.irr, lapic.tmr),
             "",
             f"APR 0x{lapic.rest[0x90]:02x} TPR 0x{lapic.tpr:02x} DFR 0x{lapic.dfr >> 28:02x}"
-            f" LDR 0x{lapic.ldr >> 24:02x}{_cluster(lapic)} PPR 0x{lapic.ppr:02x}",
+            f" LDR {_logical_id(lapic, x2apic)} PPR 0x{lapic.ppr:02x}",
         ]
     )
 
@@ -107,17 +171,58 @@ def _divider(divide: int) -> int:
     return 1 << (code + 1 & 7)
 
 
-def _icr_destination(lapic: LapicState) -> str:
+def _icr_destination(lapic: LapicState, x2apic: bool) -> str:
     if lapic.icr >> 18 & 3:
         return ""
-    destination = lapic.icr2 >> 24
+    destination = lapic.icr2 if x2apic else lapic.icr2 >> 24
     return f" mask 0x{destination:02x}" if lapic.icr & 1 << 11 else f" cpu {destination}"
 
 
-def _cluster(lapic: LapicState) -> str:
-    """The logical ID of the cluster model; that of the flat one is the LDR itself."""
+def _logical_id(lapic: LapicState, x2apic: bool) -> str:
+    """Also the ID of the cluster model, which x2APIC's always is; that of the flat one is the LDR itself."""
+    if x2apic:
+        return f"0x{lapic.ldr:08x} (cluster {lapic.ldr >> 16}: id {lapic.ldr & 0xFFFF})"
     ldr = lapic.ldr >> 24
-    return "" if lapic.dfr >> 28 else f" (cluster {ldr >> 4}: id {ldr & 0xF})"
+    return f"0x{ldr:02x}" if lapic.dfr >> 28 else f"0x{ldr:02x} (cluster {ldr >> 4}: id {ldr & 0xF})"
+
+
+def _run_state(vcpu: pb.VcpuSnapshot) -> str:
+    """The MP state, and what waits to be taken beside what is requested."""
+    state = ("-", "runnable", "uninitialized", "wait for SIPI", "halted", "SIPI received")[vcpu.mp_state]
+    waiting = [
+        (vcpu.init, "INIT"),
+        (vcpu.HasField("sipi_vector"), f"SIPI (page 0x{vcpu.sipi_vector:02x})"),
+        (vcpu.smi, "SMI"),
+        (vcpu.nmis, f"NMI ({vcpu.nmis})"),
+        *((True, f"accepted interrupt (vec {queued.vector})") for queued in vcpu.queued),
+        (vcpu.HasField("external_vector"), f"external interrupt (vec {vcpu.external_vector})"),
+    ]
+    words = ", ".join(word for is_on, word in waiting if is_on)
+    return f"{state}; to take: {words}" if words else state
+
+
+def _apic_base(base: int) -> str:
+    mode = "x2APIC" if base & _X2APIC else "xAPIC"
+    return f"0x{base:08x} {mode if base & _APIC_ENABLED else 'disabled'}{', boot CPU' if base & _APIC_BOOT else ''}"
+
+
+def _timer(lapic: LapicState, vcpu: pb.VcpuSnapshot, now_ns: int) -> str:
+    """A second line for the timer, where it runs or has expired unheard."""
+    if vcpu.timer_pending:
+        return "\n         expired while it was masked"
+    if not vcpu.HasField("timer_expires_ns"):
+        return ""
+    line = f"\n         expires in {_left(vcpu.timer_expires_ns, now_ns)}"
+    match _timer_mode(lapic.lvt_timer):
+        case "periodic":
+            return f"{line}, and then every {show_duration(vcpu.timer_period_ns)}"
+        case "tsc-deadline":
+            return f"{line}, at TSC {vcpu.tsc_deadline}"
+    return line
+
+
+def _left(at_ns: int, now_ns: int) -> str:
+    return show_duration(max(at_ns - now_ns, 0))
 
 
 def _vectors(name: str, vectors: Iterable[int], level: Iterable[int]) -> str:

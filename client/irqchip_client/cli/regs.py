@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -10,9 +10,9 @@ import click
 import irqchip_client
 
 from ._common import pass_vm
-from .dump import dump_ioapic, dump_lapic, dump_pic
+from .dump import dump_ioapic, dump_lapic, dump_pic, dump_pit
 
-_CHIPS = ("pic", "ioapic", "lapic")
+_CHIPS = ("pic", "ioapic", "lapic", "pit")
 
 
 @click.command()
@@ -20,28 +20,52 @@ _CHIPS = ("pic", "ioapic", "lapic")
 @click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
 @click.option("--raw", is_flag=True, help="The bytes of the kernel's structs instead.")
 def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
-    """Show the registers of PICs, IOAPIC and local APICs.
+    """Show the registers of PICs, IOAPIC, local APICs and PIT.
 
-    As QEMU's monitor does (info pic, info lapic). All are read in one batch, so that they belong together.
+    As QEMU's monitor does (info pic, info lapic), and with the vCPUs' run states. All are read in one batch, so that
+    they belong together; what is no register, such as when a timer expires, is read right after it.
     """
-    wanted = [kind for kind in _CHIPS if not chip or kind in chip]
-    for name, state in _states(vm, wanted):
-        if raw:
+    info = vm.info()
+    wanted = list(chip) or _chips(info)
+    states = list(_states(vm, info.vcpus, [kind for kind in _CHIPS if kind in wanted]))
+    if raw:
+        for name, state in states:
             click.echo(f"{name}: struct {_STRUCTS[name.rstrip('0123456789')]}")
             click.echo(_hex_dump(state.kvm_struct))
-        elif isinstance(state, irqchip_client.LapicState):
-            click.echo(dump_lapic(int(name.removeprefix("lapic")), state))
+        return
+    from irqchip.v1 import irqchip_pb2 as pb
+
+    # A local APIC's mode is read here, and not by an RDMSR: that is an entry into the guest, which changes things.
+    rest = pb.VmSnapshot.FromString(vm.snapshot().to_bytes())
+    vcpus = {vcpu.vcpu: vcpu for vcpu in rest.vcpus}
+    for name, state in states:
+        if isinstance(state, irqchip_client.LapicState):
+            vcpu = int(name.removeprefix("lapic"))
+            click.echo(dump_lapic(vcpu, state, vcpus.get(vcpu), rest.now_ns))
         elif isinstance(state, irqchip_client.IoapicState):
             click.echo(dump_ioapic(state))
+        elif isinstance(state, irqchip_client.PitState):
+            click.echo(dump_pit(state, rest.pit, rest.now_ns))
         else:
             click.echo(dump_pic(name, state))
 
 
-_STRUCTS = {"pic": "kvm_pic_state", "ioapic": "kvm_ioapic_state", "lapic": "kvm_lapic_state"}
+_STRUCTS = {
+    "pic": "kvm_pic_state",
+    "ioapic": "kvm_ioapic_state",
+    "lapic": "kvm_lapic_state",
+    "pit": "kvm_pit_state2",
+}
 
 
-def _states(vm: irqchip_client.Vm, wanted: list[str]) -> Iterator[tuple[str, Any]]:
-    """The chips' states by name: pic0, pic1, ioapic0, and a lapic for each vCPU."""
+def _chips(info: irqchip_client.VmInfo) -> list[str]:
+    """What a VM has; of one without an irqchip, the daemon says so."""
+    chips = ["lapic"] if info.irqchip_mode == "split" else ["pic", "ioapic", "lapic"]
+    return [*chips, "pit"] if info.pit else chips
+
+
+def _states(vm: irqchip_client.Vm, vcpus: Iterable[int], wanted: list[str]) -> Iterator[tuple[str, Any]]:
+    """The chips' states by name: pic0, pic1, ioapic0, a lapic for each vCPU, and pit0."""
     from irqchip_client import Chip, ops
 
     calls: dict[str, ops.Call[Any]] = {}
@@ -50,7 +74,9 @@ def _states(vm: irqchip_client.Vm, wanted: list[str]) -> Iterator[tuple[str, Any
     if "ioapic" in wanted:
         calls["ioapic0"] = ops.get_irqchip(Chip.IOAPIC)
     if "lapic" in wanted:
-        calls |= {f"lapic{vcpu}": ops.get_lapic(vcpu) for vcpu in sorted(vm.info().vcpus)}
+        calls |= {f"lapic{vcpu}": ops.get_lapic(vcpu) for vcpu in sorted(vcpus)}
+    if "pit" in wanted:
+        calls["pit0"] = ops.get_pit()
     names = list(calls)
     with vm.session("irqchipctl regs") as session:
         for start in range(0, len(names), session.max_operations):

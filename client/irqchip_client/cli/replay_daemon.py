@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import InterruptSource, IrqchipError, MsiRoute, PinRoute, aio, ops
+from irqchip_client import InterruptSource, IrqchipError, MpState, MsiRoute, PinRoute, _calls, aio, ops
 from irqchip_client.ops import Call
 
-from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace
+from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
 
 # Well below what a daemon takes as one message, or gives as results (irqchipd --max-message).
 BATCH_BYTES = 1 << 18
 # The results that are large.
-RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11}
+RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11, "get_pit": 1 << 9}
 
 
 def replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
@@ -46,16 +46,17 @@ async def _replay_all(target: str | None, jobs: int, traces: Sequence[Trace], do
 
 
 async def _replay(client: aio.Client, name: str, trace: Trace) -> list[Mismatch]:
-    vm = await client.create_vm(name)
+    vm = await client.create_vm(name, virtual_clock=True)  # No answer depends on the time.
     await vm.create_irqchip()
     async with vm.session("irqchipctl replay") as session:
-        await session.run([ops.create_vcpu(vcpu) for vcpu in range(trace.vcpus)])
-        answers = await _Pipeline(session).run(trace)
+        for vcpu in range(trace.vcpus):
+            await session.run([ops.create_vcpu(vcpu), ops.set_mp_state(vcpu, MpState.RUNNABLE)])
+        answers = await _Pipeline(vm, session).run(trace)
     await vm.delete()
     return [
         Mismatch(trace, number, actual)
         for number, (operation, actual) in enumerate(zip(trace.operations, answers, strict=True))
-        if actual != operation.expected
+        if not as_expected(operation.expected, actual)
     ]
 
 
@@ -70,7 +71,8 @@ async def _sweep(client: aio.Client, prefix: str) -> None:
 class _Pipeline:
     """A trace's operations in batches, which follow each other without waiting for answers."""
 
-    def __init__(self, session: aio.Session) -> None:
+    def __init__(self, vm: aio.Vm, session: aio.Session) -> None:
+        self._vm = vm
         self._session = session
         self._calls: list[Call[Any]] = []
         self._bytes = 0
@@ -81,6 +83,8 @@ class _Pipeline:
         for name, arguments, _ in trace.operations:
             if name == "ack_lapic":
                 await self._ack_lapic(*arguments)
+            elif name in VM_CALLS:
+                await self._alone(VM_CALLS[name](*arguments))
             else:
                 await self._add(CALLS[name](*arguments))
         await self._send()
@@ -98,6 +102,18 @@ class _Pipeline:
         taken = (await self._sent[-1])[-1]
         if isinstance(taken, _Taken):
             await self._add(_answering(ops.set_lapic(vcpu, taken.page), lambda _: taken.vector))
+
+    async def _alone(self, call: Call[Any]) -> None:
+        """A call that is made on the VM: it waits for what came before it, and what follows for it."""
+        await self._send()
+        if self._sent:
+            await self._sent[-1]
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        try:
+            answer.set_result(await self._vm._run([call]))
+        except IrqchipError as error:
+            answer.set_result([error])
+        self._sent.append(answer)
 
     async def _add(self, call: Call[Any]) -> None:
         self._calls.append(call)
@@ -135,7 +151,12 @@ def _lapic_answer(response: pb.GetLapicResponse) -> dict[str, Any]:
     return answer
 
 
-# Every operation but ack_lapic, which is two: the call that has its answer.
+def _msr_answer(response: pb.MsrReadResponse | pb.MsrWriteResponse) -> int | str | None:
+    value = response.data if isinstance(response, pb.MsrReadResponse) else None
+    return msr_answer(response.claimed, response.fault, value)
+
+
+# Every operation but ack_lapic, which is two, and those of VM_CALLS: the call that has its answer.
 CALLS: dict[str, Callable[..., Call[Any]]] = {
     "pio_read": lambda vcpu, port, size: _answering(ops.pio_read(vcpu, port, size), lambda r: r.data),
     "pio_write": lambda vcpu, port, size, value: _answering(ops.pio_write(vcpu, port, value, size), lambda _: None),
@@ -153,8 +174,17 @@ CALLS: dict[str, Callable[..., Call[Any]]] = {
     "get_irqchip": lambda chip: _answering(ops.get_irqchip(chip), lambda r: r.kvm_struct.hex()),
     "set_irqchip": lambda chip, state: _answering(ops.set_irqchip(chip, bytes.fromhex(state)), lambda _: 0),
     "get_lapic": lambda vcpu: _answering(ops.get_lapic(vcpu), _lapic_answer),
+    "get_pit": lambda: _answering(ops.get_pit(), lambda r: pit_answer(r.pit.channels, r.pit.flags)),
+    "msr_read": lambda vcpu, msr: _answering(ops.msr_read(vcpu, msr), _msr_answer),
+    "msr_write": lambda vcpu, msr, value: _answering(ops.msr_write(vcpu, msr, value), _msr_answer),
 }
 
+# The operations that no Session has.
+VM_CALLS: dict[str, Callable[..., Call[Any]]] = {
+    "create_pit": lambda flags: _answering(_calls.create_pit(flags), lambda _: 0),
+}
+
+_SVR_ENABLED = 1 << 8
 _ISR, _IRR = 0x100, 0x200  # Offsets in the register page: 256 bits each, 32 in every 16 bytes.
 
 
@@ -167,10 +197,14 @@ class _Taken:
 
 
 def _take(response: pb.GetLapicResponse) -> _Taken | None:
-    """The CPU's acceptance rule: the highest vector requested, if its class is above TPR's and that in service."""
+    """The CPU's acceptance rule: the highest vector requested, if its class is above TPR's and that in service.
+
+    As it was recorded: a local APIC that software has disabled gives nothing.
+    """
     lapic = response.lapic
     requested = max(lapic.irr, default=0)
-    if requested & 0xF0 <= max(lapic.tpr & 0xF0, max(lapic.isr, default=0) & 0xF0):
+    threshold = max(lapic.tpr & 0xF0, max(lapic.isr, default=0) & 0xF0)
+    if requested & 0xF0 <= threshold or not lapic.svr & _SVR_ENABLED:
         return None
     page = bytearray(response.kvm_struct)
     at = (requested >> 5) * 0x10 + (requested >> 3 & 3)

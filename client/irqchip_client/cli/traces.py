@@ -2,9 +2,10 @@
 
     {"family": "pic", "seed": 1, "vcpus": 1, "ops": [["irq_line", 4, 1, 1], ["take_extint", 0, null]]}
 
-An operation is its name, its arguments and the kernel's answer; an answer that is a string beginning with "-" is an
-errno. A trace starts from a new VM with an irqchip and `vcpus` vCPUs. A new operation needs its arguments in OPERATIONS
-here, and an entry in each of the tables that execute them: replay_daemon.py and replay_in_process.py.
+An operation is its name, its arguments and the kernel's answer. An answer that is a string beginning with "-" is an
+errno; "time" stands for a number that depends on the time, and "GP" for a fault of the guest. A trace starts from a new
+VM with an irqchip and `vcpus` vCPUs that run. A new operation needs its arguments in OPERATIONS here, and an entry in
+each of the tables that execute them: replay_daemon.py and replay_in_process.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 MAX_VCPUS = 255
 MAX_SHOWN = 1000  # characters of an operation or an answer; the longest of the kernel's are about half of it
+TIME = "time"  # the answer that is any number
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -77,6 +79,10 @@ OPERATIONS: Mapping[str, Mapping[str, Kind]] = {
     "get_irqchip": {"chip": U32},
     "set_irqchip": {"chip": U32, "state": HEX},
     "get_lapic": {"vcpu": U32},
+    "create_pit": {"flags": U32},
+    "get_pit": {},
+    "msr_read": {"vcpu": U32, "msr": U32},
+    "msr_write": {"vcpu": U32, "msr": U32, "value": U64},
 }
 
 # get_lapic's names of registers, and those of irqchip_client.LapicState and of irqchipd's chip.
@@ -99,6 +105,22 @@ LAPIC_REGISTERS = {
 }
 LAPIC_VECTORS = ("isr", "tmr", "irr")
 
+# get_pit's fields of a channel, by everybody's names, and the bits of status: those that do not depend on the time.
+PIT_FIELDS = (
+    "count",
+    "count_latched",
+    "status_latched",
+    "status",
+    "read_state",
+    "write_state",
+    "write_latch",
+    "rw_mode",
+    "mode",
+    "bcd",
+    "gate",
+)
+PIT_STATUS = 0x7F
+
 
 class Operation(NamedTuple):
     """An operation and what the kernel answered."""
@@ -120,6 +142,26 @@ class Trace:
     seed: int
     vcpus: int
     operations: tuple[Operation, ...]
+
+
+def as_expected(expected: Any, actual: Any) -> bool:
+    """Whether an answer is the kernel's."""
+    return bool(actual == expected or (expected == TIME and type(actual) is int))
+
+
+def pit_answer(channels: Iterable[Any], flags: int) -> list[Any]:
+    """get_pit's answer, from channels that have the kernel's names."""
+    answer: list[Any] = [{name: getattr(channel, name) for name in PIT_FIELDS} for channel in channels]
+    for channel in answer:
+        channel["status"] &= PIT_STATUS
+    return [*answer, flags]
+
+
+def msr_answer(claimed: bool, fault: bool, value: int | None) -> int | str | None:
+    """What msr_read and msr_write answer; the kernel claims every register."""
+    if not claimed:
+        return "unclaimed"
+    return "GP" if fault else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +266,8 @@ def _operations(ops: Iterable[Any]) -> Iterator[Operation]:
         if kinds is None:
             raise TraceError(f"operation {at}: {name!r} is unknown; there are {', '.join(OPERATIONS)}")
         if len(arguments) != len(kinds) + 1:
-            wanted = ", ".join(kinds)
-            raise TraceError(f"operation {at}: {name} takes {wanted} and the answer, not {len(arguments)} values")
+            wanted = f"{', '.join(kinds)} and the answer" if kinds else "the answer"
+            raise TraceError(f"operation {at}: {name} takes {wanted}, not {len(arguments)} values")
         answer = arguments.pop()
         if isinstance(
             answer, bool | float

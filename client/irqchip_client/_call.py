@@ -1,0 +1,88 @@
+"""What a call is: described once and without I/O, and made by an RPC of its own or in a Session's batch."""
+
+import errno
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from google.protobuf.message import Message
+
+from irqchip.v1 import irqchip_pb2 as pb
+
+from ._errors import InvalidArgument
+
+T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A call, and how to read its response. The same one is made by an RPC of its own or in a Session's batch."""
+
+    operation: str  # As in the proto's Operation: "irq_line".
+    request: Message  # Without the VM, which the caller knows.
+    parse: Callable[[Any], T]  # Takes the response message.
+    waits: float | None = 0.0  # Seconds that it may wait in the daemon, beside the time it takes; None: any number.
+
+    @property
+    def method(self) -> str:
+        """The RPC's name: "IrqLine"."""
+        return self.operation.title().replace("_", "")
+
+    @property
+    def is_halt(self) -> bool:
+        """Whether it is answered when a vCPU has something to take, whatever is sent or answered before that."""
+        return self.operation == "halt"
+
+    def request_for(self, vm: str) -> Message:
+        """The RPC's request."""
+        request = type(self.request)()
+        request.CopyFrom(self.request)
+        if vm:
+            try:
+                setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
+            except ValueError:
+                raise InvalidArgument(errno.EINVAL, f"{vm!r} is no VM's name") from None
+        return request
+
+    def as_operation(self) -> pb.Operation:
+        """The same in a Session's batch. Raises InvalidArgument for a call that is not made there."""
+        if self.operation not in pb.Operation.DESCRIPTOR.fields_by_name:
+            raise InvalidArgument(errno.EINVAL, f"{self.operation} is no operation of a Session; call it on the VM")
+        operation = pb.Operation()
+        getattr(operation, self.operation).CopyFrom(self.request)
+        return operation
+
+
+def patience(calls: Sequence[Call[Any]], timeout: float) -> float | None:
+    """How many seconds the answers to calls may take, where `timeout` is enough for calls that do not wait."""
+    for call in calls:
+        if call.waits is None:
+            return None
+        timeout += call.waits
+    return timeout
+
+
+def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """Turns protobuf's complaint about an argument that does not fit its field into an error of ours, and None too.
+
+    To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant. It is allowed where it
+    is an argument's own default.
+    """
+    signature = inspect.signature(make)
+    optional = {name for name, parameter in signature.parameters.items() if parameter.default is None}
+
+    @wraps(make)
+    def make_checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        try:
+            if None in args or (kwargs and any(v is None and k not in optional for k, v in kwargs.items())):
+                raise ValueError("None is not allowed")
+            return make(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            arguments = signature.bind(*args, **kwargs).arguments
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}") from None
+
+    return make_checked

@@ -1,0 +1,28 @@
+"""advance: a virtual clock."""
+
+from __future__ import annotations
+
+import click
+
+import irqchip_client
+
+from ._common import pass_vm
+from .durations import DURATION, show_duration
+
+
+@click.command()
+@pass_vm
+@click.argument("duration", type=DURATION)
+def advance(vm: irqchip_client.Vm, duration: int) -> None:
+    """Move a virtual clock.
+
+    By 10ms, 1.5s, 500us or a number of nanoseconds. Everything that comes due happens in order. Prints the VM's time,
+    and when its next timer is due.
+    """
+    moved = vm.advance(duration)
+    click.echo(f"{show_duration(moved.now_ns)}; {next_timer(moved.next_timer_ns)}")
+
+
+def next_timer(at_ns: int | None) -> str:
+    """When a VM's next timer is due."""
+    return "no timer runs" if at_ns is None else f"next timer at {show_duration(at_ns)}"

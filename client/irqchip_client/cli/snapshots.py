@@ -1,0 +1,40 @@
+"""save, restore: whole VMs, in files."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import click
+
+import irqchip_client
+
+from ._common import pass_client, pass_vm
+
+
+@click.command()
+@pass_vm
+@click.argument("file", type=click.File("wb"))
+def save(vm: irqchip_client.Vm, file: BinaryIO) -> None:
+    """Save a VM's whole state to a file.
+
+    FILE may be -, for standard output. The VM goes on; `restore` makes another from the file, here or elsewhere.
+    """
+    saved = vm.snapshot().to_bytes()
+    file.write(saved)  # What was in the file is lost from here on.
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.argument("vm", default="")
+@pass_client
+def restore(client: irqchip_client.Client, file: BinaryIO, vm: str) -> None:
+    """Make a VM from what `save` wrote.
+
+    Prints its name; without one the daemon picks it. FILE may be -, for standard input. The VM's clock goes on from
+    where it was saved, and the lines that Sessions held stay held until their clients resume them.
+    """
+    try:
+        snapshot = irqchip_client.VmSnapshot.from_bytes(file.read())
+    except irqchip_client.InvalidArgument as error:
+        raise click.ClickException(f"{file.name}: {error}") from error
+    click.echo(client.restore_vm(snapshot, vm).name)

@@ -1,0 +1,232 @@
+"""Run states, signals and halts, through the SDK."""
+
+import _thread
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import irqchip_client as irqchip
+from irqchip_client import Client, Interrupt, InterruptSource, MpState, Signal, SignalKind, Vm, aio, ops
+from irqchip_client._daemon import Daemon
+
+VECTOR = 0x51
+TAKEN = Interrupt(VECTOR, InterruptSource.LAPIC)
+MSI = ops.signal_msi(0xFEE00000, VECTOR)
+EOI = ops.mmio_write(0, 0xFEE000B0, 0)
+
+
+@pytest.fixture
+def vm(vm: Vm) -> Vm:
+    """A VM with vCPU 0, whose local APIC is enabled."""
+    vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)
+    return vm
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def wait_until_halted(vm: Vm, vcpu: int = 0) -> None:
+    deadline = time.monotonic() + 10
+    while vm.vcpu(vcpu).mp_state() is not MpState.HALTED:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_run_states(vm: Vm) -> None:
+    cpu = vm.create_vcpu(1)
+    assert vm.vcpu(0).mp_state() is MpState.RUNNABLE
+    assert cpu.mp_state() is MpState.UNINITIALIZED
+    cpu.set_mp_state(MpState.RUNNABLE)
+    assert cpu.mp_state() is MpState.RUNNABLE
+
+
+def test_a_vcpu_without_a_local_apic_runs(irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    cpu = vm.create_vcpu(0)
+    assert cpu.mp_state() is MpState.RUNNABLE
+    with pytest.raises(irqchip.InvalidArgument):
+        cpu.set_mp_state(MpState.HALTED)
+    for call in (cpu.nmi, cpu.take_signal, cpu.halt):
+        with pytest.raises(irqchip.NotReady):
+            call()
+
+
+def test_signals_wait_until_they_are_taken(vm: Vm) -> None:
+    cpu = vm.vcpu(0)
+    with vm.session(vcpus=[0]) as session:
+        cpu.nmi()
+        assert session.next_event(5) == irqchip.VcpuSignal(0, SignalKind.NMI, 0)
+        assert session.vcpu(0).take_signal() == Signal(SignalKind.NMI)
+    assert cpu.take_signal() is None
+
+
+def test_a_halt_ends_with_the_interrupt_already_taken(vm: Vm, pool: ThreadPoolExecutor) -> None:
+    halted = pool.submit(vm.vcpu(0).halt)
+    wait_until_halted(vm)
+    vm._run([MSI])
+    assert halted.result(10) == TAKEN
+    assert vm.vcpu(0).lapic().isr == (VECTOR,)
+    assert vm.vcpu(0).mp_state() is MpState.RUNNABLE
+
+
+def test_a_halt_that_has_something_to_take_ends_at_once(vm: Vm) -> None:
+    vm._run([MSI])
+    assert vm.vcpu(0).halt() == TAKEN
+
+
+def test_interrupts_that_are_masked_end_no_halt_but_signals_do(vm: Vm) -> None:
+    cpu = vm.vcpu(0)
+    vm._run([MSI])
+    with pytest.raises(irqchip.TimedOut):
+        cpu.halt(interrupts_masked=True, timeout=0.05)
+    cpu.nmi()
+    assert cpu.halt(interrupts_masked=True) == Signal(SignalKind.NMI)
+
+
+@pytest.mark.parametrize("through", ["vm", "session"])
+def test_a_halt_times_out_and_nothing_is_taken(vm: Vm, through: str) -> None:
+    with vm.session() as session:
+        cpu = (vm if through == "vm" else session).vcpu(0)
+        begin = time.monotonic()
+        with pytest.raises(irqchip.TimedOut, match=r"anything for vCPU 0 to take did not come within 0\.1 s"):
+            cpu.halt(timeout=0.1)
+        assert 0.1 <= time.monotonic() - begin < 5
+        vm._run([MSI])
+        assert cpu.halt(timeout=5) == TAKEN
+
+
+def test_a_halt_waits_longer_than_other_calls(irqchip_server: Daemon, vm: Vm, pool: ThreadPoolExecutor) -> None:
+    with irqchip_server.connect(timeout=0.5) as client, client.vm(vm.name).session() as session:
+        for cpu, timeout in [(client.vm(vm.name).vcpu(0), None), (session.vcpu(0), 10)]:
+            halted = pool.submit(cpu.halt, timeout=timeout)
+            wait_until_halted(vm)
+            time.sleep(0.7)
+            vm._run([MSI])
+            assert halted.result(10) == TAKEN
+            vm._run([EOI])
+
+
+def test_a_vcpu_halts_once_at_a_time(vm: Vm, pool: ThreadPoolExecutor) -> None:
+    halted = pool.submit(vm.vcpu(0).halt)
+    wait_until_halted(vm)
+    with vm.session() as session:
+        for cpu in (vm.vcpu(0), session.vcpu(0)):
+            with pytest.raises(irqchip.Busy) as caught:
+                cpu.halt()
+            assert caught.value.reason == "EBUSY"
+    vm._run([MSI])
+    assert halted.result(10) == TAKEN
+
+
+def test_a_session_does_other_things_while_its_vcpus_halt(vm: Vm) -> None:
+    vm.create_vcpu(1).set_mp_state(MpState.RUNNABLE)
+    vm.vcpu(1).mmio_write(0xFEE000F0, 0x1FF)
+    with vm.session() as session:
+        zero = session.submit([EOI, ops.halt(0)])
+        one = session.submit([ops.halt(1)])
+        assert [session.line(gsi).pulse() for gsi in (16, 17)] == [-1, -1]  # Masked.
+        assert session.run([ops.signal_msi(0xFEE01000, VECTOR), ops.pio_read(0, 0x21)])[0] == 1
+        assert one.result(10) == [TAKEN]
+        assert not zero.done()
+        session.run([MSI])
+        assert zero.result(10) == [True, TAKEN]
+        assert session.run([EOI, ops.nmi(0), ops.halt(0)])[-1] == Signal(SignalKind.NMI)
+
+
+def test_nothing_stands_behind_a_halt(vm: Vm) -> None:
+    with vm.session() as session:
+        with pytest.raises(irqchip.InvalidArgument, match="halt is the last operation of its batch"):
+            session.run([ops.halt(0), EOI])
+        assert vm.vcpu(0).mp_state() is MpState.RUNNABLE
+
+
+def test_the_end_of_its_session_cancels_a_halt(vm: Vm) -> None:
+    with vm.session() as session:
+        halted = session.submit([ops.halt(0)])
+        wait_until_halted(vm)
+    assert isinstance(halted.exception(0), irqchip.SessionClosed)
+    vm._run([MSI])
+    assert vm.vcpu(0).halt(timeout=10) == TAKEN
+
+
+def test_deleting_the_vm_ends_its_halts(vm: Vm, pool: ThreadPoolExecutor) -> None:
+    halted = pool.submit(vm.vcpu(0).halt)
+    wait_until_halted(vm)
+    vm.delete()
+    with pytest.raises(irqchip.NotFound):
+        halted.result(10)
+
+
+def test_closing_the_client_ends_its_halts(irqchip_server: Daemon, vm: Vm, pool: ThreadPoolExecutor) -> None:
+    client = irqchip_server.connect()
+    halted = pool.submit(client.vm(vm.name).vcpu(0).halt)
+    wait_until_halted(vm)
+    client.close()
+    with pytest.raises(irqchip.Unavailable, match="Client is closed"):
+        halted.result(10)
+    vm._run([MSI])
+    assert vm.vcpu(0).halt(timeout=10) == TAKEN
+
+
+def test_ctrl_c_cancels_a_halt(vm: Vm) -> None:
+    def interrupt() -> None:
+        wait_until_halted(vm)
+        _thread.interrupt_main(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        vm.vcpu(0).halt()
+    assert_free_again(vm)
+
+
+def assert_free_again(vm: Vm) -> None:
+    """A Halt that was cancelled has taken nothing, and leaves the vCPU to the next."""
+    vm._run([MSI])
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            assert vm.vcpu(0).halt(timeout=10) == TAKEN
+        except irqchip.Busy:  # The daemon has not yet heard of it.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        else:
+            return
+
+
+def test_a_cancelled_task_cancels_its_halt(irqchip_server: Daemon, vm: Vm) -> None:
+    async def main() -> None:
+        async with aio.connect(irqchip_server.target) as client:
+            cpu = client.vm(vm.name).vcpu(0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(cpu.halt(), 0.1)
+            await asyncio.to_thread(assert_free_again, vm)
+
+    asyncio.run(main())
+
+
+def test_halts_in_asyncio(irqchip_server: Daemon, vm: Vm) -> None:
+    async def main() -> None:
+        async with aio.connect(irqchip_server.target, timeout=0.5) as client:
+            machine = client.vm(vm.name)
+            async with machine.session() as session:
+                for cpu in (machine.vcpu(0), session.vcpu(0)):
+                    halted = asyncio.create_task(cpu.halt())
+                    await asyncio.sleep(0.7)
+                    assert not halted.done()
+                    await session.run([MSI])
+                    assert await asyncio.wait_for(halted, 10) == TAKEN
+                    await session.run([EOI])
+                    with pytest.raises(irqchip.TimedOut):
+                        await cpu.halt(timeout=0.05)
+                with pytest.raises(irqchip.InvalidArgument, match="halt is the last"):
+                    await session.run([ops.halt(0), EOI])
+
+    asyncio.run(main())
