@@ -201,6 +201,89 @@ def test_masking_the_cascade_silences_the_secondary(board: Board) -> None:
     assert board.inta() == SECONDARY + 3
 
 
+# Who is told that a line was masked. KVM: i8259.c pic_ioport_write.
+
+
+def test_ocw1_tells_of_every_line_whose_mask_it_changes(board: Board) -> None:
+    board.out(Port.PRIMARY_DATA, 0b0000_0101)
+    assert board.masks == [(0, True), (2, True)]
+    board.masks.clear()
+    board.out(Port.PRIMARY_DATA, 0b1000_0100)
+    assert board.masks == [(0, False), (7, True)]
+
+
+def test_the_secondarys_lines_are_8_to_15(board: Board) -> None:
+    board.out(Port.SECONDARY_DATA, 0b1000_0001)
+    board.out(Port.SECONDARY_DATA, 0)
+    assert board.masks == [(8, True), (15, True), (8, False), (15, False)]
+
+
+def test_ocw1_that_changes_nothing_tells_nobody(board: Board) -> None:
+    board.out(Port.PRIMARY_DATA, 0xFF)
+    board.masks.clear()
+    board.out(Port.PRIMARY_DATA, 0xFF)
+    assert board.masks == []
+
+
+def test_of_what_icw1_unmasks_nobody_is_told(board: Board) -> None:
+    board.out(Port.PRIMARY_DATA, 0xFF)
+    board.out(Port.SECONDARY_DATA, 0xFF)
+    board.masks.clear()
+    board.initialise()  # of which ICW2 to ICW4 go to the mask's port
+    assert board.read(Port.PRIMARY_DATA) == board.read(Port.SECONDARY_DATA) == 0
+    assert board.masks == []
+    board.out(Port.PRIMARY_DATA, 0x01)
+    assert board.masks == [(0, True)]
+
+
+def test_of_a_restored_mask_nobody_is_told(board: Board) -> None:
+    board.pair.restore(board.pair.primary, I8259(imr=0xFF))
+    board.pair.restore(board.pair.primary, I8259())
+    assert board.masks == []
+
+
+def test_the_mask_is_told_before_the_interrupt_that_it_held_is_asked_for() -> None:
+    class Watched(Board):
+        def pic_masked(self, line: int, masked: bool) -> None:
+            super().pic_masked(line, masked)
+            self.output_at_mask = self.pair.output
+
+    board = Watched()
+    board.initialise()
+    board.out(Port.PRIMARY_DATA, 0x20)
+    board.rise(5)
+    board.out(Port.PRIMARY_DATA, 0)
+    assert not board.output_at_mask
+    assert board.inta() == PRIMARY + 5
+
+
+# RESET.
+
+
+def test_reset_is_as_the_pair_powers_on(board: Board) -> None:
+    board.out(Port.PRIMARY_ELCR, 0xFF)
+    board.out(Port.SECONDARY_DATA, 0xFE)
+    board.rise(5, 6, 8)
+    assert board.inta() == SECONDARY
+    board.masks.clear()
+    board.acked.clear()
+    board.pair.reset()
+    fresh = Board().pair
+    assert (board.pair.primary, board.pair.secondary) == (fresh.primary, fresh.secondary)
+    assert not board.pair.output
+    assert board.masks == []
+    assert board.acked == []
+    board.rise(3)
+    assert board.inta() == 3
+
+
+def test_reset_tells_that_the_output_fell(board: Board) -> None:
+    board.rise(5)
+    board.output_changes.clear()
+    board.pair.reset()
+    assert board.output_changes == [False]
+
+
 # What raising and lowering a line answers.
 
 

@@ -238,6 +238,131 @@ def test_any_write_to_an_edge_entry_clears_its_remote_irr(board: Board) -> None:
     assert board.entry(5) == edge(0x31, destination=1)
 
 
+# Who is told that a pin was masked.
+
+
+def test_a_change_of_the_mask_is_told(board: Board) -> None:
+    board.program(5, edge(0x31))
+    board.program(6, level(0x32))
+    assert board.masks == [(5, False), (6, False)]
+    board.program(5, edge(0x31, masked=True))
+    assert board.masks == [(5, False), (6, False), (5, True)]
+
+
+def test_a_write_that_does_not_change_the_mask_tells_nobody(board: Board) -> None:
+    board.program(5, edge(0x31, masked=True))
+    board.program(5, level(0x32, masked=True, destination=3))
+    board.program(6, edge(0x31))
+    board.masks.clear()
+    board.program(6, level(0x33, destination=3))
+    board.write_register(0x11 + 2 * 6, MASKED)  # bit 16 of the high half is another one
+    assert board.masks == []
+
+
+def test_the_mask_is_told_before_the_interrupt_that_it_held_is_sent() -> None:
+    class Watched(Board):
+        def ioapic_masked(self, pin: int, masked: bool) -> None:
+            super().ioapic_masked(pin, masked)
+            self.vectors_at_mask = self.vectors()
+
+    board = Watched()
+    board.program(5, level(0x31, masked=True))
+    board.ioapic.set_pin(5, 1)
+    board.program(5, level(0x31))
+    assert board.masks == [(5, False)]
+    assert board.vectors_at_mask == []
+    assert board.vectors() == [0x31]
+
+
+def test_a_restored_mask_is_told_to_nobody(board: Board) -> None:
+    board.program(5, edge(0x31))
+    board.masks.clear()
+    board.ioapic.restore(IoapicState())
+    board.ioapic.restore(IoapicState(redirection=(edge(0x31),) * 24))
+    board.ioapic.reset()
+    assert board.masks == []
+
+
+# Unmasking a level pin that is resampled. KVM: ioapic.c ioapic_write_indirect.
+
+
+@pytest.fixture
+def resampled(board: Board) -> Board:
+    """A masked level pin that went high, and that somebody resamples."""
+    board.resamples = True
+    board.program(5, level(0x31, masked=True))
+    board.ioapic.set_pin(5, 1)
+    return board
+
+
+def test_unmasking_a_resampled_pin_asks_whether_it_is_still_high(resampled: Board) -> None:
+    resampled.program(5, level(0x31))
+    assert resampled.resampled == [5]
+    assert resampled.vectors() == []
+    assert resampled.ioapic.state().irr == 0
+    resampled.program(5, level(0x31))
+    assert resampled.resampled == [5]  # nothing is pending any more
+    assert resampled.ioapic.set_pin(5, 1) == 1  # it is
+    assert resampled.vectors() == [0x31]
+
+
+def test_unmasking_a_resampled_pin_leaves_the_others_pending(resampled: Board) -> None:
+    resampled.program(6, level(0x32, masked=True))
+    resampled.ioapic.set_pin(6, 1)
+    resampled.program(5, level(0x31))
+    assert resampled.ioapic.state().irr == 1 << 6
+
+
+def test_unmasking_a_pin_that_nobody_resamples_asks_and_delivers(resampled: Board) -> None:
+    resampled.resamples = False
+    resampled.program(5, level(0x31))
+    assert resampled.resampled == [5]
+    assert resampled.vectors() == [0x31]
+    assert resampled.entry(5) & REMOTE_IRR
+
+
+@pytest.mark.parametrize(
+    ("entry", "high"),
+    [(level(0x31, masked=True), 1), (edge(0x31), 1), (level(0x31), 0)],
+    ids=["still masked", "edge", "low"],
+)
+def test_nobody_is_asked_about_a_pin_that_would_not_interrupt(resampled: Board, entry: int, high: int) -> None:
+    resampled.ioapic.set_pin(5, high)
+    resampled.program(5, entry)
+    assert resampled.resampled == []
+    assert resampled.vectors() == []
+
+
+def test_nobody_is_asked_about_a_pin_that_was_not_ended(board: Board) -> None:
+    board.resamples = True
+    board.program(5, level(0x31))
+    board.ioapic.set_pin(5, 1)
+    board.program(5, level(0x31, masked=True))
+    board.program(5, level(0x31))
+    assert board.resampled == []
+    assert board.ioapic.state().irr == 1 << 5
+
+
+# RESET.
+
+
+def test_reset_is_as_it_powers_on(board: Board) -> None:
+    board.program(5, level(0x31))
+    board.program(6, edge(0x32))
+    for pin in (5, 6, 7):
+        board.ioapic.set_pin(pin, 1)
+    board.write_register(0x00, 0x0F00_0000)
+    board.ioapic.base_address += 0x1000
+    board.ioapic.pad = 7
+    board.replaced = 0
+    board.ioapic.reset()
+    assert board.ioapic.state() == IoapicState()
+    assert board.replaced == 1
+    board.program(6, edge(0x32))
+    assert board.ioapic.set_pin(6, 1) == 1  # an edge anew, though the line never fell
+    assert board.vectors() == [0x31, 0x32, 0x32]
+
+
 # The kernel's structure.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from irqchipd.chips import ioapic
 from irqchipd.chips.ioapic import IoapicState
 from tests.chips.ioapicboard import NOBODY, REMOTE_IRR, Board, edge, level
 
@@ -103,6 +104,162 @@ def test_a_pin_is_acknowledged_before_its_remote_irr_is_cleared(board: Board) ->
     assert board.entries_at_ack == [level(0x31) | REMOTE_IRR]
 
 
+# A storm: a level line that nobody silences. KVM: ioapic.c kvm_ioapic_update_eoi_one.
+
+MAX_EOIS = 10_000
+
+
+def storm(board: Board, *pins: int) -> None:
+    """Level pins 5 to 7, of vectors 35h to 37h; some of them are high."""
+    for pin in (5, 6, 7):
+        board.program(pin, level(0x30 + pin))
+    for pin in pins:
+        board.ioapic.set_pin(pin, 1)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make the fourth EOI in a row one too many; how many are not."""
+    monkeypatch.setattr(ioapic, "MAX_SUCCESSIVE_EOIS", 4)
+    return 3
+
+
+def test_the_ten_thousandth_eoi_in_a_row_is_served_10_ms_later(board: Board) -> None:
+    storm(board, 5)
+    for round_ in (1, 2):
+        for _ in range(MAX_EOIS - 1):
+            eoi(board, 0x35)
+        assert len(board.sent) == round_ * MAX_EOIS
+        assert board.entry(5) & REMOTE_IRR
+        eoi(board, 0x35)
+        assert len(board.sent) == round_ * MAX_EOIS
+        assert not board.entry(5) & REMOTE_IRR
+        assert board.served_later == [10_000_000] * round_
+        board.ioapic.serve_delayed()
+        assert board.entry(5) & REMOTE_IRR
+    assert len(board.sent) == 2 * MAX_EOIS + 1
+
+
+def test_an_eoi_that_finds_the_line_low_begins_the_count_anew(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short):
+        eoi(board, 0x35)
+    board.ioapic.set_pin(5, 0)
+    eoi(board, 0x35)
+    board.ioapic.set_pin(5, 1)
+    for _ in range(short):
+        eoi(board, 0x35)
+    assert board.served_later == []
+    eoi(board, 0x35)
+    assert board.served_later == [10_000_000]
+
+
+def test_an_eoi_under_a_mask_begins_the_count_anew(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short):
+        eoi(board, 0x35)
+    board.program(5, level(0x35, masked=True))
+    eoi(board, 0x35)
+    board.program(5, level(0x35))
+    for _ in range(short):
+        eoi(board, 0x35)
+    assert board.served_later == []
+
+
+def test_a_line_that_falls_between_two_eois_does_not_begin_the_count_anew(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short + 1):
+        board.ioapic.set_pin(5, 0)
+        board.ioapic.set_pin(5, 1)
+        eoi(board, 0x35)
+    assert board.served_later == [10_000_000]
+
+
+@pytest.mark.parametrize(("level_triggered", "directed"), [(False, False), (True, True)], ids=["edge", "directed"])
+def test_an_eoi_that_ends_nothing_is_not_counted(
+    board: Board, short: int, level_triggered: bool, directed: bool
+) -> None:
+    storm(board, 5)
+    for _ in range(short + 1):
+        eoi(board, 0x35, level_triggered=level_triggered, directed=directed)
+    for _ in range(short):
+        eoi(board, 0x35)
+    assert board.served_later == []
+
+
+def test_every_pin_has_a_count_of_its_own(board: Board, short: int) -> None:
+    storm(board, 5, 6)
+    for _ in range(short):
+        eoi(board, 0x35)
+        eoi(board, 0x36)
+    board.sent.clear()
+    eoi(board, 0x36)
+    assert board.vectors() == []
+    assert board.served_later == [10_000_000]
+    eoi(board, 0x35)
+    assert board.served_later == [10_000_000] * 2
+
+
+def test_a_storm_on_one_of_two_pins_that_share_a_vector_leaves_the_other_alone(board: Board, short: int) -> None:
+    board.program(5, level(0x35))
+    board.program(6, level(0x35))
+    board.ioapic.set_pin(5, 1)
+    for _ in range(short):
+        eoi(board, 0x35)
+    board.ioapic.set_pin(6, 1)
+    board.sent.clear()
+    eoi(board, 0x35)
+    assert board.vectors() == [0x35]
+    assert [bool(board.entry(pin) & REMOTE_IRR) for pin in (5, 6)] == [False, True]
+
+
+def test_the_delayed_service_serves_all_level_pins_that_are_high_and_not_in_service(board: Board) -> None:
+    board.status = 0  # nobody takes them, so they are not in service
+    storm(board, 5, 6)
+    board.program(9, edge(0x39))
+    board.program(10, level(0x3A, masked=True))
+    for pin in (9, 10):
+        board.ioapic.set_pin(pin, 1)
+    board.sent.clear()
+    board.status = 1
+    board.ioapic.serve_delayed()
+    assert board.vectors() == [0x35, 0x36]
+    board.ioapic.serve_delayed()
+    assert board.vectors() == [0x35, 0x36]
+
+
+def test_a_storm_that_ended_is_not_served_later(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short + 1):
+        eoi(board, 0x35)
+    board.sent.clear()
+    board.ioapic.set_pin(5, 0)
+    board.ioapic.serve_delayed()
+    assert board.vectors() == []
+
+
+def test_a_line_that_rises_before_the_delayed_service_is_delivered_at_once(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short + 1):
+        eoi(board, 0x35)
+    board.sent.clear()
+    assert board.ioapic.set_pin(5, 1) == 1
+    assert board.vectors() == [0x35]
+    board.ioapic.serve_delayed()
+    assert board.vectors() == [0x35]
+
+
+def test_reset_begins_the_count_anew(board: Board, short: int) -> None:
+    storm(board, 5)
+    for _ in range(short):
+        eoi(board, 0x35)
+    board.ioapic.reset()
+    storm(board, 5)
+    for _ in range(short):
+        eoi(board, 0x35)
+    assert board.served_later == []
+
+
 # Which EOIs a CPU has to report.
 
 
@@ -143,6 +300,22 @@ def test_a_cpu_reports_what_it_still_has_of_entries_that_were_pointed_elsewhere(
     handled, stale = board.ioapic.handled_vectors(0, pending=1 << 0x31 | 1 << 0x45 | 1 << 0x50)
     assert vectors(handled) - {0} == {0x31, 0x45}
     assert stale == 0x45
+
+
+def test_a_cpu_reports_the_edges_that_somebody_wants_to_hear_of(board: Board) -> None:
+    board.matching = 0b1
+    board.ioapic_noticed = 1 << 4 | 1 << 5 | 1 << 7
+    for pin in (3, 4, 6):
+        board.program(pin, edge(0x30 + pin))
+    board.program(5, edge(0x35, masked=True))
+    board.program(7, edge(0x37, destination=NOBODY))
+    board.program(RTC, edge(0x38))
+    for pending, expected, stale_expected in ((0, {0x34, 0x35, 0x38}, -1), (1 << 0x37, {0x34, 0x35, 0x37, 0x38}, 0x37)):
+        handled, stale = board.ioapic.handled_vectors(0, pending)
+        assert vectors(handled) == expected
+        assert stale == stale_expected
+    board.ioapic_noticed = 0
+    assert vectors(board.ioapic.handled_vectors(0, 0)[0]) == {0x38}
 
 
 def test_a_cpu_reports_a_tracked_tick_after_pin_8_has_got_another_vector(board: Board) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic, LapicRegisters
-from irqchipd.chips.message import BROADCAST, DeliveryMode, Message, Shorthand
-from irqchipd.vm.apicbus import ApicBus
+from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic, LapicRegisters, Msr
+from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
+from irqchipd.vm.apicbus import MAX_REMEMBERED, ApicBus
 
 FIXED, LOWEST = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY
 
@@ -54,14 +54,15 @@ class Wires:
 
 
 class Bus:
-    """A bus and its local APICs: CPU n has physical ID n, and the logical ID that it is given."""
+    """A bus and its local APICs: CPU n has physical ID n, or another, and the logical ID that it is given."""
 
-    def __init__(self, logical_ids: Sequence[int], dfr: int = DFR_FLAT) -> None:
+    def __init__(self, logical_ids: Sequence[int], dfr: int = DFR_FLAT, *, apic_ids: Sequence[int] = ()) -> None:
         self.bus = ApicBus()
         self.wires = [Wires(self.bus) for _ in logical_ids]
         for cpu, logical_id in enumerate(logical_ids):
-            self.bus.add(Lapic.at_reset(self.wires[cpu], cpu))
-            self.set(cpu, ldr=logical_id << 24, dfr=dfr)
+            apic_id = apic_ids[cpu] if apic_ids else cpu
+            self.bus.add(Lapic.at_reset(self.wires[cpu], apic_id))
+            self.set(cpu, ldr=logical_id << 24, dfr=dfr, apic_id=apic_id)
 
     def set(self, cpu: int, *, ldr: int = 0, dfr: int = DFR_FLAT, apic_id: int | None = None, svr: int = 0x1FF) -> None:
         physical = cpu if apic_id is None else apic_id
@@ -69,6 +70,10 @@ class Bus:
 
     def disable(self, cpu: int) -> None:
         self.bus.lapics[cpu].write(0xFEE0_00F0, 4, 0x0FF)
+
+    def switch(self, cpu: int, *bases: int) -> None:
+        for base in bases:
+            assert self.bus.lapics[cpu].write_msr(Msr.APIC_BASE, base) == 0
 
     def send(
         self,
@@ -355,3 +360,274 @@ def test_what_is_remembered_of_an_address_is_forgotten_when_an_apic_changes_its_
     assert [cpus[broadcast] for cpus in remembered] == [0b0_1111, 0b0_1111]
     bus.bus.add(Lapic.at_reset(Wires(bus.bus), 4))
     assert [cpus[broadcast] for cpus in remembered] == [0b1_1111, 0b1_1111]
+
+
+# x2APICs: a destination has 32 bits, and 32 ones are the broadcast.
+
+XAPIC, X2APIC, OFF = 0xFEE0_0800, 0xFEE0_0C00, 0xFEE0_0000
+IDS = [0x00, 0x01, 0x10, 0x11, 0x1F, 0xFE]
+
+
+def x2apics(ids: Sequence[int] = IDS) -> Bus:
+    bus = Bus([0] * len(ids), apic_ids=ids)
+    for cpu in range(len(ids)):
+        bus.switch(cpu, X2APIC)
+    return bus
+
+
+@pytest.mark.parametrize("source", [None, 0], ids=["MSI", "IPI"])
+@pytest.mark.parametrize(
+    ("destination", "answer"),
+    [(0x01, (1, [1])), (0x1F, (1, [4])), (0xFE, (1, [5])), (0x02, (0, [])), (0x101, (0, [])), (0x0100_0000, (0, []))],
+)
+def test_a_physical_destination_names_one_x2apic_by_all_its_bits(
+    destination: int, answer: tuple[int, list[int]], source: int | None
+) -> None:
+    assert x2apics().send(destination, source=source) == answer
+
+
+def test_an_x2apics_xapic_id_is_of_no_account() -> None:
+    bus = Bus([0, 0])
+    bus.set(1, apic_id=0x77)
+    bus.switch(1, X2APIC)
+    assert bus.send(0x77) == (0, [])
+    assert bus.send(1) == (1, [1])
+
+
+@pytest.mark.parametrize("logical", [False, True], ids=["physical", "logical"])
+def test_an_x2apics_broadcast_has_32_ones(logical: bool) -> None:
+    assert x2apics().send(X2APIC_BROADCAST, logical=logical, source=0) == (6, [0, 1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("logical", [False, True], ids=["physical", "logical"])
+def test_eight_ones_are_a_broadcast_to_x2apics_only_where_they_are_no_ipi(logical: bool) -> None:
+    # KVM: lapic.c kvm_apic_mda; the IOAPIC and MSIs have no more than eight bits.
+    bus = x2apics()
+    assert bus.send(BROADCAST, logical=logical) == (6, [0, 1, 2, 3, 4, 5])
+    assert bus.send(BROADCAST, logical=logical, source=0) == ((2, [0, 1]) if logical else (0, []))
+
+
+@pytest.mark.parametrize(
+    ("destination", "answer"),
+    [
+        (0x0000_0001, (1, [0])),
+        (0x0000_0003, (2, [0, 1])),
+        (0x0000_0004, (0, [])),
+        (0x0000_FFFF, (2, [0, 1])),
+        (0x0001_0001, (1, [2])),
+        (0x0001_8003, (3, [2, 3, 4])),
+        (0x0001_7FFC, (0, [])),
+        (0x000F_4000, (1, [5])),
+        (0x000F_FFFF, (1, [5])),
+        (0x0002_FFFF, (0, [])),
+        (0x0001_0000, (0, [])),
+        (0x0010_FFFF, (0, [])),  # beyond the map
+        (0xFFFF_0001, (0, [])),
+    ],
+)
+@pytest.mark.parametrize("source", [None, 3], ids=["MSI", "IPI"])
+def test_a_logical_destination_of_x2apics_is_a_cluster_of_16(
+    destination: int, answer: tuple[int, list[int]], source: int | None
+) -> None:
+    assert x2apics().send(destination, logical=True, source=source) == answer
+
+
+@pytest.mark.parametrize(("mode", "hint"), [(LOWEST, False), (FIXED, True)], ids=["mode", "hint"])
+@pytest.mark.parametrize(("vector", "got"), [(0x40, [2]), (0x41, [3]), (0x42, []), (0x43, [4])])
+def test_lowest_priority_chooses_among_the_bits_of_a_cluster(
+    mode: int, hint: bool, vector: int, got: list[int]
+) -> None:
+    # 10h, 11h, 12h, which is nobody, and 1Fh: four bits.
+    answer = (len(got), got)
+    bus = x2apics()
+    assert bus.send(0x0001_8007, logical=True, mode=mode, hint=hint, vector=vector) == answer
+
+
+def test_lowest_priority_to_an_x2apics_broadcast_chooses_among_all() -> None:
+    for physical in (True, False):
+        bus = x2apics()
+        got = [bus.send(X2APIC_BROADCAST, logical=not physical, mode=LOWEST, source=0, vector=v) for v in (0x42, 0x47)]
+        assert got == [(1, [0]), (1, [5])]
+
+
+def test_shorthands_of_an_x2apic() -> None:
+    bus = x2apics([0, 1, 2])
+    assert bus.send(0, shorthand=Shorthand.SELF, source=1) == (1, [1])
+    assert bus.send(0, shorthand=Shorthand.ALL_INCLUDING_SELF, source=1) == (3, [0, 1, 2])
+    assert bus.send(0, shorthand=Shorthand.ALL_EXCLUDING_SELF, source=1) == (2, [0, 2])
+
+
+def test_a_software_disabled_x2apic_is_addressed_and_takes_no_interrupt() -> None:
+    bus = x2apics([0, 1, 2])
+    assert bus.bus.lapics[1].write_msr(0x80F, 0xFF) == 0
+    assert bus.send(1) == (0, [])
+    assert bus.send(0x7, logical=True) == (2, [0, 2])
+    bus.send(0x7, logical=True, mode=DeliveryMode.NMI)
+    assert bus.wires[1].signals == [DeliveryMode.NMI]
+
+
+def test_what_the_ioapic_asks_of_x2apics() -> None:
+    bus = x2apics([0, 1, 0x10])
+    for addressing in (bus.bus.matching, bus.bus.addressed):
+        assert addressing(0x10, logical=False) == 0b100
+        assert addressing(0x03, logical=True) == 0b011
+        assert addressing(BROADCAST, logical=False) == 0b111
+        assert addressing(BROADCAST, logical=True) == 0b111
+
+
+# xAPICs and x2APICs at once.
+
+
+def mixed() -> Bus:
+    """CPUs 0 and 1 are x2APICs, 2 and 3 xAPICs of flat logical IDs 4 and 8."""
+    bus = Bus([0, 0, 0x04, 0x08])
+    bus.switch(0, X2APIC)
+    bus.switch(1, X2APIC)
+    return bus
+
+
+@pytest.mark.parametrize("source", [None, 0, 2], ids=["MSI", "x2APIC", "xAPIC"])
+def test_a_physical_destination_names_an_apic_of_either_mode(source: int | None) -> None:
+    assert [mixed().send(cpu, source=source) for cpu in range(5)] == [
+        (1, [0]),
+        (1, [1]),
+        (1, [2]),
+        (1, [3]),
+        (0, []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "answer"),
+    [
+        (None, BROADCAST, (4, [0, 1, 2, 3])),
+        (0, BROADCAST, (0, [])),  # an x2APIC's ID
+        (2, BROADCAST, (2, [2, 3])),
+        (0, X2APIC_BROADCAST, (2, [0, 1])),
+    ],
+    ids=["MSI", "x2APIC, 8 ones", "xAPIC", "x2APIC"],
+)
+def test_an_ipis_broadcast_stays_within_its_mode(
+    source: int | None, destination: int, answer: tuple[int, list[int]]
+) -> None:
+    assert mixed().send(destination, source=source) == answer
+
+
+def test_a_shorthand_goes_to_both_modes() -> None:
+    assert mixed().send(0, shorthand=Shorthand.ALL_EXCLUDING_SELF, source=0) == (3, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("destination", "answer"),
+    [
+        (0x01, (1, [0])),
+        (0x02, (1, [1])),
+        (0x04, (1, [2])),
+        (0x0F, (4, [0, 1, 2, 3])),
+        (0x10, (-1, [])),
+        (0x0001_0001, (-1, [])),  # another cluster
+        (0x0001_000C, (2, [2, 3])),  # of which an xAPIC looks at eight bits
+    ],
+)
+def test_with_logical_ids_of_both_modes_every_cpu_is_asked(destination: int, answer: tuple[int, list[int]]) -> None:
+    assert mixed().send(destination, logical=True, source=0) == answer
+
+
+def test_an_xapic_without_a_logical_id_is_found_in_the_x2apics_map_by_its_physical_one() -> None:
+    # KVM: lapic.c kvm_apic_map_get_logical_dest takes clusters from the physical map.
+    bus = Bus([0, 0, 0])
+    bus.switch(0, X2APIC)
+    assert bus.send(0x3, logical=True) == (2, [0, 1])
+    assert bus.bus.matching(0x3, logical=True) == 0b001
+    bus.disable(1)  # in software: its physical ID stays in the map
+    bus.send(0x3, logical=True, mode=DeliveryMode.NMI)
+    assert [wires.signals for wires in bus.wires] == [[DeliveryMode.NMI], [DeliveryMode.NMI], []]
+
+
+def test_an_xapic_that_took_an_x2apics_id_shares_its_messages() -> None:
+    bus = mixed()
+    bus.set(2, apic_id=1, ldr=0x04 << 24)
+    assert bus.send(1) == (2, [1, 2])
+    assert bus.send(9) == (-1, [])
+
+
+def test_a_change_of_the_mode_makes_the_map_anew() -> None:
+    bus = Bus(FLAT_IDS)
+    assert bus.send(0x02, logical=True) == (1, [1])
+    for cpu in range(4):
+        bus.switch(cpu, X2APIC)
+    assert bus.send(0x80, logical=True) == (0, [])
+    assert bus.send(0x08, logical=True) == (1, [3])
+    bus.switch(3, OFF, XAPIC)
+    assert bus.send(0x08, logical=True) == (-1, [])  # flat, with an ID of no bits: what is left of the x2APIC's
+    assert bus.send(0x07, logical=True) == (3, [0, 1, 2])
+
+
+# APICs that are disabled are not there.
+
+
+@pytest.mark.parametrize("mode", [FIXED, DeliveryMode.NMI, DeliveryMode.INIT])
+@pytest.mark.parametrize("source", [None, 0], ids=["MSI", "IPI"])
+def test_a_disabled_apic_is_nobody(mode: int, source: int | None) -> None:
+    bus = Bus(FLAT_IDS)
+    bus.switch(2, OFF)
+    assert bus.send(2, mode=mode, source=source)[0] == 0
+    assert bus.send(0x04, logical=True, mode=mode, source=source)[0] == 0
+    assert bus.send(BROADCAST, mode=mode, source=source)[0] == 3
+    assert bus.send(0, shorthand=Shorthand.ALL_INCLUDING_SELF, mode=mode, source=0)[0] == 3
+    assert bus.wires[2].signals == []
+    bus.switch(2, XAPIC)
+    assert bus.send(2, mode=mode, source=source)[0] == 1
+
+
+def test_where_all_are_disabled_nobody_is_minus_1_to_a_broadcast_alone() -> None:
+    bus = Bus([0x01, 0x02])
+    for cpu in range(2):
+        bus.switch(cpu, OFF)
+    assert bus.send(0) == (0, [])
+    assert bus.send(0x01, logical=True) == (0, [])
+    assert bus.send(BROADCAST) == (-1, [])
+    assert bus.send(0, shorthand=Shorthand.ALL_INCLUDING_SELF, source=0) == (-1, [])
+
+
+def test_lowest_priority_does_not_choose_a_disabled_apic() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.switch(0, OFF)
+    assert [bus.send(BROADCAST, logical=True, mode=LOWEST, vector=vector)[1] for vector in (0x42, 0x43, 0x44)] == [
+        [1],
+        [2],
+        [3],
+    ]
+
+
+def test_a_disabled_apic_does_not_switch_the_map_off() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.set(3, apic_id=2, ldr=0x04 << 24)
+    assert bus.send(9) == (-1, [])
+    bus.switch(3, OFF)
+    assert bus.send(9) == (0, [])
+    assert bus.send(2) == (1, [2])
+    assert bus.send(0x04, logical=True) == (1, [2])
+
+
+def test_a_disabled_apic_matches_and_is_not_addressed() -> None:
+    bus = Bus(FLAT_IDS)
+    bus.switch(2, OFF)
+    for destination, logical in ((2, False), (0x04, True)):
+        assert bus.bus.matching(destination, logical) == 0b0100
+        assert bus.bus.addressed(destination, logical) == 0
+    assert bus.bus.addressed(BROADCAST, logical=False) == 0b1011
+    bus.set(3, apic_id=0)  # the map is off
+    assert bus.bus.addressed(2, logical=False) == 0
+
+
+# What is remembered is bounded, as a guest can name 2^32 destinations.
+
+
+def test_destinations_are_remembered_up_to_a_bound() -> None:
+    bus = x2apics([0, 1])
+    for destination in range(3 * MAX_REMEMBERED):
+        got = 2 if destination & 0x3 == 0x3 else 1 if destination & 0x3 else 0
+        assert bus.send(destination, logical=True, source=0)[0] == got
+        assert len(bus.bus._slots) <= MAX_REMEMBERED
+    assert bus.send(1) == (1, [1])

@@ -224,9 +224,11 @@ class ApicTimer:
         """KVM: lapic.c start_sw_tscdeadline."""
         if not self.tsc_deadline:
             return
-        left = (self.tsc_deadline - self.tsc(now)) * KHZ // self.tsc_khz
+        left = self.tsc_deadline - self.tsc(now)  # ticks
         if left > 0:
-            self.wires.set_timer(min(now + left, FOREVER))
+            # The first nanosecond at which the TSC is there. KVM: lapic.c __kvm_wait_lapic_expire
+            expires = -(-(now * self.tsc_khz // KHZ + left) * KHZ // self.tsc_khz)
+            self.wires.set_timer(min(expires, FOREVER))
         else:
             self._expire()
 
