@@ -17,6 +17,7 @@ from typing import Protocol
 FREQUENCY = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
 MAX_COUNT = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
 MIN_PERIOD = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
+MAX_PENDING = (1 << 31) - 1  # ticks. KVM: i8254.h, an int
 CHANNELS = 3
 SPEAKER_CHANNEL = 2
 _SECOND = 1_000_000_000  # ns
@@ -401,7 +402,7 @@ class Pit:
         if not self.running or self.expires is None:
             return
         if self.reinject:
-            self.pending += 1
+            self.pending = min(self.pending + 1, MAX_PENDING)
         if self.periodic:
             self.expires += self.period
             self.wires.set_pit_alarm(self.expires)

@@ -13,6 +13,7 @@ from typing import Protocol
 TIMER_MODE = 3 << 17
 ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << 17 for mode in range(3))
 
+MAX_PERIOD = 0xFFFF_FFFF * 128  # nanoseconds, by the largest count and divisor
 MIN_PERIOD = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
 KHZ = 1_000_000  # kHz to ticks a nanosecond
 FOREVER = (1 << 63) - 1  # later than any time of a VM
@@ -117,7 +118,8 @@ class ApicTimer:
         self.wires.set_timer(None)
         self.period = initial_count * self.divisor
         self._limit_period()
-        self.target = now + max(self.target - now, 0) * self.divisor // old
+        # A divide that was restored in between was not counted at, so this can go far.
+        self.target = min(now + max(self.target - now, 0) * self.divisor // old, FOREVER)
         self._run(now)
 
     def load(self, initial_count: int) -> None:

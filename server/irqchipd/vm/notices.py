@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from irqchipd.vm.board import Board
 
 PIT_GSI = 0
+MAX_UNHEARD = (1 << 62) - 1  # acknowledgements that nobody was there to be told of
 
 
 class Notices:
@@ -117,6 +118,6 @@ class Notices:
     def _tell_resamplers(self, gsi: int) -> None:
         for source in self._resamplers[gsi]:
             if source.listener is None:
-                source.resampled[gsi] += 1
+                source.resampled[gsi] = min(source.resampled[gsi] + 1, MAX_UNHEARD)
             else:
                 self._board.post(source.listener, GsiResampled(gsi, 1))

@@ -13,10 +13,11 @@ from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS, IoapicState
 from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic, LapicRegisters, x2apic_logical_id
-from irqchipd.chips.lapic_timer import FOREVER, MIN_PERIOD, PERIODIC, TIMER_MODE
+from irqchipd.chips.lapic_timer import FOREVER, MAX_PERIOD, MIN_PERIOD, PERIODIC, TIMER_MODE
 from irqchipd.vm.board import Board
 from irqchipd.vm.cpu import MAX_NMIS, Cpu, MpState
 from irqchipd.vm.errors import invalid
+from irqchipd.vm.notices import MAX_UNHEARD
 from irqchipd.vm.routing import INPUTS, MAX_GSIS, PINS, ChipId, PinRoute, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
@@ -32,10 +33,12 @@ from irqchipd.vm.snapshot import (
     VmState,
 )
 from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.turns import MAX_TIME
 
-MAX_TIME = 1 << 62
 MAX_SOURCE = 1 << 13
-MAX_PENDING = 1 << 31  # ticks of the PIT; KVM counts them in an int
+MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; a restored count has 32 bits
+# How late a timer can be that runs, nanoseconds: to catch up takes time.
+MAX_LATE = 60_000_000_000
 MAX_CLIENT = 64  # characters
 VECTOR_BYTES = lapic.VECTORS // 8
 
@@ -257,6 +260,8 @@ def _check_source(source: SourceState, full: bool) -> None:
     _check(len(source.client) <= MAX_CLIENT and source.client.isprintable(), f"client {source.client[:MAX_CLIENT]!r}")
     _check_gsis(source.asserted_gsis)
     _check_gsis(source.resampled_gsis)
+    for count in source.resampled_gsis.values():
+        _in_range(count, 0, MAX_UNHEARD, "what a source was not told of")
     _check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
 
 
@@ -283,13 +288,14 @@ def _check_chips(chips: ChipsState, state: VmState) -> None:
 
 def _check_pit(pit: PitTimerState, now: int) -> None:
     _check(len(pit.state) == i8254.STATE_SIZE, f"the PIT is not {i8254.STATE_SIZE} bytes")
-    for channel in PitState.unpack(pit.state).channels:
-        _check(channel.count, "a channel of the PIT counts from 0")
-        _in_range(channel.count_load_time, -(1 << 63), now, "count_load_time")
+    channels = PitState.unpack(pit.state).channels
+    _check(all(channel.count for channel in channels), "a channel of the PIT counts from 0")
+    for channel in channels[1:]:  # the first has a timer instead
+        _in_range(channel.count_load_time, 0, now, "count_load_time")
     _check((pit.expires_ns is None) == (pit.period_ns == 0), "expires_ns and period_ns of the PIT go together")
-    _in_range(pit.period_ns, 0, FOREVER, "period_ns of the PIT")
-    _in_range(pit.pending, 0, MAX_PENDING, "pending of the PIT")
-    _in_range(pit.expires_ns, 0, now + pit.period_ns if pit.running else FOREVER, "expires_ns of the PIT")
+    _in_range(pit.period_ns, 0, MAX_PIT_PERIOD, "period_ns of the PIT")
+    _in_range(pit.pending, 0, i8254.MAX_PENDING, "pending of the PIT")
+    _in_range(pit.expires_ns, now - MAX_LATE if pit.running else 0, now + pit.period_ns, "expires_ns of the PIT")
     _check(not pit.running or pit.expires_ns is not None, "the PIT runs and does not expire")
     _check(not (pit.running and pit.periodic) or pit.period_ns >= i8254.MIN_PERIOD, "the PIT's period is too short")
 
@@ -307,6 +313,10 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _check(len(cpu.handled) == VECTOR_BYTES, f"handled is not {VECTOR_BYTES} bytes")
     if cpu.lapic is None:
         _check(cpu.timer_expires_ns is None and not cpu.timer_pending, "a timer without a local APIC")
+        vectors = (cpu.sipi_vector, cpu.external_vector)
+        waits = cpu.queued or cpu.nmis or cpu.smi or cpu.init or vectors != (None, None)
+        _check(not waits, "a vCPU without a local APIC has something to take")
+        _check(cpu.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")
         return
     _check(len(cpu.lapic) == lapic.STATE_SIZE, f"a local APIC is not {lapic.STATE_SIZE} bytes")
     registers = LapicRegisters.unpack(cpu.lapic)
@@ -317,7 +327,8 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _check(not x2apic or cpu.apic_base & BASE_ENABLED, f"apic_base {cpu.apic_base:#x}")
     identity = (registers.id, registers.ldr)
     _check(not x2apic or identity == (cpu.vcpu, x2apic_logical_id(cpu.vcpu)), "an x2APIC's ID is its vCPU's")
-    for time in (cpu.timer_period_ns, cpu.timer_target_ns, cpu.timer_expires_ns):
-        _in_range(time, 0, FOREVER, "a time of an APIC timer")
+    _in_range(cpu.timer_period_ns, 0, MAX_PERIOD, "an APIC timer's period")
+    _in_range(cpu.timer_target_ns, 0, FOREVER, "an APIC timer's target")
+    _in_range(cpu.timer_expires_ns, state.now_ns - MAX_LATE, FOREVER, "when an APIC timer expires")
     running = registers.lvt_timer & TIMER_MODE == PERIODIC and cpu.timer_expires_ns is not None
     _check(not running or cpu.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")
