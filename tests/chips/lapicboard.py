@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from irqchipd.chips.lapic import DEFAULT_BASE, Lapic, Reg
+from irqchipd.chips.lapic import DEFAULT_BASE, Lapic
+from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode, Message
 
 ENABLED = 0x1FF

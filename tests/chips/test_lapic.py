@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import Board, fixed, mode
 

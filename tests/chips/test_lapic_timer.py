@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import LVT_MASKED, LapicRegisters, Msr, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.lapic_timer import MIN_PERIOD
 from irqchipd.chips.message import DeliveryMode
 from tests.chips.lapicboard import ENABLED, Board

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irqchipd.chips.lapic import LVT_MASKED, Msr, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import LVT_MASKED, Reg
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE
 from tests.chips.lapicboard import Board, fixed
 

@@ -6,15 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from irqchipd.chips.lapic import (
-    DEFAULT_BASE,
-    FAULT,
-    LVT_MASKED,
-    Lapic,
-    LapicRegisters,
-    Msr,
-    Reg,
-)
+from irqchipd.chips.lapic import DEFAULT_BASE, FAULT, Lapic, Msr
+from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import ENABLED, Board, fixed, mode
 

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from irqchipd.chips.lapic import Reg
+from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, PinRoute

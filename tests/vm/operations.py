@@ -6,11 +6,15 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from irqchipd.chips import ioapic, lapic
+from irqchipd.chips import i8254, ioapic, lapic
 from irqchipd.chips.i8259 import STATE_SIZE as PIC_SIZE
 from irqchipd.chips.i8259 import Port
+from irqchipd.chips.lapic_registers import STATE_SIZE, Reg
+from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.cpu import MpState, Outcome
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.events import Event
+from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource
 from tests.vm.pc import Pc
@@ -22,7 +26,7 @@ Operation = tuple[str, tuple[object, ...]]
 
 PORTS = [getattr(Port, name) for name in vars(Port) if not name.startswith("_")]
 IOAPIC_OFFSETS = [0x00, 0x10]
-LAPIC_OFFSETS = sorted(getattr(lapic.Reg, name) for name in vars(lapic.Reg) if not name.startswith("_"))
+LAPIC_OFFSETS = sorted(getattr(Reg, name) for name in vars(Reg) if not name.startswith("_"))
 
 vcpus = st.integers(0, VCPUS - 1)
 gsis = st.integers(0, 26) | st.sampled_from([0, 1, 8, 9, 16])
@@ -46,7 +50,7 @@ def pages(draw: st.DrawFn, size: int, likely: dict[int, int]) -> bytes:
 
 pic_structs = st.binary(min_size=PIC_SIZE, max_size=PIC_SIZE)
 ioapic_structs = pages(ioapic.STATE_SIZE, {0: ioapic.DEFAULT_BASE, 4: 0})
-lapic_structs = pages(lapic.STATE_SIZE, {lapic.Reg.SVR: 0x1FF, lapic.Reg.ID: 0, lapic.Reg.TPR: 0})
+lapic_structs = pages(STATE_SIZE, {Reg.SVR: 0x1FF, Reg.ID: 0, Reg.TPR: 0})
 
 # Entries and register values that do something are likelier than any number is.
 entries = st.one_of(
@@ -110,9 +114,7 @@ accesses = st.one_of(
         ),
     ),
     st.tuples(st.just("write_entry"), st.tuples(vcpus, st.integers(0, 23), entries)),
-    st.tuples(
-        st.just("mmio_write"), st.tuples(vcpus, st.just(lapic.DEFAULT_BASE + lapic.Reg.EOI), st.just(4), bits(1))
-    ),
+    st.tuples(st.just("mmio_write"), st.tuples(vcpus, st.just(lapic.DEFAULT_BASE + Reg.EOI), st.just(4), bits(1))),
 )
 acks = st.tuples(st.just("ack_interrupt"), st.tuples(vcpus))
 lines = st.tuples(st.just("irq_line"), st.tuples(gsis, st.booleans(), st.integers(0, SOURCES - 1)))
@@ -129,12 +131,83 @@ operations = st.one_of(
 )
 
 
+# What takes time, or depends on it.
+
+PIT_PORTS = [i8254.Port.CHANNEL_0, i8254.Port.CHANNEL_1, i8254.Port.CHANNEL_2, i8254.Port.CONTROL, i8254.Port.SPEAKER]
+# Control words of channel 0 that start something, latches, read-backs; counts.
+pit_values = bits(8) | st.sampled_from([0x14, 0x16, 0x34, 0x36, 0x30, 0x38, 0x00, 0x04, 0xC2, 0xE2, 0xDE, 0x03, 0x05])
+lvts = st.sampled_from([0x31, 0x2_0031, 0x2_0031, 0x4_0031, 0x6_0031, 0x1_0031, 0x3_0041])
+apic_counts = st.sampled_from([0, 1, 1000, 250_000, 5_000_000, 0xFFFF_FFFF])
+divides = st.sampled_from([0x0, 0x1, 0x8, 0xA, 0xB])
+timer_writes = st.one_of(
+    st.tuples(st.just(Reg.LVT_TIMER), lvts),
+    st.tuples(st.just(Reg.TIMER_INITIAL_COUNT), apic_counts),
+    st.tuples(st.just(Reg.TIMER_DIVIDE), divides),
+)
+MSRS = [lapic.Msr.TSC, lapic.Msr.APIC_BASE, lapic.Msr.TSC_DEADLINE, 0x174]
+msrs = st.sampled_from(MSRS) | st.integers(0x800, 0x840)
+msr_values = bits(64) | st.sampled_from(
+    [0, 1, 1_000_000, 20_000_000, 0xFEE0_0900, 0xFEE0_0D00, 0xFEE0_0C00, 0xFEE0_0100, 0xFEE1_0800, 0x4_4031, 0x1FF]
+)
+pit_structs = pages(i8254.STATE_SIZE, {})
+times = st.tuples(st.just("advance"), st.tuples(st.sampled_from([0, 1, 1000, 200_000, 1_000_000, 7_654_321])))
+of_time = st.one_of(
+    st.tuples(st.just("pio_write"), st.tuples(vcpus, st.sampled_from(PIT_PORTS), st.just(1), pit_values)),
+    st.tuples(st.just("pio_read"), st.tuples(vcpus, st.sampled_from(PIT_PORTS), st.just(1))),
+    st.builds(
+        lambda vcpu, write: ("mmio_write", (vcpu, lapic.DEFAULT_BASE + write[0], 4, write[1])), vcpus, timer_writes
+    ),
+    st.tuples(st.just("start_apic_timer"), st.tuples(vcpus, lvts, divides, apic_counts | bits(64))),
+    st.tuples(st.just("start_pit"), st.tuples(st.integers(0, 7), st.sampled_from([0, 1, 200, 1193, 11932]))),
+    st.tuples(st.just("msr_read"), st.tuples(vcpus, msrs)),
+    st.tuples(st.just("msr_write"), st.tuples(vcpus, msrs, msr_values)),
+    st.tuples(st.just("set_pit_reinject"), st.tuples(st.booleans())),
+    st.tuples(st.just("set_pit"), st.tuples(pit_structs)),
+)
+of_run_states = st.one_of(
+    st.tuples(st.just("halt"), st.tuples(vcpus, st.booleans(), st.booleans())),
+    st.tuples(st.just("take_signal"), st.tuples(vcpus)),
+    st.tuples(st.just("get_mp_state"), st.tuples(vcpus)),
+    st.tuples(st.just("set_mp_state"), st.tuples(vcpus, st.sampled_from(MpState))),
+    st.tuples(st.just("nmi"), st.tuples(vcpus)),
+    st.tuples(st.just("interrupt"), st.tuples(vcpus, vectors)),
+    st.tuples(
+        st.just("mmio_write"),
+        st.tuples(
+            vcpus,
+            st.just(lapic.DEFAULT_BASE + Reg.ICR),
+            st.just(4),
+            st.sampled_from([0x8_4500, 0x8_4612, 0x8_4400, 0x8_4200, 0xC_4500, 0xC_4612, 0x4_4031, 0xC_4041]),
+        ),
+    ),
+)
+everything = st.one_of(
+    operations, operations, times, times, of_time, of_time, of_run_states, raw_restores, st.just(("reset", ()))
+)
+
+
 class Machine(Pc):
     """A PC whose line sources operations name by number."""
 
-    def __init__(self) -> None:
-        super().__init__(VCPUS)
-        self.sources: list[LineSource | None] = [None, *(self.vm.open_source(f"{n}") for n in range(1, SOURCES))]
+    def __init__(self, *, pit: bool = False) -> None:
+        super().__init__(VCPUS, pit=pit)
+        # Of each source, the GSIs that it resamples, and what it was told of them.
+        self.resampled: dict[int, list[int]] = {2: [5, 16]} if pit else {}
+        self.told: list[Event] = []
+        self.sources: list[LineSource | None] = [None, *(self._open_source(number) for number in range(1, SOURCES))]
+
+    def moved(self) -> Machine:
+        """The same, saved and restored, whose Sessions have resumed; its clock is virtual."""
+        copy = Machine.__new__(Machine)
+        copy.vm = Vm.restored("moved", MAX_VCPUS, self.vm.save())
+        copy.clock, copy.resampled, copy.told = VirtualClock(), self.resampled, list(self.told)
+        copy.sources = [None, *(copy._open_source(number, resume=True) for number in range(1, SOURCES))]
+        return copy
+
+    def _open_source(self, number: int, *, resume: bool = False) -> LineSource:
+        return self.vm.open_source(
+            str(number), resampled=self.resampled.get(number, ()), listener=self.told.append, resume=resume
+        )
 
     def apply(self, operation: Operation) -> object:
         """Do an operation; what it answers, or why the VM refused it. It fails in no other way."""
@@ -145,6 +218,12 @@ class Machine(Pc):
                     return self._irq_line(*arguments)  # type: ignore[arg-type]
                 case "close_source":
                     return self._close_source(*arguments)  # type: ignore[arg-type]
+                case "halt":
+                    return self._halt(*arguments)  # type: ignore[arg-type]
+                case "start_apic_timer":
+                    return self._start_apic_timer(*arguments)  # type: ignore[arg-type]
+                case "start_pit":
+                    return self._start_pit(*arguments)  # type: ignore[arg-type]
                 case "write_entry":
                     return self._write_entry(*arguments)  # type: ignore[arg-type]
                 case _:
@@ -164,12 +243,34 @@ class Machine(Pc):
             claimed = self.vm.mmio_write(vcpu, ioapic.DEFAULT_BASE + 0x10, 4, half)
         return claimed
 
+    def _start_apic_timer(self, vcpu: int, lvt: int, divide: int, count: int) -> object:
+        """The count is a deadline where the timer is in that mode."""
+        for register, value in (
+            (Reg.TIMER_DIVIDE, divide),
+            (Reg.LVT_TIMER, lvt),
+            (Reg.TIMER_INITIAL_COUNT, count & 0xFFFF_FFFF),
+        ):
+            self.vm.mmio_write(vcpu, lapic.DEFAULT_BASE + register, 4, value)
+        return self.vm.msr_write(vcpu, lapic.Msr.TSC_DEADLINE, count)
+
+    def _start_pit(self, mode: int, count: int) -> object:
+        self.vm.pio_write(0, i8254.Port.CONTROL, 1, 0x30 | mode << 1)
+        return [self.vm.pio_write(0, i8254.Port.CHANNEL_0, 1, half) for half in (count & 0xFF, count >> 8)]
+
     def _close_source(self, number: int) -> object:
         source = self.sources[number]
         assert source is not None
         self.vm.close_source(source)
-        self.sources[number] = self.vm.open_source(f"{number}")
+        self.sources[number] = self._open_source(number)
         return None
+
+    def _halt(self, vcpu: int, masked: bool, abandoned: bool) -> object:
+        """A halt that ends at once or is over, and whether its caller is there to take what it brings."""
+        outcomes: list[Outcome] = []
+        halt = self.vm.halt(vcpu, outcomes.append, masked)
+        if abandoned or not outcomes:
+            self.vm.abandon(halt)
+        return outcomes
 
 
 def restore(vm: Vm, other: Vm) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from irqchipd.chips.ioapic import IoapicState
-from irqchipd.chips.lapic import LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.routing import ChipId, PinRoute
 from tests.vm.pc import LEVEL, LOGICAL, LOWEST_PRIORITY, MASKED, PRIMARY, REMOTE_IRR, Pc, to
 

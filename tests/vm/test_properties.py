@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from irqchipd.chips import lapic
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import IoapicState
-from irqchipd.chips.lapic import LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending
 from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, MsiRoute, PinRoute

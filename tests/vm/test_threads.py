@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from irqchipd.chips.lapic import Reg
+from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.events import InterruptPending
 from tests.vm.pc import LEVEL, Pc, to

@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
-from irqchipd.chips.lapic_timer import KHZ, TIMER_MODE, TSC_DEADLINE, ApicTimer, TimerWires
+from irqchipd.chips.lapic_registers import (
+    DFR_CLUSTER,
+    ICR2_WRITABLE,
+    ICR_BUSY,
+    LDR_WRITABLE,
+    LVT_EXTINT,
+    LVT_MASKED,
+    LVT_MODE,
+    LVT_NMI,
+    LVT_WRITABLE,
+    SVR_DIRECTED_EOI,
+    SVR_ENABLED,
+    SVR_WRITABLE,
+    TIMER_DIVIDE_WRITABLE,
+    VERSION,
+    VERSION_DIRECTED_EOI,
+    WORDS,
+    X2APIC_ICR_RESERVED,
+    LapicRegisters,
+    Reg,
+)
+from irqchipd.chips.lapic_timer import KHZ, TSC_DEADLINE, ApicTimer, TimerWires
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand, from_icr, from_lvt, from_x2apic_icr
 
 DEFAULT_BASE = 0xFEE0_0000
 WINDOW = 0x1000  # bytes of address space
-STATE_SIZE = 1024  # struct kvm_lapic_state
-VECTORS = 256
-ALL_VECTORS = (1 << VECTORS) - 1
-
-
-class Reg:
-    """Offsets in the register page, SDM table 11-1. ISR, TMR and IRR are eight words each, 10h apart."""
-
-    ID = 0x020
-    VERSION = 0x030
-    TPR = 0x080
-    ARBITRATION = 0x090
-    PPR = 0x0A0
-    EOI = 0x0B0
-    LDR = 0x0D0
-    DFR = 0x0E0
-    SVR = 0x0F0
-    ISR = 0x100
-    TMR = 0x180
-    IRR = 0x200
-    ESR = 0x280
-    ICR = 0x300
-    ICR_HIGH = 0x304  # KVM: where the upper half of an x2APIC's 64-bit ICR is kept
-    ICR2 = 0x310
-    LVT_TIMER = 0x320
-    LVT_THERMAL = 0x330
-    LVT_PERFORMANCE = 0x340
-    LVT_LINT0 = 0x350
-    LVT_LINT1 = 0x360
-    LVT_ERROR = 0x370
-    TIMER_INITIAL_COUNT = 0x380
-    TIMER_CURRENT_COUNT = 0x390
-    TIMER_DIVIDE = 0x3E0
-    SELF_IPI = 0x3F0  # of an x2APIC
 
 
 class Msr:
@@ -67,61 +53,8 @@ BASE_RESERVED = ~((1 << 52) - 1) | 0x2FF
 
 FAULT = -1  # what an access to an MSR gives that raises a general protection fault
 
-VERSION = 0x5_0014  # six LVT entries
-VERSION_DIRECTED_EOI = 1 << 24
-
-SVR_ENABLED = 1 << 8
-SVR_DIRECTED_EOI = 1 << 12  # suppresses the broadcast of EOIs
-SVR_WRITABLE = 0x3FF
-DFR_FLAT, DFR_CLUSTER = 0xFFFF_FFFF, 0x0FFF_FFFF
-LDR_WRITABLE = 0xFF00_0000
-ICR_BUSY = 1 << 12
-ICR2_WRITABLE = 0xFF00_0000
-X2APIC_ICR_RESERVED = 0xFFF << 20 | 3 << 16 | 1 << 13
-TIMER_DIVIDE_WRITABLE = 0xB
-
-# LVT entries. Every one has a vector, delivery status and mask.
-LVT_MASKED = 1 << 16
-LVT_EXTINT = DeliveryMode.EXTINT << 8
-LVT_NMI = DeliveryMode.NMI << 8
-LVT_COMMON = LVT_MASKED | 1 << 12 | 0xFF
-LVT_MODE = 7 << 8
-LVT_PIN = 1 << 13 | 1 << 14 | 1 << 15  # polarity, remote IRR, level
-LVT_WRITABLE = {
-    Reg.LVT_TIMER: LVT_COMMON | TIMER_MODE,
-    Reg.LVT_THERMAL: LVT_COMMON | LVT_MODE,
-    Reg.LVT_PERFORMANCE: LVT_COMMON | LVT_MODE,
-    Reg.LVT_LINT0: LVT_COMMON | LVT_MODE | LVT_PIN,
-    Reg.LVT_LINT1: LVT_COMMON | LVT_MODE | LVT_PIN,
-    Reg.LVT_ERROR: LVT_COMMON,
-}
-
-# Where the words of the register page are kept. ISR, TMR and IRR are one 256-bit number each instead.
-_WORDS = {
-    Reg.ID: "id",
-    Reg.VERSION: "version",
-    Reg.TPR: "tpr",
-    Reg.LDR: "ldr",
-    Reg.DFR: "dfr",
-    Reg.SVR: "svr",
-    Reg.ESR: "esr",
-    Reg.ICR: "icr",
-    Reg.ICR_HIGH: "icr_high",
-    Reg.ICR2: "icr2",
-    Reg.LVT_TIMER: "lvt_timer",
-    Reg.LVT_THERMAL: "lvt_thermal",
-    Reg.LVT_PERFORMANCE: "lvt_performance",
-    Reg.LVT_LINT0: "lvt_lint0",
-    Reg.LVT_LINT1: "lvt_lint1",
-    Reg.LVT_ERROR: "lvt_error",
-    Reg.TIMER_INITIAL_COUNT: "timer_initial_count",
-    Reg.TIMER_CURRENT_COUNT: "timer_current_count",
-    Reg.TIMER_DIVIDE: "timer_divide",
-}
 # What an x2APIC has no register for, or none that is read.
 _NOT_READ_AS_MSR = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
-_VECTOR_MAPS = {Reg.ISR: "isr", Reg.TMR: "tmr", Reg.IRR: "irr"}
-_WORD = struct.Struct("<I")
 
 
 class LapicWires(TimerWires, Protocol):
@@ -147,88 +80,6 @@ class LapicWires(TimerWires, Protocol):
 
     def signal(self, delivery_mode: int, vector: int) -> None:
         """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR."""
-
-
-@dataclass(slots=True)
-class LapicRegisters:
-    """The register page, at reset by default. Words hold what a guest reads; bit n of isr, tmr and irr is vector n."""
-
-    id: int = 0
-    version: int = VERSION
-    tpr: int = 0
-    ldr: int = 0
-    dfr: int = DFR_FLAT
-    svr: int = 0xFF
-    # KVM: never set; a write is ignored.
-    esr: int = 0
-    icr: int = 0
-    icr_high: int = 0
-    icr2: int = 0
-    lvt_timer: int = LVT_MASKED
-    lvt_thermal: int = LVT_MASKED
-    lvt_performance: int = LVT_MASKED
-    lvt_lint0: int = LVT_MASKED
-    lvt_lint1: int = LVT_MASKED
-    lvt_error: int = LVT_MASKED
-    timer_initial_count: int = 0
-    timer_divide: int = 0
-    timer_current_count: int = 0
-    # In service, last accepted as level-triggered, requested.
-    isr: int = 0
-    tmr: int = 0
-    irr: int = 0
-    # The page that was restored last: KVM keeps its words that are no registers.
-    page: bytes = bytes(STATE_SIZE)
-
-    @property
-    def in_service(self) -> int:
-        """The highest vector in service, or -1.
-
-        KVM: lapic.c count_vectors, of which a restored ISR has 256; they are counted in 8 bits, and that is none.
-        """
-        return self.isr.bit_length() - 1 if self.isr != ALL_VECTORS else -1
-
-    @property
-    def ppr(self) -> int:
-        """Processor priority: the higher of TPR and the class of the highest vector in service."""
-        in_service = max(self.in_service, 0) & 0xF0
-        return self.tpr & 0xFF if self.tpr & 0xF0 >= in_service else in_service
-
-    def deliverable(self) -> int:
-        """The vector the CPU would accept now, or -1: its class is above PPR's. KVM: kvm_apic_has_interrupt."""
-        highest = self.irr.bit_length() - 1
-        return highest if highest >= 0 and (highest & 0xF0) > self.ppr else -1
-
-    def take(self) -> int:
-        """Move the deliverable vector from IRR into ISR and return it, or -1."""
-        vector = self.deliverable()
-        if vector >= 0:
-            self.irr ^= 1 << vector
-            self.isr |= 1 << vector
-        return vector
-
-    def pack(self) -> bytes:
-        """struct kvm_lapic_state, 1024 bytes."""
-        page = bytearray(self.page)
-        for offset, name in _WORDS.items():
-            _WORD.pack_into(page, offset, getattr(self, name))
-        _WORD.pack_into(page, Reg.PPR, self.ppr)
-        for offset, name in _VECTOR_MAPS.items():
-            vectors = getattr(self, name)
-            for word in range(8):
-                _WORD.pack_into(page, offset + 0x10 * word, vectors >> 32 * word & 0xFFFF_FFFF)
-        return bytes(page)
-
-    @classmethod
-    def unpack(cls, page: bytes) -> LapicRegisters:
-        """From struct kvm_lapic_state; any 1024 bytes are a state, as in the kernel."""
-        registers = cls(page=bytes(page))
-        for offset, name in _WORDS.items():
-            setattr(registers, name, _WORD.unpack_from(page, offset)[0])
-        for offset, name in _VECTOR_MAPS.items():
-            words = (_WORD.unpack_from(page, offset + 0x10 * word)[0] << 32 * word for word in range(8))
-            setattr(registers, name, sum(words))
-        return registers
 
 
 _values = attrgetter(*LapicRegisters.__slots__)
@@ -436,7 +287,7 @@ class Lapic(LapicRegisters):
                 return self.icr_high << 32 | self.icr
             case Reg.PPR:
                 return self.ppr
-            case _ if Reg.ISR <= offset < Reg.ESR or (offset in _WORDS and offset not in _NOT_READ_AS_MSR):
+            case _ if Reg.ISR <= offset < Reg.ESR or (offset in WORDS and offset not in _NOT_READ_AS_MSR):
                 return self._read_register(offset)
             case _:
                 return FAULT
@@ -528,8 +379,8 @@ class Lapic(LapicRegisters):
                 return self.irr >> 2 * (offset - Reg.IRR) & 0xFFFF_FFFF
             case Reg.TIMER_CURRENT_COUNT:
                 return self.timer.current_count(self.timer_initial_count)
-            case _ if offset in _WORDS:
-                return int(getattr(self, _WORDS[offset]))
+            case _ if offset in WORDS:
+                return int(getattr(self, WORDS[offset]))
             case _:  # arbitration priority, EOI, and what is no register
                 return 0
 
@@ -592,7 +443,7 @@ class Lapic(LapicRegisters):
         self.svr = value
         if not value & SVR_ENABLED:
             for offset in LVT_WRITABLE:
-                name = _WORDS[offset]
+                name = WORDS[offset]
                 setattr(self, name, getattr(self, name) | LVT_MASKED)
             self.timer.wake()
             self.timer.pending = False
@@ -606,7 +457,7 @@ class Lapic(LapicRegisters):
         value &= LVT_WRITABLE[offset]
         if not self.svr & SVR_ENABLED:
             value |= LVT_MASKED
-        setattr(self, _WORDS[offset], value)
+        setattr(self, WORDS[offset], value)
         if offset == Reg.LVT_TIMER:
             if self.timer.set_mode(value):
                 self.timer_initial_count = 0

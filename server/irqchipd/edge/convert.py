@@ -8,7 +8,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
-from irqchipd.chips.lapic import VECTORS, LapicRegisters
+from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.cpu import Signal
 from irqchipd.vm.errors import VmError, invalid

@@ -6,7 +6,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 
 from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL
-from irqchipd.chips.lapic import DFR_CLUSTER, DFR_FLAT, Lapic
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
 
 MAX_PHYSICAL_ID = 0xFF  # that the map has room for; KVM makes it larger where there is a larger x2APIC ID

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 3600.0  # seconds; a thread can't wait as long as an alarm can be away
 
@@ -107,7 +110,10 @@ class Scheduler:
                     self._waits_until = self._alarms.earliest()
                     self._changed.wait(self._patience())
                     self._waits_until = 0
-            alarm.ring()
+            try:
+                alarm.ring()
+            except Exception:  # one VM's trouble is not the others'
+                log.exception("a timer failed")
 
     def _patience(self) -> float | None:
         if self._waits_until is None:

@@ -12,13 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-from irqchipd.chips import i8254, i8259
+from irqchipd.chips import i8254, i8259, lapic_registers
 from irqchipd.chips import ioapic as ioapic_chip
-from irqchipd.chips import lapic as lapic_chip
 from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259, PicPair
 from irqchipd.chips.ioapic import Ioapic, IoapicState
-from irqchipd.chips.lapic import LapicRegisters
+from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
@@ -292,7 +291,7 @@ class Vm(Vcpus):
         with self._turn:
             cpu = self._cpu(vcpu)
             lapic = self._lapic(vcpu)
-            lapic.restore(_state_of(LapicRegisters, lapic_chip.STATE_SIZE, state))
+            lapic.restore(_state_of(LapicRegisters, lapic_registers.STATE_SIZE, state))
             if self._board.ioapic is not None:
                 self._board.ioapic.retrack_rtc(cpu.index)
 

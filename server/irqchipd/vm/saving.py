@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from irqchipd.chips import i8254, i8259, ioapic, lapic
+from irqchipd.chips import i8254, i8259, ioapic, lapic_registers
 from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS, IoapicState
-from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic, LapicRegisters, x2apic_logical_id
+from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic, x2apic_logical_id
+from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.chips.lapic_timer import FOREVER, MAX_PERIOD, MIN_PERIOD, PERIODIC, TIMER_MODE
 from irqchipd.vm.board import Board
 from irqchipd.vm.cpu import MAX_NMIS, Cpu, MpState
@@ -40,7 +41,7 @@ MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; 
 # How late a timer can be that runs, nanoseconds: to catch up takes time.
 MAX_LATE = 60_000_000_000
 MAX_CLIENT = 64  # characters
-VECTOR_BYTES = lapic.VECTORS // 8
+VECTOR_BYTES = lapic_registers.VECTORS // 8
 
 
 # Saving.
@@ -318,7 +319,7 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
         _check(not waits, "a vCPU without a local APIC has something to take")
         _check(cpu.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")
         return
-    _check(len(cpu.lapic) == lapic.STATE_SIZE, f"a local APIC is not {lapic.STATE_SIZE} bytes")
+    _check(len(cpu.lapic) == lapic_registers.STATE_SIZE, f"a local APIC is not {lapic_registers.STATE_SIZE} bytes")
     registers = LapicRegisters.unpack(cpu.lapic)
     expected = Lapic.version_beside(ioapic=state.irqchip_mode == IRQCHIP_FULL)
     _check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, and not {expected:#x}")
