@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchipd.chips.lapic import Lapic
@@ -193,24 +194,32 @@ class Cpu:
         self.lapic.timer.expired()
 
     def signal(self, delivery_mode: int, vector: int) -> None:
-        """See LapicWires. KVM: lapic.c __apic_accept_irq and kvm_apic_accept_events, at once."""
-        ignored = False
+        """See LapicWires. KVM: lapic.c __apic_accept_irq."""
         match delivery_mode:
             case DeliveryMode.NMI:
                 self.nmis = min(self.nmis + 1, MAX_NMIS)
+                self._tell_signal(delivery_mode)
             case DeliveryMode.SMI:
                 self.smi = True
+                self._tell_signal(delivery_mode)
             case DeliveryMode.INIT:
                 # Not before the instruction that sent it is done: it may be this CPU's.
                 self.board.defer(self._initialise)
             case _:
-                ignored = self.mp_state != MpState.INIT_RECEIVED
-                if not ignored:
-                    self.sipi_vector = vector
-                    self.mp_state = MpState.RUNNABLE
+                self.board.defer(partial(self._start_up, vector))  # behind an INIT that came with it
+
+    def _tell_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
         if self.watchers:
             self.board.tell(self.id, VcpuSignal(self.id, delivery_mode, vector, ignored))
             self.board.touch(self)
+
+    def _start_up(self, vector: int) -> None:
+        """SIPI. KVM: lapic.c kvm_apic_accept_events."""
+        ignored = self.mp_state != MpState.INIT_RECEIVED
+        if not ignored:
+            self.sipi_vector = vector
+            self.mp_state = MpState.RUNNABLE
+        self._tell_signal(DeliveryMode.STARTUP, vector, ignored)
 
     def _initialise(self) -> None:
         """INIT. KVM: x86.c kvm_vcpu_reset; what waited is lost, and all but the boot CPU wait for SIPI."""
@@ -219,6 +228,7 @@ class Cpu:
         self.mp_state = MpState.INIT_RECEIVED if self.id else MpState.RUNNABLE
         assert self.lapic is not None
         self.lapic.reset(init=True)
+        self._tell_signal(DeliveryMode.INIT)
 
     def reset(self) -> None:
         """RESET: as it was made. A HLT that is under way is over only when something ends it."""

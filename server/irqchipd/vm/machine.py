@@ -102,7 +102,8 @@ class Vm(Vcpus):
                 raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
             if self._board.has_irqchip or self._cpus:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
-            self._board.split = reserved
+            # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none.
+            self._board.split = reserved & 0xFF
 
     def create_pit(self, flags: int = PIT_SPEAKER_DUMMY) -> None:
         """KVM_CREATE_PIT2: EEXIST where there is one, or where its ports are claimed; ENOENT without a PIC."""

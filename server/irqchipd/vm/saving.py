@@ -229,7 +229,7 @@ def check_state(state: VmState, max_vcpus: int) -> None:
     _in_range(state.now_ns, 0, MAX_TIME, "now_ns")
     full = state.irqchip_mode == IRQCHIP_FULL
     _check(state.irqchip_mode in (IRQCHIP_NONE, IRQCHIP_FULL, IRQCHIP_SPLIT), f"irqchip_mode {state.irqchip_mode}")
-    _in_range(state.reserved_gsis, 0, MAX_GSIS if state.irqchip_mode == IRQCHIP_SPLIT else 0, "reserved_gsis")
+    _in_range(state.reserved_gsis, 0, 0xFF if state.irqchip_mode == IRQCHIP_SPLIT else 0, "reserved_gsis")
     check_routes(state.routing)
     _check(state.irqchip_mode != IRQCHIP_NONE or not state.routing, "routes without an irqchip")
     _check(full or not any(isinstance(route, PinRoute) for route in state.routing), "routes to pins that are not here")
