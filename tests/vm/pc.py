@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from irqchipd.chips import ioapic, lapic
 from irqchipd.chips.i8259 import Port
-from irqchipd.chips.lapic import Reg
-from irqchipd.vm.clock import VirtualClock
+from irqchipd.chips.lapic_registers import Reg
+from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC
+from irqchipd.vm.clock import Clock, VirtualClock
+from irqchipd.vm.cpu import MpState
 from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import Event
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId
 from irqchipd.vm.sources import LineSource
@@ -20,6 +23,8 @@ from irqchipd.vm.sources import LineSource
 LEVEL, MASKED, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 16, 1 << 11, 1 << 14
 LOWEST_PRIORITY = 1 << 8
 EOI = 0x20
+MSI = 0xFEE0_0000
+DIVIDE_BY_1 = 0xB
 PRIMARY, SECONDARY = 0x20, 0x28  # the PICs' vector bases after initialise_pics
 
 State = tuple[object, ...]
@@ -33,12 +38,38 @@ def to(cpu: int) -> int:
 class Pc:
     """A VM with an irqchip, all of whose local APICs are enabled."""
 
-    def __init__(self, vcpus: int = 1) -> None:
-        self.vm = Vm("pc", clock=VirtualClock())
+    def __init__(self, vcpus: int = 1, *, clock: Clock | None = None, pit: bool = False) -> None:
+        self.clock: Clock = clock if clock is not None else VirtualClock()
+        self.vm = Vm("pc", clock=self.clock)
         self.vm.create_irqchip()
         for vcpu in range(vcpus):
             self.vm.create_vcpu(vcpu)
             self.lapic_write(vcpu, Reg.SVR, 0x1FF)
+        if pit:
+            self.vm.create_pit()
+
+    def start(self, *vcpus: int) -> None:
+        """Let vCPUs run that wait to be started."""
+        for vcpu in vcpus:
+            self.vm.set_mp_state(vcpu, MpState.RUNNABLE)
+
+    # Time.
+
+    def elapse(self, nanoseconds: int) -> None:
+        """Move the virtual clock, all of the way."""
+        while nanoseconds:
+            nanoseconds = self.vm.advance(nanoseconds).remaining
+
+    def count_pit(self, count: int, *, mode: int = 2) -> None:
+        """Program channel 0 of the PIT."""
+        self.out(0x43, 0x30 | mode << 1)
+        self.out(0x40, count & 0xFF, count >> 8)
+
+    def count_apic(self, vcpu: int, vector: int, count: int, *, periodic: bool = False) -> None:
+        """Start a vCPU's APIC timer, which counts nanoseconds."""
+        self.lapic_write(vcpu, Reg.TIMER_DIVIDE, DIVIDE_BY_1)
+        self.lapic_write(vcpu, Reg.LVT_TIMER, vector | (PERIODIC if periodic else ONE_SHOT))
+        self.lapic_write(vcpu, Reg.TIMER_INITIAL_COUNT, count)
 
     # Guest.
 
@@ -112,12 +143,30 @@ class Pc:
 
     # Devices.
 
+    def msi(self, vcpu: int, vector: int) -> None:
+        """An edge to one vCPU."""
+        assert self.vm.signal_msi(MSI | vcpu << 12, vector) == 1
+
     def line(self, gsi: int, *levels: int, source: LineSource | None = None) -> list[int]:
         """Drive a GSI to some levels in turn, and what that answers."""
         return [self.vm.irq_line(gsi, bool(level), source) for level in levels]
 
     def state(self) -> State:
         return state_of(self.vm)
+
+
+class Ear(list[Event]):
+    """A listener that notes what it is told."""
+
+    def __init__(self, vm: Vm, vcpus: Sequence[int] = (), gsis: Sequence[int] = ()) -> None:
+        super().__init__()
+        vm.subscribe(vcpus, self.append, gsis)
+
+    def heard(self) -> list[Event]:
+        """What it was told since it was last asked."""
+        events = list(self)
+        self.clear()
+        return events
 
 
 def state_of(vm: Vm) -> State:

@@ -231,3 +231,15 @@ def test_a_deleted_vm_can_still_be_unsubscribed_from() -> None:
     pc.vm.delete()
     pc.vm.unsubscribe([0], ear.append)
     assert ear.heard() == []
+
+
+def test_a_listener_that_fails_silences_nobody_else() -> None:
+    pc = Pc(2)
+    ear = Ear(pc.vm, 1)
+
+    def fail(_: Event) -> None:
+        raise RuntimeError("on purpose")
+
+    pc.vm.subscribe([0], fail)
+    assert pc.vm.signal_msi(0xFEEF_F000, 0x31) == 2  # to all
+    assert ear.heard() == PENDING

@@ -308,6 +308,7 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _in_range(cpu.stale, -1, 0xFF, "stale")
     _in_range(cpu.nmis, 0, MAX_NMIS, "nmis")
     _in_range(cpu.external_vector, 0, 0xFF, "external_vector")
+    _check(cpu.external_vector is None or state.irqchip_mode == IRQCHIP_SPLIT, "an external_vector beside a PIC")
     _in_range(cpu.sipi_vector, 0, 0xFF, "sipi_vector")
     for vector, _ in cpu.queued:
         _in_range(vector, 0, 0xFF, "a queued vector")

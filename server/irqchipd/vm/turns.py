@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from irqchipd.vm.board import Board
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.cpu import Cpu
 from irqchipd.vm.errors import VmError, invalid
+
+log = logging.getLogger(__name__)
 
 MAX_TSC_KHZ = 100_000_000
 MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
@@ -53,7 +56,10 @@ class _Turn:
         finally:
             vm._lock.release()
         for tell in outbox:
-            tell()
+            try:
+                tell()
+            except Exception:  # one listener's trouble is not the others', nor the caller's
+                log.exception("a listener failed")
 
 
 class Turns:

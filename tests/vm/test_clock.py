@@ -1,0 +1,486 @@
+"""Alarms, who rings them, and what a VM's clock is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irqchipd.chips.lapic_registers import Reg
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.clock import Alarm, Alarms, RealClock, Scheduler, VirtualClock
+from irqchipd.vm.cpu import Outcome
+from irqchipd.vm.events import InterruptPending
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.registry import Registry
+from irqchipd.vm.turns import MAX_EXPIRATIONS, MAX_TIME
+from tests.vm.pc import LEVEL, Ear, Pc, refused
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+PATIENCE = 20.0  # seconds, after which something was lost
+SOON, LATER = 5 * MS, 3600 * SECOND
+
+
+def silent(rank: int = 0) -> Alarm:
+    return Alarm(rank, lambda: None)
+
+
+def pop_all(alarms: Alarms, now: int) -> list[Alarm]:
+    popped = []
+    while (alarm := alarms.pop_due(now)) is not None:
+        popped.append(alarm)
+    return popped
+
+
+# Alarms.
+
+
+def test_alarms_are_due_in_the_order_of_their_times_and_then_of_their_ranks() -> None:
+    alarms, all_of_them = Alarms(), [silent(rank) for rank in range(4)]
+    for alarm, deadline in zip(all_of_them, (20, 10, 20, 10), strict=True):
+        alarms.set(alarm, deadline)
+    assert alarms.earliest() == 10
+    assert [alarm.rank for alarm in pop_all(alarms, 20)] == [1, 3, 0, 2]
+    assert alarms.earliest() is None
+
+
+def test_an_alarm_that_is_due_later_is_not_due() -> None:
+    alarms, alarm = Alarms(), silent()
+    alarms.set(alarm, 10)
+    assert alarms.pop_due(9) is None
+    assert alarms.pop_due(10) is alarm
+    assert alarm.deadline is None
+    assert alarms.pop_due(1 << 70) is None
+
+
+def test_a_moved_alarm_is_due_at_its_last_time_alone_and_a_cancelled_one_never() -> None:
+    alarms, moved, cancelled, back = Alarms(), silent(0), silent(1), silent(2)
+    times: dict[Alarm, list[int | None]] = {moved: [10, 30, 20], cancelled: [5, None], back: [15, 25, 15, None, 15]}
+    for alarm, deadlines in times.items():
+        for deadline in deadlines:
+            alarms.set(alarm, deadline)
+    assert alarms.earliest() == 15
+    assert alarms.pop_due(14) is None
+    assert pop_all(alarms, 15) == [back]
+    assert pop_all(alarms, 100) == [moved]
+
+
+moves = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 12))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(moves | st.integers(0, 12), max_size=80))
+def test_alarms_do_what_a_table_of_their_times_says(script: list[tuple[int, int | None] | int]) -> None:
+    alarms, all_of_them = Alarms(), [silent(rank) for rank in range(5)]
+    table: dict[int, int] = {}
+    for step in script:
+        if isinstance(step, int):
+            expected = min(((deadline, rank) for rank, deadline in table.items() if deadline <= step), default=None)
+            popped = alarms.pop_due(step)
+            assert (popped.rank if popped else None) == (expected[1] if expected else None)
+            if popped:
+                del table[popped.rank]
+        else:
+            rank, deadline = step
+            alarms.set(all_of_them[rank], deadline)
+            table.pop(rank, None)
+            if deadline is not None:
+                table[rank] = deadline
+        assert alarms.earliest() == min(table.values(), default=None)
+        assert {alarm.rank: alarm.deadline for alarm in all_of_them if alarm.deadline is not None} == table
+
+
+def test_a_million_moves_leave_a_heap_as_large_as_the_alarms() -> None:
+    alarms, few, largest = Alarms(), [silent(rank) for rank in range(10)], 0
+    for turn in range(100_000):
+        for alarm in few:
+            alarms.set(alarm, turn + 1 + (alarm.rank * 7 + turn) % 50)
+        largest = max(largest, len(alarms._heap))
+    assert largest <= 2 * len(few) + 16
+    assert len(pop_all(alarms, 1 << 40)) == len(few)
+    for turn in range(1000):
+        alarms.set(few[0], turn)
+        alarms.set(few[0], None)
+    assert len(alarms._heap) <= 16
+
+
+# The scheduler.
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Scheduler:
+    return Scheduler()  # its thread has no end
+
+
+class Bell:
+    """An alarm that notes when it rang."""
+
+    def __init__(self, also: Callable[[], object] = lambda: None) -> None:
+        self.alarm = Alarm(0, self._ring)
+        self._also = also
+        self._times: SimpleQueue[int] = SimpleQueue()
+
+    def _ring(self) -> None:
+        self._times.put(time.monotonic_ns())
+        self._also()
+
+    def rang(self) -> int:
+        """When, as soon as it has."""
+        return self._times.get(timeout=PATIENCE)
+
+    def is_silent(self, seconds: float = 0.03) -> bool:
+        """Whether it does not ring within a while."""
+        try:
+            self._times.get(timeout=seconds)
+        except Empty:
+            return True
+        return False
+
+
+def in_a_while(nanoseconds: int = SOON) -> int:
+    return time.monotonic_ns() + nanoseconds
+
+
+def test_it_rings_once_and_not_before_the_time(scheduler: Scheduler) -> None:
+    bell, due = Bell(), in_a_while()
+    scheduler.set(bell.alarm, due)
+    lateness = bell.rang() - due
+    assert 0 <= lateness < SECOND
+    assert bell.is_silent()
+
+
+def test_what_is_due_already_rings_at_once(scheduler: Scheduler) -> None:
+    bell = Bell()
+    scheduler.set(bell.alarm, 1)
+    bell.rang()
+
+
+def test_an_earlier_one_from_another_thread_does_not_wait_for_the_later(scheduler: Scheduler) -> None:
+    late, early = Bell(), Bell()
+    scheduler.set(late.alarm, in_a_while(LATER))
+    time.sleep(0.02)  # it waits for that one by now
+    due = in_a_while()
+    threading.Thread(target=scheduler.set, args=(early.alarm, due)).start()
+    assert 0 <= early.rang() - due < SECOND
+    assert late.is_silent(0)
+    scheduler.set(late.alarm, None)
+
+
+def test_moved_ones_ring_at_their_last_time_alone(scheduler: Scheduler) -> None:
+    bell = Bell()
+    scheduler.set(bell.alarm, in_a_while(LATER))
+    due = in_a_while(SOON)
+    scheduler.set(bell.alarm, due)
+    assert bell.rang() >= due
+    scheduler.set(bell.alarm, in_a_while(SOON))
+    scheduler.set(bell.alarm, in_a_while(LATER))
+    assert bell.is_silent()
+    scheduler.set(bell.alarm, None)
+
+
+def test_a_cancelled_one_does_not_ring(scheduler: Scheduler) -> None:
+    bell = Bell()
+    scheduler.set(bell.alarm, in_a_while())
+    scheduler.set(bell.alarm, None)
+    assert bell.is_silent()
+
+
+def test_an_alarm_may_set_itself_and_others_as_it_rings(scheduler: Scheduler) -> None:
+    other = Bell()
+    bells: list[Bell] = []
+
+    def again() -> None:
+        if len(rings) < 3:
+            scheduler.set(bells[0].alarm, in_a_while(MS))
+        scheduler.set(other.alarm, in_a_while(MS))
+        rings.append(None)
+
+    rings: list[None] = []
+    bells.append(Bell(again))
+    scheduler.set(bells[0].alarm, in_a_while(MS))
+    for _ in range(4):
+        bells[0].rang()
+    other.rang()
+    assert bells[0].is_silent()
+
+
+def test_many_from_many_threads_all_ring_once_and_in_time(scheduler: Scheduler) -> None:
+    bells = [Bell() for _ in range(200)]
+    rng = Random(5)
+    dues = [in_a_while(rng.randrange(50) * MS) for _ in bells]
+
+    def set_some(first: int) -> None:
+        for bell, due in zip(bells[first::4], dues[first::4], strict=True):
+            scheduler.set(bell.alarm, in_a_while(LATER))
+            scheduler.set(bell.alarm, due)
+
+    threads = [threading.Thread(target=set_some, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    assert all(bell.rang() >= due for bell, due in zip(bells, dues, strict=True))
+    assert all(bell.is_silent(0) for bell in bells)
+
+
+def test_while_nothing_is_due_it_does_not_run(scheduler: Scheduler) -> None:
+    bell = Bell()
+    scheduler.set(bell.alarm, 0)
+    bell.rang()
+    scheduler.set(bell.alarm, in_a_while(LATER))
+    thread = scheduler._thread
+    assert thread is not None
+    status = Path(f"/proc/self/task/{thread.native_id}/status")
+    time.sleep(0.05)
+    before = [line for line in status.read_text().splitlines() if "ctxt" in line]
+    time.sleep(0.25)
+    assert [line for line in status.read_text().splitlines() if "ctxt" in line] == before
+    scheduler.set(bell.alarm, None)
+
+
+def test_an_alarm_that_fails_does_not_silence_the_others() -> None:
+    """One thread rings for all VMs."""
+    scheduler, bell = Scheduler(), Bell()
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        scheduler.set(Alarm(0, fail), 1)
+        time.sleep(0.01)
+        scheduler.set(bell.alarm, 2)
+        assert not bell.is_silent(1)
+    finally:
+        threading.excepthook = hook
+
+
+# The clock of a VM.
+
+
+def test_a_real_clock_goes_and_a_virtual_one_stands() -> None:
+    real, virtual = Vm("real"), Vm("virtual", clock=VirtualClock())
+    first = real.describe().now, virtual.describe().now
+    time.sleep(0.002)
+    assert 0 <= first[0] <= first[0] + 2 * MS <= real.describe().now < SECOND * PATIENCE
+    assert first[1] == virtual.describe().now == 0
+    assert (real.describe().virtual, virtual.describe().virtual) == (False, True)
+    virtual.advance(123)
+    assert virtual.describe().now == 123
+
+
+def test_the_registry_makes_either_and_a_tsc_of_any_frequency() -> None:
+    registry = Registry(max_vms=5)
+    assert not registry.create("real").describe().virtual
+    assert registry.create("virtual", virtual=True).describe().virtual
+    assert registry.create(tsc_khz=2_400_000).describe().tsc_khz == 2_400_000
+    assert registry.get("real").describe().tsc_khz == 1_000_000
+    for tsc_khz in (-1, 100_000_001):
+        with refused("EINVAL"):
+            registry.create(tsc_khz=tsc_khz)
+    assert len(registry.all()) == 3
+
+
+def test_a_clock_can_start_anywhere() -> None:
+    assert 7 * SECOND <= RealClock(7 * SECOND).now() < (7 + PATIENCE) * SECOND
+    assert VirtualClock(7).now() == 7
+
+
+def test_a_real_clock_s_timers_interrupt_by_themselves() -> None:
+    pc = Pc(clock=RealClock())
+    told: SimpleQueue[object] = SimpleQueue()
+    pc.vm.subscribe([0], told.put)
+    before = pc.vm.describe().now
+    pc.count_apic(0, 0x31, 5 * MS)
+    due = pc.vm.describe().next_timer
+    assert due is not None
+    assert due >= before + 5 * MS
+    assert pc.take() is None
+    assert told.get(timeout=PATIENCE) == InterruptPending(0)
+    assert pc.vm.describe().now >= due
+    assert pc.take() == 0x31
+    assert pc.vm.describe().next_timer is None
+
+
+def test_a_real_clock_s_periodic_timer_loses_no_tick() -> None:
+    """Each is in time to be taken before the next; the time of all is that of so many periods."""
+    pc = Pc(clock=RealClock())
+    told: SimpleQueue[object] = SimpleQueue()
+    pc.vm.subscribe([0], told.put)
+    pc.count_apic(0, 0x31, 2 * MS, periodic=True)
+    first = pc.vm.describe().next_timer
+    assert first is not None
+    for _ in range(10):
+        told.get(timeout=PATIENCE)
+        assert pc.take() == 0x31
+        pc.eoi()
+    pc.lapic_write(0, Reg.TIMER_INITIAL_COUNT, 0)
+    assert pc.vm.describe().now >= first + 9 * 2 * MS
+    assert pc.vm.describe().next_timer is None
+
+
+def test_a_real_clock_s_timer_ends_a_halt() -> None:
+    pc = Pc(clock=RealClock())
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    pc.count_apic(0, 0x31, 2 * MS)
+    pc.vm.halt(0, outcomes.put)
+    assert outcomes.get(timeout=PATIENCE) == (0x31, False)
+
+
+def test_a_deleted_vm_s_timers_are_silent() -> None:
+    pc = Pc(clock=RealClock())
+    ear = Ear(pc.vm, [0])
+    pc.count_apic(0, 0x31, 5 * MS)
+    pc.vm.delete()
+    time.sleep(0.02)
+    assert ear.heard() == []
+
+
+def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
+    pc = Pc(clock=RealClock())
+    pc.lapic_write(0, Reg.TIMER_DIVIDE, 0xA)  # by 128
+    pc.lapic_write(0, Reg.LVT_TIMER, 0x31)
+    pc.lapic_write(0, Reg.TIMER_INITIAL_COUNT, 0xFFFF_FFFF)
+    vm = weakref.ref(pc.vm)
+    pc.vm.delete()
+    del pc
+    gc.collect()
+    assert vm() is None
+
+
+# Advancing.
+
+
+def test_only_a_virtual_clock_can_be_advanced() -> None:
+    vm = Vm("real")
+    for nanoseconds in (0, 1):
+        with refused("EINVAL"):
+            vm.advance(nanoseconds)
+
+
+def test_a_clock_goes_to_2_to_the_62_and_no_further() -> None:
+    vm = Vm("virtual", clock=VirtualClock())
+    for nanoseconds in (-1, MAX_TIME + 1, 1 << 64):
+        with refused("EINVAL"):
+            vm.advance(nanoseconds)
+    assert vm.describe().now == 0
+    assert vm.advance(0).now == 0
+    assert vm.advance(MAX_TIME - 5).now == MAX_TIME - 5
+    with refused("EINVAL"):
+        vm.advance(6)
+    assert vm.advance(5).now == MAX_TIME
+    with refused("EINVAL"):
+        vm.advance(1)
+
+
+def test_it_says_where_it_is_and_when_the_next_timer_is_due() -> None:
+    pc = Pc()
+    pc.elapse(100)
+    pc.count_apic(0, 0x31, 500)
+    assert pc.vm.describe().next_timer == 600
+    advanced = pc.vm.advance(499)
+    assert (advanced.now, advanced.remaining, advanced.next_timer) == (599, 0, 600)
+    assert pc.take() is None
+    advanced = pc.vm.advance(1)
+    assert (advanced.now, advanced.remaining, advanced.next_timer) == (600, 0, None)
+    assert pc.take() == 0x31
+
+
+def test_it_stops_after_10000_expirations_and_goes_on_when_told_to() -> None:
+    pc = Pc()
+    pc.count_apic(0, 0x31, MS, periodic=True)
+    advanced = pc.vm.advance(25_000 * MS + 7)
+    assert MAX_EXPIRATIONS == 10_000
+    assert (advanced.now, advanced.remaining, advanced.next_timer) == (10_000 * MS, 15_000 * MS + 7, 10_001 * MS)
+    advanced = pc.vm.advance(advanced.remaining)
+    assert (advanced.now, advanced.remaining) == (20_000 * MS, 5_000 * MS + 7)
+    advanced = pc.vm.advance(advanced.remaining)
+    assert (advanced.now, advanced.remaining, advanced.next_timer) == (25_000 * MS + 7, 0, 25_001 * MS)
+
+
+class Diary(Observer):
+    """Notes what was delivered, and when."""
+
+    def __init__(self, pc: Pc) -> None:
+        self._pc = pc
+        self.entries: list[tuple[int, str, int]] = []
+        pc.vm.attach(self)
+
+    def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:  # noqa: ARG002
+        self.entries.append((self._pc.clock.now(), f"gsi {gsi}", level))
+
+    def kvm_apic_accept_irq(self, vcpu: int, delivery_mode: int, level_triggered: bool, vector: int) -> None:  # noqa: ARG002
+        self.entries.append((self._pc.clock.now(), f"apic {vcpu}", vector))
+
+
+def test_what_is_due_happens_in_order_and_each_at_its_time() -> None:
+    """Of one time: the PIT, then the local APICs in the order of their making, whatever order they were started in."""
+    pc = Pc(3, pit=True)
+    pc.vm.set_pit_reinject(False)
+    diary = Diary(pc)
+    pc.count_apic(2, 0x52, MS)
+    pc.count_apic(1, 0x51, 999_847)
+    pc.count_apic(0, 0x50, 999_847)
+    pc.count_pit(1193, mode=0)  # 999,847 ns
+    pc.vm.advance(10 * MS)
+    assert diary.entries == [
+        (999_847, "gsi 0", 1),
+        (999_847, "gsi 0", 0),
+        (999_847, "apic 0", 0x50),
+        (999_847, "apic 1", 0x51),
+        (MS, "apic 2", 0x52),
+    ]
+    assert pc.vm.describe().now == 10 * MS
+
+
+def test_the_pins_that_are_paced_are_served_before_the_local_apics() -> None:
+    pc = Pc(2)
+    pc.program(16, LEVEL | 0x41)
+    pc.line(16, 1)
+    for _ in range(10_000):
+        assert pc.take() == 0x41
+        pc.eoi()
+    assert pc.take() is None
+    assert pc.vm.describe().next_timer == 10 * MS
+    pc.count_apic(0, 0x31, 10 * MS)
+    pc.count_apic(1, 0x31, 10 * MS - 1)
+    diary = Diary(pc)
+    pc.vm.advance(20 * MS)
+    assert diary.entries == [
+        (10 * MS - 1, "apic 1", 0x31),
+        (10 * MS, "apic 0", 0x41),
+        (10 * MS, "apic 0", 0x31),
+    ]
+
+
+def test_a_timer_that_is_set_while_the_clock_moves_is_due_as_well() -> None:
+    """A periodic one is, again and again."""
+    pc = Pc()
+    diary = Diary(pc)
+    pc.count_apic(0, 0x31, MS, periodic=True)
+    pc.vm.advance(3 * MS)
+    assert diary.entries == [(turn * MS, "apic 0", 0x31) for turn in (1, 2, 3)]
+
+
+def test_a_halt_that_a_timer_ends_takes_its_vector_at_that_time() -> None:
+    """Not when the clock has stopped, when there is a better one."""
+    pc = Pc(pit=True)
+    pc.mask_pics()
+    pc.program(0, 0x81)
+    outcomes: list[Outcome] = []
+    pc.vm.halt(0, outcomes.append)
+    pc.count_apic(0, 0x31, MS)
+    pc.count_pit(2387, mode=0)  # 2 ms
+    pc.vm.advance(MS - 1)
+    assert outcomes == []
+    pc.vm.advance(5 * MS)
+    assert outcomes == [(0x31, False)]
+    assert pc.take() == 0x81

@@ -1,0 +1,799 @@
+"""Run states, what is taken beside interrupts, and the halt: it ends with what the vCPU takes, and nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from queue import SimpleQueue
+
+import pytest
+
+from irqchipd.chips.i8259 import I8259
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import DFR_FLAT, LVT_MASKED, Reg
+from irqchipd.chips.message import DeliveryMode
+from irqchipd.vm.clock import SCHEDULER, RealClock
+from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import VcpuSignal
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.routing import ChipId
+from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Ear, Pc, refused, to
+
+MS = 1_000_000
+PATIENCE = 20.0  # seconds, after which something was lost
+NMI, SMI, INIT = Signal(DeliveryMode.NMI), Signal(DeliveryMode.SMI), Signal(DeliveryMode.INIT)
+TO_SELF, TO_ALL, TO_OTHERS = 1 << 18, 2 << 18, 3 << 18
+AUTO_EOI = 0x03  # ICW4
+IPI_NMI, IPI_SMI, IPI_INIT, IPI_STARTUP = 0x4400, 0x4200, 0x4500, 0x4600
+
+
+def sipi(page: int) -> Signal:
+    return Signal(DeliveryMode.STARTUP, page)
+
+
+class Hlt:
+    """A halt, and how it ended."""
+
+    def __init__(self, pc: Pc, vcpu: int = 0, *, interrupts_masked: bool = False, timeout_ns: int = 0) -> None:
+        self._vm = pc.vm
+        self.outcomes: list[Outcome] = []
+        self._ended = threading.Event()
+        self.halt: Halt = pc.vm.halt(vcpu, self._done, interrupts_masked, timeout_ns)
+
+    def _done(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self._ended.set()
+
+    @property
+    def waits(self) -> bool:
+        return not self.outcomes
+
+    @property
+    def outcome(self) -> Outcome:
+        """It has ended, once."""
+        (outcome,) = self.outcomes
+        return outcome
+
+    def wait(self) -> Outcome:
+        assert self._ended.wait(PATIENCE)
+        return self.outcome
+
+    def abandon(self) -> None:
+        self._vm.abandon(self.halt)
+
+
+@pytest.fixture
+def pc() -> Pc:
+    """Of two vCPUs that run, with a PIT, and with PICs that let everything through."""
+    pc = Pc(2, pit=True)
+    pc.start(1)
+    pc.initialise_pics()
+    return pc
+
+
+def state(pc: Pc, vcpu: int) -> MpState:
+    return pc.vm.get_mp_state(vcpu)
+
+
+# What ends it.
+
+
+def test_what_is_pending_ends_it_at_once(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    assert hlt.outcome == (0x31, False)
+    assert state(pc, 0) == MpState.RUNNABLE
+    assert pc.take() is None
+    pc.eoi()
+    assert Hlt(pc).waits
+
+
+def test_the_best_that_is_pending_is_taken_and_the_pic_s_first(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    pc.msi(0, 0x41)
+    pc.line(1, 1)
+    assert [Hlt(pc).outcome for _ in range(2)] == [(PRIMARY + 1, True), (0x41, False)]
+    hlt = Hlt(pc)
+    assert hlt.waits  # 31h is below 41h, which is in service
+    pc.eoi()
+    assert hlt.outcome == (0x31, False)
+
+
+def test_it_waits_and_the_vcpu_is_halted(pc: Pc) -> None:
+    hlt = Hlt(pc, 1)
+    assert hlt.waits
+    assert (state(pc, 0), state(pc, 1)) == (MpState.RUNNABLE, MpState.HALTED)
+    pc.msi(1, 0x31)
+    assert hlt.outcome == (0x31, False)
+    assert state(pc, 1) == MpState.RUNNABLE
+    pc.eoi(1)
+    pc.msi(1, 0x31)
+    assert hlt.outcomes == [(0x31, False)]
+    assert pc.take(1) == 0x31
+
+
+def test_an_msi_ends_it(pc: Pc) -> None:
+    hlt = Hlt(pc)
+    pc.msi(1, 0x31)
+    assert hlt.waits
+    pc.msi(0, 0x41)
+    assert hlt.outcome == (0x41, False)
+
+
+@pytest.mark.parametrize("trigger", [0, LEVEL])
+def test_a_line_ends_it(pc: Pc, trigger: int) -> None:
+    pc.program(16, to(1) | trigger | 0x31)
+    hlts = Hlt(pc, 0), Hlt(pc, 1)
+    pc.line(16, 1)
+    assert hlts[0].waits
+    assert hlts[1].outcome == (0x31, False)
+
+
+def test_a_level_that_is_still_high_at_its_eoi_ends_it(pc: Pc) -> None:
+    pc.program(16, LEVEL | 0x31)
+    pc.line(16, 1)
+    assert Hlt(pc).outcome == (0x31, False)
+    hlt = Hlt(pc)
+    assert hlt.waits
+    pc.eoi()
+    assert hlt.outcome == (0x31, False)
+
+
+def test_a_halt_that_ends_is_an_entry_into_the_guest(pc: Pc) -> None:
+    """Which is when the vCPU learns which EOIs to report."""
+    pc.program(16, LEVEL | to(1) | 0x31)
+    hlt = Hlt(pc, 1)
+    assert pc.vm.save().vcpus[1].scan
+    pc.line(16, 1)
+    assert hlt.outcome == (0x31, False)
+    assert not pc.vm.save().vcpus[1].scan
+    pc.line(16, 0)
+    pc.eoi(1)
+    pc.line(16, 1)
+    assert Hlt(pc, 1).outcome == (0x31, False)
+
+
+@pytest.mark.parametrize(
+    ("gsi", "vector"), [(1, PRIMARY + 1), (9, SECONDARY + 1)], ids=["the primary", "the secondary"]
+)
+def test_the_pic_ends_it(pc: Pc, gsi: int, vector: int) -> None:
+    hlts = Hlt(pc, 0), Hlt(pc, 1)
+    pc.line(gsi, 1)
+    assert hlts[0].outcome == (vector, True)
+    assert hlts[1].waits
+
+
+def test_a_pic_that_interrupts_two_vcpus_ends_one_s(pc: Pc) -> None:
+    pc.lapic_write(1, Reg.LVT_LINT0, 0x700)
+    hlts = Hlt(pc, 0), Hlt(pc, 1)
+    pc.line(1, 1)
+    assert (hlts[0].outcome, hlts[1].waits) == ((PRIMARY + 1, True), True)
+    pc.line(3, 1, 0)
+    assert hlts[1].waits  # IRQ 3 is below IRQ 1
+    pc.out(0x20, EOI)
+    assert hlts[1].outcome == (PRIMARY + 3, True)
+
+
+@pytest.mark.parametrize("shorthand", [0, TO_OTHERS])
+def test_an_ipi_ends_it(pc: Pc, shorthand: int) -> None:
+    hlt = Hlt(pc, 1)
+    pc.ipi(0, 0x4000 | shorthand | 0x51, destination=1)
+    assert hlt.outcome == (0x51, False)
+
+
+def test_timers_end_it(pc: Pc) -> None:
+    hlts = Hlt(pc, 0), Hlt(pc, 1)
+    pc.count_pit(1193)
+    pc.count_apic(1, 0x31, MS)
+    pc.vm.advance(999_846)
+    assert hlts[0].waits
+    pc.vm.advance(1)
+    assert (hlts[0].outcome, hlts[1].waits) == ((PRIMARY, True), True)
+    pc.vm.advance(MS)
+    assert hlts[1].outcome == (0x31, False)
+
+
+def test_a_tick_that_waited_comes_when_a_halt_s_own_taking_acknowledges_the_last() -> None:
+    pc = Pc(pit=True)
+    pc.initialise_pics(icw4=AUTO_EOI)
+    pc.count_pit(1193)
+    hlt = Hlt(pc)
+    pc.vm.advance(999_847)
+    assert hlt.outcome == (PRIMARY, True)
+    assert pc.take() is None
+    pc.out(0x21, 0x01)
+    pc.vm.advance(3 * 999_847)
+    hlt = Hlt(pc)
+    pc.vm.set_irqchip(ChipId.PIC_PRIMARY, replace(primary(pc), imr=0))  # which forgets no tick
+    assert hlt.outcome == (PRIMARY, True)
+    assert [pc.take() for _ in range(3)] == [PRIMARY, PRIMARY, None]
+
+
+def primary(pc: Pc) -> I8259:
+    state = pc.vm.get_irqchip(ChipId.PIC_PRIMARY)
+    assert isinstance(state, I8259)
+    return state
+
+
+def test_what_the_guest_does_elsewhere_can_end_it(pc: Pc) -> None:
+    """A lower task priority, an unmasked line, a restored state."""
+    pc.lapic_write(0, Reg.TPR, 0x40)
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    assert hlt.waits
+    pc.lapic_write(0, Reg.TPR, 0)
+    assert hlt.outcome == (0x31, False)
+    saved = pc.vm.get_lapic(0)
+    pc.eoi()
+    pc.out(0x21, 0xFF)
+    pc.line(1, 1, 0)
+    hlt = Hlt(pc)
+    assert hlt.waits
+    pc.out(0x21, 0x00)
+    assert hlt.outcome == (PRIMARY + 1, True)
+    hlt = Hlt(pc)
+    saved.irr, saved.isr = 1 << 0x61, 0
+    pc.vm.set_lapic(0, saved)
+    assert hlt.outcome == (0x61, False)
+
+
+def test_a_disabled_local_apic_s_vcpu_hears_the_pic() -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    pc.lapic_write(0, Reg.LVT_LINT0, LVT_MASKED)
+    hlt = Hlt(pc)
+    pc.line(1, 1)
+    assert hlt.waits
+    assert pc.vm.msr_write(0, Msr.APIC_BASE, 0xFEE0_0100) == 0
+    assert hlt.outcome == (PRIMARY + 1, True)
+
+
+@pytest.mark.parametrize(("low", "signal"), [(IPI_NMI, NMI), (IPI_SMI, SMI), (IPI_INIT, INIT)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_signals_end_it_whether_interrupts_are_masked_or_not(pc: Pc, low: int, signal: Signal, masked: bool) -> None:
+    hlt = Hlt(pc, 1, interrupts_masked=masked)
+    pc.ipi(0, low, destination=1)
+    assert hlt.outcome == signal
+    assert state(pc, 1) == (MpState.INIT_RECEIVED if signal == INIT else MpState.RUNNABLE)
+    assert pc.vm.take_signal(1) is None
+
+
+def test_with_interrupts_masked_they_wait_for_the_next_halt(pc: Pc) -> None:
+    hlt = Hlt(pc, interrupts_masked=True)
+    pc.msi(0, 0x31)
+    pc.line(1, 1)
+    pc.count_apic(0, 0x41, 10)
+    pc.vm.advance(10)
+    assert hlt.waits
+    pc.vm.nmi(0)
+    assert hlt.outcome == NMI
+    assert [Hlt(pc).outcome for _ in range(2)] == [(PRIMARY + 1, True), (0x41, False)]
+
+
+def test_a_signal_comes_before_an_interrupt(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    pc.vm.nmi(0)
+    assert [Hlt(pc).outcome for _ in range(2)] == [NMI, (0x31, False)]
+
+
+def test_a_vcpu_that_sends_itself_something_as_another_thread_halts_it(pc: Pc) -> None:
+    hlt = Hlt(pc)
+    pc.ipi(0, TO_SELF | 0x4000 | 0x31)
+    assert hlt.outcome == (0x31, False)
+
+
+def test_its_end_may_start_the_next(pc: Pc) -> None:
+    outcomes: list[Outcome] = []
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) < 3:
+            pc.eoi()
+            pc.vm.halt(0, done)
+
+    pc.msi(0, 0x41)
+    pc.msi(0, 0x31)
+    pc.vm.halt(0, done)
+    assert outcomes == [(0x41, False), (0x31, False)]
+    pc.msi(0, 0x51)
+    assert outcomes == [(0x41, False), (0x31, False), (0x51, False)]
+
+
+def test_the_time_that_is_up_ends_it_with_nothing_taken(pc: Pc) -> None:
+    begin = time.monotonic_ns()
+    hlt = Hlt(pc, timeout_ns=5 * MS)
+    assert hlt.wait() is None
+    assert time.monotonic_ns() - begin >= 5 * MS
+    assert state(pc, 0) == MpState.HALTED
+    pc.msi(0, 0x31)
+    assert pc.take() == 0x31
+    assert state(pc, 0) == MpState.RUNNABLE
+    assert hlt.outcomes == [None]
+
+
+@pytest.mark.parametrize("pending", [True, False])
+def test_a_halt_that_ended_is_not_ended_by_its_time(pc: Pc, pending: bool) -> None:
+    if pending:
+        pc.msi(0, 0x31)
+    first = Hlt(pc, timeout_ns=10 * MS)
+    if not pending:
+        pc.msi(0, 0x31)
+    second = Hlt(pc)
+    time.sleep(0.03)
+    assert (first.outcomes, second.outcomes) == ([(0x31, False)], [])
+
+
+def test_times_leave_nothing_behind(pc: Pc) -> None:
+    before = SCHEDULER._alarms._running
+    for _ in range(100):
+        Hlt(pc, timeout_ns=3600 * 1000 * MS).abandon()
+        hlt = Hlt(pc, timeout_ns=3600 * 1000 * MS)
+        pc.vm.nmi(0)
+        assert hlt.outcome == NMI
+    assert SCHEDULER._alarms._running <= before
+
+
+# Who may halt.
+
+
+def test_a_vcpu_has_one_halt_at_a_time(pc: Pc) -> None:
+    hlt = Hlt(pc)
+    with refused("EBUSY"):
+        pc.vm.halt(0, hlt.outcomes.append)
+    assert Hlt(pc, 1).waits
+    pc.msi(0, 0x31)
+    assert hlt.outcome == (0x31, False)
+    assert Hlt(pc).waits
+
+
+def test_who_cannot_halt() -> None:
+    outcomes: list[Outcome] = []
+    vm = Vm("bare")
+    with refused("ENOENT"):
+        vm.halt(0, outcomes.append)
+    vm.create_vcpu(0)
+    for operation in (lambda: vm.halt(0, outcomes.append), lambda: vm.nmi(0), lambda: vm.take_signal(0)):
+        with refused("ENXIO"):
+            operation()
+    vm.delete()
+    with refused("ENOENT"):
+        vm.halt(0, outcomes.append)
+    assert outcomes == []
+
+
+def test_deleting_the_vm_ends_all(pc: Pc) -> None:
+    hlts = Hlt(pc, 0), Hlt(pc, 1, timeout_ns=5 * MS)
+    pc.vm.delete()
+    for hlt in hlts:
+        assert isinstance(hlt.outcome, VmError)
+        assert hlt.outcome.reason == "ENOENT"
+        hlt.abandon()
+    time.sleep(0.02)
+    assert [len(hlt.outcomes) for hlt in hlts] == [1, 1]
+
+
+# Abandoned.
+
+
+def test_an_abandoned_halt_takes_nothing(pc: Pc) -> None:
+    hlt = Hlt(pc, timeout_ns=5 * MS)
+    hlt.abandon()
+    pc.msi(0, 0x31)
+    time.sleep(0.02)
+    assert hlt.outcomes == []
+    assert Hlt(pc).outcome == (0x31, False)
+
+
+def test_an_abandoned_halt_s_vcpu_can_halt_again_and_is_still_halted(pc: Pc) -> None:
+    Hlt(pc).abandon()
+    assert state(pc, 0) == MpState.HALTED
+    hlt = Hlt(pc)
+    pc.msi(0, 0x31)
+    assert hlt.outcome == (0x31, False)
+
+
+def take_any(pc: Pc, vcpu: int) -> Outcome:
+    """What a vCPU takes next, without a halt."""
+    return pc.vm.take_signal(vcpu) or pc.vm.ack_interrupt(vcpu)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["by asking", "by halting"])
+@pytest.mark.parametrize("what", ["msi", "pic", "nmi", "smi", "init", "sipi"])
+def test_what_an_abandoned_halt_had_taken_is_taken_next(pc: Pc, what: str, again: bool) -> None:
+    vcpu = 0
+    match what:
+        case "msi":
+            pc.msi(0, 0x31)
+        case "pic":
+            pc.line(1, 1)
+        case "nmi":
+            pc.vm.nmi(0)
+        case "smi":
+            pc.ipi(1, IPI_SMI, destination=0)
+        case "init":
+            pc.ipi(1, IPI_INIT, destination=0)
+        case "sipi":
+            vcpu = 1
+            pc.vm.set_mp_state(1, MpState.INIT_RECEIVED)
+            pc.ipi(0, IPI_STARTUP | 0x9A, destination=1)
+    hlt = Hlt(pc, vcpu)
+    outcome = hlt.outcome
+    assert (
+        outcome
+        == {
+            "msi": (0x31, False),
+            "pic": (PRIMARY + 1, True),
+            "nmi": NMI,
+            "smi": SMI,
+            "init": INIT,
+            "sipi": sipi(0x9A),
+        }[what]
+    )
+    assert take_any(pc, vcpu) is None
+    hlt.abandon()
+    hlt.abandon()  # which gives nothing back twice
+    assert (Hlt(pc, vcpu).outcome if again else take_any(pc, vcpu)) == outcome
+    assert take_any(pc, vcpu) is None
+
+
+def test_what_is_given_back_ends_the_halt_that_waits_by_then(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    first, second = Hlt(pc), Hlt(pc)
+    assert second.waits
+    first.abandon()
+    assert second.outcome == (0x31, False)
+
+
+def test_what_is_given_back_is_told_of(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    ear = Ear(pc.vm, [0])
+    assert ear.heard() == []
+    hlt.abandon()
+    assert [type(event).__name__ for event in ear.heard()] == ["InterruptPending"]
+
+
+def test_what_is_given_back_comes_before_a_better_one_and_is_in_service_still(pc: Pc) -> None:
+    """Which the local APIC and the PIC know: it was acknowledged."""
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    pc.msi(0, 0x41)
+    hlt.abandon()
+    assert pc.vm.ack_interrupt(0, lapic=False) is None  # it is the local APIC's
+    assert [pc.take() for _ in range(3)] == [0x31, 0x41, None]
+    assert pc.vm.get_lapic(0).isr == 1 << 0x31 | 1 << 0x41
+
+
+def test_halts_in_a_row_that_are_all_abandoned_give_everything_back(pc: Pc) -> None:
+    """As at the end of a Session that had sent several batches."""
+    for vector in (0x31, 0x41, 0x51):
+        pc.msi(0, vector)
+        pc.vm.nmi(0)
+    hlts = [Hlt(pc) for _ in range(2)]  # two NMIs are all that wait
+    pc.vm.nmi(0)
+    for hlt in hlts:
+        assert hlt.outcome == NMI
+        hlt.abandon()
+    assert [Hlt(pc).outcome for _ in range(2)] == [NMI, NMI]
+
+
+def test_interrupts_of_halts_in_a_row_that_are_all_abandoned_are_all_given_back(pc: Pc) -> None:
+    hlts = []
+    for vector in (0x31, 0x41):
+        pc.msi(0, vector)
+        hlts.append(Hlt(pc))
+    assert [hlt.outcome for hlt in hlts] == [(0x31, False), (0x41, False)]
+    for hlt in hlts:
+        hlt.abandon()
+    assert sorted(vector for vector in (pc.take(), pc.take()) if vector is not None) == [0x31, 0x41]
+
+
+def test_a_time_that_was_up_gives_nothing_back(pc: Pc) -> None:
+    hlt = Hlt(pc, timeout_ns=1)
+    assert hlt.wait() is None
+    hlt.abandon()
+    assert take_any(pc, 0) is None
+
+
+def test_nothing_is_given_back_to_a_vcpu_that_was_reset_since(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    pc.vm.reset()
+    hlt.abandon()
+    assert take_any(pc, 0) is None
+
+
+@pytest.mark.parametrize("what", ["msi", "nmi", "sipi"])
+def test_nothing_is_given_back_to_a_vcpu_that_was_sent_init_since(pc: Pc, what: str) -> None:
+    match what:
+        case "msi":
+            pc.msi(1, 0x31)
+        case "nmi":
+            pc.vm.nmi(1)
+        case _:
+            pc.vm.set_mp_state(1, MpState.SIPI_RECEIVED)
+    hlt = Hlt(pc, 1)
+    assert not hlt.waits
+    pc.ipi(0, IPI_INIT, destination=1)
+    hlt.abandon()
+    assert [take_any(pc, 1) for _ in range(2)] == [INIT, None]
+    pc.ipi(0, IPI_STARTUP | 0x12, destination=1)
+    assert [take_any(pc, 1) for _ in range(2)] == [sipi(0x12), None]
+
+
+# Run states.
+
+
+def test_the_boot_cpu_runs_and_the_others_wait_to_be_started() -> None:
+    pc = Pc(3)
+    assert [state(pc, vcpu) for vcpu in range(3)] == [
+        MpState.RUNNABLE,
+        MpState.UNINITIALIZED,
+        MpState.UNINITIALIZED,
+    ]
+
+
+def test_without_a_local_apic_all_run_and_can_do_nothing_else() -> None:
+    vm = Vm("bare")
+    for vcpu in (0, 1):
+        vm.create_vcpu(vcpu)
+        assert vm.get_mp_state(vcpu) == MpState.RUNNABLE
+        vm.set_mp_state(vcpu, MpState.RUNNABLE)
+        for other in set(MpState) - {MpState.RUNNABLE}:
+            with refused("EINVAL"):
+                vm.set_mp_state(vcpu, other)
+
+
+@pytest.mark.parametrize("other", [-1, 5, 10])
+def test_a_run_state_that_is_none(pc: Pc, other: int) -> None:
+    with refused("EINVAL"):
+        pc.vm.set_mp_state(0, other)
+    for operation in (lambda: pc.vm.set_mp_state(7, 0), lambda: pc.vm.get_mp_state(7)):
+        with refused("ENOENT"):
+            operation()
+
+
+@pytest.mark.parametrize("vcpu", [0, 1])
+@pytest.mark.parametrize("before", set(MpState) - {MpState.SIPI_RECEIVED})
+@pytest.mark.parametrize("after", MpState)
+def test_any_run_state_can_be_set(pc: Pc, vcpu: int, before: MpState, after: MpState) -> None:
+    pc.vm.set_mp_state(vcpu, before)
+    assert state(pc, vcpu) == before
+    pc.vm.set_mp_state(vcpu, after)
+    if after == MpState.SIPI_RECEIVED:
+        assert pc.vm.take_signal(vcpu) == sipi(0)
+        after = MpState.RUNNABLE
+    assert state(pc, vcpu) == after
+    assert pc.vm.take_signal(vcpu) is None
+
+
+WAITING = [MpState.UNINITIALIZED, MpState.INIT_RECEIVED]
+
+
+@pytest.mark.parametrize("waiting", WAITING)
+def test_a_vcpu_that_waits_to_be_started_takes_init_and_sipi_alone(pc: Pc, waiting: MpState) -> None:
+    pc.vm.set_mp_state(1, waiting)
+    hlt = Hlt(pc, 1)
+    pc.msi(1, 0x31)
+    pc.ipi(0, IPI_NMI, destination=1)
+    pc.ipi(0, IPI_SMI, destination=1)
+    assert hlt.waits
+    assert state(pc, 1) == waiting
+    assert pc.vm.take_signal(1) is None
+    pc.ipi(0, IPI_INIT, destination=1)
+    assert hlt.outcome == INIT
+    assert state(pc, 1) == MpState.INIT_RECEIVED
+    hlt = Hlt(pc, 1)
+    assert hlt.waits  # what waited before INIT is lost
+    pc.ipi(0, IPI_STARTUP | 0x12, destination=1)
+    assert hlt.outcome == sipi(0x12)
+    assert state(pc, 1) == MpState.RUNNABLE
+    assert Hlt(pc, 1).waits
+
+
+def test_what_waits_while_it_is_not_started_is_taken_once_it_runs(pc: Pc) -> None:
+    pc.vm.set_mp_state(1, MpState.UNINITIALIZED)
+    hlt = Hlt(pc, 1)
+    pc.msi(1, 0x31)
+    pc.vm.nmi(1)
+    assert hlt.waits
+    pc.vm.set_mp_state(1, MpState.RUNNABLE)
+    assert hlt.outcome == NMI
+    assert Hlt(pc, 1).outcome == (0x31, False)
+
+
+@pytest.mark.parametrize("running", [MpState.RUNNABLE, MpState.HALTED, MpState.UNINITIALIZED])
+def test_a_start_up_that_is_not_waited_for_is_ignored(pc: Pc, running: MpState) -> None:
+    ear = Ear(pc.vm, [1])
+    pc.vm.set_mp_state(1, running)
+    hlt = Hlt(pc, 1)
+    pc.ipi(0, IPI_STARTUP | 0x12, destination=1)
+    assert hlt.waits
+    assert ear.heard() == [VcpuSignal(1, DeliveryMode.STARTUP, 0x12, ignored=True)]
+    assert state(pc, 1) == (MpState.HALTED if running == MpState.RUNNABLE else running)
+    assert pc.vm.take_signal(1) is None
+
+
+def test_the_second_start_up_of_the_customary_two_is_ignored(pc: Pc) -> None:
+    ear = Ear(pc.vm, [1])
+    pc.ipi(0, IPI_INIT, destination=1)
+    for page in (0x12, 0x34):
+        pc.ipi(0, IPI_STARTUP | page, destination=1)
+    assert ear.heard() == [
+        VcpuSignal(1, DeliveryMode.INIT, 0),
+        VcpuSignal(1, DeliveryMode.STARTUP, 0x12),
+        VcpuSignal(1, DeliveryMode.STARTUP, 0x34, ignored=True),
+    ]
+    assert [pc.vm.take_signal(1) for _ in range(3)] == [INIT, sipi(0x12), None]
+
+
+def test_signals_are_taken_in_the_order_init_sipi_smi_nmi(pc: Pc) -> None:
+    pc.ipi(0, IPI_INIT, destination=1)
+    pc.ipi(0, IPI_NMI, destination=1)
+    pc.ipi(0, IPI_SMI, destination=1)
+    pc.ipi(0, IPI_STARTUP | 0x12, destination=1)
+    pc.ipi(0, IPI_NMI, destination=1)
+    assert [pc.vm.take_signal(1) for _ in range(6)] == [INIT, sipi(0x12), SMI, NMI, NMI, None]
+
+
+def test_two_nmis_wait_at_most_and_one_smi(pc: Pc) -> None:
+    for _ in range(5):
+        pc.vm.nmi(0)
+        pc.ipi(1, IPI_SMI, destination=0)
+    assert [pc.vm.take_signal(0) for _ in range(4)] == [SMI, NMI, NMI, None]
+
+
+@pytest.mark.parametrize("signal", [NMI, SMI])
+def test_a_signal_that_is_taken_ends_the_halted_state_and_so_does_an_interrupt(pc: Pc, signal: Signal) -> None:
+    pc.vm.set_mp_state(0, MpState.HALTED)
+    pc.ipi(1, 0x4000 | signal.delivery_mode << 8, destination=0)
+    assert state(pc, 0) == MpState.HALTED
+    assert pc.vm.take_signal(0) == signal
+    assert state(pc, 0) == MpState.RUNNABLE
+    pc.vm.set_mp_state(0, MpState.HALTED)
+    pc.msi(0, 0x31)
+    assert state(pc, 0) == MpState.HALTED
+    assert pc.take() == 0x31
+    assert state(pc, 0) == MpState.RUNNABLE
+
+
+# INIT and RESET.
+
+
+def disturb(pc: Pc, vcpu: int) -> None:
+    """Change everything of a vCPU, and leave it something of every kind to take."""
+    pc.lapic_write(vcpu, Reg.TPR, 0x20)
+    pc.lapic_write(vcpu, Reg.LDR, 0x0400_0000)
+    pc.lapic_write(vcpu, Reg.DFR, 0)
+    for register in (Reg.LVT_LINT0, Reg.LVT_LINT1, Reg.LVT_ERROR, Reg.LVT_THERMAL, Reg.LVT_PERFORMANCE):
+        pc.lapic_write(vcpu, register, 0x61)
+    pc.count_apic(vcpu, 0x71, MS, periodic=True)
+    pc.msi(vcpu, 0x31)
+    assert pc.take(vcpu) == 0x31
+    for vector in (0x41, 0x51):
+        pc.msi(vcpu, vector)
+    hlt = Hlt(pc, vcpu)
+    assert hlt.outcome == (0x51, False)
+    hlt.abandon()
+    pc.ipi(1 - vcpu, IPI_SMI, destination=vcpu)
+    pc.vm.nmi(vcpu)
+
+
+def assert_reset(pc: Pc, vcpu: int) -> None:
+    """A vCPU's local APIC is as it was made, and nothing is to be taken."""
+    registers, fresh = pc.vm.get_lapic(vcpu), Vm("fresh")
+    fresh.create_irqchip()
+    fresh.create_vcpu(vcpu)
+    assert registers == fresh.get_lapic(vcpu)
+    assert registers.dfr == DFR_FLAT
+    assert pc.vm.describe().next_timer is None
+    pc.vm.advance(10 * MS)
+    assert pc.vm.ack_interrupt(vcpu) is None
+
+
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_init_resets_the_local_apic_and_clears_what_waits(pc: Pc, vcpu: int) -> None:
+    disturb(pc, vcpu)
+    pc.ipi(1 - vcpu, IPI_INIT, destination=vcpu)
+    assert state(pc, vcpu) == (MpState.INIT_RECEIVED if vcpu else MpState.RUNNABLE)
+    assert [pc.vm.take_signal(vcpu) for _ in range(2)] == [INIT, None]
+    assert_reset(pc, vcpu)
+
+
+def test_init_leaves_the_id_the_base_and_the_tsc(pc: Pc) -> None:
+    pc.lapic_write(1, Reg.ID, 7 << 24)
+    pc.vm.msr_write(1, Msr.TSC, 1 << 40)
+    pc.vm.msr_write(1, Msr.APIC_BASE, 0xFEE1_0800)
+    pc.ipi(0, IPI_INIT, destination=7)
+    assert pc.vm.take_signal(1) == INIT
+    assert pc.vm.mmio_read(1, 0xFEE1_0000 + Reg.ID, 4) == 7 << 24
+    assert pc.vm.msr_read(1, Msr.TSC) == 1 << 40
+    assert pc.vm.msr_read(1, Msr.APIC_BASE) == 0xFEE1_0800
+
+
+def test_init_deassert_is_nothing(pc: Pc) -> None:
+    pc.ipi(0, 0x8500, destination=1)
+    assert pc.vm.take_signal(1) is None
+    assert state(pc, 1) == MpState.RUNNABLE
+
+
+def test_a_vcpu_that_sends_itself_init_has_finished_sending(pc: Pc) -> None:
+    """Its local APIC is reset when the write that sent it is done, and all who were addressed are."""
+    pc.ipi(1, TO_ALL | IPI_INIT)
+    assert [pc.vm.take_signal(vcpu) for vcpu in (0, 1)] == [INIT, INIT]
+    assert pc.lapic_read(1, Reg.ICR) == 0
+    assert pc.lapic_read(1, Reg.SVR) == 0xFF
+    assert [state(pc, vcpu) for vcpu in (0, 1)] == [MpState.RUNNABLE, MpState.INIT_RECEIVED]
+
+
+def test_init_clears_a_start_up_that_waits(pc: Pc) -> None:
+    pc.vm.set_mp_state(1, MpState.SIPI_RECEIVED)
+    pc.ipi(0, IPI_INIT, destination=1)
+    assert [pc.vm.take_signal(1) for _ in range(2)] == [INIT, None]
+
+
+def test_a_reset_brings_everything_back_but_time_routes_and_lines(pc: Pc) -> None:
+    for vcpu in (0, 1):
+        disturb(pc, vcpu)
+    pc.count_pit(1193)
+    pc.vm.set_pit_reinject(False)
+    pc.program(16, LEVEL | 0x31)
+    source = pc.vm.open_source("device")
+    pc.line(17, 1, source=source)
+    pc.line(5, 1)
+    pc.vm.set_routing([*pc.vm.routing()[:-1]])
+    pc.vm.advance(100)
+    before = pc.vm.describe()
+    routes = pc.vm.routing()
+
+    pc.vm.reset()
+
+    after = pc.vm.describe()
+    assert (after.now, after.sources, after.asserted) == (before.now, before.sources, before.asserted)
+    assert pc.vm.routing() == routes
+    assert [state(pc, vcpu) for vcpu in (0, 1)] == [MpState.RUNNABLE, MpState.UNINITIALIZED]
+    assert [pc.vm.take_signal(vcpu) for vcpu in (0, 1)] == [None, None]
+    fresh = Pc(2, pit=True)
+    fresh.vm.advance(100)
+    fresh.line(5, 1)
+    fresh.line(17, 1)
+    for chip in range(3):
+        assert pc.vm.get_irqchip(chip) == fresh.vm.get_irqchip(chip)
+    assert pc.vm.get_pit().channels[0] == fresh.vm.get_pit().channels[0]
+    assert pc.take(0) == 5  # of a PIC that nobody has initialised
+    for vcpu in (0, 1):
+        assert_reset(pc, vcpu)
+
+
+def test_a_halt_survives_a_reset_and_ends_when_there_is_something_to_take(pc: Pc) -> None:
+    hlts = Hlt(pc, 0), Hlt(pc, 1)
+    pc.vm.reset()
+    assert all(hlt.waits for hlt in hlts)
+    pc.ipi(0, IPI_INIT, destination=1)
+    assert hlts[1].outcome == INIT
+    pc.line(1, 1)
+    assert hlts[0].outcome == (1, True)
+
+
+def test_a_reset_ends_a_halt_where_a_line_is_high(pc: Pc) -> None:
+    pc.out(0x21, 0xFF)
+    pc.line(1, 1)
+    hlt = Hlt(pc)
+    assert hlt.waits
+    pc.vm.reset()
+    assert hlt.outcome == (1, True)
+
+
+# Threads.
+
+
+def test_a_halt_that_a_thread_waits_for_is_ended_by_another(pc: Pc) -> None:
+    pc = Pc(clock=RealClock())
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    for turn in range(50):
+        pc.vm.halt(0, outcomes.put)
+        threading.Thread(target=pc.msi, args=(0, 0x30 + turn)).start()
+        assert outcomes.get(timeout=PATIENCE) == (0x30 + turn, False)
+        pc.eoi()
