@@ -3,8 +3,8 @@
 Everything is drawn from small pools that a sequence chooses at its start, so that it soon meets itself: vectors, pins
 and destinations collide, and what was said is taken back.
 
-Guests run in every family but `creation` and `messages`, so no other family sends what would stop one (NMI, SMI, INIT,
-start-up) and none lets a local APIC's timer interrupt, which depends on time.
+Guests run in every family but `creation`, `messages` and `startup`, so no other family sends what would stop one (NMI,
+SMI, INIT, start-up) and none lets a local APIC's timer interrupt, which depends on time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from irqchipd.chips.i8259 import Port
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic import LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.machines import Op
+from tests.conformance.mode_families import split, startup, x2apic
 from tests.conformance.script import ALL_MODES, EXTINT, FIXED, LOWEST, MASKED, PORTS, U32, VCPU_IDS, Script
 
 
@@ -289,5 +290,6 @@ def widths(rng: Random) -> list[Op]:
 
 
 FAMILIES: dict[str, Callable[[Random], list[Op]]] = {
-    family.__name__: family for family in (creation, lines, pic, apic, service, state, messages, widths)
+    family.__name__: family
+    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split)
 }

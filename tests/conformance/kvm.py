@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -28,22 +28,35 @@ SET_USER_MEMORY_REGION = 0x4020_AE46
 CREATE_IRQCHIP = 0xAE60
 GET_IRQCHIP = 0xC208_AE62
 SET_IRQCHIP = 0x8208_AE63
+IRQ_LINE = 0x4008_AE61
 IRQ_LINE_STATUS = 0xC008_AE67
 SET_GSI_ROUTING = 0x4008_AE6A
+REINJECT_CONTROL = 0xAE71
+IRQFD = 0x4020_AE76
+CREATE_PIT2 = 0x4040_AE77
+GET_PIT2 = 0x8070_AE9F
+SET_PIT2 = 0x4070_AEA0
+ENABLE_CAP = 0x4068_AEA3
 SIGNAL_MSI = 0x4020_AEA5
 
 # Of a vCPU.
 RUN = 0xAE80
 GET_SREGS = 0x8138_AE83
 SET_SREGS = 0x4138_AE84
+INTERRUPT = 0x4004_AE86
+GET_MSRS = 0xC008_AE88
+SET_MSRS = 0x4008_AE89
 GET_LAPIC = 0x8400_AE8E
 SET_LAPIC = 0x4400_AE8F
 SET_CPUID2 = 0x4008_AE90
+GET_MP_STATE = 0x8004_AE98
 SET_MP_STATE = 0x4004_AE99
+NMI = 0xAE9A
+GET_TSC_KHZ = 0xAEA3
 SET_GUEST_DEBUG = 0x4048_AE9B
 
 API_VERSION = 12
-CAP_SYNC_REGS = 74
+CAP_SYNC_REGS, CAP_SPLIT_IRQCHIP = 74, 121
 MP_STATE_RUNNABLE = 0
 GUESTDBG_ENABLE, GUESTDBG_SINGLESTEP, GUESTDBG_BLOCKIRQ = 1 << 0, 1 << 1, 1 << 20
 ROUTE_IRQCHIP, ROUTE_MSI = 1, 2
@@ -52,16 +65,20 @@ SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 # struct kvm_irqchip: the chip's number, padding, and a union of the chips' states.
 IRQCHIP_HEADER, IRQCHIP_UNION = struct.Struct("<II"), 512
 CHIP_STATE_SIZES = {0: 16, 1: 16, 2: 216}
+PIT_STATE_SIZE = 112  # struct kvm_pit_state2
+IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1 << 0, 1 << 1
 LAPIC_STATE_SIZE = 1024
+SREGS_CS_BASE = slice(0, 8)  # in struct kvm_sregs
 MAX_CPUID_ENTRIES = 256
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
+MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX: KVM implements it, and does not list it
 
 
 class Exit:
     """kvm_run.exit_reason, as far as this guest gets to see them."""
 
-    IO, DEBUG, MMIO = 2, 4, 6
+    IO, DEBUG, MMIO, IOAPIC_EOI = 2, 4, 6, 26
 
 
 class Kvm:
@@ -127,6 +144,15 @@ class KvmVm:
         """KVM_CREATE_IRQCHIP."""
         fcntl.ioctl(self.fd, CREATE_IRQCHIP)
 
+    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
+        """KVM_ENABLE_CAP."""
+        padded = (*args, 0, 0, 0, 0)[:4]
+        fcntl.ioctl(self.fd, ENABLE_CAP, struct.pack("<II4Q64x", capability, flags, *padded))
+
+    def create_pit(self, flags: int = 0) -> None:
+        """KVM_CREATE_PIT2."""
+        fcntl.ioctl(self.fd, CREATE_PIT2, struct.pack("<I60x", flags))
+
     def create_vcpu(self, vcpu: int) -> KvmVcpu:
         """KVM_CREATE_VCPU."""
         self.vcpus[vcpu] = created = KvmVcpu(self, fcntl.ioctl(self.fd, CREATE_VCPU, vcpu))
@@ -152,6 +178,14 @@ class KvmVm:
         status: int = struct.unpack_from("<i", event)[0]
         return status
 
+    def irq_line_without_status(self, gsi: int, level: int) -> None:
+        """KVM_IRQ_LINE, which is not the same to the RTC's pin."""
+        fcntl.ioctl(self.fd, IRQ_LINE, struct.pack("<II", gsi, level))
+
+    def irqfd(self, eventfd: int, gsi: int, flags: int = 0, resamplefd: int = 0) -> None:
+        """KVM_IRQFD."""
+        fcntl.ioctl(self.fd, IRQFD, struct.pack("<IIII16x", eventfd, gsi, flags, resamplefd))
+
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI. An answer of -1 is indistinguishable from EPERM, and raised as such."""
         # A bytearray: with bytes, fcntl.ioctl returns those and not the number.
@@ -176,6 +210,20 @@ class KvmVm:
         """KVM_SET_IRQCHIP."""
         fcntl.ioctl(self.fd, SET_IRQCHIP, IRQCHIP_HEADER.pack(chip, 0) + state.ljust(IRQCHIP_UNION, b"\0"))
 
+    def get_pit(self) -> bytes:
+        """KVM_GET_PIT2: struct kvm_pit_state2."""
+        state = bytearray(PIT_STATE_SIZE)
+        fcntl.ioctl(self.fd, GET_PIT2, state)
+        return bytes(state)
+
+    def set_pit(self, state: bytes) -> None:
+        """KVM_SET_PIT2."""
+        fcntl.ioctl(self.fd, SET_PIT2, state)
+
+    def set_pit_reinject(self, reinject: bool) -> None:
+        """KVM_REINJECT_CONTROL."""
+        fcntl.ioctl(self.fd, REINJECT_CONTROL, struct.pack("<B31x", reinject))
+
 
 def route_to_pin(gsi: int, chip: int, pin: int, flags: int = 0) -> bytes:
     """struct kvm_irq_routing_entry."""
@@ -192,6 +240,7 @@ class KvmVcpu:
 
     # struct kvm_run.
     _REASON, _REASON_OFFSET = struct.Struct("<I"), 8
+    _EOI_VECTOR_OFFSET = 32
     _MMIO_DATA, _MMIO_DATA_OFFSET = struct.Struct("<Q"), 40
     _SYNC, _SYNC_OFFSET = struct.Struct("<QQ"), 288  # the classes of registers that are wanted, and that are new
     _REGISTERS, _REGISTERS_OFFSET = struct.Struct("<18Q"), 304
@@ -213,8 +262,8 @@ class KvmVcpu:
         fcntl.ioctl(self.fd, SET_CPUID2, self.vm.kvm.cpuid)
 
     def set_runnable(self) -> None:
-        """KVM_SET_MP_STATE: it need not wait for INIT and start-up."""
-        fcntl.ioctl(self.fd, SET_MP_STATE, struct.pack("<I", MP_STATE_RUNNABLE))
+        """It need not wait for INIT and start-up."""
+        self.set_mp_state(MP_STATE_RUNNABLE)
 
     def get_sregs(self) -> bytearray:
         """KVM_GET_SREGS: struct kvm_sregs."""
@@ -226,12 +275,12 @@ class KvmVcpu:
         """KVM_SET_SREGS."""
         fcntl.ioctl(self.fd, SET_SREGS, sregs)
 
-    def step_singly(self, *, interrupts: bool) -> None:
+    def step_singly(self, *, interrupts: bool = False, singly: bool = True) -> None:
         """KVM_SET_GUEST_DEBUG: KVM_RUN returns after every instruction.
 
         Without interrupts, KVM also emulates all of the local APIC itself, on processors that could help it too.
         """
-        control = GUESTDBG_ENABLE | GUESTDBG_SINGLESTEP | (0 if interrupts else GUESTDBG_BLOCKIRQ)
+        control = GUESTDBG_ENABLE | singly * GUESTDBG_SINGLESTEP | (not interrupts) * GUESTDBG_BLOCKIRQ
         fcntl.ioctl(self.fd, SET_GUEST_DEBUG, struct.pack("<II64x", control, 0))
 
     # State.
@@ -245,6 +294,43 @@ class KvmVcpu:
     def set_lapic(self, state: bytes) -> None:
         """KVM_SET_LAPIC."""
         fcntl.ioctl(self.fd, SET_LAPIC, state)
+
+    def get_mp_state(self) -> int:
+        """KVM_GET_MP_STATE; an INIT or start-up that waits takes effect first."""
+        state = bytearray(4)
+        fcntl.ioctl(self.fd, GET_MP_STATE, state)
+        return int.from_bytes(state, "little")
+
+    def set_mp_state(self, state: int) -> None:
+        """KVM_SET_MP_STATE."""
+        fcntl.ioctl(self.fd, SET_MP_STATE, struct.pack("<I", state))
+
+    @property
+    def tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ."""
+        return fcntl.ioctl(self.fd, GET_TSC_KHZ)
+
+    def get_msr(self, msr: int) -> int | None:
+        """KVM_GET_MSRS of one; None where the kernel refuses it."""
+        registers = bytearray(MSRS.pack(1, 0, msr, 0, 0))
+        done: int = fcntl.ioctl(self.fd, GET_MSRS, registers)
+        value: int = MSRS.unpack(registers)[4]
+        return value if done else None
+
+    def set_msr(self, msr: int, value: int) -> bool:
+        """KVM_SET_MSRS of one; False where the kernel refuses it."""
+        done: int = fcntl.ioctl(self.fd, SET_MSRS, bytearray(MSRS.pack(1, 0, msr, 0, value)))
+        return done == 1
+
+    # Interrupting.
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT."""
+        fcntl.ioctl(self.fd, INTERRUPT, struct.pack("<I", vector))
+
+    def nmi(self) -> None:
+        """KVM_NMI."""
+        fcntl.ioctl(self.fd, NMI)
 
     # Running.
 
@@ -268,3 +354,8 @@ class KvmVcpu:
     def answer_mmio(self, value: int) -> None:
         """Of Exit.MMIO: what a load that nobody claimed gets when the vCPU runs on."""
         self._MMIO_DATA.pack_into(self._run, self._MMIO_DATA_OFFSET, value)
+
+    @property
+    def ended_vector(self) -> int:
+        """Of Exit.IOAPIC_EOI: the vector."""
+        return self._run[self._EOI_VECTOR_OFFSET]

@@ -4,41 +4,56 @@ An operation is a list of its name and arguments, an answer whatever JSON can ho
 Beyond the golden traces there are
 
     create_irqchip                  0 or an errno
-    create_vcpu     vcpu            0 or an errno
+    enable_cap      number, *args   0 or an errno
+    create_vcpu     vcpu            0 or an errno; it is runnable
     set_lapic       vcpu, hex       0 or an errno; struct kvm_lapic_state
     get_lapic_page  vcpu            struct kvm_lapic_state, hex, without what depends on time (see comparable_page)
+    set_pit         hex             0 or an errno; struct kvm_pit_state2
+    pit_reinject    0 or 1          0 or an errno
+    get_mp_state    vcpu            the number
+    set_mp_state    vcpu, number    0 or an errno
+    interrupt       vcpu, vector    0 or an errno
+    nmi             vcpu            0 or an errno
 
     take            vcpu            the vector that it gets when it opens its interrupt window once, or null; its
                                     local APIC is told EOI
+    take_if_enabled vcpu            the same, or null where its local APIC is disabled by IA32_APIC_BASE: some KVMs end
+                                    what is in service there, too
+    visit           vcpu            null; what its timer has done is in its IRR
+    ended           vcpu            the vectors whose EOI left for a VMM's IOAPIC since the last time
+    start_page      vcpu            what SIPI gave it
+
+    resampler       gsi             the number of a new resampler of the GSI, from 0
+    assert_gsi      number          null; it asserts its GSI
+    resampled       number          how often it was told of an acknowledgement since the last time
+    drop            number          null; it is no more
 
 and an access that is not claimed answers "unclaimed". Of the golden traces' operations, take_extint is not here: not
-every kernel's KVM could do it alone (see KernelMachine.take).
+every kernel's KVM could do it alone (see kernel_machine.py).
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
-from functools import cache
 from typing import Any, Protocol
 
-from irqchip_client.cli.replay_in_process import executors
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic import LapicRegisters, Reg
-from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Vm
-from tests.conformance.guest import Guest, add_memory
-from tests.conformance.kvm import Kvm, KvmVm, route_to_msi, route_to_pin
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import Reg
 
 Op = list[Any]
 Answer = Any
 
 UNCLAIMED = "unclaimed"
-EOI = LAPIC_BASE + Reg.EOI
+# Of an x2APIC the first is a hole, and of an xAPIC the second a fault.
+EOI, EOI_MSR = LAPIC_BASE + Reg.EOI, Msr.X2APIC + (Reg.EOI >> 4)
 
 
 class Machine(Protocol):
     """A VM that performs operations."""
+
+    @property
+    def tsc_khz(self) -> int:
+        """The frequency of its vCPUs' TSCs."""
 
     def perform(self, op: Op) -> Answer:
         """Perform one and give its answer."""
@@ -58,162 +73,3 @@ def comparable_page(page: bytes) -> bytes:
     if any(words[Reg.TIMER_INITIAL_COUNT : Reg.TIMER_INITIAL_COUNT + 4]):
         words[Reg.TIMER_CURRENT_COUNT : Reg.TIMER_CURRENT_COUNT + 4] = bytes(4)
     return bytes(words)
-
-
-@cache
-def ends_what_it_delivers(kvm: Kvm) -> bool:
-    """Whether this kernel's KVM ends an interrupt as it delivers it; a flavour without the hardware's help does."""
-    with KvmVm(kvm) as vm:
-        vm.create_irqchip()
-        add_memory(vm)
-        guest = Guest(vm.create_vcpu(0))
-        guest.vcpu.set_lapic(LapicRegisters(svr=0x1FF, irr=1 << 0x31).pack())
-        assert guest.take_interrupt() == 0x31
-        return not LapicRegisters.unpack(guest.vcpu.get_lapic()).isr
-
-
-def _errno(number: int) -> str:
-    return "-" + errno.errorcode[number]
-
-
-class KernelMachine:
-    """A VM of the kernel's, whose accesses real vCPUs execute."""
-
-    def __init__(self, kvm: Kvm) -> None:
-        self.vm = KvmVm(kvm)
-        add_memory(self.vm)
-        self.guests: dict[int, Guest] = {}
-
-    def close(self) -> None:
-        """The VM is no more."""
-        self.vm.close()
-
-    def perform(self, op: Op) -> Answer:
-        """See Machine."""
-        name, *arguments = op
-        operation: Callable[..., Answer] = getattr(self, name)
-        try:
-            return operation(*arguments)
-        except OSError as error:
-            return _errno(error.errno or 0)
-
-    def create_irqchip(self) -> Answer:
-        self.vm.create_irqchip()
-        return 0
-
-    def create_vcpu(self, vcpu: int) -> Answer:
-        self.guests[vcpu] = Guest(self.vm.create_vcpu(vcpu))
-        return 0
-
-    def pio_read(self, vcpu: int, port: int, size: int) -> Answer:
-        return _read(self.guests[vcpu].pio_read(port, size))
-
-    def pio_write(self, vcpu: int, port: int, size: int, value: int) -> Answer:
-        return _written(self.guests[vcpu].pio_write(port, size, value))
-
-    def mmio_read(self, vcpu: int, address: int, size: int) -> Answer:
-        return _read(self.guests[vcpu].mmio_read(address, size))
-
-    def mmio_write(self, vcpu: int, address: int, size: int, value: int) -> Answer:
-        return _written(self.guests[vcpu].mmio_write(address, size, value))
-
-    def irq_line(self, gsi: int, level: int) -> Answer:
-        return self.vm.irq_line(gsi, level)
-
-    def signal_msi(self, address: int, data: int, flags: int) -> Answer:
-        return self.vm.signal_msi(address, data, flags)
-
-    def set_gsi_routing(self, table: list[list[Any]]) -> Answer:
-        entries = []
-        for gsi, kind, *rest in table:
-            entries.append(route_to_pin(gsi, *rest) if kind == "irqchip" else route_to_msi(gsi, *rest))
-        self.vm.set_routing(entries)
-        return 0
-
-    def take(self, vcpu: int) -> Answer:
-        guest = self.guests[vcpu]
-        vector = guest.take_interrupt()
-        if vector is not None and not ends_what_it_delivers(self.vm.kvm):
-            guest.mmio_write(EOI, 4, 0)
-        return vector
-
-    def ack_lapic(self, vcpu: int) -> Answer:
-        # Not by delivering it to the guest, which not every kernel's KVM could do without ending it.
-        kernel = self.guests[vcpu].vcpu
-        registers = LapicRegisters.unpack(kernel.get_lapic())
-        vector = registers.take()
-        if vector < 0:
-            return None
-        kernel.set_lapic(registers.pack())
-        return vector
-
-    def get_irqchip(self, chip: int) -> Answer:
-        return self.vm.get_irqchip(chip).hex()
-
-    def set_irqchip(self, chip: int, state: str) -> Answer:
-        self.vm.set_irqchip(chip, bytes.fromhex(state))
-        return 0
-
-    def get_lapic_page(self, vcpu: int) -> Answer:
-        return comparable_page(self.guests[vcpu].vcpu.get_lapic()).hex()
-
-    def set_lapic(self, vcpu: int, page: str) -> Answer:
-        self.guests[vcpu].vcpu.set_lapic(bytes.fromhex(page))
-        return 0
-
-
-class DaemonMachine:
-    """A VM of irqchipd's, in this process."""
-
-    def __init__(self) -> None:
-        self.vm = Vm("conformance")
-        self._operations: dict[str, Callable[..., Answer]] = {
-            **executors(self.vm),
-            "create_irqchip": self._create_irqchip,
-            "create_vcpu": self._create_vcpu,
-            "pio_read": lambda *access: _read(self.vm.pio_read(*access)),
-            "pio_write": lambda *access: _written(self.vm.pio_write(*access)),
-            "mmio_read": lambda *access: _read(self.vm.mmio_read(*access)),
-            "mmio_write": lambda *access: _written(self.vm.mmio_write(*access)),
-            "take": self._take,
-            "set_lapic": self._set_lapic,
-            "get_lapic_page": lambda vcpu: comparable_page(self.vm.get_lapic(vcpu).pack()).hex(),
-        }
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def perform(self, op: Op) -> Answer:
-        """See Machine."""
-        name, *arguments = op
-        try:
-            return self._operations[name](*arguments)
-        except VmError as error:
-            return "-" + error.reason
-
-    def _create_irqchip(self) -> Answer:
-        self.vm.create_irqchip()
-        return 0
-
-    def _create_vcpu(self, vcpu: int) -> Answer:
-        self.vm.create_vcpu(vcpu)
-        return 0
-
-    def _take(self, vcpu: int) -> Answer:
-        taken = self.vm.ack_interrupt(vcpu)
-        if taken is None:
-            return None
-        self.vm.mmio_write(vcpu, EOI, 4, 0)
-        return taken[0]
-
-    def _set_lapic(self, vcpu: int, page: str) -> Answer:
-        self.vm.set_lapic(vcpu, bytes.fromhex(page))
-        return 0
-
-
-def _read(value: int | None) -> Answer:
-    return UNCLAIMED if value is None else value
-
-
-def _written(claimed: bool) -> Answer:
-    return None if claimed else UNCLAIMED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance.daemon_machine import DaemonMachine
 from tests.conformance.found import FOUND, Found
-from tests.conformance.machines import DaemonMachine
 
 
 @pytest.mark.parametrize("found", FOUND, ids=str)

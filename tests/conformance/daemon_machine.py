@@ -1,0 +1,171 @@
+"""irqchipd as a machine: a VM in this process, whose time stands still unless it is told to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from irqchip_client.cli.replay_in_process import executors
+from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Msr
+from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.cpu import MpState
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.sources import LineSource
+from tests.conformance.guest import HANDLER_PORT
+from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+
+
+class ToldClock:
+    """To a VM it is a real clock, one that rings late: whatever comes due in between when its time is told."""
+
+    virtual = False
+
+    def __init__(self) -> None:
+        self.time = 0
+        self._ring: Callable[[], None] | None = None
+        self._deadline: int | None = None
+
+    def now(self) -> int:
+        """See Clock."""
+        return self.time
+
+    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+        """See Clock."""
+        self._ring, self._deadline = ring, deadline
+
+    def tell(self, time: int) -> None:
+        """It is so late."""
+        self.time = time
+        while self._ring is not None and self._deadline is not None and self._deadline <= time:
+            self._deadline = None
+            self._ring()
+
+
+class DaemonMachine:
+    """See Machine."""
+
+    tsc_khz = KHZ
+
+    def __init__(self, *, real_clock: bool = False) -> None:
+        self._clock = ToldClock() if real_clock else VirtualClock()
+        self.vm = Vm("conformance", clock=self._clock)
+        self._resamplers: list[LineSource] = []
+        self._resampled: list[int] = []
+        self._ended: dict[int, list[int]] = {}
+        self._operations: dict[str, Callable[..., Answer]] = {
+            **executors(self.vm),
+            "pio_read": lambda *access: _read(self.vm.pio_read(*access)),
+            "pio_write": lambda *access: _written(self.vm.pio_write(*access)),
+            "mmio_read": lambda *access: _read(self.vm.mmio_read(*access)),
+            "mmio_write": lambda *access: _written(self.vm.mmio_write(*access)),
+            "get_lapic_page": lambda vcpu: comparable_page(self.vm.get_lapic(vcpu).pack()).hex(),
+            "get_mp_state": lambda vcpu: int(self.vm.get_mp_state(vcpu)),
+            "take": self._take,
+            "take_if_enabled": self._take_if_enabled,
+            "visit": self._enter,  # its timer is always heard at once
+            "ended": self._take_ended,
+            "start_page": self._start_page,
+            "resampler": self._resampler,
+            "assert_gsi": self._assert_gsi,
+            "resampled": self._take_resampled,
+            "drop": lambda number: self.vm.close_source(self._resamplers[number]),
+        }
+        # These answer 0.
+        self._procedures: dict[str, Callable[..., object]] = {
+            "create_irqchip": self.vm.create_irqchip,
+            "enable_cap": lambda capability, *args: self.vm.enable_cap(capability, 0, args),
+            "create_vcpu": self._create_vcpu,
+            "set_lapic": lambda vcpu, page: self.vm.set_lapic(vcpu, bytes.fromhex(page)),
+            "set_pit": lambda state: self.vm.set_pit(bytes.fromhex(state)),
+            "pit_reinject": lambda reinject: self.vm.set_pit_reinject(bool(reinject)),
+            "set_mp_state": self.vm.set_mp_state,
+            "interrupt": self.vm.interrupt,
+            "nmi": self.vm.nmi,
+        }
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def advance_to(self, time: int) -> None:
+        """Its time goes on, nanoseconds from its beginning."""
+        if isinstance(self._clock, ToldClock):
+            self._clock.tell(time)
+        else:
+            self.vm.advance(time - self._clock.now())
+
+    def perform(self, op: Op) -> Answer:
+        """See Machine."""
+        name, *arguments = op
+        try:
+            if name in self._procedures:
+                self._procedures[name](*arguments)
+                return 0
+            return self._operations[name](*arguments)
+        except VmError as error:
+            return "-" + error.reason
+
+    def _create_vcpu(self, vcpu: int) -> None:
+        self.vm.create_vcpu(vcpu)
+        self.vm.set_mp_state(vcpu, MpState.RUNNABLE)
+        self._ended[vcpu] = []
+        self.vm.subscribe([vcpu], self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, IoapicEoi):
+            self._ended[event.vcpu].append(event.vector)
+
+    def _take(self, vcpu: int) -> Answer:
+        taken = self.vm.ack_interrupt(vcpu)
+        if taken is None:
+            return None
+        if self.vm.msr_write(vcpu, EOI_MSR, 0) == FAULT:
+            self.vm.mmio_write(vcpu, EOI, 4, 0)
+        return taken[0]
+
+    def _take_if_enabled(self, vcpu: int) -> Answer:
+        base = self.vm.msr_read(vcpu, Msr.APIC_BASE)
+        assert base is not None
+        return self._take(vcpu) if base & BASE_ENABLED else None
+
+    def _enter(self, vcpu: int) -> None:
+        assert self.vm.pio_read(vcpu, HANDLER_PORT, 1) is None
+
+    def _take_ended(self, vcpu: int) -> Answer:
+        self._enter(vcpu)
+        ended, self._ended[vcpu] = self._ended[vcpu], []
+        return ended
+
+    def _start_page(self, vcpu: int) -> Answer:
+        page = None
+        while signal := self.vm.take_signal(vcpu):
+            page = signal.vector
+        return page
+
+    def _resampler(self, gsi: int) -> Answer:
+        number = len(self._resamplers)
+
+        def hear(event: Event) -> None:
+            assert isinstance(event, GsiResampled)
+            self._resampled[number] += event.count
+
+        self._resampled.append(0)
+        self._resamplers.append(self.vm.open_source("resampler", resampled=[gsi], listener=hear))
+        return number
+
+    def _assert_gsi(self, number: int) -> None:
+        source = self._resamplers[number]
+        self.vm.irq_line(next(iter(source.resampled)), True, source)
+
+    def _take_resampled(self, number: int) -> Answer:
+        resampled, self._resampled[number] = self._resampled[number], 0
+        return resampled
+
+
+def _read(value: int | None) -> Answer:
+    return UNCLAIMED if value is None else value
+
+
+def _written(claimed: bool) -> Answer:
+    return None if claimed else UNCLAIMED
