@@ -129,7 +129,8 @@ def make_error(number: int, message: str) -> IrqchipError:
 
 
 def timed_out(what: str, seconds: float | None) -> TimedOut:
-    return TimedOut(errno.ETIMEDOUT, f"{what} did not come within {seconds:g} s")
+    when = "" if seconds is None else f" within {seconds:g} s"  # None: a halt that was given up.
+    return TimedOut(errno.ETIMEDOUT, f"{what} did not come{when}")
 
 
 def client_closed() -> Unavailable:

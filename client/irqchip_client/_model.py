@@ -71,11 +71,13 @@ class SessionInfo:
     asserted_gsis: tuple[int, ...]  # The GSIs it drives high now, ascending.
     dropped_events: int  # Events it did not read in time.
     detached: bool = False  # There is no Session: one that is opened with `resume` takes the line source over.
+    resampled_gsis: tuple[int, ...] = ()  # The GSIs it resamples, ascending; all who resample one drive it as one.
 
     @classmethod
     def from_proto(cls, message: pb.SessionInfo) -> Self:
         asserted = tuple(message.asserted_gsis)
-        return cls(message.client, message.source, asserted, message.dropped_events, message.detached)
+        resampled = tuple(message.resampled_gsis)
+        return cls(message.client, message.source, asserted, message.dropped_events, message.detached, resampled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,8 @@ class SessionCore:
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
         self._halting: dict[int, Batch] = {}  # Those that end in a Halt, by serial.
+        # The last Halt of each vCPU, answered or not: what can be given up.
+        self._halts: dict[int, int] = {}
         self._next_serial = 1
         self._closing = False
         self._reason: IrqchipError | None = None
@@ -207,8 +209,10 @@ class SessionCore:
             raise InvalidArgument(errno.EINVAL, f"session: {error}") from None
         return pb.SessionRequest(open=opening)
 
-    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> pb.SessionRequest:
-        """Takes a batch, and returns the request to send. Where it raises, nothing was taken.
+    def submit(
+        self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool
+    ) -> tuple[pb.SessionRequest, int]:
+        """Takes a batch, and returns the request to send and its serial. Where it raises, nothing was taken.
 
         SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached,
         InvalidArgument where something stands behind a Halt.
@@ -235,9 +239,19 @@ class SessionCore:
         self._next_serial += 1
         if calls and calls[-1].is_halt:
             self._halting[batch.serial] = batch
+            self._halts[operations[-1].halt.vcpu] = batch.serial
         else:
             self._in_flight.append(batch)
-        return request
+        return request, batch.serial
+
+    def give_up(self, serial: int) -> pb.SessionRequest | None:
+        """Nobody waits for the batch of this serial any more: the request to send, if it ends in a Halt.
+
+        What the Halt takes, or has taken, is given back; it is answered all the same.
+        """
+        if serial not in self._halts.values() or self._closing or self.ended:
+            return None
+        return pb.SessionRequest(halt_given_up=pb.HaltGivenUp(serial=serial))
 
     def receive(self, response: pb.SessionResponse) -> Batch | None:
         """Takes a message in; returns the batch to settle, if it answered one.

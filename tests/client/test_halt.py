@@ -230,3 +230,47 @@ def test_halts_in_asyncio(irqchip_server: Daemon, vm: Vm) -> None:
                     await session.run([ops.halt(0), EOI])
 
     asyncio.run(main())
+
+
+def test_a_halt_of_a_session_that_is_given_up_takes_nothing(vm: Vm) -> None:
+    with vm.session() as session:
+        with pytest.raises(irqchip.TimedOut):
+            session.run([ops.halt(0)], timeout=0.05)
+        assert vm._run([MSI]) == [1]
+        assert session.vcpu(0).acknowledge() == TAKEN
+        assert session.vcpu(0).mp_state() is MpState.RUNNABLE
+
+
+def test_a_halt_of_a_session_that_is_given_up_as_it_ends_gives_back_what_it_took(vm: Vm) -> None:
+    """However the two meet: the interrupt is the halt's, or the next to be taken."""
+    with vm.session() as session, ThreadPoolExecutor() as pool:
+        for attempt in range(100):
+            woken = pool.submit(vm._run, [MSI])
+            try:
+                taken = session.run([ops.halt(0)], timeout=attempt % 10 / 2000)[0]
+            except irqchip.TimedOut:
+                woken.result()
+                taken = session.vcpu(0).acknowledge()
+            assert taken == TAKEN
+            session.run([EOI])
+
+
+def test_a_halt_of_a_session_that_is_given_up_in_asyncio_takes_nothing(irqchip_server: Daemon, vm: Vm) -> None:
+    async def give_up() -> None:
+        async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session() as session:
+            cpu = session.vcpu(0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(cpu.halt(), 0.05)
+            (await session.submit([ops.halt(0)])).cancel()
+            for attempt in range(100):
+                halting = asyncio.create_task(cpu.halt())
+                await asyncio.sleep(attempt % 10 / 2000)
+                await asyncio.gather(session.run([MSI]), asyncio.sleep(0))
+                halting.cancel()
+                taken = (await asyncio.gather(halting, return_exceptions=True))[0]
+                if isinstance(taken, asyncio.CancelledError):
+                    taken = await cpu.acknowledge()
+                assert taken == TAKEN, attempt
+                await session.run([EOI])
+
+    asyncio.run(give_up())

@@ -81,27 +81,27 @@ class Session(Machine):
 
         An operation that fails does not keep the next from being executed. The first error is raised, or, with
         `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
-        Client's and what a halt at the batch's end may take: the batch may still be executed.
+        Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
+        so, or by the task's cancellation, has taken nothing.
         """
         calls = list(calls)
         timeout = patience(calls, self._timeout) if timeout is None else timeout
-        future = await self.submit(calls, return_errors=return_errors)
+        future, serial = await self._submit(calls, return_errors)
         try:
             return await asyncio.wait_for(future, timeout)
+        except asyncio.CancelledError:
+            self._give_up(serial)  # Again, where its answer came with the cancellation.
+            raise
         except TimeoutError:
             raise timed_out("a batch", timeout) from None
 
     async def submit(self, calls: Iterable[Call[Any]], *, return_errors: bool = False) -> asyncio.Future[list[Any]]:
         """As run(), but without waiting for the answer: batches may follow each other closely.
 
-        Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout.
+        Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout. To cancel
+        the future gives up a halt at the batch's end.
         """
-        calls = list(calls)
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        async with self._changed:
-            await self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
-            self._outbox.put_nowait(self._core.submit(calls, future, return_errors))
-        return future
+        return (await self._submit(list(calls), return_errors))[0]
 
     async def next_event(self, timeout: float | None = None) -> Event:
         """Waits for an event. TimedOut after `timeout` seconds; SessionClosed once the Session has ended."""
@@ -144,6 +144,21 @@ class Session(Machine):
 
     async def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return await self.run(calls)
+
+    async def _submit(self, calls: Sequence[Call[Any]], return_errors: bool) -> tuple[asyncio.Future[list[Any]], int]:
+        """The answer to come, and the batch's serial."""
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        async with self._changed:
+            await self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            request, serial = self._core.submit(calls, future, return_errors)
+            self._outbox.put_nowait(request)
+        if calls and calls[-1].is_halt:
+            future.add_done_callback(lambda future: self._give_up(serial) if future.cancelled() else None)
+        return future, serial
+
+    def _give_up(self, serial: int) -> None:
+        if request := self._core.give_up(serial):
+            self._outbox.put_nowait(request)
 
     async def _open(self) -> Self:
         if self._reader is None:

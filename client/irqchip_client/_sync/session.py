@@ -83,15 +83,21 @@ class Session(Machine):
 
         An operation that fails does not keep the next from being executed. The first error is raised, or, with
         `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
-        Client's and what a halt at the batch's end may take: the batch may still be executed.
+        Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
+        so, or by Ctrl-C, has taken nothing.
         """
         calls = list(calls)
         timeout = patience(calls, self._timeout) if timeout is None else timeout
-        future = self.submit(calls, return_errors=return_errors)
+        future, serial = self._submit(calls, return_errors)
         try:
             return future.result(timeout)
         except TimeoutError:
+            self._give_up(serial)
             raise timed_out("a batch", timeout) from None
+        except BaseException:
+            if not future.done():  # Ctrl-C
+                self._give_up(serial)
+            raise
 
     def submit(self, calls: Iterable[Call[Any]], *, return_errors: bool = False) -> Future[list[Any]]:
         """As run(), but without waiting for the answer: batches may follow each other closely.
@@ -100,14 +106,7 @@ class Session(Machine):
         future's callbacks run on the thread that reads the Session: they may submit, which then raises LimitReached
         rather than wait, and must not wait for an answer.
         """
-        calls = list(calls)
-        future: Future[list[Any]] = Future()
-        future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
-        with self._changed:
-            if threading.current_thread() is not self._reader:
-                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
-            self._outbox.put(self._core.submit(calls, future, return_errors))
-        return future
+        return self._submit(list(calls), return_errors)[0]
 
     def next_event(self, timeout: float | None = None) -> Event:
         """Waits for an event. TimedOut after `timeout` seconds; SessionClosed once the Session has ended."""
@@ -143,6 +142,22 @@ class Session(Machine):
 
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return self.run(calls)
+
+    def _submit(self, calls: Sequence[Call[Any]], return_errors: bool) -> tuple[Future[list[Any]], int]:
+        """The answer to come, and the batch's serial."""
+        future: Future[list[Any]] = Future()
+        future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
+        with self._changed:
+            if threading.current_thread() is not self._reader:
+                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            request, serial = self._core.submit(calls, future, return_errors)
+            self._outbox.put(request)
+        return future, serial
+
+    def _give_up(self, serial: int) -> None:
+        with self._changed:
+            if request := self._core.give_up(serial):
+                self._outbox.put(request)
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not self._changed.wait_for(ready, timeout):

@@ -643,7 +643,7 @@ Global___RestoreVmResponse: _TypeAlias = RestoreVmResponse  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):
-    """SessionInfo describes an open Session."""
+    """SessionInfo describes an open Session, or what is left of one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -652,6 +652,7 @@ class SessionInfo(_message.Message):
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     DROPPED_EVENTS_FIELD_NUMBER: _builtins.int
     DETACHED_FIELD_NUMBER: _builtins.int
+    RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     """What the client called itself when it opened the Session."""
     source: _builtins.int
@@ -664,6 +665,10 @@ class SessionInfo(_message.Message):
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The GSIs it drives high now, ascending."""
 
+    @_builtins.property
+    def resampled_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The GSIs that it resamples, ascending; all who resample a GSI drive it from one source."""
+
     def __init__(
         self,
         *,
@@ -672,10 +677,11 @@ class SessionInfo(_message.Message):
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         dropped_events: _builtins.int = ...,
         detached: _builtins.bool = ...,
+        resampled_gsis: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "detached", b"detached", "dropped_events", b"dropped_events", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "detached", b"detached", "dropped_events", b"dropped_events", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3051,6 +3057,7 @@ class SessionRequest(_message.Message):
 
     OPEN_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    HALT_GIVEN_UP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___SessionOpen:
         """The first message, and only that."""
@@ -3059,21 +3066,51 @@ class SessionRequest(_message.Message):
     def batch(self) -> Global___Batch:
         """Operations to execute."""
 
+    @_builtins.property
+    def halt_given_up(self) -> Global___HaltGivenUp:
+        """A halt is given up."""
+
     def __init__(
         self,
         *,
         open: Global___SessionOpen | None = ...,
         batch: Global___Batch | None = ...,
+        halt_given_up: Global___HaltGivenUp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "message", b"message", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "message", b"message", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "batch"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "batch", "halt_given_up"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class HaltGivenUp(_message.Message):
+    """HaltGivenUp says that nobody waits for the halt any more with which a batch ends. Where it is under way it ends, as if
+    its time were up; where it has ended, what it took is given back, to be taken next, even if it is on its way to the
+    client, who ignores it. Of a vCPU's halts the last one can be given up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """The batch's serial number."""
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HaltGivenUp: _TypeAlias = HaltGivenUp  # noqa: Y015
 
 @_typing.final
 class SessionOpen(_message.Message):

@@ -246,6 +246,7 @@ def vm_to(vm: Description) -> pb.VmInfo:
             asserted_gsis=source.asserted,
             dropped_events=source.dropped_events,
             detached=source.detached,
+            resampled_gsis=source.resampled,
         )
         for source in vm.sources
     ]

@@ -49,6 +49,8 @@ class Session:
         self._halts: dict[_BatchHalt, None] = {}
         self._ended: deque[_BatchHalt] = deque()
         self._sending: _BatchHalt | None = None
+        # Of each vCPU the last halt, which can be given up even when its end has been sent.
+        self._last_halts: dict[int, _BatchHalt] = {}
         self._source = self._vm.open_source(
             request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
         )
@@ -69,8 +71,14 @@ class Session:
             max_message_bytes=self._limits.message_bytes,
         )
 
-    def execute(self, batch: pb.Batch) -> pb.BatchResult | None:
-        """Execute a batch; None where it ends in a halt that is under way, whose end take gives with the results."""
+    def execute(self, batch: pb.Batch | pb.HaltGivenUp) -> pb.BatchResult | None:
+        """Do what a message says, and return the answer.
+
+        None where there is none, or a batch ends in a halt that is under way, whose end take gives with the results.
+        """
+        if isinstance(batch, pb.HaltGivenUp):
+            self.give_up(batch)
+            return None
         answer = execute_batch(self._vm, batch, self._source, self._limits)
         request = ending_halt(batch, answer)
         return answer if request is None else self._begin_halt(request, answer)
@@ -92,7 +100,19 @@ class Session:
             answer.results[-1].error.CopyFrom(errors.message(errors.refusal(error)))
             return answer
         self._halts[batch] = None
+        self._last_halts[request.vcpu] = batch
         return None
+
+    def give_up(self, given_up: pb.HaltGivenUp) -> None:
+        """Nobody waits for a batch's halt any more."""
+        batch = next((batch for batch in self._last_halts.values() if batch.serial == given_up.serial), None)
+        if batch is None or batch.halt is None:
+            return
+        cancelled = self._vm.abandon(batch.halt)
+        batch.outcome = None
+        if cancelled:
+            self._ended.append(batch)
+            self._wake()
 
     def take(self) -> pb.SessionResponse | None:
         """The next message for the client, or None; asking for it says that the one before has been sent."""
@@ -118,10 +138,11 @@ class Session:
 class _BatchHalt:
     """A batch that ends in a halt, until the client has been sent how."""
 
-    __slots__ = ("_answer", "halt", "outcome", "size")
+    __slots__ = ("_answer", "halt", "outcome", "serial", "size")
 
     def __init__(self, answer: pb.BatchResult) -> None:
         self._answer = answer
+        self.serial = answer.serial
         self.size = answer.ByteSize()
         self.halt: Halt | None = None
         self.outcome: Outcome = None
@@ -151,8 +172,12 @@ def opening(message: pb.SessionRequest) -> pb.SessionOpen:
     return message.open
 
 
-def following(message: pb.SessionRequest) -> pb.Batch:
+def following(message: pb.SessionRequest) -> pb.Batch | pb.HaltGivenUp:
     """The content of any other message."""
-    if message.WhichOneof("message") != "batch":
-        raise invalid("every message of a Session but the first must be a batch")
-    return message.batch
+    match message.WhichOneof("message"):
+        case "batch":
+            return message.batch
+        case "halt_given_up":
+            return message.halt_given_up
+        case _:
+            raise invalid("every message of a Session but the first must be a batch, or halt_given_up")

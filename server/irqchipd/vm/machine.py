@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
 from irqchipd.chips import i8254, i8259, lapic_registers
@@ -51,6 +51,7 @@ class SourceInfo:
     asserted: list[int]
     dropped_events: int
     detached: bool
+    resampled: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +369,12 @@ class Vm(Vcpus):
                 vcpus=list(self._cpus),
                 sources=[
                     SourceInfo(
-                        source.client, source.number, sorted(source.asserted), source.dropped_events, source.detached
+                        source.client,
+                        source.number,
+                        sorted(source.asserted),
+                        source.dropped_events,
+                        source.detached,
+                        sorted(source.resampled),
                     )
                     for source in self._sources.values()
                 ],

@@ -177,14 +177,19 @@ class Vcpus(Turns):
             if not halt.finished:
                 self._board.finish_halt(halt, None)
 
-    def abandon(self, halt: Halt) -> None:
-        """Who halted is gone: the HLT is cancelled, or what it took is given back; done need not be called any more."""
+    def abandon(self, halt: Halt) -> bool:
+        """Who halted is gone: the HLT is cancelled, and done not called; or what it took is given back.
+
+        Whether it was cancelled.
+        """
         with suppress(VmError), self._turn:
             outcome, halt.outcome = halt.outcome, None
             if not halt.finished:
                 halt.finish(None)
-            elif isinstance(outcome, Signal | tuple):
+                return True
+            if isinstance(outcome, Signal | tuple):
                 halt.cpu.give_back(outcome, halt.life)
+        return False
 
     def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
         """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.
