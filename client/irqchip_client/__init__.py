@@ -8,7 +8,8 @@
             session.line(4).raise_()
 
 Everything here blocks; `irqchip_client.aio` has the same names for asyncio, and `irqchip_client.ops` the operations
-that a Session takes in batches. The errors are drawn in _errors.py: IrqchipError is the base of all.
+that a Session takes in batches. IrqchipError is the base of all errors, and help(irqchip_client.IrqchipError) draws
+them.
 """
 
 from importlib import import_module

@@ -16,6 +16,8 @@ from ._errors import InvalidArgument
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
 P = ParamSpec("P")
 
+_LONGEST = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine times that.
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
@@ -56,8 +58,23 @@ class Call(Generic[T]):
         return operation
 
 
+def check_calls(calls: Sequence[Call[Any]]) -> None:
+    """Raises InvalidArgument for what is none."""
+    for call in calls:
+        if not isinstance(call, Call):
+            raise InvalidArgument(errno.EINVAL, f"{call!r:.200} is no operation; irqchip_client.ops makes them")
+
+
+def seconds(timeout: float) -> float:
+    """A timeout that can be waited for. Raises InvalidArgument for any other."""
+    if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
+        raise InvalidArgument(errno.EINVAL, f"a timeout is 0 to {_LONGEST:,} seconds, not {timeout!r:.200}")
+    return timeout
+
+
 def patience(calls: Sequence[Call[Any]], timeout: float) -> float | None:
     """How many seconds the answers to calls may take, where `timeout` is enough for calls that do not wait."""
+    check_calls(calls)
     for call in calls:
         if call.waits is None:
             return None

@@ -1,5 +1,6 @@
 """Every call of irqchip.v1 that is not a stream, described once and without I/O."""
 
+import errno
 from collections.abc import Iterable
 from typing import Any, Literal, overload
 
@@ -9,7 +10,8 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call
 from ._call import checked as _checked
-from ._errors import protocol_error, timed_out
+from ._call import seconds as _seconds
+from ._errors import TimedOut, protocol_error
 from ._model import (
     Access,
     Advance,
@@ -65,6 +67,8 @@ def save_vm() -> Call[VmSnapshot]:
 
 @_checked
 def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
+    if not isinstance(snapshot, VmSnapshot):
+        raise TypeError("that is no VmSnapshot; VmSnapshot.from_bytes() makes one of bytes")
     return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)
 
 
@@ -282,7 +286,8 @@ def set_mp_state(vcpu: int, state: MpState) -> Call[None]:
 def take_signal(vcpu: int) -> Call[Signal | None]:
     """Takes what waits for a vCPU beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does.
 
-    NotReady where the vCPU has no local APIC.
+    While the vCPU waits for INIT or SIPI, an SMI or NMI stays, to be taken once it has started; an INIT loses it.
+    NotReady where it has no local APIC.
     """
     return Call("take_signal", pb.TakeSignalRequest(vcpu=vcpu), _signal)
 
@@ -296,9 +301,7 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
     """
     timeout_ns = 0  # Never.
     if timeout is not None:
-        if not 0 <= timeout < float("inf"):
-            raise ValueError("a timeout is 0 seconds or more")
-        timeout_ns = max(1, round(timeout * 1e9))
+        timeout_ns = max(1, round(_seconds(timeout) * 1e9))
 
     def wake(response: pb.HaltResponse) -> Wake:
         match response.WhichOneof("reason"):
@@ -307,7 +310,8 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
             case "signal":
                 return Signal(SignalKind(response.signal.kind), response.signal.vector)
             case "timeout":
-                raise timed_out(f"anything for vCPU {vcpu} to take", timeout)
+                when = "in time" if timeout is None else f"within {timeout:g} s"
+                raise TimedOut(errno.ETIMEDOUT, f"nothing for vCPU {vcpu} to take came {when}")
         raise protocol_error("no reason for a Halt to end")
 
     request = pb.HaltRequest(vcpu=vcpu, interrupts_masked=interrupts_masked, timeout_ns=timeout_ns)

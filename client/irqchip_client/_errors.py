@@ -1,19 +1,4 @@
-"""The errors of this package, all of them:
-
-    IrqchipError                anything else; look at .errno
-    ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
-    ├── NotFound                ENOENT                   no such VM or vCPU
-    ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
-    ├── NotReady                ENXIO                    the VM has no irqchip or no PIT; the vCPU has no local APIC
-    ├── Busy                    EBUSY                    the vCPU halts already
-    ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
-    ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
-    ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
-    │                                                    halt(): nothing to take in time, and nothing is taken
-    └── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
-
-A failed call has changed nothing, except where TimedOut says otherwise.
-"""
+"""The errors of this package, all of them: IrqchipError's docstring draws them."""
 
 # ruff: noqa: N818 - the names say what is the case; "Error" after each would add nothing.
 
@@ -35,6 +20,20 @@ class IrqchipError(Exception):
     errno    the number, for example errno.EEXIST
     reason   its name, "EEXIST"
     message  what was wrong, and what to do about it
+
+    IrqchipError                anything else; look at .errno
+    ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
+    ├── NotFound                ENOENT                   no such VM or vCPU
+    ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
+    ├── NotReady                ENXIO                    the VM has no irqchip or no PIT; the vCPU has no local APIC
+    ├── Busy                    EBUSY                    the vCPU halts already
+    ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
+    ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
+    ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
+    │                                                    halt(): nothing to take in time, and nothing is taken
+    └── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
+
+    A failed call has changed nothing, except where TimedOut says otherwise.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -129,8 +128,7 @@ def make_error(number: int, message: str) -> IrqchipError:
 
 
 def timed_out(what: str, seconds: float | None) -> TimedOut:
-    when = "" if seconds is None else f" within {seconds:g} s"  # None: a halt that was given up.
-    return TimedOut(errno.ETIMEDOUT, f"{what} did not come{when}")
+    return TimedOut(errno.ETIMEDOUT, f"{what} did not come within {seconds:g} s")
 
 
 def client_closed() -> Unavailable:
@@ -157,8 +155,8 @@ def error_from_rpc(error: grpc.RpcError, target: str) -> IrqchipError:
             # gRPC's details end in the system's own words: "...; last error: UNKNOWN: ...: Connection refused (111)".
             return Unavailable(
                 errno.ECONNREFUSED,
-                f"no irqchipd answers at {target}: start it with `irqchipd`, or name another with --target or "
-                f"IRQCHIP_TARGET. The system says: {details.rsplit(': ', 1)[-1]}",
+                f"no irqchipd answers at {target} ({details.rsplit(': ', 1)[-1]}): start it with `irqchipd`, or name "
+                "another with --target or IRQCHIP_TARGET",
             )
         case grpc.StatusCode.UNIMPLEMENTED:
             return IrqchipError(errno.ENOSYS, f"the server at {target} lacks this call; is it an older irqchipd?")

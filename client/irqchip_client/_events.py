@@ -16,7 +16,10 @@ class InterruptPending:
 
 @dataclass(frozen=True, slots=True)
 class VcpuSignal:
-    """A vCPU was sent something other than an interrupt. It waits until it is taken: by take_signal(), or a halt."""
+    """A vCPU was sent something other than an interrupt. It waits until it is taken: by take_signal(), or a halt.
+
+    An NMI or SMI to a vCPU that waits for INIT or SIPI stays until that has started; an INIT loses what waits.
+    """
 
     vcpu: int
     kind: SignalKind

@@ -82,21 +82,36 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class VmInfo:
-    """A VM."""
+    """A VM.
+
+    name
+    irqchip                  whether create_irqchip has been done
+    vcpus                    the ids of its vCPUs, in order of creation
+    sessions                 its Sessions, in order of opening
+    asserted_gsis            what line source 0, which all unary callers share, drives high, ascending
+    irqchip_mode             what of an irqchip is irqchipd's
+    pit                      whether create_pit has been done
+    asynchronous_interrupts  whether lines may be driven without stopping a vCPU
+    halt_in_kernel           whether a vCPU's HLT is irqchipd's to serve
+    virtual                  whether its clock is: it moves by advance() alone
+    now_ns                   its time, nanoseconds since its creation; it is not compared
+    next_timer_ns            when its next timer is due, in the same time; None where none runs
+    tsc_khz                  the frequency of its vCPUs' TSCs
+    """
 
     name: str
-    irqchip: bool  # Whether create_irqchip has been done.
-    vcpus: tuple[int, ...]  # The ids of its vCPUs, in order of creation.
-    sessions: tuple[SessionInfo, ...]  # In order of opening.
-    asserted_gsis: tuple[int, ...] = ()  # What line source 0, which all unary callers share, drives high, ascending.
+    irqchip: bool
+    vcpus: tuple[int, ...]
+    sessions: tuple[SessionInfo, ...]
+    asserted_gsis: tuple[int, ...] = ()
     irqchip_mode: IrqchipMode = IrqchipMode.NONE
-    pit: bool = False  # Whether create_pit has been done.
-    asynchronous_interrupts: bool = False  # Whether lines may be driven without stopping a vCPU.
-    halt_in_kernel: bool = False  # Whether a vCPU's HLT is irqchipd's to serve.
-    virtual: bool = False  # Whether its clock is: it moves by advance() alone.
-    now_ns: int = field(default=0, compare=False)  # Its time; two descriptions are equal that differ in nothing else.
-    next_timer_ns: int | None = None  # When its next timer is due, in its time; None where none runs.
-    tsc_khz: int = 1_000_000  # The frequency of its vCPUs' TSCs.
+    pit: bool = False
+    asynchronous_interrupts: bool = False
+    halt_in_kernel: bool = False
+    virtual: bool = False
+    now_ns: int = field(default=0, compare=False)
+    next_timer_ns: int | None = None
+    tsc_khz: int = 1_000_000
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
@@ -120,11 +135,16 @@ class VmInfo:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Where a virtual clock is after it was moved."""
+    """Where a virtual clock is after it was moved.
 
-    now_ns: int  # The VM's time.
-    remaining_ns: int = 0  # How far short of what was asked it stopped, for the sake of others; of advance() always 0.
-    next_timer_ns: int | None = None  # When the next timer is due, in the VM's time; None where none runs.
+    now_ns         the VM's time, nanoseconds since its creation
+    remaining_ns   how far short of what was asked it stopped, for the sake of others; of advance() always 0
+    next_timer_ns  when the next timer is due: a time of the VM, not a distance from now; None where none runs
+    """
+
+    now_ns: int
+    remaining_ns: int = 0
+    next_timer_ns: int | None = None
 
     @classmethod
     def from_proto(cls, message: pb.AdvanceClockResponse) -> Self:
@@ -132,14 +152,17 @@ class Advance:
         return cls(message.now_ns, message.remaining_ns, next_timer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class VmSnapshot:
     """The whole state of a VM: bytes to keep, and to restore it from, in this daemon or another.
 
     Equal where the bytes are. Of a VM on a virtual clock, the same operations give the same bytes.
     """
 
-    _data: bytes = field(repr=False)
+    _data: bytes
+
+    def __repr__(self) -> str:
+        return f"<VmSnapshot of {len(self._data)} bytes>"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -166,19 +189,28 @@ class VmSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A guest's read. Where no device claims the address, it is the vCPU process's to emulate."""
+    """A guest's read.
+
+    claimed  whether a device claims the address; where none does, it is the vCPU process's to emulate
+    data     what was read, zero-extended; 0 where unclaimed
+    """
 
     claimed: bool
-    data: int  # Zero-extended; 0 where unclaimed.
+    data: int
 
 
 @dataclass(frozen=True, slots=True)
 class MsrAccess:
-    """A guest's RDMSR or WRMSR. Where the register is not irqchipd's, it is the vCPU process's to emulate."""
+    """A guest's RDMSR or WRMSR.
+
+    claimed  whether the register is irqchipd's; where it is not, it is the vCPU process's to emulate
+    fault    the guest gets a general protection fault; nothing was read or written
+    data     what was read; 0 where unclaimed, after a fault, and of a write
+    """
 
     claimed: bool
-    fault: bool  # The guest gets a general protection fault; nothing was read or written.
-    data: int = 0  # What was read; 0 where unclaimed, after a fault, and of a write.
+    fault: bool
+    data: int = 0
 
 
 @dataclass(frozen=True, slots=True)

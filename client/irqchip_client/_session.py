@@ -21,7 +21,7 @@ import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call
+from ._call import Call, check_calls
 from ._errors import (
     InvalidArgument,
     IrqchipError,
@@ -223,6 +223,7 @@ class SessionCore:
             raise self._not_open()
         if not self.has_room:
             raise LimitReached(errno.ENOSPC, f"{self._max_in_flight} batches are in flight; wait for one of them")
+        check_calls(calls)
         if len(calls) > self.max_operations:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"

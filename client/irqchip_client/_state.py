@@ -66,11 +66,13 @@ class PicState:
 
     @classmethod
     def from_kvm_struct(cls, data: bytes) -> Self:
+        """The state that the kernel's struct holds. InvalidArgument for bytes of another length."""
         _check_length(data, _PIC.size, "struct kvm_pic_state")
         return cls(*data)
 
     @property
     def kvm_struct(self) -> bytes:
+        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
         return _pack(_PIC, *astuple(self))
 
 
@@ -96,6 +98,7 @@ class RedirectionEntry:
 
     @classmethod
     def from_raw(cls, raw: int) -> Self:
+        """The entry whose 64 bits these are."""
         return cls(
             vector=raw & 0xFF,
             delivery_mode=DeliveryMode(raw >> 8 & 7),
@@ -143,12 +146,14 @@ class IoapicState:
 
     @classmethod
     def from_kvm_struct(cls, data: bytes) -> Self:
+        """The state that the kernel's struct holds. InvalidArgument for bytes of another length."""
         _check_length(data, _IOAPIC.size, "struct kvm_ioapic_state")
         base_address, ioregsel, id_, irr, _padding, *entries = _IOAPIC.unpack(data)
         return cls(base_address, ioregsel, id_, irr, tuple(RedirectionEntry.from_raw(entry) for entry in entries))
 
     @property
     def kvm_struct(self) -> bytes:
+        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
         entries = [entry.raw for entry in self.entries]
         return _pack(_IOAPIC, self.base_address, self.ioregsel, self.id, self.irr, 0, *entries)
 
@@ -209,6 +214,7 @@ class LapicState:
 
     @classmethod
     def from_kvm_struct(cls, data: bytes) -> Self:
+        """The state that the kernel's struct holds. InvalidArgument for bytes of another length."""
         _check_length(data, _LAPIC_BYTES, "struct kvm_lapic_state")
         rest = bytearray(data)
         values: dict[str, Any] = {}
@@ -221,6 +227,7 @@ class LapicState:
 
     @property
     def kvm_struct(self) -> bytes:
+        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
         _check_length(self.rest, _LAPIC_BYTES, "rest")
         page = bytearray(self.rest)
         for name, offset in _LAPIC_REGISTERS.items():
@@ -263,6 +270,7 @@ class PitState:
 
     @classmethod
     def from_kvm_struct(cls, data: bytes) -> Self:
+        """The state that the kernel's struct holds. InvalidArgument for bytes of another length."""
         _check_length(data, _PIT_BYTES, "struct kvm_pit_state2")
         end = 3 * _PIT_CHANNEL.size
         (flags,) = _PIT_REST.unpack(data[end:])
@@ -270,6 +278,7 @@ class PitState:
 
     @property
     def kvm_struct(self) -> bytes:
+        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
         if len(self.channels) != 3:
             raise InvalidArgument(errno.EINVAL, f"a PIT has 3 channels, not {len(self.channels)}")
         channels = [_pack(_PIT_CHANNEL, *astuple(channel)) for channel in self.channels]

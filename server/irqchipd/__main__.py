@@ -29,8 +29,8 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
     "listen",
     metavar="ADDRESS",
     multiple=True,
-    help="Where to listen: unix:///PATH or tcp://HOST:PORT; may be repeated. [default: irqchipd/irqchipd.sock in the"
-    " user's runtime directory]",
+    help="Where to listen: unix:///PATH or tcp://HOST:PORT; may be repeated. [default: the socket"
+    " $XDG_RUNTIME_DIR/irqchipd/irqchipd.sock, or /tmp/irqchipd-UID/irqchipd.sock without XDG_RUNTIME_DIR]",
 )
 @click.option(
     "--allow-insecure",

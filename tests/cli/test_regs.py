@@ -253,9 +253,29 @@ def test_regs_of_a_split_irqchip_are_its_local_apics(run: Run, irqchip_client: C
 
 def test_regs_without_a_pit(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
     assert "pit0" not in run("regs", vm.name).stdout
-    assert fails(run("regs", vm.name, "--chip", "pit")).endswith("(ENXIO)")
+    refusal = f"VM '{vm.name}' has no PIT: `irqchipctl create --pit` makes a VM that has one"
+    assert fails(run("regs", vm.name, "--chip", "pit")) == refusal
 
 
 def test_regs_without_an_irqchip(run: Run, fails: Callable[[Result], str], irqchip_client: Client) -> None:
     bare = irqchip_client.create_vm()
     assert fails(run("regs", bare.name)).endswith("has no irqchip; create it first (ENXIO)")
+
+
+@pytest.mark.parametrize("chip", ["pic", "ioapic", "pit"])
+def test_regs_of_a_split_irqchip_does_not_say_to_create_one(
+    run: Run, fails: Callable[[Result], str], irqchip_client: Client, chip: str
+) -> None:
+    vm = irqchip_client.create_vm()
+    vm.enable_split_irqchip()
+    line = fails(run("regs", vm.name, "--chip", chip))
+    assert line.endswith(f"VM '{vm.name}' has a split irqchip: its PICs, IOAPIC and PIT are the VMM's (ENXIO)")
+
+
+def test_regs_without_vcpus_says_so(run: Run, irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    vm.enable_split_irqchip()
+    for options in ([], ["--chip", "lapic"], ["--raw"]):
+        result = run("regs", vm.name, *options)
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == f"VM '{vm.name}' has no vCPUs, and so no local APICs\n"

@@ -228,7 +228,9 @@ def test_no_daemon(start: Start, file: Callable[..., Path]) -> None:
     with start("--target", "unix:///nonexistent/socket", "replay", str(file(trace()))) as process:
         out, errors = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")
-    assert errors.startswith("Error: no irqchipd answers at unix:///nonexistent/socket: start it with")
+    assert errors.startswith(
+        "Error: no irqchipd answers at unix:///nonexistent/socket (No such file or directory): start it with"
+    )
     assert errors.count("\n") == 1
 
 

@@ -1,6 +1,6 @@
 """save, restore."""
 
-import subprocess
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_a_session_that_does_not_exist_any_more_is_shown_as_detached(run: Run, v
         run("save", vm.name, file)
     run("restore", file, "moved")
     assert run("show", "moved").stdout.splitlines()[-1] == (
-        "  source 1: uart; asserted GSIs 4; dropped events 0; detached"
+        "  source 1: uart; asserted GSIs 4; resampled GSIs (none); dropped events 0; detached"
     )
 
 
@@ -70,8 +70,34 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(run: Run, fails: Fails, fil
     assert file.read_bytes() == b"of another VM"
 
 
-def test_a_full_disk(start: Start, vm: Vm) -> None:
-    with start("save", vm.name, "/dev/full", stdout=subprocess.DEVNULL) as process:
+@pytest.mark.parametrize(("to", "name"), [("/dev/full", "/dev/full"), ("-", "standard output")])
+def test_a_full_disk(start: Start, vm: Vm, to: str, name: str) -> None:
+    with Path("/dev/full").open("w") as full, start("save", vm.name, to, stdout=full) as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert errors == "Error: [Errno 28] No space left on device\n"
+    assert errors == f"Error: {name}: No space left on device\n"
+
+
+def test_a_file_that_cannot_be_made_is_named(run: Run, fails: Fails, vm: Vm, tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "vm.snapshot"
+    assert fails(run("save", vm.name, file)) == f"{file}: No such file or directory"
+    assert run("save", vm.name, tmp_path).exit_code == 2
+
+
+def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe, start("save", vm.name, "-", stdout=pipe) as process:
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (1, "")
+
+
+def test_a_snapshot_is_not_written_to_a_terminal(start: Start, vm: Vm) -> None:
+    master, terminal = os.openpty()
+    try:
+        with open(terminal, "w") as tty, start("save", vm.name, "-", stdout=tty) as process:
+            _, errors = process.communicate(timeout=30)
+    finally:
+        os.close(master)
+    assert process.returncode == 2
+    assert "not for a terminal" in errors

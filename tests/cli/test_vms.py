@@ -48,7 +48,8 @@ def test_create_with_a_split_irqchip(run: Run, irqchip_client: Client) -> None:
     [
         (["--split", "24", "--no-irqchip"], "--split is of an irqchip, which --no-irqchip leaves out"),
         (["--split", "4097"], "(EINVAL)"),
-        (["--split", "24", "--pit"], "(ENOENT)"),
+        (["--split", "24", "--pit"], "--pit needs the whole irqchip"),
+        (["--pit", "--no-irqchip"], "--pit needs the whole irqchip"),
         (["--tsc-khz", "100000001"], "(EINVAL)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -98,17 +99,17 @@ def test_show(run: Run, vm: Vm) -> None:
         f"VM        {vm.name}",
         "irqchip   full",
         "TSC       1000000 kHz",
-        "vCPUs     0 1",
+        "vCPU ids  0 1",
         "source 0  asserted GSIs 3",
         "sessions  (none)",
     ]
-    with vm.session("uart") as uart, vm.session():
+    with vm.session("uart") as uart, vm.session(resampled_gsis=[11, 5]):
         uart.line(4).raise_()
         uart.line(9).raise_()
         assert run("show", vm.name).stdout.splitlines()[6:] == [
             "sessions  2",
-            "  source 1: uart; asserted GSIs 4 9; dropped events 0",
-            "  source 2: (no name); asserted GSIs (none); dropped events 0",
+            "  source 1: uart; asserted GSIs 4 9; resampled GSIs (none); dropped events 0",
+            "  source 2: (no name); asserted GSIs (none); resampled GSIs 5 11; dropped events 0",
         ]
 
 

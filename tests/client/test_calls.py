@@ -161,8 +161,10 @@ def test_a_halt_ends_with_what_was_taken() -> None:
     assert halt.parse(pb.HaltResponse(interrupt=interrupt)) == Interrupt(0, InterruptSource.PIC)
     signal = pb.TakeSignalResponse(kind=pb.SIGNAL_KIND_INIT)
     assert halt.parse(pb.HaltResponse(signal=signal)) == Signal(SignalKind.INIT)
-    with pytest.raises(TimedOut, match=r"anything for vCPU 3 to take did not come within 1\.5 s"):
+    with pytest.raises(TimedOut, match=r"nothing for vCPU 3 to take came within 1\.5 s"):
         ops.halt(3, timeout=1.5).parse(pb.HaltResponse(timeout=pb.HaltTimeout()))
+    with pytest.raises(TimedOut, match="nothing for vCPU 3 to take came in time"):  # One that was given up.
+        halt.parse(pb.HaltResponse(timeout=pb.HaltTimeout()))
     with pytest.raises(IrqchipError, match="no reason for a Halt to end"):
         halt.parse(pb.HaltResponse())
 
@@ -174,8 +176,10 @@ def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
     )
     assert ops.halt(0, timeout=0).request == pb.HaltRequest(timeout_ns=1)  # 0 would be for ever.
     for timeout in (-1, float("nan"), float("inf"), 1e12):
-        with pytest.raises(InvalidArgument, match="halt"):
+        with pytest.raises(InvalidArgument, match="a timeout is 0 to"):
             ops.halt(0, timeout=timeout)
+    with pytest.raises(InvalidArgument, match="not '1'"):
+        ops.halt(0, timeout=cast(float, "1"))
 
 
 def test_an_answer_may_take_as_long_as_its_calls_wait_and_the_timeout() -> None:
@@ -183,6 +187,21 @@ def test_an_answer_may_take_as_long_as_its_calls_wait_and_the_timeout() -> None:
     assert patience([ops.nmi(0), ops.pio_read(0, 0x20)], 10) == 10
     assert patience([ops.nmi(0), ops.halt(0, timeout=2.5)], 10) == 12.5
     assert patience([ops.nmi(0), ops.halt(0)], 10) is None
+
+
+@pytest.mark.parametrize("wrong", ["x", 5, None])
+def test_what_is_no_call_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"{wrong!r} is no operation; irqchip_client.ops makes them"):
+        patience([ops.nmi(0), wrong], 10)
+
+
+def test_a_snapshots_bytes_are_no_snapshot() -> None:
+    with pytest.raises(InvalidArgument, match=r"VmSnapshot\.from_bytes\(\) makes one of bytes"):
+        restore_vm(cast(VmSnapshot, SNAPSHOT.to_bytes()))
+
+
+def test_a_snapshot_shows_its_size() -> None:
+    assert repr(SNAPSHOT) == f"<VmSnapshot of {len(SNAPSHOT.to_bytes())} bytes>"
 
 
 def test_routes_survive() -> None:

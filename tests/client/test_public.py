@@ -1,5 +1,6 @@
 """The public page: what is on it, and that its two halves are the same."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -67,6 +68,28 @@ def test_what_is_public_is_documented(module: Any) -> None:
         if name in CLASSES:
             for method, function in members(member).items():
                 assert method.startswith("__") or function.__doc__, f"{name}.{method}"
+
+
+@pytest.mark.parametrize("name", ["Access", "Advance", "MsrAccess", "VmInfo"])
+def test_help_explains_every_field(name: str) -> None:
+    cls = getattr(irqchip_client, name)
+    assert [line.split()[0] for line in str(inspect.getdoc(cls)).splitlines()[2:]] == [
+        field.name for field in dataclasses.fields(cls)
+    ]
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), 1e12, "1", None])
+def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
+    for connect in (irqchip_client.connect, aio.connect):
+        with pytest.raises(irqchip_client.InvalidArgument, match="a timeout is 0 to 1,000,000,000 seconds"):
+            connect("unix:///run/irqchipd.sock", timeout=timeout)
+
+
+def test_the_errors_are_drawn_where_help_finds_them() -> None:
+    drawn = str(irqchip_client.IrqchipError.__doc__)
+    for error in irqchip_client.IrqchipError.__subclasses__():
+        assert f"── {error.__name__} " in drawn
+    assert "help(irqchip_client.IrqchipError)" in str(irqchip_client.__doc__)
 
 
 def test_the_pytest_plugin_costs_no_import_of_grpc() -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -311,3 +312,11 @@ def test_a_watch_ends_with_its_vm_or_when_closed_elsewhere(vm: Vm) -> None:
 def test_an_unknown_tracepoint_is_refused(vm: Vm) -> None:
     with pytest.raises(irqchip.InvalidArgument, match="kvm_nonsense"), vm.watch(["kvm_nonsense"]) as watch:
         next(watch)
+
+
+def test_what_is_no_operation_is_refused(vm: Vm) -> None:
+    wrong: Any = ["x"]
+    with vm.session() as session:
+        with pytest.raises(irqchip.InvalidArgument, match="'x' is no operation"):
+            session.run(wrong)
+        assert session.line(4).pulse() == 1

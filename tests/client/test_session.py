@@ -183,7 +183,7 @@ def test_a_halt_whose_time_is_up_has_timed_out() -> None:
     core = opened()
     future, batch = submit(core, ops.halt(0, timeout=0.5))
     answer(core, batch.serial, TIME_IS_UP)
-    with pytest.raises(TimedOut, match=r"vCPU 0 to take did not come within 0\.5 s"):
+    with pytest.raises(TimedOut, match=r"vCPU 0 to take came within 0\.5 s"):
         future.result(0)
     future, batch = submit(core, ops.irq_line(4, True), ops.halt(1, timeout=2), return_errors=True)
     answer(core, batch.serial, status(1), TIME_IS_UP)

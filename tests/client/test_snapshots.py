@@ -1,12 +1,13 @@
 """Snapshots, resets and split irqchips, through the SDK."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 import irqchip_client as irqchip
-from irqchip_client import Client, Interrupt, InterruptSource, IrqchipMode, Vm, VmSnapshot, ops
-from irqchip_client._daemon import start_daemon
+from irqchip_client import Client, Interrupt, InterruptSource, IrqchipMode, Vm, VmSnapshot, aio, ops
+from irqchip_client._daemon import Daemon, start_daemon
 
 from .guest import IRQ_BASE, init_pics
 
@@ -140,3 +141,28 @@ def test_a_resampled_line_falls_when_it_is_acknowledged(vm: Vm) -> None:
         vm.vcpu(0).pio_write(0xA0, 0x20)
         vm.vcpu(0).pio_write(0x20, 0x20)
         assert session.next_event(5) == irqchip.GsiResampled(10, 1)
+
+
+def test_a_resampled_line_can_be_held_and_is_not_lowered(irqchip_server: Daemon, vm: Vm) -> None:
+    with vm.session("device", resampled_gsis=[10]) as session:
+        with session.line(10):
+            pass
+        with pytest.raises(ZeroDivisionError), session.line(10):
+            raise ZeroDivisionError
+        for call in (session.line(10).lower, session.line(10).pulse):
+            with pytest.raises(irqchip.InvalidArgument, match="is resampled"):
+                call()
+    assert vm.get_irqchip(irqchip.Chip.PIC_SECONDARY).last_irr == 0  # It fell with the Session.
+
+    async def hold() -> None:
+        async with (
+            aio.connect(irqchip_server.target) as client,
+            client.vm(vm.name).session(resampled_gsis=[10]) as session,
+        ):
+            async with session.line(10):
+                pass
+            with pytest.raises(ZeroDivisionError):
+                async with session.line(10):
+                    raise ZeroDivisionError
+
+    asyncio.run(hold())

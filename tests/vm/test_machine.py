@@ -56,6 +56,17 @@ def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason
     assert vm.describe().irqchip_mode == "none"
 
 
+def test_what_a_vm_cannot_get_any_more_is_not_asked_for() -> None:
+    split, late = Vm("split"), Vm("late")
+    split.enable_cap(121, args=[24])
+    late.create_vcpu(0)
+    for vm, reason in ((split, "its PICs, IOAPIC and PIT are the VMM's"), (late, "it is too late: make a new VM")):
+        for operation in (vm.create_pit, vm.get_pit, lambda vm=vm: vm.get_irqchip(ChipId.IOAPIC)):
+            with pytest.raises(VmError) as caught:
+                operation()
+            assert caught.value.message.endswith(reason)
+
+
 def test_an_irqchip_comes_before_the_vcpus() -> None:
     vm = Vm("late")
     vm.create_vcpu(0)

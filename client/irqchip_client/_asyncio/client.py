@@ -9,7 +9,7 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._call import Call, patience
+from irqchip_client._call import Call, patience, seconds
 from irqchip_client._errors import client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._session import SessionCore
@@ -27,11 +27,12 @@ T = TypeVar("T")
 def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
     """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
 
-    The default is the environment variable IRQCHIP_TARGET, else `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`. No I/O:
-    the first call connects, and raises Unavailable where no daemon answers. A call that takes longer than
-    `timeout` seconds raises TimedOut. Raises InvalidArgument for a malformed target.
+    The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
+    or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
+    Unavailable where no daemon answers. A call that takes longer than `timeout` seconds raises TimedOut. Raises
+    InvalidArgument for a malformed target or timeout.
     """
-    return Client(resolve_target(target), timeout)
+    return Client(resolve_target(target), seconds(timeout))
 
 
 class Client:
@@ -59,7 +60,8 @@ class Client:
         """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
 
         The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
-        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached.
+        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached. Of bytes
+        VmSnapshot.from_bytes() makes the snapshot.
         """
         return Vm(self, await self._unary(_calls.restore_vm(snapshot, name)))
 
@@ -128,7 +130,7 @@ class Vm(Machine):
     async def create_pit(self, speaker: bool = True) -> None:
         """KVM_CREATE_PIT2: an 8254 at ports 40h to 43h that drives GSI 0, and with `speaker` port 61h.
 
-        AlreadyExists where it has one, NotFound without a PIC.
+        AlreadyExists where it has one, NotFound without a PIC: also where the irqchip is split.
         """
         await self._client._unary(_calls.create_pit(int(speaker)), self.name)
 
@@ -175,9 +177,11 @@ class Vm(Machine):
         vcpus           whose InterruptPending, VcpuSignal and IoapicEoi events to receive; they need not exist yet
         gsis            whose GsiAcknowledged and GsiMasked events to receive
         resampled_gsis  level lines to resample, as a KVM_IRQFD with a resamplefd does: such a line, once raised, stays
-                        high until it is acknowledged; then it falls, and a GsiResampled comes. It can only be raised
-        resume          take over the line source that a restored VM kept for the client of this name. NotFound
-                        where there is none
+                        high until it is acknowledged; then it falls, and a GsiResampled comes. It can only be raised:
+                        lower() and pulse() raise InvalidArgument. Several Sessions may resample one GSI: all hear, and
+                        it falls at the latest when the last of them ends. InvalidArgument without a full irqchip
+        resume          take over the line source that a restored VM kept for the client of this name, with its
+                        levels and the GSIs that it resamples. NotFound where there is none
         event_buffer    how many VcpuSignals may wait to be read; more are dropped, and counted
         max_in_flight   how many batches may wait for their answers, halts among them
         """

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import _calls
 from irqchip_client._call import Call
-from irqchip_client._errors import SessionClosed
+from irqchip_client._errors import InvalidArgument, SessionClosed
 from irqchip_client._model import (
     Access,
     Advance,
@@ -161,7 +161,10 @@ class Vcpu:
         await self._machine._call(_calls.set_mp_state(self.id, state))
 
     async def take_signal(self) -> Signal | None:
-        """Takes what waits for it beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does. NotReady."""
+        """Takes what waits for it beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does. NotReady.
+
+        While it waits for INIT or SIPI, an SMI or NMI stays, to be taken once it has started; an INIT loses it.
+        """
         return await self._machine._call(_calls.take_signal(self.id))
 
     async def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
@@ -170,9 +173,8 @@ class Vcpu:
         interrupts_masked  the guest's RFLAGS.IF is 0: no interrupt ends the halt
         timeout            seconds, after which TimedOut is raised, and nothing has been taken; None: no end
 
-        Busy while it halts already; NotReady where it has no local APIC. `timeout` is the way to give up and lose
-        nothing. By Ctrl-C, or as its task is cancelled, a Vm's halt is cancelled too, and what is on its way just
-        then is lost; a Session's goes on, and what it takes is lost.
+        Busy while it halts already; NotReady where it has no local APIC. By Ctrl-C, or as its task is cancelled, the
+        halt is given up: a Session's has then taken nothing. Of a Vm's, what is on its way just then is lost.
         """
         call = _calls.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
         return await self._machine._call(call)
@@ -183,6 +185,9 @@ class Line:
 
     Each method gives KVM_IRQ_LINE_STATUS's status, summed over the chips the GSI is routed to: -1 masked or
     ignored, 0 coalesced with one still pending, 1 or more delivered to so many; lowering gives 1 a chip.
+
+    A GSI that the Session resamples stays high until it is acknowledged, and falls then: lower() and pulse() raise
+    InvalidArgument, and the end of `with line:` leaves it as it is.
     """
 
     def __init__(self, machine: Machine, gsi: int) -> None:
@@ -207,5 +212,6 @@ class Line:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(SessionClosed):  # the level dropped when it ended, and what the body raised says more
+        # What the body raised says more: with its Session the level dropped, and a resampled line falls by itself.
+        with suppress(SessionClosed, InvalidArgument):
             await self.lower()

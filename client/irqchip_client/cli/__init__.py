@@ -23,8 +23,8 @@ __all__ = ["main"]
     "--target",
     metavar="ADDRESS",
     envvar="IRQCHIP_TARGET",
-    help="The daemon: unix:///PATH or tcp://HOST:PORT. [env IRQCHIP_TARGET; default: irqchipd/irqchipd.sock in the"
-    " user's runtime directory]",
+    help="The daemon: unix:///PATH or tcp://HOST:PORT. [env IRQCHIP_TARGET; default: the socket"
+    " $XDG_RUNTIME_DIR/irqchipd/irqchipd.sock, or /tmp/irqchipd-UID/irqchipd.sock without XDG_RUNTIME_DIR]",
 )
 @click.pass_context
 def main(context: click.Context, target: str | None) -> None:

@@ -33,10 +33,11 @@ class Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except OSError as error:
+            _forget_output()
             if error.errno == errno.EPIPE:  # The reader has left; click ends quietly.
                 raise
-            _forget_output()
-            raise click.ClickException(str(error)) from error
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise click.ClickException(what) from error
         except irqchip_client.IrqchipError as error:  # Last: naming it loads gRPC, which all but the above have anyway.
             raise click.ClickException(" ".join(str(error).split())) from error
 

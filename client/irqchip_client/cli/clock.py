@@ -16,8 +16,8 @@ from .durations import DURATION, show_duration
 def advance(vm: irqchip_client.Vm, duration: int) -> None:
     """Move a virtual clock.
 
-    By 10ms, 1.5s, 500us or a number of nanoseconds. Everything that comes due happens in order. Prints the VM's time,
-    and when its next timer is due.
+    By 1.5s, 10ms, 500us or 20ns; a number without a unit is of nanoseconds. Everything that comes due happens in order.
+    Prints the VM's time, and the time at which its next timer is due.
     """
     moved = vm.advance(duration)
     click.echo(f"{show_duration(moved.now_ns)}; {next_timer(moved.next_timer_ns)}")

@@ -27,7 +27,11 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
     """
     info = vm.info()
     wanted = list(chip) or _chips(info)
+    if "pit" in wanted and info.irqchip_mode == "full" and not info.pit:
+        raise click.ClickException(f"VM {info.name!r} has no PIT: `irqchipctl create --pit` makes a VM that has one")
     states = list(_states(vm, info.vcpus, [kind for kind in _CHIPS if kind in wanted]))
+    if "lapic" in wanted and not info.vcpus:
+        click.echo(f"VM {info.name!r} has no vCPUs, and so no local APICs", err=True)
     if raw:
         for name, state in states:
             click.echo(f"{name}: struct {_STRUCTS[name.rstrip('0123456789')]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import BinaryIO
 
 import click
@@ -13,14 +14,23 @@ from ._common import pass_client, pass_vm
 
 @click.command()
 @pass_vm
-@click.argument("file", type=click.File("wb"))
-def save(vm: irqchip_client.Vm, file: BinaryIO) -> None:
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+def save(vm: irqchip_client.Vm, file: str) -> None:
     """Save a VM's whole state to a file.
 
-    FILE may be -, for standard output. The VM goes on; `restore` makes another from the file, here or elsewhere.
+    FILE may be -, for standard output, but not a terminal. The VM goes on; `restore` makes another from the file, here
+    or elsewhere.
     """
+    if file == "-" and sys.stdout.isatty():
+        raise click.UsageError("a snapshot is bytes and not for a terminal: name a file, or send the output elsewhere")
     saved = vm.snapshot().to_bytes()
-    file.write(saved)  # What was in the file is lost from here on.
+    try:
+        with click.open_file(file, "wb") as opened:  # What was in the file is lost from here on.
+            opened.write(saved)
+            opened.flush()
+    except OSError as error:
+        error.filename = "standard output" if file == "-" else file
+        raise
 
 
 @click.command()
@@ -34,7 +44,12 @@ def restore(client: irqchip_client.Client, file: BinaryIO, vm: str) -> None:
     where it was saved, and the lines that Sessions held stay held until their clients resume them.
     """
     try:
-        snapshot = irqchip_client.VmSnapshot.from_bytes(file.read())
+        data = file.read()
+    except OSError as error:
+        error.filename = file.name
+        raise
+    try:
+        snapshot = irqchip_client.VmSnapshot.from_bytes(data)
     except irqchip_client.InvalidArgument as error:
         raise click.ClickException(f"{file.name}: {error}") from error
     click.echo(client.restore_vm(snapshot, vm).name)

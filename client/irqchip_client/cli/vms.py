@@ -19,7 +19,7 @@ from .durations import show_duration
 @click.option("--vcpus", type=click.IntRange(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
 @click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
 @click.option("--split", type=NUMBER, metavar="N", help="Only local APICs; the first N GSIs are another IOAPIC's pins.")
-@click.option("--pit", is_flag=True, help="With a PIT, and port 61h.")
+@click.option("--pit", is_flag=True, help="With a PIT, and port 61h; it needs the whole irqchip.")
 @click.option("--virtual-clock", is_flag=True, help="Its time moves by `advance` alone.")
 @click.option("--tsc-khz", type=NUMBER, default=0, metavar="KHZ", help="Its TSCs' frequency.  [default: 1000000]")
 @pass_client
@@ -37,6 +37,8 @@ def create(
 
     Without a name the daemon picks one. Where a part of it can't be made, nothing is left behind.
     """
+    if pit and (no_irqchip or split is not None):
+        raise click.UsageError("--pit needs the whole irqchip: it does not go with --split or --no-irqchip")
     if no_irqchip and split is not None:
         raise click.UsageError("--split is of an irqchip, which --no-irqchip leaves out")
     made = client.create_vm(vm, virtual_clock=virtual_clock, tsc_khz=tsc_khz)
@@ -74,21 +76,22 @@ def show(vm: irqchip_client.Vm) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
 
     Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's name, the
-    GSIs it holds high and the events it lost; "detached" where it was restored, and its client has not come back.
+    GSIs it holds high, those it resamples, and the events it lost; "detached" where it was restored, and its client has
+    not come back.
     """
     info = vm.info()
     click.echo(f"VM        {info.name}")
     click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
     click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}")
     click.echo(f"TSC       {info.tsc_khz} kHz")
-    click.echo(f"vCPUs     {_numbers(info.vcpus)}")
+    click.echo(f"vCPU ids  {_numbers(info.vcpus)}")
     click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")
     click.echo(f"sessions  {len(info.sessions) or '(none)'}")
     for session in info.sessions:
         click.echo(
             f"  source {session.source}: {session.client or '(no name)'}; "
-            f"asserted GSIs {_numbers(session.asserted_gsis)}; dropped events {session.dropped_events}"
-            f"{'; detached' if session.detached else ''}"
+            f"asserted GSIs {_numbers(session.asserted_gsis)}; resampled GSIs {_numbers(session.resampled_gsis)}; "
+            f"dropped events {session.dropped_events}{'; detached' if session.detached else ''}"
         )
 
 

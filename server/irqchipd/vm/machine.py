@@ -112,7 +112,7 @@ class Vm(Vcpus):
             if self._board.pit is not None:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT")
             if self._board.pic is None:
-                raise VmError(errno.ENOENT, f"VM {self.name!r} has no PIC for a PIT to interrupt; create the irqchip")
+                raise VmError(errno.ENOENT, f"a PIT needs PICs to interrupt: {self._no_irqchip().message}")
             self._board.add_pit(bool(flags & PIT_SPEAKER_DUMMY))
 
     def create_vcpu(self, vcpu: int) -> None:
@@ -408,10 +408,17 @@ class Vm(Vcpus):
     def _pit(self) -> Pit:
         pit = self._board.pit
         if pit is None:
+            if self._board.pic is None:
+                raise VmError(errno.ENXIO, f"there is no PIT: {self._no_irqchip().message}")
             raise VmError(errno.ENXIO, f"VM {self.name!r} has no PIT; create it first")
         return pit
 
     def _no_irqchip(self) -> VmError:
+        if self._board.split is not None:
+            return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
+        if self._cpus:
+            too_late = "its vCPUs came first, and now it is too late: make a new VM"
+            return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
         return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
 
 
