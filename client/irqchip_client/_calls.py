@@ -115,6 +115,16 @@ def irq_line(gsi: int, level: bool) -> Call[int]:
 
 
 @_checked
+def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
+    """Many irq_line in one, each a GSI and its level: all are done, in order, or where one is refused none.
+
+    The fastest way to drive lines: of a batch of 256 changes it saves most of the time. At most 4096.
+    """
+    packed = [gsi << 1 | bool(level) for gsi, level in changes]
+    return Call("irq_lines", pb.IrqLinesRequest(changes=packed), lambda response: list(response.statuses))
+
+
+@_checked
 def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
     """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
     return Call("signal_msi", pb.SignalMsiRequest(address=address, data=data, flags=flags), _status)

@@ -72,6 +72,7 @@ OPERATIONS: list[Call[Any]] = [
     ops.set_mp_state(0, MpState.RUNNABLE),
     ops.take_signal(0),
     ops.halt(0),
+    ops.irq_lines([(4, True), (4, False)]),
 ]
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(), save_vm(), restore_vm(SNAPSHOT)],

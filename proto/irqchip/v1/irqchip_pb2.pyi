@@ -966,6 +966,58 @@ class IrqLineResponse(_message.Message):
 Global___IrqLineResponse: _TypeAlias = IrqLineResponse  # noqa: Y015
 
 @_typing.final
+class IrqLinesRequest(_message.Message):
+    """IrqLinesRequest sets the levels of GSIs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What to do in this order: each is a GSI and its level in one number, gsi << 1 | level."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        changes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IrqLinesRequest: _TypeAlias = IrqLinesRequest  # noqa: Y015
+
+@_typing.final
+class IrqLinesResponse(_message.Message):
+    """IrqLinesResponse reports what became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """IrqLine's status of each."""
+
+    def __init__(
+        self,
+        *,
+        statuses: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statuses", b"statuses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IrqLinesResponse: _TypeAlias = IrqLinesResponse  # noqa: Y015
+
+@_typing.final
 class SignalMsiRequest(_message.Message):
     """SignalMsiRequest injects a message signalled interrupt."""
 
@@ -2691,6 +2743,7 @@ class Operation(_message.Message):
     SET_MP_STATE_FIELD_NUMBER: _builtins.int
     TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
     HALT_FIELD_NUMBER: _builtins.int
+    IRQ_LINES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create_vcpu(self) -> Global___CreateVcpuRequest:
         """As CreateVcpu."""
@@ -2797,6 +2850,12 @@ class Operation(_message.Message):
         it do not wait.
         """
 
+    @_builtins.property
+    def irq_lines(self) -> Global___IrqLinesRequest:
+        """As IrqLines, but it drives this Session's source. A batch has as many changes as it may have operations: E2BIG for
+        the one that exceeds them.
+        """
+
     def __init__(
         self,
         *,
@@ -2826,12 +2885,13 @@ class Operation(_message.Message):
         set_mp_state: Global___SetMpStateRequest | None = ...,
         take_signal: Global___TakeSignalRequest | None = ...,
         halt: Global___HaltRequest | None = ...,
+        irq_lines: Global___IrqLinesRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -2870,6 +2930,7 @@ class OperationResult(_message.Message):
     SET_MP_STATE_FIELD_NUMBER: _builtins.int
     TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
     HALT_FIELD_NUMBER: _builtins.int
+    IRQ_LINES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -2978,6 +3039,10 @@ class OperationResult(_message.Message):
     def halt(self) -> Global___HaltResponse:
         """Of halt."""
 
+    @_builtins.property
+    def irq_lines(self) -> Global___IrqLinesResponse:
+        """Of irq_lines."""
+
     def __init__(
         self,
         *,
@@ -3008,12 +3073,13 @@ class OperationResult(_message.Message):
         set_mp_state: Global___SetMpStateResponse | None = ...,
         take_signal: Global___TakeSignalResponse | None = ...,
         halt: Global___HaltResponse | None = ...,
+        irq_lines: Global___IrqLinesResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -3203,6 +3269,7 @@ class SessionResponse(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     BATCH_RESULT_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
         """The first message."""
@@ -3215,18 +3282,23 @@ class SessionResponse(_message.Message):
     def event(self) -> Global___Event:
         """Something the client subscribed to."""
 
+    @_builtins.property
+    def ended(self) -> Global___Error:
+        """On the AF_UNIX port, where there is no gRPC status: why the Session was not opened, or has ended. The last message."""
+
     def __init__(
         self,
         *,
         opened: Global___SessionOpened | None = ...,
         batch_result: Global___BatchResult | None = ...,
         event: Global___Event | None = ...,
+        ended: Global___Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_result", b"batch_result", "event", b"event", "message", b"message", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_result", b"batch_result", "ended", b"ended", "event", b"event", "message", b"message", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_result", b"batch_result", "event", b"event", "message", b"message", "opened", b"opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_result", b"batch_result", "ended", b"ended", "event", b"event", "message", b"message", "opened", b"opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "batch_result", "event"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "batch_result", "event", "ended"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

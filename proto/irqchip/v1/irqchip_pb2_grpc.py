@@ -106,6 +106,11 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLineRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLineResponse.FromString,
                 _registered_method=True)
+        self.IrqLines = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/IrqLines',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLinesRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLinesResponse.FromString,
+                _registered_method=True)
         self.SignalMsi = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/SignalMsi',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SignalMsiRequest.SerializeToString,
@@ -342,6 +347,14 @@ class IrqchipServiceServicer:
     def IrqLine(self, request, context):
         """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
         Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IrqLines(self, request, context):
+        """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
+        more than 4096.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -612,6 +625,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.IrqLine,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLineRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLineResponse.SerializeToString,
+            ),
+            'IrqLines': grpc.unary_unary_rpc_method_handler(
+                    servicer.IrqLines,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLinesRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.IrqLinesResponse.SerializeToString,
             ),
             'SignalMsi': grpc.unary_unary_rpc_method_handler(
                     servicer.SignalMsi,
@@ -1119,6 +1137,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/IrqLine',
             irqchip_dot_v1_dot_irqchip__pb2.IrqLineRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.IrqLineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IrqLines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/IrqLines',
+            irqchip_dot_v1_dot_irqchip__pb2.IrqLinesRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.IrqLinesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -109,6 +109,10 @@ class IrqchipServiceStub:
     """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
     Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
     """
+    IrqLines: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]
+    """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
+    more than 4096.
+    """
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SignalMsiRequest, _irqchip_pb2.SignalMsiResponse]
     """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetGsiRoutingRequest, _irqchip_pb2.SetGsiRoutingResponse]
@@ -244,6 +248,10 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IrqLine: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]  # type: ignore[assignment]
     """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
     Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+    """
+    IrqLines: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]  # type: ignore[assignment]
+    """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
+    more than 4096.
     """
     SignalMsi: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SignalMsiRequest, _irqchip_pb2.SignalMsiResponse]  # type: ignore[assignment]
     """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
@@ -461,6 +469,16 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_irqchip_pb2.IrqLineResponse, _abc.Awaitable[_irqchip_pb2.IrqLineResponse]]:
         """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
         Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """
+
+    @_abc_1.abstractmethod
+    def IrqLines(
+        self,
+        request: _irqchip_pb2.IrqLinesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.IrqLinesResponse, _abc.Awaitable[_irqchip_pb2.IrqLinesResponse]]:
+        """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
+        more than 4096.
         """
 
     @_abc_1.abstractmethod

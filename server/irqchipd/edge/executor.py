@@ -15,6 +15,9 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
 
+SMALL_RESULT = 16  # bytes
+MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
+
 # An operation fills in its response. source is the Session's line source, or None for the shared one.
 Operation = Callable[[Vm, Any, Any, LineSource | None], None]
 _OPERATIONS: dict[str, Operation] = {}
@@ -36,6 +39,13 @@ def create_vcpu(
 @_operation
 def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, source: LineSource | None) -> None:
     response.status = vm.irq_line(request.gsi, request.level, source)
+
+
+@_operation
+def irq_lines(vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource | None) -> None:
+    if len(request.changes) > MAX_CHANGES:
+        raise VmError(errno.E2BIG, f"{len(request.changes)} changes; at most {MAX_CHANGES} are allowed")
+    response.statuses.extend(vm.irq_lines(request.changes, source))
 
 
 @_operation
@@ -219,7 +229,8 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
         refusal = VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
         answer.error.CopyFrom(errors.message(refusal))
         return answer
-    room = limits.message_bytes
+    # For what can be large: states, and the words of errors. A few bytes of each operation are not counted.
+    room, changes = limits.message_bytes - SMALL_RESULT * count, limits.batch_operations
     for operation in batch.operations:
         result = answer.results.add()
         try:
@@ -233,6 +244,8 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
                 if len(answer.results) < count:
                     raise invalid("a halt is the last operation of its batch")
                 continue
+            if name == "irq_lines" and (changes := changes - len(request.changes)) < 0:
+                raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
             if name in _LARGE and room <= 0:
                 raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
             response = getattr(result, name)
@@ -242,6 +255,9 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
                 room -= response.ByteSize()
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
+            room -= len(result.error.message)
+            if room < 0:
+                result.error.message = ""
     return answer
 
 

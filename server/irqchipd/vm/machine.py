@@ -154,22 +154,34 @@ class Vm(Vcpus):
 
         A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
         """
+        return self.irq_lines((gsi << 1 | bool(level),), source)[0]
+
+    def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
+        """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
         with self._turn:
-            if not self._board.has_irqchip:
+            board = self._board
+            if not board.has_irqchip:
                 raise self._no_irqchip()
             if source is None:
                 source = self._shared_source
             elif source.closed:
                 raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
-            if source.resampled and gsi in source.resampled:
+            bit, asserted, resampled, set_irq = 1 << source.number, source.asserted, source.resampled, board.set_irq
+            for change in changes if resampled else ():
+                if not change & 1 and change >> 1 in resampled:
+                    raise invalid(f"GSI {change >> 1} is resampled: it falls by itself when it is acknowledged")
+            statuses = []
+            for change in changes:
+                gsi, level = change >> 1, change & 1
+                if gsi in resampled:
+                    statuses.append(set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False))
+                    continue
                 if not level:
-                    raise invalid(f"GSI {gsi} is resampled: it falls by itself when it is acknowledged")
-                return self._board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
-            if not level:
-                source.asserted.discard(gsi)
-            elif gsi < MAX_GSIS:
-                source.asserted.add(gsi)
-            return self._board.set_irq(gsi, 1 if level else 0, 1 << source.number)
+                    asserted.discard(gsi)
+                elif gsi < MAX_GSIS:
+                    asserted.add(gsi)
+                statuses.append(set_irq(gsi, level, bit))
+            return statuses
 
     def open_source(
         self,
