@@ -11,7 +11,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from irqchip.port import SUFFIX
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
+from irqchipd.edge.port import Port
+from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, TcpAddress, UnixAddress, claim_socket
 from irqchipd.vm.registry import Registry
@@ -27,7 +30,10 @@ class Daemon:
     """Serves until stopped. All of it, but the VMs, belongs to one event loop."""
 
     def __init__(self, limits: Limits) -> None:
-        self._service = GrpcService(Registry(limits.vms, limits.vcpus), limits)
+        self._limits = limits
+        self._registry = Registry(limits.vms, limits.vcpus)
+        self._places = Places(limits.sessions)
+        self._service = GrpcService(self._registry, limits, self._places)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -46,6 +52,7 @@ class Daemon:
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._sockets: list[UnixAddress] = []
+        self._ports: list[Port] = []
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
         """Listen, and return where, with the ports that were chosen. ListenError where it can't be done."""
@@ -68,6 +75,8 @@ class Daemon:
         finally:
             os.umask(umask)
         self._sockets.append(address)
+        port = address.path.with_name(address.path.name + SUFFIX)
+        self._ports.append(Port(self._registry, self._limits, self._places, port))
         return address
 
     def _listen_on_port(self, address: TcpAddress) -> TcpAddress:
@@ -83,6 +92,8 @@ class Daemon:
         """End all streams with a status, let calls under way finish, and remove the sockets."""
         await self._health.enter_graceful_shutdown()
         # The server's own stop would cancel what is left, and say nothing.
+        for port in self._ports:
+            await asyncio.to_thread(port.stop)
         await self._service.stop(STREAMS_GRACE)
         await self._server.stop(GRACE)
         for address in self._sockets:

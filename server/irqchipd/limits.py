@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irqchip.port import POLL_NS
 from irqchipd.vm.machine import MAX_VCPUS
 
 
@@ -17,3 +18,4 @@ class Limits:
     message_bytes: int = 1 << 20  # of what a client sends, and of the results of a batch
     batch_operations: int = 4096
     queued_events: int = 1024  # a Session, or a Watch
+    poll_us: int = POLL_NS // 1000  # that a thread of the port polls before it blocks, at the most

@@ -10,7 +10,7 @@ import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.grpc_service import GrpcService
-from irqchipd.edge.session import Session
+from irqchipd.edge.session import Places, Session
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
@@ -136,7 +136,7 @@ def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> 
 
 
 def test_a_call_that_is_cancelled_when_its_halt_has_ended_gives_back_what_it_took(registry: Registry, vm: Vm) -> None:
-    service = GrpcService(registry, Limits())
+    service = GrpcService(registry, Limits(), Places(1))
 
     async def cancel_too_late() -> None:
         call = asyncio.ensure_future(service._halt(pb.HaltRequest(vm="vm"), SimpleNamespace()))  # type: ignore[arg-type]

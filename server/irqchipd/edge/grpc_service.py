@@ -17,7 +17,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import execute
 from irqchipd.edge.outbound import TraceQueue
-from irqchipd.edge.session import Session, following, opening
+from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, opening
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
@@ -33,18 +33,16 @@ _T = TypeVar("_T")
 
 MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
 
-# How long a Session may take to be opened, seconds.
-OPENING_PATIENCE = 30.0
-
 STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
 
 
 class GrpcService:
     """The RPCs of IrqchipService, all on one event loop."""
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
+    def __init__(self, registry: Registry, limits: Limits, places: Places) -> None:
         self._registry = registry
         self._limits = limits
+        self._places = places
         self._streams: set[_Stream] = set()
         self._halts: set[asyncio.Future[Outcome]] = set()
         self._stopping = False
@@ -243,12 +241,12 @@ class GrpcService:
         try:
             if self._stopping:
                 raise STOPPING
-            if len(self._streams) >= self._limits.sessions:
-                raise VmError(
-                    errno.ENOSPC, f"there are {self._limits.sessions} Sessions, the most that this daemon allows"
-                )
+            self._places.take()
             self._streams.add(stream)
-            await _first_of(stream.ended(), work(stream))
+            try:
+                await _first_of(stream.ended(), work(stream))
+            finally:
+                self._places.free()
         except VmError as error:
             await _abort(context, error)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,28 @@ from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 
 MAX_CLIENT_NAME = 64
+OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
+
+
+class Places:
+    """How many Sessions and Watches there may be, of all edges together; from any thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self) -> None:
+        """One more: ENOSPC at the limit."""
+        with self._lock:
+            if self._taken >= self._most:
+                raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
+            self._taken += 1
+
+    def free(self) -> None:
+        """One less."""
+        with self._lock:
+            self._taken -= 1
 
 
 class Session:
