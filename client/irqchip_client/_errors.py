@@ -131,6 +131,10 @@ def timed_out(what: str, seconds: float | None) -> TimedOut:
     return TimedOut(errno.ETIMEDOUT, f"{what} did not come within {seconds:g} s")
 
 
+def daemon_gone(target: str) -> Unavailable:
+    return Unavailable(errno.ECONNRESET, f"no irqchipd answers at {target} any more: it has ended, or was killed")
+
+
 def client_closed() -> Unavailable:
     return Unavailable(errno.ESHUTDOWN, "this Client is closed: connect() again")
 

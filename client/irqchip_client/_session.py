@@ -195,6 +195,11 @@ class SessionCore:
         """Whether submit() has something to say other than "wait": it takes a batch, or refuses it for good."""
         return len(self._in_flight) + len(self._halting) < self._max_in_flight or self._closing or self.ended
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every batch is answered but those that halt."""
+        return not self._in_flight
+
     def open_request(self) -> pb.SessionRequest:
         try:
             opening = pb.SessionOpen(

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from irqchip.port import POLL_NS, SUFFIX
+
 from ._errors import InvalidArgument
 
 _SOCKET_PATH_BYTES = 107  # sizeof sun_path, less its end
@@ -19,6 +21,11 @@ class Target:
     uri: str  # As people write it.
     address: str  # As gRPC takes it.
     local: bool  # A socket of this host.
+
+    @property
+    def port(self) -> str | None:
+        """The path of its AF_UNIX port, which may not be there; None where it has none."""
+        return self.uri.removeprefix("unix://") + SUFFIX if self.uri.startswith("unix://") else None
 
     @property
     def channel_options(self) -> list[tuple[str, int]]:
@@ -38,6 +45,21 @@ class Target:
             options += [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
             options.append(("grpc.http2.max_pings_without_data", 0))
         return options
+
+
+def port_poll_ns() -> int | None:
+    """How long to poll the port before blocking, nanoseconds, by IRQCHIP_PORT: microseconds, or "off", which is None.
+
+    Raises InvalidArgument for anything else.
+    """
+    text = os.environ.get("IRQCHIP_PORT", "")
+    if text == "off":
+        return None
+    if text and not (text.isascii() and text.isdigit() and int(text) <= 1_000_000):
+        raise InvalidArgument(
+            errno.EINVAL, f"IRQCHIP_PORT is {text!r}: write off, or 0 to 1000000 microseconds to poll"
+        )
+    return int(text) * 1000 if text else POLL_NS
 
 
 def default_socket() -> str:

@@ -20,6 +20,12 @@ MSI = ops.signal_msi(0xFEE00000, VECTOR)
 EOI = ops.mmio_write(0, 0xFEE000B0, 0)
 
 
+@pytest.fixture(params=["50", "off"], ids=["port", "grpc"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions go over the port, and over gRPC."""
+    monkeypatch.setenv("IRQCHIP_PORT", request.param)
+
+
 @pytest.fixture
 def vm(vm: Vm) -> Vm:
     """A VM with vCPU 0, whose local APIC is enabled."""

@@ -16,6 +16,12 @@ from .guest import EOI, IRQ_BASE, init_pics
 PIC = InterruptSource.PIC
 
 
+@pytest.fixture(params=["50", "off"], ids=["port", "grpc"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions go over the port, and over gRPC."""
+    monkeypatch.setenv("IRQCHIP_PORT", request.param)
+
+
 def test_a_vm_from_creation_to_deletion(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm("life")
     assert vm.info() == irqchip.VmInfo("life", irqchip=False, vcpus=(), sessions=())
@@ -230,7 +236,8 @@ def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
         assert list(session.events(timeout=0.2)) == [InterruptPending(0)]
 
 
-def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm) -> None:
+def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", "off")  # over the port nothing is read until somebody waits for it
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC is addressed once it has been enabled
     nmi = ops.signal_msi(0xFEE00000, 0x400)
     with vm.session(vcpus=[0], event_buffer=3) as session:

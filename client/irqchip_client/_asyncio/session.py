@@ -24,6 +24,8 @@ class Session(Machine):
     Any number of tasks may use it. Made by Vm.session(), and opened by `async with` or `await`.
     """
 
+    transport = "grpc"  # What it goes over.
+
     def __init__(
         self,
         start: Callable[[AsyncIterator[pb.SessionRequest]], SessionStream],

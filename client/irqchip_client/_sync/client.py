@@ -1,5 +1,6 @@
 """A connection to the daemon, and its VMs."""
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeVar
 
@@ -12,9 +13,10 @@ from irqchip_client._call import Call, patience, seconds
 from irqchip_client._errors import client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._session import SessionCore
-from irqchip_client._target import Target, resolve_target
+from irqchip_client._target import Target, port_poll_ns, resolve_target
 
 from .machine import Machine
+from .port import PortSession, connect_port
 from .session import Session, Watch
 
 T = TypeVar("T")
@@ -40,6 +42,8 @@ class Client:
         self._channel = grpc.insecure_channel(target.address, options=target.channel_options)
         self._rpcs = IrqchipServiceStub(self._channel)
         self._closed = False
+        self._port = target.port
+        self._port_sessions: weakref.WeakSet[PortSession] = weakref.WeakSet()
 
     def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
@@ -81,6 +85,8 @@ class Client:
         """Closes the connection: its Sessions and Watches end."""
         self._closed = True
         self._channel.close()
+        for session in list(self._port_sessions):
+            session.disconnect(client_closed())
 
     def __enter__(self) -> Self:
         return self
@@ -187,6 +193,9 @@ class Vm(Machine):
                         levels and the GSIs that it resamples. NotFound where there is none
         event_buffer    how many VcpuSignals may wait to be read; more are dropped, and counted
         max_in_flight   how many batches may wait for their answers, halts among them
+
+        It goes over the daemon's AF_UNIX port where that is on this host, else over gRPC: Session.transport says which.
+        The environment's IRQCHIP_PORT has the microseconds to poll before blocking, or "off" for gRPC alone.
         """
         core = SessionCore(
             self.name,
@@ -198,7 +207,13 @@ class Vm(Machine):
             resampled_gsis=resampled_gsis,
             resume=resume,
         )
-        return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
+        rpcs, target, timeout = self._client._open_rpcs(), self._client.target, self._client.timeout
+        poll_ns = port_poll_ns()
+        if poll_ns is None or (connection := connect_port(self._client._port)) is None:
+            return Session(rpcs.Session, core, target, timeout)
+        session = PortSession(connection, core, target, timeout, poll_ns)
+        self._client._port_sessions.add(session)
+        return session
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
         """Trace events, by the names of the kernel's tracepoints; all of them where none is named.

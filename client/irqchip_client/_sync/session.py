@@ -26,6 +26,9 @@ class Session(Machine):
     Any number of threads may use it. Made by Vm.session().
     """
 
+    transport = "grpc"  # What it goes over; "port": the daemon's AF_UNIX port.
+    _reader: threading.Thread | None
+
     def __init__(self, start: Start, core: SessionCore, target: str, timeout: float) -> None:
         self._core = core
         self._target = target
@@ -90,7 +93,7 @@ class Session(Machine):
         timeout = patience(calls, self._timeout) if timeout is None else timeout
         future, serial = self._submit(calls, return_errors)
         try:
-            return future.result(timeout)
+            return self._answer(future, timeout)
         except TimeoutError:
             self._give_up(serial)
             raise timed_out("a batch", timeout) from None
@@ -106,6 +109,7 @@ class Session(Machine):
         future's callbacks run on the thread that reads the Session: they may submit, which then raises LimitReached
         rather than wait, and must not wait for an answer.
         """
+        self._expect_answers()
         return self._submit(list(calls), return_errors)[0]
 
     def next_event(self, timeout: float | None = None) -> Event:
@@ -129,7 +133,7 @@ class Session(Machine):
             self._core.close()
             self._changed.notify_all()
         self._outbox.put(None)
-        if threading.current_thread() is not self._reader:
+        if self._reader is not None and threading.current_thread() is not self._reader:
             self._reader.join(CLOSE_GRACE)
             self._stream.cancel()
             self._reader.join(CLOSE_GRACE)
@@ -151,13 +155,22 @@ class Session(Machine):
             if threading.current_thread() is not self._reader:
                 self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
             request, serial = self._core.submit(calls, future, return_errors)
-            self._outbox.put(request)
+            self._send(request)
         return future, serial
 
     def _give_up(self, serial: int) -> None:
         with self._changed:
             if request := self._core.give_up(serial):
-                self._outbox.put(request)
+                self._send(request)
+
+    def _send(self, request: pb.SessionRequest) -> None:
+        self._outbox.put(request)
+
+    def _expect_answers(self) -> None:
+        """Answers may come while nobody waits for one."""
+
+    def _answer(self, future: Future[list[Any]], timeout: float | None) -> list[Any]:
+        return future.result(timeout)
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not self._changed.wait_for(ready, timeout):

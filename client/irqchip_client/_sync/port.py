@@ -1,0 +1,172 @@
+"""A Session over the daemon's AF_UNIX port: on the same host, without HTTP/2 and without threads of its own."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from irqchip.port import MESSAGE_BYTES, Receiver
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client._errors import (
+    IrqchipError,
+    TimedOut,
+    daemon_gone,
+    error_from_message,
+    protocol_error,
+    timed_out,
+)
+from irqchip_client._session import CLOSE_GRACE, SessionCore
+
+from .session import Session
+
+
+def connect_port(path: str | None) -> socket.socket | None:
+    """A connection to the port at `path`; None where there is none, or not for this user."""
+    if path is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(os.fsencode(path))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+class PortSession(Session):
+    """Who waits for something reads the socket, for all who wait: an answer wakes the thread that asked, and no other.
+
+    A thread of its own reads only from the first submit() on, whose answers may come while nobody waits.
+    """
+
+    transport = "port"
+
+    def __init__(self, connection: socket.socket, core: SessionCore, target: str, timeout: float, poll_ns: int) -> None:
+        self._core = core
+        self._target = target
+        self._timeout = timeout
+        self._changed = threading.Condition()
+        self._connection = connection
+        self._packets = Receiver(connection, poll_ns)
+        self._reading = False  # Whether a thread is in _packets.
+        self._reader = None
+        try:
+            self._send(core.open_request())
+            with self._changed:
+                self._wait(lambda: core.is_open or core.ended, timeout, "opening the Session")
+                if not core.is_open:
+                    raise core.open_error()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        with self._changed, suppress(BlockingIOError, ValueError):
+            while not self._core.ended and not self._reading:
+                self._take(self._connection.recv(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT))
+        return self._core.ended
+
+    def close(self) -> None:
+        """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
+        with self._changed:
+            self._core.close()
+            self._changed.notify_all()
+            with suppress(TimedOut):
+                self._wait(lambda: self._core.is_idle or self._core.ended, CLOSE_GRACE, "the last answers")
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)  # Who reads finds the end.
+            if not self._reading:
+                self._end(None)
+            self._changed.wait_for(lambda: not self._reading, CLOSE_GRACE)
+            self._connection.close()
+
+    def disconnect(self, failure: IrqchipError) -> None:
+        """It ends at once, for this reason."""
+        with self._changed:
+            self._end(failure)
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, request: pb.SessionRequest) -> None:
+        with suppress(OSError):  # The daemon has gone: whoever reads next finds out.
+            self._connection.send(request.SerializeToString())
+
+    def _expect_answers(self) -> None:
+        with self._changed:
+            if self._reader is None:
+                self._reader = threading.Thread(
+                    target=self._read_on, name=f"irqchip session {self._core.vm}", daemon=True
+                )
+                self._reader.start()
+
+    def _read_on(self) -> None:
+        with self._changed:
+            self._wait(lambda: self._core.ended, None, "the end")
+
+    def _answer(self, future: Future[list[Any]], timeout: float | None) -> list[Any]:
+        with self._changed:
+            try:
+                self._wait(future.done, timeout, "a batch")
+            except TimedOut:
+                raise TimeoutError from None
+        return future.result()
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise timed_out(what, timeout)
+            if self._reading:
+                self._changed.wait(left)
+                continue
+            self._reading = True
+            self._changed.release()
+            try:
+                packet = self._receive(left)
+            finally:
+                self._changed.acquire()
+                self._reading = False
+                self._changed.notify_all()
+            if packet is not None:
+                self._take(packet)
+
+    def _receive(self, timeout: float | None) -> bytes | None:
+        try:
+            return self._packets.receive(timeout)
+        except TimeoutError:
+            return None
+        except OSError:  # The daemon was killed.
+            return b""
+
+    def _take(self, packet: bytes) -> None:
+        """A packet has come, or with an empty one the end."""
+        if self._core.ended:
+            return
+        try:
+            if not packet:
+                self._end(daemon_gone(self._target))
+                return
+            response = pb.SessionResponse.FromString(packet)
+            if response.HasField("ended"):
+                self._end(error_from_message(response.ended))
+            elif (batch := self._core.receive(response)) is not None:
+                batch.settle()
+        except DecodeError as error:
+            self._end(protocol_error(repr(error)))
+        except IrqchipError as error:
+            self._end(error)
+
+    def _end(self, failure: IrqchipError | None) -> None:
+        if not self._core.ended:
+            for batch in self._core.end(failure, self._target):
+                batch.settle()
+            self._changed.notify_all()

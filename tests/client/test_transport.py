@@ -1,0 +1,174 @@
+"""A Session goes over the daemon's AF_UNIX port where it can, and nobody can tell but by the time it takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import irqchip_client as irqchip
+from irqchip_client import Client, Interrupt, InterruptPending, Vm, aio, connect, ops
+from irqchip_client._daemon import start_daemon
+
+LAPIC = 0xFEE0_0000
+VECTOR = 0x51
+READ = ops.pio_read(0, 0x21)
+
+
+@pytest.fixture
+def vm(vm: Vm) -> Vm:
+    vm.vcpu(0).mmio_write(LAPIC + 0xF0, 0x1FF)
+    return vm
+
+
+@pytest.fixture
+def session(vm: Vm) -> Iterator[irqchip.Session]:
+    with vm.session(vcpus=[0]) as session:
+        assert session.transport == "port"
+        yield session
+
+
+def test_grpc_serves_where_the_port_is_switched_off(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", "off")
+    with vm.session() as session:
+        assert session.transport == "grpc"
+        assert session.run([READ])[0].claimed
+
+
+def test_a_daemon_elsewhere_is_reached_by_grpc() -> None:
+    with start_daemon(listen=["tcp://127.0.0.1:0"]) as daemon:
+        (target,) = (target for target in daemon.targets if target.startswith("tcp"))
+        with connect(target) as client, client.create_vm().session() as session:
+            assert session.transport == "grpc"
+
+
+def test_a_port_that_is_gone_is_done_without() -> None:
+    with start_daemon() as daemon, daemon.connect() as client:
+        Path(daemon.target.removeprefix("unix://") + ".port").unlink()
+        with client.create_vm().session() as session:
+            assert session.transport == "grpc"
+
+
+@pytest.mark.parametrize("value", ["on", "-1", "1e3", "1000001"])
+def test_a_setting_that_is_none_is_refused(vm: Vm, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", value)
+    with pytest.raises(irqchip.InvalidArgument, match="IRQCHIP_PORT"):
+        vm.session()
+
+
+def test_asyncio_goes_over_grpc() -> None:
+    assert aio.Session.transport == "grpc"
+
+
+@pytest.mark.parametrize("poll", ["0", "50", "1000"])
+def test_many_threads_have_each_its_own_answers(vm: Vm, monkeypatch: pytest.MonkeyPatch, poll: str) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", poll)
+    with vm.session() as session, ThreadPoolExecutor(8) as pool:
+
+        def work(number: int) -> None:
+            for turn in range(100):
+                calls = [ops.irq_line(16 + number, turn % 2 == 0), *[READ] * number]
+                assert len(session.run(calls)) == 1 + number
+
+        for future in [pool.submit(work, number) for number in range(8)]:
+            future.result(30)
+
+
+def test_answers_come_to_those_who_do_not_wait(session: irqchip.Session) -> None:
+    told = threading.Event()
+    futures = [session.submit([READ]) for _ in range(200)]
+    futures[-1].add_done_callback(lambda _: told.set())
+    assert told.wait(10)
+    assert all(future.done() for future in futures)
+    assert session.run([READ])[0].claimed
+
+
+def test_one_waits_for_events_while_others_work(session: irqchip.Session, vm: Vm) -> None:
+    with ThreadPoolExecutor() as pool:
+        event = pool.submit(session.next_event, 10)
+        for _ in range(50):
+            session.run([READ])
+        vm.signal_msi(LAPIC, VECTOR)
+        assert event.result(10) == InterruptPending(0)
+
+
+def test_one_halts_while_others_work(session: irqchip.Session, vm: Vm) -> None:
+    with ThreadPoolExecutor() as pool:
+        halting = pool.submit(session.vcpu(0).halt)
+        for _ in range(50):
+            session.run([READ])
+        vm.signal_msi(LAPIC, VECTOR)
+        wake = halting.result(10)
+    assert isinstance(wake, Interrupt)
+    assert wake.vector == VECTOR
+
+
+def test_an_answer_that_does_not_come_in_time(session: irqchip.Session) -> None:
+    begun = time.monotonic()
+    with pytest.raises(irqchip.TimedOut):
+        session.next_event(0.05)
+    with pytest.raises(irqchip.TimedOut):
+        session.run([ops.halt(0)], timeout=0.05)
+    assert 0.1 <= time.monotonic() - begun < 5
+    assert session.run([READ])[0].claimed
+
+
+def test_a_batch_is_bounded_by_what_a_packet_holds(session: irqchip.Session) -> None:
+    assert session.max_message_bytes == 1 << 16
+    with pytest.raises(irqchip.LimitReached):
+        session.run([ops.set_lapic(0, bytes(1024))] * 64)
+    assert session.run([READ])[0].claimed
+
+
+def test_a_session_that_nobody_uses_knows_that_it_has_ended(session: irqchip.Session, vm: Vm) -> None:
+    assert not session.closed
+    vm.delete()
+    deadline = time.monotonic() + 10
+    while not session.closed:
+        assert time.monotonic() < deadline
+    with pytest.raises(irqchip.SessionClosed, match="has been deleted"):
+        session.run([READ])
+
+
+@pytest.mark.parametrize("how", ["session", "client", "daemon"])
+def test_whoever_waits_learns_of_the_end(how: str) -> None:
+    with start_daemon() as daemon, daemon.connect() as client, ThreadPoolExecutor() as pool:
+        vm = client.create_vm()
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        session = vm.session(vcpus=[0])
+        waiting: list[Future[Any]] = [
+            pool.submit(session.next_event),
+            pool.submit(session.vcpu(0).halt),
+            session.submit([ops.halt(0)]),
+        ]
+        time.sleep(0.1)
+        match how:
+            case "session":
+                session.close()
+            case "client":
+                client.close()
+            case "daemon":
+                daemon.process.kill()
+        for future in waiting:
+            with pytest.raises((irqchip.SessionClosed, irqchip.Busy)):
+                future.result(10)
+        assert session.closed
+        session.close()
+
+
+def test_what_is_in_flight_is_answered_before_it_closes(vm: Vm) -> None:
+    session = vm.session()
+    futures = [session.submit([READ] * 100) for _ in range(20)]
+    session.close()
+    assert [len(future.result(0)) for future in futures] == [100] * 20
+
+
+def test_a_session_on_a_vm_that_is_none(irqchip_client: Client) -> None:
+    with pytest.raises(irqchip.NotFound):
+        irqchip_client.vm("nobody").session()
