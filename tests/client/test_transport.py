@@ -172,3 +172,14 @@ def test_what_is_in_flight_is_answered_before_it_closes(vm: Vm) -> None:
 def test_a_session_on_a_vm_that_is_none(irqchip_client: Client) -> None:
     with pytest.raises(irqchip.NotFound):
         irqchip_client.vm("nobody").session()
+
+
+def test_neither_side_waits_for_the_other_to_read(session: irqchip.Session) -> None:
+    """Answers that fill the daemon's socket, and behind them batches that fill ours."""
+    large_answers: list[ops.Call[Any]] = [ops.get_lapic(0)] * 28
+    large_batch: list[ops.Call[Any]] = [ops.set_lapic(0, bytes(1024))] * 60
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            futures = [session.submit(calls) for calls in (*[large_answers] * 30, *[large_batch] * 20)]
+            others = [pool.submit(session.run, large_batch) for _ in range(8)]
+            assert {len(future.result(20)) for future in (*futures, *others)} == {28, 60}

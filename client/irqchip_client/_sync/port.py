@@ -1,9 +1,11 @@
 """A Session over the daemon's AF_UNIX port: on the same host, without HTTP/2 and without threads of its own."""
 
 import os
+import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -55,10 +57,12 @@ class PortSession(Session):
         self._connection = connection
         self._packets = Receiver(connection, poll_ns)
         self._reading = False  # Whether a thread is in _packets.
+        self._unsent: deque[bytes] = deque()
+        self._flushing = False
         self._reader = None
         try:
-            self._send(core.open_request())
             with self._changed:
+                self._send(core.open_request())
                 self._wait(lambda: core.is_open or core.ended, timeout, "opening the Session")
                 if not core.is_open:
                     raise core.open_error()
@@ -96,8 +100,42 @@ class PortSession(Session):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, request: pb.SessionRequest) -> None:
-        with suppress(OSError):  # The daemon has gone: whoever reads next finds out.
-            self._connection.send(request.SerializeToString())
+        self._unsent.append(request.SerializeToString())
+        if self._flushing:  # Another thread does, and goes on with this one.
+            return
+        self._flushing = True
+        try:
+            while self._unsent:
+                try:
+                    self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    self._make_way()
+                else:
+                    self._unsent.popleft()
+        except OSError:  # The daemon has gone: whoever reads next finds out.
+            self._unsent.clear()
+        finally:
+            self._flushing = False
+
+    def _make_way(self) -> None:
+        """The daemon takes nothing more: it may be waiting for its answers to be read."""
+        if self._reading:
+            self._changed.wait(0.01)
+            return
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN | select.POLLOUT)
+        packet = None
+        self._reading = True
+        self._changed.release()
+        try:
+            if poll.poll()[0][1] & select.POLLIN:
+                packet = self._receive(None)
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        if packet is not None:
+            self._take(packet)
 
     def _expect_answers(self) -> None:
         with self._changed:

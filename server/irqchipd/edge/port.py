@@ -93,15 +93,25 @@ class Port:
                     self._connections.discard(connection)
                 continue
             connection.thread = threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True)
-            connection.thread.start()
+            try:
+                connection.thread.start()
+            except RuntimeError as error:  # as many as the machine allows
+                log.warning("the port can't serve a client: %s", error)
+                connection.thread = threading.current_thread()
+                connection.end(VmError(errno.ENOSPC, "the machine has no thread left for a Session"))
+                connection.close()
+                self._forget(connection)
 
     def _serve(self, connection: _Connection) -> None:
         try:
             connection.serve(self._registry, self._limits)
         finally:
-            self._places.free()
-            with self._lock:
-                self._connections.discard(connection)
+            self._forget(connection)
+
+    def _forget(self, connection: _Connection) -> None:
+        self._places.free()
+        with self._lock:
+            self._connections.discard(connection)
 
 
 class _GoneError(Exception):
