@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +24,7 @@ from irqchip_client._errors import (
 )
 from irqchip_client._session import CLOSE_GRACE, SessionCore
 
-from .session import Session
+from .session import Answer, Session
 
 
 def connect_port(path: str | None) -> socket.socket | None:
@@ -39,6 +38,31 @@ def connect_port(path: str | None) -> socket.socket | None:
         connection.close()
         return None
     return connection
+
+
+class _Answer:
+    """What a Future is to those who do not block on it, without its locks."""
+
+    __slots__ = ("_done", "_exception", "_result")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._result: list[Any] = []
+        self._exception: BaseException | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: list[Any], /) -> None:
+        self._result, self._done = result, True
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._exception, self._done = exception, True
+
+    def result(self, timeout: float | None = None, /) -> list[Any]:  # noqa: ARG002 - it is done
+        if self._exception is not None:
+            raise self._exception
+        return self._result
 
 
 class PortSession(Session):
@@ -149,13 +173,16 @@ class PortSession(Session):
         with self._changed:
             self._wait(lambda: self._core.ended, None, "the end")
 
-    def _answer(self, future: Future[list[Any]], timeout: float | None) -> list[Any]:
+    def _new_answer(self) -> Answer:
+        return _Answer()
+
+    def _wait_for(self, answer: Answer, timeout: float | None) -> list[Any]:
         with self._changed:
             try:
-                self._wait(future.done, timeout, "a batch")
+                self._wait(answer.done, timeout, "a batch")
             except TimedOut:
                 raise TimeoutError from None
-        return future.result()
+        return answer.result()
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import grpc
 
@@ -13,9 +13,16 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, patience
 from irqchip_client._errors import TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
-from irqchip_client._session import CLOSE_GRACE, SessionCore
+from irqchip_client._session import CLOSE_GRACE, Promise, SessionCore
 
 from .machine import Machine
+
+
+class Answer(Promise, Protocol):
+    """A promise whose result can be waited for."""
+
+    def result(self, timeout: float | None = None, /) -> list[Any]: ...
+
 
 Start = Callable[[Iterator[pb.SessionRequest]], "grpc._CallIterator[pb.SessionResponse]"]
 
@@ -91,14 +98,15 @@ class Session(Machine):
         """
         calls = list(calls)
         timeout = patience(calls, self._timeout) if timeout is None else timeout
-        future, serial = self._submit(calls, return_errors)
+        answer = self._new_answer()
+        serial = self._submit(calls, answer, return_errors)
         try:
-            return self._answer(future, timeout)
+            return self._wait_for(answer, timeout)
         except TimeoutError:
             self._give_up(serial)
             raise timed_out("a batch", timeout) from None
         except BaseException:
-            if not future.done():  # Ctrl-C
+            if not answer.done():  # Ctrl-C
                 self._give_up(serial)
             raise
 
@@ -110,7 +118,10 @@ class Session(Machine):
         rather than wait, and must not wait for an answer.
         """
         self._expect_answers()
-        return self._submit(list(calls), return_errors)[0]
+        future: Future[list[Any]] = Future()
+        future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
+        self._submit(list(calls), future, return_errors)
+        return future
 
     def next_event(self, timeout: float | None = None) -> Event:
         """Waits for an event. TimedOut after `timeout` seconds; SessionClosed once the Session has ended."""
@@ -147,16 +158,14 @@ class Session(Machine):
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return self.run(calls)
 
-    def _submit(self, calls: Sequence[Call[Any]], return_errors: bool) -> tuple[Future[list[Any]], int]:
-        """The answer to come, and the batch's serial."""
-        future: Future[list[Any]] = Future()
-        future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
+    def _submit(self, calls: Sequence[Call[Any]], answer: Promise, return_errors: bool) -> int:
+        """Returns the batch's serial."""
         with self._changed:
-            if threading.current_thread() is not self._reader:
+            if not self._core.has_room and threading.current_thread() is not self._reader:
                 self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
-            request, serial = self._core.submit(calls, future, return_errors)
+            request, serial = self._core.submit(calls, answer, return_errors)
             self._send(request)
-        return future, serial
+        return serial
 
     def _give_up(self, serial: int) -> None:
         with self._changed:
@@ -169,8 +178,12 @@ class Session(Machine):
     def _expect_answers(self) -> None:
         """Answers may come while nobody waits for one."""
 
-    def _answer(self, future: Future[list[Any]], timeout: float | None) -> list[Any]:
-        return future.result(timeout)
+    def _new_answer(self) -> Answer:
+        """What run() waits for."""
+        return Future()
+
+    def _wait_for(self, answer: Answer, timeout: float | None) -> list[Any]:
+        return answer.result(timeout)
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not self._changed.wait_for(ready, timeout):
