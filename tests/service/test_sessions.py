@@ -211,7 +211,10 @@ def test_a_watch_that_is_too_slow_loses_events_and_is_told_how_many() -> None:
                     seen += 1
                     assert event.tracepoint == "kvm_set_irq"
                     assert dict(event.fields)["gsi"] == 21
-        assert (seen, dropped) == (16, 984)
+        # Over the port the batch has a thread of its own, and some may be taken while it runs.
+        assert seen + dropped == 1000
+        assert seen >= 16
+        assert dropped
 
 
 def resident(daemon: Daemon) -> int:

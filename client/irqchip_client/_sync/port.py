@@ -109,6 +109,10 @@ class PortSession(Session):
             self._changed.notify_all()
             with suppress(TimedOut):
                 self._wait(lambda: self._core.is_idle or self._core.ended, CLOSE_GRACE, "the last answers")
+            with suppress(OSError, TimedOut):
+                # The daemon closes its end when the Session's levels have dropped.
+                self._connection.shutdown(socket.SHUT_WR)
+                self._wait(lambda: self._core.ended, CLOSE_GRACE, "the end")
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)  # Who reads finds the end.
             if not self._reading:

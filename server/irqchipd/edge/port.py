@@ -169,10 +169,12 @@ class _Connection:
             self._client.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """It is over."""
-        with suppress(OSError):
-            self._client.shutdown(socket.SHUT_RDWR)  # whoever waits to send gives up
-        with self._busy:
+        """It is over. The client finds the end when its levels have dropped."""
+        if not self._busy.acquire(timeout=0.1):
+            with suppress(OSError):
+                self._client.shutdown(socket.SHUT_RDWR)  # whoever waits to send gives up
+            self._busy.acquire()
+        try:
             session, self._session = self._session, None
             if session is not None:
                 session.close()
@@ -181,6 +183,8 @@ class _Connection:
                 while self._client.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT):
                     pass
             self._client.close()
+        finally:
+            self._busy.release()
 
     def _receive(self, limits: Limits, timeout: float | None = None) -> pb.SessionRequest:
         data = self._packets.receive(timeout)
