@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -16,7 +15,7 @@ from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
-from irqchipd.listen import Address, ListenError, TcpAddress, UnixAddress, claim_socket
+from irqchipd.listen import Address, ListenError, TcpAddress, UnixAddress, claimed_socket
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -68,12 +67,8 @@ class Daemon:
         return bound
 
     def _listen_on_socket(self, address: UnixAddress) -> UnixAddress:
-        claim_socket(address.path)
-        umask = os.umask(0o177)  # the socket is for its user alone, wherever it is
-        try:
+        with claimed_socket(address.path):
             self._bind(f"unix:{address.path}", address)
-        finally:
-            os.umask(umask)
         self._sockets.append(address)
         port = address.path.with_name(address.path.name + SUFFIX)
         self._ports.append(Port(self._registry, self._limits, self._places, port))

@@ -7,6 +7,8 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +101,18 @@ def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
     return TcpAddress(number, int(port))
 
 
-def claim_socket(path: Path) -> None:
+@contextmanager
+def claimed_socket(path: Path) -> Iterator[None]:
+    """Make way for a socket, which is for its user alone, wherever it is, if it is bound within."""
+    _make_way(path)
+    umask = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+def _make_way(path: Path) -> None:
     """Make way for a socket: remove one that nobody listens on; refuse one that somebody does, and any other file."""
     if not path.parent.is_dir():
         raise ListenError(f"{path}: the directory {path.parent} does not exist")

@@ -1,5 +1,6 @@
 """A Session over the daemon's AF_UNIX port: on the same host, without HTTP/2 and without threads of its own."""
 
+import math
 import os
 import select
 import socket
@@ -8,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -152,18 +154,7 @@ class PortSession(Session):
             return
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLOUT)
-        packet = None
-        self._reading = True
-        self._changed.release()
-        try:
-            if poll.poll()[0][1] & select.POLLIN:
-                packet = self._receive(None)
-        finally:
-            self._changed.acquire()
-            self._reading = False
-            self._changed.notify_all()
-        if packet is not None:
-            self._take(packet)
+        self._read_one(lambda: self._receive(None) if poll.poll()[0][1] & select.POLLIN else None)
 
     def _expect_answers(self) -> None:
         with self._changed:
@@ -197,18 +188,25 @@ class PortSession(Session):
             if self._reading:
                 self._changed.wait(left)
                 continue
-            self._reading = True
-            self._changed.release()
-            try:
-                packet = self._receive(left)
-            finally:
-                self._changed.acquire()
-                self._reading = False
-                self._changed.notify_all()
-            if packet is not None:
-                self._take(packet)
+            self._read_one(partial(self._receive, left))
+
+    def _read_one(self, receive: Callable[[], bytes | None]) -> None:
+        """Be the one who reads, and take what comes, if something does."""
+        self._reading = True
+        self._changed.release()
+        try:
+            packet = receive()
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        if packet is not None:
+            self._take(packet)
 
     def _receive(self, timeout: float | None) -> bytes | None:
+        """A packet, empty at the end; None where none comes in time, or more than half of it: who waits asks again."""
+        if timeout is not None:  # A power of two: what is left differs each time, and would be a system call each time.
+            timeout = math.ldexp(0.5, math.frexp(timeout)[1])
         try:
             return self._packets.receive(timeout)
         except TimeoutError:

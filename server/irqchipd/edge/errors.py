@@ -29,6 +29,8 @@ STATUS_CODES = {
     errno.EIO: grpc.StatusCode.INTERNAL,
 }
 
+STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
+
 log = logging.getLogger(__name__)
 
 

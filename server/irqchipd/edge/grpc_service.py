@@ -17,12 +17,12 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import execute
 from irqchipd.edge.outbound import TraceQueue
-from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, opening
+from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, not_opened, opening
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
 from irqchipd.vm.cpu import Outcome
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 
 MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
-
-STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
 
 
 class GrpcService:
@@ -83,9 +81,9 @@ class GrpcService:
         """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
         self._stopping = True
         for stream in self._streams:
-            stream.end(STOPPING)
+            stream.end(errors.STOPPING)
         for ended in self._halts:
-            _resolve(ended, STOPPING)
+            _resolve(ended, errors.STOPPING)
         deadline = asyncio.get_running_loop().time() + patience
         while (self._streams or self._halts) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
@@ -159,7 +157,7 @@ class GrpcService:
         try:
             _check_decoded(request)
             if self._stopping:
-                raise STOPPING
+                raise errors.STOPPING
             vm = self._registry.get(request.vm)
             done = partial(_call, loop, _resolve, ended)
             halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
@@ -182,12 +180,12 @@ class GrpcService:
         try:
             message = await asyncio.wait_for(context.read(), OPENING_PATIENCE)
         except TimeoutError:
-            raise VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s") from None
+            raise not_opened() from None
         if message is grpc.aio.EOF:
             return
         _check_decoded(message)
         opened = opening(message)
-        session = Session(self._registry, self._limits, opened, stream.wake, lambda: stream.end(_deleted(opened.vm)))
+        session = Session(self._registry, self._limits, opened, stream.wake, lambda: stream.end(deleted(opened.vm)))
         writing = asyncio.Lock()  # the transport takes one message at a time
 
         async def send(message: pb.SessionResponse) -> None:
@@ -224,7 +222,7 @@ class GrpcService:
         _check_decoded(request)
         vm = self._registry.get(request.vm)
         queue = TraceQueue(request.tracepoints, self._limits.queued_events, stream.wake)
-        vm.attach(queue, lambda: stream.end(_deleted(request.vm)))
+        vm.attach(queue, lambda: stream.end(deleted(request.vm)))
         try:
             # The head tells the client that from here on nothing is missed.
             await _begin(context.send_initial_metadata(()))
@@ -240,7 +238,7 @@ class GrpcService:
         stream = _Stream()
         try:
             if self._stopping:
-                raise STOPPING
+                raise errors.STOPPING
             self._places.take()
             self._streams.add(stream)
             try:
@@ -314,10 +312,6 @@ async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _deleted(vm: str) -> VmError:
-    return VmError(errno.ENOENT, f"VM {vm!r} has been deleted")
 
 
 class _Undecodable:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 import threading
 import time
@@ -21,17 +20,15 @@ from google.protobuf.message import DecodeError
 from irqchip.port import MESSAGE_BYTES, Receiver
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
-from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, opening
+from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, not_opened, opening
 from irqchipd.limits import Limits
-from irqchipd.listen import claim_socket
-from irqchipd.vm.errors import VmError
+from irqchipd.listen import claimed_socket
+from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
 SOCKET_BUFFER = 4 * MESSAGE_BYTES
-
-STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")
 
 
 class Port:
@@ -45,13 +42,9 @@ class Port:
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         self._stopping = False
-        claim_socket(path)
-        umask = os.umask(0o177)  # the socket is for its user alone, wherever it is
-        try:
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with claimed_socket(path):
             self._listener.bind(str(path))
-        finally:
-            os.umask(umask)
         self._listener.listen(socket.SOMAXCONN)
         threading.Thread(target=self._accept, name="irqchipd port", daemon=True).start()
 
@@ -64,7 +57,7 @@ class Port:
         self._listener.close()
         self.path.unlink(missing_ok=True)
         for connection in connections:
-            connection.end(STOPPING)
+            connection.end(errors.STOPPING)
         for connection in connections:
             connection.thread.join(1.0)
 
@@ -81,7 +74,7 @@ class Port:
             connection = _Connection(client, self._limits.poll_us * 1000)
             with self._lock:
                 self._connections.add(connection)
-                refusal = STOPPING if self._stopping else None
+                refusal = errors.STOPPING if self._stopping else None
             try:
                 if refusal is not None:
                     raise refusal
@@ -137,9 +130,9 @@ class _Connection:
             try:
                 request = opening(self._receive(limits, OPENING_PATIENCE))
             except TimeoutError:
-                raise VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s") from None
+                raise not_opened() from None
             self._serve_session(
-                Session(registry, limits, request, self._tell, lambda: self.end(_deleted(request.vm))), limits
+                Session(registry, limits, request, self._tell, lambda: self.end(deleted(request.vm))), limits
             )
         except (OSError, _GoneError):
             pass  # the client has gone, and with it whoever could be told
@@ -226,7 +219,3 @@ class _Connection:
             self._client.send(message.SerializeToString())
         self._busy.release()
         self._tell()
-
-
-def _deleted(vm: str) -> VmError:
-    return VmError(errno.ENOENT, f"VM {vm!r} has been deleted")

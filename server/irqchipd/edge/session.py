@@ -18,8 +18,8 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPU_ID
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
+from irqchipd.vm.sources import MAX_CLIENT_NAME
 
-MAX_CLIENT_NAME = 64
 OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
 
 
@@ -47,8 +47,8 @@ class Places:
 class Session:
     """One client's line source, batches, halts and events.
 
-    wake is called when take has something to give, and on_deleted when the VM is deleted; both from any thread. The
-    methods are one thread's.
+    wake is called when take has something to give, and on_deleted when the VM is deleted; both from any thread. One
+    thread at a time may call its methods.
     """
 
     def __init__(
@@ -186,6 +186,11 @@ def _numbers(what: str, numbers: Iterable[int], highest: int) -> list[int]:
     if once and once[-1] > highest:
         raise invalid(f"{what} {once[-1]} is out of range: 0 to {highest}")
     return once
+
+
+def not_opened() -> VmError:
+    """OPENING_PATIENCE is over."""
+    return VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s")
 
 
 def opening(message: pb.SessionRequest) -> pb.SessionOpen:

@@ -294,14 +294,13 @@ class Cpu:
             return None
         if self.smi:
             self.smi = False
-        elif self.nmis:
+            self._unhalt()
+            return Signal(DeliveryMode.SMI)
+        if self.nmis:
             self.nmis -= 1
             self._unhalt()
             return Signal(DeliveryMode.NMI)
-        else:
-            return None
-        self._unhalt()
-        return Signal(DeliveryMode.SMI)
+        return None
 
     def _unhalt(self) -> None:
         if self.mp_state is MpState.HALTED:

@@ -19,6 +19,11 @@ class VmError(Exception):
         return errno.errorcode[self.number]
 
 
+def deleted(vm: str) -> VmError:
+    """Of a VM that its holder can do nothing with any more: ENOENT."""
+    return VmError(errno.ENOENT, f"VM {vm!r} has been deleted")
+
+
 def invalid(message: str) -> VmError:
     """A value out of range: EINVAL."""
     return VmError(errno.EINVAL, message)

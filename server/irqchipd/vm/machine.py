@@ -22,7 +22,7 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
@@ -135,7 +135,7 @@ class Vm(Vcpus):
 
     def delete(self) -> None:
         """The VM is no more; who waits in a HLT, the holders of its line sources and its observers are told."""
-        gone = VmError(errno.ENOENT, f"VM {self.name!r} has been deleted")
+        gone = deleted(self.name)
         with self._turn:
             for cpu in self._board.cpus:
                 if cpu.halt is not None:

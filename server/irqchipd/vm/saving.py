@@ -33,14 +33,13 @@ from irqchipd.vm.snapshot import (
     VcpuState,
     VmState,
 )
-from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.sources import MAX_CLIENT_NAME, PIT, RESAMPLERS, SHARED, LineSource
 from irqchipd.vm.turns import MAX_TIME
 
 MAX_SOURCE = 1 << 13
 MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; a restored count has 32 bits
 # How late a timer can be that runs, nanoseconds: to catch up takes time.
 MAX_LATE = 60_000_000_000
-MAX_CLIENT = 64  # characters
 VECTOR_BYTES = lapic_registers.VECTORS // 8
 
 
@@ -258,7 +257,8 @@ def _check_gsis(gsis: Iterable[int]) -> None:
 def _check_source(source: SourceState, full: bool) -> None:
     _in_range(source.source, SHARED + 1, MAX_SOURCE, "a source")
     _check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
-    _check(len(source.client) <= MAX_CLIENT and source.client.isprintable(), f"client {source.client[:MAX_CLIENT]!r}")
+    name = source.client
+    _check(len(name) <= MAX_CLIENT_NAME and name.isprintable(), f"client {name[:MAX_CLIENT_NAME]!r}")
     _check_gsis(source.asserted_gsis)
     _check_gsis(source.resampled_gsis)
     for count in source.resampled_gsis.values():

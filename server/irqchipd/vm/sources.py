@@ -11,6 +11,8 @@ SHARED = 0
 PIT = 62
 RESAMPLERS = 63
 
+MAX_CLIENT_NAME = 64  # printable characters
+
 
 class LineSource:
     """Something that drives lines: source 0 is shared by all, every other is one Session's.

@@ -13,7 +13,7 @@ from irqchipd.chips.lapic import Lapic
 from irqchipd.vm.board import Board
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.cpu import Cpu
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, deleted, invalid
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class _Turn:
         vm._lock.acquire()
         if vm._deleted:
             vm._lock.release()
-            raise VmError(errno.ENOENT, f"VM {vm.name!r} has been deleted")
+            raise deleted(vm.name)
 
     def __exit__(self, *_: object) -> None:
         vm = self._vm
