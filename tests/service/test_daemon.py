@@ -183,6 +183,13 @@ def test_a_stream_that_says_nothing_counts_and_ends_with_the_daemon() -> None:
             silent.set()
 
 
+def test_the_place_of_a_closed_session_is_free() -> None:
+    with start_daemon(arguments=["--max-sessions", "1"]) as daemon, daemon.connect() as client:
+        vm = client.create_vm("vm")
+        for _ in range(200):
+            vm.session().close()
+
+
 def test_its_limits_hold() -> None:
     arguments = ["--max-vms", "2", "--max-vcpus", "1", "--max-sessions", "2", "--max-batch", "3"]
     with start_daemon(arguments=arguments) as daemon, daemon.connect() as client:

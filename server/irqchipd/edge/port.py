@@ -92,17 +92,21 @@ class Port:
                 log.warning("the port can't serve a client: %s", error)
                 connection.thread = threading.current_thread()
                 connection.end(VmError(errno.ENOSPC, "the machine has no thread left for a Session"))
-                connection.close()
-                self._forget(connection)
+                self._close(connection)
 
     def _serve(self, connection: _Connection) -> None:
         try:
             connection.serve(self._registry, self._limits)
         finally:
-            self._forget(connection)
+            self._close(connection)
 
-    def _forget(self, connection: _Connection) -> None:
-        self._places.free()
+    def _close(self, connection: _Connection) -> None:
+        """The client finds the end when its levels have dropped and its place is free."""
+        try:
+            connection.close_session()
+        finally:
+            self._places.free()
+            connection.close()
         with self._lock:
             self._connections.discard(connection)
 
@@ -138,8 +142,6 @@ class _Connection:
             pass  # the client has gone, and with it whoever could be told
         except Exception as error:
             self.end(errors.refusal(error))
-        finally:
-            self.close()
 
     def _serve_session(self, session: Session, limits: Limits) -> None:
         with self._busy:
@@ -161,8 +163,8 @@ class _Connection:
         with suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """It is over. The client finds the end when its levels have dropped."""
+    def close_session(self) -> None:
+        """Drop its levels. Nothing is told after this."""
         if not self._busy.acquire(timeout=0.1):
             with suppress(OSError):
                 self._client.shutdown(socket.SHUT_RDWR)  # whoever waits to send gives up
@@ -171,13 +173,15 @@ class _Connection:
             session, self._session = self._session, None
             if session is not None:
                 session.close()
-            # What is left unread would reset the connection, and take from the client what it was told last.
-            with suppress(OSError):
-                while self._client.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT):
-                    pass
-            self._client.close()
         finally:
             self._busy.release()
+
+    def close(self) -> None:
+        # What is left unread would reset the connection, and take from the client what it was told last.
+        with suppress(OSError):
+            while self._client.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT):
+                pass
+        self._client.close()
 
     def _receive(self, limits: Limits, timeout: float | None = None) -> pb.SessionRequest:
         data = self._packets.receive(timeout)
