@@ -3,12 +3,13 @@
 import errno
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
+from struct import error as StructError  # noqa: N812 - struct's own name says nothing
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
 
+from irqchip.records import NUMBERS, OPERATION
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
@@ -19,14 +20,30 @@ P = ParamSpec("P")
 _LONGEST = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine times that.
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A call, and how to read its response. The same one is made by an RPC of its own or in a Session's batch."""
+    """A call, and how to read its response. The same one is made by an RPC of its own or in a Session's batch.
 
-    operation: str  # As in the proto's Operation: "irq_line".
-    request: Message  # Without the VM, which the caller knows.
-    parse: Callable[[Any], T]  # Takes the response message.
-    waits: float | None = 0.0  # Seconds that it may wait in the daemon, beside the time it takes; None: any number.
+    operation  as in the proto's Operation: "irq_line"
+    parse      takes the response message
+    waits      seconds that it may wait in the daemon, beside the time it takes; None: any number
+    """
+
+    __slots__ = ("_request", "operation", "parse", "waits")
+
+    # Its record in the port's short form, where it has one, and what takes a result's fields in that form.
+    record: bytes | None = None
+    parse_record: Callable[[int, int, int], T]
+
+    def __init__(self, operation: str, request: Message, parse: Callable[[Any], T], waits: float | None = 0.0) -> None:
+        self.operation = operation
+        self.parse = parse
+        self.waits = waits
+        self._request = request
+
+    @property
+    def request(self) -> Message:
+        """The request without the VM, which the caller knows."""
+        return self._request
 
     @property
     def method(self) -> str:
@@ -56,6 +73,37 @@ class Call(Generic[T]):
         operation = pb.Operation()
         getattr(operation, self.operation).CopyFrom(self.request)
         return operation
+
+
+class RecordCall(Call[T]):
+    """A call that also has the port's short form, in which most are made: its request is made only where it is needed.
+
+    From the fields of a record, see irqchip/records.py, `make` makes the request.
+    """
+
+    __slots__ = ("_make", "parse_record", "record")
+
+    def __init__(
+        self,
+        operation: str,
+        fields: tuple[int, int, int, int],
+        make: Callable[..., Message],
+        parse: Callable[[Any], T],
+        parse_record: Callable[[int, int, int], T],
+        waits: float | None = 0.0,
+    ) -> None:
+        self.record = OPERATION.pack(NUMBERS[operation], *fields)
+        self.operation = operation
+        self.parse = parse
+        self.waits = waits
+        self._make = make
+        self.parse_record = parse_record
+
+    @property
+    def request(self) -> Message:
+        """The request without the VM, which the caller knows."""
+        assert self.record is not None
+        return self._make(*OPERATION.unpack(self.record)[1:])
 
 
 def check_calls(calls: Sequence[Call[Any]]) -> None:
@@ -98,8 +146,28 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
                 raise ValueError("None is not allowed")
             return make(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            arguments = signature.bind(*args, **kwargs).arguments
-            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}") from None
+            raise _refused(make, signature, args, kwargs, error) from None
 
     return make_checked
+
+
+def checked_record(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """As checked(), of what makes a RecordCall, which takes no None."""
+    signature = inspect.signature(make)
+
+    @wraps(make)
+    def make_checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        try:
+            return make(*args, **kwargs)
+        except (ValueError, TypeError, StructError) as error:
+            raise _refused(make, signature, args, kwargs, error) from None
+
+    return make_checked
+
+
+def _refused(
+    make: Callable[..., object], signature: inspect.Signature, args: Any, kwargs: Any, error: Exception
+) -> InvalidArgument:
+    arguments = signature.bind(*args, **kwargs).arguments
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}")

@@ -6,10 +6,12 @@ from typing import Any, Literal, overload
 
 from google.protobuf.message import Message
 
+from irqchip.records import CLAIMED, FAULT, INTERRUPT, SIGNAL, TIMEOUT
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call
+from ._call import Call, RecordCall
 from ._call import checked as _checked
+from ._call import checked_record as _checked_record
 from ._call import seconds as _seconds
 from ._errors import TimedOut, protocol_error
 from ._model import (
@@ -104,14 +106,14 @@ def create_vcpu(vcpu: int) -> Call[None]:
     return Call("create_vcpu", pb.CreateVcpuRequest(vcpu=vcpu), _nothing)
 
 
-@_checked
+@_checked_record
 def irq_line(gsi: int, level: bool) -> Call[int]:
     """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
 
     The status, summed over the chips the GSI is routed to: -1 masked or ignored, 0 coalesced with one still
     pending, 1 or more delivered to so many. Lowering a line gives 1 a chip.
     """
-    return Call("irq_line", pb.IrqLineRequest(gsi=gsi, level=level), _status)
+    return RecordCall("irq_line", (0, gsi, 0, level), _irq_line, _status, _status_record)
 
 
 @_checked
@@ -125,9 +127,14 @@ def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
 
 
 @_checked
+def irqfd(gsi: int, flags: int = 0) -> Call[None]:
+    return Call("irqfd", pb.IrqfdRequest(gsi=gsi, flags=flags), _nothing)
+
+
+@_checked_record
 def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
     """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
-    return Call("signal_msi", pb.SignalMsiRequest(address=address, data=data, flags=flags), _status)
+    return RecordCall("signal_msi", (0, flags, address, _word(data)), _signal_msi, _status, _status_record)
 
 
 @_checked
@@ -146,39 +153,37 @@ def get_gsi_routing() -> Call[list[Route]]:
     )
 
 
-@_checked
+@_checked_record
 def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
     """A vCPU's IN from a port, of 1, 2 or 4 bytes."""
-    return Call("pio_read", pb.PioReadRequest(vcpu=vcpu, port=port, size=size), _access)
+    return RecordCall("pio_read", (size, vcpu, _word(port), 0), _pio_read, _access, _access_record)
 
 
-@_checked
+@_checked_record
 def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[bool]:
     """A vCPU's OUT to a port, of 1, 2 or 4 bytes. Whether a device claims the port."""
-    return Call("pio_write", pb.PioWriteRequest(vcpu=vcpu, port=port, data=data, size=size), _claimed)
+    return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _pio_write, _claimed, _claimed_record)
 
 
-@_checked
+@_checked_record
 def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
     """A vCPU's load from a guest physical address, of 1, 2, 4 or 8 bytes."""
-    return Call("mmio_read", pb.MmioReadRequest(vcpu=vcpu, address=address, size=size), _access)
+    return RecordCall("mmio_read", (size, vcpu, address, 0), _mmio_read, _access, _access_record)
 
 
-@_checked
+@_checked_record
 def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[bool]:
     """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. Whether a device claims the address."""
-    return Call("mmio_write", pb.MmioWriteRequest(vcpu=vcpu, address=address, data=data, size=size), _claimed)
+    return RecordCall("mmio_write", (size, vcpu, address, data), _mmio_write, _claimed, _claimed_record)
 
 
-@_checked
+@_checked_record
 def ack_interrupt(vcpu: int, source: InterruptSource = InterruptSource.ANY) -> Call[Interrupt | None]:
     """A vCPU's INTA: it accepts the interrupt that it would take now. None where there is none.
 
     NotReady where the vCPU has no local APIC.
     """
-    # The generated type of an enum's field is the enum, of whose values these are the numbers.
-    request = pb.AckInterruptRequest(vcpu=vcpu, source=pb.InterruptSource.ValueType(source))
-    return Call("ack_interrupt", request, _interrupt)
+    return RecordCall("ack_interrupt", (source, vcpu, 0, 0), _ack_interrupt, _interrupt, _interrupt_record)
 
 
 @overload
@@ -243,24 +248,16 @@ def set_pit_reinject(reinject: bool) -> Call[None]:
     return Call("set_pit_reinject", pb.SetPitReinjectRequest(reinject=reinject), _nothing)
 
 
-@_checked
+@_checked_record
 def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
     """A vCPU's RDMSR. NotReady where it has no local APIC."""
-    return Call(
-        "msr_read",
-        pb.MsrReadRequest(vcpu=vcpu, msr=msr),
-        lambda response: MsrAccess(response.claimed, response.fault, response.data),
-    )
+    return RecordCall("msr_read", (0, vcpu, _word(msr), 0), _msr_read, _msr, _msr_record)
 
 
-@_checked
+@_checked_record
 def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
     """A vCPU's WRMSR. NotReady where it has no local APIC."""
-    return Call(
-        "msr_write",
-        pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data),
-        lambda response: MsrAccess(response.claimed, response.fault),
-    )
+    return RecordCall("msr_write", (0, vcpu, _word(msr), data), _msr_write, _msr_written, _msr_record)
 
 
 @_checked
@@ -302,7 +299,7 @@ def take_signal(vcpu: int) -> Call[Signal | None]:
     return Call("take_signal", pb.TakeSignalRequest(vcpu=vcpu), _signal)
 
 
-@_checked
+@_checked_record
 def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
     """A vCPU's HLT: it is answered when the vCPU has something to take, which it then has taken.
 
@@ -320,12 +317,80 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
             case "signal":
                 return Signal(SignalKind(response.signal.kind), response.signal.vector)
             case "timeout":
-                when = "in time" if timeout is None else f"within {timeout:g} s"
-                raise TimedOut(errno.ETIMEDOUT, f"nothing for vCPU {vcpu} to take came {when}")
+                raise nothing_came()
         raise protocol_error("no reason for a Halt to end")
 
-    request = pb.HaltRequest(vcpu=vcpu, interrupts_masked=interrupts_masked, timeout_ns=timeout_ns)
-    return Call("halt", request, wake, waits=timeout)
+    def wake_record(reason: int, status: int, value: int) -> Wake:
+        if reason == INTERRUPT:
+            return Interrupt(value, _SOURCES[status])
+        if reason == SIGNAL:
+            return Signal(SignalKind(status), value)
+        if reason == TIMEOUT:
+            raise nothing_came()
+        raise protocol_error("no reason for a Halt to end")
+
+    def nothing_came() -> TimedOut:
+        when = "in time" if timeout is None else f"within {timeout:g} s"
+        return TimedOut(errno.ETIMEDOUT, f"nothing for vCPU {vcpu} to take came {when}")
+
+    fields = (interrupts_masked, vcpu, 0, timeout_ns)
+    return RecordCall("halt", fields, _halt, wake, wake_record, waits=timeout)
+
+
+# The requests of records, in the order of their fields: size, vCPU or GSI, address, value.
+
+
+def _word(value: int) -> int:
+    """It, if it has 32 bits; ValueError."""
+    if not 0 <= value <= 0xFFFF_FFFF:
+        raise ValueError(f"{value} is out of range: 0 to {0xFFFF_FFFF:#x}")
+    return value
+
+
+def _irq_line(size: int, gsi: int, address: int, level: int) -> Message:  # noqa: ARG001
+    return pb.IrqLineRequest(gsi=gsi, level=bool(level))
+
+
+def _signal_msi(size: int, flags: int, address: int, data: int) -> Message:  # noqa: ARG001
+    return pb.SignalMsiRequest(address=address, data=data, flags=flags)
+
+
+def _pio_read(size: int, vcpu: int, port: int, data: int) -> Message:  # noqa: ARG001
+    return pb.PioReadRequest(vcpu=vcpu, port=port, size=size)
+
+
+def _pio_write(size: int, vcpu: int, port: int, data: int) -> Message:
+    return pb.PioWriteRequest(vcpu=vcpu, port=port, data=data, size=size)
+
+
+def _mmio_read(size: int, vcpu: int, address: int, data: int) -> Message:  # noqa: ARG001
+    return pb.MmioReadRequest(vcpu=vcpu, address=address, size=size)
+
+
+def _mmio_write(size: int, vcpu: int, address: int, data: int) -> Message:
+    return pb.MmioWriteRequest(vcpu=vcpu, address=address, data=data, size=size)
+
+
+def _ack_interrupt(source: int, vcpu: int, address: int, data: int) -> Message:  # noqa: ARG001
+    # The generated type of an enum's field is the enum, of whose values these are the numbers.
+    return pb.AckInterruptRequest(vcpu=vcpu, source=pb.InterruptSource.ValueType(source))
+
+
+def _msr_read(size: int, vcpu: int, msr: int, data: int) -> Message:  # noqa: ARG001
+    return pb.MsrReadRequest(vcpu=vcpu, msr=msr)
+
+
+def _msr_write(size: int, vcpu: int, msr: int, data: int) -> Message:  # noqa: ARG001
+    return pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data)
+
+
+def _halt(interrupts_masked: int, vcpu: int, address: int, timeout_ns: int) -> Message:  # noqa: ARG001
+    return pb.HaltRequest(vcpu=vcpu, interrupts_masked=bool(interrupts_masked), timeout_ns=timeout_ns)
+
+
+# Results: of a message, and of a record.
+
+_SOURCES = {source.value: source for source in InterruptSource}
 
 
 def _made_vm(response: pb.CreateVmResponse | pb.RestoreVmResponse) -> str:
@@ -354,3 +419,31 @@ def _signal(response: pb.TakeSignalResponse) -> Signal | None:
     if response.kind == pb.SIGNAL_KIND_UNSPECIFIED:
         return None
     return Signal(SignalKind(response.kind), response.vector)
+
+
+def _msr(response: pb.MsrReadResponse) -> MsrAccess:
+    return MsrAccess(response.claimed, response.fault, response.data)
+
+
+def _msr_written(response: pb.MsrWriteResponse) -> MsrAccess:
+    return MsrAccess(response.claimed, response.fault)
+
+
+def _status_record(_became: int, status: int, _value: int) -> int:
+    return status
+
+
+def _access_record(became: int, _status: int, value: int) -> Access:
+    return Access(became != 0, value)
+
+
+def _claimed_record(became: int, _status: int, _value: int) -> bool:
+    return became != 0
+
+
+def _interrupt_record(became: int, source: int, vector: int) -> Interrupt | None:
+    return Interrupt(vector, _SOURCES[source]) if became else None
+
+
+def _msr_record(became: int, _status: int, value: int) -> MsrAccess:
+    return MsrAccess(became & CLAIMED != 0, became & FAULT != 0, value)

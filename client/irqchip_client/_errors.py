@@ -24,9 +24,9 @@ class IrqchipError(Exception):
     IrqchipError                anything else; look at .errno
     ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
     ├── NotFound                ENOENT                   no such VM or vCPU
-    ├── InvalidArgument         EINVAL, EBADMSG          a value out of range; the message says what is allowed
-    ├── NotReady                ENXIO                    the VM has no irqchip or no PIT; the vCPU has no local APIC
-    ├── Busy                    EBUSY                    the vCPU halts already
+    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value out of range; the message says what is allowed
+    ├── NotReady                ENXIO, EAGAIN            the VM has no irqchip or no PIT; the vCPU has no local APIC
+    ├── Busy                    EBUSY                    the vCPU halts already; the eventfd is an irqfd already
     ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
     ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
     ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
@@ -58,15 +58,15 @@ class NotFound(IrqchipError):
 
 
 class InvalidArgument(IrqchipError):
-    """EINVAL, EBADMSG: a value out of range; the message says what is allowed."""
+    """EINVAL, EBADMSG, EBADF: a value out of range; the message says what is allowed."""
 
 
 class NotReady(IrqchipError):
-    """ENXIO: the VM has no irqchip or no PIT; the vCPU has no local APIC."""
+    """ENXIO, EAGAIN: the VM has no irqchip or no PIT; the vCPU has no local APIC."""
 
 
 class Busy(IrqchipError):
-    """EBUSY: the vCPU halts already."""
+    """EBUSY: the vCPU halts already, or the eventfd is an irqfd already."""
 
 
 class LimitReached(IrqchipError):
@@ -93,6 +93,8 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.ENOENT: NotFound,
     errno.EINVAL: InvalidArgument,
     errno.EBADMSG: InvalidArgument,
+    errno.EBADF: InvalidArgument,
+    errno.EAGAIN: NotReady,
     errno.ENXIO: NotReady,
     errno.EBUSY: Busy,
     errno.E2BIG: LimitReached,

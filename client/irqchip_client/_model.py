@@ -3,7 +3,7 @@
 import errno
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
@@ -187,8 +187,7 @@ class VmSnapshot:
         return pb.VmSnapshot.FromString(self._data)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """A guest's read.
 
     claimed  whether a device claims the address; where none does, it is the vCPU process's to emulate

@@ -12,13 +12,16 @@ The rules that the shells keep:
 
 import asyncio
 import errno
+import os
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from struct import error as StructError  # noqa: N812 - struct's own name says nothing
+from typing import Any, Protocol, cast
 
 import grpc
 
+from irqchip.records import ERROR, HEADER, RESULT, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call, check_calls
@@ -31,6 +34,7 @@ from ._errors import (
     client_closed,
     error_from_message,
     error_from_rpc,
+    make_error,
     protocol_error,
 )
 from ._events import (
@@ -75,6 +79,27 @@ class Batch:
         else:
             self.promise.set_result(self.outcome)
 
+    def read_records(self, answer: bytes) -> None:
+        """As read(), of an answer in the port's short form."""
+        calls = self.calls
+        text = HEADER.size + RESULT.size * len(calls)
+        results: list[Any] = []
+        try:
+            for position, call in enumerate(calls):
+                number, became, status, value = RESULT.unpack_from(answer, HEADER.size + RESULT.size * position)
+                if number == ERROR:
+                    message = answer[text : text + value].decode()
+                    text += value
+                    results.append(make_error(status, message or os.strerror(status)))
+                else:
+                    try:
+                        results.append(call.parse_record(became, status, value))
+                    except TimedOut as error:  # A Halt's: to the daemon that is a result.
+                        results.append(error)
+        except (StructError, UnicodeDecodeError) as error:
+            raise protocol_error(repr(error)) from None
+        self._set_outcome(results)
+
     def read(self, answer: pb.BatchResult) -> None:
         """Sets the outcome. Raises IrqchipError(EPROTO) where the answer does not fit the batch."""
         if answer.HasField("error"):
@@ -83,6 +108,9 @@ class Batch:
         if len(answer.results) != len(self.calls):
             raise protocol_error(f"{len(answer.results)} results for a batch of {len(self.calls)} operations")
         results = [_result(call, result) for call, result in zip(self.calls, answer.results, strict=True)]
+        self._set_outcome(results)
+
+    def _set_outcome(self, results: list[Any]) -> None:
         self.outcome = results
         if not self.return_errors:
             for position, result in enumerate(results):
@@ -167,6 +195,7 @@ class SessionCore:
         self.max_message_bytes = 0
         self.events = EventBuffer(event_buffer)
         self.ended = False
+        self.packs = False  # Whether requests may have the port's short form.
         self._client = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
@@ -216,8 +245,10 @@ class SessionCore:
 
     def submit(
         self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool
-    ) -> tuple[pb.SessionRequest, int]:
+    ) -> tuple[pb.SessionRequest | bytes, int]:
         """Takes a batch, and returns the request to send and its serial. Where it raises, nothing was taken.
+
+        Where `packs` is set, the request is packed, if every call has a record.
 
         SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached,
         InvalidArgument where something stands behind a Halt.
@@ -235,20 +266,52 @@ class SessionCore:
             )
         if any(call.is_halt for call in calls[:-1]):
             raise InvalidArgument(errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself")
-        operations = [call.as_operation() for call in calls]
-        request = pb.SessionRequest(batch=pb.Batch(serial=self._next_serial, operations=operations))
-        if (size := request.ByteSize()) > self.max_message_bytes > 0:
+        serial = self._next_serial
+        records = [call.record for call in calls] if self.packs else [None]
+        request: pb.SessionRequest | bytes
+        if calls and None not in records:
+            request = HEADER.pack(0, serial) + b"".join(cast(list[bytes], records))
+            size = len(request)
+        else:
+            operations = [call.as_operation() for call in calls]
+            request = pb.SessionRequest(batch=pb.Batch(serial=serial, operations=operations))
+            size = request.ByteSize()
+        if size > self.max_message_bytes > 0:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_message_bytes} bytes, not {size}: submit several"
             )
-        batch = Batch(self._next_serial, calls, promise, return_errors)
+        batch = Batch(serial, calls, promise, return_errors)
         self._next_serial += 1
         if calls and calls[-1].is_halt:
-            self._halting[batch.serial] = batch
-            self._halts[operations[-1].halt.vcpu] = batch.serial
+            self._halting[serial] = batch
+            self._halts[cast(pb.HaltRequest, calls[-1].request).vcpu] = serial
         else:
             self._in_flight.append(batch)
-        return request, batch.serial
+        return request, serial
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is open, and no answer but those of Halts is on its way."""
+        return not self._in_flight and self.source > 0 and not self._closing and not self.ended
+
+    def next_request(self, record: bytes) -> bytes:
+        """The request of one record that is no Halt, while it is quiet; submit_record() is to follow."""
+        return HEADER.pack(0, self._next_serial) + record
+
+    def submit_record(self, call: Call[Any], promise: Promise) -> None:
+        """As submit(), of a call whose request has been sent."""
+        self._in_flight.append(Batch(self._next_serial, (call,), promise, False))
+        self._next_serial += 1
+
+    def receive_single(self, packet: bytes) -> tuple[int, int, int] | None:
+        """What became of the next in flight, if this is the answer to it, and it is one record and no error."""
+        if len(packet) != SINGLE_RESULT.size or packet[0]:
+            return None
+        _, serial, number, became, status, value = SINGLE_RESULT.unpack(packet)
+        if number == ERROR or self._in_flight[0].serial != serial:
+            return None
+        self._in_flight.popleft()
+        return became, status, value
 
     def give_up(self, serial: int) -> pb.SessionRequest | None:
         """Nobody waits for the batch of this serial any more: the request to send, if it ends in a Halt.
@@ -276,6 +339,15 @@ class SessionCore:
                 if event is not None:
                     self.events.put(event)
         return None
+
+    def receive_records(self, packet: bytes) -> Batch:
+        """As receive(), of an answer in the port's short form."""
+        if len(packet) < HEADER.size:
+            raise protocol_error(f"{packet!r}")
+        serial = HEADER.unpack_from(packet)[1]
+        batch = self._answered(serial)
+        batch.read_records(packet)
+        return self._done(serial)
 
     def take_event(self) -> Event:
         """The next event. SessionClosed where the Session has ended and all events are read."""
@@ -315,13 +387,19 @@ class SessionCore:
 
     def _receive_result(self, result: pb.BatchResult) -> Batch:
         # One that can't be read stays where it is, for end() to settle.
-        if halting := self._halting.get(result.serial):
-            halting.read(result)
-            return self._halting.pop(result.serial)
-        if not self._in_flight or self._in_flight[0].serial != result.serial:
-            raise protocol_error(f"an answer to batch {result.serial}, which is not next")
-        self._in_flight[0].read(result)
-        return self._in_flight.popleft()
+        self._answered(result.serial).read(result)
+        return self._done(result.serial)
+
+    def _answered(self, serial: int) -> Batch:
+        batch = self._halting.get(serial) if self._halting else None
+        if batch is None:
+            if not self._in_flight or self._in_flight[0].serial != serial:
+                raise protocol_error(f"an answer to batch {serial}, which is not next")
+            batch = self._in_flight[0]
+        return batch
+
+    def _done(self, serial: int) -> Batch:
+        return self._halting.pop(serial, None) or self._in_flight.popleft()
 
     def _not_open(self) -> InvalidArgument:
         return InvalidArgument(errno.EINVAL, "the Session is not open: use `async with`, or await it first")

@@ -45,6 +45,7 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
 )
 @_limit("--max-batch", DEFAULTS.batch_operations, "Operations of a batch.")
 @_limit("--max-events", DEFAULTS.queued_events, "Events queued for a Session or a Watch.")
+@_limit("--max-irqfds", DEFAULTS.irqfds, "irqfds, of all Sessions together.", least=0)
 @_limit(
     "--poll", DEFAULTS.poll_us, "Microseconds that the port polls before it blocks, where it pays; 0: never.", least=0
 )
@@ -64,6 +65,7 @@ def main(
     max_message: int,
     max_batch: int,
     max_events: int,
+    max_irqfds: int,
     poll: int,
     log_level: str,
 ) -> None:
@@ -72,7 +74,7 @@ def main(
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    limits = Limits(max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, poll)
+    limits = Limits(max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
         asyncio.run(_run(limits, addresses))

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
+from irqchipd.edge.irqfds import EventfdsInUse
 from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
@@ -32,6 +33,7 @@ class Daemon:
         self._limits = limits
         self._registry = Registry(limits.vms, limits.vcpus)
         self._places = Places(limits.sessions)
+        self._eventfds = EventfdsInUse(limits.irqfds)
         self._service = GrpcService(self._registry, limits, self._places)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -71,7 +73,7 @@ class Daemon:
             self._bind(f"unix:{address.path}", address)
         self._sockets.append(address)
         port = address.path.with_name(address.path.name + SUFFIX)
-        self._ports.append(Port(self._registry, self._limits, self._places, port))
+        self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
         return address
 
     def _listen_on_port(self, address: TcpAddress) -> TcpAddress:

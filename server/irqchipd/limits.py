@@ -18,4 +18,5 @@ class Limits:
     message_bytes: int = 1 << 20  # of what a client sends, and of the results of a batch
     batch_operations: int = 4096
     queued_events: int = 1024  # a Session, or a Watch
-    poll_us: int = POLL_NS // 1000  # that a thread of the port polls before it blocks, at the most
+    irqfds: int = 1024  # of all Sessions together; each has a descriptor or two
+    poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most

@@ -42,7 +42,9 @@ def opened(*, event_buffer: int = 8, max_in_flight: int = 8) -> SessionCore:
 
 def submit(core: SessionCore, *calls: ops.Call[Any], return_errors: bool = False) -> tuple[Future[list[Any]], pb.Batch]:
     future: Future[list[Any]] = Future()
-    return future, core.submit(calls, future, return_errors)[0].batch
+    request, _ = core.submit(calls, future, return_errors)
+    assert isinstance(request, pb.SessionRequest)
+    return future, request.batch
 
 
 def answer(core: SessionCore, serial: int, *results: pb.OperationResult, error: pb.Error | None = None) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.grpc_service import GrpcService
-from irqchipd.edge.session import Places, Session
+from irqchipd.edge.session import NoIrqfds, Places, Session
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
@@ -44,7 +44,7 @@ class Client:
     def __init__(self, registry: Registry, *vcpus: int, **limits: int) -> None:
         self.wakes = 0
         opening = pb.SessionOpen(vm="vm", vcpus=vcpus)
-        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda: None)
+        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda: None, NoIrqfds())
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -53,11 +53,16 @@ class Client:
         """Send a batch that ends in a halt, with so many reads of a local APIC before it."""
         reads = [pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=vcpu))] * before
         halt = pb.Operation(halt=pb.HaltRequest(vcpu=vcpu, **fields))
-        return self.session.execute(pb.Batch(serial=serial, operations=[*reads, halt]))
+        work = self.session.execute(pb.Batch(serial=serial, operations=[*reads, halt]))
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                return None if done.value is None else done.value.batch_result
 
     def told(self) -> list[pb.SessionResponse]:
         """All that the daemon has to send."""
-        return list(iter(self.session.take, None))
+        return [cast(pb.SessionResponse, message) for message in iter(self.session.take, None)]
 
 
 def interrupt(vm: Vm, vector: int, vcpu: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 
@@ -153,7 +153,7 @@ class Session(Machine):
         async with self._changed:
             await self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
             request, serial = self._core.submit(calls, future, return_errors)
-            self._outbox.put_nowait(request)
+            self._outbox.put_nowait(cast(pb.SessionRequest, request))  # Only the port's are packed.
         if calls and calls[-1].is_halt:
             future.add_done_callback(lambda future: self._give_up(serial) if future.cancelled() else None)
         return future, serial

@@ -4,18 +4,20 @@ import math
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from irqchip.port import MESSAGE_BYTES, Receiver
+from irqchip.port import MESSAGE_BYTES, Patience
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client._call import Call
 from irqchip_client._errors import (
     IrqchipError,
     TimedOut,
@@ -27,6 +29,8 @@ from irqchip_client._errors import (
 from irqchip_client._session import CLOSE_GRACE, SessionCore
 
 from .session import Answer, Session
+
+T = TypeVar("T")
 
 
 def connect_port(path: str | None) -> socket.socket | None:
@@ -40,6 +44,48 @@ def connect_port(path: str | None) -> socket.socket | None:
         connection.close()
         return None
     return connection
+
+
+_TIMEVAL = struct.Struct("@ll")
+
+
+class _Receiver:
+    """Receives packets from a socket. One thread at a time may."""
+
+    def __init__(self, connection: socket.socket, poll_ns: int) -> None:
+        self._receive = connection.recv
+        self._connection = connection
+        self._patience = Patience(poll_ns)
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._timeout: float | None = None
+
+    def receive(self, timeout: float | None = None) -> bytes:
+        """The next packet, empty at the end; of one that is too long, more than MESSAGE_BYTES. TimeoutError."""
+        patience = self._patience
+        spin = patience.begin()
+        poll = self._poll.poll
+        while spin:
+            if poll(0):
+                if patience.poll_ns < patience.most_ns:
+                    patience.met()
+                return self._receive(MESSAGE_BYTES + 1)
+            spin = patience.goes_on()
+        if timeout != self._timeout:
+            self._set_timeout(timeout)
+        try:
+            packet = self._receive(MESSAGE_BYTES + 1)
+        except BlockingIOError:
+            raise TimeoutError from None
+        patience.woken()
+        return packet
+
+    def _set_timeout(self, timeout: float | None) -> None:
+        # The socket's own: Python's would cost another system call every time.
+        microseconds = 0 if timeout is None else max(round(timeout * 1e6), 1)
+        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._timeout = timeout
 
 
 class _Answer:
@@ -77,12 +123,14 @@ class PortSession(Session):
 
     def __init__(self, connection: socket.socket, core: SessionCore, target: str, timeout: float, poll_ns: int) -> None:
         self._core = core
+        core.packs = True
         self._target = target
         self._timeout = timeout
         self._changed = threading.Condition()
         self._connection = connection
-        self._packets = Receiver(connection, poll_ns)
+        self._packets = _Receiver(connection, poll_ns)
         self._reading = False  # Whether a thread is in _packets.
+        self._waiting = 0  # How many threads wait for _changed.
         self._unsent: deque[bytes] = deque()
         self._flushing = False
         self._reader = None
@@ -119,7 +167,8 @@ class PortSession(Session):
                 self._connection.shutdown(socket.SHUT_RDWR)  # Who reads finds the end.
             if not self._reading:
                 self._end(None)
-            self._changed.wait_for(lambda: not self._reading, CLOSE_GRACE)
+            while self._reading and self._wait_for_change(CLOSE_GRACE):
+                pass
             self._connection.close()
 
     def disconnect(self, failure: IrqchipError) -> None:
@@ -129,8 +178,8 @@ class PortSession(Session):
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _send(self, request: pb.SessionRequest) -> None:
-        self._unsent.append(request.SerializeToString())
+    def _send(self, request: pb.SessionRequest | bytes) -> None:
+        self._unsent.append(request if isinstance(request, bytes) else request.SerializeToString())
         if self._flushing:  # Another thread does, and goes on with this one.
             return
         self._flushing = True
@@ -150,7 +199,7 @@ class PortSession(Session):
     def _make_way(self) -> None:
         """The daemon takes nothing more: it may be waiting for its answers to be read."""
         if self._reading:
-            self._changed.wait(0.01)
+            self._wait_for_change(0.01)
             return
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLOUT)
@@ -167,6 +216,56 @@ class PortSession(Session):
     def _read_on(self) -> None:
         with self._changed:
             self._wait(lambda: self._core.ended, None, "the end")
+
+    def _wait_for_change(self, timeout: float | None) -> bool:
+        self._waiting += 1
+        try:
+            return self._changed.wait(timeout)
+        finally:
+            self._waiting -= 1
+
+    def _call(self, call: Call[T]) -> T:
+        """The short way of what is called most: one operation, and nobody else is about."""
+        record, changed, core = call.record, self._changed, self._core
+        if record is None or call.waits != 0:
+            return super()._call(call)
+        changed.acquire()
+        if self._reading or self._unsent or not core.is_quiet:
+            changed.release()
+            return super()._call(call)
+        packet: bytes | None = None
+        try:
+            try:
+                self._connection.send(core.next_request(record), socket.MSG_DONTWAIT)
+            except OSError:  # It has gone, as who reads finds out; that it is full can't be.
+                pass
+            # The daemon is at it: what is done from here on costs no time.
+            answer = _Answer()
+            core.submit_record(call, answer)
+            self._reading = True
+            changed.release()
+            try:
+                packet = self._packets.receive(self._timeout)
+            except OSError as error:  # Also the time is up.
+                packet = None if isinstance(error, TimeoutError) else b""
+            finally:
+                changed.acquire()
+                self._reading = False
+                if self._waiting:
+                    changed.notify_all()
+            if packet is not None:
+                result = core.receive_single(packet)
+                if result is not None:
+                    return call.parse_record(*result)
+                self._take(packet)
+        finally:
+            changed.release()
+        # An error, or an event that came before the answer.
+        try:
+            answered: T = self._wait_for(answer, self._timeout if packet is not None else 0)[0]
+        except TimeoutError:
+            raise timed_out("a batch", self._timeout) from None
+        return answered
 
     def _new_answer(self) -> Answer:
         return _Answer()
@@ -186,7 +285,7 @@ class PortSession(Session):
             if left is not None and left <= 0:
                 raise timed_out(what, timeout)
             if self._reading:
-                self._changed.wait(left)
+                self._wait_for_change(left)
                 continue
             self._read_one(partial(self._receive, left))
 
@@ -199,7 +298,8 @@ class PortSession(Session):
         finally:
             self._changed.acquire()
             self._reading = False
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
         if packet is not None:
             self._take(packet)
 
@@ -221,6 +321,9 @@ class PortSession(Session):
         try:
             if not packet:
                 self._end(daemon_gone(self._target))
+                return
+            if not packet[0]:
+                self._core.receive_records(packet).settle()
                 return
             response = pb.SessionResponse.FromString(packet)
             if response.HasField("ended"):

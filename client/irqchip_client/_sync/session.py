@@ -172,8 +172,8 @@ class Session(Machine):
             if request := self._core.give_up(serial):
                 self._send(request)
 
-    def _send(self, request: pb.SessionRequest) -> None:
-        self._outbox.put(request)
+    def _send(self, request: pb.SessionRequest | bytes) -> None:
+        self._outbox.put(cast(pb.SessionRequest, request))  # Only the port's are packed.
 
     def _expect_answers(self) -> None:
         """Answers may come while nobody waits for one."""

@@ -1018,6 +1018,62 @@ class IrqLinesResponse(_message.Message):
 Global___IrqLinesResponse: _TypeAlias = IrqLinesResponse  # noqa: Y015
 
 @_typing.final
+class IrqfdRequest(_message.Message):
+    """IrqfdRequest has an eventfd interrupt a GSI, or no more: KVM_IRQFD. Every write to it is an edge, whatever the value. The
+    eventfd is the packet's next descriptor that no irqfd of the batch before this one took, and with
+    KVM_IRQFD_FLAG_RESAMPLE the resamplefd is the one behind it. It is the Session's, and ends with it.
+
+    EAGAIN: the VM has no irqchip. EINVAL: another flag, a descriptor that is no eventfd, resampling without a full irqchip.
+    EBADF: there is no descriptor left. EBUSY: the eventfd is an irqfd of this daemon's already. ENOSPC: there are too many.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    GSI_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty, as the Session's is meant."""
+    gsi: _builtins.int
+    """The GSI. One without a route is allowed, and nothing comes of it."""
+    flags: _builtins.int
+    """KVM's flags. 1 (KVM_IRQFD_FLAG_DEASSIGN): the eventfd is this GSI's irqfd no more, if it was. 2
+    (KVM_IRQFD_FLAG_RESAMPLE): a write raises the GSI, which stays high until it is acknowledged; then it falls, and the
+    resamplefd of every such irqfd on the GSI is written 1.
+    """
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        gsi: _builtins.int = ...,
+        flags: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "gsi", b"gsi", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IrqfdRequest: _TypeAlias = IrqfdRequest  # noqa: Y015
+
+@_typing.final
+class IrqfdResponse(_message.Message):
+    """IrqfdResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IrqfdResponse: _TypeAlias = IrqfdResponse  # noqa: Y015
+
+@_typing.final
 class SignalMsiRequest(_message.Message):
     """SignalMsiRequest injects a message signalled interrupt."""
 
@@ -2744,6 +2800,7 @@ class Operation(_message.Message):
     TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
     HALT_FIELD_NUMBER: _builtins.int
     IRQ_LINES_FIELD_NUMBER: _builtins.int
+    IRQFD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create_vcpu(self) -> Global___CreateVcpuRequest:
         """As CreateVcpu."""
@@ -2856,6 +2913,10 @@ class Operation(_message.Message):
         the one that exceeds them.
         """
 
+    @_builtins.property
+    def irqfd(self) -> Global___IrqfdRequest:
+        """KVM_IRQFD: only over the AF_UNIX port, which carries the descriptors with the message. Elsewhere EOPNOTSUPP."""
+
     def __init__(
         self,
         *,
@@ -2886,12 +2947,13 @@ class Operation(_message.Message):
         take_signal: Global___TakeSignalRequest | None = ...,
         halt: Global___HaltRequest | None = ...,
         irq_lines: Global___IrqLinesRequest | None = ...,
+        irqfd: Global___IrqfdRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -2931,6 +2993,7 @@ class OperationResult(_message.Message):
     TAKE_SIGNAL_FIELD_NUMBER: _builtins.int
     HALT_FIELD_NUMBER: _builtins.int
     IRQ_LINES_FIELD_NUMBER: _builtins.int
+    IRQFD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -3043,6 +3106,10 @@ class OperationResult(_message.Message):
     def irq_lines(self) -> Global___IrqLinesResponse:
         """Of irq_lines."""
 
+    @_builtins.property
+    def irqfd(self) -> Global___IrqfdResponse:
+        """Of irqfd."""
+
     def __init__(
         self,
         *,
@@ -3074,12 +3141,13 @@ class OperationResult(_message.Message):
         take_signal: Global___TakeSignalResponse | None = ...,
         halt: Global___HaltResponse | None = ...,
         irq_lines: Global___IrqLinesResponse | None = ...,
+        irqfd: Global___IrqfdResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

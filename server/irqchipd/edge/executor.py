@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
@@ -18,6 +18,17 @@ from irqchipd.vm.sources import LineSource
 SMALL_RESULT = 16  # bytes
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
+SLICE = 32  # operations, or changes of lines, after which another client has its turn
+
+
+def check_changes(count: int) -> None:
+    """Of an IrqLines."""
+    if count > MAX_CHANGES:
+        raise VmError(errno.E2BIG, f"{count} changes; at most {MAX_CHANGES} are allowed")
+
+
+# Executes an IrqfdRequest.
+Irqfd = Callable[[pb.IrqfdRequest], None]
 # An operation fills in its response. source is the Session's line source, or None for the shared one.
 Operation = Callable[[Vm, Any, Any, LineSource | None], None]
 _OPERATIONS: dict[str, Operation] = {}
@@ -43,8 +54,7 @@ def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, s
 
 @_operation
 def irq_lines(vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource | None) -> None:
-    if len(request.changes) > MAX_CHANGES:
-        raise VmError(errno.E2BIG, f"{len(request.changes)} changes; at most {MAX_CHANGES} are allowed")
+    check_changes(len(request.changes))
     response.statuses.extend(vm.irq_lines(request.changes, source))
 
 
@@ -97,12 +107,8 @@ def mmio_write(vm: Vm, request: pb.MmioWriteRequest, response: pb.MmioWriteRespo
 def ack_interrupt(
     vm: Vm, request: pb.AckInterruptRequest, response: pb.AckInterruptResponse, source: LineSource | None
 ) -> None:
-    asked = request.source
-    if asked not in pb.InterruptSource.values():
-        raise invalid(f"interrupt source {asked} is none: 0 any, 1 the PIC, 2 the local APIC")
-    taken = vm.ack_interrupt(
-        request.vcpu, pic=asked != pb.INTERRUPT_SOURCE_LAPIC, lapic=asked != pb.INTERRUPT_SOURCE_PIC
-    )
+    pic, lapic = interrupt_sources(request.source)
+    taken = vm.ack_interrupt(request.vcpu, pic=pic, lapic=lapic)
     if taken is not None:
         response.CopyFrom(convert.interrupt_to(taken))
 
@@ -210,6 +216,13 @@ def take_signal(
         response.CopyFrom(convert.signal_to(taken))
 
 
+def interrupt_sources(asked: int) -> tuple[bool, bool]:
+    """Whether an acknowledgement is the PIC's to answer, and whether the local APIC's."""
+    if asked not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, pb.INTERRUPT_SOURCE_PIC, pb.INTERRUPT_SOURCE_LAPIC):
+        raise invalid(f"interrupt source {asked} is none: 0 any, 1 the PIC, 2 the local APIC")
+    return asked != pb.INTERRUPT_SOURCE_LAPIC, asked != pb.INTERRUPT_SOURCE_PIC
+
+
 def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> None:
     """Execute one operation."""
     _OPERATIONS[name](vm, request, response, source)
@@ -219,19 +232,35 @@ def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource |
 _LARGE = frozenset({"get_gsi_routing", "get_irqchip", "get_lapic", "get_pit"})
 
 
-def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -> pb.BatchResult:
+def check_count(count: int, limits: Limits) -> None:
+    """Of a batch's operations."""
+    if count > limits.batch_operations:
+        raise VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
+
+
+def misplaced_halt() -> VmError:
+    """Of a halt that is not at the end."""
+    return invalid("a halt is the last operation of its batch")
+
+
+def execute_batch(
+    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, irqfd: Irqfd
+) -> Generator[None, None, pb.BatchResult]:
     """Execute a batch in order; every operation has its result or its error, and one too long is refused whole.
 
-    A halt is the exception: it takes its time, so it is left to the caller. See ending_halt.
+    It is done in slices, between which others have their turn. A halt takes its time, so it is left to the caller: see
+    ending_halt. So are irqfds, which need the descriptors that came with the batch.
     """
     answer = pb.BatchResult(serial=batch.serial)
-    if (count := len(batch.operations)) > limits.batch_operations:
-        refusal = VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
+    count = len(batch.operations)
+    try:
+        check_count(count, limits)
+    except VmError as refusal:
         answer.error.CopyFrom(errors.message(refusal))
         return answer
     # For what can be large: states, and the words of errors. A few bytes of each operation are not counted.
     room, changes = limits.message_bytes - SMALL_RESULT * count, limits.batch_operations
-    for operation in batch.operations:
+    for position, operation in enumerate(batch.operations, 1):
         result = answer.results.add()
         try:
             name = operation.WhichOneof("operation")
@@ -241,24 +270,43 @@ def execute_batch(vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits) -
             if request.vm and request.vm != vm.name:
                 raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
             if name == "halt":
-                if len(answer.results) < count:
-                    raise invalid("a halt is the last operation of its batch")
+                if position < count:
+                    raise misplaced_halt()
                 continue
-            if name == "irq_lines" and (changes := changes - len(request.changes)) < 0:
-                raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
-            if name in _LARGE and room <= 0:
-                raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
             response = getattr(result, name)
             response.SetInParent()
-            execute(name, vm, request, response, source)
-            if name in _LARGE:
-                room -= response.ByteSize()
+            if name == "irq_lines":
+                if (changes := changes - len(request.changes)) < 0:
+                    raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
+                yield from _irq_lines_in_slices(vm, request, response, source)
+            elif name == "irqfd":
+                irqfd(request)
+            else:
+                if name in _LARGE and room <= 0:
+                    raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
+                execute(name, vm, request, response, source)
+                if name in _LARGE:
+                    room -= response.ByteSize()
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
             room -= len(result.error.message)
             if room < 0:
                 result.error.message = ""
+        if not position % SLICE:
+            yield
     return answer
+
+
+def _irq_lines_in_slices(
+    vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource
+) -> Generator[None, None, None]:
+    changes = request.changes
+    check_changes(len(changes))
+    vm.check_irq_lines(changes, source)
+    for start in range(0, len(changes), SLICE):
+        if start:
+            yield
+        response.statuses.extend(vm.irq_lines(changes[start : start + SLICE], source))
 
 
 def ending_halt(batch: pb.Batch, answer: pb.BatchResult) -> pb.HaltRequest | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +17,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import execute
 from irqchipd.edge.outbound import TraceQueue
-from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, not_opened, opening
+from irqchipd.edge.session import OPENING_PATIENCE, NoIrqfds, Places, Session, following, not_opened, opening
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
@@ -185,10 +185,12 @@ class GrpcService:
             return
         _check_decoded(message)
         opened = opening(message)
-        session = Session(self._registry, self._limits, opened, stream.wake, lambda: stream.end(deleted(opened.vm)))
+        session = Session(
+            self._registry, self._limits, opened, stream.wake, lambda: stream.end(deleted(opened.vm)), NoIrqfds()
+        )
         writing = asyncio.Lock()  # the transport takes one message at a time
 
-        async def send(message: pb.SessionResponse) -> None:
+        async def send(message: object) -> None:
             async with writing:
                 await context.write(message)
 
@@ -196,9 +198,9 @@ class GrpcService:
             # A client that does not read its results is not read from: the stream's flow control bounds the queue.
             while (message := await context.read()) is not grpc.aio.EOF:
                 _check_decoded(message)
-                result = session.execute(following(message))
-                if result is not None:
-                    await send(pb.SessionResponse(batch_result=result))
+                answer = await _in_slices(session.execute(following(message)))
+                if answer is not None:
+                    await send(answer)
                 else:  # it halts; but if the client reads nothing, it is the last
                     async with writing:
                         pass
@@ -289,6 +291,17 @@ def _resolve(future: asyncio.Future[_T], result: _T) -> None:
     """The first result of a future counts."""
     if not future.done():
         future.set_result(result)
+
+
+async def _in_slices(work: Generator[None, None, _T]) -> _T:
+    """Do some work between whose slices others have their turn."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+        await asyncio.sleep(0)
 
 
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:

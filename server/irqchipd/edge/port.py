@@ -1,25 +1,33 @@
 """The AF_UNIX port: a Session a connection, over SOCK_SEQPACKET and without HTTP/2. docs/port.md describes it.
 
-Every connection has a thread that blocks in recv: an operation costs one wake-up and two system calls. What a Session
-is told is sent by the thread that tells: a device's process wakes a vCPU's, and no third is in between.
+One thread serves all connections and irqfds of a port: a device's write and the vCPU that it wakes are one turn of it,
+and nobody else wants the interpreter. What other threads tell a Session they send themselves.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
+import select
 import socket
 import threading
 import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from irqchip.port import MESSAGE_BYTES, Receiver
+from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.records import HEADER, SINGLE
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
+from irqchipd.edge.irqfds import EventfdsInUse, SessionIrqfds
+from irqchipd.edge.records import HALT
 from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, not_opened, opening
 from irqchipd.limits import Limits
 from irqchipd.listen import claimed_socket
@@ -29,178 +37,313 @@ from irqchipd.vm.registry import Registry
 log = logging.getLogger(__name__)
 
 SOCKET_BUFFER = 4 * MESSAGE_BYTES
+EVENTS = 64  # that are asked for at once
+_DESCRIPTORS = 253  # SCM_MAX_FD: that may come with a packet
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize)
+_READ = select.EPOLLIN
+
+Work = Generator[None, None, pb.SessionResponse | bytes | None]
 
 
 class Port:
     """Listens on one path, and serves whoever connects."""
 
-    def __init__(self, registry: Registry, limits: Limits, places: Places, path: Path) -> None:
+    def __init__(self, registry: Registry, limits: Limits, places: Places, in_use: EventfdsInUse, path: Path) -> None:
         self.path = path
-        self._registry = registry
-        self._limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
+        self.registry = registry
+        self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
+        self.in_use = in_use
         self._places = places
-        self._lock = threading.Lock()
+        self._patience = Patience(limits.poll_us * 1000)
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        # Connections whose batches are long: each has a slice of its own done, and then it is the next's turn.
+        self._backlog: deque[_Connection] = deque()
+        # Those that are to be opened, and until when.
+        self._unopened: deque[tuple[float, _Connection]] = deque()
         self._connections: set[_Connection] = set()
-        self._stopping = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._stopping = threading.Event()
+        self._deaf_until = 0.0
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         with claimed_socket(path):
             self._listener.bind(str(path))
         self._listener.listen(socket.SOMAXCONN)
-        threading.Thread(target=self._accept, name="irqchipd port", daemon=True).start()
+        self._stop_asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self._listener.fileno(), self._accept)
+        self.watch(self._stop_asked, lambda _: None)
+        self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
-        with self._lock:
-            self._stopping = True
-            connections = list(self._connections)
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._stopping.set()
+        os.eventfd_write(self._stop_asked, 1)
+        self._thread.join(1.0)
         self.path.unlink(missing_ok=True)
-        for connection in connections:
-            connection.end(errors.STOPPING)
-        for connection in connections:
-            connection.thread.join(1.0)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError as error:
-                if self._stopping:
-                    return
-                log.warning("the port can't take a client: %s", error)
-                time.sleep(0.1)  # out of descriptors, say; it may pass
-                continue
-            connection = _Connection(client, self._limits.poll_us * 1000)
-            with self._lock:
-                self._connections.add(connection)
-                refusal = errors.STOPPING if self._stopping else None
-            try:
-                if refusal is not None:
-                    raise refusal
-                self._places.take()
-            except VmError as error:
-                connection.end(error)
-                connection.close()
-                with self._lock:
-                    self._connections.discard(connection)
-                continue
-            connection.thread = threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True)
-            try:
-                connection.thread.start()
-            except RuntimeError as error:  # as many as the machine allows
-                log.warning("the port can't serve a client: %s", error)
-                connection.thread = threading.current_thread()
-                connection.end(VmError(errno.ENOSPC, "the machine has no thread left for a Session"))
-                self._close(connection)
+    # Descriptors that are watched.
 
-    def _serve(self, connection: _Connection) -> None:
+    def watch(self, descriptor: int, handler: Callable[[int], None], events: int = _READ) -> None:
+        """Call the handler when something happens to a descriptor."""
+        self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def unwatch(self, descriptor: int) -> None:
+        """The reverse of watch."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def watch_for(self, descriptor: int, events: int) -> None:
+        """What else than before is to be waited for; from any thread."""
+        with suppress(OSError):  # it is watched no more
+            self._epoll.modify(descriptor, events)
+
+    # The thread.
+
+    def _run(self) -> None:
         try:
-            connection.serve(self._registry, self._limits)
+            while not self._stopping.is_set():
+                self._turn()
+            for connection in list(self._connections):
+                connection.end(errors.STOPPING)
         finally:
-            self._close(connection)
+            for connection in list(self._connections):
+                self._close(connection)
+            self._listener.close()
+            self._epoll.close()
+
+    def _turn(self) -> None:
+        handlers = self._handlers
+        for descriptor, events in self._wait():
+            handler = handlers.get(descriptor)
+            if handler is not None:
+                try:
+                    handler(events)
+                except Exception:  # one client's trouble is not the others'
+                    log.exception("the port failed at something")
+        if self._backlog:
+            self._backlog.popleft().go_on()
+        if self._unopened or self._deaf_until:
+            self._look_at_the_time()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        poll = self._epoll.poll
+        if self._backlog:
+            return poll(0, EVENTS)
+        patience = self._patience
+        spin = patience.begin()
+        while spin:
+            events = poll(0, EVENTS)
+            if events:
+                if patience.poll_ns < patience.most_ns:
+                    patience.met()
+                return events
+            spin = patience.goes_on()
+        timeout = None
+        if self._unopened or self._deaf_until:
+            times = [when for when in (self._deaf_until, *(until for until, _ in self._unopened)) if when]
+            timeout = max(min(times) - time.monotonic(), 0)
+        events = poll(timeout, EVENTS)
+        patience.woken()
+        return events
+
+    def _look_at_the_time(self) -> None:
+        now = time.monotonic()
+        while self._unopened and (self._unopened[0][1].opened or self._unopened[0][0] <= now):
+            _, connection = self._unopened.popleft()
+            if not connection.opened:
+                connection.end(not_opened())
+        if self._deaf_until and self._deaf_until <= now:
+            self._deaf_until = 0.0
+            self.watch_for(self._listener.fileno(), _READ)
+
+    def _accept(self, _: int) -> None:
+        try:
+            client, _address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # out of descriptors, say; it may pass
+            log.warning("the port can't take a client: %s", error)
+            self.watch_for(self._listener.fileno(), 0)
+            self._deaf_until = time.monotonic() + 0.1
+            return
+        connection = _Connection(self, client)
+        try:
+            self._places.take()
+        except VmError as error:
+            connection.end(error)
+            connection.close()
+            return
+        self._connections.add(connection)
+        self._unopened.append((time.monotonic() + OPENING_PATIENCE, connection))
+        self.watch(client.fileno(), connection.ready)
+
+    def leave_unfinished(self, connection: _Connection) -> None:
+        """A connection has more work to do, when it is its turn."""
+        self._backlog.append(connection)
 
     def _close(self, connection: _Connection) -> None:
         """The client finds the end when its levels have dropped and its place is free."""
+        self.unwatch(connection.descriptor)
         try:
             connection.close_session()
         finally:
+            self._connections.discard(connection)
             self._places.free()
             connection.close()
-        with self._lock:
-            self._connections.discard(connection)
 
-
-class _GoneError(Exception):
-    """The client has closed its end."""
+    def gone(self, connection: _Connection) -> None:
+        """A connection is at its end."""
+        self._close(connection)
 
 
 class _Connection:
-    """A client's socket. Any thread may tell; one at a time sends, and none waits for a client that does not read."""
+    """A client's socket. The port's thread receives; any thread may tell, one at a time sends, and none waits for a
+    client that does not read: what it does not take is kept, and nothing more is received from it.
+    """
 
-    def __init__(self, client: socket.socket, poll_ns: int) -> None:
+    def __init__(self, port: Port, client: socket.socket) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        client.setblocking(False)
+        self._port = port
+        self._limits = port.limits
         self._client = client
-        self._packets = Receiver(client, poll_ns)
-        self.thread = threading.current_thread()  # until it has one of its own
+        self.descriptor = client.fileno()
+        self._irqfds = SessionIrqfds(port.in_use, lambda fd, handler: port.watch(fd, handler, _EVENTFD), port.unwatch)
         self._session: Session | None = None
         # Held by who executes or sends; and whether there may be more to tell since that looked.
         self._busy = threading.Lock()
         self._more = False
+        # A message that the socket had no room for, and a batch that is not done. With neither it is received from.
+        self._unsent: bytes | None = None
+        self._work: Work | None = None
+        self._awaited = _READ
 
-    def serve(self, registry: Registry, limits: Limits) -> None:
-        """Be a Session, until the client goes or must be told why it is over."""
+    @property
+    def opened(self) -> bool:
+        """Whether it is a Session, or has ended."""
+        return self._session is not None or self._client.fileno() < 0
+
+    def ready(self, events: int) -> None:
+        """Something happened to the socket; called by the port's thread, as is all but tell and end."""
+        if self._unsent is not None:
+            self._send_late(gone=bool(events & (select.EPOLLHUP | select.EPOLLERR)))
+        if self._work is not None or self._unsent is not None or not events & ~select.EPOLLOUT:
+            return
         try:
-            try:
-                request = opening(self._receive(limits, OPENING_PATIENCE))
-            except TimeoutError:
-                raise not_opened() from None
-            self._serve_session(
-                Session(registry, limits, request, self._tell, lambda: self.end(deleted(request.vm))), limits
-            )
-        except (OSError, _GoneError):
-            pass  # the client has gone, and with it whoever could be told
+            data, ancillary, _flags, _address = self._client.recvmsg(MESSAGE_BYTES + 1, _ANCILLARY)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if ancillary:
+            self._take_descriptors(ancillary)
+        if not data:
+            self._port.gone(self)
+            return
+        try:
+            self._received(data)
         except Exception as error:
             self.end(errors.refusal(error))
+            self._port.gone(self)
 
-    def _serve_session(self, session: Session, limits: Limits) -> None:
-        with self._busy:
-            self._session = session
-            self._send(pb.SessionResponse(opened=session.opened()))
-        while True:
-            self._tell()
-            message = following(self._receive(limits))
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors = array("i")
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                self._irqfds.descriptors.extend(descriptors)
+
+    def _received(self, data: bytes) -> None:
+        session = self._session
+        if len(data) > self._limits.message_bytes:
+            raise VmError(errno.E2BIG, f"a message of more than {self._limits.message_bytes} bytes")
+        if session is not None and not data[0]:
+            if len(data) != SINGLE.size or data[HEADER.size] == HALT:
+                self._begin(session.execute_packed(data))
+                return
             with self._busy:
-                result = session.execute(message)
-                if result is not None:
-                    self._send(pb.SessionResponse(batch_result=result))
-
-    def end(self, error: VmError) -> None:
-        """Tell the client why its Session is over, if it reads, and make the thread that serves it come to its end."""
-        ended = pb.SessionResponse(ended=errors.message(error))
-        with suppress(OSError):
-            self._client.send(ended.SerializeToString(), socket.MSG_DONTWAIT)
-        with suppress(OSError):
-            self._client.shutdown(socket.SHUT_RDWR)
-
-    def close_session(self) -> None:
-        """Drop its levels. Nothing is told after this."""
-        if not self._busy.acquire(timeout=0.1):
-            with suppress(OSError):
-                self._client.shutdown(socket.SHUT_RDWR)  # whoever waits to send gives up
-            self._busy.acquire()
+                self._send(session.execute_single(data))
+            if self._more:
+                self._tell()
+            return
         try:
-            session, self._session = self._session, None
-            if session is not None:
-                session.close()
-        finally:
-            self._busy.release()
-
-    def close(self) -> None:
-        # What is left unread would reset the connection, and take from the client what it was told last.
-        with suppress(OSError):
-            while self._client.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT):
-                pass
-        self._client.close()
-
-    def _receive(self, limits: Limits, timeout: float | None = None) -> pb.SessionRequest:
-        data = self._packets.receive(timeout)
-        if not data:
-            raise _GoneError
-        if len(data) > limits.message_bytes:
-            raise VmError(errno.E2BIG, f"a message of more than {limits.message_bytes} bytes")
-        try:
-            return pb.SessionRequest.FromString(data)
+            message = pb.SessionRequest.FromString(data)
         except DecodeError:
             raise VmError(errno.EBADMSG, "these bytes are not the message that this port takes") from None
+        if session is not None:
+            self._begin(session.execute(following(message)))
+        else:
+            self._open(opening(message))
 
-    def _send(self, response: pb.SessionResponse) -> None:
-        """Send a message; a client that does not read its answers is not read from."""
-        data = response.SerializeToString()
+    def _open(self, request: pb.SessionOpen) -> None:
+        with self._busy:
+            self._session = Session(
+                self._port.registry,
+                self._limits,
+                request,
+                self._tell,
+                lambda: self.end(deleted(request.vm)),
+                self._irqfds,
+            )
+            self._send(pb.SessionResponse(opened=self._session.opened()).SerializeToString())
+        self._tell()
+
+    # Batches.
+
+    def _begin(self, work: Work) -> None:
+        self._work = work
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Do another slice of the batch."""
+        if self._work is None or self._session is None:  # it has ended in between
+            return
+        with self._busy:
+            try:
+                next(self._work)
+            except StopIteration as done:
+                self._work = None
+                answer = done.value
+                if answer is not None:
+                    self._send(answer if isinstance(answer, bytes) else answer.SerializeToString())
+            except Exception as error:
+                self._work = None
+                self.end(errors.refusal(error))
+            self._wait_for_it()
+        if self._work is not None:
+            self._port.leave_unfinished(self)
+            return
+        self._irqfds.discard()
+        if self._more:
+            self._tell()
+
+    # Sending.
+
+    def _wait_for_it(self) -> None:
+        """Wait for what it can go on with; who calls this is busy."""
+        events = select.EPOLLOUT if self._unsent is not None else 0 if self._work is not None else _READ
+        if events != self._awaited:
+            self._awaited = events
+            self._port.watch_for(self.descriptor, events)
+
+    def _send(self, data: bytes) -> None:
+        """Send a message, or keep it; who calls this is busy."""
         try:
-            self._client.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
             self._client.send(data)
+        except BlockingIOError:
+            self._unsent = data
+            self._wait_for_it()
+        except OSError:
+            pass  # the client has gone; that is found out by receiving
+
+    def _send_late(self, gone: bool) -> None:
+        with self._busy:
+            data, self._unsent = self._unsent, None
+            if data is not None and not gone:
+                self._send(data)
+            self._wait_for_it()
+        self._tell()
 
     def _tell(self) -> None:
         """Send what the Session has to tell. Any thread may call this, and none waits here."""
@@ -208,18 +351,39 @@ class _Connection:
         while self._more and self._busy.acquire(blocking=False):
             self._more = False
             try:
-                while self._session is not None and (message := self._session.take()) is not None:
-                    self._client.send(message.SerializeToString(), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                # The socket is full. Somebody has to wait until it is not, who also releases the lock.
-                threading.Thread(target=self._tell_late, args=(message,), name="session late", daemon=True).start()
-                return
-            except OSError:
-                pass  # the client has gone; its thread finds out
-            self._busy.release()
+                while (
+                    self._unsent is None and self._session is not None and (message := self._session.take()) is not None
+                ):
+                    self._send(message if isinstance(message, bytes) else message.SerializeToString())
+            finally:
+                self._busy.release()
 
-    def _tell_late(self, message: pb.SessionResponse) -> None:
+    def end(self, error: VmError) -> None:
+        """Tell the client why its Session is over, if it reads, and make it come to its end; from any thread."""
+        ended = pb.SessionResponse(ended=errors.message(error))
         with suppress(OSError):
-            self._client.send(message.SerializeToString())
-        self._busy.release()
-        self._tell()
+            self._client.send(ended.SerializeToString())
+        with suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+
+    # The end.
+
+    def close_session(self) -> None:
+        """Drop its levels. Nothing is told after this."""
+        with self._busy:
+            session, self._session = self._session, None
+            self._work = None
+            self._irqfds.close()
+            if session is not None:
+                session.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        # What is left unread would reset the connection, and take from the client what it was told last.
+        with suppress(OSError):
+            while self._client.recv(MESSAGE_BYTES):
+                pass
+        self._client.close()
+
+
+_EVENTFD = select.EPOLLIN | select.EPOLLET

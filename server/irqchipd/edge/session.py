@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import Protocol
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.convert import outcome_to
 from irqchipd.edge.executor import ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
+from irqchipd.edge.records import RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Halt, Outcome
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import MAX_VCPU_ID
+from irqchipd.vm.machine import MAX_VCPU_ID, Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.sources import MAX_CLIENT_NAME
+from irqchipd.vm.sources import MAX_CLIENT_NAME, LineSource
 
 OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
 
@@ -44,6 +47,21 @@ class Places:
             self._taken -= 1
 
 
+class Irqfds(Protocol):
+    """What an edge makes of a Session's IrqfdRequests."""
+
+    def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
+        """See IrqfdRequest."""
+
+
+class NoIrqfds:
+    """Of an edge that carries no descriptors."""
+
+    def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
+        """See Irqfds."""
+        raise VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
+
+
 class Session:
     """One client's line source, batches, halts and events.
 
@@ -58,6 +76,7 @@ class Session:
         request: pb.SessionOpen,
         wake: Callable[[], None],
         on_deleted: Callable[[], None],
+        irqfds: Irqfds,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
             raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: at most 64 printable characters")
@@ -67,6 +86,7 @@ class Session:
         self._vm = registry.get(request.vm)
         self._limits = limits
         self._wake = wake
+        self._irqfds = irqfds
         self._events = EventQueue(limits.queued_events, wake, self._count_dropped)
         # Halts whose ends the client has not been sent, in their order, and those of them that have ended.
         self._halts: dict[_BatchHalt, None] = {}
@@ -77,6 +97,8 @@ class Session:
         self._source = self._vm.open_source(
             request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
         )
+        # As execute_packed, of a batch of one that is no halt, at once.
+        self.execute_single = partial(execute_single, self._vm, self._source)
         try:
             self._vm.subscribe(self._vcpus, self._events.put, self._gsis)
         except BaseException:
@@ -94,20 +116,37 @@ class Session:
             max_message_bytes=self._limits.message_bytes,
         )
 
-    def execute(self, batch: pb.Batch | pb.HaltGivenUp) -> pb.BatchResult | None:
-        """Do what a message says, and return the answer.
+    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Generator[None, None, pb.SessionResponse | None]:
+        """Do what a message says, a slice at a time, and return the answer.
 
         None where there is none, or a batch ends in a halt that is under way, whose end take gives with the results.
         """
-        if isinstance(batch, pb.HaltGivenUp):
-            self.give_up(batch)
+        if isinstance(message, pb.HaltGivenUp):
+            self.give_up(message)
             return None
-        answer = execute_batch(self._vm, batch, self._source, self._limits)
-        request = ending_halt(batch, answer)
-        return answer if request is None else self._begin_halt(request, answer)
+        answer = yield from execute_batch(self._vm, message, self._source, self._limits, self._execute_irqfd)
+        request = ending_halt(message, answer)
+        if request is None:
+            return pb.SessionResponse(batch_result=answer)
+        halted = _MessageHalt(answer)
+        begun = self._begin_halt(request.vcpu, request.interrupts_masked, request.timeout_ns, halted)
+        return None if begun else halted.result()
 
-    def _begin_halt(self, request: pb.HaltRequest, answer: pb.BatchResult) -> pb.BatchResult | None:
-        batch = _BatchHalt(answer)
+    def execute_packed(self, packet: bytes) -> Generator[None, None, bytes | None]:
+        """As execute, of a batch in the short form (irqchip/records.py)."""
+        answer = yield from execute_records(self._vm, packet, self._source, self._limits)
+        request = answer.halt
+        if request is None:
+            return answer.message()
+        halted = _PackedHalt(answer)
+        begun = self._begin_halt(request.vcpu, request.interrupts_masked, request.timeout_ns, halted)
+        return None if begun else halted.result()
+
+    def _execute_irqfd(self, request: pb.IrqfdRequest) -> None:
+        self._irqfds.execute(self._vm, self._source, request)
+
+    def _begin_halt(self, vcpu: int, interrupts_masked: bool, timeout_ns: int, batch: _BatchHalt) -> bool:
+        """Begin the halt that a batch ends in; False where it is refused, which is its outcome."""
 
         def done(outcome: Outcome) -> None:
             batch.outcome = outcome
@@ -118,13 +157,13 @@ class Session:
             if sum(other.size for other in self._halts) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
                 raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
-            batch.halt = self._vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
+            batch.halt = self._vm.halt(vcpu, done, interrupts_masked, timeout_ns)
         except Exception as error:
-            answer.results[-1].error.CopyFrom(errors.message(errors.refusal(error)))
-            return answer
+            batch.outcome = errors.refusal(error)
+            return False
         self._halts[batch] = None
-        self._last_halts[request.vcpu] = batch
-        return None
+        self._last_halts[vcpu] = batch
+        return True
 
     def give_up(self, given_up: pb.HaltGivenUp) -> None:
         """Nobody waits for a batch's halt any more."""
@@ -137,14 +176,14 @@ class Session:
             self._ended.append(batch)
             self._wake()
 
-    def take(self) -> pb.SessionResponse | None:
+    def take(self) -> pb.SessionResponse | bytes | None:
         """The next message for the client, or None; asking for it says that the one before has been sent."""
         if self._sending is not None:
             self._halts.pop(self._sending, None)
             self._sending = None
         if self._ended:
             self._sending = self._ended.popleft()
-            return pb.SessionResponse(batch_result=self._sending.result())
+            return self._sending.result()
         event = self._events.take()
         return None if event is None else pb.SessionResponse(event=event)
 
@@ -161,23 +200,38 @@ class Session:
 class _BatchHalt:
     """A batch that ends in a halt, until the client has been sent how."""
 
-    __slots__ = ("_answer", "halt", "outcome", "serial", "size")
-
-    def __init__(self, answer: pb.BatchResult) -> None:
-        self._answer = answer
-        self.serial = answer.serial
-        self.size = answer.ByteSize()
+    def __init__(self, serial: int, size: int) -> None:
+        self.serial = serial
+        self.size = size
         self.halt: Halt | None = None
         self.outcome: Outcome = None
 
-    def result(self) -> pb.BatchResult:
+    def result(self) -> pb.SessionResponse | bytes:
         """The batch's answer, once the halt has ended."""
+        raise NotImplementedError
+
+
+class _MessageHalt(_BatchHalt):
+    def __init__(self, answer: pb.BatchResult) -> None:
+        super().__init__(answer.serial, answer.ByteSize())
+        self._answer = answer
+
+    def result(self) -> pb.SessionResponse:
         last = self._answer.results[-1]
         try:
             last.halt.CopyFrom(outcome_to(self.outcome))
         except VmError as error:
             last.error.CopyFrom(errors.message(error))
-        return self._answer
+        return pb.SessionResponse(batch_result=self._answer)
+
+
+class _PackedHalt(_BatchHalt):
+    def __init__(self, answer: RecordsAnswer) -> None:
+        super().__init__(answer.serial, answer.size)
+        self._answer = answer
+
+    def result(self) -> bytes:
+        return self._answer.ended(self.outcome)
 
 
 def _numbers(what: str, numbers: Iterable[int], highest: int) -> list[int]:

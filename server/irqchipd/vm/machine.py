@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
@@ -23,8 +22,8 @@ from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
-from irqchipd.vm.events import GsiResampled, Listener
-from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID, ChipId, PinRoute, Route, check_routes
+from irqchipd.vm.lines import Lines
+from irqchipd.vm.routing import MAX_GSIS, ChipId, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
     CLOCK_VIRTUAL,
@@ -33,7 +32,7 @@ from irqchipd.vm.snapshot import (
     IRQCHIP_SPLIT,
     VmState,
 )
-from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpus import Vcpus
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
@@ -70,14 +69,12 @@ class Description:
     tsc_khz: int
 
 
-class Vm(Vcpus):
+class Vm(Vcpus, Lines):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
     def __init__(self, name: str, max_vcpus: int = MAX_VCPUS, clock: Clock | None = None, tsc_khz: int = KHZ) -> None:
         super().__init__(name, clock, tsc_khz)
         self._max_vcpus = max_vcpus
-        self._shared_source = LineSource(SHARED)
-        self._sources: dict[int, LineSource] = {}
         self._observers: dict[Observer, Callable[[], None] | None] = {}
 
     # Creation.
@@ -147,104 +144,7 @@ class Vm(Vcpus):
             if on_deleted is not None:
                 on_deleted()
 
-    # Lines.
-
-    def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
-        """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
-
-        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
-        """
-        return self.irq_lines((gsi << 1 | bool(level),), source)[0]
-
-    def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
-        """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
-        with self._turn:
-            board = self._board
-            if not board.has_irqchip:
-                raise self._no_irqchip()
-            if source is None:
-                source = self._shared_source
-            elif source.closed:
-                raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
-            bit, asserted, resampled, set_irq = 1 << source.number, source.asserted, source.resampled, board.set_irq
-            for change in changes if resampled else ():
-                if not change & 1 and change >> 1 in resampled:
-                    raise invalid(f"GSI {change >> 1} is resampled: it falls by itself when it is acknowledged")
-            statuses = []
-            for change in changes:
-                gsi, level = change >> 1, change & 1
-                if gsi in resampled:
-                    statuses.append(set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False))
-                    continue
-                if not level:
-                    asserted.discard(gsi)
-                elif gsi < MAX_GSIS:
-                    asserted.add(gsi)
-                statuses.append(set_irq(gsi, level, bit))
-            return statuses
-
-    def open_source(
-        self,
-        client: str,
-        on_deleted: Callable[[], None] | None = None,
-        *,
-        resampled: Sequence[int] = (),
-        listener: Listener | None = None,
-        resume: bool = False,
-    ) -> LineSource:
-        """A new line source, or the one that a restored VM kept for a client: ENOENT where it kept none.
-
-        on_deleted is called, from any thread, when the VM is deleted under it; listener hears of the GSIs that the
-        source resamples, for which EINVAL without a full irqchip.
-        """
-        with self._turn:
-            if resampled and self._board.pic is None:
-                raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
-            source = self._detached(client) if resume else self._new_source(client)
-            source.on_deleted, source.listener, source.detached = on_deleted, listener, False
-            for gsi, count in source.resampled.items():
-                if count and listener is not None:
-                    self._board.post(listener, GsiResampled(gsi, count))
-                source.resampled[gsi] = 0
-            for gsi in resampled:
-                if gsi not in source.resampled:
-                    source.resampled[gsi] = 0
-                    self._board.notices.resample(gsi, source)
-            return source
-
-    def _detached(self, client: str) -> LineSource:
-        for source in self._sources.values():
-            if source.detached and source.client == client:
-                return source
-        raise VmError(errno.ENOENT, f"VM {self.name!r} keeps no line source for a client {client!r}")
-
-    def _new_source(self, client: str) -> LineSource:
-        number = SHARED + 1
-        while number in self._sources or number in (PIT, RESAMPLERS):
-            number += 1
-        source = self._sources[number] = LineSource(number, client)
-        return source
-
-    def close_source(self, source: LineSource) -> None:
-        """A line source is no more: its levels drop. Closing one twice, or of a deleted VM, does nothing."""
-        with suppress(VmError), self._turn:
-            if self._sources.get(source.number) is source:
-                del self._sources[source.number]
-                source.closed = True
-                source.asserted.clear()
-                self._board.drop_source(1 << source.number)
-                for gsi in source.resampled:
-                    self._board.notices.stop_resampling(gsi, source)
-                source.resampled.clear()
-
-    def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""
-        with self._turn:
-            if not self._board.has_irqchip:
-                raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
-            if flags & ~MSI_VALID_DEVID:
-                raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
-            return self._board.signal_msi(address & 0xFFFF_FFFF, data)
+    # Routing.
 
     def set_routing(self, routes: Sequence[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the table, or EINVAL and keep it."""
@@ -424,14 +324,6 @@ class Vm(Vcpus):
                 raise VmError(errno.ENXIO, f"there is no PIT: {self._no_irqchip().message}")
             raise VmError(errno.ENXIO, f"VM {self.name!r} has no PIT; create it first")
         return pit
-
-    def _no_irqchip(self) -> VmError:
-        if self._board.split is not None:
-            return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
-        if self._cpus:
-            too_late = "its vCPUs came first, and now it is too late: make a new VM"
-            return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
-        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
 
 
 def _no_chip(chip_id: int) -> VmError:

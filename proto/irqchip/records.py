@@ -1,0 +1,51 @@
+"""The port's short form of a batch and its answer: records of fixed length, little-endian. docs/port.md describes it.
+
+A message in protobuf's form never begins with a 0 byte; in this form it always does. The header is that byte, seven
+unused ones, and the batch's serial number.
+
+An operation's record: which one, by its field's number in Operation; the size of an access, the source of an
+ack_interrupt, or whether a halt's interrupts are masked; two unused bytes; the vCPU, the GSI or an MSI's flags; an
+address, port or MSR; a value: data, a level, or a halt's timeout.
+
+A result's: the operation's number, 0 for an error; what became of it: CLAIMED, FAULT, or how a halt ended; two unused
+bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
+an error's text. The texts stand behind the records, in their order.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from irqchip.v1 import irqchip_pb2 as pb
+
+HEADER = Struct("<B7xQ")
+OPERATION = Struct("<BB2xIQQ")
+RESULT = Struct("<BB2xiQ")
+# A batch of one operation, and its answer.
+SINGLE = Struct(HEADER.format + OPERATION.format[1:])
+SINGLE_RESULT = Struct(HEADER.format + RESULT.format[1:])
+
+# What became of an operation.
+CLAIMED = 1  # and of an ack_interrupt: taken
+FAULT = 2
+INTERRUPT, SIGNAL, TIMEOUT = (
+    pb.HaltResponse.DESCRIPTOR.fields_by_name[name].number for name in ("interrupt", "signal", "timeout")
+)
+
+ERROR = 0
+# The operations that have this form.
+NUMBERS = {
+    name: pb.Operation.DESCRIPTOR.fields_by_name[name].number
+    for name in (
+        "irq_line",
+        "signal_msi",
+        "pio_read",
+        "pio_write",
+        "mmio_read",
+        "mmio_write",
+        "ack_interrupt",
+        "msr_read",
+        "msr_write",
+        "halt",
+    )
+}

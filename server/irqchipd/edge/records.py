@@ -1,0 +1,204 @@
+"""Batches and answers in the port's short form; irqchip/records.py says what that is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from irqchip.records import (
+    CLAIMED,
+    ERROR,
+    FAULT,
+    HEADER,
+    INTERRUPT,
+    NUMBERS,
+    OPERATION,
+    RESULT,
+    SIGNAL,
+    SINGLE,
+    SINGLE_RESULT,
+    TIMEOUT,
+)
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips import lapic
+from irqchipd.edge import convert, errors
+from irqchipd.edge.executor import SLICE, check_count, interrupt_sources, misplaced_halt
+from irqchipd.limits import Limits
+from irqchipd.vm.cpu import Outcome, Signal
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.sources import LineSource
+
+HALT = NUMBERS["halt"]
+Fields = tuple[int, int, int]  # of a result: what became of it, status, value
+
+_NOTHING: Fields = (0, 0, 0)
+_TAKEN: Fields = (CLAIMED, 0, 0)
+_SOURCES = (int(pb.INTERRUPT_SOURCE_LAPIC), int(pb.INTERRUPT_SOURCE_PIC))  # by whether the PIC gave it
+
+# Of the VM and the source: size, index, address, value. See irqchip/records.py.
+Operation = Callable[[Vm, LineSource, int, int, int, int], Fields]
+
+
+def _irq_line(vm: Vm, source: LineSource, size: int, gsi: int, address: int, level: int) -> Fields:
+    return 0, vm.irq_line(gsi, level != 0, source), 0
+
+
+def _signal_msi(vm: Vm, source: LineSource, size: int, flags: int, address: int, data: int) -> Fields:
+    return 0, vm.signal_msi(address, data, flags), 0
+
+
+def _pio_read(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
+    value = vm.pio_read(vcpu, port, size)
+    return _NOTHING if value is None else (CLAIMED, 0, value)
+
+
+def _pio_write(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
+    return _TAKEN if vm.pio_write(vcpu, port, size, data) else _NOTHING
+
+
+def _mmio_read(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
+    value = vm.mmio_read(vcpu, address, size)
+    return _NOTHING if value is None else (CLAIMED, 0, value)
+
+
+def _mmio_write(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
+    return _TAKEN if vm.mmio_write(vcpu, address, size, data) else _NOTHING
+
+
+def _ack_interrupt(vm: Vm, source: LineSource, asked: int, vcpu: int, address: int, data: int) -> Fields:
+    pic, from_lapic = interrupt_sources(asked)
+    taken = vm.ack_interrupt(vcpu, pic=pic, lapic=from_lapic)
+    return _NOTHING if taken is None else (CLAIMED, _SOURCES[taken[1]], taken[0])
+
+
+def _msr_read(vm: Vm, source: LineSource, size: int, vcpu: int, msr: int, data: int) -> Fields:
+    value = vm.msr_read(vcpu, msr)
+    if value is None:
+        return _NOTHING
+    return (CLAIMED | FAULT, 0, 0) if value == lapic.FAULT else (CLAIMED, 0, value)
+
+
+def _msr_write(vm: Vm, source: LineSource, size: int, vcpu: int, msr: int, data: int) -> Fields:
+    result = vm.msr_write(vcpu, msr, data)
+    if result is None:
+        return _NOTHING
+    return (CLAIMED | FAULT, 0, 0) if result == lapic.FAULT else _TAKEN
+
+
+def _halt(vm: Vm, source: LineSource, masked: int, vcpu: int, address: int, timeout: int) -> Fields:
+    raise misplaced_halt()
+
+
+_OPERATIONS: dict[int, Operation] = {
+    NUMBERS["irq_line"]: _irq_line,
+    NUMBERS["signal_msi"]: _signal_msi,
+    NUMBERS["pio_read"]: _pio_read,
+    NUMBERS["pio_write"]: _pio_write,
+    NUMBERS["mmio_read"]: _mmio_read,
+    NUMBERS["mmio_write"]: _mmio_write,
+    NUMBERS["ack_interrupt"]: _ack_interrupt,
+    NUMBERS["msr_read"]: _msr_read,
+    NUMBERS["msr_write"]: _msr_write,
+    HALT: _halt,
+}
+
+
+def _no_record(number: int) -> VmError:
+    return invalid(f"operation {number} has no record; send it in a Batch")
+
+
+def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
+    """Execute a batch of one record, which is no halt, and return its answer."""
+    _, serial, number, size, index, address, value = SINGLE.unpack(packet)
+    try:
+        became, status, value = _OPERATIONS[number](vm, source, size, index, address, value)
+    except Exception:
+        if number not in _OPERATIONS:
+            error = _no_record(number)
+        answer = RecordsAnswer(serial)
+        answer.refuse(error)
+        return answer.message()
+    return SINGLE_RESULT.pack(0, serial, number, became, status, value)
+
+
+@dataclass(frozen=True, slots=True)
+class HaltRecord:
+    """A halt, as Session takes it."""
+
+    vcpu: int
+    interrupts_masked: bool
+    timeout_ns: int
+
+
+class RecordsAnswer:
+    """The answer to a batch in the short form. A halt's result, the last, comes later."""
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
+        self.halt: HaltRecord | None = None
+        self._results: list[bytes] = []
+        self._texts: list[bytes] = []
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return HEADER.size + RESULT.size * (len(self._results) + 1) + sum(map(len, self._texts))
+
+    def add(self, *fields: int) -> None:
+        """Another result."""
+        self._results.append(RESULT.pack(*fields))
+
+    def refuse(self, error: Exception, room: int | None = None) -> int:
+        """Another result, an error, with what it says where that is not longer than room; how many bytes it took."""
+        refusal = errors.refusal(error)
+        text = refusal.message.encode()
+        if room is not None and len(text) > room:
+            text = b""
+        self.add(ERROR, 0, refusal.number, len(text))
+        self._texts.append(text)
+        return len(text)
+
+    def message(self) -> bytes:
+        """What to send."""
+        return b"".join((HEADER.pack(0, self.serial), *self._results, *self._texts))
+
+    def ended(self, outcome: Outcome) -> bytes:
+        """What to send, now that the halt has ended."""
+        if isinstance(outcome, VmError):
+            self.refuse(outcome)
+        elif outcome is None:
+            self.add(HALT, TIMEOUT, 0, 0)
+        elif isinstance(outcome, Signal):
+            signal = convert.signal_to(outcome)
+            self.add(HALT, SIGNAL, signal.kind, signal.vector)
+        else:
+            vector, from_pic = outcome
+            self.add(HALT, INTERRUPT, _SOURCES[from_pic], vector)
+        return self.message()
+
+
+def execute_records(vm: Vm, packet: bytes, source: LineSource, limits: Limits) -> Generator[None, None, RecordsAnswer]:
+    """Execute a batch in the short form, a slice at a time. Its answer has a halt where it ends in one."""
+    count, rest = divmod(len(packet) - HEADER.size, OPERATION.size)
+    if count < 1 or rest:
+        raise VmError(errno.EBADMSG, "a batch in the short form has a header of 16 bytes and records of 24")
+    answer = RecordsAnswer(HEADER.unpack_from(packet)[1])
+    check_count(count, limits)
+    room = limits.message_bytes - HEADER.size - RESULT.size * count
+    for position, (number, size, index, address, value) in enumerate(
+        OPERATION.iter_unpack(memoryview(packet)[HEADER.size :]), 1
+    ):
+        try:
+            if number == HALT and position == count:
+                answer.halt = HaltRecord(index, bool(size), value)
+                break
+            if number not in _OPERATIONS:
+                raise _no_record(number)
+            answer.add(number, *_OPERATIONS[number](vm, source, size, index, address, value))
+        except Exception as error:
+            room -= answer.refuse(error, room)
+        if not position % SLICE:
+            yield
+    return answer

@@ -1,0 +1,194 @@
+"""The lines of a VM: who drives them, what messages are sent, and what an eventfd does."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from irqchipd.vm.clock import Clock
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import GsiResampled, Listener
+from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
+from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Irqfd:
+    """What interrupts a GSI: with an edge from its source, or, resampled, with a level from that of all who are."""
+
+    source: LineSource
+    gsi: int
+    resampler: LineSource | None
+
+
+class Lines(Turns):
+    """The operations on a VM's lines."""
+
+    def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
+        super().__init__(name, clock, tsc_khz)
+        self._shared_source = LineSource(SHARED)
+        self._sources: dict[int, LineSource] = {}
+
+    def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
+        """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
+
+        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
+        """
+        return self.irq_lines((gsi << 1 | bool(level),), source)[0]
+
+    def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
+        """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
+        with self._turn:
+            source = self._checked_source(changes, source)
+            bit, asserted, resampled = 1 << source.number, source.asserted, source.resampled
+            set_irq = self._board.set_irq
+            statuses = []
+            for change in changes:
+                gsi, level = change >> 1, change & 1
+                if gsi in resampled:
+                    statuses.append(set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False))
+                    continue
+                if not level:
+                    asserted.discard(gsi)
+                elif gsi < MAX_GSIS:
+                    asserted.add(gsi)
+                statuses.append(set_irq(gsi, level, bit))
+            return statuses
+
+    def check_irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> None:
+        """What irq_lines would refuse is refused, and nothing is done."""
+        with self._turn:
+            self._checked_source(changes, source)
+
+    def _checked_source(self, changes: Sequence[int], source: LineSource | None) -> LineSource:
+        if not self._board.has_irqchip:
+            raise self._no_irqchip()
+        if source is None:
+            return self._shared_source
+        if source.closed:
+            raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
+        for change in changes if source.resampled else ():
+            if not change & 1 and change >> 1 in source.resampled:
+                raise invalid(f"GSI {change >> 1} is resampled: it falls by itself when it is acknowledged")
+        return source
+
+    def open_source(
+        self,
+        client: str,
+        on_deleted: Callable[[], None] | None = None,
+        *,
+        resampled: Sequence[int] = (),
+        listener: Listener | None = None,
+        resume: bool = False,
+    ) -> LineSource:
+        """A new line source, or the one that a restored VM kept for a client: ENOENT where it kept none.
+
+        on_deleted is called, from any thread, when the VM is deleted under it; listener hears of the GSIs that the
+        source resamples, for which EINVAL without a full irqchip.
+        """
+        with self._turn:
+            if resampled and self._board.pic is None:
+                raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
+            source = self._detached(client) if resume else self._new_source(client)
+            source.on_deleted, source.listener, source.detached = on_deleted, listener, False
+            for gsi, count in source.resampled.items():
+                if count and listener is not None:
+                    self._board.post(listener, GsiResampled(gsi, count))
+                source.resampled[gsi] = 0
+            for gsi in resampled:
+                if gsi not in source.resampled:
+                    source.resampled[gsi] = 0
+                    self._board.notices.resample(gsi, source)
+            return source
+
+    def _detached(self, client: str) -> LineSource:
+        for source in self._sources.values():
+            if source.detached and source.client == client:
+                return source
+        raise VmError(errno.ENOENT, f"VM {self.name!r} keeps no line source for a client {client!r}")
+
+    def _new_source(self, client: str) -> LineSource:
+        number = SHARED + 1
+        while number in self._sources or number in (PIT, RESAMPLERS):
+            number += 1
+        source = self._sources[number] = LineSource(number, client)
+        return source
+
+    def close_source(self, source: LineSource) -> None:
+        """A line source is no more: its levels drop. Closing one twice, or of a deleted VM, does nothing."""
+        with suppress(VmError), self._turn:
+            if self._sources.get(source.number) is source:
+                del self._sources[source.number]
+                source.closed = True
+                source.asserted.clear()
+                self._board.drop_source(1 << source.number)
+                for gsi in source.resampled:
+                    self._board.notices.stop_resampling(gsi, source)
+                source.resampled.clear()
+
+    def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
+        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""
+        with self._turn:
+            if not self._board.has_irqchip:
+                raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
+            if flags & ~MSI_VALID_DEVID:
+                raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
+            return self._board.signal_msi(address & 0xFFFF_FFFF, data)
+
+    # irqfds.
+
+    def add_irqfd(self, source: LineSource, gsi: int, resampled: Listener | None = None) -> Irqfd:
+        """Something that interrupts a GSI for a source: EAGAIN without an irqchip.
+
+        With resampled, which is told of each acknowledgement, it raises the GSI until then; EINVAL without a full
+        irqchip. KVM: eventfd.c kvm_irqfd_assign, x86's kvm_arch_irqfd_allowed.
+        """
+        with self._turn:
+            self._check_irqfd(resampled is not None)
+            if resampled is None:
+                return Irqfd(source, gsi, None)
+            resampler = LineSource(RESAMPLERS, listener=resampled)
+            self._board.notices.resample(gsi, resampler)
+            return Irqfd(source, gsi, resampler)
+
+    def check_irqfd(self, resampled: bool) -> None:
+        """What add_irqfd would refuse is refused."""
+        with self._turn:
+            self._check_irqfd(resampled)
+
+    def _check_irqfd(self, resampled: bool) -> None:
+        if not self._board.has_irqchip:
+            raise VmError(errno.EAGAIN, self._no_irqchip().message)
+        if resampled and self._board.pic is None:
+            raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
+
+    def trigger(self, irqfd: Irqfd) -> None:
+        """An irqfd was written: an edge, or a level until it is acknowledged. KVM: eventfd.c irqfd_inject."""
+        with suppress(VmError), self._turn:
+            set_irq, gsi = self._board.set_irq, irqfd.gsi
+            if irqfd.resampler is not None:
+                set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
+            elif not irqfd.source.closed:
+                bit = 1 << irqfd.source.number
+                set_irq(gsi, 1, bit, line_status=False)
+                set_irq(gsi, 0, bit, line_status=False)
+                irqfd.source.asserted.discard(gsi)
+
+    def remove_irqfd(self, irqfd: Irqfd) -> None:
+        """It interrupts no more; with the last that resamples a GSI this falls."""
+        with suppress(VmError), self._turn:
+            if irqfd.resampler is not None:
+                self._board.notices.stop_resampling(irqfd.gsi, irqfd.resampler)
+
+    # Checks.
+
+    def _no_irqchip(self) -> VmError:
+        if self._board.split is not None:
+            return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
+        if self._cpus:
+            too_late = "its vCPUs came first, and now it is too late: make a new VM"
+            return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
+        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
