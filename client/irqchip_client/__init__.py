@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         RedirectionEntry,
     )
     from ._sync.client import Client, Vm, connect
+    from ._sync.irqfd import Irqfd
     from ._sync.machine import Line, Machine, Vcpu
     from ._sync.session import Session, Watch
     from ._target import default_socket
@@ -94,6 +95,7 @@ __all__ = [
     "IoapicState",
     "IrqchipError",
     "IrqchipMode",
+    "Irqfd",
     "LapicState",
     "LimitReached",
     "Line",
@@ -130,7 +132,10 @@ __all__ = [
     "ops",
 ]
 
-_HOMES = ("_errors", "_events", "_model", "_state", "_sync.client", "_sync.machine", "_sync.session", "_target")
+_HOMES = (
+    *("_errors", "_events", "_model", "_state", "_target"),
+    *("_sync.client", "_sync.irqfd", "_sync.machine", "_sync.session"),
+)
 
 
 def __getattr__(name: str) -> object:

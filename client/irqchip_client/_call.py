@@ -3,9 +3,9 @@
 import errno
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import lru_cache, wraps
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -165,9 +165,21 @@ def checked_record(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
     return make_checked
 
 
+def checked_access(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """As checked_record(), of a call that is made over and over with the same arguments: it is kept."""
+    return cast(Callable[P, Call[T]], wraps(make)(lru_cache(1024, typed=True)(checked_record(make))))
+
+
 def _refused(
     make: Callable[..., object], signature: inspect.Signature, args: Any, kwargs: Any, error: Exception
 ) -> InvalidArgument:
     arguments = signature.bind(*args, **kwargs).arguments
+    why = str(error)
+    if isinstance(error, StructError):  # It does not say which.
+        for name, value in arguments.items():
+            if value is None:
+                why = "None is not allowed"
+            elif not isinstance(value, int) or value < 0:
+                why = f"{name} is {value!r}, and not 0 or more"
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error}")
+    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {why}")

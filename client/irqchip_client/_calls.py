@@ -11,6 +11,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call, RecordCall
 from ._call import checked as _checked
+from ._call import checked_access as _checked_access
 from ._call import checked_record as _checked_record
 from ._call import seconds as _seconds
 from ._errors import TimedOut, protocol_error
@@ -106,7 +107,7 @@ def create_vcpu(vcpu: int) -> Call[None]:
     return Call("create_vcpu", pb.CreateVcpuRequest(vcpu=vcpu), _nothing)
 
 
-@_checked_record
+@_checked_access
 def irq_line(gsi: int, level: bool) -> Call[int]:
     """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
 
@@ -153,7 +154,7 @@ def get_gsi_routing() -> Call[list[Route]]:
     )
 
 
-@_checked_record
+@_checked_access
 def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
     """A vCPU's IN from a port, of 1, 2 or 4 bytes."""
     return RecordCall("pio_read", (size, vcpu, _word(port), 0), _pio_read, _access, _access_record)
@@ -165,7 +166,7 @@ def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[bool]:
     return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _pio_write, _claimed, _claimed_record)
 
 
-@_checked_record
+@_checked_access
 def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
     """A vCPU's load from a guest physical address, of 1, 2, 4 or 8 bytes."""
     return RecordCall("mmio_read", (size, vcpu, address, 0), _mmio_read, _access, _access_record)
@@ -177,7 +178,7 @@ def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[bool]:
     return RecordCall("mmio_write", (size, vcpu, address, data), _mmio_write, _claimed, _claimed_record)
 
 
-@_checked_record
+@_checked_access
 def ack_interrupt(vcpu: int, source: InterruptSource = InterruptSource.ANY) -> Call[Interrupt | None]:
     """A vCPU's INTA: it accepts the interrupt that it would take now. None where there is none.
 
@@ -248,7 +249,7 @@ def set_pit_reinject(reinject: bool) -> Call[None]:
     return Call("set_pit_reinject", pb.SetPitReinjectRequest(reinject=reinject), _nothing)
 
 
-@_checked_record
+@_checked_access
 def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
     """A vCPU's RDMSR. NotReady where it has no local APIC."""
     return RecordCall("msr_read", (0, vcpu, _word(msr), 0), _msr_read, _msr, _msr_record)

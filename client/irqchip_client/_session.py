@@ -291,8 +291,8 @@ class SessionCore:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it is open, and no answer but those of Halts is on its way."""
-        return not self._in_flight and self.source > 0 and not self._closing and not self.ended
+        """Whether it has not ended, and no answer but those of Halts is on its way."""
+        return not (self._in_flight or self._closing or self.ended)
 
     def next_request(self, record: bytes) -> bytes:
         """The request of one record that is no Halt, while it is quiet; submit_record() is to follow."""

@@ -1,6 +1,5 @@
 """The public page: what is on it, and that its two halves are the same."""
 
-import dataclasses
 import inspect
 import subprocess
 import sys
@@ -40,6 +39,9 @@ def test_every_public_name_is_there_and_is_listed() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_sync_and_async_have_the_same_names_and_signatures(name: str) -> None:
     sync, asynchronous = members(getattr(irqchip_client, name)), members(getattr(aio, name))
+    if name == "Session":  # Whose asyncio half goes over gRPC, which carries no descriptors.
+        for member in ("irqfd", "assign_irqfd", "deassign_irqfd"):
+            del sync[member]
     assert sync.keys() == asynchronous.keys()
     for member, function in sync.items():
         if callable(function):
@@ -74,7 +76,7 @@ def test_what_is_public_is_documented(module: Any) -> None:
 def test_help_explains_every_field(name: str) -> None:
     cls = getattr(irqchip_client, name)
     assert [line.split()[0] for line in str(inspect.getdoc(cls)).splitlines()[2:]] == [
-        field.name for field in dataclasses.fields(cls)
+        *inspect.signature(cls).parameters
     ]
 
 

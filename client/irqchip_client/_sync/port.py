@@ -1,5 +1,6 @@
 """A Session over the daemon's AF_UNIX port: on the same host, without HTTP/2 and without threads of its own."""
 
+import errno
 import math
 import os
 import select
@@ -8,7 +9,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from irqchip.port import MESSAGE_BYTES, Patience
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call
 from irqchip_client._errors import (
+    InvalidArgument,
     IrqchipError,
     TimedOut,
     daemon_gone,
@@ -131,7 +133,7 @@ class PortSession(Session):
         self._packets = _Receiver(connection, poll_ns)
         self._reading = False  # Whether a thread is in _packets.
         self._waiting = 0  # How many threads wait for _changed.
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()  # With descriptors, if any.
         self._flushing = False
         self._reader = None
         try:
@@ -178,15 +180,19 @@ class PortSession(Session):
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _send(self, request: pb.SessionRequest | bytes) -> None:
-        self._unsent.append(request if isinstance(request, bytes) else request.SerializeToString())
+    def _send(self, request: pb.SessionRequest | bytes, descriptors: Sequence[int] = ()) -> None:
+        self._unsent.append((request if isinstance(request, bytes) else request.SerializeToString(), descriptors))
         if self._flushing:  # Another thread does, and goes on with this one.
             return
         self._flushing = True
         try:
             while self._unsent:
                 try:
-                    self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
+                    data, descriptors = self._unsent[0]
+                    if descriptors:
+                        socket.send_fds(self._connection, [data], list(descriptors), socket.MSG_DONTWAIT)
+                    else:
+                        self._connection.send(data, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     self._make_way()
                 else:
@@ -195,6 +201,18 @@ class PortSession(Session):
             self._unsent.clear()
         finally:
             self._flushing = False
+
+    def _run_with(self, calls: Sequence[Call[Any]], descriptors: Sequence[int]) -> None:
+        if any(descriptor < 0 for descriptor in descriptors):
+            raise InvalidArgument(errno.EBADF, f"{min(descriptors)} is no descriptor")
+        answer = _Answer()
+        with self._changed:
+            if not self._core.has_room:
+                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            request, _ = self._core.submit(calls, answer, False)
+            self._send(pb.SessionRequest(descriptors=pb.DescriptorsFollow()))
+            self._send(request, descriptors)
+        self._wait_for(answer, self._timeout)
 
     def _make_way(self) -> None:
         """The daemon takes nothing more: it may be waiting for its answers to be read."""
@@ -235,7 +253,7 @@ class PortSession(Session):
             return super()._call(call)
         packet: bytes | None = None
         try:
-            try:
+            try:  # noqa: SIM105 - suppress() would take longer than the rest
                 self._connection.send(core.next_request(record), socket.MSG_DONTWAIT)
             except OSError:  # It has gone, as who reads finds out; that it is full can't be.
                 pass

@@ -1,5 +1,7 @@
 """The streams: a Session and a Watch, driven by threads."""
 
+import errno
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,12 +12,16 @@ from typing import Any, Protocol, Self, cast
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import _calls
 from irqchip_client._call import Call, patience
-from irqchip_client._errors import TimedOut, error_from_rpc, timed_out
+from irqchip_client._errors import IrqchipError, SessionClosed, TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
 from irqchip_client._session import CLOSE_GRACE, Promise, SessionCore
 
+from .irqfd import Irqfd
 from .machine import Machine
+
+KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
 
 
 class Answer(Promise, Protocol):
@@ -137,6 +143,45 @@ class Session(Machine):
         with suppress(TimedOut):
             while True:
                 yield self.next_event(timeout)
+
+    def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
+        """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.
+
+        With `resample` a write raises the GSI until it is acknowledged. Only over the port: IrqchipError(EOPNOTSUPP)
+        elsewhere. NotReady without an irqchip.
+        """
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        resamplefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if resample else None
+        try:
+            self.assign_irqfd(eventfd, gsi, resamplefd)
+        except BaseException:
+            os.close(eventfd)
+            if resamplefd is not None:
+                os.close(resamplefd)
+            raise
+
+        def deassign() -> None:
+            if not self.closed:
+                with suppress(SessionClosed):
+                    self.deassign_irqfd(eventfd, gsi)
+
+        return Irqfd(gsi, eventfd, resamplefd, deassign)
+
+    def assign_irqfd(self, eventfd: int, gsi: int, resamplefd: int | None = None) -> None:
+        """irqfd() of an eventfd that is there. It stays the caller's, and the daemon's as long as the Session lasts.
+
+        Busy where it is an irqfd already; InvalidArgument where it is no eventfd, or can't be resampled.
+        """
+        flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
+        descriptors = [eventfd] if resamplefd is None else [eventfd, resamplefd]
+        self._run_with([_calls.irqfd(gsi, flags)], descriptors)
+
+    def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
+        """The reverse of assign_irqfd(); nothing where the eventfd is not this GSI's irqfd, and of this Session."""
+        self._run_with([_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN)], [eventfd])
+
+    def _run_with(self, calls: Sequence[Call[Any]], descriptors: Sequence[int]) -> None:  # noqa: ARG002 - the port's
+        raise IrqchipError(errno.EOPNOTSUPP, "gRPC carries no eventfd: irqfds need the port, on the daemon's own host")
 
     def close(self) -> None:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""

@@ -1020,7 +1020,7 @@ Global___IrqLinesResponse: _TypeAlias = IrqLinesResponse  # noqa: Y015
 @_typing.final
 class IrqfdRequest(_message.Message):
     """IrqfdRequest has an eventfd interrupt a GSI, or no more: KVM_IRQFD. Every write to it is an edge, whatever the value. The
-    eventfd is the packet's next descriptor that no irqfd of the batch before this one took, and with
+    eventfd is the next descriptor of its packet that no irqfd of the batch before this one took, and with
     KVM_IRQFD_FLAG_RESAMPLE the resamplefd is the one behind it. It is the Session's, and ends with it.
 
     EAGAIN: the VM has no irqchip. EINVAL: another flag, a descriptor that is no eventfd, resampling without a full irqchip.
@@ -3192,6 +3192,7 @@ class SessionRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     HALT_GIVEN_UP_FIELD_NUMBER: _builtins.int
+    DESCRIPTORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___SessionOpen:
         """The first message, and only that."""
@@ -3204,22 +3205,44 @@ class SessionRequest(_message.Message):
     def halt_given_up(self) -> Global___HaltGivenUp:
         """A halt is given up."""
 
+    @_builtins.property
+    def descriptors(self) -> Global___DescriptorsFollow:
+        """On the AF_UNIX port: the next packet carries descriptors, which would else be lost."""
+
     def __init__(
         self,
         *,
         open: Global___SessionOpen | None = ...,
         batch: Global___Batch | None = ...,
         halt_given_up: Global___HaltGivenUp | None = ...,
+        descriptors: Global___DescriptorsFollow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "descriptors", b"descriptors", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "descriptors", b"descriptors", "halt_given_up", b"halt_given_up", "message", b"message", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "batch", "halt_given_up"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "batch", "halt_given_up", "descriptors"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class DescriptorsFollow(_message.Message):
+    """DescriptorsFollow is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescriptorsFollow: _TypeAlias = DescriptorsFollow  # noqa: Y015
 
 @_typing.final
 class HaltGivenUp(_message.Message):

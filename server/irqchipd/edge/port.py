@@ -37,6 +37,7 @@ from irqchipd.vm.registry import Registry
 log = logging.getLogger(__name__)
 
 SOCKET_BUFFER = 4 * MESSAGE_BYTES
+PACKET = MESSAGE_BYTES + 1  # more than there may be
 EVENTS = 64  # that are asked for at once
 _DESCRIPTORS = 253  # SCM_MAX_FD: that may come with a packet
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize)
@@ -210,6 +211,7 @@ class _Connection:
         self._client = client
         self.descriptor = client.fileno()
         self._irqfds = SessionIrqfds(port.in_use, lambda fd, handler: port.watch(fd, handler, _EVENTFD), port.unwatch)
+        self._receive: Callable[[int], bytes] = client.recv  # which drops descriptors
         self._session: Session | None = None
         # Held by who executes or sends; and whether there may be more to tell since that looked.
         self._busy = threading.Lock()
@@ -231,13 +233,11 @@ class _Connection:
         if self._work is not None or self._unsent is not None or not events & ~select.EPOLLOUT:
             return
         try:
-            data, ancillary, _flags, _address = self._client.recvmsg(MESSAGE_BYTES + 1, _ANCILLARY)
+            data = self._receive(PACKET)
         except BlockingIOError:
             return
         except OSError:
-            data, ancillary = b"", []
-        if ancillary:
-            self._take_descriptors(ancillary)
+            data = b""
         if not data:
             self._port.gone(self)
             return
@@ -247,12 +247,16 @@ class _Connection:
             self.end(errors.refusal(error))
             self._port.gone(self)
 
-    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, data in ancillary:
+    def _receive_descriptors(self, length: int) -> bytes:
+        """As recv, of the packet that descriptors come with."""
+        self._receive = self._client.recv
+        data, ancillary, _flags, _address = self._client.recvmsg(length, _ANCILLARY)
+        for level, kind, numbers in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors = array("i")
-                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                descriptors.frombytes(numbers[: len(numbers) - len(numbers) % descriptors.itemsize])
                 self._irqfds.descriptors.extend(descriptors)
+        return data
 
     def _received(self, data: bytes) -> None:
         session = self._session
@@ -263,7 +267,11 @@ class _Connection:
                 self._begin(session.execute_packed(data))
                 return
             with self._busy:
-                self._send(session.execute_single(data))
+                answer = session.execute_single(data)
+                try:
+                    self._client.send(answer)
+                except OSError:
+                    self._send(answer)
             if self._more:
                 self._tell()
             return
@@ -271,7 +279,9 @@ class _Connection:
             message = pb.SessionRequest.FromString(data)
         except DecodeError:
             raise VmError(errno.EBADMSG, "these bytes are not the message that this port takes") from None
-        if session is not None:
+        if session is not None and message.HasField("descriptors"):
+            self._receive = self._receive_descriptors
+        elif session is not None:
             self._begin(session.execute(following(message)))
         else:
             self._open(opening(message))

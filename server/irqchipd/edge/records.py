@@ -114,11 +114,9 @@ def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
     _, serial, number, size, index, address, value = SINGLE.unpack(packet)
     try:
         became, status, value = _OPERATIONS[number](vm, source, size, index, address, value)
-    except Exception:
-        if number not in _OPERATIONS:
-            error = _no_record(number)
+    except Exception as error:
         answer = RecordsAnswer(serial)
-        answer.refuse(error)
+        answer.refuse(error if number in _OPERATIONS else _no_record(number))
         return answer.message()
     return SINGLE_RESULT.pack(0, serial, number, became, status, value)
 

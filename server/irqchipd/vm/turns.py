@@ -146,7 +146,8 @@ class Turns:
         cpu = self._cpus.get(vcpu)
         if cpu is None:
             raise self._no_vcpu(vcpu)
-        self._board.enter(cpu)
+        if cpu.scanned != self._board.generation:
+            self._board.scan(cpu)
         return cpu
 
     def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
