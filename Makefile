@@ -37,7 +37,7 @@ check: $(VENV)/check
 proto: $(VENV)/check
 	$(BIN)/python tools/generate.py
 
-bench: $(VENV)/test
+bench: $(VENV)/bench
 	$(BIN)/python -m bench
 
 ticks: $(VENV)/test
@@ -56,6 +56,6 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/test $(VENV)/check: $(VENV)/%: $(VENV)/installed
+$(VENV)/test $(VENV)/check $(VENV)/bench: $(VENV)/%: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group $*
 	@touch $@

@@ -1,97 +1,249 @@
-"""`make bench`: measures the daemon beside its references, round by round, and prints medians and ratios."""
+"""`make bench`: measures the daemon beside its references, round by round, and prints medians and ratios.
+
+It takes less than three minutes, and writes bench/out/latest.json and bench/out/latest.svg.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
-import statistics
-import threading
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from multiprocessing.shared_memory import SharedMemory
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rich.console import Console
-from rich.table import Table
 
-from irqchip_client import Vm, ops
+from bench.measure import Figure, Series, Work, round_robin
+from bench.peers import PingPong, qtest
+from bench.report import print_report, write_plot, write_report
+from bench.server import NOOP_CALL, NOOP_VM
+from bench.ticks import cpu_share
+from bench.workers import BATCH, device, flooder, prepare, session_over, vcpu, worker
+from irqchip_client import Client, Session, ops
 from irqchip_client._daemon import start_daemon
-from irqchipd.vm.machine import Vm as Machine
 
-ROUNDS = 25
-BATCH = 256
-
-
-def timed(work: Callable[[], object], count: int) -> float:
-    """Microseconds of one of so many."""
-    started = time.perf_counter()
-    for _ in range(count):
-        work()
-    return (time.perf_counter() - started) / count * 1e6
-
-
-def ping_pong() -> Callable[[], object]:
-    """One byte to another thread and back over AF_UNIX: the least that a hop can cost in Python."""
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def echo() -> None:
-        while data := there.recv(64):
-            there.send(data)
-
-    threading.Thread(target=echo, daemon=True).start()
-
-    def hop() -> None:
-        here.send(b"x")
-        here.recv(64)
-
-    return hop
-
-
-def machine() -> Machine:
-    """An irqchip in this process, without a daemon."""
-    vm = Machine("bench")
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
+POLL_US = 100  # with polling on: the bound on both sides, and the bare ping-pong's
+IN_FLIGHT = 8
+VMS, SESSIONS, FLOODERS = 10_000, 200, 4
+CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and report."""
+    figures: list[Figure] = []
+    series: dict[str, Series] = {}
+    for measure in (over_grpc, by_port, by_interrupt, at_rest, under_flood):
+        measure(figures, series)
+    by_name = {figure.name: figure for figure in figures}
+    figures = [by_name[name] for name in ORDER if name in by_name]
+    print_report(figures, series)
+    write_report(figures, series)
+    write_plot(series)
+
+
+ORDER = (
+    "unary IrqLine / no-op unary RPC",
+    "Session, 256 line changes a batch, per change / the same stream with a no-op executor",
+    "Session, 256 line changes a batch, changes a second on one stream",
+    "port, polling off: PioRead round trip / bare Python ping-pong, blocking",
+    "port, polling on: PioRead round trip / bare Python ping-pong, both polling",
+    "port, polling on: PioRead round trip / QEMU qtest inb round trip",
+    "assert in a device process until Halt completes in a vCPU process, polling off / bare ping-pong, blocking",
+    "assert in a device process until Halt completes in a vCPU process, polling on / bare ping-pong, both polling",
+    "irqfd write in a device process until Halt completes, polling on / bare ping-pong, both polling",
+    "CPU time of a daemon with 200 idle Sessions / wall clock",
+    "one operation with 10,000 VMs / with 1 VM",
+    "one operation with 200 open Sessions / with 1",
+    "p99 of a quiet VM's port round trip while another VM is flooded by 4 clients / undisturbed",
+)
+
+
+def over_grpc(figures: list[Figure], series: dict[str, Series]) -> None:
+    """Unary calls and one stream, against calls and batches that do nothing on the same server."""
+    with ExitStack() as stack:
+        daemon = stack.enter_context(start_daemon(module="bench.server"))
+        client = stack.enter_context(daemon.connect())
+        line = prepare(client, "vm").line(21)
+        prepare(client, NOOP_VM)
+        noop: grpc.UnaryUnaryMultiCallable[bytes, bytes] = stack.enter_context(
+            grpc.insecure_channel(daemon.target)
+        ).unary_unary(NOOP_CALL)
+        sessions = [stack.enter_context(session_over(client, name, "grpc")) for name in ("vm", NOOP_VM)]
+        measured = round_robin(
+            {
+                "no-op unary RPC": (lambda: noop(b""), 40, 1),
+                "unary IrqLine": (line.raise_, 40, 1),
+                "stream, no-op executor, a change": (lambda: pipelined(sessions[1]), 1, 16 * BATCH),
+                "stream, a change": (lambda: pipelined(sessions[0]), 1, 16 * BATCH),
+            },
+            rounds=40,
+        )
+    series.update(measured)
+    figures += [
+        Figure.ratio(ORDER[0], measured["unary IrqLine"], measured["no-op unary RPC"], 1.10),
+        Figure.ratio(ORDER[1], measured["stream, a change"], measured["stream, no-op executor, a change"], 3.0),
+        Figure(ORDER[2], 1e6 / measured["stream, a change"].median, "1/s", 250_000, at_least=True),
+    ]
+
+
+def pipelined(session: Session) -> None:
+    """16 batches, so many in flight."""
+    futures = [session.submit(CHANGES) for _ in range(IN_FLIGHT)]
+    for future in [*futures, *(session.submit(CHANGES) for _ in range(16 - IN_FLIGHT))]:
+        future.result(10)
+
+
+def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
+    """A round trip over the port, against bare ping-pongs and QEMU."""
+    for polling, rounds, count in ((False, 25, 40), (True, 60, 200)):
+        with ExitStack() as stack:
+            poll = POLL_US if polling else 0
+            bare = PingPong(polling)
+            stack.callback(bare.close)
+            daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
+            client = stack.enter_context(daemon.connect())
+            prepare(client, "vm")
+            session = stack.enter_context(session_over(client, "vm", "port", poll))
+            kind = "both polling" if polling else "blocking"
+            work: dict[str, Work] = {
+                f"bare ping-pong, {kind}": (bare.hop, count, 1),
+                f"port, PioRead, {kind}": (reads(session), count, 1),
+                f"port, MmioWrite, always another value, {kind}": (different_writes(session), count, 1),
+            }
+            qemu = stack.enter_context(qtest()) if polling else None
+            if qemu is not None:
+                work["QEMU qtest, inb"] = (qemu.inb, 50, 1)
+            measured = round_robin(work, rounds=rounds)
+        series.update(measured)
+        reference, read = measured[f"bare ping-pong, {kind}"], measured[f"port, PioRead, {kind}"]
+        figures.append(Figure.ratio(ORDER[3 + polling], read, reference, 2.5 if polling else 1.5))
+        if "QEMU qtest, inb" in measured:
+            figures.append(Figure.ratio(ORDER[5], read, measured["QEMU qtest, inb"], 0.4))
+
+
+def different_writes(session: Session) -> Callable[[], object]:
+    """Stores of which none is like the one before."""
+    cpu, values = session.vcpu(0), itertools.count(1)
+    return lambda: cpu.mmio_write(0xFEE0_0080, next(values) & 0xFFFF_FFFF)
+
+
+def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
+    """From a device's process to a vCPU's, through the daemon."""
+    for polling in (False, True):
+        kind = "both polling" if polling else "blocking"
+        poll = 2 * POLL_US if polling else 0  # a vCPU waits for the device's pause, too
+        with ExitStack() as stack:
+            memory = SharedMemory(create=True, size=64)
+            stack.callback(memory.unlink)
+            stack.callback(memory.close)
+            bare = PingPong(polling)
+            stack.callback(bare.close)
+            daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
+            client = stack.enter_context(daemon.connect())
+            prepare(client, "vm")
+            halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll))
+            pause = 20e-6 if polling else 500e-6
+            asserting = stack.enter_context(
+                worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll)
+            )
+            times: dict[str, list[float]] = {f"{how}, {kind}": [] for how in ("assert to Halt", "irqfd to Halt")}
+            reference = f"bare ping-pong beside interrupts, {kind}"
+            times[reference] = []
+            for _ in range(15):
+                for how in ("assert to Halt", "irqfd to Halt"):
+                    asserting.send((how, 100))
+                    times[f"{how}, {kind}"] += asserting.recv()
+                for _ in range(100):
+                    begun = time.perf_counter_ns()
+                    bare.hop()
+                    times[reference].append((time.perf_counter_ns() - begun) / 1e3)
+            halting.send("enough")
+            asserting.send(("assert to Halt", 1))
+            asserting.recv()
+        measured = {name: Series(values[100:]) for name, values in times.items()}
+        series.update(measured)
+        bare_hop = measured[reference]
+        figures.append(
+            Figure.ratio(ORDER[6 + polling], measured[f"assert to Halt, {kind}"], bare_hop, 3.5 if polling else 2.0)
+        )
+        if polling:
+            figures.append(Figure.ratio(ORDER[8], measured[f"irqfd to Halt, {kind}"], bare_hop, 3.5))
+
+
+def at_rest(figures: list[Figure], series: dict[str, Series]) -> None:
+    """What many VMs and Sessions cost that nobody uses."""
+    with ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for name, vms, others in (("1 VM", 1, 0), (f"{VMS} VMs", VMS, 0), (f"{SESSIONS} Sessions", 1, SESSIONS - 1)):
+            daemon = stack.enter_context(start_daemon())
+            client = stack.enter_context(daemon.connect(timeout=60))
+            create(client, vms)
+            for _ in range(others):
+                stack.enter_context(session_over(client, "vm-1", "port"))
+            sessions[name] = stack.enter_context(session_over(client, "vm-1", "port"))
+            if others:
+                cpu = cpu_share(daemon, 10)
+        work: dict[str, Work] = {name: (reads(session), 200, 1) for name, session in sessions.items()}
+        measured = round_robin(work, rounds=60)
+    series.update({f"port, PioRead with {name}": values for name, values in measured.items()})
+    figures += [
+        Figure(ORDER[9], cpu, "ratio", 0.01),
+        Figure.ratio(ORDER[10], measured[f"{VMS} VMs"], measured["1 VM"], 1.2),
+        Figure.ratio(ORDER[11], measured[f"{SESSIONS} Sessions"], measured["1 VM"], 1.2),
+    ]
+
+
+def reads(session: Session) -> Callable[[], object]:
+    """The same read, again and again."""
+    cpu = session.vcpu(0)
+    return lambda: cpu.pio_read(0x21)
+
+
+def create(client: Client, count: int) -> None:
+    """So many VMs, the first of which has a vCPU."""
+    first = client.create_vm("vm-1")
+    first.create_irqchip()
+    first.create_vcpu(0)
+    for _ in range(count - 1):
+        client.create_vm().create_irqchip()
+
+
+def under_flood(figures: list[Figure], series: dict[str, Series]) -> None:
+    """A VM with little to do, on a daemon with much."""
+    quiet: list[float] = []
+    flooded: list[float] = []
     with ExitStack() as stack:
         daemon = stack.enter_context(start_daemon())
         client = stack.enter_context(daemon.connect())
-        vm: Vm = client.create_vm("bench")
-        vm.create_irqchip()
-        session = stack.enter_context(vm.session("bench"))
-        health = health_pb2_grpc.HealthStub(stack.enter_context(grpc.insecure_channel(daemon.target)))
-        line, session_line, local = vm.line(21), session.line(22), machine()
-        batch = [ops.irq_line(22, level) for level in (True, False)] * (BATCH // 2)
-        request = health_pb2.HealthCheckRequest()
+        prepare(client, "busy")
+        prepare(client, "vm")
+        read = reads(stack.enter_context(session_over(client, "vm", "port")))
+        flood = [stack.enter_context(worker(flooder, daemon.target, "busy")) for _ in range(FLOODERS)]
+        for _ in range(10):
+            quiet += paced(read, 200)
+            for pipe in flood:
+                pipe.send("flood")
+            time.sleep(0.05)
+            flooded += paced(read, 200)
+            for pipe in flood:
+                pipe.send("stop")
+            for pipe in flood:
+                assert pipe.recv() == "quiet"
+    series["a quiet VM's PioRead, undisturbed"] = Series(quiet)
+    series["a quiet VM's PioRead, flooded by 4 clients"] = Series(flooded)
+    value = Series(flooded).p99 / Series(quiet).p99
+    figures.append(Figure(ORDER[12], value, "ratio", 3.0))
 
-        # What, how often a round, operations each.
-        measurements: dict[str, tuple[Callable[[], object], int, int]] = {
-            "AF_UNIX ping-pong, another thread": (ping_pong(), 200, 1),
-            "no-op unary RPC (health check)": (lambda: health.Check(request), 40, 1),
-            "unary IrqLine": (line.raise_, 40, 1),
-            "Session, a batch of one": (session_line.raise_, 40, 1),
-            f"Session, a batch of {BATCH}, a change": (lambda: session.run(batch), 4, BATCH),
-            "the chips alone, a change": (lambda: local.irq_line(22, True), 2000, 1),
-        }
-        times: dict[str, list[float]] = {name: [] for name in measurements}
-        for _ in range(ROUNDS + 1):
-            for name, (work, count, each) in measurements.items():
-                times[name].append(timed(work, count) / each)
 
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
-    reference = medians["no-op unary RPC (health check)"]
-    table = Table("measured beside each other", "median, us", "/ no-op RPC")
-    for name, median in medians.items():
-        table.add_row(name, f"{median:.2f}", f"{median / reference:.3f}")
-    console = Console()
-    console.print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}, {ROUNDS} rounds")
-    console.print(table)
+def paced(read: Callable[[], object], count: int) -> list[float]:
+    """Microseconds of each of so many reads, a millisecond apart."""
+    times = []
+    for _ in range(count):
+        time.sleep(0.001)
+        begun = time.perf_counter_ns()
+        read()
+        times.append((time.perf_counter_ns() - begun) / 1e3)
+    return times
 
 
 if __name__ == "__main__":

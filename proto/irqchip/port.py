@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import sched_yield
 from time import perf_counter_ns
 
 SUFFIX = ".port"  # behind the path of the daemon's other socket
@@ -9,8 +10,8 @@ MESSAGE_BYTES = 1 << 16  # of a packet; sockets do not take much more as one
 POLL_NS = 50_000  # how long to poll at the most, unless told otherwise
 
 _FIRST_POLL_NS = 10_000
-_PREEMPTED_NS = 100_000
-_RELUCTANCE = 64
+_PREEMPTED_NS = 300_000
+_RELUCTANCE = 2
 
 
 class Patience:
@@ -38,6 +39,7 @@ class Patience:
 
     def goes_on(self) -> bool:
         """Nothing came; whether to poll again."""
+        sched_yield()
         now = perf_counter_ns()
         if now - self._last > _PREEMPTED_NS:
             self.poll_ns = 0

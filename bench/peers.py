@@ -1,0 +1,100 @@
+"""What irqchipd is measured against: two Python processes on a socket, QEMU, and the kernel's own irqchip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKET = bytes(40)  # as long as an operation's
+
+
+class PingPong:
+    """The least that a hop can cost in Python: a packet to another process and back over AF_UNIX."""
+
+    def __init__(self, polling: bool) -> None:
+        self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._receive = _poll if polling else _block
+        self._child = os.fork()
+        if not self._child:
+            self._here.close()
+            while data := self._receive(there):
+                there.send(data)
+            os._exit(0)
+        there.close()
+
+    def hop(self) -> None:
+        """There and back."""
+        self._here.send(PACKET)
+        self._receive(self._here)
+
+    def close(self) -> None:
+        """End the other process."""
+        self._here.close()
+        os.waitpid(self._child, 0)
+
+
+def _block(connection: socket.socket) -> bytes:
+    return connection.recv(64)
+
+
+def _poll(connection: socket.socket) -> bytes:
+    """Poll for 100 us, and then block."""
+    end = time.perf_counter_ns() + 100_000
+    while time.perf_counter_ns() < end:
+        try:
+            return connection.recv(64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+    return connection.recv(64)
+
+
+class Qtest:
+    """QEMU's device models behind its test socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def inb(self) -> None:
+        """IN from the primary PIC's mask register."""
+        self._connection.send(b"inb 0x21\n")
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += self._connection.recv(64)
+        assert answer.startswith(b"OK"), answer
+
+
+@contextmanager
+def qtest() -> Iterator[Qtest | None]:
+    """A QEMU, where it is installed."""
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        path = Path(directory) / "qtest"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(20)
+        command = [
+            program,
+            *["-machine", "pc", "-accel", "tcg", "-S", "-nodefaults", "-display", "none"],
+            "-qtest",
+            f"unix:{path}",
+        ]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            connection, _ = listener.accept()
+            connection.setblocking(True)
+            yield Qtest(connection)
+        finally:
+            process.kill()
+            process.wait()
+            listener.close()

@@ -1,0 +1,84 @@
+"""What was measured, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Figure, Series
+
+OUT = Path(__file__).parent / "out"
+
+
+def machine() -> dict[str, object]:
+    """Where it was measured."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": model,
+        "processors": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "grpc": grpc.__version__,
+    }
+
+
+def print_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
+    """Two tables."""
+    console = Console(width=150)
+    console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    table = Table("figure", "value", "goal", "met")
+    for figure in figures:
+        sign = ">=" if figure.at_least else "<="
+        table.add_row(figure.name, f"{figure.value:,.4g}", f"{sign} {figure.goal:,g}", "yes" if figure.met else "NO")
+    console.print(table)
+    table = Table("measured", "median, us", "p99, us", "how many")
+    for name, times in series.items():
+        table.add_row(name, f"{times.median:,.2f}", f"{times.p99:,.2f}", f"{len(times.values):,}")
+    console.print(table)
+
+
+def write_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
+    """latest.json."""
+    OUT.mkdir(exist_ok=True)
+    content = {
+        "machine": machine(),
+        "figures": [
+            {"name": figure.name, "value": figure.value, "unit": figure.unit, "goal": figure.goal, "met": figure.met}
+            for figure in figures
+        ],
+        "series": [
+            {"name": name, "median_us": times.median, "p99_us": times.p99, "count": len(times.values)}
+            for name, times in series.items()
+        ],
+    }
+    (OUT / "latest.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_plot(series: Mapping[str, Series]) -> None:
+    """latest.svg: medians and p99s, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    names = list(series)[::-1]
+    medians = [series[name].median for name in names]
+    tails = [max(series[name].p99 - series[name].median, 0) for name in names]
+    figure, axes = pyplot.subplots(figsize=(11, 0.3 * len(names) + 1.5))
+    axes.barh(names, medians, xerr=[[0] * len(names), tails], color="#4878a8", ecolor="#888888", capsize=2)
+    axes.set_xscale("log")
+    axes.set_xlabel("microseconds: median, and to p99")
+    axes.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(OUT / "latest.svg")

@@ -1,0 +1,53 @@
+"""irqchipd with what it is measured against on the same server: a no-op RPC, and VMs whose batches execute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd import daemon
+from irqchipd.__main__ import main
+from irqchipd.edge import session
+from irqchipd.edge.executor import Irqfd, execute_batch
+from irqchipd.limits import Limits
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.sources import LineSource
+
+NOOP_CALL = "/bench.Noop/Call"
+NOOP_VM = "noop"
+
+
+class _Noop(grpc.GenericRpcHandler):
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        if details.method != NOOP_CALL:
+            return None
+
+        async def call(request: bytes, context: object) -> bytes:  # noqa: ARG001
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+
+class _Daemon(daemon.Daemon):
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._server.add_generic_rpc_handlers((_Noop(),))
+
+
+def _execute_nothing(
+    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, irqfd: Irqfd
+) -> Generator[None, None, pb.BatchResult]:
+    if vm.name != NOOP_VM:
+        return (yield from execute_batch(vm, batch, source, limits, irqfd))
+    answer = pb.BatchResult(serial=batch.serial)
+    for operation in batch.operations:
+        answer.results.add().irq_lines.statuses.extend([1] * len(operation.irq_lines.changes))
+    return answer
+
+
+if __name__ == "__main__":
+    daemon.Daemon = _Daemon  # type: ignore[misc]
+    vars(session)["execute_batch"] = _execute_nothing
+    main()

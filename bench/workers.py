@@ -1,0 +1,137 @@
+"""The processes of the benchmarks: a device, a vCPU, and those who flood. Each is told what to do over a pipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+from irqchip_client import Client, Interrupt, Session, Vm, connect, ops
+
+GSI, VECTOR = 20, 0x51
+LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
+SVR, EOI = LAPIC + 0xF0, LAPIC + 0xB0
+BATCH = 256
+
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@contextmanager
+def _port(setting: str) -> Iterator[None]:
+    before = os.environ.get("IRQCHIP_PORT", "")
+    os.environ["IRQCHIP_PORT"] = setting
+    try:
+        yield
+    finally:
+        os.environ["IRQCHIP_PORT"] = before
+
+
+def session_over(client: Client, vm: str, transport: str, poll_us: int | None = None) -> Session:
+    """A Session that goes over gRPC, or over the port and polls for so long."""
+    with _port("off" if transport == "grpc" else "" if poll_us is None else str(poll_us)):
+        session = client.vm(vm).session("bench")
+    assert session.transport == transport
+    return session
+
+
+@contextmanager
+def worker(target: Callable[..., None], *arguments: Any, poll_us: int | None = None) -> Iterator[Connection]:
+    """A process that runs a function of a pipe; it ends when the pipe does."""
+    here, there = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=target, args=(there, *arguments), daemon=True)
+    with _port("" if poll_us is None else str(poll_us)):
+        process.start()
+    there.close()
+    try:
+        assert here.recv() == "ready"
+        yield here
+    finally:
+        here.close()
+        process.join(5)
+        process.kill()
+
+
+def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
+    """Halt again and again, and write down when each halt ended: word 0 counts them, word 1 is the time."""
+    shared = SharedMemory(memory)
+    words = memoryview(shared.buf or b"").cast("q")
+    with connect(target) as client, client.vm(vm).session("vcpu") as session:
+        calls = [ops.mmio_write(0, EOI, 0), ops.halt(0)]
+        pipe.send("ready")
+        while True:
+            *_, wake = session.run(calls)
+            words[1] = time.perf_counter_ns()
+            words[0] += 1
+            assert isinstance(wake, Interrupt)
+            if pipe.poll():
+                break
+    words.release()
+    shared.close()
+
+
+def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, polling: bool) -> None:
+    """Asked for a number of interrupts, answer with how many microseconds each took until the vCPU had it."""
+    shared = SharedMemory(memory)
+    words = memoryview(shared.buf or b"").cast("q")
+    with connect(target) as client, client.vm(vm).session("device") as session:
+        line, irqfd = session.line(GSI), session.irqfd(GSI)
+        pipe.send("ready")
+        while True:
+            try:
+                how, count = pipe.recv()
+            except EOFError:
+                break
+            times = []
+            for _ in range(count):
+                seen = words[0]
+                # By then the vCPU has halted again, and whoever blocks does.
+                if polling:
+                    session.vcpu(0).pio_read(0x21)
+                else:
+                    time.sleep(pause)
+                begun = time.perf_counter_ns()
+                if how == "irqfd to Halt":
+                    irqfd.trigger()
+                else:
+                    line.raise_()
+                while words[0] == seen:
+                    time.sleep(pause)
+                times.append((words[1] - begun) / 1e3)
+                if how != "irqfd to Halt":
+                    line.lower()
+            pipe.send(times)
+    words.release()
+    shared.close()
+
+
+def flooder(pipe: Connection, target: str, vm: str) -> None:
+    """Drive lines as fast as it goes, a batch at a time, when told to, and until told not to."""
+    with connect(target) as client, client.vm(vm).session("flood") as session:
+        calls = [ops.irq_lines([(GSI + 1, bool(n % 2)) for n in range(BATCH)])]
+        pipe.send("ready")
+        while True:
+            try:
+                pipe.recv()
+            except EOFError:
+                return
+            while not pipe.poll():
+                session.run(calls)
+            pipe.recv()
+            pipe.send("quiet")
+
+
+def prepare(client: Client, name: str) -> Vm:
+    """A VM whose GSI interrupts vCPU 0 with an edge."""
+    vm = client.create_vm(name)
+    vm.create_irqchip()
+    cpu = vm.create_vcpu(0)
+    cpu.mmio_write(SVR, 0x1FF)
+    for register, value in ((0x10 + 2 * GSI + 1, 0), (0x10 + 2 * GSI, VECTOR)):
+        cpu.mmio_write(IOAPIC, register)
+        cpu.mmio_write(IOAPIC + 0x10, value)
+    return vm
