@@ -19,11 +19,13 @@ from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
 from bench.workers import BATCH, device, flooder, prepare, session_over, vcpu, worker
+from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Session, ops
 from irqchip_client._daemon import start_daemon
 
 POLL_US = 100  # with polling on: the bound on both sides, and the bare ping-pong's
 IN_FLIGHT = 8
+PAUSE = 500e-6  # seconds, before what blocks
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
@@ -65,13 +67,15 @@ def over_grpc(figures: list[Figure], series: dict[str, Series]) -> None:
         client = stack.enter_context(daemon.connect())
         line = prepare(client, "vm").line(21)
         prepare(client, NOOP_VM)
-        noop: grpc.UnaryUnaryMultiCallable[bytes, bytes] = stack.enter_context(
-            grpc.insecure_channel(daemon.target)
-        ).unary_unary(NOOP_CALL)
+        channel = stack.enter_context(grpc.insecure_channel(daemon.target))
+        noop: grpc.UnaryUnaryMultiCallable[pb.IrqLineRequest, pb.IrqLineResponse] = channel.unary_unary(
+            NOOP_CALL, pb.IrqLineRequest.SerializeToString, pb.IrqLineResponse.FromString
+        )
+        request = pb.IrqLineRequest(vm="vm", gsi=21, level=True)
         sessions = [stack.enter_context(session_over(client, name, "grpc")) for name in ("vm", NOOP_VM)]
         measured = round_robin(
             {
-                "no-op unary RPC": (lambda: noop(b""), 40, 1),
+                "no-op unary RPC": (lambda: noop(request, timeout=10), 40, 1),
                 "unary IrqLine": (line.raise_, 40, 1),
                 "stream, no-op executor, a change": (lambda: pipelined(sessions[1]), 1, 16 * BATCH),
                 "stream, a change": (lambda: pipelined(sessions[0]), 1, 16 * BATCH),
@@ -113,7 +117,7 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
             qemu = stack.enter_context(qtest()) if polling else None
             if qemu is not None:
                 work["QEMU qtest, inb"] = (qemu.inb, 50, 1)
-            measured = round_robin(work, rounds=rounds)
+            measured = round_robin(work, rounds=rounds, pause=0.0 if polling else PAUSE)
         series.update(measured)
         reference, read = measured[f"bare ping-pong, {kind}"], measured[f"port, PioRead, {kind}"]
         figures.append(Figure.ratio(ORDER[3 + polling], read, reference, 2.5 if polling else 1.5))
@@ -142,7 +146,7 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
             halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll))
-            pause = 20e-6 if polling else 500e-6
+            pause = 20e-6 if polling else PAUSE
             asserting = stack.enter_context(
                 worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll)
             )
@@ -154,6 +158,8 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
                     asserting.send((how, 100))
                     times[f"{how}, {kind}"] += asserting.recv()
                 for _ in range(100):
+                    if not polling:
+                        time.sleep(PAUSE)
                     begun = time.perf_counter_ns()
                     bare.hop()
                     times[reference].append((time.perf_counter_ns() - begun) / 1e3)

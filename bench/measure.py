@@ -11,6 +11,8 @@ from typing import Self
 # What to do, how often a round, and how many operations one is.
 Work = tuple[Callable[[], object], int, int]
 
+REST = 0.005  # seconds, for whoever polls to give up
+
 
 class Series:
     """Times of one thing, microseconds."""
@@ -50,14 +52,21 @@ class Figure:
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
-def round_robin(work: Mapping[str, Work], rounds: int) -> dict[str, Series]:
-    """Do each in turn, round after round, and time every single one. The first rounds only warm up."""
+def round_robin(work: Mapping[str, Work], rounds: int, pause: float = 0.0) -> dict[str, Series]:
+    """Do each in turn, round after round, and time every single one. The first rounds only warm up.
+
+    A pause before each has everybody block, and the processors rest, as where there is little to do: without it the
+    scheduler may keep both ends on one processor, which then never rests.
+    """
     times: dict[str, list[float]] = {name: [] for name in work}
     warm = max(rounds // 10, 1)
     for turn in range(rounds + warm):
         for name, (do, count, operations) in work.items():
+            time.sleep(REST)
             do()
             for _ in range(count):
+                if pause:
+                    time.sleep(pause)
                 begun = time.perf_counter_ns()
                 do()
                 elapsed = time.perf_counter_ns() - begun

@@ -85,11 +85,13 @@ def qtest() -> Iterator[Qtest | None]:
         listener.settimeout(20)
         command = [
             program,
-            *["-machine", "pc", "-accel", "tcg", "-S", "-nodefaults", "-display", "none"],
+            *["-machine", "pc", "-accel", "tcg", "-S", "-nodefaults", "-display", "none", "-qtest-log", "/dev/null"],
             "-qtest",
             f"unix:{path}",
         ]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             connection, _ = listener.accept()
             connection.setblocking(True)

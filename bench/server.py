@@ -20,14 +20,18 @@ NOOP_VM = "noop"
 
 
 class _Noop(grpc.GenericRpcHandler):
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+    def service(
+        self, details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[pb.IrqLineRequest, pb.IrqLineResponse] | None:
         if details.method != NOOP_CALL:
             return None
 
-        async def call(request: bytes, context: object) -> bytes:  # noqa: ARG001
-            return b""
+        async def call(request: pb.IrqLineRequest, context: object) -> pb.IrqLineResponse:  # noqa: ARG001
+            return pb.IrqLineResponse()
 
-        return grpc.unary_unary_rpc_method_handler(call)
+        return grpc.unary_unary_rpc_method_handler(
+            call, pb.IrqLineRequest.FromString, pb.IrqLineResponse.SerializeToString
+        )
 
 
 class _Daemon(daemon.Daemon):
