@@ -14,7 +14,7 @@ from multiprocessing.shared_memory import SharedMemory
 import grpc
 
 from bench.measure import Figure, Series, Work, round_robin
-from bench.peers import PingPong, qtest
+from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
@@ -105,6 +105,8 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
             bare = PingPong(polling)
             stack.callback(bare.close)
             daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
+            pin(daemon.pid, 1)
+            stack.enter_context(pinned(0))
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
             session = stack.enter_context(session_over(client, "vm", "port", poll))
@@ -143,6 +145,9 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
             bare = PingPong(polling)
             stack.callback(bare.close)
             daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
+            # The daemon has a processor, and the others, of whom one at a time has something to do, the other.
+            pin(daemon.pid, 1)
+            stack.enter_context(pinned(0))
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
             halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll))

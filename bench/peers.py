@@ -9,10 +9,29 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PACKET = bytes(40)  # as long as an operation's
+
+
+def pin(pid: int, processor: int) -> None:
+    """Keep a process to one processor: two that talk have one each, which else is the scheduler's to decide."""
+    with suppress(OSError):  # there is only one
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), {processor})
+
+
+@contextmanager
+def pinned(processor: int) -> Iterator[None]:
+    """Keep this process, and what it starts, to one processor for a while."""
+    before = os.sched_getaffinity(0)
+    pin(os.getpid(), processor)
+    try:
+        yield
+    finally:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), before)
 
 
 class PingPong:
@@ -24,6 +43,7 @@ class PingPong:
         self._child = os.fork()
         if not self._child:
             self._here.close()
+            pin(os.getpid(), 1)
             while data := self._receive(there):
                 there.send(data)
             os._exit(0)
@@ -93,6 +113,7 @@ def qtest() -> Iterator[Qtest | None]:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
+            pin(process.pid, 1)
             connection, _ = listener.accept()
             connection.setblocking(True)
             yield Qtest(connection)

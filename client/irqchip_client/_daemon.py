@@ -83,9 +83,9 @@ def start_daemon(
 ) -> Iterator[Daemon]:
     """Runs a daemon on a private socket, and on the addresses of `listen`, for the length of a `with`.
 
-    `arguments` are further ones of irqchipd's command line; `timeout` is in seconds, for it to start, and again to
-    stop; `module` is run in place of irqchipd, which it is a variant of. Raises IrqchipError(ECHILD) with what it wrote to stderr, where it does neither. That it has ended before
-    its time, or was killed, is no error here: a test may want just that.
+    `arguments` are further ones of irqchipd's command line, and `module` is run in place of irqchipd; `timeout` is in
+    seconds, for it to start, and again to stop. Raises IrqchipError(ECHILD) with what it wrote to stderr, where it does
+    neither. That it has ended before its time, or was killed, is no error here: a test may want just that.
     """
     # Not in $TMPDIR: the path of a socket has 107 characters at most, and pytest's directories are longer.
     directory = Path(tempfile.mkdtemp(prefix="irqchipd-", dir="/tmp"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from os import sched_yield
 from time import perf_counter_ns
 
 SUFFIX = ".port"  # behind the path of the daemon's other socket
@@ -39,7 +38,6 @@ class Patience:
 
     def goes_on(self) -> bool:
         """Nothing came; whether to poll again."""
-        sched_yield()
         now = perf_counter_ns()
         if now - self._last > _PREEMPTED_NS:
             self.poll_ns = 0

@@ -76,6 +76,9 @@ class EventQueue:
                 self._merged[subject] = event, count + (event.count if isinstance(event, GsiResampled) else 1)
         self._wake()
 
+    def __bool__(self) -> bool:
+        return bool(self._merged or self._signals)
+
     def take(self) -> pb.Event | None:
         """The next message for the client, or None."""
         with self._lock:

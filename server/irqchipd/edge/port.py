@@ -228,9 +228,7 @@ class _Connection:
 
     def ready(self, events: int) -> None:
         """Something happened to the socket; called by the port's thread, as is all but tell and end."""
-        if self._unsent is not None:
-            self._send_late(gone=bool(events & (select.EPOLLHUP | select.EPOLLERR)))
-        if self._work is not None or self._unsent is not None or not events & ~select.EPOLLOUT:
+        if self._awaited != _READ and not self._can_go_on(events):
             return
         try:
             data = self._receive(PACKET)
@@ -238,14 +236,30 @@ class _Connection:
             return
         except OSError:
             data = b""
-        if not data:
+        session = self._session
+        if len(data) == SINGLE.size and not data[0] and data[HEADER.size] != HALT and session is not None:
+            with self._busy:
+                answer = session.execute_single(data)
+                try:
+                    self._client.send(answer)
+                except OSError:
+                    self._send(answer)
+            if self._more:
+                self._tell()
+        elif not data:
             self._port.gone(self)
-            return
-        try:
-            self._received(data)
-        except Exception as error:
-            self.end(errors.refusal(error))
-            self._port.gone(self)
+        else:
+            try:
+                self._received(data)
+            except Exception as error:
+                self.end(errors.refusal(error))
+                self._port.gone(self)
+
+    def _can_go_on(self, events: int) -> bool:
+        """Whether it may be received from, now that something happened."""
+        if self._unsent is not None:
+            self._send_late(gone=bool(events & (select.EPOLLHUP | select.EPOLLERR)))
+        return self._work is None and self._unsent is None and bool(events & ~select.EPOLLOUT)
 
     def _receive_descriptors(self, length: int) -> bytes:
         """As recv, of the packet that descriptors come with."""
@@ -263,17 +277,7 @@ class _Connection:
         if len(data) > self._limits.message_bytes:
             raise VmError(errno.E2BIG, f"a message of more than {self._limits.message_bytes} bytes")
         if session is not None and not data[0]:
-            if len(data) != SINGLE.size or data[HEADER.size] == HALT:
-                self._begin(session.execute_packed(data))
-                return
-            with self._busy:
-                answer = session.execute_single(data)
-                try:
-                    self._client.send(answer)
-                except OSError:
-                    self._send(answer)
-            if self._more:
-                self._tell()
+            self._begin(session.execute_packed(data))
             return
         try:
             message = pb.SessionRequest.FromString(data)

@@ -184,7 +184,7 @@ class Session:
         if self._ended:
             self._sending = self._ended.popleft()
             return self._sending.result()
-        event = self._events.take()
+        event = self._events.take() if self._events else None
         return None if event is None else pb.SessionResponse(event=event)
 
     def close(self) -> None:

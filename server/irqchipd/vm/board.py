@@ -182,13 +182,18 @@ class Board:
     def settle(self) -> None:
         """An operation is done: do what it left, end the HLTs that have something to take, tell of what is pending."""
         while self._deferred or self._touched:
-            deferred, self._deferred = self._deferred, []
-            for work in deferred:
-                work()
+            if self._deferred:
+                deferred, self._deferred = self._deferred, []
+                for work in deferred:
+                    work()
             # In the order of their making, not of a set's: a VM is to do the same each time.
-            touched, self._touched = sorted(self._touched, key=lambda cpu: cpu.index), set()
+            touched = list(self._touched)
+            if len(touched) > 1:
+                touched.sort(key=lambda cpu: cpu.index)
+            self._touched.clear()
             for cpu in touched:
                 self._look_at(cpu)
+                self._touched.discard(cpu)  # by what it took itself
 
     def _look_at(self, cpu: Cpu) -> None:
         if cpu.halt is not None:

@@ -37,7 +37,19 @@ class Lines(Turns):
 
         A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
         """
-        return self.irq_lines((gsi << 1 | bool(level),), source)[0]
+        if source is None:
+            source = self._shared_source
+        with self._turn:
+            board = self._board
+            if source.resampled or source.closed or not board.has_irqchip:
+                self._checked_source((gsi << 1 | bool(level),), source)
+                if gsi in source.resampled:
+                    return board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
+            if not level:
+                source.asserted.discard(gsi)
+            elif gsi < MAX_GSIS:
+                source.asserted.add(gsi)
+            return board.set_irq(gsi, 1 if level else 0, 1 << source.number)
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
         """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
