@@ -6,6 +6,7 @@ It takes less than three minutes, and writes bench/out/latest.json and bench/out
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from bench.workers import BATCH, device, flooder, prepare, session_over, vcpu, w
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Session, ops
 from irqchip_client._daemon import start_daemon
+from tests.conformance.kvm import Kvm, KvmVm
 
 POLL_US = 100  # with polling on: the bound on both sides, and the bare ping-pong's
 IN_FLIGHT = 8
@@ -34,7 +36,7 @@ def main() -> None:
     """Measure and report."""
     figures: list[Figure] = []
     series: dict[str, Series] = {}
-    for measure in (over_grpc, by_port, by_interrupt, at_rest, under_flood):
+    for measure in (over_grpc, by_port, by_interrupt, at_rest, under_flood, in_the_kernel):
         measure(figures, series)
     by_name = {figure.name: figure for figure in figures}
     figures = [by_name[name] for name in ORDER if name in by_name]
@@ -184,14 +186,16 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
 def at_rest(figures: list[Figure], series: dict[str, Series]) -> None:
     """What many VMs and Sessions cost that nobody uses."""
     with ExitStack() as stack:
+        stack.enter_context(pinned(0))
         sessions: dict[str, Session] = {}
         for name, vms, others in (("1 VM", 1, 0), (f"{VMS} VMs", VMS, 0), (f"{SESSIONS} Sessions", 1, SESSIONS - 1)):
-            daemon = stack.enter_context(start_daemon())
+            daemon = stack.enter_context(start_daemon(arguments=["--poll", str(POLL_US)]))
+            pin(daemon.pid, 1)
             client = stack.enter_context(daemon.connect(timeout=60))
             create(client, vms)
             for _ in range(others):
                 stack.enter_context(session_over(client, "vm-1", "port"))
-            sessions[name] = stack.enter_context(session_over(client, "vm-1", "port"))
+            sessions[name] = stack.enter_context(session_over(client, "vm-1", "port", POLL_US))
             if others:
                 cpu = cpu_share(daemon, 10)
         work: dict[str, Work] = {name: (reads(session), 200, 1) for name, session in sessions.items()}
@@ -217,6 +221,24 @@ def create(client: Client, count: int) -> None:
     first.create_vcpu(0)
     for _ in range(count - 1):
         client.create_vm().create_irqchip()
+
+
+def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
+    """What the kernel's own irqchip takes, where there is /dev/kvm: how far away the daemon is."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return
+    kvm = Kvm()
+    with KvmVm(kvm) as vm:
+        vm.create_irqchip()
+        eventfd = os.eventfd(0)
+        vm.irqfd(eventfd, 21)
+        work: dict[str, Work] = {
+            "KVM_IRQ_LINE ioctl": (lambda: vm.irq_line_without_status(22, 1), 200, 1),
+            "KVM irqfd, the write": (lambda: os.eventfd_write(eventfd, 1), 200, 1),
+        }
+        series.update(round_robin(work, rounds=10))
+        os.close(eventfd)
+    kvm.close()
 
 
 def under_flood(figures: list[Figure], series: dict[str, Series]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Sequence
 
@@ -102,6 +103,7 @@ async def serve(
 ) -> None:
     """Run a daemon until told to stop; started is called with each address that it listens on."""
     daemon = Daemon(limits)
+    gc.freeze()  # what there is now stays, and need not be looked through again and again
     try:
         for address in await daemon.start(addresses):
             started(address)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import select
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from irqchip_client import Client, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 
 LAPIC = 0xFEE0_0000
+HEADER, OPERATION, RESULT = struct.Struct("<B7xQ"), struct.Struct("<BB2xIQQ"), struct.Struct("<BB2xiQ")
+IRQ_LINE, SIGNAL_MSI, PIO_READ, PIO_WRITE, ACK, MSR_READ, HALT = 2, 3, 6, 7, 10, 19, 26
 MSI = pb.Operation(signal_msi=pb.SignalMsiRequest(address=LAPIC, data=0x51))
 
 
@@ -47,6 +52,17 @@ class Peer:
         data = self.socket.recv(1 << 17)
         assert data, "the connection has ended"
         return pb.SessionResponse.FromString(data)
+
+    def send_records(self, serial: int, *records: tuple[int, int, int, int, int]) -> None:
+        self.socket.send(HEADER.pack(0, serial) + b"".join(OPERATION.pack(*record) for record in records))
+
+    def receive_results(self, count: int) -> tuple[int, list[tuple[int, ...]], bytes]:
+        """The serial, the results' fields and the texts of errors."""
+        data = self.socket.recv(1 << 17)
+        zero, serial = HEADER.unpack_from(data)
+        assert zero == 0
+        end = HEADER.size + count * RESULT.size
+        return serial, [*RESULT.iter_unpack(data[HEADER.size : end])], data[end:]
 
     def run(self, *operations: pb.Operation) -> list[pb.OperationResult]:
         self.submit(7, *operations)
@@ -256,3 +272,104 @@ def test_the_program_of_the_documentation_compiles_and_runs(irqchip_server: Daem
         client.delete_vm("vm1")
     result = pb.SessionResponse.FromString(bytes.fromhex(done.stdout)).batch_result
     assert (result.serial, list(result.results[0].irq_lines.statuses)) == (1, [1, 2])
+
+
+# Records.
+
+
+def test_records_are_answered_with_records(peer: Peer) -> None:
+    peer.send_records(
+        1 << 63,
+        (IRQ_LINE, 0, 20, 0, 1),
+        (PIO_WRITE, 1, 0, 0x21, 0xFB),
+        (PIO_READ, 1, 0, 0x21, 0),
+        (PIO_READ, 1, 0, 0x99, 0),
+        (SIGNAL_MSI, 0, 0, LAPIC, 0x51),
+        (ACK, 0, 0, 0, 0),
+        (MSR_READ, 0, 0, 0x10, 0),
+        (MSR_READ, 0, 0, 0x802, 0),
+    )
+    while (first := peer.socket.recv(1 << 17, socket.MSG_PEEK))[0]:
+        assert pb.SessionResponse.FromString(first).HasField("event")
+        peer.receive()
+    serial, results, texts = peer.receive_results(8)
+    assert (serial, texts) == (1 << 63, b"")
+    assert results[:6] == [(2, 0, -1, 0), (7, 1, 0, 0), (6, 1, 0, 0xFB), (6, 0, 0, 0), (3, 0, 1, 0), (10, 1, 2, 0x51)]
+    assert results[6][:2] == (19, 1)
+    assert results[7] == (19, 3, 0, 0)  # #GP: it is no x2APIC
+
+
+def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> None:
+    missing = (PIO_READ, 1, 9, 0x21, 0)
+    for records in ([missing], [missing, (PIO_READ, 1, 0, 0x21, 0), (PIO_READ, 3, 0, 0x21, 0), (99, 0, 0, 0, 0)]):
+        peer.send_records(5, *records)
+        _, results, texts = peer.receive_results(len(records))
+        lengths = [result[3] for result in results if not result[0]]
+        numbers = [result[2] for result in results if not result[0]]
+        assert numbers == [errno.ENOENT, errno.EINVAL, errno.EINVAL][: len(numbers)]
+        assert texts.decode().startswith("VM")
+        assert sum(lengths) == len(texts)
+        assert all(result == (6, 1, 0, 0) for result in results if result[0])
+
+
+def test_records_end_in_a_halt(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
+    with closing(Peer(irqchip_server, vm=vm.name)) as vcpu:
+        vcpu.send_records(1, (PIO_READ, 1, 0, 0x21, 0), (HALT, 0, 0, 0, 0))
+        vcpu.send_records(2, (PIO_READ, 1, 0, 0x21, 0))
+        assert vcpu.receive_results(1)[0] == 2
+        vcpu.send_records(3, (HALT, 0, 0, 0, 0))
+        serial, [(kind, _, number, length)], text = vcpu.receive_results(1)
+        assert (serial, kind, number, length) == (3, 0, errno.EBUSY, len(text))
+        assert peer.run(MSI)[0].signal_msi.status == 1
+        assert vcpu.receive_results(2) == (1, [(6, 1, 0, 0), (HALT, 1, 2, 0x51)], b"")
+        vm.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
+        vcpu.send_records(4, (HALT, 0, 0, 0, 1000))
+        assert vcpu.receive_results(1)[1] == [(HALT, 3, 0, 0)]
+        vm.vcpu(0).nmi()
+        vcpu.send_records(5, (HALT, 0, 0, 0, 0), (PIO_READ, 1, 0, 0x21, 0))
+        assert vcpu.receive_results(2)[1][0][2] == errno.EINVAL
+        vcpu.send_records(6, (HALT, 1, 0, 0, 0))
+        assert vcpu.receive_results(1)[1] == [(HALT, 2, pb.SIGNAL_KIND_NMI, 0)]
+
+
+@pytest.mark.parametrize("data", [b"\0", bytes(16), bytes(39), bytes(41)])
+def test_what_is_no_batch_of_records_ends_the_session(peer: Peer, data: bytes) -> None:
+    peer.socket.send(data)
+    assert peer.end() == "EBADMSG"
+
+
+def test_too_many_records_are_refused() -> None:
+    with start_daemon(arguments=["--max-batch", "4"]) as daemon, daemon.connect() as client:
+        name = client.create_vm().name
+        with closing(Peer(daemon, vm=name)) as small:
+            small.send_records(1, *[(PIO_READ, 1, 0, 0x21, 0)] * 5)
+            assert small.end() == "E2BIG"
+
+
+def test_a_long_batch_holds_up_nobody(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
+    """It is done in slices: what another asks meanwhile is answered first."""
+    with closing(Peer(irqchip_server, vm=vm.name)) as other:
+        changes = pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1 | 1, 20 << 1] * 2048))
+        first = 0
+        for _ in range(10):
+            peer.submit(1, changes)
+            other.send_records(2, (PIO_READ, 1, 0, 0x21, 0))
+            other.receive_results(1)
+            first += not select.select((peer.socket,), (), (), 0)[0]
+            assert len(peer.receive().batch_result.results[0].irq_lines.statuses) == 4096
+        assert first >= 5
+
+
+def test_descriptors_that_nobody_takes_are_closed(irqchip_server: Daemon, peer: Peer) -> None:
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{irqchip_server.pid}/fd").iterdir()))
+
+    before = descriptors()
+    for announced in (False, True):
+        for _ in range(20):
+            if announced:
+                peer.send(descriptors=pb.DescriptorsFollow())
+            request = pb.SessionRequest(batch=pb.Batch(serial=7, operations=[line(20, True)]))
+            socket.send_fds(peer.socket, [request.SerializeToString()], [0, 1, 2])
+            assert peer.receive().batch_result.serial == 7
+    assert descriptors() == before

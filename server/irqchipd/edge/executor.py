@@ -18,7 +18,7 @@ from irqchipd.vm.sources import LineSource
 SMALL_RESULT = 16  # bytes
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
-SLICE = 32  # operations, or changes of lines, after which another client has its turn
+SLICE = 16  # operations, or changes of lines, after which another client has its turn
 
 
 def check_changes(count: int) -> None:
