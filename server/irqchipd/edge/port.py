@@ -264,6 +264,7 @@ class _Connection:
     def _receive_descriptors(self, length: int) -> bytes:
         """As recv, of the packet that descriptors come with."""
         self._receive = self._client.recv
+        self._irqfds.discard()  # what came with a message that was no batch
         data, ancillary, _flags, _address = self._client.recvmsg(length, _ANCILLARY)
         for level, kind, numbers in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
