@@ -15,14 +15,14 @@ CAPABILITIES = {
     24: 1,  # KVM_CAP_REINJECT_CONTROL
     25: MAX_GSIS,  # KVM_CAP_IRQ_ROUTING
     26: 1,  # KVM_CAP_IRQ_INJECT_STATUS
-    32: 1,  # KVM_CAP_IRQFD: the lines of a Session are irqchipd's irqfds
+    32: 1,  # KVM_CAP_IRQFD: over the port
     33: 1,  # KVM_CAP_PIT2
     35: 1,  # KVM_CAP_PIT_STATE2
     61: 1,  # KVM_CAP_GET_TSC_KHZ
     66: MAX_VCPUS,  # KVM_CAP_MAX_VCPUS
     72: 1,  # KVM_CAP_TSC_DEADLINE_TIMER
     77: 1,  # KVM_CAP_SIGNAL_MSI
-    82: 1,  # KVM_CAP_IRQFD_RESAMPLE: a Session's resampled GSIs
+    82: 1,  # KVM_CAP_IRQFD_RESAMPLE: over the port; elsewhere resampled GSIs
     97: 1,  # KVM_CAP_IOAPIC_POLARITY_IGNORED
     98: 1,  # KVM_CAP_ENABLE_CAP_VM
     121: 1,  # KVM_CAP_SPLIT_IRQCHIP
