@@ -137,6 +137,10 @@ def daemon_gone(target: str) -> Unavailable:
     return Unavailable(errno.ECONNRESET, f"no irqchipd answers at {target} any more: it has ended, or was killed")
 
 
+def client_interrupted() -> IrqchipError:
+    return IrqchipError(errno.EINTR, "a call was interrupted while it was sent: nobody knows whether it went out")
+
+
 def client_closed() -> Unavailable:
     return Unavailable(errno.ESHUTDOWN, "this Client is closed: connect() again")
 

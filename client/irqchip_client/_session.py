@@ -294,21 +294,19 @@ class SessionCore:
         """Whether it has not ended, and no answer but those of Halts is on its way."""
         return not (self._in_flight or self._closing or self.ended)
 
-    def next_request(self, record: bytes) -> bytes:
-        """The request of one record that is no Halt, while it is quiet; submit_record() is to follow."""
-        return HEADER.pack(0, self._next_serial) + record
-
-    def submit_record(self, call: Call[Any], promise: Promise) -> None:
-        """As submit(), of a call whose request has been sent."""
-        self._in_flight.append(Batch(self._next_serial, (call,), promise, False))
-        self._next_serial += 1
+    def submit_record(self, call: Call[Any], record: bytes, promise: Promise) -> bytes:
+        """As submit(), of a call with a record that is no Halt, while it is quiet: the request to send."""
+        serial = self._next_serial
+        self._next_serial = serial + 1
+        self._in_flight.append(Batch(serial, (call,), promise, False))
+        return HEADER.pack(0, serial) + record
 
     def receive_single(self, packet: bytes) -> tuple[int, int, int] | None:
         """What became of the next in flight, if this is the answer to it, and it is one record and no error."""
         if len(packet) != SINGLE_RESULT.size or packet[0]:
             return None
         _, serial, number, became, status, value = SINGLE_RESULT.unpack(packet)
-        if number == ERROR or self._in_flight[0].serial != serial:
+        if number == ERROR or not self._in_flight or self._in_flight[0].serial != serial:
             return None
         self._in_flight.popleft()
         return became, status, value

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +186,37 @@ def test_neither_side_waits_for_the_other_to_read(session: irqchip.Session) -> N
             futures = [session.submit(calls) for calls in (*[large_answers] * 30, *[large_batch] * 20)]
             others = [pool.submit(session.run, large_batch) for _ in range(8)]
             assert {len(future.result(20)) for future in (*futures, *others)} == {28, 60}
+
+
+def test_ctrl_c_never_gives_one_call_the_answer_of_another(vm: Vm) -> None:
+    """Wherever it comes, what is read after it is right, or the Session has ended."""
+
+    class CtrlC(Exception):  # noqa: N818 - as KeyboardInterrupt
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise CtrlC
+
+    masks = {0x21: 0x12, 0xA1: 0x34}
+    for port, mask in masks.items():
+        vm.vcpu(0).pio_write(port, mask)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    session = vm.session()
+    interrupted = 0
+    try:
+        for microseconds in random.Random(1).choices(range(100, 600), k=200):
+            try:
+                with suppress(irqchip.SessionClosed):
+                    signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+                    for _ in range(1000):
+                        for port, mask in masks.items():
+                            assert session.vcpu(0).pio_read(port).data == mask
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except CtrlC:
+                interrupted += 1
+            if session.closed:
+                session = vm.session()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        session.close()
+    assert interrupted > 100

@@ -382,3 +382,34 @@ def test_descriptors_that_nobody_takes_are_closed(irqchip_server: Daemon, peer: 
     deadline = time.monotonic() + 5
     while descriptors() != before:  # the answer comes first
         assert time.monotonic() < deadline
+
+
+def test_results_that_no_packet_holds_are_refused_one_by_one(peer: Peer) -> None:
+    states = [pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))] * 100
+    changes = pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1] * 4000))
+    first, *others = peer.run(changes, *states)
+    assert len(first.irq_lines.statuses) == 4000
+    assert {other.WhichOneof("result") for other in others} == {"get_lapic", "error"}
+    assert {other.error.reason for other in others if other.HasField("error")} == {"E2BIG"}
+
+
+def test_nothing_told_is_lost_while_the_socket_is_full(irqchip_server: Daemon, vm: Vm) -> None:
+    """Events that fill the socket between the slices of a batch, whose answer comes behind them."""
+    peer, other = Peer(irqchip_server, vm=vm.name, vcpus=[0]), Peer(irqchip_server, vm=vm.name)
+    with closing(peer), closing(other):
+        batches = 0
+        while batches < 200:  # of answers of a size that fills it soon
+            peer.submit(batches, pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1] * 4000)))
+            batches += 1
+            other.run(pb.Operation(nmi=pb.NmiRequest(vcpu=0)))
+            if not select.select((), (peer.socket,), (), 0)[1]:
+                break
+        signals = answers = 0
+        while answers < batches or signals < batches:
+            message = peer.receive()
+            if message.WhichOneof("message") == "batch_result":
+                assert message.batch_result.serial == answers
+                answers += 1
+            elif message.event.HasField("vcpu_signal"):
+                signals += 1
+        assert (answers, signals) == (batches, batches)

@@ -23,6 +23,7 @@ from irqchip_client._errors import (
     InvalidArgument,
     IrqchipError,
     TimedOut,
+    client_interrupted,
     daemon_gone,
     error_from_message,
     protocol_error,
@@ -151,7 +152,11 @@ class PortSession(Session):
         """Whether it has ended."""
         with self._changed, suppress(BlockingIOError, ValueError):
             while not self._core.ended and not self._reading:
-                self._take(self._connection.recv(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT))
+                try:
+                    packet = self._connection.recv(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+                except ConnectionResetError:  # The daemon was killed.
+                    packet = b""
+                self._take(packet)
         return self._core.ended
 
     def close(self) -> None:
@@ -210,7 +215,8 @@ class PortSession(Session):
             if not self._core.has_room:
                 self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
             request, _ = self._core.submit(calls, answer, False)
-            self._send(pb.SessionRequest(descriptors=pb.DescriptorsFollow()))
+            # Both at once: nothing of another thread's may come between.
+            self._unsent.append((pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString(), ()))
             self._send(request, descriptors)
         self._wait_for(answer, self._timeout)
 
@@ -252,32 +258,43 @@ class PortSession(Session):
             changed.release()
             return super()._call(call)
         packet: bytes | None = None
+        held = True
         try:
-            try:  # noqa: SIM105 - suppress() would take longer than the rest
-                self._connection.send(core.next_request(record), socket.MSG_DONTWAIT)
-            except OSError:  # It has gone, as who reads finds out; that it is full can't be.
-                pass
-            # The daemon is at it: what is done from here on costs no time.
+            # It is in flight before it is sent: an answer that nobody waits for any more is not the next one's.
             answer = _Answer()
-            core.submit_record(call, answer)
+            request = core.submit_record(call, record, answer)
             self._reading = True
-            changed.release()
             try:
-                packet = self._packets.receive(self._timeout)
-            except OSError as error:  # Also the time is up.
-                packet = None if isinstance(error, TimeoutError) else b""
+                try:
+                    self._connection.send(request, socket.MSG_DONTWAIT)
+                except OSError:  # It has gone, as who reads finds out; that it is full can't be.
+                    pass
+                except BaseException:  # Ctrl-C: nobody knows whether it went out.
+                    self._end(client_interrupted())
+                    raise
+                held = False
+                changed.release()
+                try:
+                    packet = self._packets.receive(self._timeout)
+                except OSError as error:  # Also the time is up.
+                    packet = None if isinstance(error, TimeoutError) else b""
             finally:
-                changed.acquire()
-                self._reading = False
-                if self._waiting:
-                    changed.notify_all()
+                try:
+                    if not held:
+                        changed.acquire()
+                        held = True
+                finally:
+                    self._reading = False
+                    if self._waiting and held:
+                        changed.notify_all()
             if packet is not None:
                 result = core.receive_single(packet)
                 if result is not None:
                     return call.parse_record(*result)
                 self._take(packet)
         finally:
-            changed.release()
+            if held:
+                changed.release()
         # An error, or an event that came before the answer.
         try:
             answered: T = self._wait_for(answer, self._timeout if packet is not None else 0)[0]

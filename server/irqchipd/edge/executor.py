@@ -16,6 +16,7 @@ from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
 
 SMALL_RESULT = 16  # bytes
+STATUS_BYTES = 2  # of an IrqLines, each
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
 SLICE = 16  # operations, or changes of lines, after which another client has its turn
@@ -278,15 +279,19 @@ def execute_batch(
             if name == "irq_lines":
                 if (changes := changes - len(request.changes)) < 0:
                     raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
+                room -= STATUS_BYTES * len(request.changes)
                 yield from _irq_lines_in_slices(vm, request, response, source)
             elif name == "irqfd":
                 irqfd(request)
             else:
-                if name in _LARGE and room <= 0:
-                    raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
                 execute(name, vm, request, response, source)
-                if name in _LARGE:
-                    room -= response.ByteSize()
+                if name in _LARGE:  # which change nothing, so that their results can be dropped
+                    size = response.ByteSize()
+                    if size > room:
+                        raise VmError(
+                            errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it"
+                        )
+                    room -= size
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
             room -= len(result.error.message)

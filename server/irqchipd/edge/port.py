@@ -58,6 +58,9 @@ class Port:
         self._patience = Patience(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
+        # What each was watched for at first, and which of them have been given up in this turn.
+        self._watched: dict[int, int] = {}
+        self._unwatched: set[int] = set()
         # Connections whose batches are long: each has a slice of its own done, and then it is the next's turn.
         self._backlog: deque[_Connection] = deque()
         # Those that are to be opened, and until when.
@@ -88,11 +91,13 @@ class Port:
         """Call the handler when something happens to a descriptor."""
         self._epoll.register(descriptor, events)
         self._handlers[descriptor] = handler
+        self._watched[descriptor] = events
 
     def unwatch(self, descriptor: int) -> None:
         """The reverse of watch."""
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
+            self._unwatched.add(descriptor)
 
     def watch_for(self, descriptor: int, events: int) -> None:
         """What else than before is to be waited for; from any thread."""
@@ -115,15 +120,20 @@ class Port:
 
     def _turn(self) -> None:
         handlers = self._handlers
-        for descriptor, events in self._wait():
-            handler = handlers.get(descriptor)
-            if handler is not None:
-                try:
+        self._unwatched.clear()
+        try:
+            for descriptor, events in self._wait():
+                handler = handlers.get(descriptor)
+                if handler is None:
+                    continue
+                if descriptor in self._unwatched:  # it was another's, who had this number
+                    self.watch_for(descriptor, self._watched[descriptor])
+                else:
                     handler(events)
-                except Exception:  # one client's trouble is not the others'
-                    log.exception("the port failed at something")
-        if self._backlog:
-            self._backlog.popleft().go_on()
+            if self._backlog:
+                self._backlog.popleft().go_on()
+        except Exception:  # one client's trouble is not the others': what is left is reported again
+            log.exception("the port failed at something")
         if self._unopened or self._deaf_until:
             self._look_at_the_time()
 
@@ -216,8 +226,9 @@ class _Connection:
         # Held by who executes or sends; and whether there may be more to tell since that looked.
         self._busy = threading.Lock()
         self._more = False
-        # A message that the socket had no room for, and a batch that is not done. With neither it is received from.
-        self._unsent: bytes | None = None
+        # Messages that the socket had no room for, which are few, and a batch that is not done. With neither it is
+        # received from.
+        self._unsent: deque[bytes] = deque()
         self._work: Work | None = None
         self._awaited = _READ
 
@@ -240,10 +251,13 @@ class _Connection:
         if len(data) == SINGLE.size and not data[0] and data[HEADER.size] != HALT and session is not None:
             with self._busy:
                 answer = session.execute_single(data)
-                try:
-                    self._client.send(answer)
-                except OSError:
+                if self._unsent:
                     self._send(answer)
+                else:
+                    try:
+                        self._client.send(answer)
+                    except OSError:
+                        self._send(answer)
             if self._more:
                 self._tell()
         elif not data:
@@ -257,9 +271,9 @@ class _Connection:
 
     def _can_go_on(self, events: int) -> bool:
         """Whether it may be received from, now that something happened."""
-        if self._unsent is not None:
+        if self._unsent:
             self._send_late(gone=bool(events & (select.EPOLLHUP | select.EPOLLERR)))
-        return self._work is None and self._unsent is None and bool(events & ~select.EPOLLOUT)
+        return self._work is None and not self._unsent and bool(events & ~select.EPOLLOUT)
 
     def _receive_descriptors(self, length: int) -> bytes:
         """As recv, of the packet that descriptors come with."""
@@ -337,26 +351,29 @@ class _Connection:
 
     def _wait_for_it(self) -> None:
         """Wait for what it can go on with; who calls this is busy."""
-        events = select.EPOLLOUT if self._unsent is not None else 0 if self._work is not None else _READ
+        events = select.EPOLLOUT if self._unsent else 0 if self._work is not None else _READ
         if events != self._awaited:
             self._awaited = events
             self._port.watch_for(self.descriptor, events)
 
     def _send(self, data: bytes) -> None:
         """Send a message, or keep it; who calls this is busy."""
+        self._unsent.append(data)
         try:
-            self._client.send(data)
+            while self._unsent:
+                self._client.send(self._unsent[0])
+                self._unsent.popleft()
         except BlockingIOError:
-            self._unsent = data
             self._wait_for_it()
         except OSError:
-            pass  # the client has gone; that is found out by receiving
+            self._unsent.clear()  # the client has gone; that is found out by receiving
 
     def _send_late(self, gone: bool) -> None:
         with self._busy:
-            data, self._unsent = self._unsent, None
-            if data is not None and not gone:
-                self._send(data)
+            if gone:
+                self._unsent.clear()
+            elif self._unsent:
+                self._send(self._unsent.pop())  # behind the others
             self._wait_for_it()
         self._tell()
 
@@ -366,9 +383,7 @@ class _Connection:
         while self._more and self._busy.acquire(blocking=False):
             self._more = False
             try:
-                while (
-                    self._unsent is None and self._session is not None and (message := self._session.take()) is not None
-                ):
+                while not self._unsent and self._session is not None and (message := self._session.take()) is not None:
                     self._send(message if isinstance(message, bytes) else message.SerializeToString())
             finally:
                 self._busy.release()
