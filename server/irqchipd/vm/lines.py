@@ -37,38 +37,24 @@ class Lines(Turns):
 
         A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
         """
-        if source is None:
-            source = self._shared_source
         with self._turn:
-            board = self._board
-            if source.resampled or source.closed or not board.has_irqchip:
-                self._checked_source((gsi << 1 | bool(level),), source)
-                if gsi in source.resampled:
-                    return board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
-            if not level:
-                source.asserted.discard(gsi)
-            elif gsi < MAX_GSIS:
-                source.asserted.add(gsi)
-            return board.set_irq(gsi, 1 if level else 0, 1 << source.number)
+            source = self._checked_source((gsi << 1 | bool(level),), source)
+            return self._set_level(source, gsi, bool(level))
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
         """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
         with self._turn:
             source = self._checked_source(changes, source)
-            bit, asserted, resampled = 1 << source.number, source.asserted, source.resampled
-            set_irq = self._board.set_irq
-            statuses = []
-            for change in changes:
-                gsi, level = change >> 1, change & 1
-                if gsi in resampled:
-                    statuses.append(set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False))
-                    continue
-                if not level:
-                    asserted.discard(gsi)
-                elif gsi < MAX_GSIS:
-                    asserted.add(gsi)
-                statuses.append(set_irq(gsi, level, bit))
-            return statuses
+            return [self._set_level(source, change >> 1, change & 1) for change in changes]
+
+    def _set_level(self, source: LineSource, gsi: int, level: int) -> int:
+        if gsi in source.resampled:
+            return self._board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
+        if not level:
+            source.asserted.discard(gsi)
+        elif gsi < MAX_GSIS:
+            source.asserted.add(gsi)
+        return self._board.set_irq(gsi, level, 1 << source.number)
 
     def check_irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> None:
         """What irq_lines would refuse is refused, and nothing is done."""
@@ -102,8 +88,7 @@ class Lines(Turns):
         source resamples, for which EINVAL without a full irqchip.
         """
         with self._turn:
-            if resampled and self._board.pic is None:
-                raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
+            self._check_resampling(bool(resampled))
             source = self._detached(client) if resume else self._new_source(client)
             source.on_deleted, source.listener, source.detached = on_deleted, listener, False
             for gsi, count in source.resampled.items():
@@ -174,6 +159,9 @@ class Lines(Turns):
     def _check_irqfd(self, resampled: bool) -> None:
         if not self._board.has_irqchip:
             raise VmError(errno.EAGAIN, self._no_irqchip().message)
+        self._check_resampling(resampled)
+
+    def _check_resampling(self, resampled: bool) -> None:
         if resampled and self._board.pic is None:
             raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
 
