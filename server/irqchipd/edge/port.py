@@ -42,6 +42,7 @@ EVENTS = 64  # that are asked for at once
 _DESCRIPTORS = 253  # SCM_MAX_FD: that may come with a packet
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize)
 _READ = select.EPOLLIN
+_EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
 Work = Generator[None, None, pb.SessionResponse | bytes | None]
 
@@ -83,6 +84,7 @@ class Port:
         self._stopping.set()
         os.eventfd_write(self._stop_asked, 1)
         self._thread.join(1.0)
+        os.close(self._stop_asked)
         self.path.unlink(missing_ok=True)
 
     # Descriptors that are watched.
@@ -114,7 +116,7 @@ class Port:
                 connection.end(errors.STOPPING)
         finally:
             for connection in list(self._connections):
-                self._close(connection)
+                self.close(connection)
             self._listener.close()
             self._epoll.close()
 
@@ -146,15 +148,13 @@ class Port:
         while spin:
             events = poll(0, EVENTS)
             if events:
-                if patience.poll_ns < patience.most_ns:
-                    patience.met()
+                patience.met()
                 return events
             spin = patience.goes_on()
-        timeout = None
-        if self._unopened or self._deaf_until:
-            times = [when for when in (self._deaf_until, *(until for until, _ in self._unopened)) if when]
-            timeout = max(min(times) - time.monotonic(), 0)
-        events = poll(timeout, EVENTS)
+        due = [self._deaf_until] if self._deaf_until else []
+        if self._unopened:
+            due.append(self._unopened[0][0])
+        events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
         patience.woken()
         return events
 
@@ -193,8 +193,8 @@ class Port:
         """A connection has more work to do, when it is its turn."""
         self._backlog.append(connection)
 
-    def _close(self, connection: _Connection) -> None:
-        """The client finds the end when its levels have dropped and its place is free."""
+    def close(self, connection: _Connection) -> None:
+        """A connection is at its end; the client finds the end when its levels have dropped and its place is free."""
         self.unwatch(connection.descriptor)
         try:
             connection.close_session()
@@ -202,10 +202,6 @@ class Port:
             self._connections.discard(connection)
             self._places.free()
             connection.close()
-
-    def gone(self, connection: _Connection) -> None:
-        """A connection is at its end."""
-        self._close(connection)
 
 
 class _Connection:
@@ -250,24 +246,17 @@ class _Connection:
         session = self._session
         if len(data) == SINGLE.size and not data[0] and data[HEADER.size] != HALT and session is not None:
             with self._busy:
-                answer = session.execute_single(data)
-                if self._unsent:
-                    self._send(answer)
-                else:
-                    try:
-                        self._client.send(answer)
-                    except OSError:
-                        self._send(answer)
+                self._send(session.execute_single(data))
             if self._more:
                 self._tell()
         elif not data:
-            self._port.gone(self)
+            self._port.close(self)
         else:
             try:
                 self._received(data)
             except Exception as error:
                 self.end(errors.refusal(error))
-                self._port.gone(self)
+                self._port.close(self)
 
     def _can_go_on(self, events: int) -> bool:
         """Whether it may be received from, now that something happened."""
@@ -358,22 +347,22 @@ class _Connection:
 
     def _send(self, data: bytes) -> None:
         """Send a message, or keep it; who calls this is busy."""
+        if not self._unsent:
+            try:
+                self._client.send(data)
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # the client has gone; that is found out by receiving
         self._unsent.append(data)
-        try:
-            while self._unsent:
-                self._client.send(self._unsent[0])
-                self._unsent.popleft()
-        except BlockingIOError:
-            self._wait_for_it()
-        except OSError:
-            self._unsent.clear()  # the client has gone; that is found out by receiving
+        self._wait_for_it()
 
     def _send_late(self, gone: bool) -> None:
         with self._busy:
-            if gone:
-                self._unsent.clear()
-            elif self._unsent:
-                self._send(self._unsent.pop())  # behind the others
+            unsent, self._unsent = self._unsent, deque()
+            for data in () if gone else unsent:
+                self._send(data)
             self._wait_for_it()
         self._tell()
 
@@ -414,6 +403,3 @@ class _Connection:
             while self._client.recv(MESSAGE_BYTES):
                 pass
         self._client.close()
-
-
-_EVENTFD = select.EPOLLIN | select.EPOLLET

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
 from irqchip.records import (
     CLAIMED,
@@ -121,21 +120,12 @@ def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
     return SINGLE_RESULT.pack(0, serial, number, became, status, value)
 
 
-@dataclass(frozen=True, slots=True)
-class HaltRecord:
-    """A halt, as Session takes it."""
-
-    vcpu: int
-    interrupts_masked: bool
-    timeout_ns: int
-
-
 class RecordsAnswer:
     """The answer to a batch in the short form. A halt's result, the last, comes later."""
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
-        self.halt: HaltRecord | None = None
+        self.halt: pb.HaltRequest | None = None
         self._results: list[bytes] = []
         self._texts: list[bytes] = []
 
@@ -190,7 +180,7 @@ def execute_records(vm: Vm, packet: bytes, source: LineSource, limits: Limits) -
     ):
         try:
             if number == HALT and position == count:
-                answer.halt = HaltRecord(index, bool(size), value)
+                answer.halt = pb.HaltRequest(vcpu=index, interrupts_masked=bool(size), timeout_ns=value)
                 break
             if number not in _OPERATIONS:
                 raise _no_record(number)

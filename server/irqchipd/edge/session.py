@@ -129,7 +129,7 @@ class Session:
         if request is None:
             return pb.SessionResponse(batch_result=answer)
         halted = _MessageHalt(answer)
-        begun = self._begin_halt(request.vcpu, request.interrupts_masked, request.timeout_ns, halted)
+        begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
 
     def execute_packed(self, packet: bytes) -> Generator[None, None, bytes | None]:
@@ -139,13 +139,13 @@ class Session:
         if request is None:
             return answer.message()
         halted = _PackedHalt(answer)
-        begun = self._begin_halt(request.vcpu, request.interrupts_masked, request.timeout_ns, halted)
+        begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
 
     def _execute_irqfd(self, request: pb.IrqfdRequest) -> None:
         self._irqfds.execute(self._vm, self._source, request)
 
-    def _begin_halt(self, vcpu: int, interrupts_masked: bool, timeout_ns: int, batch: _BatchHalt) -> bool:
+    def _begin_halt(self, request: pb.HaltRequest, batch: _BatchHalt) -> bool:
         """Begin the halt that a batch ends in; False where it is refused, which is its outcome."""
 
         def done(outcome: Outcome) -> None:
@@ -157,12 +157,12 @@ class Session:
             if sum(other.size for other in self._halts) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
                 raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
-            batch.halt = self._vm.halt(vcpu, done, interrupts_masked, timeout_ns)
+            batch.halt = self._vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
         except Exception as error:
             batch.outcome = errors.refusal(error)
             return False
         self._halts[batch] = None
-        self._last_halts[vcpu] = batch
+        self._last_halts[request.vcpu] = batch
         return True
 
     def give_up(self, given_up: pb.HaltGivenUp) -> None:
