@@ -131,7 +131,7 @@ def patience(calls: Sequence[Call[Any]], timeout: float) -> float | None:
 
 
 def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """Turns protobuf's complaint about an argument that does not fit its field into an error of ours, and None too.
+    """Turns protobuf's and struct's complaints about arguments that do not fit into an error of ours, and None too.
 
     To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant. It is allowed where it
     is an argument's own default.
@@ -145,20 +145,6 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
             if None in args or (kwargs and any(v is None and k not in optional for k, v in kwargs.items())):
                 raise ValueError("None is not allowed")
             return make(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            raise _refused(make, signature, args, kwargs, error) from None
-
-    return make_checked
-
-
-def checked_record(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """As checked(), of what makes a RecordCall, which takes no None."""
-    signature = inspect.signature(make)
-
-    @wraps(make)
-    def make_checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
-        try:
-            return make(*args, **kwargs)
         except (ValueError, TypeError, StructError) as error:
             raise _refused(make, signature, args, kwargs, error) from None
 
@@ -166,8 +152,8 @@ def checked_record(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 
 
 def checked_access(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """As checked_record(), of a call that is made over and over with the same arguments: it is kept."""
-    return cast(Callable[P, Call[T]], wraps(make)(lru_cache(1024, typed=True)(checked_record(make))))
+    """As checked(), of a call that is made over and over with the same arguments: it is kept."""
+    return cast(Callable[P, Call[T]], wraps(make)(lru_cache(1024, typed=True)(checked(make))))
 
 
 def _refused(
@@ -177,9 +163,7 @@ def _refused(
     why = str(error)
     if isinstance(error, StructError):  # It does not say which.
         for name, value in arguments.items():
-            if value is None:
-                why = "None is not allowed"
-            elif not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or value < 0:
                 why = f"{name} is {value!r}, and not 0 or more"
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {why}")

@@ -12,7 +12,6 @@ from irqchip.v1 import irqchip_pb2 as pb
 from ._call import Call, RecordCall
 from ._call import checked as _checked
 from ._call import checked_access as _checked_access
-from ._call import checked_record as _checked_record
 from ._call import seconds as _seconds
 from ._errors import TimedOut, protocol_error
 from ._model import (
@@ -132,7 +131,7 @@ def irqfd(gsi: int, flags: int = 0) -> Call[None]:
     return Call("irqfd", pb.IrqfdRequest(gsi=gsi, flags=flags), _nothing)
 
 
-@_checked_record
+@_checked
 def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
     """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
     return RecordCall("signal_msi", (0, flags, address, _word(data)), _signal_msi, _status, _status_record)
@@ -160,7 +159,7 @@ def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
     return RecordCall("pio_read", (size, vcpu, _word(port), 0), _pio_read, _access, _access_record)
 
 
-@_checked_record
+@_checked
 def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[bool]:
     """A vCPU's OUT to a port, of 1, 2 or 4 bytes. Whether a device claims the port."""
     return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _pio_write, _claimed, _claimed_record)
@@ -172,7 +171,7 @@ def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
     return RecordCall("mmio_read", (size, vcpu, address, 0), _mmio_read, _access, _access_record)
 
 
-@_checked_record
+@_checked
 def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[bool]:
     """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. Whether a device claims the address."""
     return RecordCall("mmio_write", (size, vcpu, address, data), _mmio_write, _claimed, _claimed_record)
@@ -255,7 +254,7 @@ def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
     return RecordCall("msr_read", (0, vcpu, _word(msr), 0), _msr_read, _msr, _msr_record)
 
 
-@_checked_record
+@_checked
 def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
     """A vCPU's WRMSR. NotReady where it has no local APIC."""
     return RecordCall("msr_write", (0, vcpu, _word(msr), data), _msr_write, _msr_written, _msr_record)
@@ -300,7 +299,7 @@ def take_signal(vcpu: int) -> Call[Signal | None]:
     return Call("take_signal", pb.TakeSignalRequest(vcpu=vcpu), _signal)
 
 
-@_checked_record
+@_checked
 def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
     """A vCPU's HLT: it is answered when the vCPU has something to take, which it then has taken.
 

@@ -70,8 +70,7 @@ class _Receiver:
         poll = self._poll.poll
         while spin:
             if poll(0):
-                if patience.poll_ns < patience.most_ns:
-                    patience.met()
+                patience.met()
                 return self._receive(MESSAGE_BYTES + 1)
             spin = patience.goes_on()
         if timeout != self._timeout:
@@ -137,15 +136,7 @@ class PortSession(Session):
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()  # With descriptors, if any.
         self._flushing = False
         self._reader = None
-        try:
-            with self._changed:
-                self._send(core.open_request())
-                self._wait(lambda: core.is_open or core.ended, timeout, "opening the Session")
-                if not core.is_open:
-                    raise core.open_error()
-        except BaseException:
-            self.close()
-            raise
+        self._open()
 
     @property
     def closed(self) -> bool:
@@ -212,13 +203,12 @@ class PortSession(Session):
             raise InvalidArgument(errno.EBADF, f"{min(descriptors)} is no descriptor")
         answer = _Answer()
         with self._changed:
-            if not self._core.has_room:
-                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            self._wait_for_room()
             request, _ = self._core.submit(calls, answer, False)
             # Both at once: nothing of another thread's may come between.
             self._unsent.append((pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString(), ()))
             self._send(request, descriptors)
-        self._wait_for(answer, self._timeout)
+        self._result_of(answer, self._timeout)
 
     def _make_way(self) -> None:
         """The daemon takes nothing more: it may be waiting for its answers to be read."""
@@ -296,11 +286,14 @@ class PortSession(Session):
             if held:
                 changed.release()
         # An error, or an event that came before the answer.
+        answered: T = self._result_of(answer, self._timeout if packet is not None else 0)[0]
+        return answered
+
+    def _result_of(self, answer: Answer, timeout: float) -> list[Any]:
         try:
-            answered: T = self._wait_for(answer, self._timeout if packet is not None else 0)[0]
+            return self._wait_for(answer, timeout)
         except TimeoutError:
             raise timed_out("a batch", self._timeout) from None
-        return answered
 
     def _new_answer(self) -> Answer:
         return _Answer()

@@ -48,14 +48,19 @@ class Session(Machine):
         self._timeout = timeout
         self._changed = threading.Condition()  # Guards the core, and tells that it has changed.
         self._outbox: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()  # None: no more.
-        self._outbox.put(core.open_request())
         self._stream = start(iter(self._outbox.get, None))
         # A daemon thread: a program that forgets close() still exits.
         self._reader = threading.Thread(target=self._read, name=f"irqchip session {core.vm}", daemon=True)
         self._reader.start()
+        self._open()
+
+    def _open(self) -> None:
+        """Sends the first message, and waits until it is answered."""
+        core = self._core
         try:
             with self._changed:
-                self._wait(lambda: core.is_open or core.ended, timeout, "opening the Session")
+                self._send(core.open_request())
+                self._wait(lambda: core.is_open or core.ended, self._timeout, "opening the Session")
                 if not core.is_open:
                     raise core.open_error()
         except BaseException:
@@ -206,11 +211,14 @@ class Session(Machine):
     def _submit(self, calls: Sequence[Call[Any]], answer: Promise, return_errors: bool) -> int:
         """Returns the batch's serial."""
         with self._changed:
-            if not self._core.has_room and threading.current_thread() is not self._reader:
-                self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
+            self._wait_for_room()
             request, serial = self._core.submit(calls, answer, return_errors)
             self._send(request)
         return serial
+
+    def _wait_for_room(self) -> None:
+        if not self._core.has_room and threading.current_thread() is not self._reader:
+            self._wait(lambda: self._core.has_room, self._timeout, "an answer to any of the batches in flight")
 
     def _give_up(self, serial: int) -> None:
         with self._changed:
