@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._errors import (
         AlreadyExists,
         Busy,
+        GuestError,
         InvalidArgument,
         IrqchipError,
         LimitReached,
@@ -87,6 +88,7 @@ __all__ = [
     "GsiAcknowledged",
     "GsiMasked",
     "GsiResampled",
+    "GuestError",
     "Interrupt",
     "InterruptPending",
     "InterruptSource",

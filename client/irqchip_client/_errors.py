@@ -31,7 +31,8 @@ class IrqchipError(Exception):
     ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
     ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
     │                                                    halt(): nothing to take in time, and nothing is taken
-    └── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
+    ├── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
+    └── GuestError              EFAULT                   a vCPU can't go on: the guest's fault, or beyond its adapter
 
     A failed call has changed nothing, except where TimedOut says otherwise.
     """
@@ -86,6 +87,13 @@ class TimedOut(IrqchipError):
 
 class SessionClosed(IrqchipError):
     """EPIPE: the Session has ended, and the levels it drove have dropped. The message says why."""
+
+
+class GuestError(IrqchipError):
+    """EFAULT: a vCPU can't go on, by the guest's fault or as its adapter can't do what it asks. It says what, where."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EFAULT, message)
 
 
 _CLASSES: dict[int, type[IrqchipError]] = {

@@ -1,0 +1,1 @@
+"""Device models, and those who run them."""

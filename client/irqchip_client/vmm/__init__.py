@@ -1,0 +1,1 @@
+"""What a VMM around irqchipd is made of: guest memory, how a vCPU starts, where its accesses go, and boot images."""

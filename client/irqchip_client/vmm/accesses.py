@@ -1,0 +1,55 @@
+"""Where a vCPU's accesses go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from irqchip_client._sync.machine import Vcpu
+
+
+class LocalDevices(Protocol):
+    """Devices in this process: an access that they claim goes to them, and not to the daemon."""
+
+    def pio_read(self, port: int, size: int) -> int | None:
+        """None: not claimed."""
+
+    def pio_write(self, port: int, value: int, size: int) -> bool:
+        """Whether it was claimed."""
+
+    def mmio_read(self, address: int, size: int) -> int | None:
+        """None: not claimed."""
+
+    def mmio_write(self, address: int, value: int, size: int) -> bool:
+        """Whether it was claimed."""
+
+
+class Accesses:
+    """A vCPU's IN, OUT, loads and stores: to devices of this process, else to the daemon. Nobody's are all ones."""
+
+    def __init__(self, vcpu: Vcpu, local: LocalDevices | None = None) -> None:
+        self._vcpu = vcpu
+        self._local = local
+
+    def pio_read(self, port: int, size: int) -> int:
+        """IN of 1, 2 or 4 bytes."""
+        if self._local is not None and (value := self._local.pio_read(port, size)) is not None:
+            return value
+        access = self._vcpu.pio_read(port, size)
+        return access.data if access.claimed else (1 << 8 * size) - 1
+
+    def pio_write(self, port: int, value: int, size: int) -> None:
+        """OUT of 1, 2 or 4 bytes."""
+        if self._local is None or not self._local.pio_write(port, value, size):
+            self._vcpu.pio_write(port, value, size)
+
+    def mmio_read(self, address: int, size: int) -> int:
+        """A load of 1, 2, 4 or 8 bytes."""
+        if self._local is not None and (value := self._local.mmio_read(address, size)) is not None:
+            return value
+        access = self._vcpu.mmio_read(address, size)
+        return access.data if access.claimed else (1 << 8 * size) - 1
+
+    def mmio_write(self, address: int, value: int, size: int) -> None:
+        """A store of 1, 2, 4 or 8 bytes."""
+        if self._local is None or not self._local.mmio_write(address, value, size):
+            self._vcpu.mmio_write(address, value, size)
