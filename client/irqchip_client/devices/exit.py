@@ -1,0 +1,31 @@
+"""The debug exit of a test machine, as QEMU's isa-debug-exit: a write ends the run, with a status of the guest's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .device import Device
+
+PORTS = 4  # QEMU: -device isa-debug-exit,iosize=4
+WIDTH = 4  # bytes of the widest access
+
+
+class DebugExit(Device):
+    """Four ports. A write to any of them calls `ended` with (value << 1) | 1, so that 0 is never a status.
+
+    ended   whoever ends the run; 8 bits of the status are what a process can exit with
+    base    the first port
+    """
+
+    def __init__(self, ended: Callable[[int], None], base: int = 0xF4) -> None:
+        super().__init__("debug exit")
+        self._ended = ended
+        self.pio(base, PORTS, self.read, self.write, width=WIDTH)
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
+        """QEMU: hw/misc/debugexit.c debug_exit_read."""
+        return 0
+
+    def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - a region's signature
+        """QEMU: hw/misc/debugexit.c debug_exit_write."""
+        self._ended(value << 1 | 1)

@@ -1,0 +1,329 @@
+"""The MC146818 real-time clock of a PC/AT, with 114 bytes of CMOS memory.
+
+Motorola MC146818A datasheet: "Address map", "Time, calendar, and alarm locations", "Registers" A to D, "Update cycle".
+The century at 32h, which a PC's firmware keeps, is the clock's here, as QEMU's is.
+
+Nothing ticks: time is counted in periods of the 32,768 Hz crystal, on the host's clock, and worked out when somebody
+asks. There is a timer only while an enabled interrupt is to come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from enum import IntEnum
+
+from .device import Device
+
+CRYSTAL = 32_768  # Hz; all times are its ticks
+UIP_TICKS = 8  # 244 us, for which UIP says that an update is about to begin
+FIRST_UPDATE = CRYSTAL // 2  # after the divider has left its reset
+DAY = 86_400  # seconds
+
+
+class Register(IntEnum):
+    """Numbers for the index port."""
+
+    SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM = range(6)
+    WEEKDAY, DAY, MONTH, YEAR = range(6, 10)
+    A, B, C, D = range(10, 14)
+    CENTURY = 0x32
+
+
+TIME = (
+    Register.SECONDS,
+    Register.MINUTES,
+    Register.HOURS,
+    Register.WEEKDAY,  # 1 is Sunday
+    Register.DAY,
+    Register.MONTH,
+    Register.YEAR,
+    Register.CENTURY,
+)
+ALARMS = (Register.SECONDS_ALARM, Register.MINUTES_ALARM, Register.HOURS_ALARM)
+ALARM_ANY = 0xC0  # these two bits of an alarm: any value matches
+HOURS_PM = 0x80
+
+A_UIP = 0x80
+A_DIVIDER = 0x70
+DIVIDER_LAST_RUNNING = 0x20  # the values beyond are the divider's reset, and no use of a PC's
+A_RATE = 0x0F
+
+B_SET, B_PERIODIC, B_ALARM, B_UPDATE = 0x80, 0x40, 0x20, 0x10
+B_BINARY, B_24H = 0x04, 0x02
+
+C_IRQ, C_PERIODIC, C_ALARM, C_UPDATE = 0x80, 0x40, 0x20, 0x10
+
+D_VALID = 0x80
+
+MEMORY = 128  # bytes, the registers included
+
+
+class Rtc(Device):
+    """The clock at ports 70h and 71h. The plain fields are its registers, with what a PC's firmware leaves in them.
+
+    base, gsi  where it is
+    clock      the host's time, in seconds since 1970, UTC; what a guest sets is kept as a difference to it
+    cmos       what the memory holds at first, by number, from 0eh
+    """
+
+    def __init__(
+        self,
+        base: int = 0x70,
+        gsi: int = 8,
+        *,
+        clock: Callable[[], float] = time.time,
+        cmos: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__("MC146818")
+        self._clock = clock
+        self.pio(base, 2, self.read, self.write)
+        self._line = self.line(gsi)
+        self._event = self.timer(self._expired)
+
+        self.index = 0
+        self.a = DIVIDER_LAST_RUNNING | 0x06  # 1024 Hz
+        self.b = B_24H
+        self.c = 0
+        # The alarms, the memory, and the time's registers while it stands still.
+        self.bytes = bytearray(MEMORY)
+        for number, value in (cmos or {}).items():
+            self.bytes[number] = value & 0xFF
+        # When the divider began, as if it had never been reset; the seconds since 1970 at that time; and when the flags
+        # were last looked at.
+        self._divider_began = 0
+        self._seconds = 0
+        self._seen = 0
+        # Days that the guest's weekday is ahead of the calendar's: the chip counts it on its own.
+        self._weekday_ahead = 0
+        # What the guest has made of the host's time, seconds.
+        self.offset = 0
+        self._follow_host()
+
+    def started(self) -> None:
+        self._follow_host()
+
+    def _follow_host(self) -> None:
+        self._seen = self._now()
+        seconds, part = divmod(self._clock() + self.offset, 1)
+        self._seconds = int(seconds)
+        self._divider_began = self._seen - int(part * CRYSTAL)
+
+    # Ports.
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - both ports are bytes
+        """A guest's IN. The index port can't be read."""
+        if offset == 0:
+            return 0xFF
+        match self.index:
+            case Register.A:
+                return self.a | (A_UIP if self._update_is_near() else 0)
+            case Register.B:
+                return self.b
+            case Register.C:
+                self._catch_up()
+                value, self.c = self.c, 0
+                self._settle()
+                return value
+            case Register.D:
+                return D_VALID
+            case index if index in TIME and self._runs:
+                return self._encoded(self._seconds_at(self._now()))[TIME.index(Register(index))]
+            case index:
+                return self.bytes[index]
+
+    def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - both ports are bytes
+        """A guest's OUT. Bit 7 of the index port masks NMI, which is not this chip's."""
+        if offset == 0:
+            self.index = value & 0x7F
+            return
+        self._catch_up()
+        match self.index:
+            case Register.A:
+                self._write_control(value & ~A_UIP, self.b)
+            case Register.B:
+                self._write_control(self.a, value & ~B_UPDATE if value & B_SET else value)
+            case Register.C | Register.D:
+                return
+            case index if index in TIME and self._runs:
+                self._store(self._encoded(self._seconds_at(self._seen)))
+                self.bytes[index] = value
+                self._set_time()
+            case index:
+                self.bytes[index] = value
+        self._settle()
+
+    # Registers A and B.
+
+    @property
+    def _divider_runs(self) -> bool:
+        return self.a & A_DIVIDER <= DIVIDER_LAST_RUNNING
+
+    @property
+    def _runs(self) -> bool:
+        """Whether there are updates. Without, the time's registers are memory."""
+        return self._divider_runs and not self.b & B_SET
+
+    @property
+    def _period(self) -> int:
+        """Ticks between periodic interrupts; 0 for none. Datasheet: "Periodic interrupt selection"."""
+        rate = self.a & A_RATE
+        return 0 if rate == 0 else 1 << (rate + 6 if rate <= 2 else rate - 1)
+
+    def _update_is_near(self) -> bool:
+        return self._runs and (self._now() - self._divider_began) % CRYSTAL >= CRYSTAL - UIP_TICKS
+
+    def _write_control(self, a: int, b: int) -> None:
+        """The time stops with SET or the divider's reset, and goes on from what is then in its registers."""
+        divided, ran = self._divider_runs, self._runs
+        if ran:
+            before = self._encoded(self._seconds_at(self._seen))
+        self.a, self.b = a, b
+        if ran and not self._runs:
+            self._store(before)
+        if self._divider_runs and not divided:
+            self._divider_began = self._seen - FIRST_UPDATE
+        if self._runs and not ran:
+            self._set_time()
+
+    # Register C.
+
+    def _catch_up(self) -> None:
+        """Sets the flags for what has happened since they were last looked at."""
+        now, seen = self._now(), self._seen
+        self._seen = now
+        if not self._divider_runs:
+            return
+        if self._period and (now - self._divider_began) // self._period > (seen - self._divider_began) // self._period:
+            self.c |= C_PERIODIC
+        if self._runs and (after := self._seconds_at(now)) > (before := self._seconds_at(seen)):
+            self.c |= C_UPDATE
+            alarm = self._next_alarm(before)
+            if alarm is not None and alarm <= after:
+                self.c |= C_ALARM
+
+    def _settle(self) -> None:
+        """After anything has changed: the line, and when to look at it again. It stays high until C is read."""
+        self.c &= ~C_IRQ
+        if self.c & self.b & (B_PERIODIC | B_ALARM | B_UPDATE):
+            self.c |= C_IRQ
+        self._line.set(bool(self.c & C_IRQ))
+        due = None if self.c & C_IRQ else self._next_interrupt()
+        seconds = None if due is None else due / CRYSTAL  # exact: a power of two
+        if seconds != self._event.due:
+            self._event.start_at(seconds)
+
+    def _next_interrupt(self) -> int | None:
+        """When the next enabled interrupt comes, if nothing else happens."""
+        due = []
+        if self._divider_runs and self.b & B_PERIODIC and self._period:
+            due.append(self._seen + self._period - (self._seen - self._divider_began) % self._period)
+        if self._runs:
+            seconds = self._seconds_at(self._seen)
+            if self.b & B_UPDATE:
+                due.append(self._divider_began + (seconds + 1 - self._seconds) * CRYSTAL)
+            if self.b & B_ALARM and (alarm := self._next_alarm(seconds)) is not None:
+                due.append(self._divider_began + (alarm - self._seconds) * CRYSTAL)
+        return min(due, default=None)
+
+    def _expired(self) -> None:
+        self._catch_up()
+        self._settle()
+
+    # The alarm.
+
+    def _next_alarm(self, after: int) -> int | None:
+        """The first second after some other at which the alarm goes off; None where its bytes are no time of day."""
+        second, minute, hour = (self.bytes[register] for register in ALARMS)
+        seconds = [value for value in range(60) if _matches(second, self._to_byte(value))]
+        minutes = [value for value in range(60) if _matches(minute, self._to_byte(value))]
+        hours = [value for value in range(24) if _matches(hour, self._to_hours(value))]
+        if not (seconds and minutes and hours):
+            return None
+        day, now = after // DAY * DAY, after % DAY
+        for h in hours:
+            if h * 3600 + 3599 > now:
+                for m in minutes:
+                    if h * 3600 + m * 60 + 59 > now:
+                        for s in seconds:
+                            if h * 3600 + m * 60 + s > now:
+                                return day + h * 3600 + m * 60 + s
+        return day + DAY + hours[0] * 3600 + minutes[0] * 60 + seconds[0]
+
+    # The time.
+
+    def _now(self) -> int:
+        """The host's clock, ticks."""
+        return int(self.host.now() * CRYSTAL)
+
+    def _seconds_at(self, tick: int) -> int:
+        return self._seconds + (tick - self._divider_began) // CRYSTAL
+
+    def _encoded(self, seconds: int) -> bytes:
+        """The registers of TIME for some seconds since 1970."""
+        days, second = divmod(seconds, DAY)
+        year, month, day = _calendar(days)
+        numbers = (
+            (days + 4 + self._weekday_ahead) % 7 + 1,  # the first day of 1970 was a Thursday
+            day,
+            month,
+            year % 100,
+            year // 100 % 100,
+        )
+        time_of_day = self._to_byte(second % 60), self._to_byte(second // 60 % 60), self._to_hours(second // 3600)
+        return bytes((*time_of_day, *map(self._to_byte, numbers)))
+
+    def _store(self, encoded: bytes) -> None:
+        for register, byte in zip(TIME, encoded, strict=True):
+            self.bytes[register] = byte
+
+    def _set_time(self) -> None:
+        """It is now what the registers of TIME say; what is no date is counted on from the first of its month."""
+        byte = self.bytes
+        second, minute, weekday, day, month, year, century = (
+            self._to_number(byte[register]) for register in TIME if register != Register.HOURS
+        )
+        hour = self._to_number(byte[Register.HOURS] & ~(0 if self.b & B_24H else HOURS_PM))
+        if not self.b & B_24H:
+            hour = hour % 12 + (12 if byte[Register.HOURS] & HOURS_PM else 0)
+        days = _days(century * 100 + year, month, day)
+        seconds = days * DAY + hour * 3600 + minute * 60 + second
+        self._weekday_ahead = (weekday - 1 - (seconds // DAY + 4)) % 7
+        self._seconds += seconds - self._seconds_at(self._seen)
+        self.offset = seconds - int(self._clock() // 1)
+
+    def _to_byte(self, number: int) -> int:
+        return number if self.b & B_BINARY else number // 10 << 4 | number % 10
+
+    def _to_number(self, byte: int) -> int:
+        return byte if self.b & B_BINARY else (byte >> 4) * 10 + (byte & 0x0F)
+
+    def _to_hours(self, hour: int) -> int:
+        if self.b & B_24H:
+            return self._to_byte(hour)
+        return self._to_byte((hour - 1) % 12 + 1) | (HOURS_PM if hour >= 12 else 0)
+
+
+def _matches(alarm: int, byte: int) -> bool:
+    return alarm & ALARM_ANY == ALARM_ANY or alarm == byte
+
+
+# The calendar repeats every 400 years, of which `datetime` is asked for those from 2000 on.
+_CYCLE = 146_097  # days
+_BASE = date(2000, 1, 1).toordinal()
+_SINCE_1970 = _BASE - date(1970, 1, 1).toordinal()
+
+
+def _days(year: int, month: int, day: int) -> int:
+    """Days since 1970 of any day of any month of any year."""
+    year, month = year + (month - 1) // 12, (month - 1) % 12
+    cycles, year = divmod(year - 2000, 400)
+    return date(2000 + year, month + 1, 1).toordinal() - _BASE + cycles * _CYCLE + day - 1 + _SINCE_1970
+
+
+def _calendar(days: int) -> tuple[int, int, int]:
+    """Year, month and day of some days since 1970."""
+    cycles, day = divmod(days - _SINCE_1970, _CYCLE)
+    found = date.fromordinal(_BASE + day)
+    return found.year + 400 * cycles, found.month, found.day

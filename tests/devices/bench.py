@@ -1,0 +1,85 @@
+"""A bench for device models: a bus, a clock that only `advance` moves, descriptors that are looked at when told to."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+from irqchip_client.devices.device import Device, OutputLine, Timer
+
+
+class Bench:
+    """Runs one device."""
+
+    def __init__(self, device: Device, *, now: float = 1000.0) -> None:
+        self.device = device
+        self.time = now
+        self.timers: set[Timer] = set()
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.edges: list[tuple[int, bool]] = []  # GSI and level, as they came
+        device.host = self
+        device.started()
+
+    # The host.
+
+    def drive(self, line: OutputLine) -> None:
+        self.edges.append((line.gsi, line.level))
+
+    def arm(self, timer: Timer) -> None:
+        self.timers.add(timer)
+
+    def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
+        if ready is None:
+            self.watched.pop(descriptor, None)
+        else:
+            self.watched[descriptor] = ready
+
+    def now(self) -> float:
+        return self.time
+
+    # What happens around it.
+
+    @property
+    def due(self) -> float | None:
+        """When the next timer is due; None where none is."""
+        return min((timer.due for timer in self.timers if timer.due is not None), default=None)
+
+    def advance(self, seconds: float = 0.0) -> int:
+        """Lets time pass, and returns how many timers expired."""
+        end = self.time + seconds
+        expired = 0
+        while (due := self.due) is not None and due <= end:
+            self.time = max(self.time, due)
+            timer = next(timer for timer in self.timers if timer.due == due)
+            timer.due = None
+            timer.expired()
+            expired += 1
+        self.time = end
+        return expired
+
+    def look(self) -> None:
+        """Tells of the descriptors that can be read, until none of those that are watched can."""
+        while self.watched and (ready := select.select(list(self.watched), [], [], 0)[0]):
+            for descriptor in ready:
+                if descriptor in self.watched:
+                    self.watched[descriptor]()
+
+    # The guest.
+
+    def read(self, port: int, size: int = 1) -> int:
+        for region in self.device.regions:
+            if region.start <= port < region.start + region.length:
+                value = region.do_read(port, size)
+                assert 0 <= value < 1 << 8 * size
+                return value
+        raise AssertionError(f"port {port:#x} is not the device's")
+
+    def write(self, port: int, value: int, size: int = 1) -> None:
+        for region in self.device.regions:
+            if region.start <= port < region.start + region.length:
+                region.do_write(port, value, size)
+                return
+        raise AssertionError(f"port {port:#x} is not the device's")
+
+    def level(self, gsi: int) -> bool:
+        return any(line.level for line in self.device.lines if line.gsi == gsi)
