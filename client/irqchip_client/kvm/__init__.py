@@ -1,0 +1,22 @@
+"""vCPUs on Linux KVM, in VMs without an in-kernel irqchip: their interrupt controllers are irqchipd's.
+
+    with connect() as client, GuestMemory(16 << 20) as memory, KvmVm(memory) as kvm:
+        vm = client.create_vm()
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        memory.write(0x1000, code)
+        with KvmCpu(kvm, vm, 0) as cpu:
+            cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
+            cpu.run()  # until cpu.stop()
+
+x86-64 and Linux 5.10 or newer; why_not() says what is missing.
+"""
+
+from irqchip_client.vmm.accesses import LocalDevices
+from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.start import Start, StartMode
+
+from .cpu import KvmCpu
+from .vm import KvmVm, why_not
+
+__all__ = ["GuestMemory", "KvmCpu", "KvmVm", "LocalDevices", "Start", "StartMode", "why_not"]

@@ -1,0 +1,101 @@
+"""What KVM must know of a local APIC that is not its own: the TPR, which is also CR8, and IA32_APIC_BASE."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from irqchip_client._errors import GuestError
+
+from .ioctls import MSRS, Request, Run, ioctl
+from .vm import IA32_APIC_BASE
+
+if TYPE_CHECKING:
+    from irqchip_client import Vcpu
+
+# SDM volume 3, 11.4.4 and 11.12.1.
+BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
+TPR, ICR = 0x80, 0x300  # registers' offsets in the page
+PAGE = 0x1000
+X2APIC = range(0x800, 0x900)  # MSRs
+X2APIC_TPR, X2APIC_ICR = 0x808, 0x830
+
+
+class Apic:
+    """Of one vCPU. Only the thread that runs it may call this.
+
+    cr8  what the daemon's TPR says; where kvm_run.cr8 differs, the guest has written CR8
+    """
+
+    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu) -> None:
+        self.cr8 = 0
+        self._fd = fd
+        self._run = run
+        self._vcpu = vcpu
+        self._base = 0
+
+    def learn(self) -> None:
+        """KVM's are the daemon's from now on."""
+        self._set_base(self._vcpu.msr_read(IA32_APIC_BASE).data)
+        tpr = 0
+        if self._x2apic:
+            tpr = self._vcpu.msr_read(X2APIC_TPR).data
+        elif self._page is not None:
+            tpr = self._vcpu.mmio_read(self._page + TPR).data
+        self._learn_tpr(tpr)
+
+    def tell_cr8(self) -> None:
+        """The guest has written CR8: TPR's upper half, and 0 in its lower. SDM volume 3, 11.8.6.1."""
+        tpr = self._run[Run.CR8] << 4
+        if self._x2apic:
+            self._vcpu.msr_write(X2APIC_TPR, tpr)
+        elif self._page is not None:
+            self._vcpu.mmio_write(self._page + TPR, tpr)
+        self.cr8 = self._run[Run.CR8]
+
+    def mmio_written(self, address: int, value: int, size: int) -> bool:
+        """The guest has stored something somewhere. Whether that may have sent it a signal: by ICR."""
+        if self._page is None or not 0 <= address - self._page < PAGE:
+            return False
+        if address == self._page + TPR and size == 4:
+            self._learn_tpr(value)
+        return address == self._page + ICR
+
+    def read_msr(self, msr: int) -> int | None:
+        """RDMSR; None: a general protection fault."""
+        if msr not in X2APIC:
+            return None
+        access = self._vcpu.msr_read(msr)
+        return None if access.fault or not access.claimed else access.data
+
+    def write_msr(self, msr: int, value: int) -> bool:
+        """WRMSR; False: a general protection fault."""
+        if msr != IA32_APIC_BASE and msr not in X2APIC:
+            return False
+        access = self._vcpu.msr_write(msr, value)
+        if access.fault or not access.claimed:
+            return False
+        if msr == IA32_APIC_BASE:
+            self._set_base(value)
+        elif msr == X2APIC_TPR:
+            self._learn_tpr(value)
+        return True
+
+    @property
+    def _x2apic(self) -> bool:
+        return bool(self._base & BASE_X2APIC)
+
+    @property
+    def _page(self) -> int | None:
+        """Where its registers are; None where they are not in memory."""
+        mode = self._base & (BASE_ENABLED | BASE_X2APIC)
+        return self._base & BASE_ADDRESS if mode == BASE_ENABLED else None
+
+    def _set_base(self, base: int) -> None:
+        # By KVM_SET_MSRS, which no filter keeps from KVM. CPUID's bit for the APIC follows it.
+        if not ioctl(self._fd, Request.SET_MSRS, bytearray(MSRS.pack(1, 0, IA32_APIC_BASE, 0, base))):
+            raise GuestError(f"KVM refuses {base:#x} in IA32_APIC_BASE, which irqchipd has taken")
+        self._base = base
+
+    def _learn_tpr(self, tpr: int) -> None:
+        self.cr8 = self._run[Run.CR8] = tpr >> 4 & 0xF

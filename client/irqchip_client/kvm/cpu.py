@@ -1,0 +1,296 @@
+"""A vCPU of KVM whose interrupt controllers are irqchipd's."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fcntl import ioctl as run_ioctl
+from typing import TYPE_CHECKING, Self
+
+from irqchip_client._errors import Busy, GuestError, IrqchipError, SessionClosed
+from irqchip_client._events import InterruptPending, VcpuSignal
+from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
+from irqchip_client.vmm.accesses import LocalDevices
+from irqchip_client.vmm.start import Start
+
+from .apic import Apic
+from .cpuid import vcpu_cpuid
+from .exits import Exits
+from .failures import describe
+from .halting import Halting
+from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, ioctl
+from .kick import Kick
+from .registers import Registers
+from .vm import KvmVm
+
+if TYPE_CHECKING:
+    from irqchip_client import Vm
+
+_WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+
+
+class KvmCpu:
+    """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
+
+    kvm    the VM; a vCPU of KVM is made in it
+    vm     irqchipd's, with an irqchip and a vCPU of this id
+    vcpu   the id, which is also its APIC id
+    local  devices of this process, which are asked before the daemon; called in the thread that run()s
+
+    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. Each has a Session
+    for its operations, and one for its events, on which a thread waits. Close it, or use it in a with statement.
+    """
+
+    def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
+        self.id = vcpu
+        self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
+        self._run = mmap.mmap(self._fd, kvm.run_size)
+        ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
+        self._registers = Registers(self._fd)
+        self._kick = Kick(self._fd)
+        self._session = vm.session(f"vcpu {vcpu}")
+        try:
+            self._events = vm.session(f"vcpu {vcpu} events", vcpus=[vcpu])
+        except BaseException:
+            self._session.close()
+            raise
+        self._vcpu = self._session.vcpu(vcpu)
+        self._halting = Halting(self._session, vcpu)
+        self._apic = Apic(self._fd, self._run, self._vcpu)
+        self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
+        # It executes nothing: it is in HLT, or waits for INIT or SIPI.
+        self._idle = False
+        # The daemon may have an interrupt to acknowledge; a signal to take. Whoever sets one of them and is not the
+        # vCPU's thread kicks that afterwards; it clears them before it asks the daemon.
+        self._interrupted = False
+        self._signalled = False
+        # Acknowledged, and not yet KVM's to deliver.
+        self._vector: int | None = None
+        self._stop = threading.Event()
+        self._failure: IrqchipError | None = None
+        self._closed = False
+        self._running = threading.Lock()
+        self._handlers: dict[int, Callable[[], None]] = {
+            Exit.IO: self._exits.io,
+            Exit.MMIO: self._exits.mmio,
+            Exit.HLT: self._hlt,
+            Exit.X86_RDMSR: self._exits.rdmsr,
+            Exit.X86_WRMSR: self._exits.wrmsr,
+            # The loop looks anyway at what these tell of.
+            Exit.IRQ_WINDOW_OPEN: _nothing,
+            Exit.INTR: _nothing,
+            Exit.SET_TPR: _nothing,
+        }
+        # A daemon thread: a program that forgets close() still exits.
+        self._listener = threading.Thread(target=self._listen, name=f"irqchip vcpu {vcpu} events", daemon=True)
+        self._listener.start()
+
+    def start(self, start: Start) -> None:
+        """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
+        with self._not_running():
+            self._complete()
+            self._registers.start(start)
+            self._forget()
+            self._vcpu.set_mp_state(MpState.RUNNABLE)
+
+    def run(self) -> None:
+        """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
+
+        Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
+        daemon or the VM has gone; Busy where it runs already.
+        """
+        with self._not_running():
+            self._kick.enter()
+            try:
+                self._apic.learn()
+                self._idle = self._idle or self._vcpu.mp_state() in _WAITS
+                self._interrupted = self._signalled = True  # What was told while nobody ran is not known.
+                if self._failure is not None:
+                    raise self._failure
+                if not self._stop.is_set():
+                    self._loop()
+                self._stop.clear()
+            finally:
+                self._kick.leave()
+
+    def stop(self) -> None:
+        """Ends run(), or the next one where none is under way. From any thread, a local device, a signal handler."""
+        self._stop.set()
+        self._kick.kick()
+        self._halting.end()
+
+    def close(self) -> None:
+        """Ends run(), and the vCPU. Not from a local device."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop()
+        with self._running:
+            self._events.close()
+            self._session.close()
+            self._listener.join()
+            self._run.close()
+            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _loop(self) -> None:
+        run, fd, kick, apic, exits, handlers = (
+            *(self._run, self._fd, self._kick),
+            *(self._apic, self._exits, self._handlers),
+        )
+        while True:
+            # First take(), then look at what was set before the kick: what is set after that kicks again.
+            if kick.pending:
+                kick.take()
+                if self._stop.is_set():
+                    self._complete()
+                    return
+                if self._failure is not None:
+                    raise self._failure
+            if self._signalled:
+                self._take_signals()
+            if self._idle:
+                self._halt()
+                continue
+            if self._interrupted or self._vector is not None:
+                self._interrupt()
+            try:
+                run_ioctl(fd, Request.RUN)
+                reason = run[Run.EXIT_REASON]
+            except InterruptedError:  # A kick, or a signal for this process.
+                reason = Exit.INTR
+            except OSError as error:
+                raise self._guest_error(f"KVM_RUN fails: {error.strerror}") from None
+            # KVM_EXIT_SET_TPR only tells of a lower one.
+            if run[Run.CR8] != apic.cr8:
+                apic.tell_cr8()
+                self._interrupted = True
+            handler = handlers.get(reason)
+            if handler is None:
+                raise self._guest_error(describe(reason, run))
+            handler()
+            # What the guest stores may interrupt it, and then does before its next instruction, as with an APIC of the
+            # processor's own: an event would come too late.
+            if exits.wrote:
+                exits.wrote = False
+                self._interrupted = True
+                if exits.signalled:
+                    exits.signalled = False
+                    self._signalled = True
+
+    def _interrupt(self) -> None:
+        """The daemon may have an interrupt: acknowledges it once the guest can take it, and has KVM deliver it."""
+        run = self._run
+        if not run[Run.READY_FOR_INTERRUPT_INJECTION]:
+            run[Run.REQUEST_INTERRUPT_WINDOW] = 1
+            return
+        if self._vector is None:
+            self._interrupted = False
+            interrupt = self._vcpu.acknowledge()
+            if interrupt is None:
+                run[Run.REQUEST_INTERRUPT_WINDOW] = 0
+                return
+            self._vector = interrupt.vector
+        ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
+        self._vector = None
+        # KVM holds one. There may be more, of which no event need tell: ask again when it is delivered.
+        run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
+        run[Run.REQUEST_INTERRUPT_WINDOW] = 1
+        self._interrupted = True
+
+    def _hlt(self) -> None:
+        self._idle = True
+
+    def _halt(self) -> None:
+        """It executes nothing until there is something to take."""
+        wake = self._halting.wait(not self._run[Run.IF_FLAG], self._stop)
+        if wake is not None:
+            self._accept(wake)
+
+    def _take_signals(self) -> None:
+        self._signalled = False
+        while (signal := self._vcpu.take_signal()) is not None:
+            self._accept(signal)
+
+    def _accept(self, wake: Wake) -> None:
+        """It has taken something."""
+        self._idle = False
+        match wake:
+            case Interrupt(vector):
+                self._vector = vector
+            case Signal(SignalKind.NMI):
+                ioctl(self._fd, Request.NMI)
+            case Signal(SignalKind.SMI):
+                ioctl(self._fd, Request.SMI)
+            case Signal(SignalKind.INIT):
+                self._complete()
+                self._registers.reset()
+                self._forget()
+                self._idle = self.id != 0  # The others wait for SIPI.
+            case Signal(SignalKind.SIPI, page):
+                self._registers.start_up(page)
+                self._forget()
+
+    def _complete(self) -> None:
+        """What the last exit left of an instruction is done: KVM does that when it runs next, and here nothing else."""
+        run = self._run
+        run[Run.IMMEDIATE_EXIT] = 1
+        try:
+            while True:
+                run_ioctl(self._fd, Request.RUN)
+                self._handlers.get(run[Run.EXIT_REASON], _nothing)()  # Another part of the same.
+        except InterruptedError:
+            pass
+        finally:
+            run[Run.IMMEDIATE_EXIT] = 0
+
+    def _forget(self) -> None:
+        """Its registers are others: nothing waits to be delivered."""
+        ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
+        self._vector = None
+        self._idle = False
+        self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
+        self._apic.learn()
+
+    def _listen(self) -> None:
+        """Waits for events, and kicks the vCPU's thread, if it is in its guest: a halt is ended by the daemon."""
+        try:
+            while True:
+                event = self._events.next_event()
+                if not isinstance(event, VcpuSignal):
+                    self._interrupted = True
+                if not isinstance(event, InterruptPending):
+                    self._signalled = True
+                self._kick.kick()
+        except IrqchipError as error:
+            if not self._closed:
+                self._failure = error
+                self._kick.kick()
+
+    def _guest_error(self, what: str) -> GuestError:
+        return GuestError(f"vCPU {self.id} can't go on: {what}. It is at {self._registers.where()}")
+
+    @contextmanager
+    def _not_running(self) -> Iterator[None]:
+        """Nobody runs it for as long."""
+        if not self._running.acquire(blocking=False):
+            raise Busy(errno.EBUSY, f"vCPU {self.id} runs already")
+        try:
+            if self._closed:
+                raise SessionClosed(errno.EPIPE, f"vCPU {self.id} is closed")
+            yield
+        finally:
+            self._running.release()
+
+
+def _nothing() -> None:
+    pass

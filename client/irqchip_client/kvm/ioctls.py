@@ -1,0 +1,132 @@
+"""KVM's ioctls and structs, as far as a VM without an in-kernel irqchip needs them. <linux/kvm.h>, x86-64."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from enum import IntEnum
+
+from irqchip_client._errors import IrqchipError
+
+API_VERSION = 12
+
+
+class Request(IntEnum):
+    """KVM_*."""
+
+    # Of /dev/kvm.
+    GET_API_VERSION = 0xAE00
+    CREATE_VM = 0xAE01
+    CHECK_EXTENSION = 0xAE03
+    GET_VCPU_MMAP_SIZE = 0xAE04
+    GET_SUPPORTED_CPUID = 0xC008_AE05
+    # Of a VM.
+    CREATE_VCPU = 0xAE41
+    SET_USER_MEMORY_REGION = 0x4020_AE46
+    SET_TSS_ADDR = 0xAE47
+    SET_IDENTITY_MAP_ADDR = 0x4008_AE48
+    ENABLE_CAP = 0x4068_AEA3
+    X86_SET_MSR_FILTER = 0x4188_AEC6
+    # Of a vCPU.
+    RUN = 0xAE80
+    GET_REGS = 0x8090_AE81
+    SET_REGS = 0x4090_AE82
+    GET_SREGS = 0x8138_AE83
+    SET_SREGS = 0x4138_AE84
+    INTERRUPT = 0x4004_AE86
+    SET_MSRS = 0x4008_AE89
+    SET_SIGNAL_MASK = 0x4004_AE8B
+    SET_CPUID2 = 0x4008_AE90
+    NMI = 0xAE9A
+    SET_VCPU_EVENTS = 0x4040_AEA0
+    SMI = 0xAEB7
+
+
+class Cap(IntEnum):
+    """KVM_CAP_*: what a kernel must have."""
+
+    IMMEDIATE_EXIT = 136
+    X86_USER_SPACE_MSR = 188
+    X86_MSR_FILTER = 189
+
+
+class Exit(IntEnum):
+    """KVM_EXIT_*: why KVM_RUN returned."""
+
+    UNKNOWN = 0
+    IO = 2
+    HLT = 5
+    MMIO = 6
+    IRQ_WINDOW_OPEN = 7
+    SHUTDOWN = 8
+    FAIL_ENTRY = 9
+    INTR = 10
+    SET_TPR = 11
+    INTERNAL_ERROR = 17
+    X86_RDMSR = 29
+    X86_WRMSR = 30
+
+
+class Run:
+    """Offsets of struct kvm_run, and structs of its union."""
+
+    REQUEST_INTERRUPT_WINDOW = 0
+    IMMEDIATE_EXIT = 1
+    EXIT_REASON = 8  # Of its four bytes the first: no reason needs more.
+    READY_FOR_INTERRUPT_INJECTION = 12
+    IF_FLAG = 13
+    CR8 = 16  # Of its eight bytes the first: it is 0 to 15.
+    UNION = 32
+    IO = struct.Struct("<BBHIQ")  # direction, size, port, count, offset of the data in kvm_run
+    MMIO = struct.Struct("<Q8sIB")  # address, data, length, whether it is a write
+    MMIO_DATA = 40
+    MSR_ERROR = 32
+    MSR, MSR_AT = struct.Struct("<IQ"), 44  # index, data
+    MSR_DATA = 48
+    FAIL_ENTRY = struct.Struct("<QI")  # hardware's reason, processor
+    INTERNAL = struct.Struct(
+        "<IIQB15s"
+    )  # suberror, number of data; of an emulation: flags, instruction's length, bytes
+
+
+REGS = struct.Struct("<18Q")  # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
+SREGS_SIZE = 312
+SEGMENT = struct.Struct("<QIH8Bxx")  # base, limit, selector, type, present, dpl, db, s, l, g, avl
+SEGMENTS = {name: 24 * position for position, name in enumerate(("cs", "ds", "es", "fs", "gs", "ss"))}
+CR0_AT = 0xE0
+QWORD = struct.Struct("<Q")
+DWORD = struct.Struct("<I")
+MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
+ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
+MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
+SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
+CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
+MAX_CPUID_ENTRIES = 256
+
+# struct kvm_msr_filter: flags, padding, and 16 ranges: flags, number of registers, the first, bitmap of those allowed.
+MSR_FILTER_SIZE, MSR_FILTER_HEADER, MSR_FILTER_RANGE = 0x188, struct.Struct("<II"), struct.Struct("<IIIxxxxQ")
+MSR_FILTER_READ, MSR_FILTER_WRITE = 1 << 0, 1 << 1
+MSR_EXIT_INVALID, MSR_EXIT_FILTERED = 1 << 0, 1 << 2  # KVM_MSR_EXIT_REASON_*
+
+# struct kvm_vcpu_events in which nothing waits, with KVM_VCPUEVENT_VALID_NMI_PENDING and _SHADOW.
+NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
+
+
+def ioctl(fd: int, request: Request, argument: int | bytes | bytearray = 0) -> int:
+    """Does it, and gives its result. IrqchipError with the kernel's errno where that refuses."""
+    try:
+        result = fcntl.ioctl(fd, request, argument)
+    except OSError as error:
+        number = error.errno or 0
+        raise IrqchipError(number, f"KVM_{request.name}: {os.strerror(number)}") from None
+    return result if isinstance(result, int) else 0  # Of bytes fcntl.ioctl returns those.
+
+
+def set_tss_addr(vm: int, address: int) -> None:
+    """KVM_SET_TSS_ADDR, whose argument is an address itself: fcntl.ioctl takes none from 2 GiB on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ioctl(vm, ctypes.c_ulong(Request.SET_TSS_ADDR), ctypes.c_ulong(address)):
+        number = ctypes.get_errno()
+        raise IrqchipError(number, f"KVM_SET_TSS_ADDR: {os.strerror(number)}")

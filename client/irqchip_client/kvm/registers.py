@@ -1,0 +1,69 @@
+"""A vCPU's registers: those after RESET, and how a guest or a SIPI has it begin."""
+
+from __future__ import annotations
+
+from irqchip_client.vmm.start import Start, StartMode
+
+from .ioctls import CR0_AT, QWORD, REGS, SEGMENT, SEGMENTS, SREGS_SIZE, Request, ioctl
+
+RAX, RBX, RDX, RSP, RIP, RFLAGS = 0, 1, 3, 6, 16, 17
+CR0_PE, CR0_ET = 1 << 0, 1 << 4
+CODE, DATA = 0xB, 0x3  # types of segments: execute/read, read/write; both accessed
+FLAT_CODE, FLAT_DATA = 0x08, 0x10  # selectors
+
+
+class Registers:
+    """Those of a vCPU, which is as KVM has made it when this is: after RESET. SDM volume 3, 10.1.1."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._regs, self._sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
+        ioctl(fd, Request.GET_REGS, self._regs)
+        ioctl(fd, Request.GET_SREGS, self._sregs)
+
+    def reset(self) -> None:
+        """As after RESET, and at the reset vector."""
+        self._set(list(REGS.unpack(self._regs)), self._sregs)
+
+    def start(self, start: Start) -> None:
+        """As after RESET, but for what a guest's start says."""
+        regs, sregs = list(REGS.unpack(self._regs)), bytearray(self._sregs)
+        regs[RAX], regs[RBX], regs[RDX], regs[RSP] = start.eax, start.ebx, start.edx, start.esp
+        if start.mode is StartMode.REAL:
+            base = start.entry & ~0xFFFF
+            _real_code(sregs, base >> 4, base)
+            regs[RIP] = start.entry & 0xFFFF
+        else:
+            for name, offset in SEGMENTS.items():
+                code = name == "cs"
+                selector, kind = (FLAT_CODE, CODE) if code else (FLAT_DATA, DATA)
+                # Present, of 32 bits, in pages.
+                SEGMENT.pack_into(sregs, offset, 0, 0xFFFF_FFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0)
+            QWORD.pack_into(sregs, CR0_AT, CR0_ET | CR0_PE)
+            regs[RIP] = start.entry
+        self._set(regs, sregs)
+
+    def start_up(self, page: int) -> None:
+        """As after INIT and a SIPI: in real mode, at the first byte of a page. SDM volume 3, 10.4.3."""
+        regs, sregs = list(REGS.unpack(self._regs)), bytearray(self._sregs)
+        _real_code(sregs, page << 8, page << 12)
+        regs[RIP] = 0
+        self._set(regs, sregs)
+
+    def where(self) -> str:
+        """Where the vCPU is, for people."""
+        regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
+        ioctl(self._fd, Request.GET_REGS, regs)
+        ioctl(self._fd, Request.GET_SREGS, sregs)
+        rip, (base, _, selector, *_) = REGS.unpack(regs)[RIP], SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
+        cr0 = QWORD.unpack_from(sregs, CR0_AT)[0]
+        return f"RIP {rip:#x}, CS {selector:#x} of base {base:#x}, CR0 {cr0:#x}"
+
+    def _set(self, regs: list[int], sregs: bytearray) -> None:
+        ioctl(self._fd, Request.SET_SREGS, sregs)
+        ioctl(self._fd, Request.SET_REGS, REGS.pack(*regs))
+
+
+def _real_code(sregs: bytearray, selector: int, base: int) -> None:
+    """CS in real mode."""
+    SEGMENT.pack_into(sregs, SEGMENTS["cs"], base, 0xFFFF, selector & 0xFFFF, CODE, 1, 0, 0, 1, 0, 0, 0)

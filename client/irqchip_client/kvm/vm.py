@@ -1,0 +1,123 @@
+"""/dev/kvm, and a VM of it without an in-kernel irqchip."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from contextlib import suppress
+from errno import ENOSYS
+from typing import Self
+
+from irqchip_client._errors import IrqchipError
+from irqchip_client.vmm.memory import GuestMemory
+
+from .cpuid import supported_cpuid
+from .ioctls import (
+    API_VERSION,
+    ENABLE_CAP,
+    MEMORY_REGION,
+    MSR_EXIT_FILTERED,
+    MSR_EXIT_INVALID,
+    MSR_FILTER_HEADER,
+    MSR_FILTER_RANGE,
+    MSR_FILTER_SIZE,
+    MSR_FILTER_WRITE,
+    QWORD,
+    Cap,
+    Request,
+    ioctl,
+    set_tss_addr,
+)
+
+DEVICE = "/dev/kvm"
+IA32_APIC_BASE = 0x1B
+
+# Below 4 GiB a PC has its IOAPIC, local APICs and firmware from here on, and no RAM.
+HOLE, HOLE_END = 0xFEC0_0000, 1 << 32
+# Four pages in that hole, for KVM's own use on processors that can't execute real mode natively.
+IDENTITY_MAP, TSS = 0xFFFB_C000, 0xFFFB_D000
+
+
+def why_not() -> str | None:
+    """Why no KvmVm can be made here; None where one can."""
+    try:
+        os.close(_open())
+    except IrqchipError as error:
+        return error.message
+    return None
+
+
+class KvmVm:
+    """A VM of this machine's KVM, with the RAM of a guest. IrqchipError where there is no KVM, or it is too old.
+
+    Needs access to /dev/kvm, and Linux 5.10: from then on what a guest does to its APIC's MSRs can be had from KVM.
+
+    RAM that would be at fec00000h to ffffffffh is not seen by the guest.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._kvm = _open()
+        self.fd = -1
+        try:
+            self.run_size = ioctl(self._kvm, Request.GET_VCPU_MMAP_SIZE)
+            self.fd = ioctl(self._kvm, Request.CREATE_VM)
+            ioctl(self.fd, Request.SET_IDENTITY_MAP_ADDR, QWORD.pack(IDENTITY_MAP))
+            set_tss_addr(self.fd, TSS)
+            self._map_memory()
+            self._ask_for_msrs()
+            self.cpuid = supported_cpuid(self._kvm)
+        except BaseException:
+            self.close()
+            raise
+
+    def _map_memory(self) -> None:
+        size = self._memory.size
+        for slot, (start, end) in enumerate([(0, min(size, HOLE)), (HOLE_END, size)]):
+            if start < end:
+                host = self._memory.host_address + start
+                ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, start, end - start, host))
+
+    def _ask_for_msrs(self) -> None:
+        """Have vCPUs exit for a write to IA32_APIC_BASE, and for what KVM would answer with #GP.
+
+        Among the latter are the x2APIC's registers, which no filter can name: KVM has none without an APIC of its own.
+        """
+        wanted = MSR_EXIT_INVALID | MSR_EXIT_FILTERED
+        ioctl(self.fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.X86_USER_SPACE_MSR, 0, wanted, 0, 0, 0))
+        none_allowed = ctypes.create_string_buffer(8)
+        filters = bytearray(MSR_FILTER_SIZE)
+        MSR_FILTER_RANGE.pack_into(
+            filters, MSR_FILTER_HEADER.size, MSR_FILTER_WRITE, 1, IA32_APIC_BASE, ctypes.addressof(none_allowed)
+        )
+        ioctl(self.fd, Request.X86_SET_MSR_FILTER, filters)
+
+    def close(self) -> None:
+        """The VM is no more. Close its vCPUs first, and the memory after it."""
+        for fd in (self.fd, self._kvm):
+            if fd >= 0:
+                with suppress(OSError):
+                    os.close(fd)
+        self.fd = self._kvm = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open() -> int:
+    """A descriptor of /dev/kvm. IrqchipError where it is not there, not for this user, or too old."""
+    if platform.machine() != "x86_64":
+        raise IrqchipError(ENOSYS, f"KVM guests are x86, and this machine is {platform.machine()}")
+    try:
+        kvm = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise IrqchipError(error.errno or 0, f"{DEVICE} can't be used: {error.strerror}") from None
+    lacks = [cap.name for cap in Cap if not ioctl(kvm, Request.CHECK_EXTENSION, cap)]
+    if lacks or ioctl(kvm, Request.GET_API_VERSION) != API_VERSION:
+        os.close(kvm)
+        raise IrqchipError(ENOSYS, f"this KVM is too old, Linux 5.10 is needed: it lacks {', '.join(lacks)}")
+    return kvm
