@@ -1,18 +1,26 @@
 # irqchipd, and the processes of its demo.
 ARG BASE_IMAGE=python:3.12-slim
-FROM ${BASE_IMAGE}
 
-WORKDIR /app
+# The project's wheel, in an environment of its own. What builds it stays behind here, and pip does too.
+FROM ${BASE_IMAGE} AS build
+WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY server server
 COPY client client
-RUN python3 -m venv /opt/irqchipd && /opt/irqchipd/bin/pip install --no-cache-dir .
-ENV PATH=/opt/irqchipd/bin:$PATH
-COPY examples examples
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+    && python3 -m venv --without-pip /opt/irqchipd \
+    && python3 -m pip --python /opt/irqchipd install --no-cache-dir "$(echo /wheels/*.whl)[unicorn]"
 
-# The volume of the sockets takes its owner from here.
-RUN mkdir -p /run/irqchip && chown 10001:10001 /run/irqchip
+FROM ${BASE_IMAGE}
+COPY --from=build /opt/irqchipd /opt/irqchipd
+WORKDIR /app
+COPY LICENSE ./
+COPY examples examples
+# The volumes of the sockets take their owner from these. The vCPU finds its devices' in one folder.
+RUN mkdir -p /run/irqchip /run/serial /run/disk /run/devices \
+    && chown 10001:10001 /run/irqchip /run/serial /run/disk \
+    && ln -s /run/serial/serial /run/disk/disk /run/devices
 USER 10001:10001
-ENV PYTHONUNBUFFERED=1 IRQCHIP_TARGET=unix:///run/irqchip/irqchipd.sock
+ENV PATH=/opt/irqchipd/bin:$PATH PYTHONUNBUFFERED=1 IRQCHIP_TARGET=unix:///run/irqchip/irqchipd.sock
 CMD ["irqchipd", "--listen", "unix:///run/irqchip/irqchipd.sock"]

@@ -1,0 +1,97 @@
+"""The project's docker-compose.yml, run by an engine of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "irqchipd-tests"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The services, and the engine that runs them."""
+
+    compose_command: Sequence[str]
+    environment: Mapping[str, str]  # with which docker and Compose reach the engine
+    folder: Path  # for override files
+
+    def compose(self, *arguments: str, seconds: float = 90.0, **override: Any) -> tuple[int, str]:
+        """Compose's exit status and all that it and the services say.
+
+        Arguments:
+            arguments: the command, as "up" and its options.
+            seconds: how long it may take; TimeoutExpired if it takes longer.
+            override: what a second file says of services, which goes beyond docker-compose.yml.
+        """
+        files = ["--file", str(ROOT / "docker-compose.yml")]
+        if override:
+            path = self.folder / "override.json"  # which is YAML, too
+            path.write_text(json.dumps({"services": override}))
+            files += ["--file", str(path)]
+        done = subprocess.run(
+            [*self.compose_command, "--project-name", PROJECT, *files, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def up(self, *arguments: str) -> None:
+        """Start services in the background, once what they wait for is healthy."""
+        status, output = self.compose("up", "--detach", *arguments)
+        assert status == 0, output
+
+    def down(self) -> None:
+        """Remove all containers and volumes."""
+        self.compose("down", "--volumes", "--timeout", "2")
+
+    def docker(self, *arguments: str) -> str:
+        """What a docker command prints; CalledProcessError if it fails."""
+        command = ["docker", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
+
+    def services(self) -> set[str]:
+        """All that docker-compose.yml has."""
+        status, output = self.compose("config", "--services")
+        assert status == 0, output
+        return set(output.split())
+
+    def containers(self) -> dict[str, Any]:
+        """What `docker inspect` says of each service's container."""
+        ids = self.docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+        found = json.loads(self.docker("inspect", *ids)) if ids else []
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+
+    def run_python(self, service: str, program: str) -> Any:
+        """Run a Python program in a service's running container, and decode the JSON that it prints."""
+        return json.loads(self.docker("exec", self.containers()[service]["Id"], "python3", "-c", program))
+
+    def kill(self, service: str) -> None:
+        """Kill a service's processes, as a crash would.
+
+        Not with `docker kill`: the engine restarts no container that was stopped on purpose, which that counts as.
+        """
+        command = ["docker", "exec", self.containers()[service]["Id"], "sh", "-c", "kill -KILL -1"]
+        # The container ends before the command's own status can be told.
+        subprocess.run(command, env=self.environment, capture_output=True, check=False)
+
+    def wait_until_restarted(self, service: str, before: int, seconds: float = 20.0) -> None:
+        """Wait until the engine has restarted a service's container more often than before, and it runs."""
+        deadline = time.monotonic() + seconds
+        while True:
+            container = self.containers()[service]
+            if container["RestartCount"] > before and container["State"]["Running"]:
+                return
+            assert time.monotonic() < deadline, f"{service} was not restarted: {container['State']}"
+            time.sleep(0.1)

@@ -1,0 +1,53 @@
+"""docker-compose.yml in an engine of the tests' own, with its image built."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.compose.base_image import provide_base_image
+from tests.compose.composition import Composition
+from tests.compose.engine import NoEngineError, compose_command, running_engine
+
+# A build reaches the index over the network of the machine, which has its own way out.
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
+    """The composition, with its image built from the Dockerfile; nothing of it runs."""
+    folder = tmp_path_factory.mktemp("compose")
+    try:
+        command = compose_command()
+        with running_engine() as environment:
+            composition = Composition(command, environment, folder)
+            base_image = provide_base_image(environment, _make(folder / "base"))
+            arguments = {"BASE_IMAGE": base_image} | {name: os.environ[name] for name in PROXIES if name in os.environ}
+            status, output = composition.compose("build", daemon={"build": {"network": "host", "args": arguments}})
+            assert status == 0, output
+            yield composition
+    except NoEngineError as error:
+        pytest.skip(f"docker-compose.yml cannot be run here: {error}")
+
+
+@pytest.fixture
+def composition(built: Composition) -> Iterator[Composition]:
+    """The composition; what a test started is taken down after it."""
+    yield built
+    built.down()
+
+
+@pytest.fixture(scope="module")
+def running(built: Composition) -> Iterator[Composition]:
+    """The composition, with all of its services started."""
+    try:
+        built.up()
+        yield built
+    finally:
+        built.down()
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -1,0 +1,139 @@
+"""A Docker engine of the tests' own, which leaves nothing behind.
+
+It lives in a PID and a mount namespace of its own: when its first process ends, for whatever reason, the kernel ends
+all others, those in containers too, and drops what they have mounted. It uses no bridge and no firewall rules, and its
+socket, state and images are in one folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+# What engine and containerd write outside of their folders, whatever they are told.
+SHADOWED = ("/etc/docker", "/run/containerd", "/run/docker")
+IN_NAMESPACE = f"""
+set -e
+for folder in {" ".join(SHADOWED)}; do mkdir -p $folder; mount -t tmpfs -o mode=700 tmpfs $folder; done
+exec dockerd --config-file "$1"
+"""
+
+
+class NoEngineError(Exception):
+    """No engine can run here; the message says why."""
+
+
+def compose_command() -> list[str]:
+    """The installed Docker Compose; NoEngineError if there is none."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        with suppress(FileNotFoundError):
+            if subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0:
+                return command
+    raise NoEngineError("Docker Compose is not installed")
+
+
+def _check_can_run() -> None:
+    if os.geteuid() != 0:
+        raise NoEngineError("an engine of one's own needs root")
+    for program in ("dockerd", "docker", "iptables", "unshare", "setpriv"):
+        if shutil.which(program) is None:
+            raise NoEngineError(f"{program} is not installed")
+
+
+@contextmanager
+def running_engine() -> Iterator[Mapping[str, str]]:
+    """An engine, as the environment with which docker and Compose use it; NoEngineError where none can run."""
+    _check_can_run()
+    folder = Path(tempfile.mkdtemp(prefix="irqchipd-engine-"))
+    process = None
+    try:
+        process = _start(folder)
+        environment = _environment(folder)
+        _wait_until_it_answers(process, environment, folder / "log")
+        yield environment
+    finally:
+        if process is not None:
+            _end(process)
+        _remove(folder)
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    configuration = {
+        "hosts": [f"unix://{folder}/docker.sock"],
+        "data-root": f"{folder}/data",
+        "exec-root": f"{folder}/exec",
+        "pidfile": f"{folder}/docker.pid",
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "cgroup-parent": f"/{folder.name}",
+        "bridge": "none",
+        "iptables": False,
+        "ip-forward": False,
+    }
+    (folder / "daemon.json").write_text(json.dumps(configuration))
+    with (folder / "log").open("wb") as log:
+        # The kernel kills unshare when the tests' process ends, and then unshare's child: that is PID 1 in there.
+        unshare = "setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc"
+        return subprocess.Popen(
+            [*unshare.split(), "sh", "-c", IN_NAMESPACE, "sh", str(folder / "daemon.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # so that Ctrl-C is the tests' alone, who still have to take their containers down
+        )
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
+    # BuildKit needs a component of its own (buildx) that not every installation has.
+    return {**own, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_BUILDKIT": "0"}
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], environment: Mapping[str, str], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while subprocess.run(["docker", "version"], env=environment, capture_output=True, check=False).returncode:
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise NoEngineError(f"dockerd does not start: {' '.join(last) or 'it says nothing'}")
+        time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # When a PID namespace's first process has ended, all others in it have.
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children or [str(process.pid)]:
+        os.kill(int(child), signal.SIGKILL)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _remove(folder: Path) -> None:
+    """Remove the engine's files and control groups, which the kernel may hold for a moment."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        groups = [*Path("/sys/fs/cgroup").glob(folder.name), *Path("/sys/fs/cgroup").glob(f"*/{folder.name}")]
+        for group in groups:
+            for inner in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+                with suppress(OSError):
+                    inner.rmdir()
+            with suppress(OSError):
+                group.rmdir()
+        if not folder.exists() and not any(group.exists() for group in groups):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the engine left {[str(path) for path in (folder, *groups) if path.exists()]}")
+        time.sleep(0.05)

@@ -1,0 +1,102 @@
+"""docker-compose.yml, run for real."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.compose.composition import Composition
+
+# The demo: the service whose exit status is its own, what it says when all went well, and one that can be killed.
+DECIDES = "vcpu"
+SAYS = "everything arrived as it was sent"
+KILLED = "timer"
+
+# An engine is started and an image built before the first of these.
+pytestmark = pytest.mark.timeout(300)
+
+# What the processes of a container look like from inside.
+LOOK = """
+import errno, glob, json, os
+def fields(path):
+    return dict(line.split(":", 1) for line in open(path).read().splitlines())
+def write(path):
+    try:
+        open(path, "w").close()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+everything = [fields(path) for path in glob.glob("/proc/[0-9]*/status")]
+# The service's own. A health check that is just being started is still the engine's process.
+processes = [process for process in everything if 1 in (int(process["Pid"]), int(process["PPid"]))]
+print(json.dumps({
+    "users": sorted({process["Uid"].split()[1] for process in processes}),
+    "groups": sorted({process["Gid"].split()[1] for process in processes}),
+    "capabilities": sorted({process[name].strip() for process in processes for name in ("CapEff", "CapPrm", "CapBnd")}),
+    "no new privileges": sorted({process["NoNewPrivs"].strip() for process in processes}),
+    "networks": os.listdir("/sys/class/net"),
+    "writing": [write(path) for path in ("/written", "/app/written", "/tmp/written")],
+}))
+"""
+
+
+def test_the_image_is_small_and_has_the_projects_wheel_and_not_what_built_it(built: Composition) -> None:
+    program = (
+        "import importlib.metadata as m, importlib.util as u, json;"
+        "print(json.dumps([json.loads(m.distribution('irqchipd').read_text('direct_url.json'))['url'],"
+        " [name for name in ('pip', 'hatchling') if name in {d.name for d in m.distributions()}]]))"
+    )
+    url, left_behind = json.loads(built.docker("run", "--rm", "--network=none", "irqchipd", "python3", "-c", program))
+    assert url.endswith(".whl")
+    assert left_behind == []
+    image = json.loads(built.docker("image", "inspect", "irqchipd"))[0]
+    assert image["Config"]["User"] == "10001:10001"
+    assert image["Size"] < 250e6  # bytes, of which some 130 million are Python's image
+
+
+def test_the_demo_runs_to_its_end(composition: Composition) -> None:
+    status, output = composition.compose("up", "--no-color", "--exit-code-from", DECIDES)
+    assert status == 0, output
+    assert SAYS in output
+
+
+def test_a_failed_health_check_fails_the_demo(composition: Composition) -> None:
+    broken = {"healthcheck": {"test": ["CMD", "false"], "interval": "1s", "timeout": "5s", "retries": 1}}
+    status, output = composition.compose("up", "--no-color", "--exit-code-from", DECIDES, daemon=broken)
+    assert status != 0
+    assert "is unhealthy" in output
+
+
+def test_services_have_no_rights_that_they_do_not_need(running: Composition) -> None:
+    containers = running.containers()
+    assert containers.keys() == running.services()
+    for service, container in containers.items():
+        limits = container["HostConfig"]
+        assert limits["Memory"] > 0, service
+        assert limits["PidsLimit"] > 0, service
+        assert limits["Init"], service
+        assert not limits["Privileged"], service
+        assert running.run_python(service, LOOK) == {
+            "users": ["10001"],
+            "groups": ["10001"],
+            "capabilities": ["0" * 16],
+            "no new privileges": ["1"],
+            "networks": ["lo"],
+            "writing": ["EROFS", "EROFS", "EROFS"],
+        }, service
+
+
+def test_a_volume_of_sockets_can_be_written_by_the_service_that_listens_there(running: Composition) -> None:
+    mounts = [mount for container in running.containers().values() for mount in container["Mounts"]]
+    assert {mount["Type"] for mount in mounts} == {"volume"}
+    writers = Counter(mount["Name"] for mount in mounts if mount["RW"])
+    assert writers == {mount["Name"]: 1 for mount in mounts}
+
+
+def test_a_killed_device_is_restarted_and_the_demo_goes_on(running: Composition) -> None:
+    running.kill(KILLED)
+    running.wait_until_restarted(KILLED, before=0)
+    decides = running.containers()[DECIDES]["Id"]
+    assert running.docker("wait", decides).strip() == "0"
+    assert SAYS in running.docker("logs", decides)
