@@ -1,0 +1,1 @@
+"""The demo guest: a kernel in C, and its binary."""

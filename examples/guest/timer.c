@@ -1,0 +1,175 @@
+/* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that they are held against: channel 2. */
+
+#include "guest.h"
+#include "x86.h"
+
+/* 8254 datasheet (231164). */
+enum { PIT = 0x40, PIT_CONTROL = 0x43, SPEAKER = 0x61 };
+enum { PIT_WORD = 0x30, PIT_RATE_GENERATOR = 0x04 };
+enum { SPEAKER_GATE = 1, SPEAKER_DATA = 2 };
+#define PIT_HZ 1193182
+#define CLOCK_CHANNEL 2
+
+enum { DIVIDE_BY_16 = 3, DIVIDER = 16, LVT_PERIODIC = 1 << 17, LVT_MASKED = 1 << 16 };
+
+#define CALIBRATION (PIT_HZ / 50) /* 20 ms, in clocks of the PIT; 16 bits hold 55 ms */
+
+bool use_apic_timer;
+static unsigned apic_hz; /* behind the divider */
+
+static struct {
+    unsigned hz, initial; /* initial: of the counter that makes the tick */
+    volatile unsigned milliseconds;
+    unsigned microseconds; /* below a millisecond */
+} tick;
+
+/* Ticks are counted twice: interrupts, and periods that the counter has begun. */
+static struct {
+    volatile enum { IDLE, ARMED, RUNNING } state;
+    unsigned goal, came, periods;
+    unsigned clocks; /* of the PIT */
+    unsigned short last_clock;
+    unsigned last_phase;
+} count;
+
+static void pit_start(unsigned channel, unsigned initial)
+{
+    outb(PIT_CONTROL, channel << 6 | PIT_WORD | PIT_RATE_GENERATOR);
+    outb(PIT + channel, initial);
+    outb(PIT + channel, initial >> 8);
+}
+
+static unsigned short pit_read(unsigned channel)
+{
+    outb(PIT_CONTROL, channel << 6); /* latch */
+    unsigned char low = inb(PIT + channel);
+    return low | inb(PIT + channel) << 8;
+}
+
+static unsigned short clocks_since(unsigned short then, unsigned short now)
+{
+    return then - now; /* it counts down */
+}
+
+/* What the APIC timer counts in a second, from one look at both. */
+static unsigned measure_apic_timer(void)
+{
+    unsigned short begin = pit_read(CLOCK_CHANNEL), elapsed = 0;
+    lapic_write(LAPIC_TIMER_INITIAL, 0xFFFFFFFF);
+    for (unsigned looks = 0; elapsed < CALIBRATION; looks++) {
+        if (looks == 1000000)
+            panic("the PIT does not count");
+        elapsed = clocks_since(begin, pit_read(CLOCK_CHANNEL));
+    }
+    unsigned counted = 0xFFFFFFFF - lapic_read(LAPIC_TIMER_CURRENT);
+    return multiply_divide(counted, PIT_HZ, elapsed);
+}
+
+/* The middle of three: a host that takes the processor away at the wrong moment spoils one. */
+static unsigned calibrate(void)
+{
+    unsigned a = measure_apic_timer(), b = measure_apic_timer(), c = measure_apic_timer();
+    if ((a <= b) == (b <= c))
+        return b;
+    return (a <= b) == (a <= c) ? c : a;
+}
+
+void timer_init(void)
+{
+    outb(SPEAKER, (inb(SPEAKER) & ~SPEAKER_DATA) | SPEAKER_GATE); /* count, but make no noise */
+    pit_start(CLOCK_CHANNEL, 0);
+    lapic_write(LAPIC_TIMER_DIVIDE, DIVIDE_BY_16);
+    lapic_write(LAPIC_TIMER, LVT_MASKED);
+    apic_hz = calibrate();
+    if (use_apic_timer && apic_hz == 0)
+        panic("the APIC timer does not count");
+    lapic_write(LAPIC_TIMER_INITIAL, 0);
+    timer_start(TICK_HZ);
+}
+
+void timer_start(unsigned hz)
+{
+    tick.hz = hz;
+    if (use_apic_timer) {
+        tick.initial = (apic_hz + hz / 2) / hz;
+        lapic_write(LAPIC_TIMER, LVT_PERIODIC | VECTOR_APIC_TIMER);
+        lapic_write(LAPIC_TIMER_INITIAL, tick.initial);
+    } else {
+        tick.initial = (PIT_HZ + hz / 2) / hz;
+        pit_start(0, tick.initial);
+    }
+}
+
+/* How long ago the counter began the period that it is in, in clocks of the PIT. */
+static unsigned phase(void)
+{
+    if (use_apic_timer)
+        return multiply_divide(tick.initial - lapic_read(LAPIC_TIMER_CURRENT), PIT_HZ, apic_hz);
+    return tick.initial - pit_read(0);
+}
+
+/* Whole periods between two ticks are the time between them, less what the second came later into its period than the
+   first. So an error of the calibration does not add up, and a tick that is merely late is not taken for a lost one. */
+static void count_tick(void)
+{
+    unsigned short clock = pit_read(CLOCK_CHANNEL);
+    unsigned now = phase();
+    if (count.state == ARMED) {
+        count.state = RUNNING;
+    } else {
+        unsigned short elapsed = clocks_since(count.last_clock, clock);
+        int period = PIT_HZ / tick.hz;
+        count.clocks += elapsed;
+        count.periods += ((int)(elapsed + count.last_phase - now) + period / 2) / period;
+        count.came++;
+    }
+    count.last_clock = clock;
+    count.last_phase = now;
+    /* The last may be late, and the next wait behind it. */
+    if (count.came >= count.goal && (count.periods <= count.came || count.came >= count.goal + 16))
+        count.state = IDLE;
+}
+
+void timer_interrupt(void)
+{
+    tick.microseconds += 1000000 / tick.hz;
+    while (tick.microseconds >= 1000) {
+        tick.microseconds -= 1000;
+        tick.milliseconds++;
+    }
+    if (count.state != IDLE)
+        count_tick();
+    uart_watch();
+}
+
+unsigned milliseconds(void)
+{
+    return tick.milliseconds;
+}
+
+bool timer_due(unsigned deadline)
+{
+    return (int)(tick.milliseconds - deadline) >= 0;
+}
+
+unsigned apic_timer_hz(void)
+{
+    return (apic_hz * DIVIDER + 500000) / 1000000 * 1000000;
+}
+
+struct tick_count timer_count(unsigned ticks, unsigned hz)
+{
+    cli();
+    timer_start(hz);
+    count.goal = ticks;
+    count.came = count.periods = count.clocks = 0;
+    count.state = ARMED; /* the first interrupt is where counting begins */
+    sti();
+    WAIT_UNTIL(count.state == IDLE || uart_break);
+    cli();
+    count.state = IDLE;
+    timer_start(TICK_HZ);
+    sti();
+    unsigned lost = count.periods > count.came ? count.periods - count.came : 0;
+    return (struct tick_count){count.came, lost, multiply_divide(count.clocks, 1000, PIT_HZ)};
+}
