@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import grpc
 
@@ -10,7 +10,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd import daemon
 from irqchipd.__main__ import main
 from irqchipd.edge import session
-from irqchipd.edge.executor import Irqfd, execute_batch
+from irqchipd.edge.executor import Awaited, Own, execute_batch
 from irqchipd.limits import Limits
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
@@ -41,10 +41,10 @@ class _Daemon(daemon.Daemon):
 
 
 def _execute_nothing(
-    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, irqfd: Irqfd
-) -> Generator[None, None, pb.BatchResult]:
+    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, own: Mapping[str, Own]
+) -> Generator[Awaited, None, pb.BatchResult]:
     if vm.name != NOOP_VM:
-        return (yield from execute_batch(vm, batch, source, limits, irqfd))
+        return (yield from execute_batch(vm, batch, source, limits, own))
     answer = pb.BatchResult(serial=batch.serial)
     for operation in batch.operations:
         answer.results.add().irq_lines.statuses.extend([1] * len(operation.irq_lines.changes))

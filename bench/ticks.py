@@ -93,7 +93,7 @@ def new_vm(client: Client) -> Vm:
     return vm
 
 
-def timer() -> Sequence[ops.Call[bool]]:
+def timer() -> Sequence[ops.Call[object]]:
     """Start the APIC timer."""
     writes = ((DIVIDE, BY_ONE), (LVT_TIMER, PERIODIC | VECTOR), (INITIAL_COUNT, PERIOD))
     return [ops.mmio_write(0, address, value) for address, value in writes]

@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 
 from google.protobuf.message import Message
 
-from irqchip.records import CLAIMED, FAULT, INTERRUPT, SIGNAL, TIMEOUT
+from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call, RecordCall
@@ -17,6 +17,7 @@ from ._errors import TimedOut, protocol_error
 from ._model import (
     Access,
     Advance,
+    Claim,
     Interrupt,
     InterruptSource,
     MpState,
@@ -24,6 +25,7 @@ from ._model import (
     Route,
     Signal,
     SignalKind,
+    Space,
     VmInfo,
     VmSnapshot,
     Wake,
@@ -132,6 +134,46 @@ def irqfd(gsi: int, flags: int = 0) -> Call[None]:
 
 
 @_checked
+def register_region(
+    space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
+) -> Call[None]:
+    """The Session answers for a range of ports or addresses: it gets a RegionAccess, and complete_access() answers.
+
+    doorbell   it is told of writes by a Doorbell, and no vCPU waits: KVM_IOEVENTFD; reads are unclaimed
+    datamatch  only writes of this value, and of the range's length, ring; others are unclaimed
+
+    AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+    """
+    if datamatch is not None:
+        return Call("register_region", _register_region(space, doorbell, address, length, datamatch), _nothing)
+    fields = (space | IS_DOORBELL if doorbell else space, 0, address, length)
+    return RecordCall("register_region", fields, _register_region_record, _nothing, _nothing_record)
+
+
+@_checked
+def register_ioeventfd(space: Space, address: int, length: int, datamatch: int | None = None) -> Call[None]:
+    request = _register_region(space, True, address, length, datamatch)
+    request.eventfd = True
+    return Call("register_region", request, _nothing)
+
+
+@_checked
+def unregister_region(space: Space, address: int, datamatch: int | None = None) -> Call[None]:
+    """The reverse; what of it waits for an answer is completed as unanswered. NotFound where the Session has none."""
+    request = pb.UnregisterRegionRequest(space=_space(space), address=address, datamatch=datamatch)
+    return Call("unregister_region", request, _nothing)
+
+
+@_checked
+def complete_access(access: int, data: int = 0) -> Call[bool]:
+    """The answer to a RegionAccess, with what is read. Whether the access was still waiting for it.
+
+    InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+    """
+    return RecordCall("complete_access", (0, 0, access, data), _complete_access, _completed, _completed_record)
+
+
+@_checked
 def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
     """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
     return RecordCall("signal_msi", (0, flags, address, _word(data)), _signal_msi, _status, _status_record)
@@ -160,8 +202,8 @@ def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
 
 
 @_checked
-def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[bool]:
-    """A vCPU's OUT to a port, of 1, 2 or 4 bytes. Whether a device claims the port."""
+def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[Claim]:
+    """A vCPU's OUT to a port, of 1, 2 or 4 bytes. False where no device claims it."""
     return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _pio_write, _claimed, _claimed_record)
 
 
@@ -172,8 +214,8 @@ def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
 
 
 @_checked
-def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[bool]:
-    """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. Whether a device claims the address."""
+def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[Claim]:
+    """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. False where no device claims it."""
     return RecordCall("mmio_write", (size, vcpu, address, data), _mmio_write, _claimed, _claimed_record)
 
 
@@ -388,9 +430,30 @@ def _halt(interrupts_masked: int, vcpu: int, address: int, timeout_ns: int) -> M
     return pb.HaltRequest(vcpu=vcpu, interrupts_masked=bool(interrupts_masked), timeout_ns=timeout_ns)
 
 
+def _space(space: int) -> pb.AddressSpace.ValueType:
+    return pb.AddressSpace.ValueType(space)
+
+
+def _register_region(
+    space: int, doorbell: bool, address: int, length: int, datamatch: int | None
+) -> pb.RegisterRegionRequest:
+    return pb.RegisterRegionRequest(
+        space=_space(space), address=address, length=length, doorbell=doorbell, datamatch=datamatch
+    )
+
+
+def _register_region_record(space: int, index: int, address: int, length: int) -> Message:  # noqa: ARG001
+    return _register_region(space & ~IS_DOORBELL, bool(space & IS_DOORBELL), address, length, None)
+
+
+def _complete_access(size: int, index: int, access: int, data: int) -> Message:  # noqa: ARG001
+    return pb.CompleteAccessRequest(access=access, data=data)
+
+
 # Results: of a message, and of a record.
 
 _SOURCES = {source.value: source for source in InterruptSource}
+_CLAIMS = {claim.value: claim for claim in Claim}
 
 
 def _made_vm(response: pb.CreateVmResponse | pb.RestoreVmResponse) -> str:
@@ -402,11 +465,11 @@ def _status(response: pb.IrqLineResponse | pb.SignalMsiResponse) -> int:
 
 
 def _access(response: pb.PioReadResponse | pb.MmioReadResponse) -> Access:
-    return Access(response.claimed, response.data)
+    return Access(response.claimed, response.data, response.unanswered)
 
 
-def _claimed(response: pb.PioWriteResponse | pb.MmioWriteResponse) -> bool:
-    return response.claimed
+def _claimed(response: pb.PioWriteResponse | pb.MmioWriteResponse) -> Claim:
+    return Claim(response.claimed * CLAIMED | response.unanswered * UNANSWERED)
 
 
 def _interrupt(response: pb.AckInterruptResponse) -> Interrupt | None:
@@ -434,11 +497,23 @@ def _status_record(_became: int, status: int, _value: int) -> int:
 
 
 def _access_record(became: int, _status: int, value: int) -> Access:
-    return Access(became != 0, value)
+    return Access(became != 0, value, became > CLAIMED)
 
 
-def _claimed_record(became: int, _status: int, _value: int) -> bool:
-    return became != 0
+def _claimed_record(became: int, _status: int, _value: int) -> Claim:
+    return _CLAIMS[became]
+
+
+def _completed(response: pb.CompleteAccessResponse) -> bool:
+    return response.completed
+
+
+def _completed_record(became: int, _status: int, _value: int) -> bool:
+    return became == CLAIMED
+
+
+def _nothing_record(_became: int, _status: int, _value: int) -> None:
+    return None
 
 
 def _interrupt_record(became: int, source: int, vector: int) -> Interrupt | None:

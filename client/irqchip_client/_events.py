@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._model import SignalKind
+from ._model import SignalKind, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,50 @@ class EventsDropped:
     count: int
 
 
-Event = InterruptPending | VcpuSignal | GsiAcknowledged | GsiMasked | GsiResampled | IoapicEoi | EventsDropped
+@dataclass(frozen=True, slots=True)
+class RegionAccess:
+    """A vCPU accesses a region of the Session's, and waits: complete_access() answers, by this number."""
+
+    access: int
+    vcpu: int
+    space: Space
+    address: int
+    size: int  # Bytes.
+    write: bool
+    data: int = 0  # What is written.
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A vCPU wrote to a doorbell of the Session's. The same write may be told once, with how often it was made."""
+
+    space: Space
+    address: int
+    size: int  # Bytes.
+    data: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RegionsLost:
+    """The Session did not answer an access in time, to this address first: its regions went. Register them again."""
+
+    space: Space
+    address: int
+
+
+Event = (
+    InterruptPending
+    | VcpuSignal
+    | GsiAcknowledged
+    | GsiMasked
+    | GsiResampled
+    | IoapicEoi
+    | RegionAccess
+    | Doorbell
+    | RegionsLost
+    | EventsDropped
+)
 
 
 def event_from_proto(message: pb.Event) -> Event | None:
@@ -88,9 +132,35 @@ def event_from_proto(message: pb.Event) -> Event | None:
             return GsiResampled(message.gsi_resampled.gsi, message.gsi_resampled.count)
         case "ioapic_eoi":
             return IoapicEoi(message.ioapic_eoi.vcpu, message.ioapic_eoi.vector)
+        case "region_access":
+            told = message.region_access
+            space = Space(told.space)
+            return RegionAccess(told.access, told.vcpu, space, told.address, told.size, told.write, told.data)
+        case "doorbell":
+            rung = message.doorbell
+            return Doorbell(Space(rung.space), rung.address, rung.size, rung.data, rung.count)
+        case "regions_lost":
+            return RegionsLost(Space(message.regions_lost.space), message.regions_lost.address)
         case "events_dropped":
             return EventsDropped(message.events_dropped.count)
     return None
+
+
+_OPERATIONS = {
+    NUMBERS["pio_read"]: (Space.PIO, False),
+    NUMBERS["pio_write"]: (Space.PIO, True),
+    NUMBERS["mmio_read"]: (Space.MMIO, False),
+    NUMBERS["mmio_write"]: (Space.MMIO, True),
+}
+
+
+def event_from_record(packet: bytes) -> Event | None:
+    """As event_from_proto, of the port's short form."""
+    _, kind, serial, operation, size, vcpu, address, data = EVENT.unpack(packet)
+    space, write = _OPERATIONS[operation]
+    if kind == ACCESS:
+        return RegionAccess(serial, vcpu, space, address, size, write, data)
+    return Doorbell(space, address, size, data, serial) if kind == DOORBELL else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
+from irqchip.records import CLAIMED, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
@@ -63,6 +64,22 @@ _MODES = {
 
 
 @dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """A range of ports or addresses that a Session answers for, or whose writes ring."""
+
+    space: "Space"
+    address: int
+    length: int  # Bytes.
+    doorbell: bool = False
+    datamatch: int | None = None  # The only value that rings.
+
+    @classmethod
+    def from_proto(cls, message: pb.RegionInfo) -> Self:
+        datamatch = message.datamatch if message.HasField("datamatch") else None
+        return cls(Space(message.space), message.address, message.length, message.doorbell, datamatch)
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """An open Session, or a line source that was restored and waits for one."""
 
@@ -72,12 +89,19 @@ class SessionInfo:
     dropped_events: int  # Events it did not read in time.
     detached: bool = False  # There is no Session: one that is opened with `resume` takes the line source over.
     resampled_gsis: tuple[int, ...] = ()  # The GSIs it resamples, ascending; all who resample one drive it as one.
+    regions: tuple[RegionInfo, ...] = ()  # What it answers for, by space and address.
 
     @classmethod
     def from_proto(cls, message: pb.SessionInfo) -> Self:
-        asserted = tuple(message.asserted_gsis)
-        resampled = tuple(message.resampled_gsis)
-        return cls(message.client, message.source, asserted, message.dropped_events, message.detached, resampled)
+        return cls(
+            client=message.client,
+            source=message.source,
+            asserted_gsis=tuple(message.asserted_gsis),
+            dropped_events=message.dropped_events,
+            detached=message.detached,
+            resampled_gsis=tuple(message.resampled_gsis),
+            regions=tuple(map(RegionInfo.from_proto, message.regions)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +214,29 @@ class VmSnapshot:
 class Access(NamedTuple):
     """A guest's read.
 
-    claimed  whether a device claims the address; where none does, it is the vCPU process's to emulate
-    data     what was read, zero-extended; 0 where unclaimed
+    claimed     whether a device claims the address; where none does, it is the vCPU process's to emulate
+    data        what was read, zero-extended; 0 where unclaimed, all ones where unanswered
+    unanswered  it was a region's whose owner died, or did not answer in time
     """
 
     claimed: bool
     data: int
+    unanswered: bool = False
+
+
+class Claim(IntEnum):
+    """Who took a guest's write; false where nobody did, and it is the vCPU process's to emulate."""
+
+    NOBODY = 0
+    DEVICE = CLAIMED
+    UNANSWERED = CLAIMED | UNANSWERED  # A region's whose owner died, or did not answer in time.
+
+
+class Space(IntEnum):
+    """An address space."""
+
+    PIO = pb.ADDRESS_SPACE_PIO
+    MMIO = pb.ADDRESS_SPACE_MMIO
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from ._errors import (
     protocol_error,
 )
 from ._events import (
+    Doorbell,
     Event,
     EventsDropped,
     GsiAcknowledged,
@@ -45,8 +46,11 @@ from ._events import (
     GsiResampled,
     InterruptPending,
     IoapicEoi,
+    RegionAccess,
+    RegionsLost,
     VcpuSignal,
     event_from_proto,
+    event_from_record,
 )
 
 # Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
@@ -127,7 +131,7 @@ class EventBuffer:
     It is bounded. Of VcpuSignals it holds as many as `size`; what comes beyond that is dropped, and an EventsDropped
     stands in its place. Of all others there is one for each subject at most, a vCPU or a GSI say: an InterruptPending
     and an IoapicEoi stand for any number, the counts of GsiAcknowledged and GsiResampled add up, and of GsiMasked the
-    last counts.
+    last counts. RegionAccesses are as many as vCPUs wait; of Doorbells there are as many as of VcpuSignals.
     """
 
     def __init__(self, size: int) -> None:
@@ -150,15 +154,17 @@ class EventBuffer:
                 self._events[type(event), gsi] = type(event)(gsi, count + (unread.count if unread else 0))
             case EventsDropped(count):
                 self._drop(count)
-            case VcpuSignal() if self._signals < self._size:
+            case RegionAccess() | RegionsLost():
+                self._events[object()] = event
+            case VcpuSignal() | Doorbell() if self._signals < self._size:
                 self._signals += 1
                 self._events[object()] = event
-            case VcpuSignal():
+            case VcpuSignal() | Doorbell():
                 self._drop(1)
 
     def take(self) -> Event:
         _, event = self._events.popitem(last=False)
-        if isinstance(event, VcpuSignal):
+        if isinstance(event, VcpuSignal | Doorbell):
             self._signals -= 1
         return event
 
@@ -346,6 +352,15 @@ class SessionCore:
         batch = self._answered(serial)
         batch.read_records(packet)
         return self._done(serial)
+
+    def receive_event(self, packet: bytes) -> None:
+        """As receive(), of an event in the port's short form."""
+        try:
+            event = event_from_record(packet)
+        except (StructError, KeyError):
+            raise protocol_error(f"{packet!r:.200}") from None
+        if event is not None:
+            self.events.put(event)
 
     def take_event(self) -> Event:
         """The next event. SessionClosed where the Session has ended and all events are read."""

@@ -7,6 +7,7 @@ from ._call import Call
 from ._calls import (
     ack_interrupt,
     advance_clock,
+    complete_access,
     create_vcpu,
     get_gsi_routing,
     get_irqchip,
@@ -24,6 +25,7 @@ from ._calls import (
     nmi,
     pio_read,
     pio_write,
+    register_region,
     set_gsi_routing,
     set_irqchip,
     set_lapic,
@@ -32,12 +34,14 @@ from ._calls import (
     set_pit_reinject,
     signal_msi,
     take_signal,
+    unregister_region,
 )
 
 __all__ = [
     "Call",
     "ack_interrupt",
     "advance_clock",
+    "complete_access",
     "create_vcpu",
     "get_gsi_routing",
     "get_irqchip",
@@ -55,6 +59,7 @@ __all__ = [
     "nmi",
     "pio_read",
     "pio_write",
+    "register_region",
     "set_gsi_routing",
     "set_irqchip",
     "set_lapic",
@@ -63,4 +68,5 @@ __all__ = [
     "set_pit_reinject",
     "signal_msi",
     "take_signal",
+    "unregister_region",
 ]

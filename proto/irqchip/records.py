@@ -10,6 +10,9 @@ address, port or MSR; a value: data, a level, or a halt's timeout.
 A result's: the operation's number, 0 for an error; what became of it: CLAIMED, FAULT, or how a halt ended; two unused
 bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
 an error's text. The texts stand behind the records, in their order.
+
+An event's, of a region that was registered in this form, is like a request of one operation, that of the vCPU; its
+second byte says which event it is, and the serial is an access's number, or how often a doorbell rang.
 """
 
 from __future__ import annotations
@@ -25,9 +28,15 @@ RESULT = Struct("<BB2xiQ")
 SINGLE = Struct(HEADER.format + OPERATION.format[1:])
 SINGLE_RESULT = Struct(HEADER.format + RESULT.format[1:])
 
+EVENT = Struct("<BB6xQ" + OPERATION.format[1:])
+ACCESS, DOORBELL = 1, 2  # which event
+
 # What became of an operation.
 CLAIMED = 1  # and of an ack_interrupt: taken
 FAULT = 2
+UNANSWERED = 4
+# A register_region's size: the address space, and whether it is a doorbell.
+IS_DOORBELL = 0x80
 INTERRUPT, SIGNAL, TIMEOUT = (
     pb.HaltResponse.DESCRIPTOR.fields_by_name[name].number for name in ("interrupt", "signal", "timeout")
 )
@@ -47,5 +56,7 @@ NUMBERS = {
         "msr_read",
         "msr_write",
         "halt",
+        "register_region",
+        "complete_access",
     )
 }

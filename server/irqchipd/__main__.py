@@ -45,10 +45,11 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
 )
 @_limit("--max-batch", DEFAULTS.batch_operations, "Operations of a batch.")
 @_limit("--max-events", DEFAULTS.queued_events, "Events queued for a Session or a Watch.")
-@_limit("--max-irqfds", DEFAULTS.irqfds, "irqfds, of all Sessions together.", least=0)
+@_limit("--max-irqfds", DEFAULTS.irqfds, "Eventfds: irqfds, and those of doorbells, of all Sessions together.", least=0)
 @_limit(
     "--poll", DEFAULTS.poll_us, "Microseconds that the port polls before it blocks, where it pays; 0: never.", least=0
 )
+@_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -67,6 +68,7 @@ def main(
     max_events: int,
     max_irqfds: int,
     poll: int,
+    access_timeout: int,
     log_level: str,
 ) -> None:
     """Serve the interrupt controllers of virtual machines, until SIGTERM or SIGINT.
@@ -74,7 +76,9 @@ def main(
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    limits = Limits(max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll)
+    limits = Limits(
+        max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
+    )
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
         asyncio.run(_run(limits, addresses))

@@ -12,8 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
+from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
-from irqchipd.edge.irqfds import EventfdsInUse
 from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
@@ -32,7 +32,7 @@ class Daemon:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._registry = Registry(limits.vms, limits.vcpus)
+        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000)
         self._places = Places(limits.sessions)
         self._eventfds = EventfdsInUse(limits.irqfds)
         self._service = GrpcService(self._registry, limits, self._places)

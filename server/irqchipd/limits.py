@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from irqchip.port import POLL_NS
 from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.regions import ACCESS_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,5 +19,6 @@ class Limits:
     message_bytes: int = 1 << 20  # of what a client sends, and of the results of a batch
     batch_operations: int = 4096
     queued_events: int = 1024  # a Session, or a Watch
-    irqfds: int = 1024  # of all Sessions together; each has a descriptor or two
+    irqfds: int = 1024  # and eventfds of doorbells, of all Sessions together; each has a descriptor or two
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
+    access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import irqchip_client as irqchip
-from irqchip_client import Access, Chip, Interrupt, InterruptPending, InterruptSource, Vm, aio, ops
+from irqchip_client import Access, Chip, Claim, Interrupt, InterruptPending, InterruptSource, Vm, aio, ops
 from irqchip_client._daemon import Daemon
 
 from .guest import EOI, IRQ_BASE, init_pics_async
@@ -43,14 +43,14 @@ def test_every_call(irqchip_server: Daemon) -> None:
                 assert await machine.line(4).pulse() >= 1
                 assert await machine.vcpu(0).acknowledge() == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
                 assert (await machine.get_irqchip(Chip.PIC_PRIMARY)).isr == 1 << 4
-                assert await machine.vcpu(0).pio_write(0x20, 0x20) is True  # EOI.
+                assert await machine.vcpu(0).pio_write(0x20, 0x20) == Claim.DEVICE  # EOI.
                 async with machine.line(5):
                     assert (await machine.get_irqchip(Chip.PIC_PRIMARY)).irr == 1 << 5
                 pic = replace(await machine.get_irqchip(Chip.PIC_SECONDARY), imr=0xA5)
                 await machine.set_irqchip(Chip.PIC_SECONDARY, pic)
                 assert await cpu.pio_read(0xA1) == Access(True, 0xA5)
-                assert await cpu.pio_write(0x3F8, 1) is False
-                assert await cpu.mmio_write(0xFEC00000, 1) is True
+                assert await cpu.pio_write(0x3F8, 1) == Claim.NOBODY
+                assert await cpu.mmio_write(0xFEC00000, 1) == Claim.DEVICE
                 assert (await cpu.mmio_read(0xFEC00010)).data >> 16 == 23
                 await cpu.set_lapic(replace(await cpu.lapic(), tpr=0x20))
                 assert (await cpu.lapic()).tpr == 0x20

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import irqchip_client as irqchip
-from irqchip_client import Access, Chip, Client, Interrupt, InterruptPending, InterruptSource, Vm, ops
+from irqchip_client import Access, Chip, Claim, Client, Interrupt, InterruptPending, InterruptSource, Vm, ops
 from irqchip_client._daemon import Daemon
 
 from .guest import EOI, IRQ_BASE, init_pics
@@ -95,11 +95,11 @@ def test_a_sessions_levels_drop_when_it_ends(vm: Vm) -> None:
 
 def test_guest_accesses_say_who_claims_them(vm: Vm) -> None:
     cpu = vm.vcpu(0)
-    assert cpu.pio_write(0x21, 0xFB) is True
+    assert cpu.pio_write(0x21, 0xFB) == Claim.DEVICE
     assert cpu.pio_read(0x21) == Access(True, 0xFB)
-    assert cpu.pio_write(0x3F8, 1) is False
+    assert cpu.pio_write(0x3F8, 1) == Claim.NOBODY
     assert cpu.pio_read(0x3F8) == Access(False, 0)
-    assert cpu.mmio_write(0xFEC00000, 1) is True  # IOREGSEL: the version register.
+    assert cpu.mmio_write(0xFEC00000, 1) == Claim.DEVICE  # IOREGSEL: the version register.
     version = cpu.mmio_read(0xFEC00010)
     assert version.claimed
     assert version.data >> 16 == 23

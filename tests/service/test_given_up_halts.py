@@ -10,7 +10,7 @@ import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.grpc_service import GrpcService
-from irqchipd.edge.session import NoIrqfds, Places, Session
+from irqchipd.edge.session import NoEventfds, Places, Session
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
@@ -44,7 +44,7 @@ class Client:
     def __init__(self, registry: Registry, *vcpus: int, **limits: int) -> None:
         self.wakes = 0
         opening = pb.SessionOpen(vm="vm", vcpus=vcpus)
-        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda: None, NoIrqfds())
+        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda: None, NoEventfds())
 
     def _wake(self) -> None:
         self.wakes += 1

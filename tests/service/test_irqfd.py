@@ -247,7 +247,7 @@ def test_the_limit_holds_and_no_descriptor_is_left() -> None:
         for _ in range(3):
             with vm.session() as session:
                 made = [session.irqfd(gsi, resample=True) for gsi in range(3)]
-                with pytest.raises(irqchip.LimitReached, match="3 irqfds"):
+                with pytest.raises(irqchip.LimitReached, match="3 eventfds"):
                     session.irqfd(4, resample=True)
                 with pytest.raises(InvalidArgument):
                     session.assign_irqfd(0, 4)

@@ -7,9 +7,11 @@ from typing import Any, Self, cast
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import _calls
 from irqchip_client._call import Call, patience
 from irqchip_client._errors import TimedOut, client_closed, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._model import Space
 from irqchip_client._session import CLOSE_GRACE, SessionCore
 
 from .machine import Machine
@@ -122,6 +124,32 @@ class Session(Machine):
             except TimedOut:
                 return
             yield event
+
+    async def register_region(
+        self, space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
+    ) -> None:
+        """Answers for a range of ports or addresses: a RegionAccess comes, and complete_access() answers it.
+
+        Where the Session ends first, or takes longer than the daemon allows (see RegionsLost), vCPUs read all ones. A
+        device and a vCPU need a Session each: a vCPU's operations wait for its accesses.
+
+        doorbell   a Doorbell tells of writes, and no vCPU waits: KVM_IOEVENTFD; reads are unclaimed
+        datamatch  only writes of this value, and of the range's length, ring; others are unclaimed
+
+        AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+        """
+        await self._call(_calls.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
+
+    async def unregister_region(self, space: Space, address: int, datamatch: int | None = None) -> None:
+        """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
+        await self._call(_calls.unregister_region(space, address, datamatch=datamatch))
+
+    async def complete_access(self, access: int, data: int = 0) -> bool:
+        """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
+
+        InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+        """
+        return await self._call(_calls.complete_access(access, data))
 
     async def close(self) -> None:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""

@@ -10,6 +10,7 @@ from irqchip_client._errors import InvalidArgument, SessionClosed
 from irqchip_client._model import (
     Access,
     Advance,
+    Claim,
     Interrupt,
     InterruptSource,
     MpState,
@@ -108,16 +109,16 @@ class Vcpu:
         """IN of 1, 2 or 4 bytes."""
         return self._machine._call(_calls.pio_read(self.id, port, size))
 
-    def pio_write(self, port: int, data: int, size: int = 1) -> bool:
-        """OUT of 1, 2 or 4 bytes. Whether a device claims the port."""
+    def pio_write(self, port: int, data: int, size: int = 1) -> Claim:
+        """OUT of 1, 2 or 4 bytes. False where no device claims the port."""
         return self._machine._call(_calls.pio_write(self.id, port, data, size))
 
     def mmio_read(self, address: int, size: int = 4) -> Access:
         """Load of 1, 2, 4 or 8 bytes from a guest physical address."""
         return self._machine._call(_calls.mmio_read(self.id, address, size))
 
-    def mmio_write(self, address: int, data: int, size: int = 4) -> bool:
-        """Store of 1, 2, 4 or 8 bytes to a guest physical address. Whether a device claims the address."""
+    def mmio_write(self, address: int, data: int, size: int = 4) -> Claim:
+        """Store of 1, 2, 4 or 8 bytes to a guest physical address. False where no device claims it."""
         return self._machine._call(_calls.mmio_write(self.id, address, data, size))
 
     def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:

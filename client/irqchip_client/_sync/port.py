@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.records import EVENT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call
 from irqchip_client._errors import (
@@ -351,7 +352,10 @@ class PortSession(Session):
                 self._end(daemon_gone(self._target))
                 return
             if not packet[0]:
-                self._core.receive_records(packet).settle()
+                if len(packet) == EVENT.size and packet[1]:
+                    self._core.receive_event(packet)
+                else:
+                    self._core.receive_records(packet).settle()
                 return
             response = pb.SessionResponse.FromString(packet)
             if response.HasField("ended"):

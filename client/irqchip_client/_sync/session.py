@@ -16,6 +16,7 @@ from irqchip_client import _calls
 from irqchip_client._call import Call, patience
 from irqchip_client._errors import IrqchipError, SessionClosed, TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._model import Space
 from irqchip_client._session import CLOSE_GRACE, Promise, SessionCore
 
 from .irqfd import Irqfd
@@ -149,6 +150,32 @@ class Session(Machine):
             while True:
                 yield self.next_event(timeout)
 
+    def register_region(
+        self, space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
+    ) -> None:
+        """Answers for a range of ports or addresses: a RegionAccess comes, and complete_access() answers it.
+
+        Where the Session ends first, or takes longer than the daemon allows (see RegionsLost), vCPUs read all ones. A
+        device and a vCPU need a Session each: a vCPU's operations wait for its accesses.
+
+        doorbell   a Doorbell tells of writes, and no vCPU waits: KVM_IOEVENTFD; reads are unclaimed
+        datamatch  only writes of this value, and of the range's length, ring; others are unclaimed
+
+        AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+        """
+        self._call(_calls.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
+
+    def unregister_region(self, space: Space, address: int, datamatch: int | None = None) -> None:
+        """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
+        self._call(_calls.unregister_region(space, address, datamatch=datamatch))
+
+    def complete_access(self, access: int, data: int = 0) -> bool:
+        """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
+
+        InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+        """
+        return self._call(_calls.complete_access(access, data))
+
     def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
         """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.
 
@@ -184,6 +211,20 @@ class Session(Machine):
     def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
         """The reverse of assign_irqfd(); nothing where the eventfd is not this GSI's irqfd, and of this Session."""
         self._run_with([_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN)], [eventfd])
+
+    def assign_ioeventfd(
+        self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None
+    ) -> None:
+        """KVM_IOEVENTFD: a doorbell that adds 1 to an eventfd, and sends no event; unregister_region() ends it.
+
+        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. AlreadyExists, InvalidArgument, LimitReached as of
+        register_region().
+        """
+        self._run_with([_calls.register_ioeventfd(space, address, length, datamatch=datamatch)], [eventfd])
+
+    def _post(self, calls: Sequence[Call[Any]]) -> None:
+        """Runs a batch whose results nobody waits for."""
+        self._submit(calls, self._new_answer(), True)
 
     def _run_with(self, calls: Sequence[Call[Any]], descriptors: Sequence[int]) -> None:  # noqa: ARG002 - the port's
         raise IrqchipError(errno.EOPNOTSUPP, "gRPC carries no eventfd: irqfds need the port, on the daemon's own host")

@@ -19,7 +19,10 @@ from ._common import NUMBER, pass_vm, size_option, vcpu_option
 @size_option(1, 1, 2, 4)
 @vcpu_option
 def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
-    """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0."""
+    """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0.
+
+    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    """
     click.echo(_read(vm.vcpu(vcpu).pio_read(port, int(size)), int(size)))
 
 
@@ -30,7 +33,10 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
 @size_option(1, 1, 2, 4)
 @vcpu_option
 def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> None:
-    """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0."""
+    """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0.
+
+    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    """
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)))
 
 
@@ -40,7 +46,10 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> N
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
 def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
-    """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0."""
+    """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
+
+    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    """
     click.echo(_read(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size)))
 
 
@@ -51,7 +60,10 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
 def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int) -> None:
-    """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0."""
+    """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
+
+    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    """
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)))
 
 
@@ -101,7 +113,9 @@ def ack(vm: irqchip_client.Vm, vcpu: int, source: str) -> None:
 
 
 def _read(access: irqchip_client.Access, size: int) -> str:
-    return f"0x{access.data:0{2 * size}x}" if access.claimed else "unclaimed"
+    if not access.claimed:
+        return "unclaimed"
+    return f"0x{access.data:0{2 * size}x}{', unanswered' if access.unanswered else ''}"
 
 
 def _refused(access: irqchip_client.MsrAccess) -> str:
@@ -110,6 +124,6 @@ def _refused(access: irqchip_client.MsrAccess) -> str:
     return "#GP" if access.fault else ""
 
 
-def _written(claimed: bool) -> None:
-    if not claimed:
-        click.echo("unclaimed")
+def _written(claim: irqchip_client.Claim) -> None:
+    if claim is not irqchip_client.Claim.DEVICE:
+        click.echo("unanswered" if claim else "unclaimed")

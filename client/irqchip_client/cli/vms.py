@@ -77,7 +77,7 @@ def show(vm: irqchip_client.Vm) -> None:
 
     Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's name, the
     GSIs it holds high, those it resamples, and the events it lost; "detached" where it was restored, and its client has
-    not come back.
+    not come back. Below it the ports and addresses that it answers for.
     """
     info = vm.info()
     click.echo(f"VM        {info.name}")
@@ -93,6 +93,8 @@ def show(vm: irqchip_client.Vm) -> None:
             f"asserted GSIs {_numbers(session.asserted_gsis)}; resampled GSIs {_numbers(session.resampled_gsis)}; "
             f"dropped events {session.dropped_events}{'; detached' if session.detached else ''}"
         )
+        for region in session.regions:
+            click.echo(f"    {_region(region)}")
 
 
 @click.command()
@@ -110,6 +112,12 @@ def reset(vm: irqchip_client.Vm) -> None:
 def delete(vm: irqchip_client.Vm) -> None:
     """Delete a VM. Its Sessions and Watches end."""
     vm.delete()
+
+
+def _region(region: irqchip_client.RegionInfo) -> str:
+    where = f"{region.space.name:4} {region.address:#x}-{region.address + region.length - 1:#x}"
+    value = "" if region.datamatch is None else f" of {region.datamatch:#x}"
+    return f"{where}, a doorbell{value}" if region.doorbell else where
 
 
 def _clock(vm: irqchip_client.VmInfo) -> str:

@@ -22,18 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
+
+from irqchip_client._model import Space
 
 Read = Callable[[int, int], int]  # offset, size: the value
 Write = Callable[[int, int, int], None]  # offset, value, size
-
-
-class Space(IntEnum):
-    """An address space."""
-
-    PIO = 1
-    MMIO = 2
 
 
 class Host(Protocol):

@@ -21,6 +21,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
   EBUSY      FAILED_PRECONDITION  the vCPU halts already
+  EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
@@ -97,6 +98,30 @@ IRQCHIP_MODE_FULL: IrqchipMode.ValueType  # 2
 IRQCHIP_MODE_SPLIT: IrqchipMode.ValueType  # 3
 """Local APICs; PICs and IOAPIC are the VMM's."""
 Global___IrqchipMode: _TypeAlias = IrqchipMode  # noqa: Y015
+
+class _AddressSpace:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AddressSpaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AddressSpace.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADDRESS_SPACE_UNSPECIFIED: _AddressSpace.ValueType  # 0
+    """Never valid."""
+    ADDRESS_SPACE_PIO: _AddressSpace.ValueType  # 1
+    """I/O ports."""
+    ADDRESS_SPACE_MMIO: _AddressSpace.ValueType  # 2
+    """Guest physical memory."""
+
+class AddressSpace(_AddressSpace, metaclass=_AddressSpaceEnumTypeWrapper):
+    """AddressSpace is where an address is."""
+
+ADDRESS_SPACE_UNSPECIFIED: AddressSpace.ValueType  # 0
+"""Never valid."""
+ADDRESS_SPACE_PIO: AddressSpace.ValueType  # 1
+"""I/O ports."""
+ADDRESS_SPACE_MMIO: AddressSpace.ValueType  # 2
+"""Guest physical memory."""
+Global___AddressSpace: _TypeAlias = AddressSpace  # noqa: Y015
 
 class _InterruptSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -653,6 +678,7 @@ class SessionInfo(_message.Message):
     DROPPED_EVENTS_FIELD_NUMBER: _builtins.int
     DETACHED_FIELD_NUMBER: _builtins.int
     RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     """What the client called itself when it opened the Session."""
     source: _builtins.int
@@ -669,6 +695,10 @@ class SessionInfo(_message.Message):
     def resampled_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The GSIs that it resamples, ascending; all who resample a GSI drive it from one source."""
 
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionInfo]:
+        """The regions that it answers for, by space and address."""
+
     def __init__(
         self,
         *,
@@ -678,10 +708,11 @@ class SessionInfo(_message.Message):
         dropped_events: _builtins.int = ...,
         detached: _builtins.bool = ...,
         resampled_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        regions: _abc.Iterable[Global___RegionInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "detached", b"detached", "dropped_events", b"dropped_events", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "detached", b"detached", "dropped_events", b"dropped_events", "regions", b"regions", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1357,19 +1388,23 @@ class PioReadResponse(_message.Message):
 
     CLAIMED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     claimed: _builtins.bool
     """Whether a device claims the port; where none does, the access is the vCPU process's to emulate."""
     data: _builtins.int
-    """The value, zero-extended; 0 where unclaimed."""
+    """The value, zero-extended; 0 where unclaimed, all ones where unanswered."""
+    unanswered: _builtins.bool
+    """Whether it was a region's (see RegisterRegionRequest) whose owner died, or did not answer in time."""
     def __init__(
         self,
         *,
         claimed: _builtins.bool = ...,
         data: _builtins.int = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "data", b"data", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1420,16 +1455,20 @@ class PioWriteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLAIMED_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     claimed: _builtins.bool
     """Whether a device claims the port."""
+    unanswered: _builtins.bool
+    """Whether it was a region's whose owner died, or did not answer in time."""
     def __init__(
         self,
         *,
         claimed: _builtins.bool = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1477,19 +1516,23 @@ class MmioReadResponse(_message.Message):
 
     CLAIMED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     claimed: _builtins.bool
     """Whether a device claims the address; where none does, the access is the vCPU process's to emulate."""
     data: _builtins.int
-    """The value, zero-extended; 0 where unclaimed."""
+    """The value, zero-extended; 0 where unclaimed, all ones where unanswered."""
+    unanswered: _builtins.bool
+    """Whether it was a region's (see RegisterRegionRequest) whose owner died, or did not answer in time."""
     def __init__(
         self,
         *,
         claimed: _builtins.bool = ...,
         data: _builtins.int = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "data", b"data", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1540,20 +1583,250 @@ class MmioWriteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLAIMED_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     claimed: _builtins.bool
     """Whether a device claims the address."""
+    unanswered: _builtins.bool
+    """Whether it was a region's whose owner died, or did not answer in time."""
     def __init__(
         self,
         *,
         claimed: _builtins.bool = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MmioWriteResponse: _TypeAlias = MmioWriteResponse  # noqa: Y015
+
+@_typing.final
+class RegisterRegionRequest(_message.Message):
+    """RegisterRegionRequest has a Session answer for a range of ports or addresses. A vCPU's access that lies in it whole comes
+    to the Session as a RegionAccess and waits for its CompleteAccess. Where the Session ends first, or does not answer
+    within a limit of the daemon, the access is completed as claimed and unanswered, a read with all ones, and all regions of
+    the Session go. A vCPU whose operations come in a batch has the rest of the batch, and the Session's next ones, wait: a
+    device and a vCPU need a Session each, and EDEADLK is the result of an access to a region of one's own.
+
+    A doorbell is a range where a write is told, as a Doorbell, and no vCPU waits: KVM_IOEVENTFD. Reads of it are unclaimed.
+
+    EEXIST: part of the range is claimed, by a chip or another region; but doorbells of the same range and other values go
+    together. EINVAL: a range that is empty or too long, a value for a range that is none of 1, 2, 4 or 8 bytes or does not
+    fit, or without doorbell. ENOSPC: the bus has 1,000 devices. Of an eventfd: EBADF, EINVAL, EOPNOTSUPP and ENOSPC as of
+    IrqfdRequest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    DOORBELL_FIELD_NUMBER: _builtins.int
+    DATAMATCH_FIELD_NUMBER: _builtins.int
+    EVENTFD_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty, as the Session's is meant."""
+    space: Global___AddressSpace.ValueType
+    """Where the range is."""
+    address: _builtins.int
+    """Its first port, or its first guest physical address."""
+    length: _builtins.int
+    """Its length, bytes."""
+    doorbell: _builtins.bool
+    """Whether it is a doorbell."""
+    datamatch: _builtins.int
+    """Of a doorbell: only writes of this value, and of the range's length, ring; others are unclaimed."""
+    eventfd: _builtins.bool
+    """Of a doorbell: an eventfd is written 1, and no event is sent. It is the next descriptor of the packet (see
+    IrqfdRequest); only over the AF_UNIX port.
+    """
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+        length: _builtins.int = ...,
+        doorbell: _builtins.bool = ...,
+        datamatch: _builtins.int | None = ...,
+        eventfd: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "datamatch", b"datamatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "address", b"address", "datamatch", b"datamatch", "doorbell", b"doorbell", "eventfd", b"eventfd", "length", b"length", "space", b"space", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__datamatch: _TypeAlias = _typing.Literal["datamatch"]  # noqa: Y015
+    _WhichOneofArgType__datamatch: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__datamatch) -> _WhichOneofReturnType__datamatch | None: ...
+
+Global___RegisterRegionRequest: _TypeAlias = RegisterRegionRequest  # noqa: Y015
+
+@_typing.final
+class RegisterRegionResponse(_message.Message):
+    """RegisterRegionResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterRegionResponse: _TypeAlias = RegisterRegionResponse  # noqa: Y015
+
+@_typing.final
+class UnregisterRegionRequest(_message.Message):
+    """UnregisterRegionRequest gives a region up. What of it is unanswered is completed as unanswered. ENOENT: the Session has
+    no region that begins there, or no doorbell of this value.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    DATAMATCH_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty, as the Session's is meant."""
+    space: Global___AddressSpace.ValueType
+    """Where it is."""
+    address: _builtins.int
+    """Its first port, or its first guest physical address."""
+    datamatch: _builtins.int
+    """Of a doorbell that has one: its value."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+        datamatch: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "datamatch", b"datamatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "address", b"address", "datamatch", b"datamatch", "space", b"space", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__datamatch: _TypeAlias = _typing.Literal["datamatch"]  # noqa: Y015
+    _WhichOneofArgType__datamatch: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__datamatch) -> _WhichOneofReturnType__datamatch | None: ...
+
+Global___UnregisterRegionRequest: _TypeAlias = UnregisterRegionRequest  # noqa: Y015
+
+@_typing.final
+class UnregisterRegionResponse(_message.Message):
+    """UnregisterRegionResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnregisterRegionResponse: _TypeAlias = UnregisterRegionResponse  # noqa: Y015
+
+@_typing.final
+class CompleteAccessRequest(_message.Message):
+    """CompleteAccessRequest answers a RegionAccess."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty, as the Session's is meant."""
+    access: _builtins.int
+    """The RegionAccess's number."""
+    data: _builtins.int
+    """Of a read: the value. EINVAL where it does not fit the access's size; the vCPU still waits."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        access: _builtins.int = ...,
+        data: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "data", b"data", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteAccessRequest: _TypeAlias = CompleteAccessRequest  # noqa: Y015
+
+@_typing.final
+class CompleteAccessResponse(_message.Message):
+    """CompleteAccessResponse says whether it was in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    completed: _builtins.bool
+    """Whether the access was still waiting for this Session's answer."""
+    def __init__(
+        self,
+        *,
+        completed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteAccessResponse: _TypeAlias = CompleteAccessResponse  # noqa: Y015
+
+@_typing.final
+class RegionInfo(_message.Message):
+    """RegionInfo describes a region."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    DOORBELL_FIELD_NUMBER: _builtins.int
+    DATAMATCH_FIELD_NUMBER: _builtins.int
+    space: Global___AddressSpace.ValueType
+    """Where it is."""
+    address: _builtins.int
+    """Its first port, or its first guest physical address."""
+    length: _builtins.int
+    """Its length, bytes."""
+    doorbell: _builtins.bool
+    """Whether it is a doorbell."""
+    datamatch: _builtins.int
+    """Of a doorbell that has one: its value."""
+    def __init__(
+        self,
+        *,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+        length: _builtins.int = ...,
+        doorbell: _builtins.bool = ...,
+        datamatch: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "datamatch", b"datamatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "address", b"address", "datamatch", b"datamatch", "doorbell", b"doorbell", "length", b"length", "space", b"space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__datamatch: _TypeAlias = _typing.Literal["datamatch"]  # noqa: Y015
+    _WhichOneofArgType__datamatch: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__datamatch) -> _WhichOneofReturnType__datamatch | None: ...
+
+Global___RegionInfo: _TypeAlias = RegionInfo  # noqa: Y015
 
 @_typing.final
 class AckInterruptRequest(_message.Message):
@@ -2801,6 +3074,9 @@ class Operation(_message.Message):
     HALT_FIELD_NUMBER: _builtins.int
     IRQ_LINES_FIELD_NUMBER: _builtins.int
     IRQFD_FIELD_NUMBER: _builtins.int
+    REGISTER_REGION_FIELD_NUMBER: _builtins.int
+    UNREGISTER_REGION_FIELD_NUMBER: _builtins.int
+    COMPLETE_ACCESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create_vcpu(self) -> Global___CreateVcpuRequest:
         """As CreateVcpu."""
@@ -2917,6 +3193,18 @@ class Operation(_message.Message):
     def irqfd(self) -> Global___IrqfdRequest:
         """KVM_IRQFD: only over the AF_UNIX port, which carries the descriptors with the message. Elsewhere EOPNOTSUPP."""
 
+    @_builtins.property
+    def register_region(self) -> Global___RegisterRegionRequest:
+        """This Session answers for a range of ports or addresses."""
+
+    @_builtins.property
+    def unregister_region(self) -> Global___UnregisterRegionRequest:
+        """The reverse."""
+
+    @_builtins.property
+    def complete_access(self) -> Global___CompleteAccessRequest:
+        """The answer to a RegionAccess."""
+
     def __init__(
         self,
         *,
@@ -2948,12 +3236,15 @@ class Operation(_message.Message):
         halt: Global___HaltRequest | None = ...,
         irq_lines: Global___IrqLinesRequest | None = ...,
         irqfd: Global___IrqfdRequest | None = ...,
+        register_region: Global___RegisterRegionRequest | None = ...,
+        unregister_region: Global___UnregisterRegionRequest | None = ...,
+        complete_access: Global___CompleteAccessRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -2994,6 +3285,9 @@ class OperationResult(_message.Message):
     HALT_FIELD_NUMBER: _builtins.int
     IRQ_LINES_FIELD_NUMBER: _builtins.int
     IRQFD_FIELD_NUMBER: _builtins.int
+    REGISTER_REGION_FIELD_NUMBER: _builtins.int
+    UNREGISTER_REGION_FIELD_NUMBER: _builtins.int
+    COMPLETE_ACCESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -3110,6 +3404,18 @@ class OperationResult(_message.Message):
     def irqfd(self) -> Global___IrqfdResponse:
         """Of irqfd."""
 
+    @_builtins.property
+    def register_region(self) -> Global___RegisterRegionResponse:
+        """Of register_region."""
+
+    @_builtins.property
+    def unregister_region(self) -> Global___UnregisterRegionResponse:
+        """Of unregister_region."""
+
+    @_builtins.property
+    def complete_access(self) -> Global___CompleteAccessResponse:
+        """Of complete_access."""
+
     def __init__(
         self,
         *,
@@ -3142,12 +3448,15 @@ class OperationResult(_message.Message):
         halt: Global___HaltResponse | None = ...,
         irq_lines: Global___IrqLinesResponse | None = ...,
         irqfd: Global___IrqfdResponse | None = ...,
+        register_region: Global___RegisterRegionResponse | None = ...,
+        unregister_region: Global___UnregisterRegionResponse | None = ...,
+        complete_access: Global___CompleteAccessResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -3474,6 +3783,9 @@ class Event(_message.Message):
     GSI_MASKED_FIELD_NUMBER: _builtins.int
     GSI_RESAMPLED_FIELD_NUMBER: _builtins.int
     IOAPIC_EOI_FIELD_NUMBER: _builtins.int
+    REGION_ACCESS_FIELD_NUMBER: _builtins.int
+    DOORBELL_FIELD_NUMBER: _builtins.int
+    REGIONS_LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def interrupt_pending(self) -> Global___InterruptPending:
         """A vCPU has an interrupt to take."""
@@ -3502,6 +3814,18 @@ class Event(_message.Message):
     def ioapic_eoi(self) -> Global___IoapicEoi:
         """With a split irqchip: a vCPU ended an interrupt of the VMM's IOAPIC."""
 
+    @_builtins.property
+    def region_access(self) -> Global___RegionAccess:
+        """A vCPU accesses a region of this Session, and waits."""
+
+    @_builtins.property
+    def doorbell(self) -> Global___Doorbell:
+        """A vCPU wrote to a doorbell of this Session."""
+
+    @_builtins.property
+    def regions_lost(self) -> Global___RegionsLost:
+        """This Session did not answer an access in time, and has no regions any more."""
+
     def __init__(
         self,
         *,
@@ -3512,12 +3836,15 @@ class Event(_message.Message):
         gsi_masked: Global___GsiMasked | None = ...,
         gsi_resampled: Global___GsiResampled | None = ...,
         ioapic_eoi: Global___IoapicEoi | None = ...,
+        region_access: Global___RegionAccess | None = ...,
+        doorbell: Global___Doorbell | None = ...,
+        regions_lost: Global___RegionsLost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped", "gsi_acknowledged", "gsi_masked", "gsi_resampled", "ioapic_eoi"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped", "gsi_acknowledged", "gsi_masked", "gsi_resampled", "ioapic_eoi", "region_access", "doorbell", "regions_lost"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -3692,6 +4019,123 @@ class IoapicEoi(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IoapicEoi: _TypeAlias = IoapicEoi  # noqa: Y015
+
+@_typing.final
+class RegionAccess(_message.Message):
+    """RegionAccess is a vCPU's access to a region. It waits for CompleteAccess; those of one vCPU come in the order in which
+    it makes them. Never dropped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    WRITE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    access: _builtins.int
+    """Its number, for CompleteAccess."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    space: Global___AddressSpace.ValueType
+    """Where the address is."""
+    address: _builtins.int
+    """The port or the guest physical address."""
+    size: _builtins.int
+    """Bytes."""
+    write: _builtins.bool
+    """Whether it is a write."""
+    data: _builtins.int
+    """What is written."""
+    def __init__(
+        self,
+        *,
+        access: _builtins.int = ...,
+        vcpu: _builtins.int = ...,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+        size: _builtins.int = ...,
+        write: _builtins.bool = ...,
+        data: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "address", b"address", "data", b"data", "size", b"size", "space", b"space", "vcpu", b"vcpu", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionAccess: _TypeAlias = RegionAccess  # noqa: Y015
+
+@_typing.final
+class Doorbell(_message.Message):
+    """Doorbell is a write to a doorbell, for which no vCPU waits. It comes in order with RegionAccesses. Several of the same
+    write, one behind the other, are told as one while they are unread; of different ones so many are kept as events are
+    queued for a Session, and those that come then are counted as dropped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    space: Global___AddressSpace.ValueType
+    """Where the address is."""
+    address: _builtins.int
+    """The port or the guest physical address."""
+    size: _builtins.int
+    """Bytes."""
+    data: _builtins.int
+    """What was written."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+        size: _builtins.int = ...,
+        data: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "data", b"data", "size", b"size", "space", b"space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Doorbell: _TypeAlias = Doorbell  # noqa: Y015
+
+@_typing.final
+class RegionsLost(_message.Message):
+    """RegionsLost says that the Session was too slow: what it had not answered was completed without it, and all its regions
+    went. It may register them again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    space: Global___AddressSpace.ValueType
+    """Where the address is."""
+    address: _builtins.int
+    """The port or the address of the first access that was not answered."""
+    def __init__(
+        self,
+        *,
+        space: Global___AddressSpace.ValueType = ...,
+        address: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "space", b"space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionsLost: _TypeAlias = RegionsLost  # noqa: Y015
 
 @_typing.final
 class EventsDropped(_message.Message):

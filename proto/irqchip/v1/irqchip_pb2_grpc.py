@@ -538,7 +538,7 @@ class IrqchipServiceServicer:
 
     def Session(self, request_iterator, context):
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+        line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
         seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -21,6 +21,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
   EBUSY      FAILED_PRECONDITION  the vCPU halts already
+  EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
   ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
@@ -187,7 +188,7 @@ class IrqchipServiceStub:
     """
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+    line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
     seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]
@@ -327,7 +328,7 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+    line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
     seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
     """
     Watch: _aio.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]  # type: ignore[assignment]
@@ -698,7 +699,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.SessionResponse], _abc.AsyncIterator[_irqchip_pb2.SessionResponse]]:
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends. The first message opens it, within 30
+        line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
         seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
         """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
@@ -13,15 +14,19 @@ from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.cpu import Signal
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import (
+    Doorbell,
     Event,
     GsiAcknowledged,
     GsiMasked,
     GsiResampled,
     InterruptPending,
     IoapicEoi,
+    RegionAccess,
+    RegionsLost,
     VcpuSignal,
 )
 from irqchipd.vm.machine import Description
+from irqchipd.vm.regions import Access, RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 
 _PIC_FIELDS = I8259.__slots__
@@ -216,6 +221,15 @@ def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltRe
     return pb.HaltResponse(interrupt=interrupt_to(outcome))
 
 
+def answer_to(access: Access, response: Any) -> None:
+    """What became of an access to a region, in the response to it. Raises VmError where the VM is no more."""
+    value, answered = access.result()
+    response.claimed = True
+    response.unanswered = not answered
+    if not access.write:
+        response.data = value
+
+
 def event_to(event: Event, count: int = 1) -> pb.Event:
     """What a Session is told; count is of those that stand for several."""
     match event:
@@ -232,9 +246,36 @@ def event_to(event: Event, count: int = 1) -> pb.Event:
             return pb.Event(gsi_resampled=pb.GsiResampled(gsi=gsi, count=count))
         case IoapicEoi(vcpu, vector):
             return pb.Event(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector))
+        case RegionAccess(access, vcpu, space, address, size, write, value):
+            return pb.Event(
+                region_access=pb.RegionAccess(
+                    access=access,
+                    vcpu=vcpu,
+                    space=pb.AddressSpace.ValueType(space),
+                    address=address,
+                    size=size,
+                    write=write,
+                    data=value,
+                )
+            )
+        case Doorbell(space, address, size, value):
+            where = pb.AddressSpace.ValueType(space)
+            return pb.Event(doorbell=pb.Doorbell(space=where, address=address, size=size, data=value, count=count))
+        case RegionsLost(space, address):
+            return pb.Event(regions_lost=pb.RegionsLost(space=pb.AddressSpace.ValueType(space), address=address))
 
 
 # Descriptions.
+
+
+def _region_to(region: RegionInfo) -> pb.RegionInfo:
+    return pb.RegionInfo(
+        space=pb.AddressSpace.ValueType(region.space),
+        address=region.start,
+        length=region.length,
+        doorbell=region.doorbell,
+        datamatch=region.datamatch,
+    )
 
 
 def vm_to(vm: Description) -> pb.VmInfo:
@@ -247,6 +288,7 @@ def vm_to(vm: Description) -> pb.VmInfo:
             dropped_events=source.dropped_events,
             detached=source.detached,
             resampled_gsis=source.resampled,
+            regions=map(_region_to, source.regions),
         )
         for source in vm.sources
     ]

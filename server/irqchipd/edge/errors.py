@@ -24,6 +24,7 @@ STATUS_CODES = {
     errno.EAGAIN: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBADMSG: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EDEADLK: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.E2BIG: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
@@ -12,6 +12,7 @@ from irqchipd.edge import convert, errors
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
 
@@ -28,8 +29,10 @@ def check_changes(count: int) -> None:
         raise VmError(errno.E2BIG, f"{count} changes; at most {MAX_CHANGES} are allowed")
 
 
-# Executes an IrqfdRequest.
-Irqfd = Callable[[pb.IrqfdRequest], None]
+# Executes an operation that only a Session has: takes the request and the response to fill in.
+Own = Callable[[Any, Any], None]
+# What is yielded between two slices: None, or an access that must be answered before the next.
+Awaited = Access | None
 # An operation fills in its response. source is the Session's line source, or None for the shared one.
 Operation = Callable[[Vm, Any, Any, LineSource | None], None]
 _OPERATIONS: dict[str, Operation] = {}
@@ -80,7 +83,7 @@ def get_gsi_routing(
 
 @_operation
 def pio_read(vm: Vm, request: pb.PioReadRequest, response: pb.PioReadResponse, source: LineSource | None) -> None:
-    value = vm.pio_read(request.vcpu, request.port, request.size)
+    value = vm.pio_read(request.vcpu, request.port, request.size, source)
     if value is not None:
         response.claimed = True
         response.data = value
@@ -88,12 +91,12 @@ def pio_read(vm: Vm, request: pb.PioReadRequest, response: pb.PioReadResponse, s
 
 @_operation
 def pio_write(vm: Vm, request: pb.PioWriteRequest, response: pb.PioWriteResponse, source: LineSource | None) -> None:
-    response.claimed = vm.pio_write(request.vcpu, request.port, request.size, request.data)
+    response.claimed = vm.pio_write(request.vcpu, request.port, request.size, request.data, source)
 
 
 @_operation
 def mmio_read(vm: Vm, request: pb.MmioReadRequest, response: pb.MmioReadResponse, source: LineSource | None) -> None:
-    value = vm.mmio_read(request.vcpu, request.address, request.size)
+    value = vm.mmio_read(request.vcpu, request.address, request.size, source)
     if value is not None:
         response.claimed = True
         response.data = value
@@ -101,7 +104,7 @@ def mmio_read(vm: Vm, request: pb.MmioReadRequest, response: pb.MmioReadResponse
 
 @_operation
 def mmio_write(vm: Vm, request: pb.MmioWriteRequest, response: pb.MmioWriteResponse, source: LineSource | None) -> None:
-    response.claimed = vm.mmio_write(request.vcpu, request.address, request.size, request.data)
+    response.claimed = vm.mmio_write(request.vcpu, request.address, request.size, request.data, source)
 
 
 @_operation
@@ -245,12 +248,12 @@ def misplaced_halt() -> VmError:
 
 
 def execute_batch(
-    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, irqfd: Irqfd
-) -> Generator[None, None, pb.BatchResult]:
+    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, own: Mapping[str, Own]
+) -> Generator[Awaited, None, pb.BatchResult]:
     """Execute a batch in order; every operation has its result or its error, and one too long is refused whole.
 
-    It is done in slices, between which others have their turn. A halt takes its time, so it is left to the caller: see
-    ending_halt. So are irqfds, which need the descriptors that came with the batch.
+    It is done in slices, between which others have their turn; where an access is yielded, go on when it is answered. A
+    halt takes its time, so it is left to the caller: see ending_halt. own has the operations that are the Session's.
     """
     answer = pb.BatchResult(serial=batch.serial)
     count = len(batch.operations)
@@ -281,10 +284,14 @@ def execute_batch(
                     raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
                 room -= STATUS_BYTES * len(request.changes)
                 yield from _irq_lines_in_slices(vm, request, response, source)
-            elif name == "irqfd":
-                irqfd(request)
+            elif name in own:
+                own[name](request, response)
             else:
-                execute(name, vm, request, response, source)
+                try:
+                    execute(name, vm, request, response, source)
+                except Forwarded as forwarded:
+                    yield from answered(forwarded.access)
+                    convert.answer_to(forwarded.access, response)
                 if name in _LARGE:  # which change nothing, so that their results can be dropped
                     size = response.ByteSize()
                     if size > room:
@@ -298,19 +305,25 @@ def execute_batch(
             if room < 0:
                 result.error.message = ""
         if not position % SLICE:
-            yield
+            yield None
     return answer
+
+
+def answered(access: Access) -> Generator[Awaited, None, None]:
+    """Yields an access until it is answered."""
+    while not access.answered:
+        yield access
 
 
 def _irq_lines_in_slices(
     vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource
-) -> Generator[None, None, None]:
+) -> Generator[Awaited, None, None]:
     changes = request.changes
     check_changes(len(changes))
     vm.check_irq_lines(changes, source)
     for start in range(0, len(changes), SLICE):
         if start:
-            yield
+            yield None
         response.statuses.extend(vm.irq_lines(changes[start : start + SLICE], source))
 
 

@@ -15,14 +15,15 @@ from google.protobuf.message_factory import GetMessageClass
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
-from irqchipd.edge.executor import execute
+from irqchipd.edge.executor import Awaited, execute
 from irqchipd.edge.outbound import TraceQueue
-from irqchipd.edge.session import OPENING_PATIENCE, NoIrqfds, Places, Session, following, not_opened, opening
+from irqchipd.edge.session import OPENING_PATIENCE, NoEventfds, Places, Session, following, not_opened, opening
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
 from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.errors import VmError, deleted, invalid
+from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,11 @@ class GrpcService:
                 if daemon_call is not None:
                     daemon_call(request, response)
                 else:
-                    execute(operation, self._registry.get(request.vm), request, response)
+                    try:
+                        execute(operation, self._registry.get(request.vm), request, response)
+                    except Forwarded as forwarded:
+                        await _answered(forwarded.access)
+                        convert.answer_to(forwarded.access, response)
             except Exception as error:
                 await _abort(context, errors.refusal(error))
             return response
@@ -186,7 +191,7 @@ class GrpcService:
         _check_decoded(message)
         opened = opening(message)
         session = Session(
-            self._registry, self._limits, opened, stream.wake, lambda: stream.end(deleted(opened.vm)), NoIrqfds()
+            self._registry, self._limits, opened, stream.wake, lambda: stream.end(deleted(opened.vm)), NoEventfds()
         )
         writing = asyncio.Lock()  # the transport takes one message at a time
 
@@ -293,15 +298,23 @@ def _resolve(future: asyncio.Future[_T], result: _T) -> None:
         future.set_result(result)
 
 
-async def _in_slices(work: Generator[None, None, _T]) -> _T:
+async def _in_slices(work: Generator[Awaited, None, _T]) -> _T:
     """Do some work between whose slices others have their turn."""
     while True:
         try:
-            next(work)
+            access = next(work)
         except StopIteration as done:
             result: _T = done.value
             return result
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if access is None else _answered(access))
+
+
+async def _answered(access: Access) -> None:
+    """Wait until an access is answered."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[None] = loop.create_future()
+    access.when_answered(lambda: _call(loop, _resolve, answered, None))
+    await answered
 
 
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:

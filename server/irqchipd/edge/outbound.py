@@ -7,14 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import event_to
+from irqchipd.edge.records import event_record
 from irqchipd.observe.observer import TRACEPOINTS, Observer
 from irqchipd.vm.errors import invalid
-from irqchipd.vm.events import Event, GsiMasked, GsiResampled, VcpuSignal
+from irqchipd.vm.events import Doorbell, Event, GsiMasked, GsiResampled, RegionAccess, RegionsLost, VcpuSignal
 
 _T = TypeVar("_T")
 
@@ -62,7 +64,12 @@ class EventQueue:
         # They need no bound but the numbers of vCPUs, vectors and GSIs.
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
-        self._signals_turn = False
+        # What happens to regions, in order: with how often, of doorbells, and whether it is told in the short form.
+        self._accesses: deque[_Told] = deque()
+        self._limit = limit
+        self._doorbells = 0
+        self._unheard = 0  # doorbells that found no room
+        self._turn = 0
 
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
@@ -76,24 +83,69 @@ class EventQueue:
                 self._merged[subject] = event, count + (event.count if isinstance(event, GsiResampled) else 1)
         self._wake()
 
-    def __bool__(self) -> bool:
-        return bool(self._merged or self._signals)
+    def put_access(self, event: Event, short: bool = False) -> None:
+        """Queue what happened to a region; short is whether it is told as a record."""
+        with self._lock:
+            accesses = self._accesses
+            if isinstance(event, Doorbell):
+                if accesses and accesses[-1].event == event:
+                    accesses[-1].count += 1
+                elif self._doorbells < self._limit:
+                    self._doorbells += 1
+                    accesses.append(_Told(event, short))
+                else:
+                    self._unheard += 1
+                    self._on_dropped()
+            elif isinstance(event, RegionAccess | RegionsLost):
+                accesses.append(_Told(event, short))
+        self._wake()
 
-    def take(self) -> pb.Event | None:
+    def __bool__(self) -> bool:
+        return bool(self._accesses or self._unheard or self._merged or self._signals)
+
+    def take(self) -> pb.Event | bytes | None:
         """The next message for the client, or None."""
         with self._lock:
-            # The two kinds take turns: neither waits for ever while the other keeps coming.
-            if self._signals and (self._signals_turn or not self._merged):
-                self._signals_turn = False
-                signal = self._signals.take()
-            elif self._merged:
-                self._signals_turn = True
-                return event_to(*self._merged.pop(next(iter(self._merged))))
-            else:
-                return None
-        if isinstance(signal, int):
-            return pb.Event(events_dropped=pb.EventsDropped(count=signal))
-        return event_to(signal)
+            # The three kinds take turns: none waits for ever while others keep coming.
+            for kind in (self._turn, self._turn + 1, self._turn + 2):
+                taken = _KINDS[kind % 3](self)
+                if taken is not None:
+                    self._turn = (kind + 1) % 3
+                    return taken
+        return None
+
+    def _take_access(self) -> pb.Event | bytes | None:
+        if self._unheard and not self._doorbells:  # they came behind all others
+            unheard, self._unheard = self._unheard, 0
+            return pb.Event(events_dropped=pb.EventsDropped(count=unheard))
+        if not self._accesses:
+            return None
+        told = self._accesses.popleft()
+        event = told.event
+        if isinstance(event, Doorbell):
+            self._doorbells -= 1
+        if told.short and isinstance(event, Doorbell | RegionAccess):
+            return event_record(event, told.count)
+        return event_to(event, told.count)
+
+    def _take_signal(self) -> pb.Event | None:
+        if not self._signals:
+            return None
+        signal = self._signals.take()
+        return pb.Event(events_dropped=pb.EventsDropped(count=signal)) if isinstance(signal, int) else event_to(signal)
+
+    def _take_merged(self) -> pb.Event | None:
+        return event_to(*self._merged.pop(next(iter(self._merged)))) if self._merged else None
+
+
+@dataclass(slots=True)
+class _Told:
+    event: Event
+    short: bool
+    count: int = 1
+
+
+_KINDS = (EventQueue._take_access, EventQueue._take_merged, EventQueue._take_signal)
 
 
 def _subject(event: Event) -> object:

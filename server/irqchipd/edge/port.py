@@ -26,12 +26,14 @@ from irqchip.port import MESSAGE_BYTES, Patience
 from irqchip.records import HEADER, SINGLE
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
-from irqchipd.edge.irqfds import EventfdsInUse, SessionIrqfds
-from irqchipd.edge.records import HALT
+from irqchipd.edge.eventfds import EventfdsInUse, SessionEventfds
+from irqchipd.edge.executor import Awaited
+from irqchipd.edge.records import SINGLES, finish_single
 from irqchipd.edge.session import OPENING_PATIENCE, Places, Session, following, not_opened, opening
 from irqchipd.limits import Limits
 from irqchipd.listen import claimed_socket
 from irqchipd.vm.errors import VmError, deleted
+from irqchipd.vm.regions import Forwarded
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize)
 _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
-Work = Generator[None, None, pb.SessionResponse | bytes | None]
+Work = Generator[Awaited, None, pb.SessionResponse | bytes | None]
 
 
 class Port:
@@ -73,18 +75,19 @@ class Port:
         with claimed_socket(path):
             self._listener.bind(str(path))
         self._listener.listen(socket.SOMAXCONN)
-        self._stop_asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Written by other threads, to have this one look at the backlog, or stop.
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
-        self.watch(self._stop_asked, lambda _: None)
+        self.watch(self._woken, lambda _: None, _EVENTFD)
         self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
         self._stopping.set()
-        os.eventfd_write(self._stop_asked, 1)
+        os.eventfd_write(self._woken, 1)
         self._thread.join(1.0)
-        os.close(self._stop_asked)
+        os.close(self._woken)
         self.path.unlink(missing_ok=True)
 
     # Descriptors that are watched.
@@ -190,8 +193,11 @@ class Port:
         self.watch(client.fileno(), connection.ready)
 
     def leave_unfinished(self, connection: _Connection) -> None:
-        """A connection has more work to do, when it is its turn."""
+        """A connection has more work to do, when it is its turn; from any thread."""
         self._backlog.append(connection)
+        if threading.current_thread() is not self._thread:
+            with suppress(OSError):  # it has stopped
+                os.eventfd_write(self._woken, 1)
 
     def close(self, connection: _Connection) -> None:
         """A connection is at its end; the client finds the end when its levels have dropped and its place is free."""
@@ -216,7 +222,9 @@ class _Connection:
         self._limits = port.limits
         self._client = client
         self.descriptor = client.fileno()
-        self._irqfds = SessionIrqfds(port.in_use, lambda fd, handler: port.watch(fd, handler, _EVENTFD), port.unwatch)
+        self._eventfds = SessionEventfds(
+            port.in_use, lambda fd, handler: port.watch(fd, handler, _EVENTFD), port.unwatch
+        )
         self._receive: Callable[[int], bytes] = client.recv  # which drops descriptors
         self._session: Session | None = None
         # Held by who executes or sends; and whether there may be more to tell since that looked.
@@ -244,9 +252,13 @@ class _Connection:
         except OSError:
             data = b""
         session = self._session
-        if len(data) == SINGLE.size and not data[0] and data[HEADER.size] != HALT and session is not None:
-            with self._busy:
-                self._send(session.execute_single(data))
+        if len(data) == SINGLE.size and not data[0] and data[HEADER.size] in SINGLES and session is not None:
+            try:
+                with self._busy:
+                    self._send(session.execute_single(data))
+            except Forwarded as forwarded:
+                self._begin(finish_single(data, forwarded.access))
+                return
             if self._more:
                 self._tell()
         elif not data:
@@ -267,13 +279,13 @@ class _Connection:
     def _receive_descriptors(self, length: int) -> bytes:
         """As recv, of the packet that descriptors come with."""
         self._receive = self._client.recv
-        self._irqfds.discard()  # what came with a message that was no batch
+        self._eventfds.discard()  # what came with a message that was no batch
         data, ancillary, _flags, _address = self._client.recvmsg(length, _ANCILLARY)
         for level, kind, numbers in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors = array("i")
                 descriptors.frombytes(numbers[: len(numbers) - len(numbers) % descriptors.itemsize])
-                self._irqfds.descriptors.extend(descriptors)
+                self._eventfds.descriptors.extend(descriptors)
         return data
 
     def _received(self, data: bytes) -> None:
@@ -302,7 +314,7 @@ class _Connection:
                 request,
                 self._tell,
                 lambda: self.end(deleted(request.vm)),
-                self._irqfds,
+                self._eventfds,
             )
             self._send(pb.SessionResponse(opened=self._session.opened()).SerializeToString())
         self._tell()
@@ -317,9 +329,10 @@ class _Connection:
         """Do another slice of the batch."""
         if self._work is None or self._session is None:  # it has ended in between
             return
+        awaited: Awaited = None
         with self._busy:
             try:
-                next(self._work)
+                awaited = next(self._work)
             except StopIteration as done:
                 self._work = None
                 answer = done.value
@@ -330,9 +343,14 @@ class _Connection:
                 self.end(errors.refusal(error))
             self._wait_for_it()
         if self._work is not None:
-            self._port.leave_unfinished(self)
+            if self._more:  # an access of its own may take a while
+                self._tell()
+            if awaited is None:
+                self._port.leave_unfinished(self)
+            else:
+                awaited.when_answered(lambda: self._port.leave_unfinished(self))
             return
-        self._irqfds.discard()
+        self._eventfds.discard()
         if self._more:
             self._tell()
 
@@ -340,7 +358,8 @@ class _Connection:
 
     def _wait_for_it(self) -> None:
         """Wait for what it can go on with; who calls this is busy."""
-        events = select.EPOLLOUT if self._unsent else 0 if self._work is not None else _READ
+        # While it works, that the client has gone is told once, and not over and over.
+        events = select.EPOLLOUT if self._unsent else select.EPOLLONESHOT if self._work is not None else _READ
         if events != self._awaited:
             self._awaited = events
             self._port.watch_for(self.descriptor, events)
@@ -392,7 +411,7 @@ class _Connection:
         with self._busy:
             session, self._session = self._session, None
             self._work = None
-            self._irqfds.close()
+            self._eventfds.close()
             if session is not None:
                 session.close()
 

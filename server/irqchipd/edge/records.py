@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 
 from irqchip.records import (
+    ACCESS,
     CLAIMED,
+    DOORBELL,
     ERROR,
+    EVENT,
     FAULT,
     HEADER,
     INTERRUPT,
@@ -18,22 +21,27 @@ from irqchip.records import (
     SINGLE,
     SINGLE_RESULT,
     TIMEOUT,
+    UNANSWERED,
 )
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert, errors
-from irqchipd.edge.executor import SLICE, check_count, interrupt_sources, misplaced_halt
+from irqchipd.edge.executor import SLICE, Awaited, answered, check_count, interrupt_sources, misplaced_halt
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Outcome, Signal
 from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import Doorbell, RegionAccess
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Access, Forwarded, Space
 from irqchipd.vm.sources import LineSource
 
-HALT = NUMBERS["halt"]
+HALT, REGISTER_REGION = NUMBERS["halt"], NUMBERS["register_region"]
 Fields = tuple[int, int, int]  # of a result: what became of it, status, value
 
 _NOTHING: Fields = (0, 0, 0)
 _TAKEN: Fields = (CLAIMED, 0, 0)
+_READS: dict[int, int] = {Space.PIO: NUMBERS["pio_read"], Space.MMIO: NUMBERS["mmio_read"]}
+_WRITES: dict[int, int] = {Space.PIO: NUMBERS["pio_write"], Space.MMIO: NUMBERS["mmio_write"]}
 _SOURCES = (int(pb.INTERRUPT_SOURCE_LAPIC), int(pb.INTERRUPT_SOURCE_PIC))  # by whether the PIC gave it
 
 # Of the VM and the source: size, index, address, value. See irqchip/records.py.
@@ -49,21 +57,21 @@ def _signal_msi(vm: Vm, source: LineSource, size: int, flags: int, address: int,
 
 
 def _pio_read(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
-    value = vm.pio_read(vcpu, port, size)
+    value = vm.pio_read(vcpu, port, size, source)
     return _NOTHING if value is None else (CLAIMED, 0, value)
 
 
 def _pio_write(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
-    return _TAKEN if vm.pio_write(vcpu, port, size, data) else _NOTHING
+    return _TAKEN if vm.pio_write(vcpu, port, size, data, source) else _NOTHING
 
 
 def _mmio_read(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
-    value = vm.mmio_read(vcpu, address, size)
+    value = vm.mmio_read(vcpu, address, size, source)
     return _NOTHING if value is None else (CLAIMED, 0, value)
 
 
 def _mmio_write(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
-    return _TAKEN if vm.mmio_write(vcpu, address, size, data) else _NOTHING
+    return _TAKEN if vm.mmio_write(vcpu, address, size, data, source) else _NOTHING
 
 
 def _ack_interrupt(vm: Vm, source: LineSource, asked: int, vcpu: int, address: int, data: int) -> Fields:
@@ -86,6 +94,10 @@ def _msr_write(vm: Vm, source: LineSource, size: int, vcpu: int, msr: int, data:
     return (CLAIMED | FAULT, 0, 0) if result == lapic.FAULT else _TAKEN
 
 
+def _complete_access(vm: Vm, source: LineSource, size: int, index: int, access: int, data: int) -> Fields:
+    return _TAKEN if vm.complete_access(source, access, data) else _NOTHING
+
+
 def _halt(vm: Vm, source: LineSource, masked: int, vcpu: int, address: int, timeout: int) -> Fields:
     raise misplaced_halt()
 
@@ -100,8 +112,14 @@ _OPERATIONS: dict[int, Operation] = {
     NUMBERS["ack_interrupt"]: _ack_interrupt,
     NUMBERS["msr_read"]: _msr_read,
     NUMBERS["msr_write"]: _msr_write,
+    NUMBERS["complete_access"]: _complete_access,
     HALT: _halt,
 }
+# What is executed at once, where it is alone in its packet.
+SINGLES = frozenset(_OPERATIONS) - {HALT}
+
+# An operation that only a Session has: of size, index, address, value.
+Own = Callable[[int, int, int, int], Fields]
 
 
 def _no_record(number: int) -> VmError:
@@ -109,15 +127,43 @@ def _no_record(number: int) -> VmError:
 
 
 def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
-    """Execute a batch of one record, which is no halt, and return its answer."""
+    """Execute a batch of one record, of SINGLES, and return its answer. Forwarded: see finish_single."""
     _, serial, number, size, index, address, value = SINGLE.unpack(packet)
     try:
         became, status, value = _OPERATIONS[number](vm, source, size, index, address, value)
+    except Forwarded:
+        raise
     except Exception as error:
         answer = RecordsAnswer(serial)
-        answer.refuse(error if number in _OPERATIONS else _no_record(number))
+        answer.refuse(error)
         return answer.message()
     return SINGLE_RESULT.pack(0, serial, number, became, status, value)
+
+
+def finish_single(packet: bytes, access: Access) -> Generator[Awaited, None, bytes]:
+    """What execute_single would have returned, had the access not been forwarded."""
+    yield from answered(access)
+    _, serial, number, *_ = SINGLE.unpack(packet)
+    answer = RecordsAnswer(serial)
+    try:
+        answer.add(number, *_answer(access))
+    except VmError as error:
+        answer.refuse(error)
+    return answer.message()
+
+
+def _answer(access: Access) -> Fields:
+    value, in_time = access.result()
+    return (CLAIMED if in_time else CLAIMED | UNANSWERED), 0, value
+
+
+def event_record(event: RegionAccess | Doorbell, count: int) -> bytes:
+    """What a Session is told of a region that was registered in the short form."""
+    if isinstance(event, Doorbell):
+        number = _WRITES[event.space]
+        return EVENT.pack(0, DOORBELL, count, number, event.size, 0, event.address, event.value)
+    number = (_WRITES if event.write else _READS)[event.space]
+    return EVENT.pack(0, ACCESS, event.access, number, event.size, event.vcpu, event.address, event.value)
 
 
 class RecordsAnswer:
@@ -167,8 +213,10 @@ class RecordsAnswer:
         return self.message()
 
 
-def execute_records(vm: Vm, packet: bytes, source: LineSource, limits: Limits) -> Generator[None, None, RecordsAnswer]:
-    """Execute a batch in the short form, a slice at a time. Its answer has a halt where it ends in one."""
+def execute_records(
+    vm: Vm, packet: bytes, source: LineSource, limits: Limits, own: Mapping[int, Own]
+) -> Generator[Awaited, None, RecordsAnswer]:
+    """Execute a batch in the short form, as execute_batch does. Its answer has a halt where it ends in one."""
     count, rest = divmod(len(packet) - HEADER.size, OPERATION.size)
     if count < 1 or rest:
         raise VmError(errno.EBADMSG, "a batch in the short form has a header of 16 bytes and records of 24")
@@ -182,11 +230,19 @@ def execute_records(vm: Vm, packet: bytes, source: LineSource, limits: Limits) -
             if number == HALT and position == count:
                 answer.halt = pb.HaltRequest(vcpu=index, interrupts_masked=bool(size), timeout_ns=value)
                 break
-            if number not in _OPERATIONS:
+            if number in own:
+                fields = own[number](size, index, address, value)
+            elif number not in _OPERATIONS:
                 raise _no_record(number)
-            answer.add(number, *_OPERATIONS[number](vm, source, size, index, address, value))
+            else:
+                try:
+                    fields = _OPERATIONS[number](vm, source, size, index, address, value)
+                except Forwarded as forwarded:
+                    yield from answered(forwarded.access)
+                    fields = _answer(forwarded.access)
+            answer.add(number, *fields)
         except Exception as error:
             room -= answer.refuse(error, room)
         if not position % SLICE:
-            yield
+            yield None
     return answer

@@ -9,12 +9,14 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Protocol
 
+from irqchip.records import IS_DOORBELL
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.convert import outcome_to
-from irqchipd.edge.executor import ending_halt, execute_batch
+from irqchipd.edge.eventfds import Bell
+from irqchipd.edge.executor import Awaited, Own, ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
-from irqchipd.edge.records import RecordsAnswer, execute_records, execute_single
+from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Halt, Outcome
 from irqchipd.vm.errors import VmError, invalid
@@ -47,19 +49,30 @@ class Places:
             self._taken -= 1
 
 
-class Irqfds(Protocol):
-    """What an edge makes of a Session's IrqfdRequests."""
+class Eventfds(Protocol):
+    """What an edge makes of the eventfds that come with a Session's batches."""
 
     def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
         """See IrqfdRequest."""
 
+    def bell(self) -> Bell:
+        """The next of them, for a doorbell to ring."""
 
-class NoIrqfds:
+
+class NoEventfds:
     """Of an edge that carries no descriptors."""
 
     def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
-        """See Irqfds."""
-        raise VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
+        """See Eventfds."""
+        raise _no_descriptors()
+
+    def bell(self) -> Bell:
+        """See Eventfds."""
+        raise _no_descriptors()
+
+
+def _no_descriptors() -> VmError:
+    return VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
 
 
 class Session:
@@ -76,7 +89,7 @@ class Session:
         request: pb.SessionOpen,
         wake: Callable[[], None],
         on_deleted: Callable[[], None],
-        irqfds: Irqfds,
+        eventfds: Eventfds,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
             raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: at most 64 printable characters")
@@ -86,7 +99,7 @@ class Session:
         self._vm = registry.get(request.vm)
         self._limits = limits
         self._wake = wake
-        self._irqfds = irqfds
+        self._eventfds = eventfds
         self._events = EventQueue(limits.queued_events, wake, self._count_dropped)
         # Halts whose ends the client has not been sent, in their order, and those of them that have ended.
         self._halts: dict[_BatchHalt, None] = {}
@@ -97,7 +110,15 @@ class Session:
         self._source = self._vm.open_source(
             request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
         )
-        # As execute_packed, of a batch of one that is no halt, at once.
+        # The operations that only a Session has.
+        self._own: dict[str, Own] = {
+            "irqfd": lambda request, _: eventfds.execute(self._vm, self._source, request),
+            "register_region": lambda request, _: self._register_region(request),
+            "unregister_region": self._unregister_region,
+            "complete_access": self._complete_access,
+        }
+        self._own_records = {REGISTER_REGION: self._register_in_short_form}
+        # As execute_packed, of a batch of one of records.SINGLES, at once. Forwarded: see records.finish_single.
         self.execute_single = partial(execute_single, self._vm, self._source)
         try:
             self._vm.subscribe(self._vcpus, self._events.put, self._gsis)
@@ -116,7 +137,7 @@ class Session:
             max_message_bytes=self._limits.message_bytes,
         )
 
-    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Generator[None, None, pb.SessionResponse | None]:
+    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Generator[Awaited, None, pb.SessionResponse | None]:
         """Do what a message says, a slice at a time, and return the answer.
 
         None where there is none, or a batch ends in a halt that is under way, whose end take gives with the results.
@@ -124,7 +145,7 @@ class Session:
         if isinstance(message, pb.HaltGivenUp):
             self.give_up(message)
             return None
-        answer = yield from execute_batch(self._vm, message, self._source, self._limits, self._execute_irqfd)
+        answer = yield from execute_batch(self._vm, message, self._source, self._limits, self._own)
         request = ending_halt(message, answer)
         if request is None:
             return pb.SessionResponse(batch_result=answer)
@@ -132,9 +153,9 @@ class Session:
         begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
 
-    def execute_packed(self, packet: bytes) -> Generator[None, None, bytes | None]:
+    def execute_packed(self, packet: bytes) -> Generator[Awaited, None, bytes | None]:
         """As execute, of a batch in the short form (irqchip/records.py)."""
-        answer = yield from execute_records(self._vm, packet, self._source, self._limits)
+        answer = yield from execute_records(self._vm, packet, self._source, self._limits, self._own_records)
         request = answer.halt
         if request is None:
             return answer.message()
@@ -142,8 +163,42 @@ class Session:
         begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
 
-    def _execute_irqfd(self, request: pb.IrqfdRequest) -> None:
-        self._irqfds.execute(self._vm, self._source, request)
+    # Regions.
+
+    def _register_region(self, request: pb.RegisterRegionRequest) -> None:
+        bell = self._eventfds.bell() if request.eventfd else None
+        try:
+            if bell is not None and not request.doorbell:
+                raise invalid("an eventfd is a doorbell's")
+            self._vm.register_region(
+                self._source,
+                request.space,
+                request.address,
+                request.length,
+                self._events.put_access if bell is None else bell.ring,
+                doorbell=request.doorbell,
+                datamatch=request.datamatch if request.HasField("datamatch") else None,
+                removed=None if bell is None else bell.close,
+            )
+        except BaseException:
+            if bell is not None:
+                bell.close()
+            raise
+
+    def _register_in_short_form(self, space: int, _: int, address: int, length: int) -> Fields:
+        doorbell = bool(space & IS_DOORBELL)
+        told = partial(self._events.put_access, short=True)
+        self._vm.register_region(self._source, space & ~IS_DOORBELL, address, length, told, doorbell=doorbell)
+        return 0, 0, 0
+
+    def _unregister_region(self, request: pb.UnregisterRegionRequest, _: object) -> None:
+        datamatch = request.datamatch if request.HasField("datamatch") else None
+        self._vm.unregister_region(self._source, request.space, request.address, datamatch)
+
+    def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
+        response.completed = self._vm.complete_access(self._source, request.access, request.data)
+
+    # Halts.
 
     def _begin_halt(self, request: pb.HaltRequest, batch: _BatchHalt) -> bool:
         """Begin the halt that a batch ends in; False where it is refused, which is its outcome."""
@@ -185,7 +240,7 @@ class Session:
             self._sending = self._ended.popleft()
             return self._sending.result()
         event = self._events.take() if self._events else None
-        return None if event is None else pb.SessionResponse(event=event)
+        return pb.SessionResponse(event=event) if isinstance(event, pb.Event) else event
 
     def close(self) -> None:
         """The Session is over: its halts have not been, and its levels drop."""

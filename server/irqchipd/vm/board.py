@@ -20,6 +20,7 @@ from irqchipd.vm.clock import Alarm, Alarms, Clock
 from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome
 from irqchipd.vm.events import Event, InterruptPending, Listener
 from irqchipd.vm.notices import PIT_GSI, Notices
+from irqchipd.vm.regions import Regions
 from irqchipd.vm.routing import (
     DEFAULT_GSI_OF,
     DEFAULT_ROUTES,
@@ -33,7 +34,7 @@ from irqchipd.vm.routing import (
     gsi_of,
     table_of,
 )
-from irqchipd.vm.sources import PIT
+from irqchipd.vm.sources import PIT, LineSource
 
 
 class Board:
@@ -60,6 +61,9 @@ class Board:
         self.routes: Sequence[Route] = ()
         self.gsi_of: dict[int, int] = {}
         self.notices = Notices(self)
+        self.regions = Regions(self)
+        # Called by a clock's thread, which holds no lock, with an owner of regions that may be late with an answer.
+        self.look_at_overdue: Callable[[LineSource], None] = self.regions.look_at_overdue
         self.observer: Observer | None = None
         self.alarms = Alarms()
         self.delayed_eoi = Alarm(1, self._serve_ioapic)
@@ -165,7 +169,11 @@ class Board:
 
     def post(self, listener: Listener, event: Event) -> None:
         """Tell a listener when the lock is free."""
-        self._outbox.append(lambda: listener(event))
+        self.call_later(lambda: listener(event))
+
+    def call_later(self, call: Callable[[], None]) -> None:
+        """Call something when the lock is free."""
+        self._outbox.append(call)
         self.unsettled = True
 
     def tell(self, vcpu: int, event: Event) -> None:
@@ -176,8 +184,7 @@ class Board:
     def finish_halt(self, halt: Halt, outcome: Outcome) -> None:
         """A HLT is over."""
         halt.finish(outcome)
-        self._outbox.append(lambda: halt.done(outcome))
-        self.unsettled = True
+        self.call_later(lambda: halt.done(outcome))
 
     def settle(self) -> None:
         """An operation is done: do what it left, end the HLTs that have something to take, tell of what is pending."""

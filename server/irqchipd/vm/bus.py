@@ -32,6 +32,16 @@ class IoBus:
         self._ends: list[int] = []
         self._devices: list[Device] = []
 
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    def device_at(self, start: int, length: int) -> Device | None:
+        """The device of exactly this range, if there is one."""
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and (self._starts[index], self._ends[index]) == (start, start + length):
+            return self._devices[index]
+        return None
+
     def register(self, start: int, length: int, device: Device) -> None:
         """Claim a range; EEXIST where part of it is claimed."""
         end = start + length

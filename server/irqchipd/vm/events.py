@@ -57,6 +57,47 @@ class IoapicEoi:
     vector: int
 
 
-Event = InterruptPending | VcpuSignal | GsiAcknowledged | GsiMasked | GsiResampled | IoapicEoi
+@dataclass(frozen=True, slots=True)
+class RegionAccess:
+    """A vCPU accesses a region of the listener's, and waits for the answer to this number."""
+
+    access: int
+    vcpu: int
+    space: int
+    address: int
+    size: int
+    write: bool
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A vCPU wrote to a doorbell."""
+
+    space: int
+    address: int
+    size: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionsLost:
+    """The listener did not answer an access in time, and has no regions any more."""
+
+    space: int
+    address: int
+
+
+Event = (
+    InterruptPending
+    | VcpuSignal
+    | GsiAcknowledged
+    | GsiMasked
+    | GsiResampled
+    | IoapicEoi
+    | RegionAccess
+    | Doorbell
+    | RegionsLost
+)
 # Called from any thread, without the VM's lock.
 Listener = Callable[[Event], None]

@@ -125,6 +125,7 @@ class Lines(Turns):
                 for gsi in source.resampled:
                     self._board.notices.stop_resampling(gsi, source)
                 source.resampled.clear()
+                self._board.regions.drop(source)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""

@@ -20,9 +20,11 @@ from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
+from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.lines import Lines
+from irqchipd.vm.regions import ACCESS_NS, RegionInfo
 from irqchipd.vm.routing import MAX_GSIS, ChipId, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
@@ -51,6 +53,7 @@ class SourceInfo:
     dropped_events: int
     detached: bool
     resampled: list[int] = field(default_factory=list)
+    regions: list[RegionInfo] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,19 @@ class Description:
     tsc_khz: int
 
 
-class Vm(Vcpus, Lines):
+class Vm(Accesses, Vcpus, Lines):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
-    def __init__(self, name: str, max_vcpus: int = MAX_VCPUS, clock: Clock | None = None, tsc_khz: int = KHZ) -> None:
+    def __init__(
+        self,
+        name: str,
+        max_vcpus: int = MAX_VCPUS,
+        clock: Clock | None = None,
+        tsc_khz: int = KHZ,
+        access_ns: int = ACCESS_NS,
+    ) -> None:
         super().__init__(name, clock, tsc_khz)
+        self._board.regions.access_ns = access_ns
         self._max_vcpus = max_vcpus
         self._observers: dict[Observer, Callable[[], None] | None] = {}
 
@@ -137,6 +148,7 @@ class Vm(Vcpus, Lines):
             for cpu in self._board.cpus:
                 if cpu.halt is not None:
                     self._board.finish_halt(cpu.halt, gone)
+            self._board.regions.end(gone)
             self._deleted = True
             self._board.unsettled = True  # its clock need not wake it any more
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
@@ -251,11 +263,11 @@ class Vm(Vcpus, Lines):
             )
 
     @classmethod
-    def restored(cls, name: str, max_vcpus: int, state: VmState) -> Self:
+    def restored(cls, name: str, max_vcpus: int, state: VmState, access_ns: int = ACCESS_NS) -> Self:
         """A VM from what was saved of one: EINVAL where none can have had this state. Its clock goes on from there."""
         saving.check_state(state, max_vcpus)
         virtual = state.clock == CLOCK_VIRTUAL
-        vm = cls(name, max_vcpus, (VirtualClock if virtual else RealClock)(state.now_ns), state.tsc_khz)
+        vm = cls(name, max_vcpus, (VirtualClock if virtual else RealClock)(state.now_ns), state.tsc_khz, access_ns)
         vm._shared_source.asserted.update(state.asserted_gsis)
         for saved in state.sources:
             source = vm._sources[saved.source] = LineSource(saved.source, saved.client)
@@ -287,6 +299,7 @@ class Vm(Vcpus, Lines):
                         source.dropped_events,
                         source.detached,
                         sorted(source.resampled),
+                        [region.info() for region in board.regions.owned_by(source)],
                     )
                     for source in self._sources.values()
                 ],

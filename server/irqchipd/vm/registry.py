@@ -11,6 +11,7 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import VmState
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -19,9 +20,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Registry:
     """Makes, finds and deletes VMs; from any thread."""
 
-    def __init__(self, max_vms: int, max_vcpus: int = MAX_VCPUS) -> None:
+    def __init__(self, max_vms: int, max_vcpus: int = MAX_VCPUS, access_ns: int = ACCESS_NS) -> None:
         self._max_vms = max_vms
         self._max_vcpus = max_vcpus
+        self._access_ns = access_ns
         self._lock = threading.Lock()
         self._vms: dict[str, Vm] = {}
         self._last_number = 0
@@ -32,11 +34,11 @@ class Registry:
         virtual is whether its clock is; a TSC of 0 kHz has the usual frequency.
         """
         clock = VirtualClock() if virtual else RealClock()
-        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ))
+        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ, self._access_ns))
 
     def restore(self, name: str, state: VmState) -> Vm:
         """A VM from what was saved of one; as create, and EINVAL for a state that none can have had."""
-        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state))
+        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns))
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
         if name and not _NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""What a vCPU does: it accesses devices, and takes what interrupts it."""
+"""What a vCPU does beside its accesses: its registers, and what interrupts it."""
 
 from __future__ import annotations
 
@@ -15,74 +15,9 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
 from irqchipd.vm.turns import Turns
 
-MAX_PORT = 0xFFFF
-MAX_ADDRESS = (1 << 64) - 1
-PIO_SIZES = (1, 2, 4)
-MMIO_SIZES = (1, 2, 4, 8)
-
 
 class Vcpus(Turns):
     """The operations of a VM's vCPUs, and what is told of them."""
-
-    # Guest accesses. A result of None, or False, is an address that nothing claims.
-
-    def pio_read(self, vcpu: int, port: int, size: int) -> int | None:
-        """A vCPU's IN of 1, 2 or 4 bytes."""
-        with self._turn:
-            if size not in PIO_SIZES or port > MAX_PORT:
-                raise _bad_access(PIO_SIZES, MAX_PORT, size, port)
-            self._enter(vcpu)
-            board = self._board
-            device = board.pio.find(port, size)
-            if device is None:
-                return None
-            value = device.read(port, size)
-            if board.observer is not None:
-                board.observer.kvm_pio(False, port, size, value)
-            return value
-
-    def pio_write(self, vcpu: int, port: int, size: int, value: int) -> bool:
-        """A vCPU's OUT of 1, 2 or 4 bytes."""
-        with self._turn:
-            if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
-                raise _bad_access(PIO_SIZES, MAX_PORT, size, port, value)
-            self._enter(vcpu)
-            board = self._board
-            device = board.pio.find(port, size)
-            if device is None:
-                return False
-            if board.observer is not None:
-                board.observer.kvm_pio(True, port, size, value)
-            device.write(port, size, value)
-            return True
-
-    def mmio_read(self, vcpu: int, address: int, size: int) -> int | None:
-        """A vCPU's load of 1, 2, 4 or 8 bytes."""
-        with self._turn:
-            if size not in MMIO_SIZES or address > MAX_ADDRESS:
-                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address)
-            board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
-            if device is None:
-                return None
-            value = device.read(address, size)
-            if board.observer is not None:
-                board.observer.kvm_mmio(False, address, size, value)
-            return value
-
-    def mmio_write(self, vcpu: int, address: int, size: int, value: int) -> bool:
-        """A vCPU's store of 1, 2, 4 or 8 bytes."""
-        with self._turn:
-            if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
-                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
-            board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
-            if device is None:
-                return False
-            if board.observer is not None:
-                board.observer.kvm_mmio(True, address, size, value)
-            device.write(address, size, value)
-            return True
 
     def msr_read(self, vcpu: int, msr: int) -> int | None:
         """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
@@ -222,12 +157,3 @@ class Vcpus(Turns):
                     cpu.watchers -= 1
             for gsi in gsis:
                 board.notices.unsubscribe(gsi, listener)
-
-
-def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
-    """What is wrong with an access."""
-    if size not in sizes:
-        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
-    if address > limit:
-        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
-    return invalid(f"value {value:#x} does not fit into {size} bytes")

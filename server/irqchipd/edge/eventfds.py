@@ -1,4 +1,4 @@
-"""irqfds: eventfds that interrupt. KVM: virt/kvm/eventfd.c."""
+"""eventfds that interrupt, irqfds, and those that doorbells ring. KVM: virt/kvm/eventfd.c."""
 
 from __future__ import annotations
 
@@ -32,26 +32,68 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
 
 
 class EventfdsInUse:
-    """Which eventfds are irqfds, of all VMs and Sessions; from any thread."""
+    """Which eventfds the daemon holds, of all VMs and Sessions; from any thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._identities: set[int] = set()
+        self._identities: set[object] = set()
 
-    def add(self, identity: int) -> None:
-        """One more: EBUSY where it is one, ENOSPC at the limit."""
+    def add(self, identity: object) -> None:
+        """One more: EBUSY where it is an irqfd already, ENOSPC at the limit."""
         with self._lock:
             if identity in self._identities:
                 raise VmError(errno.EBUSY, "the eventfd is an irqfd already")
             if len(self._identities) >= self._most:
-                raise VmError(errno.ENOSPC, f"there are {self._most} irqfds, the most that this daemon allows")
+                raise VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
             self._identities.add(identity)
 
-    def remove(self, identity: int) -> None:
+    def remove(self, identity: object) -> None:
         """One less."""
         with self._lock:
             self._identities.discard(identity)
+
+
+class _Signalled:
+    """An eventfd that is written, from any thread. It owns its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        self._lock = threading.Lock()  # a write may come while it is closed
+
+    def signal(self) -> None:
+        """Add 1. The kernel's eventfd_signal does not wait either, where the counter is full."""
+        poll = select.poll()
+        with self._lock:
+            if self._descriptor is not None:
+                poll.register(self._descriptor, select.POLLOUT)
+                if poll.poll(0):
+                    os.write(self._descriptor, _ONE)
+
+    def close(self) -> None:
+        """Let go of it."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+class Bell:
+    """An eventfd that a doorbell rings. KVM: eventfd.c ioeventfd_write."""
+
+    def __init__(self, in_use: EventfdsInUse, descriptor: int) -> None:
+        in_use.add(self)
+        self._in_use = in_use
+        self._eventfd = _Signalled(descriptor)
+
+    def ring(self, _: Event) -> None:
+        """There was a write."""
+        self._eventfd.signal()
+
+    def close(self) -> None:
+        """The doorbell is no more."""
+        self._eventfd.close()
+        self._in_use.remove(self)
 
 
 class _Assigned:
@@ -61,30 +103,21 @@ class _Assigned:
         self.vm = vm
         self.gsi = gsi
         self.eventfd = eventfd
-        self.resamplefd = resamplefd
+        self._resamplefd = None if resamplefd is None else _Signalled(resamplefd)
         self.irqfd: Irqfd | None = None
         # Its counter when it was assigned, which KVM leaves, until there is a write.
         self.untouched = 0
-        self._lock = threading.Lock()  # of the descriptors: an acknowledgement may come while they are closed
 
     def resampled(self, _: Event) -> None:
         """Its interrupt was acknowledged; from any thread."""
-        poll = select.poll()
-        with self._lock:
-            if self.resamplefd is None:
-                return
-            poll.register(self.resamplefd, select.POLLOUT)
-            # The kernel's eventfd_signal does not wait either, where the counter is full.
-            if poll.poll(0):
-                os.write(self.resamplefd, _ONE)
+        if self._resamplefd is not None:
+            self._resamplefd.signal()
 
     def close(self) -> None:
         """Let go of the descriptors."""
-        with self._lock:
-            os.close(self.eventfd)
-            if self.resamplefd is not None:
-                os.close(self.resamplefd)
-                self.resamplefd = None
+        os.close(self.eventfd)
+        if self._resamplefd is not None:
+            self._resamplefd.close()
 
     def written(self, _: int) -> None:
         """There was a write, or it was just assigned."""
@@ -98,7 +131,7 @@ class _Assigned:
             self.vm.trigger(self.irqfd)
 
 
-class SessionIrqfds:
+class SessionEventfds:
     """One Session's. Its descriptors are watched by watch, and no more after unwatch."""
 
     def __init__(
@@ -132,9 +165,19 @@ class SessionIrqfds:
         if irqfd.untouched and irqfd.irqfd is not None:
             vm.trigger(irqfd.irqfd)
 
+    def bell(self) -> Bell:
+        """The next descriptor, for a doorbell. EBADF where there is none, EINVAL where it is no eventfd, ENOSPC."""
+        descriptor = self._take()
+        try:
+            _eventfd(descriptor)
+            return Bell(self._in_use, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
     def _take(self) -> int:
         if not self.descriptors:
-            raise VmError(errno.EBADF, "no descriptor came with the message for this irqfd")
+            raise VmError(errno.EBADF, "no descriptor came with the message for this operation")
         return self.descriptors.pop(0)
 
     def _assign(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest, taken: list[int]) -> _Assigned:

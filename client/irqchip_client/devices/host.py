@@ -1,0 +1,249 @@
+"""Who runs device models: in a process of their own, through a Session, or within a VMM's."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from irqchip_client import ops
+from irqchip_client._errors import IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
+from irqchip_client._events import Event, RegionAccess, RegionsLost
+from irqchip_client._model import Space
+from irqchip_client._sync.client import Vm, connect
+from irqchip_client._sync.session import Session
+
+from .device import Device, DeviceRegion, OutputLine
+from .reactor import Reactor
+
+log = logging.getLogger("irqchip_client.devices")
+
+
+class _Host:
+    """Devices, called by one thread at a time; what their lines do in a turn is told at its end, in order."""
+
+    def __init__(self, session: Session, devices: Iterable[Device]) -> None:
+        self.devices = list(devices)
+        self.session = session
+        self.failure: BaseException | None = None
+        self._lock = threading.RLock()
+        self._changes: list[ops.Call[Any]] = []
+        self._reactor = Reactor(self.turn, self._fail)
+        self.arm = self._reactor.arm
+        self.watch = self._reactor.watch
+        self.now = time.monotonic
+
+    def start(self) -> None:
+        """Run them: their lines have the levels that they drive, and they are told."""
+        lines = [line for device in self.devices for line in device.lines]
+        for device in self.devices:
+            device.host = self
+        self.session.run([ops.irq_line(line.gsi, line.level) for line in lines])  # NotReady without an irqchip
+        with self.turn():
+            for device in self.devices:
+                device.started()
+        self._reactor.start()
+
+    def stop(self) -> None:
+        """They are called no more."""
+        self._reactor.stop()
+
+    @contextmanager
+    def turn(self) -> Generator[None, None, None]:
+        """While a device is called."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                changes, self._changes = self._changes, []
+                if changes:
+                    self.tell(changes)
+
+    def drive(self, line: OutputLine) -> None:
+        """See Host."""
+        self._changes.append(ops.irq_line(line.gsi, line.level))
+
+    def tell(self, changes: list[ops.Call[Any]]) -> None:
+        """What lines did in a turn."""
+        raise NotImplementedError
+
+    def _fail(self, error: BaseException) -> None:
+        """A device raised an exception in a timer, or a descriptor's callback."""
+        self.failure = error
+        self.session.close()
+
+
+class RemoteHost(_Host):
+    """Runs a device for a VM whose vCPUs are other processes'."""
+
+    def start(self) -> None:
+        """Claim its regions and run it. AlreadyExists where they are claimed."""
+        self._claim()
+        super().start()
+
+    def _claim(self) -> None:
+        for device in self.devices:
+            for region in device.regions:
+                self.session.register_region(region.space, region.start, region.length)
+
+    def tell(self, changes: list[ops.Call[Any]]) -> None:
+        """See _Host. Nobody waits for the results."""
+        with suppress(SessionClosed):  # as serve() finds out
+            self.session._post(changes)
+
+    def serve(self) -> None:
+        """Answer accesses. Raises SessionClosed at the Session's end, or what the device raised."""
+        try:
+            while True:
+                self.serve_one(self.session.next_event())
+        except SessionClosed:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+
+    def serve_one(self, event: Event) -> None:
+        """What happened."""
+        match event:
+            case RegionAccess():
+                with self.turn():
+                    value = 0
+                    try:
+                        value = self._access(event)
+                    finally:
+                        self._changes.append(ops.complete_access(event.access, value))
+            case RegionsLost(space, address):
+                log.warning(
+                    "too slow to answer an access to %s %#x in time: claiming the regions again", space.name, address
+                )
+                self._claim()
+            case _:
+                pass
+
+    def _access(self, access: RegionAccess) -> int:
+        region = _find(self.devices, access.space, access.address, access.size)
+        if region is None:  # it is claimed for us, so this is not to be
+            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
+        if access.write:
+            region.do_write(access.address, access.data, access.size)
+            return 0
+        return region.do_read(access.address, access.size) & (1 << 8 * access.size) - 1
+
+
+class LocalHost(_Host):
+    """Runs devices within a VMM, whose vCPUs find them before they ask the daemon: see vmm.accesses.LocalDevices."""
+
+    def tell(self, changes: list[ops.Call[Any]]) -> None:
+        """See _Host. When the access is done, the lines have their levels."""
+        with suppress(SessionClosed):
+            self.session.run(changes, return_errors=True)
+
+    def pio_read(self, port: int, size: int) -> int | None:
+        """See LocalDevices."""
+        return self._read(Space.PIO, port, size)
+
+    def pio_write(self, port: int, value: int, size: int) -> bool:
+        """See LocalDevices."""
+        return self._write(Space.PIO, port, value, size)
+
+    def mmio_read(self, address: int, size: int) -> int | None:
+        """See LocalDevices."""
+        return self._read(Space.MMIO, address, size)
+
+    def mmio_write(self, address: int, value: int, size: int) -> bool:
+        """See LocalDevices."""
+        return self._write(Space.MMIO, address, value, size)
+
+    def _read(self, space: Space, address: int, size: int) -> int | None:
+        region = _find(self.devices, space, address, size)
+        if region is None:
+            return None
+        with self.turn():
+            return region.do_read(address, size) & (1 << 8 * size) - 1
+
+    def _write(self, space: Space, address: int, value: int, size: int) -> bool:
+        region = _find(self.devices, space, address, size)
+        if region is None:
+            return False
+        with self.turn():
+            region.do_write(address, value, size)
+        return True
+
+
+def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> DeviceRegion | None:
+    for device in devices:
+        for region in device.regions:
+            if region.space == space and region.start <= address and address + size <= region.start + region.length:
+                return region
+    return None
+
+
+def run_device(device: Device, vm: str, *, target: str | None = None, patience: float = 30.0) -> None:
+    """Runs a device in this process, for the VM of this name, until SIGTERM or SIGINT.
+
+    target    the daemon's address; by default as connect() finds it
+    patience  seconds to wait for a daemon, and for the VM to be there with its irqchip
+
+    Raises SessionClosed where the VM is deleted or the daemon stops; AlreadyExists where something claims its ports or
+    addresses; NotFound or Unavailable when the patience is over; and whatever the device raises.
+    """
+    with _stopped_by_signals(), connect(target) as client:
+        machine = _wait_for(lambda: client.vm(vm), patience)
+        with machine.session(device.name) as session:
+            host = RemoteHost(session, [device])
+            try:
+                host.start()
+                log.info("%s: %s", device.name, describe(device))
+                host.serve()
+            finally:
+                host.stop()
+
+
+def describe(device: Device) -> str:
+    """Its regions and lines, for people to read."""
+    regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
+    return ", ".join(regions + [f"GSI {line.gsi}" for line in device.lines])
+
+
+def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
+    deadline = time.monotonic() + patience
+    while True:
+        vm = find()
+        try:
+            if vm.info().irqchip:
+                return vm
+            missing: IrqchipError = NotFound(errno.ENOENT, f"VM {vm.name!r} has no irqchip")
+        except (NotFound, Unavailable, TimedOut) as error:
+            missing = error
+        if time.monotonic() > deadline:
+            raise missing
+        time.sleep(0.05)
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT."""
+
+
+@contextmanager
+def _stopped_by_signals() -> Generator[None, None, None]:
+    """Ends its body without an error when a signal says stop. Only the main thread can be told."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise _Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _Stopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

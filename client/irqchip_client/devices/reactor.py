@@ -1,0 +1,88 @@
+"""The timers and descriptors of devices: one thread serves them."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+
+from .device import Timer
+
+
+class Reactor:
+    """Calls devices back, each time within `turn`. Whatever a device raises ends it, and is given to `failed`."""
+
+    def __init__(
+        self, turn: Callable[[], AbstractContextManager[None]], failed: Callable[[BaseException], None]
+    ) -> None:
+        self._turn = turn
+        self._failed = failed
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._timers: set[Timer] = set()
+        self._sleeps_until = float("inf")
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="irqchip devices", daemon=True)
+
+    def start(self) -> None:
+        """Begin to call back."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call back no more; from any thread."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    # Within a turn.
+
+    def arm(self, timer: Timer) -> None:
+        """See Host."""
+        if timer.due is None:
+            self._timers.discard(timer)
+            return
+        self._timers.add(timer)
+        if timer.due < self._sleeps_until:
+            os.eventfd_write(self._wake, 1)
+
+    def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
+        """See Host."""
+        with suppress(KeyError):
+            self._selector.unregister(descriptor)
+        if ready is not None:
+            self._selector.register(descriptor, selectors.EVENT_READ, ready)
+        os.eventfd_write(self._wake, 1)
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                with self._turn():
+                    self._expire()
+                    due = min((timer.due for timer in self._timers if timer.due is not None), default=None)
+                    self._sleeps_until = float("inf") if due is None else due
+                for key, _ in self._selector.select(None if due is None else max(due - time.monotonic(), 0)):
+                    if key.data is None:
+                        with suppress(BlockingIOError):
+                            os.eventfd_read(self._wake)
+                    elif not self._stopping:
+                        with self._turn():
+                            if self._selector.get_map().get(key.fd, None) == key:  # still watched
+                                key.data()
+        except BaseException as error:
+            self._failed(error)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        late = [timer for timer in self._timers if timer.due is not None and timer.due <= now]
+        for timer in sorted(late, key=lambda timer: timer.due or 0):
+            if timer.due is not None and timer.due <= now:  # it may have been stopped by one before
+                self._timers.discard(timer)
+                timer.due = None
+                timer.expired()

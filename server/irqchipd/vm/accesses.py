@@ -1,0 +1,146 @@
+"""A vCPU's accesses, and who answers for them: chips, and the owners of regions."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from irqchipd.vm.clock import Clock
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import Listener
+from irqchipd.vm.regions import Region, RegionDevice, Space
+from irqchipd.vm.sources import LineSource
+from irqchipd.vm.turns import Turns
+
+MAX_PORT = 0xFFFF
+MAX_ADDRESS = (1 << 64) - 1
+PIO_SIZES = (1, 2, 4)
+MMIO_SIZES = (1, 2, 4, 8)
+
+
+class Accesses(Turns):
+    """The operations on a VM's buses."""
+
+    def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
+        super().__init__(name, clock, tsc_khz)
+        self._board.look_at_overdue = self._look_at_overdue
+
+    # A result of None, or False, is an address that nothing claims. Of a region Forwarded is raised; EDEADLK where it
+    # is that of the source which the access is made by.
+
+    def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> int | None:
+        """A vCPU's IN of 1, 2 or 4 bytes."""
+        with self._turn:
+            if size not in PIO_SIZES or port > MAX_PORT:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port)
+            self._enter(vcpu)
+            board = self._board
+            device = board.pio.find(port, size)
+            if device is None:
+                return None
+            if isinstance(device, RegionDevice):
+                board.regions.read(device, vcpu, port, size, by)
+                return None
+            value = device.read(port, size)
+            if board.observer is not None:
+                board.observer.kvm_pio(False, port, size, value)
+            return value
+
+    def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> bool:
+        """A vCPU's OUT of 1, 2 or 4 bytes."""
+        with self._turn:
+            if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
+                raise _bad_access(PIO_SIZES, MAX_PORT, size, port, value)
+            self._enter(vcpu)
+            board = self._board
+            device = board.pio.find(port, size)
+            if device is None:
+                return False
+            if isinstance(device, RegionDevice):
+                return board.regions.write(device, vcpu, port, size, value, by)
+            if board.observer is not None:
+                board.observer.kvm_pio(True, port, size, value)
+            device.write(port, size, value)
+            return True
+
+    def mmio_read(self, vcpu: int, address: int, size: int, by: LineSource | None = None) -> int | None:
+        """A vCPU's load of 1, 2, 4 or 8 bytes."""
+        with self._turn:
+            if size not in MMIO_SIZES or address > MAX_ADDRESS:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
+            if device is None:
+                return None
+            if isinstance(device, RegionDevice):
+                board.regions.read(device, vcpu, address, size, by)
+                return None
+            value = device.read(address, size)
+            if board.observer is not None:
+                board.observer.kvm_mmio(False, address, size, value)
+            return value
+
+    def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> bool:
+        """A vCPU's store of 1, 2, 4 or 8 bytes."""
+        with self._turn:
+            if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
+                raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
+            board = self._board
+            device = board.find_mmio(self._enter(vcpu), address, size)
+            if device is None:
+                return False
+            if isinstance(device, RegionDevice):
+                return board.regions.write(device, vcpu, address, size, value, by)
+            if board.observer is not None:
+                board.observer.kvm_mmio(True, address, size, value)
+            device.write(address, size, value)
+            return True
+
+    # Regions.
+
+    def register_region(
+        self,
+        source: LineSource,
+        space: int,
+        start: int,
+        length: int,
+        listener: Listener,
+        *,
+        doorbell: bool = False,
+        datamatch: int | None = None,
+        removed: Callable[[], None] | None = None,
+    ) -> None:
+        """A source answers for a range, or hears its writes: EEXIST where part of it is claimed, EINVAL, ENOSPC.
+
+        listener hears of the accesses; removed is called, from any thread, when the range is given up.
+        """
+        with self._turn:
+            regions = self._board.regions
+            regions.check(space, start, length, doorbell, datamatch)
+            if source.closed:
+                raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
+            regions.register(Region(source, Space(space), start, length, listener, doorbell, datamatch, removed))
+
+    def unregister_region(self, source: LineSource, space: int, start: int, datamatch: int | None = None) -> None:
+        """The reverse; ENOENT where the source has no such range. What is unanswered stays so."""
+        with self._turn:
+            self._board.regions.unregister(source, space, start, datamatch)
+
+    def complete_access(self, source: LineSource, number: int, value: int) -> bool:
+        """An owner's answer to an access; whether it was awaited. EINVAL where the value does not fit."""
+        with self._turn:
+            return self._board.regions.complete(source, number, value)
+
+    def _look_at_overdue(self, source: LineSource) -> None:
+        with suppress(VmError), self._turn:
+            self._board.regions.look_at_overdue(source)
+
+
+def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
+    """What is wrong with an access."""
+    if size not in sizes:
+        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
+    if address > limit:
+        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
+    return invalid(f"value {value:#x} does not fit into {size} bytes")

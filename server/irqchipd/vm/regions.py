@@ -1,0 +1,331 @@
+"""Regions: ranges of an I/O bus that line sources answer for, and doorbells.
+
+KVM: virt/kvm/kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*. Everything of Regions runs under the lock of the VM.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from irqchipd.vm.clock import SCHEDULER, Alarm
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.events import Doorbell, Listener, RegionAccess, RegionsLost
+from irqchipd.vm.sources import LineSource
+
+if TYPE_CHECKING:
+    from irqchipd.vm.board import Board
+    from irqchipd.vm.bus import IoBus
+
+MAX_DEVICES = 1000  # of a bus; KVM: kvm_host.h NR_IOBUS_DEVS
+ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has to answer, of the machine's time
+MAX_WAITING = 1024  # accesses that wait for a region's owner
+MATCHED_LENGTHS = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
+
+
+class Space(IntEnum):
+    """An address space."""
+
+    PIO = 1
+    MMIO = 2
+
+
+LIMITS = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
+
+# What an access's owner says: what is read, 0 of a write; None where it says nothing; an error where the VM is no more.
+Answer = int | VmError | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """What there is to say of a region."""
+
+    space: Space
+    start: int
+    length: int
+    doorbell: bool
+    datamatch: int | None
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    """A range that a source answers for; its listener hears of the accesses, or writes to a doorbell.
+
+    Of a doorbell: datamatch is the only value that rings, if not None; removed is called when it is gone.
+    """
+
+    source: LineSource
+    space: Space
+    start: int
+    length: int
+    listener: Listener
+    doorbell: bool = False
+    datamatch: int | None = None
+    removed: Callable[[], None] | None = None
+    # Its accesses that wait, in their order.
+    waiting: dict[int, Access] = field(default_factory=dict)
+
+    def info(self) -> RegionInfo:
+        """What there is to say of it."""
+        return RegionInfo(self.space, self.start, self.length, self.doorbell, self.datamatch)
+
+
+class Access:
+    """A vCPU's access that waits for its owner."""
+
+    __slots__ = ("_done", "_lock", "address", "answer", "answered", "deadline", "number", "region", "size", "write")
+
+    def __init__(self, number: int, region: Region, address: int, size: int, write: bool, deadline: int) -> None:
+        self.number = number
+        self.region = region
+        self.address = address
+        self.size = size
+        self.write = write
+        self.deadline = deadline
+        self.answered = False
+        self.answer: Answer = None
+        self._done: Callable[[], None] | None = None
+        self._lock = threading.Lock()  # of who waits, which begins without the VM's
+
+    def when_answered(self, done: Callable[[], None]) -> None:
+        """Call done when it is answered: from any thread, and maybe before this returns."""
+        with self._lock:
+            if not self.answered:
+                self._done = done
+                return
+        done()
+
+    def end(self, answer: Answer) -> Callable[[], None]:
+        """It is answered; whom to tell of it, without the VM's lock."""
+        with self._lock:
+            self.answered, self.answer = True, answer
+            return self._done or _nobody
+
+    def result(self) -> tuple[int, bool]:
+        """What was read, 0 of a write, and whether it was answered at all. Raises VmError where the VM is no more."""
+        if isinstance(self.answer, VmError):
+            raise self.answer
+        if self.answer is None:
+            return 0 if self.write else (1 << 8 * self.size) - 1, False
+        return self.answer, True
+
+
+def _nobody() -> None:
+    pass
+
+
+class Forwarded(Exception):  # noqa: N818 - no error: the access is its owner's to answer
+    """An access is not done yet: as BlockingIOError says it of a socket."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
+        self.access = access
+
+
+class RegionDevice:
+    """A range of the bus: one region, or doorbells that differ by their values."""
+
+    __slots__ = ("regions",)
+
+    def __init__(self, region: Region) -> None:
+        self.regions = [region]
+
+    def claims(self, address: int) -> bool:  # noqa: ARG002 - see Device
+        """See Device."""
+        return True
+
+    def read(self, address: int, size: int) -> int:
+        """See Device: never called, as Regions answers."""
+        raise NotImplementedError
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """See read."""
+        raise NotImplementedError
+
+
+class Regions:
+    """A VM's."""
+
+    __slots__ = ("_board", "_last_number", "_overdue", "_owned", "access_ns")
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._last_number = 0
+        self._owned: dict[LineSource, list[Region]] = {}
+        # Of each owner, a look at what it has not answered: not one an access, each of which would wake a thread.
+        self._overdue: dict[LineSource, Alarm] = {}
+        self.access_ns = ACCESS_NS
+
+    def owned_by(self, source: LineSource) -> list[Region]:
+        """Its regions, by space and address."""
+        return sorted(self._owned.get(source, ()), key=lambda region: (region.space, region.start))
+
+    # Registration.
+
+    def check(self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None) -> None:
+        """What is no region is EINVAL."""
+        if space not in set(Space):
+            raise invalid(f"address space {space} is none: 1 ports, 2 memory")
+        limit = LIMITS[Space(space)]
+        if not (0 <= start < limit and 0 < length <= limit - start):
+            raise invalid(f"{length} bytes at {start:#x} are no range: it has 1 or more, within 0 to {limit - 1:#x}")
+        if datamatch is not None:
+            if not doorbell:
+                raise invalid("a value to match is a doorbell's")
+            if length not in MATCHED_LENGTHS or datamatch >> 8 * length:
+                raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
+
+    def register(self, region: Region) -> None:
+        """Claim a range: EEXIST where part of it is claimed, ENOSPC where the bus is full."""
+        bus = self._bus(region.space)
+        beside = bus.device_at(region.start, region.length)
+        if isinstance(beside, RegionDevice) and _differ(region, beside.regions):
+            beside.regions.append(region)
+        else:
+            if len(bus) >= MAX_DEVICES:
+                raise VmError(errno.ENOSPC, f"there are {MAX_DEVICES} devices on the bus, the most that are allowed")
+            bus.register(region.start, region.length, RegionDevice(region))
+        self._owned.setdefault(region.source, []).append(region)
+
+    def unregister(self, source: LineSource, space: int, start: int, datamatch: int | None) -> None:
+        """Give a range up: ENOENT where the source has none there."""
+        for region in self._owned.get(source, ()):
+            if (region.space, region.start, region.datamatch) == (space, start, datamatch):
+                self._remove(region)
+                return
+        what = "region" if datamatch is None else f"doorbell of value {datamatch:#x}"
+        raise VmError(errno.ENOENT, f"the Session has no {what} at {start:#x}")
+
+    def drop(self, source: LineSource) -> None:
+        """A source has no regions any more; nothing of them is answered."""
+        for region in list(self._owned.get(source, ())):
+            self._remove(region)
+        alarm = self._overdue.pop(source, None)
+        if alarm is not None:
+            SCHEDULER.set(alarm, None)
+            alarm.forget()
+
+    def end(self, error: VmError) -> None:
+        """The VM is no more."""
+        for source, regions in list(self._owned.items()):
+            for region in regions:
+                self._finish_all(region, error)
+            self.drop(source)
+
+    def _remove(self, region: Region) -> None:
+        bus = self._bus(region.space)
+        device = bus.device_at(region.start, region.length)
+        assert isinstance(device, RegionDevice)
+        device.regions.remove(region)
+        if not device.regions:
+            bus.unregister(region.start)
+        owned = self._owned[region.source]
+        owned.remove(region)
+        if not owned:
+            del self._owned[region.source]
+        self._finish_all(region, None)
+        if region.removed is not None:
+            self._board.call_later(region.removed)
+
+    def _finish_all(self, region: Region, answer: Answer) -> None:
+        while region.waiting:
+            self._finish(region.waiting[next(iter(region.waiting))], answer)
+
+    def _bus(self, space: Space) -> IoBus:
+        return self._board.pio if space is Space.PIO else self._board.mmio
+
+    # Accesses.
+
+    def read(self, device: RegionDevice, vcpu: int, address: int, size: int, by: LineSource | None) -> None:
+        """A vCPU's read: of a doorbell it is unclaimed, else Forwarded is raised."""
+        region = device.regions[0]
+        if not region.doorbell:
+            self._forward(region, vcpu, address, size, None, by)
+
+    def write(
+        self, device: RegionDevice, vcpu: int, address: int, size: int, value: int, by: LineSource | None
+    ) -> bool:
+        """A vCPU's write: whether a doorbell rang; of another region Forwarded is raised."""
+        for region in device.regions:
+            if not region.doorbell:
+                self._forward(region, vcpu, address, size, value, by)
+            if region.datamatch is None or (region.datamatch == value and region.length == size):
+                self._trace(region, True, address, size, value)
+                self._board.post(region.listener, Doorbell(region.space, address, size, value))
+                return True
+        return False
+
+    def _forward(
+        self, region: Region, vcpu: int, address: int, size: int, value: int | None, by: LineSource | None
+    ) -> None:
+        source = region.source
+        if len(region.waiting) >= MAX_WAITING:
+            raise VmError(errno.ENOSPC, f"{MAX_WAITING} accesses wait for the region's owner, the most that may")
+        if source is by:
+            raise VmError(errno.EDEADLK, f"{address:#x} is this Session's own to answer: access it from another")
+        self._last_number += 1
+        access = Access(
+            self._last_number, region, address, size, value is not None, time.monotonic_ns() + self.access_ns
+        )
+        region.waiting[access.number] = access
+        if value is not None:
+            self._trace(region, True, address, size, value)
+        alarm = self._overdue.get(source)
+        if alarm is None:
+            alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
+            SCHEDULER.set(alarm, access.deadline)
+        self._board.post(
+            region.listener,
+            RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
+        )
+        raise Forwarded(access)
+
+    def complete(self, source: LineSource, number: int, value: int) -> bool:
+        """An owner's answer; whether it was still awaited. EINVAL where the value does not fit."""
+        for region in self._owned.get(source, ()):
+            access = region.waiting.get(number)
+            if access is not None:
+                if not access.write and value >> 8 * access.size:
+                    raise invalid(f"value {value:#x} does not fit into the {access.size} bytes that are read")
+                self._finish(access, 0 if access.write else value)
+                return True
+        return False
+
+    def _finish(self, access: Access, answer: Answer) -> None:
+        del access.region.waiting[access.number]
+        self._board.call_later(access.end(answer))
+        if not access.write and not isinstance(answer, VmError):
+            self._trace(access.region, False, access.address, access.size, access.result()[0])
+
+    def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
+        observer = self._board.observer
+        if observer is not None:
+            trace = observer.kvm_pio if region.space is Space.PIO else observer.kvm_mmio
+            trace(write, address, size, value)
+
+    def look_at_overdue(self, source: LineSource) -> None:
+        """An owner that has not answered in time has no regions any more. Else look again when it may be so."""
+        del self._overdue[source]
+        waiting = [access for region in self._owned.get(source, ()) for access in region.waiting.values()]
+        if not waiting:
+            return
+        first = min(waiting, key=lambda access: access.number)
+        if first.deadline > time.monotonic_ns():
+            alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
+            SCHEDULER.set(alarm, first.deadline)
+            return
+        listener = first.region.listener
+        self.drop(source)
+        self._board.post(listener, RegionsLost(first.region.space, first.address))
+
+
+def _differ(region: Region, others: list[Region]) -> bool:
+    """Whether a doorbell rings by another value than others of its range. KVM: eventfd.c ioeventfd_check_collision."""
+    return region.datamatch is not None and all(
+        other.datamatch is not None and other.datamatch != region.datamatch for other in others
+    )

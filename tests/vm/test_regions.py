@@ -1,0 +1,307 @@
+"""Regions: ranges of a bus that a line source answers for. KVM: kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import Doorbell, Event, RegionAccess, RegionsLost
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import MAX_DEVICES, MAX_WAITING, Access, Forwarded, Space
+from irqchipd.vm.sources import LineSource
+
+PIO, MMIO = Space.PIO, Space.MMIO
+
+
+class Owner:
+    """A line source, and what it is told."""
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.source = vm.open_source("owner")
+        self.told: list[Event] = []
+        self.lost = threading.Event()
+
+    def hear(self, event: Event) -> None:
+        self.told.append(event)
+        if isinstance(event, RegionsLost):
+            self.lost.set()
+
+    def register(self, space: int, start: int, length: int, **what: int | None) -> None:
+        doorbell, datamatch = bool(what.get("doorbell")), what.get("datamatch")
+        self.vm.register_region(self.source, space, start, length, self.hear, doorbell=doorbell, datamatch=datamatch)
+
+    def complete(self, access: Access, value: int = 0) -> bool:
+        return self.vm.complete_access(self.source, access.number, value)
+
+
+@pytest.fixture
+def vm() -> Vm:
+    vm = Vm("test", access_ns=20_000_000)
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    return vm
+
+
+@pytest.fixture
+def owner(vm: Vm) -> Owner:
+    return Owner(vm)
+
+
+def forwarded(access: Callable[[], object]) -> Access:
+    with pytest.raises(Forwarded) as caught:
+        access()
+    return caught.value.access
+
+
+def refused(call: Callable[[], object]) -> int:
+    with pytest.raises(VmError) as caught:
+        call()
+    return caught.value.number
+
+
+def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    access = forwarded(lambda: vm.pio_read(0, 0x3FD, 1))
+    assert owner.told == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
+    assert not access.answered
+    done: list[str] = []
+    access.when_answered(lambda: done.append("told"))
+    assert owner.complete(access, 0x60)
+    assert done == ["told"]
+    assert access.result() == (0x60, True)
+    assert not owner.complete(access, 0x61), "it is answered once"
+    access.when_answered(lambda: done.append("late"))
+    assert done == ["told", "late"], "who asks afterwards is told at once"
+
+
+def test_a_write_goes_there_too_and_waits(vm: Vm, owner: Owner) -> None:
+    owner.register(MMIO, 0xD000_0000, 0x1000)
+    access = forwarded(lambda: vm.mmio_write(0, 0xD000_0010, 8, 0x1122_3344_5566_7788))
+    assert owner.told == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
+    assert owner.complete(access, 99)
+    assert access.result() == (0, True)
+
+
+def test_an_access_that_is_not_in_it_whole_is_unclaimed(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    owner.register(PIO, 0x400, 8)
+    assert vm.pio_read(0, 0x3FE, 4) is None
+    assert vm.pio_read(0, 0x3F7, 2) is None
+    assert not owner.told
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "length"),
+    [
+        (PIO, 0x3F8, 8),
+        (PIO, 0x3F0, 9),
+        (PIO, 0x3FF, 4),
+        (PIO, 0x3FA, 1),
+        (PIO, 0x20, 1),  # the primary PIC
+        (MMIO, 0xFEC0_0080, 4),  # the IOAPIC
+    ],
+)
+def test_a_range_that_is_claimed_is_eexist(vm: Vm, owner: Owner, space: Space, start: int, length: int) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    assert refused(lambda: Owner(vm).register(space, start, length)) == errno.EEXIST
+
+
+def test_a_chip_finds_its_ports_claimed() -> None:
+    vm = Vm("test")
+    owner = Owner(vm)
+    owner.register(PIO, 0x40, 4)
+    owner.register(PIO, 0xA1, 1)
+    assert refused(vm.create_irqchip) == errno.EEXIST
+    vm.unregister_region(owner.source, PIO, 0xA1)
+    vm.create_irqchip()
+    assert refused(vm.create_pit) == errno.EEXIST
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "length", "what"),
+    [
+        (0, 0, 1, {}),
+        (3, 0, 1, {}),
+        (PIO, 0, 0, {}),
+        (PIO, 0x10000, 1, {}),
+        (PIO, 0xFFFF, 2, {}),
+        (MMIO, (1 << 64) - 8, 9, {}),
+        (PIO, 0, 1, {"datamatch": 0}),
+        (PIO, 0, 1, {"doorbell": 1, "datamatch": 256}),
+        (PIO, 0, 3, {"doorbell": 1, "datamatch": 0}),
+    ],
+)
+def test_what_is_no_region_is_einval(owner: Owner, space: int, start: int, length: int, what: dict[str, int]) -> None:
+    assert refused(lambda: owner.register(space, start, length, **what)) == errno.EINVAL
+
+
+def test_a_bus_has_1000_devices(vm: Vm, owner: Owner) -> None:
+    for number in range(MAX_DEVICES - 3):  # there are the PICs' three
+        owner.register(PIO, 0x1000 + number, 1)
+    assert refused(lambda: owner.register(PIO, 0x8000, 1)) == errno.ENOSPC
+    owner.register(MMIO, 0x8000, 1)
+    vm.unregister_region(owner.source, PIO, 0x1000)
+    owner.register(PIO, 0x8000, 1)
+
+
+def test_what_is_not_ones_own_is_enoent(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    other = Owner(vm)
+    assert refused(lambda: vm.unregister_region(other.source, PIO, 0x3F8)) == errno.ENOENT
+    assert refused(lambda: vm.unregister_region(owner.source, MMIO, 0x3F8)) == errno.ENOENT
+    assert refused(lambda: vm.unregister_region(owner.source, PIO, 0x3F9)) == errno.ENOENT
+    access = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
+    assert not vm.complete_access(other.source, access.number, 1)
+    assert not access.answered
+
+
+def test_an_answer_that_does_not_fit_is_refused_and_the_vcpu_waits_on(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    access = forwarded(lambda: vm.pio_read(0, 0x3F8, 2))
+    assert refused(lambda: owner.complete(access, 0x1_0000)) == errno.EINVAL
+    assert not access.answered
+    assert owner.complete(access, 0xFFFF)
+
+
+@pytest.mark.parametrize("how", ["ends", "gives it up"])
+def test_an_owner_that_leaves_answers_with_all_ones(vm: Vm, owner: Owner, how: str) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    read = forwarded(lambda: vm.pio_read(0, 0x3F8, 2))
+    write = forwarded(lambda: vm.pio_write(0, 0x3F8, 1, 7))
+    if how == "ends":
+        vm.close_source(owner.source)
+    else:
+        vm.unregister_region(owner.source, PIO, 0x3F8)
+    assert read.result() == (0xFFFF, False)
+    assert write.result() == (0, False)
+    assert vm.pio_read(0, 0x3F8, 2) is None, "the region is gone"
+    Owner(vm).register(PIO, 0x3F8, 8)
+
+
+def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    owner.register(MMIO, 0xD000_0000, 4)
+    answered = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
+    owner.complete(answered, 5)
+    late = forwarded(lambda: vm.pio_read(0, 0x3F9, 1))
+    later = forwarded(lambda: vm.mmio_read(0, 0xD000_0000, 8 // 2))
+    assert owner.lost.wait(5)
+    assert owner.told[-1] == RegionsLost(PIO, 0x3F9)
+    assert late.result() == (0xFF, False)
+    assert later.result() == (0xFFFF_FFFF, False)
+    assert vm.describe().sources[0].regions == []
+    assert vm.irq_line(4, True, owner.source) >= -1, "it is still a line source"
+    owner.register(PIO, 0x3F8, 8)
+
+
+def test_a_prompt_owner_keeps_its_regions(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    while not stop.is_set():
+        assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x3F8, 1)), 1)
+    assert not owner.lost.is_set()
+
+
+def test_the_end_of_the_vm_is_told(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    access = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
+    vm.delete()
+    assert refused(access.result) == errno.ENOENT
+
+
+def test_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    assert refused(lambda: vm.pio_read(0, 0x3F8, 1, owner.source)) == errno.EDEADLK
+    assert refused(lambda: vm.pio_write(0, 0x3F8, 1, 0, owner.source)) == errno.EDEADLK
+    assert not owner.told
+
+
+def test_so_many_accesses_may_wait(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x3F8, 8)
+    waiting = [forwarded(lambda: vm.pio_read(0, 0x3F8, 1)) for _ in range(MAX_WAITING)]
+    assert refused(lambda: vm.pio_read(0, 0x3F8, 1)) == errno.ENOSPC
+    owner.complete(waiting[500])
+    forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
+
+
+def test_a_doorbell_is_told_and_nobody_waits(vm: Vm, owner: Owner) -> None:
+    owner.register(MMIO, 0xD000_0000, 0x100, doorbell=1)
+    assert vm.mmio_write(0, 0xD000_0004, 4, 7)
+    assert owner.told == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
+    assert vm.mmio_read(0, 0xD000_0004, 4) is None, "as of an ioeventfd, which takes writes only"
+
+
+def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> None:
+    other = Owner(vm)
+    owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
+    other.register(PIO, 0xC010, 2, doorbell=1, datamatch=1)
+    assert vm.pio_write(0, 0xC010, 2, 1)
+    assert other.told == [Doorbell(PIO, 0xC010, 2, 1)]
+    assert not owner.told
+    assert not vm.pio_write(0, 0xC010, 2, 2), "nobody's value"
+    assert not vm.pio_write(0, 0xC010, 1, 1), "another length"
+    vm.unregister_region(other.source, PIO, 0xC010, 1)
+    assert not vm.pio_write(0, 0xC010, 2, 1)
+    assert vm.pio_write(0, 0xC010, 2, 0)
+
+
+@pytest.mark.parametrize("datamatch", [0, None])
+def test_doorbells_that_could_ring_together_are_eexist(vm: Vm, owner: Owner, datamatch: int | None) -> None:
+    owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
+    assert refused(lambda: Owner(vm).register(PIO, 0xC010, 2, doorbell=1, datamatch=datamatch)) == errno.EEXIST
+    assert refused(lambda: Owner(vm).register(PIO, 0xC011, 1, doorbell=1, datamatch=1)) == errno.EEXIST
+    assert refused(lambda: Owner(vm).register(PIO, 0xC010, 2)) == errno.EEXIST
+
+
+def test_accesses_are_traced_as_a_chips_are(vm: Vm, owner: Owner) -> None:
+    class Trace(Observer):
+        def __init__(self) -> None:
+            self.seen: list[tuple[bool, int, int, int]] = []
+
+        def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
+            self.seen.append((write, port, size, value))
+
+    trace = Trace()
+    vm.attach(trace)
+    owner.register(PIO, 0x3F8, 8)
+    owner.complete(forwarded(lambda: vm.pio_read(0, 0x3F8, 1)), 0x41)
+    owner.complete(forwarded(lambda: vm.pio_write(0, 0x3F8, 1, 0x42)))
+    assert trace.seen == [(False, 0x3F8, 1, 0x41), (True, 0x3F8, 1, 0x42)]
+
+
+def test_a_closed_source_can_have_none(vm: Vm, owner: Owner) -> None:
+    source: LineSource = owner.source
+    vm.close_source(source)
+    assert refused(lambda: owner.register(PIO, 0x3F8, 8)) == errno.ENOENT
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8), st.booleans()), max_size=12))
+def test_no_two_regions_overlap_and_a_port_is_of_the_one_that_has_it(ranges: list[tuple[int, int, bool]]) -> None:
+    vm = Vm("test")
+    vm.create_vcpu(0)
+    owner, claimed = Owner(vm), dict[int, int]()  # by port, where its region begins
+    for start, length, stays in ranges:
+        ports = range(start, start + length)
+        if any(port in claimed for port in ports):
+            assert refused(partial(owner.register, PIO, start, length)) == errno.EEXIST
+            continue
+        owner.register(PIO, start, length)
+        if stays:
+            claimed |= dict.fromkeys(ports, start)
+        else:
+            vm.unregister_region(owner.source, PIO, start)
+    for port in range(50):
+        if port in claimed:
+            assert forwarded(partial(vm.pio_read, 0, port, 1)).region.start == claimed[port]
+        else:
+            assert vm.pio_read(0, port, 1) is None
