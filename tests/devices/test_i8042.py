@@ -336,6 +336,7 @@ def test_text_is_typed_as_the_guest_takes_it(pc: Pc) -> None:
     assert typed(codes) == "R"  # no faster than people, whoever reads
     pc.advance(10)
     assert typed(pc.take()) == "e"
+    assert pc.take() == []
     for _ in range(20):
         pc.advance(0.01)
         codes += pc.take()

@@ -93,6 +93,7 @@ class I8042(Device):
         self._pause = self.timer(self._settle)
         self._watching = False
         self._text: deque[str] = deque()
+        self._typed = False
 
         self.keyboard = Keyboard()
         self.mouse = Mouse()
@@ -272,17 +273,19 @@ class I8042(Device):
         self._settle()
 
     def _type(self) -> None:
-        """The next character, where the last has been taken and some time has passed."""
-        ready = self._pause.due is None and self.keyboard.idle and not self.memory[0] & KEYBOARD_OFF
-        if ready and not self.full:
-            while self._text:
-                if keys := strokes(self._text.popleft()):
-                    for key in keys:
-                        self.keyboard.press(key)
-                    for key in reversed(keys):
-                        self.keyboard.release(key)
-                    self._pause.start(self.interval)
-                    break
+        """The next character, some time after the last one was taken: who empties the buffer comes to an end."""
+        taken = self.keyboard.idle and not self.full and not self.memory[0] & KEYBOARD_OFF
+        if taken and self._typed:
+            self._typed = False
+            self._pause.start(self.interval)
+        elif taken and self._pause.due is None:
+            while self._text and not self._typed:
+                keys = strokes(self._text.popleft())
+                for key in keys:
+                    self.keyboard.press(key)
+                for key in reversed(keys):
+                    self.keyboard.release(key)
+                self._typed = bool(keys)
         watching = self.input_fd is not None and not self._text
         if self.input_fd is not None and watching != self._watching:
             self._watching = watching
