@@ -10,6 +10,7 @@ from .clock import advance
 from .lines import lower, msi, pulse, raise_, routes
 from .regs import regs
 from .replay import replay
+from .run import device, run
 from .snapshots import restore, save
 from .vms import create, delete, list_, reset, show
 from .watch import watch
@@ -43,6 +44,7 @@ for _command in (
     *(raise_, lower, pulse, msi, routes),
     *(in_, out, read, write, msr_read, msr_write, ack),
     *(regs, watch, replay),
+    *(run, device),
 ):
     _command.params.append(target_option())
     main.add_command(_command)

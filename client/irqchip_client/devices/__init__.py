@@ -1,1 +1,28 @@
-"""Device models, and those who run them."""
+"""Device models, and those who run them: run_device() in a process of its own, LocalHost within a VMM's."""
+
+from .block import BlockDevice
+from .device import Device, DeviceRegion, Host, OutputLine, Timer
+from .exit import DebugExit
+from .host import LocalHost, RemoteHost, run_device
+from .i8042 import I8042
+from .rtc import Rtc
+from .testing import FwCfg, LinePorts
+from .uart import Uart
+
+__all__ = [
+    "I8042",
+    "BlockDevice",
+    "DebugExit",
+    "Device",
+    "DeviceRegion",
+    "FwCfg",
+    "Host",
+    "LinePorts",
+    "LocalHost",
+    "OutputLine",
+    "RemoteHost",
+    "Rtc",
+    "Timer",
+    "Uart",
+    "run_device",
+]

@@ -76,7 +76,11 @@ class _Host:
     def _fail(self, error: BaseException) -> None:
         """A device raised an exception in a timer, or a descriptor's callback."""
         self.failure = error
-        self.session.close()
+        self.failed()
+
+    def failed(self) -> None:
+        """See failure; called by any thread."""
+        raise NotImplementedError
 
 
 class RemoteHost(_Host):
@@ -96,6 +100,10 @@ class RemoteHost(_Host):
         """See _Host. Nobody waits for the results."""
         with suppress(SessionClosed):  # as serve() finds out
             self.session._post(changes)
+
+    def failed(self) -> None:
+        """See _Host."""
+        self.session.close()
 
     def serve(self) -> None:
         """Answer accesses. Raises SessionClosed at the Session's end, or what the device raised."""
@@ -137,6 +145,13 @@ class RemoteHost(_Host):
 
 class LocalHost(_Host):
     """Runs devices within a VMM, whose vCPUs find them before they ask the daemon: see vmm.accesses.LocalDevices."""
+
+    on_failure: Callable[[], None] | None = None  # Called by any thread, when there is a failure.
+
+    def failed(self) -> None:
+        """See _Host."""
+        if self.on_failure is not None:
+            self.on_failure()
 
     def tell(self, changes: list[ops.Call[Any]]) -> None:
         """See _Host. When the access is done, the lines have their levels."""

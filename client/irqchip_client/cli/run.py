@@ -1,0 +1,232 @@
+"""Guests that are run, and devices that are."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import inspect
+import logging
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import irqchip_client
+
+from ._common import pass_client
+
+if TYPE_CHECKING:
+    from irqchip_client.devices import Device
+    from irqchip_client.vmm.run import Cpu
+
+# Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
+TIME_IS_UP, GUEST_FAILED, REFUSED = 124, 126, 2
+LOCAL = ("serial", "exit", "fw_cfg", "lines")
+PATIENCE = 60  # seconds, for devices to come
+BIGGEST = 3072  # MiB: what is above is the chips'
+
+
+class _Refused(click.ClickException):
+    exit_code = REFUSED
+
+
+class _GuestFailed(click.ClickException):
+    exit_code = GUEST_FAILED
+
+
+class _TimeIsUp(click.ClickException):
+    exit_code = TIME_IS_UP
+
+
+@click.command()
+@click.option("--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes it. [default: kvm where /dev/kvm is]")
+@click.option(
+    "--kernel",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="A multiboot image, or a flat binary, which is entered in real mode at 7c00h.",
+)
+@click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its module.")
+@click.option("--append", metavar="TEXT", default="", help="Its command line.")
+@click.option(
+    "--memory", type=click.IntRange(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM."
+)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="How long it may run.")
+@click.option(
+    "--vm", "name", metavar="NAME", default="", help="What to call the VM. [default: the daemon picks a name]"
+)
+@click.option(
+    "--without",
+    type=click.Choice(LOCAL),
+    multiple=True,
+    help="Leave a device of this process out, as another has it; may be repeated.",
+)
+@click.option(
+    "--await",
+    "awaited",
+    metavar="CLIENT",
+    multiple=True,
+    help="Begin when this client has claimed its ports or addresses; may be repeated.",
+)
+@pass_client
+def run(
+    client: irqchip_client.Client,
+    cpu: str | None,
+    kernel: Path,
+    initrd: Path | None,
+    append: str,
+    memory: int,
+    timeout: float | None,
+    name: str,
+    without: tuple[str, ...],
+    awaited: tuple[str, ...],
+) -> None:
+    """Run a guest: a VM is made, with an irqchip, a PIT and one vCPU, and deleted in the end.
+
+    This process has the vCPU, and devices: a 16550A serial port at 3f8h with GSI 4, which is the terminal (Ctrl-] ends
+    the run); port f4h, where a write ends the run; fw_cfg at 510h, which knows the number of CPUs; and ports 2000h + n,
+    which drive GSI n. Other processes may have more: see `device`.
+
+    The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
+    deletion ended it; 124 where the time is up; 126 where it can't go on; 2 where it was refused.
+    """
+    from irqchip_client.vmm.image import load, parse_image
+    from irqchip_client.vmm.memory import GuestMemory
+    from irqchip_client.vmm.run import create_cpu, create_machine, local_devices, time_limit
+
+    kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
+    ended: list[int] = []  # the exit status, and who wrote it need not be told twice
+    running: list[Cpu] = []
+
+    def end(status: int) -> None:
+        ended.append(status)
+        for one in running:
+            one.stop()
+
+    try:
+        with ExitStack() as stack:
+            ram = stack.enter_context(GuestMemory(memory << 20))
+            start = load(
+                ram,
+                parse_image(kernel.read_bytes()),
+                command_line=append,
+                initrd=None if initrd is None else initrd.read_bytes(),
+            )
+            vm = stack.enter_context(create_machine(client, name))
+            devices = stack.enter_context(_devices(end, memory << 20, without))
+            host = stack.enter_context(local_devices(vm, devices))
+            vcpu = stack.enter_context(create_cpu("kvm" if kind == "kvm" else "unicorn", ram, vm, 0, host))
+            host.on_failure = vcpu.stop
+            running.append(vcpu)
+            _wait_for(vm, awaited)
+            vcpu.start(start)
+            over = stack.enter_context(time_limit(vcpu, timeout))
+            if not ended:
+                vcpu.run()
+            if host.failure is not None:
+                raise host.failure
+    except irqchip_client.GuestError as error:
+        raise _GuestFailed(error.message) from error
+    except irqchip_client.SessionClosed as error:
+        if not isinstance(error.__cause__, irqchip_client.NotFound):
+            raise _Refused(str(error)) from error
+        ended.append(0)  # whoever deleted the VM wants it so
+    except (irqchip_client.IrqchipError, ImportError, OSError) as error:
+        raise _Refused(str(error)) from error
+    if not ended and over.is_set():
+        raise _TimeIsUp(f"the guest has run for {timeout:g} s, and not ended")
+    sys.exit(ended[0] & 0xFF if ended else 0)
+
+
+@contextmanager
+def _devices(end: Callable[[int], None], memory_size: int, without: tuple[str, ...]) -> Iterator[list[Device]]:
+    """Those of this process."""
+    from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+    from irqchip_client.devices.terminal import terminal_input
+
+    with ExitStack() as stack:
+        devices: list[Device] = []
+        if "serial" not in without:
+            typed = stack.enter_context(terminal_input(lambda: end(0)))
+            devices.append(Uart(sys.stdout.fileno(), typed))
+        if "exit" not in without:
+            devices.append(DebugExit(end))
+        if "fw_cfg" not in without:
+            devices.append(FwCfg(1, memory_size))
+        if "lines" not in without:
+            devices.append(LinePorts())
+        yield devices
+
+
+def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...]) -> None:
+    missing = set(clients)
+    deadline = time.monotonic() + PATIENCE
+    while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
+        if time.monotonic() > deadline:
+            raise irqchip_client.NotFound(
+                errno.ENOENT, f"{', '.join(sorted(missing))} did not come within {PATIENCE} s"
+            )
+        time.sleep(0.02)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--vm", "name", metavar="NAME", required=True, help="Whose device it is.")
+@click.pass_context
+def device(context: click.Context, model: str, parameters: tuple[str, ...], name: str) -> None:
+    """Run a device for a VM, until SIGTERM or Ctrl-C.
+
+    MODEL is one of irqchip_client.devices, Rtc say, or a class of your own in a file or module: my_device.py:Timer.
+    What its constructor takes follows by name: path=disk.img read_only=true base=0x620. It waits for the VM to be
+    there.
+    """
+    from irqchip_client.devices import run_device
+
+    logging.basicConfig(level="INFO", format="%(message)s")
+    made = _make(model, parameters)
+    run_device(made, name, target=context.obj)
+
+
+def _make(model: str, parameters: tuple[str, ...]) -> Device:
+    from irqchip_client import devices
+
+    where, _, name = model.rpartition(":")
+    try:
+        if not where:
+            cls = getattr(devices, name)
+        elif where.endswith(".py"):
+            cls = runpy.run_path(where)[name]
+        else:
+            sys.path.insert(0, "")
+            cls = getattr(importlib.import_module(where), name)
+    except (AttributeError, KeyError, ImportError, OSError) as error:
+        raise click.BadParameter(f"there is no {model}: {error}", param_hint="MODEL") from error
+    if not (inspect.isclass(cls) and issubclass(cls, devices.Device)):
+        raise click.BadParameter(f"{model} is no class of irqchip_client.devices.Device", param_hint="MODEL")
+    arguments: dict[str, Any] = {}
+    for parameter in parameters:
+        key, equals, value = parameter.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{parameter!r} is not NAME=VALUE", param_hint="NAME=VALUE")
+        arguments[key] = _value(value)
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"{name} can't be made so: {error}", param_hint="NAME=VALUE") from error
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    with suppress(ValueError):
+        return int(text, 0)
+    with suppress(ValueError):
+        return float(text)
+    return text

@@ -1,0 +1,50 @@
+"""The terminal of this process, as what is at the other end of a serial line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+ESCAPE = b"\x1d"  # Ctrl-]
+
+
+@contextmanager
+def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
+    """A descriptor of what is typed, key by key and without echo; `escaped` is called, by a thread, at Ctrl-].
+
+    Where standard input is no terminal, of what is in it; its end is the descriptor's.
+    """
+    source = sys.stdin.fileno()
+    typed, keys = os.pipe()
+    is_terminal = os.isatty(source)
+    before = termios.tcgetattr(source) if is_terminal else None
+
+    def read() -> None:
+        # A thread, and a pipe: a file can't be waited for, and who types Ctrl-] waits for nobody to read it.
+        with suppress(OSError):
+            while data := os.read(source, 4096):
+                if is_terminal and ESCAPE in data:
+                    data = data[: data.index(ESCAPE)]
+                    escaped()
+                os.write(keys, data)
+        with suppress(OSError):
+            os.close(keys)
+
+    if before is not None:
+        tty.setraw(source)
+        # Output stays as it is: what others print has its line ends.
+        now = termios.tcgetattr(source)
+        now[1] = before[1]
+        termios.tcsetattr(source, termios.TCSADRAIN, now)
+    threading.Thread(target=read, name="irqchip terminal", daemon=True).start()
+    try:
+        yield typed
+    finally:
+        os.close(typed)
+        if before is not None:
+            termios.tcsetattr(source, termios.TCSADRAIN, before)
