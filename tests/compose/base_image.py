@@ -16,11 +16,10 @@ import ssl
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from tests.compose.engine import NoEngineError
+from tests.compose.engine import Engine, NoEngineError
 
 REAL_IMAGE = "python:3.12-slim"
 STAND_IN = "irqchipd-tests/python"
@@ -34,21 +33,19 @@ CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 PIP_OPTIONS = {"index-url", "extra-index-url", "trusted-host", "proxy", "retries", "timeout", "default-timeout"}
 
 
-def provide_base_image(environment: Mapping[str, str], folder: Path) -> str:
+def provide_base_image(engine: Engine) -> str:
     """The name of a Python image that the engine has: the real one from its registry, or else a stand-in.
-
-    Arguments:
-        environment: with which docker reaches the engine.
-        folder: an empty one, for the stand-in's files.
 
     Raises NoEngineError where this machine lacks something that the stand-in is made of.
     """
-    if _registry_is_near() and _pull(environment):
+    if _registry_is_near() and _pull(engine):
         return REAL_IMAGE
-    path = _fill(folder)
-    with subprocess.Popen(["tar", "-C", str(folder), "-c", "."], stdout=subprocess.PIPE) as archive:
+    root = engine.folder / "python"
+    root.mkdir()
+    path = _fill(root)
+    with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as archive:
         command = ["docker", "import", "--change", f"ENV PATH={path}", "-", STAND_IN]
-        subprocess.run(command, env=environment, stdin=archive.stdout, capture_output=True, check=True)
+        subprocess.run(command, env=engine.environment, stdin=archive.stdout, capture_output=True, check=True)
     return STAND_IN
 
 
@@ -60,12 +57,13 @@ def _registry_is_near() -> bool:
     return True
 
 
-def _pull(environment: Mapping[str, str]) -> bool:
+def _pull(engine: Engine) -> bool:
     try:
         command = ["docker", "pull", "--quiet", REAL_IMAGE]
-        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
+        done = subprocess.run(command, env=engine.environment, capture_output=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
         return False
+    return done.returncode == 0
 
 
 def _fill(root: Path) -> str:

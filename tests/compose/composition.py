@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.compose.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "irqchipd-tests"
@@ -18,9 +20,8 @@ PROJECT = "irqchipd-tests"
 class Composition:
     """The services, and the engine that runs them."""
 
+    engine: Engine
     compose_command: Sequence[str]
-    environment: Mapping[str, str]  # with which docker and Compose reach the engine
-    folder: Path  # for override files
 
     def compose(self, *arguments: str, seconds: float = 90.0, **override: Any) -> tuple[int, str]:
         """Compose's exit status and all that it and the services say.
@@ -32,12 +33,12 @@ class Composition:
         """
         files = ["--file", str(ROOT / "docker-compose.yml")]
         if override:
-            path = self.folder / "override.json"  # which is YAML, too
+            path = self.engine.folder / "override.json"  # which is YAML, too
             path.write_text(json.dumps({"services": override}))
             files += ["--file", str(path)]
         done = subprocess.run(
             [*self.compose_command, "--project-name", PROJECT, *files, *arguments],
-            env=self.environment,
+            env=self.engine.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -59,7 +60,7 @@ class Composition:
     def docker(self, *arguments: str) -> str:
         """What a docker command prints; CalledProcessError if it fails."""
         command = ["docker", *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, env=self.engine.environment, capture_output=True, text=True, check=True).stdout
 
     def services(self) -> set[str]:
         """All that docker-compose.yml has."""
@@ -84,7 +85,7 @@ class Composition:
         """
         command = ["docker", "exec", self.containers()[service]["Id"], "sh", "-c", "kill -KILL -1"]
         # The container ends before the command's own status can be told.
-        subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        subprocess.run(command, env=self.engine.environment, capture_output=True, check=False)
 
     def wait_until_restarted(self, service: str, before: int, seconds: float = 20.0) -> None:
         """Wait until the engine has restarted a service's container more often than before, and it runs."""

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,15 +14,14 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
+def built() -> Iterator[Composition]:
     """The composition, with its image built from the Dockerfile; nothing of it runs."""
-    folder = tmp_path_factory.mktemp("compose")
     try:
         command = compose_command()
-        with running_engine() as environment:
-            composition = Composition(command, environment, folder)
-            base_image = provide_base_image(environment, _make(folder / "base"))
-            arguments = {"BASE_IMAGE": base_image} | {name: os.environ[name] for name in PROXIES if name in os.environ}
+        with running_engine() as engine:
+            composition = Composition(engine, command)
+            arguments = {name: os.environ[name] for name in PROXIES if name in os.environ}
+            arguments["BASE_IMAGE"] = provide_base_image(engine)
             status, output = composition.compose("build", daemon={"build": {"network": "host", "args": arguments}})
             assert status == 0, output
             yield composition
@@ -34,8 +32,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
 @pytest.fixture
 def composition(built: Composition) -> Iterator[Composition]:
     """The composition; what a test started is taken down after it."""
-    yield built
-    built.down()
+    try:
+        yield built
+    finally:
+        built.down()
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,3 @@ def running(built: Composition) -> Iterator[Composition]:
         yield built
     finally:
         built.down()
-
-
-def _make(folder: Path) -> Path:
-    folder.mkdir()
-    return folder

@@ -2,7 +2,8 @@
 
 It lives in a PID and a mount namespace of its own: when its first process ends, for whatever reason, the kernel ends
 all others, those in containers too, and drops what they have mounted. It uses no bridge and no firewall rules, and its
-socket, state and images are in one folder.
+socket, state and images are in one folder. A keeper, which is this module run as a program, ends the engine and removes
+that folder when the tests' process has ended, in whatever way.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 30.0
@@ -32,6 +35,21 @@ exec dockerd --config-file "$1"
 
 class NoEngineError(Exception):
     """No engine can run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine."""
+
+    folder: Path
+    """All its files; what is put there goes with it."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With which docker and Compose reach it, and nothing else."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
+        # BuildKit needs a component of its own (buildx) that not every installation has.
+        return {**own, "DOCKER_HOST": f"unix://{self.folder}/docker.sock", "DOCKER_BUILDKIT": "0"}
 
 
 def compose_command() -> list[str]:
@@ -52,16 +70,41 @@ def _check_can_run() -> None:
 
 
 @contextmanager
-def running_engine() -> Iterator[Mapping[str, str]]:
-    """An engine, as the environment with which docker and Compose use it; NoEngineError where none can run."""
+def running_engine() -> Iterator[Engine]:
+    """An engine for as long as the context lasts; NoEngineError where none can run."""
     _check_can_run()
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that Ctrl-C is the tests' alone, who still have to take their containers down
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        word, _, what = keeper.stdout.readline().strip().partition(" ")
+        if word != "at":
+            raise NoEngineError(what)
+        yield Engine(Path(what))
+    finally:
+        keeper.stdin.close()
+        if keeper.wait():
+            raise RuntimeError("the engine's keeper failed")
+
+
+def keep() -> None:
+    """Run an engine until standard input ends, and say where its folder is, or why there is none."""
     folder = Path(tempfile.mkdtemp(prefix="irqchipd-engine-"))
     process = None
     try:
         process = _start(folder)
-        environment = _environment(folder)
-        _wait_until_it_answers(process, environment, folder / "log")
-        yield environment
+        _wait_until_it_answers(process, Engine(folder))
+        print("at", folder, flush=True)
+        sys.stdin.read()
+    except NoEngineError as error:
+        print("none", error, flush=True)
     finally:
         if process is not None:
             _end(process)
@@ -82,33 +125,28 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     }
     (folder / "daemon.json").write_text(json.dumps(configuration))
     with (folder / "log").open("wb") as log:
-        # The kernel kills unshare when the tests' process ends, and then unshare's child: that is PID 1 in there.
+        # The kernel kills unshare when the keeper ends, and then unshare's child: that is PID 1 in there.
         unshare = "setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc"
         return subprocess.Popen(
             [*unshare.split(), "sh", "-c", IN_NAMESPACE, "sh", str(folder / "daemon.json")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # so that Ctrl-C is the tests' alone, who still have to take their containers down
         )
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
-    # BuildKit needs a component of its own (buildx) that not every installation has.
-    return {**own, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_BUILDKIT": "0"}
-
-
-def _wait_until_it_answers(process: subprocess.Popen[bytes], environment: Mapping[str, str], log: Path) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], engine: Engine) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while subprocess.run(["docker", "version"], env=environment, capture_output=True, check=False).returncode:
+    while subprocess.run(["docker", "version"], env=engine.environment, capture_output=True, check=False).returncode:
         if process.poll() is not None or time.monotonic() > deadline:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = (engine.folder / "log").read_text(errors="replace").strip().splitlines()[-1:]
             raise NoEngineError(f"dockerd does not start: {' '.join(last) or 'it says nothing'}")
         time.sleep(0.1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
     # When a PID namespace's first process has ended, all others in it have.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children or [str(process.pid)]:
@@ -137,3 +175,7 @@ def _remove(folder: Path) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the engine left {[str(path) for path in (folder, *groups) if path.exists()]}")
         time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    keep()
