@@ -1,0 +1,44 @@
+"""TPR and CR8, IA32_APIC_BASE and the x2APIC's registers are the same to the guest, to KVM and to the daemon."""
+
+from __future__ import annotations
+
+from tests.kvm import guests
+from tests.kvm.machine import APIC, FAULT_HANDLER, HANDLER, Machine
+
+CPUID_APIC = 1 << 9
+BASE = 0x1B
+
+
+def test_cr8_and_tpr_mask_and_unmask(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.LONG_HANDLER)
+    machine.load_long(guests.MASKS)
+    machine.cpu.run()
+    # CR8 of 5 is a TPR of 50h, and masks; 4 unmasks. A TPR of 70h is a CR8 of 7, and masks; 0 unmasks.
+    # A KVM that has no exit for that (some emulate it) unmasks with the next exit, at u.
+    assert machine.devices.said.replace(b"u", b"") == b"\x50mI\x07mI\x00"
+
+
+def test_the_apic_moves_and_is_disabled_and_refuses_what_it_must(machine: Machine) -> None:
+    machine.memory.write(FAULT_HANDLER, guests.FAULT_HANDLER)
+    machine.load_long(guests.BASE)
+    machine.cpu.run()
+    version = 0x0005_0014
+    assert [machine.word(address) for address in (0x500, 0x504, 0x508, 0x510)] == [
+        version,
+        0xFFFF_FFFF,  # where it was
+        0xFFFF_FFFF,  # disabled
+        version,
+    ]
+    assert not machine.word(0x50C) & CPUID_APIC
+    assert machine.devices.said == b"G"  # from disabled to x2APIC
+    assert machine.vcpu.msr_read(BASE).data == APIC | 0x900
+
+
+def test_an_x2apic(machine: Machine) -> None:
+    machine.memory.write(FAULT_HANDLER, guests.FAULT_HANDLER)
+    machine.memory.write(HANDLER, guests.X2APIC_HANDLER)
+    machine.load_long(guests.X2APIC)
+    machine.cpu.run()
+    assert machine.word(0x504) == 0x0005_0014
+    assert machine.devices.said == b"GmI"
+    assert machine.vcpu.msr_read(BASE).data == APIC | 0xD00

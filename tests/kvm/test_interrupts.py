@@ -1,0 +1,111 @@
+"""Interrupts of the daemon's chips reach a guest, each once and at its time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from irqchip_client import Session
+from tests.kvm import guests
+from tests.kvm.machine import APIC, COUNT, HANDLER, IOAPIC, NMI_HANDLER, VECTOR, Machine, wait_for
+
+
+def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.HALTS)
+    with machine.running() as done, machine.vm.session("device") as session:
+        machine.wait_until_halted()
+        session.line(4).pulse()
+        done.result(10)
+    assert machine.devices.said == b"I"
+
+
+def test_the_pic_interrupts_a_guest_that_spins(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.SPINS)
+    with machine.running() as done, machine.vm.session("device") as session:
+        session.line(4).pulse()
+        done.result(10)
+    assert machine.devices.said == b"I"
+
+
+def test_an_interrupt_waits_until_interrupts_are_on(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.SHUT)
+    with machine.vm.session("device") as session:
+
+        def interrupt(byte: int) -> None:
+            if byte == ord("d"):
+                session.line(4).pulse()
+
+        machine.devices.on_say = interrupt
+        machine.cpu.run()
+    assert machine.devices.said == b"dsIe"
+
+
+@pytest.mark.parametrize("pulses", [300])
+def test_no_interrupt_is_lost_whatever_the_guest_is_doing(machine: Machine, pulses: int) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.COUNTS)
+    with machine.running() as done, machine.vm.session("device") as session:
+        for count in range(pulses):
+            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            session.line(4).pulse()
+        done.result(10)
+    assert machine.devices.said == b"I" * pulses
+
+
+def test_a_thousand_apic_timer_interrupts(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.APIC_HANDLER)
+    machine.vcpu.mmio_write(APIC + 0x3E0, 0b1011)  # divides by 1: a nanosecond
+    machine.load_long(guests.TIMER)
+    machine.vcpu.mmio_write(APIC + 0x320, VECTOR)
+    machine.cpu.run()
+    assert machine.word(COUNT) == 1000
+
+
+def test_an_ipi_to_itself_comes_before_the_next_instruction_but_one(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.APIC_HANDLER)
+    machine.load_long(guests.SELF_IPIS)
+    machine.cpu.run()
+    assert machine.devices.said == b"+"
+
+
+def test_an_nmi_to_itself_and_to_one_that_spins_and_one_that_halts(machine: Machine) -> None:
+    machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
+    machine.load_long(guests.SELF_NMI)  # with interrupts off
+    with machine.running() as done:
+        wait_for(lambda: machine.devices.said == b"Na")
+        machine.vcpu.nmi()
+        machine.wait_until_halted()
+        machine.vcpu.nmi()
+        done.result(10)
+    assert machine.devices.said == b"NaNN"
+
+
+def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.LEVEL_HANDLER)
+    machine.load_long(guests.LEVEL)
+    low, high = 0x10 + 2 * 11, 0x10 + 2 * 11 + 1  # of GSI 11's redirection entry
+    for register, value in ((high, 0), (low, 1 << 15 | VECTOR)):
+        machine.vcpu.mmio_write(IOAPIC, register)
+        machine.vcpu.mmio_write(IOAPIC + 0x10, value)
+    served = threading.Semaphore(0)
+    machine.devices.on_say = lambda _: served.release()
+
+    def drive(session: Session) -> None:
+        for _ in range(50):
+            session.line(11).raise_()
+            served.acquire(timeout=10)
+            session.line(11).lower()
+
+    with machine.vm.session("device") as session:
+        device = threading.Thread(target=drive, args=(session,))
+        device.start()
+        # The line falls at some time after the EOI, so that an interrupt may come twice; but there is none left behind.
+        machine.cpu.run()
+        machine.devices.on_say(0)
+        device.join(10)
+    assert machine.word(COUNT) >= 50
+    assert not device.is_alive()

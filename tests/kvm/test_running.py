@@ -1,0 +1,138 @@
+"""A vCPU is started, stopped in whatever it does, and ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from irqchip_client import Busy, MpState, NotFound, SessionClosed
+from irqchip_client.kvm import KvmCpu, Start, StartMode
+from tests.kvm import guests
+from tests.kvm.machine import COUNT, HANDLER, Machine, running, wait_for
+
+SPIN = b"\xfe\x06\x00\x05\xeb\xfa"  # inc byte ptr [0x500]; jmp $ - 4
+
+
+def test_one_that_spins_is_stopped_and_goes_on(machine: Machine) -> None:
+    machine.load_real(SPIN)
+    for _ in range(20):
+        with machine.running() as done:
+            count = machine.word(COUNT)
+            wait_for(lambda count=count: machine.word(COUNT) != count)  # type: ignore[misc]
+            machine.cpu.stop()
+            done.result(10)
+
+
+def test_one_that_halts_is_stopped_and_goes_on_halting(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.HALTS)
+    with machine.vm.session("device") as session:
+        for _ in range(20):
+            with machine.running() as done:
+                machine.wait_until_halted()
+                machine.cpu.stop()
+                done.result(10)
+            assert machine.devices.said == b""
+        session.line(4).pulse()
+        machine.cpu.run()
+    assert machine.devices.said == b"I"
+
+
+def test_stopped_while_interrupts_come_it_loses_none(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.COUNTS)
+    finished = threading.Event()
+
+    def stop() -> None:
+        finished.set()
+        machine.cpu.stop()
+
+    def run() -> None:
+        while not finished.is_set():
+            machine.cpu.run()
+
+    machine.devices.stop = stop
+    thread = threading.Thread(target=run)
+    thread.start()
+    with machine.vm.session("device") as session:
+        for count in range(300):
+            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            session.line(4).pulse()
+            machine.cpu.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert machine.devices.said == b"I" * 300
+
+
+def test_a_stop_before_it_runs_counts_once(machine: Machine) -> None:
+    machine.load_real(SPIN)
+    machine.cpu.stop()
+    machine.cpu.run()
+    assert machine.word(COUNT) == 0
+    with machine.running():
+        wait_for(lambda: machine.word(COUNT))
+
+
+def test_it_runs_once_at_a_time(machine: Machine) -> None:
+    machine.load_real(SPIN)
+    with machine.running():
+        wait_for(lambda: machine.word(COUNT))
+        with pytest.raises(Busy, match="vCPU 0 runs already"):
+            machine.cpu.run()
+        with pytest.raises(Busy):
+            machine.cpu.start(Start(StartMode.REAL, 0))
+
+
+def test_closing_ends_it(machine: Machine) -> None:
+    machine.load_real(SPIN)
+    with machine.running() as done:
+        wait_for(lambda: machine.word(COUNT))
+        machine.cpu.close()
+        done.result(10)
+    with pytest.raises(SessionClosed, match="vCPU 0 is closed"):
+        machine.cpu.run()
+
+
+@pytest.mark.parametrize("guest", [SPIN, b"\xf4"], ids=["spinning", "halted"])
+def test_it_ends_with_its_vm(machine: Machine, guest: bytes) -> None:
+    machine.load_real(guest)
+    with machine.running() as done:
+        time.sleep(0.02)
+        machine.vm.delete()
+        with pytest.raises((SessionClosed, NotFound)):
+            done.result(10)
+
+
+def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:
+    machine.vm.create_vcpu(1)
+    machine.memory.write(0x9000, guests.OTHER)
+    machine.load_protected(guests.STARTS_OTHER)
+    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other):
+        machine.cpu.run()
+        wait_for(lambda: machine.vm.vcpu(1).mp_state() is MpState.HALTED)
+    assert machine.word(COUNT) & 0xFF == 1
+
+
+def test_one_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
+    machine.vm.create_vcpu(1)
+    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other) as done:
+        time.sleep(0.02)
+        other.stop()
+        done.result(10)
+    assert machine.vm.vcpu(1).mp_state() is MpState.UNINITIALIZED
+
+
+def test_init_resets_a_vcpu_that_runs(machine: Machine) -> None:
+    machine.vm.create_vcpu(1)
+    machine.memory.write(0x9000, SPIN)
+    machine.load_protected(guests.STARTS_OTHER)
+    init, start_up = 0x4500, 0x4609
+    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other):
+        machine.cpu.run()
+        for _ in range(5):
+            machine.vcpu.mmio_write(0xFEE0_0300, init)
+            machine.vcpu.mmio_write(0xFEE0_0300, start_up)
+            machine.memory.write(COUNT, bytes(4))
+            wait_for(lambda: machine.word(COUNT))
