@@ -98,7 +98,7 @@ def _by_addresses(image: bytes, header: int) -> BootImage:
     offset = header - (at - start)
     length = end - start if end else len(image) - offset
     size = max(bss_end - start if bss_end else length, length)
-    if offset < 0 or length < 0 or offset + length > len(image):
+    if start > at or offset < 0 or length < 0 or offset + length > len(image):
         raise _bad("the addresses in its multiboot header are not those of its bytes")
     return BootImage(entry, (_Segment(start, image[offset : offset + length], size),), multiboot=True)
 

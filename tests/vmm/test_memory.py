@@ -1,0 +1,34 @@
+"""A guest's RAM."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from irqchip_client import InvalidArgument
+from irqchip_client.vmm.memory import GuestMemory
+
+
+def test_it_is_zero_and_holds_what_is_written() -> None:
+    with GuestMemory(8192) as memory:
+        assert memory.read(0, 8192) == bytes(8192)
+        memory.write(8190, b"ab")
+        assert memory.read(8189, 3) == b"\0ab"
+        assert ctypes.string_at(memory.host_address + 8190, 2) == b"ab"
+
+
+@pytest.mark.parametrize("size", [0, -4096, 100])
+def test_its_size_is_in_pages(size: int) -> None:
+    with pytest.raises(InvalidArgument, match="multiple of 4096"):
+        GuestMemory(size)
+
+
+@pytest.mark.parametrize(("address", "length"), [(4096, 1), (4095, 2), (-1, 1), (0, -1)])
+def test_there_is_nothing_beyond_it(address: int, length: int) -> None:
+    with GuestMemory(4096) as memory:
+        with pytest.raises(InvalidArgument, match="not in a guest's memory"):
+            memory.read(address, length)
+        if length >= 0:
+            with pytest.raises(InvalidArgument, match="not in a guest's memory"):
+                memory.write(address, bytes(length))
