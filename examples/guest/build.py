@@ -28,7 +28,7 @@ def compiler() -> str:
 
 
 def build(binary: Path, folder: Path = HERE) -> None:
-    """Compiles and links a folder's sources. CalledProcessError where that fails, FileNotFoundError without compiler."""
+    """Compiles and links a folder's sources. CalledProcessError where that fails, FileNotFoundError without gcc."""
     sources = ["boot.S", *sorted(path.name for path in folder.glob("*.c"))]
     # Among the sources, so that no path gets into the file.
     command = [compiler(), *FLAGS, f"-ffile-prefix-map={folder}=.", "-o", str(binary.resolve()), *sources]

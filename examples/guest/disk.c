@@ -39,10 +39,20 @@ static const char *fail(void)
     return no_answer;
 }
 
+/* There is a device, and it is set up. One that has gone since the last command is told from one that never was. */
+static const char *find(void)
+{
+    bool was_ready = ready;
+    if ((ready && is_there()) || reset())
+        return NULL;
+    return was_ready ? no_answer : none;
+}
+
 static const char *begin(unsigned char command, unsigned sector)
 {
-    if (!(ready && is_there()) && !reset())
-        return none;
+    const char *error = find();
+    if (error != NULL)
+        return error;
     done = false;
     outl(SECTOR, sector);
     outb(COMMAND, command);
@@ -65,8 +75,9 @@ static const char *finish(void)
 
 const char *disk_capacity(unsigned *sectors)
 {
-    if (!(ready && is_there()) && !reset())
-        return none;
+    const char *error = find();
+    if (error != NULL)
+        return error;
     *sectors = inl(CAPACITY);
     return is_there() ? NULL : fail();
 }

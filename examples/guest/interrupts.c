@@ -81,6 +81,11 @@ __attribute__((used)) void interrupt(const struct frame *frame)
         interrupt_counts[SPURIOUS]++; /* SDM 3A, 10.9: without EOI */
         return;
     }
+    /* An edge is ended at once: KVM's IOAPIC drops one of the RTC's that comes before the end of the last, and then the
+       line stays high. A level must fall first, or it interrupts again. */
+    bool level = vector == VECTOR_GSI + GSI_DISK;
+    if (!level)
+        controllers_eoi(vector);
     if (vector == VECTOR_APIC_TIMER) {
         interrupt_counts[TIMER]++;
         timer_interrupt();
@@ -90,5 +95,6 @@ __attribute__((used)) void interrupt(const struct frame *frame)
     } else {
         interrupt_counts[OTHER]++;
     }
-    controllers_eoi(vector);
+    if (level)
+        controllers_eoi(vector);
 }

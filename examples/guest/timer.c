@@ -12,7 +12,9 @@ enum { SPEAKER_GATE = 1, SPEAKER_DATA = 2 };
 
 enum { DIVIDE_BY_16 = 3, DIVIDER = 16, LVT_PERIODIC = 1 << 17, LVT_MASKED = 1 << 16 };
 
-#define CALIBRATION (PIT_HZ / 50) /* 20 ms, in clocks of the PIT; 16 bits hold 55 ms */
+#define CALIBRATION (PIT_HZ / 10) /* 100 ms, in clocks of the PIT */
+
+#define LOOKS_HZ 100 /* how often ticks are held against the clock, which is slow to read */
 
 bool use_apic_timer;
 static unsigned apic_hz; /* behind the divider */
@@ -46,23 +48,27 @@ static unsigned short pit_read(unsigned channel)
     return low | inb(PIT + channel) << 8;
 }
 
+/* Of less than 55 ms. */
 static unsigned short clocks_since(unsigned short then, unsigned short now)
 {
     return then - now; /* it counts down */
 }
 
-/* What the APIC timer counts in a second, from one look at both. */
+/* What the APIC timer counts in a second. It is always read right after the clock, so that the delay is the same. */
 static unsigned measure_apic_timer(void)
 {
-    unsigned short begin = pit_read(CLOCK_CHANNEL), elapsed = 0;
     lapic_write(LAPIC_TIMER_INITIAL, 0xFFFFFFFF);
+    unsigned short last = pit_read(CLOCK_CHANNEL);
+    unsigned first = lapic_read(LAPIC_TIMER_CURRENT), current = first, elapsed = 0;
     for (unsigned looks = 0; elapsed < CALIBRATION; looks++) {
         if (looks == 1000000)
             panic("the PIT does not count");
-        elapsed = clocks_since(begin, pit_read(CLOCK_CHANNEL));
+        unsigned short now = pit_read(CLOCK_CHANNEL);
+        current = lapic_read(LAPIC_TIMER_CURRENT);
+        elapsed += clocks_since(last, now);
+        last = now;
     }
-    unsigned counted = 0xFFFFFFFF - lapic_read(LAPIC_TIMER_CURRENT);
-    return multiply_divide(counted, PIT_HZ, elapsed);
+    return multiply_divide(first - current, PIT_HZ, elapsed);
 }
 
 /* The middle of three: a host that takes the processor away at the wrong moment spoils one. */
@@ -110,23 +116,34 @@ static unsigned phase(void)
 
 /* Whole periods between two ticks are the time between them, less what the second came later into its period than the
    first. So an error of the calibration does not add up, and a tick that is merely late is not taken for a lost one. */
-static void count_tick(void)
+static void count_periods(void)
 {
     unsigned short clock = pit_read(CLOCK_CHANNEL);
     unsigned now = phase();
-    if (count.state == ARMED) {
-        count.state = RUNNING;
-    } else {
+    if (count.state == RUNNING) {
         unsigned short elapsed = clocks_since(count.last_clock, clock);
         int period = PIT_HZ / tick.hz;
         count.clocks += elapsed;
         count.periods += ((int)(elapsed + count.last_phase - now) + period / 2) / period;
-        count.came++;
     }
     count.last_clock = clock;
     count.last_phase = now;
+}
+
+static void count_tick(void)
+{
+    if (count.state == ARMED) {
+        count_periods(); /* from here on */
+        count.state = RUNNING;
+        return;
+    }
+    count.came++;
+    bool enough = count.came >= count.goal;
+    if (!enough && count.came % (tick.hz / LOOKS_HZ + 1) != 0)
+        return;
+    count_periods();
     /* The last may be late, and the next wait behind it. */
-    if (count.came >= count.goal && (count.periods <= count.came || count.came >= count.goal + 16))
+    if (enough && (count.periods <= count.came || count.came >= count.goal + 16))
         count.state = IDLE;
 }
 

@@ -51,8 +51,8 @@ static inline void sti_hlt(void)
     asm volatile("sti; hlt" : : : "memory");
 }
 
-/* Sleeps until a condition holds that an interrupt makes true. Evaluated with interrupts off: what becomes true after it
-   was looked at ends the HLT. To be called with interrupts on. */
+/* Sleeps until a condition holds that an interrupt makes true. It is looked at with interrupts off: what makes it true
+   after that ends the HLT. To be called with interrupts on. */
 #define WAIT_UNTIL(condition)                                                                                          \
     do {                                                                                                               \
         cli();                                                                                                         \
