@@ -1,0 +1,20 @@
+"""An MC146818 real-time clock, at ports 70h and GSI 8. It begins with the host's time, UTC.
+
+python -m examples.rtc
+"""
+
+from __future__ import annotations
+
+from examples.options import parser, short_errors
+from irqchip_client.devices import Rtc, run_device
+
+
+def main() -> None:
+    """Run it until SIGTERM or SIGINT."""
+    arguments = parser(__doc__).parse_args()
+    with short_errors():
+        run_device(Rtc(), vm=arguments.vm, target=arguments.target)
+
+
+if __name__ == "__main__":
+    main()

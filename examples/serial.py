@@ -1,0 +1,39 @@
+"""A 16550A serial port, at ports 3f8h and GSI 4. Its other end is this terminal, or a unix socket.
+
+python -m examples.serial                        # the terminal; Ctrl-] leaves
+python -m examples.serial --listen /tmp/serial   # for socat, a script, one after the other
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from examples.listen import listen
+from examples.options import parser, short_errors
+from irqchip_client.devices import Uart, run_device
+from irqchip_client.devices.terminal import terminal_input
+
+
+def main() -> None:
+    """Run it until SIGTERM, SIGINT or Ctrl-]."""
+    options = parser(__doc__)
+    options.add_argument(
+        "--listen", metavar="PATH", help="listen on a unix socket, and keep 64 KiB while nobody is there"
+    )
+    options.add_argument("--paced", action="store_true", help="take the time that the guest's baud rate says")
+    arguments = options.parse_args()
+    with short_errors():
+        if arguments.listen:
+            descriptor = listen(arguments.listen)
+            uart = Uart(output=descriptor, input_fd=descriptor, paced=arguments.paced)
+            run_device(uart, vm=arguments.vm, target=arguments.target)
+            return
+        with terminal_input(escaped=lambda: os.kill(os.getpid(), signal.SIGINT)) as typed:
+            uart = Uart(output=sys.stdout.fileno(), input_fd=typed, paced=arguments.paced)
+            run_device(uart, vm=arguments.vm, target=arguments.target)
+
+
+if __name__ == "__main__":
+    main()
