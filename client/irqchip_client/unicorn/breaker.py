@@ -1,0 +1,137 @@
+"""Stops the emulator where it is sound: at the start of a block of guest code.
+
+uc_emu_stop() from another thread is not sound in Unicorn 2.1.4: it takes effect also between the parts of an
+instruction that accesses memory, which is then executed again, and `add [counter], 1` adds twice. At the start of a
+block it is sound, and a block hook is called there. Written in Python it would cost a microsecond or two for every few
+instructions that the guest executes; so it is a few instructions of the host's machine code, which looks at two words
+of memory, and calls uc_emu_stop() itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+from typing import TYPE_CHECKING, Any
+
+from unicorn.unicorn_const import UC_HOOK_BLOCK
+from unicorn.unicorn_py3.unicorn import Uc, uclib
+from unicorn.x86_const import UC_X86_REG_EFLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IF = 1 << 9
+
+# UC_HOOK_BLOCK's callback, in the System V ABI: rdi is the uc_engine, rcx points to a _State.
+_X86_64 = bytes.fromhex(
+    "8339 00"  # cmp dword [rcx], 0       stop_now?
+    "75 28"  # jne stop
+    "8b41 04"  # mov eax, [rcx + 4]       window
+    "85c0"  # test eax, eax
+    "74 07"  # jz back
+    "ffc8"  # dec eax
+    "74 04"  # jz look
+    "8941 04"  # mov [rcx + 4], eax
+    "c3"  # back: ret
+    "57"  # look: push rdi
+    "51"  # push rcx
+    "4883ec 08"  # sub rsp, 8
+    "be 19000000"  # mov esi, UC_X86_REG_EFLAGS
+    "4889e2"  # mov rdx, rsp
+    "ff51 10"  # call [rcx + 16]          uc_reg_read
+    "58"  # pop rax
+    "59"  # pop rcx
+    "5f"  # pop rdi
+    "f6c4 02"  # test ah, IF >> 8
+    "74 e6"  # jz back
+    "ff61 08"  # stop: jmp [rcx + 8]      uc_emu_stop
+)
+assert UC_X86_REG_EFLAGS == 0x19
+
+
+class _State(ctypes.Structure):
+    stop_now: int
+    window: int
+    _fields_ = (
+        ("stop_now", ctypes.c_uint32),
+        ("window", ctypes.c_uint32),
+        ("emu_stop", ctypes.c_void_p),
+        ("reg_read", ctypes.c_void_p),
+    )
+
+
+class Breaker:
+    """Of one emulator.
+
+    native  whether its hook is machine code; where the host is another or has no executable memory, it is Python
+    """
+
+    def __init__(self, uc: Uc, *, native: bool = True) -> None:
+        self._state = _State(0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read))
+        self._code = _executable(_X86_64) if native and platform.machine() == "x86_64" else None
+        self.native = self._code is not None
+        if self._code is None:
+            uc.hook_add(UC_HOOK_BLOCK, self._at_block)
+        else:
+            _add_block_hook(uc, ctypes.addressof(self._code), ctypes.addressof(self._state))
+
+    def stop(self) -> None:
+        """It stops at the next block, or where it does not run, at the first. From any thread."""
+        self._state.stop_now = 1
+
+    def clear(self) -> None:
+        """Whoever waits for a stop looks after this at what it was for."""
+        self._state.stop_now = 0
+
+    def stop_at_window(self, *, after_one: bool = False) -> None:
+        """It stops at the next block that it enters with IF set, or at the next but one. From its own thread."""
+        self._state.window = 2 if after_one else 1
+
+    def ignore_window(self) -> None:
+        """The reverse."""
+        self._state.window = 0
+
+    def _at_block(self, uc: Uc, *_: object) -> None:
+        state = self._state
+        if not state.stop_now:
+            if not state.window:
+                return
+            if state.window > 1:
+                state.window -= 1
+                return
+            if not uc.reg_read(UC_X86_REG_EFLAGS) & IF:
+                return
+        uc.emu_stop()
+
+
+def _executable(code: bytes) -> ctypes.Array[ctypes.c_char] | None:
+    """Machine code; None where the system allows none."""
+    try:
+        memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError:  # A hardened one.
+        return None
+    memory.write(code)
+    return (ctypes.c_char * len(code)).from_buffer(memory)
+
+
+def _address(function: Callable[..., object]) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert address is not None
+    return address
+
+
+def _add_block_hook(uc: Uc, code: int, data: int) -> None:
+    """Uc.hook_add() with machine code: the binding takes Python alone."""
+    handle = ctypes.c_size_t()
+    library: Any = uclib
+    error = library.uc_hook_add(
+        uc._uch,
+        ctypes.byref(handle),
+        UC_HOOK_BLOCK,
+        ctypes.c_void_p(code),
+        ctypes.c_void_p(data),
+        ctypes.c_uint64(1),  # All addresses: an end before the begin.
+        ctypes.c_uint64(0),
+    )
+    assert not error, f"uc_hook_add: {error}"

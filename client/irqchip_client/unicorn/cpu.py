@@ -1,0 +1,335 @@
+"""A vCPU of Unicorn whose interrupt controllers are irqchipd's."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Self
+
+from irqchip_client._errors import Busy, GuestError, InvalidArgument, IrqchipError, SessionClosed, TimedOut
+from irqchip_client._events import InterruptPending, VcpuSignal
+from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
+from irqchip_client.kvm.halting import Halting
+from irqchip_client.vmm.accesses import Accesses, LocalDevices
+from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.start import Start, StartMode
+
+from .delivery import Event, Origin, deliver
+from .engine import Engine, Trapped
+from .exceptions import Fault, TripleFault, Unsupported, Vector
+from .traps import Trap
+
+if TYPE_CHECKING:
+    from irqchip_client import Vm
+
+RAM_END = 0xFEC0_0000  # The IOAPIC
+TPR = 0xFEE0_0080
+IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC = 0x10, 0x1B, 0x6E0, range(0x800, 0x900)
+X2APIC_TPR = 0x808
+RAX, RCX, RDX = range(3)
+DWORD = 0xFFFF_FFFF
+
+_WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+_TICK = 0.1  # Seconds: how soon Ctrl-C is noticed, and a second NMI after the first one's IRET.
+
+
+class UnicornCpu:
+    """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
+
+    memory  the guest's RAM, of less than 0xfec00000 bytes
+    vm      irqchipd's, with an irqchip and a vCPU of this id
+    vcpu    the id
+    local   devices of this process, which are asked before the daemon; called in the thread that run()s
+
+    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    its operations, and one for its events, on which a thread waits. Close it, or use it in a with statement; the memory
+    must last longer.
+    """
+
+    def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
+        if memory.size > RAM_END:
+            raise InvalidArgument(errno.EINVAL, f"RAM ends at {RAM_END:#x}, where the IOAPIC is, not {memory.size:#x}")
+        self.id = vcpu
+        self._session = vm.session(f"vcpu {vcpu}")
+        try:
+            self._events = vm.session(f"vcpu {vcpu} events", vcpus=[vcpu])
+        except BaseException:
+            self._session.close()
+            raise
+        self._vcpu = self._session.vcpu(vcpu)
+        self._halting = Halting(self._session, vcpu)
+        self._accesses = Accesses(self._vcpu, local)
+        self._engine = Engine(memory, self, _is_irqchip_msr)
+        self._breaker = self._engine.breaker
+        self._engine.reset()
+        # It executes nothing: it is in HLT, or waits for INIT or SIPI.
+        self._idle = False
+        # The daemon may have an interrupt to acknowledge; a signal to take. Whoever sets one of them and is not the
+        # vCPU's thread stops the emulator afterwards; it clears them before it asks the daemon.
+        self._interrupted = False
+        self._signalled = False
+        self._nmi = False  # Taken, while another blocks it.
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._lost: IrqchipError | None = None
+        self._closed = False
+        self._running = threading.Lock()
+        # A daemon thread: a program that forgets close() still exits.
+        self._listener = threading.Thread(target=self._listen, name=f"irqchip vcpu {vcpu} events", daemon=True)
+        self._listener.start()
+
+    def start(self, start: Start) -> None:
+        """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
+        if start.mode is StartMode.REAL and start.entry >= 1 << 20:
+            raise InvalidArgument(errno.EINVAL, f"real mode begins below 1 MiB, not at {start.entry:#x}")
+        with self._not_running():
+            self._engine.start(start)
+            self._forget()
+            self._vcpu.set_mp_state(MpState.RUNNABLE)
+
+    def run(self) -> None:
+        """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
+
+        Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
+        daemon or the VM has gone; Busy where it runs already.
+        """
+        with self._not_running():
+            self._idle = self._idle or self._vcpu.mp_state() in _WAITS
+            self._interrupted = self._signalled = True  # What was told while nobody ran is not known.
+            try:
+                self._loop()
+            except (TripleFault, Unsupported) as error:
+                raise GuestError(f"vCPU {self.id} can't go on: {error}. It is at {self._engine.where()}") from None
+            self._stop.clear()
+
+    def stop(self) -> None:
+        """Ends run(), or the next one where none is under way. From any thread, a local device, a signal handler."""
+        self._stop.set()
+        self._breaker.stop()
+        self._halting.end()
+
+    def close(self) -> None:
+        """Ends run(), and the vCPU. Not from a local device."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop()
+        with self._running:
+            self._events.close()
+            self._session.close()
+            self._listener.join()
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _loop(self) -> None:
+        engine, breaker = self._engine, self._breaker
+        while True:
+            breaker.clear()  # Then look at what is set before a stop.
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._lost is not None:
+                raise self._lost
+            if self._stop.is_set():
+                return
+            if self._signalled:
+                self._take_signals()
+            if self._nmi and not engine.nmi_blocked:
+                self._deliver_nmi()
+            if self._idle:
+                self._halt()
+                continue
+            if self._interrupted:
+                self._interrupt()
+            match engine.run():
+                case Trapped() as trapped:
+                    self._emulate(trapped)
+                case Event() as event:
+                    deliver(engine, event)
+
+    # Interrupts.
+
+    def _interrupt(self) -> None:
+        """The daemon may have an interrupt: delivers it once the guest can take it."""
+        engine, breaker = self._engine, self._breaker
+        while engine.interrupts_enabled:
+            if engine.is_shadowed:
+                breaker.stop_at_window(after_one=True)
+                return
+            self._interrupted = False
+            interrupt = self._vcpu.acknowledge()
+            if interrupt is None:
+                breaker.ignore_window()
+                return
+            self._interrupted = True  # There may be more, of which no event need tell.
+            deliver(engine, Event(interrupt.vector, Origin.EXTERNAL))
+        breaker.stop_at_window()
+
+    def _halt(self) -> None:
+        """It executes nothing until there is something to take."""
+        wake = self._halting.wait(not self._engine.interrupts_enabled, self._stop)
+        if wake is not None:
+            self._accept(wake)
+
+    def _take_signals(self) -> None:
+        self._signalled = False
+        while (signal := self._vcpu.take_signal()) is not None:
+            self._accept(signal)
+
+    def _accept(self, wake: Wake) -> None:
+        """It has taken something."""
+        self._idle = False
+        match wake:
+            case Interrupt(vector):
+                deliver(self._engine, Event(vector, Origin.EXTERNAL))
+                self._interrupted = True
+            case Signal(SignalKind.NMI):
+                self._nmi = True
+            case Signal(SignalKind.SMI):
+                raise Unsupported("an SMI: Unicorn has no system management mode")
+            case Signal(SignalKind.INIT):
+                self._engine.reset()
+                self._forget()
+                self._idle = self.id != 0  # The others wait for SIPI.
+            case Signal(SignalKind.SIPI, page):
+                self._engine.start_in_real_mode(page << 8, 0)
+                self._forget()
+
+    def _deliver_nmi(self) -> None:
+        self._nmi = False
+        deliver(self._engine, Event(Vector.NMI, Origin.EXTERNAL))
+        self._engine.block_nmi()
+
+    def _forget(self) -> None:
+        """Its registers are others: nothing waits to be delivered."""
+        self._idle = self._nmi = False
+
+    def _listen(self) -> None:
+        """Waits for events, and stops the emulator: a halt is ended by the daemon."""
+        try:
+            while not self._closed:
+                with suppress(TimedOut):
+                    event = self._events.next_event(_TICK)
+                    if not isinstance(event, VcpuSignal):
+                        self._interrupted = True
+                    if not isinstance(event, InterruptPending):
+                        self._signalled = True
+                self._breaker.stop()
+        except IrqchipError as error:
+            if not self._closed:
+                self._lost = error
+                self._breaker.stop()
+
+    # Instructions.
+
+    def _emulate(self, trapped: Trapped) -> None:
+        """Executes what the emulator does not."""
+        engine = self._engine
+        try:
+            match trapped.trap:
+                case Trap.HLT:
+                    self._idle = True
+                case Trap.RDMSR:
+                    self._set_edx_eax(self._read_msr(engine.register(RCX) & DWORD))
+                case Trap.WRMSR:
+                    value = (engine.register(RDX) & DWORD) << 32 | engine.register(RAX) & DWORD
+                    self._write_msr(engine.register(RCX) & DWORD, value)
+                case Trap.RDTSC:
+                    self._set_edx_eax(self._read_msr(IA32_TSC))
+                case Trap.READ_CR8:
+                    engine.set_register(trapped.register, self._read_tpr() >> 4)
+                case Trap.WRITE_CR8:
+                    self._write_tpr(engine.register(trapped.register))
+        except Fault as fault:
+            deliver(engine, Event(fault.vector, Origin.EXCEPTION, fault.error_code))
+        else:
+            engine.skip(trapped.length)
+
+    def _read_msr(self, msr: int) -> int:
+        access = self._vcpu.msr_read(msr)
+        if access.fault or not access.claimed:
+            raise Fault(Vector.GP, 0)
+        return access.data
+
+    def _write_msr(self, msr: int, value: int) -> None:
+        access = self._vcpu.msr_write(msr, value)
+        if access.fault or not access.claimed:
+            raise Fault(Vector.GP, 0)
+        self._interrupted = True
+
+    def _set_edx_eax(self, value: int) -> None:
+        self._engine.set_register(RAX, value & DWORD)
+        self._engine.set_register(RDX, value >> 32)
+
+    def _read_tpr(self) -> int:
+        access = self._vcpu.mmio_read(TPR)
+        return access.data if access.claimed else self._read_msr(X2APIC_TPR)
+
+    def _write_tpr(self, cr8: int) -> None:
+        if cr8 > 0xF:
+            raise Fault(Vector.GP, 0)
+        if not self._vcpu.mmio_write(TPR, cr8 << 4):
+            self._write_msr(X2APIC_TPR, cr8 << 4)
+        self._interrupted = True
+
+    # engine.Bus: called by the emulator, through whose C code no exception goes.
+
+    def pio_read(self, port: int, size: int) -> int:
+        try:
+            return self._accesses.pio_read(port, size)
+        except BaseException as error:
+            return self._fail(error, size)
+
+    def pio_write(self, port: int, value: int, size: int) -> None:
+        try:
+            self._accesses.pio_write(port, value, size)
+        except BaseException as error:
+            self._fail(error, size)
+        self._wrote()
+
+    def mmio_read(self, address: int, size: int) -> int:
+        try:
+            return self._accesses.mmio_read(address, size)
+        except BaseException as error:
+            return self._fail(error, size)
+
+    def mmio_write(self, address: int, value: int, size: int) -> None:
+        try:
+            self._accesses.mmio_write(address, value, size)
+        except BaseException as error:
+            self._fail(error, size)
+        self._wrote()
+
+    def _fail(self, error: BaseException, size: int) -> int:
+        """run() raises it, at the end of this block of guest code."""
+        self._failure = self._failure or error
+        self._breaker.stop()
+        return (1 << 8 * size) - 1
+
+    def _wrote(self) -> None:
+        """What the guest stores may interrupt it, and then does soon: an event would come too late."""
+        self._interrupted = True
+        self._breaker.stop_at_window()
+
+    @contextmanager
+    def _not_running(self) -> Iterator[None]:
+        """Nobody runs it for as long."""
+        if not self._running.acquire(blocking=False):
+            raise Busy(errno.EBUSY, f"vCPU {self.id} runs already")
+        try:
+            if self._closed:
+                raise SessionClosed(errno.EPIPE, f"vCPU {self.id} is closed")
+            yield
+        finally:
+            self._running.release()
+
+
+def _is_irqchip_msr(msr: int) -> bool:
+    return msr in (IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE) or msr in X2APIC

@@ -1,0 +1,349 @@
+"""The emulator: guest code, memory and registers. It knows nothing of the irqchip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from unicorn import x86_const as x86
+from unicorn.unicorn_const import (
+    UC_ARCH_X86,
+    UC_CTL_IO_WRITE,
+    UC_CTL_TLB_FLUSH,
+    UC_HOOK_INSN,
+    UC_HOOK_INSN_INVALID,
+    UC_HOOK_INTR,
+    UC_MODE_64,
+    UC_PROT_ALL,
+)
+from unicorn.unicorn_py3.arch.intel import UcIntel
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
+
+from irqchip_client._errors import GuestError
+from irqchip_client.vmm.memory import PAGE, GuestMemory
+from irqchip_client.vmm.start import Start, StartMode
+
+from .breaker import IF, Breaker
+from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment, Table
+from .exceptions import Fault, Unsupported, Vector
+from .paging import Paging
+from .state import State, protected_mode, real_mode
+from .traps import Trap, Traps, decode
+
+PHYSICAL_BITS = 40  # As its CPUID 80000008h says
+IA32_EFER = 0xC000_0080
+RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
+MODEL = x86.UC_CPU_X86_HASWELL
+
+_GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
+
+
+class Bus(Protocol):
+    """Where accesses go that RAM does not have. They must not raise."""
+
+    def pio_read(self, port: int, size: int) -> int: ...
+    def pio_write(self, port: int, value: int, size: int) -> None: ...
+    def mmio_read(self, address: int, size: int) -> int: ...
+    def mmio_write(self, address: int, value: int, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trapped:
+    """It stands before an instruction of `length` bytes that it did not execute. register: MOV CR8's other one."""
+
+    trap: Trap
+    length: int
+    register: int
+
+
+class Engine:
+    """A vCPU's Unicorn. It is a delivery.Processor, between two calls of run().
+
+    wants_msr  whether an RDMSR or WRMSR of a register is to be trapped
+    """
+
+    def __init__(self, memory: GuestMemory, bus: Bus, wants_msr: Callable[[int], bool], *, native: bool = True) -> None:
+        self._memory = memory
+        self._wants_msr = wants_msr
+        self._uc = uc = UcIntel(UC_ARCH_X86, UC_MODE_64, MODEL)
+        uc.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.host_address)
+        _map_mmio(uc, memory.size, 1 << PHYSICAL_BITS, bus)
+        uc.ctl_exits_enabled(True)  # And there are none: it ends by uc_emu_stop() alone.
+        uc.ctl_set_exits([])
+        uc.hook_add(UC_HOOK_INSN, lambda _, port, size, __: bus.pio_read(port, size), aux1=x86.UC_X86_INS_IN)
+        uc.hook_add(
+            UC_HOOK_INSN, lambda _, port, size, value, __: bus.pio_write(port, value, size), aux1=x86.UC_X86_INS_OUT
+        )
+        uc.hook_add(UC_HOOK_INTR, self._at_exception)
+        uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
+        self.breaker = Breaker(uc, native=native)
+        self._traps = Traps(uc, self._read_code, self._at_trap)
+        self._exit: Trapped | int | None = None  # int: an exception's vector.
+        self._ip = 0
+        self._state = State(uc.context_save())
+        self._current = False  # Whether that is the processor's state.
+        self._fresh = True
+
+    # Its life.
+
+    def start(self, start: Start) -> None:
+        """Before a guest's first instruction."""
+        if start.mode is StartMode.PROTECTED:
+            self._restore(protected_mode)
+            self._ip = start.entry
+        else:
+            self.start_in_real_mode(start.entry >> 4 & 0xF000, start.entry & 0xFFFF)
+        for register, value in (
+            *((x86.UC_X86_REG_RAX, start.eax), (x86.UC_X86_REG_RBX, start.ebx)),
+            *((x86.UC_X86_REG_RDX, start.edx), (x86.UC_X86_REG_RSP, start.esp)),
+        ):
+            self._uc.reg_write(register, value)
+
+    def reset(self) -> None:
+        """As after RESET and INIT: at f000:fff0, whose base is ffff0000h."""
+        self.start_in_real_mode(RESET_SELECTOR, RESET_IP)
+        self.enter(Segment(RESET_SELECTOR, RESET_BASE, 0xFFFF, REAL_MODE_SEGMENT), RESET_IP, 0, 2)
+
+    def start_in_real_mode(self, selector: int, ip: int) -> None:
+        """As SIPI does."""
+        self._restore(lambda: real_mode(selector))
+        self._ip = ip
+
+    def close(self) -> None:
+        """It maps the memory no more."""
+        self._uc.mem_unmap(0, self._memory.size)
+
+    def run(self) -> Trapped | Event | None:
+        """Executes, until there is something to do: a trap, an exception or INT n. None where the breaker stopped it.
+
+        GuestError for what the emulator can't do.
+        """
+        uc, traps = self._uc, self._traps
+        if self._fresh:  # Of the very first block Unicorn tells nobody.
+            self._fresh = False
+            traps.search(self.cs.base + self._ip, PAGE)
+        self._exit = None
+        while True:
+            traps.hook()
+            self._current = False
+            try:
+                uc.emu_start(self._ip, 0)
+            except UcError as error:
+                self._ip = uc.reg_read(x86.UC_X86_REG_RIP)
+                raise GuestError(f"Unicorn can't execute it: {error}. It is at {self.where()}") from None
+            self._ip = uc.reg_read(x86.UC_X86_REG_RIP)
+            if not traps.pending:
+                break
+        match self._exit:
+            case int(vector):
+                return self._exception(vector)
+            case exit_:
+                return exit_
+
+    def _exception(self, vector: int) -> Event:
+        code = self._synchronized().take_exception()
+        self._uc.context_restore(self._state.context)
+        return Event(vector, Origin.SOFTWARE) if code is None else Event(vector, Origin.EXCEPTION, code)
+
+    def _at_exception(self, uc: Uc, number: int, _data: object) -> None:
+        self._exit = number
+        uc.emu_stop()
+
+    def _at_invalid_opcode(self, uc: Uc, _data: object) -> bool:
+        self._exit = int(Vector.UD)
+        uc.emu_stop()
+        return True
+
+    def _at_trap(self, address: int, length: int) -> None:
+        self._current = False
+        state = self._synchronized()
+        self._current = False
+        if state.cpl:
+            return  # It faults, except RDTSC.
+        decoded = decode(self._read_code(address, length), state.is_64bit)
+        if decoded is None:
+            return
+        trap, register = decoded
+        if trap in (Trap.RDMSR, Trap.WRMSR) and not self._wants_msr(self.register(1) & 0xFFFF_FFFF):
+            return
+        self._exit = Trapped(trap, length, register)
+        self._uc.emu_stop()
+
+    # Registers. Of those that are not here the guest is the only owner.
+
+    def register(self, number: int) -> int:
+        """A general register, by its number in instructions."""
+        return int(self._uc.reg_read(GENERAL[number]))
+
+    def set_register(self, number: int, value: int) -> None:
+        self._uc.reg_write(GENERAL[number], value)
+        self._current = False
+
+    def skip(self, length: int) -> None:
+        """The instruction is done."""
+        self._ip += length
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        return bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & IF)
+
+    @property
+    def is_shadowed(self) -> bool:
+        """STI, MOV SS or POP SS came just before: no interrupt is taken."""
+        return self._synchronized().is_shadowed
+
+    @property
+    def nmi_blocked(self) -> bool:
+        return self._synchronized().nmi_blocked
+
+    def block_nmi(self) -> None:
+        """Until the next IRET."""
+        self._synchronized().block_nmi()
+        self._uc.context_restore(self._state.context)
+
+    def where(self) -> str:
+        """For people."""
+        return f"{self.cs.selector:#x}:{self._ip:#x}"
+
+    # delivery.Processor
+
+    @property
+    def cr0(self) -> int:
+        return int(self._uc.reg_read(x86.UC_X86_REG_CR0))
+
+    @property
+    def efer(self) -> int:
+        return int(self._uc.msr_read(IA32_EFER))
+
+    @property
+    def cpl(self) -> int:
+        return self._synchronized().cpl
+
+    @property
+    def cs(self) -> Segment:
+        return self._synchronized().cs
+
+    @property
+    def ss(self) -> Segment:
+        return self._synchronized().ss
+
+    @property
+    def ip(self) -> int:
+        return self._ip
+
+    @property
+    def sp(self) -> int:
+        return int(self._uc.reg_read(x86.UC_X86_REG_RSP))
+
+    @property
+    def flags(self) -> int:
+        return int(self._uc.reg_read(x86.UC_X86_REG_RFLAGS))
+
+    @property
+    def idtr(self) -> Table:
+        return self._table(x86.UC_X86_REG_IDTR)
+
+    @property
+    def gdtr(self) -> Table:
+        return self._table(x86.UC_X86_REG_GDTR)
+
+    @property
+    def ldtr(self) -> Table:
+        return self._table(x86.UC_X86_REG_LDTR)
+
+    @property
+    def tr(self) -> Table:
+        return self._table(x86.UC_X86_REG_TR)
+
+    def _table(self, register: int) -> Table:
+        _, base, limit, _ = self._uc.reg_read(register)
+        return Table(base, limit)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Linear. Fault where a page is not there, or no RAM."""
+        return b"".join(bytes(self._uc.mem_read(at, size)) for at, size in self._pieces(address, length, write=False))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Linear. All of it, or Fault."""
+        done = 0
+        for at, size in self._pieces(address, len(data), write=True):
+            self._uc.mem_write(at, data[done : done + size])
+            done += size
+
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
+        """The instruction at cs:ip is next."""
+        state = self._synchronized()
+        state.load_cs(cs, self.cr0, flags)
+        uc = self._uc
+        uc.context_restore(state.context)
+        uc.reg_write(x86.UC_X86_REG_RSP, sp)
+        uc.reg_write(x86.UC_X86_REG_RFLAGS, flags)
+        self._ip = ip
+        self._current = False
+
+    def set_cr2(self, address: int) -> None:
+        self._uc.reg_write(x86.UC_X86_REG_CR2, address)
+        self._current = False
+
+    def _synchronized(self) -> State:
+        if not self._current:
+            self._uc.context_update(self._state.context)
+            self._current = True
+        return self._state
+
+    # Memory.
+
+    def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
+        """The physical addresses and lengths of a linear range."""
+        uc = self._uc
+        paging = Paging(self.cr0, uc.reg_read(x86.UC_X86_REG_CR3), uc.reg_read(x86.UC_X86_REG_CR4), self.efer)
+        pieces = []
+        while length:
+            size = min(length, PAGE - address % PAGE)
+            physical = paging.translate(self, address, write)
+            if physical + size > self._memory.size:
+                raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, where there is no RAM")
+            pieces.append((physical, size))
+            address += size
+            length -= size
+        return pieces
+
+    def read_entry(self, address: int, size: int) -> int:
+        """paging.Tables. Where there is no RAM, nothing is present."""
+        if address + size > self._memory.size:
+            return 0
+        return int.from_bytes(self._memory.read(address, size), "little")
+
+    def write_entry(self, address: int, value: int, size: int) -> None:
+        self._memory.write(address, value.to_bytes(size, "little"))
+
+    def _read_code(self, address: int, length: int) -> bytes:
+        """As much of it as is mapped, and RAM."""
+        code = b""
+        while length:
+            size = min(length, PAGE - address % PAGE)
+            try:
+                code += self.read(address, size)
+            except (Fault, Unsupported):
+                break
+            address += size
+            length -= size
+        return code
+
+    def _restore(self, make: Callable[[], UcContext]) -> None:
+        self._uc.context_restore(make())
+        self._uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+        self._current = False
+        self._fresh = True
+
+
+def _map_mmio(uc: Uc, start: int, end: int, bus: Bus) -> None:
+    def read(_uc: Uc, offset: int, size: int, _data: object) -> int:
+        return bus.mmio_read(start + offset, size)
+
+    def write(_uc: Uc, offset: int, size: int, value: int, _data: object) -> None:
+        bus.mmio_write(start + offset, value, size)
+
+    uc.mmio_map(start, end - start, read, None, write, None)

@@ -1,0 +1,73 @@
+"""Linear addresses to physical ones, as the SDM vol. 3 chapter 4 has it: 32-bit, PAE and 4-level paging, supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .exceptions import Fault, Vector
+
+CR0_WP, CR0_PG = 1 << 16, 1 << 31
+CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
+EFER_LMA = 1 << 10
+
+PRESENT, WRITABLE, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
+ADDRESS = 0x000F_FFFF_FFFF_F000
+ERROR_PRESENT, ERROR_WRITE = 1, 2  # Figure 4-12
+
+
+class Tables(Protocol):
+    """Physical memory, for the entries."""
+
+    def read_entry(self, address: int, size: int) -> int: ...
+    def write_entry(self, address: int, value: int, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """The registers that decide."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+
+    def translate(self, tables: Tables, linear: int, write: bool) -> int:
+        """The physical address of a byte that ring 0 accesses. Sets accessed and dirty bits. Fault: #PF, #GP."""
+        if not self.cr0 & CR0_PG:
+            return linear & 0xFFFF_FFFF
+        if self.efer & EFER_LMA:
+            if (linear >> 47) not in (0, 0x1FFFF):
+                raise Fault(Vector.GP, 0)  # Not canonical.
+            return self._walk(tables, linear, write, self.cr3 & ADDRESS, (39, 30, 21, 12), 9, 8)
+        linear &= 0xFFFF_FFFF
+        if self.cr4 & CR4_PAE:
+            entry = tables.read_entry((self.cr3 & ~0x1F) + (linear >> 30) * 8, 8)
+            if not entry & PRESENT:
+                raise Fault(Vector.PF, ERROR_WRITE * write, linear)
+            return self._walk(tables, linear, write, entry & ADDRESS, (21, 12), 9, 8)
+        return self._walk(tables, linear, write, self.cr3 & ~0xFFF, (22, 12), 10, 4)
+
+    def _walk(
+        self, tables: Tables, linear: int, write: bool, table: int, shifts: tuple[int, ...], bits: int, size: int
+    ) -> int:
+        writable = True
+        for shift in shifts:
+            at = table + (linear >> shift & (1 << bits) - 1) * size
+            entry = tables.read_entry(at, size)
+            if not entry & PRESENT:
+                raise Fault(Vector.PF, ERROR_WRITE * write, linear)
+            writable = writable and bool(entry & WRITABLE)
+            is_page = shift == 12 or (bool(entry & LARGE) and shift != 39 and (size == 8 or bool(self.cr4 & CR4_PSE)))
+            if is_page and write and not writable and self.cr0 & CR0_WP:
+                raise Fault(Vector.PF, ERROR_PRESENT | ERROR_WRITE, linear)
+            used = entry | ACCESSED | (DIRTY if is_page and write else 0)
+            if used != entry:
+                tables.write_entry(at, used, size)
+            if is_page:
+                offset = (1 << shift) - 1
+                if size == 4 and shift == 22:  # PSE-36: bits 20 to 13 are the address's 39 to 32.
+                    return (entry & 0xFFC0_0000) | (entry >> 13 & 0xFF) << 32 | linear & offset
+                return entry & ADDRESS & ~offset | linear & offset
+            table = entry & (ADDRESS if size == 8 else 0xFFFF_F000)
+        raise AssertionError("the last level has pages")

@@ -1,0 +1,88 @@
+"""Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8.
+
+Each block of guest code is searched for them once, when Unicorn has translated it and before it executes it. Where one
+may begin, the block is discarded, a code hook is set on that very address, and the block is translated again with it.
+So only they cost, and other code nothing. Bytes that look like one but are part of another instruction get a hook that
+is never called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from unicorn.unicorn_const import UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED
+from unicorn.unicorn_py3.unicorn import Uc
+
+_OPCODES = re.compile(rb"(?=\xf4|\x0f[\x30\x31\x32]|[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])")
+_MOV_CR8_BYTES = 4
+
+
+class Trap(Enum):
+    """An instruction."""
+
+    HLT = auto()
+    RDMSR = auto()
+    WRMSR = auto()
+    RDTSC = auto()
+    READ_CR8 = auto()
+    WRITE_CR8 = auto()
+
+
+def decode(code: bytes, is_64bit: bool) -> tuple[Trap, int] | None:
+    """The trap that an instruction is, and of MOV CR8 the number of the other register. None for other instructions."""
+    code = code.lstrip(b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65")
+    if is_64bit and len(code) == _MOV_CR8_BYTES and code[0] & 0xF4 == 0x44 and code[1] == 0x0F:
+        register = code[3] & 7 | (code[0] & 1) << 3
+        if code[2] in (0x20, 0x22) and code[3] & 0xF8 == 0xC0:
+            return (Trap.READ_CR8 if code[2] == 0x20 else Trap.WRITE_CR8), register
+    if is_64bit and code[:1] and code[0] & 0xF0 == 0x40:
+        code = code[1:]
+    trap = {b"\xf4": Trap.HLT, b"\x0f\x30": Trap.WRMSR, b"\x0f\x31": Trap.RDTSC, b"\x0f\x32": Trap.RDMSR}.get(code)
+    return None if trap is None else (trap, 0)
+
+
+class Traps:
+    """Of one emulator.
+
+    read    reads guest code at a linear address, as much of it as can be read
+    reached is called before an instruction that may be a trap, with its address and its length
+    """
+
+    def __init__(self, uc: Uc, read: Callable[[int, int], bytes], reached: Callable[[int, int], None]) -> None:
+        self._uc = uc
+        self._read = read
+        self._reached = reached
+        self._hooked: set[int] = set()
+        self._new: list[tuple[int, int]] = []  # Blocks, and in them addresses, that are to have hooks.
+        uc.hook_add(UC_HOOK_EDGE_GENERATED, self._at_new_block)
+
+    @property
+    def pending(self) -> bool:
+        """Whether hook() has something to do."""
+        return bool(self._new)
+
+    def hook(self) -> None:
+        """Sets the hooks that new blocks need. While it does not run."""
+        uc = self._uc
+        for block, address in self._new:
+            if address not in self._hooked:
+                self._hooked.add(address)
+                uc.hook_add(UC_HOOK_CODE, self._at_trap, begin=address, end=address)
+            uc.ctl_remove_cache(block, block + 1)
+        self._new.clear()
+
+    def search(self, block: int, length: int) -> None:
+        """Looks for them in a block; hook() is to be called before it executes."""
+        found = [block + match.start() for match in _OPCODES.finditer(self._read(block, length))]
+        self._new += [(block, address) for address in found if address not in self._hooked]
+
+    def _at_new_block(self, uc: Uc, block: Any, _previous: Any, _data: object) -> None:
+        self.search(block.pc, block.size)
+        if self._new:
+            uc.emu_stop()  # It has not been entered yet: here that is sound.
+
+    def _at_trap(self, _uc: Uc, address: int, length: int, _data: object) -> None:
+        self._reached(address, length)
