@@ -411,3 +411,48 @@ OTHER = code(
     f4                          hlt
     """
 )
+
+# In protected mode: INT3, INT n and an IPI to itself, all of one handler.
+SOFTWARE = code(
+    """
+    0f 01 1d 00 06 00 00        lidt [0x600]
+    0f 01 15 08 06 00 00        lgdt [0x608]
+    cc                          int3
+    b0 33                       mov al, '3'
+    e6 e9                       out 0xe9, al
+    cd 50                       int 0x50
+    b0 6e                       mov al, 'n'
+    e6 e9                       out 0xe9, al
+    fb                          sti
+    c7 05 00 03 e0 fe 50 00 04 00    mov dword ptr [0xfee00300], 0x40050
+    90                          nop
+    b0 69                       mov al, 'i'
+    e6 e9                       out 0xe9, al
+    e6 f4                       out 0xf4, al
+    """
+)
+
+# In protected mode: ends the interrupt.
+SOFTWARE_HANDLER = code(
+    """
+    b0 48                       mov al, 'H'
+    e6 e9                       out 0xe9, al
+    c7 05 b0 00 e0 fe 00 00 00 00    mov dword ptr [0xfee000b0], 0
+    cf                          iretd
+    """
+)
+
+# INT3 and INT n, of one handler.
+LONG_SOFTWARE = code(
+    """
+    0f 01 1c 25 20 06 00 00     lidt [0x620]
+    bb 00 00 e0 fe              mov ebx, 0xfee00000
+    cc                          int3
+    b0 33                       mov al, '3'
+    e6 e9                       out 0xe9, al
+    cd 50                       int 0x50
+    b0 6e                       mov al, 'n'
+    e6 e9                       out 0xe9, al
+    e6 f4                       out 0xf4, al
+    """
+)

@@ -16,9 +16,10 @@ from tests.kvm.guests import LONG
 ENTRY, LONG_ENTRY, STACK = 0x1000, 0x1200, 0xF000
 HANDLER, NMI_HANDLER, FAULT_HANDLER = 0x2000, 0x2100, 0x2200
 COUNT = 0x500  # where handlers count
-GDTR, IDTR, GDT, IDT = 0x608, 0x620, 0x700, 0x4000  # what the registers are loaded from, and the tables
+# What IDTR and GDTR are loaded from, and the tables: those of 64-bit mode apart.
+IDTR, GDTR, LONG_IDTR, GDT, IDT, LONG_IDT = 0x600, 0x608, 0x620, 0x700, 0x800, 0x4000
 PAGE_TABLES = 0x10000  # of three levels: they map 4 GiB onto themselves
-VECTOR, NMI, PROTECTION_FAULT = 0x50, 2, 13
+VECTOR, NMI, BREAKPOINT, PROTECTION_FAULT = 0x50, 2, 3, 13
 APIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SAY, STOP = 0xE9, 0xF4
 PATIENCE = 10.0
@@ -92,11 +93,11 @@ class Machine:
         for port in (0x21, 0xA1):
             self.vcpu.pio_write(port, 0xFF)
         self.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+        self._write_tables()
         self._start(StartMode.PROTECTED, guest)
 
     def load_long(self, guest: bytes) -> None:
         """The same in 64-bit mode, to which it goes by itself."""
-        self._write_tables()
         self.memory.write(LONG_ENTRY, guest)
         self.load_protected(LONG)
 
@@ -109,9 +110,16 @@ class Machine:
         flat_code, flat_data, long_code = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_9B00_0000_FFFF
         memory.write(GDT, struct.pack("<4Q", 0, flat_code, flat_data, long_code))
         memory.write(GDTR, struct.pack("<HI", 31, GDT))
-        memory.write(IDTR, struct.pack("<HQ", 0xFFF, IDT))
-        for vector, handler in ((VECTOR, HANDLER), (NMI, NMI_HANDLER), (PROTECTION_FAULT, FAULT_HANDLER)):
-            memory.write(IDT + 16 * vector, struct.pack("<HHHHQ", handler, 0x18, 0x8E00, 0, 0))
+        memory.write(IDTR, struct.pack("<HI", 0x7FF, IDT))
+        memory.write(LONG_IDTR, struct.pack("<HQ", 0xFFF, LONG_IDT))
+        for vector, handler in (
+            (VECTOR, HANDLER),
+            (BREAKPOINT, HANDLER),
+            (NMI, NMI_HANDLER),
+            (PROTECTION_FAULT, FAULT_HANDLER),
+        ):
+            memory.write(IDT + 8 * vector, struct.pack("<HHHH", handler, 0x08, 0x8E00, 0))
+            memory.write(LONG_IDT + 16 * vector, struct.pack("<HHHHQ", handler, 0x18, 0x8E00, 0, 0))
         pointers, directories, present, large = PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2000, 0x3, 0x83
         memory.write(PAGE_TABLES, struct.pack("<Q", pointers | present))
         memory.write(pointers, struct.pack("<4Q", *(directories + 0x1000 * n | present for n in range(4))))

@@ -109,3 +109,15 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
         device.join(10)
     assert machine.word(COUNT) >= 50
     assert not device.is_alive()
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["protected", "64-bit"])
+def test_software_interrupts_and_their_ends(machine: Machine, long: bool) -> None:
+    if long:
+        machine.memory.write(HANDLER, guests.LONG_HANDLER)
+        machine.load_long(guests.LONG_SOFTWARE)
+    else:
+        machine.memory.write(HANDLER, guests.SOFTWARE_HANDLER)
+        machine.load_protected(guests.SOFTWARE)
+    machine.cpu.run()
+    assert bytes(machine.devices.said) == (b"I3In" if long else b"H3HnHi")

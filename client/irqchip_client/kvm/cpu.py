@@ -19,8 +19,9 @@ from irqchip_client.vmm.start import Start
 
 from .apic import Apic
 from .cpuid import vcpu_cpuid
+from .emulator import IF, execute
 from .exits import Exits
-from .failures import describe
+from .failures import describe, lacks_instruction
 from .halting import Halting
 from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, ioctl
 from .kick import Kick
@@ -50,6 +51,7 @@ class KvmCpu:
         self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
         self._run = mmap.mmap(self._fd, kvm.run_size)
         ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
+        self._memory = kvm.memory
         self._registers = Registers(self._fd)
         self._kick = Kick(self._fd)
         self._session = vm.session(f"vcpu {vcpu}")
@@ -78,6 +80,7 @@ class KvmCpu:
             Exit.IO: self._exits.io,
             Exit.MMIO: self._exits.mmio,
             Exit.HLT: self._hlt,
+            Exit.INTERNAL_ERROR: self._internal_error,
             Exit.X86_RDMSR: self._exits.rdmsr,
             Exit.X86_WRMSR: self._exits.wrmsr,
             # The loop looks anyway at what these tell of.
@@ -174,10 +177,7 @@ class KvmCpu:
             if run[Run.CR8] != apic.cr8:
                 apic.tell_cr8()
                 self._interrupted = True
-            handler = handlers.get(reason)
-            if handler is None:
-                raise self._guest_error(describe(reason, run))
-            handler()
+            handlers.get(reason, self._cannot_go_on)()
             # What the guest stores may interrupt it, and then does before its next instruction, as with an APIC of the
             # processor's own: an event would come too late.
             if exits.wrote:
@@ -275,6 +275,17 @@ class KvmCpu:
             if not self._closed:
                 self._failure = error
                 self._kick.kick()
+
+    def _internal_error(self) -> None:
+        flags = execute(self._fd, self._memory) if lacks_instruction(self._run) else None
+        if flags is None:
+            self._cannot_go_on()
+        else:
+            ready = bool(flags & IF)
+            self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
+
+    def _cannot_go_on(self) -> None:
+        raise self._guest_error(describe(self._run[Run.EXIT_REASON], self._run))
 
     def _guest_error(self, what: str) -> GuestError:
         return GuestError(f"vCPU {self.id} can't go on: {what}. It is at {self._registers.where()}")

@@ -31,6 +31,12 @@ def describe(reason: int, run: mmap.mmap) -> str:
             return f"an exit of KVM's that this adapter does not expect: {reason}, {name}"
 
 
+def lacks_instruction(run: mmap.mmap) -> bool:
+    """Of Exit.INTERNAL_ERROR: whether KVM's emulator should execute an instruction, and can't."""
+    suberror: int = Run.INTERNAL.unpack_from(run, Run.UNION)[0]
+    return suberror == EMULATION
+
+
 def _internal_error(run: mmap.mmap) -> str:
     suberror, data, flags, length, code = Run.INTERNAL.unpack_from(run, Run.UNION)
     what = f"KVM's internal error {suberror}: {_INTERNAL_ERRORS.get(suberror, 'one that is new')}"

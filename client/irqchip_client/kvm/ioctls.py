@@ -36,10 +36,12 @@ class Request(IntEnum):
     GET_SREGS = 0x8138_AE83
     SET_SREGS = 0x4138_AE84
     INTERRUPT = 0x4004_AE86
+    TRANSLATE = 0xC018_AE85
     SET_MSRS = 0x4008_AE89
     SET_SIGNAL_MASK = 0x4004_AE8B
     SET_CPUID2 = 0x4008_AE90
     NMI = 0xAE9A
+    GET_VCPU_EVENTS = 0x8040_AE9F
     SET_VCPU_EVENTS = 0x4040_AEA0
     SMI = 0xAEB7
 
@@ -95,7 +97,9 @@ REGS = struct.Struct("<18Q")  # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rf
 SREGS_SIZE = 312
 SEGMENT = struct.Struct("<QIH8Bxx")  # base, limit, selector, type, present, dpl, db, s, l, g, avl
 SEGMENTS = {name: 24 * position for position, name in enumerate(("cs", "ds", "es", "fs", "gs", "ss"))}
-CR0_AT = 0xE0
+GDT_AT, IDT_AT, CR0_AT, EFER_AT = 0xC0, 0xD0, 0xE0, 0x108
+TABLE = struct.Struct("<QH")  # base, limit
+TRANSLATION = struct.Struct("<QQBBB5x")  # linear and physical address, whether valid, writable, the user's
 QWORD = struct.Struct("<Q")
 DWORD = struct.Struct("<I")
 MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
@@ -110,6 +114,7 @@ MSR_FILTER_SIZE, MSR_FILTER_HEADER, MSR_FILTER_RANGE = 0x188, struct.Struct("<II
 MSR_FILTER_READ, MSR_FILTER_WRITE = 1 << 0, 1 << 1
 MSR_EXIT_INVALID, MSR_EXIT_FILTERED = 1 << 0, 1 << 2  # KVM_MSR_EXIT_REASON_*
 
+VCPU_EVENTS_SIZE, NMI_MASKED_AT = 64, 14
 # struct kvm_vcpu_events in which nothing waits, with KVM_VCPUEVENT_VALID_NMI_PENDING and _SHADOW.
 NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
 

@@ -57,7 +57,7 @@ class KvmVm:
     """
 
     def __init__(self, memory: GuestMemory) -> None:
-        self._memory = memory
+        self.memory = memory
         self._kvm = _open()
         self.fd = -1
         try:
@@ -73,10 +73,10 @@ class KvmVm:
             raise
 
     def _map_memory(self) -> None:
-        size = self._memory.size
+        size = self.memory.size
         for slot, (start, end) in enumerate([(0, min(size, HOLE)), (HOLE_END, size)]):
             if start < end:
-                host = self._memory.host_address + start
+                host = self.memory.host_address + start
                 ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, start, end - start, host))
 
     def _ask_for_msrs(self) -> None:
