@@ -82,6 +82,11 @@ def test_what_comes_is_read_in_its_order(port: Port) -> None:
     assert port.get(DATA) == 0
 
 
+def test_without_fifos_the_last_character_is_read_again(port: Port) -> None:
+    port.uart.receive(b"a")
+    assert bytes((port.get(DATA), port.get(DATA))) == b"aa"
+
+
 @pytest.mark.parametrize(("lcr", "mask"), [(0, 0x1F), (1, 0x3F), (2, 0x7F), (3, 0xFF)])
 def test_characters_are_as_long_as_lcr_says(port: Port, lcr: int, mask: int) -> None:
     port.put(LCR, lcr)

@@ -127,6 +127,7 @@ class Uart(Device):
         self.changes = 0
         # Receiver FIFO: characters, each with its errors. Without FIFOs it holds one: the receiver buffer register.
         self.received: deque[tuple[int, int]] = deque()
+        self.last = 0
         self.timeout = False
         # Transmitter FIFO, or holding register, and shift register.
         self.transmitted: deque[int] = deque()
@@ -222,9 +223,9 @@ class Uart(Device):
             self.received.clear()
             self.timeout = False
             self._quiet.stop()
-        if value & FCR_CLEAR_TRANSMITTER and self.transmitted:
+        if value & FCR_CLEAR_TRANSMITTER:
             self.transmitted.clear()
-            self.thr_emptied = True
+            self.thr_emptied = True  # QEMU: hw/char/serial.c; even where nothing was in it
         self.fcr = value & ~(FCR_CLEAR_RECEIVER | FCR_CLEAR_TRANSMITTER) if value & FCR_ENABLE else 0
 
     @property
@@ -333,8 +334,12 @@ class Uart(Device):
             self.errors |= errors
 
     def _read_data(self) -> int:
-        """RBR. With nothing in it, 0."""
-        character = self.received.popleft()[0] if self.received else 0
+        """RBR. With nothing new in it, the last character again; of an empty FIFO, 0."""
+        if self.received:
+            self.last, _ = self.received.popleft()
+        elif self.fcr & FCR_ENABLE:
+            self.last = 0
+        character = self.last
         self.timeout = False
         self._show_errors()
         self._await_more()
