@@ -13,7 +13,7 @@ from tests.compose.engine import NoEngineError, compose_command, running_engine
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def built() -> Iterator[Composition]:
     """The composition, with its image built from the Dockerfile; nothing of it runs."""
     try:
