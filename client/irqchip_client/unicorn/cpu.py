@@ -141,7 +141,7 @@ class UnicornCpu:
                 return
             if self._signalled:
                 self._take_signals()
-            if self._nmi and not engine.nmi_blocked:
+            if self._nmi and not engine.state.nmi_blocked:
                 self._deliver_nmi()
             if self._idle:
                 self._halt()
@@ -160,7 +160,7 @@ class UnicornCpu:
         """The daemon may have an interrupt: delivers it once the guest can take it."""
         engine, breaker = self._engine, self._breaker
         while engine.interrupts_enabled:
-            if engine.is_shadowed:
+            if engine.state.is_shadowed:
                 breaker.stop_at_window(after_one=True)
                 return
             self._interrupted = False

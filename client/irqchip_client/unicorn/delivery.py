@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 from .exceptions import CONTRIBUTORY, TRAPS_AND_ABORTS, WITH_ERROR_CODE, Fault, TripleFault, Unsupported, Vector
 
 CR0_PE = 1
-EFER_LMA = 1 << 10
 
 TF, IF, NT, RF, VM, AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 
@@ -70,13 +69,13 @@ class Table(NamedTuple):
     limit: int
 
 
-class Processor(Protocol):
-    """What delivery needs of a processor. read and write take linear addresses, of ring 0, and raise Fault."""
+class State(Protocol):
+    """Registers."""
 
     @property
     def cr0(self) -> int: ...
     @property
-    def efer(self) -> int: ...
+    def long_mode(self) -> bool: ...
     @property
     def cpl(self) -> int: ...
     @property
@@ -84,11 +83,7 @@ class Processor(Protocol):
     @property
     def ss(self) -> Segment: ...
     @property
-    def ip(self) -> int: ...
-    @property
     def sp(self) -> int: ...
-    @property
-    def flags(self) -> int: ...
     @property
     def idtr(self) -> Table: ...
     @property
@@ -98,13 +93,23 @@ class Processor(Protocol):
     @property
     def tr(self) -> Table: ...
 
+
+class Processor(Protocol):
+    """What delivery needs of a processor. read and write take linear addresses, of ring 0, and raise Fault."""
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def ip(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+
     def read(self, address: int, length: int) -> bytes: ...
     def write(self, address: int, data: bytes) -> None: ...
+    def set_cr2(self, address: int) -> None: ...
 
     def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
         """The handler's first instruction is next."""
-
-    def set_cr2(self, address: int) -> None: ...
 
 
 def deliver(cpu: Processor, event: Event) -> None:
@@ -136,11 +141,11 @@ def _after(first: Event, second: Fault) -> Event:
 
 
 def _deliver(cpu: Processor, event: Event) -> None:
-    if not cpu.cr0 & CR0_PE:
+    if not cpu.state.cr0 & CR0_PE:
         _deliver_in_real_mode(cpu, event)
     elif cpu.flags & VM:
         raise Unsupported("an interrupt in virtual-8086 mode")
-    elif cpu.efer & EFER_LMA:
+    elif cpu.state.long_mode:
         _deliver_in_long_mode(cpu, event)
     else:
         _deliver_in_protected_mode(cpu, event)
@@ -148,12 +153,12 @@ def _deliver(cpu: Processor, event: Event) -> None:
 
 def _deliver_in_real_mode(cpu: Processor, event: Event) -> None:
     """20.1.4: FLAGS, CS and IP are pushed, and CS:IP is loaded from the vector table."""
-    table = cpu.idtr
+    table = cpu.state.idtr
     at = event.vector * 4
     if at + 3 > table.limit:
         raise Fault(Vector.GP, 0)
     ip, selector = unpack("<HH", cpu.read(table.base + at, 4))
-    sp = _push(cpu, pack("<HHH", cpu.ip & 0xFFFF, cpu.cs.selector, cpu.flags & 0xFFFF), EXTERNAL, wide=False)
+    sp = _push(cpu, pack("<HHH", cpu.ip & 0xFFFF, cpu.state.cs.selector, cpu.flags & 0xFFFF), EXTERNAL, wide=False)
     cs = Segment(selector, selector << 4, 0xFFFF, REAL_MODE_SEGMENT)
     cpu.enter(cs, ip, sp, cpu.flags & ~(IF | TF | RF | AC))
 
@@ -170,14 +175,14 @@ def _deliver_in_protected_mode(cpu: Processor, event: Event) -> None:
     _check_gate(cpu, event, high)
     cs = _handler_segment(cpu, low >> 16, external)
     wide = kind in (INTERRUPT_32, TRAP_32)
-    words = [cpu.ip, cpu.cs.selector, _flags_image(cpu, event)]
+    words = [cpu.ip, cpu.state.cs.selector, _flags_image(cpu, event)]
     if _pushes_error_code(event):
         words.insert(0, event.error_code)
     frame = pack(f"<{len(words)}I", *words) if wide else pack(f"<{len(words)}H", *(word & 0xFFFF for word in words))
     ip = low & 0xFFFF | (high & 0xFFFF_0000 if wide else 0)
     if ip > cs.limit:
         raise Fault(Vector.GP, external)
-    sp = _push(cpu, frame, external, wide=bool(cpu.ss.access & BIG))
+    sp = _push(cpu, frame, external, wide=bool(cpu.state.ss.access & BIG))
     cpu.enter(cs, ip, sp, _flags_inside(cpu, kind in (INTERRUPT_16, INTERRUPT_32)))
 
 
@@ -192,11 +197,11 @@ def _deliver_in_long_mode(cpu: Processor, event: Event) -> None:
     cs = _handler_segment(cpu, low >> 16, external)
     if not cs.access & LONG or cs.access & BIG:
         raise Fault(Vector.GP, cs.selector & ~3 | external)
-    sp = cpu.sp
+    sp = cpu.state.sp
     if stack := high & 7:
         sp = _interrupt_stack(cpu, stack)
     sp &= ~0xF
-    words = [cpu.ip, cpu.cs.selector, _flags_image(cpu, event), cpu.sp, cpu.ss.selector]
+    words = [cpu.ip, cpu.state.cs.selector, _flags_image(cpu, event), cpu.state.sp, cpu.state.ss.selector]
     if _pushes_error_code(event):
         words.insert(0, event.error_code)
     sp -= 8 * len(words)
@@ -208,14 +213,14 @@ def _deliver_in_long_mode(cpu: Processor, event: Event) -> None:
 def _gate(cpu: Processor, event: Event, size: int) -> bytes:
     """The vector's gate in the IDT."""
     at = event.vector * size
-    if at + size - 1 > cpu.idtr.limit:
+    if at + size - 1 > cpu.state.idtr.limit:
         raise Fault(Vector.GP, _idt_error(event))
-    return cpu.read(cpu.idtr.base + at, size)
+    return cpu.read(cpu.state.idtr.base + at, size)
 
 
 def _check_gate(cpu: Processor, event: Event, high: int) -> None:
     """6.12.1.2: software may use gates of its own ring and outer ones. Then: is it present?"""
-    if event.origin is Origin.SOFTWARE and high >> DPL_SHIFT & 3 < cpu.cpl:
+    if event.origin is Origin.SOFTWARE and high >> DPL_SHIFT & 3 < cpu.state.cpl:
         raise Fault(Vector.GP, _idt_error(event))
     if not high & PRESENT:
         raise Fault(Vector.NP, _idt_error(event))
@@ -225,39 +230,39 @@ def _handler_segment(cpu: Processor, selector: int, external: int) -> Segment:
     """The code segment that a gate names, which must be of this ring, or conform."""
     if not selector & ~3:
         raise Fault(Vector.GP, external)
-    table = cpu.ldtr if selector & 4 else cpu.gdtr
+    table = cpu.state.ldtr if selector & 4 else cpu.state.gdtr
     error = selector & ~3 | external
     at = selector & ~7
     if at + 7 > table.limit:
         raise Fault(Vector.GP, error)
     low, high = unpack("<II", cpu.read(table.base + at, 8))
-    if ~high & (NOT_SYSTEM | CODE) or high >> DPL_SHIFT & 3 > cpu.cpl:
+    if ~high & (NOT_SYSTEM | CODE) or high >> DPL_SHIFT & 3 > cpu.state.cpl:
         raise Fault(Vector.GP, error)
     if not high & PRESENT:
         raise Fault(Vector.NP, error)
-    if not high & CONFORMING and high >> DPL_SHIFT & 3 < cpu.cpl:
-        raise Unsupported(f"an interrupt in ring {cpu.cpl}, whose handler is in ring {high >> DPL_SHIFT & 3}")
-    return Segment.of_descriptor(selector & ~3 | cpu.cpl, low, high)
+    if not high & CONFORMING and high >> DPL_SHIFT & 3 < cpu.state.cpl:
+        raise Unsupported(f"an interrupt in ring {cpu.state.cpl}, whose handler is in ring {high >> DPL_SHIFT & 3}")
+    return Segment.of_descriptor(selector & ~3 | cpu.state.cpl, low, high)
 
 
 def _interrupt_stack(cpu: Processor, number: int) -> int:
     """6.14.5: the stack pointer IST1 to IST7 of the 64-bit TSS (figure 8-11)."""
     at = 0x24 + 8 * (number - 1)
-    if at + 7 > cpu.tr.limit:
+    if at + 7 > cpu.state.tr.limit:
         raise Fault(Vector.TS, 0)
-    return int(unpack("<Q", cpu.read(cpu.tr.base + at, 8))[0])
+    return int(unpack("<Q", cpu.read(cpu.state.tr.base + at, 8))[0])
 
 
 def _push(cpu: Processor, frame: bytes, external: int, *, wide: bool) -> int:
     """Pushes a frame on the stack of a 16- or 32-bit segment, and returns SP or ESP after it."""
     mask = 0xFFFF_FFFF if wide else 0xFFFF
-    ss = cpu.ss
-    offset = (cpu.sp & mask or mask + 1) - len(frame)  # From 0 it goes on at the segment's end.
+    ss = cpu.state.ss
+    offset = (cpu.state.sp & mask or mask + 1) - len(frame)  # From 0 it goes on at the segment's end.
     # The limit of one that expands down is its lower end.
     if offset < 0 or (not ss.access & EXPAND_DOWN and offset + len(frame) - 1 > ss.limit):
         raise Fault(Vector.SS, external)
     cpu.write(ss.base + offset & 0xFFFF_FFFF, frame)
-    return cpu.sp & ~mask | offset
+    return cpu.state.sp & ~mask | offset
 
 
 def _flags_image(cpu: Processor, event: Event) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,21 +19,19 @@ from unicorn.unicorn_const import (
     UC_PROT_ALL,
 )
 from unicorn.unicorn_py3.arch.intel import UcIntel
-from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
 
-from irqchip_client._errors import GuestError
 from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
 from .breaker import IF, Breaker
-from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment, Table
+from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Unsupported, Vector
 from .paging import Paging
 from .state import State, protected_mode, real_mode
 from .traps import Trap, Traps, decode
 
 PHYSICAL_BITS = 40  # As its CPUID 80000008h says
-IA32_EFER = 0xC000_0080
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
 
@@ -59,7 +58,7 @@ class Trapped:
 
 
 class Engine:
-    """A vCPU's Unicorn. It is a delivery.Processor, between two calls of run().
+    """A vCPU's Unicorn. It is a delivery.Processor and a paging.Tables, between two calls of run().
 
     wants_msr  whether an RDMSR or WRMSR of a register is to be trapped
     """
@@ -82,8 +81,10 @@ class Engine:
         self._traps = Traps(uc, self._read_code, self._at_trap)
         self._exit: Trapped | int | None = None  # int: an exception's vector.
         self._ip = 0
-        self._state = State(uc.context_save())
-        self._current = False  # Whether that is the processor's state.
+        self._ip_register, self._flags = _Register(uc, x86.UC_X86_REG_RIP), _Register(uc, x86.UC_X86_REG_RFLAGS)
+        self._kept = State(uc.context_save())
+        self._state: State | None = None  # The same, if it is the processor's of now.
+        self._executes = False
         self._fresh = True
 
     # Its life.
@@ -118,22 +119,24 @@ class Engine:
     def run(self) -> Trapped | Event | None:
         """Executes, until there is something to do: a trap, an exception or INT n. None where the breaker stopped it.
 
-        GuestError for what the emulator can't do.
+        Unsupported for what the emulator can't execute.
         """
         uc, traps = self._uc, self._traps
         if self._fresh:  # Of the very first block Unicorn tells nobody.
             self._fresh = False
-            traps.search(self.cs.base + self._ip, PAGE)
+            traps.search(self.state.cs.base + self._ip, PAGE)
         self._exit = None
         while True:
             traps.hook()
-            self._current = False
+            self._state = None
+            self._executes = True
             try:
                 uc.emu_start(self._ip, 0)
             except UcError as error:
-                self._ip = uc.reg_read(x86.UC_X86_REG_RIP)
-                raise GuestError(f"Unicorn can't execute it: {error}. It is at {self.where()}") from None
-            self._ip = uc.reg_read(x86.UC_X86_REG_RIP)
+                raise Unsupported(f"what Unicorn can't execute: {error}") from None
+            finally:
+                self._executes = False
+                self._ip = self._ip_register.read()
             if not traps.pending:
                 break
         match self._exit:
@@ -143,8 +146,8 @@ class Engine:
                 return exit_
 
     def _exception(self, vector: int) -> Event:
-        code = self._synchronized().take_exception()
-        self._uc.context_restore(self._state.context)
+        code = self.state.take_exception()
+        self._uc.context_restore(self.state.context)
         return Event(vector, Origin.SOFTWARE) if code is None else Event(vector, Origin.EXCEPTION, code)
 
     def _at_exception(self, uc: Uc, number: int, _data: object) -> None:
@@ -157,9 +160,7 @@ class Engine:
         return True
 
     def _at_trap(self, address: int, length: int) -> None:
-        self._current = False
-        state = self._synchronized()
-        self._current = False
+        state = self.state
         if state.cpl:
             return  # It faults, except RDTSC.
         decoded = decode(self._read_code(address, length), state.is_64bit)
@@ -179,7 +180,7 @@ class Engine:
 
     def set_register(self, number: int, value: int) -> None:
         self._uc.reg_write(GENERAL[number], value)
-        self._current = False
+        self._state = None
 
     def skip(self, length: int) -> None:
         """The instruction is done."""
@@ -187,83 +188,53 @@ class Engine:
 
     @property
     def interrupts_enabled(self) -> bool:
-        return bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & IF)
+        return bool(self._flags.read() & IF)
 
     @property
-    def is_shadowed(self) -> bool:
-        """STI, MOV SS or POP SS came just before: no interrupt is taken."""
-        return self._synchronized().is_shadowed
-
-    @property
-    def nmi_blocked(self) -> bool:
-        return self._synchronized().nmi_blocked
+    def state(self) -> State:
+        """Of now."""
+        if self._state is None:
+            self._uc.context_update(self._kept.context)
+            if not self._executes:
+                self._state = self._kept
+        return self._kept
 
     def block_nmi(self) -> None:
         """Until the next IRET."""
-        self._synchronized().block_nmi()
-        self._uc.context_restore(self._state.context)
+        self.state.block_nmi()
+        self._uc.context_restore(self.state.context)
 
     def where(self) -> str:
         """For people."""
-        return f"{self.cs.selector:#x}:{self._ip:#x}"
+        return f"{self.state.cs.selector:#x}:{self._ip:#x}"
 
     # delivery.Processor
-
-    @property
-    def cr0(self) -> int:
-        return int(self._uc.reg_read(x86.UC_X86_REG_CR0))
-
-    @property
-    def efer(self) -> int:
-        return int(self._uc.msr_read(IA32_EFER))
-
-    @property
-    def cpl(self) -> int:
-        return self._synchronized().cpl
-
-    @property
-    def cs(self) -> Segment:
-        return self._synchronized().cs
-
-    @property
-    def ss(self) -> Segment:
-        return self._synchronized().ss
 
     @property
     def ip(self) -> int:
         return self._ip
 
     @property
-    def sp(self) -> int:
-        return int(self._uc.reg_read(x86.UC_X86_REG_RSP))
-
-    @property
     def flags(self) -> int:
-        return int(self._uc.reg_read(x86.UC_X86_REG_RFLAGS))
+        return self._flags.read()
 
-    @property
-    def idtr(self) -> Table:
-        return self._table(x86.UC_X86_REG_IDTR)
+    def set_cr2(self, address: int) -> None:
+        self._uc.reg_write(x86.UC_X86_REG_CR2, address)
+        self._state = None
 
-    @property
-    def gdtr(self) -> Table:
-        return self._table(x86.UC_X86_REG_GDTR)
-
-    @property
-    def ldtr(self) -> Table:
-        return self._table(x86.UC_X86_REG_LDTR)
-
-    @property
-    def tr(self) -> Table:
-        return self._table(x86.UC_X86_REG_TR)
-
-    def _table(self, register: int) -> Table:
-        _, base, limit, _ = self._uc.reg_read(register)
-        return Table(base, limit)
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
+        """The instruction at cs:ip is next."""
+        state = self.state
+        state.load_cs(cs, flags)
+        state.sp = sp
+        self._uc.context_restore(state.context)
+        self._flags.write(flags)
+        self._state = None
+        self._ip = ip
 
     def read(self, address: int, length: int) -> bytes:
-        """Linear. Fault where a page is not there, or no RAM."""
-        return b"".join(bytes(self._uc.mem_read(at, size)) for at, size in self._pieces(address, length, write=False))
+        """Linear. Fault where a page is not there."""
+        return b"".join(self._memory.read(at, size) for at, size in self._pieces(address, length, write=False))
 
     def write(self, address: int, data: bytes) -> None:
         """Linear. All of it, or Fault."""
@@ -272,33 +243,12 @@ class Engine:
             self._uc.mem_write(at, data[done : done + size])
             done += size
 
-    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """The instruction at cs:ip is next."""
-        state = self._synchronized()
-        state.load_cs(cs, self.cr0, flags)
-        uc = self._uc
-        uc.context_restore(state.context)
-        uc.reg_write(x86.UC_X86_REG_RSP, sp)
-        uc.reg_write(x86.UC_X86_REG_RFLAGS, flags)
-        self._ip = ip
-        self._current = False
-
-    def set_cr2(self, address: int) -> None:
-        self._uc.reg_write(x86.UC_X86_REG_CR2, address)
-        self._current = False
-
-    def _synchronized(self) -> State:
-        if not self._current:
-            self._uc.context_update(self._state.context)
-            self._current = True
-        return self._state
-
     # Memory.
 
     def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
         """The physical addresses and lengths of a linear range."""
-        uc = self._uc
-        paging = Paging(self.cr0, uc.reg_read(x86.UC_X86_REG_CR3), uc.reg_read(x86.UC_X86_REG_CR4), self.efer)
+        state = self.state
+        paging = Paging(state.cr0, state.cr3, state.cr4, state.long_mode)
         pieces = []
         while length:
             size = min(length, PAGE - address % PAGE)
@@ -335,8 +285,24 @@ class Engine:
     def _restore(self, make: Callable[[], UcContext]) -> None:
         self._uc.context_restore(make())
         self._uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
-        self._current = False
+        self._state = None
         self._fresh = True
+
+
+class _Register:
+    """A register, read and written the short way: the binding's takes several microseconds."""
+
+    def __init__(self, uc: Uc, number: int) -> None:
+        self._value = ctypes.c_uint64()
+        self._arguments = (uc._uch, number, ctypes.byref(self._value))
+
+    def read(self) -> int:
+        uclib.uc_reg_read(*self._arguments)
+        return self._value.value
+
+    def write(self, value: int) -> None:
+        self._value.value = value
+        uclib.uc_reg_write(*self._arguments)
 
 
 def _map_mmio(uc: Uc, start: int, end: int, bus: Bus) -> None:

@@ -9,7 +9,6 @@ from .exceptions import Fault, Vector
 
 CR0_WP, CR0_PG = 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
-EFER_LMA = 1 << 10
 
 PRESENT, WRITABLE, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
 ADDRESS = 0x000F_FFFF_FFFF_F000
@@ -30,13 +29,13 @@ class Paging:
     cr0: int
     cr3: int
     cr4: int
-    efer: int
+    long_mode: bool
 
     def translate(self, tables: Tables, linear: int, write: bool) -> int:
         """The physical address of a byte that ring 0 accesses. Sets accessed and dirty bits. Fault: #PF, #GP."""
         if not self.cr0 & CR0_PG:
             return linear & 0xFFFF_FFFF
-        if self.efer & EFER_LMA:
+        if self.long_mode:
             if (linear >> 47) not in (0, 0x1FFFF):
                 raise Fault(Vector.GP, 0)  # Not canonical.
             return self._walk(tables, linear, write, self.cr3 & ADDRESS, (39, 30, 21, 12), 9, 8)

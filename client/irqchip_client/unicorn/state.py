@@ -23,14 +23,17 @@ from unicorn import x86_const
 from unicorn.unicorn_const import UC_ARCH_X86, UC_HOOK_BLOCK, UC_HOOK_INTR, UC_MODE_16, UC_MODE_32
 from unicorn.unicorn_py3.unicorn import Uc, UcContext
 
-from .delivery import BIG, CR0_PE, LONG, VM, Segment
+from .delivery import BIG, CR0_PE, LONG, VM, Segment, Table
 
 # QEMU's hflags.
 CPL, INHIBIT_IRQ, CS32, SS32, ADDSEG, LMA, CS64 = 3, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 14, 1 << 15
 NMI_BLOCKED = 1 << 2  # of hflags2, which follows
 
 ES, CS, SS, DS = range(4)
-SEGMENT_BYTES = 24
+
+BASE = 8  # Its offset in a segment.
+
+MARK = 0x1230  # A value that nothing else has.
 
 FLAT_CODE, FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
 CODE_SELECTOR, DATA_SELECTOR = 8, 16
@@ -58,36 +61,62 @@ class Layout(NamedTuple):
     error_code: int
     is_software: int
     exception_under_way: int
+    sp: int
+    cr2: int
+    idtr: int
+    gdtr: int
+    ldtr: int
+    tr: int
 
 
 class State:
-    """A context, and what is in it beside registers."""
+    """A context, and what of it delivery needs: registers too, as reading one through the binding takes long."""
 
     def __init__(self, context: UcContext) -> None:
         layout = find_layout()
         self.context = context
         base = context.context.value
-
-        def word(offset: int) -> ctypes.c_uint32:
-            return ctypes.c_uint32.from_address(base + offset)
-
-        self._hflags, self._hflags2 = word(layout.hflags), word(layout.hflags + 4)
-        self._error_code, self._is_software = word(layout.error_code), word(layout.is_software)
-        self._under_way = word(layout.exception_under_way)
+        word, quad = ctypes.c_uint32.from_address, ctypes.c_uint64.from_address
+        self._hflags, self._hflags2 = word(base + layout.hflags), word(base + layout.hflags + 4)
+        self._error_code, self._is_software = word(base + layout.error_code), word(base + layout.is_software)
+        self._under_way = word(base + layout.exception_under_way)
         self._segments = (_Segment * 4).from_address(base + layout.segments)
+        self._sp = quad(base + layout.sp)
+        self._cr = (ctypes.c_uint64 * 5).from_address(base + layout.cr2 - 16)
+        self._idtr, self._gdtr, self._ldtr, self._tr = (
+            _Segment.from_address(base + at) for at in (layout.idtr, layout.gdtr, layout.ldtr, layout.tr)
+        )
+
+    @property
+    def cr0(self) -> int:
+        return int(self._cr[0])
+
+    @property
+    def cr3(self) -> int:
+        return int(self._cr[3])
+
+    @property
+    def cr4(self) -> int:
+        return int(self._cr[4])
 
     @property
     def cpl(self) -> int:
         return self._hflags.value & CPL
 
     @property
-    def is_shadowed(self) -> bool:
-        """STI, MOV SS or POP SS came just before."""
-        return bool(self._hflags.value & INHIBIT_IRQ)
+    def long_mode(self) -> bool:
+        """EFER.LMA"""
+        return bool(self._hflags.value & LMA)
 
     @property
     def is_64bit(self) -> bool:
+        """CS.L, in long mode."""
         return bool(self._hflags.value & CS64)
+
+    @property
+    def is_shadowed(self) -> bool:
+        """STI, MOV SS or POP SS came just before."""
+        return bool(self._hflags.value & INHIBIT_IRQ)
 
     @property
     def nmi_blocked(self) -> bool:
@@ -98,18 +127,38 @@ class State:
         self._hflags2.value |= NMI_BLOCKED
 
     @property
+    def sp(self) -> int:
+        return self._sp.value
+
+    @sp.setter
+    def sp(self, value: int) -> None:
+        self._sp.value = value
+
+    @property
     def cs(self) -> Segment:
-        return self._segment(CS)
+        return _read_segment(self._segments[CS])
 
     @property
     def ss(self) -> Segment:
-        return self._segment(SS)
+        return _read_segment(self._segments[SS])
 
-    def _segment(self, number: int) -> Segment:
-        segment = self._segments[number]
-        return Segment(segment.selector, segment.base, segment.limit, segment.access)
+    @property
+    def idtr(self) -> Table:
+        return Table(self._idtr.base, self._idtr.limit)
 
-    def load_cs(self, cs: Segment, cr0: int, flags: int) -> None:
+    @property
+    def gdtr(self) -> Table:
+        return Table(self._gdtr.base, self._gdtr.limit)
+
+    @property
+    def ldtr(self) -> Table:
+        return Table(self._ldtr.base, self._ldtr.limit)
+
+    @property
+    def tr(self) -> Table:
+        return Table(self._tr.base, self._tr.limit)
+
+    def load_cs(self, cs: Segment, flags: int) -> None:
         """As a far jump does, and ends the shadow of STI. QEMU: cpu.h cpu_x86_load_seg_cache."""
         segments = self._segments
         segments[CS] = _Segment(cs.selector, cs.base, cs.limit, cs.access)
@@ -119,7 +168,7 @@ class State:
         else:
             hflags |= (CS32 if cs.access & BIG else 0) | (SS32 if segments[SS].access & BIG else 0)
             flat = not (segments[DS].base or segments[ES].base or segments[SS].base)
-            if not (cr0 & CR0_PE and hflags & CS32 and flat) or flags & VM:
+            if not (self.cr0 & CR0_PE and hflags & CS32 and flat) or flags & VM:
                 hflags |= ADDSEG
         self._hflags.value = hflags
 
@@ -127,6 +176,10 @@ class State:
         """The error code of what has just occurred; None where it is INT n. No exception is under way any more."""
         self._under_way.value = 0xFFFF_FFFF
         return None if self._is_software.value else self._error_code.value
+
+
+def _read_segment(segment: _Segment) -> Segment:
+    return Segment(segment.selector, segment.base, segment.limit, segment.access)
 
 
 def real_mode(selector: int) -> UcContext:
@@ -170,39 +223,56 @@ def find_layout() -> Layout:
     uc.hook_add(UC_HOOK_BLOCK, lambda uc, address, *_: uc.emu_stop() if address else None)
     initial = protected_mode()
 
-    def execute(code: str) -> tuple[list[int], list[int]]:
+    def execute(code: str) -> list[tuple[int, int]]:
         """The words of contexts before and after."""
         uc.context_restore(initial)
         uc.mem_write(0, bytes.fromhex(code))
         uc.ctl_flush_tb()
-        before = _words(uc.context_save())
+        before = _words(uc)
         uc.emu_start(0, 0)
-        return before, _words(uc.context_save())
+        return list(zip(before, _words(uc), strict=True))
 
-    # sti; nop
-    hflags = _only(
-        [at for at, (old, new) in enumerate(zip(*execute("fb90"), strict=True)) if old ^ new == INHIBIT_IRQ], "hflags"
-    )
+    changes = execute("fb90")  # sti; nop
+    hflags = _only("hflags", [old ^ new == INHIBIT_IRQ for old, new in changes])
     # mov ax, 0xabcf; mov ds, ax: #GP, as there is no GDT, with the selector without its last two bits
-    old, new = execute("66b8cfab8ed8")
-    error_code = _only([at for at in range(len(old)) if old[at] == 0 and new[at] == 0xABCC], "error code")
-    under_way = _only([at for at in range(len(old)) if old[at] == 0xFFFF_FFFF and new[at] == 13], "exception")
-    # int 0x20
-    old, new = execute("cd20")
-    is_software = _only([at for at in range(len(old)) if old[at] == 0 and new[at] == 1], "INT n")
-    # In real mode, whose bases are 16 times the selectors
-    real = _words(real_mode(0x1234))
-    cs = _only(
-        [at for at in range(len(real)) if real[at] == 0x1234 and real[at + 2 : at + 5] == [0x12340, 0, 0xFFFF]], "CS"
+    changes = execute("66b8cfab8ed8")
+    error_code = _only("the error code", [change == (0, 0xABCC) for change in changes])
+    under_way = _only("the exception under way", [change == (0xFFFF_FFFF, 13) for change in changes])
+    changes = execute("cd20")  # int 0x20
+    is_software = _only("INT n", [change == (0, 1) for change in changes])
+
+    real = Uc(UC_ARCH_X86, UC_MODE_16)
+    real.reg_write(x86_const.UC_X86_REG_CS, MARK)
+    words = _words(real)
+    cs = _only("CS", [words[at : at + 5] == [MARK, 0, MARK << 4, 0, 0xFFFF] for at in range(len(words))])
+
+    def find(register: str) -> int:
+        """Of a register, or a table's base."""
+        number = getattr(x86_const, f"UC_X86_REG_{register}")
+        uc.context_restore(initial)
+        uc.reg_write(number, (0, MARK, 0, 0) if register.endswith("TR") else MARK)
+        return 4 * _only(register, [word == MARK for word in _words(uc)])
+
+    # A table's registers are kept like a segment's, which has its base 8 bytes from its beginning.
+    tables = (find(register) - BASE for register in ("IDTR", "GDTR", "LDTR", "TR"))
+    cr2 = find("CR2")
+    if cr2 + 8 != find("CR3"):
+        raise _unknown("CR3")
+    return Layout(
+        *(hflags * 4, cs * 4 - ctypes.sizeof(_Segment), error_code * 4, is_software * 4, under_way * 4),
+        *(find("ESP"), cr2, *tables),
     )
-    return Layout(hflags * 4, cs * 4 - SEGMENT_BYTES, error_code * 4, is_software * 4, under_way * 4)
 
 
-def _words(context: UcContext) -> list[int]:
-    return [word for (word,) in iter_unpack("<I", bytes(context))]
+def _words(uc: Uc) -> list[int]:
+    return [word for (word,) in iter_unpack("<I", bytes(uc.context_save()))]
 
 
-def _only(found: list[int], what: str) -> int:
-    if len(found) != 1:
-        raise ImportError(f"irqchip_client.unicorn does not know this release of Unicorn: where it keeps {what}")
-    return found[0]
+def _only(what: str, is_it: list[bool]) -> int:
+    if sum(is_it) != 1:
+        raise _unknown(what)
+    return is_it.index(True)
+
+
+def _unknown(what: str) -> ImportError:
+    return ImportError(f"irqchip_client.unicorn does not know this release of Unicorn: where it keeps {what}")
