@@ -1,10 +1,7 @@
-"""A machine in pieces: a daemon, a vCPU and three devices, each a process of its own. Run `make demo`."""
+"""A PC in pieces: a daemon, a vCPU and five devices, each a process of its own. Run `make demo`."""
 
 VM = "demo"
-
-# Where the devices are wired, as on a PC.
-TIMER_GSI = 0
-SERIAL_GSI = 4
-DISK_GSI = 11
-
 SECTOR = 512  # bytes
+SECTORS = 4096
+# The clients that the guest needs, by what their Sessions call themselves.
+CLIENTS = ("16550A", "MC146818", "i8042", "block device", "debug exit")

@@ -407,3 +407,35 @@ def test_many_vcpus_and_devices_at_once(vm: Vm) -> None:
         for thread in threads:
             thread.join()
     assert failures == []
+
+
+def test_a_string_of_accesses_is_forwarded_at_once_and_in_order(vm: Vm, vcpu: Session) -> None:
+    """Those to one address need not wait for each other; what comes next waits for them all."""
+    with vm.session("device", event_buffer=4096) as session:
+        session.register_region(PIO, BASE, 8)
+        string = vcpu.submit([*[ops.pio_write(0, BASE, n) for n in range(200)], ops.pio_read(0, BASE)])
+        accesses = []
+        for n in range(200):
+            event = session.next_event(5)
+            assert isinstance(event, RegionAccess)
+            assert (event.write, event.data) == (True, n)
+            accesses.append(event.access)
+        with pytest.raises(irqchip.TimedOut):
+            session.next_event(0.05)
+        session.run([ops.complete_access(access) for access in accesses])
+        event = session.next_event(5)
+        assert isinstance(event, RegionAccess)
+        assert not event.write
+        session.complete_access(event.access, 9)
+        assert string.result(5) == [Claim.DEVICE] * 200 + [Access(True, 9)]
+
+
+def test_a_long_string_of_accesses_is_read_whole(vm: Vm, vcpu: Session) -> None:
+    numbers = iter(range(10_000))
+
+    def count(session: Session, access: RegionAccess) -> None:
+        session.complete_access(access.access, next(numbers))
+
+    with device(vm, count):
+        results = vcpu.run([ops.pio_read(0, BASE, 4)] * 1000)
+        assert results == [Access(True, n) for n in range(1000)]

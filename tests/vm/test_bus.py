@@ -98,3 +98,15 @@ def test_a_range_that_was_given_up_can_be_claimed_again(bus: IoBus) -> None:
 def test_a_device_may_disown_an_access_in_its_range(bus: IoBus) -> None:
     bus.register(0x60, 0x10, Device(claims=False))
     assert bus.find(0x60, 1) is None
+
+
+def test_a_reach_is_longer_than_what_is_claimed(bus: IoBus) -> None:
+    """As KVM's speaker port: 61h, whose range goes to 64h, which is the keyboard controller's."""
+    speaker, keyboard = Device(), Device()
+    bus.register(0x61, 1, speaker, reach=4)
+    assert bus.find(0x61, 2) is speaker
+    bus.register(0x64, 1, keyboard)
+    assert bus.find(0x61, 4) is speaker
+    assert bus.find(0x64, 1) is keyboard
+    with pytest.raises(VmError):
+        bus.register(0x60, 2, keyboard)

@@ -203,10 +203,13 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
     owner.register(PIO, 0x3F8, 8)
 
 
-def test_a_prompt_owner_keeps_its_regions(vm: Vm, owner: Owner) -> None:
+def test_a_prompt_owner_keeps_its_regions() -> None:
+    vm = Vm("test", access_ns=200_000_000)
+    vm.create_vcpu(0)
+    owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
     stop = threading.Event()
-    threading.Timer(0.1, stop.set).start()
+    threading.Timer(0.5, stop.set).start()
     while not stop.is_set():
         assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x3F8, 1)), 1)
     assert not owner.lost.is_set()
@@ -226,7 +229,10 @@ def test_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
     assert not owner.told
 
 
-def test_so_many_accesses_may_wait(vm: Vm, owner: Owner) -> None:
+def test_so_many_accesses_may_wait() -> None:
+    vm = Vm("test")
+    vm.create_vcpu(0)
+    owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
     waiting = [forwarded(lambda: vm.pio_read(0, 0x3F8, 1)) for _ in range(MAX_WAITING)]
     assert refused(lambda: vm.pio_read(0, 0x3F8, 1)) == errno.ENOSPC
@@ -305,3 +311,11 @@ def test_no_two_regions_overlap_and_a_port_is_of_the_one_that_has_it(ranges: lis
             assert forwarded(partial(vm.pio_read, 0, port, 1)).region.start == claimed[port]
         else:
             assert vm.pio_read(0, port, 1) is None
+
+
+def test_the_keyboard_controllers_ports_are_free_beside_the_speakers(vm: Vm, owner: Owner) -> None:
+    vm.create_pit()
+    owner.register(PIO, 0x60, 1)
+    owner.register(PIO, 0x64, 1)
+    assert refused(lambda: owner.register(PIO, 0x61, 1)) == errno.EEXIST
+    assert vm.pio_read(0, 0x61, 2) is not None

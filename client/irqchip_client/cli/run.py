@@ -133,8 +133,8 @@ def run(
                 raise host.failure
     except irqchip_client.GuestError as error:
         raise _GuestFailed(error.message) from error
-    except irqchip_client.SessionClosed as error:
-        if not isinstance(error.__cause__, irqchip_client.NotFound):
+    except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
+        if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _Refused(str(error)) from error
         ended.append(0)  # whoever deleted the VM wants it so
     except (irqchip_client.IrqchipError, ImportError, OSError) as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Literal, Protocol
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Literal, Protocol
 
 from irqchip_client._errors import NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
@@ -36,7 +36,7 @@ class Cpu(Protocol):
 def create_cpu(kind: CpuKind, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None) -> Iterator[Cpu]:
     """An adapter of this kind. ImportError without the library Unicorn; OSError where /dev/kvm can't be used."""
     with ExitStack() as stack:
-        cpu: AbstractContextManager[Cpu]
+        cpu: Any  # a context manager of itself
         if kind == "kvm":
             from irqchip_client.kvm import KvmCpu, KvmVm
 

@@ -20,6 +20,10 @@ SMALL_RESULT = 16  # bytes
 STATUS_BYTES = 2  # of an IrqLines, each
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
+# How many accesses to one and the same address, those of a string instruction say, are forwarded to a region's owner
+# before the first of them is answered. Any other operation waits until they all are.
+MAX_WAITING = 256
+
 SLICE = 16  # operations, or changes of lines, after which another client has its turn
 
 
@@ -264,7 +268,11 @@ def execute_batch(
         return answer
     # For what can be large: states, and the words of errors. A few bytes of each operation are not counted.
     room, changes = limits.message_bytes - SMALL_RESULT * count, limits.batch_operations
+    waiting: list[tuple[Access, pb.OperationResult]] = []
+    where: object = None
     for position, operation in enumerate(batch.operations, 1):
+        if waiting and (_where(operation) != where or len(waiting) == MAX_WAITING):
+            yield from _fill_in(waiting)
         result = answer.results.add()
         try:
             name = operation.WhichOneof("operation")
@@ -287,11 +295,7 @@ def execute_batch(
             elif name in own:
                 own[name](request, response)
             else:
-                try:
-                    execute(name, vm, request, response, source)
-                except Forwarded as forwarded:
-                    yield from answered(forwarded.access)
-                    convert.answer_to(forwarded.access, response)
+                execute(name, vm, request, response, source)
                 if name in _LARGE:  # which change nothing, so that their results can be dropped
                     size = response.ByteSize()
                     if size > room:
@@ -299,6 +303,9 @@ def execute_batch(
                             errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it"
                         )
                     room -= size
+        except Forwarded as forwarded:
+            waiting.append((forwarded.access, result))
+            where = _where(operation)
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
             room -= len(result.error.message)
@@ -306,7 +313,32 @@ def execute_batch(
                 result.error.message = ""
         if not position % SLICE:
             yield None
+    yield from _fill_in(waiting)
     return answer
+
+
+def _where(operation: pb.Operation) -> object:
+    """What accesses of one and the same address have in common; no two other operations have it."""
+    match operation.WhichOneof("operation"):
+        case "pio_read" | "pio_write" as name:
+            access: Any = getattr(operation, name)
+            return name, access.size, access.vcpu, access.port
+        case "mmio_read" | "mmio_write" as name:
+            access = getattr(operation, name)
+            return name, access.size, access.vcpu, access.address
+        case _:
+            return None
+
+
+def _fill_in(waiting: list[tuple[Access, pb.OperationResult]]) -> Generator[Awaited, None, None]:
+    """Wait for the answers to accesses that were forwarded, in the results. None is left."""
+    for access, result in waiting:
+        yield from answered(access)
+        try:
+            convert.answer_to(access, getattr(result, str(result.WhichOneof("result"))))
+        except VmError as error:
+            result.error.CopyFrom(errors.message(error))
+    waiting.clear()
 
 
 def answered(access: Access) -> Generator[Awaited, None, None]:

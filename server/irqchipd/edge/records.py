@@ -26,7 +26,7 @@ from irqchip.records import (
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert, errors
-from irqchipd.edge.executor import SLICE, Awaited, answered, check_count, interrupt_sources, misplaced_halt
+from irqchipd.edge.executor import MAX_WAITING, SLICE, Awaited, answered, check_count, interrupt_sources, misplaced_halt
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Outcome, Signal
 from irqchipd.vm.errors import VmError, invalid
@@ -142,19 +142,10 @@ def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
 
 def finish_single(packet: bytes, access: Access) -> Generator[Awaited, None, bytes]:
     """What execute_single would have returned, had the access not been forwarded."""
-    yield from answered(access)
     _, serial, number, *_ = SINGLE.unpack(packet)
     answer = RecordsAnswer(serial)
-    try:
-        answer.add(number, *_answer(access))
-    except VmError as error:
-        answer.refuse(error)
+    yield from answer.add_accesses([(number, access)])
     return answer.message()
-
-
-def _answer(access: Access) -> Fields:
-    value, in_time = access.result()
-    return (CLAIMED if in_time else CLAIMED | UNANSWERED), 0, value
 
 
 def event_record(event: RegionAccess | Doorbell, count: int) -> bytes:
@@ -183,6 +174,18 @@ class RecordsAnswer:
     def add(self, *fields: int) -> None:
         """Another result."""
         self._results.append(RESULT.pack(*fields))
+
+    def add_accesses(self, waiting: list[tuple[int, Access]]) -> Generator[Awaited, None, None]:
+        """The results of accesses that were forwarded, by an operation each: when they are answered. None is left."""
+        for number, access in waiting:
+            yield from answered(access)
+            try:
+                value, in_time = access.result()
+            except VmError as error:
+                self.refuse(error)
+            else:
+                self.add(number, CLAIMED if in_time else CLAIMED | UNANSWERED, 0, value)
+        waiting.clear()
 
     def refuse(self, error: Exception, room: int | None = None) -> int:
         """Another result, an error, with what it says where that is not longer than room; how many bytes it took."""
@@ -223,9 +226,13 @@ def execute_records(
     answer = RecordsAnswer(HEADER.unpack_from(packet)[1])
     check_count(count, limits)
     room = limits.message_bytes - HEADER.size - RESULT.size * count
+    waiting: list[tuple[int, Access]] = []  # see MAX_WAITING
+    where: tuple[int, int, int, int] | None = None
     for position, (number, size, index, address, value) in enumerate(
         OPERATION.iter_unpack(memoryview(packet)[HEADER.size :]), 1
     ):
+        if waiting and ((number, size, index, address) != where or len(waiting) == MAX_WAITING):
+            yield from answer.add_accesses(waiting)
         try:
             if number == HALT and position == count:
                 answer.halt = pb.HaltRequest(vcpu=index, interrupts_masked=bool(size), timeout_ns=value)
@@ -235,14 +242,17 @@ def execute_records(
             elif number not in _OPERATIONS:
                 raise _no_record(number)
             else:
-                try:
-                    fields = _OPERATIONS[number](vm, source, size, index, address, value)
-                except Forwarded as forwarded:
-                    yield from answered(forwarded.access)
-                    fields = _answer(forwarded.access)
+                fields = _OPERATIONS[number](vm, source, size, index, address, value)
+            if waiting:
+                yield from answer.add_accesses(waiting)
             answer.add(number, *fields)
+        except Forwarded as forwarded:
+            waiting.append((number, forwarded.access))
+            where = number, size, index, address
         except Exception as error:
+            yield from answer.add_accesses(waiting)
             room -= answer.refuse(error, room)
         if not position % SLICE:
             yield None
+    yield from answer.add_accesses(waiting)
     return answer

@@ -105,10 +105,14 @@ class Board:
     def add_pit(self, speaker: bool) -> None:
         """Put in the PIT, or nothing: EEXIST where its ports are claimed."""
         pit = Pit.at_reset(self)
-        places: list[tuple[IoBus, int, int, Device]] = [(self.pio, i8254.Port.CHANNEL_0, 4, pit)]
+        self._register((self.pio, i8254.Port.CHANNEL_0, 4, pit))
         if speaker:
-            places.append((self.pio, i8254.Port.SPEAKER, 4, Speaker(pit)))  # of which it claims the first
-        self._register(*places)
+            try:
+                # KVM: i8254.c has 61h to 64h, and claims 61h; the keyboard controller has 64h.
+                self.pio.register(i8254.Port.SPEAKER, 1, Speaker(pit), reach=4)
+            except BaseException:
+                self.pio.unregister(i8254.Port.CHANNEL_0)
+                raise
         self.pit, self.speaker = pit, speaker
         self.notices.changed()
 

@@ -23,13 +23,17 @@ class Device(Protocol):
 
 
 class IoBus:
-    """Ranges that do not overlap, each a device's."""
+    """Ranges that do not overlap, each a device's.
 
-    __slots__ = ("_devices", "_ends", "_starts")
+    A device's reach is how far an access that begins in its range may go: KVM has ranges of which less is claimed.
+    """
+
+    __slots__ = ("_devices", "_ends", "_reaches", "_starts")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._reaches: list[int] = []
         self._devices: list[Device] = []
 
     def __len__(self) -> int:
@@ -42,24 +46,25 @@ class IoBus:
             return self._devices[index]
         return None
 
-    def register(self, start: int, length: int, device: Device) -> None:
-        """Claim a range; EEXIST where part of it is claimed."""
+    def register(self, start: int, length: int, device: Device, reach: int = 0) -> None:
+        """Claim a range; EEXIST where part of it is claimed. Its reach is its length, or more."""
         end = start + length
         index = bisect_right(self._starts, start)
         if (index and self._ends[index - 1] > start) or (index < len(self._starts) and self._starts[index] < end):
             raise VmError(errno.EEXIST, f"part of {start:#x} to {end - 1:#x} is claimed by another device")
         self._starts.insert(index, start)
         self._ends.insert(index, end)
+        self._reaches.insert(index, max(end, start + reach))
         self._devices.insert(index, device)
 
     def unregister(self, start: int) -> None:
         """Give up the range that begins at an address."""
         index = self._starts.index(start)
-        del self._starts[index], self._ends[index], self._devices[index]
+        del self._starts[index], self._ends[index], self._reaches[index], self._devices[index]
 
     def find(self, address: int, size: int) -> Device | None:
         """The device that claims the whole of an access, if one does."""
         index = bisect_right(self._starts, address) - 1
-        if index >= 0 and address + size <= self._ends[index] and self._devices[index].claims(address):
+        if index >= 0 and address + size <= self._reaches[index] and self._devices[index].claims(address):
             return self._devices[index]
         return None

@@ -1,0 +1,129 @@
+"""The other end of the demo guest's serial line: commands go to its monitor, and its answers are checked."""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+PROMPT = "\r\n> "
+PATIENCE = 30.0  # seconds, for an answer
+# What these answer tells of time, or of this machine's speed: it is in the transcript without its numbers.
+OF_TIME = frozenset({"time", "uptime", "irqs", "timer", "ticks", "rtc", "ports"})
+
+
+class DemoError(Exception):
+    """The guest did not answer as it should."""
+
+
+class Monitor:
+    """A connection to the socket of a serial port whose other end is the guest.
+
+    transcript  what the guest said, line by line, without the numbers that tell of time
+    show        is called with each line as it comes
+    """
+
+    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+        self.transcript: list[str] = []
+        self._path = path
+        self._show = show
+        self._heard = ""
+        self._connection = _connect(path)
+        self._banner = False
+
+    def reconnect(self) -> None:
+        """The port is another process now."""
+        self._connection.close()
+        self._connection = _connect(self._path)
+        self._heard = ""
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def banner(self) -> None:
+        """What the guest says first."""
+        self._keep(self.hear(PROMPT).splitlines())
+
+    def hear(self, until: str, patience: float = PATIENCE) -> str:
+        """What is said, up to some text and without it. DemoError where it does not come."""
+        deadline = time.monotonic() + patience
+        while until not in self._heard:
+            if not select.select([self._connection], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise DemoError(f"the guest did not say {until!r} within {patience:g} s; it said {self._heard!r}")
+            data = self._connection.recv(4096)
+            if not data:
+                raise DemoError(f"the serial port hung up; the guest had said {self._heard!r}")
+            self._heard += data.decode(errors="replace")
+        said, _, self._heard = self._heard.partition(until)
+        return said
+
+    def say(self, line: str) -> None:
+        """Type a line, and take its echo."""
+        self._connection.sendall(line.encode() + b"\r")
+        self.hear(f"{line}\r\n")
+
+    def command(self, line: str) -> list[str]:
+        """A command, and the lines of its answer."""
+        self.say(line)
+        return self.answer(line)
+
+    def answer(self, line: str) -> list[str]:
+        """The rest of what a command answers, up to the prompt."""
+        # The prompt follows a line end, but for a command that answers nothing.
+        said = "" if self._heard == "> " else self.hear(PROMPT)
+        lines = said.replace("\r", "").splitlines()
+        self._keep([f"> {line}", *lines], line.split()[0] in OF_TIME)
+        return lines
+
+    def expect(self, line: str, *answer: str) -> list[str]:
+        """A command whose answer has these lines, as regular expressions. DemoError where it has not."""
+        lines = self.command(line)
+        for expected in answer:
+            if not any(re.fullmatch(expected, one) for one in lines):
+                raise DemoError(f"{line!r} should answer {expected!r}, and answers {lines}")
+        return lines
+
+    def again(self) -> None:
+        """A prompt, whatever went before, and how often that has to be asked for: a new port may lose what is typed."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(DemoError):
+                self._connection.sendall(b"\r")
+                self.hear(PROMPT, 0.5)
+                while True:  # the prompts of what was asked before
+                    self.hear(PROMPT, 0.2)
+            if not self._heard.strip("\r\n> "):
+                self._heard = ""
+                return
+        raise DemoError(f"the guest does not say {PROMPT!r} any more; it said {self._heard!r}")
+
+    def _keep(self, lines: list[str], of_time: bool = False) -> None:
+        for line in lines:
+            self._show(line)
+            self.transcript.append(re.sub(r"\s*\d+", " #", line) if of_time and not line.startswith(">") else line)
+
+
+def _connect(path: Path) -> socket.socket:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise DemoError(f"nobody listens at {path}: {error}") from error
+            time.sleep(0.05)
+        else:
+            return connection
+
+
+def type_keys(path: Path, text: str) -> None:
+    """Type at the keyboard whose socket this is."""
+    with _connect(path) as connection:
+        connection.sendall(text.encode())

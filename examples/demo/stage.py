@@ -1,0 +1,116 @@
+"""The demo's processes."""
+
+from __future__ import annotations
+
+import queue
+import random
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from examples.demo import CLIENTS, SECTOR, SECTORS, VM
+from examples.demo.monitor import DemoError
+
+COLOURS = {"daemon": "white", "vcpu": "green", "guest": "bold green", "stage": "red"}
+GUEST = Path(__file__).parents[1] / "guest" / "guest.elf"
+SEEK = 0.002  # seconds, of the disk
+
+
+@dataclass
+class Stage:
+    """Where they run, and what they have said."""
+
+    folder: Path
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    began: float = field(default_factory=time.monotonic)
+    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    lines: queue.SimpleQueue[tuple[str, str]] = field(default_factory=queue.SimpleQueue)
+
+    @property
+    def target(self) -> str:
+        """The daemon's address."""
+        return f"unix://{self.folder}/irqchipd.sock"
+
+    @property
+    def image(self) -> Path:
+        """The disk's."""
+        return self.folder / "disk.img"
+
+    def start_daemon(self) -> None:
+        """The daemon, and a disk with something on it."""
+        self.image.write_bytes(random.Random(8259).randbytes(SECTOR * SECTORS))
+        self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning")
+        deadline = time.monotonic() + 20
+        while not (self.folder / "irqchipd.sock").exists():
+            if time.monotonic() > deadline:
+                raise DemoError("the daemon does not listen")
+            time.sleep(0.02)
+
+    def start_device(self, name: str) -> None:
+        """One of the devices."""
+        more = {
+            "serial": ("--listen", f"{self.folder}/serial"),
+            "keyboard": ("--listen", f"{self.folder}/keyboard"),
+            "disk": ("--image", f"{self.image}", "--seek", f"{SEEK}"),
+            "debug_exit": ("--delete-vm",),
+        }
+        self.start(name, "-m", f"examples.{name}", "--target", self.target, *more.get(name, ()))
+
+    def start_vcpu(self, cpu: str, *more: str) -> None:
+        """The vCPU, with the demo's guest, which waits for its devices."""
+        awaited = [word for client in CLIENTS for word in ("--await", client)]
+        command = ["-m", "irqchip_client.cli", "--target", self.target, "run", "--cpu", cpu, "--vm", VM]
+        self.start(
+            "vcpu", *command, "--kernel", str(GUEST), "--without", "serial", "--without", "exit", *awaited, *more
+        )
+
+    def start(self, name: str, *arguments: str) -> None:
+        """A process of Python's; its lines are shown as they come."""
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes[name] = process
+        threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
+
+    def _listen(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.show(name, line.rstrip())
+
+    def show(self, name: str, line: str) -> None:
+        """One line, and whose it is."""
+        elapsed = f"{time.monotonic() - self.began:7.3f}  "
+        self.console.print(Text(elapsed, "dim") + Text(f"{name:11}", COLOURS.get(name, "cyan")) + Text(line))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def wait(self, name: str, patience: float = 10.0) -> int:
+        """A process's end, and its exit status. DemoError where it does not come."""
+        try:
+            return self.processes.pop(name).wait(patience)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"{name} does not end") from None
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, and the exit status."""
+        self.processes[name].terminate()
+        return self.wait(name)
+
+    def close(self) -> None:
+        """No process is left."""
+        for name in list(self.processes):
+            self.kill(name)
