@@ -68,12 +68,6 @@ common:
         addl $4, %esp
         popal
         addl $8, %esp                   /* vector and error code */
-        /* As IRET would, which KVM does not emulate in protected mode, and where it has no hardware it emulates all.
-           IF was set, or there had been no interrupt; STI takes effect after the instruction that follows it. */
-        pushl 8(%esp)                   /* EFLAGS */
-        andl $~0x200, (%esp)
-        popfl
-        sti
-        lretl $4                        /* EIP and CS, and beyond the EFLAGS */
+        iretl
 
         .section .note.GNU-stack, "", @progbits

@@ -1,14 +1,21 @@
-/* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that they are held against: channel 2. */
+/* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that they are held against: channels 1
+   and 2. */
 
 #include "guest.h"
 #include "x86.h"
 
 /* 8254 datasheet (231164). */
 enum { PIT = 0x40, PIT_CONTROL = 0x43, SPEAKER = 0x61 };
-enum { PIT_WORD = 0x30, PIT_RATE_GENERATOR = 0x04 };
+enum { PIT_WORD = 0x30, PIT_RATE_GENERATOR = 0x04, PIT_READ_BACK_COUNTS_1_AND_2 = 0xDC };
 enum { SPEAKER_GATE = 1, SPEAKER_DATA = 2 };
 #define PIT_HZ 1193182
-#define CLOCK_CHANNEL 2
+
+/* The clock's two channels wrap after so many of its clocks, 55 and 54 ms. With each wrap of channel 2 they are DRIFT
+   further apart, which tells how often it has wrapped: for 3 s, and as long as both are read within half a DRIFT. */
+#define DRIFT 1024
+#define WRAP_2 0x10000
+#define WRAP_1 (WRAP_2 - DRIFT)
+#define WRAPS (WRAP_1 / DRIFT)
 
 enum { DIVIDE_BY_16 = 3, DIVIDER = 16, LVT_PERIODIC = 1 << 17, LVT_MASKED = 1 << 16 };
 
@@ -18,6 +25,10 @@ enum { DIVIDE_BY_16 = 3, DIVIDER = 16, LVT_PERIODIC = 1 << 17, LVT_MASKED = 1 <<
 
 bool use_apic_timer;
 static unsigned apic_hz; /* behind the divider */
+
+struct moment {
+    unsigned channel_1, channel_2;
+};
 
 static struct {
     unsigned hz, initial; /* initial: of the counter that makes the tick */
@@ -30,7 +41,7 @@ static struct {
     volatile enum { IDLE, ARMED, RUNNING } state;
     unsigned goal, came, periods;
     unsigned clocks; /* of the PIT */
-    unsigned short last_clock;
+    struct moment last;
     unsigned last_phase;
 } count;
 
@@ -41,32 +52,40 @@ static void pit_start(unsigned channel, unsigned initial)
     outb(PIT + channel, initial >> 8);
 }
 
-static unsigned short pit_read(unsigned channel)
+/* What was latched. */
+static unsigned pit_read(unsigned channel)
 {
-    outb(PIT_CONTROL, channel << 6); /* latch */
-    unsigned char low = inb(PIT + channel);
+    unsigned low = inb(PIT + channel);
     return low | inb(PIT + channel) << 8;
 }
 
-/* Of less than 55 ms. */
-static unsigned short clocks_since(unsigned short then, unsigned short now)
+static struct moment now(void)
 {
-    return then - now; /* it counts down */
+    outb(PIT_CONTROL, PIT_READ_BACK_COUNTS_1_AND_2); /* latches both at once */
+    unsigned channel_1 = pit_read(1);
+    return (struct moment){channel_1, pit_read(2)};
+}
+
+/* Clocks of the PIT, whose channels count down. */
+static unsigned between(struct moment then, struct moment now)
+{
+    unsigned by_1 = (then.channel_1 + WRAP_1 - now.channel_1) % WRAP_1;
+    unsigned by_2 = (then.channel_2 + WRAP_2 - now.channel_2) % WRAP_2;
+    unsigned apart = (by_1 + 2 * WRAP_1 - by_2) % WRAP_1;
+    return by_2 + WRAP_2 * ((apart + DRIFT / 2) / DRIFT % WRAPS);
 }
 
 /* What the APIC timer counts in a second. It is always read right after the clock, so that the delay is the same. */
 static unsigned measure_apic_timer(void)
 {
     lapic_write(LAPIC_TIMER_INITIAL, 0xFFFFFFFF);
-    unsigned short last = pit_read(CLOCK_CHANNEL);
+    struct moment begin = now();
     unsigned first = lapic_read(LAPIC_TIMER_CURRENT), current = first, elapsed = 0;
     for (unsigned looks = 0; elapsed < CALIBRATION; looks++) {
         if (looks == 1000000)
             panic("the PIT does not count");
-        unsigned short now = pit_read(CLOCK_CHANNEL);
+        elapsed = between(begin, now());
         current = lapic_read(LAPIC_TIMER_CURRENT);
-        elapsed += clocks_since(last, now);
-        last = now;
     }
     return multiply_divide(first - current, PIT_HZ, elapsed);
 }
@@ -83,7 +102,8 @@ static unsigned calibrate(void)
 void timer_init(void)
 {
     outb(SPEAKER, (inb(SPEAKER) & ~SPEAKER_DATA) | SPEAKER_GATE); /* count, but make no noise */
-    pit_start(CLOCK_CHANNEL, 0);
+    pit_start(1, WRAP_1);
+    pit_start(2, WRAP_2);
     lapic_write(LAPIC_TIMER_DIVIDE, DIVIDE_BY_16);
     lapic_write(LAPIC_TIMER, LVT_MASKED);
     apic_hz = calibrate();
@@ -111,6 +131,7 @@ static unsigned phase(void)
 {
     if (use_apic_timer)
         return multiply_divide(tick.initial - lapic_read(LAPIC_TIMER_CURRENT), PIT_HZ, apic_hz);
+    outb(PIT_CONTROL, 0); /* latch channel 0 */
     return tick.initial - pit_read(0);
 }
 
@@ -118,16 +139,16 @@ static unsigned phase(void)
    first. So an error of the calibration does not add up, and a tick that is merely late is not taken for a lost one. */
 static void count_periods(void)
 {
-    unsigned short clock = pit_read(CLOCK_CHANNEL);
-    unsigned now = phase();
+    struct moment moment = now();
+    unsigned into_period = phase();
     if (count.state == RUNNING) {
-        unsigned short elapsed = clocks_since(count.last_clock, clock);
+        unsigned elapsed = between(count.last, moment);
         int period = PIT_HZ / tick.hz;
         count.clocks += elapsed;
-        count.periods += ((int)(elapsed + count.last_phase - now) + period / 2) / period;
+        count.periods += ((int)(elapsed + count.last_phase - into_period) + period / 2) / period;
     }
-    count.last_clock = clock;
-    count.last_phase = now;
+    count.last = moment;
+    count.last_phase = into_period;
 }
 
 static void count_tick(void)
