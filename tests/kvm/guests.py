@@ -456,3 +456,18 @@ LONG_SOFTWARE = code(
     e6 f4                       out 0xf4, al
     """
 )
+
+# In protected mode: asks CPUID who it is.
+IDENTIFIES = code(
+    """
+    b8 01 00 00 00              mov eax, 1
+    0f a2                       cpuid
+    89 1d 00 05 00 00           mov [0x500], ebx
+    89 0d 04 05 00 00           mov [0x504], ecx
+    89 15 08 05 00 00           mov [0x508], edx
+    b8 00 00 00 40              mov eax, 0x40000000
+    0f a2                       cpuid
+    89 1d 0c 05 00 00           mov [0x50c], ebx
+    e6 f4                       out 0xf4, al
+    """
+)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from irqchip_client.kvm import KvmCpu, Start, StartMode
 from tests.kvm import guests
-from tests.kvm.machine import APIC, FAULT_HANDLER, HANDLER, Machine
+from tests.kvm.machine import APIC, COUNT, ENTRY, FAULT_HANDLER, HANDLER, Machine
 
 CPUID_APIC = 1 << 9
+CPUID_X2APIC, CPUID_TSC_DEADLINE = 1 << 21, 1 << 24
 BASE = 0x1B
+
+
+def test_cpuid_says_what_there_is(machine: Machine) -> None:
+    machine.load_protected(guests.IDENTIFIES)
+    machine.cpu.run()
+    assert machine.word(COUNT) >> 24 == 0
+    assert machine.word(COUNT + 4) & (CPUID_X2APIC | CPUID_TSC_DEADLINE) == CPUID_X2APIC
+    assert machine.word(COUNT + 8) & CPUID_APIC
+    assert machine.word(COUNT + 12) == 0  # no hypervisor's leaf
+    machine.vm.create_vcpu(5)
+    with KvmCpu(machine.kvm, machine.vm, 5, machine.devices) as cpu:
+        machine.devices.stop = cpu.stop
+        cpu.start(Start(StartMode.PROTECTED, ENTRY))
+        cpu.run()
+    assert machine.word(COUNT) >> 24 == 5
 
 
 def test_cr8_and_tpr_mask_and_unmask(machine: Machine) -> None:

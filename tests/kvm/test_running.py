@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -103,6 +104,32 @@ def test_it_ends_with_its_vm(machine: Machine, guest: bytes) -> None:
         machine.vm.delete()
         with pytest.raises((SessionClosed, NotFound)):
             done.result(10)
+
+
+@pytest.mark.parametrize("guest", [SPIN, b"\xf4"], ids=["spinning", "halted"])
+def test_what_a_signal_handler_raises_ends_it_and_it_goes_on(machine: Machine, guest: bytes) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop_it() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    machine.load_real(guest)
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        for _ in range(3):
+            timer = threading.Timer(0.05, stop_it)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                machine.cpu.run()
+            timer.join()
+        timer = threading.Timer(0.05, machine.cpu.stop)
+        timer.start()
+        machine.cpu.run()
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:

@@ -10,6 +10,11 @@
             cpu.run()  # until cpu.stop()
 
 x86-64 and Linux 5.10 or newer; why_not() says what is missing.
+
+CPUID shows a local APIC and x2APIC, and hides KVM's paravirtual leaves, the TSC deadline timer and performance
+counters, which need an APIC of KVM's own. An APIC whose page is moved onto RAM is not seen there: the RAM is. Where a
+KVM does not exit for a lower CR8, as one without hardware's help may not, it counts from the next exit on. While a vCPU
+runs, SIGRTMIN is blocked in its thread, and used to wake it; no handler is installed, so that any thread may run one.
 """
 
 from irqchip_client.vmm.accesses import LocalDevices

@@ -7,7 +7,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fcntl import ioctl as run_ioctl
 from typing import TYPE_CHECKING, Self
 
@@ -48,22 +48,22 @@ class KvmCpu:
 
     def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
         self.id = vcpu
-        self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
-        self._run = mmap.mmap(self._fd, kvm.run_size)
-        ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
-        self._memory = kvm.memory
-        self._registers = Registers(self._fd)
-        self._kick = Kick(self._fd)
-        self._session = vm.session(f"vcpu {vcpu}")
-        try:
-            self._events = vm.session(f"vcpu {vcpu} events", vcpus=[vcpu])
-        except BaseException:
-            self._session.close()
-            raise
-        self._vcpu = self._session.vcpu(vcpu)
-        self._halting = Halting(self._session, vcpu)
-        self._apic = Apic(self._fd, self._run, self._vcpu)
-        self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
+        self._closed = False
+        with ExitStack() as made:
+            self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
+            made.callback(os.close, self._fd)
+            self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
+            ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
+            self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
+            self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
+            self._vcpu = self._session.vcpu(vcpu)
+            self._memory = kvm.memory
+            self._registers = Registers(self._fd)
+            self._kick = Kick(self._fd)
+            self._halting = Halting(self._session, vcpu)
+            self._apic = Apic(self._fd, self._run, self._vcpu)
+            self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
+            self._made = made.pop_all()
         # It executes nothing: it is in HLT, or waits for INIT or SIPI.
         self._idle = False
         # The daemon may have an interrupt to acknowledge; a signal to take. Whoever sets one of them and is not the
@@ -74,7 +74,6 @@ class KvmCpu:
         self._vector: int | None = None
         self._stop = threading.Event()
         self._failure: IrqchipError | None = None
-        self._closed = False
         self._running = threading.Lock()
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
@@ -134,10 +133,8 @@ class KvmCpu:
         self.stop()
         with self._running:
             self._events.close()
-            self._session.close()
             self._listener.join()
-            self._run.close()
-            os.close(self._fd)
+            self._made.close()
 
     def __enter__(self) -> Self:
         return self

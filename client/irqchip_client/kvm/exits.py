@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from irqchip_client import Session
 
 READ = 0  # kvm_run.io.direction
-MAX_BATCH = 256
+MAX_BATCH = 256  # operations of a string, or fewer where the daemon allows no more
 
 
 class Exits:
@@ -35,6 +35,7 @@ class Exits:
         self._local = local
         self._accesses = Accesses(session.vcpu(vcpu), local)
         self._apic = apic
+        self._batch = min(MAX_BATCH, session.max_operations)
 
     def io(self) -> None:
         """IN, OUT, INS, OUTS."""
@@ -96,7 +97,7 @@ class Exits:
         else:
             call = ops.pio_read(self._id, port, size)
             while len(values) < count:
-                calls = [call] * min(count - len(values), MAX_BATCH)
+                calls = [call] * min(count - len(values), self._batch)
                 nobody = (1 << 8 * size) - 1
                 for access in cast(list[Access], self._session.run(calls)):
                     values.append(access.data if access.claimed else nobody)
@@ -108,8 +109,8 @@ class Exits:
             for value in values[1:]:
                 self._accesses.pio_write(port, value, size)
             return
-        for first in range(0, len(values), MAX_BATCH):
-            batch = values[first : first + MAX_BATCH]
+        for first in range(0, len(values), self._batch):
+            batch = values[first : first + self._batch]
             self._session.run([ops.pio_write(self._id, port, value, size) for value in batch])
 
 

@@ -8,7 +8,7 @@ import os
 import struct
 from enum import IntEnum
 
-from irqchip_client._errors import IrqchipError
+from irqchip_client._errors import make_error
 
 API_VERSION = 12
 
@@ -120,12 +120,12 @@ NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
 
 
 def ioctl(fd: int, request: Request, argument: int | bytes | bytearray = 0) -> int:
-    """Does it, and gives its result. IrqchipError with the kernel's errno where that refuses."""
+    """Does it, and gives its result. The error of the kernel's errno where that refuses."""
     try:
         result = fcntl.ioctl(fd, request, argument)
     except OSError as error:
         number = error.errno or 0
-        raise IrqchipError(number, f"KVM_{request.name}: {os.strerror(number)}") from None
+        raise make_error(number, f"KVM_{request.name}: {os.strerror(number)}") from None
     return result if isinstance(result, int) else 0  # Of bytes fcntl.ioctl returns those.
 
 
@@ -134,4 +134,4 @@ def set_tss_addr(vm: int, address: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ioctl(vm, ctypes.c_ulong(Request.SET_TSS_ADDR), ctypes.c_ulong(address)):
         number = ctypes.get_errno()
-        raise IrqchipError(number, f"KVM_SET_TSS_ADDR: {os.strerror(number)}")
+        raise make_error(number, f"KVM_SET_TSS_ADDR: {os.strerror(number)}")

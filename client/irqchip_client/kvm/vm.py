@@ -42,7 +42,11 @@ IDENTITY_MAP, TSS = 0xFFFB_C000, 0xFFFB_D000
 def why_not() -> str | None:
     """Why no KvmVm can be made here; None where one can."""
     try:
-        os.close(_open())
+        kvm = _open()
+        try:
+            os.close(ioctl(kvm, Request.CREATE_VM))
+        finally:
+            os.close(kvm)
     except IrqchipError as error:
         return error.message
     return None
@@ -119,5 +123,5 @@ def _open() -> int:
     lacks = [cap.name for cap in Cap if not ioctl(kvm, Request.CHECK_EXTENSION, cap)]
     if lacks or ioctl(kvm, Request.GET_API_VERSION) != API_VERSION:
         os.close(kvm)
-        raise IrqchipError(ENOSYS, f"this KVM is too old, Linux 5.10 is needed: it lacks {', '.join(lacks)}")
+        raise IrqchipError(ENOSYS, f"this KVM is too old, Linux 5.10 is needed; it lacks {', '.join(lacks) or 'all'}")
     return kvm
