@@ -17,10 +17,9 @@ COPY --from=build /opt/irqchipd /opt/irqchipd
 WORKDIR /app
 COPY LICENSE ./
 COPY examples examples
-# The volumes of the sockets take their owner from these. The vCPU finds its devices' in one folder.
-RUN mkdir -p /run/irqchip /run/serial /run/disk /run/devices \
-    && chown 10001:10001 /run/irqchip /run/serial /run/disk \
-    && ln -s /run/serial/serial /run/disk/disk /run/devices
+# The volumes take their owner from these.
+RUN mkdir -p /run/irqchip /run/serial /run/keyboard /run/disk \
+    && chown 10001:10001 /run/irqchip /run/serial /run/keyboard /run/disk
 USER 10001:10001
 ENV PATH=/opt/irqchipd/bin:$PATH PYTHONUNBUFFERED=1 IRQCHIP_TARGET=unix:///run/irqchip/irqchipd.sock
 CMD ["irqchipd", "--listen", "unix:///run/irqchip/irqchipd.sock"]

@@ -1,6 +1,7 @@
 # Every target does its own set-up, in .venv.
 #
-#   make demo    devices, a vCPU and the daemon, each a process; ends by itself
+#   make demo    a guest on a vCPU, devices and the daemon, each a process; ends by itself
+#   make demo-shell  the same, with this terminal as its serial port
 #   make test    the tests
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
@@ -16,13 +17,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check proto bench ticks explore clean
+.PHONY: help demo demo-shell test check proto bench ticks explore clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
+
+demo-shell: $(VENV)/installed
+	@$(BIN)/python -m examples.demo.shell
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
@@ -53,7 +57,7 @@ $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[unicorn]'
 	@touch $@
 
 $(VENV)/test $(VENV)/check $(VENV)/bench: $(VENV)/%: $(VENV)/installed

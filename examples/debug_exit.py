@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 from examples.options import parser, short_errors
+from irqchip_client import connect
 from irqchip_client.devices import DebugExit, run_device
 
 
 def main() -> None:
     """Run it until the guest has written, SIGTERM or SIGINT."""
     options = parser(__doc__)
+    options.add_argument("--delete-vm", action="store_true", help="delete the VM then, which ends all its processes")
     options.add_argument("--status-file", type=Path, metavar="PATH", help="write the status there, and end with 0")
     arguments = options.parse_args()
     statuses: list[int] = []
@@ -28,6 +30,9 @@ def main() -> None:
 
     with short_errors():
         run_device(DebugExit(ended), vm=arguments.vm, target=arguments.target)
+        if statuses and arguments.delete_vm:
+            with connect(arguments.target) as client:
+                client.delete_vm(arguments.vm)
         if statuses and arguments.status_file:
             arguments.status_file.write_text(f"{statuses[0]}\n")
         elif statuses:

@@ -1,11 +1,12 @@
 """The demo's script: what is typed at the guest's monitor, and what it has to answer.
 
-python -m examples.demo.script --serial run/serial --keyboard run/keyboard --image run/disk.img
+python -m examples.demo.script --serial run/serial --keyboard run/keyboard
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import zlib
@@ -77,6 +78,8 @@ def main() -> int:
             print("-- kill the disk now", flush=True)
             await_death_of_disk(monitor, arguments.disk_dies)
             print("-- the disk was gone, and is back", flush=True)
+        # Then everything ends, and whoever watches over it may stop this too, whose status is not known yet.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         monitor.say("exit 0")
     except DemoError as error:
         print(f"FAILED: {error}", flush=True)

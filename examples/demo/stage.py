@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import subprocess
 import sys
@@ -24,13 +23,13 @@ SEEK = 0.002  # seconds, of the disk
 
 @dataclass
 class Stage:
-    """Where they run, and what they have said."""
+    """Where they run; what they say is shown as it comes, unless it is to be quiet."""
 
     folder: Path
+    quiet: bool = False
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     began: float = field(default_factory=time.monotonic)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-    lines: queue.SimpleQueue[tuple[str, str]] = field(default_factory=queue.SimpleQueue)
 
     @property
     def target(self) -> str:
@@ -85,7 +84,8 @@ class Stage:
     def _listen(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            self.show(name, line.rstrip())
+            if not self.quiet:
+                self.show(name, line.rstrip())
 
     def show(self, name: str, line: str) -> None:
         """One line, and whose it is."""

@@ -154,7 +154,7 @@ def _devices(end: Callable[[int], None], memory_size: int, without: tuple[str, .
         devices: list[Device] = []
         if "serial" not in without:
             typed = stack.enter_context(terminal_input(lambda: end(0)))
-            devices.append(Uart(sys.stdout.fileno(), typed))
+            devices.append(Uart(sys.stdout.fileno(), typed, out2_gates=False))  # as QEMU's
         if "exit" not in without:
             devices.append(DebugExit(end))
         if "fw_cfg" not in without:

@@ -199,12 +199,12 @@ def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> D
 
 
 def run_device(device: Device, vm: str, *, target: str | None = None, patience: float = 30.0) -> None:
-    """Runs a device in this process, for the VM of this name, until SIGTERM or SIGINT.
+    """Runs a device in this process, for the VM of this name, until SIGTERM or SIGINT, or until the VM is deleted.
 
     target    the daemon's address; by default as connect() finds it
     patience  seconds to wait for a daemon, and for the VM to be there with its irqchip
 
-    Raises SessionClosed where the VM is deleted or the daemon stops; AlreadyExists where something claims its ports or
+    Raises SessionClosed where the daemon stops; AlreadyExists where something claims its ports or
     addresses; NotFound or Unavailable when the patience is over; and whatever the device raises.
     """
     with _stopped_by_signals(), connect(target) as client:
@@ -215,6 +215,10 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
                 host.start()
                 log.info("%s: %s", device.name, describe(device))
                 host.serve()
+            except SessionClosed as error:
+                if not isinstance(error.__cause__, NotFound):
+                    raise
+                log.info("%s: VM %r has been deleted", device.name, vm)
             finally:
                 host.stop()
 

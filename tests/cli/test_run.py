@@ -1,0 +1,143 @@
+"""irqchipctl run: guests, and what their runs end with."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from irqchip_client import Client
+from irqchip_client._daemon import Daemon
+
+GUEST = Path(__file__).parents[2] / "examples" / "guest" / "guest.elf"
+
+CPUS = [
+    pytest.param(
+        "kvm",
+        marks=pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use"),
+    ),
+    pytest.param(
+        "unicorn",
+        marks=pytest.mark.skipif(importlib.util.find_spec("unicorn") is None, reason="Unicorn is not installed"),
+    ),
+]
+
+# 16-bit code, entered at 7c00h.
+EXIT_WITH_AL = "e6 f4 f4"  # out 0xf4, al; hlt
+SPIN = "eb fe"  # jmp $
+HELLO = "ba f8 03  b0 48 ee  b0 69 ee  b0 00" + EXIT_WITH_AL  # "Hi", to 3f8h
+CPUS_OF_FW_CFG = "ba 10 05  b8 05 00 ef  42 ec" + EXIT_WITH_AL  # select item 5, read a byte
+LINE_4 = "ba 04 20  b0 01 ee  b0 0a e6 20  e4 20" + EXIT_WITH_AL  # raise GSI 4; OCW3: read IRR
+ECHO = "ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  b0 02" + EXIT_WITH_AL  # wait for a character, and send it back
+# A multiboot image, by its addresses: 32-bit code at 100020h. lidt with a limit of 0; ud2.
+NO_IDT = (
+    "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
+    "0f 01 1d 2a 00 10 00 0f 0b f4  00 00 00 00 00 00"
+)
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def run(irqchip_server: Daemon, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(image: str | Path, *options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        kernel = image
+        if isinstance(image, str):
+            kernel = tmp_path / "guest.bin"
+            Path(kernel).write_bytes(bytes.fromhex(image))
+        command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+        command += ["--kernel", str(kernel), *options]
+        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def no_vm_is_left(irqchip_client: Client) -> Iterator[None]:
+    before = irqchip_client.vms()
+    yield
+    assert irqchip_client.vms() == before
+
+
+def test_what_a_guest_writes_to_port_f4h_ends_the_run(run: Run, cpu: str) -> None:
+    done = run(HELLO, "--cpu", cpu)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "Hi", "")
+    assert run("b0 15" + EXIT_WITH_AL, "--cpu", cpu).returncode == 0x15 << 1 | 1
+
+
+def test_fw_cfg_knows_how_many_cpus_there_are(run: Run, cpu: str) -> None:
+    assert run(CPUS_OF_FW_CFG, "--cpu", cpu).returncode == 1 << 1 | 1
+
+
+def test_ports_2000h_and_up_drive_gsis(run: Run, cpu: str) -> None:
+    assert run(LINE_4, "--cpu", cpu).returncode == (1 << 4) << 1 | 1
+
+
+def test_what_is_typed_comes_through_the_serial_port(run: Run, cpu: str) -> None:
+    done = run(ECHO, "--cpu", cpu, typed="x")
+    assert (done.returncode, done.stdout) == (5, "x")
+
+
+def test_a_guest_that_does_not_end_is_stopped_when_its_time_is_up(run: Run, cpu: str) -> None:
+    for code in (SPIN, "fa f4" + SPIN, "fb f4" + SPIN):  # cli; hlt, and sti; hlt
+        done = run(code, "--cpu", cpu, "--timeout", "0.5")
+        assert done.returncode == 124
+        assert "has run for 0.5 s" in done.stderr
+
+
+def test_a_guest_that_can_not_go_on_says_where(run: Run, cpu: str) -> None:
+    done = run(NO_IDT, "--cpu", cpu, "--timeout", "10")
+    assert done.returncode == 126, done.stderr
+    assert "fault" in done.stderr
+    assert "100027" in done.stderr
+
+
+def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> None:
+    # The first 16 characters are lost where the guest clears its FIFOs after they have come.
+    typed = " " * 16 + "\rcmdline\recho Hello\rexit 3\r"
+    for mode in ("ioapic", "pic"):
+        done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "30", typed=typed)
+        assert done.returncode == 7, done
+        assert f"irqchipd demo guest, {mode.upper()} mode" in done.stdout
+        assert f"\nirq={mode}\n> echo Hello\nHello\n" in done.stdout
+
+
+def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Client, cpu: str, tmp_path: Path) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(SPIN))
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+    with subprocess.Popen([*command, "--cpu", cpu, "--kernel", str(kernel), "--vm", "doomed"]) as process:
+        deadline = time.monotonic() + 20
+        while not any(vm.name == "doomed" and len(vm.sessions) > 2 for vm in irqchip_client.vms()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        irqchip_client.delete_vm("doomed")
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "why"),
+    [
+        ("", (), "it is empty"),
+        ("7f 45 4c 46", (), "without a multiboot header"),
+        (SPIN, ("--append", "x"), "a flat binary is given no command line"),
+        (SPIN, ("--await", "nobody", "--vm", "!"), "is no VM name"),
+    ],
+)
+def test_what_can_not_be_run_is_refused(run: Run, image: str, options: tuple[str, ...], why: str) -> None:
+    done = run(image, *options)
+    assert done.returncode == 2
+    assert why in done.stderr
