@@ -10,9 +10,9 @@ enum { PIT_WORD = 0x30, PIT_RATE_GENERATOR = 0x04, PIT_READ_BACK_COUNTS_1_AND_2 
 enum { SPEAKER_GATE = 1, SPEAKER_DATA = 2 };
 #define PIT_HZ 1193182
 
-/* The clock's two channels wrap after so many of its clocks, 55 and 54 ms. With each wrap of channel 2 they are DRIFT
-   further apart, which tells how often it has wrapped: for 3 s, and as long as both are read within half a DRIFT. */
-#define DRIFT 1024
+/* The clock's two channels wrap after so many of its clocks, 55 and 51 ms. With each wrap of channel 2 they are DRIFT
+   further apart, which tells how often it has wrapped: for 0.8 s. */
+#define DRIFT 4096
 #define WRAP_2 0x10000
 #define WRAP_1 (WRAP_2 - DRIFT)
 #define WRAPS (WRAP_1 / DRIFT)
@@ -43,6 +43,7 @@ static struct {
     unsigned clocks; /* of the PIT */
     struct moment last;
     unsigned last_phase;
+    int remainder;
 } count;
 
 static void pit_start(unsigned channel, unsigned initial)
@@ -59,32 +60,49 @@ static unsigned pit_read(unsigned channel)
     return low | inb(PIT + channel) << 8;
 }
 
-static struct moment now(void)
+/* How many clocks channel 2 has counted, but for its wraps. They count down. */
+static unsigned by_channel_2(struct moment then, struct moment now)
 {
-    outb(PIT_CONTROL, PIT_READ_BACK_COUNTS_1_AND_2); /* latches both at once */
-    unsigned channel_1 = pit_read(1);
-    return (struct moment){channel_1, pit_read(2)};
+    return (then.channel_2 + WRAP_2 - now.channel_2) % WRAP_2;
 }
 
-/* Clocks of the PIT, whose channels count down. */
+/* How much further apart they are: about DRIFT for each wrap. */
+static unsigned apart(struct moment then, struct moment now)
+{
+    unsigned by_channel_1 = (then.channel_1 + WRAP_1 - now.channel_1) % WRAP_1;
+    return (by_channel_1 + 2 * WRAP_1 - by_channel_2(then, now)) % WRAP_1;
+}
+
+/* Clocks of the PIT. */
 static unsigned between(struct moment then, struct moment now)
 {
-    unsigned by_1 = (then.channel_1 + WRAP_1 - now.channel_1) % WRAP_1;
-    unsigned by_2 = (then.channel_2 + WRAP_2 - now.channel_2) % WRAP_2;
-    unsigned apart = (by_1 + 2 * WRAP_1 - by_2) % WRAP_1;
-    return by_2 + WRAP_2 * ((apart + DRIFT / 2) / DRIFT % WRAPS);
+    return by_channel_2(then, now) + WRAP_2 * ((apart(then, now) + DRIFT / 2) / DRIFT % WRAPS);
+}
+
+/* The chip latches both channels at once, but an emulated one may be stopped in between: then the distance is none that
+   wraps make, and they are read again. */
+static struct moment now(struct moment last)
+{
+    struct moment moment;
+    int tries = 0;
+    do {
+        outb(PIT_CONTROL, PIT_READ_BACK_COUNTS_1_AND_2);
+        moment.channel_1 = pit_read(1);
+        moment.channel_2 = pit_read(2);
+    } while ((apart(last, moment) + DRIFT / 32) % DRIFT > DRIFT / 16 && ++tries < 5);
+    return moment;
 }
 
 /* What the APIC timer counts in a second. It is always read right after the clock, so that the delay is the same. */
 static unsigned measure_apic_timer(void)
 {
     lapic_write(LAPIC_TIMER_INITIAL, 0xFFFFFFFF);
-    struct moment begin = now();
+    struct moment begin = now(count.last);
     unsigned first = lapic_read(LAPIC_TIMER_CURRENT), current = first, elapsed = 0;
     for (unsigned looks = 0; elapsed < CALIBRATION; looks++) {
         if (looks == 1000000)
             panic("the PIT does not count");
-        elapsed = between(begin, now());
+        elapsed = between(begin, now(begin));
         current = lapic_read(LAPIC_TIMER_CURRENT);
     }
     return multiply_divide(first - current, PIT_HZ, elapsed);
@@ -104,6 +122,7 @@ void timer_init(void)
     outb(SPEAKER, (inb(SPEAKER) & ~SPEAKER_DATA) | SPEAKER_GATE); /* count, but make no noise */
     pit_start(1, WRAP_1);
     pit_start(2, WRAP_2);
+    count.last = now((struct moment){0, 0});
     lapic_write(LAPIC_TIMER_DIVIDE, DIVIDE_BY_16);
     lapic_write(LAPIC_TIMER, LVT_MASKED);
     apic_hz = calibrate();
@@ -135,17 +154,22 @@ static unsigned phase(void)
     return tick.initial - pit_read(0);
 }
 
-/* Whole periods between two ticks are the time between them, less what the second came later into its period than the
-   first. So an error of the calibration does not add up, and a tick that is merely late is not taken for a lost one. */
+/* Whole periods between two looks are the time between them, less what the second came later into its period than the
+   first: a tick that is merely late is not taken for a lost one. What remains when that is rounded is mostly a delay
+   between clock and timer, which the next look takes back; an eighth of it is believed, so that an error of the
+   calibration does not add up. */
 static void count_periods(void)
 {
-    struct moment moment = now();
+    struct moment moment = now(count.last);
     unsigned into_period = phase();
     if (count.state == RUNNING) {
         unsigned elapsed = between(count.last, moment);
         int period = PIT_HZ / tick.hz;
+        int since = (int)(elapsed + count.last_phase - into_period) + count.remainder;
+        int periods = (since + (since < 0 ? -period : period) / 2) / period;
         count.clocks += elapsed;
-        count.periods += ((int)(elapsed + count.last_phase - into_period) + period / 2) / period;
+        count.periods += periods;
+        count.remainder = (since - periods * period) * 7 / 8;
     }
     count.last = moment;
     count.last_phase = into_period;
@@ -163,8 +187,8 @@ static void count_tick(void)
     if (!enough && count.came % (tick.hz / LOOKS_HZ + 1) != 0)
         return;
     count_periods();
-    /* The last may be late, and the next wait behind it. */
-    if (enough && (count.periods <= count.came || count.came >= count.goal + 16))
+    /* The last may be late, and others wait behind it, as the PIT's do in KVM: half a second for them. */
+    if (enough && (count.periods <= count.came || count.came >= count.goal + tick.hz / 2))
         count.state = IDLE;
 }
 
@@ -200,7 +224,7 @@ struct tick_count timer_count(unsigned ticks, unsigned hz)
     cli();
     timer_start(hz);
     count.goal = ticks;
-    count.came = count.periods = count.clocks = 0;
+    count.came = count.periods = count.clocks = count.remainder = 0;
     count.state = ARMED; /* the first interrupt is where counting begins */
     sti();
     WAIT_UNTIL(count.state == IDLE || uart_break);
