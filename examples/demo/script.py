@@ -6,6 +6,7 @@ python -m examples.demo.script --serial run/serial --keyboard run/keyboard
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -69,7 +70,13 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--serial", type=Path, required=True, help="the serial port's socket")
     options.add_argument("--keyboard", type=Path, required=True, help="the keyboard's socket")
-    options.add_argument("--disk-dies", type=float, metavar="S", help="somebody kills the disk within so many seconds")
+    options.add_argument(
+        "--disk-dies",
+        type=float,
+        default=os.environ.get("DISK_DIES"),
+        metavar="S",
+        help="somebody kills the disk within so many seconds [env DISK_DIES]",
+    )
     arguments = options.parse_args()
     try:
         monitor = Monitor(arguments.serial, lambda line: print(line, flush=True))

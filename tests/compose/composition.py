@@ -48,9 +48,9 @@ class Composition:
         )
         return done.returncode, done.stdout
 
-    def up(self, *arguments: str) -> None:
+    def up(self, *arguments: str, **override: Any) -> None:
         """Start services in the background, once what they wait for is healthy."""
-        status, output = self.compose("up", "--detach", *arguments)
+        status, output = self.compose("up", "--detach", *arguments, **override)
         assert status == 0, output
 
     def down(self) -> None:
@@ -86,6 +86,13 @@ class Composition:
         command = ["docker", "exec", self.containers()[service]["Id"], "sh", "-c", "kill -KILL -1"]
         # The container ends before the command's own status can be told.
         subprocess.run(command, env=self.engine.environment, capture_output=True, check=False)
+
+    def wait_until_said(self, container: str, what: str, seconds: float = 60.0) -> None:
+        """Wait until a container's log has something."""
+        deadline = time.monotonic() + seconds
+        while what not in (said := self.docker("logs", container)):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.1)
 
     def wait_until_restarted(self, service: str, before: int, seconds: float = 20.0) -> None:
         """Wait until the engine has restarted a service's container more often than before, and it runs."""

@@ -40,9 +40,9 @@ def composition(built: Composition) -> Iterator[Composition]:
 
 @pytest.fixture(scope="module")
 def running(built: Composition) -> Iterator[Composition]:
-    """The composition, with all of its services started."""
+    """The composition, with all of its services started; the script waits for somebody to kill the disk."""
     try:
-        built.up()
+        built.up(script={"environment": {"DISK_DIES": "60"}})
         yield built
     finally:
         built.down()
