@@ -125,7 +125,8 @@ class Machine:
         try:
             yield running
         finally:
-            self.cpu.stop()
+            if not running.ended:  # Or the next run would end at once.
+                self.cpu.stop()
             running.join()
 
     def close(self) -> None:

@@ -1,0 +1,222 @@
+"""run() and stop(), NMI, and many interrupts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from irqchip_client import Busy, InvalidArgument, SessionClosed
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+HANDLER = 0x1800
+COUNTER = 0x600
+
+TIMER = bytes.fromhex(
+    "0f011500080000"  # 1000: lgdtd 0x800
+    "0f011d0a080000"  # 1007: lidtd 0x80a
+    "bc00900000"  # 100e: mov esp,0x9000
+    "ea1a1000000800"  # 1013: jmp 0x8:0x101a
+    "bb0000e0fe"  # 101a: mov ebx,0xfee00000
+    "c783f0000000ff010000"  # 101f: mov DWORD [ebx+0xf0],0x1ff
+    "c783e00300000b000000"  # 1029: mov DWORD [ebx+0x3e0],0xb
+    "c7832003000040000000"  # 1033: mov DWORD [ebx+0x320],0x40
+    "c7838003000050c30000"  # 103d: mov DWORD [ebx+0x380],0xc350
+    "fb"  # 1047: sti
+    "f4"  # 1048: hlt
+    "ebfd"  # 1049: jmp 1048
+)
+TICK = bytes.fromhex(
+    "ff0500060000"  # 1800: inc DWORD 0x600
+    "c705b000e0fe00000000"  # 1806: mov DWORD 0xfee000b0,0x0
+    "813d00060000d0070000"  # 1810: cmp DWORD 0x600,0x7d0
+    "730b"  # 181a: jae 1827
+    "c7058003e0fe50c30000"  # 181c: mov DWORD 0xfee00380,0xc350
+    "cf"  # 1826: iret
+    "e6f4"  # 1827: out 0xf4,al
+    "cf"  # 1829: iret
+)
+NMI = bytes.fromhex(
+    "0f011500080000"  # 1000: lgdtd 0x800
+    "0f011d0a080000"  # 1007: lidtd 0x80a
+    "bc00900000"  # 100e: mov esp,0x9000
+    "c7050406000001000000"  # 1013: mov DWORD 0x604,0x1
+    "ebfe"  # 101d: jmp 101d
+)
+NMI_HANDLER = bytes.fromhex(
+    "ff0500060000"  # 1800: inc DWORD 0x600
+    "833d0806000000"  # 1806: cmp DWORD 0x608,0x0
+    "74f7"  # 180d: je 1806
+    "cf"  # 180f: iret
+)
+SELF_IPI = bytes.fromhex(
+    "0f011500080000"  # 1000: lgdtd 0x800
+    "0f011d0a080000"  # 1007: lidtd 0x80a
+    "bc00900000"  # 100e: mov esp,0x9000
+    "c705f000e0feff010000"  # 1013: mov DWORD 0xfee000f0,0x1ff
+    "fb"  # 101d: sti
+    "c7050003e0fe40400400"  # 101e: mov DWORD 0xfee00300,0x44040
+    "eb00"  # 1028: jmp 102a
+    "90"  # 102a: nop
+    "a100060000"  # 102b: mov eax,ds:0x600
+    "a304060000"  # 1030: mov 0x604,eax
+    "e6f4"  # 1035: out 0xf4,al
+    "ebfe"  # 1037: jmp 1037
+)
+COUNT = bytes.fromhex(
+    "ff0500060000"  # 1800: inc DWORD 0x600
+    "c705b000e0fe00000000"  # 1806: mov DWORD 0xfee000b0,0x0
+    "cf"  # 1810: iret
+)
+
+SPIN, HALT, MASKED_HALT = (bytes.fromhex(code) for code in ("fb ebfe", "fb f4 ebfd", "fa f4 ebfd"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_2000_one_shots_of_the_apic_timer_each_started_by_the_last_ones_handler(machine: Machine) -> None:
+    machine.start(TIMER)
+    machine.gate(0x40, HANDLER)
+    machine.memory.write(HANDLER, TICK)
+    started = time.monotonic()
+    machine.cpu.run()
+    elapsed = time.monotonic() - started
+    assert machine.word(COUNTER) == 2000
+    assert elapsed >= 0.1  # 50 us each
+    state = machine.daemon.lapic()
+    assert not any(state.irr)
+    assert not any(state.isr)
+
+
+def test_an_interrupt_that_a_store_causes_comes_before_the_next_block(machine: Machine) -> None:
+    machine.start(SELF_IPI)
+    machine.gate(0x40, HANDLER)
+    machine.memory.write(HANDLER, COUNT)
+    machine.cpu.run()
+    assert machine.word(0x604) == 1
+
+
+def test_a_second_nmi_waits_for_the_first_ones_iret(machine: Machine) -> None:
+    machine.start(NMI)
+    machine.gate(2, HANDLER)
+    machine.memory.write(HANDLER, NMI_HANDLER)
+    with machine.running():
+        wait_for(lambda: machine.word(0x604) == 1)
+        machine.daemon.nmi()
+        wait_for(lambda: machine.word(COUNTER) == 1)
+        machine.daemon.nmi()
+        time.sleep(0.15)
+        assert machine.word(COUNTER) == 1
+        machine.memory.write(0x608, b"\x01")
+        wait_for(lambda: machine.word(COUNTER) == 2)
+
+
+def test_an_nmi_ends_a_halt_with_interrupts_off(machine: Machine) -> None:
+    machine.start(NMI[:-2] + MASKED_HALT)
+    machine.gate(2, HANDLER)
+    machine.memory.write(HANDLER, bytes.fromhex("ff0500060000 cf"))  # inc DWORD 0x600; iret
+    with machine.running():
+        wait_for(lambda: machine.word(0x604) == 1)
+        for count in (1, 2, 3):
+            machine.daemon.nmi()
+            wait_for(lambda count=count: machine.word(COUNTER) == count)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("guest", [SPIN, HALT, MASKED_HALT, b"\xeb\xfe"], ids=["spin", "halt", "masked halt", "masked"])
+def test_stop_ends_run_and_run_goes_on(machine: Machine, guest: bytes) -> None:
+    machine.start(guest)
+    for _ in range(5):
+        with machine.running() as running:
+            time.sleep(0.01)
+            assert not running.ended
+            started = time.monotonic()
+            machine.cpu.stop()
+            running.join()
+            assert time.monotonic() - started < 1
+
+
+def test_a_stop_before_run_ends_it_at_once(machine: Machine) -> None:
+    machine.start(HALT)
+    machine.cpu.stop()
+    machine.cpu.run()
+
+
+def test_stop_while_a_masked_interrupt_waits(machine: Machine) -> None:
+    machine.start(b"\xeb\xfe")
+    machine.initialise_pic()
+    with machine.running() as running, machine.vm.session("keyboard") as keyboard:
+        keyboard.line(1).raise_()
+        time.sleep(0.05)
+        machine.cpu.stop()
+        running.join()
+        # Nothing was taken.
+        assert machine.daemon.acknowledge() is not None
+
+
+def test_close_ends_run(machine: Machine) -> None:
+    machine.start(HALT)
+    with machine.running() as running:
+        time.sleep(0.01)
+        machine.cpu.close()
+        running.join()
+        with pytest.raises(SessionClosed):
+            machine.cpu.run()
+
+
+def test_the_end_of_the_vm_ends_run(machine: Machine) -> None:
+    machine.start(SPIN)
+    with machine.running() as running:
+        time.sleep(0.01)
+        machine.vm.delete()
+        with pytest.raises(SessionClosed):
+            running.join()
+    machine.vm = machine.vm._client.create_vm()
+
+
+def test_only_one_runs_it(machine: Machine) -> None:
+    machine.start(SPIN)
+    with machine.running():
+        time.sleep(0.01)
+        with pytest.raises(Busy):
+            machine.cpu.run()
+
+
+def test_ram_ends_below_the_ioapic(machine: Machine) -> None:
+    from irqchip_client.unicorn import GuestMemory, UnicornCpu
+
+    with GuestMemory(0xFEC0_1000) as memory, pytest.raises(InvalidArgument):
+        UnicornCpu(memory, machine.vm, 0)
+
+
+def test_interrupts_from_several_threads_all_arrive(machine: Machine) -> None:
+    machine.start(TIMER[:0x1F] + bytes.fromhex("c783f0000000ff010000 fb ebfe"))
+    for vector in (0x50, 0x51, 0x52, 0x53):
+        machine.gate(vector, HANDLER + 0x40 * (vector - 0x50))
+        code = bytearray(COUNT)
+        code[2:6] = (COUNTER + 4 * (vector - 0x50)).to_bytes(4, "little")
+        machine.memory.write(HANDLER + 0x40 * (vector - 0x50), bytes(code))
+
+    def interrupt(number: int) -> None:
+        with machine.vm.session(f"device {number}") as session:
+            for count in range(1, 101):
+                session.signal_msi(0xFEE0_0000, 0x50 + number)
+                wait_for(lambda count=count: machine.word(COUNTER + 4 * number) == count)  # type: ignore[misc]
+
+    with machine.running():
+        wait_for(lambda: machine.daemon.mmio_read(0xFEE0_00F0).data == 0x1FF)
+        threads = [threading.Thread(target=interrupt, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert machine.words(COUNTER, 4) == [100] * 4
