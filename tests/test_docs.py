@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client import Client, Interrupt, InterruptSource, NotFound, Session, Vcpu, Vm, ops
+from irqchip_client import Claim, Client, Interrupt, InterruptSource, NotFound, Session, Vcpu, Vm, ops
 from irqchip_client._daemon import Daemon
 from tests.client.guest import IRQ_BASE, init_pics
 
@@ -64,7 +64,7 @@ def test_a_batch_ends_an_interrupt_and_waits_for_the_next(vm1: Vm, capsys: pytes
         assert session.vcpu(0).acknowledge() == Interrupt(0x40, InterruptSource.LAPIC)
         vm1.signal_msi(0xFEE0_0000, 0x40)
         exec(BATCH, {"session": session})
-    assert capsys.readouterr().out == f"{[True, Interrupt(0x40, InterruptSource.LAPIC)]}\n"
+    assert capsys.readouterr().out == f"{[Claim.DEVICE, Interrupt(0x40, InterruptSource.LAPIC)]}\n"
 
 
 class DeviceIsDone(Exception):  # noqa: N818 - it is no error

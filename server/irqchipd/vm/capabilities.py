@@ -18,6 +18,7 @@ CAPABILITIES = {
     32: 1,  # KVM_CAP_IRQFD: over the port
     33: 1,  # KVM_CAP_PIT2
     35: 1,  # KVM_CAP_PIT_STATE2
+    36: 1,  # KVM_CAP_IOEVENTFD: doorbells; with eventfds over the port
     61: 1,  # KVM_CAP_GET_TSC_KHZ
     66: MAX_VCPUS,  # KVM_CAP_MAX_VCPUS
     72: 1,  # KVM_CAP_TSC_DEADLINE_TIMER
