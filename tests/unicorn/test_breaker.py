@@ -14,7 +14,7 @@ from unicorn.unicorn_const import UC_ARCH_X86, UC_MODE_64, UC_PROT_ALL
 from unicorn.unicorn_py3.arch.intel import UcIntel
 
 from irqchip_client.unicorn import GuestMemory
-from irqchip_client.unicorn.breaker import IF, Breaker
+from irqchip_client.unicorn.breaker import IF, SLICE_NS, Breaker
 from irqchip_client.unicorn.state import protected_mode
 
 CODE = bytes.fromhex(
@@ -56,6 +56,7 @@ def test_instructions_that_read_and_write_memory_are_executed_once(native: bool,
         stops = 0
         while ip != END:
             breaker.clear()
+            breaker.begin_slice()
             uc.emu_start(ip, 0)
             ip = uc.reg_read(x86_const.UC_X86_REG_RIP)
             stops += 1
@@ -87,4 +88,21 @@ def test_it_stops_where_a_block_begins_with_interrupts_enabled(native: bool) -> 
         breaker.stop_at_window(after_one=True)
         uc.emu_start(0x1004, 0)
         assert uc.reg_read(x86_const.UC_X86_REG_RIP) == 0x1005
+        uc.mem_unmap(0, memory.size)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["machine code", "Python"])
+def test_it_stops_after_a_slice_of_time_whose_blocks_it_learns(native: bool) -> None:
+    with GuestMemory(1 << 16) as memory:
+        uc = emulator(memory, bytes.fromhex("ebfe"))
+        breaker = Breaker(uc, native=native)
+        for _ in range(20):
+            breaker.begin_slice()
+            assert not breaker.slice_over
+            uc.emu_start(0x1000, 0)
+            assert breaker.slice_over
+        started = time.perf_counter_ns()
+        breaker.begin_slice()
+        uc.emu_start(0x1000, 0)
+        assert time.perf_counter_ns() - started > SLICE_NS / 10
         uc.mem_unmap(0, memory.size)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from unicorn.unicorn_const import UC_HOOK_BLOCK
@@ -23,38 +24,45 @@ if TYPE_CHECKING:
 
 IF = 1 << 9
 
+SLICE_NS = 250_000
+FEWEST, MOST, GROWTH = 16, 1 << 30, 4  # Blocks in a slice, and how much more than in the last one.
+
 # UC_HOOK_BLOCK's callback, in the System V ABI: rdi is the uc_engine, rcx points to a _State.
 _X86_64 = bytes.fromhex(
-    "8339 00"  # cmp dword [rcx], 0       stop_now?
-    "75 28"  # jne stop
-    "8b41 04"  # mov eax, [rcx + 4]       window
+    "8339 00"  # cmp dword [rcx], 0       stop_now
+    "75 2d"  # jne stop
+    "ff49 04"  # dec dword [rcx + 4]      blocks
+    "7e 28"  # jle stop
+    "8b41 08"  # mov eax, [rcx + 8]       window
     "85c0"  # test eax, eax
     "74 07"  # jz back
     "ffc8"  # dec eax
     "74 04"  # jz look
-    "8941 04"  # mov [rcx + 4], eax
+    "8941 08"  # mov [rcx + 8], eax
     "c3"  # back: ret
     "57"  # look: push rdi
     "51"  # push rcx
     "4883ec 08"  # sub rsp, 8
     "be 19000000"  # mov esi, UC_X86_REG_EFLAGS
     "4889e2"  # mov rdx, rsp
-    "ff51 10"  # call [rcx + 16]          uc_reg_read
+    "ff51 18"  # call [rcx + 24]          uc_reg_read
     "58"  # pop rax
     "59"  # pop rcx
     "5f"  # pop rdi
     "f6c4 02"  # test ah, IF >> 8
     "74 e6"  # jz back
-    "ff61 08"  # stop: jmp [rcx + 8]      uc_emu_stop
+    "ff61 10"  # stop: jmp [rcx + 16]     uc_emu_stop
 )
 assert UC_X86_REG_EFLAGS == 0x19
 
 
 class _State(ctypes.Structure):
     stop_now: int
+    blocks: int
     window: int
     _fields_ = (
         ("stop_now", ctypes.c_uint32),
+        ("blocks", ctypes.c_int32),
         ("window", ctypes.c_uint32),
         ("emu_stop", ctypes.c_void_p),
         ("reg_read", ctypes.c_void_p),
@@ -62,15 +70,20 @@ class _State(ctypes.Structure):
 
 
 class Breaker:
-    """Of one emulator.
+    """Of one emulator, which also stops after a while, SLICE_NS as a rule.
+
+    A thread that waited for events instead, and stopped it, would have to get a processor first: for milliseconds the
+    scheduler leaves it to the emulator, where there are few.
 
     native  whether its hook is machine code; where the host is another or has no executable memory, it is Python
     """
 
     def __init__(self, uc: Uc, *, native: bool = True) -> None:
-        self._state = _State(0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read))
+        self._state = _State(0, 0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read))
         self._code = _executable(_X86_64) if native and platform.machine() == "x86_64" else None
         self.native = self._code is not None
+        self._blocks = self._state.blocks = FEWEST  # of guest code, in a slice
+        self._begun = 0
         if self._code is None:
             uc.hook_add(UC_HOOK_BLOCK, self._at_block)
         else:
@@ -84,6 +97,26 @@ class Breaker:
         """Whoever waits for a stop looks after this at what it was for."""
         self._state.stop_now = 0
 
+    @property
+    def slice_over(self) -> bool:
+        """Whether it was stopped, or is to be, as it has executed for long enough."""
+        return self._state.blocks <= 0 or perf_counter_ns() >= self._begun + SLICE_NS
+
+    def begin_slice(self) -> None:
+        """Learns from the last one how many blocks it executes in a slice. While it does not run."""
+        now = perf_counter_ns()
+        executed = self._blocks - self._state.blocks
+        if executed > 0:
+            blocks = executed * SLICE_NS // (now - self._begun + 1)
+            self._blocks = max(min(blocks, GROWTH * self._blocks, MOST), FEWEST)
+        self._state.blocks = self._blocks
+        self._begun = now
+
+    def spent(self) -> None:
+        """From its own thread, in a hook: has taken longer than blocks do."""
+        if perf_counter_ns() >= self._begun + SLICE_NS:
+            self._state.stop_now = 1
+
     def stop_at_window(self, *, after_one: bool = False) -> None:
         """It stops at the next block that it enters with IF set, or at the next but one. From its own thread."""
         self._state.window = 2 if after_one else 1
@@ -95,13 +128,15 @@ class Breaker:
     def _at_block(self, uc: Uc, *_: object) -> None:
         state = self._state
         if not state.stop_now:
-            if not state.window:
-                return
-            if state.window > 1:
-                state.window -= 1
-                return
-            if not uc.reg_read(UC_X86_REG_EFLAGS) & IF:
-                return
+            state.blocks -= 1
+            if state.blocks > 0:
+                if not state.window:
+                    return
+                if state.window > 1:
+                    state.window -= 1
+                    return
+                if not uc.reg_read(UC_X86_REG_EFLAGS) & IF:
+                    return
         uc.emu_stop()
 
 

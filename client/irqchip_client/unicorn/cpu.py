@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from irqchip_client._errors import Busy, GuestError, InvalidArgument, IrqchipError, SessionClosed, TimedOut
+from irqchip_client._errors import Busy, GuestError, InvalidArgument, SessionClosed, TimedOut
 from irqchip_client._events import InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.kvm.halting import Halting
@@ -32,7 +32,6 @@ RAX, RCX, RDX = range(3)
 DWORD = 0xFFFF_FFFF
 
 _WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
-_TICK = 0.1  # Seconds: how soon Ctrl-C is noticed, and a second NMI after the first one's IRET.
 
 
 class UnicornCpu:
@@ -44,7 +43,7 @@ class UnicornCpu:
     local   devices of this process, which are asked before the daemon; called in the thread that run()s
 
     vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
-    its operations, and one for its events, on which a thread waits. Close it, or use it in a with statement; the memory
+    its operations, and one for its events. Close it, or use it in a with statement; the memory
     must last longer.
     """
 
@@ -66,19 +65,14 @@ class UnicornCpu:
         self._engine.reset()
         # It executes nothing: it is in HLT, or waits for INIT or SIPI.
         self._idle = False
-        # The daemon may have an interrupt to acknowledge; a signal to take. Whoever sets one of them and is not the
-        # vCPU's thread stops the emulator afterwards; it clears them before it asks the daemon.
+        # The daemon may have an interrupt to acknowledge; a signal to take.
         self._interrupted = False
         self._signalled = False
         self._nmi = False  # Taken, while another blocks it.
         self._stop = threading.Event()
         self._failure: BaseException | None = None
-        self._lost: IrqchipError | None = None
         self._closed = False
         self._running = threading.Lock()
-        # A daemon thread: a program that forgets close() still exits.
-        self._listener = threading.Thread(target=self._listen, name=f"irqchip vcpu {vcpu} events", daemon=True)
-        self._listener.start()
 
     def start(self, start: Start) -> None:
         """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
@@ -119,7 +113,6 @@ class UnicornCpu:
         with self._running:
             self._events.close()
             self._session.close()
-            self._listener.join()
             self._engine.close()
 
     def __enter__(self) -> Self:
@@ -135,10 +128,11 @@ class UnicornCpu:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-            if self._lost is not None:
-                raise self._lost
             if self._stop.is_set():
                 return
+            if breaker.slice_over:
+                self._look()
+                breaker.begin_slice()
             if self._signalled:
                 self._take_signals()
             if self._nmi and not engine.state.nmi_blocked:
@@ -211,21 +205,17 @@ class UnicornCpu:
         """Its registers are others: nothing waits to be delivered."""
         self._idle = self._nmi = False
 
-    def _listen(self) -> None:
-        """Waits for events, and stops the emulator: a halt is ended by the daemon."""
-        try:
-            while not self._closed:
-                with suppress(TimedOut):
-                    event = self._events.next_event(_TICK)
-                    if not isinstance(event, VcpuSignal):
-                        self._interrupted = True
-                    if not isinstance(event, InterruptPending):
-                        self._signalled = True
-                self._breaker.stop()
-        except IrqchipError as error:
-            if not self._closed:
-                self._lost = error
-                self._breaker.stop()
+    def _look(self) -> None:
+        """Takes the events that have come. SessionClosed"""
+        events = self._events
+        _ = events.closed  # Reads what has come; next_event() with no time does not.
+        with suppress(TimedOut):
+            while True:
+                event = events.next_event(0)
+                if not isinstance(event, VcpuSignal):
+                    self._interrupted = True
+                if not isinstance(event, InterruptPending):
+                    self._signalled = True
 
     # Instructions.
 
@@ -286,6 +276,8 @@ class UnicornCpu:
             return self._accesses.pio_read(port, size)
         except BaseException as error:
             return self._fail(error, size)
+        finally:
+            self._breaker.spent()
 
     def pio_write(self, port: int, value: int, size: int) -> None:
         try:
@@ -299,6 +291,8 @@ class UnicornCpu:
             return self._accesses.mmio_read(address, size)
         except BaseException as error:
             return self._fail(error, size)
+        finally:
+            self._breaker.spent()
 
     def mmio_write(self, address: int, value: int, size: int) -> None:
         try:
@@ -317,6 +311,7 @@ class UnicornCpu:
         """What the guest stores may interrupt it, and then does soon: an event would come too late."""
         self._interrupted = True
         self._breaker.stop_at_window()
+        self._breaker.spent()
 
     @contextmanager
     def _not_running(self) -> Iterator[None]:

@@ -78,7 +78,7 @@ class Engine:
         uc.hook_add(UC_HOOK_INTR, self._at_exception)
         uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
         self.breaker = Breaker(uc, native=native)
-        self._traps = Traps(uc, self._read_code, self._at_trap)
+        self._traps = Traps(uc, self._read_code, self._at_trap, self.breaker)
         self._exit: Trapped | int | None = None  # int: an exception's vector.
         self._ip = 0
         self._ip_register, self._flags = _Register(uc, x86.UC_X86_REG_RIP), _Register(uc, x86.UC_X86_REG_RFLAGS)

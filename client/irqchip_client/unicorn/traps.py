@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicorn.unicorn_const import UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED
 from unicorn.unicorn_py3.unicorn import Uc
 
 _OPCODES = re.compile(rb"(?=\xf4|\x0f[\x30\x31\x32]|[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])")
 _MOV_CR8_BYTES = 4
+
+if TYPE_CHECKING:
+    from .breaker import Breaker
 
 
 class Trap(Enum):
@@ -51,10 +54,13 @@ class Traps:
     reached is called before an instruction that may be a trap, with its address and its length
     """
 
-    def __init__(self, uc: Uc, read: Callable[[int, int], bytes], reached: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, uc: Uc, read: Callable[[int, int], bytes], reached: Callable[[int, int], None], breaker: Breaker
+    ) -> None:
         self._uc = uc
         self._read = read
         self._reached = reached
+        self._breaker = breaker
         self._hooked: set[int] = set()
         self._new: list[tuple[int, int]] = []  # Blocks, and in them addresses, that are to have hooks.
         uc.hook_add(UC_HOOK_EDGE_GENERATED, self._at_new_block)
@@ -80,6 +86,7 @@ class Traps:
         self._new += [(block, address) for address in found if address not in self._hooked]
 
     def _at_new_block(self, uc: Uc, block: Any, _previous: Any, _data: object) -> None:
+        self._breaker.spent()
         self.search(block.pc, block.size)
         if self._new:
             uc.emu_stop()  # It has not been entered yet: here that is sound.
