@@ -68,6 +68,7 @@ class UnicornCpu:
         # The daemon may have an interrupt to acknowledge; a signal to take.
         self._interrupted = False
         self._signalled = False
+        self._vector: int | None = None  # Acknowledged, and not delivered: Ctrl-C came in between.
         self._nmi = False  # Taken, while another blocks it.
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -133,6 +134,7 @@ class UnicornCpu:
             if breaker.slice_over:
                 self._look()
                 breaker.begin_slice()
+            self._deliver_vector()
             if self._signalled:
                 self._take_signals()
             if self._nmi and not engine.state.nmi_blocked:
@@ -162,9 +164,16 @@ class UnicornCpu:
             if interrupt is None:
                 breaker.ignore_window()
                 return
-            self._interrupted = True  # There may be more, of which no event need tell.
-            deliver(engine, Event(interrupt.vector, Origin.EXTERNAL))
+            self._vector = interrupt.vector
+            self._deliver_vector()
         breaker.stop_at_window()
+
+    def _deliver_vector(self) -> None:
+        """What has been acknowledged."""
+        if self._vector is not None:
+            deliver(self._engine, Event(self._vector, Origin.EXTERNAL))
+            self._vector = None
+            self._interrupted = True  # There may be more, of which no event need tell.
 
     def _halt(self) -> None:
         """It executes nothing until there is something to take."""
@@ -182,8 +191,8 @@ class UnicornCpu:
         self._idle = False
         match wake:
             case Interrupt(vector):
-                deliver(self._engine, Event(vector, Origin.EXTERNAL))
-                self._interrupted = True
+                self._vector = vector
+                self._deliver_vector()
             case Signal(SignalKind.NMI):
                 self._nmi = True
             case Signal(SignalKind.SMI):
@@ -204,6 +213,7 @@ class UnicornCpu:
     def _forget(self) -> None:
         """Its registers are others: nothing waits to be delivered."""
         self._idle = self._nmi = False
+        self._vector = None
 
     def _look(self) -> None:
         """Takes the events that have come. SessionClosed"""
