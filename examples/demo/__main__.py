@@ -48,8 +48,8 @@ def play(stage: Stage, cpu: str) -> list[str]:
 
 def check_sum(stage: Stage, monitor: Monitor) -> None:
     """What the guest reads is what is there."""
-    crc = zlib.crc32(stage.image.read_bytes()[: 256 * SECTOR])
-    monitor.expect("sum 0 256", f"crc32 {crc:08x} of 256 sectors")
+    crc = zlib.crc32(stage.image.read_bytes()[: 32 * SECTOR])
+    monitor.expect("sum 0 32", f"crc32 {crc:08x} of 32 sectors")
 
 
 def kill_disk(stage: Stage, monitor: Monitor) -> None:
