@@ -3,6 +3,7 @@
 #   make demo    a guest on a vCPU, devices and the daemon, each a process; ends by itself
 #   make demo-shell  the same, with this terminal as its serial port
 #   make test    the tests
+#   make test-long  those that take their time: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
 #   make bench   the benchmarks
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test check proto bench ticks explore clean
+.PHONY: help demo demo-shell test test-long check proto bench ticks explore clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -29,7 +30,10 @@ demo-shell: $(VENV)/installed
 	@$(BIN)/python -m examples.demo.shell
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/test
+	$(BIN)/python -m pytest -m long
 
 check: $(VENV)/check
 	$(BIN)/ruff check

@@ -41,7 +41,7 @@ COMMANDS = [
 
 
 def test_these_are_all_commands() -> None:
-    assert list(main.commands) == [*(command[0] for command in COMMANDS), "replay"]
+    assert list(main.commands) == [*(command[0] for command in COMMANDS), "replay", "run", "device"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))

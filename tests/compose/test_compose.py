@@ -15,7 +15,7 @@ SAYS = "everything was answered as it should be"
 KILLED = "disk"
 
 # An engine is started and an image built before the first of these.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 # What the processes of a container look like from inside.
 LOOK = """

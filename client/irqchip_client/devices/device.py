@@ -99,13 +99,17 @@ class DeviceRegion:
 
 
 class OutputLine:
-    """A GSI that the device drives."""
+    """A GSI that the device drives.
 
-    __slots__ = ("_device", "gsi", "level")
+    insists  an edge that is coalesced is made again a little later, as long as the line is high
+    """
 
-    def __init__(self, device: Device, gsi: int) -> None:
+    __slots__ = ("_device", "gsi", "insists", "level")
+
+    def __init__(self, device: Device, gsi: int, insists: bool) -> None:
         self._device = device
         self.gsi = gsi
+        self.insists = insists
         self.level = False
 
     def set(self, level: bool) -> None:
@@ -161,9 +165,9 @@ class Device:
         """Has a range of physical addresses."""
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
-    def line(self, gsi: int) -> OutputLine:
-        """Has a line."""
-        line = OutputLine(self, gsi)
+    def line(self, gsi: int, *, insists: bool = False) -> OutputLine:
+        """Has a line. One that insists makes an edge that is coalesced again: of GSI 8 KVM forgets them."""
+        line = OutputLine(self, gsi, insists)
         self.lines.append(line)
         return line
 

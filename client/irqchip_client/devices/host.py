@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,12 @@ from irqchip_client._sync.session import Session
 from .device import Device, DeviceRegion, OutputLine
 from .reactor import Reactor
 
+COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
+INSISTENCE = 0.001  # seconds, after which a coalesced edge is made again
+
+# Lines that insist, and which of a turn's operations raised them.
+Insisting = list[tuple[OutputLine, int]]
+
 log = logging.getLogger("irqchip_client.devices")
 
 
@@ -34,10 +41,15 @@ class _Host:
         self.failure: BaseException | None = None
         self._lock = threading.RLock()
         self._changes: list[ops.Call[Any]] = []
+        self._insisting: Insisting = []
+        self._coalesced: set[OutputLine] = set()
         self._reactor = Reactor(self.turn, self._fail)
         self.arm = self._reactor.arm
         self.watch = self._reactor.watch
         self.now = time.monotonic
+        clock = Device("clock")
+        clock.host = self
+        self._again = clock.timer(self._make_again)
 
     def start(self) -> None:
         """Run them: their lines have the levels that they drive, and they are told."""
@@ -62,16 +74,40 @@ class _Host:
                 yield
             finally:
                 changes, self._changes = self._changes, []
+                insisting, self._insisting = self._insisting, []
                 if changes:
-                    self.tell(changes)
+                    self.tell(changes, insisting)
 
     def drive(self, line: OutputLine) -> None:
         """See Host."""
         self._changes.append(ops.irq_line(line.gsi, line.level))
+        if line.insists and line.level:
+            self._insisting.append((line, len(self._changes) - 1))
 
-    def tell(self, changes: list[ops.Call[Any]]) -> None:
-        """What lines did in a turn."""
+    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
+        """What lines did in a turn. The results are for `insist`, with who does."""
         raise NotImplementedError
+
+    def insist(self, insisting: Insisting, results: list[Any]) -> None:
+        """An edge that was coalesced is made again. Any thread may call this.
+
+        KVM: ioapic.c rtc_irq_check_coalesced: an edge of the RTC's is dropped while its last is not ended, and if the
+        line stays high as nobody sees it, there is no other. Userspace has to try again, as QEMU does.
+        """
+        coalesced = [line for line, position in insisting if results[position] == COALESCED]
+        if coalesced:
+            self._reactor.call_soon(partial(self._wait_and_insist, coalesced))
+
+    def _wait_and_insist(self, lines: list[OutputLine]) -> None:
+        self._coalesced.update(lines)
+        self._again.start(INSISTENCE)
+
+    def _make_again(self) -> None:
+        lines, self._coalesced = self._coalesced, set()
+        for line in lines:
+            if line.level:
+                line.set(False)
+                line.set(True)
 
     def _fail(self, error: BaseException) -> None:
         """A device raised an exception in a timer, or a descriptor's callback."""
@@ -96,10 +132,10 @@ class RemoteHost(_Host):
             for region in device.regions:
                 self.session.register_region(region.space, region.start, region.length)
 
-    def tell(self, changes: list[ops.Call[Any]]) -> None:
+    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
         """See _Host. Nobody waits for the results."""
         with suppress(SessionClosed):  # as serve() finds out
-            self.session._post(changes)
+            self.session._post(changes, partial(self.insist, insisting) if insisting else None)
 
     def failed(self) -> None:
         """See _Host."""
@@ -153,10 +189,10 @@ class LocalHost(_Host):
         if self.on_failure is not None:
             self.on_failure()
 
-    def tell(self, changes: list[ops.Call[Any]]) -> None:
+    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
         """See _Host. When the access is done, the lines have their levels."""
         with suppress(SessionClosed):
-            self.session.run(changes, return_errors=True)
+            self.insist(insisting, self.session.run(changes, return_errors=True))
 
     def pio_read(self, port: int, size: int) -> int | None:
         """See LocalDevices."""

@@ -6,6 +6,7 @@ import os
 import selectors
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
@@ -24,6 +25,7 @@ class Reactor:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._timers: set[Timer] = set()
+        self._calls: deque[Callable[[], None]] = deque()
         self._sleeps_until = float("inf")
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="irqchip devices", daemon=True)
@@ -38,6 +40,11 @@ class Reactor:
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(1.0)
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call something in a turn; from any thread, which does not wait."""
+        self._calls.append(call)
+        os.eventfd_write(self._wake, 1)
 
     # Within a turn.
 
@@ -64,6 +71,8 @@ class Reactor:
         try:
             while not self._stopping:
                 with self._turn():
+                    while self._calls:
+                        self._calls.popleft()()
                     self._expire()
                     due = min((timer.due for timer in self._timers if timer.due is not None), default=None)
                     self._sleeps_until = float("inf") if due is None else due

@@ -1,0 +1,234 @@
+"""Hosts: a device's turns, timers, descriptors and lines, in a process of its own and within a VMM."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from irqchip_client import Access, Client, NotReady, Session, SessionClosed, Vm
+from irqchip_client.devices import Device, LocalHost, RemoteHost
+from irqchip_client.devices.host import describe
+
+IOAPIC, LAPIC, EOI = 0xFEC0_0000, 0xFEE0_0000, 0xFEE0_00B0
+VECTOR = 0x48
+
+
+class Toy(Device):
+    """A register; writing it drives the line. Reading port 1 raises an exception."""
+
+    def __init__(self, gsi: int = 8, *, insists: bool = False) -> None:
+        super().__init__("toy")
+        self.value = 0
+        self.interrupt = self.line(gsi, insists=insists)
+        self.expiries: list[float] = []
+        self.alarm = self.timer(lambda: self.expiries.append(self.host.now()))
+        self.pio(0x300, 2, self.read, self.write)
+        self.mmio(0xD000_0000, 16, self.read, self.write)
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002
+        if offset == 1:
+            raise ZeroDivisionError
+        return self.value
+
+    def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002
+        self.value = value
+        self.interrupt.set(value & 1 == 1)
+
+
+@pytest.fixture
+def vm(irqchip_client: Client) -> Vm:
+    """GSI 8 is the IOAPIC's pin 8, an edge to vCPU 0."""
+    vm = irqchip_client.create_vm()
+    vm.create_irqchip()
+    cpu = vm.create_vcpu(0)
+    cpu.mmio_write(LAPIC + 0xF0, 0x1FF)
+    for port in (0x21, 0xA1):
+        cpu.pio_write(port, 0xFF)
+    for register, value in ((0x10 + 2 * 8 + 1, 0), (0x10 + 2 * 8, VECTOR)):
+        cpu.mmio_write(IOAPIC, register)
+        cpu.mmio_write(IOAPIC + 0x10, value)
+    return vm
+
+
+@contextmanager
+def remote(vm: Vm, device: Device) -> Iterator[list[BaseException]]:
+    """Runs a device, and gives what ended it."""
+    ends: list[BaseException] = []
+    with vm.session(device.name) as session:
+        host = RemoteHost(session, [device])
+        host.start()
+
+        def serve() -> None:
+            try:
+                host.serve()
+            except Exception as error:
+                ends.append(error)
+                session.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield ends
+        finally:
+            session.close()
+            thread.join()
+            host.stop()
+
+
+@contextmanager
+def local(vm: Vm, device: Device) -> Iterator[LocalHost]:
+    with vm.session(device.name) as session:
+        host = LocalHost(session, [device])
+        host.start()
+        try:
+            yield host
+        finally:
+            host.stop()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_accesses_reach_the_model_and_its_lines_the_vm(vm: Vm) -> None:
+    with remote(vm, Toy()):
+        cpu = vm.vcpu(0)
+        assert cpu.pio_write(0x300, 0x41)
+        assert cpu.acknowledge() is not None, "the line rose before the access was done"
+        assert cpu.pio_read(0x300) == Access(True, 0x41)
+        assert cpu.mmio_write(0xD000_0008, 1 << 40, 8)
+        assert cpu.mmio_read(0xD000_0000, 8) == Access(True, 1 << 40)
+
+
+def test_what_a_model_raises_ends_it_and_the_access_is_completed(vm: Vm) -> None:
+    with remote(vm, Toy()) as ends:
+        assert vm.vcpu(0).pio_read(0x301).claimed
+        eventually(lambda: ends)
+        assert isinstance(ends[0], ZeroDivisionError)
+        eventually(lambda: not vm.info().sessions)
+
+
+def test_what_a_timer_raises_ends_it_too(vm: Vm) -> None:
+    class Failing(Toy):
+        def started(self) -> None:
+            self.timer(self.fail).start(0.01)
+
+        def fail(self) -> None:
+            raise ZeroDivisionError
+
+    with remote(vm, Failing()) as ends:
+        eventually(lambda: ends)
+    assert isinstance(ends[0], ZeroDivisionError)
+
+
+def test_timers_expire_once_in_order_and_can_be_stopped_and_started_anew(vm: Vm) -> None:
+    toy = Toy()
+    order: list[int] = []
+    timers = [toy.timer(lambda number=number: order.append(number)) for number in range(4)]  # type: ignore[misc]
+    with remote(vm, toy):
+        began = toy.host.now()
+        toy.alarm.start(0.03)
+        for number in (2, 0, 3, 1):
+            timers[number].start(0.01 * (number + 1))
+        timers[3].stop()
+        eventually(lambda: toy.expiries and len(order) == 3)
+        assert order == [0, 1, 2]
+        assert toy.expiries[0] - began >= 0.03
+        toy.alarm.start(10)
+        toy.alarm.start(0.001)
+        eventually(lambda: len(toy.expiries) == 2)
+
+
+def test_a_descriptor_is_watched_until_it_is_not(vm: Vm) -> None:
+    read, write = os.pipe()
+    seen: list[bytes] = []
+
+    class Reading(Toy):
+        def started(self) -> None:
+            self.host.watch(read, self.ready)
+
+        def ready(self) -> None:
+            seen.append(os.read(read, 1))
+            if seen[-1] == b"!":
+                self.host.watch(read, None)
+
+    with remote(vm, Reading()):
+        os.write(write, b"a!b")
+        eventually(lambda: len(seen) == 2)
+        time.sleep(0.02)
+    assert seen == [b"a", b"!"]
+    os.close(read)
+    os.close(write)
+
+
+def test_devices_of_this_process_need_no_region(vm: Vm) -> None:
+    with local(vm, Toy()) as host:
+        assert host.pio_write(0x300, 0x41, 1)
+        assert vm.vcpu(0).acknowledge() is not None
+        assert host.pio_read(0x300, 1) == 0x41
+        assert host.mmio_read(0xD000_0000, 4) == 0x41
+        assert host.pio_read(0x2FF, 1) is None
+        assert host.pio_read(0x301, 2) is None, "it is not in a region whole"
+        assert not host.mmio_write(0xD000_0010, 1, 4)
+        assert not any(session.regions for session in vm.info().sessions)
+
+
+def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_insists(vm: Vm) -> None:
+    """GSI 8's edges are dropped until the last one is ended. KVM: ioapic.c rtc_irq_check_coalesced."""
+    cpu = vm.vcpu(0)
+    for run in (remote, local):
+        toy = Toy(insists=True)
+        with run(vm, toy):
+            with toy.host.turn():  # type: ignore[attr-defined]
+                toy.interrupt.pulse()
+            assert cpu.acknowledge() is not None
+            with toy.host.turn():  # type: ignore[attr-defined]
+                toy.interrupt.set(True)  # the guest has not ended the first
+            time.sleep(0.01)
+            assert cpu.acknowledge() is None
+            cpu.mmio_write(EOI, 0)
+            eventually(cpu.acknowledge)
+            cpu.mmio_write(EOI, 0)
+            time.sleep(0.01)
+            assert cpu.acknowledge() is None, "once is enough"
+
+
+def test_a_device_with_lines_needs_an_irqchip(irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    with vm.session() as session, pytest.raises(NotReady):
+        RemoteHost(session, [Toy()]).start()
+
+
+def test_the_end_of_the_vm_ends_the_device(vm: Vm) -> None:
+    with remote(vm, Toy()) as ends:
+        vm.delete()
+        eventually(lambda: ends)
+    assert isinstance(ends[0], SessionClosed)
+
+
+def test_what_a_device_has_is_described() -> None:
+    assert describe(Toy()) == "PIO 0x300-0x301, MMIO 0xd0000000-0xd000000f, GSI 8"
+
+
+def test_a_session_is_told_of_regions_when_it_was_too_slow(vm: Vm) -> None:
+    """RegionsLost has the host claim them again; the daemon's limit is 2 s, so it is told here."""
+    from irqchip_client import RegionsLost, Space
+
+    toy = Toy()
+    session: Session
+    with vm.session("toy") as session:
+        host = RemoteHost(session, [toy])
+        host.start()
+        session.unregister_region(Space.PIO, 0x300)
+        session.unregister_region(Space.MMIO, 0xD000_0000)
+        host.serve_one(RegionsLost(Space.PIO, 0x300))
+        assert len(vm.info().sessions[0].regions) == 2
+        host.stop()
