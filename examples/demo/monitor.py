@@ -33,7 +33,6 @@ class Monitor:
         self._show = show
         self._heard = ""
         self._connection = _connect(path)
-        self._banner = False
 
     def reconnect(self) -> None:
         """The port is another process now."""
@@ -72,10 +71,10 @@ class Monitor:
         self.say(line)
         return self.answer(line)
 
-    def answer(self, line: str) -> list[str]:
+    def answer(self, line: str, patience: float = PATIENCE) -> list[str]:
         """The rest of what a command answers, up to the prompt."""
         # The prompt follows a line end, but for a command that answers nothing.
-        said = "" if self._heard == "> " else self.hear(PROMPT)
+        said = "" if self._heard == "> " else self.hear(PROMPT, patience)
         lines = said.replace("\r", "").splitlines()
         self._keep([f"> {line}", *lines], line.split()[0] in OF_TIME)
         return lines
