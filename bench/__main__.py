@@ -19,7 +19,7 @@ from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
-from bench.workers import BATCH, device, flooder, prepare, session_over, vcpu, worker
+from bench.workers import ANSWERED_PORT, BATCH, answerer, device, flooder, prepare, session_over, vcpu, worker
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Session, ops
 from irqchip_client._daemon import start_daemon
@@ -112,11 +112,14 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
             session = stack.enter_context(session_over(client, "vm", "port", poll))
+            stack.enter_context(worker(answerer, daemon.target, "vm", poll_us=poll))
             kind = "both polling" if polling else "blocking"
             work: dict[str, Work] = {
                 f"bare ping-pong, {kind}": (bare.hop, count, 1),
                 f"port, PioRead, {kind}": (reads(session), count, 1),
                 f"port, MmioWrite, always another value, {kind}": (different_writes(session), count, 1),
+                f"port, PioRead of a device's process, {kind}": (reads(session, ANSWERED_PORT), count, 1),
+                f"port, 128 PioReads of a device's process, each, {kind}": (string(session), 1, 128),
             }
             qemu = stack.enter_context(qtest()) if polling else None
             if qemu is not None:
@@ -208,10 +211,16 @@ def at_rest(figures: list[Figure], series: dict[str, Series]) -> None:
     ]
 
 
-def reads(session: Session) -> Callable[[], object]:
+def reads(session: Session, port: int = 0x21) -> Callable[[], object]:
     """The same read, again and again."""
     cpu = session.vcpu(0)
-    return lambda: cpu.pio_read(0x21)
+    return lambda: cpu.pio_read(port)
+
+
+def string(session: Session) -> Callable[[], object]:
+    """A string instruction's reads, in one batch."""
+    calls = [ops.pio_read(0, ANSWERED_PORT)] * 128
+    return lambda: session.run(calls)
 
 
 def create(client: Client, count: int) -> None:

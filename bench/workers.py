@@ -6,17 +6,19 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from irqchip_client import Client, Interrupt, Session, Vm, connect, ops
+from irqchip_client import Client, Interrupt, Session, TimedOut, Vm, connect, ops
+from irqchip_client.devices import Device, RemoteHost
 
 GSI, VECTOR = 20, 0x51
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SVR, EOI = LAPIC + 0xF0, LAPIC + 0xB0
 BATCH = 256
+ANSWERED_PORT = 0x300
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -107,6 +109,25 @@ def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, po
             pipe.send(times)
     words.release()
     shared.close()
+
+
+class _Ones(Device):
+    """What it has reads as 1s."""
+
+    def __init__(self) -> None:
+        super().__init__("bench")
+        self.pio(ANSWERED_PORT, 1, lambda offset, size: 1, lambda offset, value, size: None)  # noqa: ARG005
+
+
+def answerer(pipe: Connection, target: str, vm: str) -> None:
+    """A device that answers for a port."""
+    with connect(target) as client, client.vm(vm).session("answerer") as session:
+        host = RemoteHost(session, [_Ones()])
+        host.start()
+        pipe.send("ready")
+        while not pipe.poll():
+            with suppress(TimedOut):
+                host.serve_one(session.next_event(0.25))
 
 
 def flooder(pipe: Connection, target: str, vm: str) -> None:

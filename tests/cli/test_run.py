@@ -120,7 +120,10 @@ def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Cl
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
     with subprocess.Popen([*command, "--cpu", cpu, "--kernel", str(kernel), "--vm", "doomed"]) as process:
         deadline = time.monotonic() + 20
-        while not any(vm.name == "doomed" and any("vcpu" in session.client for session in vm.sessions) for vm in irqchip_client.vms()):
+        while not any(
+            vm.name == "doomed" and any("vcpu" in session.client for session in vm.sessions)
+            for vm in irqchip_client.vms()
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(0.2)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from click.testing import Result
 
-from irqchip_client import Client, IrqchipMode, Vm
+from irqchip_client import Client, IrqchipMode, Space, Vm
 from tests.cli.conftest import Run
 
 Fails = Callable[[Result], str]
@@ -106,9 +106,15 @@ def test_show(run: Run, vm: Vm) -> None:
     with vm.session("uart") as uart, vm.session(resampled_gsis=[11, 5]):
         uart.line(4).raise_()
         uart.line(9).raise_()
+        uart.register_region(Space.MMIO, 0xD000_0000, 0x1000)
+        uart.register_region(Space.PIO, 0x3F8, 8)
+        uart.register_region(Space.PIO, 0xC010, 2, doorbell=True, datamatch=1)
         assert run("show", vm.name).stdout.splitlines()[6:] == [
             "sessions  2",
             "  source 1: uart; asserted GSIs 4 9; resampled GSIs (none); dropped events 0",
+            "    PIO  0x3f8-0x3ff",
+            "    PIO  0xc010-0xc011, a doorbell of 0x1",
+            "    MMIO 0xd0000000-0xd0000fff",
             "  source 2: (no name); asserted GSIs (none); resampled GSIs 5 11; dropped events 0",
         ]
 

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 
 import irqchip_client as irqchip
-from irqchip_client import Access, Chip, Claim, Interrupt, InterruptPending, InterruptSource, Vm, aio, ops
+from irqchip_client import (
+    Access,
+    Chip,
+    Claim,
+    Doorbell,
+    Interrupt,
+    InterruptPending,
+    InterruptSource,
+    RegionAccess,
+    Space,
+    Vm,
+    aio,
+    ops,
+)
 from irqchip_client._daemon import Daemon
 
 from .guest import EOI, IRQ_BASE, init_pics_async
@@ -253,3 +266,21 @@ def test_an_event_loop_may_end_with_a_session_open(irqchip_server: Daemon, vm: V
         await session.line(4).raise_()
 
     asyncio.run(main())
+
+
+def test_a_session_answers_for_a_region(run: Run) -> None:
+    async def story(vm: aio.Vm) -> None:
+        async with vm.session("device") as device:
+            await device.register_region(Space.PIO, 0x300, 2)
+            await device.register_region(Space.MMIO, 0xD000_0000, 4, doorbell=True, datamatch=7)
+            reading = asyncio.create_task(vm.vcpu(0).pio_read(0x301))
+            event = await device.next_event(5)
+            assert event == RegionAccess(event.access, 0, Space.PIO, 0x301, 1, write=False)  # type: ignore[union-attr]
+            assert await device.complete_access(event.access, 0x42)
+            assert await reading == Access(True, 0x42)
+            assert await vm.vcpu(0).mmio_write(0xD000_0000, 7)
+            assert await device.next_event(5) == Doorbell(Space.MMIO, 0xD000_0000, 4, 7)
+            await device.unregister_region(Space.PIO, 0x300)
+            assert await vm.vcpu(0).pio_read(0x301) == Access(False, 0)
+
+    run(story)
