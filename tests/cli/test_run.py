@@ -144,3 +144,31 @@ def test_what_can_not_be_run_is_refused(run: Run, image: str, options: tuple[str
     done = run(image, *options)
     assert done.returncode == 2
     assert why in done.stderr
+
+
+# 32-bit code at 100020h: copies 16-bit code to 8000h, enables the local APIC, sends INIT and SIPI 8 to all but itself,
+# and waits for the others to count themselves at a000h, as many as fw_cfg says.
+SMP = (
+    "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
+    "c7 05 00 80 00 00 31 c0 8e d8"  # mov dword [8000h], the code: xor ax, ax; mov ds, ax
+    "c7 05 04 80 00 00 f0 ff 06 00"  # lock inc word [
+    "c7 05 08 80 00 00 a0 f4 eb fd"  # a000h]; hlt; jmp to the hlt
+    "c7 05 f0 00 e0 fe ff 01 00 00"  # SVR: enabled
+    "c7 05 00 03 e0 fe 00 45 0c 00"  # ICR: INIT to all but itself
+    "c7 05 00 03 e0 fe 08 46 0c 00"  # ICR: SIPI 8
+    "66 ba 10 05  66 b8 05 00  66 ef  42  ec"  # fw_cfg: the number of CPUs
+    "fe c8  3a 05 00 a0 00 00  75 f8"  # less this one; wait until so many have come
+    "e6 f4 f4"
+)
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use")
+def test_several_vcpus_on_kvm(run: Run) -> None:
+    assert run(SMP, "--cpu", "kvm", "--cpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
+
+
+def test_unicorn_has_one_vcpu(run: Run) -> None:
+    pytest.importorskip("unicorn", reason="Unicorn is not installed")
+    done = run(SPIN, "--cpu", "unicorn", "--cpus", "2")
+    assert done.returncode == 2
+    assert "with Unicorn a machine has one vCPU" in done.stderr

@@ -57,6 +57,9 @@ class _TimeIsUp(click.ClickException):
 @click.option(
     "--memory", type=click.IntRange(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM."
 )
+@click.option(
+    "--cpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone."
+)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="How long it may run.")
 @click.option(
     "--vm", "name", metavar="NAME", default="", help="What to call the VM. [default: the daemon picks a name]"
@@ -82,14 +85,15 @@ def run(
     initrd: Path | None,
     append: str,
     memory: int,
+    cpus: int,
     timeout: float | None,
     name: str,
     without: tuple[str, ...],
     awaited: tuple[str, ...],
 ) -> None:
-    """Run a guest: a VM is made, with an irqchip, a PIT and one vCPU, and deleted in the end.
+    """Run a guest: a VM is made, with an irqchip, a PIT and vCPUs, and deleted in the end.
 
-    This process has the vCPU, and devices: a 16550A serial port at 3f8h with GSI 4, which is the terminal (Ctrl-] ends
+    This process has the vCPUs, and devices: a 16550A serial port at 3f8h with GSI 4, which is the terminal (Ctrl-] ends
     the run); port f4h, where a write ends the run; fw_cfg at 510h, which knows the number of CPUs; and ports 2000h + n,
     which drive GSI n. Other processes may have more: see `device`.
 
@@ -98,7 +102,7 @@ def run(
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
-    from irqchip_client.vmm.run import create_cpu, create_machine, local_devices, time_limit
+    from irqchip_client.vmm.run import create_cpus, create_machine, local_devices, time_limit
 
     kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
     ended: list[int] = []  # the exit status, and who wrote it need not be told twice
@@ -118,10 +122,10 @@ def run(
                 command_line=append,
                 initrd=None if initrd is None else initrd.read_bytes(),
             )
-            vm = stack.enter_context(create_machine(client, name))
-            devices = stack.enter_context(_devices(end, memory << 20, without))
+            vm = stack.enter_context(create_machine(client, name, cpus))
+            devices = stack.enter_context(_devices(end, cpus, memory << 20, without))
             host = stack.enter_context(local_devices(vm, devices))
-            vcpu = stack.enter_context(create_cpu("kvm" if kind == "kvm" else "unicorn", ram, vm, 0, host))
+            vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, cpus, host))
             host.on_failure = vcpu.stop
             running.append(vcpu)
             _wait_for(vm, awaited)
@@ -145,7 +149,9 @@ def run(
 
 
 @contextmanager
-def _devices(end: Callable[[int], None], memory_size: int, without: tuple[str, ...]) -> Iterator[list[Device]]:
+def _devices(
+    end: Callable[[int], None], cpus: int, memory_size: int, without: tuple[str, ...]
+) -> Iterator[list[Device]]:
     """Those of this process."""
     from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
     from irqchip_client.devices.terminal import terminal_input
@@ -158,7 +164,7 @@ def _devices(end: Callable[[int], None], memory_size: int, without: tuple[str, .
         if "exit" not in without:
             devices.append(DebugExit(end))
         if "fw_cfg" not in without:
-            devices.append(FwCfg(1, memory_size))
+            devices.append(FwCfg(cpus, memory_size))
         if "lines" not in without:
             devices.append(LinePorts())
         yield devices

@@ -1,13 +1,14 @@
-"""A whole machine of one vCPU: irqchipd's chips, this process's devices, and a guest that is run."""
+"""A whole machine: irqchipd's chips, this process's devices, and a guest that is run."""
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, Protocol
 
-from irqchip_client._errors import NotFound, Unavailable
+from irqchip_client._errors import InvalidArgument, NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.devices.device import Device
 from irqchip_client.devices.host import LocalHost
@@ -32,30 +33,77 @@ class Cpu(Protocol):
         """Ends run(), from any thread and from within an access."""
 
 
+class Cpus:
+    """A machine's vCPUs, each run by a thread: a Cpu like each of them. All but the first wait for INIT and SIPI."""
+
+    def __init__(self, first: Cpu, others: Sequence[Cpu]) -> None:
+        self._first = first
+        self._others = others
+        self._failures: list[BaseException] = []
+
+    def start(self, start: Start) -> None:
+        """How the first begins."""
+        self._first.start(start)
+
+    def run(self) -> None:
+        """See Cpu. Raises what the first of them to fail has raised."""
+        threads = [threading.Thread(target=self._run_other, args=(cpu,), daemon=True) for cpu in self._others]
+        for thread in threads:
+            thread.start()
+        try:
+            self._first.run()
+        finally:
+            self.stop()
+            for thread in threads:
+                thread.join()
+        if self._failures:
+            raise self._failures[0]
+
+    def _run_other(self, cpu: Cpu) -> None:
+        try:
+            cpu.run()
+        except Exception as error:
+            self._failures.append(error)
+            self.stop()
+
+    def stop(self) -> None:
+        """See Cpu."""
+        for cpu in (self._first, *self._others):
+            cpu.stop()
+
+
 @contextmanager
-def create_cpu(kind: CpuKind, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None) -> Iterator[Cpu]:
-    """An adapter of this kind. ImportError without the library Unicorn; OSError where /dev/kvm can't be used."""
+def create_cpus(kind: CpuKind, memory: GuestMemory, vm: Vm, count: int, local: LocalDevices | None) -> Iterator[Cpus]:
+    """Adapters of this kind, of vCPUs 0 on.
+
+    ImportError without the library Unicorn, with which there is one vCPU alone: InvalidArgument; OSError where /dev/kvm
+    can't be used.
+    """
     with ExitStack() as stack:
-        cpu: Any  # a context manager of itself
+        cpus: list[Any]  # which are context managers, too
         if kind == "kvm":
             from irqchip_client.kvm import KvmCpu, KvmVm
 
-            cpu = KvmCpu(stack.enter_context(KvmVm(memory)), vm, vcpu, local=local)
+            kvm = stack.enter_context(KvmVm(memory))
+            cpus = [stack.enter_context(KvmCpu(kvm, vm, vcpu, local=local)) for vcpu in range(count)]
+        elif count > 1:
+            raise InvalidArgument(errno.EINVAL, "with Unicorn a machine has one vCPU; KVM can have more")
         else:
             from irqchip_client.unicorn import UnicornCpu
 
-            cpu = UnicornCpu(memory, vm, vcpu, local=local)
-        yield stack.enter_context(cpu)
+            cpus = [stack.enter_context(UnicornCpu(memory, vm, 0, local=local))]
+        yield Cpus(cpus[0], cpus[1:])
 
 
 @contextmanager
-def create_machine(client: Client, name: str = "") -> Iterator[Vm]:
-    """A VM with an irqchip, a PIT and vCPU 0, deleted in the end. AlreadyExists where the name is taken."""
+def create_machine(client: Client, name: str = "", cpus: int = 1) -> Iterator[Vm]:
+    """A VM with an irqchip, a PIT and so many vCPUs, deleted in the end. AlreadyExists where the name is taken."""
     vm = client.create_vm(name)
     try:
         vm.create_irqchip()
         vm.create_pit()
-        vm.create_vcpu(0)
+        for vcpu in range(cpus):
+            vm.create_vcpu(vcpu)
         yield vm
     finally:
         with suppress(NotFound, Unavailable):  # as somebody deleted it, or the daemon has gone
