@@ -177,6 +177,24 @@ def test_the_irqchips_msrs_are_the_daemons_and_cpuid_announces_an_apic(machine: 
     assert features & 1 << 9
 
 
+def test_an_msr_that_nobody_has_is_a_general_protection_fault(machine: Machine) -> None:
+    machine.start(
+        FAULTS[:0x1A]
+        + bytes.fromhex(
+            "b934120000"  # 101a: mov ecx,0x1234
+            "0f32"  # 101f: rdmsr
+            "0f30"  # 1021: wrmsr
+            "e6f4"  # 1023: out 0xf4,al
+            "ebfe"  # 1025: jmp 1025
+        )
+    )
+    machine.gate(13, HANDLER_WITH_ERROR)
+    machine.memory.write(HANDLER_WITH_ERROR, RECORD_ERROR)
+    machine.memory.write(LIST, RECORDS.to_bytes(4, "little"))
+    machine.cpu.run()
+    assert machine.words(RECORDS, 6) == [0, 0, 0x101F, 0, 0, 0x1021]
+
+
 def test_loads_and_stores_beyond_ram_reach_devices_and_daemon(machine: Machine) -> None:
     machine.start(MMIO)
     machine.cpu.run()

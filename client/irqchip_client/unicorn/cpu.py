@@ -19,6 +19,7 @@ from irqchip_client.vmm.start import Start, StartMode
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
+from .features import IA32_APIC_BASE, IA32_TSC, X2APIC_TPR, Cpuid, is_irqchip_msr
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
 TPR = 0xFEE0_0080
-IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC = 0x10, 0x1B, 0x6E0, range(0x800, 0x900)
-X2APIC_TPR = 0x808
 RAX, RCX, RDX = range(3)
 DWORD = 0xFFFF_FFFF
 
@@ -60,7 +59,7 @@ class UnicornCpu:
         self._vcpu = self._session.vcpu(vcpu)
         self._halting = Halting(self._session, vcpu)
         self._accesses = Accesses(self._vcpu, local)
-        self._engine = Engine(memory, self, _is_irqchip_msr)
+        self._engine = Engine(memory, self)
         self._breaker = self._engine.breaker
         self._engine.reset()
         # It executes nothing: it is in HLT, or waits for INIT or SIPI.
@@ -206,6 +205,9 @@ class UnicornCpu:
                 self._forget()
 
     def _deliver_nmi(self) -> None:
+        self._take_signals()  # A processor keeps one NMI, however many have come: 6.7.1.
+        if not self._nmi:  # INIT came too.
+            return
         self._nmi = False
         deliver(self._engine, Event(Vector.NMI, Origin.EXTERNAL))
         self._engine.block_nmi()
@@ -253,14 +255,14 @@ class UnicornCpu:
             engine.skip(trapped.length)
 
     def _read_msr(self, msr: int) -> int:
-        access = self._vcpu.msr_read(msr)
-        if access.fault or not access.claimed:
+        access = self._vcpu.msr_read(msr) if is_irqchip_msr(msr) else None
+        if access is None or access.fault or not access.claimed:
             raise Fault(Vector.GP, 0)
         return access.data
 
     def _write_msr(self, msr: int, value: int) -> None:
-        access = self._vcpu.msr_write(msr, value)
-        if access.fault or not access.claimed:
+        access = self._vcpu.msr_write(msr, value) if is_irqchip_msr(msr) else None
+        if access is None or access.fault or not access.claimed:
             raise Fault(Vector.GP, 0)
         self._interrupted = True
 
@@ -311,6 +313,13 @@ class UnicornCpu:
             self._fail(error, size)
         self._wrote()
 
+    def cpuid_1(self, leaf: Cpuid) -> Cpuid:
+        try:
+            return leaf.with_apic(self.id, self._vcpu.msr_read(IA32_APIC_BASE).data)
+        except BaseException as error:
+            self._fail(error, 0)
+            return leaf
+
     def _fail(self, error: BaseException, size: int) -> int:
         """run() raises it, at the end of this block of guest code."""
         self._failure = self._failure or error
@@ -334,7 +343,3 @@ class UnicornCpu:
             yield
         finally:
             self._running.release()
-
-
-def _is_irqchip_msr(msr: int) -> bool:
-    return msr in (IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE) or msr in X2APIC

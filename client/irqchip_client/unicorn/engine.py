@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from unicorn import x86_const as x86
@@ -27,6 +28,7 @@ from irqchip_client.vmm.start import Start, StartMode
 from .breaker import IF, Breaker
 from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Unsupported, Vector
+from .features import Cpuid, is_emulated_msr
 from .paging import Paging
 from .state import State, protected_mode, real_mode
 from .traps import Trap, Traps, decode
@@ -36,6 +38,9 @@ RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # The latter in leaf 1's ECX
+
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
 
 
@@ -46,6 +51,7 @@ class Bus(Protocol):
     def pio_write(self, port: int, value: int, size: int) -> None: ...
     def mmio_read(self, address: int, size: int) -> int: ...
     def mmio_write(self, address: int, value: int, size: int) -> None: ...
+    def cpuid_1(self, leaf: Cpuid) -> Cpuid: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +64,11 @@ class Trapped:
 
 
 class Engine:
-    """A vCPU's Unicorn. It is a delivery.Processor and a paging.Tables, between two calls of run().
+    """A vCPU's Unicorn. It is a delivery.Processor and a paging.Tables, between two calls of run()."""
 
-    wants_msr  whether an RDMSR or WRMSR of a register is to be trapped
-    """
-
-    def __init__(self, memory: GuestMemory, bus: Bus, wants_msr: Callable[[int], bool], *, native: bool = True) -> None:
+    def __init__(self, memory: GuestMemory, bus: Bus, *, native: bool = True) -> None:
         self._memory = memory
-        self._wants_msr = wants_msr
+        self._bus = bus
         self._uc = uc = UcIntel(UC_ARCH_X86, UC_MODE_64, MODEL)
         uc.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.host_address)
         _map_mmio(uc, memory.size, 1 << PHYSICAL_BITS, bus)
@@ -75,6 +78,7 @@ class Engine:
         uc.hook_add(
             UC_HOOK_INSN, lambda _, port, size, value, __: bus.pio_write(port, value, size), aux1=x86.UC_X86_INS_OUT
         )
+        uc.hook_add(UC_HOOK_INSN, self._at_cpuid, aux1=x86.UC_X86_INS_CPUID)
         uc.hook_add(UC_HOOK_INTR, self._at_exception)
         uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
         self.breaker = Breaker(uc, native=native)
@@ -150,6 +154,17 @@ class Engine:
         self._uc.context_restore(self.state.context)
         return Event(vector, Origin.SOFTWARE) if code is None else Event(vector, Origin.EXCEPTION, code)
 
+    def _at_cpuid(self, uc: Uc, _data: object) -> int:
+        """Whether it has been executed here."""
+        if uc.reg_read(x86.UC_X86_REG_EAX) != 1:
+            return 0
+        leaf = cpuid_1(MODEL)
+        if self.state.cr4 & CR4_OSXSAVE:
+            leaf = leaf._replace(ecx=leaf.ecx | OSXSAVE)
+        for register, value in zip(CPUID_RESULTS, self._bus.cpuid_1(leaf), strict=True):
+            uc.reg_write(register, value)
+        return 1
+
     def _at_exception(self, uc: Uc, number: int, _data: object) -> None:
         self._exit = number
         uc.emu_stop()
@@ -167,7 +182,7 @@ class Engine:
         if decoded is None:
             return
         trap, register = decoded
-        if trap in (Trap.RDMSR, Trap.WRMSR) and not self._wants_msr(self.register(1) & 0xFFFF_FFFF):
+        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
             return
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()
@@ -287,6 +302,18 @@ class Engine:
         self._uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
         self._state = None
         self._fresh = True
+
+
+@cache
+def cpuid_1(model: int) -> Cpuid:
+    """Leaf 1 of a model, as Unicorn has it."""
+    uc = UcIntel(UC_ARCH_X86, UC_MODE_64, model)
+    uc.mem_map(0, PAGE)
+    uc.mem_write(0, bytes.fromhex("0fa2"))  # cpuid
+    uc.reg_write(x86.UC_X86_REG_RAX, 1)
+    uc.reg_write(x86.UC_X86_REG_CR4, 0)
+    uc.emu_start(0, 2)
+    return Cpuid(*(uc.reg_read(register) for register in CPUID_RESULTS))
 
 
 class _Register:

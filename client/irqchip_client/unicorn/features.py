@@ -1,0 +1,45 @@
+"""What a guest finds out about its processor: leaf 1 of CPUID, and which MSRs there are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_MSRS = 0x10, 0x1B, 0x6E0, range(0x800, 0x900)
+X2APIC_TPR = 0x808
+APIC_ENABLED = 1 << 11  # of IA32_APIC_BASE
+
+# Those that Unicorn has; of all others it gives 0, and takes any value, where a processor has #GP.
+_EMULATED = frozenset(
+    (
+        *(0x34, 0x8B, 0xFE, *range(0x174, 0x177), *range(0x179, 0x17C), 0x198, 0x1A0),
+        *(*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x277, 0x2FF, *range(0x400, 0x428)),
+        *(*range(0xC000_0080, 0xC000_0085), *range(0xC000_0100, 0xC000_0104)),
+    )
+)
+
+X2APIC, TSC_DEADLINE, APIC = 1 << 21, 1 << 24, 1 << 9  # of ECX, ECX and EDX
+
+
+class Cpuid(NamedTuple):
+    """A leaf."""
+
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+    def with_apic(self, apic_id: int, apic_base: int) -> Cpuid:
+        """Leaf 1 as irqchipd's local APIC wants it: its id, what it can do, and whether it is enabled."""
+        ebx = self.ebx & 0x00FF_FFFF | (apic_id & 0xFF) << 24
+        edx = self.edx | APIC if apic_base & APIC_ENABLED else self.edx & ~APIC
+        return self._replace(ebx=ebx, ecx=self.ecx | X2APIC | TSC_DEADLINE, edx=edx)
+
+
+def is_irqchip_msr(msr: int) -> bool:
+    """Whether it is the daemon's."""
+    return msr in (IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE) or msr in X2APIC_MSRS
+
+
+def is_emulated_msr(msr: int) -> bool:
+    """Whether Unicorn has it."""
+    return msr in _EMULATED
