@@ -16,17 +16,17 @@ from irqchip_client.vmm.accesses import Accesses, LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
+from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
-from .features import IA32_APIC_BASE, IA32_TSC, X2APIC_TPR, Cpuid, is_irqchip_msr
+from .features import IA32_TSC, Cpuid
 from .traps import Trap
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
-TPR = 0xFEE0_0080
 RAX, RCX, RDX = range(3)
 DWORD = 0xFFFF_FFFF
 
@@ -57,6 +57,7 @@ class UnicornCpu:
             self._session.close()
             raise
         self._vcpu = self._session.vcpu(vcpu)
+        self._apic = Apic(self._vcpu)
         self._halting = Halting(self._session, vcpu)
         self._accesses = Accesses(self._vcpu, local)
         self._engine = Engine(memory, self)
@@ -239,47 +240,26 @@ class UnicornCpu:
                 case Trap.HLT:
                     self._idle = True
                 case Trap.RDMSR:
-                    self._set_edx_eax(self._read_msr(engine.register(RCX) & DWORD))
+                    self._set_edx_eax(self._apic.read_msr(engine.register(RCX) & DWORD))
                 case Trap.WRMSR:
                     value = (engine.register(RDX) & DWORD) << 32 | engine.register(RAX) & DWORD
-                    self._write_msr(engine.register(RCX) & DWORD, value)
+                    self._apic.write_msr(engine.register(RCX) & DWORD, value)
+                    self._interrupted = True
                 case Trap.RDTSC:
-                    self._set_edx_eax(self._read_msr(IA32_TSC))
+                    self._set_edx_eax(self._apic.read_msr(IA32_TSC))
                 case Trap.READ_CR8:
-                    engine.set_register(trapped.register, self._read_tpr() >> 4)
+                    engine.set_register(trapped.register, self._apic.read_cr8())
                 case Trap.WRITE_CR8:
-                    self._write_tpr(engine.register(trapped.register))
+                    self._apic.write_cr8(engine.register(trapped.register))
+                    self._interrupted = True
         except Fault as fault:
             deliver(engine, Event(fault.vector, Origin.EXCEPTION, fault.error_code))
         else:
             engine.skip(trapped.length)
 
-    def _read_msr(self, msr: int) -> int:
-        access = self._vcpu.msr_read(msr) if is_irqchip_msr(msr) else None
-        if access is None or access.fault or not access.claimed:
-            raise Fault(Vector.GP, 0)
-        return access.data
-
-    def _write_msr(self, msr: int, value: int) -> None:
-        access = self._vcpu.msr_write(msr, value) if is_irqchip_msr(msr) else None
-        if access is None or access.fault or not access.claimed:
-            raise Fault(Vector.GP, 0)
-        self._interrupted = True
-
     def _set_edx_eax(self, value: int) -> None:
         self._engine.set_register(RAX, value & DWORD)
         self._engine.set_register(RDX, value >> 32)
-
-    def _read_tpr(self) -> int:
-        access = self._vcpu.mmio_read(TPR)
-        return access.data if access.claimed else self._read_msr(X2APIC_TPR)
-
-    def _write_tpr(self, cr8: int) -> None:
-        if cr8 > 0xF:
-            raise Fault(Vector.GP, 0)
-        if not self._vcpu.mmio_write(TPR, cr8 << 4):
-            self._write_msr(X2APIC_TPR, cr8 << 4)
-        self._interrupted = True
 
     # engine.Bus: called by the emulator, through whose C code no exception goes.
 
@@ -315,7 +295,7 @@ class UnicornCpu:
 
     def cpuid_1(self, leaf: Cpuid) -> Cpuid:
         try:
-            return leaf.with_apic(self.id, self._vcpu.msr_read(IA32_APIC_BASE).data)
+            return leaf.with_apic(self.id, self._apic.base)
         except BaseException as error:
             self._fail(error, 0)
             return leaf

@@ -28,12 +28,11 @@ from irqchip_client.vmm.start import Start, StartMode
 from .breaker import IF, Breaker
 from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Unsupported, Vector
-from .features import Cpuid, is_emulated_msr
+from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
 from .state import State, protected_mode, real_mode
 from .traps import Trap, Traps, decode
 
-PHYSICAL_BITS = 40  # As its CPUID 80000008h says
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
 
