@@ -1,0 +1,13 @@
+"""Without the library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_importing_it_without_the_library_says_what_to_install() -> None:
+    code = "import sys; sys.modules['unicorn'] = None; import irqchip_client.unicorn"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert "pip install 'irqchipd[unicorn]'" in result.stderr.splitlines()[-1]
