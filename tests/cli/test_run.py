@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pty
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,6 +132,58 @@ def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Cl
         time.sleep(0.2)
         irqchip_client.delete_vm("doomed")
         assert process.wait(10) == 0
+
+
+@pytest.fixture
+def at_a_terminal(
+    irqchip_server: Daemon, irqchip_client: Client, tmp_path: Path
+) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
+    """Runs a guest that spins, at a terminal of its own, until there is its VM; and gives the terminal's other end."""
+    typist, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+
+    def run(*options: str, client: str) -> tuple[subprocess.Popen[bytes], int]:
+        kernel = tmp_path / "guest.bin"
+        kernel.write_bytes(bytes.fromhex(SPIN))
+        command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+        command += ["--kernel", str(kernel), "--vm", "typed", *options]
+        process = subprocess.Popen(command, stdin=terminal, stdout=terminal, start_new_session=True)
+        deadline = time.monotonic() + 20
+        while not any(client in session.client for vm in irqchip_client.vms() for session in vm.sessions):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        return process, typist
+
+    yield run
+    assert termios.tcgetattr(terminal) == before
+    os.close(typist)
+    os.close(terminal)
+
+
+Terminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_and_leaves_nothing(at_a_terminal: Terminal, cpu: str, number: int) -> None:
+    process, _ = at_a_terminal("--cpu", cpu, client="vcpu")
+    process.send_signal(number)
+    assert process.wait(10) == -number
+
+
+def test_the_wait_for_clients_can_be_ended(at_a_terminal: Terminal) -> None:
+    process, typist = at_a_terminal("--await", "nobody", client="devices")
+    os.write(typist, b"\x1d")
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path, closed: str) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(HELLO))
+    command = f"{sys.executable} -m irqchip_client.cli --target {irqchip_server.target} run --kernel {kernel} {closed}"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

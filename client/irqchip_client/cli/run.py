@@ -8,11 +8,13 @@ import inspect
 import logging
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
 TIME_IS_UP, GUEST_FAILED, REFUSED = 124, 126, 2
+# Signals that end it. A second one does so at once.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
 PATIENCE = 60  # seconds, for devices to come
 BIGGEST = 3072  # MiB: what is above is the chips'
@@ -42,6 +46,10 @@ class _GuestFailed(click.ClickException):
 
 class _TimeIsUp(click.ClickException):
     exit_code = TIME_IS_UP
+
+
+class _Ended(BaseException):
+    """By a signal, before there is a vCPU to be stopped."""
 
 
 @click.command()
@@ -98,7 +106,8 @@ def run(
     which drive GSI n. Other processes may have more: see `device`.
 
     The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
-    deletion ended it; 124 where the time is up; 126 where it can't go on; 2 where it was refused.
+    deletion ended it; 124 where the time is up; 126 where it can't go on; 2 where it was refused. SIGINT, SIGTERM and
+    SIGHUP delete the VM, too.
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
@@ -115,6 +124,7 @@ def run(
 
     try:
         with ExitStack() as stack:
+            stack.enter_context(_ended_by_signals(running, end))
             ram = stack.enter_context(GuestMemory(memory << 20))
             start = load(
                 ram,
@@ -128,7 +138,7 @@ def run(
             vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, cpus, host))
             host.on_failure = vcpu.stop
             running.append(vcpu)
-            _wait_for(vm, awaited)
+            _wait_for(vm, awaited, ended)
             vcpu.start(start)
             over = stack.enter_context(time_limit(vcpu, timeout))
             if not ended:
@@ -149,6 +159,30 @@ def run(
 
 
 @contextmanager
+def _ended_by_signals(running: list[Cpu], end: Callable[[int], None]) -> Iterator[None]:
+    """A signal of ENDING ends the body, and when all that it left is done, the process."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        received.append(number)
+        for each in ENDING:
+            signal.signal(each, signal.SIG_DFL)
+        if not running:
+            raise _Ended
+        end(0)
+
+    before = {number: signal.signal(number, receive) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if received else handler)
+        if received:
+            signal.raise_signal(received[0])  # as who sent it expects
+            sys.exit(128 + received[0])  # a container's first process outlives it
+
+
+@contextmanager
 def _devices(
     end: Callable[[int], None], cpus: int, memory_size: int, without: tuple[str, ...]
 ) -> Iterator[list[Device]]:
@@ -156,11 +190,15 @@ def _devices(
     from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
     from irqchip_client.devices.terminal import terminal_input
 
+    def nowhere(data: bytes) -> None:
+        """Where output goes that is closed."""
+
     with ExitStack() as stack:
         devices: list[Device] = []
         if "serial" not in without:
             typed = stack.enter_context(terminal_input(lambda: end(0)))
-            devices.append(Uart(sys.stdout.fileno(), typed, out2_gates=False))  # as QEMU's
+            output = nowhere if sys.stdout is None else sys.stdout.fileno()
+            devices.append(Uart(output, typed, out2_gates=False))  # as QEMU's
         if "exit" not in without:
             devices.append(DebugExit(end))
         if "fw_cfg" not in without:
@@ -170,10 +208,13 @@ def _devices(
         yield devices
 
 
-def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...]) -> None:
+def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], ended: list[int]) -> None:
+    """Until they have come, or the run has ended."""
     missing = set(clients)
     deadline = time.monotonic() + PATIENCE
     while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
+        if ended:
+            return
         if time.monotonic() > deadline:
             raise irqchip_client.NotFound(
                 errno.ENOENT, f"{', '.join(sorted(missing))} did not come within {PATIENCE} s"

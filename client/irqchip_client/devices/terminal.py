@@ -17,10 +17,17 @@ ESCAPE = b"\x1d"  # Ctrl-]
 def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
     """A descriptor of what is typed, key by key and without echo; `escaped` is called, by a thread, at Ctrl-].
 
-    Where standard input is no terminal, of what is in it; its end is the descriptor's.
+    Where standard input is no terminal, of what is in it; its end is the descriptor's, as it is without one.
     """
-    source = sys.stdin.fileno()
     typed, keys = os.pipe()
+    if sys.stdin is None:  # Python's word for a closed one
+        os.close(keys)
+        try:
+            yield typed
+        finally:
+            os.close(typed)
+        return
+    source = sys.stdin.fileno()
     is_terminal = os.isatty(source)
     before = termios.tcgetattr(source) if is_terminal else None
 
