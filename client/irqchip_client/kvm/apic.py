@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 # SDM volume 3, 11.4.4 and 11.12.1.
 BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
 TPR, ICR = 0x80, 0x300  # registers' offsets in the page
+IRR = range(0x200, 0x280, 0x10)
 PAGE = 0x1000
 X2APIC = range(0x800, 0x900)  # MSRs
 X2APIC_TPR, X2APIC_ICR = 0x808, 0x830
+X2APIC_IRR = range(0x820, 0x828)
 
 
 class Apic:
@@ -27,12 +29,13 @@ class Apic:
     cr8  what the daemon's TPR says; where kvm_run.cr8 differs, the guest has written CR8
     """
 
-    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu) -> None:
+    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, address_bits: int) -> None:
         self.cr8 = 0
         self._fd = fd
         self._run = run
         self._vcpu = vcpu
         self._base = 0
+        self._address_bits = address_bits
 
     def learn(self) -> None:
         """KVM's are the daemon's from now on."""
@@ -61,6 +64,13 @@ class Apic:
             self._learn_tpr(value)
         return address == self._page + ICR
 
+    def has_requests(self) -> bool:
+        """Whether there is anything in IRR."""
+        if self._x2apic:
+            return any(self._vcpu.msr_read(msr).data for msr in X2APIC_IRR)
+        page = self._page
+        return page is not None and any(self._vcpu.mmio_read(page + offset).data for offset in IRR)
+
     def read_msr(self, msr: int) -> int | None:
         """RDMSR; None: a general protection fault."""
         if msr not in X2APIC:
@@ -71,6 +81,8 @@ class Apic:
     def write_msr(self, msr: int, value: int) -> bool:
         """WRMSR; False: a general protection fault."""
         if msr != IA32_APIC_BASE and msr not in X2APIC:
+            return False
+        if msr == IA32_APIC_BASE and value >> self._address_bits:
             return False
         access = self._vcpu.msr_write(msr, value)
         if access.fault or not access.claimed:

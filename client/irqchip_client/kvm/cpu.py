@@ -11,27 +11,30 @@ from contextlib import ExitStack, contextmanager
 from fcntl import ioctl as run_ioctl
 from typing import TYPE_CHECKING, Self
 
-from irqchip_client._errors import Busy, GuestError, IrqchipError, SessionClosed
+from irqchip_client._errors import Busy, GuestError, IrqchipError, SessionClosed, TimedOut
 from irqchip_client._events import InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.start import Start
 
 from .apic import Apic
-from .cpuid import vcpu_cpuid
-from .emulator import IF, execute
+from .causes import Causes
+from .cpuid import physical_address_bits, vcpu_cpuid
+from .emulator import IF, Instruction, execute, next_instruction
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .halting import Halting
 from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, ioctl
 from .kick import Kick
 from .registers import Registers
+from .stepping import Stepping, windows_are_exact
 from .vm import KvmVm
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
 
 _WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+HEARTBEAT = 0.02  # seconds, where a lower CR8 is not told
 
 
 class KvmCpu:
@@ -43,7 +46,8 @@ class KvmCpu:
     local  devices of this process, which are asked before the daemon; called in the thread that run()s
 
     vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. Each has a Session
-    for its operations, and one for its events, on which a thread waits. Close it, or use it in a with statement.
+    for its operations, one for its events, on which a thread waits, and one for those that it causes itself. Close it,
+    or use it in a with statement.
     """
 
     def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
@@ -56,13 +60,16 @@ class KvmCpu:
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
             self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
+            self._causes = Causes(vm, vcpu)
+            made.callback(self._causes.close)
             self._vcpu = self._session.vcpu(vcpu)
             self._memory = kvm.memory
             self._registers = Registers(self._fd)
             self._kick = Kick(self._fd)
             self._halting = Halting(self._session, vcpu)
-            self._apic = Apic(self._fd, self._run, self._vcpu)
+            self._apic = Apic(self._fd, self._run, self._vcpu, physical_address_bits(kvm.cpuid))
             self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
+            self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()
         # It executes nothing: it is in HLT, or waits for INIT or SIPI.
         self._idle = False
@@ -70,6 +77,10 @@ class KvmCpu:
         # vCPU's thread kicks that afterwards; it clears them before it asks the daemon.
         self._interrupted = False
         self._signalled = False
+        # It has one, for all that is known; not only may.
+        self._told = False
+        # CR8 keeps one back, and KVM does not tell when it is lowered.
+        self._held = False
         # Acknowledged, and not yet KVM's to deliver.
         self._vector: int | None = None
         self._stop = threading.Event()
@@ -78,6 +89,7 @@ class KvmCpu:
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
             Exit.MMIO: self._exits.mmio,
+            Exit.DEBUG: _nothing,
             Exit.HLT: self._hlt,
             Exit.INTERNAL_ERROR: self._internal_error,
             Exit.X86_RDMSR: self._exits.rdmsr,
@@ -161,8 +173,8 @@ class KvmCpu:
             if self._idle:
                 self._halt()
                 continue
-            if self._interrupted or self._vector is not None:
-                self._interrupt()
+            if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
+                continue
             try:
                 run_ioctl(fd, Request.RUN)
                 reason = run[Run.EXIT_REASON]
@@ -173,29 +185,50 @@ class KvmCpu:
             # KVM_EXIT_SET_TPR only tells of a lower one.
             if run[Run.CR8] != apic.cr8:
                 apic.tell_cr8()
-                self._interrupted = True
+                exits.wrote = True
             handlers.get(reason, self._cannot_go_on)()
-            # What the guest stores may interrupt it, and then does before its next instruction, as with an APIC of the
-            # processor's own: an event would come too late.
             if exits.wrote:
-                exits.wrote = False
-                self._interrupted = True
-                if exits.signalled:
-                    exits.signalled = False
-                    self._signalled = True
+                self._look()
 
-    def _interrupt(self) -> None:
-        """The daemon may have an interrupt: acknowledges it once the guest can take it, and has KVM deliver it."""
-        run = self._run
-        if not run[Run.READY_FOR_INTERRUPT_INJECTION]:
+    def _look(self) -> None:
+        """What the guest stores may interrupt it, and then does before its next instruction, as with an APIC of the
+        processor's own: the thread that waits for events would tell too late.
+        """
+        exits, stepping = self._exits, self._stepping
+        if self._causes.known:
+            interrupted, signalled = self._causes.look()
+        else:
+            interrupted, signalled = True, exits.signalled
+        exits.wrote = exits.signalled = False
+        if interrupted:
+            self._interrupted = self._told = True
+        if signalled:
+            self._signalled = True
+        if stepping is not None:
+            self._held = bool(self._apic.cr8) and self._apic.has_requests()
+            if not self._held and not self._told:
+                stepping.run_on()
+
+    def _interrupt(self) -> bool:
+        """The daemon may have an interrupt: acknowledges it once the guest can take it, and has KVM deliver it.
+
+        Returns whether this has executed the guest's next instruction itself.
+        """
+        run, stepping = self._run, self._stepping
+        waits = self._interrupted or self._vector is not None
+        if waits and not run[Run.READY_FOR_INTERRUPT_INJECTION]:
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-            return
+            return stepping is not None and (self._told or self._vector is not None) and self._step(stepping)
+        if stepping is not None:
+            if not waits:
+                return self._step(stepping)
+            stepping.run_on()
         if self._vector is None:
-            self._interrupted = False
+            self._interrupted = self._told = False
             interrupt = self._vcpu.acknowledge()
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
-                return
+                return False
             self._vector = interrupt.vector
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
@@ -203,6 +236,21 @@ class KvmCpu:
         run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
         run[Run.REQUEST_INTERRUPT_WINDOW] = 1
         self._interrupted = True
+        return False
+
+    def _step(self, stepping: Stepping) -> bool:
+        """KVM_RUN is to execute one instruction. Whether it has been executed, as KVM would not stop behind it."""
+        if not stepping.step():
+            return False
+        match next_instruction(self._fd, self._memory):
+            case Instruction.HLT:  # It would be told after another.
+                stepping.run_on()
+            case Instruction.IRET:
+                self._complete()
+                if (flags := execute(self._fd, self._memory)) is not None:
+                    self._flags_changed(flags)
+                    return True
+        return False
 
     def _hlt(self) -> None:
         self._idle = True
@@ -262,9 +310,14 @@ class KvmCpu:
         """Waits for events, and kicks the vCPU's thread, if it is in its guest: a halt is ended by the daemon."""
         try:
             while True:
-                event = self._events.next_event()
+                try:
+                    event = self._events.next_event(None if self._stepping is None else HEARTBEAT)
+                except TimedOut:
+                    if self._apic.cr8:
+                        self._kick.kick()
+                    continue
                 if not isinstance(event, VcpuSignal):
-                    self._interrupted = True
+                    self._interrupted = self._told = True
                 if not isinstance(event, InterruptPending):
                     self._signalled = True
                 self._kick.kick()
@@ -278,8 +331,11 @@ class KvmCpu:
         if flags is None:
             self._cannot_go_on()
         else:
-            ready = bool(flags & IF)
-            self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
+            self._flags_changed(flags)
+
+    def _flags_changed(self, flags: int) -> None:
+        ready = bool(flags & IF)
+        self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
 
     def _cannot_go_on(self) -> None:
         raise self._guest_error(describe(self._run[Run.EXIT_REASON], self._run))

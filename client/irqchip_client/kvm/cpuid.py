@@ -8,6 +8,7 @@ TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX
 APIC = 1 << 9  # of leaf 1, EDX
 X2APIC = 1 << 21  # of leaf 1, ECX
 ARCHITECTURAL_PERFMON, EXTENDED_TOPOLOGY, EXTENDED_TOPOLOGY_V2, AMD_TOPOLOGY = 0xA, 0xB, 0x1F, 0x8000_001E
+ADDRESS_SIZES = 0x8000_0008
 PARAVIRTUAL = range(0x4000_0000, 0x4001_0000)
 
 Leaf = tuple[int, int, int, int, int, int, int]  # function, index, flags, EAX, EBX, ECX, EDX
@@ -27,6 +28,11 @@ def vcpu_cpuid(supported: list[Leaf], vcpu: int) -> bytearray:
     leaves = [_leaf(leaf, vcpu) for leaf in supported if leaf[0] not in PARAVIRTUAL]
     # A bytearray: fcntl.ioctl takes at most 1,024 bytes of what it may not write to.
     return bytearray(CPUID_HEADER.pack(len(leaves), 0) + b"".join(CPUID_ENTRY.pack(*leaf) for leaf in leaves))
+
+
+def physical_address_bits(supported: list[Leaf]) -> int:
+    """MAXPHYADDR. SDM volume 3, 4.1.4: 36 where CPUID does not say."""
+    return next((leaf[3] & 0xFF for leaf in supported if leaf[0] == ADDRESS_SIZES), 36)
 
 
 def _leaf(leaf: Leaf, vcpu: int) -> Leaf:

@@ -1,4 +1,4 @@
-"""INT3, INT n and IRET at ring 0, for a KVM that emulates a guest: KVM's emulator has them in real mode only.
+"""INT3, INTO, INT n and IRET at ring 0, for a KVM that emulates a guest: KVM's emulator has them in real mode only.
 
 On a processor that virtualises all of a guest itself nothing comes here. What is beyond this, rings and tasks say,
 stays the error that KVM has made of it.
@@ -7,7 +7,9 @@ stays the error that KVM has made of it.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 
 from irqchip_client._errors import IrqchipError
 from irqchip_client.vmm.memory import PAGE, GuestMemory
@@ -31,13 +33,20 @@ from .ioctls import (
 )
 from .registers import CR0_PE, RFLAGS, RIP, RSP
 
-INT3, INT, IRET = 0xCC, 0xCD, 0xCF
+HLT = 0xF4
+INT3, INT, INTO, IRET = 0xCC, 0xCD, 0xCE, 0xCF
 IRETQ = bytes((0x48, IRET))  # with REX.W
 EFER_LMA = 1 << 10
-TF, IF, NT, RF, VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
+TF, IF, OF, NT, RF, VM = 1 << 8, 1 << 9, 1 << 11, 1 << 14, 1 << 16, 1 << 17
 WRITABLE_FLAGS = 0x003F_7FD5
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 PRESENT, IS_SEGMENT, IS_CODE = 1 << 47, 1 << 44, 1 << 43  # of a descriptor
+
+
+class Instruction(Enum):
+    """What is at the next address, where that matters."""
+
+    OTHER, HLT, IRET = range(3)
 
 
 class _BeyondError(Exception):
@@ -53,6 +62,11 @@ class _State:
     regs: list[int]
     sregs: bytearray
     long: bool
+    narrow: bool  # real mode, or a segment of 16 bits
+
+    def code(self) -> bytes:
+        """The next instruction's first two bytes."""
+        return self.read(self.base("cs") + self.regs[RIP], 2).to_bytes(2, "little")
 
     # Memory, by linear addresses.
 
@@ -119,16 +133,24 @@ class _State:
         )
 
 
+def next_instruction(fd: int, memory: GuestMemory) -> Instruction:
+    """Of which kind the vCPU's next instruction is."""
+    state = _state_of(fd, memory)
+    with suppress(_BeyondError, IrqchipError):
+        code = state.code()
+        if code[0] == HLT:
+            return Instruction.HLT
+        if not state.narrow and _is_iret(state, code):
+            return Instruction.IRET
+    return Instruction.OTHER
+
+
 def execute(fd: int, memory: GuestMemory) -> int | None:
     """Executes the vCPU's next instruction, if it is one of these: the flags after it. None: it is beyond this."""
-    regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
-    ioctl(fd, Request.GET_REGS, regs)
-    ioctl(fd, Request.GET_SREGS, sregs)
-    code = SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
-    big, is_long = code[6], bool(code[8]) and bool(QWORD.unpack_from(sregs, EFER_AT)[0] & EFER_LMA)
-    if not QWORD.unpack_from(sregs, CR0_AT)[0] & CR0_PE or not (big or is_long):
+    state = _state_of(fd, memory)
+    if state.narrow:
         return None
-    state = _State(fd, memory, list(REGS.unpack(regs)), bytearray(sregs), is_long)
+    sregs = bytes(state.sregs)
     try:
         if state.selector("cs") & 3 or state.regs[RFLAGS] & (VM | NT):
             return None
@@ -141,15 +163,33 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
     return state.regs[RFLAGS]
 
 
+def _state_of(fd: int, memory: GuestMemory) -> _State:
+    regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
+    ioctl(fd, Request.GET_REGS, regs)
+    ioctl(fd, Request.GET_SREGS, sregs)
+    code = SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
+    big, is_long = code[6], bool(code[8]) and bool(QWORD.unpack_from(sregs, EFER_AT)[0] & EFER_LMA)
+    narrow = not QWORD.unpack_from(sregs, CR0_AT)[0] & CR0_PE or not (big or is_long)
+    return _State(fd, memory, list(REGS.unpack(regs)), sregs, is_long, narrow)
+
+
+def _is_iret(state: _State, code: bytes) -> bool:
+    return code == IRETQ if state.long else code[0] == IRET
+
+
 def _execute(state: _State) -> None:
-    at = state.base("cs") + state.regs[RIP]
-    instruction = state.read(at, 2).to_bytes(2, "little")
-    if instruction == IRETQ if state.long else instruction[0] == IRET:
+    instruction = state.code()
+    if _is_iret(state, instruction):
         _iret(state)
     elif instruction[0] == INT3:
         _interrupt(state, 3, 1)
     elif instruction[0] == INT:
         _interrupt(state, instruction[1], 2)
+    elif instruction[0] == INTO and not state.long:
+        if state.regs[RFLAGS] & OF:
+            _interrupt(state, 4, 1)
+        else:
+            state.regs[RIP] += 1
     else:
         raise _BeyondError
 

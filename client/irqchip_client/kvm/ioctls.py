@@ -40,6 +40,7 @@ class Request(IntEnum):
     SET_MSRS = 0x4008_AE89
     SET_SIGNAL_MASK = 0x4004_AE8B
     SET_CPUID2 = 0x4008_AE90
+    SET_GUEST_DEBUG = 0x4048_AE9B
     NMI = 0xAE9A
     GET_VCPU_EVENTS = 0x8040_AE9F
     SET_VCPU_EVENTS = 0x4040_AEA0
@@ -59,6 +60,7 @@ class Exit(IntEnum):
 
     UNKNOWN = 0
     IO = 2
+    DEBUG = 4
     HLT = 5
     MMIO = 6
     IRQ_WINDOW_OPEN = 7
@@ -106,6 +108,8 @@ MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
 SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
+GUEST_DEBUG = struct.Struct("<I68x")  # control; the debug registers are not used
+GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP = 1 << 0, 1 << 1
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
 MAX_CPUID_ENTRIES = 256
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, Protocol
 
+from irqchip_client import Chip, PinRoute
 from irqchip_client._errors import InvalidArgument, NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.devices.device import Device
@@ -97,10 +98,14 @@ def create_cpus(kind: CpuKind, memory: GuestMemory, vm: Vm, count: int, local: L
 
 @contextmanager
 def create_machine(client: Client, name: str = "", cpus: int = 1) -> Iterator[Vm]:
-    """A VM with an irqchip, a PIT and so many vCPUs, deleted in the end. AlreadyExists where the name is taken."""
+    """A VM with an irqchip, a PIT and so many vCPUs, deleted in the end. AlreadyExists where the name is taken.
+
+    Its GSIs are a PC's, as QEMU's: GSI 0, the PIT's, is the IOAPIC's pin 2, and not pin 0 as after create_irqchip().
+    """
     vm = client.create_vm(name)
     try:
         vm.create_irqchip()
+        vm.set_routing(_routes_of_a_pc())
         vm.create_pit()
         for vcpu in range(cpus):
             vm.create_vcpu(vcpu)
@@ -108,6 +113,14 @@ def create_machine(client: Client, name: str = "", cpus: int = 1) -> Iterator[Vm
     finally:
         with suppress(NotFound, Unavailable):  # as somebody deleted it, or the daemon has gone
             vm.delete()
+
+
+def _routes_of_a_pc() -> Iterator[PinRoute]:
+    for irq in range(16):
+        yield PinRoute(irq, Chip.PIC_PRIMARY if irq < 8 else Chip.PIC_SECONDARY, irq % 8)
+    for gsi in range(24):
+        if gsi != 2:
+            yield PinRoute(gsi, Chip.IOAPIC, gsi or 2)
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""Windows for interrupts, where KVM emulates the guest: it looks for one between a thousand instructions or so.
+
+Then `sti; nop; cli` passes unseen. So the guest is run by single steps while an interrupt waits for it to be ready,
+each of which costs some 20 us in place of 1; there is a bound to that. A processor that virtualises exits at the very
+instruction, and nothing here is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import time
+from contextlib import ExitStack
+from fcntl import ioctl as run_ioctl
+
+from irqchip_client._errors import IrqchipError
+from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.start import Start, StartMode
+
+from .ioctls import GUEST_DEBUG, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Request, Run, ioctl
+from .registers import Registers
+from .vm import KvmVm
+
+# Steps at a time; and as many a second in the long run, so that a guest has time for other things than to be stepped.
+MOST = 20_000
+WINDOW = bytes.fromhex("fb 90 90 fa f4")  # sti; nop; nop; cli; hlt
+
+
+class Stepping:
+    """Of one vCPU. Only the thread that runs it may call this."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._on = False
+        self._left = MOST
+        self._refilled = time.monotonic()
+
+    def step(self) -> bool:
+        """KVM_RUN executes one instruction next time: whether it does so, as there have not been too many such."""
+        if self._left <= 0:
+            now = time.monotonic()
+            self._left = min(int((now - self._refilled) * MOST), MOST)
+            self._refilled = now
+        self._left -= 1
+        self._set(self._left >= 0)
+        return self._on
+
+    def run_on(self) -> None:
+        """KVM_RUN executes as many as it likes."""
+        self._set(False)
+
+    def _set(self, on: bool) -> None:
+        if on is not self._on:
+            self._on = on
+            ioctl(
+                self._fd, Request.SET_GUEST_DEBUG, GUEST_DEBUG.pack(GUEST_DEBUG_ENABLE | GUEST_DEBUG_STEP if on else 0)
+            )
+
+
+@functools.cache
+def windows_are_exact() -> bool:
+    """Whether this machine's KVM exits for a window that is two instructions wide. Tries it."""
+    with ExitStack() as stack:
+        memory = stack.enter_context(GuestMemory(0x2000))
+        kvm = stack.enter_context(KvmVm(memory))
+        fd = ioctl(kvm.fd, Request.CREATE_VCPU, 0)
+        stack.callback(os.close, fd)
+        run = stack.enter_context(mmap.mmap(fd, kvm.run_size))
+        memory.write(0x1000, WINDOW)
+        Registers(fd).start(Start(StartMode.PROTECTED, 0x1000))
+        run[Run.REQUEST_INTERRUPT_WINDOW] = 1
+        try:
+            for _ in range(10):  # signals for this process may end it too early
+                try:
+                    run_ioctl(fd, Request.RUN)
+                except InterruptedError:
+                    continue
+                return run[Run.EXIT_REASON] == Exit.IRQ_WINDOW_OPEN
+        except (OSError, IrqchipError):
+            pass
+    return True
