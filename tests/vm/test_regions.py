@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -153,6 +154,18 @@ def test_a_bus_has_1000_devices(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x8000, 1)
 
 
+def test_every_doorbell_is_a_device_of_the_bus(vm: Vm, owner: Owner) -> None:
+    already = 3  # the PICs'
+    for value in range(MAX_DEVICES - already):
+        owner.register(PIO, 0x300, 4, doorbell=True, datamatch=value)
+    assert refused(lambda: owner.register(PIO, 0x300, 4, doorbell=True, datamatch=MAX_DEVICES)) == errno.ENOSPC
+    vm.unregister_region(owner.source, PIO, 0x300, 7)
+    owner.register(PIO, 0x400, 4)
+    assert refused(lambda: owner.register(PIO, 0x300, 4, doorbell=True, datamatch=7)) == errno.ENOSPC
+    vm.close_source(owner.source)
+    Owner(vm).register(PIO, 0x300, 4)
+
+
 def test_what_is_not_ones_own_is_enoent(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     other = Owner(vm)
@@ -201,6 +214,41 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
     assert vm.describe().sources[0].regions == []
     assert vm.irq_line(4, True, owner.source) >= -1, "it is still a line source"
     owner.register(PIO, 0x3F8, 8)
+
+
+def slow_owner(*, answers_first: bool) -> tuple[Owner, list[Access]]:
+    """One that needs 60 of the 100 ms for each access of a string, and may leave out the first."""
+    vm = Vm("slow", access_ns=100_000_000)
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    owner = Owner(vm)
+    owner.register(PIO, 0x300, 4)
+    accesses = [forwarded(lambda: vm.pio_read(0, 0x300, 1)) for _ in range(5)]
+    for access in accesses if answers_first else accesses[1:]:
+        time.sleep(0.06)
+        owner.complete(access, 7)
+    return owner, accesses
+
+
+def test_an_accesss_time_begins_when_it_is_the_oldest() -> None:
+    owner, accesses = slow_owner(answers_first=True)
+    assert [access.result() for access in accesses] == [(7, True)] * 5
+    assert not owner.lost.is_set()
+
+
+def test_answers_to_others_do_not_make_up_for_the_oldest() -> None:
+    owner, accesses = slow_owner(answers_first=False)
+    assert owner.lost.is_set()
+    assert accesses[0].result() == (0xFF, False)
+
+
+def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: Owner) -> None:
+    owner.register(PIO, 0x300, 4)
+    forwarded(lambda: vm.pio_read(0, 0x300, 1))
+    (alarm,) = vm._board.regions._overdue.values()
+    ring = alarm.ring  # the scheduler's thread has it in its hands, and waits for the VM's lock
+    vm.close_source(owner.source)
+    ring()
 
 
 def test_a_prompt_owner_keeps_its_regions() -> None:

@@ -9,7 +9,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from irqchipd.vm.board import Board
     from irqchipd.vm.bus import IoBus
 
-MAX_DEVICES = 1000  # of a bus; KVM: kvm_host.h NR_IOBUS_DEVS
-ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has to answer, of the machine's time
+MAX_DEVICES = 1000  # of a bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
+ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has for its oldest unanswered access, of the machine's time
 MAX_WAITING = 1024  # accesses that wait for a region's owner
 MATCHED_LENGTHS = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
 
@@ -67,8 +67,7 @@ class Region:
     doorbell: bool = False
     datamatch: int | None = None
     removed: Callable[[], None] | None = None
-    # Its accesses that wait, in their order.
-    waiting: dict[int, Access] = field(default_factory=dict)
+    waiting: int = 0  # how many of its accesses do
 
     def info(self) -> RegionInfo:
         """What there is to say of it."""
@@ -103,7 +102,8 @@ class Access:
     def end(self, answer: Answer) -> Callable[[], None]:
         """It is answered; whom to tell of it, without the VM's lock."""
         with self._lock:
-            self.answered, self.answer = True, answer
+            self.answer = answer
+            self.answered = True  # who looks at this does so without the lock, and then at the answer
             return self._done or _nobody
 
     def result(self) -> tuple[int, bool]:
@@ -151,13 +151,17 @@ class RegionDevice:
 class Regions:
     """A VM's."""
 
-    __slots__ = ("_board", "_last_number", "_overdue", "_owned", "access_ns")
+    __slots__ = ("_beside", "_board", "_last_number", "_overdue", "_owned", "_waiting", "access_ns")
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._last_number = 0
         self._owned: dict[LineSource, list[Region]] = {}
-        # Of each owner, a look at what it has not answered: not one an access, each of which would wake a thread.
+        # Of each bus, how many doorbells there are beside others of their ranges.
+        self._beside = dict.fromkeys(Space, 0)
+        # Of each owner, the accesses that wait, the oldest first; and a look at what it has not answered: not one an
+        # access, each of which would wake a thread.
+        self._waiting: dict[LineSource, dict[int, Access]] = {}
         self._overdue: dict[LineSource, Alarm] = {}
         self.access_ns = ACCESS_NS
 
@@ -183,12 +187,13 @@ class Regions:
     def register(self, region: Region) -> None:
         """Claim a range: EEXIST where part of it is claimed, ENOSPC where the bus is full."""
         bus = self._bus(region.space)
+        if len(bus) + self._beside[region.space] >= MAX_DEVICES:
+            raise VmError(errno.ENOSPC, f"there are {MAX_DEVICES} devices on the bus, the most that are allowed")
         beside = bus.device_at(region.start, region.length)
         if isinstance(beside, RegionDevice) and _differ(region, beside.regions):
             beside.regions.append(region)
+            self._beside[region.space] += 1
         else:
-            if len(bus) >= MAX_DEVICES:
-                raise VmError(errno.ENOSPC, f"there are {MAX_DEVICES} devices on the bus, the most that are allowed")
             bus.register(region.start, region.length, RegionDevice(region))
         self._owned.setdefault(region.source, []).append(region)
 
@@ -205,6 +210,7 @@ class Regions:
         """A source has no regions any more; nothing of them is answered."""
         for region in list(self._owned.get(source, ())):
             self._remove(region)
+        self._waiting.pop(source, None)
         alarm = self._overdue.pop(source, None)
         if alarm is not None:
             SCHEDULER.set(alarm, None)
@@ -222,7 +228,9 @@ class Regions:
         device = bus.device_at(region.start, region.length)
         assert isinstance(device, RegionDevice)
         device.regions.remove(region)
-        if not device.regions:
+        if device.regions:
+            self._beside[region.space] -= 1
+        else:
             bus.unregister(region.start)
         owned = self._owned[region.source]
         owned.remove(region)
@@ -233,8 +241,9 @@ class Regions:
             self._board.call_later(region.removed)
 
     def _finish_all(self, region: Region, answer: Answer) -> None:
-        while region.waiting:
-            self._finish(region.waiting[next(iter(region.waiting))], answer)
+        if region.waiting:
+            for access in [access for access in self._waiting[region.source].values() if access.region is region]:
+                self._finish(access, answer)
 
     def _bus(self, space: Space) -> IoBus:
         return self._board.pio if space is Space.PIO else self._board.mmio
@@ -264,7 +273,7 @@ class Regions:
         self, region: Region, vcpu: int, address: int, size: int, value: int | None, by: LineSource | None
     ) -> None:
         source = region.source
-        if len(region.waiting) >= MAX_WAITING:
+        if region.waiting >= MAX_WAITING:
             raise VmError(errno.ENOSPC, f"{MAX_WAITING} accesses wait for the region's owner, the most that may")
         if source is by:
             raise VmError(errno.EDEADLK, f"{address:#x} is this Session's own to answer: access it from another")
@@ -272,13 +281,12 @@ class Regions:
         access = Access(
             self._last_number, region, address, size, value is not None, time.monotonic_ns() + self.access_ns
         )
-        region.waiting[access.number] = access
+        self._waiting.setdefault(source, {})[access.number] = access
+        region.waiting += 1
         if value is not None:
             self._trace(region, True, address, size, value)
-        alarm = self._overdue.get(source)
-        if alarm is None:
-            alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
-            SCHEDULER.set(alarm, access.deadline)
+        if source not in self._overdue:
+            self._look_later(source, access)
         self._board.post(
             region.listener,
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
@@ -287,20 +295,25 @@ class Regions:
 
     def complete(self, source: LineSource, number: int, value: int) -> bool:
         """An owner's answer; whether it was still awaited. EINVAL where the value does not fit."""
-        for region in self._owned.get(source, ()):
-            access = region.waiting.get(number)
-            if access is not None:
-                if not access.write and value >> 8 * access.size:
-                    raise invalid(f"value {value:#x} does not fit into the {access.size} bytes that are read")
-                self._finish(access, 0 if access.write else value)
-                return True
-        return False
+        access = self._waiting.get(source, {}).get(number)
+        if access is None:
+            return False
+        if not access.write and value >> 8 * access.size:
+            raise invalid(f"value {value:#x} does not fit into the {access.size} bytes that are read")
+        self._finish(access, 0 if access.write else value)
+        return True
 
     def _finish(self, access: Access, answer: Answer) -> None:
-        del access.region.waiting[access.number]
+        region = access.region
+        region.waiting -= 1
+        waiting = self._waiting[region.source]
+        oldest = next(iter(waiting))
+        del waiting[access.number]
+        if waiting and oldest == access.number:  # the next one's time begins
+            waiting[next(iter(waiting))].deadline = time.monotonic_ns() + self.access_ns
         self._board.call_later(access.end(answer))
         if not access.write and not isinstance(answer, VmError):
-            self._trace(access.region, False, access.address, access.size, access.result()[0])
+            self._trace(region, False, access.address, access.size, access.result()[0])
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
         observer = self._board.observer
@@ -308,20 +321,25 @@ class Regions:
             trace = observer.kvm_pio if region.space is Space.PIO else observer.kvm_mmio
             trace(write, address, size, value)
 
+    def _look_later(self, source: LineSource, oldest: Access) -> None:
+        alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
+        SCHEDULER.set(alarm, oldest.deadline)
+
     def look_at_overdue(self, source: LineSource) -> None:
-        """An owner that has not answered in time has no regions any more. Else look again when it may be so."""
-        del self._overdue[source]
-        waiting = [access for region in self._owned.get(source, ()) for access in region.waiting.values()]
-        if not waiting:
+        """An owner that has not answered in time has no regions any more. Else look again when it may be so.
+
+        An access's time begins when it is the oldest: the last of a string of them waits for all others' answers.
+        """
+        alarm, waiting = self._overdue.pop(source, None), self._waiting.get(source)
+        if alarm is None or not waiting:  # it has just left, or answered
             return
-        first = min(waiting, key=lambda access: access.number)
-        if first.deadline > time.monotonic_ns():
-            alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
-            SCHEDULER.set(alarm, first.deadline)
+        oldest = waiting[next(iter(waiting))]
+        if oldest.deadline > time.monotonic_ns():
+            self._look_later(source, oldest)
             return
-        listener = first.region.listener
+        listener = oldest.region.listener
         self.drop(source)
-        self._board.post(listener, RegionsLost(first.region.space, first.address))
+        self._board.post(listener, RegionsLost(oldest.region.space, oldest.address))
 
 
 def _differ(region: Region, others: list[Region]) -> bool:
