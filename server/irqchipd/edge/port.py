@@ -253,6 +253,8 @@ class _Connection:
             data = b""
         session = self._session
         if len(data) == SINGLE.size and not data[0] and data[HEADER.size] in SINGLES and session is not None:
+            if self._eventfds.descriptors:  # they came with this, which takes none
+                self._eventfds.discard()
             try:
                 with self._busy:
                     self._send(session.execute_single(data))
