@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -199,6 +200,19 @@ def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_insists(vm: Vm) 
             cpu.mmio_write(EOI, 0)
             time.sleep(0.01)
             assert cpu.acknowledge() is None, "once is enough"
+
+
+def test_a_host_leaves_no_descriptor(vm: Vm) -> None:
+    def run_and_count() -> int:
+        for _ in range(3):
+            with vm.session("toy") as session:
+                host = LocalHost(session, [Toy()])
+                host.start()
+                host.stop()
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert run_and_count() == run_and_count()
 
 
 def test_a_device_with_lines_needs_an_irqchip(irqchip_client: Client) -> None:

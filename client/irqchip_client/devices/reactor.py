@@ -6,6 +6,7 @@ import os
 import selectors
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -23,6 +24,8 @@ class Reactor:
         self._failed = failed
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not by stop(): a device may arm a timer after that, too.
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._timers: set[Timer] = set()
         self._calls: deque[Callable[[], None]] = deque()
