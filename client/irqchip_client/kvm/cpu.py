@@ -59,9 +59,9 @@ class KvmCpu:
             self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
             self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
-            self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
-            self._causes = Causes(vm, vcpu)
+            self._causes = Causes(vm, vcpu)  # Before the other that hears of events, and so it hears first.
             made.callback(self._causes.close)
+            self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._vcpu = self._session.vcpu(vcpu)
             self._memory = kvm.memory
             self._registers = Registers(self._fd)
@@ -168,6 +168,8 @@ class KvmCpu:
                     return
                 if self._failure is not None:
                     raise self._failure
+                if self._causes.known:
+                    self._look()
             if self._signalled:
                 self._take_signals()
             if self._idle:
@@ -316,10 +318,11 @@ class KvmCpu:
                     if self._apic.cr8:
                         self._kick.kick()
                     continue
-                if not isinstance(event, VcpuSignal):
-                    self._interrupted = self._told = True
-                if not isinstance(event, InterruptPending):
-                    self._signalled = True
+                if not self._causes.known:  # else the vCPU's thread asks those
+                    if not isinstance(event, VcpuSignal):
+                        self._interrupted = self._told = True
+                    if not isinstance(event, InterruptPending):
+                        self._signalled = True
                 self._kick.kick()
         except IrqchipError as error:
             if not self._closed:

@@ -22,8 +22,8 @@ from .ioctls import GUEST_DEBUG, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Req
 from .registers import Registers
 from .vm import KvmVm
 
-# Steps at a time; and as many a second in the long run, so that a guest has time for other things than to be stepped.
-MOST = 20_000
+# Steps at a time, and a second: a guest that is not ready for long has time for other things than to be stepped.
+MOST, RATE = 20_000, 4_000
 WINDOW = bytes.fromhex("fb 90 90 fa f4")  # sti; nop; nop; cli; hlt
 
 
@@ -40,7 +40,7 @@ class Stepping:
         """KVM_RUN executes one instruction next time: whether it does so, as there have not been too many such."""
         if self._left <= 0:
             now = time.monotonic()
-            self._left = min(int((now - self._refilled) * MOST), MOST)
+            self._left = min(int((now - self._refilled) * RATE), MOST)
             self._refilled = now
         self._left -= 1
         self._set(self._left >= 0)
