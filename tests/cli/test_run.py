@@ -177,6 +177,21 @@ def test_the_wait_for_clients_can_be_ended(at_a_terminal: Terminal) -> None:
     assert process.wait(10) == 0
 
 
+def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(ECHO))
+    typist, terminal = pty.openpty()
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+    command += ["--kernel", str(kernel), "--timeout", "0.5"]
+    process = subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while termios.tcgetattr(terminal)[3] & termios.ECHO:  # it is not read from yet
+        time.sleep(0.02)
+    os.close(terminal)
+    os.close(typist)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (124, "Error: the guest has run for 0.5 s, and not ended\n")
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
 def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path, closed: str) -> None:
     kernel = tmp_path / "guest.bin"

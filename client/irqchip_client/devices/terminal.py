@@ -42,16 +42,17 @@ def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
         with suppress(OSError):
             os.close(keys)
 
-    if before is not None:
-        tty.setraw(source)
-        # Output stays as it is: what others print has its line ends.
-        now = termios.tcgetattr(source)
-        now[1] = before[1]
-        termios.tcsetattr(source, termios.TCSADRAIN, now)
-    threading.Thread(target=read, name="irqchip terminal", daemon=True).start()
     try:
+        if before is not None:
+            tty.setraw(source)
+            # Output stays as it is: what others print has its line ends.
+            now = termios.tcgetattr(source)
+            now[1] = before[1]
+            termios.tcsetattr(source, termios.TCSADRAIN, now)
+        threading.Thread(target=read, name="irqchip terminal", daemon=True).start()
         yield typed
     finally:
         os.close(typed)
         if before is not None:
-            termios.tcsetattr(source, termios.TCSADRAIN, before)
+            with suppress(termios.error):  # it has hung up
+                termios.tcsetattr(source, termios.TCSADRAIN, before)
