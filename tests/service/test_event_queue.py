@@ -8,6 +8,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.vm.events import (
+    Doorbell,
     Event,
     GsiAcknowledged,
     GsiMasked,
@@ -112,6 +113,25 @@ def test_signals_that_find_no_room_are_counted_and_all_else_has_room() -> None:
     told = queue.all()
     assert len(told) == 4096 + 3
     assert [event for event in told if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
+
+
+def test_doorbells_that_find_no_room_are_counted_where_they_would_be() -> None:
+    def doorbell(value: int) -> Doorbell:
+        return Doorbell(1, 0x300, 1, value)
+
+    queue = Queue()
+    for value in (1, 2, 3, 3, 4):
+        queue.put_access(doorbell(value))
+    assert queue.drops == 3
+    first = queue.next()
+    for value in (5, 6):
+        queue.put_access(doorbell(value))
+    told = [first, *queue.all()]
+    rung = [
+        pb.Event(doorbell=pb.Doorbell(space=pb.ADDRESS_SPACE_PIO, address=0x300, size=1, data=value, count=1))
+        for value in (1, 2, 5)
+    ]
+    assert told == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
 
 
 def test_neither_kind_waits_for_the_other_to_cease() -> None:

@@ -68,7 +68,6 @@ class EventQueue:
         self._accesses: deque[_Told] = deque()
         self._limit = limit
         self._doorbells = 0
-        self._unheard = 0  # doorbells that found no room
         self._turn = 0
 
     def put(self, event: Event) -> None:
@@ -94,14 +93,16 @@ class EventQueue:
                     self._doorbells += 1
                     accesses.append(_Told(event, short))
                 else:
-                    self._unheard += 1
+                    if not accesses or accesses[-1].event is not None:
+                        accesses.append(_Told(None, short, 0))
+                    accesses[-1].count += 1
                     self._on_dropped()
             elif isinstance(event, RegionAccess | RegionsLost):
                 accesses.append(_Told(event, short))
         self._wake()
 
     def __bool__(self) -> bool:
-        return bool(self._accesses or self._unheard or self._merged or self._signals)
+        return bool(self._accesses or self._merged or self._signals)
 
     def take(self) -> pb.Event | bytes | None:
         """The next message for the client, or None."""
@@ -115,13 +116,12 @@ class EventQueue:
         return None
 
     def _take_access(self) -> pb.Event | bytes | None:
-        if self._unheard and not self._doorbells:  # they came behind all others
-            unheard, self._unheard = self._unheard, 0
-            return pb.Event(events_dropped=pb.EventsDropped(count=unheard))
         if not self._accesses:
             return None
         told = self._accesses.popleft()
         event = told.event
+        if event is None:
+            return pb.Event(events_dropped=pb.EventsDropped(count=told.count))
         if isinstance(event, Doorbell):
             self._doorbells -= 1
         if told.short and isinstance(event, Doorbell | RegionAccess):
@@ -140,7 +140,7 @@ class EventQueue:
 
 @dataclass(slots=True)
 class _Told:
-    event: Event
+    event: Event | None  # None: doorbells that found no room
     short: bool
     count: int = 1
 
