@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -439,3 +439,18 @@ def test_a_long_string_of_accesses_is_read_whole(vm: Vm, vcpu: Session) -> None:
     with device(vm, count):
         results = vcpu.run([ops.pio_read(0, BASE, 4)] * 1000)
         assert results == [Access(True, n) for n in range(1000)]
+
+
+def test_strings_of_many_vcpus_find_room(vm: Vm, transport: str) -> None:
+    with vm.session("device") as owner, ExitStack() as stack:
+        owner.register_region(PIO, BASE, 8)
+        vcpus = [stack.enter_context(vm.session(f"vcpu {n}")) for n in range(6)]
+        assert vcpus[0].transport == transport
+        strings = [vcpu.submit([ops.pio_write(0, BASE, 0x41)] * 300, return_errors=True) for vcpu in vcpus]
+        time.sleep(0.2)  # all are forwarded, as far as they are
+        for _ in range(6 * 300):
+            event = owner.next_event(5)
+            assert isinstance(event, RegionAccess)
+            assert owner.complete_access(event.access)
+        for string in strings:
+            assert string.result(5) == [Claim.DEVICE] * 300

@@ -21,7 +21,7 @@ STATUS_BYTES = 2  # of an IrqLines, each
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
 # How many accesses to one and the same address, those of a string instruction say, are forwarded to a region's owner
-# before the first of them is answered. Any other operation waits until they all are.
+# before the first of them is answered, unless many others wait, too. Any other operation waits until they all are.
 MAX_WAITING = 256
 
 SLICE = 16  # operations, or changes of lines, after which another client has its turn
@@ -271,7 +271,7 @@ def execute_batch(
     waiting: list[tuple[Access, pb.OperationResult]] = []
     where: object = None
     for position, operation in enumerate(batch.operations, 1):
-        if waiting and (_where(operation) != where or len(waiting) == MAX_WAITING):
+        if waiting and (len(waiting) == MAX_WAITING or waiting[0][0].crowded or _where(operation) != where):
             yield from _fill_in(waiting)
         result = answer.results.add()
         try:

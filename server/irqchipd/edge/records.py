@@ -231,7 +231,9 @@ def execute_records(
     for position, (number, size, index, address, value) in enumerate(
         OPERATION.iter_unpack(memoryview(packet)[HEADER.size :]), 1
     ):
-        if waiting and ((number, size, index, address) != where or len(waiting) == MAX_WAITING):
+        if waiting and (
+            len(waiting) == MAX_WAITING or waiting[0][1].crowded or (number, size, index, address) != where
+        ):
             yield from answer.add_accesses(waiting)
         try:
             if number == HALT and position == count:

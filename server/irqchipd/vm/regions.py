@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_DEVICES = 1000  # of a bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
 ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has for its oldest unanswered access, of the machine's time
 MAX_WAITING = 1024  # accesses that wait for a region's owner
+CROWDED = MAX_WAITING // 2
 MATCHED_LENGTHS = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
 
 
@@ -90,6 +91,11 @@ class Access:
         self.answer: Answer = None
         self._done: Callable[[], None] | None = None
         self._lock = threading.Lock()  # of who waits, which begins without the VM's
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait beside it that its vCPU should wait before the next: others need the room."""
+        return self.region.waiting >= CROWDED
 
     def when_answered(self, done: Callable[[], None]) -> None:
         """Call done when it is answered: from any thread, and maybe before this returns."""
