@@ -20,11 +20,12 @@ from irqchip_client.vmm.start import Start
 from .apic import Apic
 from .causes import Causes
 from .cpuid import physical_address_bits, vcpu_cpuid
-from .emulator import IF, Instruction, execute, next_instruction
+from .emulator import IF, Instruction, execute, next_instruction, nmi_is_masked, state_of
 from .exits import Exits
 from .failures import describe, lacks_instruction
+from .frames import Frame, next_frame
 from .halting import Halting
-from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, ioctl
+from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, delivers, ioctl
 from .kick import Kick
 from .registers import Registers
 from .stepping import Stepping, windows_are_exact
@@ -79,8 +80,10 @@ class KvmCpu:
         self._signalled = False
         # It has one, for all that is known; not only may.
         self._told = False
-        # CR8 keeps one back, and KVM does not tell when it is lowered.
-        self._held = False
+        # CR8 keeps one back, and KVM does not tell when it is lowered; an NMI waits for the end of another.
+        self._held = self._nmi_waits = False
+        # What an exception in the next step would push.
+        self._frame: Frame | None = None
         # Acknowledged, and not yet KVM's to deliver.
         self._vector: int | None = None
         self._stop = threading.Event()
@@ -175,7 +178,7 @@ class KvmCpu:
             if self._idle:
                 self._halt()
                 continue
-            if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
+            if (self._interrupted or self._vector is not None or self._steps) and self._interrupt():
                 continue
             try:
                 run_ioctl(fd, Request.RUN)
@@ -184,6 +187,9 @@ class KvmCpu:
                 reason = Exit.INTR
             except OSError as error:
                 raise self._guest_error(f"KVM_RUN fails: {error.strerror}") from None
+            if self._frame is not None:
+                frame, self._frame = self._frame, None
+                frame.clear_tf(state_of(fd, self._memory))
             # KVM_EXIT_SET_TPR only tells of a lower one.
             if run[Run.CR8] != apic.cr8:
                 apic.tell_cr8()
@@ -208,7 +214,7 @@ class KvmCpu:
             self._signalled = True
         if stepping is not None:
             self._held = bool(self._apic.cr8) and self._apic.has_requests()
-            if not self._held and not self._told:
+            if not self._steps and not self._told:
                 stepping.run_on()
 
     def _interrupt(self) -> bool:
@@ -220,7 +226,8 @@ class KvmCpu:
         waits = self._interrupted or self._vector is not None
         if waits and not run[Run.READY_FOR_INTERRUPT_INJECTION]:
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-            return stepping is not None and (self._told or self._vector is not None) and self._step(stepping)
+            known = self._told or self._steps or self._vector is not None
+            return stepping is not None and known and self._step(stepping)
         if stepping is not None:
             if not waits:
                 return self._step(stepping)
@@ -230,7 +237,7 @@ class KvmCpu:
             interrupt = self._vcpu.acknowledge()
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
-                return False
+                return stepping is not None and self._steps and self._step(stepping)
             self._vector = interrupt.vector
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
@@ -240,16 +247,27 @@ class KvmCpu:
         self._interrupted = True
         return False
 
+    @property
+    def _steps(self) -> bool:
+        """Whether there is something to step for, but an interrupt that waits for the guest to be ready."""
+        return self._held or self._nmi_waits
+
     def _step(self, stepping: Stepping) -> bool:
         """KVM_RUN is to execute one instruction. Whether it has been executed, as KVM would not stop behind it."""
         if not stepping.step():
             return False
-        match next_instruction(self._fd, self._memory):
+        state = state_of(self._fd, self._memory)
+        self._frame = next_frame(state)
+        if delivers(self._fd):  # Then the next instruction is the handler's first.
+            return False
+        match next_instruction(state):
             case Instruction.HLT:  # It would be told after another.
+                self._frame = None
                 stepping.run_on()
             case Instruction.IRET:
                 self._complete()
                 if (flags := execute(self._fd, self._memory)) is not None:
+                    self._frame = None
                     self._flags_changed(flags)
                     return True
         return False
@@ -276,6 +294,7 @@ class KvmCpu:
                 self._vector = vector
             case Signal(SignalKind.NMI):
                 ioctl(self._fd, Request.NMI)
+                self._nmi_waits = self._stepping is not None and nmi_is_masked(self._fd)
             case Signal(SignalKind.SMI):
                 ioctl(self._fd, Request.SMI)
             case Signal(SignalKind.INIT):
@@ -304,7 +323,7 @@ class KvmCpu:
         """Its registers are others: nothing waits to be delivered."""
         ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
         self._vector = None
-        self._idle = False
+        self._idle = self._nmi_waits = False
         self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
         self._apic.learn()
 
@@ -337,6 +356,7 @@ class KvmCpu:
             self._flags_changed(flags)
 
     def _flags_changed(self, flags: int) -> None:
+        self._nmi_waits = False
         ready = bool(flags & IF)
         self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
 

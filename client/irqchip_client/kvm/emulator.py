@@ -49,12 +49,12 @@ class Instruction(Enum):
     OTHER, HLT, IRET = range(3)
 
 
-class _BeyondError(Exception):
+class BeyondError(Exception):
     """What this does not do."""
 
 
 @dataclass(slots=True)
-class _State:
+class State:
     """A vCPU at such an instruction."""
 
     fd: int
@@ -90,7 +90,7 @@ class _State:
             ioctl(self.fd, Request.TRANSLATE, translation)
             _, physical, valid, _, _ = TRANSLATION.unpack(translation)
             if not valid:
-                raise _BeyondError
+                raise BeyondError
             parts.append((physical, size))
             address, length = address + size, length - size
         return parts
@@ -112,7 +112,7 @@ class _State:
             return
         base, limit = TABLE.unpack_from(self.sregs, GDT_AT)
         if selector & 7 or not selector or selector + 7 > limit:
-            raise _BeyondError
+            raise BeyondError
         entry = self.read(base + selector, 8)
         if (
             not entry & PRESENT
@@ -120,7 +120,7 @@ class _State:
             or bool(entry & IS_CODE) is not (name == "cs")
             or entry >> 45 & 3
         ):
-            raise _BeyondError
+            raise BeyondError
         granular = entry >> 55 & 1
         segment_limit = entry & 0xFFFF | entry >> 32 & 0xF_0000
         SEGMENT.pack_into(
@@ -133,10 +133,9 @@ class _State:
         )
 
 
-def next_instruction(fd: int, memory: GuestMemory) -> Instruction:
+def next_instruction(state: State) -> Instruction:
     """Of which kind the vCPU's next instruction is."""
-    state = _state_of(fd, memory)
-    with suppress(_BeyondError, IrqchipError):
+    with suppress(BeyondError, IrqchipError):
         code = state.code()
         if code[0] == HLT:
             return Instruction.HLT
@@ -147,7 +146,7 @@ def next_instruction(fd: int, memory: GuestMemory) -> Instruction:
 
 def execute(fd: int, memory: GuestMemory) -> int | None:
     """Executes the vCPU's next instruction, if it is one of these: the flags after it. None: it is beyond this."""
-    state = _state_of(fd, memory)
+    state = state_of(fd, memory)
     if state.narrow:
         return None
     sregs = bytes(state.sregs)
@@ -155,7 +154,7 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
         if state.selector("cs") & 3 or state.regs[RFLAGS] & (VM | NT):
             return None
         _execute(state)
-    except (_BeyondError, IrqchipError):
+    except (BeyondError, IrqchipError):
         return None
     if state.sregs != sregs:
         ioctl(fd, Request.SET_SREGS, state.sregs)
@@ -163,21 +162,22 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
     return state.regs[RFLAGS]
 
 
-def _state_of(fd: int, memory: GuestMemory) -> _State:
+def state_of(fd: int, memory: GuestMemory) -> State:
+    """As it is now. What an access has left to KVM to complete is not in it."""
     regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
     ioctl(fd, Request.GET_REGS, regs)
     ioctl(fd, Request.GET_SREGS, sregs)
     code = SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
     big, is_long = code[6], bool(code[8]) and bool(QWORD.unpack_from(sregs, EFER_AT)[0] & EFER_LMA)
     narrow = not QWORD.unpack_from(sregs, CR0_AT)[0] & CR0_PE or not (big or is_long)
-    return _State(fd, memory, list(REGS.unpack(regs)), sregs, is_long, narrow)
+    return State(fd, memory, list(REGS.unpack(regs)), sregs, is_long, narrow)
 
 
-def _is_iret(state: _State, code: bytes) -> bool:
+def _is_iret(state: State, code: bytes) -> bool:
     return code == IRETQ if state.long else code[0] == IRET
 
 
-def _execute(state: _State) -> None:
+def _execute(state: State) -> None:
     instruction = state.code()
     if _is_iret(state, instruction):
         _iret(state)
@@ -191,20 +191,20 @@ def _execute(state: _State) -> None:
         else:
             state.regs[RIP] += 1
     else:
-        raise _BeyondError
+        raise BeyondError
 
 
-def _interrupt(state: _State, vector: int, length: int) -> None:
+def _interrupt(state: State, vector: int, length: int) -> None:
     """INT n, through an interrupt or trap gate. SDM volume 3, 6.12 and 6.14."""
     regs = state.regs
     base, limit = TABLE.unpack_from(state.sregs, IDT_AT)
     size = 16 if state.long else 8
     if size * vector + size - 1 > limit:
-        raise _BeyondError
+        raise BeyondError
     gate = state.read(base + size * vector, size)
     kind, selector, stack_table = gate >> 40 & 0xF, gate >> 16 & 0xFFFF, gate >> 32 & 7
     if kind not in (INTERRUPT_GATE, TRAP_GATE) or not gate & PRESENT or (state.long and stack_table):
-        raise _BeyondError
+        raise BeyondError
     flags, back = regs[RFLAGS], (regs[RIP] + length, state.selector("cs"), regs[RFLAGS])
     if state.long:
         _push(state, regs[RSP] & ~0xF, [*back, regs[RSP], state.selector("ss")])
@@ -216,18 +216,18 @@ def _interrupt(state: _State, vector: int, length: int) -> None:
     regs[RFLAGS] = flags & ~(TF | NT | RF | VM | (IF if kind == INTERRUPT_GATE else 0))
 
 
-def _push(state: _State, top: int, words: list[int]) -> None:
+def _push(state: State, top: int, words: list[int]) -> None:
     state.regs[RSP] = top - len(words) * (8 if state.long else 4)
     state.write(state.base("ss") + state.regs[RSP], words)
 
 
-def _iret(state: _State) -> None:
+def _iret(state: State) -> None:
     """IRET to the same ring. SDM volume 2, IRET."""
     regs, size = state.regs, 8 if state.long else 4
     top = state.base("ss") + regs[RSP]
     rip, code, flags, rsp, stack = (state.read(top + size * n, size) if n < 3 or state.long else 0 for n in range(5))
     if flags & VM:
-        raise _BeyondError
+        raise BeyondError
     state.load("cs", code & 0xFFFF)
     if state.long:
         state.load("ss", stack & 0xFFFF)
@@ -236,9 +236,19 @@ def _iret(state: _State) -> None:
     _unmask_nmi(state.fd)
 
 
-def _unmask_nmi(fd: int) -> None:
+def nmi_is_masked(fd: int) -> bool:
+    """Whether the vCPU is in an NMI's handler."""
+    return bool(_events(fd)[NMI_MASKED_AT])
+
+
+def _events(fd: int) -> bytearray:
     events = bytearray(VCPU_EVENTS_SIZE)
     ioctl(fd, Request.GET_VCPU_EVENTS, events)
+    return events
+
+
+def _unmask_nmi(fd: int) -> None:
+    events = _events(fd)
     if events[NMI_MASKED_AT]:
         events[NMI_MASKED_AT] = 0
         ioctl(fd, Request.SET_VCPU_EVENTS, events)

@@ -119,6 +119,7 @@ MSR_FILTER_READ, MSR_FILTER_WRITE = 1 << 0, 1 << 1
 MSR_EXIT_INVALID, MSR_EXIT_FILTERED = 1 << 0, 1 << 2  # KVM_MSR_EXIT_REASON_*
 
 VCPU_EVENTS_SIZE, NMI_MASKED_AT = 64, 14
+NMI_PENDING_AT, INJECTED_AT = 13, (0, 3, 8, 12)  # of an exception, its pending too, an interrupt and an NMI
 # struct kvm_vcpu_events in which nothing waits, with KVM_VCPUEVENT_VALID_NMI_PENDING and _SHADOW.
 NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
 
@@ -139,3 +140,10 @@ def set_tss_addr(vm: int, address: int) -> None:
     if libc.ioctl(vm, ctypes.c_ulong(Request.SET_TSS_ADDR), ctypes.c_ulong(address)):
         number = ctypes.get_errno()
         raise make_error(number, f"KVM_SET_TSS_ADDR: {os.strerror(number)}")
+
+
+def delivers(vcpu: int) -> bool:
+    """Whether KVM has an exception, interrupt or NMI to deliver when the vCPU enters its guest."""
+    events = bytearray(VCPU_EVENTS_SIZE)
+    ioctl(vcpu, Request.GET_VCPU_EVENTS, events)
+    return any(events[at] for at in INJECTED_AT) or (events[NMI_PENDING_AT] > 0 and not events[NMI_MASKED_AT])

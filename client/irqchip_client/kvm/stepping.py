@@ -1,7 +1,7 @@
 """Windows for interrupts, where KVM emulates the guest: it looks for one between a thousand instructions or so.
 
 Then `sti; nop; cli` passes unseen. So the guest is run by single steps while an interrupt waits for it to be ready,
-each of which costs some 20 us in place of 1; there is a bound to that. A processor that virtualises exits at the very
+each of which costs some 50 us in place of 1; there is a bound to that. A processor that virtualises exits at the very
 instruction, and nothing here is used.
 """
 
@@ -22,8 +22,9 @@ from .ioctls import GUEST_DEBUG, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Req
 from .registers import Registers
 from .vm import KvmVm
 
-# Steps at a time, and a second: a guest that is not ready for long has time for other things than to be stepped.
-MOST, RATE = 20_000, 4_000
+# Seconds of steps at a time, and of each second in the long run: a guest that is seldom ready has time for other things.
+MOST, SHARE = 2.0, 0.05
+PAUSE = 0.01  # seconds of steps that must be left, once there were none
 WINDOW = bytes.fromhex("fb 90 90 fa f4")  # sti; nop; nop; cli; hlt
 
 
@@ -34,21 +35,26 @@ class Stepping:
         self._fd = fd
         self._on = False
         self._left = MOST
-        self._refilled = time.monotonic()
+        self._looked = time.monotonic()
+        self._spent = False
 
     def step(self) -> bool:
-        """KVM_RUN executes one instruction next time: whether it does so, as there have not been too many such."""
-        if self._left <= 0:
-            now = time.monotonic()
-            self._left = min(int((now - self._refilled) * RATE), MOST)
-            self._refilled = now
-        self._left -= 1
-        self._set(self._left >= 0)
+        """KVM_RUN executes one instruction next time: whether it does so, as there was not too much of that."""
+        self._count()
+        self._set(not self._spent)
         return self._on
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        elapsed, self._looked = now - self._looked, now
+        self._left = self._left - elapsed if self._on else min(self._left + elapsed * SHARE, MOST)
+        self._spent = self._left < (PAUSE if self._spent else 0)
 
     def run_on(self) -> None:
         """KVM_RUN executes as many as it likes."""
-        self._set(False)
+        if self._on:
+            self._count()
+            self._set(False)
 
     def _set(self, on: bool) -> None:
         if on is not self._on:
