@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge.signalling import signaller
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Event
 from irqchipd.vm.lines import Irqfd
@@ -18,7 +18,6 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
-_ONE = (1).to_bytes(8, "little")
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,13 +61,10 @@ class _Signalled:
         self._lock = threading.Lock()  # a write may come while it is closed
 
     def signal(self) -> None:
-        """Add 1. The kernel's eventfd_signal does not wait either, where the counter is full."""
-        poll = select.poll()
+        """Add 1, and wait for nothing."""
         with self._lock:
             if self._descriptor is not None:
-                poll.register(self._descriptor, select.POLLOUT)
-                if poll.poll(0):
-                    os.write(self._descriptor, _ONE)
+                signaller().signal(self._descriptor)
 
     def close(self) -> None:
         """Let go of it."""

@@ -1,0 +1,96 @@
+"""Adding 1 to an eventfd without ever waiting: eventfd_signal, of which Linux's AIO is the way in for a process.
+
+A write waits where the counter is full. Who else has the eventfd can fill it between a poll and the write, and the
+thread that waits would be all clients'; O_NONBLOCK is no way out, as they have that flag, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import select
+import struct
+import threading
+from functools import cache
+
+_ONE = (1).to_bytes(8, "little")
+_SYSCALLS = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}  # io_setup, io_getevents, io_submit
+_EVENTS = 64  # that a context keeps until they are taken
+_EVENT_BYTES = 32  # struct io_event
+# struct iocb, <linux/aio_abi.h>: a read of one byte, and when it is done, at once, an eventfd is signalled.
+_IOCB = struct.Struct("<QIIHhIQQqQII")
+_PREAD, _RESFD = 0, 1
+
+
+class Signaller:
+    """Signals eventfds; from any thread. OSError where there is no AIO."""
+
+    def __init__(self) -> None:
+        try:
+            setup, self._getevents, self._submit = _SYSCALLS[platform.machine()]
+        except KeyError:
+            raise OSError(errno.ENOSYS, "the system calls' numbers are not known") from None
+        # It keeps the interpreter: none of these calls waits.
+        self._call = ctypes.PyDLL(None, use_errno=True).syscall
+        self._call.restype = ctypes.c_long
+        context = ctypes.c_ulong()
+        self._zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        self._byte = ctypes.create_string_buffer(1)
+        self._iocb = ctypes.create_string_buffer(_IOCB.size)
+        self._iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
+        self._events = ctypes.create_string_buffer(_EVENTS * _EVENT_BYTES)
+        self._no_time = struct.pack("@ll", 0, 0)
+        self._untaken = 0
+        self._lock = threading.Lock()
+        if self._call(setup, ctypes.c_long(_EVENTS), ctypes.byref(context)) < 0:
+            os.close(self._zeros)
+            raise _failure()
+        self._context = context
+
+    def signal(self, eventfd: int) -> None:
+        """Add 1, as far as a counter goes: 2^64 - 1, which no write makes."""
+        with self._lock:
+            if self._untaken == _EVENTS:
+                self._call(
+                    self._getevents,
+                    self._context,
+                    ctypes.c_long(0),
+                    ctypes.c_long(_EVENTS),
+                    self._events,
+                    self._no_time,
+                )
+                self._untaken = 0
+            _IOCB.pack_into(
+                *(self._iocb, 0, 0, 0, 0, _PREAD, 0, self._zeros),
+                *(ctypes.addressof(self._byte), 1, 0, 0, _RESFD, eventfd),
+            )
+            if self._call(self._submit, self._context, ctypes.c_long(1), self._iocbs) < 0:
+                raise _failure()
+            self._untaken += 1
+
+
+class _Writer:
+    """Where there is no AIO: a write, which may wait for a client that means it to."""
+
+    def signal(self, eventfd: int) -> None:
+        """Add 1, but to a full counter."""
+        poll = select.poll()
+        poll.register(eventfd, select.POLLOUT)
+        if poll.poll(0):
+            os.write(eventfd, _ONE)
+
+
+def _failure() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+@cache
+def signaller() -> Signaller | _Writer:
+    """The best that this system has."""
+    try:
+        return Signaller()
+    except OSError:
+        return _Writer()

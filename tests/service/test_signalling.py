@@ -1,0 +1,74 @@
+"""An eventfd is signalled as the kernel does it: whoever has it can't make the daemon wait."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from irqchipd.edge.eventfds import _Signalled
+from irqchipd.edge.signalling import Signaller, signaller
+
+FULL = (1 << 64) - 2  # as far as writes go
+
+
+@pytest.fixture
+def eventfd() -> Iterator[int]:
+    eventfd = os.eventfd(0)
+    yield eventfd
+    os.close(eventfd)
+
+
+def test_every_signal_adds_one(eventfd: int) -> None:
+    for _ in range(1000):
+        signaller().signal(eventfd)
+    assert os.eventfd_read(eventfd) == 1000
+
+
+def test_a_full_counter_holds_up_nobody(eventfd: int) -> None:
+    os.eventfd_write(eventfd, FULL)
+    for _ in range(3):
+        signaller().signal(eventfd)
+    assert os.eventfd_read(eventfd) == FULL + isinstance(signaller(), Signaller)  # KVM: eventfd_signal's ULLONG_MAX
+    signaller().signal(eventfd)
+    assert os.eventfd_read(eventfd) == 1
+
+
+def test_nor_does_one_that_another_fills_meanwhile(eventfd: int) -> None:
+    if not isinstance(signaller(), Signaller):
+        pytest.skip("this system has no AIO")
+    signalled = [_Signalled(os.dup(eventfd)) for _ in range(2)]
+    rounds, start, end = 1000, threading.Barrier(3), threading.Barrier(3)
+
+    def signal(one: _Signalled) -> None:
+        for _ in range(rounds):
+            start.wait()
+            one.signal()
+            end.wait()
+
+    threads = [threading.Thread(target=signal, args=(one,), daemon=True) for one in signalled]
+    for thread in threads:
+        thread.start()
+    for _ in range(rounds):
+        os.eventfd_write(eventfd, FULL - 1)
+        start.wait(5)
+        end.wait(5)
+        os.eventfd_read(eventfd)
+    for one in signalled:
+        one.close()
+
+
+def test_what_is_no_eventfd_is_refused(eventfd: int) -> None:
+    if not isinstance(signaller(), Signaller):
+        pytest.skip("this system has no AIO")
+    read, write = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            signaller().signal(write)
+    finally:
+        os.close(read)
+        os.close(write)
+    signaller().signal(eventfd)
+    assert os.eventfd_read(eventfd) == 1
