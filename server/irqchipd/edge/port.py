@@ -126,19 +126,22 @@ class Port:
     def _turn(self) -> None:
         handlers = self._handlers
         self._unwatched.clear()
-        try:
-            for descriptor, events in self._wait():
-                handler = handlers.get(descriptor)
-                if handler is None:
-                    continue
+        for descriptor, events in self._wait():
+            handler = handlers.get(descriptor)
+            if handler is None:
+                continue
+            try:
                 if descriptor in self._unwatched:  # it was another's, who had this number
                     self.watch_for(descriptor, self._watched[descriptor])
                 else:
                     handler(events)
-            if self._backlog:
+            except Exception:  # one client's trouble is not the others', whose eventfds are reported once
+                log.exception("the port failed at something")
+        if self._backlog:
+            try:
                 self._backlog.popleft().go_on()
-        except Exception:  # one client's trouble is not the others': what is left is reported again
-            log.exception("the port failed at something")
+            except Exception:
+                log.exception("the port failed at a batch")
         if self._unopened or self._deaf_until:
             self._look_at_the_time()
 
