@@ -56,6 +56,12 @@ def test_an_elf_image_is_loaded_and_entered_in_protected_mode(memory: GuestMemor
     assert memory.read(MIB + 0x4FFF, 1) == b"\0"
 
 
+def test_an_entry_point_by_its_virtual_address_is_entered_at_its_physical_one() -> None:
+    higher_half = bytearray(elf(0xC000_0000 + MIB + 12, MIB, CODE, 0x5000))
+    struct.pack_into("<I", higher_half, 52 + 8, 0xC000_0000 + MIB)  # p_vaddr
+    assert parse_image(bytes(higher_half)).entry == MIB + 12
+
+
 def test_a_64_bit_elf_image_is_too(memory: GuestMemory) -> None:
     start = load(memory, parse_image(elf64(MIB + 12, MIB, CODE)))
     assert (start.mode, start.entry) == (StartMode.PROTECTED, MIB + 12)

@@ -27,7 +27,7 @@ from .frames import Frame, next_frame
 from .halting import Halting
 from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, delivers, ioctl
 from .kick import Kick
-from .registers import Registers
+from .registers import RIP, Registers
 from .stepping import Stepping, windows_are_exact
 from .vm import KvmVm
 
@@ -80,8 +80,10 @@ class KvmCpu:
         self._signalled = False
         # It has one, for all that is known; not only may.
         self._told = False
-        # CR8 keeps one back, and KVM does not tell when it is lowered; an NMI waits for the end of another.
-        self._held = self._nmi_waits = False
+        # CR8 keeps one back, and KVM does not tell when it is lowered.
+        self._held = False
+        # Where the handler of an NMI returns to.
+        self._nmi_return = 0
         # What an exception in the next step would push.
         self._frame: Frame | None = None
         # Acknowledged, and not yet KVM's to deliver.
@@ -92,7 +94,7 @@ class KvmCpu:
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
             Exit.MMIO: self._exits.mmio,
-            Exit.DEBUG: _nothing,
+            Exit.DEBUG: self._debug,
             Exit.HLT: self._hlt,
             Exit.INTERNAL_ERROR: self._internal_error,
             Exit.X86_RDMSR: self._exits.rdmsr,
@@ -178,7 +180,7 @@ class KvmCpu:
             if self._idle:
                 self._halt()
                 continue
-            if (self._interrupted or self._vector is not None or self._steps) and self._interrupt():
+            if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
             try:
                 run_ioctl(fd, Request.RUN)
@@ -214,7 +216,7 @@ class KvmCpu:
             self._signalled = True
         if stepping is not None:
             self._held = bool(self._apic.cr8) and self._apic.has_requests()
-            if not self._steps and not self._told:
+            if not self._held and not self._told:
                 stepping.run_on()
 
     def _interrupt(self) -> bool:
@@ -226,7 +228,7 @@ class KvmCpu:
         waits = self._interrupted or self._vector is not None
         if waits and not run[Run.READY_FOR_INTERRUPT_INJECTION]:
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-            known = self._told or self._steps or self._vector is not None
+            known = self._told or self._held or self._vector is not None
             return stepping is not None and known and self._step(stepping)
         if stepping is not None:
             if not waits:
@@ -237,7 +239,7 @@ class KvmCpu:
             interrupt = self._vcpu.acknowledge()
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
-                return stepping is not None and self._steps and self._step(stepping)
+                return stepping is not None and self._held and self._step(stepping)
             self._vector = interrupt.vector
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
@@ -247,10 +249,18 @@ class KvmCpu:
         self._interrupted = True
         return False
 
-    @property
-    def _steps(self) -> bool:
-        """Whether there is something to step for, but an interrupt that waits for the guest to be ready."""
-        return self._held or self._nmi_waits
+    def _find_nmi_window(self, stepping: Stepping) -> None:
+        """An NMI is to be delivered. In another's handler it waits for the IRET, behind which KVM would look late."""
+        if nmi_is_masked(self._fd):
+            stepping.break_at(self._nmi_return)
+        else:
+            self._complete()
+            state = state_of(self._fd, self._memory)
+            self._nmi_return = state.base("cs") + state.regs[RIP]
+
+    def _debug(self) -> None:
+        if self._stepping is not None and self._run[Run.DEBUG_DR6] & 1:
+            self._stepping.break_at(None)
 
     def _step(self, stepping: Stepping) -> bool:
         """KVM_RUN is to execute one instruction. Whether it has been executed, as KVM would not stop behind it."""
@@ -293,8 +303,9 @@ class KvmCpu:
             case Interrupt(vector):
                 self._vector = vector
             case Signal(SignalKind.NMI):
+                if self._stepping is not None:
+                    self._find_nmi_window(self._stepping)
                 ioctl(self._fd, Request.NMI)
-                self._nmi_waits = self._stepping is not None and nmi_is_masked(self._fd)
             case Signal(SignalKind.SMI):
                 ioctl(self._fd, Request.SMI)
             case Signal(SignalKind.INIT):
@@ -323,7 +334,7 @@ class KvmCpu:
         """Its registers are others: nothing waits to be delivered."""
         ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
         self._vector = None
-        self._idle = self._nmi_waits = False
+        self._idle = False
         self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
         self._apic.learn()
 
@@ -356,7 +367,6 @@ class KvmCpu:
             self._flags_changed(flags)
 
     def _flags_changed(self, flags: int) -> None:
-        self._nmi_waits = False
         ready = bool(flags & IF)
         self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
 

@@ -86,6 +86,7 @@ class Run:
     IO = struct.Struct("<BBHIQ")  # direction, size, port, count, offset of the data in kvm_run
     MMIO = struct.Struct("<Q8sIB")  # address, data, length, whether it is a write
     MMIO_DATA = 40
+    DEBUG_DR6 = 48
     MSR_ERROR = 32
     MSR, MSR_AT = struct.Struct("<IQ"), 44  # index, data
     MSR_DATA = 48
@@ -108,8 +109,8 @@ MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
 SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
-GUEST_DEBUG = struct.Struct("<I68x")  # control; the debug registers are not used
-GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP = 1 << 0, 1 << 1
+GUEST_DEBUG = struct.Struct("<I4x8Q")  # control, the debug registers
+GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, GUEST_DEBUG_BREAK = 1 << 0, 1 << 1, 1 << 17
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
 MAX_CPUID_ENTRIES = 256
 

@@ -18,13 +18,14 @@ from irqchip_client._errors import IrqchipError
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
-from .ioctls import GUEST_DEBUG, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Request, Run, ioctl
+from .ioctls import GUEST_DEBUG, GUEST_DEBUG_BREAK, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Request, Run, ioctl
 from .registers import Registers
 from .vm import KvmVm
 
-# Seconds of steps at a time, and of each second in the long run: a guest that is seldom ready has time for other things.
+# Seconds of steps at a time, and of each second in the long run: a guest that is seldom ready has time for the rest.
 MOST, SHARE = 2.0, 0.05
 PAUSE = 0.01  # seconds of steps that must be left, once there were none
+DR7_BREAK = 1 << 10 | 1 << 1  # the first register's, of an instruction
 WINDOW = bytes.fromhex("fb 90 90 fa f4")  # sti; nop; nop; cli; hlt
 
 
@@ -37,12 +38,19 @@ class Stepping:
         self._left = MOST
         self._looked = time.monotonic()
         self._spent = False
+        self._break: int | None = None
 
     def step(self) -> bool:
         """KVM_RUN executes one instruction next time: whether it does so, as there was not too much of that."""
         self._count()
         self._set(not self._spent)
         return self._on
+
+    def break_at(self, address: int | None) -> None:
+        """KVM_RUN returns before the instruction at this linear address, until there is another, or none."""
+        if address != self._break:
+            self._break = address
+            self._apply()
 
     def _count(self) -> None:
         now = time.monotonic()
@@ -59,9 +67,14 @@ class Stepping:
     def _set(self, on: bool) -> None:
         if on is not self._on:
             self._on = on
-            ioctl(
-                self._fd, Request.SET_GUEST_DEBUG, GUEST_DEBUG.pack(GUEST_DEBUG_ENABLE | GUEST_DEBUG_STEP if on else 0)
-            )
+            self._apply()
+
+    def _apply(self) -> None:
+        stops = self._break is not None
+        control = (GUEST_DEBUG_STEP if self._on else 0) | (GUEST_DEBUG_BREAK if stops else 0)
+        control |= GUEST_DEBUG_ENABLE if control else 0
+        registers = (self._break or 0, 0, 0, 0, 0, 0, 0, DR7_BREAK if stops else 0)
+        ioctl(self._fd, Request.SET_GUEST_DEBUG, GUEST_DEBUG.pack(control, *registers))
 
 
 @functools.cache

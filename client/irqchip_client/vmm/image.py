@@ -112,19 +112,22 @@ def _by_elf(image: bytes) -> BootImage:
     else:
         _, _, _, _, entry, table, _, _, _, entry_size, count, *_ = ELF_HEADER.unpack_from(image)
     segments = []
+    physical = entry
     for number in range(count):
         place = table + number * entry_size
         if long:
-            kind, _, offset, _, address, file_size, size, _ = ELF64_SEGMENT.unpack_from(image, place)
+            kind, _, offset, virtual, address, file_size, size, _ = ELF64_SEGMENT.unpack_from(image, place)
         else:
-            kind, offset, _, address, file_size, size, _, _ = ELF_SEGMENT.unpack_from(image, place)
+            kind, offset, virtual, address, file_size, size, _, _ = ELF_SEGMENT.unpack_from(image, place)
         if kind == LOADABLE and size:
+            if virtual <= entry < virtual + size:  # as GRUB and QEMU have it, where the two addresses differ
+                physical = entry - virtual + address
             if offset + file_size > len(image) or file_size > size:
                 raise _bad("a segment is not in the file")
             segments.append(_Segment(address, image[offset : offset + file_size], size))
     if not segments:
         raise _bad("it has nothing to load")
-    return BootImage(entry, tuple(segments), multiboot=True)
+    return BootImage(physical, tuple(segments), multiboot=True)
 
 
 def load(memory: GuestMemory, image: BootImage, *, command_line: str = "", initrd: bytes | None = None) -> Start:
