@@ -42,7 +42,7 @@ def monitor_session(monitor: Monitor, keyboard: Path) -> None:
     monitor.expect("sum 0 16", r"crc32 [0-9a-f]{8} of 16 sectors")
     monitor.expect("ticks 100", r"ticks: 1\d\d came, \d+ lost")
     monitor.expect("rtc 64", "rtc: 64 interrupts")
-    monitor.expect("ports 500", r".*a PIC's mask, .*", r".*the disk's status, .*")
+    monitor.expect("ports 2000", r".*a PIC's mask, .*", r".*the disk's status, .*")
     counts = {source: int(count) for source, count in map(str.split, monitor.command("irqs"))}
     silent = [source for source in SEVERAL_KINDS if not counts[source]]
     if silent:

@@ -114,7 +114,7 @@ def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> No
         done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "30", typed=typed)
         assert done.returncode == 7, done
         assert f"irqchipd demo guest, {mode.upper()} mode" in done.stdout
-        assert f"\nirq={mode}\n> echo Hello\nHello\n" in done.stdout
+        assert f"\n{GUEST} irq={mode}\n> echo Hello\nHello\n" in done.stdout
 
 
 def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Client, cpu: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import TSC_DEADLINE
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.cpu import Signal
 from irqchipd.vm.events import GsiAcknowledged
 from irqchipd.vm.machine import Vm
@@ -367,3 +368,24 @@ def run_in_lockstep() -> tuple[list[tuple[int, int]], VmState]:
 
 def test_what_is_due_at_one_time_happens_in_the_same_order_each_time() -> None:
     assert run_in_lockstep() == run_in_lockstep()
+
+
+def test_nobody_sees_a_timer_that_has_run_out_and_not_interrupted() -> None:
+    """The thread that rings may be late, as it is here for ever; each operation first does what is due."""
+
+    class NeverRings(RealClock):
+        def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+            pass
+
+    vm = Vm("test", clock=NeverRings())
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    lapic = 0xFEE0_0000
+    for register, value in ((0xF0, 0x1FF), (0x3E0, 0xB), (0x320, 0x31), (0x380, 1000)):
+        vm.mmio_write(0, lapic + register, 4, value)
+    while vm.mmio_read(0, lapic + 0x390, 4):
+        pass
+    irr = vm.mmio_read(0, lapic + 0x200 + 0x10 * (0x31 // 32), 4)
+    assert irr == 1 << 0x31 % 32
+    vm.mmio_write(0, lapic + 0x320, 4, 0x31 | 1 << 17)  # periodic, now: nothing starts it anew
+    assert vm.mmio_read(0, lapic + 0x390, 4) == 0

@@ -61,7 +61,7 @@ class _Ended(BaseException):
     help="A multiboot image, or a flat binary, which is entered in real mode at 7c00h.",
 )
 @click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its module.")
-@click.option("--append", metavar="TEXT", default="", help="Its command line.")
+@click.option("--append", metavar="TEXT", default="", help="Its command line, behind the kernel's name.")
 @click.option(
     "--memory", type=click.IntRange(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM."
 )
@@ -126,10 +126,12 @@ def run(
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
             ram = stack.enter_context(GuestMemory(memory << 20))
+            image = parse_image(kernel.read_bytes())
             start = load(
                 ram,
-                parse_image(kernel.read_bytes()),
-                command_line=append,
+                image,
+                # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
+                command_line=f"{kernel} {append}".rstrip() if image.multiboot else append,
                 initrd=None if initrd is None else initrd.read_bytes(),
             )
             vm = stack.enter_context(create_machine(client, name, cpus))

@@ -45,6 +45,12 @@ class _Turn:
         if vm._deleted:
             vm._lock.release()
             raise deleted(vm.name)
+        if vm._next_wake is not None and vm._goes_by_itself:
+            try:
+                vm._catch_up()
+            except BaseException:
+                vm._lock.release()
+                raise
 
     def __exit__(self, *_: object) -> None:
         vm = self._vm
@@ -75,6 +81,7 @@ class Turns:
         self._clock = clock if clock is not None else RealClock()
         self._board = Board(self._clock, tsc_khz)
         self._next_wake: int | None = None
+        self._goes_by_itself = not self._clock.virtual
         self._cpus: dict[int, Cpu] = {}
 
     # Time.
@@ -111,14 +118,22 @@ class Turns:
         return True
 
     def _ring(self) -> None:
-        """A real clock says that something is due; called from its thread."""
+        """A real clock says that something is due; called from its thread. Each turn begins with that."""
         with suppress(VmError), self._turn:
-            self._next_wake = None
+            self._next_wake = None  # it has rung, and must be told anew
             self._board.unsettled = True
-            now = self._clock.now()
-            for _ in range(MAX_EXPIRATIONS):
-                if not self._ring_one(now):
-                    break
+
+    def _catch_up(self) -> None:
+        """Do what is due before anything else: the clock's thread may be late, and nobody is to see a time when a timer
+        has run out and has not interrupted.
+        """
+        now = self._clock.now()
+        if self._next_wake is None or now < self._next_wake:
+            return
+        self._board.unsettled = True
+        for _ in range(MAX_EXPIRATIONS):
+            if not self._ring_one(now):
+                break
 
     def _settle(self) -> list[Callable[[], None]]:
         """What to call without the lock, now that an operation is done and nothing is left of it."""
