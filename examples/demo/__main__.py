@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -92,6 +93,7 @@ def main() -> int:
     arguments = options.parse_args()
     cpus = arguments.cpu or ["unicorn", *["kvm"] * os.access("/dev/kvm", os.R_OK | os.W_OK)]
     os.environ["PYTHONUNBUFFERED"] = "1"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and no process is left
     transcripts: list[list[str]] = []
     stage = None
     try:

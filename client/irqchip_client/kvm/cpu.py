@@ -15,6 +15,7 @@ from irqchip_client._errors import Busy, GuestError, IrqchipError, SessionClosed
 from irqchip_client._events import InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import LocalDevices
+from irqchip_client.vmm.halting import Halting
 from irqchip_client.vmm.start import Start
 
 from .apic import Apic
@@ -24,7 +25,6 @@ from .emulator import IF, Instruction, execute, next_instruction, nmi_is_masked,
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
-from .halting import Halting
 from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, delivers, ioctl
 from .kick import Kick
 from .registers import RIP, Registers

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 from irqchip_client._errors import Busy, GuestError, InvalidArgument, SessionClosed, TimedOut
 from irqchip_client._events import InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
-from irqchip_client.kvm.halting import Halting
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
+from irqchip_client.vmm.halting import Halting
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
