@@ -36,7 +36,7 @@ def main() -> None:
     """Measure and report."""
     figures: list[Figure] = []
     series: dict[str, Series] = {}
-    for measure in (over_grpc, by_port, by_interrupt, at_rest, under_flood, in_the_kernel):
+    for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_the_kernel):
         measure(figures, series)
     by_name = {figure.name: figure for figure in figures}
     figures = [by_name[name] for name in ORDER if name in by_name]
@@ -112,14 +112,11 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
             session = stack.enter_context(session_over(client, "vm", "port", poll))
-            stack.enter_context(worker(answerer, daemon.target, "vm", poll_us=poll))
             kind = "both polling" if polling else "blocking"
             work: dict[str, Work] = {
                 f"bare ping-pong, {kind}": (bare.hop, count, 1),
                 f"port, PioRead, {kind}": (reads(session), count, 1),
                 f"port, MmioWrite, always another value, {kind}": (different_writes(session), count, 1),
-                f"port, PioRead of a device's process, {kind}": (reads(session, ANSWERED_PORT), count, 1),
-                f"port, 128 PioReads of a device's process, each, {kind}": (string(session), 1, 128),
             }
             qemu = stack.enter_context(qtest()) if polling else None
             if qemu is not None:
@@ -130,6 +127,27 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
         figures.append(Figure.ratio(ORDER[3 + polling], read, reference, 2.5 if polling else 1.5))
         if "QEMU qtest, inb" in measured:
             figures.append(Figure.ratio(ORDER[5], read, measured["QEMU qtest, inb"], 0.4))
+
+
+def by_device(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
+    """A round trip to a chip, and to a device's process: there are two more hops."""
+    for polling in (False, True):
+        with ExitStack() as stack:
+            poll = POLL_US if polling else 0
+            kind = "both polling" if polling else "blocking"
+            daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
+            pin(daemon.pid, 1)
+            stack.enter_context(pinned(0))
+            client = stack.enter_context(daemon.connect())
+            prepare(client, "vm")
+            session = stack.enter_context(session_over(client, "vm", "port", poll))
+            stack.enter_context(worker(answerer, daemon.target, "vm", poll_us=poll))
+            work: dict[str, Work] = {
+                f"a chip's PioRead beside a device's, {kind}": (reads(session), 50, 1),
+                f"a device's PioRead, {kind}": (reads(session, ANSWERED_PORT), 50, 1),
+                f"128 PioReads of a device in a batch, each, {kind}": (string(session), 1, 128),
+            }
+            series.update(round_robin(work, rounds=20, pause=0.0 if polling else PAUSE))
 
 
 def different_writes(session: Session) -> Callable[[], object]:

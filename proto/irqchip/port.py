@@ -53,7 +53,8 @@ class Patience:
 
     def met(self) -> None:
         """Something came while it polled."""
-        self.poll_ns = min(2 * self.poll_ns, self.most_ns)
+        if self.poll_ns < self.most_ns:
+            self.poll_ns = min(2 * self.poll_ns, self.most_ns)
 
     def woken(self) -> None:
         """Something came when it had blocked."""

@@ -256,8 +256,6 @@ class _Connection:
             data = b""
         session = self._session
         if len(data) == SINGLE.size and not data[0] and data[HEADER.size] in SINGLES and session is not None:
-            if self._eventfds.descriptors:  # they came with this, which takes none
-                self._eventfds.discard()
             try:
                 with self._busy:
                     self._send(session.execute_single(data))
@@ -291,6 +289,8 @@ class _Connection:
                 descriptors = array("i")
                 descriptors.frombytes(numbers[: len(numbers) - len(numbers) % descriptors.itemsize])
                 self._eventfds.descriptors.extend(descriptors)
+        if len(data) == SINGLE.size and not data[0]:  # it takes none
+            self._eventfds.discard()
         return data
 
     def _received(self, data: bytes) -> None:
