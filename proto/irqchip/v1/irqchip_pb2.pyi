@@ -1614,8 +1614,8 @@ class RegisterRegionRequest(_message.Message):
 
     EEXIST: part of the range is claimed, by a chip or another region; but doorbells of the same range and other values go
     together. EINVAL: a range that is empty or too long, a value for a range that is none of 1, 2, 4 or 8 bytes or does not
-    fit, or without doorbell. ENOSPC: the bus has 1,000 devices, and each doorbell is one. Of an eventfd: EBADF, EINVAL, EOPNOTSUPP and ENOSPC as of
-    IrqfdRequest.
+    fit, or without doorbell. ENOSPC: the bus has 1,000 devices, and each doorbell is one. Of an eventfd: EBADF, EINVAL,
+    EOPNOTSUPP and ENOSPC as of IrqfdRequest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
