@@ -32,7 +32,7 @@ TIME_IS_UP, GUEST_FAILED, REFUSED = 124, 126, 2
 # Signals that end it. A second one does so at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
-PATIENCE = 60  # seconds, for devices to come
+PATIENCE, SILENCE = 60, 3  # seconds, for devices to come, and until somebody wonders
 BIGGEST = 3072  # MiB: what is above is the chips'
 
 
@@ -213,10 +213,14 @@ def _devices(
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], ended: list[int]) -> None:
     """Until they have come, or the run has ended."""
     missing = set(clients)
-    deadline = time.monotonic() + PATIENCE
+    began = time.monotonic()
+    deadline, told = began + PATIENCE, False
     while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
         if ended:
             return
+        if not told and time.monotonic() > began + SILENCE:
+            told = True
+            click.echo(f"VM {vm.name} waits for {', '.join(sorted(missing))}; Ctrl-] ends it\r", err=True)
         if time.monotonic() > deadline:
             raise irqchip_client.NotFound(
                 errno.ENOENT, f"{', '.join(sorted(missing))} did not come within {PATIENCE} s"

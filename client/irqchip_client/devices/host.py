@@ -24,6 +24,7 @@ from .device import Device, DeviceRegion, OutputLine
 from .reactor import Reactor
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
+SILENCE = 3.0  # seconds of waiting, after which it says so
 INSISTENCE = 0.001  # seconds, after which a coalesced edge is made again
 
 # Lines that insist, and which of a turn's operations raised them.
@@ -266,7 +267,8 @@ def describe(device: Device) -> str:
 
 
 def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
+    deadline, told = began + patience, False
     while True:
         vm = find()
         try:
@@ -277,6 +279,9 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
             missing = error
         if time.monotonic() > deadline:
             raise missing
+        if not told and time.monotonic() > began + SILENCE:
+            told = True
+            log.info("waiting for VM %r: %s", vm.name, missing.message)
         time.sleep(0.05)
 
 

@@ -132,7 +132,7 @@ def _after(first: Event, second: Fault) -> Event:
     """Table 6-5. A benign first exception, or an interrupt, is lost; the second is handled."""
     if first.origin is Origin.EXCEPTION:
         if first.vector == Vector.DF:
-            raise TripleFault(f"{second} on delivering a double fault")
+            raise TripleFault(f"a triple fault: {second} on delivering a double fault")
         if (first.vector in CONTRIBUTORY and second.vector in CONTRIBUTORY) or (
             first.vector == Vector.PF and (second.vector == Vector.PF or second.vector in CONTRIBUTORY)
         ):
