@@ -11,7 +11,7 @@ from irqchip_client.devices import Device
 from tests.devices.bench import Bench
 
 TEXT = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
-(CODE,) = re.findall(r"```python\n(.*?)\nrun_device", TEXT, re.DOTALL)
+(CODE,) = re.findall(r"```python\n(.*?)\nif __name__", TEXT, re.DOTALL)
 PORT, GSI = 0x300, 5
 
 
