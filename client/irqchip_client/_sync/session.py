@@ -157,6 +157,16 @@ class Session(Machine):
             self._wait(lambda: self._core.has_event, timeout, "an event")
             return self._core.take_event()
 
+    def _take_events(self) -> list[Event]:
+        """Those that have come, without waiting. SessionClosed once the Session has ended, and all are read."""
+        _ = self.closed  # Over the port this receives what has come.
+        core = self._core
+        with self._changed:
+            taken = [core.take_event()] if core.has_event else []
+            while core.events:
+                taken.append(core.take_event())
+            return taken
+
     def events(self, timeout: float | None = None) -> Iterator[Event]:
         """Iterates over events as they come, and stops when none has come for `timeout` seconds.
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from fcntl import ioctl as run_ioctl
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from irqchip_client._errors import Busy, GuestError, IrqchipError, SessionClosed, TimedOut
-from irqchip_client._events import InterruptPending, VcpuSignal
+from irqchip_client._errors import GuestError, IrqchipError, TimedOut
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import LocalDevices
-from irqchip_client.vmm.halting import Halting
+from irqchip_client.vmm.adapter import Adapter, told_by
 from irqchip_client.vmm.start import Start
 
 from .apic import Apic
-from .causes import Causes
 from .cpuid import physical_address_bits, vcpu_cpuid
 from .emulator import IF, Instruction, execute, next_instruction, nmi_is_masked, state_of
 from .exits import Exits
@@ -32,13 +29,12 @@ from .stepping import Stepping, windows_are_exact
 from .vm import KvmVm
 
 if TYPE_CHECKING:
-    from irqchip_client import Vm
+    from irqchip_client import Session, Vm
 
-_WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 HEARTBEAT = 0.02  # seconds, where a lower CR8 is not told
 
 
-class KvmCpu:
+class KvmCpu(Adapter):
     """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     kvm    the VM; a vCPU of KVM is made in it
@@ -52,33 +48,27 @@ class KvmCpu:
     """
 
     def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
-        self.id = vcpu
-        self._closed = False
         with ExitStack() as made:
             self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
             made.callback(os.close, self._fd)
             self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
             self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
-            self._causes = Causes(vm, vcpu)  # Before the other that hears of events, and so it hears first.
-            made.callback(self._causes.close)
+            self._causes: Session | None = None
+            if self._session.transport == "port":
+                # Before the other that hears of events, and so it hears first.
+                self._causes = made.enter_context(vm.session(f"vcpu {vcpu} causes", vcpus=[vcpu]))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
-            self._vcpu = self._session.vcpu(vcpu)
+            super().__init__(self._session, vcpu)
             self._memory = kvm.memory
             self._registers = Registers(self._fd)
             self._kick = Kick(self._fd)
-            self._halting = Halting(self._session, vcpu)
             self._apic = Apic(self._fd, self._run, self._vcpu, physical_address_bits(kvm.cpuid))
             self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()
-        # It executes nothing: it is in HLT, or waits for INIT or SIPI.
-        self._idle = False
-        # The daemon may have an interrupt to acknowledge; a signal to take. Whoever sets one of them and is not the
-        # vCPU's thread kicks that afterwards; it clears them before it asks the daemon.
-        self._interrupted = False
-        self._signalled = False
-        # It has one, for all that is known; not only may.
+        # Whoever sets _interrupted or _signalled and is not the vCPU's thread kicks that afterwards; it clears them
+        # before it asks the daemon. And whether it has an interrupt, for all that is known; not only may.
         self._told = False
         # CR8 keeps one back, and KVM does not tell when it is lowered.
         self._held = False
@@ -88,9 +78,7 @@ class KvmCpu:
         self._frame: Frame | None = None
         # Acknowledged, and not yet KVM's to deliver.
         self._vector: int | None = None
-        self._stop = threading.Event()
         self._failure: IrqchipError | None = None
-        self._running = threading.Lock()
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
             Exit.MMIO: self._exits.mmio,
@@ -126,8 +114,7 @@ class KvmCpu:
             self._kick.enter()
             try:
                 self._apic.learn()
-                self._idle = self._idle or self._vcpu.mp_state() in _WAITS
-                self._interrupted = self._signalled = True  # What was told while nobody ran is not known.
+                self._begin()
                 if self._failure is not None:
                     raise self._failure
                 if not self._stop.is_set():
@@ -136,28 +123,13 @@ class KvmCpu:
             finally:
                 self._kick.leave()
 
-    def stop(self) -> None:
-        """Ends run(), or the next one where none is under way. From any thread, a local device, a signal handler."""
-        self._stop.set()
+    def _interrupt_guest(self) -> None:
         self._kick.kick()
-        self._halting.end()
 
-    def close(self) -> None:
-        """Ends run(), and the vCPU. Not from a local device."""
-        if self._closed:
-            return
-        self._closed = True
-        self.stop()
-        with self._running:
-            self._events.close()
-            self._listener.join()
-            self._made.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _let_go(self) -> None:
+        self._events.close()
+        self._listener.join()
+        self._made.close()
 
     def _loop(self) -> None:
         run, fd, kick, apic, exits, handlers = (
@@ -173,12 +145,12 @@ class KvmCpu:
                     return
                 if self._failure is not None:
                     raise self._failure
-                if self._causes.known:
+                if self._causes is not None:
                     self._look()
             if self._signalled:
                 self._take_signals()
             if self._idle:
-                self._halt()
+                self._halt(not run[Run.IF_FLAG])
                 continue
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
@@ -205,10 +177,10 @@ class KvmCpu:
         processor's own: the thread that waits for events would tell too late.
         """
         exits, stepping = self._exits, self._stepping
-        if self._causes.known:
-            interrupted, signalled = self._causes.look()
-        else:
+        if self._causes is None:
             interrupted, signalled = True, exits.signalled
+        else:
+            interrupted, signalled = told_by(self._causes._take_events())
         exits.wrote = exits.signalled = False
         if interrupted:
             self._interrupted = self._told = True
@@ -285,17 +257,6 @@ class KvmCpu:
     def _hlt(self) -> None:
         self._idle = True
 
-    def _halt(self) -> None:
-        """It executes nothing until there is something to take."""
-        wake = self._halting.wait(not self._run[Run.IF_FLAG], self._stop)
-        if wake is not None:
-            self._accept(wake)
-
-    def _take_signals(self) -> None:
-        self._signalled = False
-        while (signal := self._vcpu.take_signal()) is not None:
-            self._accept(signal)
-
     def _accept(self, wake: Wake) -> None:
         """It has taken something."""
         self._idle = False
@@ -348,10 +309,11 @@ class KvmCpu:
                     if self._apic.cr8:
                         self._kick.kick()
                     continue
-                if not self._causes.known:  # else the vCPU's thread asks those
-                    if not isinstance(event, VcpuSignal):
+                if self._causes is None:  # else the vCPU's thread asks those
+                    interrupt, signal = told_by([event])
+                    if interrupt:
                         self._interrupted = self._told = True
-                    if not isinstance(event, InterruptPending):
+                    if signal:
                         self._signalled = True
                 self._kick.kick()
         except IrqchipError as error:
@@ -375,18 +337,6 @@ class KvmCpu:
 
     def _guest_error(self, what: str) -> GuestError:
         return GuestError(f"vCPU {self.id} can't go on: {what}. It is at {self._registers.where()}")
-
-    @contextmanager
-    def _not_running(self) -> Iterator[None]:
-        """Nobody runs it for as long."""
-        if not self._running.acquire(blocking=False):
-            raise Busy(errno.EBUSY, f"vCPU {self.id} runs already")
-        try:
-            if self._closed:
-                raise SessionClosed(errno.EPIPE, f"vCPU {self.id} is closed")
-            yield
-        finally:
-            self._running.release()
 
 
 def _nothing() -> None:

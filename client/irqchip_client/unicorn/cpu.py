@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from irqchip_client._errors import Busy, GuestError, InvalidArgument, SessionClosed, TimedOut
-from irqchip_client._events import InterruptPending, VcpuSignal
+from irqchip_client._errors import GuestError, InvalidArgument
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
-from irqchip_client.vmm.halting import Halting
+from irqchip_client.vmm.adapter import Adapter, told_by
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
@@ -30,10 +26,8 @@ RAM_END = 0xFEC0_0000  # The IOAPIC
 RAX, RCX, RDX = range(3)
 DWORD = 0xFFFF_FFFF
 
-_WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
-
-class UnicornCpu:
+class UnicornCpu(Adapter):
     """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     memory  the guest's RAM, of less than 0xfec00000 bytes
@@ -49,31 +43,21 @@ class UnicornCpu:
     def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
         if memory.size > RAM_END:
             raise InvalidArgument(errno.EINVAL, f"RAM ends at {RAM_END:#x}, where the IOAPIC is, not {memory.size:#x}")
-        self.id = vcpu
         self._session = vm.session(f"vcpu {vcpu}")
         try:
             self._events = vm.session(f"vcpu {vcpu} events", vcpus=[vcpu])
         except BaseException:
             self._session.close()
             raise
-        self._vcpu = self._session.vcpu(vcpu)
+        super().__init__(self._session, vcpu)
         self._apic = Apic(self._vcpu)
-        self._halting = Halting(self._session, vcpu)
         self._accesses = Accesses(self._vcpu, local)
         self._engine = Engine(memory, self)
         self._breaker = self._engine.breaker
         self._engine.reset()
-        # It executes nothing: it is in HLT, or waits for INIT or SIPI.
-        self._idle = False
-        # The daemon may have an interrupt to acknowledge; a signal to take.
-        self._interrupted = False
-        self._signalled = False
         self._vector: int | None = None  # Acknowledged, and not delivered: Ctrl-C came in between.
         self._nmi = False  # Taken, while another blocks it.
-        self._stop = threading.Event()
         self._failure: BaseException | None = None
-        self._closed = False
-        self._running = threading.Lock()
 
     def start(self, start: Start) -> None:
         """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
@@ -91,36 +75,20 @@ class UnicornCpu:
         daemon or the VM has gone; Busy where it runs already.
         """
         with self._not_running():
-            self._idle = self._idle or self._vcpu.mp_state() in _WAITS
-            self._interrupted = self._signalled = True  # What was told while nobody ran is not known.
+            self._begin()
             try:
                 self._loop()
             except (TripleFault, Unsupported) as error:
                 raise GuestError(f"vCPU {self.id} can't go on: {error}. It is at {self._engine.where()}") from None
             self._stop.clear()
 
-    def stop(self) -> None:
-        """Ends run(), or the next one where none is under way. From any thread, a local device, a signal handler."""
-        self._stop.set()
+    def _interrupt_guest(self) -> None:
         self._breaker.stop()
-        self._halting.end()
 
-    def close(self) -> None:
-        """Ends run(), and the vCPU. Not from a local device."""
-        if self._closed:
-            return
-        self._closed = True
-        self.stop()
-        with self._running:
-            self._events.close()
-            self._session.close()
-            self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _let_go(self) -> None:
+        self._events.close()
+        self._session.close()
+        self._engine.close()
 
     def _loop(self) -> None:
         engine, breaker = self._engine, self._breaker
@@ -140,7 +108,7 @@ class UnicornCpu:
             if self._nmi and not engine.state.nmi_blocked:
                 self._deliver_nmi()
             if self._idle:
-                self._halt()
+                self._halt(not engine.interrupts_enabled)
                 continue
             if self._interrupted:
                 self._interrupt()
@@ -174,17 +142,6 @@ class UnicornCpu:
             deliver(self._engine, Event(self._vector, Origin.EXTERNAL))
             self._vector = None
             self._interrupted = True  # There may be more, of which no event need tell.
-
-    def _halt(self) -> None:
-        """It executes nothing until there is something to take."""
-        wake = self._halting.wait(not self._engine.interrupts_enabled, self._stop)
-        if wake is not None:
-            self._accept(wake)
-
-    def _take_signals(self) -> None:
-        self._signalled = False
-        while (signal := self._vcpu.take_signal()) is not None:
-            self._accept(signal)
 
     def _accept(self, wake: Wake) -> None:
         """It has taken something."""
@@ -220,15 +177,9 @@ class UnicornCpu:
 
     def _look(self) -> None:
         """Takes the events that have come. SessionClosed"""
-        events = self._events
-        _ = events.closed  # Reads what has come; next_event() with no time does not.
-        with suppress(TimedOut):
-            while True:
-                event = events.next_event(0)
-                if not isinstance(event, VcpuSignal):
-                    self._interrupted = True
-                if not isinstance(event, InterruptPending):
-                    self._signalled = True
+        interrupt, signal = told_by(self._events._take_events())
+        self._interrupted |= interrupt
+        self._signalled |= signal
 
     # Instructions.
 
@@ -311,15 +262,3 @@ class UnicornCpu:
         self._interrupted = True
         self._breaker.stop_at_window()
         self._breaker.spent()
-
-    @contextmanager
-    def _not_running(self) -> Iterator[None]:
-        """Nobody runs it for as long."""
-        if not self._running.acquire(blocking=False):
-            raise Busy(errno.EBUSY, f"vCPU {self.id} runs already")
-        try:
-            if self._closed:
-                raise SessionClosed(errno.EPIPE, f"vCPU {self.id} is closed")
-            yield
-        finally:
-            self._running.release()
