@@ -310,16 +310,25 @@ Global___DeleteVmResponse: _TypeAlias = DeleteVmResponse  # noqa: Y015
 
 @_typing.final
 class ListVmsRequest(_message.Message):
-    """ListVmsRequest is empty."""
+    """ListVmsRequest asks for a page of the list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most VMs that the page may have; 0: as many as fit. A page may have fewer."""
+    page_token: _builtins.str
+    """The next_page_token of the page before; empty: the first page."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,23 +336,27 @@ Global___ListVmsRequest: _TypeAlias = ListVmsRequest  # noqa: Y015
 
 @_typing.final
 class ListVmsResponse(_message.Message):
-    """ListVmsResponse lists VMs."""
+    """ListVmsResponse is a page of the list of VMs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """What to ask the next page with; empty on the last page."""
     @_builtins.property
     def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmInfo]:
-        """All VMs, ordered by name."""
+        """VMs, ordered by name. A VM with many Sessions has only the first of them here (see VmInfo.session_count)."""
 
     def __init__(
         self,
         *,
         vms: _abc.Iterable[Global___VmInfo] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "vms", b"vms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,16 +369,20 @@ class GetVmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
+    page_token: _builtins.str
+    """The next_page_token of the page before; empty: the first page of the VM's Sessions."""
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,18 +395,22 @@ class GetVmResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """What to ask the next page of its Sessions with; empty on the last page."""
     @_builtins.property
     def vm(self) -> Global___VmInfo:
-        """The VM."""
+        """The VM, with a page of its Sessions."""
 
     def __init__(
         self,
         *,
         vm: Global___VmInfo | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +435,8 @@ class VmInfo(_message.Message):
     NOW_NS_FIELD_NUMBER: _builtins.int
     NEXT_TIMER_NS_FIELD_NUMBER: _builtins.int
     TSC_KHZ_FIELD_NUMBER: _builtins.int
+    SESSION_COUNT_FIELD_NUMBER: _builtins.int
+    LATENESS_NS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's name."""
     irqchip: _builtins.bool
@@ -434,13 +457,17 @@ class VmInfo(_message.Message):
     """When its next timer is due, in its time; absent where none runs."""
     tsc_khz: _builtins.int
     """The frequency of its vCPUs' TSCs, kHz."""
+    session_count: _builtins.int
+    """How many Sessions it has."""
+    lateness_ns: _builtins.int
+    """How late its timers are, nanoseconds: a VM whose timers need more than its share of the daemon falls behind alone."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of its vCPUs, in order of creation."""
 
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
-        """Its open Sessions, in order of opening."""
+        """Its open Sessions, in order of opening; where there are many, a page of them."""
 
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -462,10 +489,12 @@ class VmInfo(_message.Message):
         now_ns: _builtins.int = ...,
         next_timer_ns: _builtins.int | None = ...,
         tsc_khz: _builtins.int = ...,
+        session_count: _builtins.int = ...,
+        lateness_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "lateness_ns", b"lateness_ns", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "session_count", b"session_count", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__next_timer_ns: _TypeAlias = _typing.Literal["next_timer_ns"]  # noqa: Y015
     _WhichOneofArgType__next_timer_ns: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns"]  # noqa: Y015

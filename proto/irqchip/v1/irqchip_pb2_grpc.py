@@ -259,14 +259,15 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVms(self, request, context):
-        """ListVms returns every VM, ordered by name.
+        """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVm(self, request, context):
-        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold.
+        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
+        is not one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

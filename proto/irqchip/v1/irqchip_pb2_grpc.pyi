@@ -70,9 +70,11 @@ class IrqchipServiceStub:
     DeleteVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
     ListVms: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.ListVmsRequest, _irqchip_pb2.ListVmsResponse]
-    """ListVms returns every VM, ordered by name."""
+    """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
     GetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]
-    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
+    is not one.
+    """
     AdvanceClock: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]
     """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
     It stops short after 10,000 expirations, so that others are served: call it again for the rest.
@@ -210,9 +212,11 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     DeleteVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]  # type: ignore[assignment]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
     ListVms: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.ListVmsRequest, _irqchip_pb2.ListVmsResponse]  # type: ignore[assignment]
-    """ListVms returns every VM, ordered by name."""
+    """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
     GetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]  # type: ignore[assignment]
-    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
+    is not one.
+    """
     AdvanceClock: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]  # type: ignore[assignment]
     """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
     It stops short after 10,000 expirations, so that others are served: call it again for the rest.
@@ -365,7 +369,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.ListVmsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.ListVmsResponse, _abc.Awaitable[_irqchip_pb2.ListVmsResponse]]:
-        """ListVms returns every VM, ordered by name."""
+        """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
 
     @_abc_1.abstractmethod
     def GetVm(
@@ -373,7 +377,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.GetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.GetVmResponse, _abc.Awaitable[_irqchip_pb2.GetVmResponse]]:
-        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
+        is not one.
+        """
 
     @_abc_1.abstractmethod
     def AdvanceClock(
