@@ -71,7 +71,7 @@ class Board:
         self.delayed_eoi = Alarm(1, self._serve_ioapic)
         # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
         self.generation = 0
-        # Who listens to each vCPU. A tuple is replaced and never changed: what is to be told keeps the listeners of its time.
+        # Who listens to each vCPU. Tuples are replaced: what is to be told keeps the listeners of its time.
         self.listeners: dict[int, tuple[Listener, ...]] = {}
         # What is to be done when an operation is over, and whether there is anything: work that KVM leaves to a thread
         # of its own, CPUs that are watched and may have something new to take, and what is to be told.
@@ -224,7 +224,7 @@ class Board:
 
     @property
     def work(self) -> int:
-        """What the board has done, less what has been told, in pieces of some microseconds each. Turns are bounded by it."""
+        """What the board has done, and has to tell, in pieces of some microseconds. It bounds turns."""
         return self.rung + self.apics.offered + self.tellings
 
     def take_outbox(self) -> list[Telling]:

@@ -91,9 +91,9 @@ class Alarms:
 class Scheduler:
     """Rings alarms by the machine's monotonic clock, nanoseconds, from one thread for all; it waits while none is due.
 
-    An alarm without a share rings when it is due: the timeouts of Halts and of regions, which never wait behind guests'
-    timers. Alarms with a share are VMs' timers: the VM that has had the least time goes first, so that a VM whose timers
-    need more time than there is falls behind alone. After STRETCH_NS of such work without a pause the thread rests for as
+    An alarm without a share rings when it is due: timeouts of Halts and regions never wait behind guests' timers.
+    Alarms with a share are VMs' timers: the VM that has had the least time goes first, so that a VM whose timers need
+    more time than there is falls behind alone. After STRETCH_NS of such work without a pause the thread rests for as
     long, so that the timers leave others half of the time.
 
     set may be called from any thread, also by an alarm that rings.

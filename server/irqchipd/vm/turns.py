@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from irqchipd.chips.lapic import Lapic
 from irqchipd.vm.backlog import TOLD_A_TURN, Backlog, Telling, tell
@@ -15,6 +16,8 @@ from irqchipd.vm.board import Board
 from irqchipd.vm.clock import SCHEDULER, Alarm, Clock, RealClock, VirtualClock
 from irqchipd.vm.cpu import Cpu
 from irqchipd.vm.errors import VmError, deleted, invalid
+
+_T = TypeVar("_T")
 
 MAX_TSC_KHZ = 100_000_000
 MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
@@ -29,6 +32,16 @@ class Advance:
     now: int
     remaining: int
     next_timer: int | None
+
+
+def finish(work: Generator[Any, None, _T]) -> _T:
+    """Do all turns of some work, one after the other."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
 
 
 class _Turn:
@@ -90,16 +103,10 @@ class Turns:
 
         It stops short after MAX_EXPIRATIONS.
         """
-        advancing = self.advancing(nanoseconds)
-        while True:
-            try:
-                next(advancing)
-            except StopIteration as done:
-                advance: Advance = done.value
-                return advance
+        return finish(self.advancing(nanoseconds))
 
-    def advancing(self, nanoseconds: int) -> Generator[None, None, Advance]:
-        """As advance, in turns of WORK_A_TURN, between which others may have theirs."""
+    def advancing(self, nanoseconds: int) -> Generator[Backlog | None, None, Advance]:
+        """As advance, in turns of WORK_A_TURN. Between them others have theirs, and a backlog is waited for."""
         expirations = MAX_EXPIRATIONS
         while True:
             with self._turn:
@@ -121,7 +128,7 @@ class Turns:
             nanoseconds = advance.remaining
             if not nanoseconds or not expirations:
                 return advance
-            yield
+            yield self.backlog
 
     def _ring_one(self, now: int) -> bool:
         """Do what is due first, if anything is."""
