@@ -17,7 +17,6 @@ from irqchip.port import MESSAGE_BYTES
 from irqchip.records import HEADER, SINGLE
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
-from irqchipd.edge.closing import CLOSER
 from irqchipd.edge.eventfds import SessionEventfds
 from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.records import SINGLES, finish_single
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
 SOCKET_BUFFER = 4 * MESSAGE_BYTES
 PACKET = MESSAGE_BYTES + 1  # more than there may be
 _DESCRIPTORS = 253  # SCM_MAX_FD: that may come with a packet
+_CREDENTIALS = 12  # bytes, struct ucred
 # There is always room for them: the kernel would close what finds none, in the port's thread, and that may wait.
-_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize)
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS)
 _READ = select.EPOLLIN
 
 Answer = pb.SessionResponse | bytes | None
@@ -142,8 +142,8 @@ class Connection:
         if len(data) > self._limits.message_bytes:
             raise VmError(errno.E2BIG, f"a message of more than {self._limits.message_bytes} bytes")
         takes_descriptors, self._takes_descriptors = self._takes_descriptors, False
-        if self._eventfds and (not takes_descriptors or not data[0]):
-            raise invalid("descriptors came with a message that takes none: they go with a batch, behind descriptors{}")
+        if not takes_descriptors or not data[0]:
+            self._eventfds.discard()
         if session is not None and not data[0]:
             self._work = session.execute_packed(data)
             return
@@ -155,11 +155,9 @@ class Connection:
             self._open(opening(message))
         elif message.HasField("descriptors"):
             if self._eventfds:
-                raise invalid("descriptors go with the message behind descriptors{}")
+                raise invalid("descriptors go with a batch, and this message is none")
             self._takes_descriptors = True
         else:
-            if self._eventfds and not message.HasField("batch"):
-                raise invalid("descriptors go with a batch")
             self._work = session.execute(following(message))
 
     def _open(self, request: pb.SessionOpen) -> None:
@@ -291,14 +289,15 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket."""
+        # What is left unread would reset the connection, and take from the client what it was told last; and its
+        # descriptors would be closed with the socket. Credentials come with every packet, an empty one too, and tell it
+        # from the end.
         with suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
-        # What is left unread would reset the connection, and take from the client what it was told last.
-        with suppress(OSError):
-            data = b"x"
-            while data:
-                data, ancillary, _flags, _address = self._client.recvmsg(1, _ANCILLARY)
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            ancillary = [(0, 0, b"")]
+            while ancillary:
+                _, ancillary, _flags, _address = self._client.recvmsg(1, _ANCILLARY)
                 self._receive_descriptors(ancillary)
                 self._eventfds.discard()
-        # An empty packet looks like the end. Descriptors that are still behind it are closed with the socket.
-        CLOSER.close(self._client.detach(), lambda: None)
+        self._client.close()

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
+PASSING = 64  # descriptors that may be here beside those of irqfds and doorbells, to deassign one say
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
 
@@ -33,14 +34,19 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
     return int(found[2]), int(found[1], 16)
 
 
-class EventfdsInUse:
-    """What the daemon holds of clients' descriptors, of all VMs and Sessions; from any thread.
+def _nothing() -> None:
+    pass
 
-    A descriptor counts from when it arrives until it is closed.
+
+class EventfdsInUse:
+    """What the daemon holds of clients' eventfds, of all VMs and Sessions; from any thread.
+
+    most  irqfds, and doorbells' eventfds. Each has a descriptor or two. Descriptors count from when they arrive until
+          they are closed, whatever they are.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self._most = most
         self._lock = threading.Lock()
         self._held = 0
         self._identities: set[object] = set()
@@ -48,7 +54,7 @@ class EventfdsInUse:
     def hold(self, count: int) -> int:
         """Descriptors have arrived; how many of them may be kept."""
         with self._lock:
-            kept = min(count, self.most - self._held)
+            kept = min(count, 2 * self._most + PASSING - self._held)
             self._held += kept
         return kept
 
@@ -58,24 +64,30 @@ class EventfdsInUse:
             self._held -= 1
 
     def add(self, identity: object) -> None:
-        """An eventfd becomes an irqfd: EBUSY where it is one already."""
+        """One more: EBUSY where it is an irqfd already, ENOSPC at the limit."""
         with self._lock:
             if identity in self._identities:
                 raise VmError(errno.EBUSY, "the eventfd is an irqfd already")
+            if len(self._identities) >= self._most:
+                raise self.full()
             self._identities.add(identity)
 
     def remove(self, identity: object) -> None:
-        """An eventfd is an irqfd no more."""
+        """One less."""
         with self._lock:
             self._identities.discard(identity)
+
+    def full(self) -> VmError:
+        """There are too many."""
+        return VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
 
 
 class _Signalled:
     """An eventfd that is written, from any thread. It owns its descriptor."""
 
-    def __init__(self, in_use: EventfdsInUse, descriptor: int) -> None:
-        self._in_use = in_use
+    def __init__(self, descriptor: int, closed: Callable[[], None] = _nothing) -> None:
         self._descriptor: int | None = descriptor
+        self._closed = closed
         self._lock = threading.Lock()  # a write may come while it is closed
 
     def signal(self) -> None:
@@ -90,14 +102,16 @@ class _Signalled:
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
                 os.close(descriptor)
-                self._in_use.let_go()
+                self._closed()
 
 
 class Bell:
     """An eventfd that a doorbell rings. KVM: eventfd.c ioeventfd_write."""
 
     def __init__(self, in_use: EventfdsInUse, descriptor: int) -> None:
-        self._eventfd = _Signalled(in_use, descriptor)
+        in_use.add(self)
+        self._in_use = in_use
+        self._eventfd = _Signalled(descriptor, in_use.let_go)
 
     def ring(self, _: Event) -> None:
         """There was a write."""
@@ -106,6 +120,7 @@ class Bell:
     def close(self) -> None:
         """The doorbell is no more."""
         self._eventfd.close()
+        self._in_use.remove(self)
 
 
 class _Assigned:
@@ -117,7 +132,7 @@ class _Assigned:
         self.gsi = gsi
         self.eventfd = eventfd
         self._in_use = in_use
-        self._resamplefd = None if resamplefd is None else _Signalled(in_use, resamplefd)
+        self._resamplefd = None if resamplefd is None else _Signalled(resamplefd, in_use.let_go)
         self.irqfd: Irqfd | None = None
         # Its counter when it was assigned, which KVM leaves, until there is a write.
         self.untouched = 0
@@ -233,7 +248,7 @@ class SessionEventfds:
         if self._descriptors:
             return self._descriptors.pop(0)
         if self._refused:
-            raise VmError(errno.ENOSPC, f"there are {self._in_use.most} descriptors, the most that this daemon allows")
+            raise self._in_use.full()
         raise VmError(errno.EBADF, "no descriptor came with the message for this operation")
 
     def _close(self, descriptor: int) -> None:
@@ -284,7 +299,3 @@ class SessionEventfds:
         self.discard()
         for identity in list(self._assigned):
             self._remove(identity)
-
-
-def _nothing() -> None:
-    pass

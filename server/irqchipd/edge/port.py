@@ -27,6 +27,7 @@ from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_op
 from irqchipd.limits import Limits
 from irqchipd.listen import claimed_socket
 from irqchipd.vm.backlog import Backlog
+from irqchipd.vm.errors import VmError
 from irqchipd.vm.fair import FairQueue
 from irqchipd.vm.regions import Access
 from irqchipd.vm.registry import Registry
@@ -232,6 +233,12 @@ class Port:
             self._deaf_until = time.monotonic() + 0.1
             return
         connection = Connection(self, client)
+        try:
+            self.places.check()
+        except VmError as error:
+            connection.end(error)
+            connection.close()
+            return
         if len(self._unopened) >= MAX_UNOPENED:
             oldest = next(iter(self._unopened))
             self.opened(oldest)

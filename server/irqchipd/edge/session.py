@@ -41,9 +41,17 @@ class Places:
     def take(self) -> None:
         """One more: ENOSPC at the limit."""
         with self._lock:
-            if self._taken >= self._most:
-                raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
+            self._check()
             self._taken += 1
+
+    def check(self) -> None:
+        """What take would refuse is refused."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._taken >= self._most:
+            raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
 
     def free(self) -> None:
         """One less."""
