@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from irqchipd.daemon import serve
+from irqchipd.edge.loop import Loop
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, default_address, parse_address
 
@@ -81,7 +82,8 @@ def main(
     )
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
-        asyncio.run(_run(limits, addresses))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(_run(limits, addresses))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
 

@@ -111,11 +111,11 @@ class GrpcService:
                 if long_call is not None:
                     loop = asyncio.get_running_loop()
                     return await loop.run_in_executor(self._background, execute, long_call, data)
-                async with self._gate.turn(None):
-                    if daemon_call is not None:
+                if daemon_call is not None:
+                    async with self._gate.turn(None):
                         return execute(daemon_call, data)
-                    request: Any = decoded(request_class, data)
-                    vm = self._registry.get(request.vm)
+                request: Any = await self._gate.decode(request_class, data)
+                vm = self._registry.get(request.vm)
                 return await self._gate.run(vm, work(vm, request))
             except Exception as error:
                 await abort(context, errors.refusal(error))
@@ -168,11 +168,10 @@ class GrpcService:
         ended: asyncio.Future[Outcome] = loop.create_future()
         self._halts.add(ended)
         try:
-            async with self._gate.turn(None):
-                request = decoded(pb.HaltRequest, data)
-                if self._stopping:
-                    raise errors.STOPPING
-                vm = self._registry.get(request.vm)
+            request = await self._gate.decode(pb.HaltRequest, data)
+            if self._stopping:
+                raise errors.STOPPING
+            vm = self._registry.get(request.vm)
             await self._gate.run(vm, caught_up(vm))
             async with self._gate.turn(vm):
                 done = partial(call, loop, resolve, ended)
