@@ -4677,13 +4677,16 @@ class SourceSnapshot(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    ASSERTED_FIELD_NUMBER: _builtins.int
     source: _builtins.int
     """Its number."""
     client: _builtins.str
     """What its client called itself."""
+    asserted: _builtins.bytes
+    """The GSIs that it drives high, little-endian, bit n is GSI n."""
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The GSIs that it drives high."""
+        """GSIs that it drives high. SaveVm leaves this empty, and gives asserted."""
 
     @_builtins.property
     def resampled_gsis(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
@@ -4696,10 +4699,11 @@ class SourceSnapshot(_message.Message):
         client: _builtins.str = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         resampled_gsis: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        asserted: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted", b"asserted", "asserted_gsis", b"asserted_gsis", "client", b"client", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import Awaited, execute
 from irqchipd.edge.outbound import TraceQueue
+from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.session import OPENING_PATIENCE, NoEventfds, Places, Session, following, not_opened, opening
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
@@ -124,10 +125,10 @@ class GrpcService:
         self._registry.delete(request.vm)
 
     def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        response.vms.extend(convert.vm_to(vm.describe()) for vm in self._registry.all())
+        list_vms(self._registry, request, response)
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm).describe()))
+        get_vm(self._registry, request, response)
 
     def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
         self._registry.get(request.vm).reset()
