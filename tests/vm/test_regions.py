@@ -307,7 +307,7 @@ def test_losses_long_ago_are_forgiven(vm: Vm, owner: Owner) -> None:
     ("start", "length"), [(0xFEE0_0000, 1), (0xFEE0_0FFF, 1), (0xFEDF_FFFF, 2), (0xFEC0_1000, 0x100_0000)]
 )
 @pytest.mark.parametrize("doorbell", [0, 1])
-def test_the_local_apics_page_is_theirs(vm: Vm, owner: Owner, start: int, length: int, doorbell: int) -> None:
+def test_the_local_apics_page_is_theirs(owner: Owner, start: int, length: int, doorbell: int) -> None:
     assert refused(lambda: owner.register(MMIO, start, length, doorbell=doorbell)) == errno.EEXIST
     owner.register(MMIO, 0xFEDF_F000, 0x1000)
     owner.register(MMIO, 0xFEE0_1000, 0x1000)

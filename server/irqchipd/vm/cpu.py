@@ -17,9 +17,9 @@ from irqchipd.vm.events import IoapicEoi, VcpuSignal
 if TYPE_CHECKING:
     from irqchipd.vm.board import Board
 
-# Interrupts that Halts took whose callers were gone. What its guest has not got it has not ended either, and a local APIC
-# has at most one in service of each of 15 classes of priority, the PICs one of each of 16 lines. More can come only from
-# PICs that end interrupts by themselves, or from a caller that ends what others wait for: those are lost. KVM has one.
+# Interrupts that Halts took whose callers were gone. What its guest has not got it has not ended either, and of those a
+# local APIC has at most one for each of 15 classes of priority, the PICs one for each of 16 lines. More can come only
+# from PICs that end interrupts by themselves, or from a caller that ends what others wait for: those are lost.
 MAX_QUEUED = 32
 MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
 

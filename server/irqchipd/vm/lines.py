@@ -43,7 +43,7 @@ class Lines(Turns):
         """
         with self._turn:
             source = self._checked_source((gsi << 1 | bool(level),), source)
-            if gsi >= source.reach:
+            if level and gsi >= source.reach:
                 self._reach(source, gsi)
             return self._set_level(source, gsi, bool(level))
 
@@ -51,7 +51,7 @@ class Lines(Turns):
         """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
         with self._turn:
             source = self._checked_source(changes, source)
-            self._reach(source, max(changes, default=0) >> 1)
+            self._reach_all(source, changes)
             return [self._set_level(source, change >> 1, change & 1) for change in changes]
 
     def _set_level(self, source: LineSource, gsi: int, level: int) -> int:
@@ -67,11 +67,16 @@ class Lines(Turns):
     def check_irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> None:
         """What irq_lines would refuse is refused, and nothing is done, but that a part of them finds its room."""
         with self._turn:
-            self._reach(self._checked_source(changes, source), max(changes, default=0) >> 1)
+            self._reach_all(self._checked_source(changes, source), changes)
+
+    def _reach_all(self, source: LineSource, changes: Sequence[int]) -> None:
+        """Have room for the GSIs that are raised: ENOSPC where the VM's sources hold too much."""
+        if source.reach < MAX_GSIS and max(changes, default=0) >> 1 >= source.reach:
+            raised = (change >> 1 for change in changes if change & 1)
+            self._reach(source, max((gsi for gsi in raised if gsi < MAX_GSIS), default=0))
 
     def _reach(self, source: LineSource, highest: int) -> None:
-        """Have room for a GSI: ENOSPC where the VM's sources hold too much."""
-        if source.reach <= highest and source.reach < MAX_GSIS:
+        if source.reach <= highest < MAX_GSIS:
             self._sources_bytes.charge(source, reach_for(highest), len(source.resampled))
 
     def _checked_source(self, changes: Sequence[int], source: LineSource | None) -> LineSource:
@@ -152,7 +157,7 @@ class Lines(Turns):
                 self._board.regions.drop(source)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip, and for bad flags and data."""
+        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip, or of bad flags or data."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
