@@ -10,7 +10,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
@@ -49,7 +49,7 @@ class _Field:
 
     __slots__ = ("enum", "has_presence", "is_map", "is_repeated", "most", "name", "parts")
 
-    def __init__(self, field: FieldDescriptor) -> None:
+    def __init__(self, field: Any) -> None:
         self.name = field.name
         self.enum = field.enum_type
         self.has_presence = field.has_presence
