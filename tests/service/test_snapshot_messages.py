@@ -21,7 +21,7 @@ from irqchipd.vm.notices import MAX_UNHEARD
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
 from irqchipd.vm.saving import MAX_SOURCE, check_state
 from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
-from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, bytes_of, reach_of
+from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, bytes_of, reach_for
 
 U32, U64, S32 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
 FLAG, DATA = st.booleans(), st.binary(max_size=64)
@@ -221,7 +221,7 @@ def test_what_no_state_can_hold_is_refused(path: str, value: int | None, hint: s
 
 def sources(client: str, asserted: bytes, resampled: int) -> tuple[SourceState, ...]:
     """As many sources of a kind as a VM can have."""
-    each = bytes_of(client, reach_of(int.from_bytes(asserted, "little")), resampled)
+    each = bytes_of(client, reach_for(8 * len(asserted) - 1), resampled)
     return tuple(
         SourceState(
             source=MAX_SOURCE - number,

@@ -34,7 +34,7 @@ from irqchipd.vm.snapshot import (
     IRQCHIP_SPLIT,
     VmState,
 )
-from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_of
+from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 from irqchipd.vm.vcpus import Vcpus
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
@@ -277,7 +277,7 @@ class Vm(Accesses, Vcpus, Lines):
         for saved in state.sources:
             source = vm._sources[saved.source] = vm._numbered(LineSource(saved.source, saved.client))
             saving.restore_source(source, saved)
-            vm._sources_bytes.charge(source, reach_of(source.asserted), len(source.resampled))
+            vm._sources_bytes.charge(source, reach_for(source.asserted.bit_length() - 1), len(source.resampled))
         with vm._turn:
             saving.restore_board(vm._board, state, vm._sources.values())
             vm._cpus = {cpu.id: cpu for cpu in vm._board.cpus}

@@ -43,7 +43,7 @@ from irqchipd.vm.sources import (
     LineSource,
     bits_of,
     bytes_of,
-    reach_of,
+    reach_for,
 )
 from irqchipd.vm.turns import MAX_TIME
 
@@ -142,12 +142,8 @@ def save_source(source: LineSource) -> SourceState:
 def restore_source(source: LineSource, state: SourceState) -> None:
     """Make a new source what was saved: its Session is yet to come."""
     source.detached = True
-    source.asserted = _asserted(state)
+    source.asserted = int.from_bytes(state.asserted, "little") | bits_of(state.asserted_gsis)
     source.resampled = dict(state.resampled_gsis)
-
-
-def _asserted(state: SourceState) -> int:
-    return int.from_bytes(state.asserted, "little") | bits_of(state.asserted_gsis)
 
 
 def _not_too_late(expires: int, period: int, now: int) -> int:
@@ -305,7 +301,8 @@ def _check_source(source: SourceState, full: bool) -> int:
     for count in source.resampled_gsis.values():
         _in_range(count, 0, MAX_UNHEARD, "what a source was not told of")
     _check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
-    return bytes_of(name, reach_of(_asserted(source)), len(source.resampled_gsis))
+    highest = max(int.from_bytes(source.asserted, "little").bit_length() - 1, *source.asserted_gsis, -1)
+    return bytes_of(name, reach_for(highest), len(source.resampled_gsis))
 
 
 def _check_chips(chips: ChipsState, state: VmState) -> None:

@@ -85,20 +85,15 @@ def gsis_of(bits: int) -> list[int]:
 
 def bits_of(gsis: Iterable[int]) -> int:
     """The reverse; each of them is less than MAX_GSIS."""
-    digits = bytearray(MAX_GSIS // 8)
+    digits = bytearray(b"0" * MAX_GSIS)
     for gsi in gsis:
-        digits[gsi >> 3] |= 1 << (gsi & 7)
-    return int.from_bytes(digits, "little")
+        digits[~gsi] = ord("1")
+    return int(digits, 2)
 
 
 def reach_for(highest: int) -> int:
-    """The reach of a source that may drive a GSI: it grows in steps, so that few lines have to be charged for."""
+    """The reach of a source that may drive a GSI, -1 none: it grows in steps, so that few lines are charged for."""
     return min((highest // _REACH_STEP + 1) * _REACH_STEP, MAX_GSIS)
-
-
-def reach_of(asserted: int) -> int:
-    """The reach of a source that drives some GSIs, given as a bitmap."""
-    return reach_for(asserted.bit_length() - 1)
 
 
 def bytes_of(client: str, reach: int, resampled: int) -> int:
