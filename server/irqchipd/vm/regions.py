@@ -210,7 +210,7 @@ class _Loss:
 class Regions:
     """A VM's."""
 
-    __slots__ = ("_beside", "_board", "_last_number", "_losses", "_owners", "_strings", "access_ns")
+    __slots__ = ("_beside", "_board", "_last_number", "_losses", "_owners", "access_ns")
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -218,8 +218,6 @@ class Regions:
         self._owners: dict[LineSource, _Owner] = {}
         # Of each bus, how many doorbells there are beside others of their ranges.
         self._beside = dict.fromkeys(Space, 0)
-        # Of each Session of vCPUs, its accesses that wait: those of a string instruction are forwarded together.
-        self._strings: dict[LineSource, dict[int, Access]] = {}
         self._losses: list[_Loss] = []
         self.access_ns = ACCESS_NS
 
@@ -376,9 +374,8 @@ class Regions:
         if by is None:
             self._begin(access)
         else:
-            string = self._strings.setdefault(by, {})
-            string[access.number] = access
-            if len(string) == 1:
+            by.accesses[access.number] = access
+            if len(by.accesses) == 1:
                 self._begin(access)
         if value is not None:
             self._trace(region, True, address, size, value)
@@ -404,21 +401,15 @@ class Regions:
         region.waiting -= 1
         owner = self._owners[region.source]
         del owner.waiting[access.number]
-        owner.timed.pop(access.number, None)
+        timed = owner.timed.pop(access.number, None)
         if access.by is not None:
-            self._take_from_string(access, access.by)
+            string = access.by.accesses
+            del string[access.number]
+            if timed is not None and string:
+                self._begin(next(iter(string.values())))
         self._board.call_later(access.end(answer))
         if not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
-
-    def _take_from_string(self, access: Access, by: LineSource) -> None:
-        string = self._strings[by]
-        first = next(iter(string))
-        del string[access.number]
-        if not string:
-            del self._strings[by]
-        elif first == access.number:
-            self._begin(next(iter(string.values())))
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
         observer = self._board.observer

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Listener
 from irqchipd.vm.routing import MAX_GSIS
+
+if TYPE_CHECKING:
+    from irqchipd.vm.regions import Access
 
 # Line sources that are nobody's Session. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
 SHARED = 0
@@ -33,6 +37,7 @@ class LineSource:
     """
 
     __slots__ = (
+        "accesses",
         "asserted",
         "bytes",
         "client",
@@ -69,13 +74,15 @@ class LineSource:
         self.resampled: dict[int, int] = {}
         self.dropped_events = 0
         self.closed = False
+        # Its accesses to regions that wait, in their order: those of a string instruction are forwarded together.
+        self.accesses: dict[int, Access] = {}
         # It was restored, and its Session is yet to come.
         self.detached = False
 
     @property
     def description_bytes(self) -> int:
         """About as many as a message has that describes it, without its regions; not fewer."""
-        return 32 + len(self.client.encode()) + 2 * self.asserted.bit_count() + 2 * len(self.resampled)
+        return 40 + len(self.client.encode()) + 2 * self.asserted.bit_count() + 2 * len(self.resampled)
 
 
 def gsis_of(bits: int) -> list[int]:
