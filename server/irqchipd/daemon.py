@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 # How long a stop waits for streams to end with a status, and then for calls under way, seconds.
 STREAMS_GRACE = 5.0
 GRACE = 2.0
+
+# How long a thread that works keeps the interpreter from one that has just received something, seconds.
+SWITCH_INTERVAL = 0.0005
 
 
 class Daemon:
@@ -103,6 +107,7 @@ async def serve(
 ) -> None:
     """Run a daemon until told to stop; started is called with each address that it listens on."""
     daemon = Daemon(limits)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what there is now stays, and need not be looked through again and again
     try:
         for address in await daemon.start(addresses):
