@@ -17,6 +17,7 @@ from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
+from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.rpc import Context, abort, decoded
 from irqchipd.edge.session import Places
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
@@ -132,10 +133,10 @@ class GrpcService:
         self._registry.delete(request.vm)
 
     def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        response.vms.extend(convert.vm_to(vm.describe()) for vm in self._registry.all())
+        list_vms(self._registry, request, response)
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm).describe()))
+        get_vm(self._registry, request, response)
 
     def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
         self._registry.get(request.vm).reset()
