@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from irqchip_client import InvalidArgument
-from irqchip_client._target import default_socket, resolve_target
+from irqchip_client import InvalidArgument, default_socket
+from irqchip_client._target import resolve_target
 
 
 @pytest.fixture(autouse=True)
