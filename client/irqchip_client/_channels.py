@@ -62,7 +62,7 @@ class Lasting(Generic[C]):
             self._calls[channel] -= 1
             if self._calls[channel]:
                 return False
-            if not any(calls < MOST_CALLS for other, calls in list(self._calls.items()) if other is not channel):
+            if not any(calls < MOST_CALLS for other, calls in list(self._calls.items()) if other != channel):
                 return False
             del self._calls[channel]
             return True

@@ -45,7 +45,8 @@ def stub() -> Iterator[Stub]:
                 request_deserializer=getattr(pb, described.input_type.name).FromString,
                 response_serializer=getattr(pb, described.output_type.name).SerializeToString,
             )
-        server = grpc.server(ThreadPoolExecutor(threads))
+        # As irqchipd, it takes no more calls over a connection.
+        server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.max_concurrent_streams", 100)])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
