@@ -32,7 +32,8 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
     or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
-    Unavailable where no daemon answers. A call that takes longer than `timeout` seconds raises TimedOut. Raises
+    Unavailable where no daemon answers; and, of a default socket, IrqchipError(EACCES) where its folder is not this
+    user's alone: a stranger might answer. A call that takes longer than `timeout` seconds raises TimedOut. Raises
     InvalidArgument for a malformed target or timeout.
     """
     return Client(resolve_target(target), seconds(timeout))

@@ -69,6 +69,7 @@ def connect_port(path: str | None, timeout: float) -> socket.socket | None:
         raise
 
 
+_MOST_AT_ONCE = 1024  # Packets that are read by who does not wait: a daemon that goes on sending is not read for ever.
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -181,7 +182,9 @@ class PortSession(Session):
     def closed(self) -> bool:
         """Whether it has ended."""
         with self._changed, suppress(BlockingIOError, ValueError):
-            while not self._core.ended and not self._reading:
+            for _ in range(_MOST_AT_ONCE):
+                if self._core.ended or self._reading:
+                    break
                 try:
                     packet = self._connection.recv(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
                 except ConnectionResetError:  # The daemon was killed.
