@@ -156,7 +156,11 @@ class Client:
 
     def _give_back(self, connection: _Connection, _call: object = None) -> None:
         if self._lasting.give_back(connection):
-            closing = asyncio.get_running_loop().create_task(connection.channel.close())
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # It has ended, and a call that was left is collected.
+                return
+            closing = loop.create_task(connection.channel.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 

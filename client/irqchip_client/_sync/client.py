@@ -151,6 +151,9 @@ class Client:
             )
         session = PortSession(connection, core, self._peer, deadline, poll_ns)
         self._port_sessions.add(session)
+        if self._peer.closed:  # Just now, and close() did not see it.
+            session.close()
+            raise client_closed()
         return session
 
     def _lasting_call(self, begin: Callable[[IrqchipServiceStub], LastingCall]) -> LastingCall:

@@ -248,7 +248,8 @@ class PortSession(Session):
                     self._make_way(deadline - now)
                 else:
                     self._unsent.popleft()
-                    _close(descriptors)
+                    if descriptors:
+                        _close(descriptors)
                     deadline = None
         except OSError:  # The daemon has gone: whoever reads next finds out.
             self._forget_unsent()
