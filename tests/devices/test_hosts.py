@@ -192,7 +192,7 @@ def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_insists(vm: Vm) 
         with run(vm, toy):
             with toy.host.turn():  # type: ignore[attr-defined]
                 toy.interrupt.pulse()
-            assert cpu.acknowledge() is not None
+            eventually(cpu.acknowledge)
             with toy.host.turn():  # type: ignore[attr-defined]
                 toy.interrupt.set(True)  # the guest has not ended the first
             time.sleep(0.01)
