@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from irqchip_client import Client
-from irqchip_client._daemon import Daemon
+from irqchip_client._daemon import Daemon, start_daemon
 
 GUEST = Path(__file__).parents[2] / "examples" / "guest" / "guest.elf"
 
@@ -97,7 +97,7 @@ def test_a_guest_that_does_not_end_is_stopped_when_its_time_is_up(run: Run, cpu:
     for code in (SPIN, "fa f4" + SPIN, "fb f4" + SPIN):  # cli; hlt, and sti; hlt
         done = run(code, "--cpu", cpu, "--timeout", "0.5")
         assert done.returncode == 124
-        assert "has run for 0.5 s" in done.stderr
+        assert "has not ended within 0.5 s" in done.stderr
 
 
 def test_a_guest_that_can_not_go_on_says_where(run: Run, cpu: str) -> None:
@@ -177,6 +177,37 @@ def test_the_wait_for_clients_can_be_ended(at_a_terminal: Terminal) -> None:
     assert process.wait(10) == 0
 
 
+def test_a_client_that_does_not_come_is_named_and_the_status_says_so(run: Run) -> None:
+    done = run(SPIN, "--await", "disk", "--await", "rtc", "--await-timeout", "0.2")
+    assert done.returncode == 124
+    assert "disk, rtc: no such client has claimed ports or addresses" in done.stderr
+    assert "within 0.2 s" in done.stderr
+    assert "--await-timeout" in done.stderr
+
+
+def test_the_time_limit_covers_the_wait_for_clients(run: Run) -> None:
+    done = run(SPIN, "--await", "disk", "--timeout", "0.2")
+    assert done.returncode == 124
+    assert "within 0.2 s, which --timeout allows" in done.stderr
+
+
+def test_a_daemon_that_dies_in_the_middle_is_not_a_refusal(tmp_path: Path, cpu: str) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(SPIN))
+    with start_daemon() as daemon, daemon.connect() as client:
+        command = [sys.executable, "-m", "irqchip_client.cli", "--target", daemon.target, "run"]
+        command += ["--cpu", cpu, "--kernel", str(kernel)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+            deadline = time.monotonic() + 20
+            while not any("vcpu" in session.client for vm in client.vms() for session in vm.sessions):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            daemon.process.kill()
+            _, said = process.communicate(timeout=20)
+    assert process.returncode == 126, said
+    assert "no irqchipd answers" in said
+
+
 def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
     kernel = tmp_path / "guest.bin"
     kernel.write_bytes(bytes.fromhex(ECHO))
@@ -189,7 +220,7 @@ def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
     os.close(terminal)
     os.close(typist)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (124, "Error: the guest has run for 0.5 s, and not ended\n")
+    assert (process.returncode, errors) == (124, "Error: the guest has not ended within 0.5 s, which --timeout allows\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])

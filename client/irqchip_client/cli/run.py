@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import inspect
 import logging
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Cpu
 
 # Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
-TIME_IS_UP, GUEST_FAILED, REFUSED = 124, 126, 2
+TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 # Signals that end it. A second one does so at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
-PATIENCE, SILENCE = 60, 3  # seconds, for devices to come, and until somebody wonders
+SILENCE = 3  # seconds, until somebody wonders
 BIGGEST = 3072  # MiB: what is above is the chips'
 
 
@@ -40,8 +39,8 @@ class _Refused(click.ClickException):
     exit_code = REFUSED
 
 
-class _GuestFailed(click.ClickException):
-    exit_code = GUEST_FAILED
+class _CanNotGoOn(click.ClickException):
+    exit_code = CAN_NOT_GO_ON
 
 
 class _TimeIsUp(click.ClickException):
@@ -68,7 +67,12 @@ class _Ended(BaseException):
 @click.option(
     "--cpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone."
 )
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="How long it may run.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Seconds that it may take, the wait for --await with them. [default: any number]",
+)
 @click.option(
     "--vm", "name", metavar="NAME", default="", help="What to call the VM. [default: the daemon picks a name]"
 )
@@ -85,6 +89,15 @@ class _Ended(BaseException):
     multiple=True,
     help="Begin when this client has claimed its ports or addresses; may be repeated.",
 )
+@click.option(
+    "--await-timeout",
+    "patience",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for these clients.",
+)
 @pass_client
 def run(
     client: irqchip_client.Client,
@@ -98,6 +111,7 @@ def run(
     name: str,
     without: tuple[str, ...],
     awaited: tuple[str, ...],
+    patience: float,
 ) -> None:
     """Run a guest: a VM is made, with an irqchip, a PIT and vCPUs, and deleted in the end.
 
@@ -106,8 +120,9 @@ def run(
     which drive GSI n. Other processes may have more: see `device`.
 
     The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
-    deletion ended it; 124 where the time is up; 126 where it can't go on; 2 where it was refused. SIGINT, SIGTERM and
-    SIGHUP delete the VM, too.
+    deletion ended it; 124 where the time of --timeout or --await-timeout is up; 126 where it can't go on, by the guest's
+    fault or because the daemon or a device of this process failed; 2 where it was refused and never began. SIGINT,
+    SIGTERM and SIGHUP delete the VM, too.
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
@@ -140,24 +155,29 @@ def run(
             vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, cpus, host))
             host.on_failure = vcpu.stop
             running.append(vcpu)
-            _wait_for(vm, awaited, ended)
-            vcpu.start(start)
             over = stack.enter_context(time_limit(vcpu, timeout))
-            if not ended:
+            _wait_for(vm, awaited, patience, lambda: bool(ended) or over.is_set())
+            if not ended and not over.is_set():
+                vcpu.start(start)
                 vcpu.run()
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        raise _GuestFailed(error.message) from error
+        raise _CanNotGoOn(error.message) from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
-            raise _Refused(str(error)) from error
+            raise _failure(running, error) from error
         ended.append(0)  # whoever deleted the VM wants it so
     except (irqchip_client.IrqchipError, ImportError, OSError) as error:
-        raise _Refused(str(error)) from error
+        raise _failure(running, error) from error
     if not ended and over.is_set():
-        raise _TimeIsUp(f"the guest has run for {timeout:g} s, and not ended")
+        raise _TimeIsUp(f"the guest has not ended within {timeout:g} s, which --timeout allows")
     sys.exit(ended[0] & 0xFF if ended else 0)
+
+
+def _failure(running: list[Cpu], error: Exception) -> click.ClickException:
+    """Of the daemon, of this machine or of a device, before the guest could begin or after."""
+    return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
 @contextmanager
@@ -210,21 +230,23 @@ def _devices(
         yield devices
 
 
-def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], ended: list[int]) -> None:
-    """Until they have come, or the run has ended."""
+def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, over: Callable[[], bool]) -> None:
+    """Until they have come, or the run is over. _TimeIsUp after so many seconds."""
     missing = set(clients)
     began = time.monotonic()
-    deadline, told = began + PATIENCE, False
+    told = False
     while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
-        if ended:
+        if over():
             return
-        if not told and time.monotonic() > began + SILENCE:
-            told = True
-            click.echo(f"VM {vm.name} waits for {', '.join(sorted(missing))}; Ctrl-] ends it\r", err=True)
-        if time.monotonic() > deadline:
-            raise irqchip_client.NotFound(
-                errno.ENOENT, f"{', '.join(sorted(missing))} did not come within {PATIENCE} s"
+        waited, names = time.monotonic() - began, ", ".join(sorted(missing))
+        if waited > patience:
+            raise _TimeIsUp(
+                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {patience:g} s; start it "
+                "(`irqchipctl device` starts devices), or allow more with --await-timeout"
             )
+        if not told and waited > SILENCE:
+            told = True
+            click.echo(f"VM {vm.name} waits for {names}; Ctrl-] ends it\r", err=True)
         time.sleep(0.02)
 
 
