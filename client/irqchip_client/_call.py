@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from irqchip.records import NUMBERS, OPERATION
 from irqchip.v1 import irqchip_pb2 as pb
 
+from ._arguments import what_is_wrong
 from ._errors import InvalidArgument
 
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
@@ -65,13 +66,15 @@ class Call(Generic[T]):
             try:
                 setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
             except ValueError:
-                raise InvalidArgument(errno.EINVAL, f"{vm!r:.200} is no VM's name") from None
+                raise InvalidArgument(
+                    errno.EINVAL, f"{vm!r:.200} is no VM's name; Client.vms() lists the VMs that there are"
+                ) from None
         return request
 
     def as_operation(self) -> pb.Operation:
         """The same in a Session's batch. Raises InvalidArgument for a call that is not made there."""
         if self.operation not in pb.Operation.DESCRIPTOR.fields_by_name:
-            raise InvalidArgument(errno.EINVAL, f"{self.operation} is no operation of a Session; call it on the VM")
+            raise InvalidArgument(errno.EINVAL, f"{self.operation} is no operation of a Session; call it on the Vm")
         operation = pb.Operation()
         getattr(operation, self.operation).CopyFrom(self.request)
         return operation
@@ -109,8 +112,12 @@ class RecordCall(Call[T]):
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises InvalidArgument for a name that is longer than any is. Whether it else is one, the daemon says."""
-    if isinstance(name, str) and len(name) > _LONGEST_NAME:
+    """Raises InvalidArgument for what is no text, or longer than any name is. Whether it else is one, the daemon says."""
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text"
+        )
+    if len(name) > _LONGEST_NAME:
         raise InvalidArgument(
             errno.EINVAL,
             f"the name of a {what} has at most {_LONGEST_NAME} characters; {name[:32]!r}... has {len(name)}",
@@ -121,13 +128,13 @@ def check_calls(calls: Sequence[Call[Any]]) -> None:
     """Raises InvalidArgument for what is none."""
     for call in calls:
         if not isinstance(call, Call):
-            raise InvalidArgument(errno.EINVAL, f"{call!r:.200} is no operation; irqchip_client.ops makes them")
+            raise InvalidArgument(errno.EINVAL, f"{call!r:.200} is no operation; irqchip_client.ops makes operations: ops.pio_read(0, 0x20)")
 
 
 def seconds(timeout: float) -> float:
     """A timeout that can be waited for. Raises InvalidArgument for any other."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
-        raise InvalidArgument(errno.EINVAL, f"a timeout is 0 to {_LONGEST:,} seconds, not {timeout!r:.200}")
+        raise InvalidArgument(errno.EINVAL, f"timeout is {timeout!r:.200}; a timeout is a number of seconds, 0 to {_LONGEST:,}")
     return timeout
 
 
@@ -156,7 +163,7 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
             if None in args or (kwargs and any(v is None and k not in optional for k, v in kwargs.items())):
                 raise ValueError("None is not allowed")
             return make(*args, **kwargs)
-        except (ValueError, TypeError, StructError) as error:
+        except (ValueError, TypeError, AttributeError, StructError) as error:
             raise _refused(make, signature, args, kwargs, error) from None
 
     return make_checked
@@ -170,11 +177,14 @@ def checked_access(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 def _refused(
     make: Callable[..., object], signature: inspect.Signature, args: Any, kwargs: Any, error: Exception
 ) -> InvalidArgument:
-    arguments = signature.bind(*args, **kwargs).arguments
-    why = str(error)
-    if isinstance(error, StructError):  # It does not say which.
-        for name, value in arguments.items():
-            if not isinstance(value, int) or value < 0:
-                why = f"{name} is {value!r:.200}, and not 0 or more"
+    """Says which argument is wrong; where that can't be seen, what was given, and the complaint as it is."""
+    try:
+        arguments = signature.bind(*args, **kwargs).arguments
+    except TypeError as unbound:  # One too many, or one that is missing.
+        return InvalidArgument(errno.EINVAL, f"{make.__name__}{signature.replace(return_annotation=Any)}: {unbound}")
+    optional = frozenset(name for name, parameter in signature.parameters.items() if parameter.default is None)
+    why = what_is_wrong(make.__name__, arguments, optional)
+    if why is not None:
+        return InvalidArgument(errno.EINVAL, f"{make.__name__}: {why}")
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {why:.200}")
+    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error!s:.200}")

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
+from ._arguments import what_is_wrong
 from ._call import Call, RecordCall, check_name
 from ._call import checked as _checked
 from ._call import checked_access as _checked_access
@@ -72,7 +73,9 @@ def save_vm() -> Call[VmSnapshot]:
 @_checked
 def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
     if not isinstance(snapshot, VmSnapshot):
-        raise TypeError("that is no VmSnapshot; VmSnapshot.from_bytes() makes one of bytes")
+        raise TypeError(
+            f"snapshot is of type {type(snapshot).__name__}; it is a VmSnapshot, which VmSnapshot.from_bytes() makes of bytes"
+        )
     check_name("VM", name)
     return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)
 
@@ -96,20 +99,22 @@ def create_irqchip() -> Call[None]:
 
 
 @_checked
-def create_pit(flags: int) -> Call[None]:
-    return Call("create_pit", pb.CreatePitRequest(flags=flags), _nothing)
+def create_pit(speaker: bool) -> Call[None]:
+    return Call("create_pit", pb.CreatePitRequest(flags=speaker), _nothing)
 
 
 def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
     """What opens a Watch. Raises InvalidArgument for names that are none."""
     check_name("VM", vm)
+    if wrong := what_is_wrong("watch", {"tracepoints": tracepoints}):
+        raise InvalidArgument(errno.EINVAL, f"watch: {wrong}")
     names = list(tracepoints)
     for name in names:
         check_name("tracepoint", name)
     try:
         return pb.WatchRequest(vm=vm, tracepoints=names)
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument(errno.EINVAL, f"watch: {error!s:.200}") from None
+    except ValueError as error:
+        raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None
 
 
 # Operations: what irqchip_client.ops shows.

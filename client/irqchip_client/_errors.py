@@ -45,7 +45,7 @@ class IrqchipError(Exception):
 
     @property
     def reason(self) -> str:
-        return errno.errorcode.get(self.errno, str(self.errno))
+        return reason_of(self.errno)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.reason})"
@@ -117,6 +117,19 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.ETIMEDOUT: TimedOut,
     errno.EPIPE: SessionClosed,
 }
+
+# Numbers of two names, for which Python's table has the less usual one.
+_ALIASES = {"EDEADLOCK": "EDEADLK", "EWOULDBLOCK": "EAGAIN", "ENOTSUP": "EOPNOTSUPP"}
+
+
+def reason_of(number: int) -> str:
+    """An errno's name, as errno(3) has it; its number where there is none."""
+    name = errno.errorcode.get(number, str(number))
+    return _ALIASES.get(name, name)
+
+
+# How the system's own words end, in gRPC's details, where a daemon may be there, but not for this user.
+_FORBIDDEN = (f"({errno.EACCES})", f"({errno.EPERM})")
 
 _LONGEST_MESSAGE = 1000  # Characters of an error's message that another has written.
 
@@ -202,7 +215,14 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, closed: bool = False) -
         return client_closed()
     if code is grpc.StatusCode.UNAVAILABLE:
         # gRPC's details end in the system's own words: "...; last error: UNKNOWN: ...: Connection refused (111)".
-        return not_running(target, shortened(details.rsplit(": ", 1)[-1]))
+        why = shortened(details.rsplit(": ", 1)[-1])
+        if why.endswith(_FORBIDDEN):
+            return IrqchipError(
+                errno.EACCES,
+                f"this user may not connect to {target} ({why}): be the user that irqchipd runs as, or name another "
+                "daemon with --target or IRQCHIP_TARGET",
+            )
+        return not_running(target, why)
     number, meaning = _MEANINGS.get(code, (errno.EIO, f"the call to {{target}} failed with {code.name}"))
     message = meaning.format(target=target)
     return make_error(number, f"{message} ({shortened(details)})" if details else message)

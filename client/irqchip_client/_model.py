@@ -194,12 +194,17 @@ class VmSnapshot:
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """InvalidArgument where they are not a snapshot. Whether it can be restored is the daemon's to say."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidArgument(
+                errno.EINVAL, f"data is of type {type(data).__name__}; it is the bytes that to_bytes() gave"
+            )
+        data = bytes(data)
         try:
             message = pb.VmSnapshot.FromString(data)
         except DecodeError:
             message = pb.VmSnapshot()
         if not message.version:  # Not even a number of a format: what was decoded is something else.
-            raise InvalidArgument(errno.EINVAL, f"these {len(data)} bytes are no snapshot of a VM")
+            raise InvalidArgument(errno.EINVAL, f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make")
         return cls.from_proto(message)
 
     def to_bytes(self) -> bytes:

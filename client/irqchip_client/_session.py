@@ -24,6 +24,7 @@ import grpc
 from irqchip.records import ERROR, HEADER, RESULT, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 
+from ._arguments import what_is_wrong
 from ._call import Call, check_calls, check_name
 from ._channels import Peer
 from ._errors import (
@@ -180,6 +181,11 @@ class EventBuffer:
             self._events[object()] = EventsDropped(count)
 
 
+def _read(numbers: Iterable[int]) -> Iterable[int]:
+    """An iterator's numbers, which else could be read once; what is not iterable is left, to be named."""
+    return list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else numbers
+
+
 class SessionCore:
     """One Session: opening, then open, then ended."""
 
@@ -195,10 +201,15 @@ class SessionCore:
         resampled_gsis: Iterable[int] = (),
         resume: bool = False,
     ) -> None:
-        if event_buffer < 1 or max_in_flight < 1:
-            raise InvalidArgument(errno.EINVAL, "event_buffer and max_in_flight are 1 or more")
+        for limit, value in (("event_buffer", event_buffer), ("max_in_flight", max_in_flight)):
+            if not isinstance(value, int) or value < 1:
+                raise InvalidArgument(errno.EINVAL, f"session: {limit} is {value!r:.200}; it is a number, 1 or more")
         check_name("VM", vm)
         check_name("client", client)
+        vcpus, gsis, resampled_gsis = map(_read, (vcpus, gsis, resampled_gsis))
+        named = {"client": client, "vcpus": vcpus, "gsis": gsis, "resampled_gsis": resampled_gsis}
+        if wrong := what_is_wrong("session", named):
+            raise InvalidArgument(errno.EINVAL, f"session: {wrong}")
         self.vm = vm
         self.source = 0  # The line source; 0 until open.
         self.max_operations = 0

@@ -92,6 +92,10 @@ def resolve_target(target: str | None = None) -> Target:
 
     Raises InvalidArgument where it is malformed.
     """
+    if target is not None and not isinstance(target, str):
+        raise InvalidArgument(
+            errno.EINVAL, f"target is {target!r:.200}, of type {type(target).__name__}; write 'unix:///absolute/path'"
+        )
     named = target or os.environ.get("IRQCHIP_TARGET")
     uri = named or f"unix://{default_socket()}"
     if uri.startswith("unix:///"):

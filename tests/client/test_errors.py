@@ -68,12 +68,26 @@ def test_a_reason_that_this_version_does_not_know_is_kept_in_the_message() -> No
 
 
 def test_no_daemon_says_how_to_start_one_and_what_the_system_says() -> None:
-    details = "failed to connect to all addresses; last error: UNKNOWN: unix:/x: connect: Permission denied (13)"
+    details = "failed to connect to all addresses; last error: UNKNOWN: unix:/x: connect: Connection refused (111)"
     error = error_from_rpc(Failure(grpc.StatusCode.UNAVAILABLE, details), TARGET)
     assert isinstance(error, irqchip.Unavailable)
     assert error.reason == "ECONNREFUSED"
-    for words in (TARGET, "`irqchipd`", "--target", "IRQCHIP_TARGET", "Permission denied (13)"):
+    for words in (TARGET, "`irqchipd`", "--target", "IRQCHIP_TARGET", "Connection refused (111)"):
         assert words in error.message
+
+
+def test_a_socket_of_another_user_s_is_no_daemon_that_has_to_be_started() -> None:
+    details = "failed to connect to all addresses; last error: UNKNOWN: unix:/x: connect: Permission denied (13)"
+    error = error_from_rpc(Failure(grpc.StatusCode.UNAVAILABLE, details), TARGET)
+    assert (type(error), error.reason) == (irqchip.IrqchipError, "EACCES")
+    assert error.message.startswith(f"this user may not connect to {TARGET} (Permission denied (13)): ")
+    assert "--target" in error.message
+    assert "start" not in error.message
+
+
+def test_a_number_of_two_names_has_the_usual_one() -> None:
+    assert make_error(errno.EDEADLK, "").reason == "EDEADLK"
+    assert make_error(errno.EAGAIN, "").reason == "EAGAIN"
 
 
 @pytest.mark.parametrize(

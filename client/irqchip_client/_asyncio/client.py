@@ -1,6 +1,7 @@
 """A connection to the daemon, and its VMs."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -9,9 +10,9 @@ import grpc
 
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._call import Call, patience, seconds
+from irqchip_client._call import Call, check_name, patience, seconds
 from irqchip_client._channels import Lasting, Peer
-from irqchip_client._errors import IrqchipError, client_closed, error_from_rpc
+from irqchip_client._errors import InvalidArgument, IrqchipError, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
@@ -79,6 +80,9 @@ class Client:
 
     def vm(self, name: str) -> "Vm":
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
+        check_name("VM", name)
+        if not name:
+            raise InvalidArgument(errno.EINVAL, "name is empty; vms() lists the VMs that there are")
         return Vm(self, name)
 
     async def vms(self) -> list[VmInfo]:
@@ -197,7 +201,7 @@ class Vm(Machine):
 
         AlreadyExists where it has one, NotFound without a PIC: also where the irqchip is split.
         """
-        await self._client._unary(_calls.create_pit(int(speaker)), self.name)
+        await self._client._unary(_calls.create_pit(speaker), self.name)
 
     async def enable_cap(self, capability: int, *args: int) -> None:
         """KVM_ENABLE_CAP of a KVM_CAP_* number. InvalidArgument for one that irqchipd can't enable."""

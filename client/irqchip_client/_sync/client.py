@@ -1,5 +1,6 @@
 """A connection to the daemon, and its VMs."""
 
+import errno
 import threading
 import time
 import weakref
@@ -12,9 +13,9 @@ import grpc
 
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._call import Call, patience, seconds
+from irqchip_client._call import Call, check_name, patience, seconds
 from irqchip_client._channels import Lasting, Peer
-from irqchip_client._errors import IrqchipError, client_closed, error_from_rpc
+from irqchip_client._errors import InvalidArgument, IrqchipError, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
@@ -81,6 +82,9 @@ class Client:
 
     def vm(self, name: str) -> "Vm":
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
+        check_name("VM", name)
+        if not name:
+            raise InvalidArgument(errno.EINVAL, "name is empty; vms() lists the VMs that there are")
         return Vm(self, name)
 
     def vms(self) -> list[VmInfo]:
@@ -221,7 +225,7 @@ class Vm(Machine):
 
         AlreadyExists where it has one, NotFound without a PIC: also where the irqchip is split.
         """
-        self._client._unary(_calls.create_pit(int(speaker)), self.name)
+        self._client._unary(_calls.create_pit(speaker), self.name)
 
     def enable_cap(self, capability: int, *args: int) -> None:
         """KVM_ENABLE_CAP of a KVM_CAP_* number. InvalidArgument for one that irqchipd can't enable."""

@@ -218,7 +218,7 @@ def set_mp_state(
     vm: Vm, request: pb.SetMpStateRequest, response: pb.SetMpStateResponse, source: LineSource | None
 ) -> None:
     if request.state == pb.MP_STATE_UNSPECIFIED or request.state not in pb.MpState.values():
-        raise invalid(f"run state {request.state} is none: {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}")
+        raise invalid(f"run state {request.state} is invalid; it is {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}")
     vm.set_mp_state(request.vcpu, request.state - MP_STATE_OFFSET)
 
 
@@ -234,7 +234,7 @@ def take_signal(
 def interrupt_sources(asked: int) -> tuple[bool, bool]:
     """Whether an acknowledgement is the PIC's to answer, and whether the local APIC's."""
     if asked not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, pb.INTERRUPT_SOURCE_PIC, pb.INTERRUPT_SOURCE_LAPIC):
-        raise invalid(f"interrupt source {asked} is none: 0 any, 1 the PIC, 2 the local APIC")
+        raise invalid(f"interrupt source {asked} is invalid; 0 is any, 1 the PIC, 2 the local APIC")
     return asked != pb.INTERRUPT_SOURCE_LAPIC, asked != pb.INTERRUPT_SOURCE_PIC
 
 

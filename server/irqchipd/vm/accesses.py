@@ -140,7 +140,9 @@ class Accesses(Turns):
 def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
     """What is wrong with an access."""
     if size not in sizes:
-        return invalid(f"an access of {size} bytes; the sizes are {', '.join(map(str, sizes))}")
+        return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}")
     if address > limit:
-        return invalid(f"address {address:#x} is out of range: 0 to {limit:#x}")
-    return invalid(f"value {value:#x} does not fit into {size} bytes")
+        what = "port" if limit == MAX_PORT else "address"
+        return invalid(f"{what} {address:#x} is out of range: 0 to {limit:#x}")
+    most = (1 << 8 * size) - 1
+    return invalid(f"value {value:#x} does not fit into an access of {size} bytes, whose values are 0 to {most:#x}")

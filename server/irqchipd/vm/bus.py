@@ -51,7 +51,11 @@ class IoBus:
         end = start + length
         index = bisect_right(self._starts, start)
         if (index and self._ends[index - 1] > start) or (index < len(self._starts) and self._starts[index] < end):
-            raise VmError(errno.EEXIST, f"part of {start:#x} to {end - 1:#x} is claimed by another device")
+            other = index - 1 if index and self._ends[index - 1] > start else index
+            theirs = f"{self._starts[other]:#x} to {self._ends[other] - 1:#x}"
+            raise VmError(
+                errno.EEXIST, f"part of {start:#x} to {end - 1:#x} is claimed: another device has {theirs}; choose others"
+            )
         self._starts.insert(index, start)
         self._ends.insert(index, end)
         self._reaches.insert(index, max(end, start + reach))

@@ -16,7 +16,7 @@ class VmError(Exception):
     @property
     def reason(self) -> str:
         """The errno's name, for example EINVAL."""
-        return errno.errorcode[self.number]
+        return "EDEADLK" if self.number == errno.EDEADLK else errno.errorcode[self.number]  # Python says EDEADLOCK
 
 
 def deleted(vm: str) -> VmError:

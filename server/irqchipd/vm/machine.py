@@ -97,7 +97,7 @@ class Vm(Accesses, Vcpus, Lines):
         """KVM_CREATE_IRQCHIP: EEXIST where there is one, or a region where it would be; EINVAL once a vCPU exists."""
         with self._turn:
             if self._board.has_irqchip:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip")
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip already, and a VM has one")
             if self._cpus:
                 raise invalid(f"VM {self.name!r} has vCPUs; the irqchip must be created before them")
             self._board.regions.check_apic_page()
@@ -123,7 +123,7 @@ class Vm(Accesses, Vcpus, Lines):
         """KVM_CREATE_PIT2: EEXIST where there is one, or where its ports are claimed; ENOENT without a PIC."""
         with self._turn:
             if self._board.pit is not None:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT")
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT already, and a VM has one")
             if self._board.pic is None:
                 raise VmError(errno.ENOENT, f"a PIT needs PICs to interrupt: {self._no_irqchip().message}")
             self._board.add_pit(bool(flags & PIT_SPEAKER_DUMMY))
@@ -136,7 +136,7 @@ class Vm(Accesses, Vcpus, Lines):
             if len(self._cpus) >= self._max_vcpus:
                 raise invalid(f"VM {self.name!r} has {self._max_vcpus} vCPUs, the most that are allowed")
             if vcpu in self._cpus:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu}")
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu} already: choose another id")
             cpu = self._cpus[vcpu] = self._board.add_cpu(vcpu)
             cpu.watchers = len(self._board.listeners.get(vcpu, ()))
             cpu.priorities_changed()  # the PIC may be asking already
@@ -370,7 +370,7 @@ class Vm(Accesses, Vcpus, Lines):
 
 
 def _no_chip(chip_id: int) -> VmError:
-    return invalid(f"chip {chip_id} is none; 0 and 1 are the PICs, 2 the IOAPIC")
+    return invalid(f"chip {chip_id} is invalid; 0 and 1 are the PICs, 2 the IOAPIC")
 
 
 class _Unpackable(Protocol):

@@ -236,13 +236,13 @@ class Regions:
     def check(self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None) -> None:
         """What is no region is EINVAL."""
         if space not in set(Space):
-            raise invalid(f"address space {space} is none: 1 ports, 2 memory")
+            raise invalid(f"address space {space} is invalid; 1 is ports, 2 memory")
         limit = LIMITS[Space(space)]
         if not (0 <= start < limit and 0 < length <= limit - start):
-            raise invalid(f"{length} bytes at {start:#x} are no range: it has 1 or more, within 0 to {limit - 1:#x}")
+            raise invalid(f"a range of {length} bytes at {start:#x}; it must have 1 or more, within 0 to {limit - 1:#x}")
         if datamatch is not None:
             if not doorbell:
-                raise invalid("a value to match is a doorbell's")
+                raise invalid("datamatch is a doorbell's: set doorbell, or leave datamatch out")
             if length not in MATCHED_LENGTHS or datamatch >> 8 * length:
                 raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
 

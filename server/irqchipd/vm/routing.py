@@ -111,7 +111,7 @@ def _check_route(route: Route) -> int | None:
         raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of a pin; only 0 is allowed")
     pins = PINS.get(route.chip)
     if pins is None:
-        raise invalid(f"GSI {route.gsi}: chip {route.chip} is none; 0 and 1 are the PICs, 2 the IOAPIC")
+        raise invalid(f"GSI {route.gsi}: chip {route.chip} is invalid; 0 and 1 are the PICs, 2 the IOAPIC")
     if route.pin >= pins:
         raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}")
     return route.chip

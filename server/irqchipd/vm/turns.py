@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 MAX_TSC_KHZ = 100_000_000
 MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
 MAX_EXPIRATIONS = 10_000  # of timers, in one advance of a virtual clock
+_SHOWN = 8  # vCPU ids in a message
 WORK_A_TURN = 256  # what comes due in one turn does so much at the most (see Board.work), and a little more
 
 
@@ -82,7 +83,7 @@ class Turns:
 
     def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
         if not 1 <= tsc_khz <= MAX_TSC_KHZ:
-            raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} are allowed")
+            raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} kHz are allowed")
         self.name = name
         self._lock = threading.Lock()
         self._turn = _Turn(self)
@@ -112,7 +113,7 @@ class Turns:
             with self._turn:
                 clock, board = self._clock, self._board
                 if not isinstance(clock, VirtualClock):
-                    raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced")
+                    raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced: create the VM with one")
                 if not 0 <= nanoseconds <= MAX_TIME - clock.time:
                     raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
                 end = clock.time + nanoseconds
@@ -212,7 +213,8 @@ class Turns:
         return cpu
 
     def _no_vcpu(self, vcpu: int) -> VmError:
-        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}")
+        ids = ", ".join(map(str, list(self._cpus)[:_SHOWN])) + (", ..." if len(self._cpus) > _SHOWN else "")
+        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; it has {ids or 'none'}")
 
     def _enter(self, vcpu: int) -> Cpu:
         """The vCPU enters its guest, which is when it learns what it has to report at EOI."""

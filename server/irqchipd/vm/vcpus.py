@@ -80,7 +80,7 @@ class Vcpus(Turns):
         with self._turn:
             cpu = self._cpu(vcpu)
             if state not in set(MpState):
-                raise invalid(f"run state {state} is none; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
+                raise invalid(f"run state {state} is invalid; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
             if cpu.lapic is None and state != MpState.RUNNABLE:
                 raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
             cpu.mp_state = MpState(state)
