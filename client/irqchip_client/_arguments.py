@@ -1,0 +1,145 @@
+"""Which argument of a call is wrong, and what is allowed: looked for when protobuf or struct has refused them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ._model import InterruptSource, MpState, MsiRoute, PinRoute, Space
+from ._state import Chip
+
+_WORD, _LONG = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
+
+# What an argument of this name is, and the highest number that it can be.
+_NUMBERS = {
+    "access": ("the number of a RegionAccess", _LONG),
+    "address": ("an address", _LONG),
+    "capability": ("a KVM_CAP_* number", _WORD),
+    "data": ("a value", _LONG),
+    "datamatch": ("the value that rings a doorbell", _LONG),
+    "flags": ("KVM's flags", _WORD),
+    "gsi": ("a GSI", _WORD),
+    "length": ("a number of bytes", _LONG),
+    "level": ("a level, False or True,", 1),
+    "msr": ("the number of a model-specific register", _WORD),
+    "nanoseconds": ("a time in nanoseconds", _LONG),
+    "pin": ("a pin", _WORD),
+    "port": ("a port", 0xFFFF),
+    "size": ("a number of bytes", 8),
+    "speaker": ("a choice, False or True,", 1),
+    "tsc_khz": ("a frequency in kHz", _WORD),
+    "vcpu": ("a vCPU's id", _WORD),
+    "vector": ("a vector", 0xFF),
+}
+# Of calls whose values have fewer bits than those of others.
+_NARROW = {("pio_write", "data"): _WORD, ("signal_msi", "data"): _WORD, ("MsiRoute", "data"): _WORD}
+_TEXTS = frozenset({"name", "client"})
+_MEMBERS = {
+    ("register_region", "space"): Space,
+    ("register_ioeventfd", "space"): Space,
+    ("unregister_region", "space"): Space,
+    ("get_irqchip", "chip"): Chip,
+    ("set_irqchip", "chip"): Chip,
+    ("PinRoute", "chip"): Chip,
+    ("ack_interrupt", "source"): InterruptSource,
+    ("set_mp_state", "state"): MpState,
+}
+_LISTS = {
+    "args": ("numbers", "an argument"),
+    "vcpus": ("ids of vCPUs", "a vCPU's id"),
+    "gsis": ("GSIs", "a GSI"),
+    "resampled_gsis": ("GSIs", "a GSI"),
+    "tracepoints": ("tracepoints' names", "a tracepoint's name"),
+}
+
+
+def what_is_wrong(call: str, arguments: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> str | None:
+    """Of the arguments, the first that is wrong, what it is and what is allowed; None where all look right.
+
+    `optional` names those that may be None.
+    """
+    for name, value in arguments.items():
+        if value is None and name in optional:
+            continue
+        wrong = _wrong(call, name, value)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _wrong(call: str, name: str, value: Any) -> str | None:
+    shown = f"{name} is {value!r:.200}"
+    if name in _NUMBERS:
+        what, most = _NUMBERS[name]
+        return _wrong_number(shown, value, what, _NARROW.get((call, name), most))
+    if name in _TEXTS:
+        return _wrong_text(name, value)
+    if name == "routes":
+        return _wrong_routes(value)
+    if name in _LISTS:
+        return _wrong_list(name, value)
+    if (members := _MEMBERS.get((call, name))) is not None and (
+        not isinstance(value, int) or value not in iter(members)
+    ):
+        return f"{shown}; it is one of {', '.join(f'{members.__name__}.{member.name}' for member in members)}"
+    if call.startswith("set_") and name == "state" and not isinstance(value, bytes) and not hasattr(value, "kvm_struct"):
+        return f"{shown}, {_kind(value)}; it is the chip's state, as the get_ call gives it, or the kernel's struct"
+    return f"{shown}, which is not allowed" if value is None else None
+
+
+def _wrong_number(shown: str, value: Any, what: str, most: int) -> str | None:
+    allowed = f"{what} is 0 to {most:#x}" if most > 9 else f"{what} is 0 to {most}"
+    if not isinstance(value, int):
+        return f"{shown}, {_kind(value)} and no number; {allowed}{_as_number(value)}"
+    if not 0 <= value <= most:
+        return f"{shown}, out of range; {allowed}"
+    return None
+
+
+def _wrong_text(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"{name} is {value!r:.200}, {_kind(value)} and no text"
+    if not value.isprintable():
+        return f"{name} is {value!r:.200}, which has characters that can't be printed; leave them out"
+    return None
+
+
+def _wrong_routes(value: Any) -> str | None:
+    if not isinstance(value, Iterable):
+        return f"routes is {value!r:.200}, {_kind(value)} and no list of PinRoute and MsiRoute"
+    for position, route in enumerate(value):
+        if not isinstance(route, PinRoute | MsiRoute):
+            return f"routes[{position}] is {route!r:.200}, {_kind(route)}; it is a PinRoute or an MsiRoute"
+        fields = {name: getattr(route, name) for name in type(route).__slots__}
+        if (wrong := what_is_wrong(type(route).__name__, fields)) is not None:
+            return f"routes[{position}].{wrong}"
+    return None
+
+
+def _wrong_list(name: str, value: Any) -> str | None:
+    items, what = _LISTS[name]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return f"{name} is {value!r:.200}, {_kind(value)}; it is a list of {items}: write [{value!r:.200}]"
+    for position, item in enumerate(value):
+        shown = f"{name}[{position}] is {item!r:.200}"
+        if name == "tracepoints":
+            if not isinstance(item, str):
+                return f"{shown}, {_kind(item)} and no text; it is {what}, 'kvm_pio' say"
+        elif (wrong := _wrong_number(shown, item, what, _LONG if name == "args" else _WORD)) is not None:
+            return wrong
+    return None
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _as_number(value: object) -> str:
+    """What to write in place of a text that reads as a number."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            int(value, 0)
+            return f": write {value.strip():.40} without quotes, or int(text, 0)"
+    return ""
