@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import IntEnum
 from typing import Any
 
 from ._model import InterruptSource, MpState, MsiRoute, PinRoute, Space
@@ -35,7 +36,7 @@ _NUMBERS = {
 # Of calls whose values have fewer bits than those of others.
 _NARROW = {("pio_write", "data"): _WORD, ("signal_msi", "data"): _WORD, ("MsiRoute", "data"): _WORD}
 _TEXTS = frozenset({"name", "client"})
-_MEMBERS = {
+_MEMBERS: dict[tuple[str, str], type[IntEnum]] = {
     ("register_region", "space"): Space,
     ("register_ioeventfd", "space"): Space,
     ("unregister_region", "space"): Space,
@@ -79,11 +80,14 @@ def _wrong(call: str, name: str, value: Any) -> str | None:
         return _wrong_routes(value)
     if name in _LISTS:
         return _wrong_list(name, value)
-    if (members := _MEMBERS.get((call, name))) is not None and (
-        not isinstance(value, int) or value not in iter(members)
-    ):
+    if (members := _MEMBERS.get((call, name))) is not None and value not in list(members):
         return f"{shown}; it is one of {', '.join(f'{members.__name__}.{member.name}' for member in members)}"
-    if call.startswith("set_") and name == "state" and not isinstance(value, bytes) and not hasattr(value, "kvm_struct"):
+    if (
+        call.startswith("set_")
+        and name == "state"
+        and not isinstance(value, bytes)
+        and not hasattr(value, "kvm_struct")
+    ):
         return f"{shown}, {_kind(value)}; it is the chip's state, as the get_ call gives it, or the kernel's struct"
     return f"{shown}, which is not allowed" if value is None else None
 

@@ -112,7 +112,7 @@ class RecordCall(Call[T]):
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises InvalidArgument for what is no text, or longer than any name is. Whether it else is one, the daemon says."""
+    """Raises InvalidArgument for what is no text, or too long for a name. Whether it else is one, the daemon says."""
     if not isinstance(name, str):
         raise InvalidArgument(
             errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text"
@@ -128,13 +128,18 @@ def check_calls(calls: Sequence[Call[Any]]) -> None:
     """Raises InvalidArgument for what is none."""
     for call in calls:
         if not isinstance(call, Call):
-            raise InvalidArgument(errno.EINVAL, f"{call!r:.200} is no operation; irqchip_client.ops makes operations: ops.pio_read(0, 0x20)")
+            raise InvalidArgument(
+                errno.EINVAL,
+                f"{call!r:.200} is no operation; irqchip_client.ops makes operations: ops.pio_read(0, 0x20)",
+            )
 
 
 def seconds(timeout: float) -> float:
     """A timeout that can be waited for. Raises InvalidArgument for any other."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
-        raise InvalidArgument(errno.EINVAL, f"timeout is {timeout!r:.200}; a timeout is a number of seconds, 0 to {_LONGEST:,}")
+        raise InvalidArgument(
+            errno.EINVAL, f"timeout is {timeout!r:.200}; a timeout is a number of seconds, 0 to {_LONGEST:,}"
+        )
     return timeout
 
 

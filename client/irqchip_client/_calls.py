@@ -34,6 +34,7 @@ from ._model import (
 from ._state import Chip, IoapicState, LapicState, PicState, PitState
 
 KVM_CAP_SPLIT_IRQCHIP = 121  # <linux/kvm.h>
+KVM_PIT_SPEAKER_DUMMY = 1
 
 
 def _nothing(_response: Message) -> None:
@@ -74,7 +75,7 @@ def save_vm() -> Call[VmSnapshot]:
 def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
     if not isinstance(snapshot, VmSnapshot):
         raise TypeError(
-            f"snapshot is of type {type(snapshot).__name__}; it is a VmSnapshot, which VmSnapshot.from_bytes() makes of bytes"
+            f"it is of type {type(snapshot).__name__}, and no VmSnapshot, which VmSnapshot.from_bytes() makes of bytes"
         )
     check_name("VM", name)
     return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)
@@ -100,7 +101,7 @@ def create_irqchip() -> Call[None]:
 
 @_checked
 def create_pit(speaker: bool) -> Call[None]:
-    return Call("create_pit", pb.CreatePitRequest(flags=speaker), _nothing)
+    return Call("create_pit", pb.CreatePitRequest(flags=KVM_PIT_SPEAKER_DUMMY * speaker), _nothing)
 
 
 def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:

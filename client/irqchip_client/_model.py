@@ -204,7 +204,10 @@ class VmSnapshot:
         except DecodeError:
             message = pb.VmSnapshot()
         if not message.version:  # Not even a number of a format: what was decoded is something else.
-            raise InvalidArgument(errno.EINVAL, f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make")
+            raise InvalidArgument(
+                errno.EINVAL,
+                f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make",
+            )
         return cls.from_proto(message)
 
     def to_bytes(self) -> bytes:

@@ -220,7 +220,10 @@ def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
     os.close(terminal)
     os.close(typist)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (124, "Error: the guest has not ended within 0.5 s, which --timeout allows\n")
+    assert (process.returncode, errors) == (
+        124,
+        "Error: the guest has not ended within 0.5 s, which --timeout allows\n",
+    )
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])

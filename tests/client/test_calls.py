@@ -188,7 +188,7 @@ def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
     for timeout in (-1, float("nan"), float("inf"), 1e12):
         with pytest.raises(InvalidArgument, match="a timeout is a number of seconds, 0 to"):
             ops.halt(0, timeout=timeout)
-    with pytest.raises(InvalidArgument, match="not '1'"):
+    with pytest.raises(InvalidArgument, match="timeout is '1'"):
         ops.halt(0, timeout=cast(float, "1"))
 
 

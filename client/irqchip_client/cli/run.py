@@ -120,9 +120,9 @@ def run(
     which drive GSI n. Other processes may have more: see `device`.
 
     The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
-    deletion ended it; 124 where the time of --timeout or --await-timeout is up; 126 where it can't go on, by the guest's
-    fault or because the daemon or a device of this process failed; 2 where it was refused and never began. SIGINT,
-    SIGTERM and SIGHUP delete the VM, too.
+    deletion ended it; 124 where the time of --timeout or --await-timeout is up; 126 where it can't go on, by the
+    guest's fault or because the daemon or a device of this process failed; 2 where it was refused and never began.
+    SIGINT, SIGTERM and SIGHUP delete the VM, too.
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
@@ -241,8 +241,8 @@ def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, 
         waited, names = time.monotonic() - began, ", ".join(sorted(missing))
         if waited > patience:
             raise _TimeIsUp(
-                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {patience:g} s; start it "
-                "(`irqchipctl device` starts devices), or allow more with --await-timeout"
+                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {patience:g} s; "
+                "start it (`irqchipctl device` starts devices), or allow more with --await-timeout"
             )
         if not told and waited > SILENCE:
             told = True

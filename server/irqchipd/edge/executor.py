@@ -218,7 +218,9 @@ def set_mp_state(
     vm: Vm, request: pb.SetMpStateRequest, response: pb.SetMpStateResponse, source: LineSource | None
 ) -> None:
     if request.state == pb.MP_STATE_UNSPECIFIED or request.state not in pb.MpState.values():
-        raise invalid(f"run state {request.state} is invalid; it is {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}")
+        raise invalid(
+            f"run state {request.state} is invalid; it is {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}"
+        )
     vm.set_mp_state(request.vcpu, request.state - MP_STATE_OFFSET)
 
 

@@ -125,7 +125,9 @@ class GrpcService:
 
     def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
         if request.clock not in pb.ClockKind.values():
-            raise invalid(f"clock {request.clock} is invalid; {pb.CLOCK_KIND_REAL} is real, {pb.CLOCK_KIND_VIRTUAL} virtual")
+            raise invalid(
+                f"clock {request.clock} is invalid; {pb.CLOCK_KIND_REAL} is real, {pb.CLOCK_KIND_VIRTUAL} virtual"
+            )
         virtual = request.clock == pb.CLOCK_KIND_VIRTUAL
         response.vm = self._registry.create(request.vm, virtual=virtual, tsc_khz=request.tsc_khz).name
 

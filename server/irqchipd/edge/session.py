@@ -111,7 +111,7 @@ class Session:
         eventfds: Eventfds,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
-            raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no name of a client: that has at most 64 characters, which can be printed")
+            raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: 64 printable characters at most")
         self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
         self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
         resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)

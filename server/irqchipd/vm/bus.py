@@ -54,7 +54,8 @@ class IoBus:
             other = index - 1 if index and self._ends[index - 1] > start else index
             theirs = f"{self._starts[other]:#x} to {self._ends[other] - 1:#x}"
             raise VmError(
-                errno.EEXIST, f"part of {start:#x} to {end - 1:#x} is claimed: another device has {theirs}; choose others"
+                errno.EEXIST,
+                f"part of {start:#x} to {end - 1:#x} is claimed: another device has {theirs}; choose others",
             )
         self._starts.insert(index, start)
         self._ends.insert(index, end)

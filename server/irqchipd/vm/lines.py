@@ -105,7 +105,9 @@ class Lines(Turns):
             raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
         for change in changes if source.resampled else ():
             if not change & 1 and change >> 1 in source.resampled:
-                raise invalid(f"GSI {change >> 1} is resampled: it can only be raised, and falls when it is acknowledged")
+                raise invalid(
+                    f"GSI {change >> 1} is resampled: it can only be raised, and falls when it is acknowledged"
+                )
         return source
 
     def open_source(
@@ -143,7 +145,10 @@ class Lines(Turns):
         for source in self._sources.values():
             if source.detached and source.client == client:
                 return source
-        raise VmError(errno.ENOENT, f"VM {self.name!r} keeps no line source for a client {client!r}; open the Session without resume")
+        raise VmError(
+            errno.ENOENT,
+            f"VM {self.name!r} keeps no line source for a client {client!r}; open the Session without resume",
+        )
 
     def _new_source(self, client: str) -> LineSource:
         if len(self._sources) >= MAX_SOURCES:

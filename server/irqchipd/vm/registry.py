@@ -69,7 +69,9 @@ class Registry:
             raise invalid(f"{name!r} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
         with self._lock:
             if name in self._vms or name in self._reserved:
-                raise VmError(errno.EEXIST, f"there is a VM {name!r} already: choose another name, or delete that VM first")
+                raise VmError(
+                    errno.EEXIST, f"there is a VM {name!r} already: choose another name, or delete that VM first"
+                )
             if len(self._vms) + len(self._reserved) >= self._max_vms:
                 raise VmError(errno.ENOSPC, f"there are {self._max_vms} VMs, the most that this daemon allows")
             while not name or name in self._vms or name in self._reserved:

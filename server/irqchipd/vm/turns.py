@@ -113,7 +113,9 @@ class Turns:
             with self._turn:
                 clock, board = self._clock, self._board
                 if not isinstance(clock, VirtualClock):
-                    raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced: create the VM with one")
+                    raise invalid(
+                        f"the clock of VM {self.name!r} is real; only one that was made virtual can be advanced"
+                    )
                 if not 0 <= nanoseconds <= MAX_TIME - clock.time:
                     raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
                 end = clock.time + nanoseconds
