@@ -147,9 +147,10 @@ __all__ = [
     "ops",
 ]
 
+# In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
-    *("_errors", "_events", "_model", "_state", "_target"),
-    *("_sync.client", "_sync.irqfd", "_sync.machine", "_sync.session"),
+    *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
+    *("_sync.irqfd", "_sync.session"),
 )
 
 

@@ -1,5 +1,7 @@
 """What a call is: described once and without I/O, and made by an RPC of its own or in a Session's batch."""
 
+from __future__ import annotations
+
 import errno
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,7 +14,6 @@ from google.protobuf.message import Message
 from irqchip.records import NUMBERS, OPERATION
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._arguments import what_is_wrong
 from ._errors import InvalidArgument
 
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
@@ -159,17 +160,19 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
     To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant. It is allowed where it
     is an argument's own default.
     """
-    signature = inspect.signature(make)
-    optional = {name for name, parameter in signature.parameters.items() if parameter.default is None}
+
+    @lru_cache(1)
+    def optional() -> frozenset[str]:
+        return frozenset(name for name, one in inspect.signature(make).parameters.items() if one.default is None)
 
     @wraps(make)
     def make_checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
         try:
-            if None in args or (kwargs and any(v is None and k not in optional for k, v in kwargs.items())):
+            if None in args or (kwargs and any(v is None and k not in optional() for k, v in kwargs.items())):
                 raise ValueError("None is not allowed")
             return make(*args, **kwargs)
         except (ValueError, TypeError, AttributeError, StructError) as error:
-            raise _refused(make, signature, args, kwargs, error) from None
+            raise _refused(make, optional(), args, kwargs, error) from None
 
     return make_checked
 
@@ -180,14 +183,16 @@ def checked_access(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 
 
 def _refused(
-    make: Callable[..., object], signature: inspect.Signature, args: Any, kwargs: Any, error: Exception
+    make: Callable[..., object], optional: frozenset[str], args: Any, kwargs: Any, error: Exception
 ) -> InvalidArgument:
     """Says which argument is wrong; where that can't be seen, what was given, and the complaint as it is."""
+    from ._arguments import what_is_wrong
+
+    signature = inspect.signature(make)
     try:
         arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as unbound:  # One too many, or one that is missing.
         return InvalidArgument(errno.EINVAL, f"{make.__name__}{signature.replace(return_annotation=Any)}: {unbound}")
-    optional = frozenset(name for name, parameter in signature.parameters.items() if parameter.default is None)
     why = what_is_wrong(make.__name__, arguments, optional)
     if why is not None:
         return InvalidArgument(errno.EINVAL, f"{make.__name__}: {why}")

@@ -1,15 +1,16 @@
 """Every call of irqchip.v1 that is not a stream, described once and without I/O."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Iterable
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from google.protobuf.message import Message
 
 from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._arguments import what_is_wrong
 from ._call import Call, RecordCall, check_name
 from ._call import checked as _checked
 from ._call import checked_access as _checked_access
@@ -31,7 +32,9 @@ from ._model import (
     Wake,
     route_from_proto,
 )
-from ._state import Chip, IoapicState, LapicState, PicState, PitState
+
+if TYPE_CHECKING:  # Loaded by who asks for a chip's state.
+    from ._state import Chip, IoapicState, LapicState, PicState, PitState
 
 KVM_CAP_SPLIT_IRQCHIP = 121  # <linux/kvm.h>
 KVM_PIT_SPEAKER_DUMMY = 1
@@ -106,6 +109,8 @@ def create_pit(speaker: bool) -> Call[None]:
 
 def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
     """What opens a Watch. Raises InvalidArgument for names that are none."""
+    from ._arguments import what_is_wrong
+
     check_name("VM", vm)
     if wrong := what_is_wrong("watch", {"tracepoints": tracepoints}):
         raise InvalidArgument(errno.EINVAL, f"watch: {wrong}")
@@ -256,6 +261,8 @@ def get_irqchip(chip: Chip) -> Call[PicState | IoapicState]: ...
 @_checked
 def get_irqchip(chip: Chip) -> Call[Any]:
     """KVM_GET_IRQCHIP. NotReady without an irqchip."""
+    from ._state import Chip, IoapicState, PicState
+
     state = IoapicState if chip == Chip.IOAPIC else PicState
     request = pb.GetIrqchipRequest(chip_id=chip)
     return Call("get_irqchip", request, lambda response: state.from_kvm_struct(response.kvm_struct))
@@ -271,6 +278,8 @@ def set_irqchip(chip: Chip, state: PicState | IoapicState | bytes) -> Call[None]
 @_checked
 def get_lapic(vcpu: int) -> Call[LapicState]:
     """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
+    from ._state import LapicState
+
     request = pb.GetLapicRequest(vcpu=vcpu)
     return Call("get_lapic", request, lambda response: LapicState.from_kvm_struct(response.kvm_struct))
 
@@ -293,6 +302,8 @@ def advance_clock(nanoseconds: int) -> Call[Advance]:
 
 def get_pit() -> Call[PitState]:
     """KVM_GET_PIT2. NotReady without a PIT."""
+    from ._state import PitState
+
     return Call("get_pit", pb.GetPitRequest(), lambda response: PitState.from_kvm_struct(response.kvm_struct))
 
 

@@ -5,6 +5,8 @@ client's gRPC until one of them ends. Calls that last, which are Sessions, Watch
 other, and all others. They have channels of their own, and as many as it takes.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass

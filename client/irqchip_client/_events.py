@@ -1,5 +1,7 @@
 """What streams tell: a Session's events, and a Watch's."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS

@@ -1,9 +1,11 @@
 """What calls return: frozen dataclasses, made from the messages of irqchip.v1."""
 
+from __future__ import annotations
+
 import errno
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
@@ -11,7 +13,9 @@ from irqchip.records import CLAIMED, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
-from ._state import Chip
+
+if TYPE_CHECKING:
+    from ._state import Chip
 
 
 class InterruptSource(IntEnum):
@@ -67,7 +71,7 @@ _MODES = {
 class RegionInfo:
     """A range of ports or addresses that a Session answers for, or whose writes ring."""
 
-    space: "Space"
+    space: Space
     address: int
     length: int  # Bytes.
     doorbell: bool = False
@@ -316,4 +320,6 @@ Route = PinRoute | MsiRoute
 def route_from_proto(message: pb.RoutingEntry) -> Route:
     if message.WhichOneof("destination") == "msi":
         return MsiRoute(message.gsi, message.msi.address, message.msi.data, message.flags)
+    from ._state import Chip
+
     return PinRoute(message.gsi, Chip(message.irqchip.chip_id), message.irqchip.pin, message.flags)

@@ -4,6 +4,8 @@ Each function is a generator: it yields a call and the VM's name that it is for,
 error. What it returns is the list. A daemon of an older version gives everything in one page.
 """
 
+from __future__ import annotations
+
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 

@@ -10,6 +10,8 @@ The rules that the shells keep:
 5. What happened before the end can still be read after it; then reading fails too. Nothing falls silent.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import os

@@ -6,6 +6,8 @@ KVM_GET_PIT2 give.
 Both raise InvalidArgument: the one for a field that is out of range, the other for bytes of the wrong length.
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 from dataclasses import astuple, dataclass, field

@@ -1,5 +1,7 @@
 """A connection to the daemon, and its VMs."""
 
+from __future__ import annotations
+
 import asyncio
 import errno
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +30,7 @@ T = TypeVar("T")
 LastingCall = TypeVar("LastingCall", bound=grpc.aio.Call)
 
 
-def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
+def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
     """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
@@ -42,7 +44,7 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
 
 class _Connection(NamedTuple):
     channel: grpc.aio.Channel
-    rpcs: "IrqchipServiceAsyncStub"
+    rpcs: IrqchipServiceAsyncStub
 
 
 class Client:
@@ -58,7 +60,7 @@ class Client:
         self._lasting = Lasting(self._connect)
         self._closing: set[asyncio.Task[None]] = set()  # The event loop keeps no task alive.
 
-    async def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
+    async def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> Vm:
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
 
         virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
@@ -69,7 +71,7 @@ class Client:
         """
         return Vm(self, await self._unary(_calls.create_vm(name, virtual_clock, tsc_khz)))
 
-    async def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> "Vm":
+    async def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> Vm:
         """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
 
         The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
@@ -78,7 +80,7 @@ class Client:
         """
         return Vm(self, await self._unary(_calls.restore_vm(snapshot, name)))
 
-    def vm(self, name: str) -> "Vm":
+    def vm(self, name: str) -> Vm:
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
         check_name("VM", name)
         if not name:
@@ -146,7 +148,7 @@ class Client:
         self._check()
         return Session(lambda requests: self._lasting_call(lambda rpcs: rpcs.Session(requests)), core, self._peer)
 
-    def _lasting_call(self, begin: Callable[["IrqchipServiceAsyncStub"], LastingCall]) -> LastingCall:
+    def _lasting_call(self, begin: Callable[[IrqchipServiceAsyncStub], LastingCall]) -> LastingCall:
         """Begins a call that lasts, over a channel of those."""
         self._check()
         connection = self._lasting.take()

@@ -1,5 +1,7 @@
 """A connection to the daemon, and its VMs."""
 
+from __future__ import annotations
+
 import errno
 import threading
 import time
@@ -7,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import grpc
 
@@ -18,18 +20,21 @@ from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import InvalidArgument, IrqchipError, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
-from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, port_poll_ns, resolve_target
 
 from .machine import Machine
-from .port import PortSession, connect_port
-from .session import Session, Watch
+
+if TYPE_CHECKING:  # Loaded by who opens a stream: who only calls need not wait for them.
+    from irqchip_client._session import SessionCore
+
+    from .port import PortSession
+    from .session import Session, Watch
 
 T = TypeVar("T")
 LastingCall = TypeVar("LastingCall", bound=grpc.Call)
 
 
-def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
+def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
     """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
@@ -60,7 +65,7 @@ class Client:
         self._port = target.port
         self._port_sessions: weakref.WeakSet[PortSession] = weakref.WeakSet()
 
-    def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
+    def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> Vm:
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
 
         virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
@@ -71,7 +76,7 @@ class Client:
         """
         return Vm(self, self._unary(_calls.create_vm(name, virtual_clock, tsc_khz)))
 
-    def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> "Vm":
+    def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> Vm:
         """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
 
         The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
@@ -80,7 +85,7 @@ class Client:
         """
         return Vm(self, self._unary(_calls.restore_vm(snapshot, name)))
 
-    def vm(self, name: str) -> "Vm":
+    def vm(self, name: str) -> Vm:
         """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
         check_name("VM", name)
         if not name:
@@ -146,6 +151,9 @@ class Client:
             raise
 
     def _session(self, core: SessionCore) -> Session:
+        from .port import PortSession, connect_port
+        from .session import Session
+
         self._check()
         deadline = time.monotonic() + self.timeout
         poll_ns = port_poll_ns()
@@ -193,7 +201,7 @@ class Client:
         self._target.check()
 
 
-def _wait(answer: "grpc.Future[Any]") -> Any:
+def _wait(answer: grpc.Future[Any]) -> Any:
     """The response. Whoever stops waiting for it, by Ctrl-C say, cancels the call, so that the vCPU halts no more."""
     try:
         return answer.result()
@@ -281,6 +289,8 @@ class Vm(Machine):
         It goes over the daemon's AF_UNIX port where that is on this host, else over gRPC: Session.transport says which.
         The environment's IRQCHIP_PORT has the microseconds to poll before blocking, or "off" for gRPC alone.
         """
+        from irqchip_client._session import SessionCore
+
         core = SessionCore(
             self.name,
             client,
@@ -298,6 +308,8 @@ class Vm(Machine):
 
         What happens after this returns is seen. An unknown name raises InvalidArgument, at the latest when read.
         """
+        from .session import Watch
+
         request = _calls.watch_request(self.name, tracepoints)
         return Watch(self._client._lasting_call(lambda rpcs: rpcs.Watch(request)), self._client._peer)
 

@@ -1,8 +1,10 @@
 """What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import _calls
 from irqchip_client._call import Call
@@ -19,7 +21,9 @@ from irqchip_client._model import (
     Signal,
     Wake,
 )
-from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
+
+if TYPE_CHECKING:
+    from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
 
 T = TypeVar("T")
 
@@ -27,16 +31,16 @@ T = TypeVar("T")
 class Machine:
     """The calls that a VM takes by unary RPC, and a Session of it in batches."""
 
-    def vcpu(self, vcpu: int) -> "Vcpu":
+    def vcpu(self, vcpu: int) -> Vcpu:
         """A handle on a vCPU. No I/O: a vCPU that does not exist shows when it is used."""
         return Vcpu(self, vcpu)
 
-    def create_vcpu(self, vcpu: int) -> "Vcpu":
+    def create_vcpu(self, vcpu: int) -> Vcpu:
         """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
         self._call(_calls.create_vcpu(vcpu))
         return Vcpu(self, vcpu)
 
-    def line(self, gsi: int) -> "Line":
+    def line(self, gsi: int) -> Line:
         """A handle on a GSI. No I/O."""
         return Line(self, gsi)
 

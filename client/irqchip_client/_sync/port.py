@@ -1,5 +1,7 @@
 """A Session over the daemon's AF_UNIX port: on the same host, without HTTP/2 and without threads of its own."""
 
+from __future__ import annotations
+
 import errno
 import math
 import os

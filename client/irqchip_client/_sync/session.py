@@ -1,5 +1,7 @@
 """The streams: a Session and a Watch, driven by threads."""
 
+from __future__ import annotations
+
 import errno
 import os
 import queue
@@ -340,7 +342,7 @@ class Watch:
     It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
     """
 
-    def __init__(self, stream: "grpc._CallIterator[pb.WatchResponse]", peer: Peer) -> None:
+    def __init__(self, stream: grpc._CallIterator[pb.WatchResponse], peer: Peer) -> None:
         self._stream = stream
         self._responses = iter(stream)
         self._peer = peer

@@ -1,25 +1,34 @@
 """The command irqchipctl: an irqchipd seen, driven and checked from a shell."""
 
-from importlib.metadata import version
-
 import click
 
-from ._common import Group, target_option
-from .accesses import ack, in_, msr_read, msr_write, out, read, write
-from .clock import advance
-from .lines import lower, msi, pulse, raise_, routes
-from .regs import regs
-from .replay import replay
-from .run import device, run
-from .snapshots import restore, save
-from .vms import create, delete, list_, reset, show
-from .watch import watch
+from ._group import Group
 
 __all__ = ["main"]
 
+# The module of each command, in the order in which --help shows them. A module is loaded when its command is: whoever
+# asks for one does not wait for what the others need.
+_COMMANDS = {
+    **dict.fromkeys(("create", "list", "show", "delete"), "vms"),
+    "advance": "clock",
+    "reset": "vms",
+    **dict.fromkeys(("save", "restore"), "snapshots"),
+    **dict.fromkeys(("raise", "lower", "pulse", "msi", "routes"), "lines"),
+    **dict.fromkeys(("in", "out", "read", "write", "msr-read", "msr-write", "ack"), "accesses"),
+    "regs": "regs",
+    "watch": "watch",
+    "replay": "replay",
+    "run": "run",
+    "device": "run",
+}
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("irqchipd"), prog_name="irqchipctl")
+
+@click.group(
+    cls=Group,
+    modules=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="irqchipd", prog_name="irqchipctl")
 @click.option(
     "--target",
     metavar="ADDRESS",
@@ -31,20 +40,7 @@ __all__ = ["main"]
 def main(context: click.Context, target: str | None) -> None:
     """See, drive and check the interrupt controllers that an irqchipd holds.
 
-    Numbers are decimal, or hexadecimal with 0x. Exit status: 0 done, 1 refused or failed, 2 the command line is
-    wrong.
+    Numbers are decimal, or hexadecimal with 0x. A command that is about one VM takes its name as the first argument, or
+    as --vm NAME. Exit status: 0 done, 1 refused or failed, 2 the command line is wrong.
     """
     context.obj = target
-
-
-# In the order in which --help shows them.
-for _command in (
-    *(create, list_, show, delete),
-    *(advance, reset, save, restore),
-    *(raise_, lower, pulse, msi, routes),
-    *(in_, out, read, write, msr_read, msr_write, ack),
-    *(regs, watch, replay),
-    *(run, device),
-):
-    _command.params.append(target_option())
-    main.add_command(_command)

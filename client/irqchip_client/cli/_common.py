@@ -1,15 +1,12 @@
-"""What the commands share: numbers, the connection, errors, tables.
+"""What the commands share: numbers, the connection, tables.
 
 The SDK is only reached through the package, which loads it when it is first used: --help need not wait for gRPC.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,45 +14,15 @@ import click
 
 import irqchip_client
 
+from ._group import VM, command
+
+__all__ = ["NUMBER", "command", "echo_table", "pass_client", "pass_vm", "size_option", "vcpu_option"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-
-class Group(click.Group):
-    """The command's root: lists its commands as they were added, and makes one line of whatever goes wrong."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the name is click's
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except OSError as error:
-            _forget_output()
-            if error.errno == errno.EPIPE:  # The reader has left; click ends quietly.
-                raise
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise click.ClickException(what) from error
-        except irqchip_client.IrqchipError as error:  # Last: naming it loads gRPC, which all but the above have anyway.
-            raise click.ClickException(" ".join(str(error).split())) from error
-
-
-def _forget_output() -> None:
-    """Output that could not be written is written nowhere: Python would else try again at its end, and fail."""
-    with suppress(OSError), open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def target_option() -> click.Option:
-    """--target once more, for those who say it behind the command's name."""
-
-    def name(context: click.Context, _: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            context.obj = value
-
-    return click.Option(["--target"], metavar="ADDRESS", expose_value=False, callback=name, help="The daemon.")
+# VMs whose names are compared with one that none has, and that are shown.
+_COMPARED, _SHOWN = 1000, 8
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
@@ -65,9 +32,20 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
         if isinstance(value, int):
             return value
         try:
-            return int(value, 0)
+            number = int(value, 0)
         except ValueError:
-            self.fail(f"{value!r:.100} is no number: write 16, 0x10 or 0b10000", param, ctx)
+            self.fail(f"{value!r:.100} is no number: write 16, 0x10 or 0b10000{_as_hexadecimal(value)}", param, ctx)
+        if number < 0:
+            self.fail(f"{value!r:.100} is negative; it is 0 or more", param, ctx)
+        return number
+
+
+def _as_hexadecimal(text: str) -> str:
+    """What to write in place of 3f8, 3f8h or 010."""
+    digits = text.lower().removesuffix("h")
+    if not 0 < len(digits) <= 16 or set(digits) - set("0123456789abcdef"):
+        return ""
+    return f"; 0x{digits} is hexadecimal"
 
 
 NUMBER = _Number()
@@ -92,21 +70,48 @@ def pass_client(function: Callable[Concatenate[irqchip_client.Client, P], T]) ->
     """Gives a command a Client of the target, for as long as it runs."""
 
     @wraps(function)
-    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
         return function(_connect(), *args, **kwargs)
 
-    return command
+    return made
 
 
 def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Callable[..., T]:
     """Gives a command an argument VM, and the SDK's handle on it."""
 
-    @click.argument("vm_name", metavar="VM")
+    @click.argument(VM, metavar="VM")
     @wraps(function)
-    def command(*args: Any, vm_name: str, **kwargs: Any) -> T:
-        return function(_connect().vm(vm_name), *args, **kwargs)
+    def made(*args: Any, vm_name: str, **kwargs: Any) -> T:
+        client = _connect()
+        try:
+            return function(client.vm(vm_name), *args, **kwargs)
+        except irqchip_client.NotFound as error:
+            raise _with_others(client, vm_name, error) from None
 
-    return command
+    return made
+
+
+def _with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
+    """Where there is no VM of a name, the error says which there are."""
+    try:
+        names = [vm.name for vm in client.vms()]
+    except irqchip_client.IrqchipError:
+        return error
+    if name in names:  # It is something else that there is not.
+        return error
+    what = f"there is no VM {name!r}" if error.message.startswith("there is no VM") else error.message
+    return irqchip_client.NotFound(error.errno, f"{what}; {vms_there_are(name, names)}")
+
+
+def vms_there_are(name: str, names: Sequence[str]) -> str:
+    """Which VM may have been meant by a name that none has."""
+    if not names:
+        return "there are none: `irqchipctl create` makes one"
+    from difflib import get_close_matches
+
+    if close := get_close_matches(name, names[:_COMPARED], 3):
+        return f"did you mean {' or '.join(close)}? `irqchipctl list` shows all"
+    return f"there are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
 def _connect() -> irqchip_client.Client:
@@ -116,15 +121,14 @@ def _connect() -> irqchip_client.Client:
 
 def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows for people where there is a terminal; else a line a row with tabs between, for cut and read."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(map(str, row)))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*map(str, row))
-    console.print(table)
+    Console().print(table)

@@ -10,10 +10,10 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, pass_vm, size_option, vcpu_option
+from ._common import NUMBER, command, pass_vm, size_option, vcpu_option
 
 
-@click.command("in")
+@command("in")
 @pass_vm
 @click.argument("port", type=NUMBER)
 @size_option(1, 1, 2, 4)
@@ -26,7 +26,7 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
     click.echo(_read(vm.vcpu(vcpu).pio_read(port, int(size)), int(size)))
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("port", type=NUMBER)
 @click.argument("value", type=NUMBER)
@@ -40,7 +40,7 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> N
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)))
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("address", type=NUMBER)
 @size_option(4, 1, 2, 4, 8)
@@ -53,7 +53,7 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
     click.echo(_read(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size)))
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("address", type=NUMBER)
 @click.argument("value", type=NUMBER)
@@ -67,7 +67,7 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int)
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)))
 
 
-@click.command("msr-read")
+@command("msr-read")
 @pass_vm
 @click.argument("msr", type=NUMBER)
 @vcpu_option
@@ -81,7 +81,7 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
     click.echo(_refused(access) or f"0x{access.data:016x}")
 
 
-@click.command("msr-write")
+@command("msr-write")
 @pass_vm
 @click.argument("msr", type=NUMBER)
 @click.argument("value", type=NUMBER)
@@ -96,7 +96,7 @@ def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int) -> None:
         click.echo(refused)
 
 
-@click.command()
+@command()
 @pass_vm
 @vcpu_option
 @click.option(

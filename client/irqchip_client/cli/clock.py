@@ -6,11 +6,11 @@ import click
 
 import irqchip_client
 
-from ._common import pass_vm
+from ._common import command, pass_vm
 from .durations import DURATION, show_duration
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("duration", type=DURATION)
 def advance(vm: irqchip_client.Vm, duration: int) -> None:

@@ -6,12 +6,12 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, echo_table, pass_vm
+from ._common import NUMBER, command, echo_table, pass_vm
 
 _CHIPS = ("pic0", "pic1", "ioapic0")  # by KVM's chip ids
 
 
-@click.command("raise")
+@command("raise")
 @pass_vm
 @click.argument("gsi", type=NUMBER)
 def raise_(vm: irqchip_client.Vm, gsi: int) -> None:
@@ -23,7 +23,7 @@ def raise_(vm: irqchip_client.Vm, gsi: int) -> None:
     click.echo(_raised(vm.line(gsi).raise_()))
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("gsi", type=NUMBER)
 def lower(vm: irqchip_client.Vm, gsi: int) -> None:
@@ -35,7 +35,7 @@ def lower(vm: irqchip_client.Vm, gsi: int) -> None:
     click.echo("-1 masked, or without a route" if status < 0 else f"{status} lowered")
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("gsi", type=NUMBER)
 def pulse(vm: irqchip_client.Vm, gsi: int) -> None:
@@ -46,7 +46,7 @@ def pulse(vm: irqchip_client.Vm, gsi: int) -> None:
     click.echo(_raised(vm.line(gsi).pulse()))
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("address", type=NUMBER)
 @click.argument("data", type=NUMBER)
@@ -62,7 +62,7 @@ def msi(vm: irqchip_client.Vm, address: int, data: int) -> None:
         click.echo(f"{status} {'accepted' if status else 'not accepted'}")
 
 
-@click.command()
+@command()
 @pass_vm
 def routes(vm: irqchip_client.Vm) -> None:
     """Show the GSI routing table.

@@ -9,13 +9,13 @@ import click
 
 import irqchip_client
 
-from ._common import pass_vm
+from ._common import command, pass_vm
 from .dump import dump_ioapic, dump_lapic, dump_pic, dump_pit
 
 _CHIPS = ("pic", "ioapic", "lapic", "pit")
 
 
-@click.command()
+@command()
 @pass_vm
 @click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
 @click.option("--raw", is_flag=True, help="The bytes of the kernel's structs instead.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from ._group import command
 from .traces import Done, Mismatch, Trace, TraceError, load_traces
 
 SHOWN = 20  # mismatches
@@ -63,7 +64,7 @@ class Report:
         self.mismatches += mismatches
 
 
-@click.command()
+@command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--in-process", is_flag=True, help="Against the chips alone, in this process; needs no daemon.")
 @click.option(

@@ -20,7 +20,7 @@ import click
 
 import irqchip_client
 
-from ._common import pass_client
+from ._common import command, pass_client
 
 if TYPE_CHECKING:
     from irqchip_client.devices import Device
@@ -51,7 +51,7 @@ class _Ended(BaseException):
     """By a signal, before there is a vCPU to be stopped."""
 
 
-@click.command()
+@command()
 @click.option("--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes it. [default: kvm where /dev/kvm is]")
 @click.option(
     "--kernel",
@@ -250,7 +250,7 @@ def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, 
         time.sleep(0.02)
 
 
-@click.command()
+@command()
 @click.argument("model", metavar="MODEL")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option("--vm", "name", metavar="NAME", required=True, help="Whose device it is.")

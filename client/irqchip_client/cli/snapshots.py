@@ -9,11 +9,11 @@ import click
 
 import irqchip_client
 
-from ._common import pass_client, pass_vm
+from ._common import command, pass_client, pass_vm
 from .files import write_file
 
 
-@click.command()
+@command()
 @pass_vm
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 def save(vm: irqchip_client.Vm, file: str) -> None:
@@ -37,7 +37,7 @@ def save(vm: irqchip_client.Vm, file: str) -> None:
         write_file(file, saved)
 
 
-@click.command()
+@command()
 @click.argument("file", type=click.File("rb"))
 @click.argument("vm", default="")
 @pass_client

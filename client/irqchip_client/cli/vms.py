@@ -9,12 +9,12 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, echo_table, pass_client, pass_vm
+from ._common import NUMBER, command, echo_table, pass_client, pass_vm
 from .clock import next_timer
 from .durations import show_duration
 
 
-@click.command()
+@command()
 @click.argument("vm", default="")
 @click.option("--vcpus", type=click.IntRange(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
 @click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
@@ -58,7 +58,7 @@ def create(
     click.echo(made.name)
 
 
-@click.command("list")
+@command("list")
 @pass_client
 def list_(client: irqchip_client.Client) -> None:
     """List the VMs.
@@ -70,7 +70,7 @@ def list_(client: irqchip_client.Client) -> None:
     echo_table(("VM", "IRQCHIP", "VCPUS", "SESSIONS", "CLOCK"), rows)
 
 
-@click.command()
+@command()
 @pass_vm
 def show(vm: irqchip_client.Vm) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
@@ -99,7 +99,7 @@ def show(vm: irqchip_client.Vm) -> None:
             click.echo(f"    {_region(region)}")
 
 
-@click.command()
+@command()
 @pass_vm
 def reset(vm: irqchip_client.Vm) -> None:
     """Reset a VM's chips and vCPUs.
@@ -109,7 +109,7 @@ def reset(vm: irqchip_client.Vm) -> None:
     vm.reset()
 
 
-@click.command()
+@command()
 @pass_vm
 def delete(vm: irqchip_client.Vm) -> None:
     """Delete a VM. Its Sessions and Watches end."""

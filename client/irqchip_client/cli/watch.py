@@ -9,7 +9,7 @@ import click
 
 import irqchip_client
 
-from ._common import pass_vm
+from ._common import command, pass_vm
 
 Fields = Mapping[str, int]
 
@@ -111,7 +111,7 @@ def _body(event: irqchip_client.TraceEvent) -> str:
     return " ".join(f"{name}={value}" for name, value in event.fields.items())
 
 
-@click.command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
+@command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
 def watch(vm: irqchip_client.Vm, tracepoints: tuple[str, ...]) -> None:

@@ -1,0 +1,128 @@
+"""The root of the commands, and what all of them have: --target, --vm, and one line for whatever goes wrong.
+
+The SDK is only reached through the package, which loads it when it is first used: --help need not wait for gRPC.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import click
+
+import irqchip_client
+
+_NEGATIVE = re.compile(r"-\d.*")
+VM = "vm_name"  # The parameter that is a command's VM.
+
+
+class Command(click.Command):
+    """A command of irqchipctl."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._takes_vm:
+            self.params.append(click.Option(["--vm", "named_vm"], metavar="NAME", expose_value=False, help=_VM_HELP))
+        self.params.append(_target_option())
+
+    @property
+    def _takes_vm(self) -> bool:
+        return any(parameter.name == VM for parameter in self.params)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self._takes_vm:
+            args = _vm_first(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if _NEGATIVE.fullmatch(error.option_name) or any(map(_NEGATIVE.fullmatch, args)):
+                number = next(filter(_NEGATIVE.fullmatch, args), error.option_name)
+                raise click.UsageError(
+                    f"{number:.100} is negative; numbers are 0 or more, 16 or 0x10 say", ctx
+                ) from None
+            raise
+
+
+_VM_HELP = "The VM, where it is not the first argument."
+
+command = partial(click.command, cls=Command)
+
+
+def _vm_first(args: list[str]) -> list[str]:
+    """A VM that is named by --vm is put where it is an argument."""
+    for at, arg in enumerate(args):
+        if arg == "--":
+            break
+        if arg == "--vm" and at + 1 < len(args):
+            return [args[at + 1], *args[:at], *args[at + 2 :]]
+        if arg.startswith("--vm="):
+            return [arg.removeprefix("--vm="), *args[:at], *args[at + 1 :]]
+    return args
+
+
+def _target_option() -> click.Option:
+    """--target once more, for those who say it behind the command's name."""
+
+    def name(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.obj = value
+
+    return click.Option(["--target"], metavar="ADDRESS", expose_value=False, callback=name, help="The daemon.")
+
+
+class Group(click.Group):
+    """The command's root: loads its commands when they are used, and makes one line of whatever goes wrong."""
+
+    def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the name is click's
+        return list(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in self._modules:
+            return None
+        module = import_module(f".{self._modules[cmd_name]}", __package__)
+        found: click.Command = next(
+            value for value in vars(module).values() if isinstance(value, click.Command) and value.name == cmd_name
+        )
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self._modules and not name.startswith("-"):
+            close = get_close_matches(name, self._modules, 3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self._modules)}"
+            ctx.fail(f"there is no command {name!r:.100}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except OSError as error:
+            _forget_output()
+            if error.errno == errno.EPIPE:  # The reader has left; click ends quietly.
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise click.ClickException(what) from error
+        except irqchip_client.IrqchipError as error:  # Last: naming it loads gRPC, which all but the above have anyway.
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _forget_output() -> None:
+    """Output that could not be written is written nowhere: Python would else try again at its end, and fail."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
