@@ -202,6 +202,7 @@ class SessionCore:
         gsis: Iterable[int] = (),
         resampled_gsis: Iterable[int] = (),
         resume: bool = False,
+        new_vm: Any = None,
     ) -> None:
         for limit, value in (("event_buffer", event_buffer), ("max_in_flight", max_in_flight)):
             if not isinstance(value, int) or value < 1:
@@ -219,11 +220,12 @@ class SessionCore:
         self.events = EventBuffer(event_buffer)
         self.ended = False
         self.packs = False  # Whether requests may have the port's short form.
-        self._client = client
+        self.client = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
         self._resampled_gsis = list(resampled_gsis)
         self._resume = resume
+        self._new_vm = new_vm  # What is made for it, and ends with it.
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
         self._halting: dict[int, Batch] = {}  # Those that end in a Halt, by serial.
@@ -256,11 +258,12 @@ class SessionCore:
         try:
             opening = pb.SessionOpen(
                 vm=self.vm,
-                client=self._client,
+                client=self.client,
                 vcpus=self._vcpus,
                 gsis=self._gsis,
                 resampled_gsis=self._resampled_gsis,
                 resume=self._resume,
+                new_vm=self._new_vm,
             )
         except ValueError as error:
             raise InvalidArgument(errno.EINVAL, f"session: {error!s:.200}") from None
@@ -353,6 +356,7 @@ class SessionCore:
                 opened = response.opened
                 self.source, self.max_operations = opened.source, opened.max_operations
                 self.max_message_bytes = opened.max_message_bytes
+                self.vm = opened.vm or self.vm
             case "batch_result":
                 return self._receive_result(response.batch_result)
             case "event":

@@ -42,7 +42,7 @@ COMMANDS = [
 
 
 def test_these_are_all_commands() -> None:
-    assert list(main.commands) == [*(command[0] for command in COMMANDS), "replay", "run", "device"]
+    assert list(main.commands) == [*(command[0] for command in COMMANDS), "replay", "run", "device", "shell"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))

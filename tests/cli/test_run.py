@@ -268,11 +268,11 @@ SMP = (
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use")
 def test_several_vcpus_on_kvm(run: Run) -> None:
-    assert run(SMP, "--cpu", "kvm", "--cpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
+    assert run(SMP, "--cpu", "kvm", "--vcpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
 
 
 def test_unicorn_has_one_vcpu(run: Run) -> None:
     pytest.importorskip("unicorn", reason="Unicorn is not installed")
-    done = run(SPIN, "--cpu", "unicorn", "--cpus", "2")
+    done = run(SPIN, "--cpu", "unicorn", "--vcpus", "2")
     assert done.returncode == 2
     assert "with Unicorn a machine has one vCPU" in done.stderr

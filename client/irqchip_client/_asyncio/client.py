@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -14,7 +15,7 @@ from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
 from irqchip_client._call import Call, check_name, patience, seconds
 from irqchip_client._channels import Lasting, Peer
-from irqchip_client._errors import InvalidArgument, IrqchipError, client_closed, error_from_rpc
+from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
@@ -58,18 +59,30 @@ class Client:
         self._first = self._connect()  # Of the calls that are soon over.
         self._rpcs = self._first.rpcs
         self._lasting = Lasting(self._connect)
+        self._owners: dict[str, Session] = {}  # Of ephemeral VMs, by their names.
         self._closing: set[asyncio.Task[None]] = set()  # The event loop keeps no task alive.
 
-    async def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> Vm:
+    async def create_vm(
+        self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0, ephemeral: bool = False
+    ) -> Vm:
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+
+        `async with await client.create_vm() as vm:` deletes it in the end.
 
         virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
         tsc_khz        the frequency of its vCPUs' TSCs, 1 to 100,000,000; 0 is 1,000,000, one tick a nanosecond
+        ephemeral      the daemon deletes it when this Client is closed or its process ends, however it ends. A Session
+                       named "owner" is what it hangs on
 
         AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
         begin with a letter or digit; LimitReached.
         """
-        return Vm(self, await self._unary(_calls.create_vm(name, virtual_clock, tsc_khz)))
+        call = _calls.create_vm(name, virtual_clock, tsc_khz)
+        if not ephemeral:
+            return Vm(self, await self._unary(call))
+        owner = await self._session(SessionCore("", "owner", (), 1, 1, new_vm=call.request))
+        self._owners[owner.vm] = owner
+        return Vm(self, owner.vm)
 
     async def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> Vm:
         """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
@@ -94,6 +107,8 @@ class Client:
     async def delete_vm(self, name: str) -> None:
         """Removes a VM. Its Sessions and Watches end. NotFound."""
         await self._unary(_calls.delete_vm(), name)
+        if (owner := self._owners.pop(name, None)) is not None:
+            await owner.close()
 
     async def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION of a KVM_CAP_* number: 0 where irqchipd lacks it."""
@@ -112,6 +127,9 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.target}{', closed' if self._peer.closed else ''}>"
 
     async def _follow(self, steps: Steps[T]) -> T:
         """Makes the calls that `steps` asks for, and returns what it makes of them."""
@@ -186,6 +204,16 @@ class Vm(Machine):
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.name!r} of {self._client.target}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(NotFound, Unavailable):  # As somebody else deleted it, or the daemon has gone.
+            await self.delete()
 
     async def info(self) -> VmInfo:
         """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""

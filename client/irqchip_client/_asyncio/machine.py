@@ -109,6 +109,9 @@ class Vcpu:
         self.id = vcpu
         self._machine = machine
 
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.id} of {self._machine!r}>"
+
     async def pio_read(self, port: int, size: int = 1) -> Access:
         """IN of 1, 2 or 4 bytes."""
         return await self._machine._call(_calls.pio_read(self.id, port, size))
@@ -198,6 +201,9 @@ class Line:
     def __init__(self, machine: Machine, gsi: int) -> None:
         self.gsi = gsi
         self._machine = machine
+
+    def __repr__(self) -> str:
+        return f"<Line of GSI {self.gsi} of {self._machine!r}>"
 
     async def raise_(self) -> int:
         """Drives the line high."""

@@ -21,6 +21,9 @@ class Irqfd:
         self._eventfd = eventfd
         self._close = close
 
+    def __repr__(self) -> str:
+        return f"<Irqfd of GSI {self.gsi}, {'closed' if self._eventfd < 0 else f'descriptor {self._eventfd}'}>"
+
     def fileno(self) -> int:
         """The eventfd, to be written, or given to another process; -1 once it is closed."""
         return self._eventfd

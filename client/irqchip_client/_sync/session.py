@@ -91,6 +91,11 @@ class Session(Machine):
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        core = self._core
+        state = "ended" if core.ended else f"source {core.source}" if core.is_open else "not open"
+        return f"<Session {core.client!r} on VM {core.vm!r} of {self._peer.target}, {state}>"
+
     @property
     def vm(self) -> str:
         """The VM's name."""

@@ -20,6 +20,7 @@ _COMMANDS = {
     "replay": "replay",
     "run": "run",
     "device": "run",
+    "shell": "shell",
 }
 
 

@@ -1,12 +1,12 @@
-"""What the commands share: numbers, the connection, tables.
+"""What the commands share: numbers, and the connection.
 
 The SDK is only reached through the package, which loads it when it is first used: --help need not wait for gRPC.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -16,13 +16,17 @@ import irqchip_client
 
 from ._group import VM, command
 
-__all__ = ["NUMBER", "command", "echo_table", "pass_client", "pass_vm", "size_option", "vcpu_option"]
+__all__ = ["NUMBER", "command", "connect", "pass_client", "pass_vm", "size_option", "vcpu_option", "vms_there_are"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Where a shell keeps its Client, for the commands in it.
+SHARED_CLIENT = "irqchip_client.cli.client"
+
 # VMs whose names are compared with one that none has, and that are shown.
 _COMPARED, _SHOWN = 1000, 8
+_PATIENCE = 1.0  # seconds, of who presses Tab
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
@@ -71,18 +75,26 @@ def pass_client(function: Callable[Concatenate[irqchip_client.Client, P], T]) ->
 
     @wraps(function)
     def made(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(_connect(), *args, **kwargs)
+        return function(connect(), *args, **kwargs)
 
     return made
+
+
+def _complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's Tab: the VMs that there are, where a daemon answers at once."""
+    target = context.find_root().params.get("target")
+    with suppress(irqchip_client.IrqchipError), irqchip_client.connect(target, timeout=_PATIENCE) as client:
+        return [vm.name for vm in client.vms() if vm.name.startswith(incomplete)]
+    return []
 
 
 def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Callable[..., T]:
     """Gives a command an argument VM, and the SDK's handle on it."""
 
-    @click.argument(VM, metavar="VM")
+    @click.argument(VM, metavar="VM", shell_complete=_complete_vm)
     @wraps(function)
     def made(*args: Any, vm_name: str, **kwargs: Any) -> T:
-        client = _connect()
+        client = connect()
         try:
             return function(client.vm(vm_name), *args, **kwargs)
         except irqchip_client.NotFound as error:
@@ -114,21 +126,10 @@ def vms_there_are(name: str, names: Sequence[str]) -> str:
     return f"there are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
-def _connect() -> irqchip_client.Client:
+def connect() -> irqchip_client.Client:
+    """A Client of the target, for as long as the command runs; in a shell, the shell's."""
     context = click.get_current_context()
+    shared: irqchip_client.Client | None = context.find_root().meta.get(SHARED_CLIENT)
+    if shared is not None and context.obj in (None, shared.target):
+        return shared
     return context.with_resource(irqchip_client.connect(context.obj))
-
-
-def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows for people where there is a terminal; else a line a row with tabs between, for cut and read."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            click.echo("\t".join(map(str, row)))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)

@@ -108,8 +108,16 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        return self._told(ctx, super())
+
+    def run_command(self, ctx: click.Context, found: click.Command) -> Any:
+        """Runs one of the commands, in its context; for a shell."""
+        return self._told(ctx, found)
+
+    @staticmethod
+    def _told(ctx: click.Context, invoked: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return invoked.invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except OSError as error:

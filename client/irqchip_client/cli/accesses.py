@@ -11,6 +11,7 @@ import click
 import irqchip_client
 
 from ._common import NUMBER, command, pass_vm, size_option, vcpu_option
+from .output import echo_json, json_option
 
 
 @command("in")
@@ -18,12 +19,13 @@ from ._common import NUMBER, command, pass_vm, size_option, vcpu_option
 @click.argument("port", type=NUMBER)
 @size_option(1, 1, 2, 4)
 @vcpu_option
-def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
+@json_option
+def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -> None:
     """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0.
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
-    click.echo(_read(vm.vcpu(vcpu).pio_read(port, int(size)), int(size)))
+    _echo(vm.vcpu(vcpu).pio_read(port, int(size)), int(size), as_json)
 
 
 @command()
@@ -32,12 +34,13 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int) -> None:
 @click.argument("value", type=NUMBER)
 @size_option(1, 1, 2, 4)
 @vcpu_option
-def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> None:
+@json_option
+def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
     """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0.
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
-    _written(vm.vcpu(vcpu).pio_write(port, value, int(size)))
+    _written(vm.vcpu(vcpu).pio_write(port, value, int(size)), as_json)
 
 
 @command()
@@ -45,12 +48,13 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int) -> N
 @click.argument("address", type=NUMBER)
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
-def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
+@json_option
+def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: bool) -> None:
     """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
-    click.echo(_read(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size)))
+    _echo(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size), as_json)
 
 
 @command()
@@ -59,26 +63,31 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int) -> None:
 @click.argument("value", type=NUMBER)
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
-def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int) -> None:
+@json_option
+def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
     """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
-    _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)))
+    _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)), as_json)
 
 
 @command("msr-read")
 @pass_vm
 @click.argument("msr", type=NUMBER)
 @vcpu_option
-def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
+@json_option
+def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, as_json: bool) -> None:
     """Read a model-specific register, as a vCPU's RDMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
     access = vm.vcpu(vcpu).msr_read(msr)
-    click.echo(_refused(access) or f"0x{access.data:016x}")
+    if as_json:
+        echo_json(access)
+    else:
+        click.echo(_refused(access) or f"0x{access.data:016x}")
 
 
 @command("msr-write")
@@ -86,13 +95,17 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
 @click.argument("msr", type=NUMBER)
 @click.argument("value", type=NUMBER)
 @vcpu_option
-def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int) -> None:
+@json_option
+def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, as_json: bool) -> None:
     """Write a model-specific register, as a vCPU's WRMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
-    if refused := _refused(vm.vcpu(vcpu).msr_write(msr, value)):
+    access = vm.vcpu(vcpu).msr_write(msr, value)
+    if as_json:
+        echo_json({"claimed": access.claimed, "fault": access.fault})
+    elif refused := _refused(access):
         click.echo(refused)
 
 
@@ -106,16 +119,23 @@ def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int) -> None:
     show_default=True,
     help="Whose interrupt: any takes the PIC's first, where the local APIC lets it through.",
 )
-def ack(vm: irqchip_client.Vm, vcpu: int, source: str) -> None:
+@json_option
+def ack(vm: irqchip_client.Vm, vcpu: int, source: str, as_json: bool) -> None:
     """Accept the interrupt that a vCPU would take now. Prints its vector and where it is from, or "none"."""
     taken = vm.vcpu(vcpu).acknowledge(irqchip_client.InterruptSource[source.upper()])
-    click.echo(f"{taken.vector:#04x} {taken.source.name.lower()}" if taken else "none")
+    if as_json:
+        echo_json(taken)
+    else:
+        click.echo(f"{taken.vector:#04x} {taken.source.name.lower()}" if taken else "none")
 
 
-def _read(access: irqchip_client.Access, size: int) -> str:
-    if not access.claimed:
-        return "unclaimed"
-    return f"0x{access.data:0{2 * size}x}{', unanswered' if access.unanswered else ''}"
+def _echo(access: irqchip_client.Access, size: int, as_json: bool) -> None:
+    if as_json:
+        echo_json(access)
+    elif access.claimed:
+        click.echo(f"0x{access.data:0{2 * size}x}{', unanswered' if access.unanswered else ''}")
+    else:
+        click.echo("unclaimed")
 
 
 def _refused(access: irqchip_client.MsrAccess) -> str:
@@ -124,6 +144,8 @@ def _refused(access: irqchip_client.MsrAccess) -> str:
     return "#GP" if access.fault else ""
 
 
-def _written(claim: irqchip_client.Claim) -> None:
-    if claim is not irqchip_client.Claim.DEVICE:
+def _written(claim: irqchip_client.Claim, as_json: bool) -> None:
+    if as_json:
+        echo_json({"claimed": bool(claim), "unanswered": claim is irqchip_client.Claim.UNANSWERED})
+    elif claim is not irqchip_client.Claim.DEVICE:
         click.echo("unanswered" if claim else "unclaimed")

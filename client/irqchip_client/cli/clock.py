@@ -8,19 +8,24 @@ import irqchip_client
 
 from ._common import command, pass_vm
 from .durations import DURATION, show_duration
+from .output import echo_json, json_option
 
 
 @command()
 @pass_vm
 @click.argument("duration", type=DURATION)
-def advance(vm: irqchip_client.Vm, duration: int) -> None:
+@json_option
+def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
     """Move a virtual clock.
 
     By 1.5s, 10ms, 500us or 20ns; a number without a unit is of nanoseconds. Everything that comes due happens in order.
     Prints the VM's time, and the time at which its next timer is due.
     """
     moved = vm.advance(duration)
-    click.echo(f"{show_duration(moved.now_ns)}; {next_timer(moved.next_timer_ns)}")
+    if as_json:
+        echo_json(moved)
+    else:
+        click.echo(f"{show_duration(moved.now_ns)}; {next_timer(moved.next_timer_ns)}")
 
 
 def next_timer(at_ns: int | None) -> str:

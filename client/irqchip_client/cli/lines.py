@@ -2,80 +2,137 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+
 import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, echo_table, pass_vm
+from ._common import NUMBER, command, pass_vm
+from .output import echo_json, echo_table, json_option
 
 _CHIPS = ("pic0", "pic1", "ioapic0")  # by KVM's chip ids
+_SHOWN = 8  # GSIs that have routes
 
 
 @command("raise")
 @pass_vm
 @click.argument("gsi", type=NUMBER)
-def raise_(vm: irqchip_client.Vm, gsi: int) -> None:
+@json_option
+def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Drive a GSI high.
 
     Prints KVM_IRQ_LINE_STATUS's status and what it means. The line source is 0, that of all who have no Session: the
     GSI stays high until it is lowered.
     """
-    click.echo(_raised(vm.line(gsi).raise_()))
+    _echo_status(vm.line(gsi).raise_(), _raised(vm, gsi), as_json)
 
 
 @command()
 @pass_vm
 @click.argument("gsi", type=NUMBER)
-def lower(vm: irqchip_client.Vm, gsi: int) -> None:
+@json_option
+def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Cease to drive a GSI high.
 
     Prints KVM_IRQ_LINE_STATUS's status and what it means. The GSI stays high while a Session holds it.
     """
-    status = vm.line(gsi).lower()
-    click.echo("-1 masked, or without a route" if status < 0 else f"{status} lowered")
+    _echo_status(vm.line(gsi).lower(), _Meaning(vm, gsi, "lowered", "lowered"), as_json)
 
 
 @command()
 @pass_vm
 @click.argument("gsi", type=NUMBER)
-def pulse(vm: irqchip_client.Vm, gsi: int) -> None:
-    """Raise and lower a GSI: an edge.
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many edges.")
+@json_option
+def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
+    """Raise and lower a GSI: an edge, or so many.
 
-    Prints the status of raising it, and what it means.
+    Prints the status of raising it, and what it means; of several edges, how many had it.
     """
-    click.echo(_raised(vm.line(gsi).pulse()))
+    line, meaning = vm.line(gsi), _raised(vm, gsi)
+    if count == 1:
+        _echo_status(line.pulse(), meaning, as_json)
+        return
+    statuses = Counter(line.pulse() for _ in range(count))
+    if as_json:
+        echo_json([{"status": status, "meaning": meaning.of(status), "count": n} for status, n in statuses.items()])
+        return
+    for status, times in statuses.items():
+        click.echo(f"{times} of {count}: {status} {meaning.of(status)}")
 
 
 @command()
 @pass_vm
 @click.argument("address", type=NUMBER)
 @click.argument("data", type=NUMBER)
-def msi(vm: irqchip_client.Vm, address: int, data: int) -> None:
+@json_option
+def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
     """Send an MSI, for example 0xfee00000 0x31.
 
     Prints KVM_SIGNAL_MSI's status, how many local APICs accepted it, and what it means.
     """
     status = vm.signal_msi(address, data)
-    if status < 0:
-        click.echo(f"{status} addressed to nobody")
+    meaning = "addressed to nobody" if status < 0 else "accepted" if status else "not accepted"
+    if as_json:
+        echo_json({"status": status, "meaning": meaning})
     else:
-        click.echo(f"{status} {'accepted' if status else 'not accepted'}")
+        click.echo(f"{status} {meaning}")
 
 
 @command()
 @pass_vm
-def routes(vm: irqchip_client.Vm) -> None:
+@json_option
+def routes(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show the GSI routing table.
 
     In the order in which it was set. Into a pipe: without the headings, and with tabs between.
     """
-    echo_table(("GSI", "TO", "PIN OR MESSAGE"), [_row(route) for route in vm.routing()])
+    if as_json:
+        echo_json(vm.routing())
+    else:
+        echo_table(("GSI", "TO", "PIN OR MESSAGE"), [_row(route) for route in vm.routing()])
 
 
-def _raised(status: int) -> str:
-    if status < 0:
-        return f"{status} masked, or without a route"
-    return f"{status} delivered" if status else "0 coalesced with one still pending"
+class _Meaning:
+    """What a status of KVM_IRQ_LINE_STATUS means, of a GSI."""
+
+    def __init__(self, vm: irqchip_client.Vm, gsi: int, many: str, none: str) -> None:
+        self._vm = vm
+        self._gsi = gsi
+        self._many = many
+        self._none = none
+
+    def of(self, status: int) -> str:
+        """In words."""
+        return self._lost() if status < 0 else self._many if status else self._none
+
+    def _lost(self) -> str:
+        """A GSI that leads nowhere and a pin that is masked have one status, and the routing table tells them apart."""
+        routes: list[irqchip_client.Route] = []
+        with suppress(irqchip_client.IrqchipError):  # It may have gone just now.
+            routes = self._vm.routing()
+        mine = [route for route in routes if route.gsi == self._gsi]
+        if not mine:
+            others = list(dict.fromkeys(route.gsi for route in routes))
+            some = f"{', '.join(map(str, others[:_SHOWN]))}{', ...' if len(others) > _SHOWN else ''}"
+            return f"without a route; routes are of GSIs {some}" if others else "without a route; no GSI has one"
+        pins = [
+            f"{_CHIPS[route.chip]}'s pin {route.pin}" for route in mine if isinstance(route, irqchip_client.PinRoute)
+        ]
+        return f"masked, at {' and '.join(pins)}" if pins else "addressed to nobody, by the MSI that is its route"
+
+
+def _raised(vm: irqchip_client.Vm, gsi: int) -> _Meaning:
+    return _Meaning(vm, gsi, "delivered", "coalesced with one still pending")
+
+
+def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:
+    if as_json:
+        echo_json({"status": status, "meaning": meaning.of(status)})
+    else:
+        click.echo(f"{status} {meaning.of(status)}")
 
 
 def _row(route: irqchip_client.Route) -> tuple[int, str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,10 @@ import irqchip_client
 
 from ._common import command, pass_vm
 from .dump import dump_ioapic, dump_lapic, dump_pic, dump_pit
+from .output import echo_json, json_option, plain
+
+if TYPE_CHECKING:
+    from irqchip.v1 import irqchip_pb2 as pb
 
 _CHIPS = ("pic", "ioapic", "lapic", "pit")
 
@@ -19,7 +23,8 @@ _CHIPS = ("pic", "ioapic", "lapic", "pit")
 @pass_vm
 @click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
 @click.option("--raw", is_flag=True, help="The bytes of the kernel's structs instead.")
-def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
+@json_option
+def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
     """Show the registers of PICs, IOAPIC, local APICs and PIT.
 
     As QEMU's monitor does (info pic, info lapic), and with the vCPUs' run states. All are read in one batch, so that
@@ -32,6 +37,9 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
     states = list(_states(vm, info.vcpus, [kind for kind in _CHIPS if kind in wanted]))
     if "lapic" in wanted and not info.vcpus:
         click.echo(f"VM {info.name!r} has no vCPUs, and so no local APICs", err=True)
+    if raw and as_json:
+        echo_json({name: state.kvm_struct for name, state in states})
+        return
     if raw:
         for name, state in states:
             click.echo(f"{name}: struct {_STRUCTS[name.rstrip('0123456789')]}")
@@ -42,6 +50,9 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
     # A local APIC's mode is read here, and not by an RDMSR: that is an entry into the guest, which changes things.
     rest = pb.VmSnapshot.FromString(vm.snapshot().to_bytes())
     vcpus = {vcpu.vcpu: vcpu for vcpu in rest.vcpus}
+    if as_json:
+        echo_json({name: _with_the_rest(name, state, vcpus, rest.pit) for name, state in states})
+        return
     for name, state in states:
         if isinstance(state, irqchip_client.LapicState):
             vcpu = int(name.removeprefix("lapic"))
@@ -52,6 +63,20 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool) -> None:
             click.echo(dump_pit(state, rest.pit, rest.now_ns))
         else:
             click.echo(dump_pic(name, state))
+
+
+def _with_the_rest(name: str, state: Any, vcpus: Mapping[int, pb.VcpuSnapshot], pit: pb.PitSnapshot) -> Any:
+    """A state, and what is no register of it: of a vCPU, and of the PIT's timer."""
+    shown = plain(state)
+    if isinstance(state, irqchip_client.LapicState) and (vcpu := vcpus.get(int(name.removeprefix("lapic")))):
+        shown["mp_state"] = irqchip_client.MpState.from_proto(vcpu.mp_state).name.lower()
+        shown["apic_base"] = vcpu.apic_base
+        shown["timer_expires_ns"] = vcpu.timer_expires_ns if vcpu.HasField("timer_expires_ns") else None
+    elif isinstance(state, irqchip_client.PitState):
+        shown["expires_ns"] = pit.expires_ns if pit.running else None
+        shown["pending"] = pit.pending
+        shown["reinject"] = pit.reinject
+    return shown
 
 
 _STRUCTS = {

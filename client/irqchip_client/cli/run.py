@@ -65,7 +65,7 @@ class _Ended(BaseException):
     "--memory", type=click.IntRange(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM."
 )
 @click.option(
-    "--cpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone."
+    "--vcpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone."
 )
 @click.option(
     "--timeout",
@@ -106,7 +106,7 @@ def run(
     initrd: Path | None,
     append: str,
     memory: int,
-    cpus: int,
+    vcpus: int,
     timeout: float | None,
     name: str,
     without: tuple[str, ...],
@@ -149,10 +149,10 @@ def run(
                 command_line=f"{kernel} {append}".rstrip() if image.multiboot else append,
                 initrd=None if initrd is None else initrd.read_bytes(),
             )
-            vm = stack.enter_context(create_machine(client, name, cpus))
-            devices = stack.enter_context(_devices(end, cpus, memory << 20, without))
+            vm = stack.enter_context(create_machine(client, name, vcpus))
+            devices = stack.enter_context(_devices(end, vcpus, memory << 20, without))
             host = stack.enter_context(local_devices(vm, devices))
-            vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, cpus, host))
+            vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, vcpus, host))
             host.on_failure = vcpu.stop
             running.append(vcpu)
             over = stack.enter_context(time_limit(vcpu, timeout))
@@ -206,7 +206,7 @@ def _ended_by_signals(running: list[Cpu], end: Callable[[int], None]) -> Iterato
 
 @contextmanager
 def _devices(
-    end: Callable[[int], None], cpus: int, memory_size: int, without: tuple[str, ...]
+    end: Callable[[int], None], vcpus: int, memory_size: int, without: tuple[str, ...]
 ) -> Iterator[list[Device]]:
     """Those of this process."""
     from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
@@ -224,7 +224,7 @@ def _devices(
         if "exit" not in without:
             devices.append(DebugExit(end))
         if "fw_cfg" not in without:
-            devices.append(FwCfg(cpus, memory_size))
+            devices.append(FwCfg(vcpus, memory_size))
         if "lines" not in without:
             devices.append(LinePorts())
         yield devices

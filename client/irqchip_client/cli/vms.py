@@ -2,77 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, echo_table, pass_client, pass_vm
+from ._common import NUMBER, command, connect, pass_client, pass_vm, vms_there_are
 from .clock import next_timer
 from .durations import show_duration
+from .output import echo_json, echo_table, json_option
 
 
 @command()
-@click.argument("vm", default="")
+@click.argument("vm", required=False)
 @click.option("--vcpus", type=click.IntRange(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
 @click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
 @click.option("--split", type=NUMBER, metavar="N", help="Only local APICs; the first N GSIs are another IOAPIC's pins.")
 @click.option("--pit", is_flag=True, help="With a PIT, and port 61h; it needs the whole irqchip.")
 @click.option("--virtual-clock", is_flag=True, help="Its time moves by `advance` alone.")
 @click.option("--tsc-khz", type=NUMBER, default=0, metavar="KHZ", help="Its TSCs' frequency.  [default: 1000000]")
+@click.option("--ephemeral", is_flag=True, help="Delete it when this command ends, which waits for Ctrl-C or SIGTERM.")
 @pass_client
 def create(
     client: irqchip_client.Client,
-    vm: str,
+    vm: str | None,
     vcpus: int,
     no_irqchip: bool,
     split: int | None,
     pit: bool,
     virtual_clock: bool,
     tsc_khz: int,
+    ephemeral: bool,
 ) -> None:
     """Create a VM with an irqchip and vCPUs, and print its name.
 
-    Without a name the daemon picks one. Where a part of it can't be made, nothing is left behind.
+    Without a name the daemon picks one. Where a part of it can't be made, nothing is left behind. With --ephemeral the
+    daemon deletes it when this command ends, however it ends.
     """
+    if vm == "":
+        raise click.BadParameter("it is empty: give the VM a name, or none, and the daemon picks one", param_hint="VM")
     if pit and (no_irqchip or split is not None):
-        raise click.UsageError("--pit needs the whole irqchip: it does not go with --split or --no-irqchip")
+        raise click.UsageError("--pit needs the whole irqchip: leave --split and --no-irqchip out")
     if no_irqchip and split is not None:
-        raise click.UsageError("--split is of an irqchip, which --no-irqchip leaves out")
-    made = client.create_vm(vm, virtual_clock=virtual_clock, tsc_khz=tsc_khz)
+        raise click.UsageError("--split is of an irqchip, which --no-irqchip leaves out: give one of them")
+    with _until_a_signal() if ephemeral else _at_once() as wait:
+        made = client.create_vm(vm or "", virtual_clock=virtual_clock, tsc_khz=tsc_khz, ephemeral=ephemeral)
+        try:
+            if split is not None:
+                made.enable_split_irqchip(split)
+            elif not no_irqchip:
+                made.create_irqchip()
+            if pit:
+                made.create_pit()
+            for vcpu in range(vcpus):
+                made.create_vcpu(vcpu)
+            click.echo(made.name)
+            wait(made)
+        except BaseException:  # Ctrl-C as well
+            with suppress(irqchip_client.IrqchipError):
+                made.delete()
+            raise
+
+
+@contextmanager
+def _at_once() -> Iterator[Any]:
+    yield lambda _: None
+
+
+@contextmanager
+def _until_a_signal() -> Iterator[Any]:
+    """What waits for a signal, or for the VM's end, and deletes the VM then."""
+    told = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in numbers}
+
+    def wait(vm: irqchip_client.Vm) -> None:
+        with vm, suppress(irqchip_client.NotFound):  # As somebody has deleted it.
+            while not told.wait(0.5):
+                vm.info()
+
     try:
-        if split is not None:
-            made.enable_split_irqchip(split)
-        elif not no_irqchip:
-            made.create_irqchip()
-        if pit:
-            made.create_pit()
-        for vcpu in range(vcpus):
-            made.create_vcpu(vcpu)
-    except BaseException:  # Ctrl-C as well
-        with suppress(irqchip_client.IrqchipError):
-            made.delete()
-        raise
-    click.echo(made.name)
+        yield wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @command("list")
+@json_option
 @pass_client
-def list_(client: irqchip_client.Client) -> None:
+def list_(client: irqchip_client.Client, as_json: bool) -> None:
     """List the VMs.
 
     Name, irqchip (full, split or none), number of vCPUs and of Sessions, clock (real or virtual). Into a pipe: without
     the headings, and with tabs between.
     """
-    rows = [(vm.name, vm.irqchip_mode, len(vm.vcpus), len(vm.sessions), _clock(vm)) for vm in client.vms()]
+    vms = client.vms()
+    if as_json:
+        echo_json(vms)
+        return
+    rows = [(vm.name, vm.irqchip_mode, len(vm.vcpus), len(vm.sessions), _clock(vm)) for vm in vms]
     echo_table(("VM", "IRQCHIP", "VCPUS", "SESSIONS", "CLOCK"), rows)
 
 
 @command()
 @pass_vm
-def show(vm: irqchip_client.Vm) -> None:
+@json_option
+def show(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
 
     Of the clock: when the next timer is due, and how late timers are, where the VM needs more of the daemon than its
@@ -81,6 +122,9 @@ def show(vm: irqchip_client.Vm) -> None:
     client has not come back. Below it the ports and addresses that it answers for.
     """
     info = vm.info()
+    if as_json:
+        echo_json(info)
+        return
     click.echo(f"VM        {info.name}")
     click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
     late = f"; {show_duration(info.lateness_ns)} late" if info.lateness_ns else ""
@@ -110,10 +154,28 @@ def reset(vm: irqchip_client.Vm) -> None:
 
 
 @command()
-@pass_vm
-def delete(vm: irqchip_client.Vm) -> None:
-    """Delete a VM. Its Sessions and Watches end."""
-    vm.delete()
+@click.argument("vms", nargs=-1, metavar="[VM]...")
+@click.option("--all", "every", is_flag=True, help="All VMs of the daemon, whoever made them.")
+def delete(vms: tuple[str, ...], every: bool) -> None:
+    """Delete VMs. Their Sessions and Watches end.
+
+    Where one of those that are named can't be deleted, the others are.
+    """
+    if bool(vms) == every:
+        raise click.UsageError("name the VMs to delete, or say --all for all that there are, and not both")
+    client = connect()
+    there_are = [vm.name for vm in client.vms()]
+    failures = []
+    for name in there_are if every else dict.fromkeys(vms):
+        try:
+            client.vm(name).delete()
+        except irqchip_client.NotFound as error:
+            if not every:  # Else somebody else has deleted it just now.
+                failures.append(f"{error.message}; {vms_there_are(name, [one for one in there_are if one not in vms])}")
+        except irqchip_client.IrqchipError as error:
+            failures.append(error.message)
+    if failures:
+        raise click.ClickException("; ".join(failures))
 
 
 def _region(region: irqchip_client.RegionInfo) -> str:

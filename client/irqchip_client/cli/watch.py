@@ -9,7 +9,8 @@ import click
 
 import irqchip_client
 
-from ._common import command, pass_vm
+from ._common import NUMBER, command, pass_vm
+from .output import echo_json, json_option
 
 Fields = Mapping[str, int]
 
@@ -114,13 +115,51 @@ def _body(event: irqchip_client.TraceEvent) -> str:
 @command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
-def watch(vm: irqchip_client.Vm, tracepoints: tuple[str, ...]) -> None:
+@click.option("--gsi", "gsis", type=NUMBER, multiple=True, metavar="N", help="Only of this GSI; may be repeated.")
+@click.option("--vcpu", "vcpus", type=NUMBER, multiple=True, metavar="ID", help="Only of this vCPU; may be repeated.")
+@json_option
+def watch(
+    vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...], as_json: bool
+) -> None:
     """Print what happens in a VM, until Ctrl-C.
 
     A line a trace event, in the format of the kernel's trace. The tracepoints are the kernel's, with or without
     "kvm_"; all of them, where none is named. The time is that of the daemon's monotonic clock, in seconds.
+
+    Of a GSI are kvm_set_irq and what happens at the chips' pins that it led to when this began; of a vCPU what its
+    local APIC accepts, is asked for and ends. With both --gsi and --vcpu, what is of any of them.
     """
     names = [name if name.startswith("kvm_") else f"kvm_{name}" for name in tracepoints]
+    concerns = _filter(vm, gsis, vcpus)
     with suppress(KeyboardInterrupt), vm.watch(names) as events:
         for event in events:
-            click.echo(trace_line(event))
+            if not isinstance(event, irqchip_client.EventsDropped) and not concerns(event):
+                continue
+            if not as_json:
+                click.echo(trace_line(event))
+            elif isinstance(event, irqchip_client.EventsDropped):
+                echo_json({"dropped": event.count})
+            else:
+                echo_json(event)
+
+
+def _filter(
+    vm: irqchip_client.Vm, gsis: tuple[int, ...], vcpus: tuple[int, ...]
+) -> Callable[[irqchip_client.TraceEvent], bool]:
+    """Whether an event is of one of these GSIs or vCPUs, or none are named."""
+    if not gsis and not vcpus:
+        return lambda _: True
+    pins = {
+        (int(route.chip), route.pin)
+        for route in (vm.routing() if gsis else ())
+        if route.gsi in gsis and isinstance(route, irqchip_client.PinRoute)
+    }
+
+    def concerns(event: irqchip_client.TraceEvent) -> bool:
+        fields = event.fields
+        if fields.get("vcpu") in vcpus or fields.get("gsi") in gsis:
+            return True
+        # The IOAPIC's own tracepoint has no number of a chip.
+        return (fields.get("chip", irqchip_client.Chip.IOAPIC), fields.get("pin")) in pins
+
+    return concerns

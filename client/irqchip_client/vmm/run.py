@@ -97,17 +97,19 @@ def create_cpus(kind: CpuKind, memory: GuestMemory, vm: Vm, count: int, local: L
 
 
 @contextmanager
-def create_machine(client: Client, name: str = "", cpus: int = 1) -> Iterator[Vm]:
-    """A VM with an irqchip, a PIT and so many vCPUs, deleted in the end. AlreadyExists where the name is taken.
+def create_machine(client: Client, name: str = "", vcpus: int = 1) -> Iterator[Vm]:
+    """A VM with an irqchip, a PIT and so many vCPUs, deleted in the end, also of a process that is killed.
+
+    AlreadyExists where the name is taken.
 
     Its GSIs are a PC's, as QEMU's: GSI 0, the PIT's, is the IOAPIC's pin 2, and not pin 0 as after create_irqchip().
     """
-    vm = client.create_vm(name)
+    vm = client.create_vm(name, ephemeral=True)
     try:
         vm.create_irqchip()
         vm.set_routing(_routes_of_a_pc())
         vm.create_pit()
-        for vcpu in range(cpus):
+        for vcpu in range(vcpus):
             vm.create_vcpu(vcpu)
         yield vm
     finally:

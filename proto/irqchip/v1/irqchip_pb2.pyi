@@ -3622,6 +3622,7 @@ class SessionOpen(_message.Message):
     GSIS_FIELD_NUMBER: _builtins.int
     RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    NEW_VM_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
     client: _builtins.str
@@ -3646,6 +3647,12 @@ class SessionOpen(_message.Message):
         when the last of these Sessions ends. EINVAL without a full irqchip.
         """
 
+    @_builtins.property
+    def new_vm(self) -> Global___CreateVmRequest:
+        """Make the VM that this Session is of, and delete it when the Session ends, however it ends: the VM lives as long as
+        the process that wants it. `vm` is then empty. Errors are CreateVm's.
+        """
+
     def __init__(
         self,
         *,
@@ -3655,10 +3662,11 @@ class SessionOpen(_message.Message):
         gsis: _abc.Iterable[_builtins.int] | None = ...,
         resampled_gsis: _abc.Iterable[_builtins.int] | None = ...,
         resume: _builtins.bool = ...,
+        new_vm: Global___CreateVmRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["new_vm", b"new_vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "gsis", b"gsis", "resampled_gsis", b"resampled_gsis", "resume", b"resume", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "gsis", b"gsis", "new_vm", b"new_vm", "resampled_gsis", b"resampled_gsis", "resume", b"resume", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3745,6 +3753,7 @@ class SessionOpened(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     MAX_OPERATIONS_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
     source: _builtins.int
     """The Session's line source, 1 or more."""
     max_operations: _builtins.int
@@ -3753,16 +3762,19 @@ class SessionOpened(_message.Message):
     """How many bytes a message of the client may have, and the results of a batch, all together: an operation whose
     result would exceed them is not executed, and its error is E2BIG.
     """
+    vm: _builtins.str
+    """The name of the VM that was made for it."""
     def __init__(
         self,
         *,
         source: _builtins.int = ...,
         max_operations: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        vm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_operations", b"max_operations", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_operations", b"max_operations", "source", b"source", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

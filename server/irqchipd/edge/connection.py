@@ -21,7 +21,7 @@ from irqchipd.edge.eventfds import SessionEventfds
 from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.records import SINGLES, finish_single
 from irqchipd.edge.session import Session, following, opening
-from irqchipd.vm.errors import VmError, deleted, invalid
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Forwarded
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Connection:
                 self._limits,
                 request,
                 self._tell,
-                lambda: self.end(deleted(request.vm)),
+                self.end,
                 self._eventfds,
             )
             self._send(pb.SessionResponse(opened=self._session.opened()).SerializeToString())

@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
+from irqchipd.edge.creation import create_vm
 from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
@@ -124,12 +125,7 @@ class GrpcService:
         return handle
 
     def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
-        if request.clock not in pb.ClockKind.values():
-            raise invalid(
-                f"clock {request.clock} is invalid; {pb.CLOCK_KIND_REAL} is real, {pb.CLOCK_KIND_VIRTUAL} virtual"
-            )
-        virtual = request.clock == pb.CLOCK_KIND_VIRTUAL
-        response.vm = self._registry.create(request.vm, virtual=virtual, tsc_khz=request.tsc_khz).name
+        response.vm = create_vm(self._registry, request).name
 
     def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
         self._registry.delete(request.vm)

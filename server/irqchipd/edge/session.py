@@ -14,13 +14,14 @@ from irqchip.records import IS_DOORBELL
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.convert import outcome_to
+from irqchipd.edge.creation import create_vm
 from irqchipd.edge.eventfds import Bell
 from irqchipd.edge.executor import Own, Slices, caught_up, ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Halt, Outcome
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.machine import MAX_VCPU_ID, Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
@@ -97,8 +98,8 @@ def _no_descriptors() -> VmError:
 class Session:
     """One client's line source, batches, halts and events.
 
-    wake is called when take has something to give, and on_deleted when the VM is deleted; both from any thread. One
-    thread at a time may call its methods.
+    wake is called when take has something to give, and on_deleted with an error when the VM is deleted; both from any
+    thread. One thread at a time may call its methods.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Session:
         limits: Limits,
         request: pb.SessionOpen,
         wake: Callable[[], None],
-        on_deleted: Callable[[], None],
+        on_deleted: Callable[[VmError], None],
         eventfds: Eventfds,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
@@ -115,7 +116,11 @@ class Session:
         self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
         self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
         resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)
-        self.vm = registry.get(request.vm)
+        if request.HasField("new_vm") and request.vm:
+            raise invalid("leave vm empty where new_vm is set: the Session is of the VM that is made for it")
+        self._registry = registry
+        self._owns_vm = request.HasField("new_vm")
+        self.vm = create_vm(registry, request.new_vm) if self._owns_vm else registry.get(request.vm)
         self._limits = limits
         self._wake = wake
         self._eventfds = eventfds
@@ -126,9 +131,17 @@ class Session:
         self._sending: _BatchHalt | None = None
         # Of each vCPU the last halt, which can be given up even when its end has been sent.
         self._last_halts: dict[int, _BatchHalt] = {}
-        self._source = self.vm.open_source(
-            request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
-        )
+        try:
+            self._source = self.vm.open_source(
+                request.client,
+                lambda: on_deleted(deleted(self.vm.name)),
+                resampled=resampled,
+                listener=self._events.put,
+                resume=request.resume,
+            )
+        except BaseException:
+            self._delete_own_vm()
+            raise
         # The operations that only a Session has.
         self._own: dict[str, Own] = {
             "irqfd": lambda request, _: eventfds.execute(self.vm, self._source, request),
@@ -143,6 +156,7 @@ class Session:
             self.vm.subscribe(self._vcpus, self._events.put, self._gsis)
         except BaseException:
             self.vm.close_source(self._source)
+            self._delete_own_vm()
             raise
 
     def _count_dropped(self) -> None:
@@ -154,6 +168,7 @@ class Session:
             source=self._source.number,
             max_operations=self._limits.operations,
             max_message_bytes=self._limits.message_bytes,
+            vm=self.vm.name if self._owns_vm else "",
         )
 
     def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Slices[pb.SessionResponse | None]:
@@ -267,13 +282,19 @@ class Session:
         return pb.SessionResponse(event=event) if isinstance(event, pb.Event) else event
 
     def close(self) -> None:
-        """The Session is over: its halts have not been, and its levels drop."""
+        """The Session is over: its halts have not been, its levels drop, and its own VM goes."""
         for batch in self._halts:
             if batch.halt is not None:
                 self.vm.abandon(batch.halt)
         self._halts.clear()
         self.vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
         self.vm.close_source(self._source)
+        self._delete_own_vm()
+
+    def _delete_own_vm(self) -> None:
+        """The VM that was made for this Session ends with it."""
+        if self._owns_vm:
+            self._registry.delete_vm(self.vm)
 
 
 class _BatchHalt:

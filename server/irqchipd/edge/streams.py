@@ -82,13 +82,13 @@ class Streams:
         if opened is None:
             return
         with self._places.taken():
-            async with self._gate.turn(self._registry.get(opened.vm)):
+            async with self._gate.turn(self._registry.get(opened.vm) if opened.vm else None):
                 session = Session(
                     self._registry,
                     self._limits,
                     opened,
                     stream.wake,
-                    lambda: stream.end(deleted(opened.vm)),
+                    stream.end,
                     NoEventfds(),
                 )
             try:

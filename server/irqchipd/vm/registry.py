@@ -97,6 +97,17 @@ class Registry:
         """Delete a VM: ENOENT where there is none."""
         with self._lock:
             vm = self.get(name)
-            del self._vms[name]
-            del self._names[bisect_left(self._names, name)]
+            self._remove(vm)
         vm.delete()
+
+    def delete_vm(self, vm: Vm) -> None:
+        """Delete this VM, and not another that has its name by now."""
+        with self._lock:
+            if self._vms.get(vm.name) is not vm:
+                return
+            self._remove(vm)
+        vm.delete()
+
+    def _remove(self, vm: Vm) -> None:
+        del self._vms[vm.name]
+        del self._names[bisect_left(self._names, vm.name)]

@@ -1,0 +1,53 @@
+"""What commands print: tables for people, and JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, with the names that the SDK has.")
+
+
+def echo_json(value: object) -> None:
+    """One document, in one line."""
+    click.echo(json.dumps(plain(value)))
+
+
+def plain(value: Any) -> Any:
+    """What the SDK returns, as JSON has it: enums by their names in lower case, and bytes in hexadecimal."""
+    match value:
+        case IntEnum():
+            return value.name.lower()
+        case bytes():
+            return value.hex()
+        case dict():
+            return {name: plain(item) for name, item in value.items()}
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case tuple() if hasattr(value, "_asdict"):
+            return plain(value._asdict())
+        case list() | tuple():
+            return [plain(item) for item in value]
+    return value
+
+
+def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows for people where there is a terminal; else a line a row with tabs between, for cut and read."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(map(str, row)))
+        return
+    # Not needed in a pipe, and it takes its time to load.
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)

@@ -1,0 +1,18 @@
+"""VMs that are made as a client asks, by a call of its own or with a Session."""
+
+from __future__ import annotations
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.vm.errors import invalid
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.registry import Registry
+
+
+def create_vm(registry: Registry, request: pb.CreateVmRequest) -> Vm:
+    """See CreateVmRequest."""
+    if request.clock not in pb.ClockKind.values():
+        raise invalid(
+            f"clock {request.clock} is invalid; {pb.CLOCK_KIND_REAL} is real, {pb.CLOCK_KIND_VIRTUAL} is virtual"
+        )
+    virtual = request.clock == pb.CLOCK_KIND_VIRTUAL
+    return registry.create(request.vm, virtual=virtual, tsc_khz=request.tsc_khz)
