@@ -18,8 +18,25 @@ def test_raise_says_what_became_of_it(run: Run, vm: Vm) -> None:
     assert run("raise", vm.name, "0x5").stdout == "0 coalesced with one still pending\n"
     assert run("lower", vm.name, 5).stdout == "2 lowered\n"
     vm.vcpu(0).pio_write(0x21, 0xFF)
-    assert run("raise", vm.name, 5).stdout == "-1 masked, or without a route\n"
-    assert run("lower", vm.name, 4000).stdout == "-1 masked, or without a route\n"
+    assert run("raise", vm.name, 5).stdout == "-1 masked, at ioapic0's pin 5 and pic0's pin 5\n"
+
+
+def test_a_gsi_without_a_route_is_not_said_to_be_masked(run: Run, vm: Vm) -> None:
+    without = "-1 without a route; routes are of GSIs 0, 1, 2, 3, 4, 5, 6, 7, ...\n"
+    for command in ("raise", "lower", "pulse"):
+        assert run(command, vm.name, 5000).stdout == without
+    vm.set_routing([MsiRoute(24, 0xFEEF_F004, 0x131)])
+    assert run("pulse", vm.name, 24).stdout == "-1 addressed to nobody, by the MSI that is its route\n"
+    vm.set_routing([])
+    assert run("pulse", vm.name, 24).stdout == "-1 without a route; no GSI has one\n"
+
+
+def test_several_edges_are_counted_by_what_became_of_them(run: Run, vm: Vm) -> None:
+    vm.vcpu(0).pio_write(0x21, 0xFF & ~(1 << 4))
+    assert run("pulse", vm.name, 4, "--count", 3).stdout.splitlines() == [
+        "1 of 3: 1 delivered",
+        "2 of 3: 0 coalesced with one still pending",
+    ]
 
 
 def test_msi(run: Run, vm: Vm) -> None:

@@ -62,7 +62,10 @@ def test_what_is_refused(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
     run("save", vm.name, file)
     assert fails(run("restore", file, vm.name)).endswith("(EEXIST)")
     file.write_bytes(b"nonsense")
-    assert fails(run("restore", file)) == f"{file}: these 8 bytes are no snapshot of a VM (EINVAL)"
+    assert (
+        fails(run("restore", file))
+        == f"{file}: these 8 bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make (EINVAL)"
+    )
     assert run("restore", file.with_name("missing")).exit_code == 2
 
 

@@ -1,5 +1,7 @@
 """create, list, show, reset, delete."""
 
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import pytest
 from click.testing import Result
 
 from irqchip_client import Client, IrqchipMode, Space, Vm
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Start
 
 Fails = Callable[[Result], str]
 
@@ -80,7 +82,9 @@ def test_create_that_fails_half_way_leaves_nothing(
 
 
 def test_create_does_not_touch_a_vm_that_is_there(run: Run, fails: Fails, vm: Vm) -> None:
-    assert fails(run("create", vm.name)) == f"there is a VM '{vm.name}' (EEXIST)"
+    assert fails(run("create", vm.name)) == (
+        f"there is a VM '{vm.name}' already: choose another name, or delete that VM first (EEXIST)"
+    )
     assert vm.info().vcpus == (0, 1)
 
 
@@ -150,4 +154,57 @@ def test_delete(run: Run, fails: Fails, vm: Vm) -> None:
     result = run("delete", vm.name)
     assert (result.exit_code, result.output) == (0, "")
     for command in ("delete", "show"):
-        assert fails(run(command, vm.name)) == f"there is no VM '{vm.name}' (ENOENT)"
+        assert fails(run(command, vm.name)) == (
+            f"there is no VM '{vm.name}'; there are none: `irqchipctl create` makes one (ENOENT)"
+        )
+
+
+def test_delete_takes_several_and_deletes_those_that_it_can(run: Run, fails: Fails, irqchip_client: Client) -> None:
+    for name in ("one", "two", "three"):
+        irqchip_client.create_vm(name)
+    assert fails(run("delete", "one", "tow", "two")) == ("there is no VM 'tow'; there are three (ENOENT)")
+    assert [vm.name for vm in irqchip_client.vms()] == ["three"]
+
+
+def test_delete_all(run: Run, irqchip_client: Client) -> None:
+    for name in ("one", "two"):
+        irqchip_client.create_vm(name)
+    assert run("delete", "--all").exit_code == 0
+    assert irqchip_client.vms() == []
+    assert run("delete", "--all").exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "--all"]])
+def test_delete_wants_names_or_all(run: Run, arguments: list[str]) -> None:
+    result = run("delete", *arguments)
+    assert result.exit_code == 2
+    assert "name the VMs to delete, or say --all" in result.stderr
+
+
+def test_a_vm_is_named_by_an_argument_or_an_option(run: Run, vm: Vm) -> None:
+    shown = run("routes", vm.name).stdout
+    for arguments in (["--vm", vm.name], [f"--vm={vm.name}"]):
+        assert run("routes", *arguments).stdout == shown
+    assert run("pulse", "5000", "--vm", vm.name).stdout.startswith("-1 without a route")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_ephemeral_vm_ends_with_the_command(start: Start, irqchip_client: Client, number: int) -> None:
+    with start("create", "brief", "--ephemeral") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "brief\n"
+        assert irqchip_client.vm("brief").info().vcpus == (0,)
+        process.send_signal(number)
+        assert process.wait(10) == (-9 if number == signal.SIGKILL else 0)
+    deadline = time.monotonic() + 10
+    while irqchip_client.vms():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_ephemeral_vm_s_command_ends_with_the_vm(start: Start, irqchip_client: Client) -> None:
+    with start("create", "brief", "--ephemeral") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        irqchip_client.delete_vm("brief")
+        assert process.wait(10) == 0

@@ -105,14 +105,15 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
 
 def _with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
     """Where there is no VM of a name, the error says which there are."""
+    if not error.message.startswith("there is no VM"):
+        return error
     try:
         names = [vm.name for vm in client.vms()]
     except irqchip_client.IrqchipError:
         return error
     if name in names:  # It is something else that there is not.
         return error
-    what = f"there is no VM {name!r}" if error.message.startswith("there is no VM") else error.message
-    return irqchip_client.NotFound(error.errno, f"{what}; {vms_there_are(name, names)}")
+    return irqchip_client.NotFound(error.errno, f"{error.message}; {vms_there_are(name, names)}")
 
 
 def vms_there_are(name: str, names: Sequence[str]) -> str:

@@ -164,18 +164,24 @@ def delete(vms: tuple[str, ...], every: bool) -> None:
     if bool(vms) == every:
         raise click.UsageError("name the VMs to delete, or say --all for all that there are, and not both")
     client = connect()
-    there_are = [vm.name for vm in client.vms()]
     failures = []
-    for name in there_are if every else dict.fromkeys(vms):
+    for vm in [client.vm(name) for name in (_names(client) if every else dict.fromkeys(vms))]:
         try:
-            client.vm(name).delete()
+            vm.delete()
         except irqchip_client.NotFound as error:
             if not every:  # Else somebody else has deleted it just now.
-                failures.append(f"{error.message}; {vms_there_are(name, [one for one in there_are if one not in vms])}")
+                others = [name for name in _names(client) if name not in vms]
+                failures.append(f"{error.message}; {vms_there_are(vm.name, others)} ({error.reason})")
+        except irqchip_client.Unavailable:
+            raise
         except irqchip_client.IrqchipError as error:
-            failures.append(error.message)
+            failures.append(str(error))
     if failures:
         raise click.ClickException("; ".join(failures))
+
+
+def _names(client: irqchip_client.Client) -> list[str]:
+    return [vm.name for vm in client.vms()]
 
 
 def _region(region: irqchip_client.RegionInfo) -> str:
