@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,8 @@ import click
 
 from irqchipd.daemon import serve
 from irqchipd.limits import Limits
-from irqchipd.listen import Address, ListenError, default_address, parse_address
+from irqchipd.listen import ListenError, default_address, parse_address
+from irqchipd.stopping import block_signals, leave
 
 DEFAULTS = Limits()
 
@@ -75,23 +76,18 @@ def main(
 
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
+    block_signals()
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     limits = Limits(
         max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
     )
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
-        asyncio.run(_run(limits, addresses))
+        asyncio.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
-
-
-async def _run(limits: Limits, addresses: list[Address]) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(limits, addresses, stop, lambda address: click.echo(f"listening on {address}"))
+    sys.stdout.flush()
+    leave(0)
 
 
 if __name__ == "__main__":
