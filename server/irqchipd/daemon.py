@@ -70,6 +70,8 @@ class Daemon:
         reflection.enable_server_reflection(names, self._server)
         self._sockets: list[SocketPath] = []
         self._ports: list[Port] = []
+        # Whether its threads may wait for as long as a client likes, to close what that has sent.
+        self._grpc_may_wait = False
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
         """Listen, and return where, with the ports that were chosen. ListenError where it can't be done."""
@@ -89,7 +91,8 @@ class Daemon:
         self._sockets.append(at)
         with at.binding() as passing:
             self._bind(f"unix:{passing}", address)
-            refuse_descriptors(passing)
+            if not refuse_descriptors(passing):
+                self._grpc_may_wait = True
         port = address.path.with_name(address.path.name + SUFFIX)
         self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
         return address
@@ -124,7 +127,10 @@ class Daemon:
         deadline = time.monotonic() + PORTS_GRACE
         while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await self._server.stop(CALLS_GRACE)
+        if self._grpc_may_wait:  # its stop waits for its threads, and has the interpreter's lock meanwhile
+            await asyncio.sleep(CALLS_GRACE)
+        else:
+            await self._server.stop(CALLS_GRACE)
 
 
 async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:

@@ -212,11 +212,11 @@ class SocketPath:
                 fcntl.flock(self._directory, fcntl.LOCK_UN)
 
 
-def refuse_descriptors(path: Path) -> None:
+def refuse_descriptors(path: Path) -> bool:
     """Have the kernel refuse, with EPERM, descriptors that clients send to the socket of this process at a path.
 
     To close a client's descriptor can take long: that of a TCP socket with SO_LINGER, until its data is acknowledged.
-    Linux before 6.16 has no such option, and there they are taken.
+    False where the kernel can't: Linux before 6.16.
     """
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
@@ -226,3 +226,5 @@ def refuse_descriptors(path: Path) -> None:
             with socket.socket(fileno=os.dup(descriptor)) as found:
                 if found.family == socket.AF_UNIX and found.getsockname() == str(path):
                     found.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+                    return True
+    return False

@@ -20,10 +20,12 @@ log = logging.getLogger(__name__)
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 DEADLINE = 1.5  # for an orderly end, seconds
+LAST_DEADLINE = 1.9  # for one that is not
 
 
 def block_signals() -> None:
     """Leave the signals to stop_when_told; to be called before there is a second thread."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -36,6 +38,8 @@ def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
     def wait() -> None:
         signal.sigwait(SIGNALS)
         until = time.monotonic() + DEADLINE
+        # Ends the process even if a thread that has the interpreter's lock waits for something.
+        signal.setitimer(signal.ITIMER_REAL, LAST_DEADLINE)
         try:
             with suppress(Exception):  # the event loop is closed, or there is no memory: all the more it has to end
                 stop()
