@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,8 +11,9 @@ from typing import Any
 import click
 
 from irqchipd.daemon import serve
-from irqchipd.limits import Limits
+from irqchipd.limits import Limits, allow_descriptors
 from irqchipd.listen import ListenError, default_address, parse_address
+from irqchipd.logs import log_to_stderr
 from irqchipd.stopping import block_signals, leave
 
 DEFAULTS = Limits()
@@ -77,10 +77,11 @@ def main(
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
     block_signals()
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(log_level.upper())
+    allow_descriptors()
     limits = Limits(
         max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
-    )
+    ).within_descriptors()
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
         asyncio.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import resource
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from irqchip.port import POLL_NS
 from irqchipd.vm.machine import MAX_VCPUS
@@ -22,3 +24,16 @@ class Limits:
     irqfds: int = 1024  # and eventfds of doorbells, of all Sessions together; each has a descriptor or two
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
     access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access
+
+    def within_descriptors(self) -> Limits:
+        """These, with eventfds that leave three quarters of the process's descriptors for clients."""
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Each has a descriptor, and a second one if it is resampled.
+        return self if most == resource.RLIM_INFINITY else replace(self, irqfds=min(self.irqfds, most // 8))
+
+
+def allow_descriptors() -> None:
+    """Let the process have as many descriptors as it may: each client has one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a hard limit of more than the kernel's own: then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

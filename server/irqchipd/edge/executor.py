@@ -10,7 +10,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
 from irqchipd.limits import Limits
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
@@ -280,7 +280,7 @@ def execute_batch(
                 raise invalid("the operation is empty, or one that this daemon does not know")
             request = getattr(operation, name)
             if request.vm and request.vm != vm.name:
-                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {quoted(request.vm)}")
             if name == "halt":
                 if position < count:
                     raise misplaced_halt()

@@ -15,7 +15,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import event_to
 from irqchipd.edge.records import event_record
 from irqchipd.observe.observer import TRACEPOINTS, Observer
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.errors import invalid, quoted
 from irqchipd.vm.events import Doorbell, Event, GsiMasked, GsiResampled, RegionAccess, RegionsLost, VcpuSignal
 
 _T = TypeVar("_T")
@@ -163,7 +163,7 @@ class TraceQueue(Observer):
         wanted = list(tracepoints) or TRACEPOINTS
         for name in wanted:
             if name not in _FIELDS:
-                raise invalid(f"{name!r} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
+                raise invalid(f"{quoted(name)} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
             setattr(self, name, partial(self._record, name))
         self._wake = wake
         self._lock = threading.Lock()

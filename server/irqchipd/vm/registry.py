@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.clock import RealClock, VirtualClock
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import VmState
@@ -42,10 +42,12 @@ class Registry:
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
         if name and not _NAME.fullmatch(name):
-            raise invalid(f"{name!r} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
+            raise invalid(
+                f"{quoted(name)} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+            )
         with self._lock:
             if name in self._vms:
-                raise VmError(errno.EEXIST, f"there is a VM {name!r}")
+                raise VmError(errno.EEXIST, f"there is a VM {quoted(name)}")
             if len(self._vms) >= self._max_vms:
                 raise VmError(errno.ENOSPC, f"there are {self._max_vms} VMs, the most that this daemon allows")
             while not name or name in self._vms:
@@ -58,7 +60,7 @@ class Registry:
         """The VM of a name: ENOENT where there is none."""
         vm = self._vms.get(name)
         if vm is None:
-            raise VmError(errno.ENOENT, f"there is no VM {name!r}")
+            raise VmError(errno.ENOENT, f"there is no VM {quoted(name)}")
         return vm
 
     def all(self) -> list[Vm]:
