@@ -8,12 +8,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
 from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.grpc_server import Server
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
@@ -48,8 +48,8 @@ class Daemon:
         self._eventfds = EventfdsInUse(limits.irqfds)
         self._service = GrpcService(self._registry, limits, self._places)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            options=[
+        self._server = Server(
+            [
                 ("grpc.max_receive_message_length", limits.message_bytes),
                 ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
                 ("grpc.server.max_pending_requests", WAITING_CALLS),
@@ -64,7 +64,7 @@ class Daemon:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ]
         )
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        self._server.add_registered_method_handlers(SERVICE.full_name, self._service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

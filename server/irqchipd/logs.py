@@ -42,9 +42,15 @@ class Repetitions(logging.Filter):
         return passes
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record is of something in the daemon: gRPC shows a traceback for metadata that is not UTF-8."""
+    return record.msg != "Invalid encoding on %s"
+
+
 def log_to_stderr(level: str) -> None:
     """Have the root logger do so, for good."""
     handler = logging.StreamHandler()
+    handler.addFilter(_is_ours)
     handler.addFilter(Repetitions())
     logging.basicConfig(level=level, format=FORMAT, handlers=[handler])
     for name in LIBRARIES:

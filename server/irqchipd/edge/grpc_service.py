@@ -59,8 +59,8 @@ class GrpcService:
             "CreatePit": self._create_pit,
         }
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a server is given to serve."""
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """What a server is given to serve, by the methods' names."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             request_class = GetMessageClass(method.input_type)
@@ -76,7 +76,7 @@ class GrpcService:
             else:
                 unary = self._halt if method.name == "Halt" else self._unary(method.name, response_class)
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(unary, **arguments)
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+        return handlers
 
     async def stop(self, patience: float) -> None:
         """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
