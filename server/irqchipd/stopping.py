@@ -30,7 +30,7 @@ def block_signals() -> None:
 
 
 def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> None:
-    """On the first signal call stop, which begins an orderly end; clean up, and leave if there is none in time.
+    """On the first signal clean up and call stop, which begins an orderly end; leave if there is none in time.
 
     A second signal cuts the time short. Both are called by a thread of its own; clean_up once more before it leaves.
     """
@@ -41,10 +41,10 @@ def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
         # Ends the process even if a thread that has the interpreter's lock waits for something.
         signal.setitimer(signal.ITIMER_REAL, LAST_DEADLINE)
         try:
-            with suppress(Exception):  # the event loop is closed, or there is no memory: all the more it has to end
-                stop()
-            with suppress(Exception):
+            with suppress(Exception):  # for a lack of memory, say: all the more it has to end
                 clean_up()
+            with suppress(Exception):
+                stop()
             signal.sigtimedwait(SIGNALS, max(until - time.monotonic(), 0))
             log.warning("leaving before all has ended in order")
             clean_up()
