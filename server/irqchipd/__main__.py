@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from irqchipd.limits import Limits, allow_descriptors
 from irqchipd.listen import ListenError, default_address, parse_address
 from irqchipd.logs import log_to_stderr
 from irqchipd.stopping import block_signals, leave
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
 
@@ -82,6 +85,8 @@ def main(
     limits = Limits(
         max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
     ).within_descriptors()
+    if limits.irqfds < max_irqfds:
+        log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
         asyncio.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))

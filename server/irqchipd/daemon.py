@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -36,6 +37,9 @@ CALLS_GRACE = 0.4
 STREAMS_OF_A_CONNECTION = 100
 WAITING_CALLS = 1_000_000
 WAITING_SECONDS = 86_400
+
+# How long a thread that works keeps the interpreter from one that has just received something, seconds.
+SWITCH_INTERVAL = 0.0005
 
 
 class Daemon:
@@ -136,6 +140,7 @@ class Daemon:
 async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
     """Run a daemon until the process is told to stop; started is called with each address that it listens on."""
     daemon = Daemon(limits)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what there is now stays, and need not be looked through again and again
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -10,6 +10,10 @@ from irqchip.port import POLL_NS
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.regions import ACCESS_NS
 
+# The most bytes that an operation's result takes in its batch's answer, but for what can be large, and an error without
+# its words.
+LEAST_RESULT = 24
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -24,6 +28,11 @@ class Limits:
     irqfds: int = 1024  # and eventfds of doorbells, of all Sessions together; each has a descriptor or two
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
     access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access
+
+    @property
+    def operations(self) -> int:
+        """The most operations of a batch: so many that the answer is never longer than a message may be."""
+        return min(self.batch_operations, self.message_bytes // LEAST_RESULT)
 
     def within_descriptors(self) -> Limits:
         """These, with eventfds that leave three quarters of the process's descriptors for clients."""

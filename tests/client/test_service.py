@@ -239,14 +239,13 @@ def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
 def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", "off")  # over the port nothing is read until somebody waits for it
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC is addressed once it has been enabled
-    nmi = ops.signal_msi(0xFEE00000, 0x400)
     with vm.session(vcpus=[0], event_buffer=3) as session:
-        session.run([nmi] * 20)
+        session.run([ops.signal_msi(0xFEE00000, 0x600 | vector) for vector in range(20)])
         deadline = time.monotonic() + 10
         while session.dropped_events < 17 and time.monotonic() < deadline:
             time.sleep(0.01)
-        signal = irqchip.VcpuSignal(0, irqchip.SignalKind.NMI, 0)
-        assert list(session.events(timeout=0.1)) == [signal, signal, signal, irqchip.EventsDropped(17)]
+        first = [irqchip.VcpuSignal(0, irqchip.SignalKind.SIPI, vector, ignored=True) for vector in range(3)]
+        assert list(session.events(timeout=0.1)) == [*first, irqchip.EventsDropped(17)]
 
 
 def test_a_session_on_no_vm_is_not_opened(irqchip_client: Client) -> None:

@@ -159,7 +159,7 @@ def test_health_and_reflection_answer(irqchip_server: Daemon) -> None:
         assert "irqchip.v1.IrqchipService" in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
-def test_a_stream_that_says_nothing_counts_and_ends_with_the_daemon() -> None:
+def test_a_stream_that_says_nothing_takes_no_place_and_ends_with_the_daemon() -> None:
     with start_daemon(arguments=["--max-sessions", "1"]) as daemon, daemon.connect() as client:
         vm = client.create_vm("quiet")
         silent = threading.Event()
@@ -171,7 +171,7 @@ def test_a_stream_that_says_nothing_counts_and_ends_with_the_daemon() -> None:
 
             call = IrqchipServiceStub(channel).Session(nothing())
             time.sleep(0.3)  # for the stream to arrive
-            with pytest.raises(LimitReached, match="1 Sessions"):
+            with vm.session(), pytest.raises(LimitReached, match="1 Sessions"):
                 vm.session()
             started = time.monotonic()
             daemon.process.send_signal(signal.SIGTERM)

@@ -144,7 +144,7 @@ def test_a_call_that_is_cancelled_when_its_halt_has_ended_gives_back_what_it_too
     service = GrpcService(registry, Limits(), Places(1))
 
     async def cancel_too_late() -> None:
-        call = asyncio.ensure_future(service._halt(pb.HaltRequest(vm="vm"), SimpleNamespace()))  # type: ignore[arg-type]
+        call = asyncio.ensure_future(service._halt(pb.HaltRequest(vm="vm").SerializeToString(), SimpleNamespace()))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         interrupt(vm, 0x31)
         assert vm.ack_interrupt(0) is None, "the halt has not ended"

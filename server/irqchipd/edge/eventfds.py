@@ -6,11 +6,14 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge.closing import CLOSER
 from irqchipd.edge.signalling import signaller
+from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Event
 from irqchipd.vm.lines import Irqfd
@@ -18,6 +21,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
+PASSING = 64  # descriptors that may be here beside those of irqfds and doorbells, to deassign one say
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
 
@@ -30,13 +34,34 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
     return int(found[2]), int(found[1], 16)
 
 
+def _nothing() -> None:
+    pass
+
+
 class EventfdsInUse:
-    """Which eventfds the daemon holds, of all VMs and Sessions; from any thread."""
+    """What the daemon holds of clients' eventfds, of all VMs and Sessions; from any thread.
+
+    most  irqfds, and doorbells' eventfds. Each has a descriptor or two. Descriptors count from when they arrive until
+          they are closed, whatever they are.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
+        self._held = 0
         self._identities: set[object] = set()
+
+    def hold(self, count: int) -> int:
+        """Descriptors have arrived; how many of them may be kept."""
+        with self._lock:
+            kept = min(count, 2 * self._most + PASSING - self._held)
+            self._held += kept
+        return kept
+
+    def let_go(self) -> None:
+        """A descriptor that was kept has been closed."""
+        with self._lock:
+            self._held -= 1
 
     def add(self, identity: object) -> None:
         """One more: EBUSY where it is an irqfd already, ENOSPC at the limit."""
@@ -44,7 +69,7 @@ class EventfdsInUse:
             if identity in self._identities:
                 raise VmError(errno.EBUSY, "the eventfd is an irqfd already")
             if len(self._identities) >= self._most:
-                raise VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
+                raise self.full()
             self._identities.add(identity)
 
     def remove(self, identity: object) -> None:
@@ -52,12 +77,17 @@ class EventfdsInUse:
         with self._lock:
             self._identities.discard(identity)
 
+    def full(self) -> VmError:
+        """There are too many."""
+        return VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
+
 
 class _Signalled:
     """An eventfd that is written, from any thread. It owns its descriptor."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, closed: Callable[[], None] = _nothing) -> None:
         self._descriptor: int | None = descriptor
+        self._closed = closed
         self._lock = threading.Lock()  # a write may come while it is closed
 
     def signal(self) -> None:
@@ -72,6 +102,7 @@ class _Signalled:
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
                 os.close(descriptor)
+                self._closed()
 
 
 class Bell:
@@ -80,7 +111,7 @@ class Bell:
     def __init__(self, in_use: EventfdsInUse, descriptor: int) -> None:
         in_use.add(self)
         self._in_use = in_use
-        self._eventfd = _Signalled(descriptor)
+        self._eventfd = _Signalled(descriptor, in_use.let_go)
 
     def ring(self, _: Event) -> None:
         """There was a write."""
@@ -95,11 +126,13 @@ class Bell:
 class _Assigned:
     """An eventfd that interrupts. It owns its descriptors."""
 
-    def __init__(self, vm: Vm, gsi: int, eventfd: int, resamplefd: int | None) -> None:
-        self.vm = vm
+    def __init__(self, in_use: EventfdsInUse, vm: Vm, gsi: int, eventfd: int, resamplefd: int | None) -> None:
+        self.holder = vm  # see Work
+        self.queued = False
         self.gsi = gsi
         self.eventfd = eventfd
-        self._resamplefd = None if resamplefd is None else _Signalled(resamplefd)
+        self._in_use = in_use
+        self._resamplefd = None if resamplefd is None else _Signalled(resamplefd, in_use.let_go)
         self.irqfd: Irqfd | None = None
         # Its counter when it was assigned, which KVM leaves, until there is a write.
         self.untouched = 0
@@ -109,36 +142,76 @@ class _Assigned:
         if self._resamplefd is not None:
             self._resamplefd.signal()
 
-    def close(self) -> None:
-        """Let go of the descriptors."""
-        os.close(self.eventfd)
-        if self._resamplefd is not None:
-            self._resamplefd.close()
-
-    def written(self, _: int) -> None:
-        """There was a write, or it was just assigned."""
+    def go_on(self) -> Backlog | None:
+        """There was a write, or it was just assigned: interrupt. Or what is to be waited for before that."""
+        if self.irqfd is None:  # deassigned meanwhile
+            return None
+        if self.holder.backlog is not None:
+            return self.holder.backlog
         if self.untouched:
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:
-                return
+                return None
         with suppress(OSError):  # its client may have read it
             os.preadv(self.eventfd, (bytearray(8),), -1, os.RWF_NOWAIT)
-        if self.irqfd is not None:
-            self.vm.trigger(self.irqfd)
+        self.holder.trigger(self.irqfd)
+        return None
+
+    def close(self) -> None:
+        """It interrupts no more. Let go of the descriptors."""
+        irqfd, self.irqfd = self.irqfd, None
+        if irqfd is not None:
+            self.holder.remove_irqfd(irqfd)
+        os.close(self.eventfd)
+        self._in_use.let_go()
+        if self._resamplefd is not None:
+            self._resamplefd.close()
+
+
+class Work(Protocol):
+    """What the port does in turns."""
+
+    queued: bool  # whether it waits for its turn
+
+    @property
+    def holder(self) -> object:
+        """Whose time it takes: see FairQueue."""
+
+    def go_on(self) -> object:
+        """Do a piece of the work."""
+
+
+class Watcher(Protocol):
+    """Who waits for writes to irqfds: the port."""
+
+    def watch_eventfd(self, descriptor: int, assigned: Work) -> None:
+        """Have the work done whenever the eventfd is written."""
+
+    def unwatch(self, descriptor: int) -> None:
+        """Not any more."""
 
 
 class SessionEventfds:
-    """One Session's. Its descriptors are watched by watch, and no more after unwatch."""
+    """One Session's."""
 
-    def __init__(
-        self, in_use: EventfdsInUse, watch: Callable[[int, Callable[[int], None]], None], unwatch: Callable[[int], None]
-    ) -> None:
+    def __init__(self, in_use: EventfdsInUse, watcher: Watcher) -> None:
         self._in_use = in_use
-        self._watch = watch
-        self._unwatch = unwatch
+        self._watcher = watcher
         self._assigned: dict[int, _Assigned] = {}
-        # What came with the message that is executed.
-        self.descriptors: list[int] = []
+        # What came with the message that is executed; and whether there was more, for which there is no room.
+        self._descriptors: list[int] = []
+        self._refused = False
+
+    def __bool__(self) -> bool:
+        return bool(self._descriptors) or self._refused
+
+    def receive(self, descriptors: Sequence[int]) -> None:
+        """Descriptors have come with a message."""
+        kept = self._in_use.hold(len(descriptors))
+        self._descriptors.extend(descriptors[:kept])
+        for descriptor in descriptors[kept:]:
+            self._refused = True
+            CLOSER.close(descriptor, _nothing)
 
     def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
         """KVM_IRQFD. KVM: eventfd.c kvm_irqfd, whose order of checks this is."""
@@ -149,14 +222,14 @@ class SessionEventfds:
             try:
                 self._deassign(_eventfd(eventfd)[0], request.gsi)
             finally:
-                os.close(eventfd)
+                self._close(eventfd)
             return
         taken: list[int] = []
         try:
             irqfd = self._assign(vm, source, request, taken)
         except BaseException:
             for descriptor in taken:
-                os.close(descriptor)
+                self._close(descriptor)
             raise
         if irqfd.untouched and irqfd.irqfd is not None:
             vm.trigger(irqfd.irqfd)
@@ -168,13 +241,19 @@ class SessionEventfds:
             _eventfd(descriptor)
             return Bell(self._in_use, descriptor)
         except BaseException:
-            os.close(descriptor)
+            self._close(descriptor)
             raise
 
     def _take(self) -> int:
-        if not self.descriptors:
-            raise VmError(errno.EBADF, "no descriptor came with the message for this operation")
-        return self.descriptors.pop(0)
+        if self._descriptors:
+            return self._descriptors.pop(0)
+        if self._refused:
+            raise self._in_use.full()
+        raise VmError(errno.EBADF, "no descriptor came with the message for this operation")
+
+    def _close(self, descriptor: int) -> None:
+        """Close a descriptor that was received, whatever it is."""
+        CLOSER.close(descriptor, self._in_use.let_go)
 
     def _assign(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest, taken: list[int]) -> _Assigned:
         resamples = bool(request.flags & RESAMPLE)
@@ -185,11 +264,11 @@ class SessionEventfds:
             taken.append(self._take())
             _eventfd(taken[1])
         self._in_use.add(identity)
-        assigned = _Assigned(vm, request.gsi, taken[0], taken[1] if resamples else None)
+        assigned = _Assigned(self._in_use, vm, request.gsi, taken[0], taken[1] if resamples else None)
         try:
             assigned.irqfd = vm.add_irqfd(source, request.gsi, assigned.resampled if resamples else None)
             assigned.untouched = count
-            self._watch(assigned.eventfd, assigned.written)
+            self._watcher.watch_eventfd(assigned.eventfd, assigned)
         except BaseException:
             if assigned.irqfd is not None:
                 vm.remove_irqfd(assigned.irqfd)
@@ -205,16 +284,15 @@ class SessionEventfds:
 
     def _remove(self, identity: int) -> None:
         assigned = self._assigned.pop(identity)
-        self._unwatch(assigned.eventfd)
-        if assigned.irqfd is not None:
-            assigned.vm.remove_irqfd(assigned.irqfd)
+        self._watcher.unwatch(assigned.eventfd)
         self._in_use.remove(identity)
         assigned.close()
 
     def discard(self) -> None:
         """The message is done; what nobody took of what came with it goes."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
+        while self._descriptors:
+            self._close(self._descriptors.pop())
+        self._refused = False
 
     def close(self) -> None:
         """The Session is over, and none of its eventfds interrupts any more."""

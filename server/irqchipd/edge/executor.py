@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from time import perf_counter_ns
+from typing import Any, TypeVar
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
-from irqchipd.limits import Limits
+from irqchipd.limits import LEAST_RESULT, Limits
+from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
 
-SMALL_RESULT = 16  # bytes
-STATUS_BYTES = 2  # of an IrqLines, each
+_T = TypeVar("_T")
+
 MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 
 # How many accesses to one and the same address, those of a string instruction say, are forwarded to a region's owner
 # before the first of them is answered, unless many others wait, too. Any other operation waits until they all are.
 MAX_WAITING = 256
 
-SLICE = 16  # operations, or changes of lines, after which another client has its turn
+SLICE_NS = 500_000  # after which another client has its turn, when an operation is done
 
 
 def check_changes(count: int) -> None:
@@ -35,10 +37,13 @@ def check_changes(count: int) -> None:
 
 # Executes an operation that only a Session has: takes the request and the response to fill in.
 Own = Callable[[Any, Any], None]
-# What is yielded between two slices: None, or an access that must be answered before the next.
-Awaited = Access | None
-# An operation fills in its response. source is the Session's line source, or None for the shared one.
-Operation = Callable[[Vm, Any, Any, LineSource | None], None]
+# What is yielded between two slices: None, or what must be answered before the next.
+Awaited = Access | Backlog | None
+# Work that is done in slices.
+Slices = Generator[Awaited, None, _T]
+# An operation fills in its response; a long one returns what is to be done in slices. source is the Session's line
+# source, or None for the shared one.
+Operation = Callable[[Vm, Any, Any, LineSource | None], Slices[None] | None]
 _OPERATIONS: dict[str, Operation] = {}
 
 
@@ -61,9 +66,11 @@ def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, s
 
 
 @_operation
-def irq_lines(vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource | None) -> None:
+def irq_lines(
+    vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource | None
+) -> Slices[None]:
     check_changes(len(request.changes))
-    response.statuses.extend(vm.irq_lines(request.changes, source))
+    response.statuses.extend((yield from vm.driving(request.changes, source)))
 
 
 @_operation
@@ -148,8 +155,8 @@ def set_lapic(vm: Vm, request: pb.SetLapicRequest, response: pb.SetLapicResponse
 @_operation
 def advance_clock(
     vm: Vm, request: pb.AdvanceClockRequest, response: pb.AdvanceClockResponse, source: LineSource | None
-) -> None:
-    advance = vm.advance(request.nanoseconds)
+) -> Slices[None]:
+    advance = yield from vm.advancing(request.nanoseconds)
     response.now_ns = advance.now
     response.remaining_ns = advance.remaining
     if advance.next_timer is not None:
@@ -231,19 +238,41 @@ def interrupt_sources(asked: int) -> tuple[bool, bool]:
     return asked != pb.INTERRUPT_SOURCE_LAPIC, asked != pb.INTERRUPT_SOURCE_PIC
 
 
-def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> None:
-    """Execute one operation."""
-    _OPERATIONS[name](vm, request, response, source)
+def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> Slices[None] | None:
+    """Execute one operation, or return what is to be done in slices. Forwarded: see Accesses."""
+    return _OPERATIONS[name](vm, request, response, source)
 
 
-# Operations whose results can be large. A result of any other is a few bytes.
+def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None]:
+    """Execute one operation to its end."""
+    yield from caught_up(vm)
+    try:
+        slices = execute(name, vm, request, response)
+        if slices is not None:
+            yield from slices
+    except Forwarded as forwarded:
+        yield from answered(forwarded.access)
+        convert.answer_to(forwarded.access, response)
+    yield from caught_up(vm)
+
+
+def caught_up(vm: Vm) -> Slices[None]:
+    """Wait until all has been told that earlier operations left to tell."""
+    while (backlog := vm.backlog) is not None:
+        yield backlog
+
+
+# Operations whose results can be large, and which change nothing, so that their results can be dropped.
 _LARGE = frozenset({"get_gsi_routing", "get_irqchip", "get_lapic", "get_pit"})
+# Bytes that a result may take beside LEAST_RESULT: AdvanceClock's, and each status of IrqLines.
+_ADVANCE_BYTES = 20
+_STATUS_BYTES = 10
 
 
 def check_count(count: int, limits: Limits) -> None:
     """Of a batch's operations."""
-    if count > limits.batch_operations:
-        raise VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.batch_operations} are allowed")
+    if count > limits.operations:
+        raise VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.operations} are allowed")
 
 
 def misplaced_halt() -> VmError:
@@ -253,10 +282,10 @@ def misplaced_halt() -> VmError:
 
 def execute_batch(
     vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, own: Mapping[str, Own]
-) -> Generator[Awaited, None, pb.BatchResult]:
+) -> Slices[pb.BatchResult]:
     """Execute a batch in order; every operation has its result or its error, and one too long is refused whole.
 
-    It is done in slices, between which others have their turn; where an access is yielded, go on when it is answered. A
+    It is done in slices, between which others have their turn; where something is yielded, go on when it is answered. A
     halt takes its time, so it is left to the caller: see ending_halt. own has the operations that are the Session's.
     """
     answer = pb.BatchResult(serial=batch.serial)
@@ -266,13 +295,16 @@ def execute_batch(
     except VmError as refusal:
         answer.error.CopyFrom(errors.message(refusal))
         return answer
-    # For what can be large: states, and the words of errors. A few bytes of each operation are not counted.
-    room, changes = limits.message_bytes - SMALL_RESULT * count, limits.batch_operations
+    # For what can be large: states, and the words of errors. LEAST_RESULT of each operation is kept.
+    room, changes = limits.message_bytes - LEAST_RESULT * count, limits.batch_operations
+    slice_ends = perf_counter_ns() + SLICE_NS
     waiting: list[tuple[Access, pb.OperationResult]] = []
     where: object = None
     for position, operation in enumerate(batch.operations, 1):
         if waiting and (len(waiting) == MAX_WAITING or waiting[0][0].crowded or _where(operation) != where):
             yield from _fill_in(waiting)
+        if vm.backlog is not None:
+            yield from caught_up(vm)
         result = answer.results.add()
         try:
             name = operation.WhichOneof("operation")
@@ -290,31 +322,39 @@ def execute_batch(
             if name == "irq_lines":
                 if (changes := changes - len(request.changes)) < 0:
                     raise VmError(errno.E2BIG, f"a batch has {limits.batch_operations} changes at the most; split it")
-                room -= STATUS_BYTES * len(request.changes)
-                yield from _irq_lines_in_slices(vm, request, response, source)
-            elif name in own:
+                room = _take_room(room, _STATUS_BYTES * len(request.changes), limits)
+            elif name == "advance_clock":
+                room = _take_room(room, _ADVANCE_BYTES, limits)
+            if name in own:
                 own[name](request, response)
             else:
-                execute(name, vm, request, response, source)
+                slices = execute(name, vm, request, response, source)
+                if slices is not None:
+                    yield from slices
                 if name in _LARGE:  # which change nothing, so that their results can be dropped
-                    size = response.ByteSize()
-                    if size > room:
-                        raise VmError(
-                            errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it"
-                        )
-                    room -= size
+                    room = _take_room(room, response.ByteSize(), limits)
         except Forwarded as forwarded:
             waiting.append((forwarded.access, result))
             where = _where(operation)
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
-            room -= len(result.error.message)
-            if room < 0:
+            if len(result.error.message) <= room:
+                room -= len(result.error.message)
+            else:
                 result.error.message = ""
-        if not position % SLICE:
+        if perf_counter_ns() >= slice_ends:
             yield None
+            slice_ends = perf_counter_ns() + SLICE_NS
     yield from _fill_in(waiting)
+    yield from caught_up(vm)
     return answer
+
+
+def _take_room(room: int, size: int, limits: Limits) -> int:
+    """What is left of the room for a batch's results: E2BIG where that is less than nothing."""
+    if size > room:
+        raise VmError(errno.E2BIG, f"the results of this batch have {limits.message_bytes} bytes; split it")
+    return room - size
 
 
 def _where(operation: pb.Operation) -> object:
@@ -330,7 +370,7 @@ def _where(operation: pb.Operation) -> object:
             return None
 
 
-def _fill_in(waiting: list[tuple[Access, pb.OperationResult]]) -> Generator[Awaited, None, None]:
+def _fill_in(waiting: list[tuple[Access, pb.OperationResult]]) -> Slices[None]:
     """Wait for the answers to accesses that were forwarded, in the results. None is left."""
     for access, result in waiting:
         yield from answered(access)
@@ -341,22 +381,10 @@ def _fill_in(waiting: list[tuple[Access, pb.OperationResult]]) -> Generator[Awai
     waiting.clear()
 
 
-def answered(access: Access) -> Generator[Awaited, None, None]:
+def answered(access: Access) -> Slices[None]:
     """Yields an access until it is answered."""
     while not access.answered:
         yield access
-
-
-def _irq_lines_in_slices(
-    vm: Vm, request: pb.IrqLinesRequest, response: pb.IrqLinesResponse, source: LineSource
-) -> Generator[Awaited, None, None]:
-    changes = request.changes
-    check_changes(len(changes))
-    vm.check_irq_lines(changes, source)
-    for start in range(0, len(changes), SLICE):
-        if start:
-            yield None
-        response.statuses.extend(vm.irq_lines(changes[start : start + SLICE], source))
 
 
 def ending_halt(batch: pb.Batch, answer: pb.BatchResult) -> pb.HaltRequest | None:

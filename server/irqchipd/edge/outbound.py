@@ -1,22 +1,26 @@
-"""Queues between what happens in a VM and a client that is told: bounded, and counting what they drop."""
+"""Queues between what happens in a VM and a Session that is told: bounded, and counting what they drop."""
 
 from __future__ import annotations
 
-import inspect
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import event_to
 from irqchipd.edge.records import event_record
-from irqchipd.observe.observer import TRACEPOINTS, Observer
-from irqchipd.vm.errors import invalid, quoted
-from irqchipd.vm.events import Doorbell, Event, GsiMasked, GsiResampled, RegionAccess, RegionsLost, VcpuSignal
+from irqchipd.vm.events import (
+    Doorbell,
+    Event,
+    GsiMasked,
+    GsiResampled,
+    IoapicEoi,
+    RegionAccess,
+    RegionsLost,
+    VcpuSignal,
+)
 
 _T = TypeVar("_T")
 
@@ -54,16 +58,20 @@ class _Bounded(Generic[_T]):
 
 
 class EventQueue:
-    """A Session's events. wake is called, from any thread, when there is something to take."""
+    """A Session's events. wake is called, from any thread, when there is something to take where there was nothing.
+
+    Events that say the same are one event while they are unread.
+    """
 
     def __init__(self, limit: int, wake: Callable[[], None], on_dropped: Callable[[], None]) -> None:
         self._wake = wake
         self._on_dropped = on_dropped
         self._lock = threading.Lock()
         # Events of which one stands for several, with their counts, by what they are about; the oldest is the first.
-        # They need no bound but the numbers of vCPUs, vectors and GSIs.
+        # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
+        self._unread_signals: set[VcpuSignal] = set()
         # What happens to regions, in order: with how often, of doorbells, and whether it is told in the short form.
         self._accesses: deque[_Told] = deque()
         self._limit = limit
@@ -73,18 +81,30 @@ class EventQueue:
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
+            idle = not self
             if isinstance(event, VcpuSignal):
-                if not self._signals.put(event):
-                    self._on_dropped()
+                self._put_signal(event)
             else:
-                subject = _subject(event)
-                _, count = self._merged.get(subject, (event, 0))
-                self._merged[subject] = event, count + (event.count if isinstance(event, GsiResampled) else 1)
-        self._wake()
+                subject, number = _subject(event)
+                unread = self._merged.get(subject)
+                if unread is not None:
+                    number = unread[1] | number if isinstance(event, IoapicEoi) else unread[1] + number
+                self._merged[subject] = event, number
+        if idle:
+            self._wake()
+
+    def _put_signal(self, signal: VcpuSignal) -> None:
+        if signal in self._unread_signals:
+            return
+        if self._signals.put(signal):
+            self._unread_signals.add(signal)
+        else:
+            self._on_dropped()
 
     def put_access(self, event: Event, short: bool = False) -> None:
         """Queue what happened to a region; short is whether it is told as a record."""
         with self._lock:
+            idle = not self
             accesses = self._accesses
             if isinstance(event, Doorbell):
                 if accesses and accesses[-1].event == event:
@@ -99,7 +119,8 @@ class EventQueue:
                     self._on_dropped()
             elif isinstance(event, RegionAccess | RegionsLost):
                 accesses.append(_Told(event, short))
-        self._wake()
+        if idle:
+            self._wake()
 
     def __bool__(self) -> bool:
         return bool(self._accesses or self._merged or self._signals)
@@ -132,10 +153,22 @@ class EventQueue:
         if not self._signals:
             return None
         signal = self._signals.take()
-        return pb.Event(events_dropped=pb.EventsDropped(count=signal)) if isinstance(signal, int) else event_to(signal)
+        if isinstance(signal, int):
+            return pb.Event(events_dropped=pb.EventsDropped(count=signal))
+        self._unread_signals.discard(signal)
+        return event_to(signal)
 
     def _take_merged(self) -> pb.Event | None:
-        return event_to(*self._merged.pop(next(iter(self._merged)))) if self._merged else None
+        if not self._merged:
+            return None
+        subject = next(iter(self._merged))
+        event, number = self._merged.pop(subject)
+        if not isinstance(event, IoapicEoi):
+            return event_to(event, number)
+        vector = (number & -number).bit_length() - 1
+        if number := number & number - 1:
+            self._merged[subject] = event, number
+        return event_to(IoapicEoi(event.vcpu, vector))
 
 
 @dataclass(slots=True)
@@ -148,44 +181,14 @@ class _Told:
 _KINDS = (EventQueue._take_access, EventQueue._take_merged, EventQueue._take_signal)
 
 
-def _subject(event: Event) -> object:
-    """What an event is about: a later one about the same is merged into it."""
-    return (type(event), event.gsi) if isinstance(event, GsiMasked | GsiResampled) else event
-
-
-_FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
-
-
-class TraceQueue(Observer):
-    """A Watch's trace events."""
-
-    def __init__(self, tracepoints: Iterable[str], limit: int, wake: Callable[[], None]) -> None:
-        wanted = list(tracepoints) or TRACEPOINTS
-        for name in wanted:
-            if name not in _FIELDS:
-                raise invalid(f"{quoted(name)} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
-            setattr(self, name, partial(self._record, name))
-        self._wake = wake
-        self._lock = threading.Lock()
-        self._events: _Bounded[tuple[int, str, tuple[int, ...]]] = _Bounded(limit)
-
-    def _record(self, name: str, *values: int) -> None:
-        with self._lock:
-            idle = not self._events
-            self._events.put((time.monotonic_ns(), name, values))
-        if idle:  # else the taker is awake, and takes until there is nothing left
-            self._wake()
-
-    def take(self) -> pb.WatchResponse | None:
-        """The next message for the client, or None."""
-        with self._lock:
-            if not self._events:
-                return None
-            event = self._events.take()
-        if isinstance(event, int):
-            return pb.WatchResponse(dropped=pb.EventsDropped(count=event))
-        time_ns, name, values = event
-        fields = [
-            pb.TraceField(name=field, value=int(value)) for field, value in zip(_FIELDS[name], values, strict=True)
-        ]
-        return pb.WatchResponse(event=pb.TraceEvent(time_ns=time_ns, tracepoint=name, fields=fields))
+def _subject(event: Event) -> tuple[object, int]:
+    """What an event is about, and how often it happened, or its vector's bit. A later one of the subject is merged."""
+    match event:
+        case GsiMasked(gsi):
+            return (GsiMasked, gsi), 1
+        case GsiResampled(gsi, count):
+            return (GsiResampled, gsi), count
+        case IoapicEoi(vcpu, vector):
+            return (IoapicEoi, vcpu), 1 << vector
+        case _:
+            return event, 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns
 
 from irqchip.records import (
     ACCESS,
@@ -26,7 +27,16 @@ from irqchip.records import (
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert, errors
-from irqchipd.edge.executor import MAX_WAITING, SLICE, Awaited, answered, check_count, interrupt_sources, misplaced_halt
+from irqchipd.edge.executor import (
+    MAX_WAITING,
+    SLICE_NS,
+    Slices,
+    answered,
+    caught_up,
+    check_count,
+    interrupt_sources,
+    misplaced_halt,
+)
 from irqchipd.limits import Limits
 from irqchipd.vm.cpu import Outcome, Signal
 from irqchipd.vm.errors import VmError, invalid
@@ -140,7 +150,7 @@ def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
     return SINGLE_RESULT.pack(0, serial, number, became, status, value)
 
 
-def finish_single(packet: bytes, access: Access) -> Generator[Awaited, None, bytes]:
+def finish_single(packet: bytes, access: Access) -> Slices[bytes]:
     """What execute_single would have returned, had the access not been forwarded."""
     _, serial, number, *_ = SINGLE.unpack(packet)
     answer = RecordsAnswer(serial)
@@ -175,7 +185,7 @@ class RecordsAnswer:
         """Another result."""
         self._results.append(RESULT.pack(*fields))
 
-    def add_accesses(self, waiting: list[tuple[int, Access]]) -> Generator[Awaited, None, None]:
+    def add_accesses(self, waiting: list[tuple[int, Access]]) -> Slices[None]:
         """The results of accesses that were forwarded, by an operation each: when they are answered. None is left."""
         for number, access in waiting:
             yield from answered(access)
@@ -218,7 +228,7 @@ class RecordsAnswer:
 
 def execute_records(
     vm: Vm, packet: bytes, source: LineSource, limits: Limits, own: Mapping[int, Own]
-) -> Generator[Awaited, None, RecordsAnswer]:
+) -> Slices[RecordsAnswer]:
     """Execute a batch in the short form, as execute_batch does. Its answer has a halt where it ends in one."""
     count, rest = divmod(len(packet) - HEADER.size, OPERATION.size)
     if count < 1 or rest:
@@ -228,6 +238,7 @@ def execute_records(
     room = limits.message_bytes - HEADER.size - RESULT.size * count
     waiting: list[tuple[int, Access]] = []  # see MAX_WAITING
     where: tuple[int, int, int, int] | None = None
+    slice_ends = perf_counter_ns() + SLICE_NS
     for position, (number, size, index, address, value) in enumerate(
         OPERATION.iter_unpack(memoryview(packet)[HEADER.size :]), 1
     ):
@@ -235,6 +246,8 @@ def execute_records(
             len(waiting) == MAX_WAITING or waiting[0][1].crowded or (number, size, index, address) != where
         ):
             yield from answer.add_accesses(waiting)
+        if vm.backlog is not None:
+            yield from caught_up(vm)
         try:
             if number == HALT and position == count:
                 answer.halt = pb.HaltRequest(vcpu=index, interrupts_masked=bool(size), timeout_ns=value)
@@ -254,7 +267,9 @@ def execute_records(
         except Exception as error:
             yield from answer.add_accesses(waiting)
             room -= answer.refuse(error, room)
-        if not position % SLICE:
+        if perf_counter_ns() >= slice_ends:
             yield None
+            slice_ends = perf_counter_ns() + SLICE_NS
     yield from answer.add_accesses(waiting)
+    yield from caught_up(vm)
     return answer

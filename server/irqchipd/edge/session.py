@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.convert import outcome_to
 from irqchipd.edge.eventfds import Bell
-from irqchipd.edge.executor import Awaited, Own, ending_halt, execute_batch
+from irqchipd.edge.executor import Own, Slices, caught_up, ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
@@ -25,6 +26,7 @@ from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.sources import MAX_CLIENT_NAME, LineSource
 
+MAX_UNOPENED = 256  # of an edge: Sessions that are not opened yet; one more, and the oldest has to go
 OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
 
 
@@ -39,14 +41,31 @@ class Places:
     def take(self) -> None:
         """One more: ENOSPC at the limit."""
         with self._lock:
-            if self._taken >= self._most:
-                raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
+            self._check()
             self._taken += 1
+
+    def check(self) -> None:
+        """What take would refuse is refused."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._taken >= self._most:
+            raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
 
     def free(self) -> None:
         """One less."""
         with self._lock:
             self._taken -= 1
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """One more for as long: ENOSPC at the limit."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.free()
 
 
 class Eventfds(Protocol):
@@ -96,7 +115,7 @@ class Session:
         self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
         self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
         resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)
-        self._vm = registry.get(request.vm)
+        self.vm = registry.get(request.vm)
         self._limits = limits
         self._wake = wake
         self._eventfds = eventfds
@@ -107,23 +126,23 @@ class Session:
         self._sending: _BatchHalt | None = None
         # Of each vCPU the last halt, which can be given up even when its end has been sent.
         self._last_halts: dict[int, _BatchHalt] = {}
-        self._source = self._vm.open_source(
+        self._source = self.vm.open_source(
             request.client, on_deleted, resampled=resampled, listener=self._events.put, resume=request.resume
         )
         # The operations that only a Session has.
         self._own: dict[str, Own] = {
-            "irqfd": lambda request, _: eventfds.execute(self._vm, self._source, request),
+            "irqfd": lambda request, _: eventfds.execute(self.vm, self._source, request),
             "register_region": lambda request, _: self._register_region(request),
             "unregister_region": self._unregister_region,
             "complete_access": self._complete_access,
         }
         self._own_records = {REGISTER_REGION: self._register_in_short_form}
         # As execute_packed, of a batch of one of records.SINGLES, at once. Forwarded: see records.finish_single.
-        self.execute_single = partial(execute_single, self._vm, self._source)
+        self.execute_single = partial(execute_single, self.vm, self._source)
         try:
-            self._vm.subscribe(self._vcpus, self._events.put, self._gsis)
+            self.vm.subscribe(self._vcpus, self._events.put, self._gsis)
         except BaseException:
-            self._vm.close_source(self._source)
+            self.vm.close_source(self._source)
             raise
 
     def _count_dropped(self) -> None:
@@ -133,11 +152,11 @@ class Session:
         """The answer to the message that opened it."""
         return pb.SessionOpened(
             source=self._source.number,
-            max_operations=self._limits.batch_operations,
+            max_operations=self._limits.operations,
             max_message_bytes=self._limits.message_bytes,
         )
 
-    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Generator[Awaited, None, pb.SessionResponse | None]:
+    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Slices[pb.SessionResponse | None]:
         """Do what a message says, a slice at a time, and return the answer.
 
         None where there is none, or a batch ends in a halt that is under way, whose end take gives with the results.
@@ -145,7 +164,7 @@ class Session:
         if isinstance(message, pb.HaltGivenUp):
             self.give_up(message)
             return None
-        answer = yield from execute_batch(self._vm, message, self._source, self._limits, self._own)
+        answer = yield from execute_batch(self.vm, message, self._source, self._limits, self._own)
         request = ending_halt(message, answer)
         if request is None:
             return pb.SessionResponse(batch_result=answer)
@@ -153,15 +172,20 @@ class Session:
         begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
 
-    def execute_packed(self, packet: bytes) -> Generator[Awaited, None, bytes | None]:
+    def execute_packed(self, packet: bytes) -> Slices[bytes | None]:
         """As execute, of a batch in the short form (irqchip/records.py)."""
-        answer = yield from execute_records(self._vm, packet, self._source, self._limits, self._own_records)
+        answer = yield from execute_records(self.vm, packet, self._source, self._limits, self._own_records)
         request = answer.halt
         if request is None:
             return answer.message()
         halted = _PackedHalt(answer)
         begun = self._begin_halt(request, halted)
         return None if begun else halted.result()
+
+    def caught_up(self, answer: bytes) -> Slices[bytes]:
+        """Wait until all has been told that operations left to tell, and return the answer."""
+        yield from caught_up(self.vm)
+        return answer
 
     # Regions.
 
@@ -170,7 +194,7 @@ class Session:
         try:
             if bell is not None and not request.doorbell:
                 raise invalid("an eventfd is a doorbell's")
-            self._vm.register_region(
+            self.vm.register_region(
                 self._source,
                 request.space,
                 request.address,
@@ -188,15 +212,15 @@ class Session:
     def _register_in_short_form(self, space: int, _: int, address: int, length: int) -> Fields:
         doorbell = bool(space & IS_DOORBELL)
         told = partial(self._events.put_access, short=True)
-        self._vm.register_region(self._source, space & ~IS_DOORBELL, address, length, told, doorbell=doorbell)
+        self.vm.register_region(self._source, space & ~IS_DOORBELL, address, length, told, doorbell=doorbell)
         return 0, 0, 0
 
     def _unregister_region(self, request: pb.UnregisterRegionRequest, _: object) -> None:
         datamatch = request.datamatch if request.HasField("datamatch") else None
-        self._vm.unregister_region(self._source, request.space, request.address, datamatch)
+        self.vm.unregister_region(self._source, request.space, request.address, datamatch)
 
     def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
-        response.completed = self._vm.complete_access(self._source, request.access, request.data)
+        response.completed = self.vm.complete_access(self._source, request.access, request.data)
 
     # Halts.
 
@@ -212,7 +236,7 @@ class Session:
             if sum(other.size for other in self._halts) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
                 raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
-            batch.halt = self._vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
+            batch.halt = self.vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
         except Exception as error:
             batch.outcome = errors.refusal(error)
             return False
@@ -225,7 +249,7 @@ class Session:
         batch = next((batch for batch in self._last_halts.values() if batch.serial == given_up.serial), None)
         if batch is None or batch.halt is None:
             return
-        cancelled = self._vm.abandon(batch.halt)
+        cancelled = self.vm.abandon(batch.halt)
         batch.outcome = None
         if cancelled:
             self._ended.append(batch)
@@ -246,10 +270,10 @@ class Session:
         """The Session is over: its halts have not been, and its levels drop."""
         for batch in self._halts:
             if batch.halt is not None:
-                self._vm.abandon(batch.halt)
+                self.vm.abandon(batch.halt)
         self._halts.clear()
-        self._vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
-        self._vm.close_source(self._source)
+        self.vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
+        self.vm.close_source(self._source)
 
 
 class _BatchHalt:
@@ -300,6 +324,11 @@ def _numbers(what: str, numbers: Iterable[int], highest: int) -> list[int]:
 def not_opened() -> VmError:
     """OPENING_PATIENCE is over."""
     return VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s")
+
+
+def too_many_unopened(most: int) -> VmError:
+    """The oldest of connections that are not Sessions has to go."""
+    return VmError(errno.ENOSPC, f"{most} newer connections wait to be opened, the most that this daemon allows")
 
 
 def opening(message: pb.SessionRequest) -> pb.SessionOpen:

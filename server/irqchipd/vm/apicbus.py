@@ -93,11 +93,13 @@ class ApicBus:
         "addressed_by_entry",
         "lapics",
         "matching_entry",
+        "offered",
         "on_offer",
     )
 
     def __init__(self) -> None:
         self.lapics: list[Lapic] = []
+        self.offered = 0  # messages, one to each CPU
         # Told, where set, of every message a CPU is offered.
         self.on_offer: Callable[[int, Message], None] | None = None
         # matching() and addressed(), remembered by redirection entries' addresses.
@@ -253,6 +255,7 @@ class ApicBus:
 
     def offer(self, cpu: int, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
         """Hand a message to one CPU; 1 if it took it, 0 if not."""
+        self.offered += 1
         if self.on_offer is not None:
             self.on_offer(cpu, message)
         status = self.lapics[cpu].accept(message)

@@ -6,6 +6,7 @@ Everything here runs under the lock of the Vm that owns it, and calls nothing th
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
 
 from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
@@ -15,6 +16,7 @@ from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
+from irqchipd.vm.backlog import Telling
 from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm, Alarms, Clock
 from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome
@@ -69,14 +71,16 @@ class Board:
         self.delayed_eoi = Alarm(1, self._serve_ioapic)
         # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
         self.generation = 0
-        # Who listens to each vCPU.
-        self.listeners: dict[int, list[Listener]] = {}
+        # Who listens to each vCPU. Tuples are replaced: what is to be told keeps the listeners of its time.
+        self.listeners: dict[int, tuple[Listener, ...]] = {}
         # What is to be done when an operation is over, and whether there is anything: work that KVM leaves to a thread
         # of its own, CPUs that are watched and may have something new to take, and what is to be told.
         self.unsettled = False
         self._deferred: list[Callable[[], None]] = []
         self._touched: set[Cpu] = set()
-        self._outbox: list[Callable[[], None]] = []
+        self._outbox: list[Telling] = []
+        self.tellings = 0  # listeners in the outbox
+        self.rung = 0  # alarms, since the board was made
         self._pit_alarm = Alarm(0, self._ring_pit)
         # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
         self.sources = [0] * INPUTS
@@ -173,22 +177,27 @@ class Board:
 
     def post(self, listener: Listener, event: Event) -> None:
         """Tell a listener when the lock is free."""
-        self.call_later(lambda: listener(event))
+        self._tell((listener,), event)
 
     def call_later(self, call: Callable[[], None]) -> None:
         """Call something when the lock is free."""
-        self._outbox.append(call)
-        self.unsettled = True
+        self._tell((lambda _: call(),), None)
 
     def tell(self, vcpu: int, event: Event) -> None:
         """Tell all who listen to a vCPU."""
-        for listener in self.listeners.get(vcpu, ()):
-            self.post(listener, event)
+        listeners = self.listeners.get(vcpu)
+        if listeners is not None:
+            self._tell(listeners, event)
+
+    def _tell(self, listeners: Sequence[Callable[[Any], None]], event: object) -> None:
+        self._outbox.append((listeners, event))
+        self.tellings += len(listeners)
+        self.unsettled = True
 
     def finish_halt(self, halt: Halt, outcome: Outcome) -> None:
         """A HLT is over."""
         halt.finish(outcome)
-        self.call_later(lambda: halt.done(outcome))
+        self._tell((halt.done,), outcome)
 
     def settle(self) -> None:
         """An operation is done: do what it left, end the HLTs that have something to take, tell of what is pending."""
@@ -213,9 +222,15 @@ class Board:
         if cpu.ready and not was_ready:
             self.tell(cpu.id, InterruptPending(cpu.id))
 
-    def take_outbox(self) -> list[Callable[[], None]]:
-        """What is to be called without the lock; nothing is left."""
+    @property
+    def work(self) -> int:
+        """What the board has done, and has to tell, in pieces of some microseconds. It bounds turns."""
+        return self.rung + self.apics.offered + self.tellings
+
+    def take_outbox(self) -> list[Telling]:
+        """What is to be told without the lock; nothing is left."""
         self.unsettled = False
+        self.tellings = 0
         outbox, self._outbox = self._outbox, []
         return outbox
 

@@ -9,23 +9,32 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+from irqchipd.vm.fair import FairQueue
+
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 3600.0  # seconds; a thread can't wait as long as an alarm can be away
+STRETCH_NS = 2_000_000
+LONGEST_REST_NS = 5_000_000
 
 
 class Alarm:
-    """Something to be done at a time, or at none for now. Those of one time ring in the order of their ranks."""
+    """Something to be done at a time, or at none for now. Those of one time ring in the order of their ranks.
 
-    __slots__ = ("deadline", "rank", "ring")
+    share is whose time the ringing takes (see Scheduler).
+    """
 
-    def __init__(self, rank: int, ring: Callable[[], None]) -> None:
+    __slots__ = ("deadline", "queued", "rank", "ring", "share")
+
+    def __init__(self, rank: int, ring: Callable[[], None], share: object = None) -> None:
         self.rank = rank
         self.ring = ring
+        self.share = share
         self.deadline: int | None = None
+        self.queued = False  # Whether it is due, and waits for its share's turn.
 
     def forget(self) -> None:
-        """It is not set any more: let go of what it would do, for it may be kept a while."""
+        """The alarm is not set any more: let go of what it would do, for it may be kept a while."""
         self.ring = _nothing
 
     def __lt__(self, other: Alarm) -> bool:
@@ -82,13 +91,21 @@ class Alarms:
 class Scheduler:
     """Rings alarms by the machine's monotonic clock, nanoseconds, from one thread for all; it waits while none is due.
 
+    An alarm without a share rings when it is due: timeouts of Halts and regions never wait behind guests' timers.
+    Alarms with a share are VMs' timers: the VM that has had the least time goes first, so that a VM whose timers need
+    more time than there is falls behind alone. After STRETCH_NS of such work without a pause the thread rests for as
+    long, so that the timers leave others half of the time.
+
     set may be called from any thread, also by an alarm that rings.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._alarms = Alarms()
+        self._due: FairQueue[Alarm] = FairQueue()
         self._waits_until: int | None = 0  # None: for ever
+        self._worked = 0  # nanoseconds, since it waited last
+        self._rests_until = 0
         self._thread: threading.Thread | None = None
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
@@ -106,14 +123,42 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while (alarm := self._alarms.pop_due(time.monotonic_ns())) is None:
-                    self._waits_until = self._alarms.earliest()
-                    self._changed.wait(self._patience())
-                    self._waits_until = 0
+                alarm = self._next()
+            begun = time.thread_time_ns()
             try:
                 alarm.ring()
             except Exception:  # one VM's trouble is not the others'
                 log.exception("a timer failed")
+            if alarm.share is not None:
+                self._charge(alarm.share, time.thread_time_ns() - begun)
+
+    def _next(self) -> Alarm:
+        """The alarm that rings next, when there is one."""
+        while True:
+            now = time.monotonic_ns()
+            while (alarm := self._alarms.pop_due(now)) is not None:
+                if alarm.share is None:
+                    return alarm
+                if not alarm.queued:
+                    alarm.queued = True
+                    self._due.put(alarm.share, alarm)
+            if self._due and now >= self._rests_until:
+                _, alarm = self._due.take()
+                alarm.queued = False
+                return alarm
+            self._worked = 0
+            self._waits_until = self._alarms.earliest()
+            if self._due and (self._waits_until is None or self._rests_until < self._waits_until):
+                self._waits_until = self._rests_until
+            self._changed.wait(self._patience())
+            self._waits_until = 0
+
+    def _charge(self, share: object, nanoseconds: int) -> None:
+        self._due.charge(share, nanoseconds)
+        self._worked += nanoseconds
+        if self._worked > STRETCH_NS:
+            self._rests_until = time.monotonic_ns() + min(self._worked, LONGEST_REST_NS)
+            self._worked = 0
 
     def _patience(self) -> float | None:
         if self._waits_until is None:
@@ -155,7 +200,7 @@ class RealClock:
         """See Clock."""
         if deadline is not None:
             if self._alarm is None:
-                self._alarm = Alarm(0, ring)
+                self._alarm = Alarm(0, ring, share=self)
             SCHEDULER.set(self._alarm, deadline + self._epoch)
         elif self._alarm is not None:
             SCHEDULER.set(self._alarm, None)

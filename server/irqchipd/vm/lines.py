@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.clock import Clock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
-from irqchipd.vm.turns import Turns
+from irqchipd.vm.turns import WORK_A_TURN, Turns, finish
+
+CHANGES_A_TURN = 128  # of lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,27 @@ class Lines(Turns):
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
         """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
-        with self._turn:
-            source = self._checked_source(changes, source)
-            return [self._set_level(source, change >> 1, change & 1) for change in changes]
+        return finish(self.driving(changes, source))
+
+    def driving(
+        self, changes: Sequence[int], source: LineSource | None = None
+    ) -> Generator[Backlog | None, None, list[int]]:
+        """As irq_lines, in turns of CHANGES_A_TURN or WORK_A_TURN. Between them others have theirs, and a backlog is
+        waited for; a source that is closed meanwhile, or a VM that is deleted, ends it with an error.
+        """
+        statuses: list[int] = []
+        while True:
+            with self._turn:
+                checked = self._checked_source(changes if not statuses else (), source)
+                board = self._board
+                most = board.work + WORK_A_TURN
+                for change in changes[len(statuses) : len(statuses) + CHANGES_A_TURN]:
+                    statuses.append(self._set_level(checked, change >> 1, change & 1))
+                    if board.work >= most:
+                        break
+            if len(statuses) == len(changes):
+                return statuses
+            yield self.backlog
 
     def _set_level(self, source: LineSource, gsi: int, level: int) -> int:
         if gsi in source.resampled:
@@ -55,11 +76,6 @@ class Lines(Turns):
         elif gsi < MAX_GSIS:
             source.asserted.add(gsi)
         return self._board.set_irq(gsi, level, 1 << source.number)
-
-    def check_irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> None:
-        """What irq_lines would refuse is refused, and nothing is done."""
-        with self._turn:
-            self._checked_source(changes, source)
 
     def _checked_source(self, changes: Sequence[int], source: LineSource | None) -> LineSource:
         if not self._board.has_irqchip:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import errno
-import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from irqchipd.chips.lapic import Lapic
+from irqchipd.vm.backlog import TOLD_A_TURN, Backlog, Telling, tell
 from irqchipd.vm.board import Board
-from irqchipd.vm.clock import Clock, RealClock, VirtualClock
+from irqchipd.vm.clock import SCHEDULER, Alarm, Clock, RealClock, VirtualClock
 from irqchipd.vm.cpu import Cpu
 from irqchipd.vm.errors import VmError, deleted, invalid
 
-log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 MAX_TSC_KHZ = 100_000_000
 MAX_TIME = 1 << 62  # nanoseconds, of a virtual clock
-MAX_EXPIRATIONS = 10_000  # of timers, in one turn
+MAX_EXPIRATIONS = 10_000  # of timers, in one advance of a virtual clock
+WORK_A_TURN = 256  # what comes due in one turn does so much at the most (see Board.work), and a little more
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,16 @@ class Advance:
     now: int
     remaining: int
     next_timer: int | None
+
+
+def finish(work: Generator[Any, None, _T]) -> _T:
+    """Do all turns of some work, one after the other."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
 
 
 class _Turn:
@@ -61,11 +74,7 @@ class _Turn:
             outbox = vm._settle()
         finally:
             vm._lock.release()
-        for tell in outbox:
-            try:
-                tell()
-            except Exception:  # one listener's trouble is not the others', nor the caller's
-                log.exception("a listener failed")
+        tell(outbox)
 
 
 class Turns:
@@ -82,6 +91,9 @@ class Turns:
         self._board = Board(self._clock, tsc_khz)
         self._next_wake: int | None = None
         self._goes_by_itself = not self._clock.virtual
+        # What turns left to be told later, and who sees to that.
+        self.backlog: Backlog | None = None
+        self._tell_later = Alarm(0, self._tell_backlog, share=self._clock)
         self._cpus: dict[int, Cpu] = {}
 
     # Time.
@@ -91,27 +103,39 @@ class Turns:
 
         It stops short after MAX_EXPIRATIONS.
         """
-        with self._turn:
-            clock, board = self._clock, self._board
-            if not isinstance(clock, VirtualClock):
-                raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced")
-            if not 0 <= nanoseconds <= MAX_TIME - clock.time:
-                raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
-            end = clock.time + nanoseconds
-            for _ in range(MAX_EXPIRATIONS):
-                due = board.alarms.earliest()
-                if due is None or due > end:
-                    clock.time = end
-                    break
-                clock.time = max(clock.time, due)
-                self._ring_one(clock.time)
-            return Advance(clock.time, end - clock.time, board.alarms.earliest())
+        return finish(self.advancing(nanoseconds))
+
+    def advancing(self, nanoseconds: int) -> Generator[Backlog | None, None, Advance]:
+        """As advance, in turns of WORK_A_TURN. Between them others have theirs, and a backlog is waited for."""
+        expirations = MAX_EXPIRATIONS
+        while True:
+            with self._turn:
+                clock, board = self._clock, self._board
+                if not isinstance(clock, VirtualClock):
+                    raise invalid(f"the clock of VM {self.name!r} is real; only a virtual one can be advanced")
+                if not 0 <= nanoseconds <= MAX_TIME - clock.time:
+                    raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
+                end = clock.time + nanoseconds
+                most = board.work + WORK_A_TURN
+                while expirations and board.work < most:
+                    due = board.alarms.earliest()
+                    if due is None or due > end:
+                        clock.time = end
+                        break
+                    clock.time = max(clock.time, due)
+                    expirations -= self._ring_one(clock.time)
+                advance = Advance(clock.time, end - clock.time, board.alarms.earliest())
+            nanoseconds = advance.remaining
+            if not nanoseconds or not expirations:
+                return advance
+            yield self.backlog
 
     def _ring_one(self, now: int) -> bool:
         """Do what is due first, if anything is."""
         alarm = self._board.alarms.pop_due(now)
         if alarm is None:
             return False
+        self._board.rung += 1
         alarm.ring()
         # Before the next: a HLT that this ends takes its vector now.
         self._board.settle()
@@ -128,22 +152,56 @@ class Turns:
         has run out and has not interrupted.
         """
         now = self._clock.now()
-        if self._next_wake is None or now < self._next_wake:
+        if self._next_wake is None or now < self._next_wake or self.backlog is not None:
             return
-        self._board.unsettled = True
-        for _ in range(MAX_EXPIRATIONS):
-            if not self._ring_one(now):
-                break
+        board = self._board
+        board.unsettled = True
+        most = board.work + WORK_A_TURN
+        while board.work < most and self._ring_one(now):
+            pass
 
-    def _settle(self) -> list[Callable[[], None]]:
-        """What to call without the lock, now that an operation is done and nothing is left of it."""
+    # What is told.
+
+    def _settle(self) -> Sequence[Telling]:
+        """What to tell without the lock, now that an operation is done and nothing is left of it."""
         board = self._board
         board.settle()
-        wake = None if self._deleted else board.alarms.earliest()
+        much = board.tellings > TOLD_A_TURN
+        outbox = board.take_outbox()
+        if much or (outbox and self.backlog is not None):
+            self._leave(outbox)
+            outbox = []
+        # While there is a backlog nothing comes due: timers would make more of what can't be told yet.
+        wake = None if self._deleted or self.backlog is not None else board.alarms.earliest()
         if wake != self._next_wake:
             self._next_wake = wake
             self._clock.wake(self._ring, wake)
-        return board.take_outbox()
+        return outbox
+
+    def _leave(self, outbox: Sequence[Telling]) -> None:
+        """Tell this in later turns."""
+        if self.backlog is None:
+            self.backlog = Backlog()
+            SCHEDULER.set(self._tell_later, time.monotonic_ns())
+        self.backlog.add(outbox)
+
+    def _tell_backlog(self) -> None:
+        """Tell a piece of what was left; called by the scheduler's thread."""
+        backlog = self.backlog
+        if backlog is None:
+            return
+        with self._lock:
+            tellings = backlog.take(TOLD_A_TURN)
+        tell(tellings)
+        with self._lock:
+            if backlog:
+                SCHEDULER.set(self._tell_later, time.monotonic_ns())
+                return
+            self.backlog = None
+            waiting = backlog.end()
+        self._ring()  # what came due meanwhile
+        for go_on in waiting:
+            go_on()
 
     # Checks.
 

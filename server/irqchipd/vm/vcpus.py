@@ -134,7 +134,7 @@ class Vcpus(Turns):
         with self._turn:
             board = self._board
             for vcpu in vcpus:
-                board.listeners.setdefault(vcpu, []).append(listener)
+                board.listeners[vcpu] = (*board.listeners.get(vcpu, ()), listener)
                 cpu = self._cpus.get(vcpu)
                 if cpu is not None:
                     cpu.watchers += 1
@@ -149,9 +149,8 @@ class Vcpus(Turns):
         with self._lock:
             board = self._board
             for vcpu in vcpus:
-                listeners = board.listeners[vcpu]
-                listeners.remove(listener)
-                if not listeners:
+                board.listeners[vcpu] = tuple(other for other in board.listeners[vcpu] if other != listener)
+                if not board.listeners[vcpu]:
                     del board.listeners[vcpu]
                 if (cpu := self._cpus.get(vcpu)) is not None:
                     cpu.watchers -= 1

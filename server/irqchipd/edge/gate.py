@@ -1,0 +1,94 @@
+"""Whose turn it is on the gRPC edge's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import TypeVar
+
+from irqchipd.edge.executor import Slices
+from irqchipd.edge.loop import answered
+from irqchipd.vm.fair import FairQueue
+
+TURN_NS = 1_000_000  # of work in one pass of the loop, before it looks whether something else has come
+GRANTS = 4  # pieces of work that may begin in one pass, when others wait
+
+_T = TypeVar("_T")
+
+
+class Gate:
+    """Lets pieces of work begin on an event loop: at once where nobody waits, else by holder (see FairQueue).
+
+    A piece is what is done without awaiting: the loop serves everything else between two of them.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._worked = 0  # nanoseconds, in this pass
+        self._passing = False  # whether the next pass is asked for
+
+    def turn(self, holder: object) -> _Turn:
+        """A holder's turn: `async with gate.turn(vm):` and then a piece of work."""
+        return _Turn(self, holder)
+
+    async def run(self, holder: object, work: Slices[_T]) -> _T:
+        """Do some work, each slice when it is the holder's turn."""
+        while True:
+            async with self.turn(holder):
+                try:
+                    awaited = next(work)
+                except StopIteration as done:
+                    result: _T = done.value
+                    return result
+            if awaited is not None:
+                await answered(awaited)
+
+    async def begin(self, holder: object) -> None:
+        """Wait for the holder's turn."""
+        if not self._waiting and self._worked < TURN_NS:
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.put(holder, granted)
+        self._ask_for_next_pass()
+        await granted
+
+    def end(self, holder: object, nanoseconds: int) -> None:
+        """A piece of the holder's work took so long."""
+        self._worked += nanoseconds
+        self._waiting.charge(holder, nanoseconds)
+        self._ask_for_next_pass()
+
+    def _ask_for_next_pass(self) -> None:
+        if not self._passing:
+            self._passing = True
+            asyncio.get_running_loop().call_soon(self._next_pass)
+
+    def _next_pass(self) -> None:
+        self._passing = False
+        self._worked = 0
+        granted = 0
+        while self._waiting and granted < GRANTS:
+            _, turn = self._waiting.take()
+            if not turn.done():  # else nobody waits for it any more
+                turn.set_result(None)
+                granted += 1
+        if self._waiting:
+            self._ask_for_next_pass()
+
+
+class _Turn:
+    __slots__ = ("_begun", "_gate", "_holder")
+
+    def __init__(self, gate: Gate, holder: object) -> None:
+        self._gate = gate
+        self._holder = holder
+
+    async def __aenter__(self) -> None:
+        await self._gate.begin(self._holder)
+        self._begun = time.perf_counter_ns()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.end(self._holder, time.perf_counter_ns() - self._begun)

@@ -1,0 +1,50 @@
+"""Between the gRPC edge's event loop and other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from irqchipd.vm.backlog import Backlog
+from irqchipd.vm.regions import Access
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    """Have a loop call back, from any thread."""
+    try:
+        loop.call_soon_threadsafe(callback, *arguments)
+    except RuntimeError:  # the loop is closed: there is nobody left to tell
+        log.debug("a stream was woken after the end")
+
+
+def resolve(future: asyncio.Future[_T], result: _T) -> None:
+    """The first result of a future counts."""
+    if not future.done():
+        future.set_result(result)
+
+
+async def answered(awaited: Access | Backlog) -> None:
+    """Wait until an access is answered, or a backlog told."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    awaited.when_answered(lambda: call(loop, resolve, future, None))
+    await future
+
+
+async def first_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Run until the first is done, or fails, and cancel the others."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,31 @@
+"""What every RPC does: it decodes its message, and fails with a status."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from irqchipd.edge import errors
+from irqchipd.vm.errors import VmError
+
+# Messages are bytes for gRPC: to make and to read them is part of a turn (see Gate).
+Context = grpc.aio.ServicerContext[Any, Any]
+_M = TypeVar("_M", bound=Message)
+
+
+def decoded(message_class: type[_M], data: bytes) -> _M:
+    """The message of some bytes: EBADMSG where they are not one."""
+    try:
+        return message_class.FromString(data)
+    except DecodeError:
+        raise VmError(errno.EBADMSG, "these bytes are not the message that this call takes") from None
+
+
+async def abort(context: Context, error: VmError) -> NoReturn:
+    """End a call with an error's status."""
+    trailing: Any = ((errors.DETAILS_KEY, errors.details(error)),)
+    await context.abort(errors.STATUS_CODES[error.number], error.message, trailing)
+    raise AssertionError("abort raises")

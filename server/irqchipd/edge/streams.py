@@ -1,0 +1,259 @@
+"""The streams of the gRPC edge: Sessions and Watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import grpc
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge import errors
+from irqchipd.edge.executor import Slices
+from irqchipd.edge.gate import Gate
+from irqchipd.edge.loop import call, first_of, resolve
+from irqchipd.edge.rpc import Context, abort, decoded
+from irqchipd.edge.session import (
+    MAX_UNOPENED,
+    OPENING_PATIENCE,
+    NoEventfds,
+    Places,
+    Session,
+    following,
+    not_opened,
+    opening,
+    too_many_unopened,
+)
+from irqchipd.edge.trace import TraceLog, TraceReader
+from irqchipd.limits import Limits
+from irqchipd.vm.errors import VmError, deleted
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.registry import Registry
+
+
+class Streams:
+    """All open streams, on one event loop."""
+
+    def __init__(self, registry: Registry, limits: Limits, places: Places, gate: Gate) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._places = places
+        self._gate = gate
+        self._open: set[_Stream] = set()
+        self._unopened: dict[_Stream, None] = {}  # Sessions that are not opened yet, the oldest first
+        self._traces: dict[Vm, _Trace] = {}  # of the VMs that are watched
+        self._stopping = False
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def end(self) -> None:
+        """End every stream with STOPPING, new ones too."""
+        self._stopping = True
+        for stream in self._open:
+            stream.end(errors.STOPPING)
+
+    async def session(self, _: object, context: Context) -> None:
+        """The RPC Session."""
+        await self._serve(context, lambda stream: self._run_session(context, stream))
+
+    async def watch(self, data: bytes, context: Context) -> None:
+        """The RPC Watch."""
+        await self._serve(context, lambda stream: self._run_watch(data, context, stream))
+
+    async def _serve(self, context: Context, work: Callable[[_Stream], Coroutine[Any, Any, None]]) -> None:
+        """Serve a stream until its work is done, the client leaves, or the stream is ended with an error."""
+        stream = _Stream()
+        try:
+            if self._stopping:
+                raise errors.STOPPING
+            self._open.add(stream)
+            await first_of(stream.ended(), work(stream))
+        except VmError as error:
+            await abort(context, error)
+        finally:
+            self._open.discard(stream)
+
+    # Sessions.
+
+    async def _run_session(self, context: Context, stream: _Stream) -> None:
+        opened = await self._read_opening(context, stream)
+        if opened is None:
+            return
+        with self._places.taken():
+            async with self._gate.turn(None):
+                session = Session(
+                    self._registry,
+                    self._limits,
+                    opened,
+                    stream.wake,
+                    lambda: stream.end(deleted(opened.vm)),
+                    NoEventfds(),
+                )
+            try:
+                await self._serve_session(context, stream, session)
+            finally:
+                session.close()
+
+    async def _read_opening(self, context: Context, stream: _Stream) -> pb.SessionOpen | None:
+        """The message that opens a Session, or None where the client leaves instead."""
+        if len(self._unopened) >= MAX_UNOPENED:
+            oldest = next(iter(self._unopened))
+            del self._unopened[oldest]
+            oldest.end(too_many_unopened(MAX_UNOPENED))
+        self._unopened[stream] = None
+        try:
+            data = await asyncio.wait_for(context.read(), OPENING_PATIENCE)
+        except TimeoutError:
+            raise not_opened() from None
+        finally:
+            self._unopened.pop(stream, None)
+        return None if data is grpc.aio.EOF else opening(decoded(pb.SessionRequest, data))
+
+    async def _serve_session(self, context: Context, stream: _Stream, session: Session) -> None:
+        vm = session.vm
+        writing = asyncio.Lock()  # the transport takes one message at a time
+
+        async def send(data: bytes) -> None:
+            async with writing:
+                await context.write(data)
+
+        def work(data: bytes) -> Slices[bytes | None]:
+            answer = yield from session.execute(following(decoded(pb.SessionRequest, data)))
+            return None if answer is None else answer.SerializeToString()
+
+        async def execute_batches() -> None:
+            # A client that does not read its results is not read from: the stream's flow control bounds the queue.
+            while (data := await context.read()) is not grpc.aio.EOF:
+                answer = await self._gate.run(vm, work(data))
+                if answer is not None:
+                    await send(answer)
+                else:  # it halts; but if the client reads nothing, it is the last
+                    async with writing:
+                        pass
+
+        def next_message() -> bytes | None:
+            message = session.take()
+            return message if message is None or isinstance(message, bytes) else message.SerializeToString()
+
+        await _begin(send(pb.SessionResponse(opened=session.opened()).SerializeToString()))
+        await first_of(execute_batches(), self._send_all(vm, stream, next_message, send))
+
+    async def _send_all(
+        self,
+        vm: Vm,
+        stream: _Stream,
+        next_message: Callable[[], bytes | None],
+        send: Callable[[bytes], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Send what there is whenever the stream is woken, each message when it is the VM's turn."""
+        while True:
+            await stream.woken()
+            while True:
+                async with self._gate.turn(vm):
+                    message = next_message()
+                if message is None:
+                    break
+                await send(message)
+
+    # Watches.
+
+    async def _run_watch(self, data: bytes, context: Context, stream: _Stream) -> None:
+        with self._places.taken():
+            async with self._gate.turn(None):
+                request = decoded(pb.WatchRequest, data)
+                vm = self._registry.get(request.vm)
+                reader = self._open_trace(vm, request.tracepoints, stream)
+
+            def next_message() -> bytes | None:
+                message = reader.read()
+                return None if message is None else message.SerializeToString()
+
+            async def send(traced: bytes) -> None:
+                await context.write(traced)
+
+            try:
+                # The head tells the client that from here on nothing is missed.
+                await _begin(context.send_initial_metadata(()))
+                await self._send_all(vm, stream, next_message, send)
+            finally:
+                self._close_trace(vm, reader, stream)
+
+    def _open_trace(self, vm: Vm, tracepoints: Iterable[str], stream: _Stream) -> TraceReader:
+        trace = self._traces.get(vm) or _Trace(self._limits.queued_events)
+        reader = trace.log.open(tracepoints)
+        if vm not in self._traces:
+            vm.attach(trace.log, trace.ending(vm.name))
+            self._traces[vm] = trace
+        trace.streams.add(stream)
+        stream.wake()
+        return reader
+
+    def _close_trace(self, vm: Vm, reader: TraceReader, stream: _Stream) -> None:
+        trace = self._traces[vm]
+        trace.log.close(reader)
+        trace.streams.discard(stream)
+        if not trace.streams:
+            del self._traces[vm]
+            vm.detach(trace.log)
+
+
+class _Stream:
+    """What the rest of the daemon does to an open stream; wake and end may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.something = asyncio.Event()  # There is something to send.
+        self._end: asyncio.Future[VmError] = self._loop.create_future()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        call(self._loop, self.something.set)
+
+    def end(self, error: VmError) -> None:
+        """End it with a status."""
+        call(self._loop, resolve, self._end, error)
+
+    async def woken(self) -> None:
+        """Wait for wake()."""
+        await self.something.wait()
+        self.something.clear()
+
+    async def ended(self) -> None:
+        """Wait for end(), and raise its error."""
+        raise await self._end
+
+
+class _Trace:
+    """The trace of one VM, and the streams of the Watches that read it."""
+
+    def __init__(self, limit: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.streams: set[_Stream] = set()
+        self.log = TraceLog(limit, lambda: call(self._loop, self._wake_all))
+
+    def _wake_all(self) -> None:
+        for stream in self.streams:
+            stream.something.set()
+
+    def ending(self, vm: str) -> Callable[[], None]:
+        """What to call, from any thread, when the VM is deleted."""
+
+        def end_all() -> None:
+            for stream in self.streams:
+                stream.end(deleted(vm))
+
+        return lambda: call(self._loop, end_all)
+
+
+async def _begin(sending: Coroutine[Any, Any, None]) -> None:
+    """Send the first of a stream whole, even if cancelled: gRPC would else send the head again before a status."""
+    task = asyncio.ensure_future(sending)
+    # Of a stream that was cancelled nobody waits for how this ends; asyncio would log that.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=1.0)
+        raise

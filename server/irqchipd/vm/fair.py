@@ -1,0 +1,74 @@
+"""Fairness: whose work is done next. The timers, the port and the gRPC edge each have such a queue.
+
+Work belongs to a holder, a VM as a rule. The holder that has had the least time goes first, so that a VM that uses
+little waits for one piece of work at the most, however many others are busy. Within a holder the work is done in turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+
+LEAST_NS = 20_000  # what a piece of work is taken for until its time is charged
+_KEPT = 64  # holders without work whose time is remembered, beside as many as have work
+
+
+class FairQueue(Generic[_T]):
+    """Pieces of work by holder. One thread at a time may call its methods."""
+
+    __slots__ = ("_floor", "_heap", "_number", "_used", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, deque[_T]] = {}
+        # Nanoseconds that each holder has had, and the holders with work by that; an entry may be out of date.
+        self._used: dict[object, int] = {}
+        self._heap: list[tuple[int, int, object]] = []
+        self._number = 0
+        # What the holder that went last had had. A holder that was idle has had no less: idleness earns nothing.
+        self._floor = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, holder: object, work: _T) -> None:
+        """Add a piece of work behind the holder's others."""
+        waiting = self._waiting.get(holder)
+        if waiting is not None:
+            waiting.append(work)
+            return
+        self._waiting[holder] = deque((work,))
+        used = self._used[holder] = max(self._used.get(holder, 0), self._floor)
+        self._push(holder, used)
+        if len(self._used) > 2 * len(self._waiting) + _KEPT:
+            self._used = {
+                holder: used for holder, used in self._used.items() if used > self._floor or holder in self._waiting
+            }
+
+    def take(self) -> tuple[object, _T]:
+        """The next piece of work and its holder. Charge the holder when the work is done."""
+        while True:
+            entry, _, holder = heappop(self._heap)
+            used = self._used[holder]
+            if entry == used:
+                break
+            self._push(holder, used)
+        self._floor = used
+        used = self._used[holder] = used + LEAST_NS
+        waiting = self._waiting[holder]
+        work = waiting.popleft()
+        if waiting:
+            self._push(holder, used)
+        else:
+            del self._waiting[holder]
+        return holder, work
+
+    def charge(self, holder: object, nanoseconds: int) -> None:
+        """A holder has had so much time."""
+        self._used[holder] = max(self._used.get(holder, 0), self._floor) + nanoseconds
+
+    def _push(self, holder: object, used: int) -> None:
+        self._number += 1
+        heappush(self._heap, (used, self._number, holder))
