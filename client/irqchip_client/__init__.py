@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from irqchip.place import default_socket
+
     from . import aio, ops
     from ._errors import (
         AlreadyExists,
@@ -79,7 +81,6 @@ if TYPE_CHECKING:
     from ._sync.irqfd import Irqfd
     from ._sync.machine import Line, Machine, Vcpu
     from ._sync.session import Session, Watch
-    from ._target import default_socket
 
 __all__ = [
     "Access",

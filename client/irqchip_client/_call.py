@@ -17,6 +17,7 @@ from ._errors import InvalidArgument
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
 P = ParamSpec("P")
 
+_LONGEST_NAME = 64  # Characters, of a VM's name, a client's and a tracepoint's.
 _LONGEST = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine times that.
 
 
@@ -60,10 +61,11 @@ class Call(Generic[T]):
         request = type(self.request)()
         request.CopyFrom(self.request)
         if vm:
+            check_name("VM", vm)
             try:
                 setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
             except ValueError:
-                raise InvalidArgument(errno.EINVAL, f"{vm!r} is no VM's name") from None
+                raise InvalidArgument(errno.EINVAL, f"{vm!r:.200} is no VM's name") from None
         return request
 
     def as_operation(self) -> pb.Operation:
@@ -104,6 +106,15 @@ class RecordCall(Call[T]):
         """The request without the VM, which the caller knows."""
         assert self.record is not None
         return self._make(*OPERATION.unpack(self.record)[1:])
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises InvalidArgument for a name that is longer than any is. Whether it else is one, the daemon says."""
+    if isinstance(name, str) and len(name) > _LONGEST_NAME:
+        raise InvalidArgument(
+            errno.EINVAL,
+            f"the name of a {what} has at most {_LONGEST_NAME} characters; {name[:32]!r}... has {len(name)}",
+        )
 
 
 def check_calls(calls: Sequence[Call[Any]]) -> None:
@@ -164,6 +175,6 @@ def _refused(
     if isinstance(error, StructError):  # It does not say which.
         for name, value in arguments.items():
             if not isinstance(value, int) or value < 0:
-                why = f"{name} is {value!r}, and not 0 or more"
+                why = f"{name} is {value!r:.200}, and not 0 or more"
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {why}")
+    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {why:.200}")

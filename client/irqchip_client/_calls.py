@@ -9,11 +9,11 @@ from google.protobuf.message import Message
 from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, RecordCall
+from ._call import Call, RecordCall, check_name
 from ._call import checked as _checked
 from ._call import checked_access as _checked_access
 from ._call import seconds as _seconds
-from ._errors import TimedOut, protocol_error
+from ._errors import InvalidArgument, TimedOut, protocol_error
 from ._model import (
     Access,
     Advance,
@@ -26,7 +26,6 @@ from ._model import (
     Signal,
     SignalKind,
     Space,
-    VmInfo,
     VmSnapshot,
     Wake,
     route_from_proto,
@@ -40,11 +39,12 @@ def _nothing(_response: Message) -> None:
     return None
 
 
-# VMs and the daemon: not in a Session.
+# VMs and the daemon: not in a Session. What comes in pages, _pages puts together.
 
 
 @_checked
 def create_vm(name: str, virtual_clock: bool = False, tsc_khz: int = 0) -> Call[str]:
+    check_name("VM", name)
     clock = pb.CLOCK_KIND_VIRTUAL if virtual_clock else pb.CLOCK_KIND_REAL
     return Call("create_vm", pb.CreateVmRequest(vm=name, clock=clock, tsc_khz=tsc_khz), _made_vm)
 
@@ -53,12 +53,12 @@ def delete_vm() -> Call[None]:
     return Call("delete_vm", pb.DeleteVmRequest(), _nothing)
 
 
-def list_vms() -> Call[list[VmInfo]]:
-    return Call("list_vms", pb.ListVmsRequest(), lambda response: [VmInfo.from_proto(vm) for vm in response.vms])
+def list_vms(page_token: str = "") -> Call[pb.ListVmsResponse]:
+    return Call("list_vms", pb.ListVmsRequest(page_token=page_token), lambda page: page)
 
 
-def get_vm() -> Call[VmInfo]:
-    return Call("get_vm", pb.GetVmRequest(), lambda response: VmInfo.from_proto(response.vm))
+def get_vm(page_token: str = "") -> Call[pb.GetVmResponse]:
+    return Call("get_vm", pb.GetVmRequest(page_token=page_token), lambda page: page)
 
 
 def reset_vm() -> Call[None]:
@@ -73,6 +73,7 @@ def save_vm() -> Call[VmSnapshot]:
 def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
     if not isinstance(snapshot, VmSnapshot):
         raise TypeError("that is no VmSnapshot; VmSnapshot.from_bytes() makes one of bytes")
+    check_name("VM", name)
     return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)
 
 
@@ -97,6 +98,18 @@ def create_irqchip() -> Call[None]:
 @_checked
 def create_pit(flags: int) -> Call[None]:
     return Call("create_pit", pb.CreatePitRequest(flags=flags), _nothing)
+
+
+def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
+    """What opens a Watch. Raises InvalidArgument for names that are none."""
+    check_name("VM", vm)
+    names = list(tracepoints)
+    for name in names:
+        check_name("tracepoint", name)
+    try:
+        return pb.WatchRequest(vm=vm, tracepoints=names)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(errno.EINVAL, f"watch: {error!s:.200}") from None
 
 
 # Operations: what irqchip_client.ops shows.

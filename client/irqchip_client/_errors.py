@@ -28,13 +28,14 @@ class IrqchipError(Exception):
     ├── NotReady                ENXIO, EAGAIN            the VM has no irqchip or no PIT; the vCPU has no local APIC
     ├── Busy                    EBUSY                    the vCPU halts already; the eventfd is an irqfd already
     ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
-    ├── Unavailable             ECONNREFUSED, ESHUTDOWN  no daemon answers, it is stopping, or this Client is closed
+    ├── Unavailable             ECONNREFUSED, ESHUTDOWN, no daemon answers, it is stopping, or this Client is closed; or
+    │                           ECONNABORTED             the transport broke the call off, as under overload: try again
     ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
     │                                                    halt(): nothing to take in time, and nothing is taken
     ├── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
     └── GuestError              EFAULT                   a vCPU can't go on: the guest's fault, or beyond its adapter
 
-    A failed call has changed nothing, except where TimedOut says otherwise.
+    A failed call has changed nothing, except where TimedOut, or Unavailable of ECONNABORTED, says otherwise.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -75,7 +76,10 @@ class LimitReached(IrqchipError):
 
 
 class Unavailable(IrqchipError):
-    """ECONNREFUSED, ESHUTDOWN: no daemon answers, it is stopping, or this Client is closed."""
+    """ECONNREFUSED, ESHUTDOWN: no daemon answers, it is stopping, or this Client is closed.
+
+    ECONNABORTED: the transport broke the call off, as it does under overload; the call may still have been executed.
+    """
 
 
 class TimedOut(IrqchipError):
@@ -107,21 +111,38 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.EBUSY: Busy,
     errno.E2BIG: LimitReached,
     errno.ENOSPC: LimitReached,
+    errno.ECONNABORTED: Unavailable,
     errno.ECONNREFUSED: Unavailable,
     errno.ESHUTDOWN: Unavailable,
     errno.ETIMEDOUT: TimedOut,
     errno.EPIPE: SessionClosed,
 }
 
-# For a status that carries no reason of irqchipd's: gRPC itself made it. All others are EIO.
-_ERRNO_OF_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: errno.EINVAL,
-    grpc.StatusCode.NOT_FOUND: errno.ENOENT,
-    grpc.StatusCode.ALREADY_EXISTS: errno.EEXIST,
-    grpc.StatusCode.PERMISSION_DENIED: errno.EACCES,
-    grpc.StatusCode.UNAUTHENTICATED: errno.EACCES,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errno.E2BIG,
-    grpc.StatusCode.FAILED_PRECONDITION: errno.ENXIO,
+_LONGEST_MESSAGE = 1000  # Characters of an error's message that another has written.
+
+# What a status means that carries no reason of irqchipd's: gRPC itself made it, or something between.
+_MEANINGS = {
+    grpc.StatusCode.CANCELLED: (
+        errno.ECONNABORTED,
+        "the call to {target} was cancelled by the transport, as when the daemon is overloaded: try again",
+    ),
+    grpc.StatusCode.ABORTED: (errno.ECONNABORTED, "the call to {target} was broken off: try again"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (errno.ETIMEDOUT, "irqchipd at {target} did not answer in time"),
+    grpc.StatusCode.UNIMPLEMENTED: (errno.ENOSYS, "the server at {target} lacks this call; is it an older irqchipd?"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        errno.E2BIG,
+        "a message to or from {target} is larger than the transport takes, or its server has no room for the call",
+    ),
+    grpc.StatusCode.UNAUTHENTICATED: (errno.EACCES, "the server at {target} wants a proof of identity, as no irqchipd"),
+    grpc.StatusCode.PERMISSION_DENIED: (errno.EACCES, "the server at {target} does not allow the call"),
+    grpc.StatusCode.INTERNAL: (errno.EIO, "the transport to {target} failed; does an irqchipd answer there?"),
+    grpc.StatusCode.UNKNOWN: (errno.EIO, "the server at {target} failed, or is no irqchipd"),
+    grpc.StatusCode.DATA_LOSS: (errno.EIO, "the transport to {target} lost data"),
+    grpc.StatusCode.INVALID_ARGUMENT: (errno.EINVAL, "the server at {target} can't read the call"),
+    grpc.StatusCode.OUT_OF_RANGE: (errno.EINVAL, "the server at {target} can't read the call"),
+    grpc.StatusCode.NOT_FOUND: (errno.ENOENT, "the server at {target} does not find what the call is for"),
+    grpc.StatusCode.ALREADY_EXISTS: (errno.EEXIST, "the server at {target} has it already"),
+    grpc.StatusCode.FAILED_PRECONDITION: (errno.ENXIO, "the server at {target} is not ready for the call"),
 }
 
 
@@ -145,6 +166,14 @@ def daemon_gone(target: str) -> Unavailable:
     return Unavailable(errno.ECONNRESET, f"no irqchipd answers at {target} any more: it has ended, or was killed")
 
 
+def not_running(target: str, why: str) -> Unavailable:
+    return Unavailable(
+        errno.ECONNREFUSED,
+        f"no irqchipd answers at {target} ({why}): start it with `irqchipd`, or name another with --target or "
+        "IRQCHIP_TARGET",
+    )
+
+
 def client_interrupted() -> IrqchipError:
     return IrqchipError(errno.EINTR, "a call was interrupted while it was sent: nobody knows whether it went out")
 
@@ -162,34 +191,33 @@ def error_from_message(error: pb.Error) -> IrqchipError:
     return _from_reason(error.reason, error.message)
 
 
-def error_from_rpc(error: grpc.RpcError, target: str) -> IrqchipError:
-    """The error that a failed RPC to `target` stands for."""
+def error_from_rpc(error: grpc.RpcError, target: str, *, closed: bool = False) -> IrqchipError:
+    """The error that a failed RPC to `target` stands for; `closed` says whether this Client is."""
     failure = cast(_Status, error)
     details = failure.details() or ""
     if reason := _reason(failure):
         return _from_reason(reason, details)
-    match failure.code():
-        case grpc.StatusCode.UNAVAILABLE:
-            # gRPC's details end in the system's own words: "...; last error: UNKNOWN: ...: Connection refused (111)".
-            return Unavailable(
-                errno.ECONNREFUSED,
-                f"no irqchipd answers at {target} ({details.rsplit(': ', 1)[-1]}): start it with `irqchipd`, or name "
-                "another with --target or IRQCHIP_TARGET",
-            )
-        case grpc.StatusCode.UNIMPLEMENTED:
-            return IrqchipError(errno.ENOSYS, f"the server at {target} lacks this call; is it an older irqchipd?")
-        case grpc.StatusCode.CANCELLED:  # No call of ours is cancelled but by Client.close().
-            return client_closed()
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return TimedOut(errno.ETIMEDOUT, f"irqchipd at {target} did not answer in time")
-        case code:
-            return make_error(_ERRNO_OF_STATUS.get(code, errno.EIO), details or code.name)
+    code = failure.code()
+    if code is grpc.StatusCode.CANCELLED and closed:
+        return client_closed()
+    if code is grpc.StatusCode.UNAVAILABLE:
+        # gRPC's details end in the system's own words: "...; last error: UNKNOWN: ...: Connection refused (111)".
+        return not_running(target, shortened(details.rsplit(": ", 1)[-1]))
+    number, meaning = _MEANINGS.get(code, (errno.EIO, f"the call to {{target}} failed with {code.name}"))
+    message = meaning.format(target=target)
+    return make_error(number, f"{message} ({shortened(details)})" if details else message)
+
+
+def shortened(text: str) -> str:
+    """A text of another's that an error shows: who sent a long name need not read all of it again."""
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 def _from_reason(reason: str, message: str) -> IrqchipError:
     number = getattr(errno, reason, None)
-    if number is None:  # A newer daemon's.
-        return IrqchipError(errno.EIO, f"{message} ({reason})")
+    message = shortened(message)
+    if not isinstance(number, int):  # A newer daemon's.
+        return IrqchipError(errno.EIO, f"{message} ({reason:.100})")
     return make_error(number, message)
 
 

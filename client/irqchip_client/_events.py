@@ -169,7 +169,7 @@ class TraceEvent:
 
     time_ns: int  # Of the daemon's monotonic clock.
     tracepoint: str  # The kernel's name, for example "kvm_pic_set_irq".
-    fields: dict[str, int]  # What it recorded, in the kernel's order.
+    fields: dict[str, int]  # What it recorded, in the kernel's order: numbers of 64 bits, without a sign.
 
 
 def trace_from_proto(message: pb.WatchResponse) -> TraceEvent | EventsDropped:

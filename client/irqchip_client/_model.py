@@ -121,6 +121,7 @@ class VmInfo:
     now_ns                   its time, nanoseconds since its creation; it is not compared
     next_timer_ns            when its next timer is due, in the same time; None where none runs
     tsc_khz                  the frequency of its vCPUs' TSCs
+    lateness_ns              how late its timers are: more than the daemon does for one VM waits. It is not compared
     """
 
     name: str
@@ -136,6 +137,7 @@ class VmInfo:
     now_ns: int = field(default=0, compare=False)
     next_timer_ns: int | None = None
     tsc_khz: int = 1_000_000
+    lateness_ns: int = field(default=0, compare=False)
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
@@ -154,6 +156,7 @@ class VmInfo:
             now_ns=message.now_ns,
             next_timer_ns=message.next_timer_ns if message.HasField("next_timer_ns") else None,
             tsc_khz=message.tsc_khz,
+            lateness_ns=message.lateness_ns,
         )
 
 

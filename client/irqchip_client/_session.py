@@ -24,7 +24,8 @@ import grpc
 from irqchip.records import ERROR, HEADER, RESULT, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, check_calls
+from ._call import Call, check_calls, check_name
+from ._channels import Peer
 from ._errors import (
     InvalidArgument,
     IrqchipError,
@@ -36,6 +37,7 @@ from ._errors import (
     error_from_rpc,
     make_error,
     protocol_error,
+    shortened,
 )
 from ._events import (
     Doorbell,
@@ -94,7 +96,7 @@ class Batch:
                 if number == ERROR:
                     message = answer[text : text + value].decode()
                     text += value
-                    results.append(make_error(status, message or os.strerror(status)))
+                    results.append(make_error(status, shortened(message) or os.strerror(status)))
                 else:
                     try:
                         results.append(call.parse_record(became, status, value))
@@ -195,6 +197,8 @@ class SessionCore:
     ) -> None:
         if event_buffer < 1 or max_in_flight < 1:
             raise InvalidArgument(errno.EINVAL, "event_buffer and max_in_flight are 1 or more")
+        check_name("VM", vm)
+        check_name("client", client)
         self.vm = vm
         self.source = 0  # The line source; 0 until open.
         self.max_operations = 0
@@ -246,7 +250,7 @@ class SessionCore:
                 resume=self._resume,
             )
         except ValueError as error:
-            raise InvalidArgument(errno.EINVAL, f"session: {error}") from None
+            raise InvalidArgument(errno.EINVAL, f"session: {error!s:.200}") from None
         return pb.SessionRequest(open=opening)
 
     def submit(
@@ -375,15 +379,15 @@ class SessionCore:
         if not self.ended:  # What came first is what it ended by.
             self._closing = True
 
-    def end(self, failure: BaseException | None, target: str) -> list[Batch]:
+    def end(self, failure: BaseException | None, peer: Peer) -> list[Batch]:
         """The stream has ended: with what reading it raised, or in good order. Returns the batches to settle."""
         self.ended = True
         match failure:
             case None | IrqchipError():
                 self._reason = failure
             case grpc.RpcError():
-                self._reason = error_from_rpc(failure, target)
-            case asyncio.CancelledError():
+                self._reason = error_from_rpc(failure, peer.target, closed=peer.closed)
+            case asyncio.CancelledError():  # The channel's, or that of the task that reads: the event loop's end.
                 self._reason = client_closed()
             case _:  # A value that this version of the messages does not know.
                 self._reason = protocol_error(repr(failure))

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from irqchip.place import default_socket, is_own, is_private
 from irqchip.port import POLL_NS, SUFFIX
 
-from ._errors import InvalidArgument
+from ._errors import InvalidArgument, make_error, not_running
 
 _SOCKET_PATH_BYTES = 107  # sizeof sun_path, less its end
 _MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
@@ -21,6 +22,30 @@ class Target:
     uri: str  # As people write it.
     address: str  # As gRPC takes it.
     local: bool  # A socket of this host.
+    folder: str | None = None  # Which must be this user's alone, as nobody named it: see check().
+
+    def check(self) -> None:
+        """Sees to it that nobody but this user can have made the socket. To be done before each call.
+
+        Raises IrqchipError(EACCES) where the default socket's folder is a stranger's, or open to others; Unavailable
+        where it is not there: a stranger could make it before gRPC looks.
+        """
+        if self.folder is None:
+            return
+        try:
+            if not is_own(self.folder):
+                fault = "is not a directory of yours"
+            elif not is_private(self.folder):
+                fault = "can be entered by others"
+            else:
+                return
+        except OSError as error:
+            raise not_running(self.uri, error.strerror or str(error)) from None
+        raise make_error(
+            errno.EACCES,
+            f"{self.folder} {fault}, so what answers there may be a stranger: set XDG_RUNTIME_DIR to a directory of "
+            "yours, or name the daemon with --target or IRQCHIP_TARGET",
+        )
 
     @property
     def port(self) -> str | None:
@@ -57,15 +82,9 @@ def port_poll_ns() -> int | None:
         return None
     if text and not (text.isascii() and text.isdigit() and int(text) <= 1_000_000):
         raise InvalidArgument(
-            errno.EINVAL, f"IRQCHIP_PORT is {text!r}: write off, or 0 to 1000000 microseconds to poll"
+            errno.EINVAL, f"IRQCHIP_PORT is {text!r:.200}: write off, or 0 to 1000000 microseconds to poll"
         )
     return int(text) * 1000 if text else POLL_NS
-
-
-def default_socket() -> str:
-    """The path of the socket that a daemon of this user listens on where it is told nothing else."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return f"{runtime}/irqchipd/irqchipd.sock" if runtime else f"/tmp/irqchipd-{os.getuid()}/irqchipd.sock"
 
 
 def resolve_target(target: str | None = None) -> Target:
@@ -73,18 +92,22 @@ def resolve_target(target: str | None = None) -> Target:
 
     Raises InvalidArgument where it is malformed.
     """
-    uri = target or os.environ.get("IRQCHIP_TARGET") or f"unix://{default_socket()}"
+    named = target or os.environ.get("IRQCHIP_TARGET")
+    uri = named or f"unix://{default_socket()}"
     if uri.startswith("unix:///"):
         if len(os.fsencode(uri.removeprefix("unix://"))) > _SOCKET_PATH_BYTES or not uri.isprintable():
-            raise InvalidArgument(errno.EINVAL, f"{uri!r} is no path of a socket: at most {_SOCKET_PATH_BYTES} bytes")
-        return Target(uri, uri, local=True)
+            raise InvalidArgument(
+                errno.EINVAL, f"{uri!r:.200} is no path of a socket: at most {_SOCKET_PATH_BYTES} bytes"
+            )
+        folder = None if named else os.path.dirname(uri.removeprefix("unix://"))
+        return Target(uri, uri, local=True, folder=folder)
     try:
         parts = urlsplit(uri)
         if parts.scheme == "tcp" and parts.hostname and parts.port and parts.netloc == uri.removeprefix("tcp://"):
             return Target(uri, parts.netloc, local=_is_loopback(parts.hostname))
     except ValueError:  # urlsplit's, of a port or an IPv6 address.
         pass
-    raise InvalidArgument(errno.EINVAL, f"{uri!r} is no target: write unix:///absolute/path or tcp://host:port")
+    raise InvalidArgument(errno.EINVAL, f"{uri!r:.200} is no target: write unix:///absolute/path or tcp://host:port")
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from irqchipd.daemon import serve
+from irqchipd.edge.loop import Loop
 from irqchipd.limits import Limits, allow_descriptors
 from irqchipd.listen import ListenError, default_address, parse_address
 from irqchipd.logs import log_to_stderr
@@ -89,7 +90,8 @@ def main(
         log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
-        asyncio.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     sys.stdout.flush()

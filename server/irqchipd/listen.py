@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from irqchip.place import default_socket, is_own
 from irqchip.port import SUFFIX
 
 log = logging.getLogger(__name__)
@@ -63,24 +64,15 @@ class TcpAddress:
 Address = UnixAddress | TcpAddress
 
 
-def default_socket() -> Path:
-    """The socket of a daemon and its clients that name none, in a directory that only its user can enter."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directory = Path(runtime) / "irqchipd" if runtime else Path(f"/tmp/irqchipd-{os.getuid()}")
-    return directory / "irqchipd.sock"
-
-
 def default_address() -> UnixAddress:
     """The default socket, its directory made and checked."""
-    path = default_socket()
+    path = Path(default_socket())
     directory = path.parent
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ListenError(f"{directory} can't be made: {error.strerror}; say --listen unix:///PATH") from error
-    # /tmp is everybody's: the directory could be a stranger's, or a link.
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    if not is_own(directory):
         raise ListenError(f"{directory} is not a directory of yours; remove it, or say --listen unix:///PATH")
     directory.chmod(0o700)
     return UnixAddress(path)

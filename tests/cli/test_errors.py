@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,3 +102,33 @@ def test_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize("command", OF_A_VM, ids=lambda command: str(command[0]))
+def test_a_long_name_is_refused_and_not_repeated(fails: Callable[[Result], str], command: list[str]) -> None:
+    arguments = [command[0], "a" * 9000, *command[2:]]
+    line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *arguments]))
+    assert line == f"the name of a VM has at most 64 characters; {'a' * 32!r}... has 9000 (EINVAL)"
+
+
+@pytest.mark.parametrize("command", [["raise", "vm"], ["advance", "vm"], ["create", "vm", "--tsc-khz"]])
+def test_a_long_argument_that_is_no_number_is_not_repeated(run: Run, command: list[str]) -> None:
+    result = run(*command, "a" * 9000)
+    assert result.exit_code == 2
+    assert len(result.stderr) < 1000
+
+
+def test_a_default_socket_that_others_can_reach_is_refused(
+    fails: Callable[[Result], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IRQCHIP_TARGET", raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as runtime:  # Its name is short, as a socket's must be.
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        folder = Path(runtime) / "irqchipd"
+        folder.mkdir()
+        folder.chmod(0o755)
+        line = fails(CliRunner().invoke(main, ["list"]))
+    assert line == (
+        f"{folder} can be entered by others, so what answers there may be a stranger: set XDG_RUNTIME_DIR to a "
+        "directory of yours, or name the daemon with --target or IRQCHIP_TARGET (EACCES)"
+    )

@@ -1,6 +1,8 @@
 """save, restore."""
 
+import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,92 @@ def test_a_full_disk(start: Start, vm: Vm, to: str, name: str) -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors == f"Error: {name}: No space left on device\n"
+
+
+def only(file: Path) -> bool:
+    """Whether nothing else is in its folder, as a temporary file would be."""
+    return list(file.parent.iterdir()) == [file]
+
+
+def test_a_disk_that_fills_up_leaves_the_file_as_it_was(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
+    file.write_bytes(b"of another VM")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        result = run("save", vm.name, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert fails(result) == f"{file}: File too large"
+    assert file.read_bytes() == b"of another VM"
+    assert only(file)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_whatever_fails_leaves_the_file_as_it_was(
+    run: Run, fails: Fails, vm: Vm, file: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file.write_bytes(b"of another VM")
+    monkeypatch.setattr(os, failing, fail)
+    assert fails(run("save", vm.name, file)) == f"{file}: No space left on device"
+    assert file.read_bytes() == b"of another VM"
+    assert only(file)
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(run: Run, vm: Vm, file: Path) -> None:
+    file.touch()
+    for mode in (0o600, 0o640, 0o666):
+        file.chmod(mode)
+        run("save", vm.name, file)
+        assert file.stat().st_mode & 0o777 == mode
+        assert VmSnapshot.from_bytes(file.read_bytes())
+    assert only(file)
+
+
+def test_a_new_file_has_the_mode_of_any_other(run: Run, vm: Vm, file: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        run("save", vm.name, file)
+    finally:
+        os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_a_link(run: Run, vm: Vm, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file.symlink_to("elsewhere/x")
+    for _ in range(2):  # What it leads to is made, and then replaced.
+        assert run("save", vm.name, file).exit_code == 0
+        assert file.is_symlink()
+        assert VmSnapshot.from_bytes((tmp_path / "elsewhere/x").read_bytes())
+
+
+def test_a_loop_of_links_is_an_error(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
+    file.symlink_to(file)
+    assert "links" in fails(run("save", vm.name, file))
+
+
+def test_a_file_that_is_not_to_be_written_is_not_replaced(
+    run: Run, fails: Fails, vm: Vm, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.touch()
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)  # Root may write anything.
+    assert fails(run("save", vm.name, file)) == f"{file}: Permission denied"
+
+
+def test_what_is_no_file_is_written_as_it_is(start: Start, vm: Vm, file: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with start("save", vm.name, str(pipe)) as process:
+        assert VmSnapshot.from_bytes(pipe.read_bytes())
+        assert process.wait(30) == 0
+    assert pipe.is_fifo()
+    with file.open("w") as output, start("save", vm.name, "/dev/stdout", stdout=output) as process:
+        assert process.wait(30) == 0
+        assert VmSnapshot.from_bytes(file.read_bytes())
+        assert os.path.samestat(os.fstat(output.fileno()), file.stat())
 
 
 def test_a_file_that_cannot_be_made_is_named(run: Run, fails: Fails, vm: Vm, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """create, list, show, reset, delete."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from click.testing import Result
@@ -129,6 +130,13 @@ def test_show_tells_the_time_of_a_virtual_clock(run: Run, irqchip_client: Client
         "clock     virtual, at 1.5ms; no timer runs",
         "TSC       2000000 kHz",
     ]
+
+
+def test_show_says_how_late_a_vm_is(run: Run, vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "late" not in run("show", vm.name).stdout
+    info = replace(vm.info(), now_ns=10**9, lateness_ns=1_500_000)
+    monkeypatch.setattr(Vm, "info", lambda _: info)
+    assert run("show", vm.name).stdout.splitlines()[2] == "clock     real, at 1s; no timer runs; 1.5ms late"
 
 
 def test_reset(run: Run, vm: Vm) -> None:

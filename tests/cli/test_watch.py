@@ -25,7 +25,7 @@ from tests.cli.conftest import Run, Start
         ),
         (
             "kvm_mmio",
-            {"write": 0, "address": -4096, "size": 8, "value": -1},
+            {"write": 0, "address": 0xFFFFFFFFFFFFF000, "size": 8, "value": 0xFFFFFFFFFFFFFFFF},
             "mmio read len 8 gpa 0xfffffffffffff000 val 0xffffffffffffffff",
         ),
         ("kvm_set_irq", {"gsi": 4, "level": 1, "source": 2}, "gsi 4 level 1 source 2"),
@@ -42,7 +42,7 @@ from tests.cli.conftest import Run, Start
         ),
         (
             "kvm_ioapic_set_irq",
-            {"entry": -(1 << 56) | 0x31, "pin": 2, "coalesced": 1},
+            {"entry": 0xFF00000000000031, "pin": 2, "coalesced": 1},
             "pin 2 dst ff vec 49 (Fixed|physical|edge) (coalesced)",
         ),
         ("kvm_msi_set_irq", {"address": 0xFEE0F00C, "data": 0x4031}, "dst f vec 49 (Fixed|logical|edge|rh)"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from irqchip_client import Client, Vm
 # What a Session of such a server does, given the requests.
 Script = Callable[[Iterator[pb.SessionRequest], grpc.ServicerContext], Iterator[pb.SessionResponse]]
 Serve = Callable[[Script], str]
+Stub = Callable[..., str]
 
 
 @pytest.fixture
@@ -24,19 +26,28 @@ def vm(irqchip_client: Client) -> Vm:
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server whose Sessions follow a script, and gives its target."""
+def stub() -> Iterator[Stub]:
+    """Starts a server that has these methods, by name, and gives its target."""
     servers = []
 
-    def start(script: Script) -> str:
-        session = grpc.stream_stream_rpc_method_handler(
-            script,
-            request_deserializer=pb.SessionRequest.FromString,
-            response_serializer=pb.SessionResponse.SerializeToString,
-        )
-        server = grpc.server(ThreadPoolExecutor())
-        service = pb.DESCRIPTOR.services_by_name["IrqchipService"].full_name
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Session": session}),))
+    def start(threads: int = 16, /, **methods: Callable[..., Any]) -> str:
+        service = pb.DESCRIPTOR.services_by_name["IrqchipService"]
+        handlers = {}
+        for name, method in methods.items():
+            described = service.methods_by_name[name]
+            kinds = {
+                (False, False): grpc.unary_unary_rpc_method_handler,
+                (False, True): grpc.unary_stream_rpc_method_handler,
+                (True, True): grpc.stream_stream_rpc_method_handler,
+            }
+            handlers[name] = kinds[described.client_streaming, described.server_streaming](
+                method,
+                request_deserializer=getattr(pb, described.input_type.name).FromString,
+                response_serializer=getattr(pb, described.output_type.name).SerializeToString,
+            )
+        # As irqchipd, it takes no more calls over a connection.
+        server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.max_concurrent_streams", 100)])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
@@ -45,3 +56,9 @@ def serve() -> Iterator[Serve]:
     yield start
     for server in servers:
         server.stop(None).wait()
+
+
+@pytest.fixture
+def serve(stub: Stub) -> Serve:
+    """Starts a server whose Sessions follow a script, and gives its target."""
+    return lambda script: stub(Session=script)

@@ -77,19 +77,64 @@ def test_no_daemon_says_how_to_start_one_and_what_the_system_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "expected", "reason", "words"),
     [
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "ETIMEDOUT"),
-        (grpc.StatusCode.CANCELLED, "ESHUTDOWN"),
-        (grpc.StatusCode.UNIMPLEMENTED, "ENOSYS"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "E2BIG"),
-        (grpc.StatusCode.PERMISSION_DENIED, "EACCES"),
-        (grpc.StatusCode.INTERNAL, "EIO"),
-        (grpc.StatusCode.UNKNOWN, "EIO"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, irqchip.TimedOut, "ETIMEDOUT", "in time"),
+        (grpc.StatusCode.CANCELLED, irqchip.Unavailable, "ECONNABORTED", "overloaded: try again"),
+        (grpc.StatusCode.ABORTED, irqchip.Unavailable, "ECONNABORTED", "try again"),
+        (grpc.StatusCode.UNIMPLEMENTED, irqchip.IrqchipError, "ENOSYS", "older irqchipd"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, irqchip.LimitReached, "E2BIG", "larger than the transport takes"),
+        (grpc.StatusCode.PERMISSION_DENIED, irqchip.IrqchipError, "EACCES", "does not allow"),
+        (grpc.StatusCode.UNAUTHENTICATED, irqchip.IrqchipError, "EACCES", "identity"),
+        (grpc.StatusCode.INTERNAL, irqchip.IrqchipError, "EIO", "transport"),
+        (grpc.StatusCode.UNKNOWN, irqchip.IrqchipError, "EIO", "failed"),
+        (grpc.StatusCode.DATA_LOSS, irqchip.IrqchipError, "EIO", "lost data"),
+        (grpc.StatusCode.INVALID_ARGUMENT, irqchip.InvalidArgument, "EINVAL", "can't read"),
+        (grpc.StatusCode.OUT_OF_RANGE, irqchip.InvalidArgument, "EINVAL", "can't read"),
+        (grpc.StatusCode.NOT_FOUND, irqchip.NotFound, "ENOENT", "does not find"),
+        (grpc.StatusCode.ALREADY_EXISTS, irqchip.AlreadyExists, "EEXIST", "already"),
+        (grpc.StatusCode.FAILED_PRECONDITION, irqchip.NotReady, "ENXIO", "not ready"),
+        (grpc.StatusCode.UNAVAILABLE, irqchip.Unavailable, "ECONNREFUSED", "no irqchipd answers"),
     ],
 )
-def test_a_status_of_grpcs_own_has_an_errno_too(code: grpc.StatusCode, reason: str) -> None:
-    assert error_from_rpc(Failure(code, ""), TARGET).reason == reason
+def test_a_status_of_grpcs_own_has_an_errno_and_says_what_it_means(
+    code: grpc.StatusCode, expected: type[irqchip.IrqchipError], reason: str, words: str
+) -> None:
+    for details in ("", "in gRPC's words"):
+        error = error_from_rpc(Failure(code, details), TARGET)
+        assert (type(error), error.reason) == (expected, reason)
+        for said in (words, TARGET, details):
+            assert said in error.message
+        assert "closed" not in error.message
+
+
+def test_every_status_is_one_of_those() -> None:
+    for code in set(grpc.StatusCode) - {grpc.StatusCode.OK}:
+        assert TARGET in error_from_rpc(Failure(code, ""), TARGET).message
+
+
+def test_only_a_client_that_is_closed_says_so() -> None:
+    cancelled = Failure(grpc.StatusCode.CANCELLED, "Channel closed!")
+    closed = error_from_rpc(cancelled, TARGET, closed=True)
+    assert (type(closed), closed.reason) == (irqchip.Unavailable, "ESHUTDOWN")
+    assert "this Client is closed" in closed.message
+    assert "closed" not in error_from_rpc(Failure(grpc.StatusCode.CANCELLED, ""), TARGET).message
+
+
+def test_no_error_repeats_a_long_text_whole() -> None:
+    long = "a" * 9000
+    for error in (
+        error_from_message(pb.Error(code=5, reason="ENOENT", message=f"no VM {long!r}")),
+        error_from_message(pb.Error(code=5, reason=long, message=long)),
+        error_from_rpc(failure(grpc.StatusCode.NOT_FOUND, f"no VM {long!r}", "ENOENT"), TARGET),
+        error_from_rpc(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, long), TARGET),
+        error_from_rpc(Failure(grpc.StatusCode.UNAVAILABLE, long), TARGET),
+    ):
+        assert len(str(error)) < 1500
+
+
+def test_a_reason_that_only_looks_like_an_errno_is_none() -> None:
+    assert error_from_message(pb.Error(code=2, reason="errorcode", message="why")).reason == "EIO"
 
 
 def test_somebody_elses_details_are_not_taken_for_irqchipds() -> None:

@@ -29,9 +29,10 @@ from irqchip_client import (
     VcpuSignal,
     ops,
 )
+from irqchip_client._channels import Peer
 from irqchip_client._session import SessionCore
 
-TARGET = "unix:///run/irqchipd.sock"
+PEER = Peer("unix:///run/irqchipd.sock", 10)
 
 
 def opened(*, event_buffer: int = 8, max_in_flight: int = 8) -> SessionCore:
@@ -169,7 +170,7 @@ def test_a_halt_is_answered_when_its_time_comes_and_the_others_in_order() -> Non
     assert not sleeper.done()
     answer(core, halt.serial, pb.OperationResult(pio_write=pb.PioWriteResponse(claimed=True)), woken(0x41))
     assert sleeper.result(0) == [True, Interrupt(0x41, InterruptSource.LAPIC)]
-    assert core.end(None, TARGET) == []
+    assert core.end(None, PEER) == []
 
 
 def test_a_halt_stands_at_the_end_of_its_batch_or_nothing_is_sent() -> None:
@@ -229,7 +230,7 @@ def test_an_end_of_a_halt_without_a_reason_leaves_the_batch_to_the_end(result: p
     with pytest.raises(IrqchipError) as caught:
         answer(core, batch.serial, result)
     assert caught.value.errno == errno.EPROTO
-    assert [settled.serial for settled in core.end(caught.value, TARGET)] == [batch.serial]
+    assert [settled.serial for settled in core.end(caught.value, PEER)] == [batch.serial]
     assert not future.done()  # That is the shell's.
 
 
@@ -237,10 +238,10 @@ def test_the_end_fails_those_that_halt_with_the_others_in_the_order_of_sending()
     core = opened()
     for call in (ops.irq_line(4, True), ops.halt(0), ops.irq_line(4, True), ops.halt(1)):
         submit(core, call)
-    batches = core.end(None, TARGET)
+    batches = core.end(None, PEER)
     assert [batch.serial for batch in batches] == [1, 2, 3, 4]
     assert all(isinstance(batch.outcome, SessionClosed) for batch in batches)
-    assert core.end(None, TARGET) == []
+    assert core.end(None, PEER) == []
 
 
 @given(st.lists(st.sampled_from(["send", "halt", "answer", "wake"]), max_size=60), st.data())
@@ -262,13 +263,13 @@ def test_every_batch_is_settled_once_in_any_interleaving(steps: list[str], data:
             answer(core, serial, woken(serial))
             assert sent.pop(serial).result(0) == [Interrupt(serial, InterruptSource.LAPIC)]
         assert not any(future.done() for future in sent.values())
-    assert [batch.serial for batch in core.end(None, TARGET)] == sorted(plain + halting)
+    assert [batch.serial for batch in core.end(None, PEER)] == sorted(plain + halting)
 
 
 def test_the_end_fails_what_is_in_flight_and_what_comes_later_with_the_reason() -> None:
     core = opened()
     future, _ = submit(core, ops.irq_line(4, True))
-    for batch in core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), TARGET):
+    for batch in core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), PEER):
         batch.settle()
     with pytest.raises(SessionClosed, match="'demo' has ended: VM 'demo' has been deleted") as caught:
         future.result(0)
@@ -289,22 +290,22 @@ def test_a_closing_session_takes_no_more_but_hears_its_answers() -> None:
         submit(core, ops.irq_line(4, True))
     answer(core, batch.serial, status(1))
     assert future.result(0) == [1]
-    assert core.end(None, TARGET) == []
+    assert core.end(None, PEER) == []
 
 
 def test_closing_what_has_ended_does_not_hide_why_it_ended() -> None:
     core = opened()
-    core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), TARGET)
+    core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), PEER)
     core.close()
     assert "deleted" in core.closed_error().message
 
 
 def test_a_session_that_was_not_opened_says_why() -> None:
     core = SessionCore("demo", "", [], 8, 8)
-    core.end(NotFound(errno.ENOENT, "no VM 'demo'"), TARGET)
+    core.end(NotFound(errno.ENOENT, "no VM 'demo'"), PEER)
     assert isinstance(core.open_error(), NotFound)
     core = SessionCore("demo", "", [], 8, 8)
-    core.end(None, TARGET)
+    core.end(None, PEER)
     assert "the daemon ended it" in core.open_error().message
 
 
@@ -324,7 +325,7 @@ def test_an_answer_that_does_not_fit_is_an_error_and_leaves_the_batch_to_the_end
     with pytest.raises(IrqchipError) as caught:
         core.receive(pb.SessionResponse(batch_result=result))
     assert caught.value.errno == errno.EPROTO
-    for batch in core.end(caught.value, TARGET):
+    for batch in core.end(caught.value, PEER):
         batch.settle()
     assert isinstance(future.exception(0), SessionClosed)
 
@@ -421,7 +422,7 @@ def test_a_sipi_that_was_ignored_says_so() -> None:
 def test_events_that_came_before_the_end_are_read_before_it() -> None:
     core = opened()
     core.receive(pending(0))
-    core.end(None, TARGET)
+    core.end(None, PEER)
     assert core.take_event() == InterruptPending(0)
     with pytest.raises(SessionClosed):
         core.take_event()

@@ -1,9 +1,14 @@
+import asyncio
 import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from irqchip_client import InvalidArgument
-from irqchip_client._target import default_socket, resolve_target
+from irqchip_client import InvalidArgument, IrqchipError, Unavailable, aio, connect, default_socket
+from irqchip_client._daemon import start_daemon
+from irqchip_client._target import resolve_target
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +67,117 @@ def test_what_grpc_is_given(uri: str, address: str, local: bool) -> None:
 def test_a_malformed_target_says_which_forms_there_are(uri: str) -> None:
     with pytest.raises(InvalidArgument, match=r"unix:///absolute/path or tcp://host:port"):
         resolve_target(uri)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """XDG_RUNTIME_DIR, with a short name."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+def refused() -> str:
+    """Why no call is made to the default target."""
+    with connect() as client:
+        calls: list[Callable[[], object]] = [
+            client.vms,
+            client.vm("a").session,
+            client.vm("a").watch,
+            client.vm("a").vcpu(0).halt,
+        ]
+        said = set()
+        for call in calls:
+            with pytest.raises(IrqchipError) as caught:
+                call()
+            assert caught.value.reason == "EACCES"
+            said.add(caught.value.message)
+    (message,) = said
+    for words in ("XDG_RUNTIME_DIR", "--target", "IRQCHIP_TARGET", "stranger"):
+        assert words in message
+    return message
+
+
+def test_a_default_folder_that_others_can_enter_is_refused(runtime: Path) -> None:
+    folder = runtime / "irqchipd"
+    folder.mkdir()
+    for mode in (0o777, 0o755, 0o710, 0o701, 0o1777):
+        folder.chmod(mode)
+        assert f"{folder} can be entered by others" in refused()
+
+
+def test_a_default_folder_that_is_a_link_or_a_file_is_refused(runtime: Path) -> None:
+    folder = runtime / "irqchipd"
+    (runtime / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(runtime / "elsewhere")
+    assert f"{folder} is not a directory of yours" in refused()
+    folder.unlink()
+    folder.touch(mode=0o700)
+    assert f"{folder} is not a directory of yours" in refused()
+
+
+def test_a_strangers_default_folder_is_refused(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runtime / "irqchipd").mkdir(mode=0o700)
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    assert "is not a directory of yours" in refused()
+
+
+def test_without_xdg_runtime_dir_the_rule_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A user's that nobody has, so that the folder among the temporary files is the test's own.
+    nobody = 3_000_000_000 + os.getpid()
+    monkeypatch.setattr(os, "getuid", lambda: nobody)
+    folder = Path(f"/tmp/irqchipd-{nobody}")
+    folder.mkdir(mode=0o777)
+    try:
+        assert f"{folder} is not a directory of yours" in refused()
+    finally:
+        folder.rmdir()
+
+
+def test_asyncio_refuses_it_too(runtime: Path) -> None:
+    (runtime / "irqchipd").mkdir()
+    (runtime / "irqchipd").chmod(0o777)
+
+    async def main() -> None:
+        async with aio.connect() as client:
+            vm = client.vm("a")
+            for call in (client.vms, vm.session, vm.watch, vm.vcpu(0).halt):
+                with pytest.raises(IrqchipError, match="can be entered by others"):
+                    await call()
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_is_not_there_is_not_waited_for(runtime: Path) -> None:
+    with connect() as client:
+        with pytest.raises(Unavailable, match=r"No such file or directory.*start it with `irqchipd`"):
+            client.vms()
+        (runtime / "irqchipd").mkdir(mode=0o700)  # It may come later, as its daemon does.
+        with pytest.raises(Unavailable, match="start it with `irqchipd`"):
+            client.vms()
+
+
+def test_a_folder_that_somebody_names_is_theirs_to_judge(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runtime / "irqchipd"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setenv("IRQCHIP_TARGET", f"unix://{folder}/irqchipd.sock")
+    for target in (None, f"unix://{folder}/irqchipd.sock"):
+        with connect(target) as client, pytest.raises(Unavailable, match="start it with `irqchipd`"):
+            client.vms()
+
+
+def test_a_daemon_at_the_default_is_found(runtime: Path) -> None:
+    (runtime / "irqchipd").mkdir(mode=0o700)
+    with start_daemon(listen=[f"unix://{default_socket()}"]), connect() as client:
+        vm = client.create_vm()
+        with vm.session() as session:
+            assert session.transport == "port"
+
+
+@pytest.mark.parametrize("uri", ["unix:///" + "a" * 9000, "http://" + "a" * 9000])
+def test_an_error_does_not_repeat_a_long_target_whole(uri: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        resolve_target(uri)
+    assert len(str(caught.value)) < 500

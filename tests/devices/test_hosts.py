@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from irqchip_client import Access, Client, NotReady, Session, SessionClosed, Vm
+from irqchip_client import Access, Busy, Client, NotReady, Session, SessionClosed, Vm
 from irqchip_client.devices import Device, LocalHost, RemoteHost
+from irqchip_client.devices import host as hosts
 from irqchip_client.devices.host import describe
 
 IOAPIC, LAPIC, EOI = 0xFEC0_0000, 0xFEE0_0000, 0xFEE0_00B0
@@ -190,7 +192,7 @@ def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_insists(vm: Vm) 
         with run(vm, toy):
             with toy.host.turn():  # type: ignore[attr-defined]
                 toy.interrupt.pulse()
-            assert cpu.acknowledge() is not None
+            eventually(cpu.acknowledge)
             with toy.host.turn():  # type: ignore[attr-defined]
                 toy.interrupt.set(True)  # the guest has not ended the first
             time.sleep(0.01)
@@ -245,4 +247,30 @@ def test_a_session_is_told_of_regions_when_it_was_too_slow(vm: Vm) -> None:
         session.unregister_region(Space.MMIO, 0xD000_0000)
         host.serve_one(RegionsLost(Space.PIO, 0x300))
         assert len(vm.info().sessions[0].regions) == 2
+        host.stop()
+
+
+def test_regions_that_nobody_may_claim_for_now_are_claimed_later(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from irqchip_client import RegionsLost, Space
+
+    monkeypatch.setattr(hosts, "RECLAIM", 0.02)
+    with vm.session("toy") as session:
+        host = RemoteHost(session, [Toy()])
+        host.start()
+        for space, address in ((Space.PIO, 0x300), (Space.MMIO, 0xD000_0000)):
+            session.unregister_region(space, address)
+        register = session.register_region
+        refusals: list[int] = []
+
+        def refuse_twice(space: Space, address: int, length: int) -> None:
+            if space is Space.PIO and len(refusals) < 2:
+                refusals.append(address)
+                raise Busy(errno.EBUSY, "not now")
+            register(space, address, length)
+
+        monkeypatch.setattr(session, "register_region", refuse_twice)
+        host.serve_one(RegionsLost(Space.PIO, 0x300))
+        assert [region.space for region in vm.info().sessions[0].regions] == [Space.MMIO]
+        eventually(lambda: len(vm.info().sessions[0].regions) == 2)
+        assert refusals == [0x300, 0x300]
         host.stop()

@@ -19,6 +19,7 @@ import irqchip_client as irqchip
 from irqchip_client import (
     Access,
     AlreadyExists,
+    Busy,
     Claim,
     Doorbell,
     InvalidArgument,
@@ -247,6 +248,55 @@ def test_an_owner_that_is_too_slow_is_told_and_may_claim_again(impatient: Vm, tr
         assert isinstance(event, RegionAccess)
         assert session.complete_access(event.access, 1)
         assert waiting.result(5) == [Access(True, 1)]
+
+
+def test_each_vcpu_is_held_up_no_longer_than_the_limit_however_many_wait(transport: str) -> None:
+    """The owner answers each access after 90 % of the limit, which is too late for all but the first."""
+    limit = 0.2
+    with (
+        start_daemon(arguments=("--access-timeout", "200")) as daemon,
+        daemon.connect() as client,
+        ExitStack() as stack,
+    ):
+        vm = client.create_vm()
+        vm.create_irqchip()
+        owner = stack.enter_context(vm.session("device"))
+        owner.register_region(PIO, BASE, 1)
+        vcpus = []
+        for number in range(8):
+            vm.create_vcpu(number)
+            vcpus.append(stack.enter_context(vm.session(f"vcpu {number}")))
+        assert vcpus[0].transport == transport
+        before = time.monotonic()
+        waiting = [vcpu.submit([ops.pio_read(number, BASE)]) for number, vcpu in enumerate(vcpus)]
+        event = owner.next_event(5)
+        assert isinstance(event, RegionAccess)
+        time.sleep(0.9 * limit)
+        owner.complete_access(event.access, 1)
+        answers = [answer for reading in waiting for answer in reading.result(5)]
+        assert time.monotonic() - before < 8 * 0.9 * limit
+        assert answers.count(Access(True, 0xFF, unanswered=True)) >= 7
+
+
+@pytest.mark.usefixtures("transport")
+def test_an_owner_that_was_too_slow_twice_is_refused_for_a_while(impatient: Vm) -> None:
+    vm = impatient
+    with vm.session("device") as session, vm.session("another") as another:
+        for _ in range(2):
+            session.register_region(PIO, BASE, 8)
+            assert vm.vcpu(0).pio_read(BASE) == Access(True, 0xFF, unanswered=True)
+        for who in (session, another):
+            with pytest.raises(Busy, match="did not answer in time"):
+                who.register_region(PIO, BASE, 8)
+        assert vm.vcpu(0).pio_read(BASE) == Access(False, 0)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                session.register_region(PIO, BASE, 8)
+                break
+            except Busy:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("transport")

@@ -14,10 +14,14 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm import snapshot as plain
-from irqchipd.vm.cpu import MpState
+from irqchipd.vm.cpu import MAX_QUEUED, MpState
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.routing import MsiRoute, PinRoute
+from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.notices import MAX_UNHEARD
+from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
+from irqchipd.vm.saving import MAX_SOURCE, check_state
 from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, bytes_of, reach_for
 
 U32, U64, S32 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
 FLAG, DATA = st.booleans(), st.binary(max_size=64)
@@ -82,6 +86,7 @@ SOURCES = st.builds(
     client=st.text(max_size=8),
     asserted_gsis=few(U32),
     resampled_gsis=st.dictionaries(U32, U64, max_size=3),
+    asserted=DATA,
 )
 STATES = st.builds(
     VmState,
@@ -214,20 +219,57 @@ def test_what_no_state_can_hold_is_refused(path: str, value: int | None, hint: s
     assert hint in caught.value.message
 
 
-def test_the_largest_vm_fits_into_a_message() -> None:
+def sources(client: str, asserted: bytes, resampled: int) -> tuple[SourceState, ...]:
+    """As many sources of a kind as a VM can have."""
+    each = bytes_of(client, reach_for(8 * len(asserted) - 1), resampled)
+    return tuple(
+        SourceState(
+            source=MAX_SOURCE - number,
+            client=client,
+            asserted_gsis=(),
+            resampled_gsis={4095 - gsi: MAX_UNHEARD for gsi in range(resampled)},
+            asserted=asserted,
+        )
+        for number in range(min(SOURCES_BYTES // each, MAX_SOURCES))
+    )
+
+
+@pytest.mark.parametrize(
+    ("client", "asserted", "resampled"),
+    [
+        ("x" * 8, b"\xff" * 4, 0),
+        ("\U0001f600" * 64, b"", 0),
+        ("x", b"\xff" * 512, 0),
+        ("", b"", 24),
+        ("x" * 8, b"\xff" * 512, 4096),
+    ],
+)
+def test_the_largest_vm_fits_into_a_message(client: str, asserted: bytes, resampled: int) -> None:
+    most = sources(client, asserted, resampled)
+    vcpu = replace(VCPU, queued=((255, True),) * MAX_QUEUED)
+    vm = Vm("largest")
+    vm.create_irqchip()
+    vm.create_pit()
+    for number in range(MAX_VCPUS):
+        vm.create_vcpu(number)
+    empty = vm.save()
+    assert empty.chips is not None
     largest = replace(
-        EMPTY,
-        routing=tuple(MsiRoute(gsi, (1 << 64) - 1, (1 << 32) - 1, 1) for gsi in range(4096)),
-        vcpus=(VCPU,) * 255,
-        sources=tuple(
-            SourceState(
-                source=number,
-                client="x" * 64,
-                asserted_gsis=tuple(range(4072, 4096)),
-                resampled_gsis=dict.fromkeys(range(4072, 4096), 1 << 32),
-            )
-            for number in range(1, 256)
+        empty,
+        routing=tuple(MsiRoute(gsi, (1 << 64) - 1, (1 << 32) - 1, 1) for gsi in range(MAX_GSIS)),
+        chips=replace(
+            empty.chips,
+            rtc_vectors=dict.fromkeys(range(MAX_VCPUS), 255),
+            sources=(b"\xff" * (MAX_SOURCE // 8 + 1),) * len(empty.chips.sources),
         ),
+        vcpus=(vcpu,) * MAX_VCPUS,
+        sources=most,
+        asserted_gsis=tuple(range(MAX_GSIS)),
     )
     request = pb.RestoreVmRequest(vm="x" * 64, snapshot=snapshot_to(largest))
     assert request.ByteSize() < Limits().message_bytes
+    plain_state = snapshot_from(request.snapshot)
+    assert plain_state == largest
+    check_state(replace(empty, sources=most), MAX_VCPUS)
+    with pytest.raises(VmError, match="sources"):
+        check_state(replace(empty, sources=(*most, replace(most[0], source=1))), MAX_VCPUS)

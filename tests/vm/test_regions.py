@@ -16,7 +16,7 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Doorbell, Event, RegionAccess, RegionsLost
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.regions import MAX_DEVICES, MAX_WAITING, Access, Forwarded, Space
+from irqchipd.vm.regions import MAX_DEVICES, MAX_WAITING, PATIENCE, Access, Forwarded, Space
 from irqchipd.vm.sources import LineSource
 
 PIO, MMIO = Space.PIO, Space.MMIO
@@ -216,36 +216,128 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
     owner.register(PIO, 0x3F8, 8)
 
 
-def slow_owner(*, answers_first: bool) -> tuple[Owner, list[Access]]:
-    """One that needs 60 of the 100 ms for each access of a string, and may leave out the first."""
+def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Owner, list[Access]]:
+    """An owner that needs 60 of the 100 ms for each of five accesses, and may leave out the first."""
     vm = Vm("slow", access_ns=100_000_000)
     vm.create_irqchip()
     vm.create_vcpu(0)
-    owner = Owner(vm)
+    owner, session = Owner(vm), vm.open_source("vcpu")
     owner.register(PIO, 0x300, 4)
-    accesses = [forwarded(lambda: vm.pio_read(0, 0x300, 1)) for _ in range(5)]
+    by = session if of_one_session else None
+    accesses = [forwarded(lambda: vm.pio_read(0, 0x300, 1, by)) for _ in range(5)]
     for access in accesses if answers_first else accesses[1:]:
         time.sleep(0.06)
         owner.complete(access, 7)
     return owner, accesses
 
 
-def test_an_accesss_time_begins_when_it_is_the_oldest() -> None:
-    owner, accesses = slow_owner(answers_first=True)
+def test_an_accesss_time_begins_when_it_is_forwarded_whoever_else_waits() -> None:
+    before = time.monotonic()
+    owner, accesses = slow_owner(of_one_session=False)
+    assert owner.lost.wait(5)
+    assert time.monotonic() - before < 1
+    assert accesses[-1].result() == (0xFF, False)
+    assert not owner.complete(accesses[-1], 7)
+
+
+def test_in_a_string_of_accesses_it_begins_when_the_one_before_is_answered() -> None:
+    owner, accesses = slow_owner(of_one_session=True)
     assert [access.result() for access in accesses] == [(7, True)] * 5
     assert not owner.lost.is_set()
 
 
-def test_answers_to_others_do_not_make_up_for_the_oldest() -> None:
-    owner, accesses = slow_owner(answers_first=False)
+def test_answers_to_others_do_not_make_up_for_the_first_of_a_string() -> None:
+    owner, accesses = slow_owner(of_one_session=True, answers_first=False)
     assert owner.lost.is_set()
     assert accesses[0].result() == (0xFF, False)
+
+
+def lose(vm: Vm, owner: Owner, port: int) -> None:
+    """An owner does not answer in time."""
+    owner.lost.clear()
+    forwarded(lambda: vm.pio_read(0, port, 1))
+    assert owner.lost.wait(5)
+
+
+def test_a_range_that_is_lost_twice_is_nobodys_for_a_while(vm: Vm, owner: Owner) -> None:
+    vm._board.regions.access_ns = 10_000_000
+    for _ in range(2):
+        owner.register(PIO, 0x300, 8)
+        lose(vm, owner, 0x301)
+    another = Owner(vm)
+    for who, start in ((owner, 0x300), (another, 0x307), (another, 0x2F9)):
+        assert refused(partial(who.register, PIO, start, 8)) == errno.EBUSY
+    another.register(PIO, 0x308, 8)
+    another.register(MMIO, 0x300, 8)
+    another.register(PIO, 0x300, 8, doorbell=1)  # for which no vCPU waits
+    vm.unregister_region(another.source, PIO, 0x300)
+    assert vm.pio_read(0, 0x301, 1) is None
+    time.sleep(PATIENCE * 0.01)
+    owner.register(PIO, 0x300, 8)
+    assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x301, 1)), 5)
+
+
+def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: Vm, owner: Owner) -> None:
+    vm._board.regions.access_ns = 5_000_000
+    losses, end = 0, time.monotonic() + 1
+    while time.monotonic() < end:
+        try:
+            owner.register(PIO, 0x300, 8)
+        except VmError:
+            time.sleep(0.001)
+        else:
+            lose(vm, owner, 0x300)
+            losses += 1
+    assert losses <= 2 * 8
+
+
+def test_losses_long_ago_are_forgiven(vm: Vm, owner: Owner) -> None:
+    vm._board.regions.access_ns = 1_000_000
+    for _ in range(3):
+        owner.register(PIO, 0x300, 8)
+        lose(vm, owner, 0x300)
+        time.sleep(PATIENCE * 0.001)
+    owner.register(PIO, 0x300, 8)
+
+
+# The local APICs' page.
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0xFEE0_0000, 1), (0xFEE0_0FFF, 1), (0xFEDF_FFFF, 2), (0xFEC0_1000, 0x100_0000)]
+)
+@pytest.mark.parametrize("doorbell", [0, 1])
+def test_the_local_apics_page_is_theirs(owner: Owner, start: int, length: int, doorbell: int) -> None:
+    assert refused(lambda: owner.register(MMIO, start, length, doorbell=doorbell)) == errno.EEXIST
+    owner.register(MMIO, 0xFEDF_F000, 0x1000)
+    owner.register(MMIO, 0xFEE0_1000, 0x1000)
+
+
+def test_without_local_apics_the_page_is_free_and_with_a_region_there_can_be_none() -> None:
+    vm = Vm("test")
+    owner = Owner(vm)
+    owner.register(MMIO, 0xFEE0_0000, 0x1000)
+    assert refused(vm.create_irqchip) == errno.EEXIST
+    assert refused(lambda: vm.enable_cap(121)) == errno.EEXIST
+    assert vm.describe().irqchip_mode == "none"
+    vm.unregister_region(owner.source, MMIO, 0xFEE0_0000)
+    vm.enable_cap(121)
+    assert refused(lambda: owner.register(MMIO, 0xFEE0_0000, 0x1000)) == errno.EEXIST
+
+
+def test_a_local_apic_that_moves_over_a_region_hides_it_from_its_vcpu(vm: Vm, owner: Owner) -> None:
+    vm.create_vcpu(1)
+    owner.register(MMIO, 0xD000_0000, 0x1000)
+    assert vm.msr_write(0, 0x1B, 0xD000_0900) == 0
+    assert vm.mmio_read(0, 0xD000_0030, 4) == 0x0005_0014
+    assert forwarded(lambda: vm.mmio_read(1, 0xD000_0030, 4)).region.source is owner.source
 
 
 def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x300, 4)
     forwarded(lambda: vm.pio_read(0, 0x300, 1))
-    (alarm,) = vm._board.regions._overdue.values()
+    alarm = vm._board.regions._owners[owner.source].alarm
+    assert alarm is not None
     ring = alarm.ring  # the scheduler's thread has it in its hands, and waits for the VM's lock
     vm.close_source(owner.source)
     ring()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from tests.vm.pc import refused
 
 
 def names(registry: Registry) -> list[str]:
-    return [vm.name for vm in registry.all()]
+    return [vm.name for vm in registry.after("", 100)]
 
 
 def test_vms_are_found_by_name_and_listed_in_its_order() -> None:
@@ -83,3 +91,63 @@ def test_a_deleted_vm_is_gone_for_those_who_still_hold_it() -> None:
         with refused("ENOENT"):
             operation()
     assert names(registry) == []
+
+
+@contextmanager
+def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A VM that takes its time to be made, in another thread: until the event."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = Vm.__init__
+
+    def slow(vm: Vm, name_: str, *arguments: Any) -> None:
+        if name_ == name:
+            begun.set()
+            assert go_on.wait(5)
+        real(vm, name_, *arguments)
+
+    monkeypatch.setattr(Vm, "__init__", slow)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(registry.create, name)
+        try:
+            assert begun.wait(5)
+            yield go_on
+        finally:
+            go_on.set()
+        made.result(5)
+
+
+def test_a_vm_that_is_being_made_holds_its_name_and_its_place_and_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(max_vms=3)
+    with being_made(registry, "vm-1", monkeypatch):
+        assert registry.create("quick").name == "quick"
+        assert registry.create().name == "vm-2"
+        with refused("EEXIST"):
+            registry.create("vm-1")
+        with refused("ENOSPC"):
+            registry.create("fourth")
+        for call in (registry.get, registry.delete):
+            with refused("ENOENT"):
+                call("vm-1")
+        assert names(registry) == ["quick", "vm-2"]
+    assert names(registry) == ["quick", "vm-1", "vm-2"]
+
+
+def test_a_vm_that_can_not_be_made_leaves_its_name_and_its_place() -> None:
+    registry = Registry(max_vms=1)
+    state = registry.create("web").save()
+    registry.delete("web")
+    for _ in range(2):
+        with refused("EINVAL"):
+            registry.restore("web", replace(state, clock=7))
+    assert registry.restore("web", state).name == "web"
+
+
+def test_the_list_goes_on_behind_any_name() -> None:
+    registry = Registry(max_vms=10)
+    for name in ("b", "d", "a", "c", "B"):
+        registry.create(name)
+    registry.delete("c")
+    assert [vm.name for vm in registry.after("", 2)] == ["B", "a"]
+    assert [vm.name for vm in registry.after("a", 9)] == ["b", "d"]
+    assert [vm.name for vm in registry.after("c", 9)] == ["d"]
+    assert registry.after("d", 9) == []

@@ -34,6 +34,7 @@ from irqchipd.vm.events import Event, GsiResampled
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MsiRoute
+from irqchipd.vm.saving import MAX_LATE
 from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
 from tests.vm.operations import Machine, Operation, everything
 from tests.vm.pc import EOI, LEVEL, Ear, Pc, refused, to
@@ -424,7 +425,7 @@ def test_two_of_one_name_are_resumed_one_after_the_other() -> None:
     for gsi in (16, 17):
         pc.line(gsi, 1, source=pc.vm.open_source("twin"))
     vm = restored(pc.vm.save())
-    assert [vm.open_source("twin", resume=True).asserted for _ in range(2)] == [{16}, {17}]
+    assert [vm.open_source("twin", resume=True).asserted for _ in range(2)] == [1 << 16, 1 << 17]
     with refused("ENOENT"):
         vm.open_source("twin", resume=True)
 
@@ -709,3 +710,82 @@ def test_a_restored_timer_that_is_centuries_late_does_not_keep_the_daemon_busy(t
         assert time.process_time() - before < 0.1
     finally:
         vm.delete()
+
+
+# Timers that are late.
+
+
+@st.composite
+def late(draw: st.DrawFn) -> VmState:
+    """A VM after some operations, and some time in which its timers were not served."""
+    machine = Machine()
+    machine.apply_all(draw(st.lists(everything, max_size=30)))
+    pc = rich() if draw(st.booleans()) else None
+    state = (pc or machine).vm.save()
+    lateness = draw(st.integers(0, 120_000 * MS) | st.integers(0, 1 << 61))
+    return replace(state, now_ns=state.now_ns + lateness)
+
+
+@settings(max_examples=100, deadline=None)
+@given(late())
+def test_a_vm_however_late_it_is_can_be_moved(state: VmState) -> None:
+    vm = restored(state)
+    assert vm.describe().now == state.now_ns
+    again = restored(vm.save())
+    assert again.save() == vm.save()
+    for cpu in again._board.cpus:
+        if cpu.alarm.deadline is not None and cpu.lapic is not None and cpu.lapic.timer.mode == PERIODIC:
+            assert cpu.alarm.deadline >= state.now_ns - MAX_LATE
+    pit = again._board.pit
+    if pit is not None and pit.running and pit.periodic:
+        assert pit.expires is not None
+        assert pit.expires >= state.now_ns - MAX_LATE
+
+
+@pytest.mark.parametrize("late_ns", [0, 59_000 * MS, 60_000 * MS, 61_000 * MS, 3_600_000 * MS + 1])
+def test_a_periodic_timer_that_is_late_keeps_its_phase_and_is_a_minute_late_at_the_most(late_ns: int) -> None:
+    pc = Pc(1)
+    pc.count_apic(0, 0x51, 700_000, periodic=True)
+    state = pc.vm.save()
+    (vcpu,) = state.vcpus
+    assert vcpu.timer_expires_ns is not None
+    moved = restored(replace(state, now_ns=vcpu.timer_expires_ns + late_ns)).save()
+    expires = moved.vcpus[0].timer_expires_ns
+    assert expires is not None
+    assert (expires - vcpu.timer_expires_ns) % vcpu.timer_period_ns == 0
+    assert moved.now_ns - expires in range(min(late_ns, MAX_LATE - vcpu.timer_period_ns), MAX_LATE + 1)
+    assert moved.vcpus[0].timer_target_ns == expires
+
+
+def test_a_one_shot_however_late_interrupts_after_the_move() -> None:
+    pc = Pc(1)
+    pc.count_apic(0, 0x52, 20 * MS)
+    state = pc.vm.save()
+    vm = restored(replace(state, now_ns=state.now_ns + 3_600_000 * MS))
+    vm.advance(0)
+    assert vm.ack_interrupt(0) == (0x52, False)
+
+
+def test_a_real_vm_that_is_saved_while_it_is_late_is_restored() -> None:
+    state = rich().vm.save()
+    vm = restored(replace(state, clock=1, now_ns=state.now_ns + 600_000 * MS))
+    try:
+        assert vm.describe().lateness >= 0
+        restored(vm.save()).delete()
+    finally:
+        vm.delete()
+
+
+def test_the_lateness_of_a_vm_is_that_of_its_first_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pc = Pc(2)
+    pc.count_apic(0, 0x52, 20 * MS)
+    pc.count_apic(1, 0x53, 50 * MS)
+    first = pc.vm.describe().next_timer
+    assert first is not None
+    assert pc.vm.describe().lateness == 0
+    clock = VirtualClock(first + 5)
+    pc.vm._clock = clock
+    assert pc.vm.describe().lateness == 0, "a virtual clock stands still until they are served"
+    monkeypatch.setattr(VirtualClock, "virtual", False)
+    monkeypatch.setattr(pc.vm, "_goes_by_itself", False)
+    assert pc.vm.describe().lateness == 5

@@ -1,17 +1,19 @@
 """A connection to the daemon, and its VMs."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import grpc
 
-from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
 from irqchip_client._call import Call, patience, seconds
-from irqchip_client._errors import client_closed, error_from_rpc
+from irqchip_client._channels import Lasting, Peer
+from irqchip_client._errors import IrqchipError, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
+from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, resolve_target
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceAsyncStub  # Only its type: it is the same class.
 
 T = TypeVar("T")
+LastingCall = TypeVar("LastingCall", bound=grpc.aio.Call)
 
 
 def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
@@ -29,10 +32,16 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
     or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
-    Unavailable where no daemon answers. A call that takes longer than `timeout` seconds raises TimedOut. Raises
+    Unavailable where no daemon answers; and, of a default socket, IrqchipError(EACCES) where its folder is not this
+    user's alone: a stranger might answer. A call that takes longer than `timeout` seconds raises TimedOut. Raises
     InvalidArgument for a malformed target or timeout.
     """
     return Client(resolve_target(target), seconds(timeout))
+
+
+class _Connection(NamedTuple):
+    channel: grpc.aio.Channel
+    rpcs: "IrqchipServiceAsyncStub"
 
 
 class Client:
@@ -41,9 +50,12 @@ class Client:
     def __init__(self, target: Target, timeout: float) -> None:
         self.target = target.uri
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(target.address, options=target.channel_options)
-        self._rpcs: IrqchipServiceAsyncStub = IrqchipServiceStub(self._channel)
-        self._closed = False
+        self._target = target
+        self._peer = Peer(target.uri, timeout)
+        self._first = self._connect()  # Of the calls that are soon over.
+        self._rpcs = self._first.rpcs
+        self._lasting = Lasting(self._connect)
+        self._closing: set[asyncio.Task[None]] = set()  # The event loop keeps no task alive.
 
     async def create_vm(self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0) -> "Vm":
         """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
@@ -71,7 +83,7 @@ class Client:
 
     async def vms(self) -> list[VmInfo]:
         """All VMs, ordered by name."""
-        return await self._unary(_calls.list_vms())
+        return await self._follow(every_vm())
 
     async def delete_vm(self, name: str) -> None:
         """Removes a VM. Its Sessions and Watches end. NotFound."""
@@ -83,8 +95,11 @@ class Client:
 
     async def close(self) -> None:
         """Closes the connection: its Sessions and Watches end."""
-        self._closed = True
-        await self._channel.close()
+        self._peer.closed = True
+        for connection in (self._first, *self._lasting.close()):
+            await connection.channel.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,21 +107,71 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _unary(self, call: Call[T], vm: str = "") -> T:
-        rpc = getattr(self._open_rpcs(), call.method)
+    async def _follow(self, steps: Steps[T]) -> T:
+        """Makes the calls that `steps` asks for, and returns what it makes of them."""
         try:
-            return call.parse(await rpc(call.request_for(vm), timeout=patience([call], self.timeout)))
+            call, vm = next(steps)
+            while True:
+                try:
+                    response = await self._unary(call, vm)
+                except IrqchipError as error:
+                    call, vm = steps.throw(error)
+                else:
+                    call, vm = steps.send(response)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+
+    async def _unary(self, call: Call[T], vm: str = "") -> T:
+        request, timeout = call.request_for(vm), patience([call], self.timeout)
+        self._check()
+        try:
+            if call.is_halt:
+                return call.parse(
+                    await self._lasting_call(lambda rpcs: getattr(rpcs, call.method)(request, timeout=timeout))
+                )
+            return call.parse(await getattr(self._rpcs, call.method)(request, timeout=timeout))
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
+            raise error_from_rpc(error, self.target, closed=self._peer.closed) from error
         except asyncio.CancelledError:
             if task_is_cancelled():
                 raise
             raise client_closed() from None
 
-    def _open_rpcs(self) -> "IrqchipServiceAsyncStub":
-        if self._closed:
+    def _session(self, core: SessionCore) -> Session:
+        self._check()
+        return Session(lambda requests: self._lasting_call(lambda rpcs: rpcs.Session(requests)), core, self._peer)
+
+    def _lasting_call(self, begin: Callable[["IrqchipServiceAsyncStub"], LastingCall]) -> LastingCall:
+        """Begins a call that lasts, over a channel of those."""
+        self._check()
+        connection = self._lasting.take()
+        try:
+            call = begin(connection.rpcs)
+        except BaseException:
+            self._give_back(connection)
+            raise
+        call.add_done_callback(partial(self._give_back, connection))
+        return call
+
+    def _give_back(self, connection: _Connection, _call: object = None) -> None:
+        if self._lasting.give_back(connection):
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # It has ended, and a call that was left is collected.
+                return
+            closing = loop.create_task(connection.channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _connect(self) -> _Connection:
+        channel = grpc.aio.insecure_channel(self._target.address, options=self._target.channel_options)
+        return _Connection(channel, IrqchipServiceStub(channel))
+
+    def _check(self) -> None:
+        if self._peer.closed:
             raise client_closed()
-        return self._rpcs
+        self._target.check()
 
 
 class Vm(Machine):
@@ -118,7 +183,7 @@ class Vm(Machine):
 
     async def info(self) -> VmInfo:
         """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""
-        return await self._client._unary(_calls.get_vm(), self.name)
+        return await self._client._follow(whole_vm(self.name))
 
     async def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing; vCPUs created later have a local APIC.
@@ -195,7 +260,7 @@ class Vm(Machine):
             resampled_gsis=resampled_gsis,
             resume=resume,
         )
-        return Session(self._client._open_rpcs().Session, core, self._client.target, self._client.timeout)
+        return self._client._session(core)
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
         """Trace events, by the names of the kernel's tracepoints; all of them where none is named.
@@ -203,8 +268,8 @@ class Vm(Machine):
         What happens within its `async with`, or after `await`, is seen. An unknown name raises InvalidArgument, at
         the latest when read.
         """
-        request = pb.WatchRequest(vm=self.name, tracepoints=tracepoints)
-        return Watch(lambda: self._client._open_rpcs().Watch(request), self._client.target, self._client.timeout)
+        request, client = _calls.watch_request(self.name, tracepoints), self._client
+        return Watch(lambda: client._lasting_call(lambda rpcs: rpcs.Watch(request)), client._peer)
 
     async def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return [await self._client._unary(call, self.name) for call in calls]

@@ -9,6 +9,7 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import _calls
 from irqchip_client._call import Call, patience
+from irqchip_client._channels import Peer
 from irqchip_client._errors import TimedOut, client_closed, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
 from irqchip_client._model import Space
@@ -32,12 +33,11 @@ class Session(Machine):
         self,
         start: Callable[[AsyncIterator[pb.SessionRequest]], SessionStream],
         core: SessionCore,
-        target: str,
-        timeout: float,
+        peer: Peer,
     ) -> None:
         self._core = core
-        self._target = target
-        self._timeout = timeout
+        self._peer = peer
+        self._timeout = peer.timeout
         self._changed = asyncio.Condition()  # Tells that the core has changed.
         self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue()  # None: no more.
         self._outbox.put_nowait(core.open_request())
@@ -158,7 +158,7 @@ class Session(Machine):
             self._changed.notify_all()
         self._outbox.put_nowait(None)
         if self._reader is None or self._stream is None:
-            self._core.end(None, self._target)
+            self._core.end(None, self._peer)
             return
         try:
             await asyncio.wait([self._reader], timeout=CLOSE_GRACE)
@@ -228,7 +228,7 @@ class Session(Machine):
             failure = error
         stream.cancel()
         self._outbox.put_nowait(None)
-        for batch in self._core.end(failure, self._target):
+        for batch in self._core.end(failure, self._peer):
             batch.settle()
         async with self._changed:
             self._changed.notify_all()
@@ -240,10 +240,9 @@ class Watch:
     It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
     """
 
-    def __init__(self, start: Callable[[], WatchStream], target: str, timeout: float) -> None:
+    def __init__(self, start: Callable[[], WatchStream], peer: Peer) -> None:
         self._start = start
-        self._target = target
-        self._timeout = timeout
+        self._peer = peer
         self._stream: WatchStream | None = None
         self._reading: asyncio.Future[Any] | None = None
         self._closed = False
@@ -264,7 +263,7 @@ class Watch:
         try:
             response = await asyncio.shield(self._reading)
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self._target) from error
+            raise error_from_rpc(error, self._peer.target, closed=self._peer.closed) from error
         except asyncio.CancelledError:
             if task_is_cancelled():
                 raise
@@ -293,14 +292,14 @@ class Watch:
             self._stream = self._start()
             # The daemon answers with its initial metadata when it is watching: what is done from now on is traced.
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._peer.timeout):
                     await self._stream.wait_for_connection()
             except TimeoutError:
                 await self.close()
-                raise timed_out("the Watch", self._timeout) from None
+                raise timed_out("the Watch", self._peer.timeout) from None
             except grpc.RpcError as error:
                 await self.close()
-                raise error_from_rpc(error, self._target) from error
+                raise error_from_rpc(error, self._peer.target, closed=self._peer.closed) from error
         return self
 
 

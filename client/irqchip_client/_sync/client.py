@@ -1,17 +1,22 @@
 """A connection to the daemon, and its VMs."""
 
+import threading
+import time
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, Self, TypeVar
 
 import grpc
 
-from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
 from irqchip_client._call import Call, patience, seconds
-from irqchip_client._errors import client_closed, error_from_rpc
+from irqchip_client._channels import Lasting, Peer
+from irqchip_client._errors import IrqchipError, client_closed, error_from_rpc
 from irqchip_client._model import VmInfo, VmSnapshot
+from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, port_poll_ns, resolve_target
 
@@ -20,6 +25,7 @@ from .port import PortSession, connect_port
 from .session import Session, Watch
 
 T = TypeVar("T")
+LastingCall = TypeVar("LastingCall", bound=grpc.Call)
 
 
 def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
@@ -27,10 +33,16 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> "Client":
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
     or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
-    Unavailable where no daemon answers. A call that takes longer than `timeout` seconds raises TimedOut. Raises
+    Unavailable where no daemon answers; and, of a default socket, IrqchipError(EACCES) where its folder is not this
+    user's alone: a stranger might answer. A call that takes longer than `timeout` seconds raises TimedOut. Raises
     InvalidArgument for a malformed target or timeout.
     """
     return Client(resolve_target(target), seconds(timeout))
+
+
+class _Connection(NamedTuple):
+    channel: grpc.Channel
+    rpcs: IrqchipServiceStub
 
 
 class Client:
@@ -39,9 +51,11 @@ class Client:
     def __init__(self, target: Target, timeout: float) -> None:
         self.target = target.uri
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(target.address, options=target.channel_options)
-        self._rpcs = IrqchipServiceStub(self._channel)
-        self._closed = False
+        self._target = target
+        self._peer = Peer(target.uri, timeout)
+        self._first = self._connect()  # Of the calls that are soon over.
+        self._rpcs = self._first.rpcs
+        self._lasting = Lasting(self._connect)
         self._port = target.port
         self._port_sessions: weakref.WeakSet[PortSession] = weakref.WeakSet()
 
@@ -71,7 +85,7 @@ class Client:
 
     def vms(self) -> list[VmInfo]:
         """All VMs, ordered by name."""
-        return self._unary(_calls.list_vms())
+        return self._follow(every_vm())
 
     def delete_vm(self, name: str) -> None:
         """Removes a VM. Its Sessions and Watches end. NotFound."""
@@ -83,8 +97,9 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection: its Sessions and Watches end."""
-        self._closed = True
-        self._channel.close()
+        self._peer.closed = True
+        for connection in (self._first, *self._lasting.close()):
+            connection.channel.close()
         for session in list(self._port_sessions):
             session.disconnect(client_closed())
 
@@ -94,19 +109,84 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _follow(self, steps: Steps[T]) -> T:
+        """Makes the calls that `steps` asks for, and returns what it makes of them."""
+        try:
+            call, vm = next(steps)
+            while True:
+                try:
+                    response = self._unary(call, vm)
+                except IrqchipError as error:
+                    call, vm = steps.throw(error)
+                else:
+                    call, vm = steps.send(response)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+
     def _unary(self, call: Call[T], vm: str = "") -> T:
-        rpc = getattr(self._open_rpcs(), call.method)
+        request = call.request_for(vm)
+        self._check()
         try:
             if call.is_halt:
-                return call.parse(_wait(rpc.future(call.request_for(vm), timeout=patience([call], self.timeout))))
-            return call.parse(rpc(call.request_for(vm), timeout=self.timeout))
+                timeout = patience([call], self.timeout)
+                return call.parse(
+                    _wait(self._lasting_call(lambda rpcs: getattr(rpcs, call.method).future(request, timeout=timeout)))
+                )
+            return call.parse(getattr(self._rpcs, call.method)(request, timeout=self.timeout))
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
+            raise error_from_rpc(error, self.target, closed=self._peer.closed) from error
+        except ValueError:  # gRPC's, of a channel that was closed just now.
+            if self._peer.closed:
+                raise client_closed() from None
+            raise
 
-    def _open_rpcs(self) -> IrqchipServiceStub:
-        if self._closed:
+    def _session(self, core: SessionCore) -> Session:
+        self._check()
+        deadline = time.monotonic() + self.timeout
+        poll_ns = port_poll_ns()
+        if poll_ns is None or (connection := connect_port(self._port, self.timeout)) is None:
+            return Session(
+                lambda requests: self._lasting_call(lambda rpcs: rpcs.Session(requests)), core, self._peer, deadline
+            )
+        session = PortSession(connection, core, self._peer, deadline, poll_ns)
+        self._port_sessions.add(session)
+        if self._peer.closed:  # Just now, and close() did not see it.
+            session.close()
             raise client_closed()
-        return self._rpcs
+        return session
+
+    def _lasting_call(self, begin: Callable[[IrqchipServiceStub], LastingCall]) -> LastingCall:
+        """Begins a call that lasts, over a channel of those."""
+        self._check()
+        connection = self._lasting.take()
+        give_back = partial(self._give_back, connection)
+        try:
+            call = begin(connection.rpcs)
+        except BaseException as error:
+            give_back()
+            if isinstance(error, ValueError) and self._peer.closed:
+                raise client_closed() from None
+            raise
+        if not call.add_callback(give_back):
+            give_back()
+        return call
+
+    def _give_back(self, connection: _Connection) -> None:
+        if self._lasting.give_back(connection):
+            # Not on this thread, which may be gRPC's: close() waits for that. Where there can't be another, the channel
+            # closes when it is collected.
+            with suppress(RuntimeError):
+                threading.Thread(target=connection.channel.close, daemon=True).start()
+
+    def _connect(self) -> _Connection:
+        channel = grpc.insecure_channel(self._target.address, options=self._target.channel_options)
+        return _Connection(channel, IrqchipServiceStub(channel))
+
+    def _check(self) -> None:
+        if self._peer.closed:
+            raise client_closed()
+        self._target.check()
 
 
 def _wait(answer: "grpc.Future[Any]") -> Any:
@@ -127,7 +207,7 @@ class Vm(Machine):
 
     def info(self) -> VmInfo:
         """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""
-        return self._client._unary(_calls.get_vm(), self.name)
+        return self._client._follow(whole_vm(self.name))
 
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing; vCPUs created later have a local APIC.
@@ -207,21 +287,15 @@ class Vm(Machine):
             resampled_gsis=resampled_gsis,
             resume=resume,
         )
-        rpcs, target, timeout = self._client._open_rpcs(), self._client.target, self._client.timeout
-        poll_ns = port_poll_ns()
-        if poll_ns is None or (connection := connect_port(self._client._port)) is None:
-            return Session(rpcs.Session, core, target, timeout)
-        session = PortSession(connection, core, target, timeout, poll_ns)
-        self._client._port_sessions.add(session)
-        return session
+        return self._client._session(core)
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
         """Trace events, by the names of the kernel's tracepoints; all of them where none is named.
 
         What happens after this returns is seen. An unknown name raises InvalidArgument, at the latest when read.
         """
-        request = pb.WatchRequest(vm=self.name, tracepoints=tracepoints)
-        return Watch(self._client._open_rpcs().Watch(request), self._client.target, self._client.timeout)
+        request = _calls.watch_request(self.name, tracepoints)
+        return Watch(self._client._lasting_call(lambda rpcs: rpcs.Watch(request)), self._client._peer)
 
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return [self._client._unary(call, self.name) for call in calls]

@@ -20,6 +20,7 @@ from irqchip.port import MESSAGE_BYTES, Patience
 from irqchip.records import EVENT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call
+from irqchip_client._channels import Peer
 from irqchip_client._errors import (
     InvalidArgument,
     IrqchipError,
@@ -27,6 +28,7 @@ from irqchip_client._errors import (
     client_interrupted,
     daemon_gone,
     error_from_message,
+    make_error,
     protocol_error,
     timed_out,
 )
@@ -37,20 +39,63 @@ from .session import Answer, Session
 T = TypeVar("T")
 
 
-def connect_port(path: str | None) -> socket.socket | None:
-    """A connection to the port at `path`; None where there is none, or not for this user."""
+def connect_port(path: str | None, timeout: float) -> socket.socket | None:
+    """A connection to the port at `path`; None where there is none, or not for this user.
+
+    Raises TimedOut where the port takes no more connections, as a daemon that is stopped does.
+    """
     if path is None:
         return None
+    deadline = time.monotonic() + timeout
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        connection.connect(os.fsencode(path))
+        while True:
+            # It is what bounds a connect() of this kind of socket, and is undone when that has returned.
+            _set_timeout(connection, socket.SO_SNDTIMEO, max(deadline - time.monotonic(), 0))
+            connection.connect(os.fsencode(path))
+            _set_timeout(connection, socket.SO_SNDTIMEO, None)
+            with suppress(OSError):
+                # A signal that comes while it waits ends connect(), which to Python then seems to have succeeded.
+                connection.getpeername()
+                return connection
+    except BlockingIOError:
+        connection.close()
+        raise timed_out("a connection to the daemon's port", timeout) from None
     except OSError:
         connection.close()
         return None
-    return connection
+    except BaseException:  # Ctrl-C
+        connection.close()
+        raise
 
 
+_MOST_AT_ONCE = 1024  # Packets that are read by who does not wait: a daemon that goes on sending is not read for ever.
 _TIMEVAL = struct.Struct("@ll")
+
+
+def _set_timeout(connection: socket.socket, option: int, timeout: float | None) -> None:
+    # The socket's own: Python's would cost another system call every time. 0 is none.
+    microseconds = 0 if timeout is None else max(round(timeout * 1e6), 1)
+    connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000)))
+
+
+def _copies(descriptors: Sequence[int]) -> list[int]:
+    """Raises InvalidArgument where one is none."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+    except OSError as error:
+        _close(copies)
+        if error.errno != errno.EBADF:
+            raise make_error(error.errno or errno.EIO, f"a descriptor can't be copied: {error.strerror}") from None
+        raise InvalidArgument(errno.EBADF, f"{descriptor} is no descriptor") from None
+    return copies
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class _Receiver:
@@ -75,20 +120,14 @@ class _Receiver:
                 return self._receive(MESSAGE_BYTES + 1)
             spin = patience.goes_on()
         if timeout != self._timeout:
-            self._set_timeout(timeout)
+            _set_timeout(self._connection, socket.SO_RCVTIMEO, timeout)
+            self._timeout = timeout
         try:
             packet = self._receive(MESSAGE_BYTES + 1)
         except BlockingIOError:
             raise TimeoutError from None
         patience.woken()
         return packet
-
-    def _set_timeout(self, timeout: float | None) -> None:
-        # The socket's own: Python's would cost another system call every time.
-        microseconds = 0 if timeout is None else max(round(timeout * 1e6), 1)
-        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self._timeout = timeout
 
 
 class _Answer:
@@ -124,11 +163,11 @@ class PortSession(Session):
 
     transport = "port"
 
-    def __init__(self, connection: socket.socket, core: SessionCore, target: str, timeout: float, poll_ns: int) -> None:
+    def __init__(self, connection: socket.socket, core: SessionCore, peer: Peer, deadline: float, poll_ns: int) -> None:
         self._core = core
         core.packs = True
-        self._target = target
-        self._timeout = timeout
+        self._peer = peer
+        self._timeout = peer.timeout
         self._changed = threading.Condition()
         self._connection = connection
         self._packets = _Receiver(connection, poll_ns)
@@ -137,13 +176,15 @@ class PortSession(Session):
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()  # With descriptors, if any.
         self._flushing = False
         self._reader = None
-        self._open()
+        self._open(deadline)
 
     @property
     def closed(self) -> bool:
         """Whether it has ended."""
         with self._changed, suppress(BlockingIOError, ValueError):
-            while not self._core.ended and not self._reading:
+            for _ in range(_MOST_AT_ONCE):
+                if self._core.ended or self._reading:
+                    break
                 try:
                     packet = self._connection.recv(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
                 except ConnectionResetError:  # The daemon was killed.
@@ -168,6 +209,7 @@ class PortSession(Session):
                 self._end(None)
             while self._reading and self._wait_for_change(CLOSE_GRACE):
                 pass
+            self._forget_unsent()
             self._connection.close()
 
     def disconnect(self, failure: IrqchipError) -> None:
@@ -177,11 +219,17 @@ class PortSession(Session):
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _send(self, request: pb.SessionRequest | bytes, descriptors: Sequence[int] = ()) -> None:
+    def _send(self, request: pb.SessionRequest | bytes, descriptors: Sequence[int] = (), *, waits: bool = True) -> None:
+        """Sends this behind what could not be sent before; the descriptors are closed with that.
+
+        TimedOut where the daemon takes nothing for the Client's timeout. What has then not gone out, or where this is
+        not to wait, goes before what is sent next.
+        """
         self._unsent.append((request if isinstance(request, bytes) else request.SerializeToString(), descriptors))
         if self._flushing:  # Another thread does, and goes on with this one.
             return
         self._flushing = True
+        deadline: float | None = None
         try:
             while self._unsent:
                 try:
@@ -191,34 +239,60 @@ class PortSession(Session):
                     else:
                         self._connection.send(data, socket.MSG_DONTWAIT)
                 except BlockingIOError:
-                    self._make_way()
+                    if not waits:
+                        return
+                    now = time.monotonic()
+                    deadline = now + self._timeout if deadline is None else deadline
+                    if now >= deadline:
+                        raise timed_out("room for what is sent", self._timeout) from None
+                    self._make_way(deadline - now)
                 else:
                     self._unsent.popleft()
+                    if descriptors:
+                        _close(descriptors)
+                    deadline = None
         except OSError:  # The daemon has gone: whoever reads next finds out.
-            self._unsent.clear()
+            self._forget_unsent()
         finally:
             self._flushing = False
 
+    def _forget_unsent(self) -> None:
+        while self._unsent:
+            _close(self._unsent.popleft()[1])
+
+    def _give_up(self, serial: int) -> None:
+        with self._changed:
+            if request := self._core.give_up(serial):
+                self._send(request, waits=False)  # Whoever gives up has waited enough.
+
     def _run_with(self, calls: Sequence[Call[Any]], descriptors: Sequence[int]) -> None:
-        if any(descriptor < 0 for descriptor in descriptors):
-            raise InvalidArgument(errno.EBADF, f"{min(descriptors)} is no descriptor")
         answer = _Answer()
         with self._changed:
             self._wait_for_room()
-            request, _ = self._core.submit(calls, answer, False)
+            copies = _copies(descriptors)  # The caller may close its own before they are sent.
+            try:
+                request, _ = self._core.submit(calls, answer, False)
+            except BaseException:
+                _close(copies)
+                raise
             # Both at once: nothing of another thread's may come between.
             self._unsent.append((pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString(), ()))
-            self._send(request, descriptors)
+            self._send(request, copies)
         self._result_of(answer, self._timeout)
 
-    def _make_way(self) -> None:
+    def _make_way(self, timeout: float) -> None:
         """The daemon takes nothing more: it may be waiting for its answers to be read."""
         if self._reading:
             self._wait_for_change(0.01)
             return
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLOUT)
-        self._read_one(lambda: self._receive(None) if poll.poll()[0][1] & select.POLLIN else None)
+
+        def receive() -> bytes | None:
+            ready = poll.poll(math.ceil(timeout * 1000))
+            return self._receive(None) if ready and ready[0][1] & select.POLLIN else None
+
+        self._read_one(receive)
 
     def _expect_answers(self) -> None:
         with self._changed:
@@ -349,7 +423,7 @@ class PortSession(Session):
             return
         try:
             if not packet:
-                self._end(daemon_gone(self._target))
+                self._end(daemon_gone(self._peer.target))
                 return
             if not packet[0]:
                 if len(packet) == EVENT.size and packet[1]:
@@ -369,6 +443,6 @@ class PortSession(Session):
 
     def _end(self, failure: IrqchipError | None) -> None:
         if not self._core.ended:
-            for batch in self._core.end(failure, self._target):
+            for batch in self._core.end(failure, self._peer):
                 batch.settle()
             self._changed.notify_all()

@@ -4,6 +4,7 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,6 +15,7 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import _calls
 from irqchip_client._call import Call, patience
+from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, SessionClosed, TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
 from irqchip_client._model import Space
@@ -59,25 +61,28 @@ class Session(Machine):
     transport = "grpc"  # What it goes over; "port": the daemon's AF_UNIX port.
     _reader: threading.Thread | None
 
-    def __init__(self, start: Start, core: SessionCore, target: str, timeout: float) -> None:
+    def __init__(self, start: Start, core: SessionCore, peer: Peer, deadline: float) -> None:
         self._core = core
-        self._target = target
-        self._timeout = timeout
+        self._peer = peer
+        self._timeout = peer.timeout
         self._changed = threading.Condition()  # Guards the core, and tells that it has changed.
         self._outbox: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()  # None: no more.
         self._stream = start(iter(self._outbox.get, None))
         # A daemon thread: a program that forgets close() still exits.
         self._reader = threading.Thread(target=self._read, name=f"irqchip session {core.vm}", daemon=True)
         self._reader.start()
-        self._open()
+        self._open(deadline)
 
-    def _open(self) -> None:
-        """Sends the first message, and waits until it is answered."""
+    def _open(self, deadline: float) -> None:
+        """Sends the first message, and waits until it is answered: until `deadline`, of time.monotonic()."""
         core = self._core
         try:
             with self._changed:
                 self._send(core.open_request())
-                self._wait(lambda: core.is_open or core.ended, self._timeout, "opening the Session")
+                try:
+                    self._wait(lambda: core.is_open or core.ended, max(deadline - time.monotonic(), 0), "opening")
+                except TimedOut:
+                    raise timed_out("opening the Session", self._timeout) from None
                 if not core.is_open:
                     raise core.open_error()
         except BaseException:
@@ -323,7 +328,7 @@ class Session(Machine):
         self._stream.cancel()
         self._outbox.put(None)  # gRPC's thread waits for a request, and would for ever.
         with self._changed:
-            batches = self._core.end(failure, self._target)
+            batches = self._core.end(failure, self._peer)
             self._changed.notify_all()
         for batch in batches:
             batch.settle()
@@ -335,21 +340,22 @@ class Watch:
     It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
     """
 
-    def __init__(self, stream: "grpc._CallIterator[pb.WatchResponse]", target: str, timeout: float) -> None:
+    def __init__(self, stream: "grpc._CallIterator[pb.WatchResponse]", peer: Peer) -> None:
         self._stream = stream
         self._responses = iter(stream)
-        self._target = target
+        self._peer = peer
         self._closed = False
+        self._late = False
         # The daemon answers with its initial metadata when it is watching: what is done from now on is traced.
-        too_late = threading.Timer(timeout, stream.cancel)
+        too_late = threading.Timer(peer.timeout, self._too_late)
         too_late.daemon = True
         too_late.start()
         stream.initial_metadata()
         too_late.cancel()
         if not stream.is_active() and stream.code() is not grpc.StatusCode.OK:
-            if stream.code() is grpc.StatusCode.CANCELLED:
-                raise timed_out("the Watch", timeout)
-            raise error_from_rpc(cast(grpc.RpcError, stream), target)  # A finished call is its own error.
+            if self._late:
+                raise timed_out("the Watch", peer.timeout)
+            raise self._error(cast(grpc.RpcError, stream))  # A finished call is its own error.
 
     def __iter__(self) -> Self:
         return self
@@ -360,7 +366,14 @@ class Watch:
         except grpc.RpcError as error:
             if self._closed:
                 raise StopIteration from None
-            raise error_from_rpc(error, self._target) from error
+            raise self._error(error) from error
+
+    def _error(self, error: grpc.RpcError) -> IrqchipError:
+        return error_from_rpc(error, self._peer.target, closed=self._peer.closed)
+
+    def _too_late(self) -> None:
+        self._late = True
+        self._stream.cancel()
 
     def close(self) -> None:
         """Ends it, also for a thread that waits in it."""

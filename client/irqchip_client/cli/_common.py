@@ -67,7 +67,7 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
         try:
             return int(value, 0)
         except ValueError:
-            self.fail(f"{value!r} is no number: write 16, 0x10 or 0b10000", param, ctx)
+            self.fail(f"{value!r:.100} is no number: write 16, 0x10 or 0b10000", param, ctx)
 
 
 NUMBER = _Number()

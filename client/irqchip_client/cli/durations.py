@@ -21,11 +21,13 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
         written = _LENGTH.fullmatch(value)
         if written is None:
             self.fail(
-                f"{value!r} is no length of time: write 1.5s, 10ms, 500us or 20ns; without a unit it is ns", param, ctx
+                f"{value!r:.100} is no length of time: write 1.5s, 10ms, 500us or 20ns; without a unit it is ns",
+                param,
+                ctx,
             )
         nanoseconds = Fraction(written["number"]) * _UNITS[written["unit"] or "ns"]
         if nanoseconds.denominator > 1:
-            self.fail(f"{value!r} is not a whole number of ns", param, ctx)
+            self.fail(f"{value!r:.100} is not a whole number of ns", param, ctx)
         return int(nanoseconds)
 
 

@@ -267,7 +267,7 @@ def _make(model: str, parameters: tuple[str, ...]) -> Device:
     for parameter in parameters:
         key, equals, value = parameter.partition("=")
         if not equals:
-            raise click.BadParameter(f"{parameter!r} is not NAME=VALUE", param_hint="NAME=VALUE")
+            raise click.BadParameter(f"{parameter!r:.100} is not NAME=VALUE", param_hint="NAME=VALUE")
         arguments[key] = _value(value)
     try:
         return cls(**arguments)

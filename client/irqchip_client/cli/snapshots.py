@@ -10,6 +10,7 @@ import click
 import irqchip_client
 
 from ._common import pass_client, pass_vm
+from .files import write_file
 
 
 @click.command()
@@ -18,19 +19,22 @@ from ._common import pass_client, pass_vm
 def save(vm: irqchip_client.Vm, file: str) -> None:
     """Save a VM's whole state to a file.
 
-    FILE may be -, for standard output, but not a terminal. The VM goes on; `restore` makes another from the file, here
-    or elsewhere.
+    FILE may be -, for standard output, but not a terminal. A file that is there is replaced when the whole of the state
+    is written, and stays as it is where that fails. The VM goes on; `restore` makes another from the file, here or
+    elsewhere.
     """
     if file == "-" and sys.stdout.isatty():
         raise click.UsageError("a snapshot is bytes and not for a terminal: name a file, or send the output elsewhere")
     saved = vm.snapshot().to_bytes()
-    try:
-        with click.open_file(file, "wb") as opened:  # What was in the file is lost from here on.
-            opened.write(saved)
-            opened.flush()
-    except OSError as error:
-        error.filename = "standard output" if file == "-" else file
-        raise
+    if file == "-":
+        try:
+            sys.stdout.buffer.write(saved)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+    else:
+        write_file(file, saved)
 
 
 @click.command()

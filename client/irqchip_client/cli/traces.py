@@ -264,7 +264,7 @@ def _operations(ops: Iterable[Any]) -> Iterator[Operation]:
         name, *arguments = op
         kinds = OPERATIONS.get(name)
         if kinds is None:
-            raise TraceError(f"operation {at}: {name!r} is unknown; there are {', '.join(OPERATIONS)}")
+            raise TraceError(f"operation {at}: {name!r:.100} is unknown; there are {', '.join(OPERATIONS)}")
         if len(arguments) != len(kinds) + 1:
             wanted = f"{', '.join(kinds)} and the answer" if kinds else "the answer"
             raise TraceError(f"operation {at}: {name} takes {wanted}, not {len(arguments)} values")

@@ -75,14 +75,16 @@ def list_(client: irqchip_client.Client) -> None:
 def show(vm: irqchip_client.Vm) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
 
-    Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's name, the
-    GSIs it holds high, those it resamples, and the events it lost; "detached" where it was restored, and its client has
-    not come back. Below it the ports and addresses that it answers for.
+    Of the clock: when the next timer is due, and how late timers are, where the VM needs more of the daemon than its
+    share. Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's
+    name, the GSIs it holds high, those it resamples, and the events it lost; "detached" where it was restored, and its
+    client has not come back. Below it the ports and addresses that it answers for.
     """
     info = vm.info()
     click.echo(f"VM        {info.name}")
     click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
-    click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}")
+    late = f"; {show_duration(info.lateness_ns)} late" if info.lateness_ns else ""
+    click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}{late}")
     click.echo(f"TSC       {info.tsc_khz} kHz")
     click.echo(f"vCPU ids  {_numbers(info.vcpus)}")
     click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")

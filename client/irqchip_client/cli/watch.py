@@ -26,9 +26,7 @@ def _pio(f: Fields) -> str:
 
 def _mmio(f: Fields) -> str:
     direction = "write" if f["write"] else "read"
-    # A field is a signed number of 64 bits; what was read or written is not signed.
-    address, value = f["address"] & (1 << 64) - 1, f["value"] & (1 << 64) - 1
-    return f"mmio {direction} len {f['size']} gpa {address:#x} val {value:#x}"
+    return f"mmio {direction} len {f['size']} gpa {f['address']:#x} val {f['value']:#x}"
 
 
 def _pic_set_irq(f: Fields) -> str:

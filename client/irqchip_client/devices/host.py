@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from irqchip_client import ops
-from irqchip_client._errors import IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
+from irqchip_client._errors import Busy, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
 from irqchip_client._events import Event, RegionAccess, RegionsLost
 from irqchip_client._model import Space
 from irqchip_client._sync.client import Vm, connect
@@ -26,6 +26,7 @@ from .reactor import Reactor
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
 SILENCE = 3.0  # seconds of waiting, after which it says so
 INSISTENCE = 0.001  # seconds, after which a coalesced edge is made again
+RECLAIM = 1.0  # seconds, after which a host that was too slow twice tries again to claim its regions
 
 # Lines that insist, and which of a turn's operations raised them.
 Insisting = list[tuple[OutputLine, int]]
@@ -123,6 +124,13 @@ class _Host:
 class RemoteHost(_Host):
     """Runs a device for a VM whose vCPUs are other processes'."""
 
+    def __init__(self, session: Session, devices: Iterable[Device]) -> None:
+        super().__init__(session, devices)
+        self._lost: list[DeviceRegion] = []
+        clock = Device("claims")
+        clock.host = self
+        self._later = clock.timer(self._claim_again)
+
     def start(self) -> None:
         """Claim its regions and run it. AlreadyExists where they are claimed."""
         self._claim()
@@ -132,6 +140,15 @@ class RemoteHost(_Host):
         for device in self.devices:
             for region in device.regions:
                 self.session.register_region(region.space, region.start, region.length)
+
+    def _claim_again(self) -> None:
+        """Claim what was lost, and what is refused for now (EBUSY of RegisterRegion) later."""
+        for region in list(self._lost):
+            with suppress(Busy):
+                self.session.register_region(region.space, region.start, region.length)
+                self._lost.remove(region)
+        if self._lost:
+            self._later.start(RECLAIM)
 
     def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
         """See _Host. Nobody waits for the results."""
@@ -166,7 +183,9 @@ class RemoteHost(_Host):
                 log.warning(
                     "too slow to answer an access to %s %#x in time: claiming the regions again", space.name, address
                 )
-                self._claim()
+                with self.turn():
+                    self._lost = [region for device in self.devices for region in device.regions]
+                    self._claim_again()
             case _:
                 pass
 

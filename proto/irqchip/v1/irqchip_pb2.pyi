@@ -20,7 +20,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
-  EBUSY      FAILED_PRECONDITION  the vCPU halts already
+  EBUSY      FAILED_PRECONDITION  the vCPU halts already; a region whose owners were too slow can't be claimed yet
   EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
@@ -1636,13 +1636,16 @@ class RegisterRegionRequest(_message.Message):
     """RegisterRegionRequest has a Session answer for a range of ports or addresses. A vCPU's access that lies in it whole comes
     to the Session as a RegionAccess and waits for its CompleteAccess. Where the Session ends first, or does not answer
     within a limit of the daemon, the access is completed as claimed and unanswered, a read with all ones, and all regions of
-    the Session go. A vCPU whose operations come in a batch has the rest of the batch, and the Session's next ones, wait: a
+    the Session go. The limit is each access's own, from when it is forwarded, whoever else waits; only the accesses of a
+    string instruction, forwarded together, have it one after the other, each from when the one before is answered. A vCPU whose operations come in a batch has the rest of the batch, and the Session's next ones, wait: a
     device and a vCPU need a Session each, and EDEADLK is the result of an access to a region of one's own.
 
     A doorbell is a range where a write is told, as a Doorbell, and no vCPU waits: KVM_IOEVENTFD. Reads of it are unclaimed.
 
-    EEXIST: part of the range is claimed, by a chip or another region; but doorbells of the same range and other values go
-    together. EINVAL: a range that is empty or too long, a value for a range that is none of 1, 2, 4 or 8 bytes or does not
+    EEXIST: part of the range is claimed, by a chip or another region, or it is in the local APICs' page, FEE00000h, of a VM
+    with an irqchip; but doorbells of the same range and other values go together. EBUSY: no doorbell, and an access to part
+    of the range was not answered in time, for the second time within 30 times the limit; for as long again nobody may
+    claim it. EINVAL: a range that is empty or too long, a value for a range that is none of 1, 2, 4 or 8 bytes or does not
     fit, or without doorbell. ENOSPC: the bus has 1,000 devices, and each doorbell is one. Of an eventfd: EBADF, EINVAL,
     EOPNOTSUPP and ENOSPC as of IrqfdRequest.
     """
@@ -4599,7 +4602,7 @@ class VcpuSnapshot(_message.Message):
     """Whether the APIC timer has expired while it was masked, so that it interrupts when it is not."""
     @_builtins.property
     def queued(self) -> _containers.RepeatedCompositeFieldContainer[Global___AckInterruptResponse]:
-        """Interrupts that were taken by Halts whose callers were gone: the next to be taken, in this order."""
+        """Interrupts that were taken by Halts whose callers were gone: the next to be taken, in this order. At most 32."""
 
     def __init__(
         self,
@@ -4677,13 +4680,16 @@ class SourceSnapshot(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    ASSERTED_FIELD_NUMBER: _builtins.int
     source: _builtins.int
     """Its number."""
     client: _builtins.str
     """What its client called itself."""
+    asserted: _builtins.bytes
+    """The GSIs that it drives high, little-endian, bit n is GSI n."""
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The GSIs that it drives high."""
+        """GSIs that it drives high. SaveVm leaves this empty, and gives asserted."""
 
     @_builtins.property
     def resampled_gsis(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
@@ -4696,10 +4702,11 @@ class SourceSnapshot(_message.Message):
         client: _builtins.str = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         resampled_gsis: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        asserted: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted_gsis", b"asserted_gsis", "client", b"client", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asserted", b"asserted", "asserted_gsis", b"asserted_gsis", "client", b"client", "resampled_gsis", b"resampled_gsis", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -290,7 +290,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SaveVm(self, request, context):
-        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out.
+        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
+        and RestoreVm takes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,7 +300,8 @@ class IrqchipServiceServicer:
     def RestoreVm(self, request, context):
         """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
         EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-        come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+        come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
+        more than a minute late, the expiries before that minute are lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -540,7 +542,9 @@ class IrqchipServiceServicer:
     def Session(self, request_iterator, context):
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
         line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
+        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
+        480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
+        that it has raised, in steps of 256; so raising one can be ENOSPC, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,7 +20,7 @@ google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have r
   EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
   EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
   ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
-  EBUSY      FAILED_PRECONDITION  the vCPU halts already
+  EBUSY      FAILED_PRECONDITION  the vCPU halts already; a region whose owners were too slow can't be claimed yet
   EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
   E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
   ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
@@ -84,11 +84,14 @@ class IrqchipServiceStub:
     routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
     """
     SaveVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]
-    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
+    and RestoreVm takes it.
+    """
     RestoreVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]
     """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
     EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-    come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+    come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
+    more than a minute late, the expiries before that minute are lost.
     """
     CheckExtension: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
@@ -191,7 +194,9 @@ class IrqchipServiceStub:
     Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
+    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
+    480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
+    that it has raised, in steps of 256; so raising one can be ENOSPC, too.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]
     """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
@@ -226,11 +231,14 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
     """
     SaveVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]  # type: ignore[assignment]
-    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
+    and RestoreVm takes it.
+    """
     RestoreVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]  # type: ignore[assignment]
     """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
     EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-    come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+    come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
+    more than a minute late, the expiries before that minute are lost.
     """
     CheckExtension: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]  # type: ignore[assignment]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
@@ -333,7 +341,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
+    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
+    480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
+    that it has raised, in steps of 256; so raising one can be ENOSPC, too.
     """
     Watch: _aio.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
@@ -407,7 +417,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.SaveVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.SaveVmResponse, _abc.Awaitable[_irqchip_pb2.SaveVmResponse]]:
-        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out."""
+        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
+        and RestoreVm takes it.
+        """
 
     @_abc_1.abstractmethod
     def RestoreVm(
@@ -417,7 +429,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_irqchip_pb2.RestoreVmResponse, _abc.Awaitable[_irqchip_pb2.RestoreVmResponse]]:
         """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
         EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-        come back detached, holding their levels, until a Session resumes them (see SessionOpen).
+        come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
+        more than a minute late, the expiries before that minute are lost.
         """
 
     @_abc_1.abstractmethod
@@ -706,7 +719,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.SessionResponse], _abc.AsyncIterator[_irqchip_pb2.SessionResponse]]:
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
         line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions.
+        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
+        480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
+        that it has raised, in steps of 256; so raising one can be ENOSPC, too.
         """
 
     @_abc_1.abstractmethod

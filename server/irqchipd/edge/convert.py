@@ -279,7 +279,7 @@ def _region_to(region: RegionInfo) -> pb.RegionInfo:
 
 
 def vm_to(vm: Description) -> pb.VmInfo:
-    """A VM's description."""
+    """A VM's description, with the Sessions that it has."""
     sessions = [
         pb.SessionInfo(
             client=source.client,
@@ -307,4 +307,6 @@ def vm_to(vm: Description) -> pb.VmInfo:
         now_ns=vm.now,
         next_timer_ns=vm.next_timer,
         tsc_khz=vm.tsc_khz,
+        session_count=vm.source_count,
+        lateness_ns=vm.lateness,
     )

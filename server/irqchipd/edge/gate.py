@@ -7,14 +7,19 @@ import time
 from types import TracebackType
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from irqchipd.edge.executor import Slices
 from irqchipd.edge.loop import answered
+from irqchipd.edge.rpc import decoded
 from irqchipd.vm.fair import FairQueue
 
 TURN_NS = 1_000_000  # of work in one pass of the loop, before it looks whether something else has come
+SMALL = 1024  # bytes of a message that is decoded at once
 GRANTS = 4  # pieces of work that may begin in one pass, when others wait
 
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 
 
 class Gate:
@@ -43,6 +48,13 @@ class Gate:
                     return result
             if awaited is not None:
                 await answered(awaited)
+
+    async def decode(self, message_class: type[_M], data: bytes) -> _M:
+        """The message of some bytes, which do not say yet whose they are: EBADMSG where they are not one."""
+        if len(data) <= SMALL:
+            return decoded(message_class, data)
+        async with self.turn(None):
+            return decoded(message_class, data)
 
     async def begin(self, holder: object) -> None:
         """Wait for the holder's turn."""

@@ -17,6 +17,7 @@ from irqchipd.edge import convert, errors
 from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
+from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.rpc import Context, abort, decoded
 from irqchipd.edge.session import Places
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
@@ -111,11 +112,11 @@ class GrpcService:
                 if long_call is not None:
                     loop = asyncio.get_running_loop()
                     return await loop.run_in_executor(self._background, execute, long_call, data)
-                async with self._gate.turn(None):
-                    if daemon_call is not None:
+                if daemon_call is not None:
+                    async with self._gate.turn(None):
                         return execute(daemon_call, data)
-                    request: Any = decoded(request_class, data)
-                    vm = self._registry.get(request.vm)
+                request: Any = await self._gate.decode(request_class, data)
+                vm = self._registry.get(request.vm)
                 return await self._gate.run(vm, work(vm, request))
             except Exception as error:
                 await abort(context, errors.refusal(error))
@@ -132,10 +133,10 @@ class GrpcService:
         self._registry.delete(request.vm)
 
     def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        response.vms.extend(convert.vm_to(vm.describe()) for vm in self._registry.all())
+        list_vms(self._registry, request, response)
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        response.vm.CopyFrom(convert.vm_to(self._registry.get(request.vm).describe()))
+        get_vm(self._registry, request, response)
 
     def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
         self._registry.get(request.vm).reset()
@@ -168,11 +169,10 @@ class GrpcService:
         ended: asyncio.Future[Outcome] = loop.create_future()
         self._halts.add(ended)
         try:
-            async with self._gate.turn(None):
-                request = decoded(pb.HaltRequest, data)
-                if self._stopping:
-                    raise errors.STOPPING
-                vm = self._registry.get(request.vm)
+            request = await self._gate.decode(pb.HaltRequest, data)
+            if self._stopping:
+                raise errors.STOPPING
+            vm = self._registry.get(request.vm)
             await self._gate.run(vm, caught_up(vm))
             async with self._gate.turn(vm):
                 done = partial(call, loop, resolve, ended)

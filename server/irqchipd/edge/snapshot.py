@@ -10,17 +10,24 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
+from irqchipd.vm.cpu import MAX_QUEUED
 from irqchipd.vm.errors import invalid
+from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+from irqchipd.vm.sources import MAX_SOURCES
 
 VERSION = 1
 
 _T = TypeVar("_T")
+
+# How many parts of a kind there are at the most.
+_MOST = {"routing": MAX_GSIS, "vcpus": MAX_VCPUS, "sources": MAX_SOURCES, "queued": MAX_QUEUED}
 
 
 def snapshot_to(state: VmState) -> pb.VmSnapshot:
@@ -37,39 +44,68 @@ def snapshot_from(snapshot: pb.VmSnapshot) -> VmState:
     return _state_of(VmState, snapshot)
 
 
-def _message_of(kind: Callable[..., Any], state: Any) -> Any:
+class _Field:
+    """What there is to know of a field before its value: a VM has hundreds of parts of the same few kinds."""
+
+    __slots__ = ("enum", "has_presence", "is_map", "is_repeated", "most", "name", "parts")
+
+    def __init__(self, field: Any) -> None:
+        self.name = field.name
+        self.enum = field.enum_type
+        self.has_presence = field.has_presence
+        self.is_repeated = field.is_repeated
+        self.is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+        self.parts = None if field.message_type is None or self.is_map else _PARTS[field.message_type.name]
+        self.most = _MOST.get(field.name)
+
+
+_FIELDS: dict[str, list[_Field]] = {}  # of the parts, by their messages' names
+
+
+def _fields_of(part: Any, message: type[Message]) -> list[_Field]:
+    name = message.DESCRIPTOR.name
+    known = _FIELDS.get(name)
+    if known is None:
+        descriptors = message.DESCRIPTOR.fields_by_name
+        known = _FIELDS[name] = [_Field(descriptors[field.name]) for field in fields(part)]
+    return known
+
+
+def _message_of(kind: type[Message], state: Any) -> Any:
     """A message of a kind, with the fields of a state."""
-    descriptors = kind.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
-    return kind(**{name: _wire_value(descriptors[name], value) for name, value in values.items()})
+    known = _fields_of(state, kind)
+    return kind(**{field.name: _wire_value(field, getattr(state, field.name)) for field in known})
 
 
-def _wire_value(field: FieldDescriptor, value: Any) -> Any:
+def _wire_value(field: _Field, value: Any) -> Any:
     """What a message's constructor takes for a field."""
-    if value is None or field.message_type is None or field.message_type.GetOptions().map_entry:
+    if value is None or field.parts is None:
         return value
-    convert, _ = _PARTS[field.message_type.name]
+    convert, _ = field.parts
     return [convert(part) for part in value] if field.is_repeated else convert(value)
 
 
 def _state_of(kind: type[_T], message: Message) -> _T:
     """A state of a kind, with the fields of a message."""
-    descriptors = message.DESCRIPTOR.fields_by_name
-    return kind(**{field.name: _plain_value(descriptors[field.name], message) for field in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{field.name: _plain_value(field, message) for field in _fields_of(kind, type(message))})
 
 
-def _plain_value(field: FieldDescriptor, message: Message) -> Any:
+def _plain_value(field: _Field, message: Message) -> Any:
     """What a state has for a field."""
     if field.has_presence and not message.HasField(field.name):
         return None
     value = getattr(message, field.name)
-    if field.message_type is not None:
-        if field.message_type.GetOptions().map_entry:
-            return dict(value)
-        _, convert = _PARTS[field.message_type.name]
-        return tuple(convert(part) for part in value) if field.is_repeated else convert(value)
-    if field.enum_type is not None:
-        _check_number(field.enum_type, value)
+    if field.parts is not None:
+        _, convert = field.parts
+        if not field.is_repeated:
+            return convert(value)
+        if field.most is not None and len(value) > field.most:  # to convert them all would be a lot of work
+            raise invalid(f"no VM has this state: {len(value)} {field.name}; at most {field.most} are allowed")
+        return tuple(convert(part) for part in value)
+    if field.is_map:
+        return dict(value)
+    if field.enum is not None:
+        _check_number(field.enum, value)
     return tuple(value) if field.is_repeated else value
 
 

@@ -82,7 +82,7 @@ class Streams:
         if opened is None:
             return
         with self._places.taken():
-            async with self._gate.turn(None):
+            async with self._gate.turn(self._registry.get(opened.vm)):
                 session = Session(
                     self._registry,
                     self._limits,
@@ -109,7 +109,7 @@ class Streams:
             raise not_opened() from None
         finally:
             self._unopened.pop(stream, None)
-        return None if data is grpc.aio.EOF else opening(decoded(pb.SessionRequest, data))
+        return None if data is grpc.aio.EOF else opening(await self._gate.decode(pb.SessionRequest, data))
 
     async def _serve_session(self, context: Context, stream: _Stream, session: Session) -> None:
         vm = session.vm
@@ -161,9 +161,9 @@ class Streams:
 
     async def _run_watch(self, data: bytes, context: Context, stream: _Stream) -> None:
         with self._places.taken():
-            async with self._gate.turn(None):
-                request = decoded(pb.WatchRequest, data)
-                vm = self._registry.get(request.vm)
+            request = await self._gate.decode(pb.WatchRequest, data)
+            vm = self._registry.get(request.vm)
+            async with self._gate.turn(vm):
                 reader = self._open_trace(vm, request.tracepoints, stream)
 
             def next_message() -> bytes | None:

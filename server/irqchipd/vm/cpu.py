@@ -17,6 +17,10 @@ from irqchipd.vm.events import IoapicEoi, VcpuSignal
 if TYPE_CHECKING:
     from irqchipd.vm.board import Board
 
+# Interrupts that Halts took whose callers were gone. What its guest has not got it has not ended either, and of those a
+# local APIC has at most one for each of 15 classes of priority, the PICs one for each of 16 lines. More can come only
+# from PICs that end interrupts by themselves, or from a caller that ends what others wait for: those are lost.
+MAX_QUEUED = 32
 MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
 
 
@@ -348,6 +352,6 @@ class Cpu:
                     self.smi = True
                 case _:
                     self.nmis = min(self.nmis + 1, MAX_NMIS)
-        else:
+        elif len(self.queued) < MAX_QUEUED:
             self.queued.append(outcome)
         self.board.touch(self)

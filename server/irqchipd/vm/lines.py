@@ -12,7 +12,7 @@ from irqchipd.vm.clock import Clock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
-from irqchipd.vm.sources import PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
 from irqchipd.vm.turns import WORK_A_TURN, Turns, finish
 
 CHANGES_A_TURN = 128  # of lines
@@ -33,15 +33,21 @@ class Lines(Turns):
     def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
         super().__init__(name, clock, tsc_khz)
         self._shared_source = LineSource(SHARED)
+        # In the order in which they came.
         self._sources: dict[int, LineSource] = {}
+        self._sources_bytes = SourcesBytes()
+        self._last_serial = 0
 
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
         """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
 
-        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL.
+        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL. ENOSPC where
+        the VM's sources hold too much.
         """
         with self._turn:
             source = self._checked_source((gsi << 1 | bool(level),), source)
+            if level and gsi >= source.reach:
+                self._reach(source, gsi)
             return self._set_level(source, gsi, bool(level))
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
@@ -58,6 +64,8 @@ class Lines(Turns):
         while True:
             with self._turn:
                 checked = self._checked_source(changes if not statuses else (), source)
+                if not statuses:
+                    self._reach_all(checked, changes)
                 board = self._board
                 most = board.work + WORK_A_TURN
                 for change in changes[len(statuses) : len(statuses) + CHANGES_A_TURN]:
@@ -71,11 +79,22 @@ class Lines(Turns):
     def _set_level(self, source: LineSource, gsi: int, level: int) -> int:
         if gsi in source.resampled:
             return self._board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
-        if not level:
-            source.asserted.discard(gsi)
-        elif gsi < MAX_GSIS:
-            source.asserted.add(gsi)
+        if gsi < MAX_GSIS:
+            if level:
+                source.asserted |= 1 << gsi
+            else:
+                source.asserted &= ~(1 << gsi)
         return self._board.set_irq(gsi, level, 1 << source.number)
+
+    def _reach_all(self, source: LineSource, changes: Sequence[int]) -> None:
+        """Have room for the GSIs that are raised: ENOSPC where the VM's sources hold too much."""
+        if source.reach < MAX_GSIS and max(changes, default=0) >> 1 >= source.reach:
+            raised = (change >> 1 for change in changes if change & 1)
+            self._reach(source, max((gsi for gsi in raised if gsi < MAX_GSIS), default=0))
+
+    def _reach(self, source: LineSource, highest: int) -> None:
+        if source.reach <= highest < MAX_GSIS:
+            self._sources_bytes.charge(source, reach_for(highest), len(source.resampled))
 
     def _checked_source(self, changes: Sequence[int], source: LineSource | None) -> LineSource:
         if not self._board.has_irqchip:
@@ -101,11 +120,14 @@ class Lines(Turns):
         """A new line source, or the one that a restored VM kept for a client: ENOENT where it kept none.
 
         on_deleted is called, from any thread, when the VM is deleted under it; listener hears of the GSIs that the
-        source resamples, for which EINVAL without a full irqchip.
+        source resamples, for which EINVAL without a full irqchip. ENOSPC where the VM has too many sources, or they
+        hold too much.
         """
         with self._turn:
             self._check_resampling(bool(resampled))
             source = self._detached(client) if resume else self._new_source(client)
+            self._sources_bytes.charge(source, source.reach, len(source.resampled.keys() | resampled))
+            self._sources[source.number] = source
             source.on_deleted, source.listener, source.detached = on_deleted, listener, False
             for gsi, count in source.resampled.items():
                 if count and listener is not None:
@@ -124,10 +146,17 @@ class Lines(Turns):
         raise VmError(errno.ENOENT, f"VM {self.name!r} keeps no line source for a client {client!r}")
 
     def _new_source(self, client: str) -> LineSource:
+        if len(self._sources) >= MAX_SOURCES:
+            raise VmError(errno.ENOSPC, f"VM {self.name!r} has {MAX_SOURCES} line sources, the most that it may have")
         number = SHARED + 1
         while number in self._sources or number in (PIT, RESAMPLERS):
             number += 1
-        source = self._sources[number] = LineSource(number, client)
+        return self._numbered(LineSource(number, client))
+
+    def _numbered(self, source: LineSource) -> LineSource:
+        """A source that is the last to come."""
+        self._last_serial += 1
+        source.serial, source.reach = self._last_serial, 0
         return source
 
     def close_source(self, source: LineSource) -> None:
@@ -136,7 +165,8 @@ class Lines(Turns):
             if self._sources.get(source.number) is source:
                 del self._sources[source.number]
                 source.closed = True
-                source.asserted.clear()
+                source.asserted = 0
+                self._sources_bytes.release(source)
                 self._board.drop_source(1 << source.number)
                 for gsi in source.resampled:
                     self._board.notices.stop_resampling(gsi, source)
@@ -144,12 +174,14 @@ class Lines(Turns):
                 self._board.regions.drop(source)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip or for an unknown flag."""
+        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip, or of bad flags or data."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
             if flags & ~MSI_VALID_DEVID:
                 raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
+            if data >> 32:
+                raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
             return self._board.signal_msi(address & 0xFFFF_FFFF, data)
 
     # irqfds.
@@ -192,7 +224,8 @@ class Lines(Turns):
                 bit = 1 << irqfd.source.number
                 set_irq(gsi, 1, bit, line_status=False)
                 set_irq(gsi, 0, bit, line_status=False)
-                irqfd.source.asserted.discard(gsi)
+                if gsi < MAX_GSIS:
+                    irqfd.source.asserted &= ~(1 << gsi)
 
     def remove_irqfd(self, irqfd: Irqfd) -> None:
         """It interrupts no more; with the last that resamples a GSI this falls."""

@@ -24,7 +24,7 @@ from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.lines import Lines
-from irqchipd.vm.regions import ACCESS_NS, RegionInfo
+from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import MAX_GSIS, ChipId, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
@@ -34,7 +34,7 @@ from irqchipd.vm.snapshot import (
     IRQCHIP_SPLIT,
     VmState,
 )
-from irqchipd.vm.sources import LineSource
+from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 from irqchipd.vm.vcpus import Vcpus
 
 MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
@@ -65,10 +65,13 @@ class Description:
     pit: bool
     vcpus: list[int]
     sources: list[SourceInfo]
+    next_source: int | None  # behind which there are more of them than these
+    source_count: int
     asserted: list[int]  # the GSIs that source 0 drives high
     virtual: bool
     now: int
     next_timer: int | None
+    lateness: int  # of that, nanoseconds
     tsc_khz: int
 
 
@@ -91,12 +94,13 @@ class Vm(Accesses, Vcpus, Lines):
     # Creation.
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: EEXIST where there is one, EINVAL once a vCPU exists; it is done whole or not at all."""
+        """KVM_CREATE_IRQCHIP: EEXIST where there is one, or a region where it would be; EINVAL once a vCPU exists."""
         with self._turn:
             if self._board.has_irqchip:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip")
             if self._cpus:
                 raise invalid(f"VM {self.name!r} has vCPUs; the irqchip must be created before them")
+            self._board.regions.check_apic_page()
             self._board.add_irqchip()
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
@@ -111,6 +115,7 @@ class Vm(Accesses, Vcpus, Lines):
                 raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
             if self._board.has_irqchip or self._cpus:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
+            self._board.regions.check_apic_page()
             # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none.
             self._board.split = reserved & 0xFF
 
@@ -259,7 +264,7 @@ class Vm(Accesses, Vcpus, Lines):
                 vcpus=tuple(saving.save_cpu(board, cpu) for cpu in board.cpus),
                 mapped_vcpus=board.apics.mapped,
                 sources=tuple(saving.save_source(source) for source in self._sources.values()),
-                asserted_gsis=tuple(sorted(self._shared_source.asserted)),
+                asserted_gsis=tuple(gsis_of(self._shared_source.asserted)),
             )
 
     @classmethod
@@ -268,12 +273,11 @@ class Vm(Accesses, Vcpus, Lines):
         saving.check_state(state, max_vcpus)
         virtual = state.clock == CLOCK_VIRTUAL
         vm = cls(name, max_vcpus, (VirtualClock if virtual else RealClock)(state.now_ns), state.tsc_khz, access_ns)
-        vm._shared_source.asserted.update(state.asserted_gsis)
+        vm._shared_source.asserted = bits_of(state.asserted_gsis)
         for saved in state.sources:
-            source = vm._sources[saved.source] = LineSource(saved.source, saved.client)
-            source.detached = True
-            source.asserted.update(saved.asserted_gsis)
-            source.resampled.update(saved.resampled_gsis)
+            source = vm._sources[saved.source] = vm._numbered(LineSource(saved.source, saved.client))
+            saving.restore_source(source, saved)
+            vm._sources_bytes.charge(source, reach_for(source.asserted.bit_length() - 1), len(source.resampled))
         with vm._turn:
             saving.restore_board(vm._board, state, vm._sources.values())
             vm._cpus = {cpu.id: cpu for cpu in vm._board.cpus}
@@ -281,34 +285,60 @@ class Vm(Accesses, Vcpus, Lines):
 
     # About the VM.
 
-    def describe(self) -> Description:
-        """All there is to say of it."""
+    def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
+        """What there is to say of it: of its line sources those behind the one of a serial, as many as find room.
+
+        The room is in bytes, about as many as of a message; None is all there is.
+        """
         with self._turn:
             board = self._board
             board.wake_timers()
+            infos, last = self._describe_sources(sources_after, room, one_at_least)
+            now, next_timer = self._clock.now(), board.alarms.earliest()
+            late = 0 if next_timer is None or self._clock.virtual else max(now - next_timer, 0)
             return Description(
                 name=self.name,
                 irqchip_mode="full" if board.pic is not None else "none" if board.split is None else "split",
                 pit=board.pit is not None,
                 vcpus=list(self._cpus),
-                sources=[
-                    SourceInfo(
-                        source.client,
-                        source.number,
-                        sorted(source.asserted),
-                        source.dropped_events,
-                        source.detached,
-                        sorted(source.resampled),
-                        [region.info() for region in board.regions.owned_by(source)],
-                    )
-                    for source in self._sources.values()
-                ],
-                asserted=sorted(self._shared_source.asserted),
+                sources=infos,
+                next_source=last,
+                source_count=len(self._sources),
+                asserted=gsis_of(self._shared_source.asserted),
                 virtual=self._clock.virtual,
-                now=self._clock.now(),
-                next_timer=board.alarms.earliest(),
+                now=now,
+                next_timer=next_timer,
+                lateness=late,
                 tsc_khz=board.tsc_khz,
             )
+
+    def _describe_sources(
+        self, after: int, room: int | None, one_at_least: bool
+    ) -> tuple[list[SourceInfo], int | None]:
+        """Sources behind one, and the serial of the last of them where there are more."""
+        regions = self._board.regions
+        infos: list[SourceInfo] = []
+        last = after
+        for source in self._sources.values():
+            if source.serial <= after:
+                continue
+            if room is not None:
+                room -= source.description_bytes + REGION_BYTES * regions.count_of(source)
+                if room < 0 and (infos or not one_at_least):
+                    return infos, last
+            infos.append(
+                SourceInfo(
+                    source.client,
+                    source.number,
+                    gsis_of(source.asserted),
+                    source.dropped_events,
+                    source.detached,
+                    sorted(source.resampled),
+                    [region.info() for region in regions.owned_by(source)],
+                )
+            )
+            last = source.serial
+        return infos, None
 
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Tell an observer of everything from now on; on_deleted as in open_source."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from irqchipd.chips.lapic import DEFAULT_BASE, WINDOW
 from irqchipd.vm.clock import SCHEDULER, Alarm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, Listener, RegionAccess, RegionsLost
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
     from irqchipd.vm.bus import IoBus
 
 MAX_DEVICES = 1000  # of a bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
-ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has for its oldest unanswered access, of the machine's time
+ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has for an access, of the machine's time
+# How many times as long nobody may claim a range whose owners let accesses time out, if it is the second time within as
+# long: so a range holds up a vCPU for 2 of 32 parts of its time, whoever claims it over and over. Once is forgiven.
+PATIENCE = 30
+MAX_LOSSES = 1000  # ranges that are remembered for this; others are forgiven
 MAX_WAITING = 1024  # accesses that wait for a region's owner
 CROWDED = MAX_WAITING // 2
+REGION_BYTES = 40  # of a message that describes one, at the most
 MATCHED_LENGTHS = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
 
 
@@ -76,17 +82,35 @@ class Region:
 
 
 class Access:
-    """A vCPU's access that waits for its owner."""
+    """A vCPU's access that waits for its owner.
 
-    __slots__ = ("_done", "_lock", "address", "answer", "answered", "deadline", "number", "region", "size", "write")
+    by is the Session that made it, if one did. Its deadline is 0 while that Session's earlier ones wait.
+    """
 
-    def __init__(self, number: int, region: Region, address: int, size: int, write: bool, deadline: int) -> None:
+    __slots__ = (
+        "_done",
+        "_lock",
+        "address",
+        "answer",
+        "answered",
+        "by",
+        "deadline",
+        "number",
+        "region",
+        "size",
+        "write",
+    )
+
+    def __init__(
+        self, number: int, region: Region, address: int, size: int, write: bool, by: LineSource | None
+    ) -> None:
         self.number = number
         self.region = region
         self.address = address
         self.size = size
         self.write = write
-        self.deadline = deadline
+        self.by = by
+        self.deadline = 0
         self.answered = False
         self.answer: Answer = None
         self._done: Callable[[], None] | None = None
@@ -154,26 +178,58 @@ class RegionDevice:
         raise NotImplementedError
 
 
+class _Owner:
+    """A source that has regions."""
+
+    __slots__ = ("alarm", "regions", "timed", "waiting")
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        # Its accesses that wait, and those of them whose time runs, in the order in which it will be over.
+        self.waiting: dict[int, Access] = {}
+        self.timed: dict[int, Access] = {}
+        # A look at what it has not answered: not one an access, each of which would wake a thread.
+        self.alarm: Alarm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """A range whose owner did not answer an access in time, when, and until when nobody may claim it."""
+
+    space: Space
+    start: int
+    end: int
+    at: int
+    barred_until: int
+
+    def overlaps(self, region: Region) -> bool:
+        """Whether it has a part of a region."""
+        return self.space is region.space and self.start < region.start + region.length and region.start < self.end
+
+
 class Regions:
     """A VM's."""
 
-    __slots__ = ("_beside", "_board", "_last_number", "_overdue", "_owned", "_waiting", "access_ns")
+    __slots__ = ("_beside", "_board", "_last_number", "_losses", "_owners", "access_ns")
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._last_number = 0
-        self._owned: dict[LineSource, list[Region]] = {}
+        self._owners: dict[LineSource, _Owner] = {}
         # Of each bus, how many doorbells there are beside others of their ranges.
         self._beside = dict.fromkeys(Space, 0)
-        # Of each owner, the accesses that wait, the oldest first; and a look at what it has not answered: not one an
-        # access, each of which would wake a thread.
-        self._waiting: dict[LineSource, dict[int, Access]] = {}
-        self._overdue: dict[LineSource, Alarm] = {}
+        self._losses: list[_Loss] = []
         self.access_ns = ACCESS_NS
 
     def owned_by(self, source: LineSource) -> list[Region]:
-        """Its regions, by space and address."""
-        return sorted(self._owned.get(source, ()), key=lambda region: (region.space, region.start))
+        """A source's regions, by space and address."""
+        owner = self._owners.get(source)
+        return sorted(owner.regions, key=lambda region: (region.space, region.start)) if owner is not None else []
+
+    def count_of(self, source: LineSource) -> int:
+        """How many they are."""
+        owner = self._owners.get(source)
+        return len(owner.regions) if owner is not None else 0
 
     # Registration.
 
@@ -191,7 +247,11 @@ class Regions:
                 raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
 
     def register(self, region: Region) -> None:
-        """Claim a range: EEXIST where part of it is claimed, ENOSPC where the bus is full."""
+        """Claim a range: EEXIST where part of it is claimed, EBUSY where its owners were too slow, ENOSPC."""
+        if self._board.has_irqchip and _hides_apic(region):
+            raise VmError(errno.EEXIST, f"the page at {DEFAULT_BASE:#x} is the local APICs'")
+        if self._losses and not region.doorbell:
+            self._check_losses(region)
         bus = self._bus(region.space)
         if len(bus) + self._beside[region.space] >= MAX_DEVICES:
             raise VmError(errno.ENOSPC, f"there are {MAX_DEVICES} devices on the bus, the most that are allowed")
@@ -201,11 +261,35 @@ class Regions:
             self._beside[region.space] += 1
         else:
             bus.register(region.start, region.length, RegionDevice(region))
-        self._owned.setdefault(region.source, []).append(region)
+        self._owners.setdefault(region.source, _Owner()).regions.append(region)
+
+    def check_apic_page(self) -> None:
+        """Before there are local APICs: EEXIST where a region has a part of their page."""
+        if any(_hides_apic(region) for owner in self._owners.values() for region in owner.regions):
+            raise VmError(errno.EEXIST, f"part of the page at {DEFAULT_BASE:#x}, the local APICs', is a region")
+
+    def _check_losses(self, region: Region) -> None:
+        now = time.monotonic_ns()
+        until = max((loss.barred_until for loss in self._losses if loss.overlaps(region)), default=0)
+        if until > now:
+            raise VmError(
+                errno.EBUSY,
+                f"the owner of {region.start:#x} did not answer in time, again: nobody may claim it for"
+                f" {(until - now) / 1e9:.1f} s",
+            )
+
+    def _remember_loss(self, region: Region) -> None:
+        now, patience = time.monotonic_ns(), PATIENCE * self.access_ns
+        recent = [loss for loss in self._losses if now - loss.at < patience]
+        losses = [loss for loss in recent if not loss.overlaps(region)]
+        barred_until = now + patience if len(losses) < len(recent) else 0
+        losses.append(_Loss(region.space, region.start, region.start + region.length, now, barred_until))
+        self._losses = losses[-MAX_LOSSES:]
 
     def unregister(self, source: LineSource, space: int, start: int, datamatch: int | None) -> None:
         """Give a range up: ENOENT where the source has none there."""
-        for region in self._owned.get(source, ()):
+        owner = self._owners.get(source)
+        for region in owner.regions if owner is not None else ():
             if (region.space, region.start, region.datamatch) == (space, start, datamatch):
                 self._remove(region)
                 return
@@ -214,18 +298,20 @@ class Regions:
 
     def drop(self, source: LineSource) -> None:
         """A source has no regions any more; nothing of them is answered."""
-        for region in list(self._owned.get(source, ())):
+        owner = self._owners.get(source)
+        if owner is None:
+            return
+        for region in list(owner.regions):
             self._remove(region)
-        self._waiting.pop(source, None)
-        alarm = self._overdue.pop(source, None)
-        if alarm is not None:
-            SCHEDULER.set(alarm, None)
-            alarm.forget()
+        del self._owners[source]
+        if owner.alarm is not None:
+            SCHEDULER.set(owner.alarm, None)
+            owner.alarm.forget()
 
     def end(self, error: VmError) -> None:
         """The VM is no more."""
-        for source, regions in list(self._owned.items()):
-            for region in regions:
+        for source, owner in list(self._owners.items()):
+            for region in owner.regions:
                 self._finish_all(region, error)
             self.drop(source)
 
@@ -238,17 +324,15 @@ class Regions:
             self._beside[region.space] -= 1
         else:
             bus.unregister(region.start)
-        owned = self._owned[region.source]
-        owned.remove(region)
-        if not owned:
-            del self._owned[region.source]
+        self._owners[region.source].regions.remove(region)
         self._finish_all(region, None)
         if region.removed is not None:
             self._board.call_later(region.removed)
 
     def _finish_all(self, region: Region, answer: Answer) -> None:
         if region.waiting:
-            for access in [access for access in self._waiting[region.source].values() if access.region is region]:
+            waiting = self._owners[region.source].waiting
+            for access in [access for access in waiting.values() if access.region is region]:
                 self._finish(access, answer)
 
     def _bus(self, space: Space) -> IoBus:
@@ -284,15 +368,17 @@ class Regions:
         if source is by:
             raise VmError(errno.EDEADLK, f"{address:#x} is this Session's own to answer: access it from another")
         self._last_number += 1
-        access = Access(
-            self._last_number, region, address, size, value is not None, time.monotonic_ns() + self.access_ns
-        )
-        self._waiting.setdefault(source, {})[access.number] = access
+        access = Access(self._last_number, region, address, size, value is not None, by)
+        self._owners[source].waiting[access.number] = access
         region.waiting += 1
+        if by is None:
+            self._begin(access)
+        else:
+            by.accesses[access.number] = access
+            if len(by.accesses) == 1:
+                self._begin(access)
         if value is not None:
             self._trace(region, True, address, size, value)
-        if source not in self._overdue:
-            self._look_later(source, access)
         self._board.post(
             region.listener,
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
@@ -301,7 +387,8 @@ class Regions:
 
     def complete(self, source: LineSource, number: int, value: int) -> bool:
         """An owner's answer; whether it was still awaited. EINVAL where the value does not fit."""
-        access = self._waiting.get(source, {}).get(number)
+        owner = self._owners.get(source)
+        access = owner.waiting.get(number) if owner is not None else None
         if access is None:
             return False
         if not access.write and value >> 8 * access.size:
@@ -312,11 +399,14 @@ class Regions:
     def _finish(self, access: Access, answer: Answer) -> None:
         region = access.region
         region.waiting -= 1
-        waiting = self._waiting[region.source]
-        oldest = next(iter(waiting))
-        del waiting[access.number]
-        if waiting and oldest == access.number:  # the next one's time begins
-            waiting[next(iter(waiting))].deadline = time.monotonic_ns() + self.access_ns
+        owner = self._owners[region.source]
+        del owner.waiting[access.number]
+        timed = owner.timed.pop(access.number, None)
+        if access.by is not None:
+            string = access.by.accesses
+            del string[access.number]
+            if timed is not None and string:
+                self._begin(next(iter(string.values())))
         self._board.call_later(access.end(answer))
         if not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
@@ -327,25 +417,45 @@ class Regions:
             trace = observer.kvm_pio if region.space is Space.PIO else observer.kvm_mmio
             trace(write, address, size, value)
 
-    def _look_later(self, source: LineSource, oldest: Access) -> None:
-        alarm = self._overdue[source] = Alarm(0, lambda: self._board.look_at_overdue(source))
-        SCHEDULER.set(alarm, oldest.deadline)
+    # Time.
+
+    def _begin(self, access: Access) -> None:
+        """An access's time begins.
+
+        It does so when it is forwarded, whoever else waits for the owner; in a string of accesses, when the one before
+        is answered, as if each had been forwarded only then.
+        """
+        owner, source = self._owners[access.region.source], access.region.source
+        access.deadline = time.monotonic_ns() + self.access_ns
+        owner.timed[access.number] = access
+        if owner.alarm is None:
+            self._look_later(source, owner, access.deadline)
+
+    def _look_later(self, source: LineSource, owner: _Owner, deadline: int) -> None:
+        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source))
+        SCHEDULER.set(owner.alarm, deadline)
 
     def look_at_overdue(self, source: LineSource) -> None:
-        """An owner that has not answered in time has no regions any more. Else look again when it may be so.
-
-        An access's time begins when it is the oldest: the last of a string of them waits for all others' answers.
-        """
-        alarm, waiting = self._overdue.pop(source, None), self._waiting.get(source)
-        if alarm is None or not waiting:  # it has just left, or answered
+        """An owner that has not answered in time has no regions any more. Else look again when it may be so."""
+        owner = self._owners.get(source)
+        if owner is None:  # it has just left
             return
-        oldest = waiting[next(iter(waiting))]
-        if oldest.deadline > time.monotonic_ns():
-            self._look_later(source, oldest)
+        owner.alarm = None
+        if not owner.timed:
             return
-        listener = oldest.region.listener
+        first = next(iter(owner.timed.values()))
+        if first.deadline > time.monotonic_ns():
+            self._look_later(source, owner, first.deadline)
+            return
+        self._remember_loss(first.region)
         self.drop(source)
-        self._board.post(listener, RegionsLost(oldest.region.space, oldest.address))
+        self._board.post(first.region.listener, RegionsLost(first.region.space, first.address))
+
+
+def _hides_apic(region: Region) -> bool:
+    """Whether a region has a part of the page where local APICs are, unless their guest moves them."""
+    start, end = region.start, region.start + region.length
+    return region.space is Space.MMIO and start < DEFAULT_BASE + WINDOW and end > DEFAULT_BASE
 
 
 def _differ(region: Region, others: list[Region]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import threading
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
@@ -17,6 +18,11 @@ from irqchipd.vm.snapshot import VmState
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def is_name(name: str) -> bool:
+    """Whether a VM can have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 class Registry:
     """Makes, finds and deletes VMs; from any thread."""
 
@@ -26,6 +32,8 @@ class Registry:
         self._access_ns = access_ns
         self._lock = threading.Lock()
         self._vms: dict[str, Vm] = {}
+        self._names: list[str] = []  # of those, in order
+        self._reserved: set[str] = set()  # of those that are being made
         self._last_number = 0
 
     def create(self, name: str = "", virtual: bool = False, tsc_khz: int = 0) -> Vm:
@@ -41,20 +49,36 @@ class Registry:
         return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns))
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
-        if name and not _NAME.fullmatch(name):
+        # To make one can take its time, in which others go on: what holds its place until then is its name.
+        name = self._reserve(name)
+        try:
+            vm = make(name)
+        except BaseException:
+            with self._lock:
+                self._reserved.remove(name)
+            raise
+        with self._lock:
+            self._reserved.remove(name)
+            self._vms[name] = vm
+            insort(self._names, name)
+        return vm
+
+    def _reserve(self, name: str) -> str:
+        """Take a name, or pick one."""
+        if name and not is_name(name):
             raise invalid(
                 f"{quoted(name)} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
             )
         with self._lock:
-            if name in self._vms:
+            if name in self._vms or name in self._reserved:
                 raise VmError(errno.EEXIST, f"there is a VM {quoted(name)}")
-            if len(self._vms) >= self._max_vms:
+            if len(self._vms) + len(self._reserved) >= self._max_vms:
                 raise VmError(errno.ENOSPC, f"there are {self._max_vms} VMs, the most that this daemon allows")
-            while not name or name in self._vms:
+            while not name or name in self._vms or name in self._reserved:
                 self._last_number += 1
                 name = f"vm-{self._last_number}"
-            vm = self._vms[name] = make(name)
-            return vm
+            self._reserved.add(name)
+            return name
 
     def get(self, name: str) -> Vm:
         """The VM of a name: ENOENT where there is none."""
@@ -63,14 +87,16 @@ class Registry:
             raise VmError(errno.ENOENT, f"there is no VM {quoted(name)}")
         return vm
 
-    def all(self) -> list[Vm]:
-        """All VMs, ordered by name."""
+    def after(self, name: str, most: int) -> list[Vm]:
+        """The next VMs behind a name, by the order of names; the first, if it is empty."""
         with self._lock:
-            return [self._vms[name] for name in sorted(self._vms)]
+            start = bisect_right(self._names, name)
+            return [self._vms[name] for name in self._names[start : start + most]]
 
     def delete(self, name: str) -> None:
         """Delete a VM: ENOENT where there is none."""
         with self._lock:
             vm = self.get(name)
             del self._vms[name]
+            del self._names[bisect_left(self._names, name)]
         vm.delete()

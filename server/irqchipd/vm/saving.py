@@ -6,7 +6,7 @@ later on, and nothing is held for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from irqchipd.chips import i8254, i8259, ioapic, lapic_registers
 from irqchipd.chips.i8254 import Pit, PitState
@@ -16,7 +16,7 @@ from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic
 from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.chips.lapic_timer import FOREVER, MAX_PERIOD, MIN_PERIOD, PERIODIC, TIMER_MODE
 from irqchipd.vm.board import Board
-from irqchipd.vm.cpu import MAX_NMIS, Cpu, MpState
+from irqchipd.vm.cpu import MAX_NMIS, MAX_QUEUED, Cpu, MpState
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.notices import MAX_UNHEARD
 from irqchipd.vm.routing import INPUTS, MAX_GSIS, PINS, ChipId, PinRoute, check_routes
@@ -33,12 +33,25 @@ from irqchipd.vm.snapshot import (
     VcpuState,
     VmState,
 )
-from irqchipd.vm.sources import MAX_CLIENT_NAME, PIT, RESAMPLERS, SHARED, LineSource
+from irqchipd.vm.sources import (
+    MAX_CLIENT_NAME,
+    MAX_SOURCES,
+    PIT,
+    RESAMPLERS,
+    SHARED,
+    SOURCES_BYTES,
+    LineSource,
+    bits_of,
+    bytes_of,
+    reach_for,
+)
 from irqchipd.vm.turns import MAX_TIME
 
 MAX_SOURCE = 1 << 13
 MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; a restored count has 32 bits
-# How late a timer can be that runs, nanoseconds: to catch up takes time.
+# How late a periodic timer is at the most when it is restored, nanoseconds. Of one that is later, because its VM had
+# more timers than time, or its snapshot comes from anywhere, the expiries before that are lost: else a VM could have to
+# catch up with centuries of them.
 MAX_LATE = 60_000_000_000
 VECTOR_BYTES = lapic_registers.VECTORS // 8
 
@@ -117,12 +130,26 @@ def save_source(source: LineSource) -> SourceState:
     return SourceState(
         source=source.number,
         client=source.client,
-        asserted_gsis=tuple(sorted(source.asserted)),
+        asserted_gsis=(),
         resampled_gsis=dict(source.resampled),
+        asserted=source.asserted.to_bytes((source.asserted.bit_length() + 7) // 8, "little"),
     )
 
 
 # Restoring, from states that have been checked.
+
+
+def restore_source(source: LineSource, state: SourceState) -> None:
+    """Make a new source what was saved: its Session is yet to come."""
+    source.detached = True
+    source.asserted = int.from_bytes(state.asserted, "little") | bits_of(state.asserted_gsis)
+    source.resampled = dict(state.resampled_gsis)
+
+
+def _not_too_late(expires: int, period: int, now: int) -> int:
+    """When a periodic timer is due, MAX_LATE ago at the most."""
+    missed = now - MAX_LATE - expires
+    return expires + -(-missed // period) * period if missed > 0 else expires
 
 
 def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -> None:
@@ -135,12 +162,12 @@ def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -
     if state.pit is not None:
         board.add_pit(state.pit.speaker)
     for vcpu in state.vcpus:
-        _restore_cpu(board, board.add_cpu(vcpu.vcpu), vcpu)
+        _restore_cpu(board, board.add_cpu(vcpu.vcpu), vcpu, state.now_ns)
     board.apics.mapped = state.mapped_vcpus
     if state.chips is not None:
         _restore_chips(board, state.chips)
     if state.pit is not None and board.pit is not None:
-        _restore_pit(board.pit, state.pit)
+        _restore_pit(board.pit, state.pit, state.now_ns)
     for source in sources:
         for gsi in source.resampled:
             board.notices.resample(gsi, source)
@@ -176,16 +203,18 @@ def _restore_chips(board: Board, state: ChipsState) -> None:
     board.sources = [int.from_bytes(sources, "little") for sources in state.sources]
 
 
-def _restore_pit(pit: Pit, state: PitTimerState) -> None:
+def _restore_pit(pit: Pit, state: PitTimerState, now: int) -> None:
     saved = PitState.unpack(state.state)
     pit.channels, pit.flags = list(saved.channels), saved.flags
     pit.reinject, pit.acknowledged, pit.pending = state.reinject, state.acknowledged, state.pending
     pit.period, pit.periodic = state.period_ns, state.periodic
     pit.expires, pit.running = state.expires_ns, state.running
+    if pit.running and pit.periodic and pit.expires is not None:
+        pit.expires = _not_too_late(pit.expires, pit.period, now)
     pit.wires.set_pit_alarm(pit.expires if pit.running else None)
 
 
-def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState) -> None:
+def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState, now: int) -> None:
     cpu.mp_state = MpState(state.mp_state - MP_STATE_OFFSET)
     cpu.handled, cpu.stale = int.from_bytes(state.handled, "little"), state.stale
     cpu.queued, cpu.external_vector = list(state.queued), state.external_vector
@@ -203,7 +232,11 @@ def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState) -> None:
     timer.period, timer.target = state.timer_period_ns, state.timer_target_ns
     timer.tsc_offset, timer.tsc_deadline = state.tsc_offset, state.tsc_deadline
     timer.pending = state.timer_pending
-    board.set_alarm(cpu.alarm, state.timer_expires_ns)
+    expires = state.timer_expires_ns
+    if expires is not None and timer.mode == PERIODIC:
+        expires = _not_too_late(expires, timer.period, now)
+        timer.target = min(_not_too_late(timer.target, timer.period, now), FOREVER)
+    board.set_alarm(cpu.alarm, expires)
 
 
 # Checking.
@@ -239,9 +272,10 @@ def check_state(state: VmState, max_vcpus: int) -> None:
     for vcpu in state.vcpus:
         _check_cpu(vcpu, state)
     _in_range(state.mapped_vcpus, 0, len(state.vcpus), "mapped_vcpus")
+    _check(len(state.sources) <= MAX_SOURCES, f"{len(state.sources)} sources; a VM has at most {MAX_SOURCES}")
     _unique([source.source for source in state.sources], "sources")
-    for source in state.sources:
-        _check_source(source, full)
+    size = sum(_check_source(source, full) for source in state.sources)
+    _check(size <= SOURCES_BYTES, f"its sources hold {size} bytes of names and GSIs, and not {SOURCES_BYTES} or less")
     _check_gsis(state.asserted_gsis)
     if state.chips is not None:
         _check_chips(state.chips, state)
@@ -249,21 +283,26 @@ def check_state(state: VmState, max_vcpus: int) -> None:
         _check_pit(state.pit, state.now_ns)
 
 
-def _check_gsis(gsis: Iterable[int]) -> None:
-    for gsi in gsis:
+def _check_gsis(gsis: Collection[int]) -> None:
+    _check(len(gsis) <= MAX_GSIS, f"{len(gsis)} GSIs; there are {MAX_GSIS}")
+    for gsi in (min(gsis), max(gsis)) if gsis else ():
         _in_range(gsi, 0, MAX_GSIS - 1, "a GSI")
 
 
-def _check_source(source: SourceState, full: bool) -> None:
+def _check_source(source: SourceState, full: bool) -> int:
+    """What it is charged of SOURCES_BYTES."""
     _in_range(source.source, SHARED + 1, MAX_SOURCE, "a source")
     _check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
     name = source.client
     _check(len(name) <= MAX_CLIENT_NAME and name.isprintable(), f"client {name[:MAX_CLIENT_NAME]!r}")
     _check_gsis(source.asserted_gsis)
+    _check(len(source.asserted) <= MAX_GSIS // 8, f"asserted has more than {MAX_GSIS} bits")
     _check_gsis(source.resampled_gsis)
     for count in source.resampled_gsis.values():
         _in_range(count, 0, MAX_UNHEARD, "what a source was not told of")
     _check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
+    highest = max(int.from_bytes(source.asserted, "little").bit_length() - 1, *source.asserted_gsis, -1)
+    return bytes_of(name, reach_for(highest), len(source.resampled_gsis))
 
 
 def _check_chips(chips: ChipsState, state: VmState) -> None:
@@ -283,8 +322,8 @@ def _check_chips(chips: ChipsState, state: VmState) -> None:
     known = 1 << SHARED | 1 << RESAMPLERS | (1 << PIT if state.pit is not None else 0)
     known |= sum(1 << source.source for source in state.sources)
     for sources in chips.sources:
-        _check(not int.from_bytes(sources[:MAX_SOURCE], "little") & ~known, "an input is driven by nobody")
         _check(len(sources) <= MAX_SOURCE // 8 + 1, "an input is driven by too many")
+        _check(not int.from_bytes(sources, "little") & ~known, "an input is driven by nobody")
 
 
 def _check_pit(pit: PitTimerState, now: int) -> None:
@@ -296,7 +335,7 @@ def _check_pit(pit: PitTimerState, now: int) -> None:
     _check((pit.expires_ns is None) == (pit.period_ns == 0), "expires_ns and period_ns of the PIT go together")
     _in_range(pit.period_ns, 0, MAX_PIT_PERIOD, "period_ns of the PIT")
     _in_range(pit.pending, 0, i8254.MAX_PENDING, "pending of the PIT")
-    _in_range(pit.expires_ns, now - MAX_LATE if pit.running else 0, now + pit.period_ns, "expires_ns of the PIT")
+    _in_range(pit.expires_ns, 0, now + pit.period_ns, "expires_ns of the PIT")
     _check(not pit.running or pit.expires_ns is not None, "the PIT runs and does not expire")
     _check(not (pit.running and pit.periodic) or pit.period_ns >= i8254.MIN_PERIOD, "the PIT's period is too short")
 
@@ -310,6 +349,7 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _in_range(cpu.external_vector, 0, 0xFF, "external_vector")
     _check(cpu.external_vector is None or state.irqchip_mode == IRQCHIP_SPLIT, "an external_vector beside a PIC")
     _in_range(cpu.sipi_vector, 0, 0xFF, "sipi_vector")
+    _check(len(cpu.queued) <= MAX_QUEUED, f"{len(cpu.queued)} interrupts are queued; at most {MAX_QUEUED} can be")
     for vector, _ in cpu.queued:
         _in_range(vector, 0, 0xFF, "a queued vector")
     _check(len(cpu.handled) == VECTOR_BYTES, f"handled is not {VECTOR_BYTES} bytes")
@@ -331,6 +371,6 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
     _check(not x2apic or identity == (cpu.vcpu, x2apic_logical_id(cpu.vcpu)), "an x2APIC's ID is its vCPU's")
     _in_range(cpu.timer_period_ns, 0, MAX_PERIOD, "an APIC timer's period")
     _in_range(cpu.timer_target_ns, 0, FOREVER, "an APIC timer's target")
-    _in_range(cpu.timer_expires_ns, state.now_ns - MAX_LATE, FOREVER, "when an APIC timer expires")
+    _in_range(cpu.timer_expires_ns, 0, FOREVER, "when an APIC timer expires")
     running = registers.lvt_timer & TIMER_MODE == PERIODIC and cpu.timer_expires_ns is not None
     _check(not running or cpu.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")

@@ -101,3 +101,4 @@ class SourceState:
     client: str
     asserted_gsis: tuple[int, ...]
     resampled_gsis: Mapping[int, int]
+    asserted: bytes

@@ -22,12 +22,14 @@ class Vcpus(Turns):
     def msr_read(self, vcpu: int, msr: int) -> int | None:
         """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
         with self._turn:
+            _check_msr(msr)
             self._enter(vcpu)
             return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
 
     def msr_write(self, vcpu: int, msr: int, value: int) -> int | None:
         """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
         with self._turn:
+            _check_msr(msr)
             if value >> 64:
                 raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
             self._enter(vcpu)
@@ -156,3 +158,8 @@ class Vcpus(Turns):
                     cpu.watchers -= 1
             for gsi in gsis:
                 board.notices.unsubscribe(gsi, listener)
+
+
+def _check_msr(msr: int) -> None:
+    if msr >> 32:
+        raise invalid(f"model-specific register {msr:#x}; their numbers have 32 bits")

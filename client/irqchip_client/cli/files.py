@@ -1,0 +1,89 @@
+"""Files that are written whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from contextlib import suppress
+
+_MOST_LINKS = 40  # As the kernel follows.
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Writes a file, which is there whole or is what it was, also when the disk is full or the machine stops.
+
+    What is no file, such as a pipe or /dev/stdout, is written as it is. Raises OSError that names what failed.
+    """
+    try:
+        place = _place(path)
+        if place is None:
+            with open(path, "wb") as opened:
+                opened.write(data)
+        else:
+            _replace(place, data)
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+
+
+def _place(path: str) -> str | None:
+    """The path of the file to replace, which links led to; None where it can't be replaced, but only be written to."""
+    for _ in range(_MOST_LINKS):
+        folder = os.path.dirname(path) or "."
+        if os.path.realpath(folder).startswith("/proc/"):  # A descriptor of somebody's, as /dev/stdout is a link to.
+            return None
+        if not os.path.islink(path):
+            break
+        path = os.path.join(folder, os.readlink(path))
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return path
+    if not stat.S_ISREG(mode):
+        return None
+    if not os.access(path, os.W_OK):  # To replace it, its folder's permissions would be enough.
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return path
+
+
+def _replace(path: str, data: bytes) -> None:
+    folder = os.path.dirname(path) or "."
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=".irqchipctl-", dir=folder)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, f"{error.strerror} to make a file beside it, which is to replace it"
+        ) from None
+    try:
+        with open(descriptor, "wb") as opened:
+            _take_over_mode(descriptor, path)
+            opened.write(data)
+            opened.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C as well
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    with suppress(OSError):  # That the new name lasts: what can't be said of it harms nothing.
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _take_over_mode(descriptor: int, path: str) -> None:
+    """Whose the file is, and who may read it, is as it was; a new one is as any that is made."""
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(descriptor, 0o666 & ~umask)
+        return
+    with suppress(PermissionError):
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))

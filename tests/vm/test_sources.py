@@ -1,0 +1,224 @@
+"""Line sources: what those of a VM may hold together, and their bitmaps."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irqchipd.edge.snapshot import snapshot_from, snapshot_to
+from irqchipd.limits import Limits
+from irqchipd.vm.cpu import MAX_QUEUED
+from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.routing import MAX_GSIS
+from irqchipd.vm.snapshot import SourceState
+from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, gsis_of
+from tests.vm.pc import Pc, refused
+
+LONGEST = "\U0001f600" * 64  # a client's name
+
+
+def restored(vm: Vm) -> Vm:
+    return Vm.restored("restored", MAX_VCPUS, vm.save())
+
+
+def vm_with_irqchip() -> Vm:
+    vm = Vm("test")
+    vm.create_irqchip()
+    return vm
+
+
+def held(vm: Vm) -> int:
+    """What the sources hold by their own account, which is that of all together."""
+    size = sum(source.bytes for source in vm._sources.values())
+    assert vm._sources_bytes._total == size
+    return size
+
+
+@given(st.sets(st.integers(0, MAX_GSIS - 1)))
+def test_a_bitmap_has_the_gsis_that_it_was_made_of(gsis: set[int]) -> None:
+    assert gsis_of(bits_of(gsis)) == sorted(gsis)
+
+
+def test_a_vm_has_so_many_sources() -> None:
+    vm = vm_with_irqchip()
+    sources = [vm.open_source("") for _ in range(MAX_SOURCES)]
+    with refused("ENOSPC"):
+        vm.open_source("")
+    vm.close_source(sources[5])
+    vm.open_source("")
+    assert restored(vm).describe(room=0).source_count == MAX_SOURCES
+
+
+def test_long_names_and_high_lines_and_resampled_gsis_find_their_bound() -> None:
+    vm = vm_with_irqchip()
+    high, many = vm.open_source("high"), vm.open_source("many", resampled=range(1000))
+    while held(vm) + bytes_of(LONGEST, 0, 0) <= SOURCES_BYTES:
+        vm.open_source(LONGEST)
+    before = vm.describe()
+    with refused("ENOSPC"):
+        vm.open_source(LONGEST)
+    vm.open_source("")
+    with refused("ENOSPC"):
+        vm.irq_line(MAX_GSIS - 1, True, high)
+    with refused("ENOSPC"):
+        vm.irq_lines([3 << 1 | 1, (MAX_GSIS - 1) << 1 | 1], high)
+    with refused("ENOSPC"):
+        vm.open_source("", resampled=range(100))
+    assert high.asserted == 0
+    assert vm.describe().sources[:-1] == before.sources
+    assert vm.irq_line(MAX_GSIS - 1, False, high) == -1, "what falls needs no room"
+    assert vm.irq_line(MAX_GSIS, True, high) == -1, "nor does what leads nowhere"
+    vm.irq_line(MAX_GSIS - 1, True)  # source 0 has always room
+    assert snapshot_to(vm.save()).ByteSize() < Limits().message_bytes
+    assert restored(vm).save().sources == vm.save().sources
+    vm.close_source(many)
+    vm.irq_line(MAX_GSIS - 1, True, high)
+    for source in list(vm._sources.values()):
+        vm.close_source(source)
+    assert held(vm) == 0
+
+
+def test_a_hundred_sources_of_all_lines_can_be_moved() -> None:
+    vm = vm_with_irqchip()
+    for _ in range(100):
+        source = vm.open_source("x")
+        vm.irq_lines([gsi << 1 | 1 for gsi in range(MAX_GSIS)], source)
+    message = snapshot_to(vm.save())
+    assert message.ByteSize() < 100_000
+    moved = Vm.restored("moved", MAX_VCPUS, snapshot_from(message))
+    assert moved.describe().sources[99].asserted == list(range(MAX_GSIS))
+    assert held(moved) <= held(vm)
+
+
+def test_snapshots_that_list_gsis_are_restored_as_those_with_bitmaps() -> None:
+    vm = vm_with_irqchip()
+    state = replace(
+        vm.save(),
+        sources=(SourceState(source=5, client="x", asserted_gsis=(1, 4095, 1), resampled_gsis={}, asserted=b"\1"),),
+    )
+    moved = Vm.restored("moved", MAX_VCPUS, state)
+    assert moved.describe().sources[0].asserted == [0, 1, 4095]
+
+
+def test_sources_restored_hold_no_more_than_others() -> None:
+    vm = vm_with_irqchip()
+    state = vm.save()
+    one = SourceState(source=1, client="x", asserted_gsis=tuple(range(MAX_GSIS)), resampled_gsis={}, asserted=b"")
+    many = tuple(replace(one, source=number) for number in range(100, 100 + SOURCES_BYTES // 577))
+    Vm.restored("most", MAX_VCPUS, replace(state, sources=many))
+    with refused("EINVAL"):
+        Vm.restored("more", MAX_VCPUS, replace(state, sources=(*many, replace(one, source=99))))
+    named = [replace(one, client="", source=number, asserted_gsis=()) for number in range(64, 65 + MAX_SOURCES)]
+    with refused("EINVAL"):
+        Vm.restored("many", MAX_VCPUS, replace(state, sources=tuple(named)))
+    with refused("EINVAL"):
+        Vm.restored("long", MAX_VCPUS, replace(state, sources=(replace(one, asserted_gsis=(0,) * (MAX_GSIS + 1)),)))
+    with refused("EINVAL"):
+        Vm.restored("wide", MAX_VCPUS, replace(state, sources=(replace(one, asserted=bytes(MAX_GSIS // 8 + 1)),)))
+
+
+@pytest.mark.parametrize("resampled", [0, 50])
+def test_a_vm_whose_sources_hold_the_most_is_a_few_mebibytes(resampled: int) -> None:
+    vm = vm_with_irqchip()
+    told = dict.fromkeys(range(resampled), 1)
+    one = SourceState(source=1, client="", asserted_gsis=(), resampled_gsis=told, asserted=b"")
+    count = min(SOURCES_BYTES // bytes_of("", 0, resampled), MAX_SOURCES)
+    state = replace(vm.save(), sources=tuple(replace(one, source=100 + number) for number in range(count)))
+    tracemalloc.start()
+    try:
+        moved = Vm.restored("moved", MAX_VCPUS, state)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert moved.describe(room=0).source_count == count
+    assert held < 6 << 20
+
+
+# What Halts gave back.
+
+
+def test_interrupts_that_nobody_got_are_bounded() -> None:
+    pc = Pc()
+    cpu = pc.vm._board.cpus[0]
+    for vector in range(100, 100 + 2 * MAX_QUEUED):
+        cpu.give_back((vector, False), cpu.lives)
+    assert cpu.queued == [(vector, False) for vector in range(100, 100 + MAX_QUEUED)]
+    state = pc.vm.save()
+    assert Vm.restored("moved", MAX_VCPUS, state).save().vcpus[0].queued == tuple(cpu.queued)
+    (vcpu,) = state.vcpus
+    with refused("EINVAL"):
+        Vm.restored("more", MAX_VCPUS, replace(state, vcpus=(replace(vcpu, queued=((33, False),) * (MAX_QUEUED + 1)),)))
+
+
+def test_what_can_wait_at_once_has_room() -> None:
+    """One of each class of the local APIC, taken from below, and none of them ended."""
+    pc = Pc()
+    vectors = list(range(0x1F, 0x100, 0x10))
+    halts = []
+    for vector in vectors:
+        pc.msi(0, vector)
+        halts.append(pc.vm.halt(0, lambda _: None))
+    for halt in halts:
+        pc.vm.abandon(halt)
+    assert [pc.take() for _ in vectors] == vectors
+
+
+# Pages of a VM's sources.
+
+
+def pages(vm: Vm, room: int) -> list[list[str]]:
+    after: int | None = 0
+    found = []
+    while after is not None:
+        description = vm.describe(after, room, one_at_least=True)
+        found.append([source.client for source in description.sources])
+        after = description.next_source
+    return found
+
+
+def test_sources_are_described_in_pages_of_so_many_bytes() -> None:
+    vm = vm_with_irqchip()
+    for number in range(10):
+        vm.open_source(f"client {number}")
+    assert pages(vm, 100) == [[f"client {number}", f"client {number + 1}"] for number in range(0, 10, 2)]
+    assert pages(vm, 1) == [[f"client {number}"] for number in range(10)]
+    description = vm.describe(room=1)
+    assert (description.sources, description.source_count) == ([], 10)
+
+
+def test_pages_hold_while_sources_come_and_go() -> None:
+    vm = vm_with_irqchip()
+    sources: list[LineSource] = [vm.open_source(f"{number}") for number in range(100)]
+    seen: list[str] = []
+    after: int | None = 0
+    rng = random.Random(1)
+    stay = set(rng.sample(range(100), 50))
+    for number in set(range(100)) - stay:
+        sources[number].dropped_events = 1
+    going = [number for number in range(100) if number not in stay]
+    while after is not None:
+        description = vm.describe(after, 300, one_at_least=True)
+        seen += [source.client for source in description.sources]
+        after = description.next_source
+        for _ in range(2):
+            if going:
+                vm.close_source(sources[going.pop()])
+        vm.open_source("new")
+        if len(seen) > 1000:
+            break
+    old = [client for client in seen if client != "new"]
+    assert len(set(old)) == len(old)
+    assert {int(client) for client in old} >= stay
+
+
+def test_a_restored_vms_sources_are_in_their_order() -> None:
+    vm = vm_with_irqchip()
+    sources = [vm.open_source(f"{number}") for number in range(4)]
+    vm.close_source(sources[0])
+    vm.open_source("last")  # with the number of the first
+    assert pages(restored(vm), 1) == [["1"], ["2"], ["3"], ["last"]]
