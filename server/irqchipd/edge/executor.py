@@ -245,7 +245,8 @@ def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource |
 
 def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None]:
     """Execute one operation to its end."""
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
     try:
         slices = execute(name, vm, request, response)
         if slices is not None:
@@ -253,7 +254,8 @@ def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None
     except Forwarded as forwarded:
         yield from answered(forwarded.access)
         convert.answer_to(forwarded.access, response)
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
 
 
 def caught_up(vm: Vm) -> Slices[None]:
@@ -346,7 +348,8 @@ def execute_batch(
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     yield from _fill_in(waiting)
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
     return answer
 
 

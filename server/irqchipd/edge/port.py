@@ -26,10 +26,8 @@ from irqchipd.edge.eventfds import EventfdsInUse, Work
 from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
-from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.fair import FairQueue
-from irqchipd.vm.regions import Access
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class Port:
         self.places = places
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
-        self._alone = False
+        self.alone = False
         self._patience = Patience(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -125,14 +123,9 @@ class Port:
 
     # Work.
 
-    @property
-    def alone(self) -> bool:
-        """Whether nobody else wants a turn."""
-        return self._alone
-
     def do(self, work: Work) -> None:
         """Do some work: at once where nobody else wants a turn, else when it is its holder's turn."""
-        if self._alone:
+        if self.alone:
             self._go_on(work)
         elif not work.queued:
             work.queued = True
@@ -147,7 +140,7 @@ class Port:
 
     def _go_on(self, work: Work) -> None:
         awaited = work.go_on()
-        if isinstance(awaited, Access | Backlog):
+        if awaited is not None:
             awaited.when_answered(partial(self.do_later, work))
 
     # The thread.
@@ -168,7 +161,7 @@ class Port:
         handlers = self._handlers
         self._unwatched.clear()
         ready = self._wait()
-        self._alone = len(ready) == 1 and not self._work and not self._arrived
+        self.alone = len(ready) == 1 and not self._work and not self._arrived
         for descriptor, events in ready:
             handler = handlers.get(descriptor)
             if handler is None:
@@ -186,7 +179,7 @@ class Port:
             self._look_at_the_time()
 
     def _do_work(self) -> None:
-        self._alone = False
+        self.alone = False
         begun = time.perf_counter_ns()
         ends = begun + TURN_NS
         while True:
