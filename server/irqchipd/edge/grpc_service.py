@@ -62,8 +62,8 @@ class GrpcService:
         self._background = ThreadPoolExecutor(1, "irqchipd background")
         self._background.submit(int)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a server is given to serve."""
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """What a server is given to serve, by the methods' names."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             if method.name == "Session":
@@ -75,7 +75,7 @@ class GrpcService:
             else:
                 classes = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(method.name, *classes))
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+        return handlers
 
     async def stop(self, patience: float) -> None:
         """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""

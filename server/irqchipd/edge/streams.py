@@ -264,6 +264,8 @@ class _Trace:
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:
     """Send the first of a stream whole, even if cancelled: gRPC would else send the head again before a status."""
     task = asyncio.ensure_future(sending)
+    # Of a stream that was cancelled nobody waits for how this ends; asyncio would log that.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
