@@ -1,0 +1,56 @@
+"""How a daemon is: memory, descriptors, what it wrote to its log."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from irqchip_client._daemon import Daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """At one moment."""
+
+    alive: bool
+    rss_kib: int
+    descriptors: int
+    tracebacks: int
+    log_bytes: int
+
+
+def vitals(daemon: Daemon) -> Vitals:
+    """Now."""
+    log = daemon.stderr
+    alive = daemon.process.poll() is None
+    if not alive:
+        return Vitals(False, 0, 0, log.count("Traceback"), len(log))
+    descriptors = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    return Vitals(True, rss_kib(daemon), descriptors, log.count("Traceback"), len(log))
+
+
+def rss_kib(daemon: Daemon) -> int:
+    """Resident memory."""
+    for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+    return 0
+
+
+def settled(daemon: Daemon, descriptors: int, patience: float = 10.0) -> Vitals:
+    """When it has closed what its clients left behind, so that it has no more descriptors than these."""
+    deadline = time.monotonic() + patience
+    while True:
+        now = vitals(daemon)
+        if not now.alive or now.descriptors <= descriptors or time.monotonic() > deadline:
+            return now
+        time.sleep(0.05)
+
+
+def first_traceback(daemon: Daemon, length: int = 3000) -> str:
+    """What it was that failed first, and around it."""
+    log = daemon.stderr
+    at = log.find("Traceback")
+    return log[max(at - 300, 0) : at + length]
