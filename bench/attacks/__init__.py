@@ -1,4 +1,4 @@
-"""What a client or a guest can do to hold up others, by the row of issue 11's table that it belongs to."""
+"""What a client or a guest can do to hold up others, by its kind."""
 
 from bench.attacks import descriptors, owners, shares, timers, work
 from bench.attacks.common import Attack

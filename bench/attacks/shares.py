@@ -10,6 +10,7 @@ from itertools import cycle
 import grpc
 
 from bench.attacks.common import PATIENCE, VM, Act, Attack, Foe, batch, in_threads, once, pump, records, stream
+from irqchip.port import SUFFIX
 from irqchip.v1 import irqchip_pb2 as pb
 
 GET_LAPIC = pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))
