@@ -14,7 +14,7 @@ from bench.report import OUT, machine
 from bench.victims import KINDS, Samples
 
 # The goals.
-WORST_MS = {"port": 50.0, "grpc": 200.0, "halt": 50.0, "tick": 50.0}
+WORST_MS = {"port": 50.0, "grpc": 200.0, "new": 200.0, "halt": 50.0, "tick": 50.0}
 HELD_SECONDS = 2.5  # of a vCPU at a region whose owner may take 2 s
 STOP_SECONDS = 2.0
 GROWTH_MIB = 64.0  # under row 2
@@ -47,19 +47,20 @@ class Result:
 
 
 def print_report(results: Sequence[Result]) -> None:
-    """A table: of each victim p99 and worst, undisturbed and attacked, milliseconds."""
-    console = Console(width=190)
+    """A table: of each victim p99 and worst, undisturbed and, below that, attacked, milliseconds."""
+    console = Console(width=170)
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
     table = Table(
         "row",
         "attack",
-        *(f"{kind}: alone / attacked, p99, worst" for kind in KINDS),
+        *(f"{kind}, ms: p99, worst" for kind in KINDS),
         "memory, MiB",
         "held, s",
         "stop, s",
         "missed",
     )
     for result in results:
+        table.add_section()
         cells = [_cell(result.quiet.get(kind), result.attacked.get(kind)) for kind in KINDS]
         held = "" if result.held is None else f"{result.held:.1f}"
         numbers = (f"+{result.growth_mib:.0f}", held, f"{result.stop_seconds:.1f}")
@@ -76,7 +77,7 @@ def print_report(results: Sequence[Result]) -> None:
 def _cell(quiet: Samples | None, attacked: Samples | None) -> str:
     if quiet is None or attacked is None:
         return "-"
-    return f"{quiet.worst:.1f} / {attacked.p99:.1f}, {attacked.worst:.1f}"
+    return f"{quiet.p99:.1f}, {quiet.worst:.1f}\n{attacked.p99:,.1f}, {attacked.worst:,.1f}"
 
 
 def write_report(results: Sequence[Result]) -> None:

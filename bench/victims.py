@@ -12,7 +12,7 @@ from irqchip_client import Client, Interrupt, IrqchipError, Session, TimedOut, V
 
 PATIENCE = 5.0  # seconds, for an answer
 HALT, TICK = 0.010, 0.010
-PAUSE = 0.004
+PAUSES = {"port": 0.004, "grpc": 0.004, "new": 0.05}  # between pings
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SVR, EOI = LAPIC + 0xF0, LAPIC + 0xB0
 PIT_COUNT = 11932  # 10 ms
@@ -93,7 +93,19 @@ def _tick(vm: Vm) -> Ping:
     return ping
 
 
-KINDS: dict[str, Callable[[Vm], Ping]] = {"port": _port, "grpc": _grpc, "halt": _halt, "tick": _tick}
+def _new(vm: Vm) -> Ping:
+    """A client that was not there before."""
+
+    def ping() -> float:
+        begun = time.perf_counter()
+        with connect(vm._client.target, timeout=PATIENCE) as client, _session(client.vm(vm.name)) as session:
+            session.vcpu(0).pio_read(0x21)
+            return time.perf_counter() - begun
+
+    return ping
+
+
+KINDS: dict[str, Callable[[Vm], Ping]] = {"port": _port, "grpc": _grpc, "new": _new, "halt": _halt, "tick": _tick}
 
 
 def _session(vm: Vm) -> Session:
@@ -140,8 +152,7 @@ def run(pipe: Connection, kind: str) -> None:
                 samples.failures.append(f"{type(error).__name__}: {str(error)[:80]}")
                 ping = None
                 time.sleep(0.02)
-            if kind in ("port", "grpc"):
-                time.sleep(PAUSE)
+            time.sleep(PAUSES.get(kind, 0.0))
         pipe.recv()
         pipe.send(samples)
 

@@ -19,7 +19,10 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 def _sticky(foe: Foe) -> int:
     """A TCP connection whose last close() waits for data that nobody reads."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or it would all be taken after all
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
     client = socket.create_connection(listener.getsockname())
     peer, _ = listener.accept()
     client.setblocking(False)
@@ -59,6 +62,8 @@ def _lingering(foe: Foe, how: str, each: int) -> Act:
                 connection.send(FOLLOW)
                 data = {"irqfd": irqfd, "no batch": FOLLOW, "record": bytes([0]) * 40}[how]
                 _give_away(connection, data, descriptor)
+                if how == "no batch":  # or it is kept until then
+                    connection.close()
             foe.kept.append(connection)
         time.sleep(0.2)
 

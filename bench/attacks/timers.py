@@ -71,6 +71,7 @@ def _restored(foe: Foe, vms: int, vcpus: int) -> Act:
 
 ATTACKS = (
     Attack(1, "40 VMs, a PIT of 200 us each", lambda foe: _many_pits(foe, 40)),
+    Attack(1, "160 VMs, a PIT of 200 us each", lambda foe: _many_pits(foe, 160)),
     Attack(1, "APIC timers of 200 us on 64 vCPUs, and a Watch", lambda foe: _guest_timers(foe, 64, 1)),
     Attack(1, "APIC timers of 200 us on 255 vCPUs, and 8 Watches", lambda foe: _guest_timers(foe, 255, 8)),
     Attack(1, "a restored VM of 32 vCPUs, an NMI each 200 us", lambda foe: _restored(foe, 1, 32)),
