@@ -25,7 +25,7 @@ SVR, ICR, LVT_TIMER, LVT_LINT0, INITIAL_COUNT, DIVIDE = (
 )
 BROADCAST_GSI = 5
 VM = "foe"
-PATIENCE = 60.0  # seconds
+PATIENCE = 30.0  # seconds
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),

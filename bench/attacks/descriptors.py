@@ -93,6 +93,7 @@ def _filled(foe: Foe) -> Act:
 
     def act() -> None:
         connection = foe.port()
+        connection.settimeout(2)
         eventfds = [os.eventfd(0) for _ in range(MOST)]
         connection.send(FOLLOW)
         socket.send_fds(connection, [batch(*operations)], eventfds)

@@ -115,7 +115,9 @@ class GrpcFuzzer:
         tasks: list[Awaitable[None]] = []
         while count > 0 and len(tasks) < STREAMS:
             if random.random() < 0.2:
-                request = _mutated(random, messages.make(pb.WatchRequest.DESCRIPTOR))
+                request = messages.make(pb.WatchRequest.DESCRIPTOR).SerializeToString()
+                if random.random() < 0.2:
+                    request = mutate(random, request)
                 tasks.append(self._watching(request, report))
                 report.sent += 1
                 count -= 1
@@ -130,7 +132,7 @@ class GrpcFuzzer:
         call = self._watch(request, timeout=STREAM / 2)
         try:
             async for received in call:
-                pb.WatchResponse.FromString(received)
+                report.outcomes[pb.WatchResponse.FromString(received).WhichOneof("message") or "nothing"] += 1
         except grpc.aio.AioRpcError as error:
             check_status(report, error, request, "Watch")
         except DecodeError:

@@ -166,7 +166,7 @@ class Messages:
         if name == "vm":
             return self._vm() if random.random() < 0.95 else random.choice(NAMES)
         if name == "tracepoints":
-            return random.choice(TRACEPOINTS)
+            return random.choice(TRACEPOINTS[:-1] if random.random() < 0.9 else TRACEPOINTS)
         return random.choice(NAMES) if random.random() < 0.3 else f"client-{random.randrange(4)}"
 
     def _integer(self, name: str) -> int:

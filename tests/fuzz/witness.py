@@ -13,6 +13,7 @@ from irqchip.records import HEADER, NUMBERS, OPERATION
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client._daemon import Daemon
+from tests.fuzz.findings import KEPT
 from tests.fuzz.machines import CHANNEL_OPTIONS, PATIENCE
 from tests.fuzz.messages import IOAPIC, LAPIC
 from tests.fuzz.port_client import PortClient
@@ -40,14 +41,14 @@ class Witness:
         answers = [side.ask(how, operations, self._random.getrandbits(0)) for side in self._sides]
         self.slowest = max(self.slowest, time.monotonic() - begun)
         self.asked += len(operations)
-        self._compare(f"{how} {operations}", answers)
+        self._compare(f"{how} {' '.join(str(operations).split())}", answers)
 
     def compare_states(self) -> None:
         """All of it."""
         self._compare("SaveVm", [side.state() for side in self._sides])
 
     def _compare(self, what: str, answers: list[bytes]) -> None:
-        if answers[0] != answers[1]:
+        if answers[0] != answers[1] and len(self.differences) < KEPT:  # after the first, all may be different
             self.differences.append(f"{what}: {answers[0].hex()} where an undisturbed VM has {answers[1].hex()}")
 
     def close(self) -> None:
