@@ -58,12 +58,13 @@ class GrpcFuzzer:
         begun, episode = report.sent, 0
         while report.sent - begun < count:
             size = min(EPISODE, count - (report.sent - begun))
-            await self._episode(Random(f"{seed}/{episode}"), size, report)
+            await self._episode(f"{seed}/{episode}", size, report)
             episode += 1
 
-    async def _episode(self, random: Random, count: int, report: Report) -> None:
+    async def _episode(self, name: str, count: int, report: Report) -> None:
         # What is found is to be found again: messages are made of nothing but the seed.
-        snapshot = self._machines.make()
+        snapshot = self._machines.make(name)
+        random = Random(name)
         messages = Messages(random, self._machines.names)
         end = report.sent + count
         try:

@@ -51,11 +51,12 @@ class PortFuzzer:
         begun, episode = report.sent, 0
         while report.sent - begun < count:
             size = min(EPISODE, count - (report.sent - begun))
-            self._episode(Random(f"{seed}/{episode}"), size, report)
+            self._episode(f"{seed}/{episode}", size, report)
             episode += 1
 
-    def _episode(self, random: Random, count: int, report: Report) -> None:
-        self._machines.make()
+    def _episode(self, name: str, count: int, report: Report) -> None:
+        self._machines.make(name)
+        random = Random(name)
         messages = Messages(random, self._machines.names)
         end = report.sent + count
         open_: list[_Connection] = []

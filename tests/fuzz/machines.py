@@ -13,6 +13,8 @@ from tests.fuzz.messages import IOAPIC, LAPIC
 PATIENCE = 120.0  # seconds; the fuzzer's own calls wait behind what it sends
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0)]
 
+KINDS = ("full", "virtual", "split", "bare", "empty", "made")  # the last is for what the fuzzer makes itself
+
 
 class Machines:
     """The VMs of one worker, whose names begin with its own."""
@@ -21,11 +23,14 @@ class Machines:
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._rpcs = IrqchipServiceStub(self._channel)
         self._prefix = prefix
-        kinds = ("full", "virtual", "split", "bare", "empty", "made")
-        self.names = [f"{prefix}-{kind}" for kind in kinds]
+        self.names: list[str] = []
 
-    def make(self) -> pb.VmSnapshot:
-        """Make them, and return the state of one that has everything."""
+    def make(self, episode: str) -> pb.VmSnapshot:
+        """Make them, and return the state of one that has everything.
+
+        Each episode's have names of their own: what the last one's clients have sent may still come.
+        """
+        self.names = [f"{self._prefix}-{episode.replace('/', '.')}-{kind}" for kind in KINDS]
         full, virtual, split, bare, empty, _ = self.names
         rpcs = self._rpcs
         for name in (full, virtual, split, bare, empty):

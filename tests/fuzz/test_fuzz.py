@@ -42,7 +42,7 @@ def test_thousands_of_messages_that_are_nearly_right_find_nothing(monkeypatch: p
 def vms(irqchip_server: Daemon) -> Iterator[list[str]]:
     """A VM of each kind."""
     machines = Machines(irqchip_server.target, "fuzzed")
-    machines.make()
+    machines.make("hypothesis")
     yield machines.names
     machines.delete()
     machines.close()
