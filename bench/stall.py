@@ -29,7 +29,7 @@ from bench.victims import KINDS, Samples, Victim, prepare
 from irqchip_client import IrqchipError
 from irqchip_client._daemon import Daemon, start_daemon
 
-SECONDS, QUIET = 2.5, 1.0
+SECONDS, QUIET = 2.0, 0.8
 PREPARATION = 30.0
 STOP_PATIENCE = 10.0
 ATTACKER_LIFE = 120  # seconds, whatever happens

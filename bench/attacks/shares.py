@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from itertools import cycle
 
@@ -130,6 +131,40 @@ def _never_read(foe: Foe) -> Act:
     return act
 
 
+def _refused(foe: Foe) -> Act:
+    """Messages of almost a megabyte, for nothing."""
+    foe.make()
+    request = pb.IrqLinesRequest(vm=VM, changes=[3] * 1_000_000)
+    return in_threads(8, lambda: foe.rpcs.IrqLines(request, timeout=PATIENCE))
+
+
+def _health(foe: Foe) -> Act:
+    """What every gRPC server has: 2,000 calls under way."""
+    channel = grpc.insecure_channel(foe.target)
+    foe.kept.append(channel)
+    check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
+
+    def act() -> None:
+        for call in [check.future(b"") for _ in range(2000)]:
+            call.result()
+
+    return act
+
+
+def _unopened(foe: Foe) -> Act:
+    """Connections to the port that say nothing, as many as there are places."""
+
+    def act() -> None:
+        for _ in range(64):
+            if len(foe.kept) >= PLACES:
+                time.sleep(0.05)
+                return
+            foe.kept.append(foe.connection())
+
+    return act
+
+
+PLACES = 4200
 LINE = pb.Operation(irq_line=pb.IrqLineRequest(gsi=4, level=True))
 LONG = records("irq_line", 2700, index=4, value=1)
 ATTACKS = (
@@ -150,5 +185,8 @@ ATTACKS = (
     Attack(5, "connecting and closing, gRPC", lambda foe: _churn(foe.path, socket.SOCK_STREAM, PREFACE)),
     Attack(5, "Sessions opened and closed, the port", _session_churn),
     Attack(5, "Watches given up at once", _watch_churn),
+    Attack(5, "messages of 1 MB that are refused", _refused),
+    Attack(5, "2,000 calls of the health service under way", _health),
+    Attack(5, "4,200 connections that are never opened", _unopened),
     Attack(5, "128 clients that never read", _never_read),
 )

@@ -22,6 +22,7 @@ from bench.attacks.common import (
     Foe,
     batch,
     in_threads,
+    out,
     pump,
     records,
     store,
@@ -108,6 +109,35 @@ def _irqfds(foe: Foe) -> Act:
     return act
 
 
+def _acknowledged(foe: Foe) -> Act:
+    """A guest that ends interrupts, of which 300 Sessions hear. KVM: of an idle line, too."""
+    foe.make()
+    foe.ports(300, gsis=[4])
+    senders = foe.ports(4)
+    return lambda: pump(senders, batch(*[out(0x20, 0x64)] * 1500))
+
+
+def _resampled(foe: Foe) -> Act:
+    """A guest that ends interrupts, for each of which 500 resamplefds are signalled."""
+    foe.make()
+    for _ in range(4):
+        session = foe.port()
+        eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(250)]
+        assign = pb.Operation(irqfd=pb.IrqfdRequest(gsi=4, flags=2))
+        session.send(FOLLOW)
+        socket.send_fds(session, [batch(*[assign] * (len(eventfds) // 2))], eventfds)
+        foe.kept.append(session)
+        foe.kept.append(eventfds)
+    raised = foe.kept[1][0]
+    senders = foe.ports(2)
+
+    def act() -> None:
+        os.eventfd_write(raised, 1)
+        pump(senders, batch(*[out(0x20, 0x64)] * 200))
+
+    return act
+
+
 def _big_states(foe: Foe) -> Act:
     """RestoreVm of a megabyte, again and again, and the lists and copies of it."""
     foe.make(VM, VCPUS)
@@ -177,6 +207,8 @@ ATTACKS = (
     Attack(2, "the same in records, 4 clients", lambda foe: _messages(foe, 200, True)),
     Attack(2, "a guest's NMIs to 255 vCPUs, 16 Sessions", _ipis),
     Attack(2, "16 irqfds of an MSI broadcast, 16 Sessions", _irqfds),
+    Attack(2, "a guest's EOIs, 300 Sessions hear of them", _acknowledged),
+    Attack(2, "a guest's EOIs, 500 resamplefds", _resampled),
     Attack(2, "RestoreVm, SaveVm, GetVm, ListVms of a large VM", _big_states),
     Attack(2, "ListVms of 4,000 VMs", _listed),
     Attack(2, "SetGsiRouting of 4,096 entries", lambda foe: _routing(foe, False)),
