@@ -98,6 +98,7 @@ class GrpcService:
 
         async def handle(request: Any, context: Context) -> Message:
             response = response_class()
+            refused: VmError | None = None
             try:
                 _check_decoded(request)
                 if daemon_call is not None:
@@ -109,7 +110,10 @@ class GrpcService:
                         await _answered(forwarded.access)
                         convert.answer_to(forwarded.access, response)
             except Exception as error:
-                await _abort(context, errors.refusal(error))
+                refused = errors.refusal(error)
+            if refused is not None:
+                del request  # see _abort
+                await _abort(context, refused)
             return response
 
         return handle
@@ -361,6 +365,9 @@ def _check_decoded(message: object) -> None:
 
 
 async def _abort(context: Context, error: VmError) -> NoReturn:
+    # gRPC's context keeps what abort raises, and with it the frames on its way, until the garbage collector finds them:
+    # none of them is to have a large message.
+    error.__traceback__ = error.__context__ = None
     trailing = ((errors.DETAILS_KEY, errors.details(error)),)
     await context.abort(errors.STATUS_CODES[error.number], error.message, trailing)
     raise AssertionError("abort raises")
