@@ -50,10 +50,10 @@ proto: $(VENV)/check
 bench: $(VENV)/bench
 	$(BIN)/python -m bench
 
-stall: $(VENV)/bench
+stall: $(VENV)/installed
 	$(BIN)/python -m bench.stall
 
-fuzz: $(VENV)/test
+fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(SEED),--seed $(SEED))
 
 ticks: $(VENV)/test

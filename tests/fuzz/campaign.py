@@ -108,6 +108,8 @@ def _rounds(
             f" {now.tracebacks} tracebacks, log {now.log_bytes:,} bytes; another VM answered {other.asked:,} times, in"
             f" {other.slowest:.2f} s at the most; found {outcome.report.kinds.total() + len(outcome.findings)}"
         )
+        if now.tracebacks and number and not outcome.rounds[-2].tracebacks:
+            tell(first_traceback(fuzzed))
         if not now.alive:
             return
 
