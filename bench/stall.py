@@ -98,7 +98,15 @@ def _is_ready(result: Result, pipe: Connection) -> bool:
 def measure(number: int, victims: Mapping[str, Victim], seconds: float) -> Result:
     """One attack."""
     result = Result(ATTACKS[number])
-    with suppress(IrqchipError), start_daemon() as daemon:
+    try:
+        _measure(result, number, victims, seconds)
+    except IrqchipError as error:  # the daemon can't be started, or used
+        result.trouble.append(f"{type(error).__name__}: {str(error)[:60]}")
+    return result
+
+
+def _measure(result: Result, number: int, victims: Mapping[str, Victim], seconds: float) -> None:
+    with start_daemon() as daemon:
         resource.prlimit(daemon.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
         if result.attack.row == 4:
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
@@ -116,7 +124,6 @@ def measure(number: int, victims: Mapping[str, Victim], seconds: float) -> Resul
             result.held = _held(pipes) if result.attack.row == 13 else None
             result.growth_mib = _memory(daemon, "VmHWM") - before
             result.stop_seconds = _stop(result, daemon)
-    return result
 
 
 def _pings(victims: Mapping[str, Victim], seconds: float) -> dict[str, Samples]:
