@@ -8,7 +8,21 @@ from contextlib import suppress
 
 import grpc
 
-from bench.attacks.common import DIVIDE, INITIAL_COUNT, LVT_TIMER, PATIENCE, SVR, VM, Act, Attack, Foe, once, out, store
+from bench.attacks.common import (
+    DIVIDE,
+    INITIAL_COUNT,
+    LVT_LINT0,
+    LVT_TIMER,
+    PATIENCE,
+    SVR,
+    VM,
+    Act,
+    Attack,
+    Foe,
+    once,
+    out,
+    store,
+)
 from irqchip.v1 import irqchip_pb2 as pb
 
 PERIOD = 200_000  # nanoseconds, the shortest that there is
@@ -27,8 +41,12 @@ def timers(vcpus: int, lvt: int) -> list[pb.Operation]:
     return [store(vcpu, address, data) for vcpu in range(vcpus) for address, data in writes]
 
 
-def _many_pits(foe: Foe, count: int) -> Act:
+def _many_pits(foe: Foe, count: int, nmi: bool) -> Act:
+    """Ticks that wait until one is acknowledged, which nobody does; or each an NMI."""
     names = [foe.make(f"pit-{number}", pit=True) for number in range(count)]
+    for name in names if nmi else ():
+        foe.rpcs.SetPitReinject(pb.SetPitReinjectRequest(vm=name, reinject=False), timeout=PATIENCE)
+        foe.run(name, (store(0, SVR, 0x1FF), store(0, LVT_LINT0, NMI)))
 
     def start() -> None:
         for name in names:
@@ -70,8 +88,8 @@ def _restored(foe: Foe, vms: int, vcpus: int) -> Act:
 
 
 ATTACKS = (
-    Attack(1, "40 VMs, a PIT of 200 us each", lambda foe: _many_pits(foe, 40)),
-    Attack(1, "160 VMs, a PIT of 200 us each", lambda foe: _many_pits(foe, 160)),
+    Attack(1, "40 VMs, a PIT of 200 us each", lambda foe: _many_pits(foe, 40, nmi=False)),
+    Attack(1, "80 VMs, a PIT of 200 us each, ticks are NMIs", lambda foe: _many_pits(foe, 80, nmi=True)),
     Attack(1, "APIC timers of 200 us on 64 vCPUs, and a Watch", lambda foe: _guest_timers(foe, 64, 1)),
     Attack(1, "APIC timers of 200 us on 255 vCPUs, and 8 Watches", lambda foe: _guest_timers(foe, 255, 8)),
     Attack(1, "a restored VM of 32 vCPUs, an NMI each 200 us", lambda foe: _restored(foe, 1, 32)),
