@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from irqchip.port import SUFFIX
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
-from irqchip_client._daemon import Daemon
+from irqchip_client._daemon import Daemon, start_daemon
 from tests.fuzz import campaign
 from tests.fuzz.by_grpc import METHODS, UNARY, restoring
 from tests.fuzz.machines import Machines
@@ -39,9 +39,16 @@ def test_thousands_of_messages_that_are_nearly_right_find_nothing(monkeypatch: p
 
 
 @pytest.fixture(scope="module")
-def vms(irqchip_server: Daemon) -> Iterator[list[str]]:
+def daemon() -> Iterator[Daemon]:
+    """One for these tests: what they send makes VMs, too."""
+    with start_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def vms(daemon: Daemon) -> Iterator[list[str]]:
     """A VM of each kind."""
-    machines = Machines(irqchip_server.target, "fuzzed")
+    machines = Machines(daemon.target, "fuzzed")
     machines.make("hypothesis")
     yield machines.names
     machines.delete()
@@ -49,9 +56,9 @@ def vms(irqchip_server: Daemon) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def channel(irqchip_server: Daemon) -> Iterator[grpc.Channel]:
+def channel(daemon: Daemon) -> Iterator[grpc.Channel]:
     """A channel without an SDK, which would not send what is wrong."""
-    with grpc.insecure_channel(irqchip_server.target) as channel:
+    with grpc.insecure_channel(daemon.target) as channel:
         yield channel
 
 
@@ -70,20 +77,20 @@ def answer(channel: grpc.Channel, method: str, request: bytes) -> str:
 @quick
 @given(st.sampled_from(sorted(set(UNARY) - {"DeleteVm"})), st.binary(max_size=80))
 def test_a_call_of_any_bytes_has_a_status_of_its_own(
-    irqchip_server: Daemon, channel: grpc.Channel, method: str, request: bytes
+    daemon: Daemon, channel: grpc.Channel, method: str, request: bytes
 ) -> None:
     assert answer(channel, method, request) not in ("UNKNOWN", "INTERNAL", "UNAVAILABLE")
-    assert irqchip_server.process.poll() is None
+    assert daemon.process.poll() is None
 
 
 @quick
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=8), st.booleans())
 def test_a_connection_to_the_port_of_any_packets_is_answered_or_ended(
-    irqchip_server: Daemon, vms: list[str], packets: list[bytes], opened: bool
+    daemon: Daemon, vms: list[str], packets: list[bytes], opened: bool
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.settimeout(30)
-        client.connect(irqchip_server.target.removeprefix("unix://") + SUFFIX)
+        client.connect(daemon.target.removeprefix("unix://") + SUFFIX)
         if opened:
             client.send(pb.SessionRequest(open=pb.SessionOpen(vm=vms[0])).SerializeToString())
         # This one is answered where no other has ended the connection.
@@ -96,7 +103,7 @@ def test_a_connection_to_the_port_of_any_packets_is_answered_or_ended(
                 assert received[:1] == b"\0" or pb.SessionResponse.FromString(received)
         except (BrokenPipeError, ConnectionResetError):
             pass
-    assert irqchip_server.process.poll() is None
+    assert daemon.process.poll() is None
 
 
 @quick
@@ -122,8 +129,8 @@ def test_a_state_that_was_changed_is_refused_or_is_one(channel: grpc.Channel, vm
         rpcs.DeleteVm(pb.DeleteVmRequest(vm="restored"), timeout=30)
 
 
-def test_nothing_was_logged_as_a_failure(irqchip_server: Daemon) -> None:
-    assert "Traceback" not in irqchip_server.stderr
+def test_nothing_was_logged_as_a_failure(daemon: Daemon) -> None:
+    assert "Traceback" not in daemon.stderr
 
 
 # What the fuzzer itself is made of.
