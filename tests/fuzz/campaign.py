@@ -22,7 +22,7 @@ from tests.fuzz.witness import NAME, Witness, witness
 MEMORY = 1.10  # of what it was after the warm-up
 ROUND = 25_000  # messages
 BY_GRPC = 0.3  # of the messages
-WARM_UP = 0.2  # of the rounds
+WARM_UP, LEAST_WARM_UP = 0.2, 4  # of the rounds; rounds
 STUCK = 300.0  # seconds without a word from a worker
 ASK_EVERY = 0.01
 
@@ -41,9 +41,9 @@ class Outcome:
 
     def judge_memory(self) -> None:
         """Whether it is what it was after the warm-up."""
-        warm = max(int(len(self.rounds) * WARM_UP), 1)
-        if len(self.rounds) < 5:
+        if len(self.rounds) < 2 * LEAST_WARM_UP:  # too few to tell
             return
+        warm = max(int(len(self.rounds) * WARM_UP), LEAST_WARM_UP)
         before = max(now.rss_kib for now in self.rounds[:warm])
         after = int(statistics.median(now.rss_kib for now in self.rounds[-3:]))
         if after > before * MEMORY:
