@@ -107,19 +107,24 @@ class GrpcService:
             yield from execute_unary(operation, vm, request, response)
             return response.SerializeToString()
 
+        async def answer(data: bytes) -> bytes:
+            if long_call is not None:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._background, execute, long_call, data)
+            if daemon_call is not None:
+                async with self._gate.turn(None):
+                    return execute(daemon_call, data)
+            request: Any = await self._gate.decode(request_class, data)
+            vm = self._registry.get(request.vm)
+            return await self._gate.run(vm, work(vm, request))
+
         async def handle(data: bytes, context: Context) -> bytes:
             try:
-                if long_call is not None:
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(self._background, execute, long_call, data)
-                if daemon_call is not None:
-                    async with self._gate.turn(None):
-                        return execute(daemon_call, data)
-                request: Any = await self._gate.decode(request_class, data)
-                vm = self._registry.get(request.vm)
-                return await self._gate.run(vm, work(vm, request))
+                return await answer(data)
             except Exception as error:
-                await abort(context, errors.refusal(error))
+                refused = errors.refusal(error)
+            del data  # see abort
+            await abort(context, refused)
 
         return handle
 
