@@ -124,7 +124,7 @@ class GrpcService:
             except Exception as error:
                 refused = errors.refusal(error)
             del data  # see abort
-            await abort(context, refused)
+            return await abort(context, refused)
 
         return handle
 
