@@ -34,7 +34,7 @@ CALLS_GRACE = 0.4
 # More calls than a client can have under way, so that what one has does not refuse the others'. Each connection has its
 # streams, and each stream its call; gRPC otherwise refuses calls at random once 1,000 wait, and ends those that wait
 # for 30 s, whosesoever they are.
-STREAMS_OF_A_CONNECTION = 100
+STREAMS_OF_A_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
 WAITING_CALLS = 1_000_000
 WAITING_SECONDS = 86_400
 
@@ -56,6 +56,8 @@ class Daemon:
             [
                 ("grpc.max_receive_message_length", limits.message_bytes),
                 ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
+                # Which refuses a stream that comes in the place of one that gRPC has ended and not forgotten yet.
+                ("grpc.http.overload_protection", 0),
                 ("grpc.server.max_pending_requests", WAITING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", WAITING_CALLS),
                 ("grpc.server_max_unrequested_time_in_server", WAITING_SECONDS),

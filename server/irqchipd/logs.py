@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from grpc._cython import cygrpc
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LIBRARIES = ("asyncio", "grpc")
 
@@ -43,8 +45,12 @@ class Repetitions(logging.Filter):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record is of something in the daemon: gRPC shows a traceback for metadata that is not UTF-8."""
-    return record.msg != "Invalid encoding on %s"
+    """Whether a record is of something in the daemon.
+
+    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered.
+    """
+    given_up = record.exc_info is not None and record.exc_info[0] is cygrpc.ExecuteBatchError
+    return record.msg != "Invalid encoding on %s" and not given_up
 
 
 def log_to_stderr(level: str) -> None:

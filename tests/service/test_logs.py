@@ -55,6 +55,26 @@ def test_clients_that_give_up_leave_nothing_in_the_log() -> None:
         assert daemon.stderr == ""
 
 
+def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log() -> None:
+    with start_daemon() as daemon, daemon.connect() as client, grpc.insecure_channel(daemon.target) as channel:
+        vm = client.create_vm("vm")
+        vm.create_irqchip()
+        for vcpu in range(64):
+            vm.create_vcpu(vcpu)
+        stub = IrqchipServiceStub(channel)
+        for _ in range(20):
+            halts = [
+                stub.Halt.future(
+                    pb.HaltRequest(vm="vm", vcpu=vcpu, timeout_ns=5_000_000 + vcpu * 30_000), timeout=0.006
+                )
+                for vcpu in range(64)
+            ]
+            for halt in halts:
+                halt.exception()
+        assert client.vms()
+        assert daemon.stderr == ""
+
+
 def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:
     """What the daemon answers to a call with such a path and metadatum."""
 
@@ -118,3 +138,12 @@ def test_calls_that_wait_are_neither_refused_nor_ended_for_their_number() -> Non
         other.vms()
         for channel in channels:
             channel.close()
+
+
+def test_more_calls_than_a_connection_may_have_wait_for_their_turn(irqchip_server: Daemon) -> None:
+    with irqchip_server.connect() as client, grpc.insecure_channel(irqchip_server.target) as channel:
+        client.create_vm("busy").create_irqchip()
+        stub = IrqchipServiceStub(channel)
+        calls = [stub.GetIrqchip.future(pb.GetIrqchipRequest(vm="busy")) for _ in range(2000)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+        client.delete_vm("busy")
