@@ -95,12 +95,15 @@ class Daemon:
     def _listen_on_socket(self, address: UnixAddress) -> UnixAddress:
         at = SocketPath(address.path)
         self._sockets.append(at)
-        with at.binding() as passing:
-            self._bind(f"unix:{passing}", address)
-            if not refuse_descriptors(passing):
-                self._grpc_may_wait = True
-        port = address.path.with_name(address.path.name + SUFFIX)
-        self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
+        try:
+            with at.binding() as passing:
+                self._bind(f"unix:{passing}", address)
+                if not refuse_descriptors(passing):
+                    self._grpc_may_wait = True
+            port = address.path.with_name(address.path.name + SUFFIX)
+            self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
+        except OSError as error:
+            raise ListenError(f"{address} can't be listened on: {error.strerror}; choose another path") from error
         return address
 
     def _listen_on_port(self, address: TcpAddress) -> TcpAddress:

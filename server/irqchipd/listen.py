@@ -87,7 +87,7 @@ def parse_address(text: str, allow_insecure: bool) -> Address:
         return UnixAddress(Path(rest))
     if scheme == "tcp":
         return _parse_tcp(text, rest, allow_insecure)
-    raise ListenError(f"{text!r} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
+    raise ListenError(f"{text!r:.200} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
 
 
 def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
@@ -121,8 +121,14 @@ class SocketPath:
         self._removing = threading.Lock()
         # The device and the inode of what was bound there: another daemon may have taken the path over since.
         self._bound: tuple[int, int] | None = None
-        if not path.parent.is_dir():
-            raise ListenError(f"{path}: the directory {path.parent} does not exist")
+        try:
+            there = path.parent.is_dir()
+        except OSError as error:  # a directory above it can't be entered
+            raise ListenError(f"{path}: {error.strerror}; choose a directory that this user may write to") from error
+        if not there:
+            raise ListenError(f"{path}: the directory {path.parent} does not exist; make it, or choose another")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ListenError(f"{path}: this user may not write to the directory {path.parent}; choose another")
         # Held until the end: a stop must not need a new descriptor.
         flags = os.O_DIRECTORY | os.O_CLOEXEC
         try:
@@ -176,11 +182,13 @@ class SocketPath:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(mode):
-            raise ListenError(f"{self._path} exists and is not a socket")
+            raise ListenError(f"{self._path} exists and is not a socket: choose another path, or remove it")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             # Who is too busy to take another client answers EAGAIN; a socket of another type, EPROTOTYPE.
             if probe.connect_ex(str(self._path)) not in (errno.ECONNREFUSED, errno.ENOENT):
-                raise ListenError(f"{self._path} is in use, perhaps by another irqchipd")
+                raise ListenError(
+                    f"{self._path} is in use, perhaps by another irqchipd: stop that, or choose another path"
+                )
 
     @contextmanager
     def _locked(self, patience: float) -> Iterator[None]:

@@ -47,7 +47,7 @@ def test_another_vm_is_named(irqchip_server: Daemon, irqchip_client: Client, vm:
 def test_a_vm_that_is_not_there_is_told_at_once(irqchip_server: Daemon, vm: Vm) -> None:
     done = piped(irqchip_server, "list\n", "missing")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"there is no VM 'missing'; there are {vm.name}" in done.stderr
+    assert f"there is no VM 'missing'; there is {vm.name}" in done.stderr
 
 
 class Terminal:

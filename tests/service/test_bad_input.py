@@ -185,7 +185,7 @@ CASES: list[tuple[str, Message, str, str, str]] = [
         "alone",
     ),
     # Time.
-    ("CreateVm", pb.CreateVmRequest(clock=3), "INVALID_ARGUMENT", "EINVAL", "1 is real, 2 virtual"),  # type: ignore[arg-type]
+    ("CreateVm", pb.CreateVmRequest(clock=3), "INVALID_ARGUMENT", "EINVAL", "1 is real, 2 is virtual"),  # type: ignore[arg-type]
     ("CreateVm", pb.CreateVmRequest(tsc_khz=100_000_001), "INVALID_ARGUMENT", "EINVAL", "100000000"),
     ("AdvanceClock", pb.AdvanceClockRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
     ("AdvanceClock", pb.AdvanceClockRequest(vm="good", nanoseconds=1), "INVALID_ARGUMENT", "EINVAL", "real"),

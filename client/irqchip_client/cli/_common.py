@@ -16,7 +16,22 @@ import irqchip_client
 
 from ._group import VM, command
 
-__all__ = ["NUMBER", "command", "connect", "pass_client", "pass_vm", "size_option", "vcpu_option", "vms_there_are"]
+__all__ = [
+    "COUNT",
+    "GSI",
+    "LONG",
+    "PORT",
+    "VCPU",
+    "WORD",
+    "command",
+    "connect",
+    "number",
+    "pass_client",
+    "pass_vm",
+    "size_option",
+    "vcpu_option",
+    "vms_there_are",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +45,13 @@ _PATIENCE = 1.0  # seconds, of who presses Tab
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
+    """A number of a range, decimal or hexadecimal."""
+
     name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -39,8 +60,9 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
             number = int(value, 0)
         except ValueError:
             self.fail(f"{value!r:.100} is no number: write 16, 0x10 or 0b10000{_as_hexadecimal(value)}", param, ctx)
-        if number < 0:
-            self.fail(f"{value!r:.100} is negative; it is 0 or more", param, ctx)
+        if not self.least <= number <= self.most:
+            show = hex if self.most > _DECIMAL else str
+            self.fail(f"{value:.100} is out of range: {self.least} to {show(self.most)}", param, ctx)
         return number
 
 
@@ -52,10 +74,23 @@ def _as_hexadecimal(text: str) -> str:
     return f"; 0x{digits} is hexadecimal"
 
 
-NUMBER = _Number()
+_DECIMAL = 1_000_000_000  # Up to this the most of a range is shown as people count.
+
+
+def number(least: int, most: int) -> _Number:
+    """A number of a range."""
+    return _Number(least, most)
+
+
+COUNT = number(1, _DECIMAL)
+PORT = number(0, 0xFFFF)
+WORD = number(0, 0xFFFF_FFFF)
+LONG = number(0, 0xFFFF_FFFF_FFFF_FFFF)
+GSI = WORD
+VCPU = WORD
 
 vcpu_option = click.option(
-    "--vcpu", type=NUMBER, default=0, show_default=True, metavar="ID", help="The vCPU that does it."
+    "--vcpu", type=VCPU, default=0, show_default=True, metavar="ID", help="The vCPU that does it."
 )
 
 
@@ -122,9 +157,11 @@ def vms_there_are(name: str, names: Sequence[str]) -> str:
         return "there are none: `irqchipctl create` makes one"
     from difflib import get_close_matches
 
-    if close := get_close_matches(name, names[:_COMPARED], 3):
-        return f"did you mean {' or '.join(close)}? `irqchipctl list` shows all"
-    return f"there are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+    compared = {one.lower(): one for one in names[:_COMPARED]}
+    if close := get_close_matches(name.lower(), compared, 3):
+        return f"did you mean {' or '.join(compared[one] for one in close)}? `irqchipctl list` shows all"
+    some = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"there {'is' if len(names) == 1 else 'are'} {some}"
 
 
 def connect() -> irqchip_client.Client:

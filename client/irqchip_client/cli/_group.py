@@ -42,6 +42,12 @@ class Command(click.Command):
             args = _vm_first(args)
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            if error.param is not None and error.param.name == VM:
+                raise click.UsageError(
+                    "name the VM, as the first argument; `irqchipctl list` shows which there are", ctx
+                ) from None
+            raise
         except click.NoSuchOption as error:
             if _NEGATIVE.fullmatch(error.option_name) or any(map(_NEGATIVE.fullmatch, args)):
                 number = next(filter(_NEGATIVE.fullmatch, args), error.option_name)

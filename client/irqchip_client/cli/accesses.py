@@ -10,13 +10,13 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, pass_vm, size_option, vcpu_option
+from ._common import LONG, PORT, WORD, command, pass_vm, size_option, vcpu_option
 from .output import echo_json, json_option
 
 
 @command("in")
 @pass_vm
-@click.argument("port", type=NUMBER)
+@click.argument("port", type=PORT)
 @size_option(1, 1, 2, 4)
 @vcpu_option
 @json_option
@@ -30,8 +30,8 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -
 
 @command()
 @pass_vm
-@click.argument("port", type=NUMBER)
-@click.argument("value", type=NUMBER)
+@click.argument("port", type=PORT)
+@click.argument("value", type=LONG)
 @size_option(1, 1, 2, 4)
 @vcpu_option
 @json_option
@@ -40,12 +40,13 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_j
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
+    _check_width(value, int(size), (1, 2, 4))
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)), as_json)
 
 
 @command()
 @pass_vm
-@click.argument("address", type=NUMBER)
+@click.argument("address", type=LONG)
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
 @json_option
@@ -59,8 +60,8 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: boo
 
 @command()
 @pass_vm
-@click.argument("address", type=NUMBER)
-@click.argument("value", type=NUMBER)
+@click.argument("address", type=LONG)
+@click.argument("value", type=LONG)
 @size_option(4, 1, 2, 4, 8)
 @vcpu_option
 @json_option
@@ -69,12 +70,13 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int,
 
     And "unanswered" where it is a region's whose device died, or did not answer in time.
     """
+    _check_width(value, int(size), (1, 2, 4, 8))
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)), as_json)
 
 
 @command("msr-read")
 @pass_vm
-@click.argument("msr", type=NUMBER)
+@click.argument("msr", type=WORD)
 @vcpu_option
 @json_option
 def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, as_json: bool) -> None:
@@ -92,8 +94,8 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, as_json: bool) -> None:
 
 @command("msr-write")
 @pass_vm
-@click.argument("msr", type=NUMBER)
-@click.argument("value", type=NUMBER)
+@click.argument("msr", type=WORD)
+@click.argument("value", type=LONG)
 @vcpu_option
 @json_option
 def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, as_json: bool) -> None:
@@ -127,6 +129,15 @@ def ack(vm: irqchip_client.Vm, vcpu: int, source: str, as_json: bool) -> None:
         echo_json(taken)
     else:
         click.echo(f"{taken.vector:#04x} {taken.source.name.lower()}" if taken else "none")
+
+
+def _check_width(value: int, size: int, sizes: tuple[int, ...]) -> None:
+    if value >> 8 * size:
+        wider = next((f"; --size {one} is wide enough" for one in sizes if not value >> 8 * one), "")
+        what = "1 byte" if size == 1 else f"{size} bytes"
+        raise click.BadParameter(
+            f"{value:#x} does not fit into {what}, 0 to {(1 << 8 * size) - 1:#x}{wider}", param_hint="VALUE"
+        )
 
 
 def _echo(access: irqchip_client.Access, size: int, as_json: bool) -> None:

@@ -21,7 +21,12 @@ def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
     By 1.5s, 10ms, 500us or 20ns; a number without a unit is of nanoseconds. Everything that comes due happens in order.
     Prints the VM's time, and the time at which its next timer is due.
     """
-    moved = vm.advance(duration)
+    try:
+        moved = vm.advance(duration)
+    except irqchip_client.InvalidArgument as error:
+        if vm.info().virtual:
+            raise
+        raise click.ClickException(f"{error}; `irqchipctl create --virtual-clock` makes a VM whose clock is") from error
     if as_json:
         echo_json(moved)
     else:

@@ -27,11 +27,34 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
             )
         nanoseconds = Fraction(written["number"]) * _UNITS[written["unit"] or "ns"]
         if nanoseconds.denominator > 1:
-            self.fail(f"{value!r:.100} is not a whole number of ns", param, ctx)
+            self.fail(
+                f"{value!r:.100} is not a whole number of ns: write {value:.40}s or {value:.40}ms",
+                param,
+                ctx,
+            )
         return int(nanoseconds)
 
 
 DURATION = _Duration()
+
+
+class _Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A number of seconds, more than 0."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r:.100} is no number of seconds: write 10 or 0.5", param, ctx)
+        if not 0 < seconds <= _MOST_SECONDS:
+            self.fail(f"{value} is out of range: it is more than 0, and at most {_MOST_SECONDS:,}", param, ctx)
+        return seconds
+
+
+_MOST_SECONDS = 10_000_000  # Timers of Python's wait no longer than a few times that.
+SECONDS = _Seconds()
 
 
 def show_duration(nanoseconds: int) -> str:

@@ -25,6 +25,8 @@ def write_file(path: str, data: bytes) -> None:
             _replace(place, data)
     except OSError as error:
         error.filename, error.filename2 = path, None
+        if error.errno == errno.ENOENT:
+            error.strerror = f"the folder {os.path.dirname(path) or '.'} does not exist: make it first"
         raise
 
 

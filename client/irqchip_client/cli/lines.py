@@ -9,7 +9,7 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, pass_vm
+from ._common import COUNT, GSI, LONG, WORD, command, pass_vm
 from .output import echo_json, echo_table, json_option
 
 _CHIPS = ("pic0", "pic1", "ioapic0")  # by KVM's chip ids
@@ -18,7 +18,7 @@ _SHOWN = 8  # GSIs that have routes
 
 @command("raise")
 @pass_vm
-@click.argument("gsi", type=NUMBER)
+@click.argument("gsi", type=GSI)
 @json_option
 def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Drive a GSI high.
@@ -31,7 +31,7 @@ def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
 
 @command()
 @pass_vm
-@click.argument("gsi", type=NUMBER)
+@click.argument("gsi", type=GSI)
 @json_option
 def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Cease to drive a GSI high.
@@ -43,8 +43,8 @@ def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
 
 @command()
 @pass_vm
-@click.argument("gsi", type=NUMBER)
-@click.option("--count", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many edges.")
+@click.argument("gsi", type=GSI)
+@click.option("--count", type=COUNT, default=1, show_default=True, metavar="N", help="How many edges.")
 @json_option
 def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
     """Raise and lower a GSI: an edge, or so many.
@@ -65,8 +65,8 @@ def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
 
 @command()
 @pass_vm
-@click.argument("address", type=NUMBER)
-@click.argument("data", type=NUMBER)
+@click.argument("address", type=LONG)
+@click.argument("data", type=WORD)
 @json_option
 def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
     """Send an MSI, for example 0xfee00000 0x31.

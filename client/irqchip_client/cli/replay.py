@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from ._group import command
+from ._common import command, number
 from .traces import Done, Mismatch, Trace, TraceError, load_traces
 
 SHOWN = 20  # mismatches
@@ -67,9 +67,7 @@ class Report:
 @command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--in-process", is_flag=True, help="Against the chips alone, in this process; needs no daemon.")
-@click.option(
-    "--jobs", type=click.IntRange(1, 1024), help="Traces at once, against a daemon.  [default: 16]", metavar="N"
-)
+@click.option("--jobs", type=number(1, 1024), help="Traces at once, against a daemon.  [default: 16]", metavar="N")
 @click.option("--family", "families", multiple=True, metavar="F", help="Only traces of this family; may be repeated.")
 @click.pass_obj
 def replay(

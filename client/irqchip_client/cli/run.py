@@ -20,10 +20,12 @@ import click
 
 import irqchip_client
 
-from ._common import command, pass_client
+from ._common import command, number, pass_client
+from .durations import SECONDS
 
 if TYPE_CHECKING:
     from irqchip_client.devices import Device
+    from irqchip_client.vmm.image import BootImage
     from irqchip_client.vmm.run import Cpu
 
 # Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
@@ -61,15 +63,11 @@ class _Ended(BaseException):
 )
 @click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its module.")
 @click.option("--append", metavar="TEXT", default="", help="Its command line, behind the kernel's name.")
-@click.option(
-    "--memory", type=click.IntRange(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM."
-)
-@click.option(
-    "--vcpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone."
-)
+@click.option("--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM.")
+@click.option("--vcpus", type=number(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     metavar="S",
     help="Seconds that it may take, the wait for --await with them. [default: any number]",
 )
@@ -92,7 +90,7 @@ class _Ended(BaseException):
 @click.option(
     "--await-timeout",
     "patience",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     default=60,
     show_default=True,
     metavar="S",
@@ -163,7 +161,7 @@ def run(
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        raise _CanNotGoOn(error.message) from error
+        raise _CanNotGoOn(f"{error.message}{_about(kernel, image)}") from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _failure(running, error) from error
@@ -173,6 +171,13 @@ def run(
     if not ended and over.is_set():
         raise _TimeIsUp(f"the guest has not ended within {timeout:g} s, which --timeout allows")
     sys.exit(ended[0] & 0xFF if ended else 0)
+
+
+def _about(kernel: Path, image: BootImage) -> str:
+    """What may be the reason for a guest that can't go on."""
+    if image.multiboot:
+        return ""
+    return f". {kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
 
 def _failure(running: list[Cpu], error: Exception) -> click.ClickException:

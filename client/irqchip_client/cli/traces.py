@@ -221,7 +221,9 @@ def load_traces(path: Path) -> list[Trace]:
                     traces.append(parse_trace(line))
             except TraceError as error:
                 raise TraceError(f"{path}:{at}: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:  # also of a file that is cut off or damaged within
+    except OSError as error:
+        raise TraceError(f"{path}: can't be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:  # also of a file that is cut off or damaged within
         raise TraceError(f"{path}: can't be read: {error}") from error
     if not traces:
         raise TraceError(f"{path}: holds no traces")
@@ -244,7 +246,7 @@ def parse_trace(line: bytes | str) -> Trace:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: what is not JSON, not UTF-8, or a monstrous number
-        raise TraceError(f"is not JSON: {error}") from error
+        raise TraceError(f"is not JSON, of which a trace is one object a line: {error}") from error
     if not isinstance(found, dict):
         raise TraceError("is not a JSON object")
     family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))

@@ -12,7 +12,7 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, connect, pass_client, pass_vm, vms_there_are
+from ._common import command, connect, number, pass_client, pass_vm, vms_there_are
 from .clock import next_timer
 from .durations import show_duration
 from .output import echo_json, echo_table, json_option
@@ -20,12 +20,16 @@ from .output import echo_json, echo_table, json_option
 
 @command()
 @click.argument("vm", required=False)
-@click.option("--vcpus", type=click.IntRange(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
+@click.option("--vcpus", type=number(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
 @click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
-@click.option("--split", type=NUMBER, metavar="N", help="Only local APICs; the first N GSIs are another IOAPIC's pins.")
+@click.option(
+    "--split", type=number(0, 4096), metavar="N", help="Only local APICs; the first N GSIs are another IOAPIC's pins."
+)
 @click.option("--pit", is_flag=True, help="With a PIT, and port 61h; it needs the whole irqchip.")
 @click.option("--virtual-clock", is_flag=True, help="Its time moves by `advance` alone.")
-@click.option("--tsc-khz", type=NUMBER, default=0, metavar="KHZ", help="Its TSCs' frequency.  [default: 1000000]")
+@click.option(
+    "--tsc-khz", type=number(0, 100_000_000), default=0, metavar="KHZ", help="Its TSCs' frequency.  [default: 1000000]"
+)
 @click.option("--ephemeral", is_flag=True, help="Delete it when this command ends, which waits for Ctrl-C or SIGTERM.")
 @pass_client
 def create(

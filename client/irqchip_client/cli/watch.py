@@ -9,7 +9,7 @@ import click
 
 import irqchip_client
 
-from ._common import NUMBER, command, pass_vm
+from ._common import GSI, VCPU, command, pass_vm
 from .output import echo_json, json_option
 
 Fields = Mapping[str, int]
@@ -115,8 +115,8 @@ def _body(event: irqchip_client.TraceEvent) -> str:
 @command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
-@click.option("--gsi", "gsis", type=NUMBER, multiple=True, metavar="N", help="Only of this GSI; may be repeated.")
-@click.option("--vcpu", "vcpus", type=NUMBER, multiple=True, metavar="ID", help="Only of this vCPU; may be repeated.")
+@click.option("--gsi", "gsis", type=GSI, multiple=True, metavar="N", help="Only of this GSI; may be repeated.")
+@click.option("--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Only of this vCPU; may be repeated.")
 @json_option
 def watch(
     vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...], as_json: bool
