@@ -171,7 +171,7 @@ def test_what_is_no_file_is_written_as_it_is(start: Start, vm: Vm, file: Path, t
 
 def test_a_file_that_cannot_be_made_is_named(run: Run, fails: Fails, vm: Vm, tmp_path: Path) -> None:
     file = tmp_path / "missing" / "vm.snapshot"
-    assert fails(run("save", vm.name, file)) == f"{file}: No such file or directory"
+    assert fails(run("save", vm.name, file)) == f"{file}: the folder {file.parent} does not exist: make it first"
     assert run("save", vm.name, tmp_path).exit_code == 2
 
 

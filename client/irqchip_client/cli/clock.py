@@ -26,7 +26,9 @@ def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
     except irqchip_client.InvalidArgument as error:
         if vm.info().virtual:
             raise
-        raise click.ClickException(f"{error}; `irqchipctl create --virtual-clock` makes a VM whose clock is") from error
+        raise click.ClickException(
+            f"{error.message}: `irqchipctl create --virtual-clock` makes a VM that has one ({error.reason})"
+        ) from error
     if as_json:
         echo_json(moved)
     else:
