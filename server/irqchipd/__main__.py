@@ -15,7 +15,7 @@ from irqchipd.daemon import serve
 from irqchipd.edge.loop import Loop
 from irqchipd.limits import Limits, allow_descriptors
 from irqchipd.listen import ListenError, default_address, parse_address
-from irqchipd.logs import log_to_stderr
+from irqchipd.logs import FORMATS, log_to_stderr
 from irqchipd.stopping import block_signals, leave
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,10 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What goes to standard error.",
+    help="What goes to standard error. info has VMs and Sessions; debug also what is refused.",
+)
+@click.option(
+    "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="json: an object a line."
 )
 def main(
     listen: tuple[str, ...],
@@ -75,13 +78,14 @@ def main(
     poll: int,
     access_timeout: int,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Serve the interrupt controllers of virtual machines, until SIGTERM or SIGINT.
 
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
     block_signals()
-    log_to_stderr(log_level.upper())
+    log_to_stderr(log_level.upper(), log_format)
     allow_descriptors()
     limits = Limits(
         max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout

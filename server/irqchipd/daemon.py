@@ -20,7 +20,9 @@ from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
+from irqchipd.logs import fields
 from irqchipd.stopping import stop_when_told
+from irqchipd.vm.clock import SCHEDULER
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,10 @@ CALLS_GRACE = 0.4
 STREAMS_OF_A_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
 WAITING_CALLS = 1_000_000
 WAITING_SECONDS = 86_400
+
+# How often the log tells of timers that are late, seconds, and from when on they are.
+LATENESS_PERIOD = 10.0
+LATE_NS = 100_000_000
 
 # How long a thread that works keeps the interpreter from one that has just received something, seconds.
 SWITCH_INTERVAL = 0.0005
@@ -142,6 +148,17 @@ class Daemon:
             await self._server.stop(CALLS_GRACE)
 
 
+async def _tell_of_lateness() -> None:
+    """Log that VMs' timers need more time than there is."""
+    while True:
+        await asyncio.sleep(LATENESS_PERIOD)
+        latest, SCHEDULER.latest = SCHEDULER.latest, 0
+        if latest >= LATE_NS:
+            log.warning(
+                "timers are late: `irqchipctl show` says of which VM", extra=fields(milliseconds=latest // 10**6)
+            )
+
+
 async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
     """Run a daemon until the process is told to stop; started is called with each address that it listens on."""
     daemon = Daemon(limits)
@@ -153,7 +170,10 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
     try:
         for address in await daemon.start(addresses):
             started(address)
+            log.info("listening", extra=fields(address=address))
+        lateness = asyncio.create_task(_tell_of_lateness())
         await stop.wait()
+        lateness.cancel()
         log.info("stopping")
     finally:
         try:

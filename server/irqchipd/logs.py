@@ -1,18 +1,113 @@
-"""What the daemon writes to standard error: its own, little of its libraries', and not without bound."""
+"""What the daemon writes to standard error: its own, little of its libraries', and not without bound.
+
+A record says what happened, and in fields to whom: `log.info("VM made", extra=fields(vm="vm1"))` is the line
+"... INFO irqchipd.vm.registry: VM made vm=vm1", or an object of JSON.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import queue
+import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from grpc._cython import cygrpc
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+FORMATS = ("text", "json")
 LIBRARIES = ("asyncio", "grpc")
 
 _AT_ONCE = 5  # records of one kind, a period
 _PERIOD = 1.0  # seconds
+_UNWRITTEN = 1000  # records that wait for whoever reads standard error
+_LAST = 0.5  # seconds, for what is left at the end
+
+_FIELDS = "fields"  # of a record
+
+
+def fields(**values: object) -> Mapping[str, object]:
+    """What a record is about, as `extra`: a VM, a Session, a client. Without those that there are not."""
+    return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = getattr(record, _FIELDS, {})
+    return found
+
+
+class _Text(logging.Formatter):
+    """Lines for people, and for grep. A value of more than a word is quoted, as a client may have chosen it."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        words = [super().formatMessage(record)]
+        for name, value in _fields_of(record).items():
+            text = str(value)
+            plain = text.isascii() and text.isprintable() and text and not set(text) & set(" '\"=\\")
+            words.append(f"{name}={text if plain else repr(text)}")
+        return " ".join(words)
+
+
+class _Json(logging.Formatter):
+    """An object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields_of(record),
+        }
+        if record.exc_info:
+            shown["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(shown, default=str)
+
+
+class _Writer(logging.Handler):
+    """Writes in a thread of its own: nobody who logs waits for who reads standard error.
+
+    What finds no room is counted, and told when there is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: queue.Queue[str] = queue.Queue(_UNWRITTEN)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write, name="irqchipd log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                lost, self._lost = self._lost, 0
+                if lost:
+                    sys.stderr.write(f"{lost} records were not written, as nobody read them\n")
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+            self._lines.task_done()
+
+    def flush(self) -> None:
+        """Wait a little for what is not written yet."""
+        deadline = time.monotonic() + _LAST
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
 
 
 class Repetitions(logging.Filter):
@@ -53,11 +148,18 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return record.msg != "Invalid encoding on %s" and not given_up
 
 
-def log_to_stderr(level: str) -> None:
-    """Have the root logger do so, for good."""
-    handler = logging.StreamHandler()
+def log_to_stderr(level: str, form: str = "text") -> None:
+    """Have the root logger do so, for good; form is one of FORMATS."""
+    handler = _Writer()
+    handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_is_ours)
     handler.addFilter(Repetitions())
-    logging.basicConfig(level=level, format=FORMAT, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def flush() -> None:
+    """Wait a little for what is not written yet."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()

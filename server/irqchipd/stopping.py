@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from irqchipd.logs import flush
+
 log = logging.getLogger(__name__)
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -56,4 +58,5 @@ def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
 
 def leave(status: int) -> NoReturn:
     """End the process, without a wait for its threads: one may be in a system call of a client's making."""
+    flush()
     os._exit(status)

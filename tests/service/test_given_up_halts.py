@@ -44,7 +44,7 @@ class Client:
     def __init__(self, registry: Registry, *vcpus: int, **limits: int) -> None:
         self.wakes = 0
         opening = pb.SessionOpen(vm="vm", vcpus=vcpus)
-        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda: None, NoEventfds())
+        self.session = Session(registry, Limits(**limits), opening, self._wake, lambda _: None, NoEventfds())
 
     def _wake(self) -> None:
         self.wakes += 1

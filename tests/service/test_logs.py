@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
+from typing import Any
 
 import grpc
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
+from irqchip_client import Space, ops
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd import logs
+
+QUIET = ("--log-level", "warning")
 
 
 def test_repetitions_are_held_back_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +42,7 @@ def test_repetitions_are_held_back_and_counted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_clients_that_give_up_leave_nothing_in_the_log() -> None:
-    with start_daemon() as daemon, daemon.connect() as client:
+    with start_daemon(arguments=QUIET) as daemon, daemon.connect() as client:
         vm = client.create_vm("vm")
         vm.create_irqchip()
         vm.create_vcpu(0)
@@ -56,7 +65,11 @@ def test_clients_that_give_up_leave_nothing_in_the_log() -> None:
 
 
 def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log() -> None:
-    with start_daemon() as daemon, daemon.connect() as client, grpc.insecure_channel(daemon.target) as channel:
+    with (
+        start_daemon(arguments=QUIET) as daemon,
+        daemon.connect() as client,
+        grpc.insecure_channel(daemon.target) as channel,
+    ):
         vm = client.create_vm("vm")
         vm.create_irqchip()
         for vcpu in range(64):
@@ -147,3 +160,118 @@ def test_more_calls_than_a_connection_may_have_wait_for_their_turn(irqchip_serve
         calls = [stub.GetIrqchip.future(pb.GetIrqchipRequest(vm="busy")) for _ in range(2000)]
         assert {call.code() for call in calls} == {grpc.StatusCode.OK}
         client.delete_vm("busy")
+
+
+def without_times(log: str) -> list[str]:
+    return [re.sub(r"^\S+ \S+ ", "", line) for line in log.splitlines()]
+
+
+def settled(daemon: Daemon, last: str) -> str:
+    """What it has logged, when this is the last of it."""
+    deadline = time.monotonic() + 10
+    while last not in daemon.stderr.rsplit("\n", 2)[-2:][0]:
+        assert time.monotonic() < deadline, daemon.stderr
+        time.sleep(0.02)
+    return daemon.stderr
+
+
+def test_the_log_tells_of_vms_and_sessions_and_why_they_end() -> None:
+    with start_daemon() as daemon, daemon.connect() as client:
+        vm = client.create_vm("vm1")
+        with vm.session("a uart") as session:
+            session.register_region(Space.PIO, 0x3F8, 8)
+        disk = vm.session("disk")
+        vm.delete()
+        assert disk.closed
+        log = without_times(settled(daemon, "client=disk why="))
+    us = f"transport=port pid={os.getpid()} uid={os.getuid()}"
+    session_log = "INFO irqchipd.edge.session:"
+    assert log == [
+        f"INFO irqchipd.daemon: listening address={daemon.target}",
+        "INFO irqchipd.vm.registry: VM made vm=vm1 vms=1",
+        f"{session_log} Session opened vm=vm1 source=1 client='a uart' {us}",
+        f"{session_log} region claimed vm=vm1 source=1 client='a uart' space=PIO address=0x3f8 length=8",
+        f"{session_log} Session ended vm=vm1 source=1 client='a uart' why='its client closed it, or has gone'",
+        f"{session_log} Session opened vm=vm1 source=1 client=disk {us}",
+        "INFO irqchipd.vm.registry: VM deleted vm=vm1 vms=0",
+        f"""{session_log} Session ended vm=vm1 source=1 client=disk why="VM 'vm1' has been deleted\"""",
+    ]
+
+
+def test_sessions_over_grpc_tell_why_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", "off")
+    with start_daemon() as daemon:
+        with daemon.connect() as client:
+            vm = client.create_vm("vm1")
+            vm.session("one").close()
+            two = vm.session("two")
+        assert two.closed
+        log = settled(daemon, "client=two why=")
+    assert "client=one transport=grpc" in log
+    assert "client=one why='its client closed it'" in log
+    assert "client=two why='its client has gone'" in log
+
+
+def test_a_log_for_programs_is_an_object_a_line() -> None:
+    arguments = ("--log-level", "debug", "--log-format", "json", "--access-timeout", "50")
+    with start_daemon(arguments=arguments) as daemon, daemon.connect() as client:
+        vm = client.create_vm("vm1")
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        with vm.session("slow") as session:
+            session.register_region(Space.PIO, 0x300, 1)
+            assert vm.vcpu(0).pio_read(0x300).unanswered
+            with pytest.raises(grpc.RpcError), grpc.insecure_channel(daemon.target) as channel:
+                IrqchipServiceStub(channel).CreateVcpu(pb.CreateVcpuRequest(vm="vm1"))
+        records: list[dict[str, Any]] = [json.loads(line) for line in settled(daemon, "Session ended").splitlines()]
+    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    (lost,) = [record for record in records if record["message"].startswith("regions lost")]
+    assert (lost["level"], lost["vm"], lost["client"], lost["address"]) == ("warning", "vm1", "slow", "0x300")
+    (refused,) = [record for record in records if record["message"].startswith("refused: ")]
+    assert (refused["level"], refused["errno"]) == ("debug", "EEXIST")
+
+
+def test_events_that_are_dropped_are_told() -> None:
+    with start_daemon(arguments=("--max-events", "1")) as daemon, daemon.connect() as client:
+        vm = client.create_vm("vm1")
+        vm.create_vcpu(0)
+        with vm.session("deaf") as session, vm.session("guest") as guest:
+            for port in (0x300, 0x301):
+                session.register_region(Space.PIO, port, 1, doorbell=True)
+            while not vm.info().sessions[0].dropped_events:
+                guest.run([ops.pio_write(0, 0x300 + n % 2, 0) for n in range(1000)])
+            while not session.dropped_events:
+                session.next_event(10)
+            log = settled(daemon, "events dropped")
+            assert re.search(r"WARNING .* events dropped: not read in time vm=vm1 .*client=deaf dropped=\d+", log)
+
+
+def test_a_client_can_not_flood_the_log() -> None:
+    with start_daemon() as daemon, daemon.connect() as client:
+        for _ in range(300):
+            client.create_vm().delete()
+        time.sleep(0.3)
+        assert 4 <= daemon.stderr.count("VM made") < 60
+
+
+def test_nobody_waits_for_who_reads_the_log() -> None:
+    program = """
+import logging, os, time
+from irqchipd import logs
+logs.log_to_stderr("INFO")
+logging.getLogger().handlers[0].filters.clear()
+begun = time.monotonic()
+for _ in range(5000):
+    logging.getLogger("x").info("a" * 200)
+os.write(1, b"did not wait" if time.monotonic() - begun < 10 else b"waited")
+os._exit(0)
+"""
+    reader, writer = os.pipe()  # which nobody reads, and has room for a tenth of that
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stderr=writer, stdout=subprocess.PIPE, timeout=60, check=True
+        )
+    finally:
+        os.close(writer)
+        os.close(reader)
+    assert done.stdout == b"did not wait"

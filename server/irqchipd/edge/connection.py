@@ -9,6 +9,7 @@ import threading
 from array import array
 from collections import deque
 from contextlib import suppress
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -20,7 +21,7 @@ from irqchipd.edge import errors
 from irqchipd.edge.eventfds import SessionEventfds
 from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.records import SINGLES, finish_single
-from irqchipd.edge.session import Session, following, opening
+from irqchipd.edge.session import Peer, Session, following, opening
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Forwarded
 
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 SOCKET_BUFFER = 4 * MESSAGE_BYTES
 PACKET = MESSAGE_BYTES + 1  # more than there may be
 _DESCRIPTORS = 253  # SCM_MAX_FD: that may come with a packet
-_CREDENTIALS = 12  # bytes, struct ucred
+_CREDENTIALS = Struct("@iII")  # struct ucred: pid, uid and gid of who connected
 # There is always room for them: the kernel would close what finds none, in the port's thread, and that may wait.
-_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS)
+_ANCILLARY = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS.size)
 _READ = select.EPOLLIN
 
 Answer = pb.SessionResponse | bytes | None
@@ -54,6 +55,7 @@ class Connection:
         self._eventfds = SessionEventfds(port.in_use, port)
         self._takes_descriptors = False  # whether the next message may come with some
         self._session: Session | None = None
+        self._why = ""  # it ends, if it is not its client's doing
         self._has_place = False
         self.queued = False  # see Work
         # Held by who executes or sends; and whether there may be more to tell since that looked.
@@ -176,10 +178,17 @@ class Connection:
                 self._tell,
                 self.end,
                 self._eventfds,
+                self._peer(),
             )
             self._send(pb.SessionResponse(opened=self._session.opened()).SerializeToString())
         port.opened(self)
         self._tell()
+
+    def _peer(self) -> Peer:
+        pid, uid, _ = _CREDENTIALS.unpack(
+            self._client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return Peer("port", pid=pid, uid=uid)
 
     def _execute_single(self, session: Session, data: bytes) -> None:
         """A batch of one record, at once."""
@@ -269,6 +278,7 @@ class Connection:
 
     def end(self, error: VmError) -> None:
         """Tell the client why its Session is over, if it reads, and make it come to its end; from any thread."""
+        self._why = self._why or error.message
         ended = pb.SessionResponse(ended=errors.message(error))
         with suppress(OSError):
             self._client.send(ended.SerializeToString())
@@ -285,7 +295,7 @@ class Connection:
             self._eventfds.close()
             try:
                 if session is not None:
-                    session.close()
+                    session.close(self._why or "its client closed it, or has gone")
             finally:
                 if self._has_place:
                     self._has_place = False

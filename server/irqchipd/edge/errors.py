@@ -10,6 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.logs import fields
 from irqchipd.vm.errors import VmError
 
 DOMAIN = "irqchipd"
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 def refusal(error: Exception) -> VmError:
     """What a client is told of an exception: the VM's own words, or that the daemon is at fault, as its log says."""
     if isinstance(error, VmError):
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("refused: %s", error.message, extra=fields(errno=error.reason))
         return error
     log.error("an operation failed", exc_info=error)
     return VmError(errno.EIO, "irqchipd failed to do this; its log says why")

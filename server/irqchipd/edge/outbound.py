@@ -60,12 +60,21 @@ class _Bounded(Generic[_T]):
 class EventQueue:
     """A Session's events. wake is called, from any thread, when there is something to take where there was nothing.
 
+    on_dropped is called with the queue's lock, on_lost without.
+
     Events that say the same are one event while they are unread.
     """
 
-    def __init__(self, limit: int, wake: Callable[[], None], on_dropped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        wake: Callable[[], None],
+        on_dropped: Callable[[], None],
+        on_lost: Callable[[RegionsLost], None] = lambda _: None,
+    ) -> None:
         self._wake = wake
         self._on_dropped = on_dropped
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         # Events of which one stands for several, with their counts, by what they are about; the oldest is the first.
         # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
@@ -121,6 +130,8 @@ class EventQueue:
                 accesses.append(_Told(event, short))
         if idle:
             self._wake()
+        if isinstance(event, RegionsLost):
+            self._on_lost(event)
 
     def __bool__(self) -> bool:
         return bool(self._accesses or self._merged or self._signals)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from irqchip.records import IS_DOORBELL
 from irqchip.v1 import irqchip_pb2 as pb
@@ -21,12 +22,17 @@ from irqchipd.edge.executor import Own, Slices, caught_up, ending_halt, execute_
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
+from irqchipd.logs import fields
 from irqchipd.vm.cpu import Halt, Outcome
 from irqchipd.vm.errors import VmError, deleted, invalid
+from irqchipd.vm.events import RegionsLost
 from irqchipd.vm.machine import MAX_VCPU_ID, Vm
+from irqchipd.vm.regions import Space
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.sources import MAX_CLIENT_NAME, LineSource
+
+log = logging.getLogger(__name__)
 
 MAX_UNOPENED = 256  # of an edge: Sessions that are not opened yet; one more, and the oldest has to go
 OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
@@ -70,6 +76,18 @@ class Places:
             self.free()
 
 
+class Peer(NamedTuple):
+    """Who is at the other end, as far as its socket knows."""
+
+    transport: str
+    address: str | None = None
+    pid: int | None = None
+    uid: int | None = None
+
+
+UNKNOWN = Peer("unknown")
+
+
 class Eventfds(Protocol):
     """What an edge makes of the eventfds that come with a Session's batches."""
 
@@ -111,6 +129,7 @@ class Session:
         wake: Callable[[], None],
         on_deleted: Callable[[VmError], None],
         eventfds: Eventfds,
+        peer: Peer = UNKNOWN,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
             raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: 64 printable characters at most")
@@ -125,11 +144,12 @@ class Session:
         self._limits = limits
         self._wake = wake
         self._eventfds = eventfds
-        self._events = EventQueue(limits.queued_events, wake, self._count_dropped)
+        self._events = EventQueue(limits.queued_events, wake, self._count_dropped, self._tell_of_loss)
         # Halts whose ends the client has not been sent, in their order, and those of them that have ended.
         self._halts: dict[_BatchHalt, None] = {}
         self._ended: deque[_BatchHalt] = deque()
         self._sending: _BatchHalt | None = None
+        self._dropped_told = 0
         # Of each vCPU the last halt, which can be given up even when its end has been sent.
         self._last_halts: dict[int, _BatchHalt] = {}
         try:
@@ -159,9 +179,21 @@ class Session:
             self.vm.close_source(self._source)
             self._delete_own_vm()
             raise
+        self._log(logging.INFO, "Session opened", **peer._asdict())
+
+    def _log(self, level: int, message: str, **values: object) -> None:
+        """What an operator asks; to be called without the VM's lock."""
+        if log.isEnabledFor(level):
+            about = fields(vm=self.vm.name, source=self._source.number, client=self._source.client, **values)
+            log.log(
+                level, message, extra=about, stacklevel=2
+            )  # which line it is of is what its repetitions are told by
 
     def _count_dropped(self) -> None:
         self._source.dropped_events += 1
+
+    def _tell_of_loss(self, lost: RegionsLost) -> None:
+        self._log(logging.WARNING, "regions lost: too slow", space=Space(lost.space).name, address=hex(lost.address))
 
     def opened(self) -> pb.SessionOpened:
         """The answer to the message that opened it."""
@@ -220,6 +252,7 @@ class Session:
                 datamatch=request.datamatch if request.HasField("datamatch") else None,
                 removed=None if bell is None else bell.close,
             )
+            self._log_claim(request.space, request.address, request.length, request.doorbell)
         except BaseException:
             if bell is not None:
                 bell.close()
@@ -229,11 +262,18 @@ class Session:
         doorbell = bool(space & IS_DOORBELL)
         told = partial(self._events.put_access, short=True)
         self.vm.register_region(self._source, space & ~IS_DOORBELL, address, length, told, doorbell=doorbell)
+        self._log_claim(space & ~IS_DOORBELL, address, length, doorbell)
         return 0, 0, 0
+
+    def _log_claim(self, space: int, address: int, length: int, doorbell: bool) -> None:
+        what = "doorbell claimed" if doorbell else "region claimed"
+        level = logging.DEBUG if doorbell else logging.INFO
+        self._log(level, what, space=Space(space).name, address=hex(address), length=length)
 
     def _unregister_region(self, request: pb.UnregisterRegionRequest, _: object) -> None:
         datamatch = request.datamatch if request.HasField("datamatch") else None
         self.vm.unregister_region(self._source, request.space, request.address, datamatch)
+        self._log(logging.DEBUG, "region given up", space=Space(request.space).name, address=hex(request.address))
 
     def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
         response.completed = self.vm.complete_access(self._source, request.access, request.data)
@@ -280,16 +320,20 @@ class Session:
             self._sending = self._ended.popleft()
             return self._sending.result()
         event = self._events.take() if self._events else None
+        if self._source.dropped_events != self._dropped_told:
+            self._dropped_told = self._source.dropped_events
+            self._log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_told)
         return pb.SessionResponse(event=event) if isinstance(event, pb.Event) else event
 
-    def close(self) -> None:
-        """The Session is over: its halts have not been, its levels drop, and its own VM goes."""
+    def close(self, why: str = "") -> None:
+        """The Session is over, for this reason: its halts have not been, its levels drop, and its own VM goes."""
         for batch in self._halts:
             if batch.halt is not None:
                 self.vm.abandon(batch.halt)
         self._halts.clear()
         self.vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
         self.vm.close_source(self._source)
+        self._log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
         self._delete_own_vm()
 
     def _delete_own_vm(self) -> None:

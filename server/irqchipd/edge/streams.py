@@ -18,6 +18,7 @@ from irqchipd.edge.session import (
     MAX_UNOPENED,
     OPENING_PATIENCE,
     NoEventfds,
+    Peer,
     Places,
     Session,
     following,
@@ -95,11 +96,17 @@ class Streams:
                     stream.wake,
                     stream.end,
                     NoEventfds(),
+                    _peer(context),
                 )
+            why = "its client has gone"
             try:
                 await self._serve_session(context, stream, session)
+                why = "its client closed it"
+            except VmError as error:
+                why = error.message
+                raise
             finally:
-                session.close()
+                session.close(stream.ending or why)
 
     async def _read_opening(self, context: Context, stream: _Stream) -> pb.SessionOpen | None:
         """The message that opens a Session, or None where the client leaves instead."""
@@ -233,10 +240,21 @@ class _Stream:
         self._task = None
         return self._ended
 
+    @property
+    def ending(self) -> str | None:
+        """Why it was ended, if it was."""
+        return None if self._ended is None else self._ended.message
+
     async def woken(self) -> None:
         """Wait for wake()."""
         await self.something.wait()
         self.something.clear()
+
+
+def _peer(context: Context) -> Peer:
+    """gRPC does not know whose process is at the other end of a unix socket."""
+    address = context.peer()
+    return Peer("grpc", None if address.startswith("unix:") else address)
 
 
 class _Trace:

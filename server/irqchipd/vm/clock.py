@@ -24,7 +24,7 @@ class Alarm:
     share is whose time the ringing takes (see Scheduler).
     """
 
-    __slots__ = ("deadline", "queued", "rank", "ring", "share")
+    __slots__ = ("deadline", "queued", "queued_at", "rank", "ring", "share")
 
     def __init__(self, rank: int, ring: Callable[[], None], share: object = None) -> None:
         self.rank = rank
@@ -32,6 +32,7 @@ class Alarm:
         self.share = share
         self.deadline: int | None = None
         self.queued = False  # Whether it is due, and waits for its share's turn.
+        self.queued_at = 0  # Since when.
 
     def forget(self) -> None:
         """The alarm is not set any more: let go of what it would do, for it may be kept a while."""
@@ -106,6 +107,8 @@ class Scheduler:
         self._waits_until: int | None = 0  # None: for ever
         self._worked = 0  # nanoseconds, since it waited last
         self._rests_until = 0
+        # How long a VM's timer that was due has waited for its turn, at the most, nanoseconds; who asks sets it to 0.
+        self.latest = 0
         self._thread: threading.Thread | None = None
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
@@ -141,10 +144,12 @@ class Scheduler:
                     return alarm
                 if not alarm.queued:
                     alarm.queued = True
+                    alarm.queued_at = now
                     self._due.put(alarm.share, alarm)
             if self._due and now >= self._rests_until:
                 _, alarm = self._due.take()
                 alarm.queued = False
+                self.latest = max(self.latest, now - alarm.queued_at)
                 return alarm
             self._worked = 0
             self._waits_until = self._alarms.earliest()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.logs import fields
 from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import VmState
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -61,6 +65,7 @@ class Registry:
             self._reserved.remove(name)
             self._vms[name] = vm
             insort(self._names, name)
+        log.info("VM made", extra=fields(vm=name, vms=len(self._names)))
         return vm
 
     def _reserve(self, name: str) -> str:
@@ -100,7 +105,7 @@ class Registry:
         with self._lock:
             vm = self.get(name)
             self._remove(vm)
-        vm.delete()
+        self._delete(vm)
 
     def delete_vm(self, vm: Vm) -> None:
         """Delete this VM, and not another that has its name by now."""
@@ -108,7 +113,11 @@ class Registry:
             if self._vms.get(vm.name) is not vm:
                 return
             self._remove(vm)
+        self._delete(vm)
+
+    def _delete(self, vm: Vm) -> None:
         vm.delete()
+        log.info("VM deleted", extra=fields(vm=vm.name, vms=len(self._names)))
 
     def _remove(self, vm: Vm) -> None:
         del self._vms[vm.name]
