@@ -89,6 +89,8 @@ static bool command_ticks(char *arguments)
         return false;
     struct tick_count count = timer_count(ticks, hz);
     print("ticks: %u came, %u lost\n", count.came, count.lost);
+    if (count.came > ticks)
+        print("%u more than asked for: some were late, and half a second was waited for them\n", count.came - ticks);
     if (timed && count.milliseconds != 0)
         print("in %u ms by the PIT, %u a second\n", count.milliseconds,
               multiply_divide(count.came, 1000, count.milliseconds));

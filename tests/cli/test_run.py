@@ -108,8 +108,8 @@ def test_a_guest_that_can_not_go_on_says_where(run: Run, cpu: str) -> None:
 
 
 def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> None:
-    # The first 16 characters are lost where the guest clears its FIFOs after they have come.
-    typed = " " * 16 + "\rcmdline\recho Hello\rexit 3\r"
+    # What is typed waits until the guest has set its port up, and cleared the FIFOs.
+    typed = "cmdline\recho Hello\rexit 3\r"
     for mode in ("ioapic", "pic"):
         done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "30", typed=typed)
         assert done.returncode == 7, done
@@ -171,6 +171,38 @@ def test_a_signal_ends_the_run_and_leaves_nothing(at_a_terminal: Terminal, cpu: 
     assert process.wait(10) == -number
 
 
+def test_a_run_that_is_killed_leaves_no_vm(
+    irqchip_server: Daemon, irqchip_client: Client, cpu: str, tmp_path: Path
+) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(SPIN))
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+    with subprocess.Popen([*command, "--cpu", cpu, "--kernel", str(kernel)], stdin=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        while not irqchip_client.vms():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    while irqchip_client.vms():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_terminal_is_told_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(ECHO))
+    typist, terminal = pty.openpty()
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
+    command += ["--kernel", str(kernel), "--vm", "told"]
+    with subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(b"VM told runs guest.bin on ")
+        os.write(typist, b"\x1d")
+        assert process.wait(20) == 0
+    os.close(typist)
+    os.close(terminal)
+
+
 def test_the_wait_for_clients_can_be_ended(at_a_terminal: Terminal) -> None:
     process, typist = at_a_terminal("--await", "nobody", client="devices")
     os.write(typist, b"\x1d")
@@ -202,6 +234,7 @@ def test_a_daemon_that_dies_in_the_middle_is_not_a_refusal(tmp_path: Path, cpu: 
             while not any("vcpu" in session.client for vm in client.vms() for session in vm.sessions):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
+            time.sleep(0.5)  # Until it runs.
             daemon.process.kill()
             _, said = process.communicate(timeout=20)
     assert process.returncode == 126, said

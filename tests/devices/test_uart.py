@@ -505,3 +505,42 @@ def test_with_flow_control_all_that_comes_in_is_read_in_its_order(data: bytes, r
                 received.append(bench.read(BASE))
     assert received == data
     os.close(reader)
+
+
+@pytest.fixture
+def patient() -> Iterator[tuple[Port, int]]:
+    """A port whose input waits for the guest, and where that is written."""
+    reader, writer = os.pipe()
+    port = Port()
+    port.uart = Uart(port.take, reader, BASE, GSI, patient=True)
+    Bench.__init__(port, port.uart)
+    yield port, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_input_waits_for_a_guest_that_sets_the_port_up(patient: tuple[Port, int]) -> None:
+    port, writer = patient
+    os.write(writer, b"early")
+    port.put(IER, 0)
+    port.put(FCR, 7)  # which clears the FIFOs
+    port.get(LSR)
+    port.get(DATA)
+    port.get(LSR)
+    assert not port.watched
+    port.put(IER, RECEIVED)
+    port.look()
+    assert port.drain() == b"early"
+
+
+def test_input_waits_for_a_guest_that_polls(patient: tuple[Port, int]) -> None:
+    port, writer = patient
+    os.write(writer, b"x")
+    port.put(DATA, ord("a"))
+    port.get(LSR)  # as before every character that is sent
+    port.put(DATA, ord("b"))
+    port.get(LSR)
+    assert not port.watched
+    port.get(LSR)
+    port.look()
+    assert port.drain() == b"x"

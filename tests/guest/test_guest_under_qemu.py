@@ -100,7 +100,7 @@ def test_every_source_interrupts(append: str) -> None:
         assert (", PIC mode" in guest.banner) == append.startswith("irq=pic")
         before = counts(guest)
         assert guest.ask("rtc 8 256") == ["rtc: 8 interrupts"]
-        [ticks] = guest.ask("ticks 20")
+        ticks, *_ = guest.ask("ticks 20")
         assert re.match(r"ticks: [2-7]\d came", ticks)
         guest.type("keys\r")
         guest.wait_for("keyboard: ")
@@ -143,7 +143,7 @@ def test_a_pause_is_time_that_passed() -> None:
 def timed_ticks(lines: list[str]) -> tuple[int, int, int]:
     """How many came, were lost, and the milliseconds."""
     came, lost = map(int, re.findall(r"\d+", lines[0]))
-    return came, lost, int(lines[1].split()[1])
+    return came, lost, int(lines[-1].split()[1])
 
 
 def test_lines_are_edited_and_commands_answer() -> None:

@@ -153,6 +153,8 @@ def run(
             vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, vcpus, host))
             host.on_failure = vcpu.stop
             running.append(vcpu)
+            if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
+                click.echo(f"VM {vm.name} runs {kernel.name} on {kind}; Ctrl-] ends it\r", err=True)
             over = stack.enter_context(time_limit(vcpu, timeout))
             _wait_for(vm, awaited, patience, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
@@ -225,7 +227,7 @@ def _devices(
         if "serial" not in without:
             typed = stack.enter_context(terminal_input(lambda: end(0)))
             output = nowhere if sys.stdout is None else sys.stdout.fileno()
-            devices.append(Uart(output, typed, out2_gates=False))  # as QEMU's
+            devices.append(Uart(output, typed, out2_gates=False, patient=True))  # as QEMU's
         if "exit" not in without:
             devices.append(DebugExit(end))
         if "fw_cfg" not in without:

@@ -91,6 +91,8 @@ class Uart(Device):
     base, gsi   where it is
     paced       whether a character takes its time on the wire; else none
     out2_gates  whether the line needs MCR's OUT2, as on a PC; QEMU's does not
+    patient     whether what input_fd has waits until the guest is ready for it: it has enabled the interrupt, or polls.
+                A guest that sets the port up loses what has come before
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Uart(Device):
         *,
         paced: bool = False,
         out2_gates: bool = True,
+        patient: bool = False,
     ) -> None:
         super().__init__("16550A")
         self._output = _descriptor(output) if isinstance(output, int) else output
@@ -113,6 +116,8 @@ class Uart(Device):
         self._sent = self.timer(self._character_sent)
         self._quiet = self.timer(self._nothing_came)
         self._watching = False
+        self._ready = not patient
+        self._looked = False  # Whether the last access was a look at LSR, which had nothing.
 
         self.lcr = LCR_8N1
         self.divisor = 12  # 9600 baud
@@ -142,6 +147,7 @@ class Uart(Device):
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - all registers are bytes
         """A guest's IN."""
+        looked, self._looked = self._looked, False
         match offset:
             case Register.DLL if self.lcr & LCR_DLAB:
                 return self.divisor & 0xFF
@@ -158,7 +164,11 @@ class Uart(Device):
             case Register.MCR:
                 return self.mcr
             case Register.LSR:
-                return self._read_lsr()
+                value = self._read_lsr()
+                self._looked = not value & LSR_DATA_READY and bool(value & LSR_THR_EMPTY)
+                if looked and self._looked:  # Again, with nothing in between: it waits for a character.
+                    self._be_ready()
+                return value
             case Register.MSR:
                 value, self.changes = self._modem_lines() | self.changes, 0
                 self._settle()
@@ -168,6 +178,7 @@ class Uart(Device):
 
     def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - all registers are bytes
         """A guest's OUT."""
+        self._looked = False
         match offset:
             case Register.DLL if self.lcr & LCR_DLAB:
                 self.divisor = self.divisor & 0xFF00 | value
@@ -268,6 +279,7 @@ class Uart(Device):
             self.thr_emptied = bool(value & IER_THR_EMPTY) and not self.transmitted
         # Nobody asked for the timeout before.
         if value & ~self.ier & IER_RECEIVED:
+            self._be_ready()
             self.ier = value
             self._await_more()
         self.ier = value
@@ -276,10 +288,16 @@ class Uart(Device):
         """After anything has changed."""
         self._line.set(self._cause != IIR_NONE and bool(self.mcr & MCR_OUT2 or not self.out2_gates))
         # In loopback SIN is disconnected: what comes waits outside.
-        watching = self.input_fd is not None and self._room > 0 and not self.mcr & MCR_LOOP
+        watching = self.input_fd is not None and self._ready and self._room > 0 and not self.mcr & MCR_LOOP
         if self.input_fd is not None and watching != self._watching:
             self._watching = watching
             self.host.watch(self.input_fd, self._input_ready if watching else None)
+
+    def _be_ready(self) -> None:
+        """The guest takes what comes."""
+        if not self._ready:
+            self._ready = True
+            self._settle()
 
     # 8.7, 8.8 Modem lines.
 
