@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +18,8 @@ import pytest
 
 from irqchip_client import Claim, Client, Interrupt, InterruptSource, NotFound, Session, Vcpu, Vm, ops
 from irqchip_client._daemon import Daemon
+from irqchipd.edge.errors import details
+from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
@@ -30,7 +35,8 @@ def vm1(irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.Monk
         irqchip_client.delete_vm("vm1")
     irqchipctl(CREATE)
     yield irqchip_client.vm("vm1")
-    irqchip_client.delete_vm("vm1")
+    with suppress(NotFound):
+        irqchip_client.delete_vm("vm1")
 
 
 def irqchipctl(line: str) -> None:
@@ -42,19 +48,25 @@ def irqchipctl(line: str) -> None:
     )
 
 
-def test_the_loop_delivers_what_the_other_terminal_sends(vm1: Vm) -> None:
-    with subprocess.Popen([sys.executable, "-u", "-c", LOOP], stdout=subprocess.PIPE, text=True) as loop:
+@pytest.mark.usefixtures("vm1")
+def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", LOOP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as loop:
         assert loop.stdout is not None
         try:
-            enable, msi, again, end = COMMANDS
+            enable, msi, again, end, delete = COMMANDS
             irqchipctl(enable)
             for commands in ([msi], [again, end]):
                 for command in commands:
                     irqchipctl(command)
                 assert loop.stdout.readline() == "deliver 64\n"
+            loop.send_signal(signal.SIGINT)
+            assert loop.stderr is not None
+            assert (loop.wait(10), loop.stderr.read()) == (0, "")
         finally:
             loop.kill()
-    assert vm1.info().vcpus == (0,)
+    irqchipctl(delete)
 
 
 def test_a_batch_ends_an_interrupt_and_waits_for_the_next(vm1: Vm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,3 +125,72 @@ def test_every_method_it_names_exists() -> None:
     assert len(found) > 20
     for owner, name in found:
         assert hasattr(owners[owner], name), f"{owner}.{name}"
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_an_errno_is_read_without_the_sdk(irqchip_server: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "errors.md").read_text(), re.DOTALL)
+    exec(code, {"target": irqchip_server.target})
+    assert capsys.readouterr().out == "NOT_FOUND ENOENT there is no VM 'missing'\n"
+
+
+def test_an_errno_is_where_the_bytes_are_said_to_be() -> None:
+    def fields(data: bytes) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        while data:
+            tag, length = data[0], data[1]
+            if tag & 7 == 0:  # A varint, and a small one.
+                found[tag >> 3], data = data[1:2], data[2:]
+            else:
+                found[tag >> 3], data = data[2 : 2 + length], data[2 + length :]
+        return found
+
+    status = fields(details(VmError(errno.ENXIO, "why")))
+    info = fields(fields(status[3])[2])
+    assert (status[2], info[1], info[2]) == (b"why", b"ENXIO", b"irqchipd")
+
+
+def test_an_ephemeral_vm_of_the_command_line_s_page(
+    irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "irqchipctl.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "1\n"
+    assert irqchip_client.vms() == []
+
+
+@pytest.mark.usefixtures("vm1")
+def test_the_shell_s_line() -> None:
+    (line,) = re.findall(r"^    (printf .*)$", (DOCS / "irqchipctl.md").read_text(), re.MULTILINE)
+    scripts = sysconfig.get_path("scripts")
+    environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}"}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    assert done.stdout.splitlines()[0] == "1 delivered"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_made_for(shell: str) -> None:
+    assert f"_IRQCHIPCTL_COMPLETE={shell}_source irqchipctl" in (DOCS / "irqchipctl.md").read_text()
+    environment = os.environ | {"_IRQCHIPCTL_COMPLETE": f"{shell}_source"}
+    command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    assert "irqchipctl" in done.stdout
+
+
+@pytest.mark.usefixtures("vm1")
+def test_completion_completes_commands_and_vms() -> None:
+    def complete(*words: str) -> list[str]:
+        environment = os.environ | {
+            "_IRQCHIPCTL_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["irqchipctl", *words]),
+            "COMP_CWORD": str(len(words)),
+        }
+        command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("sho") == ["show"]
+    assert complete("show", "vm") == ["vm1"]

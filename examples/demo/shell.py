@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+from examples.demo import VM
 from examples.demo.__main__ import DEVICES
 from examples.demo.stage import Stage
+
+ROOT = Path(__file__).parents[2]
+# A terminal's lines, to a unix socket.
+TYPE = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    "[s.sendall(line.encode()) for line in sys.stdin]"
+)
+
+
+def irqchipctl(stage: Stage, *arguments: str) -> str:
+    """A command as it can be copied to another terminal."""
+    return shlex.join([sys.executable, "-m", "irqchip_client.cli", "--target", stage.target, *arguments])
+
+
+def watch_over(stage: Stage, over: threading.Event) -> None:
+    """Tell of a device that has ended, and how to start it again."""
+    gone: set[str] = set()
+    while not over.wait(0.5):
+        for name in DEVICES:
+            process = stage.processes.get(name)
+            if process is None or name in gone or (status := process.poll()) is None:
+                continue
+            gone.add(name)
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            again = f"cd {shlex.quote(str(ROOT))} && {shlex.join(stage.commands[name])}"
+            sys.stdout.write(f"\n[{name} {how}; in another terminal, this starts it again:\n  {again} ]\n")
+            sys.stdout.flush()
 
 
 def main() -> int:
@@ -27,12 +57,17 @@ def main() -> int:
             for device in DEVICES:
                 if device != "serial":
                     stage.start_device(device)
-            print(
-                f"The guest's monitor, on {cpu}; `help` lists its commands, Ctrl-] ends it. The keyboard's keys go to"
-            )
-            print(f"{folder}/keyboard, and IRQCHIP_TARGET={stage.target} irqchipctl regs demo shows the chips.")
+            print(f"The guest's monitor, on {cpu}; `help` lists its commands, Ctrl-] ends it. In another terminal:")
+            print(f"    {irqchipctl(stage, 'regs', VM)}")
+            print("shows the chips, and what is typed here goes to the keyboard:")
+            print(f"    {shlex.join([sys.executable, '-c', TYPE, f'{folder}/keyboard'])}")
+            over = threading.Event()
+            threading.Thread(target=watch_over, args=(stage, over), daemon=True).start()
             serial = [sys.executable, "-m", "examples.serial", "--target", stage.target]
-            return subprocess.run(serial, check=False).returncode
+            try:
+                return subprocess.run(serial, check=False).returncode
+            finally:
+                over.set()
         finally:
             stage.close()
 

@@ -30,6 +30,8 @@ class Stage:
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     began: float = field(default_factory=time.monotonic)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    # What started each, also those that have ended.
+    commands: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -71,8 +73,9 @@ class Stage:
 
     def start(self, name: str, *arguments: str) -> None:
         """A process of Python's; its lines are shown as they come."""
+        self.commands[name] = [sys.executable, *arguments]
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            self.commands[name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

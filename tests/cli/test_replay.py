@@ -1,5 +1,6 @@
 """replay: what it reports, and how it ends. That the daemon answers as the kernel did is tests/conformance's."""
 
+import importlib
 import json
 import signal
 import sys
@@ -245,3 +246,24 @@ def test_a_daemon_that_dies_is_one_line(start: Start, file: Callable[..., Path])
     assert (process.returncode, out) == (1, "")
     assert errors.startswith("Error: ")
     assert errors.count("\n") == 1
+
+
+def test_in_a_pipe_it_says_now_and_then_how_far_it_is(
+    run: Run, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file(trace(["ack_lapic", 5, None]), trace(["ack_lapic", 5, "-ENOENT"], seed=2))
+    assert run("replay", "--in-process", path).stderr == ""
+    monkeypatch.setattr(importlib.import_module("irqchip_client.cli.replay"), "TOLD_EVERY", 0)
+    told = run("replay", "--in-process", path).stderr
+    assert told == "1 of 2 traces, 1 mismatches\n2 of 2 traces, 1 mismatches\n"
+
+
+def test_in_a_pipe_the_table_is_columns_with_tabs(run: Run, file: Callable[..., Path]) -> None:
+    path = file(trace(["ack_lapic", 5, "-ENOENT"], family="a"), trace(["ack_lapic", 5, "-ENOENT"], family="b"))
+    lines = run("replay", "--in-process", path).stdout.splitlines()
+    assert [line.split("\t")[:4] for line in lines[:3]] == [
+        ["a", "1", "1", "0"],
+        ["b", "1", "1", "0"],
+        ["all", "2", "2", "0"],
+    ]
+    assert lines[3:] == ["2 traces, 2 operations, 0 mismatches"]

@@ -143,7 +143,8 @@ def test_a_pause_is_time_that_passed() -> None:
 def timed_ticks(lines: list[str]) -> tuple[int, int, int]:
     """How many came, were lost, and the milliseconds."""
     came, lost = map(int, re.findall(r"\d+", lines[0]))
-    return came, lost, int(lines[-1].split()[1])
+    took = next(line for line in lines if line.startswith("in "))
+    return came, lost, int(took.split()[1])
 
 
 def test_lines_are_edited_and_commands_answer() -> None:

@@ -46,8 +46,9 @@ def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     # Not needed in a pipe, and it takes its time to load.
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(str(value)) for value in row))
     Console().print(table)

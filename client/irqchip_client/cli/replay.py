@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 
 from ._common import command, number
+from .output import echo_table
 from .traces import Done, Mismatch, Trace, TraceError, load_traces
 
 SHOWN = 20  # mismatches
+TOLD_EVERY = 5.0  # seconds, where there is no terminal for a bar
 
 Run = Callable[[Sequence[Trace], Done], None]
 
@@ -129,7 +131,22 @@ def _against_daemon(target: str | None, jobs: int) -> Run:
 
 @contextmanager
 def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
-    """What to call when a trace is done: it adds to the report, and moves a bar on a terminal."""
+    """What to call when a trace is done: it adds to the report, and moves a bar on a terminal, or says now and then."""
+    last = time.monotonic()
+
+    def done(trace: Trace, mismatches: list[Mismatch]) -> None:
+        nonlocal last
+        report.add(trace, mismatches)
+        now = time.monotonic()
+        if now - last >= TOLD_EVERY:
+            last = now
+            total = report.total
+            click.echo(f"{total.traces} of {len(traces)} traces, {total.mismatches} mismatches", err=True)
+
+    if not sys.stderr.isatty():
+        report.start()
+        yield done
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -139,24 +156,18 @@ def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(traces))
 
-        def done(trace: Trace, mismatches: list[Mismatch]) -> None:
+        def moved(trace: Trace, mismatches: list[Mismatch]) -> None:
             report.add(trace, mismatches)
             progress.update(bar, advance=1, description=trace.family)
 
         report.start()
-        yield done
+        yield moved
 
 
 def _print(report: Report) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     # Traces that run at once end in any order.
     report.mismatches.sort(key=lambda mismatch: (mismatch.trace.family, mismatch.trace.seed, mismatch.number))
     if report.mismatches:
@@ -165,14 +176,11 @@ def _print(report: Report) -> None:
         click.echo(mismatch)
     if len(report.mismatches) > SHOWN:
         click.echo(f"and {len(report.mismatches) - SHOWN} more")
-    table = Table("family", box=box.SIMPLE_HEAD)
-    for heading in ("traces", "operations", "mismatches", "operations/s"):
-        table.add_column(heading, justify="right")
-    for name, tally in [*report.families.items(), ("all", report.total)]:
-        counts = (tally.traces, tally.operations, tally.mismatches)
-        table.add_row(
-            Text(name), *map(str, counts), f"{tally.rate:,.0f}", end_section=name == list(report.families)[-1]
-        )
-    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    headings = ("family", "traces", "operations", "mismatches", "operations/s")
+    rows = [
+        (name, tally.traces, tally.operations, tally.mismatches, f"{tally.rate:.0f}")
+        for name, tally in [*report.families.items(), ("all", report.total)]
+    ]
+    echo_table(headings, rows)
     total = report.total
     click.echo(f"{total.traces} traces, {total.operations} operations, {total.mismatches} mismatches")
