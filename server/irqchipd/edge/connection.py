@@ -69,7 +69,7 @@ class Connection:
     @property
     def holder(self) -> object:
         """See Work."""
-        return None if self._session is None else self._session.vm
+        return None if self._session is None else self._session.vm.share
 
     # Receiving.
 

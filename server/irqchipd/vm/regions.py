@@ -432,7 +432,7 @@ class Regions:
             self._look_later(source, owner, access.deadline)
 
     def _look_later(self, source: LineSource, owner: _Owner, deadline: int) -> None:
-        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source))
+        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source), self._board.clock, timeout=True)
         SCHEDULER.set(owner.alarm, deadline)
 
     def look_at_overdue(self, source: LineSource) -> None:
