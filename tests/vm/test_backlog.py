@@ -60,7 +60,7 @@ class SetClock:
     def now(self) -> int:
         return self.time
 
-    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
+    def wake(self, _: Callable[[], None], deadline: int | None) -> None:
         self.deadline = deadline
 
 

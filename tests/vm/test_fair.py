@@ -25,9 +25,9 @@ def test_a_holder_that_was_idle_waits_for_one_piece_of_each_other_at_the_most(
     before: list[tuple[str, int]], costs: list[int]
 ) -> None:
     queue: FairQueue[int] = FairQueue()
-    for holder, cost in before:  # alone, each of them
-        queue.put(holder, 0)
-        assert do_one(queue, cost) == holder
+    for alone, cost in before:
+        queue.put(alone, 0)
+        assert do_one(queue, cost) == alone
     for holder in BUSY:
         for number in range(len(costs) + 4):
             queue.put(holder, number)
@@ -35,8 +35,8 @@ def test_a_holder_that_was_idle_waits_for_one_piece_of_each_other_at_the_most(
         do_one(queue, cost)
     queue.put("quiet", 0)
     waited_for = []
-    while (holder := do_one(queue, 1_000_000)) != "quiet":
-        waited_for.append(holder)
+    while (other := do_one(queue, 1_000_000)) != "quiet":
+        waited_for.append(other)
     assert max(Counter(waited_for).values(), default=0) <= 1
 
 
@@ -47,11 +47,11 @@ def test_holders_that_are_busy_have_the_same_time_but_for_one_piece(pieces: list
     for holder in BUSY:
         for number in range(200):
             queue.put(holder, number)
-    had: Counter[object] = Counter(dict.fromkeys(BUSY, 0))
+    had = Counter(dict.fromkeys(BUSY, 0))
     for _ in range(100):
-        holder, _ = queue.take()
-        queue.charge(holder, cost[str(holder)])
-        had[holder] += cost[str(holder)] + LEAST_NS
+        taken = str(queue.take()[0])
+        queue.charge(taken, cost[taken])
+        had[taken] += cost[taken] + LEAST_NS
     assert max(had.values()) - min(had.values()) <= max(cost.values()) + LEAST_NS
 
 
@@ -62,8 +62,8 @@ def test_the_work_of_a_holder_is_done_in_its_order(holders: list[str]) -> None:
         queue.put(holder, number)
     done: dict[object, list[int]] = {}
     while queue:
-        holder, number = queue.take()
-        done.setdefault(holder, []).append(number)
+        taken, number = queue.take()
+        done.setdefault(taken, []).append(number)
     assert done == {
         holder: [number for number, other in enumerate(holders) if other == holder] for holder in set(holders)
     }
