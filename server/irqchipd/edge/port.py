@@ -119,9 +119,8 @@ class Port:
     def do_later(self, work: Work) -> None:
         """Do some work when it is its holder's turn; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._thread:
-            with suppress(OSError):  # it has stopped
-                os.eventfd_write(self._woken, 1)
+        if threading.current_thread() is not self._thread and not self._stopping.is_set():
+            os.eventfd_write(self._woken, 1)
 
     def _queue(self, work: Work) -> None:
         work.queued = True
