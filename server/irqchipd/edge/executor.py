@@ -12,7 +12,7 @@ from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
 from irqchipd.limits import LEAST_RESULT, Limits
 from irqchipd.vm.backlog import Backlog
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
@@ -319,7 +319,7 @@ def execute_batch(
                 raise invalid("the operation is empty, or one that this daemon does not know")
             request = getattr(operation, name)
             if request.vm and request.vm != vm.name:
-                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {quoted(request.vm)}")
             if name == "halt":
                 if position < count:
                     raise misplaced_halt()

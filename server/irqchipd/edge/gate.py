@@ -16,7 +16,7 @@ from irqchipd.vm.fair import FairQueue
 
 TURN_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
-GRANTS = 4  # pieces of work that may begin in one pass, when others wait
+GRANTS = 2  # pieces of work that may begin in one pass, when others wait
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)

@@ -25,7 +25,7 @@ from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse, Work
 from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
 from irqchipd.limits import Limits
-from irqchipd.listen import claimed_socket
+from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.fair import FairQueue
 from irqchipd.vm.registry import Registry
@@ -64,9 +64,10 @@ class Port:
         self._stopping = threading.Event()
         self._deaf_until = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with claimed_socket(path):
-            self._listener.bind(str(path))
-        self._listener.listen(socket.SOMAXCONN)
+        self._at = SocketPath(path)
+        with self._at.binding() as passing:
+            self._listener.bind(str(passing))
+            self._listener.listen(socket.SOMAXCONN)
         # Written by other threads, to have this one look at what has arrived, or stop.
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
@@ -74,13 +75,28 @@ class Port:
         self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def begin_to_stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
+        self.remove_socket()
         self._stopping.set()
         os.eventfd_write(self._woken, 1)
+
+    def stop(self) -> None:
+        """Begin to, and wait for it, but not for ever."""
+        self.begin_to_stop()
         self._thread.join(1.0)
-        os.close(self._woken)
-        self.path.unlink(missing_ok=True)
+        if self.stopped:
+            os.close(self._woken)
+            self._at.close()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all Sessions have ended."""
+        return not self._thread.is_alive()
+
+    def remove_socket(self) -> None:
+        """Clients find the port no more; from any thread."""
+        self._at.remove()
 
     # Descriptors that are watched.
 
