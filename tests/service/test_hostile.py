@@ -54,7 +54,9 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 @pytest.fixture
 def stub(daemon: Daemon) -> Iterator[Stub]:
-    with grpc.insecure_channel(daemon.target.replace("unix://", "unix:")) as channel:
+    # A connection of its own: channels of one process share theirs, where a client's calls wait for each other.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(daemon.target.replace("unix://", "unix:"), options) as channel:
         yield pb_grpc.IrqchipServiceStub(channel)
 
 
