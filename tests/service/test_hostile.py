@@ -42,7 +42,7 @@ def daemon() -> Iterator[Daemon]:
         assert daemon.process.poll() is None
         daemon.process.send_signal(signal.SIGTERM)
         daemon.process.wait(8)
-        assert "Traceback" not in daemon.stderr
+        assert "Traceback" not in daemon.stderr, daemon.stderr
 
 
 @pytest.fixture
