@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ LIBRARIES = ("asyncio", "grpc")
 
 _AT_ONCE = 5  # records of one kind, a period
 _PERIOD = 1.0  # seconds
+_GIVEN_UP = (cygrpc.ExecuteBatchError, asyncio.CancelledError)
 
 
 class Repetitions(logging.Filter):
@@ -47,9 +49,10 @@ class Repetitions(logging.Filter):
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether a record is of something in the daemon.
 
-    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered.
+    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered,
+    or before its handler has begun.
     """
-    given_up = record.exc_info is not None and record.exc_info[0] is cygrpc.ExecuteBatchError
+    given_up = record.exc_info is not None and record.exc_info[0] in _GIVEN_UP
     return record.msg != "Invalid encoding on %s" and not given_up
 
 

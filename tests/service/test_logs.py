@@ -75,6 +75,20 @@ def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log()
         assert daemon.stderr == ""
 
 
+def test_calls_that_are_given_up_before_they_have_begun_leave_nothing_in_the_log() -> None:
+    with start_daemon() as daemon, daemon.connect() as client:
+        client.create_vm("vm").create_irqchip()
+        work = pb.IrqLinesRequest(vm="vm", changes=[41, 40] * 500)
+        for _ in range(5):
+            with grpc.insecure_channel(daemon.target) as channel:
+                calls = [IrqchipServiceStub(channel).IrqLines.future(work) for _ in range(1000)]
+                calls[100].exception()
+                for call in calls:
+                    call.cancel()
+            assert client.vms()
+        assert daemon.stderr == ""
+
+
 def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:
     """What the daemon answers to a call with such a path and metadatum."""
 
