@@ -56,11 +56,19 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return record.msg != "Invalid encoding on %s" and not given_up
 
 
+class _Nothing:
+    """In place of the module traceback, with which gRPC prints once more what it has logged, to standard error."""
+
+    def print_exc(self) -> None:
+        """See traceback."""
+
+
 def log_to_stderr(level: str) -> None:
     """Have the root logger do so, for good."""
     handler = logging.StreamHandler()
     handler.addFilter(_is_ours)
     handler.addFilter(Repetitions())
     logging.basicConfig(level=level, format=FORMAT, handlers=[handler])
+    cygrpc.traceback = _Nothing()
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
@@ -75,18 +77,17 @@ def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log()
         assert daemon.stderr == ""
 
 
-def test_calls_that_are_given_up_before_they_have_begun_leave_nothing_in_the_log() -> None:
-    with start_daemon() as daemon, daemon.connect() as client:
-        client.create_vm("vm").create_irqchip()
-        work = pb.IrqLinesRequest(vm="vm", changes=[41, 40] * 500)
-        for _ in range(5):
-            with grpc.insecure_channel(daemon.target) as channel:
-                calls = [IrqchipServiceStub(channel).IrqLines.future(work) for _ in range(1000)]
-                calls[100].exception()
-                for call in calls:
-                    call.cancel()
-            assert client.vms()
-        assert daemon.stderr == ""
+def test_calls_that_are_given_up_before_they_have_begun_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on the moment; test_hostile.py meets it now and then."""
+    given_up = asyncio.CancelledError()
+    record = logging.LogRecord(
+        "grpc._cython.cygrpc", logging.ERROR, "", 1, "not handled", None, (type(given_up), given_up, None)
+    )
+    assert not logs._is_ours(record)
+    monkeypatch.setattr(cygrpc, "traceback", cygrpc.traceback)  # it has this to print with
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    logs.log_to_stderr("INFO")
+    assert not hasattr(cygrpc.traceback, "format_exc"), "it is not the module any more"
 
 
 def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:

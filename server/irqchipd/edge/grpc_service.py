@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
+from irqchipd.edge.background import Background
 from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
@@ -52,14 +52,13 @@ class GrpcService:
             "CreateIrqchip": self._create_irqchip,
             "CreatePit": self._create_pit,
         }
-        # What takes its time, and holds no VM's lock for long, has a thread of its own; which is there from now on.
+        # What takes its time, and holds no VM's lock for long, has a thread of its own.
         self._long_calls: dict[str, Callable[[Any, Any], None]] = {
             "ListVms": self._list_vms,
             "SaveVm": self._save_vm,
             "RestoreVm": self._restore_vm,
         }
-        self._background = ThreadPoolExecutor(1, "irqchipd background")
-        self._background.submit(int)
+        self._background = Background()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """What a server is given to serve, by the methods' names."""
@@ -111,8 +110,9 @@ class GrpcService:
 
         async def answer(data: bytes) -> bytes:
             if long_call is not None:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._background, execute_long, long_call, data)
+                # RestoreVm and ListVms are no VM's; each kind of them waits for its like alone.
+                holder = method if method != "SaveVm" else self._share_of(await self._gate.decode(request_class, data))
+                return await self._background.run(holder, partial(execute_long, long_call, data))
             request: Any = await self._gate.decode(request_class, data)
             if daemon_call is not None:
                 async with self._gate.turn(self._share_of(request)):
