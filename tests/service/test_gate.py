@@ -13,12 +13,15 @@ import grpc
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.executor import Slices
+from irqchipd.edge.executor import Slices, execute_unary
 from irqchipd.edge.gate import TURN_NS, Gate
 from irqchipd.edge.session import Places
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.turns import finish
+from tests.vm.pc import Pc
+from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, Later, all_told, listened_to
 
 Order = list[object]
 
@@ -127,6 +130,21 @@ def test_a_vm_that_is_deleted_is_not_kept_for_the_time_that_it_had() -> None:
 
 def iter_nothing() -> Slices[None]:
     yield None
+
+
+def test_a_reset_waits_until_all_has_been_told_that_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = Later()
+    monkeypatch.setattr("irqchipd.vm.turns.SCHEDULER", later)
+    pc = Pc(VCPUS)
+    told = listened_to(pc)
+    pc.vm.signal_msi(BROADCAST, VECTOR)
+    reset = execute_unary("reset_vm", pc.vm, pb.ResetVmRequest(), pb.ResetVmResponse())
+    assert next(reset) is pc.vm.backlog
+    assert pc.vm.ack_interrupt(0) == (VECTOR, False)
+    later.do_all()
+    assert told == all_told()
+    finish(reset)
+    assert pc.vm.ack_interrupt(1) is None
 
 
 class HeldGate(Gate):
