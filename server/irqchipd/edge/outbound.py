@@ -71,7 +71,7 @@ class EventQueue:
         # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
-        self._unread_signals: set[VcpuSignal] = set()
+        self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
         # What happens to regions, in order: with how often, of doorbells, and whether it is told in the short form.
         self._accesses: deque[_Told] = deque()
         self._limit = limit
@@ -94,10 +94,10 @@ class EventQueue:
             self._wake()
 
     def _put_signal(self, signal: VcpuSignal) -> None:
-        if signal in self._unread_signals:
+        if self._unread_signals.get(signal.vcpu) == signal:
             return
         if self._signals.put(signal):
-            self._unread_signals.add(signal)
+            self._unread_signals[signal.vcpu] = signal
         else:
             self._on_dropped()
 
@@ -155,7 +155,8 @@ class EventQueue:
         signal = self._signals.take()
         if isinstance(signal, int):
             return pb.Event(events_dropped=pb.EventsDropped(count=signal))
-        self._unread_signals.discard(signal)
+        if self._unread_signals.get(signal.vcpu) is signal:
+            del self._unread_signals[signal.vcpu]
         return event_to(signal)
 
     def _take_merged(self) -> pb.Event | None:
