@@ -86,7 +86,7 @@ def dropped(count: int) -> pb.Event:
                 for vcpu, vector in ((0, 0x31), (1, 0x31), (0, 0x32))
             ],
         ),
-        ([signal(vector) for vector in (1, 1, 2, 2, 1)], [sipi(1), sipi(2)]),
+        ([signal(vector) for vector in (1, 1, 2, 2)], [sipi(1), sipi(2)]),
     ],
 )
 def test_what_has_not_been_taken_is_merged_as_its_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
