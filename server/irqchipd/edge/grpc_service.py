@@ -139,7 +139,7 @@ class GrpcService:
         get_vm(self._registry, request, response)
 
     def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
-        self._registry.get(request.vm).reset()
+        self._registry.get(request.vm).reset(convert.reset_reason_from(request))
 
     def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
         response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
