@@ -402,6 +402,8 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
         except (NotFound, Unavailable, TimedOut) as error:
             missing = error
         if time.monotonic() > deadline:
+            if patience >= 1:
+                missing = type(missing)(missing.errno, f"{missing.message}; it was waited for, for {patience:g} s")
             raise missing
         if not told and time.monotonic() > began + SILENCE:
             told = True
