@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -79,3 +81,18 @@ def test_a_reason_that_is_none_resets_nothing(irqchip_server: Daemon, vm: Vm) ->
         assert list(session.events(timeout=0.05)) == []
     with pytest.raises(InvalidArgument):
         vm.reset(9)  # type: ignore[arg-type]
+
+
+def test_a_reset_of_which_many_are_told_is_answered_when_they_have_been(vm: Vm) -> None:
+    """More than are told in one turn. Each call waits, so that nothing piles up in the daemon."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(vm.session()) for _ in range(280)]
+        callers = [threading.Thread(target=vm.reset, args=(reason,)) for reason in list(ResetReason)[:4]]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(30)
+        vm.reset(ResetReason.WATCHDOG)
+        for session in sessions:
+            while session.next_event(10) != VmReset(ResetReason.WATCHDOG):
+                pass

@@ -47,7 +47,6 @@ class GrpcService:
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
             "GetVm": self._get_vm,
-            "ResetVm": self._reset_vm,
             "CheckExtension": self._check_extension,
             "EnableCap": self._enable_cap,
             "CreateIrqchip": self._create_irqchip,
@@ -137,9 +136,6 @@ class GrpcService:
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
         get_vm(self._registry, request, response)
-
-    def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
-        self._registry.get(request.vm).reset(convert.reset_reason_from(request))
 
     def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
         response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
