@@ -7,7 +7,9 @@
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
 #   make bench   the benchmarks
+#   make stall   what others see while one client or guest does its worst, six minutes
 #   make ticks   500 VMs with a timer each, for a minute
+#   make fuzz    a million messages that are nearly right, over both edges; MESSAGES and SEED choose others
 #   make explore compare with this machine's /dev/kvm for five minutes, on programs never run before
 
 VENV := .venv
@@ -18,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long check proto bench ticks explore clean
+.PHONY: help demo demo-shell test test-long check proto bench stall ticks fuzz explore clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -47,6 +49,12 @@ proto: $(VENV)/check
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench
+
+stall: $(VENV)/installed
+	$(BIN)/python -m bench.stall
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(SEED),--seed $(SEED))
 
 ticks: $(VENV)/test
 	$(BIN)/python -m bench.ticks

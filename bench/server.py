@@ -19,25 +19,18 @@ NOOP_CALL = "/bench.Noop/Call"
 NOOP_VM = "noop"
 
 
-class _Noop(grpc.GenericRpcHandler):
-    def service(
-        self, details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[pb.IrqLineRequest, pb.IrqLineResponse] | None:
-        if details.method != NOOP_CALL:
-            return None
-
-        async def call(request: pb.IrqLineRequest, context: object) -> pb.IrqLineResponse:  # noqa: ARG001
-            return pb.IrqLineResponse()
-
-        return grpc.unary_unary_rpc_method_handler(
-            call, pb.IrqLineRequest.FromString, pb.IrqLineResponse.SerializeToString
-        )
+async def _noop(request: pb.IrqLineRequest, context: object) -> pb.IrqLineResponse:  # noqa: ARG001
+    return pb.IrqLineResponse()
 
 
 class _Daemon(daemon.Daemon):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
-        self._server.add_generic_rpc_handlers((_Noop(),))
+        _, service, method = NOOP_CALL.split("/")
+        handler = grpc.unary_unary_rpc_method_handler(
+            _noop, pb.IrqLineRequest.FromString, pb.IrqLineResponse.SerializeToString
+        )
+        self._server.add_registered_method_handlers(service, {method: handler})
 
 
 def _execute_nothing(

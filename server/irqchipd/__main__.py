@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -13,8 +13,12 @@ import click
 
 from irqchipd.daemon import serve
 from irqchipd.edge.loop import Loop
-from irqchipd.limits import Limits
-from irqchipd.listen import Address, ListenError, default_address, parse_address
+from irqchipd.limits import Limits, allow_descriptors
+from irqchipd.listen import ListenError, default_address, parse_address
+from irqchipd.logs import log_to_stderr
+from irqchipd.stopping import block_signals, leave
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
 
@@ -76,24 +80,22 @@ def main(
 
     Prints a line "listening on ADDRESS" for each address once it can be connected to.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    block_signals()
+    log_to_stderr(log_level.upper())
+    allow_descriptors()
     limits = Limits(
         max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
-    )
+    ).within_descriptors()
+    if limits.irqfds < max_irqfds:
+        log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(_run(limits, addresses))
+            runner.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
-
-
-async def _run(limits: Limits, addresses: list[Address]) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(limits, addresses, stop, lambda address: click.echo(f"listening on {address}"))
+    sys.stdout.flush()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,37 @@ import asyncio
 import gc
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
 from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.grpc_server import Server
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
 from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
-from irqchipd.listen import Address, ListenError, TcpAddress, UnixAddress, claimed_socket
+from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
+from irqchipd.stopping import stop_when_told
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-# How long a stop waits for streams to end with a status, and then for calls under way, seconds.
-STREAMS_GRACE = 5.0
-GRACE = 2.0
+# How long a stop waits for streams to end with a status, for the ports' threads, and then for calls under way, seconds:
+# together less than DEADLINE of stopping.py.
+STREAMS_GRACE = 0.5
+PORTS_GRACE = 0.2
+CALLS_GRACE = 0.4
+
+# More calls than a client can have under way, so that what one has does not refuse the others'. Each connection has its
+# streams, and each stream its call; gRPC otherwise refuses calls at random once 1,000 wait, and ends those that wait
+# for 30 s, whosesoever they are.
+STREAMS_OF_A_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
+WAITING_CALLS = 1_000_000
+WAITING_SECONDS = 86_400
 
 # How long a thread that works keeps the interpreter from one that has just received something, seconds.
 SWITCH_INTERVAL = 0.0005
@@ -41,9 +52,15 @@ class Daemon:
         self._eventfds = EventfdsInUse(limits.irqfds)
         self._service = GrpcService(self._registry, limits, self._places)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            options=[
+        self._server = Server(
+            [
                 ("grpc.max_receive_message_length", limits.message_bytes),
+                ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
+                # Which refuses a stream that comes in the place of one that gRPC has ended and not forgotten yet.
+                ("grpc.http.overload_protection", 0),
+                ("grpc.server.max_pending_requests", WAITING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", WAITING_CALLS),
+                ("grpc.server_max_unrequested_time_in_server", WAITING_SECONDS),
                 # Two daemons on one port would share its clients between them.
                 ("grpc.so_reuseport", 0),
                 # A client on a host that vanished is noticed, and its levels drop, within 15 s.
@@ -53,12 +70,14 @@ class Daemon:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ]
         )
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        self._server.add_registered_method_handlers(SERVICE.full_name, self._service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._sockets: list[UnixAddress] = []
+        self._sockets: list[SocketPath] = []
         self._ports: list[Port] = []
+        # Whether its threads may wait for as long as a client likes, to close what that has sent.
+        self._grpc_may_wait = False
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
         """Listen, and return where, with the ports that were chosen. ListenError where it can't be done."""
@@ -74,9 +93,12 @@ class Daemon:
         return bound
 
     def _listen_on_socket(self, address: UnixAddress) -> UnixAddress:
-        with claimed_socket(address.path):
-            self._bind(f"unix:{address.path}", address)
-        self._sockets.append(address)
+        at = SocketPath(address.path)
+        self._sockets.append(at)
+        with at.binding() as passing:
+            self._bind(f"unix:{passing}", address)
+            if not refuse_descriptors(passing):
+                self._grpc_may_wait = True
         port = address.path.with_name(address.path.name + SUFFIX)
         self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
         return address
@@ -90,29 +112,50 @@ class Daemon:
         except RuntimeError as error:
             raise ListenError(f"{address} can't be listened on; is it in use, or not this machine's?") from error
 
+    def remove_sockets(self) -> None:
+        """Clients find the daemon no more; from any thread, and as often as one likes."""
+        for socket in self._sockets:
+            socket.remove()
+        for port in self._ports:
+            port.remove_socket()
+
     async def stop(self) -> None:
-        """End all streams with a status, let calls under way finish, and remove the sockets."""
+        """Remove the sockets, end all streams with a status, and let calls under way finish.
+
+        It makes no thread and opens nothing: it may be a lack of memory or of descriptors that somebody stops it for.
+        """
+        self.remove_sockets()
+        for port in self._ports:
+            port.begin_to_stop()
         await self._health.enter_graceful_shutdown()
         # The server's own stop would cancel what is left, and say nothing.
-        for port in self._ports:
-            await asyncio.to_thread(port.stop)
         await self._service.stop(STREAMS_GRACE)
-        await self._server.stop(GRACE)
-        for address in self._sockets:
-            address.path.unlink(missing_ok=True)
+        deadline = time.monotonic() + PORTS_GRACE
+        while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        if self._grpc_may_wait:  # its stop waits for its threads, and has the interpreter's lock meanwhile
+            await asyncio.sleep(CALLS_GRACE)
+        else:
+            await self._server.stop(CALLS_GRACE)
 
 
-async def serve(
-    limits: Limits, addresses: Sequence[Address], stop: asyncio.Event, started: Callable[[Address], None]
-) -> None:
-    """Run a daemon until told to stop; started is called with each address that it listens on."""
+async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
+    """Run a daemon until the process is told to stop; started is called with each address that it listens on."""
     daemon = Daemon(limits)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what there is now stays, and need not be looked through again and again
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stop_when_told(lambda: loop.call_soon_threadsafe(stop.set), daemon.remove_sockets)
     try:
         for address in await daemon.start(addresses):
             started(address)
         await stop.wait()
         log.info("stopping")
     finally:
-        await daemon.stop()
+        try:
+            await daemon.stop()
+        except Exception:  # and so does not end with it
+            log.exception("stopping was not all in order")
+        finally:
+            daemon.remove_sockets()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import resource
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from irqchip.port import POLL_NS
 from irqchipd.vm.machine import MAX_VCPUS
@@ -31,3 +33,16 @@ class Limits:
     def operations(self) -> int:
         """The most operations of a batch: so many that the answer is never longer than a message may be."""
         return min(self.batch_operations, self.message_bytes // LEAST_RESULT)
+
+    def within_descriptors(self) -> Limits:
+        """These, with eventfds that leave three quarters of the process's descriptors for clients."""
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Each has a descriptor, and a second one if it is resampled.
+        return self if most == resource.RLIM_INFINITY else replace(self, irqfds=min(self.irqfds, most // 8))
+
+
+def allow_descriptors() -> None:
+    """Let the process have as many descriptors as it may: each client has one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a hard limit of more than the kernel's own: then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

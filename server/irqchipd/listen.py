@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
+import logging
 import os
+import secrets
 import socket
 import stat
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from irqchip.place import default_socket, is_own
+from irqchip.port import SUFFIX
 
-MAX_SOCKET_PATH = 107  # bytes, sizeof sun_path less its end
+log = logging.getLogger(__name__)
+
+MAX_SOCKET_PATH = 107 - len(SUFFIX)  # bytes: sizeof sun_path less its end, and what the port's path has more
+
+# How long to wait for who starts or stops in the same directory, seconds.
+CLAIM_PATIENCE = 5.0
+REMOVAL_PATIENCE = 0.2
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h
 
 
 class ListenError(Exception):
@@ -94,28 +108,115 @@ def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
     return TcpAddress(number, int(port))
 
 
-@contextmanager
-def claimed_socket(path: Path) -> Iterator[None]:
-    """Make way for a socket, which is for its user alone, wherever it is, if it is bound within."""
-    _make_way(path)
-    umask = os.umask(0o177)
-    try:
-        yield
-    finally:
-        os.umask(umask)
+class SocketPath:
+    """The path of a unix socket that one daemon at a time listens on; the socket is for its user alone.
+
+    Who looks at the path, and then binds or removes what is there, holds a lock on its directory meanwhile: nobody
+    binds between a look and what follows from it. The lock is flock's, on the directory itself: there is no further
+    file that could be left over, and the lock is gone when its process is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._removing = threading.Lock()
+        # The device and the inode of what was bound there: another daemon may have taken the path over since.
+        self._bound: tuple[int, int] | None = None
+        if not path.parent.is_dir():
+            raise ListenError(f"{path}: the directory {path.parent} does not exist")
+        # Held until the end: a stop must not need a new descriptor.
+        flags = os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self._directory = os.open(path.parent, os.O_RDONLY | flags)
+        except PermissionError:  # it can't be read, and so not locked either; but what is in it can be named
+            self._directory = os.open(path.parent, os.O_PATH | flags)
+
+    @contextmanager
+    def binding(self) -> Iterator[Path]:
+        """Make way for a socket, which is bound, within, to another path, which this gives; and move it here then.
+
+        If it listens before it is moved, who finds it can connect to it. And gRPC removes the path it was given when it
+        stops, without a look at whose socket is there by then: this way it removes nothing.
+        """
+        # In the same directory; and no longer than the path with SUFFIX, which has room.
+        passing = self._path.with_name("." + secrets.token_hex(3)[:5])
+        with self._locked(CLAIM_PATIENCE):
+            self._make_way()
+            umask = os.umask(0o177)
+            try:
+                yield passing
+                status = os.lstat(passing.name, dir_fd=self._directory)
+                os.rename(passing.name, self._path.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(passing.name, dir_fd=self._directory)
+                raise
+            finally:
+                os.umask(umask)
+            self._bound = status.st_dev, status.st_ino
+
+    def remove(self) -> None:
+        """Remove the socket that was bound, if it is still there; from any thread, and without a long wait."""
+        with self._removing:
+            bound, self._bound = self._bound, None
+            if bound is None:
+                return
+            with self._locked(REMOVAL_PATIENCE), suppress(OSError):  # somebody may have removed it already
+                status = os.lstat(self._path.name, dir_fd=self._directory)
+                if (status.st_dev, status.st_ino) == bound:
+                    os.unlink(self._path.name, dir_fd=self._directory)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self._directory)
+
+    def _make_way(self) -> None:
+        """Refuse a path that somebody listens on, or that is another file's; a socket nobody listens on may go."""
+        try:
+            mode = os.lstat(self._path.name, dir_fd=self._directory).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise ListenError(f"{self._path} exists and is not a socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            # Who is too busy to take another client answers EAGAIN; a socket of another type, EPROTOTYPE.
+            if probe.connect_ex(str(self._path)) not in (errno.ECONNREFUSED, errno.ENOENT):
+                raise ListenError(f"{self._path} is in use, perhaps by another irqchipd")
+
+    @contextmanager
+    def _locked(self, patience: float) -> Iterator[None]:
+        """Hold the directory's lock. Who else holds it for long is no daemon; then go on without it."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                log.warning("another process has locked the directory %s; going on without", self._path.parent)
+            except OSError as error:
+                log.debug("the directory %s can't be locked: %s", self._path.parent, error)
+            break
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it was not locked
+                fcntl.flock(self._directory, fcntl.LOCK_UN)
 
 
-def _make_way(path: Path) -> None:
-    """Make way for a socket: remove one that nobody listens on; refuse one that somebody does, and any other file."""
-    if not path.parent.is_dir():
-        raise ListenError(f"{path}: the directory {path.parent} does not exist")
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ListenError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
-            raise ListenError(f"{path} is in use, perhaps by another irqchipd")
-    path.unlink()
+def refuse_descriptors(path: Path) -> bool:
+    """Have the kernel refuse, with EPERM, descriptors that clients send to the socket of this process at a path.
+
+    To close a client's descriptor can take long: that of a TCP socket with SO_LINGER, until its data is acknowledged.
+    False where the kernel can't: Linux before 6.16.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        with suppress(OSError):  # it is closed by now, or the option is unknown
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as found:
+                if found.family == socket.AF_UNIX and found.getsockname() == str(path):
+                    found.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+                    return True
+    return False

@@ -390,3 +390,23 @@ def test_masked_unrouted_and_unclaimed_are_results_and_not_errors(channel: grpc.
     assert stub.SignalMsi(pb.SignalMsiRequest(vm="good", address=0xFEE0_5000, data=0x41)).status == 0
     assert not stub.PioRead(pb.PioReadRequest(vm="good", port=0x80, size=1)).claimed
     assert not stub.MmioWrite(pb.MmioWriteRequest(vm="bare", address=0xFEC0_0000, size=4)).claimed
+
+
+def test_what_a_client_says_is_cut_where_an_error_repeats_it(irqchip_server: Daemon) -> None:
+    long = "n" * 9000
+    with grpc.insecure_channel(irqchip_server.target) as channel:
+        stub = IrqchipServiceStub(channel)
+        for call, code in (
+            (lambda: stub.GetVm(pb.GetVmRequest(vm=long)), grpc.StatusCode.NOT_FOUND),
+            (lambda: stub.CreateVm(pb.CreateVmRequest(vm=long)), grpc.StatusCode.INVALID_ARGUMENT),
+            (lambda: stub.CreateVm(pb.CreateVmRequest(vm="\x1b[31m\n" * 900)), grpc.StatusCode.INVALID_ARGUMENT),
+            (lambda: stub.CreateVm(pb.CreateVmRequest(vm="\U0001f980" * 9000)), grpc.StatusCode.INVALID_ARGUMENT),
+            (lambda: next(stub.Watch(pb.WatchRequest(vm=long))), grpc.StatusCode.NOT_FOUND),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() == code
+            text = caught.value.details() or ""
+            assert 0 < len(text) < 500
+            assert text.isprintable()
+            assert rpc_status.from_call(caught.value) is not None

@@ -253,4 +253,4 @@ def test_the_limit_holds_and_no_descriptor_is_left() -> None:
                     session.assign_irqfd(0, 4)
                 made[0].close()
                 session.irqfd(4)
-        eventually(lambda: descriptors(daemon) == before)
+        eventually(lambda: descriptors(daemon) <= before)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import grpc
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import LapicState, ops
 from irqchip_client._daemon import start_daemon
 from tests.service.test_sessions import resident
@@ -33,3 +38,17 @@ def test_a_thousand_vms_of_one_vcpu_take_64_kib_each_at_the_most() -> None:
             with again.session() as session:
                 session.run([ops.create_vcpu(0)])
         assert resident(daemon) < full * 1.2
+
+
+def test_messages_that_were_refused_are_not_kept() -> None:
+    with start_daemon() as daemon, daemon.connect() as client, grpc.insecure_channel(daemon.target) as channel:
+        client.create_vm("vm").create_irqchip()
+        rpcs = IrqchipServiceStub(channel)
+        # A megabyte, of which protobuf makes eight.
+        large = pb.IrqLinesRequest(vm="vm", changes=[3] * 1_000_000)
+        for number in range(40):
+            with pytest.raises(grpc.RpcError):
+                rpcs.IrqLines(large, timeout=60)
+            if number == 4:
+                before = resident(daemon)
+        assert resident(daemon) < before + 24 * 1024 * 1024

@@ -3957,7 +3957,9 @@ Global___InterruptPending: _TypeAlias = InterruptPending  # noqa: Y015
 
 @_typing.final
 class VcpuSignal(_message.Message):
-    """VcpuSignal is a message to a vCPU that does not go through its local APIC's IRR."""
+    """VcpuSignal is a message to a vCPU that does not go through its local APIC's IRR. An unread one stands for any number that
+    say the same: take signals until there is none left.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

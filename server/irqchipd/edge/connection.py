@@ -68,8 +68,12 @@ class Connection:
 
     @property
     def holder(self) -> object:
-        """See Work."""
-        return None if self._session is None else self._session.vm
+        """See Work: its VM, also while it is only going to be opened; None where it names none."""
+        if self._session is not None:
+            return self._session.vm
+        with suppress(DecodeError, VmError):
+            return self._port.registry.get(pb.SessionRequest.FromString(self._packet or b"").open.vm)
+        return None
 
     # Receiving.
 

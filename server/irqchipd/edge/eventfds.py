@@ -12,6 +12,7 @@ from typing import Protocol
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.closing import CLOSER
+from irqchipd.edge.executor import Awaited
 from irqchipd.edge.signalling import signaller
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.errors import VmError, invalid
@@ -177,8 +178,8 @@ class Work(Protocol):
     def holder(self) -> object:
         """Whose time it takes: see FairQueue."""
 
-    def go_on(self) -> object:
-        """Do a piece of the work."""
+    def go_on(self) -> Awaited:
+        """Do a piece of the work; what to wait for before the next."""
 
 
 class Watcher(Protocol):

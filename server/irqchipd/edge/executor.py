@@ -12,7 +12,7 @@ from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
 from irqchipd.limits import LEAST_RESULT, Limits
 from irqchipd.vm.backlog import Backlog
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access, Forwarded
 from irqchipd.vm.snapshot import MP_STATE_OFFSET
@@ -250,7 +250,8 @@ def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource |
 
 def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None]:
     """Execute one operation to its end."""
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
     try:
         slices = execute(name, vm, request, response)
         if slices is not None:
@@ -258,7 +259,8 @@ def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None
     except Forwarded as forwarded:
         yield from answered(forwarded.access)
         convert.answer_to(forwarded.access, response)
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
 
 
 def caught_up(vm: Vm) -> Slices[None]:
@@ -317,7 +319,7 @@ def execute_batch(
                 raise invalid("the operation is empty, or one that this daemon does not know")
             request = getattr(operation, name)
             if request.vm and request.vm != vm.name:
-                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {request.vm!r}")
+                raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {quoted(request.vm)}")
             if name == "halt":
                 if position < count:
                     raise misplaced_halt()
@@ -351,7 +353,8 @@ def execute_batch(
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     yield from _fill_in(waiting)
-    yield from caught_up(vm)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
     return answer
 
 

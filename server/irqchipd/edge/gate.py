@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from time import perf_counter_ns
 from types import TracebackType
 from typing import TypeVar
 
@@ -14,24 +14,26 @@ from irqchipd.edge.loop import answered
 from irqchipd.edge.rpc import decoded
 from irqchipd.vm.fair import FairQueue
 
-TURN_NS = 1_000_000  # of work in one pass of the loop, before it looks whether something else has come
+TURN_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
-GRANTS = 4  # pieces of work that may begin in one pass, when others wait
+GRANTS = 2  # pieces of work that may begin in one pass, when others wait
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
 
 
 class Gate:
-    """Lets pieces of work begin on an event loop: at once where nobody waits, else by holder (see FairQueue).
+    """Lets pieces of work begin on an event loop: at once where there is little to do, else by holder (see FairQueue).
 
     A piece is what is done without awaiting: the loop serves everything else between two of them.
     """
 
     def __init__(self) -> None:
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
-        self._worked = 0  # nanoseconds, in this pass
-        self._passing = False  # whether the next pass is asked for
+        # Nanoseconds of work, less those since; and when the last piece ended.
+        self._worked = 0
+        self._ended = 0
+        self._passing = False  # whether the next pass of the loop is asked for
 
     def turn(self, holder: object) -> _Turn:
         """A holder's turn: `async with gate.turn(vm):` and then a piece of work."""
@@ -40,12 +42,16 @@ class Gate:
     async def run(self, holder: object, work: Slices[_T]) -> _T:
         """Do some work, each slice when it is the holder's turn."""
         while True:
-            async with self.turn(holder):
-                try:
-                    awaited = next(work)
-                except StopIteration as done:
-                    result: _T = done.value
-                    return result
+            if self._is_busy():
+                await self._wait(holder)
+            begun = perf_counter_ns()
+            try:
+                awaited = next(work)
+            except StopIteration as done:
+                result: _T = done.value
+                return result
+            finally:
+                self.end(holder, begun)
             if awaited is not None:
                 await answered(awaited)
 
@@ -56,20 +62,31 @@ class Gate:
         async with self.turn(None):
             return decoded(message_class, data)
 
-    async def begin(self, holder: object) -> None:
-        """Wait for the holder's turn."""
-        if not self._waiting and self._worked < TURN_NS:
-            return
+    async def begin(self, holder: object) -> int:
+        """Wait for the holder's turn. When it began, for end()."""
+        if self._is_busy():
+            await self._wait(holder)
+        return perf_counter_ns()
+
+    def end(self, holder: object, begun: int) -> None:
+        """A piece of the holder's work is done."""
+        self._ended = perf_counter_ns()
+        self._worked += self._ended - begun
+        self._waiting.charge(holder, self._ended - begun)
+
+    def _is_busy(self) -> bool:
+        if self._waiting:
+            return True
+        now = perf_counter_ns()
+        self._worked = max(self._worked - (now - self._ended), 0)
+        self._ended = now
+        return self._worked >= TURN_NS
+
+    async def _wait(self, holder: object) -> None:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.put(holder, granted)
         self._ask_for_next_pass()
         await granted
-
-    def end(self, holder: object, nanoseconds: int) -> None:
-        """A piece of the holder's work took so long."""
-        self._worked += nanoseconds
-        self._waiting.charge(holder, nanoseconds)
-        self._ask_for_next_pass()
 
     def _ask_for_next_pass(self) -> None:
         if not self._passing:
@@ -78,7 +95,6 @@ class Gate:
 
     def _next_pass(self) -> None:
         self._passing = False
-        self._worked = 0
         granted = 0
         while self._waiting and granted < GRANTS:
             _, turn = self._waiting.take()
@@ -97,10 +113,9 @@ class _Turn:
         self._holder = holder
 
     async def __aenter__(self) -> None:
-        await self._gate.begin(self._holder)
-        self._begun = time.perf_counter_ns()
+        self._begun = await self._gate.begin(self._holder)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.end(self._holder, time.perf_counter_ns() - self._begun)
+        self._gate.end(self._holder, self._begun)

@@ -61,8 +61,8 @@ class GrpcService:
         self._background = ThreadPoolExecutor(1, "irqchipd background")
         self._background.submit(int)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a server is given to serve."""
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """What a server is given to serve, by the methods' names."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             if method.name == "Session":
@@ -74,7 +74,7 @@ class GrpcService:
             else:
                 classes = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(method.name, *classes))
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+        return handlers
 
     async def stop(self, patience: float) -> None:
         """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
@@ -106,19 +106,24 @@ class GrpcService:
             yield from execute_unary(operation, vm, request, response)
             return response.SerializeToString()
 
+        async def answer(data: bytes) -> bytes:
+            if long_call is not None:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._background, execute, long_call, data)
+            if daemon_call is not None:
+                async with self._gate.turn(None):
+                    return execute(daemon_call, data)
+            request: Any = await self._gate.decode(request_class, data)
+            vm = self._registry.get(request.vm)
+            return await self._gate.run(vm, work(vm, request))
+
         async def handle(data: bytes, context: Context) -> bytes:
             try:
-                if long_call is not None:
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(self._background, execute, long_call, data)
-                if daemon_call is not None:
-                    async with self._gate.turn(None):
-                        return execute(daemon_call, data)
-                request: Any = await self._gate.decode(request_class, data)
-                vm = self._registry.get(request.vm)
-                return await self._gate.run(vm, work(vm, request))
+                return await answer(data)
             except Exception as error:
-                await abort(context, errors.refusal(error))
+                refused = errors.refusal(error)
+            del data  # see abort
+            return await abort(context, refused)
 
         return handle
 

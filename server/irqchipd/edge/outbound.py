@@ -82,7 +82,7 @@ class EventQueue:
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
-            idle = not self
+            idle = not (self._accesses or self._merged or self._unread_signals)
             if isinstance(event, VcpuSignal):
                 self._put_signal(event)
             elif isinstance(event, VmReset):
@@ -114,7 +114,7 @@ class EventQueue:
     def put_access(self, event: Event, short: bool = False) -> None:
         """Queue what happened to a region; short is whether it is told as a record."""
         with self._lock:
-            idle = not self
+            idle = not (self._accesses or self._merged or self._unread_signals)
             accesses = self._accesses
             if isinstance(event, Doorbell):
                 if accesses and accesses[-1].event == event:

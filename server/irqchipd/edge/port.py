@@ -25,11 +25,9 @@ from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse, Work
 from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
 from irqchipd.limits import Limits
-from irqchipd.listen import claimed_socket
-from irqchipd.vm.backlog import Backlog
+from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.fair import FairQueue
-from irqchipd.vm.regions import Access
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class Port:
         self.places = places
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
-        self._alone = False
+        self.alone = False
         self._patience = Patience(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -66,9 +64,10 @@ class Port:
         self._stopping = threading.Event()
         self._deaf_until = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with claimed_socket(path):
-            self._listener.bind(str(path))
-        self._listener.listen(socket.SOMAXCONN)
+        self._at = SocketPath(path)
+        with self._at.binding() as passing:
+            self._listener.bind(str(passing))
+            self._listener.listen(socket.SOMAXCONN)
         # Written by other threads, to have this one look at what has arrived, or stop.
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
@@ -76,13 +75,28 @@ class Port:
         self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def begin_to_stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
+        self.remove_socket()
         self._stopping.set()
         os.eventfd_write(self._woken, 1)
+
+    def stop(self) -> None:
+        """Begin to, and wait for it, but not for ever."""
+        self.begin_to_stop()
         self._thread.join(1.0)
-        os.close(self._woken)
-        self.path.unlink(missing_ok=True)
+        if self.stopped:
+            os.close(self._woken)
+            self._at.close()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all Sessions have ended."""
+        return not self._thread.is_alive()
+
+    def remove_socket(self) -> None:
+        """Clients find the port no more; from any thread."""
+        self._at.remove()
 
     # Descriptors that are watched.
 
@@ -109,14 +123,9 @@ class Port:
 
     # Work.
 
-    @property
-    def alone(self) -> bool:
-        """Whether nobody else wants a turn."""
-        return self._alone
-
     def do(self, work: Work) -> None:
         """Do some work: at once where nobody else wants a turn, else when it is its holder's turn."""
-        if self._alone:
+        if self.alone:
             self._go_on(work)
         elif not work.queued:
             work.queued = True
@@ -131,7 +140,7 @@ class Port:
 
     def _go_on(self, work: Work) -> None:
         awaited = work.go_on()
-        if isinstance(awaited, Access | Backlog):
+        if awaited is not None:
             awaited.when_answered(partial(self.do_later, work))
 
     # The thread.
@@ -152,7 +161,7 @@ class Port:
         handlers = self._handlers
         self._unwatched.clear()
         ready = self._wait()
-        self._alone = len(ready) == 1 and not self._work and not self._arrived
+        self.alone = len(ready) == 1 and not self._work and not self._arrived
         for descriptor, events in ready:
             handler = handlers.get(descriptor)
             if handler is None:
@@ -170,7 +179,7 @@ class Port:
             self._look_at_the_time()
 
     def _do_work(self) -> None:
-        self._alone = False
+        self.alone = False
         begun = time.perf_counter_ns()
         ends = begun + TURN_NS
         while True:

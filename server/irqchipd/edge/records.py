@@ -272,6 +272,8 @@ def execute_records(
         if perf_counter_ns() >= slice_ends:
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
-    yield from answer.add_accesses(waiting)
-    yield from caught_up(vm)
+    if waiting:
+        yield from answer.add_accesses(waiting)
+    if vm.backlog is not None:
+        yield from caught_up(vm)
     return answer

@@ -26,6 +26,9 @@ def decoded(message_class: type[_M], data: bytes) -> _M:
 
 async def abort(context: Context, error: VmError) -> NoReturn:
     """End a call with an error's status."""
+    # gRPC's context keeps what its abort raises, and with that the frames on its way, until the garbage collector finds
+    # them: none of them is to have a large message.
+    error.__traceback__ = error.__context__ = None
     trailing: Any = ((errors.DETAILS_KEY, errors.details(error)),)
     await context.abort(errors.STATUS_CODES[error.number], error.message, trailing)
     raise AssertionError("abort raises")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -315,12 +316,12 @@ class _PackedHalt(_BatchHalt):
         return self._answer.ended(self.outcome)
 
 
-def _numbers(what: str, numbers: Iterable[int], highest: int) -> list[int]:
-    """What a Session names, each once."""
+def _numbers(what: str, numbers: Iterable[int], highest: int) -> Sequence[int]:
+    """What a Session names, each once; two bytes each, as there may be thousands."""
     once = sorted(set(numbers))
     if once and once[-1] > highest:
         raise invalid(f"{what} {once[-1]} is out of range: 0 to {highest}")
-    return once
+    return array("H", once)
 
 
 def not_opened() -> VmError:

@@ -12,7 +12,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.executor import Slices
 from irqchipd.edge.gate import Gate
-from irqchipd.edge.loop import call, first_of, resolve
+from irqchipd.edge.loop import call, first_of
 from irqchipd.edge.rpc import Context, abort, decoded
 from irqchipd.edge.session import (
     MAX_UNOPENED,
@@ -64,15 +64,20 @@ class Streams:
 
     async def _serve(self, context: Context, work: Callable[[_Stream], Coroutine[Any, Any, None]]) -> None:
         """Serve a stream until its work is done, the client leaves, or the stream is ended with an error."""
+        if self._stopping:
+            await abort(context, errors.STOPPING)
         stream = _Stream()
+        self._open.add(stream)
         try:
-            if self._stopping:
-                raise errors.STOPPING
-            self._open.add(stream)
-            await first_of(stream.ended(), work(stream))
+            await work(stream)
         except VmError as error:
             await abort(context, error)
+        except asyncio.CancelledError:
+            if (ended := stream.close()) is None:  # the client has left
+                raise
+            await abort(context, ended)
         finally:
+            stream.close()
             self._open.discard(stream)
 
     # Sessions.
@@ -103,11 +108,11 @@ class Streams:
             del self._unopened[oldest]
             oldest.end(too_many_unopened(MAX_UNOPENED))
         self._unopened[stream] = None
+        patience = asyncio.get_running_loop().call_later(OPENING_PATIENCE, stream.end, not_opened())
         try:
-            data = await asyncio.wait_for(context.read(), OPENING_PATIENCE)
-        except TimeoutError:
-            raise not_opened() from None
+            data = await context.read()
         finally:
+            patience.cancel()
             self._unopened.pop(stream, None)
         return None if data is grpc.aio.EOF else opening(await self._gate.decode(pb.SessionRequest, data))
 
@@ -200,12 +205,13 @@ class Streams:
 
 
 class _Stream:
-    """What the rest of the daemon does to an open stream; wake and end may be called from any thread."""
+    """What the rest of the daemon does to an open stream, from its task; wake and end may be called from any thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._ended: VmError | None = None
         self.something = asyncio.Event()  # There is something to send.
-        self._end: asyncio.Future[VmError] = self._loop.create_future()
 
     def wake(self) -> None:
         """There is something to send."""
@@ -213,16 +219,24 @@ class _Stream:
 
     def end(self, error: VmError) -> None:
         """End it with a status."""
-        call(self._loop, resolve, self._end, error)
+        call(self._loop, self._end, error)
+
+    def _end(self, error: VmError) -> None:
+        if self._task is not None and self._ended is None:
+            self._ended = error
+            self._task.cancel()
+
+    def close(self) -> VmError | None:
+        """It is over, and end() does nothing any more; why it was ended, if it was."""
+        if self._task is not None and self._ended is not None:
+            self._task.uncancel()
+        self._task = None
+        return self._ended
 
     async def woken(self) -> None:
         """Wait for wake()."""
         await self.something.wait()
         self.something.clear()
-
-    async def ended(self) -> None:
-        """Wait for end(), and raise its error."""
-        raise await self._end
 
 
 class _Trace:
@@ -250,6 +264,8 @@ class _Trace:
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:
     """Send the first of a stream whole, even if cancelled: gRPC would else send the head again before a status."""
     task = asyncio.ensure_future(sending)
+    # Of a stream that was cancelled nobody waits for how this ends; asyncio would log that.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from functools import partial
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.observe.observer import TRACEPOINTS, Observer
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.errors import invalid, quoted
 
 _FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
@@ -44,7 +44,7 @@ class TraceLog(Observer):
         wanted = frozenset(tracepoints) or frozenset(TRACEPOINTS)
         for name in wanted:
             if name not in _FIELDS:
-                raise invalid(f"{name[:64]!r} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
+                raise invalid(f"{quoted(name)} is no tracepoint; there are {', '.join(TRACEPOINTS)}")
         with self._lock:
             counted = self._overwritten + Counter(name for _, name, _ in self._events)
             reader = TraceReader(self, wanted, self._number, counted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irqchipd.vm.events import GsiAcknowledged, GsiMasked, GsiResampled, Listener
+from irqchipd.vm.events import Event, GsiAcknowledged, GsiMasked, GsiResampled, Listener
 from irqchipd.vm.routing import IOAPIC_INPUTS
 from irqchipd.vm.sources import RESAMPLERS, LineSource
 
@@ -21,11 +21,13 @@ MAX_UNHEARD = (1 << 62) - 1  # acknowledgements that nobody was there to be told
 class Notices:
     """Subscriptions by GSI. A pin is that of the GSI that was routed to it last."""
 
-    __slots__ = ("_board", "_listeners", "_resamplers", "ioapic_noticed")
+    __slots__ = ("_board", "_heard", "_listeners", "_resamplers", "ioapic_noticed")
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._listeners: dict[int, list[Listener]] = {}
+        # The GSIs that each listener hears of, and all of them, one bit each: a listener may hear of thousands.
+        self._listeners: dict[Listener, int] = {}
+        self._heard = 0
         self._resamplers: dict[int, list[LineSource]] = {}
         # See IoapicWires.
         self.ioapic_noticed = 0
@@ -36,7 +38,7 @@ class Notices:
         pit = self._board.pit
         for pin, gsi in self._board.gsi_of.items():
             if pin >= IOAPIC_INPUTS and (
-                gsi in self._listeners
+                self._heard >> gsi & 1
                 or gsi in self._resamplers
                 or (gsi == PIT_GSI and pit is not None and pit.reinject)
             ):
@@ -50,17 +52,20 @@ class Notices:
 
     # Subscriptions.
 
-    def subscribe(self, gsi: int, listener: Listener) -> None:
-        """Tell of a GSI's acknowledgements and masks."""
-        self._listeners.setdefault(gsi, []).append(listener)
+    def subscribe(self, gsis: int, listener: Listener) -> None:
+        """Tell a listener of acknowledgements and masks of some GSIs, one bit each."""
+        self._listeners[listener] = self._listeners.get(listener, 0) | gsis
+        self._heard |= gsis
         self.changed()
 
-    def unsubscribe(self, gsi: int, listener: Listener) -> None:
+    def unsubscribe(self, gsis: int, listener: Listener) -> None:
         """The reverse of subscribe."""
-        listeners = self._listeners[gsi]
-        listeners.remove(listener)
-        if not listeners:
-            del self._listeners[gsi]
+        left = self._listeners.pop(listener) & ~gsis
+        if left:
+            self._listeners[listener] = left
+        self._heard = 0
+        for heard in self._listeners.values():
+            self._heard |= heard
         self.changed()
 
     def resample(self, gsi: int, source: LineSource) -> None:
@@ -93,8 +98,8 @@ class Notices:
             self._tell_resamplers(gsi)
         if gsi == PIT_GSI and board.pit is not None:
             board.pit.irq_acked()
-        for listener in self._listeners.get(gsi, ()):
-            board.post(listener, GsiAcknowledged(gsi))
+        if self._heard >> gsi & 1:
+            self._tell(gsi, GsiAcknowledged(gsi))
 
     def masked(self, pin: int, masked: bool) -> None:
         """An input was masked or unmasked."""
@@ -104,8 +109,13 @@ class Notices:
             return
         if gsi == PIT_GSI and board.pit is not None:
             board.pit.gsi_masked(masked)
-        for listener in self._listeners.get(gsi, ()):
-            board.post(listener, GsiMasked(gsi, masked))
+        if self._heard >> gsi & 1:
+            self._tell(gsi, GsiMasked(gsi, masked))
+
+    def _tell(self, gsi: int, event: Event) -> None:
+        for listener, gsis in self._listeners.items():
+            if gsis >> gsi & 1:
+                self._board.post(listener, event)
 
     def ask_resamplers(self, pin: int) -> bool:
         """See IoapicWires.resample. KVM: eventfd.c kvm_notify_irqfd_resampler."""

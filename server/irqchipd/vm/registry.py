@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.clock import RealClock, VirtualClock
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import VmState
@@ -66,10 +66,12 @@ class Registry:
     def _reserve(self, name: str) -> str:
         """Take a name, or pick one."""
         if name and not is_name(name):
-            raise invalid(f"{name!r} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
+            raise invalid(
+                f"{quoted(name)} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+            )
         with self._lock:
             if name in self._vms or name in self._reserved:
-                raise VmError(errno.EEXIST, f"there is a VM {name!r}")
+                raise VmError(errno.EEXIST, f"there is a VM {quoted(name)}")
             if len(self._vms) + len(self._reserved) >= self._max_vms:
                 raise VmError(errno.ENOSPC, f"there are {self._max_vms} VMs, the most that this daemon allows")
             while not name or name in self._vms or name in self._reserved:
@@ -82,7 +84,7 @@ class Registry:
         """The VM of a name: ENOENT where there is none."""
         vm = self._vms.get(name)
         if vm is None:
-            raise VmError(errno.ENOENT, f"there is no VM {name!r}")
+            raise VmError(errno.ENOENT, f"there is no VM {quoted(name)}")
         return vm
 
     def after(self, name: str, most: int) -> list[Vm]:

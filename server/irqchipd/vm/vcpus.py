@@ -13,6 +13,7 @@ from irqchipd.vm.clock import SCHEDULER, Alarm
 from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal, Taken
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
+from irqchipd.vm.sources import bits_of
 from irqchipd.vm.turns import Turns
 
 
@@ -143,21 +144,23 @@ class Vcpus(Turns):
                     cpu.ready = cpu.has_interrupt()
                     if cpu.ready:
                         board.post(listener, InterruptPending(vcpu))
-            for gsi in gsis:
-                board.notices.subscribe(gsi, listener)
+            if gsis:
+                board.notices.subscribe(bits_of(gsis), listener)
 
     def unsubscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
         """The reverse of subscribe."""
         with self._lock:
             board = self._board
             for vcpu in vcpus:
-                board.listeners[vcpu] = tuple(other for other in board.listeners[vcpu] if other != listener)
+                listeners = board.listeners[vcpu]
+                place = listeners.index(listener)
+                board.listeners[vcpu] = listeners[:place] + listeners[place + 1 :]
                 if not board.listeners[vcpu]:
                     del board.listeners[vcpu]
                 if (cpu := self._cpus.get(vcpu)) is not None:
                     cpu.watchers -= 1
-            for gsi in gsis:
-                board.notices.unsubscribe(gsi, listener)
+            if gsis:
+                board.notices.unsubscribe(bits_of(gsis), listener)
 
 
 def _check_msr(msr: int) -> None:

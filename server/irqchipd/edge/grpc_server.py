@@ -1,0 +1,46 @@
+"""gRPC's asyncio server, less one fault: a call of a method whose name is not UTF-8 ended it for everybody.
+
+Its loop decodes the name of a method that is not registered, and the exception ends it. So all methods are registered
+here, and the calls of others never get to the loop: they are answered before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import grpc
+from grpc._cython import cygrpc
+from grpc.aio import _server
+
+_REFUSALS = 1000  # at once; calls that come then wait
+
+
+class _Core(cygrpc.AioServer):  # type: ignore[misc]
+    """Of the calls that the loop asks for it gives only those of registered methods."""
+
+    async def _request_call(self) -> NoReturn:
+        loop = asyncio.get_running_loop()
+        refusals: set[asyncio.Task[None]] = set()
+        while True:
+            state = await super()._request_call()
+            refusal = loop.create_task(_refuse(cygrpc._ServicerContext(state, None, None, loop)))
+            refusals.add(refusal)
+            refusal.add_done_callback(refusals.discard)
+            if len(refusals) >= _REFUSALS:
+                await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _refuse(context: Any) -> None:
+    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # it is done; or the client has gone
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "irqchipd has no such method")
+
+
+class Server(_server.Server):
+    """grpc.aio.Server. Only registered methods are served."""
+
+    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = _Core(self._loop, None, (), None, _server._augment_channel_arguments(options, None), None)

@@ -1,0 +1,22 @@
+"""irqchipd whose orderly end never comes, as STUCK says: the event loop waits, or so does who has the interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from irqchipd.__main__ import main
+from irqchipd.daemon import Daemon
+
+
+async def _stop_never(self: Daemon) -> None:  # noqa: ARG001
+    if os.environ["STUCK"] == "loop":
+        time.sleep(60)
+    else:
+        ctypes.PyDLL(None).sleep(60)
+
+
+if __name__ == "__main__":
+    Daemon.stop = _stop_never  # type: ignore[method-assign]
+    main()
