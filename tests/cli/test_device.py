@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -164,7 +166,7 @@ def test_a_vm_is_waited_for_as_long_as_told(run: Run, start: Start, irqchip_clie
     began = time.monotonic()
     result = run("device", "Rtc", "--vm", "late", "--wait", "1")
     assert result.exit_code == 1
-    assert "there is no VM 'late'; it was waited for, for 1 s" in result.stderr
+    assert "there is no VM 'late'; waited for 1 s" in result.stderr
     assert time.monotonic() - began < 10
     with start("device", "Rtc", "--vm", "late", "--wait", "20") as process:
         time.sleep(0.3)
@@ -203,6 +205,19 @@ def test_a_serial_port_is_at_its_standard_streams_else(start: Start, vm: Vm, tmp
         process.terminate()
         said, _ = process.communicate(timeout=10)
         assert said == "x"
+
+
+def test_on_a_terminal_it_says_how_to_leave(start: Start, vm: Vm) -> None:
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin, start("device", "I8042", "--vm", vm.name, stdin=stdin) as process:
+        claimed(vm, 0x64)
+        os.write(main, b"a")
+        wait_until(lambda: vm.vcpu(0).pio_read(0x64).data & 1 == 1)
+        os.write(main, b"\x1d")
+        _, said = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert said.splitlines()[0] == "this terminal is the device's other end: Ctrl-] leaves"
+    os.close(main)
 
 
 def test_a_keyboards_keys_are_what_is_typed_and_its_reset_is_the_vms(start: Start, vm: Vm, tmp_path: Path) -> None:

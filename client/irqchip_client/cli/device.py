@@ -208,6 +208,8 @@ def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -
     if "input_fd" not in ends:
         yield
         return
+    if sys.stdin is not None and sys.stdin.isatty():
+        log.info("this terminal is the device's other end: Ctrl-] leaves")
     with terminal_input(leave) as ours["input_fd"]:
         yield
 

@@ -147,7 +147,7 @@ class RemoteHost(_Host):
     """Runs a device for a VM whose vCPUs are other processes'."""
 
     # What an event is handled in; see _Stop.
-    undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
+    undisturbed: AbstractContextManager[None] = nullcontext()
 
     def __init__(self, session: Session, devices: Iterable[Device]) -> None:
         super().__init__(session, devices)
@@ -189,7 +189,7 @@ class RemoteHost(_Host):
         try:
             while True:
                 event = self.session.next_event()
-                with self.undisturbed():
+                with self.undisturbed:
                     self.serve_one(event)
         except SessionClosed:
             if self.failure is not None:
@@ -363,7 +363,7 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
         machine = _wait_for(lambda: client.vm(vm), patience)
         with _session(machine, device.name) as session:
             host = RemoteHost(session, [device])
-            host.undisturbed = stop.deferred
+            host.undisturbed = stop
             try:
                 host.start()
                 log.info("%s: %s", device.name, describe(device))
@@ -403,7 +403,7 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
             missing = error
         if time.monotonic() > deadline:
             if patience >= 1:
-                missing = type(missing)(missing.errno, f"{missing.message}; it was waited for, for {patience:g} s")
+                missing = type(missing)(missing.errno, f"{missing.message}; waited for {patience:g} s")
             raise missing
         if not told and time.monotonic() > began + SILENCE:
             told = True
@@ -416,7 +416,7 @@ class _Stopped(BaseException):
 
 
 class _Stop:
-    """How a signal ends the main thread's work: at once, but where that is deferred only behind it.
+    """How a signal ends the main thread's work: at once, but within this context only behind it.
 
     So a device is never left in the middle of an access, and can be saved. A second signal does not wait.
     """
@@ -431,15 +431,12 @@ class _Stop:
         if again or not self._deferring:
             raise _Stopped
 
-    @contextmanager
-    def deferred(self) -> Generator[None, None, None]:
-        """While this lasts; in the main thread."""
+    def __enter__(self) -> None:
         self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-        if self._asked:
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._deferring = False
+        if self._asked and kind is None:
             raise _Stopped
 
 
