@@ -7,10 +7,11 @@ import click
 from ._common import Group, target_option
 from .accesses import ack, in_, msr_read, msr_write, out, read, write
 from .clock import advance
+from .device import device
 from .lines import lower, msi, pulse, raise_, routes
 from .regs import regs
 from .replay import replay
-from .run import device, run
+from .run import run
 from .snapshots import restore, save
 from .vms import create, delete, list_, reset, show
 from .watch import watch

@@ -20,6 +20,7 @@ from irqchipd.vm.events import (
     RegionAccess,
     RegionsLost,
     VcpuSignal,
+    VmReset,
 )
 
 _T = TypeVar("_T")
@@ -84,6 +85,8 @@ class EventQueue:
             idle = not (self._accesses or self._merged or self._unread_signals)
             if isinstance(event, VcpuSignal):
                 self._put_signal(event)
+            elif isinstance(event, VmReset):
+                self._put_reset(event)
             else:
                 subject, number = _subject(event)
                 unread = self._merged.get(subject)
@@ -101,6 +104,13 @@ class EventQueue:
         else:
             self._on_dropped()
 
+    def _put_reset(self, event: VmReset) -> None:
+        """Of unread ones the last counts, and has its place among the accesses."""
+        unread = next((told for told in self._accesses if isinstance(told.event, VmReset)), None)
+        if unread is not None:
+            self._accesses.remove(unread)
+        self._accesses.append(_Told(event, short=False))
+
     def put_access(self, event: Event, short: bool = False) -> None:
         """Queue what happened to a region; short is whether it is told as a record."""
         with self._lock:
@@ -113,14 +123,20 @@ class EventQueue:
                     self._doorbells += 1
                     accesses.append(_Told(event, short))
                 else:
-                    if not accesses or accesses[-1].event is not None:
-                        accesses.append(_Told(None, short, 0))
-                    accesses[-1].count += 1
+                    self._drop_doorbell(short)
                     self._on_dropped()
             elif isinstance(event, RegionAccess | RegionsLost):
                 accesses.append(_Told(event, short))
         if idle:
             self._wake()
+
+    def _drop_doorbell(self, short: bool) -> None:
+        # Not by the VmReset, which moves: counts on either side of it would pile up.
+        last = next((told for told in reversed(self._accesses) if not isinstance(told.event, VmReset)), None)
+        if last is None or last.event is not None:
+            last = _Told(None, short, 0)
+            self._accesses.append(last)
+        last.count += 1
 
     def __bool__(self) -> bool:
         return bool(self._accesses or self._merged or self._signals)
@@ -172,7 +188,7 @@ class EventQueue:
         return event_to(IoapicEoi(event.vcpu, vector))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Told:
     event: Event | None  # None: doorbells that found no room
     short: bool

@@ -221,7 +221,9 @@ class Session:
         self.vm.unregister_region(self._source, request.space, request.address, datamatch)
 
     def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
-        response.completed = self.vm.complete_access(self._source, request.access, request.data)
+        response.completed = self.vm.complete_access(
+            self._source, request.access, request.data, unanswered=request.unanswered
+        )
 
     # Halts.
 
