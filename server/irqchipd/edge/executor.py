@@ -61,11 +61,6 @@ def create_vcpu(
 
 
 @_operation
-def reset_vm(vm: Vm, request: pb.ResetVmRequest, response: pb.ResetVmResponse, source: LineSource | None) -> None:
-    vm.reset()
-
-
-@_operation
 def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, source: LineSource | None) -> None:
     response.status = vm.irq_line(request.gsi, request.level, source)
 
