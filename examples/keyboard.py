@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import signal
 
-from examples.listen import listen
 from examples.options import parser, short_errors
 from irqchip_client.devices import I8042, run_device
+from irqchip_client.devices.listen import listen
 from irqchip_client.devices.terminal import terminal_input
 
 

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 
-from examples.listen import listen
 from examples.options import parser, short_errors
 from irqchip_client.devices import Uart, run_device
+from irqchip_client.devices.listen import listen
 from irqchip_client.devices.terminal import terminal_input
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +19,16 @@ import pytest
 
 from irqchip_client import Claim, Client, Interrupt, InterruptSource, NotFound, Session, Vcpu, Vm, ops
 from irqchip_client._daemon import Daemon
+from irqchip_client.devices import Device, LocalHost, Rtc, Uart
 from irqchipd.edge.errors import details
 from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
-LOOP, BATCH, RESAMPLING, RETURNING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-(CREATE, *COMMANDS) = re.findall(r"^    (irqchipctl .*)$", TEXT, re.MULTILINE)
+LOOP, BATCH, RESAMPLING, RETURNING, MOVING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+(CREATE, ENABLE, MSI, AGAIN, END, DONE, DEVICE, SAVE, DELETE, RESTORE, GOES_ON) = re.findall(
+    r"^    (irqchipctl .*)$", TEXT, re.MULTILINE
+)
 
 
 @pytest.fixture
@@ -55,9 +59,8 @@ def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
     ) as loop:
         assert loop.stdout is not None
         try:
-            enable, msi, again, end, delete = COMMANDS
-            irqchipctl(enable)
-            for commands in ([msi], [again, end]):
+            irqchipctl(ENABLE)
+            for commands in ([MSI], [AGAIN, END]):
                 for command in commands:
                     irqchipctl(command)
                 assert loop.stdout.readline() == "deliver 64\n"
@@ -66,7 +69,7 @@ def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
             assert (loop.wait(10), loop.stderr.read()) == (0, "")
         finally:
             loop.kill()
-    irqchipctl(delete)
+    irqchipctl(DONE)
 
 
 def test_a_batch_ends_an_interrupt_and_waits_for_the_next(vm1: Vm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +120,74 @@ def test_the_levels_of_a_client_that_never_returns_are_dropped(vm1: Vm, irqchip_
         assert [info.asserted_gsis for info in moved.info().sessions] == [(11,), ()]
     exec(RETURNING, {"vm": moved})
     assert moved.info().sessions == ()
+
+
+def test_a_vm_moves_with_its_devices_by_commands(
+    vm1: Vm, irqchip_client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with started(DEVICE) as device:
+        claimed(vm1, 0x3FF)
+        vm1.vcpu(0).pio_write(0x3FF, 0x5A)
+        irqchipctl(SAVE)
+        device.terminate()
+        assert device.wait(10) == 0
+    irqchipctl(DELETE)
+    irqchipctl(RESTORE)
+    moved = irqchip_client.vm("vm2")
+    irqchipctl(CREATE)  # for the fixture's end
+    with started(GOES_ON) as device:
+        assert claimed(moved, 0x3FF) == 0x5A
+        moved.delete()
+        assert device.wait(10) == 0
+
+
+def started(line: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([str(Path(sysconfig.get_path("scripts")) / "irqchipctl"), *line.split()[1:]])
+
+
+def claimed(vm: Vm, port: int) -> int:
+    deadline = time.monotonic() + 20
+    while not (access := vm.vcpu(0).pio_read(port)).claimed:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return access.data
+
+
+def test_a_vm_moves_with_its_devices_in_a_vmm(irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    sent: list[bytes] = []
+    moves: list[Vm] = []
+
+    def make_devices() -> list[Device]:
+        return [Uart(sent.append), Rtc()]
+
+    def run_vcpus(moved: Vm, host: LocalHost) -> None:
+        moves.append(moved)
+        assert host.pio_read(0x3FF, 1) == 0x5A
+        assert [info.asserted_gsis for info in moved.info().sessions] == [(4,)]
+
+    with vm.session("devices") as session:
+        host = LocalHost(session, make_devices())
+        host.start()
+        host.pio_write(0x3FF, 0x5A, 1)
+        host.pio_write(0x3F9, 2, 1)
+        exec(
+            MOVING,
+            {
+                "vm": vm,
+                "client": irqchip_client,
+                "host": host,
+                "LocalHost": LocalHost,
+                "make_devices": make_devices,
+                "run_vcpus": run_vcpus,
+            },
+        )
+        host.stop()
+    (moved,) = moves
+    moved.delete()
 
 
 def test_every_method_it_names_exists() -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RegionsLost,
         TraceEvent,
         VcpuSignal,
+        VmReset,
     )
     from ._model import (
         Access,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         MsrAccess,
         PinRoute,
         RegionInfo,
+        ResetReason,
         Route,
         SessionInfo,
         Signal,
@@ -124,6 +126,7 @@ __all__ = [
     "RegionAccess",
     "RegionInfo",
     "RegionsLost",
+    "ResetReason",
     "Route",
     "Session",
     "SessionClosed",
@@ -138,6 +141,7 @@ __all__ = [
     "VcpuSignal",
     "Vm",
     "VmInfo",
+    "VmReset",
     "VmSnapshot",
     "Wake",
     "Watch",

@@ -24,6 +24,7 @@ from ._model import (
     InterruptSource,
     MpState,
     MsrAccess,
+    ResetReason,
     Route,
     Signal,
     SignalKind,
@@ -66,8 +67,10 @@ def get_vm(page_token: str = "") -> Call[pb.GetVmResponse]:
     return Call("get_vm", pb.GetVmRequest(page_token=page_token), lambda page: page)
 
 
-def reset_vm() -> Call[None]:
-    return Call("reset_vm", pb.ResetVmRequest(), _nothing)
+@_checked
+def reset_vm(reason: ResetReason) -> Call[None]:
+    request = pb.ResetVmRequest(reason=pb.ResetReason.ValueType(ResetReason(reason)))
+    return Call("reset_vm", request, _nothing)
 
 
 def save_vm() -> Call[VmSnapshot]:
@@ -189,12 +192,15 @@ def unregister_region(space: Space, address: int, datamatch: int | None = None) 
 
 
 @_checked
-def complete_access(access: int, data: int = 0) -> Call[bool]:
+def complete_access(access: int, data: int = 0, *, unanswered: bool = False) -> Call[bool]:
     """The answer to a RegionAccess, with what is read. Whether the access was still waiting for it.
 
-    InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+    unanswered  there is no answer, as the device is broken say: the vCPU reads all ones, and is told so
+
+    InvalidArgument where the data does not fit the access's size, or is unanswered: the vCPU still waits.
     """
-    return RecordCall("complete_access", (0, 0, access, data), _complete_access, _completed, _completed_record)
+    fields = (int(unanswered), 0, access, data)
+    return RecordCall("complete_access", fields, _complete_access, _completed, _completed_record)
 
 
 @_checked
@@ -476,8 +482,8 @@ def _register_region_record(space: int, index: int, address: int, length: int) -
     return _register_region(space & ~IS_DOORBELL, bool(space & IS_DOORBELL), address, length, None)
 
 
-def _complete_access(size: int, index: int, access: int, data: int) -> Message:  # noqa: ARG001
-    return pb.CompleteAccessRequest(access=access, data=data)
+def _complete_access(unanswered: int, index: int, access: int, data: int) -> Message:  # noqa: ARG001
+    return pb.CompleteAccessRequest(access=access, data=data, unanswered=bool(unanswered))
 
 
 # Results: of a message, and of a record.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._model import SignalKind, Space
+from ._model import ResetReason, SignalKind, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,16 @@ class RegionsLost:
     address: int
 
 
+@dataclass(frozen=True, slots=True)
+class VmReset:
+    """The VM was reset: whoever has a part of it resets that. Of unread ones the last counts.
+
+    It comes in order with RegionAccesses: those behind it are of the guest that has begun anew.
+    """
+
+    reason: ResetReason = ResetReason.UNSPECIFIED
+
+
 Event = (
     InterruptPending
     | VcpuSignal
@@ -114,6 +124,7 @@ Event = (
     | RegionAccess
     | Doorbell
     | RegionsLost
+    | VmReset
     | EventsDropped
 )
 
@@ -143,9 +154,19 @@ def event_from_proto(message: pb.Event) -> Event | None:
             return Doorbell(Space(rung.space), rung.address, rung.size, rung.data, rung.count)
         case "regions_lost":
             return RegionsLost(Space(message.regions_lost.space), message.regions_lost.address)
+        case "vm_reset":
+            return VmReset(_reset_reason(message.vm_reset.reason))
         case "events_dropped":
             return EventsDropped(message.events_dropped.count)
     return None
+
+
+def _reset_reason(reason: int) -> ResetReason:
+    """A reason that this version does not know is none: the reset must not go unheard."""
+    try:
+        return ResetReason(reason)
+    except ValueError:
+        return ResetReason.UNSPECIFIED
 
 
 _OPERATIONS = {

@@ -247,6 +247,16 @@ class Claim(IntEnum):
     UNANSWERED = CLAIMED | UNANSWERED  # A region's whose owner died, or did not answer in time.
 
 
+class ResetReason(IntEnum):
+    """Why a VM was reset."""
+
+    UNSPECIFIED = pb.RESET_REASON_UNSPECIFIED
+    OPERATOR = pb.RESET_REASON_OPERATOR  # Somebody outside of the guest: the machine's reset button.
+    GUEST = pb.RESET_REASON_GUEST  # The guest: by the keyboard controller say.
+    FAULT = pb.RESET_REASON_FAULT  # The guest could not go on: a triple fault say.
+    WATCHDOG = pb.RESET_REASON_WATCHDOG
+
+
 class Space(IntEnum):
     """An address space."""
 

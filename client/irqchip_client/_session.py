@@ -54,6 +54,7 @@ from ._events import (
     RegionAccess,
     RegionsLost,
     VcpuSignal,
+    VmReset,
     event_from_proto,
     event_from_record,
 )
@@ -136,7 +137,8 @@ class EventBuffer:
     It is bounded. Of VcpuSignals it holds as many as `size`; what comes beyond that is dropped, and an EventsDropped
     stands in its place. Of all others there is one for each subject at most, a vCPU or a GSI say: an InterruptPending
     and an IoapicEoi stand for any number, the counts of GsiAcknowledged and GsiResampled add up, and of GsiMasked the
-    last counts. RegionAccesses are as many as vCPUs wait; of Doorbells there are as many as of VcpuSignals.
+    last counts. RegionAccesses are as many as vCPUs wait; of Doorbells there are as many as of VcpuSignals. There is
+    one VmReset, the last, behind what came before that.
     """
 
     def __init__(self, size: int) -> None:
@@ -159,6 +161,9 @@ class EventBuffer:
                 self._events[type(event), gsi] = type(event)(gsi, count + (unread.count if unread else 0))
             case EventsDropped(count):
                 self._drop(count)
+            case VmReset():
+                self._events.pop(VmReset, None)
+                self._events[VmReset] = event
             case RegionAccess() | RegionsLost():
                 self._events[object()] = event
             case VcpuSignal() | Doorbell() if self._signals < self._size:
@@ -175,7 +180,8 @@ class EventBuffer:
 
     def _drop(self, count: int) -> None:
         self.dropped += count
-        last = next(reversed(self._events), None)
+        # Not by the VmReset, which moves: counts on either side of it would pile up.
+        last = next((subject for subject in reversed(self._events) if subject is not VmReset), None)
         unread = self._events[last] if last is not None else None
         if isinstance(unread, EventsDropped):
             self._events[last] = EventsDropped(unread.count + count)

@@ -6,6 +6,7 @@ A record says what happened, and in fields to whom: `log.info("VM made", extra=f
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import queue
@@ -24,6 +25,7 @@ LIBRARIES = ("asyncio", "grpc")
 
 _AT_ONCE = 5  # records of one kind, a period
 _PERIOD = 1.0  # seconds
+_GIVEN_UP = (cygrpc.ExecuteBatchError, asyncio.CancelledError)
 _UNWRITTEN = 1000  # records that wait for whoever reads standard error
 _LAST = 0.5  # seconds, for what is left at the end
 
@@ -142,10 +144,18 @@ class Repetitions(logging.Filter):
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether a record is of something in the daemon.
 
-    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered.
+    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered,
+    or before its handler has begun.
     """
-    given_up = record.exc_info is not None and record.exc_info[0] is cygrpc.ExecuteBatchError
+    given_up = record.exc_info is not None and record.exc_info[0] in _GIVEN_UP
     return record.msg != "Invalid encoding on %s" and not given_up
+
+
+class _Nothing:
+    """In place of the module traceback, with which gRPC prints once more what it has logged, to standard error."""
+
+    def print_exc(self) -> None:
+        """See traceback."""
 
 
 def log_to_stderr(level: str, form: str = "text") -> None:
@@ -155,6 +165,7 @@ def log_to_stderr(level: str, form: str = "text") -> None:
     handler.addFilter(_is_ours)
     handler.addFilter(Repetitions())
     logging.basicConfig(level=level, handlers=[handler])
+    cygrpc.traceback = _Nothing()
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
 

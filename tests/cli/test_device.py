@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,12 +14,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from irqchip_client import Access, Vm
+from irqchip_client import Access, Client, ResetReason, Vm, VmReset
 
 Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 OWN = """
+from typing import ClassVar
 from irqchip_client.devices import Device
 
 class Constant(Device):
@@ -24,6 +28,18 @@ class Constant(Device):
         super().__init__(name)
         assert loud in (True, False)
         self.pio(base, 1, lambda offset, size: value, lambda offset, value, size: None)
+
+class Broken(Device):
+    def __init__(self, base: int):
+        super().__init__("broken")
+        self.pio(base, 1, self.read, self.read)
+
+    def read(self, offset, size):
+        raise ZeroDivisionError("no")
+
+class Loose(Constant):
+    def __init__(self, port):
+        super().__init__(port)
 """
 
 
@@ -40,6 +56,13 @@ def claimed(vm: Vm, port: int) -> Access:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return access
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_class_of_ones_own_runs_until_told_to_stop(start: Start, vm: Vm, model: Path) -> None:
@@ -72,15 +95,204 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["Nothing"], "there is no Nothing"),
-        (["run_device"], "is no class of irqchip_client.devices.Device"),
-        (["no_such_module:Thing"], "there is no no_such_module:Thing"),
-        (["/nonexistent.py:Thing"], "there is no /nonexistent.py:Thing"),
-        (["Rtc", "base"], "'base' is not NAME=VALUE"),
-        (["Rtc", "colour=red"], "Rtc can't be made so"),
+        (["Nope"], "there is no 'Nope'. There are BlockDevice, DebugExit, FwCfg, I8042, LinePorts, Rtc, Uart; one of"),
+        (["rtc"], "Did you mean Rtc?"),
+        (["Uarts"], "Did you mean Uart?"),
+        (["run_device"], "there is no 'run_device'"),
+        (["OWN"], "OWN names no class. Its devices: OWN:Constant, OWN:Broken, OWN:Loose."),
+        (["OWN:Constants"], "there is no Constants in OWN. Its devices: OWN:Constant, OWN:Broken, OWN:Loose. Did you"),
+        (["OWN:ClassVar"], "OWN:ClassVar is no class of irqchip_client.devices.Device. Its devices: OWN:Constant"),
+        (["json:JSONDecoder"], "It has no class of irqchip_client.devices.Device"),
+        (["no_such_module:Thing"], "there is no module no_such_module"),
+        (["/nonexistent.py:Thing"], "there is no /nonexistent.py: No such file"),
+        (["Rtc", "base"], "'base' is not NAME=VALUE. What it takes: base=0x70 gsi=8"),
+        (["Rtc", "colour=red"], "Rtc takes no colour=. What it takes: base=0x70 gsi=8."),
+        (["Rtc", "bas=1"], "Did you mean base?"),
+        (["Rtc", "clock=1"], "Rtc takes no clock="),
+        (["Rtc", "base=abc"], "value for base=: 'abc' is not a whole number: write 16, 0x10"),
+        (["Rtc", "base=0x10000"], "the first port of a region is 65536, and not a number from 0 to 0xffff"),
+        (["Rtc", "gsi=-1"], "a line's GSI is -1, and not a number from 0 on"),
+        (["Rtc", "base=1", "base=2"], "value for base=: it is given twice"),
+        (["I8042", "interval=soon"], "value for interval=: 'soon' is not a number: write 0.5 or 2"),
+        (["Uart", "paced=perhaps"], "value for paced=: 'perhaps' is not true or false"),
+        (["BlockDevice"], "BlockDevice needs path=. What it takes: path= base=0x620 gsi=11 read_only=false seek=0.0"),
+        (["OWN:Constant", "value=x"], "value for value=: 'x' is not a whole number"),
+        (["OWN:Loose", "port=abc"], "the first port of a region is 'abc', and not a number from 0 to 0xffff"),
+        (["Rtc", "--listen", "/tmp/x"], "--listen: it is of Uart and I8042, and not of Rtc"),
+        (["Uart", "--create", "64K"], "--create: it is of BlockDevice, and not of Uart"),
+        (["Uart", "--delete-vm"], "--delete-vm: it is of DebugExit, and not of Uart"),
+        (["BlockDevice", "path=x", "--create", "1000"], "a multiple of 512 bytes, as 1048576, 64K, 10M or 1G"),
+        (["Uart", "--listen", "/nonexistent/socket"], "--listen: /nonexistent/socket: No such file"),
     ],
 )
-def test_what_is_no_device_is_refused(run: Run, arguments: list[str], why: str) -> None:
-    result = run("device", *arguments, "--vm", "vm")
+def test_what_is_no_device_is_refused_with_what_there_is(run: Run, model: Path, arguments: list[str], why: str) -> None:
+    result = run("device", *(argument.replace("OWN", str(model)) for argument in arguments), "--vm", "vm")
     assert result.exit_code == 2
-    assert why in result.stderr
+    assert why.replace("OWN", str(model)) in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("1 // 0", ["can't be loaded:", "ZeroDivisionError"]),
+        ("def f(:", ["can't be loaded:", "SyntaxError"]),
+        ("import no_such_module", ["can't be loaded:", "No module named 'no_such_module'"]),
+    ],
+)
+def test_a_file_that_does_not_load_shows_its_own_lines_alone(
+    run: Run, tmp_path: Path, source: str, lines: list[str]
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(source)
+    result = run("device", f"{path}:Thing", "--vm", "vm")
+    assert result.exit_code == 1
+    assert all(line in result.stderr for line in lines)
+    assert "device_models" not in result.stderr
+    assert "runpy" not in result.stderr
+
+
+def test_what_a_device_raises_is_told_with_its_own_lines_alone(start: Start, vm: Vm, model: Path) -> None:
+    with start("device", f"{model}:Broken", "base=0x300", "--vm", vm.name) as process:
+        assert claimed(vm, 0x300) == Access(True, 0xFF, unanswered=True)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 1
+    _, first, *frames, last = said.splitlines()
+    assert first == "Error: Broken failed in a read of 1 byte at port 0x300:"
+    assert last == "ZeroDivisionError: no"
+    assert [line.split(",")[0] for line in frames if "File" in line] == [f'  File "{model}"']
+
+
+def test_a_vm_is_waited_for_as_long_as_told(run: Run, start: Start, irqchip_client: Client) -> None:
+    began = time.monotonic()
+    result = run("device", "Rtc", "--vm", "late", "--wait", "1")
+    assert result.exit_code == 1
+    assert "there is no VM 'late'; waited for 1 s" in result.stderr
+    assert time.monotonic() - began < 10
+    with start("device", "Rtc", "--vm", "late", "--wait", "20") as process:
+        time.sleep(0.3)
+        vm = irqchip_client.create_vm("late")
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        claimed(vm, 0x71)
+        vm.delete()
+        assert process.wait(10) == 0
+
+
+def test_a_serial_port_listens_at_a_path(start: Start, vm: Vm, tmp_path: Path) -> None:
+    path = tmp_path / "serial"
+    with start("device", "Uart", "--listen", str(path), "--vm", vm.name, "--name", "com1") as process:
+        claimed(vm, 0x3FD)
+        assert [session.client for session in vm.info().sessions] == ["com1"]
+        vm.vcpu(0).pio_write(0x3F8, 0x41)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert client.recv(1) == b"A"
+            client.sendall(b"B")
+            wait_until(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
+            assert vm.vcpu(0).pio_read(0x3F8).data == 0x42
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_a_serial_port_is_at_its_standard_streams_else(start: Start, vm: Vm, tmp_path: Path) -> None:
+    typed = tmp_path / "typed"
+    typed.write_text("hi")
+    with typed.open() as stdin, start("device", "Uart", "--vm", vm.name, stdin=stdin) as process:
+        claimed(vm, 0x3FD)
+        wait_until(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
+        assert vm.vcpu(0).pio_read(0x3F8).data == ord("h")
+        vm.vcpu(0).pio_write(0x3F8, ord("x"))
+        process.terminate()
+        said, _ = process.communicate(timeout=10)
+        assert said == "x"
+
+
+def test_on_a_terminal_it_says_how_to_leave(start: Start, vm: Vm) -> None:
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin, start("device", "I8042", "--vm", vm.name, stdin=stdin) as process:
+        claimed(vm, 0x64)
+        os.write(main, b"a")
+        wait_until(lambda: vm.vcpu(0).pio_read(0x64).data & 1 == 1)
+        os.write(main, b"\x1d")
+        _, said = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert said.splitlines()[0] == "this terminal is the device's other end: Ctrl-] leaves"
+    os.close(main)
+
+
+def test_a_keyboards_keys_are_what_is_typed_and_its_reset_is_the_vms(start: Start, vm: Vm, tmp_path: Path) -> None:
+    typed = tmp_path / "typed"
+    typed.write_text("a")
+    cpu = vm.vcpu(0)
+    with typed.open() as stdin, start("device", "I8042", "--vm", vm.name, stdin=stdin) as process:
+        claimed(vm, 0x64)
+        wait_until(lambda: cpu.pio_read(0x64).data & 1 == 1)
+        assert cpu.pio_read(0x60).data == 0x1E
+        with vm.session() as session:
+            cpu.pio_write(0x64, 0xFE)
+            assert session.next_event(10) == VmReset(ResetReason.GUEST)
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_a_disk_is_made_where_it_is_not_there(start: Start, vm: Vm, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    for size in ("64K", "1M"):  # the second is for nothing
+        with start("device", "BlockDevice", f"path={image}", "--create", size, "--vm", vm.name) as process:
+            claimed(vm, 0x624)
+            assert vm.vcpu(0).pio_read(0x62C, 4).data == 128
+            process.terminate()
+            assert process.wait(10) == 0
+    assert image.stat().st_size == 64 << 10
+
+
+def test_a_debug_exit_ends_with_the_guests_status(start: Start, vm: Vm, irqchip_client: Client) -> None:
+    with start("device", "DebugExit", "--delete-vm", "--vm", vm.name) as process:
+        claimed(vm, 0xF4)
+        assert vm.vcpu(0).pio_write(0xF4, 0x10)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 0x21
+    assert "the guest has ended with status 33" in said
+    assert vm.name not in [info.name for info in irqchip_client.vms()]
+
+
+def test_a_device_goes_on_from_what_it_saved_in_a_vm_that_has_moved(
+    start: Start, irqchip_client: Client, vm: Vm, tmp_path: Path
+) -> None:
+    state = tmp_path / "uart.json"
+    cpu = vm.vcpu(0)
+    listening = ("--listen", str(tmp_path / "serial"), "--state", str(state))
+    with start("device", "Uart", *listening, "--vm", vm.name) as process:
+        claimed(vm, 0x3FD)
+        cpu.pio_write(0x3FF, 0x5A)
+        cpu.pio_write(0x3F9, 2)  # THR is empty: the line is high
+        snapshot = vm.snapshot()
+        process.terminate()
+        assert process.wait(10) == 0
+    moved = irqchip_client.restore_vm(snapshot)
+    assert [(each.detached, each.asserted_gsis) for each in moved.info().sessions] == [(True, (4,))]
+    with start("device", "Uart", *listening, "--vm", moved.name) as process:
+        assert claimed(moved, 0x3FF) == Access(True, 0x5A)
+        assert [(each.detached, each.asserted_gsis) for each in moved.info().sessions] == [(False, (4,))]
+        moved.delete()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "is no device's state: Expecting"),
+        ("[" * 100_000, "is no device's state"),
+        ("{}", "a device's state: it is {}, and not an object of model"),
+        ('{"model": "Uart", "version": 1, "lines": [], "timers": [], "state": {}}', "model is 'Uart', and not 'Rtc'"),
+    ],
+)
+def test_a_file_that_is_no_state_is_refused(
+    run: Run, fails: Callable[[Result], str], tmp_path: Path, content: str, why: str
+) -> None:
+    state = tmp_path / "state"
+    state.write_text(content)
+    said = fails(run("device", "Rtc", "--vm", "vm", "--state", state))
+    assert said.startswith(str(state))
+    assert why in said
+    assert state.read_text() == content

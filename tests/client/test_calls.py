@@ -19,6 +19,7 @@ from irqchip_client import (
     PicState,
     PinRoute,
     PitState,
+    ResetReason,
     Route,
     Signal,
     SignalKind,
@@ -84,7 +85,7 @@ OPERATIONS: list[Call[Any]] = [
 # Which no RPC makes: they are about what comes to a Session, or with its packets.
 ONLY_OF_SESSIONS = {"Irqfd", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
 OTHERS: list[Call[Any]] = [
-    *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(), save_vm(), restore_vm(SNAPSHOT)],
+    *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True)],
 ]
 

@@ -23,10 +23,14 @@ from irqchip_client import (
     LimitReached,
     NotFound,
     NotReady,
+    RegionsLost,
+    ResetReason,
     SessionClosed,
     SignalKind,
+    Space,
     TimedOut,
     VcpuSignal,
+    VmReset,
     ops,
 )
 from irqchip_client._channels import Peer
@@ -382,7 +386,22 @@ def test_the_buffer_stays_bounded_whatever_comes() -> None:
         core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=i % 3, count=1)))
         core.receive(happened(gsi_masked=pb.GsiMasked(gsi=i % 3, masked=bool(i % 2))))
         core.receive(happened(ioapic_eoi=pb.IoapicEoi(vcpu=0, vector=i % 5)))
-    assert len(core.events) <= 2 * (2 + 4 + 3 + 3 + 5)
+        core.receive(happened(vm_reset=pb.VmReset()))
+    assert len(core.events) <= 2 * (2 + 4 + 3 + 3 + 5) + 1
+
+
+def test_of_unread_resets_the_last_counts_behind_what_came_before_it() -> None:
+    core = opened()
+    core.receive(happened(vm_reset=pb.VmReset(reason=pb.RESET_REASON_FAULT)))
+    core.receive(happened(regions_lost=pb.RegionsLost(space=pb.ADDRESS_SPACE_PIO, address=0x300)))
+    core.receive(happened(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST)))
+    assert [core.take_event() for _ in range(2)] == [RegionsLost(Space.PIO, 0x300), VmReset(ResetReason.GUEST)]
+
+
+def test_a_reset_for_a_reason_that_this_version_does_not_know_is_heard() -> None:
+    core = opened()
+    core.receive(happened(vm_reset=pb.VmReset(reason=pb.ResetReason.ValueType(99))))
+    assert core.take_event() == VmReset(ResetReason.UNSPECIFIED)
 
 
 def test_unread_acknowledgements_add_up_and_the_last_mask_counts() -> None:

@@ -17,7 +17,7 @@ class Bench:
         self.timers: set[Timer] = set()
         self.watched: dict[int, Callable[[], None]] = {}
         self.edges: list[tuple[int, bool]] = []  # GSI and level, as they came
-        device.host = self
+        device.run_by(self)
         device.started()
 
     # The host.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client.devices import Device
+from irqchip_client.devices import Device, FwCfg
 from tests.devices.bench import Bench
 
 TEXT = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
@@ -41,3 +41,42 @@ def test_an_access_wider_than_a_register_is_several_the_lowest_first() -> None:
     bench.write(PORT + 2, 0x1234_5678, 4)
     assert seen == [(2, 0x5678, 2), (4, 0x1234, 2)]
     assert bench.read(PORT + 1) == 0x11
+
+
+def test_the_example_is_reset_and_saved(bench: Bench) -> None:
+    bench.write(PORT, 1)
+    saved = bench.device.save()
+    bench.device.reset()
+    assert not bench.level(GSI)
+    assert bench.read(PORT) == 0
+    bench.device.restore(saved)
+    assert bench.level(GSI)
+    assert bench.read(PORT) == 1
+
+
+def test_a_timer_that_was_started_before_the_device_was_run_goes_on_then() -> None:
+    expired: list[float] = []
+    device = Device("early")
+    device.timer(lambda: expired.append(device.host.now())).start(0.5)
+    assert Bench(device).advance(1.0) == 1
+    assert expired == [1000.5]
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [("0x20", 1), (-1, 1), (0x10000, 1), (0xFFFF, 2), (0x20, 0), (0x20, None)]
+)
+def test_a_region_that_is_none_is_refused_where_it_is_made(start: object, length: object) -> None:
+    with pytest.raises(ValueError, match="a region"):
+        Device("wrong").pio(start, length, lambda *_: 0, lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_fw_cfg_gives_an_items_bytes_and_then_zeros() -> None:
+    fw_cfg = FwCfg(2, 1 << 30)
+    fw_cfg.items[0x8000] = bytes(range(256)) * 1024
+    bench = Bench(fw_cfg)
+    bench.write(0x510, 0x8000, 2)
+    assert bytes(bench.read(0x511) for _ in range(1 << 18)) == fw_cfg.items[0x8000]
+    assert [bench.read(0x511) for _ in range(3)] == [0, 0, 0]
+    for _ in range(2):
+        bench.write(0x510, 0, 2)
+        assert bytes(bench.read(0x511) for _ in range(6)) == b"QEMU\0\0"

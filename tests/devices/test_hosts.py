@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import pytest
 
-from irqchip_client import Access, Busy, Client, NotReady, Session, SessionClosed, Vm
+from irqchip_client import Access, Busy, Claim, Client, InvalidArgument, NotReady, Session, SessionClosed, Vm
 from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices import host as hosts
+from irqchip_client.devices.failures import describe_failure
 from irqchip_client.devices.host import describe
+from irqchip_client.devices.saving import Fields, Number
+from irqchip_client.vmm.run import local_devices
 
 IOAPIC, LAPIC, EOI = 0xFEC0_0000, 0xFEE0_0000, 0xFEE0_00B0
 VECTOR = 0x48
@@ -23,6 +28,8 @@ VECTOR = 0x48
 
 class Toy(Device):
     """A register; writing it drives the line. Reading port 1 raises an exception."""
+
+    STATE: ClassVar[Fields] = {"value": Number(0, (1 << 64) - 1)}
 
     def __init__(self, gsi: int = 8, *, insists: bool = False) -> None:
         super().__init__("toy")
@@ -37,6 +44,10 @@ class Toy(Device):
         if offset == 1:
             raise ZeroDivisionError
         return self.value
+
+    def reset(self) -> None:
+        self.value = 0
+        self.interrupt.set(False)
 
     def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002
         self.value = value
@@ -111,12 +122,134 @@ def test_accesses_reach_the_model_and_its_lines_the_vm(vm: Vm) -> None:
         assert cpu.mmio_read(0xD000_0000, 8) == Access(True, 1 << 40)
 
 
-def test_what_a_model_raises_ends_it_and_the_access_is_completed(vm: Vm) -> None:
+@pytest.mark.parametrize("port", ["on", "off"])
+def test_what_a_model_raises_ends_it_and_the_guest_has_no_answer(
+    vm: Vm, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IRQCHIP_PORT", port) if port == "off" else monkeypatch.delenv("IRQCHIP_PORT", raising=False)
     with remote(vm, Toy()) as ends:
-        assert vm.vcpu(0).pio_read(0x301).claimed
+        assert vm.vcpu(0).pio_read(0x301) == Access(True, 0xFF, unanswered=True)
         eventually(lambda: ends)
         assert isinstance(ends[0], ZeroDivisionError)
+        assert ends[0].__notes__ == ["Toy failed in a read of 1 byte at port 0x301"]
         eventually(lambda: not vm.info().sessions)
+
+
+@pytest.mark.parametrize("answer", [None, "1", 1.5])
+def test_a_read_that_gives_no_number_is_no_answer(vm: Vm, answer: Any) -> None:
+    class Mute(Toy):
+        def read(self, offset: int, size: int) -> int:  # noqa: ARG002
+            return answer  # type: ignore[no-any-return]
+
+    with remote(vm, Mute()) as ends:
+        assert vm.vcpu(0).mmio_read(0xD000_0008, 8) == Access(True, (1 << 64) - 1, unanswered=True)
+        eventually(lambda: ends)
+    assert str(ends[0]) == f"read(offset=0x8, size=8) returned {answer!r}, and not the number that the guest reads"
+    with local(vm, Mute()) as host, pytest.raises(TypeError, match=r"read\(offset=0x8") as raised:
+        host.mmio_read(0xD000_0008, 4)
+    assert raised.value.__notes__ == ["Mute failed in a read of 4 bytes at address 0xd0000008"]
+
+
+def test_a_write_that_raises_is_unanswered_too(vm: Vm) -> None:
+    class Deaf(Toy):
+        def write(self, offset: int, value: int, size: int) -> None:
+            raise OSError(offset, f"no {value} of {size}")
+
+    with remote(vm, Deaf()) as ends:
+        assert vm.vcpu(0).pio_write(0x300, 5) is Claim.UNANSWERED
+        eventually(lambda: ends)
+    assert isinstance(ends[0], OSError)
+    failure = describe_failure(ends[0])
+    assert failure is not None
+    first, *frames, last = failure.splitlines()
+    assert first == "Deaf failed in a write of 0x5 to 1 byte at port 0x300:"
+    assert last == "OSError: [Errno 0] no 5 of 1"
+    assert ["test_hosts.py" in line for line in frames if "File" in line] == [True], "its own frames alone"
+
+
+def test_what_a_device_did_not_raise_is_not_blamed_on_it() -> None:
+    assert describe_failure(ValueError("no")) is None
+
+
+def test_a_device_is_reset_with_its_vm(vm: Vm) -> None:
+    toy = Toy(gsi=9)
+    with remote(vm, toy):
+        cpu = vm.vcpu(0)
+        cpu.pio_write(0x300, 0x41)
+        assert [session.asserted_gsis for session in vm.info().sessions] == [(9,)]
+        vm.reset()
+        assert cpu.pio_read(0x300) == Access(True, 0), "before the guest that has begun anew accesses it"
+        assert [session.asserted_gsis for session in vm.info().sessions] == [()]
+
+
+def test_devices_of_this_process_are_reset_with_their_vm(vm: Vm) -> None:
+    toy = Toy(gsi=9)
+    with local_devices(vm, [toy]) as host:
+        host.pio_write(0x300, 0x41, 1)
+        vm.reset()
+        eventually(lambda: host.pio_read(0x300, 1) == 0)
+        assert all(session.asserted_gsis == () for session in vm.info().sessions)
+        host.pio_write(0x300, 0x41, 1)
+        host.reset()  # as a VMM may do by itself
+        assert host.pio_read(0x300, 1) == 0
+
+
+def test_what_a_reset_raises_is_its_owners_to_hear(vm: Vm) -> None:
+    class Failing(Toy):
+        def reset(self) -> None:
+            raise ZeroDivisionError
+
+    failures: list[int] = []
+    with local_devices(vm, [Failing()]) as host:
+        host.on_failure = lambda: failures.append(1)
+        with remote(vm, Failing()) as ends:
+            vm.reset()
+            eventually(lambda: ends and failures)
+    for error in (ends[0], host.failure):
+        assert isinstance(error, ZeroDivisionError)
+        assert error.__notes__ == ["Failing failed in reset()"]
+
+
+def test_devices_go_on_in_a_vm_that_has_moved(irqchip_client: Client, vm: Vm) -> None:
+    """The line is high, the timer half over; and the guest need not notice."""
+    toy = Toy(gsi=9)
+    with remote(vm, toy):
+        vm.vcpu(0).pio_write(0x300, 0x41)
+        with toy.host.turn():  # type: ignore[attr-defined]
+            toy.alarm.start(0.3)
+        snapshot = vm.snapshot()
+        saved = json.loads(json.dumps(toy.host.save()))  # type: ignore[attr-defined]
+    moved = irqchip_client.restore_vm(snapshot)
+    again = Toy(gsi=9)
+    with moved.session("toy", resume=True) as session:
+        host = RemoteHost(session, [again])
+        host.restore(saved)
+        host.start()
+        assert again.value == 0x41
+        assert again.alarm.due is not None
+        assert [each.asserted_gsis for each in moved.info().sessions] == [(9,)]
+        eventually(lambda: again.expiries)
+        host.stop()
+
+
+def test_states_of_other_devices_are_refused_and_none_is_restored(vm: Vm) -> None:
+    class Other(Toy):
+        pass
+
+    one, other = Toy(), Other()
+    with vm.session() as session:
+        host = LocalHost(session, [one, other])
+        host.start()
+        saved = host.save()
+        saved[0]["state"]["value"] = 5
+        hostile: Any
+        for hostile in (saved[:1], [*saved, saved[0]], [saved[0], saved[0]], {}, None):
+            with pytest.raises(InvalidArgument):
+                host.restore(hostile)
+        assert one.value == 0
+        host.restore(saved)
+        assert one.value == 5
+        host.stop()
 
 
 def test_what_a_timer_raises_ends_it_too(vm: Vm) -> None:

@@ -13,7 +13,7 @@ from tests.devices.bench import Bench
 
 BASE, GSI = 0x70, 8
 SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM, WEEKDAY, DAY, MONTH, YEAR, A, B, C, D = range(14)
-CENTURY = 0x32
+CENTURY, PS2_CENTURY = 0x32, 0x37
 SET, PIE, AIE, UIE, BINARY, H24 = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 IRQ, PF, AF, UF = 0x80, 0x40, 0x20, 0x10
 UIP = 0x80
@@ -271,9 +271,21 @@ def test_no_interrupt_enabled_needs_no_timer(clock: Clock) -> None:
 
 def test_memory_is_kept_and_the_nmi_bit_is_none_of_the_index(clock: Clock) -> None:
     for number in range(0x0E, 0x80):
-        if number != CENTURY:
+        if number not in (CENTURY, PS2_CENTURY):
             clock.put(number | 0x80, number ^ 0x5A)
-    assert all(clock.get(number) == number ^ 0x5A for number in range(0x0E, 0x80) if number != CENTURY)
+    kept = [number for number in range(0x0E, 0x80) if number not in (CENTURY, PS2_CENTURY)]
+    assert all(clock.get(number) == number ^ 0x5A for number in kept)
+
+
+def test_37h_is_the_century_too_as_on_a_pc(clock: Clock) -> None:
+    assert clock.get(PS2_CENTURY) == clock.get(CENTURY) == 0x20
+    clock.put(PS2_CENTURY, 0x19)
+    assert clock.date()[:2] == (0x19, 0x26)
+    clock.put(CENTURY, 0x21)
+    assert clock.get(PS2_CENTURY) == 0x21
+    clock.put(B, clock.get(B) | SET)  # while it stands still, too
+    clock.put(PS2_CENTURY, 0x20)
+    assert clock.get(CENTURY) == 0x20
 
 
 def test_what_the_memory_holds_at_first_can_be_given() -> None:

@@ -15,7 +15,9 @@ from irqchipd.vm.events import (
     GsiResampled,
     InterruptPending,
     IoapicEoi,
+    RegionAccess,
     VcpuSignal,
+    VmReset,
 )
 
 
@@ -86,7 +88,7 @@ def dropped(count: int) -> pb.Event:
                 for vcpu, vector in ((0, 0x31), (1, 0x31), (0, 0x32))
             ],
         ),
-        ([signal(vector) for vector in (1, 2, 1)], [sipi(1), sipi(2)]),
+        ([signal(vector) for vector in (1, 1, 2, 2)], [sipi(1), sipi(2)]),
     ],
 )
 def test_what_has_not_been_taken_is_merged_as_its_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
@@ -144,3 +146,27 @@ def test_neither_kind_waits_for_the_other_to_cease() -> None:
         assert message is not None
         told.append(message.HasField("vcpu_signal"))
     assert sorted(told) == [False] * 3 + [True] * 3
+
+
+def kinds(events: list[pb.Event]) -> list[str | None]:
+    return [event.WhichOneof("event") for event in events]
+
+
+def test_of_unread_resets_the_last_counts_and_has_its_place_among_the_accesses() -> None:
+    queue = Queue(VmReset(1))
+    queue.put_access(RegionAccess(1, 0, 1, 0x300, 1, False, 0))
+    queue.put(VmReset(2))
+    queue.put_access(RegionAccess(2, 0, 1, 0x300, 1, False, 0))
+    told = queue.all()
+    assert kinds(told) == ["region_access", "vm_reset", "region_access"]
+    assert told[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
+
+
+def test_resets_between_doorbells_that_find_no_room_do_not_pile_up() -> None:
+    queue = Queue()
+    for value in range(100):
+        queue.put_access(Doorbell(1, 0x300, 1, value))
+        queue.put(VmReset(1))
+    told = queue.all()
+    assert kinds(told) == ["doorbell", "doorbell", "events_dropped", "vm_reset"]
+    assert told[2] == dropped(98)

@@ -24,7 +24,7 @@ from irqchip_client._daemon import Daemon, start_daemon
 
 LAPIC = 0xFEE0_0000
 HEADER, OPERATION, RESULT = struct.Struct("<B7xQ"), struct.Struct("<BB2xIQQ"), struct.Struct("<BB2xiQ")
-IRQ_LINE, SIGNAL_MSI, PIO_READ, PIO_WRITE, ACK, MSR_READ, HALT = 2, 3, 6, 7, 10, 19, 26
+IRQ_LINE, SIGNAL_MSI, PIO_READ, PIO_WRITE, ACK, MSR_READ, HALT, COMPLETE = 2, 3, 6, 7, 10, 19, 26, 31
 MSI = pb.Operation(signal_msi=pb.SignalMsiRequest(address=LAPIC, data=0x51))
 
 
@@ -313,6 +313,14 @@ def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> No
         assert texts.decode().startswith("VM")
         assert sum(lengths) == len(texts)
         assert all(result == (6, 1, 0, 0) for result in results if result[0])
+
+
+def test_the_record_of_an_access_says_whether_there_is_an_answer(peer: Peer) -> None:
+    peer.send_records(5, (COMPLETE, 0, 0, 1, 2), (COMPLETE, 1, 0, 1, 0), (COMPLETE, 2, 0, 1, 0), (COMPLETE, 1, 0, 1, 2))
+    _, results, texts = peer.receive_results(4)
+    assert results[:2] == [(COMPLETE, 0, 0, 0)] * 2, "nobody waits"
+    assert [result[2] for result in results[2:]] == [errno.EINVAL] * 2
+    assert b"unanswered" in texts
 
 
 def test_records_end_in_a_halt(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:

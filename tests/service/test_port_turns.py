@@ -1,21 +1,50 @@
-"""The port's thread: what fails for one client is not the others'."""
+"""The port's thread: whose turn it is, and what fails or never comes for one client is not the others'."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import socket
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from irqchipd.edge.eventfds import EventfdsInUse
-from irqchipd.edge.port import Port
-from irqchipd.edge.session import Places
-from irqchipd.limits import Limits
-from irqchipd.vm.registry import Registry
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge import executor, port
+from irqchipd.edge.executor import Awaited
+from irqchipd.vm.backlog import Backlog
+from tests.service.inprocess import Served, eventually, served
+from tests.service.test_port import MSR_READ, PIO_READ
+
+TSC = 0x10
 
 
-def test_a_handler_that_fails_takes_no_event_from_others(tmp_path: Path) -> None:
-    port = Port(Registry(1, 1), Limits(), Places(1), EventfdsInUse(1), tmp_path / "port")
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Served]:
+    with served(tmp_path, irqfds=2) as here:
+        yield here
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Work:
+    """Something that the port does in turns."""
+
+    def __init__(self, holder: object, do: Callable[[], Awaited]) -> None:
+        self.holder = holder
+        self.go_on = do
+        self.queued = False
+
+
+def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
     eventfds = [os.eventfd(0) for _ in range(3)]
     inside, go_on, heard = threading.Event(), threading.Event(), threading.Event()
 
@@ -28,9 +57,9 @@ def test_a_handler_that_fails_takes_no_event_from_others(tmp_path: Path) -> None
         raise ZeroDivisionError
 
     try:
-        port.watch(eventfds[0], fail, select.EPOLLIN | select.EPOLLET)
-        port.watch(eventfds[1], fail_now, select.EPOLLIN | select.EPOLLET)
-        port.watch(eventfds[2], lambda _: heard.set(), select.EPOLLIN | select.EPOLLET)
+        here.port.watch(eventfds[0], fail, select.EPOLLIN | select.EPOLLET)
+        here.port.watch(eventfds[1], fail_now, select.EPOLLIN | select.EPOLLET)
+        here.port.watch(eventfds[2], lambda _: heard.set(), select.EPOLLIN | select.EPOLLET)
         os.eventfd_write(eventfds[0], 1)
         assert inside.wait(5)
         for eventfd in eventfds[1:]:  # both are told of in one turn
@@ -38,6 +67,160 @@ def test_a_handler_that_fails_takes_no_event_from_others(tmp_path: Path) -> None
         go_on.set()
         assert heard.wait(2)
     finally:
-        port.stop()
         for eventfd in eventfds:
             os.close(eventfd)
+
+
+# Whose turn it is.
+
+
+def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served) -> None:
+    order: list[object] = []
+
+    def add(holder: str) -> Callable[[], Awaited]:
+        def do() -> Awaited:
+            order.append(holder)
+            time.sleep(0.001)
+            return None
+
+        return do
+
+    quiet = Work("quiet", add("quiet"))
+
+    def ask() -> Awaited:
+        here.port.do_later(quiet)
+        return add("noisy")()
+
+    for number in range(60):
+        here.port.do_later(Work("noisy", ask if number == 10 else add("noisy")))
+    eventually(lambda: len(order) == 61)
+    assert order.index("quiet") <= 10 + 3
+
+
+def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
+    backlog = Backlog()
+    begun: list[int] = []
+
+    def wait() -> Awaited:
+        begun.append(1)
+        return None if backlog.answered else backlog
+
+    work = Work("vm", wait)
+    eventfd = os.eventfd(0)
+    here.port.watch_eventfd(eventfd, work)
+    for _ in range(100):
+        os.eventfd_write(eventfd, 1)
+        time.sleep(0.0005)
+    eventually(lambda: begun)
+    assert len(begun) == 1
+    for go_on in backlog.end():
+        go_on()
+    eventually(lambda: len(begun) == 2)
+    os.eventfd_write(eventfd, 1)
+    eventually(lambda: len(begun) == 3)
+    here.port.unwatch(eventfd)
+    os.close(eventfd)
+
+
+# Connections that are no Sessions.
+
+
+def test_of_unopened_connections_the_oldest_goes_and_they_take_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "MAX_UNOPENED", 4)
+    with served(tmp_path, places=2) as here:
+        here.vm()
+        unopened = [here.peer() for _ in range(7)]
+        assert [peer.end() for peer in unopened[:3]] == ["ENOSPC"] * 3
+        sessions = [here.peer(vm="vm")]  # puts out one more, and is then a Session
+        assert unopened[3].end() == "ENOSPC"
+        sessions.append(here.peer(vm="vm"))  # there are as many places as Sessions
+        assert not select.select([peer.socket for peer in unopened[4:]], (), (), 0)[0]
+        for peer in (*unopened, *sessions):
+            peer.close()
+        eventually(lambda: here.connections == 0)
+
+
+def test_connecting_and_leaving_beside_one_that_is_never_opened_keeps_nothing(here: Served) -> None:
+    with closing(here.peer()):
+        eventually(lambda: here.connections == 1)
+        before = descriptors()
+        for _ in range(2000):
+            here.peer().close()
+        eventually(lambda: here.connections == 1)
+        assert len(here.port._unopened) == 1
+        assert len(here.port._handlers) == 3, "the listener's, the waking one's and the connection's"
+        assert descriptors() == before
+
+
+# Descriptors.
+
+
+@pytest.mark.parametrize("announced", [0, 1, 2])
+def test_descriptors_that_no_message_has_a_use_for_are_closed_at_once(here: Served, announced: int) -> None:
+    """Before a Session, in one, and with the message that announces others."""
+    here.vm()
+    before = descriptors()
+    with closing(here.peer(**({"vm": "vm"} if announced else {}))) as peer:
+        follow = pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString()
+        if announced == 2:
+            peer.socket.send(follow)
+        read, write = os.pipe()
+        socket.send_fds(peer.socket, [follow], [read] * 253)
+        os.close(read)
+        poll = select.poll()
+        poll.register(write, 0)
+        assert poll.poll(5000), "the daemon has none of them left, though the connection may last"
+        os.close(write)
+        if announced != 1:
+            assert peer.end() == "EINVAL"
+    eventually(lambda: descriptors() == before)
+    eventually(lambda: here.in_use._held == 0)
+
+
+def test_a_number_that_another_connection_had_is_served(here: Served) -> None:
+    here.vm()
+    for _ in range(200):
+        with closing(here.peer(vm="vm")) as peer:
+            peer.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
+            assert peer.receive_results(1)[0] == 1
+    eventually(lambda: here.connections == 0)
+
+
+# Answers.
+
+
+def test_no_answer_is_longer_than_a_message_may_be(here: Served) -> None:
+    vm = here.vm()
+    vm.msr_write(0, TSC, (1 << 64) - (1 << 40))
+    with closing(here.peer(vm="vm")) as peer:
+        most = peer.opened.max_operations
+        assert most == 2730
+        read = pb.Operation(msr_read=pb.MsrReadRequest(vcpu=0, msr=TSC))
+        peer.submit(7, *[read] * most)
+        message = peer.receive()
+        assert message.ByteSize() <= peer.opened.max_message_bytes
+        assert {result.msr_read.claimed for result in message.batch_result.results} == {True}
+        peer.send_records(8, *[(MSR_READ, 0, 0, TSC, 0)] * most)
+        serial, results, texts = peer.receive_results(most)
+        assert (serial, len(results), texts) == (8, most, b"")
+        peer.submit(9, *[read] * (most + 1))
+        assert peer.receive().batch_result.error.reason == errno.errorcode[errno.E2BIG]
+        peer.send_records(10, *[(MSR_READ, 0, 0, TSC, 0)] * (most + 1))
+        assert peer.end() == "E2BIG"
+
+
+def test_a_long_batch_gives_others_their_turns_between_its_operations(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "SLICE_NS", 0)
+    here.vm("noisy")
+    here.vm("quiet")
+    with closing(here.peer(vm="noisy")) as noisy, closing(here.peer(vm="quiet")) as quiet:
+        for serial in range(5):
+            noisy.submit(serial, *[pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))] * 300)
+        for _ in range(20):
+            quiet.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
+            quiet.receive_results(1)
+        assert not select.select((noisy.socket,), (), (), 0)[0] or noisy.receive().batch_result.serial == 0

@@ -504,3 +504,32 @@ def test_strings_of_many_vcpus_find_room(vm: Vm, transport: str) -> None:
             assert owner.complete_access(event.access)
         for string in strings:
             assert string.result(5) == [Claim.DEVICE] * 300
+
+
+def test_an_owner_without_an_answer_says_so_and_keeps_its_regions(vm: Vm, vcpu: Session) -> None:
+    def refuse(session: Session, access: RegionAccess) -> None:
+        assert session.complete_access(access.access, unanswered=True)
+
+    with device(vm, refuse, (PIO, BASE, 8), (MMIO, 0xD000_0000, 0x1000)):
+        for machine in (vcpu, vm):
+            cpu = machine.vcpu(0)
+            for _ in range(3):  # no loss: nobody is kept from claiming it
+                assert cpu.pio_read(BASE, 2) == Access(True, 0xFFFF, unanswered=True)
+            assert cpu.pio_write(BASE, 1) is Claim.UNANSWERED
+            assert cpu.mmio_read(0xD000_0000, 8) == Access(True, (1 << 64) - 1, unanswered=True)
+        assert [len(session.regions) for session in vm.info().sessions if session.client == "device"] == [2]
+
+
+def test_an_answer_that_is_none_has_no_value(vm: Vm, vcpu: Session) -> None:
+    refusals: list[InvalidArgument] = []
+
+    def answer(session: Session, access: RegionAccess) -> None:
+        try:
+            session.complete_access(access.access, 1, unanswered=True)
+        except InvalidArgument as error:
+            refusals.append(error)
+        assert session.complete_access(access.access, 2), "it still waits"
+
+    with device(vm, answer):
+        assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 2)
+    assert "0x1 of an access that is unanswered" in refusals[0].message

@@ -16,7 +16,7 @@ from irqchip_client import _calls
 from irqchip_client._call import Call, check_name, patience, seconds
 from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable, client_closed, error_from_rpc
-from irqchip_client._model import VmInfo, VmSnapshot
+from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target, resolve_target
@@ -244,12 +244,12 @@ class Vm(Machine):
         """
         await self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
 
-    async def reset(self) -> None:
+    async def reset(self, reason: ResetReason = ResetReason.OPERATOR) -> None:
         """Brings chips, local APICs and run states to where they were when they were made.
 
-        Time, routing, Sessions and the levels that they drive stay.
+        Time, routing, Sessions and the levels that they drive stay. All Sessions are told, by a VmReset.
         """
-        await self._client._unary(_calls.reset_vm(), self.name)
+        await self._client._unary(_calls.reset_vm(reason), self.name)
 
     async def snapshot(self) -> VmSnapshot:
         """Its whole state, for restore_vm(): also what the kernel's structs leave out."""

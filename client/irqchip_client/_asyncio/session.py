@@ -149,12 +149,14 @@ class Session(Machine):
         """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
         await self._call(_calls.unregister_region(space, address, datamatch=datamatch))
 
-    async def complete_access(self, access: int, data: int = 0) -> bool:
+    async def complete_access(self, access: int, data: int = 0, *, unanswered: bool = False) -> bool:
         """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
 
-        InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+        unanswered  there is no answer, as the device is broken say: the vCPU reads all ones, and is told so
+
+        InvalidArgument where the data does not fit the access's size, or is unanswered: the vCPU still waits.
         """
-        return await self._call(_calls.complete_access(access, data))
+        return await self._call(_calls.complete_access(access, data, unanswered=unanswered))
 
     async def close(self) -> None:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""

@@ -207,12 +207,14 @@ class Session(Machine):
         """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
         self._call(_calls.unregister_region(space, address, datamatch=datamatch))
 
-    def complete_access(self, access: int, data: int = 0) -> bool:
+    def complete_access(self, access: int, data: int = 0, *, unanswered: bool = False) -> bool:
         """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
 
-        InvalidArgument where the data does not fit the access's size: the vCPU still waits.
+        unanswered  there is no answer, as the device is broken say: the vCPU reads all ones, and is told so
+
+        InvalidArgument where the data does not fit the access's size, or is unanswered: the vCPU still waits.
         """
-        return self._call(_calls.complete_access(access, data))
+        return self._call(_calls.complete_access(access, data, unanswered=unanswered))
 
     def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
         """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.

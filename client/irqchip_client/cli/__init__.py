@@ -19,7 +19,7 @@ _COMMANDS = {
     "watch": "watch",
     "replay": "replay",
     "run": "run",
-    "device": "run",
+    "device": "device",
     "shell": "shell",
 }
 

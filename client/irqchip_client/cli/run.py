@@ -1,20 +1,16 @@
-"""Guests that are run, and devices that are."""
+"""Guests that are run."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import logging
 import os
-import runpy
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -255,60 +251,3 @@ def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, 
             told = True
             click.echo(f"VM {vm.name} waits for {names}; Ctrl-] ends it\r", err=True)
         time.sleep(0.02)
-
-
-@command()
-@click.argument("model", metavar="MODEL")
-@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option("--vm", "name", metavar="NAME", required=True, help="Whose device it is.")
-@click.pass_context
-def device(context: click.Context, model: str, parameters: tuple[str, ...], name: str) -> None:
-    """Run a device for a VM, until SIGTERM or Ctrl-C.
-
-    MODEL is one of irqchip_client.devices, Rtc say, or a class of your own in a file or module: my_device.py:Timer.
-    What its constructor takes follows by name: path=disk.img read_only=true base=0x620. It waits for the VM to be
-    there.
-    """
-    from irqchip_client.devices import run_device
-
-    logging.basicConfig(level="INFO", format="%(message)s")
-    made = _make(model, parameters)
-    run_device(made, name, target=context.obj)
-
-
-def _make(model: str, parameters: tuple[str, ...]) -> Device:
-    from irqchip_client import devices
-
-    where, _, name = model.rpartition(":")
-    try:
-        if not where:
-            cls = getattr(devices, name)
-        elif where.endswith(".py"):
-            cls = runpy.run_path(where)[name]
-        else:
-            sys.path.insert(0, "")
-            cls = getattr(importlib.import_module(where), name)
-    except (AttributeError, KeyError, ImportError, OSError) as error:
-        raise click.BadParameter(f"there is no {model}: {error}", param_hint="MODEL") from error
-    if not (inspect.isclass(cls) and issubclass(cls, devices.Device)):
-        raise click.BadParameter(f"{model} is no class of irqchip_client.devices.Device", param_hint="MODEL")
-    arguments: dict[str, Any] = {}
-    for parameter in parameters:
-        key, equals, value = parameter.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{parameter!r:.100} is not NAME=VALUE", param_hint="NAME=VALUE")
-        arguments[key] = _value(value)
-    try:
-        return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise click.BadParameter(f"{name} can't be made so: {error}", param_hint="NAME=VALUE") from error
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    with suppress(ValueError):
-        return int(text, 0)
-    with suppress(ValueError):
-        return float(text)
-    return text

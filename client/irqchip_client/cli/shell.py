@@ -72,8 +72,8 @@ def _run(context: click.Context, group: Group, vm: str | None, words: list[str])
 
 
 def is_about_a_vm(found: click.Command) -> bool:
-    """Whether a command takes the name of one VM."""
-    return any(parameter.name == VM for parameter in found.params)
+    """Whether a command takes the name of one VM that there is."""
+    return any(one.name == VM or ("--vm" in one.opts and one.required) for one in found.params)
 
 
 def _lines(completer: _Completer, prompt: str, at_a_terminal: bool) -> Iterator[list[str]]:

@@ -16,13 +16,17 @@ docs/devices.md has the commands, step by step.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from enum import IntEnum, IntFlag
+from typing import Any, ClassVar
 
 from .device import Device
+from .saving import FLAG, Choice, Fields, Number, Octets, refused
 
 SECTOR = 512  # bytes
 PORTS = 16
 WIDTH = 4  # bytes of the widest register
+MOST_SECTORS = 0xFFFF_FFFF
 
 
 class Register(IntEnum):
@@ -75,7 +79,22 @@ class BlockDevice(Device):
     base, gsi  where it is; the line is a level
     read_only  whether writes are refused
     seek       seconds that a command takes
+
+    What is saved of it is not the file: it goes on with one that has the same in it.
     """
+
+    STATE: ClassVar[Fields] = {
+        "capacity": Number(0, MOST_SECTORS),
+        "sector": Number(0, MOST_SECTORS),
+        "status": Choice((0, Status.BUSY, Status.DATA, Status.ERROR), Status),
+        "error": Choice(tuple(Error), Error),
+        "pending": FLAG,
+        "enabled": FLAG,
+        "_command": Choice(tuple(Command), Command),
+        "_at": Number(0, MOST_SECTORS),
+        "_buffer": Octets(SECTOR),
+        "_position": Number(0, SECTOR),
+    }
 
     def __init__(
         self,
@@ -90,13 +109,13 @@ class BlockDevice(Device):
         self.read_only = read_only
         self.seek = seek
         self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, 0xFFFF_FFFF)
+        self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
         self.pio(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)
         self._done = self.timer(self._work)
-        self._reset()
+        self._power_on()
 
-    def _reset(self) -> None:
+    def _power_on(self) -> None:
         """A command that was under way is forgotten: a sector that was to be written is as it was."""
         self.sector = 0
         self.status = Status(0)
@@ -109,6 +128,33 @@ class BlockDevice(Device):
         self._buffer = bytearray(SECTOR)
         self._position = 0
         self._done.stop()
+
+    def reset(self) -> None:
+        """As its own reset, with the line disabled."""
+        self._power_on()
+        self._line.set(False)
+
+    def check_state(self, values: Mapping[str, Any]) -> None:
+        if values["capacity"] != self.capacity:
+            raise refused("state.capacity", values["capacity"], f"{self.capacity}, as the file's is")
+        command, status, position = values["_command"], values["status"], values["_position"]
+        if (values["error"] != Error.NONE) != (status == Status.ERROR):
+            raise refused("state.error", int(values["error"]), f"one that status {int(status)} has")
+        allowed = {
+            Status.BUSY: (Command.READ, Command.WRITE, Command.FLUSH),
+            Status.DATA: (Command.READ, Command.WRITE),
+        }.get(status, tuple(Command))
+        if command not in allowed:
+            raise refused("state.command", int(command), f"one that status {int(status)} has")
+        if status in (Status.BUSY, Status.DATA) and command != Command.FLUSH and values["_at"] >= self.capacity:
+            raise refused("state.at", values["_at"], "a sector while there is one to be transferred")
+        if status == Status.DATA and position == SECTOR:
+            raise refused("state.position", position, "less while there are data")
+
+    def restored(self) -> None:
+        if self.status == Status.BUSY and self._done.due is None:
+            self._done.start(self.seek)
+        self._line.set(self.pending and self.enabled)
 
     def close(self) -> None:
         """Closes the file."""
@@ -160,7 +206,7 @@ class BlockDevice(Device):
                     self.pending = False
             case Register.CONTROL:
                 if value & CONTROL_RESET:
-                    self._reset()
+                    self._power_on()
                 self.enabled = bool(value & CONTROL_ENABLE)
 
     # Commands.

@@ -20,11 +20,26 @@ A host calls a device from one thread at a time, so that a model needs no lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from irqchip_client._model import Space
+
+from .saving import (
+    FLAG,
+    SECONDS,
+    Fields,
+    OrNone,
+    Plain,
+    TupleOf,
+    check_keys,
+    load_fields,
+    put_fields,
+    refused,
+    save_fields,
+)
 
 Read = Callable[[int, int], int]  # offset, size: the value
 Write = Callable[[int, int, int], None]  # offset, value, size
@@ -81,11 +96,19 @@ class DeviceRegion:
         """A vCPU's read of an address in it."""
         offset, width = address - self.start, self.width
         if size <= width:
-            return self.read(offset, size)
+            return self._read(offset, size)
         value = 0
         for byte in range(0, size, width):
-            value |= self.read(offset + byte, width) << 8 * byte
+            value |= self._read(offset + byte, width) << 8 * byte
         return value
+
+    def _read(self, offset: int, size: int) -> int:
+        value = self.read(offset, size)
+        try:
+            return operator.index(value) & (1 << 8 * size) - 1
+        except TypeError:
+            what = f"read(offset={offset:#x}, size={size}) returned {value!r:.100}"
+            raise TypeError(f"{what}, and not the number that the guest reads") from None
 
     def do_write(self, address: int, value: int, size: int) -> None:
         """A vCPU's write to an address in it."""
@@ -127,53 +150,147 @@ class OutputLine:
 class Timer:
     """Calls the device back once, when it is due."""
 
-    __slots__ = ("_device", "due", "expired")
+    __slots__ = ("device", "due", "expired")
 
     def __init__(self, device: Device, expired: Callable[[], None]) -> None:
-        self._device = device
+        self.device = device
         self.expired = expired
         self.due: float | None = None  # on the host's clock
 
     def start(self, seconds: float) -> None:
         """It is due so many seconds from now, whatever it was."""
-        self.start_at(self._device.host.now() + seconds)
+        self.start_at(self.device.host.now() + seconds)
 
     def start_at(self, due: float | None) -> None:
         """It is due at a time of the host's clock; with None, never."""
         self.due = due
-        self._device.host.arm(self)
+        self.device.host.arm(self)
 
     def stop(self) -> None:
         """It is due no more."""
         self.start_at(None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    """What a device is to be, checked."""
+
+    lines: tuple[bool, ...]
+    timers: tuple[float | None, ...]
+    values: Mapping[str, Any]
+
+
 class Device:
-    """A device model. A subclass says in its constructor what it has, and who it is: name, at most 64 characters."""
+    """A device model. A subclass says in its constructor what it has, and who it is: name, at most 64 characters.
+
+    STATE          which of its attributes are its state, beside the levels of its lines and its timers: see saving.py
+    STATE_VERSION  of these; what another version saved is refused
+    """
+
+    STATE: ClassVar[Fields] = {}
+    STATE_VERSION: ClassVar[int] = 1
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.host: Host = _NoHost()
         self.regions: list[DeviceRegion] = []
         self.lines: list[OutputLine] = []
+        self.timers: list[Timer] = []
 
     def pio(self, start: int, length: int, read: Read, write: Write, *, width: int = 1) -> None:
         """Has a range of ports."""
+        _check_region("port", start, length, 1 << 16)
         self.regions.append(DeviceRegion(Space.PIO, start, length, read, write, width))
 
     def mmio(self, start: int, length: int, read: Read, write: Write, *, width: int = 8) -> None:
         """Has a range of physical addresses."""
+        _check_region("address", start, length, 1 << 64)
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
     def line(self, gsi: int, *, insists: bool = False) -> OutputLine:
         """Has a line. One that insists makes an edge that is coalesced again: of GSI 8 KVM forgets them."""
+        if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
+            raise ValueError(f"a line's GSI is {gsi!r:.100}, and not a number from 0 on")
         line = OutputLine(self, gsi, insists)
         self.lines.append(line)
         return line
 
     def timer(self, expired: Callable[[], None]) -> Timer:
         """Has a timer."""
-        return Timer(self, expired)
+        timer = Timer(self, expired)
+        self.timers.append(timer)
+        return timer
+
+    # Its life.
+
+    def run_by(self, host: Host) -> None:
+        """A host runs it, whose clock its timers go on by."""
+        ahead = host.now() - self.host.now()
+        self.host = host
+        for timer in self.timers:
+            if timer.due is not None:
+                timer.start_at(timer.due + ahead)
 
     def started(self) -> None:
         """A host runs it from now on: the place to watch descriptors and start timers."""
+
+    def reset(self) -> None:
+        """The VM is reset: the place to make registers what they were, and lines low."""
+
+    def save(self) -> dict[str, Plain]:
+        """Its state, as JSON has it: restore() of a device that is made alike goes on from there."""
+        now = self.host.now()
+        return {
+            "model": type(self).__name__,
+            "version": self.STATE_VERSION,
+            "lines": [line.level for line in self.lines],
+            "timers": [None if timer.due is None else max(timer.due - now, 0.0) for timer in self.timers],
+            "state": save_fields(self, self.STATE),
+        }
+
+    def restore(self, saved: Plain) -> None:
+        """It is what save() said, before or while a host runs it. InvalidArgument, and nothing has changed.
+
+        Of one that a host runs it is the host's restore() that may be called.
+        """
+        self.put_restored(self.check_saved(saved))
+
+    def check_saved(self, saved: Plain) -> _Restored:
+        """What put_restored() takes. InvalidArgument where the device can't be that."""
+        check_keys(saved, ("model", "version", "lines", "timers", "state"), "it")
+        for key, own in (("model", type(self).__name__), ("version", self.STATE_VERSION)):
+            if type(saved[key]) is not type(own) or saved[key] != own:
+                raise refused(key, saved[key], repr(own))
+        lines = TupleOf(*[FLAG] * len(self.lines)).load(saved["lines"], "lines")
+        timers = TupleOf(*[OrNone(SECONDS)] * len(self.timers)).load(saved["timers"], "timers")
+        values = load_fields(saved["state"], self.STATE, "state")
+        self.check_state(values)
+        return _Restored(lines, timers, values)
+
+    def check_state(self, values: Mapping[str, Any]) -> None:
+        """Raises InvalidArgument, as refused() makes it, where attributes don't go together."""
+
+    def put_restored(self, restored: _Restored) -> None:
+        """It is what check_saved() has checked."""
+        put_fields(self, self.STATE, restored.values)
+        for line, level in zip(self.lines, restored.lines, strict=True):
+            line.set(level)
+        for timer, seconds in zip(self.timers, restored.timers, strict=True):
+            if seconds is None:
+                timer.stop()
+            else:
+                timer.start(seconds)
+        self.restored()
+
+    def restored(self) -> None:
+        """Its attributes are others: the place to make what follows from them. `started` may come, or has."""
+
+
+def _check_region(what: str, start: object, length: object, limit: int) -> None:
+    """What is no range is a ValueError that names it."""
+    if not isinstance(start, int) or not 0 <= start < limit:
+        raise ValueError(f"the first {what} of a region is {start!r:.100}, and not a number from 0 to {limit - 1:#x}")
+    if not isinstance(length, int) or not 0 < length <= limit - start:
+        raise ValueError(
+            f"a region at {what} {start:#x} has a length of {length!r:.100}, and not 1 to {limit - start:#x}"
+        )

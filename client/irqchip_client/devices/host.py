@@ -8,20 +8,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
 
 from irqchip_client import ops
 from irqchip_client._errors import Busy, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
-from irqchip_client._events import Event, RegionAccess, RegionsLost
+from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
 from irqchip_client._model import Space
 from irqchip_client._sync.client import Vm, connect
 from irqchip_client._sync.session import Session
 
 from .device import Device, DeviceRegion, OutputLine
+from .failures import blame
 from .reactor import Reactor
+from .saving import Plain, refused
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
 SILENCE = 3.0  # seconds of waiting, after which it says so
@@ -57,16 +59,36 @@ class _Host:
         """Run them: their lines have the levels that they drive, and they are told."""
         lines = [line for device in self.devices for line in device.lines]
         for device in self.devices:
-            device.host = self
+            device.run_by(self)
         self.session.run([ops.irq_line(line.gsi, line.level) for line in lines])  # NotReady without an irqchip
         with self.turn():
             for device in self.devices:
-                device.started()
+                _call(device, "started", device.started)
         self._reactor.start()
 
     def stop(self) -> None:
         """They are called no more."""
         self._reactor.stop()
+
+    def reset(self) -> None:
+        """The VM is reset: so are they."""
+        with self.turn():
+            for device in self.devices:
+                _call(device, "reset", device.reset)
+
+    def save(self) -> list[Plain]:
+        """The state of each, as plain data, at one moment; any thread may ask."""
+        with self.turn():
+            return [device.save() for device in self.devices]
+
+    def restore(self, saved: Plain) -> None:
+        """They are what save() said, before start() or after. InvalidArgument, and nothing has changed."""
+        if type(saved) is not list or len(saved) != len(self.devices):
+            raise refused("all", saved, f"a list of {len(self.devices)}, one of each device")
+        checked = [device.check_saved(each) for device, each in zip(self.devices, saved, strict=True)]
+        with self.turn():
+            for device, state in zip(self.devices, checked, strict=True):
+                device.put_restored(state)
 
     @contextmanager
     def turn(self) -> Generator[None, None, None]:
@@ -124,6 +146,9 @@ class _Host:
 class RemoteHost(_Host):
     """Runs a device for a VM whose vCPUs are other processes'."""
 
+    # What an event is handled in; see _Stop.
+    undisturbed: AbstractContextManager[None] = nullcontext()
+
     def __init__(self, session: Session, devices: Iterable[Device]) -> None:
         super().__init__(session, devices)
         self._lost: list[DeviceRegion] = []
@@ -163,7 +188,9 @@ class RemoteHost(_Host):
         """Answer accesses. Raises SessionClosed at the Session's end, or what the device raised."""
         try:
             while True:
-                self.serve_one(self.session.next_event())
+                event = self.session.next_event()
+                with self.undisturbed:
+                    self.serve_one(event)
         except SessionClosed:
             if self.failure is not None:
                 raise self.failure from None
@@ -174,11 +201,14 @@ class RemoteHost(_Host):
         match event:
             case RegionAccess():
                 with self.turn():
-                    value = 0
                     try:
-                        value = self._access(event)
-                    finally:
-                        self._changes.append(ops.complete_access(event.access, value))
+                        answer = ops.complete_access(event.access, self._access(event))
+                    except BaseException:  # the device's owner hears of it, and the guest that there is no answer
+                        self._changes.append(ops.complete_access(event.access, unanswered=True))
+                        raise
+                    self._changes.append(answer)
+            case VmReset():
+                self.reset()
             case RegionsLost(space, address):
                 log.warning(
                     "too slow to answer an access to %s %#x in time: claiming the regions again", space.name, address
@@ -190,19 +220,49 @@ class RemoteHost(_Host):
                 pass
 
     def _access(self, access: RegionAccess) -> int:
-        region = _find(self.devices, access.space, access.address, access.size)
-        if region is None:  # it is claimed for us, so this is not to be
+        found = _find(self.devices, access.space, access.address, access.size)
+        if found is None:  # it is claimed for us, so this is not to be
             raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
         if access.write:
-            region.do_write(access.address, access.data, access.size)
+            _write(*found, access.address, access.data, access.size)
             return 0
-        return region.do_read(access.address, access.size) & (1 << 8 * access.size) - 1
+        return _read(*found, access.address, access.size)
 
 
 class LocalHost(_Host):
-    """Runs devices within a VMM, whose vCPUs find them before they ask the daemon: see vmm.accesses.LocalDevices."""
+    """Runs devices within a VMM, whose vCPUs find them before they ask the daemon: see vmm.accesses.LocalDevices.
+
+    events  a Session of the same VM, which is this host's own: it hears there of resets; without, call reset()
+    """
 
     on_failure: Callable[[], None] | None = None  # Called by any thread, when there is a failure.
+
+    def __init__(self, session: Session, devices: Iterable[Device], events: Session | None = None) -> None:
+        super().__init__(session, devices)
+        self._events = events
+
+    def start(self) -> None:
+        """See _Host."""
+        super().start()
+        if self._events is not None:
+            threading.Thread(target=self._listen, args=(self._events,), name="irqchip resets", daemon=True).start()
+
+    def _listen(self, events: Session) -> None:
+        # Not on the Session that drives the lines: a thread that waits there would be in the way of each answer.
+        try:
+            while True:
+                if isinstance(events.next_event(), VmReset):
+                    self.reset()
+        except SessionClosed:
+            pass
+        except Exception as error:
+            self._fail(error)
+
+    def stop(self) -> None:
+        """See _Host."""
+        if self._events is not None:
+            self._events.close()
+        super().stop()
 
     def failed(self) -> None:
         """See _Host."""
@@ -231,27 +291,59 @@ class LocalHost(_Host):
         return self._write(Space.MMIO, address, value, size)
 
     def _read(self, space: Space, address: int, size: int) -> int | None:
-        region = _find(self.devices, space, address, size)
-        if region is None:
+        found = _find(self.devices, space, address, size)
+        if found is None:
             return None
         with self.turn():
-            return region.do_read(address, size) & (1 << 8 * size) - 1
+            return _read(*found, address, size)
 
     def _write(self, space: Space, address: int, value: int, size: int) -> bool:
-        region = _find(self.devices, space, address, size)
-        if region is None:
+        found = _find(self.devices, space, address, size)
+        if found is None:
             return False
         with self.turn():
-            region.do_write(address, value, size)
+            _write(*found, address, value, size)
         return True
 
 
-def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> DeviceRegion | None:
+def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> tuple[Device, DeviceRegion] | None:
     for device in devices:
         for region in device.regions:
             if region.space == space and region.start <= address and address + size <= region.start + region.length:
-                return region
+                return device, region
     return None
+
+
+# Calls of a device, with what it raises blamed on it.
+
+
+def _read(device: Device, region: DeviceRegion, address: int, size: int) -> int:
+    try:
+        return region.do_read(address, size)
+    except Exception as error:
+        blame(error, device, f"a read of {_place(region, address, size)}")
+        raise
+
+
+def _write(device: Device, region: DeviceRegion, address: int, value: int, size: int) -> None:
+    try:
+        region.do_write(address, value, size)
+    except Exception as error:
+        blame(error, device, f"a write of {value:#x} to {_place(region, address, size)}")
+        raise
+
+
+def _place(region: DeviceRegion, address: int, size: int) -> str:
+    where = "port" if region.space is Space.PIO else "address"
+    return f"{size} byte{'s' if size > 1 else ''} at {where} {address:#x}"
+
+
+def _call(device: Device, what: str, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception as error:
+        blame(error, device, f"{what}()")
+        raise
 
 
 def run_device(device: Device, vm: str, *, target: str | None = None, patience: float = 30.0) -> None:
@@ -260,13 +352,18 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
     target    the daemon's address; by default as connect() finds it
     patience  seconds to wait for a daemon, and for the VM to be there with its irqchip
 
+    If the VM was restored, and keeps the levels of a device of this name, the device takes them over. However it ends,
+    device.save() is then what it was; restore it before this, and it goes on.
+
     Raises SessionClosed where the daemon stops; AlreadyExists where something claims its ports or
-    addresses; NotFound or Unavailable when the patience is over; and whatever the device raises.
+    addresses; NotFound or Unavailable when the patience is over; and whatever the device raises, with a note that says
+    in which call.
     """
-    with _stopped_by_signals(), connect(target) as client:
+    with _stopped_by_signals() as stop, connect(target) as client:
         machine = _wait_for(lambda: client.vm(vm), patience)
-        with machine.session(device.name) as session:
+        with _session(machine, device.name) as session:
             host = RemoteHost(session, [device])
+            host.undisturbed = stop
             try:
                 host.start()
                 log.info("%s: %s", device.name, describe(device))
@@ -277,6 +374,14 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
                 log.info("%s: VM %r has been deleted", device.name, vm)
             finally:
                 host.stop()
+
+
+def _session(vm: Vm, name: str) -> Session:
+    """A Session; of a VM that was restored, in the place of the device that had this name before."""
+    try:
+        return vm.session(name, resume=True)
+    except NotFound:
+        return vm.session(name)
 
 
 def describe(device: Device) -> str:
@@ -297,6 +402,8 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
         except (NotFound, Unavailable, TimedOut) as error:
             missing = error
         if time.monotonic() > deadline:
+            if patience >= 1:
+                missing = type(missing)(missing.errno, f"{missing.message}; waited for {patience:g} s")
             raise missing
         if not told and time.monotonic() > began + SILENCE:
             told = True
@@ -308,19 +415,41 @@ class _Stopped(BaseException):
     """SIGTERM or SIGINT."""
 
 
+class _Stop:
+    """How a signal ends the main thread's work: at once, but within this context only behind it.
+
+    So a device is never left in the middle of an access, and can be saved. A second signal does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._asked = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal's handler
+        """A signal says stop."""
+        again, self._asked = self._asked, True
+        if again or not self._deferring:
+            raise _Stopped
+
+    def __enter__(self) -> None:
+        self._deferring = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._deferring = False
+        if self._asked and kind is None:
+            raise _Stopped
+
+
 @contextmanager
-def _stopped_by_signals() -> Generator[None, None, None]:
+def _stopped_by_signals() -> Generator[_Stop, None, None]:
     """Ends its body without an error when a signal says stop. Only the main thread can be told."""
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise _Stopped
-
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     except _Stopped:
         pass
     finally:

@@ -10,10 +10,12 @@ import os
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from typing import ClassVar
 
 from .device import Device
 from .keys import SET_1, strokes
 from .ps2 import BREAK, SET_1_BREAK, Keyboard, Mouse
+from .saving import BYTE, FLAG, Bits, Choice, Fields, Octets, OrNone, Part, Text, TupleOf
 
 STATUS_OUTPUT_FULL = 0x01
 STATUS_SYSTEM = 0x04
@@ -58,6 +60,12 @@ INPUTS_UNLOCKED = 0x80
 OUTPUTS_NOT_RESET, OUTPUTS_KEYBOARD_FULL, OUTPUTS_MOUSE_FULL = 0x01, 0x10, 0x20
 OUTPUTS = 0xCF  # at power-on: no reset, A20 on, clocks and data high
 
+# Commands that have an argument.
+AWAITED = (
+    *range(Command.WRITE_MEMORY, Command.WRITE_MEMORY + MEMORY),
+    *range(Command.WRITE_OUTPUTS, Command.WRITE_MOUSE + 1),
+)
+
 TYPED = 64  # bytes that are read from a descriptor at once
 
 
@@ -70,6 +78,21 @@ class I8042(Device):
     input_fd                 what can be read from this descriptor is typed
     interval                 seconds between characters that are typed, at least
     """
+
+    STATE: ClassVar[Fields] = {
+        "memory": Octets(MEMORY),
+        "outputs": Bits(OUTPUTS),
+        "output": BYTE,
+        "full": Choice((0, STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL | STATUS_MOUSE)),
+        "_reply": OrNone(TupleOf(BYTE, FLAG)),
+        "_awaits": OrNone(Choice(AWAITED)),
+        "_last_was_command": FLAG,
+        "_breaks": FLAG,
+        "_text": Text(),
+        "_typed": FLAG,
+        "keyboard": Part(Keyboard.STATE),
+        "mouse": Part(Mouse.STATE),
+    }
 
     def __init__(
         self,
@@ -93,8 +116,10 @@ class I8042(Device):
         self._pause = self.timer(self._settle)
         self._watching = False
         self._text: deque[str] = deque()
-        self._typed = False
+        self._power_on()
 
+    def _power_on(self) -> None:
+        self._typed = False
         self.keyboard = Keyboard()
         self.mouse = Mouse()
         self.memory = bytearray(MEMORY)
@@ -112,6 +137,16 @@ class I8042(Device):
         self._breaks = False
 
     def started(self) -> None:
+        self._watching = False  # whatever was before there was a host
+        self._settle()
+
+    def reset(self) -> None:
+        """Controller, keyboard and mouse begin anew. What the user has typed, and nobody has taken, is typed then."""
+        self._pause.stop()
+        self._power_on()
+        self._settle()
+
+    def restored(self) -> None:
         self._settle()
 
     # Ports.

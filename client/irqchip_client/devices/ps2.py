@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from typing import ClassVar
 
 from .keys import EXTENDED, KEYS, SET_1
+from .saving import BYTE, FLAG, Bits, Choice, Fields, Number, OrNone, Queue
 
 QUEUE = 16  # bytes
 OVERRUN = 0x00
@@ -22,7 +24,12 @@ SELF_TEST_PASSED = 0xAA
 
 
 class Peripheral:
-    """What the two have in common."""
+    """What the two have in common.
+
+    STATE  see saving.py
+    """
+
+    STATE: ClassVar[Fields] = {"replies": Queue(BYTE, QUEUE), "last": BYTE}
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
@@ -64,6 +71,17 @@ KEYBOARD_ID = (0xAB, 0x83)
 
 class Keyboard(Peripheral):
     """A keyboard of 101 keys, with scan code sets 1 and 2. A key that is held does not repeat."""
+
+    STATE: ClassVar[Fields] = {
+        **Peripheral.STATE,
+        "queue": Queue(BYTE, QUEUE + 1),  # with the overrun
+        "awaits": OrNone(
+            Choice((KeyboardCommand.LEDS, KeyboardCommand.SCAN_CODE_SET, KeyboardCommand.TYPEMATIC)),
+        ),
+        "scanning": FLAG,
+        "scan_code_set": Choice((1, 2)),
+        "leds": Bits(7),
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,10 +197,28 @@ LEFT, RIGHT, MIDDLE = 0x01, 0x02, 0x04  # buttons
 MOUSE_ID, WHEEL_ID = 0x00, 0x03
 WHEEL_KNOCK = [200, 100, 80]  # Microsoft: these sample rates, one after the other, make an IntelliMouse of it
 FURTHEST = 127  # counts, in one packet
+MOST_COUNTS = 1 << 16  # that are remembered
 
 
 class Mouse(Peripheral):
     """A mouse of three buttons, with a wheel for those who knock."""
+
+    STATE: ClassVar[Fields] = {
+        **Peripheral.STATE,
+        "queue": Queue(BYTE, 4),  # a packet
+        "awaits": OrNone(Choice((MouseCommand.RESOLUTION, MouseCommand.SAMPLE_RATE))),
+        "buttons": Bits(LEFT | RIGHT | MIDDLE),
+        "identity": Choice((MOUSE_ID, WHEEL_ID)),
+        "wrap": FLAG,
+        "reporting": FLAG,
+        "remote": FLAG,
+        "scaling": FLAG,
+        "resolution": Bits(3),
+        "rate": BYTE,
+        "_rates": Queue(BYTE, len(WHEEL_KNOCK), keeps=len(WHEEL_KNOCK)),
+        **dict.fromkeys(("x", "y", "z"), Number(-MOST_COUNTS, MOST_COUNTS)),
+        "_changed": FLAG,
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,9 +314,9 @@ class Mouse(Peripheral):
     def move(self, dx: int, dy: int, buttons: int, wheel: int = 0) -> None:
         """It is moved by some counts, to the right and up; these of its buttons are down; its wheel is turned down."""
         if self.reporting or self.remote:
-            self.x += dx
-            self.y += dy
-            self.z += wheel
+            self.x, self.y, self.z = (
+                max(-MOST_COUNTS, min(MOST_COUNTS, count)) for count in (self.x + dx, self.y + dy, self.z + wheel)
+            )
         if dx or dy or wheel or buttons != self.buttons:
             self._changed = self.reporting
         self.buttons = buttons & (LEFT | RIGHT | MIDDLE)

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
-from .device import Timer
+from .device import Device, Timer
+from .failures import blame
 
 
 class Reactor:
@@ -86,9 +87,19 @@ class Reactor:
                     elif not self._stopping:
                         with self._turn():
                             if self._selector.get_map().get(key.fd, None) == key:  # still watched
-                                key.data()
+                                self._ready(key.fd, key.data)
         except BaseException as error:
             self._failed(error)
+
+    @staticmethod
+    def _ready(descriptor: int, ready: Callable[[], None]) -> None:
+        try:
+            ready()
+        except Exception as error:
+            device = getattr(ready, "__self__", None)
+            if isinstance(device, Device):
+                blame(error, device, f"what it does when descriptor {descriptor} can be read")
+            raise
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -97,4 +108,8 @@ class Reactor:
             if timer.due is not None and timer.due <= now:  # it may have been stopped by one before
                 self._timers.discard(timer)
                 timer.due = None
-                timer.expired()
+                try:
+                    timer.expired()
+                except Exception as error:
+                    blame(error, timer.device, "a timer")
+                    raise

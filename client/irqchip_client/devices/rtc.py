@@ -1,7 +1,8 @@
 """The MC146818 real-time clock of a PC/AT, with 114 bytes of CMOS memory.
 
 Motorola MC146818A datasheet: "Address map", "Time, calendar, and alarm locations", "Registers" A to D, "Update cycle".
-The century at 32h, which a PC's firmware keeps, is the clock's here, as QEMU's is.
+The century at 32h, which a PC's firmware keeps, is the clock's here, as QEMU's is; 37h, where a PS/2 has it, is the
+same register.
 
 Nothing ticks: time is counted in periods of the 32,768 Hz crystal, on the host's clock, and worked out when somebody
 asks. There is a timer only while an enabled interrupt is to come.
@@ -13,8 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from enum import IntEnum
+from typing import ClassVar
 
 from .device import Device
+from .saving import BYTE, SECONDS, Bits, Fields, Number, Octets, Plain
 
 CRYSTAL = 32_768  # Hz; all times are its ticks
 UIP_TICKS = 8  # 244 us, for which UIP says that an update is about to begin
@@ -29,6 +32,7 @@ class Register(IntEnum):
     WEEKDAY, DAY, MONTH, YEAR = range(6, 10)
     A, B, C, D = range(10, 14)
     CENTURY = 0x32
+    PS2_CENTURY = 0x37  # the same register: QEMU: hw/rtc/mc146818rtc.c RTC_IBM_PS2_CENTURY_BYTE
 
 
 TIME = (
@@ -50,7 +54,7 @@ A_DIVIDER = 0x70
 DIVIDER_LAST_RUNNING = 0x20  # the values beyond are the divider's reset, and no use of a PC's
 A_RATE = 0x0F
 
-B_SET, B_PERIODIC, B_ALARM, B_UPDATE = 0x80, 0x40, 0x20, 0x10
+B_SET, B_PERIODIC, B_ALARM, B_UPDATE, B_SQUARE_WAVE = 0x80, 0x40, 0x20, 0x10, 0x08
 B_BINARY, B_24H = 0x04, 0x02
 
 C_IRQ, C_PERIODIC, C_ALARM, C_UPDATE = 0x80, 0x40, 0x20, 0x10
@@ -59,6 +63,9 @@ D_VALID = 0x80
 
 MEMORY = 128  # bytes, the registers included
 
+FARTHEST = 1 << 50  # seconds and ticks: no state has more
+_WHOLE = Number(-FARTHEST, FARTHEST)
+
 
 class Rtc(Device):
     """The clock at ports 70h and 71h. The plain fields are its registers, with what a PC's firmware leaves in them.
@@ -66,7 +73,23 @@ class Rtc(Device):
     base, gsi  where it is
     clock      the host's time, in seconds since 1970, UTC; what a guest sets is kept as a difference to it
     cmos       what the memory holds at first, by number, from 0eh
+
+    Saved, it goes on as if its battery had kept it running: the host's clock says for how long.
     """
+
+    STATE: ClassVar[Fields] = {
+        "index": Number(0, MEMORY - 1),
+        "a": Bits(0xFF & ~A_UIP),
+        "b": BYTE,
+        "c": Bits(C_IRQ | C_PERIODIC | C_ALARM | C_UPDATE),
+        "bytes": Octets(MEMORY),
+        "offset": _WHOLE,
+        "_seconds": _WHOLE,
+        "_weekday_ahead": Number(0, 6),
+        # How many ticks before the time of saving the divider began, and the host's time then.
+        "_divider_age": _WHOLE,
+        "_saved_at": SECONDS,
+    }
 
     def __init__(
         self,
@@ -100,9 +123,58 @@ class Rtc(Device):
         # What the guest has made of the host's time, seconds.
         self.offset = 0
         self._follow_host()
+        # It was restored, and goes on from there: what was the host's time at which tick.
+        self._goes_on_from: tuple[float, int] | None = None
 
     def started(self) -> None:
-        self._follow_host()
+        if self._goes_on_from is None:
+            self._follow_host()
+        else:
+            self._go_on(*self._goes_on_from)
+
+    def reset(self) -> None:
+        """RESET ends its interrupts; the time, the alarm and the memory stay."""
+        self._catch_up()
+        self.b &= ~(B_PERIODIC | B_ALARM | B_UPDATE | B_SQUARE_WAVE)
+        self.c = 0
+        self._settle()
+
+    def save(self) -> dict[str, Plain]:
+        self._catch_up()
+        self._settle()
+        return super().save()
+
+    def restored(self) -> None:
+        assert self._goes_on_from is not None  # by _saved_at
+        self._go_on(*self._goes_on_from)
+
+    # Of STATE.
+
+    @property
+    def _divider_age(self) -> int:
+        return self._now() - self._divider_began
+
+    @_divider_age.setter
+    def _divider_age(self, ticks: int) -> None:
+        self._divider_began = self._now() - ticks
+
+    @property
+    def _saved_at(self) -> float:
+        return self._clock()
+
+    @_saved_at.setter
+    def _saved_at(self, seconds: float) -> None:
+        self._seen = self._now()
+        self._goes_on_from = seconds, self._seen
+
+    def _go_on(self, saved_at: float, tick: int) -> None:
+        """It has run since the host's time was `saved_at`, at a tick of what was its clock then."""
+        ahead = self._now() - int(max(self._clock() - saved_at, 0) * CRYSTAL) - tick
+        self._divider_began += ahead
+        self._seen += ahead
+        self._goes_on_from = saved_at, tick + ahead
+        self._catch_up()
+        self._settle()
 
     def _follow_host(self) -> None:
         self._seen = self._now()
@@ -116,7 +188,7 @@ class Rtc(Device):
         """A guest's IN. The index port can't be read."""
         if offset == 0:
             return 0xFF
-        match self.index:
+        match self._register:
             case Register.A:
                 return self.a | (A_UIP if self._update_is_near() else 0)
             case Register.B:
@@ -139,7 +211,7 @@ class Rtc(Device):
             self.index = value & 0x7F
             return
         self._catch_up()
-        match self.index:
+        match self._register:
             case Register.A:
                 self._write_control(value & ~A_UIP, self.b)
             case Register.B:
@@ -153,6 +225,10 @@ class Rtc(Device):
             case index:
                 self.bytes[index] = value
         self._settle()
+
+    @property
+    def _register(self) -> int:
+        return Register.CENTURY if self.index == Register.PS2_CENTURY else self.index
 
     # Registers A and B.
 

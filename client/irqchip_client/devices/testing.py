@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from typing import ClassVar
 
 from .device import Device
+from .saving import Fields, Number
 
 # QEMU: docs/specs/fw_cfg.rst, include/standard-headers/linux/qemu_fw_cfg.h.
 SELECTOR, DATA = 0x510, 0x511
@@ -15,7 +17,12 @@ LINES, FIRST_LINE_PORT = 24, 0x2000
 
 
 class FwCfg(Device):
-    """fw_cfg: a 16-bit write to 510h selects an item, whose bytes are then read at 511h, and after them zeros."""
+    """fw_cfg: a 16-bit write to 510h selects an item, whose bytes are then read at 511h, and after them zeros.
+
+    items  by number; each a bytes
+    """
+
+    STATE: ClassVar[Fields] = {"_selected": Number(0, 0xFFFF), "_position": Number(0, 0xFFFF_FFFF)}
 
     def __init__(self, cpus: int, memory_size: int) -> None:
         super().__init__("fw_cfg")
@@ -26,20 +33,28 @@ class FwCfg(Device):
             CPUS: struct.pack("<H", cpus),
             MAX_CPUS: struct.pack("<H", cpus),
         }
-        self._rest = b""
+        self._selected = 0
+        self._position = 0
         self.pio(SELECTOR, 2, self.read, self.write, width=2)
 
     def read(self, offset: int, size: int) -> int:
         """Data: one byte, whatever the size."""
         if offset + size <= DATA - SELECTOR:
             return 0
-        byte, self._rest = self._rest[:1], self._rest[1:]
-        return int.from_bytes(byte, "little")
+        item = self.items.get(self._selected, b"")
+        if self._position >= len(item):
+            return 0
+        self._position += 1
+        return item[self._position - 1]
 
     def write(self, offset: int, value: int, size: int) -> None:
         """The selector. Items can't be written."""
         if offset == 0 and size == 2:
-            self._rest = self.items.get(value, b"")
+            self._selected, self._position = value, 0
+
+    def reset(self) -> None:
+        """QEMU: hw/nvram/fw_cfg.c fw_cfg_reset."""
+        self._selected = self._position = 0
 
 
 class LinePorts(Device):
@@ -58,3 +73,8 @@ class LinePorts(Device):
         """A level."""
         if offset < LINES:
             self._lines[offset].set(value != 0)
+
+    def reset(self) -> None:
+        """All are low."""
+        for line in self._lines:
+            line.set(False)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from typing import Any, ClassVar
 
 from .device import Device
+from .saving import BYTE, FLAG, Bits, Fields, Number, OrNone, Queue, TupleOf, refused
 
 PORTS = 8
 CLOCK = 1_843_200  # Hz
@@ -95,6 +97,24 @@ class Uart(Device):
                 A guest that sets the port up loses what has come before
     """
 
+    STATE: ClassVar[Fields] = {
+        "lcr": BYTE,
+        "divisor": Number(0, 0xFFFF),
+        "errors": Bits(LSR_OVERRUN | LSR_CHARACTER),
+        "fcr": Bits(FCR_ENABLE | FCR_DMA | 0xF0),
+        "ier": Bits(IER_BITS),
+        "mcr": Bits(MCR_BITS),
+        "scr": BYTE,
+        "modem": Bits(0xF0),
+        "changes": Bits(0x0F),
+        "received": Queue(TupleOf(BYTE, Bits(LSR_CHARACTER)), FIFO),
+        "last": BYTE,
+        "timeout": FLAG,
+        "transmitted": Queue(BYTE, FIFO),
+        "shifting": OrNone(BYTE),
+        "thr_emptied": FLAG,
+    }
+
     def __init__(
         self,
         output: Output | int,
@@ -118,7 +138,9 @@ class Uart(Device):
         self._watching = False
         self._ready = not patient
         self._looked = False  # Whether the last access was a look at LSR, which had nothing.
+        self._power_on()
 
+    def _power_on(self) -> None:
         self.lcr = LCR_8N1
         self.divisor = 12  # 9600 baud
         # The errors that LSR shows, until it is read.
@@ -141,6 +163,30 @@ class Uart(Device):
         self.thr_emptied = False
 
     def started(self) -> None:
+        self._watching = False  # whatever was before there was a host
+        self._settle()
+
+    def reset(self) -> None:
+        """The registers are as firmware leaves them. What waited to be sent, or read, is lost."""
+        self._sent.stop()
+        self._quiet.stop()
+        self._power_on()
+        self._settle()
+
+    def check_state(self, values: Mapping[str, Any]) -> None:
+        fcr = values["fcr"]
+        if fcr and not fcr & FCR_ENABLE:
+            raise refused("state.fcr", fcr, "0 without FIFOs")
+        room = FIFO if fcr else 1
+        for name in ("received", "transmitted"):
+            if len(values[name]) > room:
+                raise refused(f"state.{name}", list(values[name]), f"of {room} characters at the most, by state.fcr")
+        if values["transmitted"] and values["shifting"] is None:
+            raise refused("state.shifting", None, "none while characters are to be transmitted")
+
+    def restored(self) -> None:
+        if self.shifting is not None and self._sent.due is None:
+            self._sent.start(RETRY)
         self._settle()
 
     # Registers.

@@ -127,9 +127,9 @@ def _routes_of_a_pc() -> Iterator[PinRoute]:
 
 @contextmanager
 def local_devices(vm: Vm, devices: Sequence[Device]) -> Iterator[LocalHost]:
-    """Runs devices in this process, for vCPUs of this process, with a Session for their lines."""
-    with vm.session("devices") as session:
-        host = LocalHost(session, devices)
+    """Runs devices in this process, for vCPUs of this process, with a Session for their lines, and one that hears."""
+    with vm.session("devices") as session, vm.session("devices events") as events:
+        host = LocalHost(session, devices, events)
         try:
             host.start()
             yield host

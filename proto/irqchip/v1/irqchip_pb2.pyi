@@ -99,6 +99,38 @@ IRQCHIP_MODE_SPLIT: IrqchipMode.ValueType  # 3
 """Local APICs; PICs and IOAPIC are the VMM's."""
 Global___IrqchipMode: _TypeAlias = IrqchipMode  # noqa: Y015
 
+class _ResetReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResetReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResetReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESET_REASON_UNSPECIFIED: _ResetReason.ValueType  # 0
+    """Nobody said."""
+    RESET_REASON_OPERATOR: _ResetReason.ValueType  # 1
+    """Somebody outside of the guest: the machine's reset button."""
+    RESET_REASON_GUEST: _ResetReason.ValueType  # 2
+    """The guest: by the keyboard controller say."""
+    RESET_REASON_FAULT: _ResetReason.ValueType  # 3
+    """The guest could not go on: a triple fault say."""
+    RESET_REASON_WATCHDOG: _ResetReason.ValueType  # 4
+    """A watchdog of the guest's ran out."""
+
+class ResetReason(_ResetReason, metaclass=_ResetReasonEnumTypeWrapper):
+    """ResetReason is who wanted a reset."""
+
+RESET_REASON_UNSPECIFIED: ResetReason.ValueType  # 0
+"""Nobody said."""
+RESET_REASON_OPERATOR: ResetReason.ValueType  # 1
+"""Somebody outside of the guest: the machine's reset button."""
+RESET_REASON_GUEST: ResetReason.ValueType  # 2
+"""The guest: by the keyboard controller say."""
+RESET_REASON_FAULT: ResetReason.ValueType  # 3
+"""The guest could not go on: a triple fault say."""
+RESET_REASON_WATCHDOG: ResetReason.ValueType  # 4
+"""A watchdog of the guest's ran out."""
+Global___ResetReason: _TypeAlias = ResetReason  # noqa: Y015
+
 class _AddressSpace:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -567,16 +599,20 @@ class ResetVmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
+    reason: Global___ResetReason.ValueType
+    """Why: what the VM's Sessions are told."""
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
+        reason: Global___ResetReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1636,7 +1672,7 @@ class RegisterRegionRequest(_message.Message):
     """RegisterRegionRequest has a Session answer for a range of ports or addresses. A vCPU's access that lies in it whole comes
     to the Session as a RegionAccess and waits for its CompleteAccess. Where the Session ends first, or does not answer
     within a limit of the daemon, the access is completed as claimed and unanswered, a read with all ones, and all regions of
-    the Session go. The limit is each access's own, from when it is forwarded, whoever else waits; only the accesses of a
+    the Session go. A Session that can't answer an access says so (see CompleteAccessRequest) and keeps its regions. The limit is each access's own, from when it is forwarded, whoever else waits; only the accesses of a
     string instruction, forwarded together, have it one after the other, each from when the one before is answered. A vCPU whose operations come in a batch has the rest of the batch, and the Session's next ones, wait: a
     device and a vCPU need a Session each, and EDEADLK is the result of an access to a region of one's own.
 
@@ -1777,22 +1813,28 @@ class CompleteAccessRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name; empty, as the Session's is meant."""
     access: _builtins.int
     """The RegionAccess's number."""
     data: _builtins.int
     """Of a read: the value. EINVAL where it does not fit the access's size; the vCPU still waits."""
+    unanswered: _builtins.bool
+    """There is no answer, as the device is broken say: the access is completed as claimed and unanswered, a read with all
+    ones. EINVAL with data; the vCPU still waits.
+    """
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         access: _builtins.int = ...,
         data: _builtins.int = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "data", b"data", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "data", b"data", "unanswered", b"unanswered", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3830,6 +3872,7 @@ class Event(_message.Message):
     REGION_ACCESS_FIELD_NUMBER: _builtins.int
     DOORBELL_FIELD_NUMBER: _builtins.int
     REGIONS_LOST_FIELD_NUMBER: _builtins.int
+    VM_RESET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def interrupt_pending(self) -> Global___InterruptPending:
         """A vCPU has an interrupt to take."""
@@ -3870,6 +3913,10 @@ class Event(_message.Message):
     def regions_lost(self) -> Global___RegionsLost:
         """This Session did not answer an access in time, and has no regions any more."""
 
+    @_builtins.property
+    def vm_reset(self) -> Global___VmReset:
+        """The VM was reset. Every Session gets this."""
+
     def __init__(
         self,
         *,
@@ -3883,12 +3930,13 @@ class Event(_message.Message):
         region_access: Global___RegionAccess | None = ...,
         doorbell: Global___Doorbell | None = ...,
         regions_lost: Global___RegionsLost | None = ...,
+        vm_reset: Global___VmReset | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal", "vm_reset", b"vm_reset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doorbell", b"doorbell", "event", b"event", "events_dropped", b"events_dropped", "gsi_acknowledged", b"gsi_acknowledged", "gsi_masked", b"gsi_masked", "gsi_resampled", b"gsi_resampled", "interrupt_pending", b"interrupt_pending", "ioapic_eoi", b"ioapic_eoi", "region_access", b"region_access", "regions_lost", b"regions_lost", "vcpu_signal", b"vcpu_signal", "vm_reset", b"vm_reset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped", "gsi_acknowledged", "gsi_masked", "gsi_resampled", "ioapic_eoi", "region_access", "doorbell", "regions_lost"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interrupt_pending", "vcpu_signal", "events_dropped", "gsi_acknowledged", "gsi_masked", "gsi_resampled", "ioapic_eoi", "region_access", "doorbell", "regions_lost", "vm_reset"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -3922,7 +3970,7 @@ Global___InterruptPending: _TypeAlias = InterruptPending  # noqa: Y015
 @_typing.final
 class VcpuSignal(_message.Message):
     """VcpuSignal is a message to a vCPU that does not go through its local APIC's IRR. An unread one stands for any number that
-    say the same: take signals until there is none left.
+    say the same and come next for this vCPU: take signals until there is none left.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -4182,6 +4230,30 @@ class RegionsLost(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionsLost: _TypeAlias = RegionsLost  # noqa: Y015
+
+@_typing.final
+class VmReset(_message.Message):
+    """VmReset says that the VM was reset, by ResetVm. It comes in order with RegionAccesses: those behind it are of the guest
+    that has begun anew. Never dropped: of unread ones the last counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: Global___ResetReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        reason: Global___ResetReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VmReset: _TypeAlias = VmReset  # noqa: Y015
 
 @_typing.final
 class EventsDropped(_message.Message):

@@ -283,7 +283,8 @@ class IrqchipServiceServicer:
 
     def ResetVm(self, request, context):
         """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
+        Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,7 +81,8 @@ class IrqchipServiceStub:
     """
     ResetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]
     """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
+    Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
     """
     SaveVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]
     """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
@@ -228,7 +229,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     ResetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]  # type: ignore[assignment]
     """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
+    Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
     """
     SaveVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]  # type: ignore[assignment]
     """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
@@ -408,7 +410,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.ResetVmResponse, _abc.Awaitable[_irqchip_pb2.ResetVmResponse]]:
         """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips.
+        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
+        Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
         """
 
     @_abc_1.abstractmethod

@@ -72,9 +72,9 @@ class Connection:
     def holder(self) -> object:
         """See Work: its VM, also while it is only going to be opened; None where it names none."""
         if self._session is not None:
-            return self._session.vm
+            return self._session.vm.share
         with suppress(DecodeError, VmError):
-            return self._port.registry.get(pb.SessionRequest.FromString(self._packet or b"").open.vm)
+            return self._port.registry.get(pb.SessionRequest.FromString(self._packet or b"").open.vm).share
         return None
 
     # Receiving.

@@ -24,6 +24,7 @@ from irqchipd.vm.events import (
     RegionAccess,
     RegionsLost,
     VcpuSignal,
+    VmReset,
 )
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import Access, RegionInfo
@@ -263,6 +264,15 @@ def event_to(event: Event, count: int = 1) -> pb.Event:
             return pb.Event(doorbell=pb.Doorbell(space=where, address=address, size=size, data=value, count=count))
         case RegionsLost(space, address):
             return pb.Event(regions_lost=pb.RegionsLost(space=pb.AddressSpace.ValueType(space), address=address))
+        case VmReset(reason):
+            return pb.Event(vm_reset=pb.VmReset(reason=pb.ResetReason.ValueType(reason)))
+
+
+def reset_reason_from(request: pb.ResetVmRequest) -> int:
+    """Why a VM is to be reset."""
+    if request.reason not in pb.ResetReason.values():
+        raise invalid(f"reset reason {request.reason} is none: 0 to {max(pb.ResetReason.values())}")
+    return request.reason
 
 
 # Descriptions.

@@ -128,7 +128,7 @@ class _Assigned:
     """An eventfd that interrupts. It owns its descriptors."""
 
     def __init__(self, in_use: EventfdsInUse, vm: Vm, gsi: int, eventfd: int, resamplefd: int | None) -> None:
-        self.holder = vm  # see Work
+        self.vm = vm
         self.queued = False
         self.gsi = gsi
         self.eventfd = eventfd
@@ -137,6 +137,11 @@ class _Assigned:
         self.irqfd: Irqfd | None = None
         # Its counter when it was assigned, which KVM leaves, until there is a write.
         self.untouched = 0
+
+    @property
+    def holder(self) -> object:
+        """See Work."""
+        return self.vm.share
 
     def resampled(self, _: Event) -> None:
         """Its interrupt was acknowledged; from any thread."""
@@ -147,22 +152,22 @@ class _Assigned:
         """There was a write, or it was just assigned: interrupt. Or what is to be waited for before that."""
         if self.irqfd is None:  # deassigned meanwhile
             return None
-        if self.holder.backlog is not None:
-            return self.holder.backlog
+        if self.vm.backlog is not None:
+            return self.vm.backlog
         if self.untouched:
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:
                 return None
         with suppress(OSError):  # its client may have read it
             os.preadv(self.eventfd, (bytearray(8),), -1, os.RWF_NOWAIT)
-        self.holder.trigger(self.irqfd)
+        self.vm.trigger(self.irqfd)
         return None
 
     def close(self) -> None:
         """It interrupts no more. Let go of the descriptors."""
         irqfd, self.irqfd = self.irqfd, None
         if irqfd is not None:
-            self.holder.remove_irqfd(irqfd)
+            self.vm.remove_irqfd(irqfd)
         os.close(self.eventfd)
         self._in_use.let_go()
         if self._resamplefd is not None:
@@ -172,7 +177,7 @@ class _Assigned:
 class Work(Protocol):
     """What the port does in turns."""
 
-    queued: bool  # whether it waits for its turn
+    queued: bool  # whether it waits for its turn, or for what its last turn said
 
     @property
     def holder(self) -> object:

@@ -233,6 +233,11 @@ def take_signal(
         response.CopyFrom(convert.signal_to(taken))
 
 
+@_operation
+def reset_vm(vm: Vm, request: pb.ResetVmRequest, response: pb.ResetVmResponse, source: LineSource | None) -> None:
+    vm.reset(convert.reset_reason_from(request))
+
+
 def interrupt_sources(asked: int) -> tuple[bool, bool]:
     """Whether an acknowledgement is the PIC's to answer, and whether the local APIC's."""
     if asked not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, pb.INTERRUPT_SOURCE_PIC, pb.INTERRUPT_SOURCE_LAPIC):

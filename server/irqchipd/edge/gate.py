@@ -36,7 +36,7 @@ class Gate:
         self._passing = False  # whether the next pass of the loop is asked for
 
     def turn(self, holder: object) -> _Turn:
-        """A holder's turn: `async with gate.turn(vm):` and then a piece of work."""
+        """A holder's turn: `async with gate.turn(vm.share):` and then a piece of work."""
         return _Turn(self, holder)
 
     async def run(self, holder: object, work: Slices[_T]) -> _T:

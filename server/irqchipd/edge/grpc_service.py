@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
+from irqchipd.edge.background import Background
 from irqchipd.edge.creation import create_vm
 from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
@@ -26,7 +26,7 @@ from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
 from irqchipd.vm.cpu import Outcome
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 
@@ -48,20 +48,18 @@ class GrpcService:
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
             "GetVm": self._get_vm,
-            "ResetVm": self._reset_vm,
             "CheckExtension": self._check_extension,
             "EnableCap": self._enable_cap,
             "CreateIrqchip": self._create_irqchip,
             "CreatePit": self._create_pit,
         }
-        # What takes its time, and holds no VM's lock for long, has a thread of its own; which is there from now on.
+        # What takes its time, and holds no VM's lock for long, has a thread of its own.
         self._long_calls: dict[str, Callable[[Any, Any], None]] = {
             "ListVms": self._list_vms,
             "SaveVm": self._save_vm,
             "RestoreVm": self._restore_vm,
         }
-        self._background = ThreadPoolExecutor(1, "irqchipd background")
-        self._background.submit(int)
+        self._background = Background()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """What a server is given to serve, by the methods' names."""
@@ -98,10 +96,13 @@ class GrpcService:
         long_call = self._long_calls.get(method)
         operation = _snake_case(method)
 
-        def execute(own: Callable[[Any, Any], None], data: bytes) -> bytes:
+        def execute(own: Callable[[Any, Any], None], request: Message) -> bytes:
             response = response_class()
-            own(decoded(request_class, data), response)
+            own(request, response)
             return response.SerializeToString()
+
+        def execute_long(own: Callable[[Any, Any], None], data: bytes) -> bytes:
+            return execute(own, decoded(request_class, data))
 
         def work(vm: Vm, request: Any) -> Slices[bytes]:
             response = response_class()
@@ -110,14 +111,15 @@ class GrpcService:
 
         async def answer(data: bytes) -> bytes:
             if long_call is not None:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._background, execute, long_call, data)
-            if daemon_call is not None:
-                async with self._gate.turn(None):
-                    return execute(daemon_call, data)
+                # RestoreVm and ListVms are no VM's; each kind of them waits for its like alone.
+                holder = method if method != "SaveVm" else self._share_of(await self._gate.decode(request_class, data))
+                return await self._background.run(holder, partial(execute_long, long_call, data))
             request: Any = await self._gate.decode(request_class, data)
+            if daemon_call is not None:
+                async with self._gate.turn(self._share_of(request)):
+                    return execute(daemon_call, request)
             vm = self._registry.get(request.vm)
-            return await self._gate.run(vm, work(vm, request))
+            return await self._gate.run(vm.share, work(vm, request))
 
         async def handle(data: bytes, context: Context) -> bytes:
             try:
@@ -128,6 +130,13 @@ class GrpcService:
             return await abort(context, refused)
 
         return handle
+
+    def _share_of(self, request: Any) -> object:
+        """Whose time a call of the daemon's own takes: its VM's, or of a VM that is not there yet nobody's."""
+        try:
+            return self._registry.get(getattr(request, "vm", "")).share
+        except VmError:
+            return None
 
     def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
         response.vm = create_vm(self._registry, request).name
@@ -140,9 +149,6 @@ class GrpcService:
 
     def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
         get_vm(self._registry, request, response)
-
-    def _reset_vm(self, request: pb.ResetVmRequest, response: pb.ResetVmResponse) -> None:
-        self._registry.get(request.vm).reset()
 
     def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
         response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
@@ -176,8 +182,8 @@ class GrpcService:
             if self._stopping:
                 raise errors.STOPPING
             vm = self._registry.get(request.vm)
-            await self._gate.run(vm, caught_up(vm))
-            async with self._gate.turn(vm):
+            await self._gate.run(vm.share, caught_up(vm))
+            async with self._gate.turn(vm.share):
                 done = partial(call, loop, resolve, ended)
                 halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
             try:

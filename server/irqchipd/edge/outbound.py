@@ -20,6 +20,7 @@ from irqchipd.vm.events import (
     RegionAccess,
     RegionsLost,
     VcpuSignal,
+    VmReset,
 )
 
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ class EventQueue:
         # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
-        self._unread_signals: set[VcpuSignal] = set()
+        self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
         # What happens to regions, in order: with how often, of doorbells, and whether it is told in the short form.
         self._accesses: deque[_Told] = deque()
         self._limit = limit
@@ -93,6 +94,8 @@ class EventQueue:
             idle = not (self._accesses or self._merged or self._unread_signals)
             if isinstance(event, VcpuSignal):
                 self._put_signal(event)
+            elif isinstance(event, VmReset):
+                self._put_reset(event)
             else:
                 subject, number = _subject(event)
                 unread = self._merged.get(subject)
@@ -103,12 +106,19 @@ class EventQueue:
             self._wake()
 
     def _put_signal(self, signal: VcpuSignal) -> None:
-        if signal in self._unread_signals:
+        if self._unread_signals.get(signal.vcpu) == signal:
             return
         if self._signals.put(signal):
-            self._unread_signals.add(signal)
+            self._unread_signals[signal.vcpu] = signal
         else:
             self._on_dropped()
+
+    def _put_reset(self, event: VmReset) -> None:
+        """Of unread ones the last counts, and has its place among the accesses."""
+        unread = next((told for told in self._accesses if isinstance(told.event, VmReset)), None)
+        if unread is not None:
+            self._accesses.remove(unread)
+        self._accesses.append(_Told(event, short=False))
 
     def put_access(self, event: Event, short: bool = False) -> None:
         """Queue what happened to a region; short is whether it is told as a record."""
@@ -122,9 +132,7 @@ class EventQueue:
                     self._doorbells += 1
                     accesses.append(_Told(event, short))
                 else:
-                    if not accesses or accesses[-1].event is not None:
-                        accesses.append(_Told(None, short, 0))
-                    accesses[-1].count += 1
+                    self._drop_doorbell(short)
                     self._on_dropped()
             elif isinstance(event, RegionAccess | RegionsLost):
                 accesses.append(_Told(event, short))
@@ -132,6 +140,14 @@ class EventQueue:
             self._wake()
         if isinstance(event, RegionsLost):
             self._on_lost(event)
+
+    def _drop_doorbell(self, short: bool) -> None:
+        # Not by the VmReset, which moves: counts on either side of it would pile up.
+        last = next((told for told in reversed(self._accesses) if not isinstance(told.event, VmReset)), None)
+        if last is None or last.event is not None:
+            last = _Told(None, short, 0)
+            self._accesses.append(last)
+        last.count += 1
 
     def __bool__(self) -> bool:
         return bool(self._accesses or self._merged or self._signals)
@@ -166,7 +182,8 @@ class EventQueue:
         signal = self._signals.take()
         if isinstance(signal, int):
             return pb.Event(events_dropped=pb.EventsDropped(count=signal))
-        self._unread_signals.discard(signal)
+        if self._unread_signals.get(signal.vcpu) is signal:
+            del self._unread_signals[signal.vcpu]
         return event_to(signal)
 
     def _take_merged(self) -> pb.Event | None:
@@ -182,7 +199,7 @@ class EventQueue:
         return event_to(IoapicEoi(event.vcpu, vector))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Told:
     event: Event | None  # None: doorbells that found no room
     short: bool

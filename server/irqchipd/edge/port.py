@@ -125,22 +125,28 @@ class Port:
 
     def do(self, work: Work) -> None:
         """Do some work: at once where nobody else wants a turn, else when it is its holder's turn."""
+        if work.queued:
+            return
         if self.alone:
             self._go_on(work)
-        elif not work.queued:
-            work.queued = True
-            self._work.put(work.holder, work)
+        else:
+            self._queue(work)
 
     def do_later(self, work: Work) -> None:
         """Do some work when it is its holder's turn; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._thread:
-            with suppress(OSError):  # it has stopped
-                os.eventfd_write(self._woken, 1)
+        if threading.current_thread() is not self._thread and not self._stopping.is_set():
+            os.eventfd_write(self._woken, 1)
+
+    def _queue(self, work: Work) -> None:
+        work.queued = True
+        self._work.put(work.holder, work)
 
     def _go_on(self, work: Work) -> None:
+        work.queued = False
         awaited = work.go_on()
         if awaited is not None:
+            work.queued = True
             awaited.when_answered(partial(self.do_later, work))
 
     # The thread.
@@ -184,11 +190,10 @@ class Port:
         ends = begun + TURN_NS
         while True:
             while self._arrived:
-                self.do(self._arrived.popleft())
+                self._queue(self._arrived.popleft())
             if not self._work:
                 return
             holder, work = self._work.take()
-            work.queued = False
             try:
                 self._go_on(work)
             except Exception:

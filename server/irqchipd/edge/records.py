@@ -104,8 +104,10 @@ def _msr_write(vm: Vm, source: LineSource, size: int, vcpu: int, msr: int, data:
     return (CLAIMED | FAULT, 0, 0) if result == lapic.FAULT else _TAKEN
 
 
-def _complete_access(vm: Vm, source: LineSource, size: int, index: int, access: int, data: int) -> Fields:
-    return _TAKEN if vm.complete_access(source, access, data) else _NOTHING
+def _complete_access(vm: Vm, source: LineSource, unanswered: int, index: int, access: int, data: int) -> Fields:
+    if unanswered > 1:
+        raise invalid(f"an access is answered, 0, or unanswered, 1, and not {unanswered}")
+    return _TAKEN if vm.complete_access(source, access, data, unanswered=bool(unanswered)) else _NOTHING
 
 
 def _halt(vm: Vm, source: LineSource, masked: int, vcpu: int, address: int, timeout: int) -> Fields:

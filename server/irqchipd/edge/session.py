@@ -276,7 +276,9 @@ class Session:
         self._log(logging.DEBUG, "region given up", space=Space(request.space).name, address=hex(request.address))
 
     def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
-        response.completed = self.vm.complete_access(self._source, request.access, request.data)
+        response.completed = self.vm.complete_access(
+            self._source, request.access, request.data, unanswered=request.unanswered
+        )
 
     # Halts.
 

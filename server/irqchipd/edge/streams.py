@@ -88,7 +88,7 @@ class Streams:
         if opened is None:
             return
         with self._places.taken():
-            async with self._gate.turn(self._registry.get(opened.vm) if opened.vm else None):
+            async with self._gate.turn(self._registry.get(opened.vm).share if opened.vm else None):
                 session = Session(
                     self._registry,
                     self._limits,
@@ -138,7 +138,7 @@ class Streams:
         async def execute_batches() -> None:
             # A client that does not read its results is not read from: the stream's flow control bounds the queue.
             while (data := await context.read()) is not grpc.aio.EOF:
-                answer = await self._gate.run(vm, work(data))
+                answer = await self._gate.run(vm.share, work(data))
                 if answer is not None:
                     await send(answer)
                 else:  # it halts; but if the client reads nothing, it is the last
@@ -163,7 +163,7 @@ class Streams:
         while True:
             await stream.woken()
             while True:
-                async with self._gate.turn(vm):
+                async with self._gate.turn(vm.share):
                     message = next_message()
                 if message is None:
                     break
@@ -175,7 +175,7 @@ class Streams:
         with self._places.taken():
             request = await self._gate.decode(pb.WatchRequest, data)
             vm = self._registry.get(request.vm)
-            async with self._gate.turn(vm):
+            async with self._gate.turn(vm.share):
                 reader = self._open_trace(vm, request.tracepoints, stream)
 
             def next_message() -> bytes | None:
@@ -194,6 +194,8 @@ class Streams:
 
     def _open_trace(self, vm: Vm, tracepoints: Iterable[str], stream: _Stream) -> TraceReader:
         trace = self._traces.get(vm) or _Trace(self._limits.queued_events)
+        if trace.ended:
+            raise deleted(vm.name)
         reader = trace.log.open(tracepoints)
         if vm not in self._traces:
             vm.attach(trace.log, trace.ending(vm.name))
@@ -263,6 +265,7 @@ class _Trace:
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.streams: set[_Stream] = set()
+        self.ended = False  # whether the streams have been told that the VM is deleted
         self.log = TraceLog(limit, lambda: call(self._loop, self._wake_all))
 
     def _wake_all(self) -> None:
@@ -273,6 +276,7 @@ class _Trace:
         """What to call, from any thread, when the VM is deleted."""
 
         def end_all() -> None:
+            self.ended = True
             for stream in self.streams:
                 stream.end(deleted(vm))
 

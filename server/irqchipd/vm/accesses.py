@@ -127,10 +127,15 @@ class Accesses(Turns):
         with self._turn:
             self._board.regions.unregister(source, space, start, datamatch)
 
-    def complete_access(self, source: LineSource, number: int, value: int) -> bool:
-        """An owner's answer to an access; whether it was awaited. EINVAL where the value does not fit."""
+    def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
+        """An owner's answer to an access, or that it has none; whether it was awaited.
+
+        EINVAL where the value does not fit, or there is one and no answer.
+        """
         with self._turn:
-            return self._board.regions.complete(source, number, value)
+            if unanswered and value:
+                raise invalid(f"value {value:#x} of an access that is unanswered: it has none")
+            return self._board.regions.complete(source, number, None if unanswered else value)
 
     def _look_at_overdue(self, source: LineSource) -> None:
         with suppress(VmError), self._turn:

@@ -21,15 +21,16 @@ LONGEST_REST_NS = 5_000_000
 class Alarm:
     """Something to be done at a time, or at none for now. Those of one time ring in the order of their ranks.
 
-    share is whose time the ringing takes (see Scheduler).
+    share is whose time the ringing takes, and timeout whether it is one, which comes before timers (see Scheduler).
     """
 
-    __slots__ = ("deadline", "queued", "queued_at", "rank", "ring", "share")
+    __slots__ = ("deadline", "queued", "queued_at", "rank", "ring", "share", "timeout")
 
-    def __init__(self, rank: int, ring: Callable[[], None], share: object = None) -> None:
+    def __init__(self, rank: int, ring: Callable[[], None], share: object = None, timeout: bool = False) -> None:
         self.rank = rank
         self.ring = ring
         self.share = share
+        self.timeout = timeout
         self.deadline: int | None = None
         self.queued = False  # Whether it is due, and waits for its share's turn.
         self.queued_at = 0  # Since when.
@@ -92,10 +93,9 @@ class Alarms:
 class Scheduler:
     """Rings alarms by the machine's monotonic clock, nanoseconds, from one thread for all; it waits while none is due.
 
-    An alarm without a share rings when it is due: timeouts of Halts and regions never wait behind guests' timers.
-    Alarms with a share are VMs' timers: the VM that has had the least time goes first, so that a VM whose timers need
-    more time than there is falls behind alone. After STRETCH_NS of such work without a pause the thread rests for as
-    long, so that the timers leave others half of the time.
+    Of what is due the VM that has had the least time goes first, so that a VM whose timers need more time than there is
+    falls behind alone. Timeouts of Halts and regions have a queue of their own, and wait behind one timer at the most.
+    After STRETCH_NS of work without a pause timers rest for as long, so that they leave others half of the time.
 
     set may be called from any thread, also by an alarm that rings.
     """
@@ -103,7 +103,9 @@ class Scheduler:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._alarms = Alarms()
-        self._due: FairQueue[Alarm] = FairQueue()
+        self._timers: FairQueue[Alarm] = FairQueue()
+        self._timeouts: FairQueue[Alarm] = FairQueue()
+        self._timeout_was_last = False
         self._waits_until: int | None = 0  # None: for ever
         self._worked = 0  # nanoseconds, since it waited last
         self._rests_until = 0
@@ -118,8 +120,9 @@ class Scheduler:
             if deadline is None:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="irqchipd timers", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="irqchipd timers", daemon=True)
+                thread.start()  # where there can't be one now, whoever sets the next alarm tries again
+                self._thread = thread
             elif self._waits_until is None or deadline < self._waits_until:
                 self._changed.notify()
 
@@ -132,34 +135,37 @@ class Scheduler:
                 alarm.ring()
             except Exception:  # one VM's trouble is not the others'
                 log.exception("a timer failed")
-            if alarm.share is not None:
-                self._charge(alarm.share, time.thread_time_ns() - begun)
+            self._charge(alarm, time.thread_time_ns() - begun)
 
     def _next(self) -> Alarm:
         """The alarm that rings next, when there is one."""
         while True:
             now = time.monotonic_ns()
             while (alarm := self._alarms.pop_due(now)) is not None:
-                if alarm.share is None:
-                    return alarm
                 if not alarm.queued:
                     alarm.queued = True
                     alarm.queued_at = now
-                    self._due.put(alarm.share, alarm)
-            if self._due and now >= self._rests_until:
-                _, alarm = self._due.take()
+                    self._queue_of(alarm).put(alarm.share, alarm)
+            timers_go = bool(self._timers) and now >= self._rests_until
+            if timers_go or self._timeouts:
+                # In turn, where there are both: so many timeouts can't stop the timers either.
+                self._timeout_was_last = bool(self._timeouts) and not (timers_go and self._timeout_was_last)
+                _, alarm = (self._timeouts if self._timeout_was_last else self._timers).take()
                 alarm.queued = False
                 self.latest = max(self.latest, now - alarm.queued_at)
                 return alarm
             self._worked = 0
             self._waits_until = self._alarms.earliest()
-            if self._due and (self._waits_until is None or self._rests_until < self._waits_until):
+            if self._timers and (self._waits_until is None or self._rests_until < self._waits_until):
                 self._waits_until = self._rests_until
             self._changed.wait(self._patience())
             self._waits_until = 0
 
-    def _charge(self, share: object, nanoseconds: int) -> None:
-        self._due.charge(share, nanoseconds)
+    def _queue_of(self, alarm: Alarm) -> FairQueue[Alarm]:
+        return self._timeouts if alarm.timeout else self._timers
+
+    def _charge(self, alarm: Alarm, nanoseconds: int) -> None:
+        self._queue_of(alarm).charge(alarm.share, nanoseconds)
         self._worked += nanoseconds
         if self._worked > STRETCH_NS:
             self._rests_until = time.monotonic_ns() + min(self._worked, LONGEST_REST_NS)

@@ -88,6 +88,13 @@ class RegionsLost:
     address: int
 
 
+@dataclass(frozen=True, slots=True)
+class VmReset:
+    """The VM was reset; reason is the contract's ResetReason."""
+
+    reason: int
+
+
 Event = (
     InterruptPending
     | VcpuSignal
@@ -98,6 +105,7 @@ Event = (
     | RegionAccess
     | Doorbell
     | RegionsLost
+    | VmReset
 )
 # Called from any thread, without the VM's lock.
 Listener = Callable[[Event], None]

@@ -1,23 +1,27 @@
 """Fairness: whose work is done next. The timers, the port and the gRPC edge each have such a queue.
 
-Work belongs to a holder, a VM as a rule. The holder that has had the least time goes first, so that a VM that uses
-little waits for one piece of work at the most, however many others are busy. Within a holder the work is done in turn.
+Work belongs to a holder, a VM's share as a rule. The holder that has had the least time goes first, so that a VM that
+uses little waits for one piece of work at the most, however many others are busy. Within a holder the work is done in
+turn. (This is start-time fair queuing: Goyal, Vin and Cheng, 1996.)
 """
 
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nlargest
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
-LEAST_NS = 20_000  # what a piece of work is taken for until its time is charged
-_KEPT = 64  # holders without work whose time is remembered, beside as many as have work
+LEAST_NS = 20_000  # what a piece of work costs its holder beside the time that is charged
+_KEPT = 64  # holders without work whose time is remembered: those that have had the most
 
 
 class FairQueue(Generic[_T]):
-    """Pieces of work by holder. One thread at a time may call its methods."""
+    """Pieces of work by holder. One thread at a time may call its methods.
+
+    Holders are kept a while when they have no work any more, so they should be small.
+    """
 
     __slots__ = ("_floor", "_heap", "_number", "_used", "_waiting")
 
@@ -42,10 +46,7 @@ class FairQueue(Generic[_T]):
         self._waiting[holder] = deque((work,))
         used = self._used[holder] = max(self._used.get(holder, 0), self._floor)
         self._push(holder, used)
-        if len(self._used) > 2 * len(self._waiting) + _KEPT:
-            self._used = {
-                holder: used for holder, used in self._used.items() if used > self._floor or holder in self._waiting
-            }
+        self._forget()
 
     def take(self) -> tuple[object, _T]:
         """The next piece of work and its holder. Charge the holder when the work is done."""
@@ -66,8 +67,20 @@ class FairQueue(Generic[_T]):
         return holder, work
 
     def charge(self, holder: object, nanoseconds: int) -> None:
-        """A holder has had so much time."""
-        self._used[holder] = max(self._used.get(holder, 0), self._floor) + nanoseconds
+        """A holder has had so much time: of a piece that it took, or of one for which nobody had to wait."""
+        used = max(self._used.get(holder, 0), self._floor)
+        if not self._waiting:
+            # What nobody else wanted is not held against it later.
+            self._floor = used
+        self._used[holder] = used + nanoseconds
+        self._forget()
+
+    def _forget(self) -> None:
+        """Holders come and go: keep few of those that have no work."""
+        if len(self._used) > 2 * (len(self._waiting) + _KEPT):
+            idle = (holder for holder, used in self._used.items() if used > self._floor and holder not in self._waiting)
+            kept = nlargest(_KEPT, idle, self._used.__getitem__)
+            self._used = {holder: self._used[holder] for holder in (*self._waiting, *kept)}
 
     def _push(self, holder: object, used: int) -> None:
         self._number += 1

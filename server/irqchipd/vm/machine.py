@@ -23,6 +23,7 @@ from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
+from irqchipd.vm.events import VmReset
 from irqchipd.vm.lines import Lines
 from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import MAX_GSIS, ChipId, PinRoute, Route, check_routes
@@ -141,10 +142,17 @@ class Vm(Accesses, Vcpus, Lines):
             cpu.watchers = len(self._board.listeners.get(vcpu, ()))
             cpu.priorities_changed()  # the PIC may be asking already
 
-    def reset(self) -> None:
-        """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay."""
+    def reset(self, reason: int = 0) -> None:
+        """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay.
+
+        All who hold a line source are told, with the reason.
+        """
         with self._turn:
             self._board.reset()
+            told = VmReset(reason)
+            for source in self._sources.values():
+                if source.listener is not None:
+                    self._board.post(source.listener, told)
 
     def delete(self) -> None:
         """The VM is no more; who waits in a HLT, the holders of its line sources and its observers are told."""

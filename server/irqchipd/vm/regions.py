@@ -387,15 +387,15 @@ class Regions:
         )
         raise Forwarded(access)
 
-    def complete(self, source: LineSource, number: int, value: int) -> bool:
-        """An owner's answer; whether it was still awaited. EINVAL where the value does not fit."""
+    def complete(self, source: LineSource, number: int, value: int | None) -> bool:
+        """An owner's answer, None for none; whether it was still awaited. EINVAL where the value does not fit."""
         owner = self._owners.get(source)
         access = owner.waiting.get(number) if owner is not None else None
         if access is None:
             return False
-        if not access.write and value >> 8 * access.size:
+        if value is not None and not access.write and value >> 8 * access.size:
             raise invalid(f"value {value:#x} does not fit into the {access.size} bytes that are read")
-        self._finish(access, 0 if access.write else value)
+        self._finish(access, 0 if access.write and value is not None else value)
         return True
 
     def _finish(self, access: Access, answer: Answer) -> None:
@@ -434,7 +434,7 @@ class Regions:
             self._look_later(source, owner, access.deadline)
 
     def _look_later(self, source: LineSource, owner: _Owner, deadline: int) -> None:
-        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source))
+        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source), self._board.clock, timeout=True)
         SCHEDULER.set(owner.alarm, deadline)
 
     def look_at_overdue(self, source: LineSource) -> None:

@@ -94,7 +94,9 @@ class Turns:
         self._goes_by_itself = not self._clock.virtual
         # What turns left to be told later, and who sees to that.
         self.backlog: Backlog | None = None
-        self._tell_later = Alarm(0, self._tell_backlog, share=self._clock)
+        # Whose the VM's time is in every FairQueue. It is not the VM itself, which they would keep when it is deleted.
+        self.share: object = self._clock
+        self._tell_later = Alarm(0, self._tell_backlog, share=self.share)
         self._cpus: dict[int, Cpu] = {}
 
     # Time.
@@ -183,10 +185,12 @@ class Turns:
 
     def _leave(self, outbox: Sequence[Telling]) -> None:
         """Tell this in later turns."""
+        begins = self.backlog is None
         if self.backlog is None:
             self.backlog = Backlog()
-            SCHEDULER.set(self._tell_later, time.monotonic_ns())
         self.backlog.add(outbox)
+        if begins:
+            SCHEDULER.set(self._tell_later, time.monotonic_ns())
 
     def _tell_backlog(self) -> None:
         """Tell a piece of what was left; called by the scheduler's thread."""

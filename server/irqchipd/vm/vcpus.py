@@ -106,7 +106,7 @@ class Vcpus(Turns):
                 raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
             halt = Halt(cpu, done, interrupts_masked)
             if cpu.start_halt(halt) and timeout_ns:
-                halt.alarm = Alarm(0, partial(self._time_out, halt))
+                halt.alarm = Alarm(0, partial(self._time_out, halt), self.share, timeout=True)
                 SCHEDULER.set(halt.alarm, time.monotonic_ns() + timeout_ns)
             return halt
 

@@ -1,0 +1,243 @@
+"""device: one that is run in a process of its own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import irqchip_client
+
+from ._group import command
+from .device_models import find_model, make, read_parameters
+from .files import write_file
+
+if TYPE_CHECKING:
+    from irqchip_client.devices import Device
+
+log = logging.getLogger("irqchip_client.devices")
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]{1,15})([KMG]?)", value.upper())
+        size = int(found[1]) * _UNITS[found[2]] if found else 0
+        if size < 512 or size % 512:
+            self.fail(f"{value!r:.100} is no size: a multiple of 512 bytes, as 1048576, 64K, 10M or 1G", param, ctx)
+        return size
+
+
+@command()
+@click.argument("model", metavar="MODEL")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--vm", "vm", metavar="NAME", required=True, help="Whose device it is.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="How long the VM, with its irqchip, may take to appear.",
+)
+@click.option("--name", metavar="TEXT", help="What the device calls itself. [default: its model's name]")
+@click.option(
+    "--listen",
+    metavar="PATH",
+    help="Of Uart and I8042: a unix socket is its other end, for one client after the other, and 64 KiB are kept while"
+    " nobody is there. [default: this terminal; Ctrl-] leaves]",
+)
+@click.option(
+    "--create",
+    type=_Size(),
+    metavar="SIZE",
+    help="Of BlockDevice: make the file path= of so many bytes, as 64K, 10M or 1G, if it is not there.",
+)
+@click.option("--delete-vm", is_flag=True, help="Of DebugExit: delete the VM when its guest has ended.")
+@click.option(
+    "--state",
+    "state_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Go on from what is in this file, if it is there, and save to it in the end.",
+)
+@click.pass_context
+def device(
+    context: click.Context,
+    model: str,
+    parameters: tuple[str, ...],
+    vm: str,
+    wait: float,
+    name: str | None,
+    listen: str | None,
+    create: int | None,
+    delete_vm: bool,
+    state_file: str | None,
+) -> None:
+    """Run a device for a VM, until SIGTERM or Ctrl-C, or until the VM is deleted.
+
+    MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit, or a class of your own in a file or module: my_device.py:Timer.
+    What its constructor takes follows by name: path=disk.img read_only=true base=0x620.
+
+    What a DebugExit's guest ends with, (value << 1) | 1, is the exit status. Where the guest has an I8042 reset the
+    machine, the VM is reset.
+    """
+    from irqchip_client import devices
+    from irqchip_client.devices.failures import describe_failure
+
+    logging.basicConfig(level="INFO", format="%(message)s")
+    cls = find_model(model)
+    machine = _Machine(vm, context.obj)
+    _check_option("--listen", listen, cls, devices.Uart, devices.I8042)
+    _check_option("--create", create, cls, devices.BlockDevice)
+    _check_option("--delete-vm", delete_vm, cls, devices.DebugExit)
+    with ExitStack() as stack:
+        ours = _given(cls, machine)
+        values = read_parameters(cls, parameters, ours)
+        if create is not None:
+            _create(str(values["path"]), create)
+        stack.enter_context(_other_end(ours, values, listen))
+        made = make(cls, {**ours, **values})
+        if name is not None:
+            made.name = name
+        if state_file is not None:
+            _restore(made, state_file)
+        never_run = made.host
+        try:
+            devices.run_device(made, vm, target=context.obj, patience=wait)
+        except Exception as error:
+            if (failure := describe_failure(error)) is not None:
+                raise click.ClickException(failure) from error
+            if state_file is not None and made.host is not never_run:  # the daemon has gone
+                _save(made, state_file)
+            raise
+        if state_file is not None and made.host is not never_run:
+            _save(made, state_file)
+    if machine.status is not None:
+        if delete_vm:
+            machine.delete()
+        sys.exit(machine.status & 0xFF)
+
+
+class _Machine:
+    """What devices do to the VM that they are part of."""
+
+    def __init__(self, vm: str, target: str | None) -> None:
+        self._vm = vm
+        self._target = target
+        self.status: int | None = None
+
+    def end(self, status: int) -> None:
+        """The guest has ended."""
+        if self.status is None:
+            self.status = status
+            log.info("the guest has ended with status %d", status)
+            leave()
+
+    def reset(self) -> None:
+        """The guest resets it."""
+        try:
+            with irqchip_client.connect(self._target) as client:
+                client.vm(self._vm).reset(irqchip_client.ResetReason.GUEST)
+            log.info("the guest has reset VM %r", self._vm)
+        except irqchip_client.IrqchipError as error:
+            log.warning("the guest's reset of VM %r failed: %s", self._vm, error)
+
+    def delete(self) -> None:
+        """Nobody needs it any more."""
+        with suppress(irqchip_client.NotFound), irqchip_client.connect(self._target) as client:
+            client.delete_vm(self._vm)
+
+
+def leave() -> None:
+    """End this process as Ctrl-C does, when the access under way is done."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _check_option(option: str, given: object, cls: type[Device], *models: type[Device]) -> None:
+    if given and not issubclass(cls, models):
+        whose = " and ".join(model.__name__ for model in models)
+        raise click.BadParameter(f"it is of {whose}, and not of {cls.__name__}", param_hint=option)
+
+
+def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
+    """What the command gives a model by itself: what is at its other end, where it has one, comes later."""
+    from irqchip_client.devices import I8042, DebugExit, Uart
+
+    given: dict[str, Any] = {}
+    if issubclass(cls, Uart):
+        given |= {"output": None, "input_fd": None}
+    if issubclass(cls, I8042):
+        given |= {"input_fd": None, "reset": machine.reset}
+    if issubclass(cls, DebugExit):
+        given |= {"ended": machine.end}
+    takes = inspect.signature(cls).parameters
+    return {name: value for name, value in given.items() if name in takes}
+
+
+@contextmanager
+def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -> Iterator[None]:
+    """Connects a model that has another end to a socket, or to this terminal, but for what the user gives."""
+    from irqchip_client.devices.listen import listen
+    from irqchip_client.devices.terminal import terminal_input
+
+    ends = (ours.keys() & {"input_fd", "output"}) - values.keys()
+    if ends and path is not None:
+        try:
+            descriptor = listen(path)
+        except OSError as error:
+            raise click.BadParameter(f"{path}: {error.strerror or error}", param_hint="--listen") from error
+        ours |= dict.fromkeys(ends, descriptor)
+        yield
+        return
+    if "output" in ends:
+        ours["output"] = _nowhere if sys.stdout is None else sys.stdout.fileno()
+    if "input_fd" not in ends:
+        yield
+        return
+    if sys.stdin is not None and sys.stdin.isatty():
+        log.info("this terminal is the device's other end: Ctrl-] leaves")
+    with terminal_input(leave) as ours["input_fd"]:
+        yield
+
+
+def _nowhere(data: bytes) -> None:
+    """Where output goes that is closed."""
+
+
+def _create(path: str, size: int) -> None:
+    try:
+        with open(path, "xb") as image:
+            image.truncate(size)
+    except FileExistsError:
+        pass
+
+
+def _restore(made: Device, path: str) -> None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            made.restore(json.load(file))
+    except FileNotFoundError:
+        pass
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
+        raise click.ClickException(f"{path} is no device's state: {error}") from error
+    except irqchip_client.InvalidArgument as error:
+        raise click.ClickException(f"{path}: {error.message}") from error
+
+
+def _save(made: Device, path: str) -> None:
+    write_file(path, json.dumps(made.save()).encode() + b"\n")

@@ -1,0 +1,240 @@
+"""Which device a command line means, and what its constructor is given."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import inspect
+import os
+import runpy
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from irqchip_client.devices import Device
+
+_OWN = "one of your own is FILE.py:CLASS, or MODULE:CLASS"
+_READABLE = (bool, int, float, str)  # what a command line can give, the narrowest first
+_MISSING = inspect.Parameter.empty
+
+
+def find_model(model: str) -> type[Device]:
+    """The class that MODEL names. BadParameter says what there is."""
+    where, _, name = model.rpartition(":")
+    if model.endswith(".py"):
+        raise _refused(f"{model} names no class. {_classes_of(model, _load(model))}")
+    if not where:
+        return _packaged(name)
+    found = _load(where)
+    if name not in found:
+        near = _nearest(name, _devices_in(found))
+        raise _refused(f"there is no {name} in {where}. {_classes_of(where, found)}{near}")
+    cls = found[name]
+    if not _is_device(cls):
+        raise _refused(f"{model} is no class of irqchip_client.devices.Device. {_classes_of(where, found)}")
+    return typing.cast("type[Device]", cls)
+
+
+def _packaged(name: str) -> type[Device]:
+    from irqchip_client import devices
+
+    models = {each: getattr(devices, each) for each in devices.__all__ if _is_device(getattr(devices, each))}
+    if name not in models:
+        there = ", ".join(sorted(models, key=str.lower))
+        raise _refused(f"there is no {name!r:.100}. There are {there}; {_OWN}.{_nearest(name, models)}")
+    return typing.cast("type[Device]", models[name])
+
+
+def _load(where: str) -> dict[str, Any]:
+    """What a file or module has in it."""
+    try:
+        if where.endswith(".py"):
+            sys.path.insert(0, os.path.dirname(os.path.abspath(where)))
+            return runpy.run_path(where)
+        sys.path.insert(0, "")
+        return vars(importlib.import_module(where))
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == where:
+            raise _refused(f"there is no {where}: {error.strerror}") from error
+        raise _broken(where, error) from error
+    except ModuleNotFoundError as error:
+        if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
+            raise _refused(f"there is no module {where}; {_OWN}") from error
+        raise _broken(where, error) from error
+    except Exception as error:
+        raise _broken(where, error) from error
+
+
+def _broken(where: str, error: Exception) -> click.ClickException:
+    return click.ClickException(f"{where} can't be loaded:\n{own_traceback(error)}")
+
+
+def own_traceback(error: BaseException) -> str:
+    """A traceback without the frames of this command, and of Python's loading."""
+    frames = traceback.extract_tb(error.__traceback__)
+    callers = [at for at, frame in enumerate(frames, 1) if frame.filename == __file__ or "<frozen" in frame.filename]
+    lines = traceback.format_list(frames[max(callers, default=0) :]) + traceback.format_exception_only(error)
+    return "".join(lines).rstrip()
+
+
+def _is_device(thing: object) -> bool:
+    from irqchip_client.devices import Device
+
+    return inspect.isclass(thing) and issubclass(thing, Device) and thing is not Device
+
+
+def _devices_in(found: dict[str, Any]) -> list[str]:
+    """The names of those that are defined there, and not only imported."""
+    home = found.get("__name__")
+    return [name for name, thing in found.items() if _is_device(thing) and thing.__module__ == home]
+
+
+def _classes_of(where: str, found: dict[str, Any]) -> str:
+    names = [f"{where}:{name}" for name in _devices_in(found)]
+    if not names:
+        return "It has no class of irqchip_client.devices.Device."
+    return f"Its devices: {', '.join(names)}."
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f" Did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def _refused(why: str) -> click.BadParameter:
+    return click.BadParameter(why, param_hint="MODEL")
+
+
+# What it is given.
+
+
+def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]) -> dict[str, Any]:
+    """What NAME=VALUEs give the constructor, each read as its annotation says.
+
+    BadParameter names the one that is wrong.
+
+    ours  what the command gives by itself, and so need not be there
+    """
+    takes = inspect.signature(cls).parameters
+    hints = _hints_of(cls)
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    allowed = {
+        name: parameter
+        for name, parameter in takes.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and (name not in hints or any(kind in _READABLE for kind in _kinds(hints[name])))
+    }
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(
+                f"{text!r:.100} is not NAME=VALUE. {_list(cls, allowed, ours)}", param_hint="NAME=VALUE"
+            )
+        if name in values:
+            raise click.BadParameter("it is given twice", param_hint=f"{name}=")
+        if name not in allowed and (name in takes or not anything):
+            near = _nearest(name, allowed)
+            raise click.BadParameter(
+                f"{cls.__name__} takes no {name}=. {_list(cls, allowed, ours)}.{near}", param_hint="NAME=VALUE"
+            )
+        values[name] = _read(name, value, hints.get(name), takes[name].default if name in takes else _MISSING)
+    missing = [
+        name
+        for name, parameter in takes.items()
+        if parameter.default is _MISSING
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in values
+        and name not in ours
+    ]
+    if missing:
+        needs = ", ".join(f"{name}=" for name in missing)
+        raise click.BadParameter(f"{cls.__name__} needs {needs}. {_list(cls, allowed, ours)}", param_hint="NAME=VALUE")
+    return values
+
+
+def make(cls: type[Device], values: dict[str, Any]) -> Device:
+    """The device. What its constructor raises is told as of the command line, or where it comes from in the class."""
+    try:
+        return cls(**values)
+    except OSError as error:
+        if error.filename is None:
+            raise click.ClickException(f"{cls.__name__} can't be made:\n{own_traceback(error)}") from error
+        hint = "; --create SIZE makes it" if cls is _packaged("BlockDevice") and error.errno == errno.ENOENT else ""
+        raise click.ClickException(f"{cls.__name__} can't be made: {error.filename}: {error.strerror}{hint}") from error
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"{cls.__name__} can't be made so: {error}", param_hint="NAME=VALUE") from error
+    except Exception as error:
+        raise click.ClickException(f"{cls.__name__} can't be made:\n{own_traceback(error)}") from error
+
+
+def _hints_of(cls: type[Device]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except Exception:  # They name what is there for a type checker alone.
+        return {
+            name: parameter.annotation
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.annotation in _READABLE
+        }
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _read(name: str, text: str, hint: Any, default: Any) -> Any:
+    kinds = _kinds(hint)
+    if hint is None:  # nobody says: as its default, else as it looks
+        kinds = (type(default),) if isinstance(default, _READABLE) else _READABLE
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    for kind in _READABLE:
+        if kind in kinds:
+            try:
+                return _as(kind, text)
+            except ValueError:
+                continue
+    wanted = [_WANTED[kind] for kind in _READABLE if kind in kinds]
+    raise click.BadParameter(f"{text!r:.100} is not {' or '.join(wanted)}", param_hint=f"{name}=")
+
+
+_WANTED: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number: write 16, 0x10 or 0b10000",
+    float: "a number: write 0.5 or 2",
+    str: "a text",
+}
+
+
+def _as(kind: type, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    return int(text, 0) if kind is int else kind(text)
+
+
+def _list(cls: type[Device], allowed: dict[str, inspect.Parameter], ours: Iterable[str]) -> str:
+    shown = [
+        f"{name}=" if parameter.default is _MISSING else f"{name}={_show(parameter.default)}"
+        for name, parameter in allowed.items()
+        if name not in ours
+    ]
+    return f"What it takes: {' '.join(shown)}" if shown else f"{cls.__name__} takes nothing"
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, int) and default >= 0x40:
+        return f"{default:#x}"
+    return str(default)

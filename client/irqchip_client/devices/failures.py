@@ -1,0 +1,40 @@
+"""What a device raises is its owner's to hear: in which of its calls, and where in its own code."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .device import Device
+
+# Whose frames are not the device's.
+_CALLERS = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("device", "host", "reactor"))
+
+
+class _Blame(str):
+    """A note of this module's."""
+
+    __slots__ = ()
+
+
+def blame(error: BaseException, device: Device, call: str) -> None:
+    """An exception came out of a call of a device's: a note says so."""
+    if _blame_of(error) is None:
+        error.add_note(_Blame(f"{type(device).__name__} failed in {call}"))
+
+
+def describe_failure(error: BaseException) -> str | None:
+    """Which device failed in which call, and the device's own part of the traceback; None if it was no device's."""
+    note = _blame_of(error)
+    if note is None:
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    begin = max((at for at, frame in enumerate(frames, 1) if frame.filename in _CALLERS), default=0)
+    own = "".join(traceback.format_list(frames[begin:])).rstrip()
+    return "\n".join(filter(None, (f"{note}:", own, f"{type(error).__name__}: {error}")))
+
+
+def _blame_of(error: BaseException) -> str | None:
+    return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, _Blame)), None)

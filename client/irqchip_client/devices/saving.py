@@ -1,0 +1,236 @@
+"""The state of a device model as plain data: what JSON has, so that a file can hold it, and checked when it comes back.
+
+A model says which of its attributes are its state, and what each may be:
+
+    class Doorbell(Device):
+        STATE = {"rung": Number(0, 255), "_pending": FLAG}
+
+What is restored is hostile: nothing is set before all of it has been checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import reprlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from irqchip_client._errors import InvalidArgument
+
+# What json.loads() gives.
+Plain = Any
+
+
+class Kind:
+    """What an attribute may be, and how it is written down."""
+
+    def save(self, value: Any) -> Plain:
+        """As plain data."""
+        return value
+
+    def load(self, data: Plain, what: str) -> Any:
+        """The reverse; `what` names it in the InvalidArgument for data that it can't be."""
+        raise NotImplementedError
+
+    def put(self, owner: object, name: str, value: Any) -> None:
+        """The attribute is this from now on, as load() gave it."""
+        setattr(owner, name, value)
+
+
+Fields = Mapping[str, Kind]
+
+
+def refused(what: str, data: Plain, allowed: str) -> InvalidArgument:
+    """The error for what a device's state can't be."""
+    try:
+        shown = reprlib.repr(data)
+    except ValueError:  # Python writes no number of more than some thousand digits.
+        shown = "a very long number"
+    return InvalidArgument(errno.EINVAL, f"a device's state: {what} is {shown}, and not {allowed}")
+
+
+class Number(Kind):
+    """A whole number from one to another."""
+
+    def __init__(self, lowest: int, highest: int) -> None:
+        self._lowest, self._highest = lowest, highest
+
+    def save(self, value: Any) -> Plain:
+        return int(value)
+
+    def load(self, data: Plain, what: str) -> int:
+        if type(data) is not int or not self._lowest <= data <= self._highest:
+            raise refused(what, data, f"a number from {self._lowest} to {self._highest}")
+        return data
+
+
+class Bits(Kind):
+    """A register of which these bits may be set."""
+
+    def __init__(self, mask: int) -> None:
+        self._mask = mask
+
+    def load(self, data: Plain, what: str) -> int:
+        if type(data) is not int or data < 0 or data & ~self._mask:
+            raise refused(what, data, f"of the bits {self._mask:#x}")
+        return data
+
+
+class Choice(Kind):
+    """One of some numbers; made gives what stands for it."""
+
+    def __init__(self, numbers: Collection[int], made: Callable[[int], Any] = int) -> None:
+        self._numbers, self._made = numbers, made
+
+    def save(self, value: Any) -> Plain:
+        return int(value)
+
+    def load(self, data: Plain, what: str) -> Any:
+        if type(data) is not int or data not in self._numbers:
+            raise refused(what, data, f"one of {', '.join(str(int(each)) for each in self._numbers)}")
+        return self._made(data)
+
+
+class _Flag(Kind):
+    def save(self, value: Any) -> Plain:
+        return bool(value)
+
+    def load(self, data: Plain, what: str) -> bool:
+        if type(data) is not bool:
+            raise refused(what, data, "true or false")
+        return data
+
+
+class _Seconds(Kind):
+    """A time or duration; with a century more or less no clock has a use for."""
+
+    def load(self, data: Plain, what: str) -> float:
+        if type(data) not in (int, float) or not -1e12 < data < 1e12:  # of nan, too
+            raise refused(what, data, "a number of seconds")
+        return float(data)
+
+
+class Text(Kind):
+    """A deque of characters."""
+
+    def save(self, value: Any) -> Plain:
+        return "".join(value)
+
+    def load(self, data: Plain, what: str) -> deque[str]:
+        if type(data) is not str:
+            raise refused(what, data, "a text")
+        return deque(data)
+
+
+BYTE = Number(0, 0xFF)
+FLAG = _Flag()
+SECONDS = _Seconds()
+
+
+class OrNone(Kind):
+    """Something, or None."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+
+    def save(self, value: Any) -> Plain:
+        return None if value is None else self._kind.save(value)
+
+    def load(self, data: Plain, what: str) -> Any:
+        return None if data is None else self._kind.load(data, what)
+
+
+class TupleOf(Kind):
+    """Several things, one of each kind."""
+
+    def __init__(self, *kinds: Kind) -> None:
+        self._kinds = kinds
+
+    def save(self, value: Any) -> Plain:
+        return [kind.save(each) for kind, each in zip(self._kinds, value, strict=True)]
+
+    def load(self, data: Plain, what: str) -> tuple[Any, ...]:
+        if type(data) is not list or len(data) != len(self._kinds):
+            raise refused(what, data, f"a list of {len(self._kinds)}")
+        return tuple(
+            kind.load(each, f"{what}[{at}]") for at, (kind, each) in enumerate(zip(self._kinds, data, strict=True))
+        )
+
+
+class Queue(Kind):
+    """A deque of so many at the most; `keeps` where it is a deque that forgets what is more."""
+
+    def __init__(self, kind: Kind, most: int, *, keeps: int | None = None) -> None:
+        self._kind, self._most, self._keeps = kind, most, keeps
+
+    def save(self, value: Any) -> Plain:
+        return [self._kind.save(each) for each in value]
+
+    def load(self, data: Plain, what: str) -> deque[Any]:
+        if type(data) is not list or len(data) > self._most:
+            raise refused(what, data, f"a list of {self._most} at the most")
+        return deque((self._kind.load(each, f"{what}[{at}]") for at, each in enumerate(data)), self._keeps)
+
+
+class Octets(Kind):
+    """A bytearray of so many bytes, in hexadecimal."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def save(self, value: Any) -> Plain:
+        return bytes(value).hex()
+
+    def load(self, data: Plain, what: str) -> bytearray:
+        try:
+            value = bytearray.fromhex(data)
+        except (TypeError, ValueError):
+            value = bytearray()
+        if len(value) != self._length or not isinstance(data, str):
+            raise refused(what, data, f"{self._length} bytes in hexadecimal")
+        return value
+
+
+class Part(Kind):
+    """An object that stays the same, with a state of its own."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+
+    def save(self, value: Any) -> Plain:
+        return save_fields(value, self._fields)
+
+    def load(self, data: Plain, what: str) -> dict[str, Any]:
+        return load_fields(data, self._fields, what)
+
+    def put(self, owner: object, name: str, value: Any) -> None:
+        put_fields(getattr(owner, name), self._fields, value)
+
+
+def save_fields(owner: object, fields: Fields) -> dict[str, Plain]:
+    """Attributes by name, as plain data."""
+    return {_key(name): kind.save(getattr(owner, name)) for name, kind in fields.items()}
+
+
+def load_fields(data: Plain, fields: Fields, what: str) -> dict[str, Any]:
+    """The reverse: what the attributes are to be. InvalidArgument where one can't be that, is missing, or is none."""
+    check_keys(data, map(_key, fields), what)
+    return {name: kind.load(data[_key(name)], f"{what}.{_key(name)}") for name, kind in fields.items()}
+
+
+def put_fields(owner: object, fields: Fields, values: Mapping[str, Any]) -> None:
+    """The attributes are this from now on."""
+    for name, kind in fields.items():
+        kind.put(owner, name, values[name])
+
+
+def check_keys(data: Plain, keys: Iterable[str], what: str) -> None:
+    """InvalidArgument where it has not these keys, and no others."""
+    expected = list(keys)
+    if type(data) is not dict or set(data) != set(expected):
+        raise refused(what, data, f"an object of {', '.join(expected) or 'nothing'}")
+
+
+def _key(attribute: str) -> str:
+    return attribute.lstrip("_")

@@ -1,0 +1,123 @@
+"""run_device(): how a process of one device ends, and what of it can be saved then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from irqchip_client import Access, Client, Vm, ops
+from irqchip_client._daemon import Daemon
+
+SLOW = """
+import json, sys, time
+from irqchip_client.devices import Device, run_device
+from irqchip_client.devices.saving import Number
+
+class Slow(Device):
+    STATE = {"begun": Number(0, 99), "ended": Number(0, 99)}
+
+    def __init__(self):
+        super().__init__("slow")
+        self.begun = self.ended = 0
+        self.interrupt = self.line(5)
+        self.pio(0x300, 1, self.read, self.write)
+
+    def read(self, offset, size):
+        return self.ended
+
+    def write(self, offset, value, size):
+        self.begun += 1
+        if value == 9:
+            raise RuntimeError("nine")
+        time.sleep(0.1 * value)
+        self.ended += 1
+        self.interrupt.set(True)
+
+device = Slow()
+try:
+    run_device(device, sys.argv[1])
+finally:
+    print(json.dumps(device.save()["state"]))
+"""
+
+
+@pytest.fixture
+def vm(irqchip_client: Client) -> Vm:
+    vm = irqchip_client.create_vm()
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    return vm
+
+
+@contextmanager
+def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"IRQCHIP_TARGET": daemon.target}
+    command = [sys.executable, "-c", SLOW, vm.name]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            wait_until(lambda: vm.vcpu(0).pio_read(0x300).claimed)
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_signal_in_the_middle_of_an_access_waits_for_its_end(irqchip_server: Daemon, vm: Vm) -> None:
+    with slow(irqchip_server, vm) as process, vm.session("vcpu") as vcpu:
+        written = vcpu.submit([ops.pio_write(0, 0x300, 7)])
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=10)
+        assert json.loads(said) == {"begun": 1, "ended": 1}
+        assert process.returncode == 0
+        assert written.result(10)[0], "and it was answered"
+
+
+def test_a_second_signal_does_not_wait(irqchip_server: Daemon, vm: Vm) -> None:
+    with slow(irqchip_server, vm) as process, vm.session("vcpu") as vcpu:
+        vcpu.submit([ops.pio_write(0, 0x300, 255)])
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=10)
+        assert json.loads(said) == {"begun": 1, "ended": 0}
+
+
+def test_what_a_device_raises_comes_out_of_it(irqchip_server: Daemon, vm: Vm) -> None:
+    with slow(irqchip_server, vm) as process:
+        vm.vcpu(0).pio_write(0x300, 9)
+        _, said = process.communicate(timeout=10)
+        assert said.splitlines()[-2:] == [
+            "RuntimeError: nine",
+            "Slow failed in a write of 0x9 to 1 byte at port 0x300",
+        ]
+        assert process.returncode == 1
+
+
+def test_a_device_takes_over_the_levels_that_a_moved_vm_keeps_for_it(
+    irqchip_server: Daemon, irqchip_client: Client, vm: Vm
+) -> None:
+    with vm.session("slow") as session:
+        session.line(5).raise_()
+        snapshot = vm.snapshot()
+    moved = irqchip_client.restore_vm(snapshot)
+    with slow(irqchip_server, moved):
+        assert moved.vcpu(0).pio_read(0x300) == Access(True, 0)
+        assert [(info.detached, info.asserted_gsis) for info in moved.info().sessions] == [(False, ())]

@@ -1,0 +1,64 @@
+"""A port in the test's own process, which can be looked into."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.port import Port
+from irqchipd.edge.session import Places
+from irqchipd.limits import Limits
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import ACCESS_NS
+from irqchipd.vm.registry import Registry
+from tests.service.test_port import Peer
+
+PATIENCE = 10.0
+
+
+class Served:
+    """A port with everything behind it."""
+
+    def __init__(self, directory: Path, places: int, irqfds: int, access_ns: int) -> None:
+        self.registry = Registry(10, access_ns=access_ns)
+        self.places = Places(places)
+        self.in_use = EventfdsInUse(irqfds)
+        self.target = f"unix://{directory}/s"
+        self.port = Port(self.registry, Limits(), self.places, self.in_use, directory / "s.port")
+
+    def vm(self, name: str = "vm") -> Vm:
+        """A VM with an irqchip and a vCPU."""
+        vm = self.registry.create(name)
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        return vm
+
+    def peer(self, **opening: Any) -> Peer:
+        """A client, of a Session where it is told of which."""
+        return Peer(self, **opening)  # type: ignore[arg-type]
+
+    @property
+    def connections(self) -> int:
+        return len(self.port._connections)
+
+
+@contextmanager
+def served(directory: Path, places: int = 100, irqfds: int = 100, access_ns: int = ACCESS_NS) -> Iterator[Served]:
+    """A port for as long."""
+    served = Served(directory, places, irqfds, access_ns)
+    try:
+        yield served
+    finally:
+        served.port.stop()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """It comes to be so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

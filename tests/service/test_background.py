@@ -1,0 +1,96 @@
+"""Calls that take their time wait for each other by holder, and none of them for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from irqchipd.edge.background import Background
+
+
+def run(work: Callable[[Background], Awaitable[None]]) -> None:
+    async def with_background() -> None:
+        await work(Background())
+
+    asyncio.run(asyncio.wait_for(with_background(), 20))
+
+
+async def started(event: threading.Event) -> None:
+    while not event.is_set():
+        await asyncio.sleep(0.001)
+
+
+def test_a_holders_call_does_not_wait_for_the_many_of_another() -> None:
+    order: list[str] = []
+
+    def work(name: str) -> Callable[[], bytes]:
+        def do() -> bytes:
+            order.append(name)
+            return name.encode()
+
+        return do
+
+    async def calls(background: Background) -> None:
+        noisy = [asyncio.ensure_future(background.run("noisy", work("noisy"))) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert await background.run("quiet", work("quiet")) == b"quiet"
+        assert await asyncio.gather(*noisy) == [b"noisy"] * 50
+
+    run(calls)
+    assert order.index("quiet") <= 2
+
+
+def test_calls_that_are_given_up_or_fail_leave_the_thread_to_others() -> None:
+    async def calls(background: Background) -> None:
+        inside, go_on = threading.Event(), threading.Event()
+
+        def block() -> bytes:
+            inside.set()
+            go_on.wait(10)
+            return b""
+
+        def fail() -> bytes:
+            raise ZeroDivisionError
+
+        blocking = asyncio.ensure_future(background.run("a", block))
+        await started(inside)
+        waiting = [asyncio.ensure_future(background.run("a", bytes)) for _ in range(5)]
+        failing = asyncio.ensure_future(background.run("a", fail))
+        last = asyncio.ensure_future(background.run("a", bytes))
+        await asyncio.sleep(0)
+        for call in waiting[:3]:
+            call.cancel()
+        go_on.set()
+        await blocking
+        waiting[3].cancel()  # it is its turn now, and it has not begun
+        assert await last == b""
+        with pytest.raises(ZeroDivisionError):
+            await failing
+        assert await waiting[4] == b""
+        assert await background.run("b", bytes) == b""
+
+    run(calls)
+
+
+def test_a_call_that_is_given_up_while_it_is_done_is_no_others_end() -> None:
+    async def calls(background: Background) -> None:
+        inside, go_on = threading.Event(), threading.Event()
+
+        def block() -> bytes:
+            inside.set()
+            go_on.wait(10)
+            return b""
+
+        blocking = asyncio.ensure_future(background.run("a", block))
+        await started(inside)
+        blocking.cancel()
+        other = asyncio.ensure_future(background.run("b", bytes))
+        await asyncio.sleep(0.01)
+        assert not other.done()
+        go_on.set()
+        assert await other == b""
+
+    run(calls)

@@ -1,0 +1,143 @@
+"""A client that dies, and a VM that is deleted, whatever the client's connection to the port is in the middle of."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Space
+from tests.service.inprocess import Served, eventually, served
+from tests.service.test_port import HALT, PIO_READ, Peer
+from tests.vm.test_backlog import Later
+
+PORT = 0x300
+READ_LAPIC = pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))
+READ_REGION = pb.Operation(pio_read=pb.PioReadRequest(vcpu=0, port=PORT, size=1))
+NMI = pb.Operation(nmi=pb.NmiRequest(vcpu=0))
+
+
+class Scene:
+    """A VM with a client whose Session is in some state."""
+
+    def __init__(self, here: Served, patch: pytest.MonkeyPatch) -> None:
+        self.here = here
+        self.patch = patch
+        self.vm: Vm | None = here.vm()
+        self.peer: Peer = here.peer(vm="vm", vcpus=[0])
+        self.later = Later()
+
+    def nobody_is_left(self) -> bool:
+        """Whether the port has no connection any more, now that what VMs have left to be told is told."""
+        self.later.do_all()
+        return self.here.connections == 0
+
+    def serves(self) -> None:
+        """Nothing is left of the client, and another's Session is as ever."""
+        eventually(self.nobody_is_left)
+        assert self.here.places._taken == 0
+        self.here.vm("other")
+        with closing(self.here.peer(vm="other")) as other:
+            other.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
+            assert other.receive_results(1)[0] == 1
+        eventually(self.nobody_is_left)
+        eventually(lambda: self.here.in_use._held == 0)
+
+    # States.
+
+    def is_idle(self) -> None:
+        self.peer.run(NMI)
+
+    def has_work_in_slices(self) -> None:
+        self.patch.setattr("irqchipd.edge.executor.SLICE_NS", 0)
+        for serial in range(3):
+            self.peer.submit(serial, *[READ_LAPIC] * 1000)
+        eventually(lambda: any(not connection._rests for connection in self.here.port._connections))
+
+    def waits_for_an_access(self) -> None:
+        assert self.vm is not None
+        accesses: list[object] = []
+        self.vm.register_region(self.vm.open_source("owner"), Space.PIO, PORT, 1, accesses.append)
+        self.peer.submit(1, *[READ_REGION] * 3, NMI)
+        eventually(lambda: len(accesses) == 3)
+
+    def waits_for_a_backlog(self) -> None:
+        assert self.vm is not None
+        self.patch.setattr("irqchipd.vm.turns.SCHEDULER", self.later)
+        self.patch.setattr("irqchipd.vm.turns.TOLD_A_TURN", 1)
+        self.vm.subscribe([0], lambda _: None)
+        self.peer.submit(1, NMI, NMI, NMI)
+        eventually(lambda: self.later.alarms)
+
+    def halts(self) -> None:
+        assert self.vm is not None
+        self.peer.send_records(1, (HALT, 1, 0, 0, 0))
+        cpu = self.vm._cpus[0]
+        eventually(lambda: cpu.halt is not None)
+
+    def does_not_read(self) -> None:
+        self.peer.socket.settimeout(0.2)
+        with suppress(TimeoutError):
+            for _ in range(1000):
+                self.peer.submit(1, *[READ_LAPIC] * 40)
+        eventually(lambda: any(connection._unsent for connection in self.here.port._connections))
+
+    def has_sent_descriptors(self) -> None:
+        self.peer.send(descriptors=pb.DescriptorsFollow())
+        pipe = os.pipe()
+        batch = pb.SessionRequest(batch=pb.Batch(serial=1, operations=[READ_LAPIC] * 100))
+        socket.send_fds(self.peer.socket, [batch.SerializeToString()], pipe)
+        for end in pipe:
+            os.close(end)
+
+
+every_state = pytest.mark.parametrize(
+    "state",
+    [
+        Scene.is_idle,
+        Scene.has_work_in_slices,
+        Scene.waits_for_an_access,
+        Scene.waits_for_a_backlog,
+        Scene.halts,
+        Scene.does_not_read,
+        Scene.has_sent_descriptors,
+    ],
+)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    with served(tmp_path, access_ns=200_000_000) as here:
+        yield Scene(here, monkeypatch)
+
+
+@every_state
+def test_a_client_dies(scene: Scene, state: Callable[[Scene], None], caplog: pytest.LogCaptureFixture) -> None:
+    state(scene)
+    scene.peer.close()
+    scene.serves()
+    assert scene.vm is not None
+    assert "" not in [source.client for source in scene.vm.describe().sources]
+    assert scene.vm._cpus[0].halt is None
+    assert not caplog.get_records("call"), caplog.text
+
+
+@every_state
+def test_its_vm_is_deleted(scene: Scene, state: Callable[[Scene], None], caplog: pytest.LogCaptureFixture) -> None:
+    state(scene)
+    assert scene.vm is not None
+    vm, scene.vm = weakref.ref(scene.vm), None
+    scene.here.registry.delete("vm")
+    scene.serves()
+    scene.peer.close()
+    assert not caplog.get_records("call"), caplog.text
+    gc.collect()
+    assert vm() is None

@@ -1,0 +1,98 @@
+"""What a VM's Sessions hear of its reset, over both edges."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import ExitStack
+
+import grpc
+import pytest
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
+from irqchip_client import Client, InvalidArgument, RegionAccess, ResetReason, Space, Vm, VmReset, aio, ops
+from irqchip_client._daemon import Daemon
+
+
+@pytest.fixture
+def vm(irqchip_client: Client) -> Vm:
+    vm = irqchip_client.create_vm()
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    return vm
+
+
+@pytest.fixture(params=["port", "grpc"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "grpc":
+        monkeypatch.setenv("IRQCHIP_PORT", "off")
+
+
+def test_every_session_hears_of_a_reset_and_why(vm: Vm) -> None:
+    with vm.session("device") as device, vm.session("vcpu", vcpus=[0]) as vcpu:
+        vm.reset()
+        assert device.next_event(10) == vcpu.next_event(10) == VmReset(ResetReason.OPERATOR)
+        vm.reset(ResetReason.GUEST)
+        assert device.next_event(10) == VmReset(ResetReason.GUEST)
+
+
+def test_the_sessions_of_other_vms_do_not(irqchip_client: Client, vm: Vm) -> None:
+    with irqchip_client.create_vm().session() as other:
+        vm.reset()
+        assert list(other.events(timeout=0.05)) == []
+
+
+def test_a_session_that_resumed_its_source_hears_too(irqchip_client: Client, vm: Vm) -> None:
+    with vm.session("disk"):
+        saved = vm.snapshot()
+    moved = irqchip_client.restore_vm(saved)
+    moved.reset()  # while nobody is there
+    with moved.session("disk", resume=True) as disk:
+        moved.reset(ResetReason.FAULT)
+        assert disk.next_event(10) == VmReset(ResetReason.FAULT)
+
+
+def test_an_access_behind_the_reset_is_told_behind_it(vm: Vm) -> None:
+    with vm.session("device") as device, vm.session("vcpu") as vcpu:
+        device.register_region(Space.PIO, 0x300, 1)
+        vm.reset()
+        read = vcpu.submit([ops.pio_read(0, 0x300)])
+        assert device.next_event(10) == VmReset(ResetReason.OPERATOR)
+        access = device.next_event(10)
+        assert isinstance(access, RegionAccess)
+        device.complete_access(access.access, 1)
+        assert read.result(10)[0].data == 1
+
+
+def test_the_asyncio_half_hears_too(irqchip_server: Daemon, vm: Vm) -> None:
+    async def listen() -> object:
+        async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session() as session:
+            await client.vm(vm.name).reset(ResetReason.WATCHDOG)
+            return await session.next_event(10)
+
+    assert asyncio.run(listen()) == VmReset(ResetReason.WATCHDOG)
+
+
+def test_a_reason_that_is_none_resets_nothing(irqchip_server: Daemon, vm: Vm) -> None:
+    with vm.session() as session, grpc.insecure_channel(irqchip_server.target.replace("unix://", "unix:")) as channel:
+        with pytest.raises(grpc.RpcError, match="reset reason 9 is none: 0 to 4"):
+            IrqchipServiceStub(channel).ResetVm(pb.ResetVmRequest(vm=vm.name, reason=pb.ResetReason.ValueType(9)))
+        assert list(session.events(timeout=0.05)) == []
+    with pytest.raises(InvalidArgument):
+        vm.reset(9)  # type: ignore[arg-type]
+
+
+def test_a_reset_of_which_many_are_told_is_answered_when_they_have_been(vm: Vm) -> None:
+    """More than are told in one turn. Each call waits, so that nothing piles up in the daemon."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(vm.session()) for _ in range(280)]
+        callers = [threading.Thread(target=vm.reset, args=(reason,)) for reason in list(ResetReason)[:4]]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(30)
+        vm.reset(ResetReason.WATCHDOG)
+        for session in sessions:
+            while session.next_event(10) != VmReset(ResetReason.WATCHDOG):
+                pass

@@ -1,0 +1,184 @@
+"""What is told to many: in pieces, in order, and others wait until it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from irqchipd.vm import turns
+from irqchipd.vm.backlog import TOLD_A_TURN
+from irqchipd.vm.clock import Alarm
+from irqchipd.vm.cpu import Outcome
+from irqchipd.vm.events import Event, InterruptPending
+from irqchipd.vm.routing import MsiRoute
+from irqchipd.vm.turns import WORK_A_TURN
+from tests.vm.pc import MSI, Pc, refused
+
+VCPUS, LISTENERS = 8, 100
+BROADCAST = MSI | 0xFF << 12
+VECTOR = 0x51
+
+Told = list[tuple[int, Event]]
+
+
+class Later:
+    """Stands for the scheduler: what is to be done later is done when told."""
+
+    def __init__(self) -> None:
+        self.alarms: list[Alarm] = []
+
+    def set(self, alarm: Alarm, deadline: int | None) -> None:
+        if deadline is not None:
+            self.alarms.append(alarm)
+
+    def do_one(self) -> None:
+        """The next turn."""
+        self.alarms.pop(0).ring()
+
+    def do_all(self) -> None:
+        while self.alarms:
+            self.do_one()
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Later:
+    later = Later()
+    monkeypatch.setattr(turns, "SCHEDULER", later)
+    return later
+
+
+class SetClock:
+    """A real clock that a test sets."""
+
+    virtual = False
+
+    def __init__(self) -> None:
+        self.time = 0
+        self.deadline: int | None = None
+
+    def now(self) -> int:
+        return self.time
+
+    def wake(self, _: Callable[[], None], deadline: int | None) -> None:
+        self.deadline = deadline
+
+
+def listened_to(pc: Pc) -> Told:
+    """What many listeners to all vCPUs are told from now on."""
+    told: Told = []
+    for number in range(LISTENERS):
+        pc.vm.subscribe(range(VCPUS), lambda event, number=number: told.append((number, event)))  # type: ignore[misc]
+    return told
+
+
+def all_told() -> Told:
+    return [(number, InterruptPending(vcpu)) for vcpu in range(VCPUS) for number in range(LISTENERS)]
+
+
+def test_a_broadcast_is_told_in_pieces_and_in_order(later: Later) -> None:
+    pc = Pc(VCPUS)
+    told = listened_to(pc)
+    assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
+    assert (told, pc.vm.backlog is not None) == ([], True), "its turn told nobody"
+    while pc.vm.backlog is not None:
+        before = len(told)
+        later.do_one()
+        assert len(told) - before <= TOLD_A_TURN
+    assert told == all_told()
+
+
+def test_what_happens_meanwhile_is_told_behind_it(later: Later) -> None:
+    pc = Pc(VCPUS)
+    told = listened_to(pc)
+    pc.vm.signal_msi(BROADCAST, VECTOR)
+    ends: list[int] = []  # how much had been told when each halt ended
+    outcomes: list[Outcome] = []
+
+    def done(outcome: Outcome) -> None:
+        ends.append(len(told))
+        outcomes.append(outcome)
+
+    pc.vm.halt(0, done)  # it has an interrupt to take
+    assert ends == []
+    later.do_all()
+    assert (told, ends) == (all_told(), [len(told)])
+    assert outcomes == [(VECTOR, False)]
+
+
+def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
+    pc = Pc(VCPUS)
+    listened_to(pc)
+    pc.vm.signal_msi(BROADCAST, VECTOR)
+    gone_on: list[str] = []
+    driving = pc.vm.driving([20 << 1 | 1] * 300)
+    backlog = next(driving)
+    assert backlog is pc.vm.backlog
+    assert backlog is not None
+    backlog.when_answered(lambda: gone_on.append("before the end"))
+    later.do_one()
+    assert gone_on == []
+    later.do_all()
+    assert gone_on == ["before the end"]
+    backlog.when_answered(lambda: gone_on.append("after it"))
+    assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
+    assert len(turns.finish(driving)) == 300
+
+
+def test_nothing_comes_due_until_all_has_been_told(later: Later) -> None:
+    clock = SetClock()
+    pc = Pc(VCPUS, clock=clock)
+    pc.count_apic(0, 0x61, 1_000_000)
+    told = listened_to(pc)
+    assert clock.deadline is not None
+    pc.vm.signal_msi(BROADCAST, VECTOR)
+    assert clock.deadline is None
+    clock.time = 2_000_000
+    assert pc.vm.ack_interrupt(0) == (VECTOR, False)
+    later.do_all()
+    assert told == all_told()
+    assert clock.deadline == 1_000_000, "the clock is told anew, of a time that is past"
+    assert pc.vm.ack_interrupt(0) == (0x61, False)
+
+
+def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(later: Later) -> None:
+    pc = Pc(VCPUS)
+    outcomes: list[Outcome] = []
+    pc.start(1)
+    pc.vm.halt(1, outcomes.append, interrupts_masked=True)
+    told = listened_to(pc)
+    pc.vm.signal_msi(BROADCAST, VECTOR)
+    backlog = pc.vm.backlog
+    assert backlog is not None
+    gone_on: list[bool] = []
+    backlog.when_answered(lambda: gone_on.append(True))
+    later.do_one()
+    pc.vm.delete()
+    later.do_all()
+    assert (told, gone_on, pc.vm.backlog) == (all_told(), [True], None)
+    assert len(outcomes) == 1
+    assert not later.alarms
+
+
+def test_an_irq_lines_whose_changes_are_msis_has_turns_bounded_by_work() -> None:
+    pc = Pc(VCPUS)
+    pc.vm.set_routing([MsiRoute(24, BROADCAST, VECTOR)])
+    driving = pc.vm.driving([24 << 1 | 1] * 100)
+    next(driving)
+    assert pc.vm.backlog is None, "it has a turn's work behind it, and nothing is left to tell"
+    done = WORK_A_TURN // VCPUS
+    assert done < 100
+    pieces = 1
+    while next(driving, "end") is None:
+        pieces += 1
+    assert pieces == -(-100 // done) - 1
+
+
+def test_the_end_of_a_source_ends_its_work_in_turns() -> None:
+    pc = Pc()
+    source = pc.vm.open_source("leaver")
+    driving = pc.vm.driving([20 << 1 | 1] * 300, source)
+    next(driving)
+    pc.vm.close_source(source)
+    with refused("ENOENT"):
+        next(driving)
