@@ -22,7 +22,9 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import Space, ops
 from irqchip_client._daemon import Daemon, start_daemon
+from irqchipd import daemon as daemon_module
 from irqchipd import logs
+from irqchipd.vm.clock import SCHEDULER
 
 QUIET = ("--log-level", "warning")
 
@@ -272,7 +274,9 @@ def test_a_client_can_not_flood_the_log() -> None:
 def test_nobody_waits_for_who_reads_the_log() -> None:
     program = """
 import logging, os, time
+from irqchipd import daemon as daemon_module
 from irqchipd import logs
+from irqchipd.vm.clock import SCHEDULER
 logs.log_to_stderr("INFO")
 logging.getLogger().handlers[0].filters.clear()
 begun = time.monotonic()
@@ -290,3 +294,19 @@ os._exit(0)
         os.close(writer)
         os.close(reader)
     assert done.stdout == b"did not wait"
+
+
+def test_timers_that_are_late_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(daemon_module, "LATENESS_PERIOD", 0.01)
+
+    async def tell() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(daemon_module._tell_of_lateness(), 0.2)
+
+    SCHEDULER.latest = daemon_module.LATE_NS - 1
+    asyncio.run(tell())
+    assert "late" not in caplog.text
+    SCHEDULER.latest = 3 * daemon_module.LATE_NS
+    asyncio.run(tell())
+    assert caplog.messages == ["timers are late: `irqchipctl show` says of which VM"]
+    assert vars(caplog.records[0])["fields"] == {"milliseconds": 300}

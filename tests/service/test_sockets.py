@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -160,3 +161,22 @@ def test_of_daemons_that_start_at_once_on_a_dead_socket_one_survives() -> None:
             assert os.listdir(directory) == []
     finally:
         directory.rmdir()
+
+
+def test_a_directory_that_may_not_be_written_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # Root may write anywhere.
+    with pytest.raises(ListenError, match=f"this user may not write to the directory {tmp_path}; choose another"):
+        SocketPath(tmp_path / "socket")
+
+
+def test_a_directory_that_can_not_be_entered_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(ListenError, match="Permission denied; choose a directory that this user may write to"):
+        SocketPath(tmp_path / "socket")
