@@ -4,8 +4,8 @@ A message in protobuf's form never begins with a 0 byte; in this form it always 
 unused ones, and the batch's serial number.
 
 An operation's record: which one, by its field's number in Operation; the size of an access, the source of an
-ack_interrupt, whether an irq_line is without status or a halt's interrupts are masked; two unused bytes; the vCPU, the GSI or an MSI's flags; an
-address, port or MSR; a value: data, a level, or a halt's timeout.
+ack_interrupt, whether an irq_line is without status or a halt's interrupts are masked; two unused bytes; the vCPU, the
+GSI or an MSI's flags; an address, port or MSR; a value: data, a level, or a halt's timeout.
 
 A result's: the operation's number, 0 for an error; what became of it: CLAIMED, FAULT, or how a halt ended; two unused
 bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
