@@ -18,7 +18,7 @@ from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.machines import Op
-from tests.conformance.mode_families import split, startup, x2apic
+from tests.conformance.mode_families import split, startup, wide, x2apic
 from tests.conformance.script import ALL_MODES, EXTINT, FIXED, LOWEST, MASKED, PORTS, U32, VCPU_IDS, Script
 
 
@@ -291,5 +291,5 @@ def widths(rng: Random) -> list[Op]:
 
 FAMILIES: dict[str, Callable[[Random], list[Op]]] = {
     family.__name__: family
-    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split)
+    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split, wide)
 }

@@ -259,3 +259,27 @@ def test_the_older_pit_state_has_no_flags(live: Comparison, flags: int) -> None:
         state[72:] = flags.to_bytes(40, "little")
         ops: list[Op] = [["create_irqchip"], ["create_pit", 1], ["set_pit", state.hex()], ["get_pit"], ["get_old_pit"]]
         agree(live, *ops, ["set_old_pit", state[:72].hex()], ["get_pit"])
+
+
+# KVM_CAP_X2APIC_API.
+
+
+@pytest.mark.parametrize("flags", range(4))
+@pytest.mark.parametrize("identity", [300, 300 << 24 & 0xFFFF_FFFF, 1])
+def test_an_x2apics_id_in_its_state(live: Comparison, identity: int, flags: int) -> None:
+    ops: list[Op] = [["enable_cap", Cap.X2APIC_API, flags], ["create_irqchip"], ["create_vcpu", 300]]
+    state: Op = ["set_lapic", 300, LapicRegisters(id=identity, svr=0x1FF).pack().hex()]
+    agree(live, *ops, ["get_lapic_page", 300], state, ["get_lapic_page", 300])
+    agree(live, *ops, base(300, X2APIC), ["get_lapic_page", 300], state)
+
+
+@pytest.mark.parametrize("flags", range(4))
+def test_an_msis_address_has_the_upper_bits(live: Comparison, flags: int) -> None:
+    ops: list[Op] = [["enable_cap", Cap.X2APIC_API, flags], *TWO, ["create_vcpu", 300], base(300, X2APIC)]
+    ops += [x2apic(300, Reg.SVR, 0x1FF), write(0, Reg.SVR, 0x1FF)]
+    for high in (0, 1, 0x100, 0x1FF, 0xFFFF_FF00):
+        for low in (0, 44, 0xFF):
+            address = high << 32 | LAPIC_BASE | low << 12
+            ops += [["signal_msi", address, 0x41, 0], ["set_gsi_routing", [[30, "msi", address, 0x42]]]]
+            ops += [["irq_line", 30, 1], ["take", 300], ["get_lapic_page", 300], ["get_lapic_page", 0]]
+    agree(live, *ops)
