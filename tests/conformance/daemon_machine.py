@@ -64,7 +64,7 @@ class DaemonMachine:
             "mmio_write": lambda *access: _written(self.vm.mmio_write(*access)),
             "get_lapic_page": lambda vcpu: comparable_page(self.vm.get_lapic(vcpu).pack()).hex(),
             "get_mp_state": lambda vcpu: int(self.vm.get_mp_state(vcpu)),
-            "irq_line_without_status": lambda gsi, level: self.vm.irq_line(gsi, level, line_status=False) and None,
+            "irq_line_without_status": self._irq_line_without_status,
             "host_msr_read": self._host_msr_read,
             "host_msr_write": self._host_msr_write,
             "cr8_read": self.vm.cr8_read,
@@ -142,6 +142,9 @@ class DaemonMachine:
         base = self.vm.msr_read(vcpu, Msr.APIC_BASE)
         assert base is not None
         return self._take(vcpu) if base & BASE_ENABLED else None
+
+    def _irq_line_without_status(self, gsi: int, level: int) -> None:
+        self.vm.irq_line(gsi, bool(level), line_status=False)
 
     def _host_msr_read(self, vcpu: int, msr: int) -> Answer:
         value = self.vm.msr_read(vcpu, msr, host=True)

@@ -136,8 +136,9 @@ def service(rng: Random) -> list[Op]:
     script.enable_all()
 
     def line() -> None:
+        name = "irq_line" if not script.one_in(8) else "irq_line_without_status"
         for level in rng.choice(((1,), (1,), (0,), (0, 1), (1, 0))):
-            script.add("irq_line", rng.choice(script.pins), level)
+            script.add(name, rng.choice(script.pins), level)
 
     def entry() -> int:
         """A plain one: unmasked, fixed or of lowest priority."""

@@ -75,8 +75,9 @@ class KernelMachine:
             answer = operation(*arguments)
         except OSError as error:
             answer = "-" + errno.errorcode[error.errno or 0]
-        for vcpu in self.vm.vcpus.values():  # an INIT or start-up takes effect when somebody looks
+        for vcpu in self.vm.vcpus.values():  # an INIT or start-up takes effect, and an NMI counts, when somebody looks
             vcpu.get_mp_state()
+            vcpu.get_events()
         return answer
 
     # Creation.
@@ -232,17 +233,16 @@ class KernelMachine:
 
     def nmi(self, vcpu: int) -> Answer:
         self._vcpu(vcpu).nmi()
-        self._vcpu(vcpu).get_events()  # which has KVM count it
         return 0
 
     def get_events(self, vcpu: int) -> Answer:
-        return self._vcpu(vcpu).get_events()
+        injected, number, *nmi = self._vcpu(vcpu).get_events()
+        return [injected, injected * number, *nmi]  # KVM keeps the number of one that has been forgotten
 
     def set_events(
         self, vcpu: int, interrupt: list[int], injected: int, pending: int | None, masked: int, sipi: int | None
     ) -> Answer:
         self._vcpu(vcpu).set_events((interrupt[0], interrupt[1]), injected, pending, masked, sipi)
-        self._vcpu(vcpu).get_events()
         return 0
 
     # State.

@@ -11,7 +11,7 @@ from irqchipd.vm.capabilities import X2APIC_32BIT_IDS, Cap
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import SPLIT_IRQCHIP
 from tests.conformance.machines import Op
-from tests.conformance.script import ALL_MODES, INIT, LVTS, REMOTE_READ, STARTUP, U32, VCPU_IDS, Script
+from tests.conformance.script import ALL_MODES, INIT, LVTS, STARTUP, U32, VCPU_IDS, Script
 
 X2APIC = BASE_ENABLED | BASE_X2APIC
 
@@ -109,10 +109,10 @@ def x2apic(rng: Random) -> list[Op]:
 
 
 def startup(rng: Random) -> list[Op]:
-    """INIT and SIPI at any time and in any state; no guest runs."""
+    """INIT, SIPI, NMIs and remote reads at any time and in any state; no guest runs."""
     script = Script(rng, rng.choice(VCPU_IDS))
-    # KVM: lapic.c __apic_accept_irq; a remote read unhalts, which is how paravirtual guests kick each other.
-    script.modes = tuple(mode for mode in (*ALL_MODES, *3 * (INIT, STARTUP)) if mode != REMOTE_READ)
+    script.modes = (*ALL_MODES, *3 * (INIT, STARTUP))
+    script.ops.insert(0, ["set_boot_cpu_id", script.one_in(3) * script.vcpu()])
 
     def get() -> None:
         script.add("get_mp_state", script.vcpu())
@@ -120,11 +120,23 @@ def startup(rng: Random) -> list[Op]:
     def set_state() -> None:
         script.add("set_mp_state", script.vcpu(), rng.choice((*MpState, 5, 10)))
 
+    def get_events() -> None:
+        script.add("get_events", script.vcpu())
+
+    def set_events() -> None:
+        interrupt = [1, script.vector()] if script.one_in(3) else [0, 0]
+        pending = rng.choice((None, 0, 1, 2, 255))
+        sipi = rng.choice((None, rng.randrange(256)))
+        script.add("set_events", script.vcpu(), interrupt, script.one_in(6), pending, script.one_in(3), sipi)
+
     return script.some_of(
         [
             (20, script.msi),
             (10, get),
             (6, set_state),
+            (6, get_events),
+            (3, set_events),
+            (2, lambda: script.add("nmi", script.vcpu())),
             (6, lambda: script.add("get_lapic_page", script.vcpu())),
             (4, script.set_lapic),
             (3, script.set_ioapic),

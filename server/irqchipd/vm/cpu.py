@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchipd.chips.lapic import BASE_BOOT_CPU, Lapic
@@ -106,6 +105,8 @@ class Cpu:
         "external_vector",
         "halt",
         "handled",
+        "has_init",
+        "has_startup",
         "id",
         "index",
         "init",
@@ -147,6 +148,8 @@ class Cpu:
         self.init = False
         self.sipi_vector: int | None = None
         self.last_sipi = 0  # also one that was ignored
+        # What an operation has sent it that is not done.
+        self.has_init = self.has_startup = False
         self.smi = False
         self.nmis = 0
         # As the process says that executes the vCPU: it is in an NMI's handler; an NMI is on its way.
@@ -242,10 +245,25 @@ class Cpu:
                 self.smi = True
                 self._tell_signal(delivery_mode)
             case DeliveryMode.INIT:
-                # Not before the instruction that sent it is done: it may be this CPU's.
-                self.board.defer(self._initialise)
+                self._arrive()
+                self.has_init, self.has_startup = True, False
             case _:
-                self.board.defer(partial(self._start_up, vector))  # behind an INIT that came with it
+                self._arrive()
+                self.has_startup, self.last_sipi = True, vector
+
+    def _arrive(self) -> None:
+        """An INIT or start-up is to be accepted, when the instruction that sent it is done: it may be this CPU's."""
+        if not self.has_init and not self.has_startup:
+            self.board.defer(self._accept_events)
+
+    def _accept_events(self) -> None:
+        """KVM: lapic.c kvm_apic_accept_events; of what came together, INIT is first, and a start-up before it lost."""
+        if self.has_init:
+            self.has_init = False
+            self._initialise()
+        if self.has_startup:
+            self.has_startup = False
+            self._start_up(self.last_sipi)
 
     @property
     def nmi_limit(self) -> int:
@@ -258,9 +276,8 @@ class Cpu:
             self.board.touch(self)
 
     def _start_up(self, vector: int) -> None:
-        """SIPI. KVM: lapic.c kvm_apic_accept_events."""
+        """SIPI."""
         ignored = self.mp_state != MpState.INIT_RECEIVED
-        self.last_sipi = vector
         if not ignored:
             self.sipi_vector = vector
             self.run()
