@@ -515,6 +515,24 @@ def test_lint0_makes_the_pits_ticks_nmis_where_it_says_nmi(board: Board, lint0: 
     assert ((DeliveryMode.NMI, 0) in board.signals) == nmi
 
 
+def test_the_nmi_watchdog_is_as_lint0_was_written_last(board: Board) -> None:
+    """Not as it is: a software disable masks it. KVM: lapic.c apic_manage_nmi_watchdog."""
+    board.write(Reg.LVT_LINT0, 0x400)
+    board.write(Reg.SVR, 0xFF)
+    assert board.read(Reg.LVT_LINT0) == 0x1_0400
+    assert board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x1_0400)
+    assert not board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x400)
+    assert board.read(Reg.LVT_LINT0) == 0x1_0400
+    assert board.lapic.nmi_watchdog
+    board.lapic.restore(board.lapic.registers())
+    assert not board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x400)
+    board.lapic.reset(init=True)
+    assert not board.lapic.nmi_watchdog
+
+
 def test_a_disabled_apic_sends_itself_nothing(board: Board) -> None:
     board.write(Reg.LVT_LINT0, 0x400)
     switch(board, DISABLED)

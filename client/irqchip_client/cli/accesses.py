@@ -71,13 +71,15 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int)
 @pass_vm
 @click.argument("msr", type=NUMBER)
 @vcpu_option
-def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
+@click.option("--host", is_flag=True, help="As a VMM does by KVM_GET_MSRS, and not the guest.")
+def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool) -> None:
     """Read a model-specific register, as a vCPU's RDMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
-    access = vm.vcpu(vcpu).msr_read(msr)
+    cpu = vm.vcpu(vcpu)
+    access = cpu.host_msr_read(msr) if host else cpu.msr_read(msr)
     click.echo(_refused(access) or f"0x{access.data:016x}")
 
 
@@ -86,13 +88,15 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int) -> None:
 @click.argument("msr", type=NUMBER)
 @click.argument("value", type=NUMBER)
 @vcpu_option
-def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int) -> None:
+@click.option("--host", is_flag=True, help="As a VMM does by KVM_SET_MSRS, and not the guest.")
+def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool) -> None:
     """Write a model-specific register, as a vCPU's WRMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
-    if refused := _refused(vm.vcpu(vcpu).msr_write(msr, value)):
+    cpu = vm.vcpu(vcpu)
+    if refused := _refused(cpu.host_msr_write(msr, value) if host else cpu.msr_write(msr, value)):
         click.echo(refused)
 
 
