@@ -191,7 +191,7 @@ _RUN_STATES = {1: "runnable", 2: "uninitialized", 3: "wait for SIPI", 4: "halted
 
 def _run_state(vcpu: pb.VcpuSnapshot) -> str:
     """The MP state, and what waits to be taken beside what is requested."""
-    state = _RUN_STATES[vcpu.mp_state]
+    state = _RUN_STATES.get(vcpu.mp_state, "-")
     waiting = [
         (vcpu.init, "INIT"),
         (vcpu.HasField("sipi_vector"), f"SIPI (page 0x{vcpu.sipi_vector:02x})"),
