@@ -293,16 +293,14 @@ class Lapic(LapicRegisters):
         """Whether an address is in this CPU's register page. KVM: lapic.c apic_mmio_read."""
         if not self.base_address <= address < self.base_address + WINDOW:
             return False
-        return self._in_memory or bool(self.wires.quirks & Quirk.LAPIC_MMIO_HOLE)
-
-    @property
-    def _in_memory(self) -> bool:
-        """Whether its page is registers, and not a hole: that of an APIC that is disabled, or an x2APIC."""
-        return self.hardware_enabled and not self.x2apic
+        return (self.hardware_enabled and not self.x2apic) or bool(self.wires.quirks & Quirk.LAPIC_MMIO_HOLE)
 
     def read(self, address: int, size: int) -> int:
-        """A guest's load. KVM: lapic.c apic_mmio_read; one that leaves its word, or the registers, reads 0."""
-        if not self._in_memory:
+        """A guest's load. KVM: lapic.c apic_mmio_read; one that leaves its word, or the registers, reads 0.
+
+        The page of an APIC that is disabled, or an x2APIC, is a hole.
+        """
+        if self.x2apic or not self.hardware_enabled:
             return (1 << 8 * size) - 1
         start = address & 0xF
         if start + size > 4:
@@ -313,7 +311,7 @@ class Lapic(LapicRegisters):
     def write(self, address: int, size: int, value: int) -> None:
         """A guest's store. KVM: lapic.c apic_mmio_write; one that is not an aligned word is dropped."""
         offset = address - self.base_address
-        if size == 4 and not offset & 0xF and self._in_memory:
+        if size == 4 and not offset & 0xF and self.hardware_enabled and not self.x2apic:
             self._write_register(offset, value)
 
     # Model-specific registers. None is one that is not the APIC's, FAULT a general protection fault.
