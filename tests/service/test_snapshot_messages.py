@@ -79,6 +79,17 @@ VCPUS = st.builds(
     init=FLAG,
     sipi_vector=st.none() | U32,
     timer_pending=FLAG,
+    nmi_watchdog=st.none() | FLAG,
+    lacks_x2apic=FLAG,
+    lacks_tsc_deadline=FLAG,
+    lacks_tsc_adjust=FLAG,
+    address_bits=U32,
+    timer_mode=st.none() | U32,
+    tsc_adjust=U64,
+    last_sipi=U32,
+    nmi_masked=FLAG,
+    nmi_injected=FLAG,
+    unhalted=FLAG,
 )
 SOURCES = st.builds(
     SourceState,
@@ -102,15 +113,20 @@ STATES = st.builds(
     mapped_vcpus=st.none() | U32,
     sources=few(SOURCES),
     asserted_gsis=few(U32),
+    disabled_quirks=U64,
+    boot_vcpu=U32,
+    max_vcpu_ids=U32,
+    x2apic_api=U32,
+    apic_bus_ns=U64,
 )
 
 VCPU = VcpuState(
-    vcpu=254,
+    vcpu=4095,
     mp_state=plain.MP_STATE_OFFSET + MpState.HALTED,
     lapic=b"\xff" * 1024,
     apic_base=1 << 63,
     tsc_offset=(1 << 64) - 1,
-    timer_period_ns=1 << 62,
+    timer_period_ns=(1 << 64) - 1,
     timer_target_ns=1 << 62,
     tsc_deadline=(1 << 64) - 1,
     timer_expires_ns=1 << 62,
@@ -124,6 +140,17 @@ VCPU = VcpuState(
     init=True,
     sipi_vector=255,
     timer_pending=True,
+    nmi_watchdog=True,
+    lacks_x2apic=True,
+    lacks_tsc_deadline=True,
+    lacks_tsc_adjust=True,
+    address_bits=52,
+    timer_mode=3,
+    tsc_adjust=(1 << 64) - 1,
+    last_sipi=255,
+    nmi_masked=True,
+    nmi_injected=True,
+    unhalted=True,
 )
 EMPTY = VmState(
     clock=plain.CLOCK_REAL,
@@ -265,6 +292,11 @@ def test_the_largest_vm_fits_into_a_message(client: str, asserted: bytes, resamp
         vcpus=(vcpu,) * MAX_VCPUS,
         sources=most,
         asserted_gsis=tuple(range(MAX_GSIS)),
+        disabled_quirks=5,
+        boot_vcpu=4095,
+        max_vcpu_ids=4096,
+        x2apic_api=3,
+        apic_bus_ns=33_554_432,
     )
     request = pb.RestoreVmRequest(vm="x" * 64, snapshot=snapshot_to(largest))
     assert request.ByteSize() < Limits().message_bytes

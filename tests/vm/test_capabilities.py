@@ -7,7 +7,7 @@ import pytest
 from irqchipd.chips import lapic
 from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, FAULT, Features, Msr
 from irqchipd.chips.lapic_registers import VERSION, VERSION_DIRECTED_EOI, Reg
-from irqchipd.vm.capabilities import Cap, check_extension
+from irqchipd.vm.capabilities import MAX_VCPUS, Cap, check_extension
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
@@ -147,6 +147,22 @@ def test_ffh_is_an_x2apic_and_not_all_without_the_broadcast_quirk() -> None:
             vm.msr_write(vcpu, Msr.X2APIC + (Reg.SVR >> 4), 0x1FF)
         vm.signal_msi(MSI | 0xFF << 12, 0x41)
         assert [vcpu for vcpu in (0, 1) if vm.ack_interrupt(vcpu)] == takers
+
+
+def test_a_vm_has_more_vcpus_than_an_xapic_can_address() -> None:
+    vm = new_vm(*range(MAX_VCPUS), cap=Cap.X2APIC_API, argument=3)
+    for vcpu in range(MAX_VCPUS):
+        vm.msr_write(vcpu, Msr.APIC_BASE, X2APIC, host=True)
+        vm.msr_write(vcpu, Msr.X2APIC + (Reg.SVR >> 4), 0x1FF)
+    vm = Vm.restored("moved", MAX_VCPUS, vm.save())
+    for vcpu in range(MAX_VCPUS):
+        assert vm.signal_msi(vcpu >> 8 << 40 | MSI | (vcpu & 0xFF) << 12, 0x41) == 1
+        assert vm.ack_interrupt(vcpu) == (0x41, False)
+    vm.msr_write(3, Msr.X2APIC + (Reg.ICR >> 4), (1 << 64) - (1 << 32) | 0x42)  # to all
+    vm.msr_write(3, Msr.X2APIC + (Reg.ICR >> 4), 17 << 48 | 1 << 32 + 15 | 1 << 11 | 0x43)  # to 287, logically
+    for vcpu in range(MAX_VCPUS):
+        vm.msr_write(vcpu, Msr.X2APIC + (Reg.EOI >> 4), 0)
+    assert [vm.ack_interrupt(vcpu) for vcpu in (0, 280, 287)] == [(0x42, False), (0x42, False), (0x43, False)]
 
 
 # The bus of the APIC timers.

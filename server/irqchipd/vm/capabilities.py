@@ -12,7 +12,7 @@ from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.turns import Turns
 
 MAX_VCPU_ID = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
-MAX_VCPUS = 255
+MAX_VCPUS = 288  # so many that a snapshot fits into a message: tests/service/test_snapshot_messages.py
 
 
 class Cap:
