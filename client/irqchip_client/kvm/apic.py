@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from irqchip_client import Vcpu
 
 # SDM volume 3, 11.4.4 and 11.12.1.
-BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
+BASE_BOOT_CPU, BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 8, 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
 TPR, ICR = 0x80, 0x300  # registers' offsets in the page
 IRR = range(0x200, 0x280, 0x10)
 PAGE = 0x1000
@@ -84,6 +84,11 @@ class Apic:
         elif msr == X2APIC_TPR:
             self._learn_tpr(value)
         return True
+
+    @property
+    def is_boot_cpu(self) -> bool:
+        """Whether INIT starts it."""
+        return bool(self._base & BASE_BOOT_CPU)
 
     @property
     def _x2apic(self) -> bool:

@@ -276,7 +276,7 @@ class KvmCpu(Adapter):
                 self._complete()
                 self._registers.reset()
                 self._forget()
-                self._idle = self.id != 0  # The others wait for SIPI.
+                self._idle = not self._apic.is_boot_cpu  # The others wait for SIPI.
             case Signal(SignalKind.SIPI, page):
                 self._registers.start_up(page)
                 self._forget()

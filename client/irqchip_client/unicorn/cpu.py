@@ -16,7 +16,7 @@ from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
-from .features import IA32_TSC, PHYSICAL_BITS, Cpuid
+from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, Cpuid
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class UnicornCpu(Adapter):
             case Signal(SignalKind.INIT):
                 self._engine.reset()
                 self._forget()
-                self._idle = self.id != 0  # The others wait for SIPI.
+                self._idle = not self._apic.base & BOOT_CPU  # The others wait for SIPI.
             case Signal(SignalKind.SIPI, page):
                 self._engine.start_in_real_mode(page << 8, 0)
                 self._forget()
