@@ -158,5 +158,6 @@ def test_the_asyncio_half_does_the_same(irqchip_server: Daemon) -> None:
             assert (await cpu.events()).nmi_pending == 2
             assert await vm.line(8, without_status=True).raise_() >= -1
             assert await cpu.halt(timeout=5) == Signal(SignalKind.NMI)
+            await vm.delete()
 
     asyncio.run(main())
