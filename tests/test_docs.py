@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client import Claim, Client, Interrupt, InterruptSource, NotFound, Session, Vcpu, Vm, ops
+from irqchip_client import Claim, Client, Interrupt, InterruptSource, InvalidArgument, NotFound, Session, Vcpu, Vm, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.devices import Device, LocalHost, Rtc, Uart
 from irqchipd.edge.errors import details
@@ -25,7 +25,7 @@ from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
-LOOP, BATCH, RESAMPLING, RETURNING, MOVING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+LOOP, BATCH, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 (CREATE, ENABLE, MSI, AGAIN, END, DONE, DEVICE, SAVE, DELETE, RESTORE, GOES_ON) = re.findall(
     r"^    (irqchipctl .*)$", TEXT, re.MULTILINE
 )
@@ -70,6 +70,20 @@ def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
         finally:
             loop.kill()
     irqchipctl(DONE)
+
+
+def test_what_a_vmm_says_is_taken(irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm()
+    vm.create_irqchip()
+    exec(BEFORE, {"vm": vm})
+    cpu = vm.create_vcpu(1)
+    exec(OF_A_VCPU, {"cpu": cpu})
+    assert cpu.host_msr_read(0x1B).data == 0xFEE0_0C00
+    assert cpu.events().nmi_masked
+    for capability in (128, 213, 129, 237):
+        assert irqchip_client.check_extension(capability)
+    with pytest.raises(InvalidArgument):
+        vm.create_vcpu(8)
 
 
 def test_a_batch_ends_an_interrupt_and_waits_for_the_next(vm1: Vm, capsys: pytest.CaptureFixture[str]) -> None:

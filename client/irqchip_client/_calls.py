@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from google.protobuf.message import Message
 
-from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED
+from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call, RecordCall, check_name
@@ -29,6 +29,7 @@ from ._model import (
     Signal,
     SignalKind,
     Space,
+    VcpuEvents,
     VmSnapshot,
     Wake,
     route_from_proto,
@@ -101,6 +102,11 @@ def enable_cap(capability: int, args: Iterable[int]) -> Call[None]:
     return Call("enable_cap", pb.EnableCapRequest(capability=capability, args=args), _nothing)
 
 
+@_checked
+def set_boot_cpu_id(vcpu: int) -> Call[None]:
+    return Call("set_boot_cpu_id", pb.SetBootCpuIdRequest(vcpu=vcpu), _nothing)
+
+
 def create_irqchip() -> Call[None]:
     return Call("create_irqchip", pb.CreateIrqchipRequest(), _nothing)
 
@@ -136,13 +142,16 @@ def create_vcpu(vcpu: int) -> Call[None]:
 
 
 @_checked_access
-def irq_line(gsi: int, level: bool) -> Call[int]:
+def irq_line(gsi: int, level: bool, *, without_status: bool = False) -> Call[int]:
     """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
+
+    without_status  KVM_IRQ_LINE, which the counting of the RTC's ticks, on GSI 8, lets through and misses
 
     The status, summed over the chips the GSI is routed to: -1 masked or ignored, 0 coalesced with one still
     pending, 1 or more delivered to so many. Lowering a line gives 1 a chip.
     """
-    return RecordCall("irq_line", (0, gsi, 0, level), _irq_line, _status, _status_record)
+    size = WITHOUT_STATUS if without_status else 0
+    return RecordCall("irq_line", (size, gsi, 0, level), _irq_line, _status, _status_record)
 
 
 @_checked
@@ -315,7 +324,10 @@ def get_pit() -> Call[PitState]:
 
 @_checked
 def set_pit(state: PitState | bytes) -> Call[None]:
-    """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady without one."""
+    """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady without one.
+
+    Of the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+    """
     data = state if isinstance(state, bytes) else state.kvm_struct
     return Call("set_pit", pb.SetPitRequest(kvm_struct=data), _nothing)
 
@@ -336,6 +348,72 @@ def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
 def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
     """A vCPU's WRMSR. NotReady where it has no local APIC."""
     return RecordCall("msr_write", (0, vcpu, _word(msr), data), _msr_write, _msr_written, _msr_record)
+
+
+@_checked
+def host_msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
+    """KVM_GET_MSRS of one: not the vCPU's, and no entry into its guest. NotReady where it has no local APIC."""
+    return Call("msr_read", pb.MsrReadRequest(vcpu=vcpu, msr=msr, host_initiated=True), _msr)
+
+
+@_checked
+def host_msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
+    """KVM_SET_MSRS of one: IA32_APIC_BASE goes from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST.
+
+    NotReady where the vCPU has no local APIC.
+    """
+    request = pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data, host_initiated=True)
+    return Call("msr_write", request, _msr_written)
+
+
+@_checked
+def set_cpuid(
+    vcpu: int,
+    *,
+    x2apic: bool = True,
+    tsc_deadline: bool = True,
+    tsc_adjust: bool = True,
+    physical_address_bits: int = 52,
+) -> Call[None]:
+    """KVM_SET_CPUID2: what the guest's CPUID has, as far as the local APIC goes by it. At first it has everything.
+
+    InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
+    """
+    request = pb.SetCpuidRequest(
+        vcpu=vcpu,
+        x2apic=x2apic,
+        tsc_deadline=tsc_deadline,
+        tsc_adjust=tsc_adjust,
+        physical_address_bits=physical_address_bits,
+    )
+    return Call("set_cpuid", request, _nothing)
+
+
+@_checked
+def cr8_read(vcpu: int) -> Call[int]:
+    """A vCPU's MOV from CR8: TPR's upper half. NotReady where it has no local APIC."""
+    return Call("cr8_read", pb.Cr8ReadRequest(vcpu=vcpu), lambda response: int(response.value))
+
+
+@_checked
+def cr8_write(vcpu: int, value: int) -> Call[None]:
+    """A vCPU's MOV to CR8, which sets TPR also while the local APIC is disabled. InvalidArgument above 15; NotReady."""
+    return Call("cr8_write", pb.Cr8WriteRequest(vcpu=vcpu, value=value), _nothing)
+
+
+@_checked
+def get_vcpu_events(vcpu: int) -> Call[VcpuEvents]:
+    """KVM_GET_VCPU_EVENTS, of what is irqchipd's. NotReady where the vCPU has no local APIC."""
+    request = pb.GetVcpuEventsRequest(vcpu=vcpu)
+    return Call("get_vcpu_events", request, lambda response: VcpuEvents.from_proto(response.events))
+
+
+@_checked
+def set_vcpu_events(vcpu: int, events: VcpuEvents) -> Call[None]:
+    """KVM_SET_VCPU_EVENTS: what is None stays. InvalidArgument for a number above 255; NotReady."""
+    if not isinstance(events, VcpuEvents):
+        raise TypeError("events is no VcpuEvents")
+    return Call("set_vcpu_events", pb.SetVcpuEventsRequest(vcpu=vcpu, events=events.to_proto()), _nothing)
 
 
 @_checked
@@ -426,7 +504,7 @@ def _word(value: int) -> int:
 
 
 def _irq_line(size: int, gsi: int, address: int, level: int) -> Message:  # noqa: ARG001
-    return pb.IrqLineRequest(gsi=gsi, level=bool(level))
+    return pb.IrqLineRequest(gsi=gsi, level=bool(level), without_status=bool(size & WITHOUT_STATUS))
 
 
 def _signal_msi(size: int, flags: int, address: int, data: int) -> Message:  # noqa: ARG001

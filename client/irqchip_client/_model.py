@@ -33,6 +33,7 @@ class SignalKind(IntEnum):
     SMI = 2
     INIT = 3
     SIPI = 4
+    UNHALT = 5  # Of a halt: a remote read, by which KVM's guests wake a vCPU that has nothing to take.
 
 
 class MpState(IntEnum):
@@ -43,6 +44,7 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2  # It has been sent INIT, and waits for SIPI.
     HALTED = 3  # It has executed HLT.
     SIPI_RECEIVED = 4  # Of set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
+    AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
 
     @classmethod
     def from_proto(cls, state: int) -> Self:
@@ -295,6 +297,36 @@ class Signal:
 
 
 Wake = Interrupt | Signal  # What ends a halt.
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuEvents:
+    """What waits to be delivered to a vCPU beside what its chips have: struct kvm_vcpu_events.
+
+    Of set_events(), None leaves a thing as it is.
+    """
+
+    nmi_injected: bool | None = None  # An NMI is on its way: it is the next thing to take.
+    nmi_pending: int | None = None  # NMIs to take: at most 2, or 1 while one is injected or masked.
+    nmi_masked: bool | None = None  # It is in an NMI's handler, as who executes it says: it takes no NMI.
+    smi_pending: bool | None = None
+    interrupt_injected: bool | None = None  # One is acknowledged and on its way: the next to be acknowledged.
+    interrupt_vector: int = 0  # Its vector.
+    sipi_vector: int | None = None  # What one that is set to SIPI_RECEIVED starts with; events() has None.
+
+    @classmethod
+    def from_proto(cls, message: pb.VcpuEvents) -> Self:
+        return cls(
+            nmi_injected=message.nmi_injected,
+            nmi_pending=message.nmi_pending,
+            nmi_masked=message.nmi_masked,
+            smi_pending=message.smi_pending,
+            interrupt_injected=message.interrupt_injected,
+            interrupt_vector=message.interrupt_vector,
+        )
+
+    def to_proto(self) -> pb.VcpuEvents:
+        return pb.VcpuEvents(**{name: getattr(self, name) for name in self.__slots__})
 
 
 @dataclass(frozen=True, slots=True)

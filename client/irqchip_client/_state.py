@@ -189,7 +189,7 @@ _REGISTER = struct.Struct("<I")
 class LapicState:
     """struct kvm_lapic_state: the local APIC's register page. Registers hold their raw 32 bits."""
 
-    id: int  # In xAPIC format: the id is bits 31:24.
+    id: int  # The id is bits 31:24; with KVM_CAP_X2APIC_API an x2APIC's is all of it.
     version: int
     tpr: int  # Task priority.
     ppr: int  # Processor priority.

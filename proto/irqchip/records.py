@@ -4,8 +4,9 @@ A message in protobuf's form never begins with a 0 byte; in this form it always 
 unused ones, and the batch's serial number.
 
 An operation's record: which one, by its field's number in Operation; the size of an access, the source of an
-ack_interrupt, whether a halt's interrupts are masked, or whether a complete_access has no answer; two unused bytes; the
-vCPU, the GSI or an MSI's flags; an address, port or MSR; a value: data, a level, or a halt's timeout.
+ack_interrupt, whether an irq_line is without status, whether a halt's interrupts are masked, or whether a
+complete_access has no answer; two unused bytes; the vCPU, the GSI or an MSI's flags; an address, port or MSR; a value:
+data, a level, or a halt's timeout.
 
 A result's: the operation's number, 0 for an error; what became of it: CLAIMED, FAULT, or how a halt ended; two unused
 bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
@@ -35,6 +36,8 @@ ACCESS, DOORBELL = 1, 2  # which event
 CLAIMED = 1  # and of an ack_interrupt: taken
 FAULT = 2
 UNANSWERED = 4
+# An irq_line's size: it is KVM_IRQ_LINE.
+WITHOUT_STATUS = 1
 # A register_region's size: the address space, and whether it is a doorbell.
 IS_DOORBELL = 0x80
 INTERRUPT, SIGNAL, TIMEOUT = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchipd.chips.lapic import DEFAULT_BASE, Lapic
+from irqchipd.chips.lapic import DEFAULT_BASE, Lapic, Quirk
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode, Message
 
@@ -28,6 +28,7 @@ class Board:
         self.time = 1_000_000
         self.expires: int | None = None
         self.lazy = False
+        self.quirks = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
         self.expirations: list[int] = []
         self.lapic = Lapic.at_reset(self, apic_id)
         if enabled:

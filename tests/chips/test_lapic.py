@@ -144,7 +144,7 @@ def test_a_level_message_that_deasserts_is_not_accepted(board: Board) -> None:
         (mode(DeliveryMode.INIT, level_triggered=True, asserted=False), 0, []),
         (mode(DeliveryMode.STARTUP, vector=0x9A), 1, [(DeliveryMode.STARTUP, 0x9A)]),
         (mode(DeliveryMode.EXTINT, vector=0x31), 0, []),
-        (mode(DeliveryMode.REMOTE_READ, vector=0x31), 1, []),
+        (mode(DeliveryMode.REMOTE_READ, vector=0x31), 1, [(DeliveryMode.REMOTE_READ, 0)]),
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])

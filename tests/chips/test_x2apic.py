@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from irqchipd.chips.lapic import DEFAULT_BASE, FAULT, Lapic, Msr
-from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import LVT_MASKED, VERSION, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import ENABLED, Board, fixed, mode
 
@@ -127,11 +127,14 @@ def test_the_page_moves_with_the_base(board: Board) -> None:
     assert board.lapic.read(0xFED0_0000 + Reg.TPR, 4) == 0x30
 
 
-def test_the_page_is_below_4_gib(board: Board) -> None:
-    # KVM: lapic.c __kvm_apic_set_base takes 20 bits of the address.
-    switch(board, 0xF_FEE0_0800)
-    assert rdmsr(board, Msr.APIC_BASE) == 0xF_FEE0_0800
-    assert board.lapic.claims(DEFAULT_BASE)
+def test_the_page_is_anywhere_in_52_bits_of_address(board: Board) -> None:
+    # KVM: MSR_IA32_APICBASE_BASE, a negative int, is not cut to 32 bits.
+    base = 0xF_0002_FEE0_0000
+    switch(board, base | 0x800)
+    assert rdmsr(board, Msr.APIC_BASE) == base | 0x800
+    assert board.lapic.claims(base + Reg.VERSION)
+    assert not board.lapic.claims(DEFAULT_BASE + Reg.VERSION)
+    assert board.lapic.read(base + Reg.VERSION, 4) == VERSION
 
 
 @pytest.mark.parametrize(
@@ -507,9 +510,27 @@ def test_a_disabled_apic_passes_the_pic_on_whatever_lint0_says(board: Board, lin
 )
 def test_lint0_makes_the_pits_ticks_nmis_where_it_says_nmi(board: Board, lint0: int, nmi: bool) -> None:
     board.write(Reg.LVT_LINT0, lint0)
-    assert board.lapic.passes_nmi == nmi
+    assert board.lapic.nmi_watchdog == nmi
     board.lapic.deliver_local(board.lapic.lvt_lint0)
     assert ((DeliveryMode.NMI, 0) in board.signals) == nmi
+
+
+def test_the_nmi_watchdog_is_as_lint0_was_written_last(board: Board) -> None:
+    """Not as it is: a software disable masks it. KVM: lapic.c apic_manage_nmi_watchdog."""
+    board.write(Reg.LVT_LINT0, 0x400)
+    board.write(Reg.SVR, 0xFF)
+    assert board.read(Reg.LVT_LINT0) == 0x1_0400
+    assert board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x1_0400)
+    assert not board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x400)
+    assert board.read(Reg.LVT_LINT0) == 0x1_0400
+    assert board.lapic.nmi_watchdog
+    board.lapic.restore(board.lapic.registers())
+    assert not board.lapic.nmi_watchdog
+    board.write(Reg.LVT_LINT0, 0x400)
+    board.lapic.reset(init=True)
+    assert not board.lapic.nmi_watchdog
 
 
 def test_a_disabled_apic_sends_itself_nothing(board: Board) -> None:

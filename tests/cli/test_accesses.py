@@ -48,6 +48,13 @@ def test_msrs(run: Run, vm: Vm) -> None:
     assert run("msr-read", vm.name, "0x1b").stdout == "0x00000000fee00d00\n"
 
 
+def test_msrs_as_a_vmm_has_them(run: Run, vm: Vm) -> None:
+    run("msr-write", vm.name, "0x1b", "0xfee00d00")
+    assert run("msr-write", vm.name, "0x1b", "0xfee00900").stdout == "#GP\n"
+    assert run("msr-write", vm.name, "0x1b", "0xfee00900", "--host").stdout == ""
+    assert run("msr-read", vm.name, "0x1b", "--host").stdout == "0x00000000fee00900\n"
+
+
 @pytest.mark.parametrize("command", [("msr-read", "0x802"), ("msr-write", "0x808", 1)], ids=lambda c: str(c[0]))
 def test_a_fault_of_the_guest_is_a_result_and_not_an_error(run: Run, vm: Vm, command: tuple[object, ...]) -> None:
     name, *arguments = command  # x2APIC's registers, of an APIC that is not in that mode.

@@ -72,12 +72,12 @@ def test_create_that_fails_half_way_leaves_nothing(
     create_vcpu = Vm.create_vcpu
 
     def fail_at_two(vm: Vm, vcpu: int) -> object:
-        return create_vcpu(vm, 999 if vcpu == 2 else vcpu)
+        return create_vcpu(vm, 4096 if vcpu == 2 else vcpu)
 
     monkeypatch.setattr(Vm, "create_vcpu", fail_at_two)
     result = run("create", "half", "--vcpus", "4")
     assert result.exit_code == 1
-    assert "vCPU id 999 is out of range" in result.stderr
+    assert "vCPU id 4096 is out of range" in result.stderr
     assert [vm.name for vm in irqchip_client.vms() if vm.name == "half"] == []
 
 

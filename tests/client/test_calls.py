@@ -25,6 +25,7 @@ from irqchip_client import (
     SignalKind,
     Space,
     TimedOut,
+    VcpuEvents,
     VmSnapshot,
     ops,
 )
@@ -42,6 +43,7 @@ from irqchip_client._calls import (
     reset_vm,
     restore_vm,
     save_vm,
+    set_boot_cpu_id,
 )
 from irqchip_client.ops import Call
 
@@ -81,24 +83,36 @@ OPERATIONS: list[Call[Any]] = [
     ops.register_region(Space.PIO, 0x3F8, 8),
     ops.unregister_region(Space.PIO, 0x3F8),
     ops.complete_access(1, 0x60),
+    ops.set_cpuid(0, x2apic=False),
+    ops.cr8_read(0),
+    ops.cr8_write(0, 5),
+    ops.get_vcpu_events(0),
+    ops.set_vcpu_events(0, VcpuEvents(nmi_masked=True)),
+]
+# The same operations, asked otherwise.
+VARIANTS: list[Call[Any]] = [
+    ops.host_msr_read(0, 0x1B),
+    ops.host_msr_write(0, 0x1B, 1),
+    ops.irq_line(8, True, without_status=True),
 ]
 # Which no RPC makes: they are about what comes to a Session, or with its packets.
 ONLY_OF_SESSIONS = {"Irqfd", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
-    *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True)],
+    *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
 ]
 
 
 def test_the_contracts_calls_are_all_here() -> None:
     operations = [field.name for field in pb.Operation.DESCRIPTOR.fields]
     assert [call.operation for call in OPERATIONS] == operations
-    assert {call.operation for call in OPERATIONS} == set(ops.__all__) - {"Call"} | {"irqfd"}
+    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd"}
+    assert {call.operation for call in OPERATIONS} == public
     unary = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods][:-2]
     assert sorted({call.method for call in OTHERS + OPERATIONS} - ONLY_OF_SESSIONS) == sorted(unary)
 
 
-@pytest.mark.parametrize("call", OPERATIONS, ids=lambda call: call.operation)
+@pytest.mark.parametrize("call", [*OPERATIONS, *VARIANTS], ids=lambda call: call.operation)
 def test_a_call_is_the_same_alone_and_in_a_batch(call: Call[Any]) -> None:
     operation = call.as_operation()
     assert operation.WhichOneof("operation") == call.operation

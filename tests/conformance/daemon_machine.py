@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from irqchip_client.cli.replay_in_process import executors
-from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Msr
+from irqchip_client.cli.traces import msr_answer, pit_answer
+from irqchipd.chips.i8254 import CHANNELS_SIZE
+from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Features, Msr
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState
+from irqchipd.vm.cpu import MpState, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
@@ -62,6 +64,13 @@ class DaemonMachine:
             "mmio_write": lambda *access: _written(self.vm.mmio_write(*access)),
             "get_lapic_page": lambda vcpu: comparable_page(self.vm.get_lapic(vcpu).pack()).hex(),
             "get_mp_state": lambda vcpu: int(self.vm.get_mp_state(vcpu)),
+            "irq_line_without_status": self._irq_line_without_status,
+            "host_msr_read": self._host_msr_read,
+            "host_msr_write": self._host_msr_write,
+            "cr8_read": self.vm.cr8_read,
+            "cr8_write": self.vm.cr8_write,
+            "get_events": self._get_events,
+            "get_old_pit": lambda: pit_answer(self.vm.get_pit().channels, 0),
             "take": self._take,
             "take_if_enabled": self._take_if_enabled,
             "visit": self._enter,  # its timer is always heard at once
@@ -83,6 +92,11 @@ class DaemonMachine:
             "set_mp_state": self.vm.set_mp_state,
             "interrupt": self.vm.interrupt,
             "nmi": self.vm.nmi,
+            "set_boot_cpu_id": self.vm.set_boot_vcpu,
+            "create_bare_vcpu": self.vm.create_vcpu,
+            "set_cpuid": self._set_cpuid,
+            "set_events": self._set_events,
+            "set_old_pit": self._set_old_pit,
         }
 
     def close(self) -> None:
@@ -128,6 +142,43 @@ class DaemonMachine:
         base = self.vm.msr_read(vcpu, Msr.APIC_BASE)
         assert base is not None
         return self._take(vcpu) if base & BASE_ENABLED else None
+
+    def _irq_line_without_status(self, gsi: int, level: int) -> None:
+        self.vm.irq_line(gsi, bool(level), line_status=False)
+
+    def _host_msr_read(self, vcpu: int, msr: int) -> Answer:
+        value = self.vm.msr_read(vcpu, msr, host=True)
+        return msr_answer(value is not None, value == FAULT, value)
+
+    def _host_msr_write(self, vcpu: int, msr: int, value: int) -> Answer:
+        written = self.vm.msr_write(vcpu, msr, value, host=True)
+        return msr_answer(written is not None, written == FAULT, None)
+
+    def _set_cpuid(self, vcpu: int, lacks: list[str], address_bits: int) -> None:
+        self.vm.set_cpuid(vcpu, Features(**dict.fromkeys(lacks, False), address_bits=address_bits))
+
+    def _get_events(self, vcpu: int) -> Answer:
+        events = self.vm.get_events(vcpu)
+        nmi = events.nmi_injected, events.nmi_pending, events.nmi_masked
+        return [int(value or 0) for value in (events.interrupt_injected, events.interrupt_vector, *nmi)]
+
+    def _set_events(
+        self, vcpu: int, interrupt: list[int], injected: int, pending: int | None, masked: int, sipi: int | None
+    ) -> None:
+        events = VcpuEvents(
+            nmi_injected=bool(injected),
+            nmi_pending=pending,
+            nmi_masked=bool(masked),
+            interrupt_injected=bool(interrupt[0]),
+            interrupt_vector=interrupt[1],
+            sipi_vector=sipi,
+        )
+        self.vm.set_events(vcpu, events)
+
+    def _set_old_pit(self, state: str) -> None:
+        if len(bytes.fromhex(state)) != CHANNELS_SIZE:
+            raise AssertionError("that is no struct kvm_pit_state")
+        self.vm.set_pit(bytes.fromhex(state))
 
     def _enter(self, vcpu: int) -> None:
         assert self.vm.pio_read(vcpu, HANDLER_PORT, 1) is None

@@ -18,7 +18,7 @@ from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.machines import Op
-from tests.conformance.mode_families import split, startup, x2apic
+from tests.conformance.mode_families import split, startup, wide, x2apic
 from tests.conformance.script import ALL_MODES, EXTINT, FIXED, LOWEST, MASKED, PORTS, U32, VCPU_IDS, Script
 
 
@@ -136,8 +136,9 @@ def service(rng: Random) -> list[Op]:
     script.enable_all()
 
     def line() -> None:
+        name = "irq_line" if not script.one_in(8) else "irq_line_without_status"
         for level in rng.choice(((1,), (1,), (0,), (0, 1), (1, 0))):
-            script.add("irq_line", rng.choice(script.pins), level)
+            script.add(name, rng.choice(script.pins), level)
 
     def entry() -> int:
         """A plain one: unmasked, fixed or of lowest priority."""
@@ -291,5 +292,5 @@ def widths(rng: Random) -> list[Op]:
 
 FAMILIES: dict[str, Callable[[Random], list[Op]]] = {
     family.__name__: family
-    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split)
+    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split, wide)
 }

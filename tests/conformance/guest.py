@@ -17,8 +17,9 @@ GDT = 0x1000
 CODE = 0x2000  # one instruction every 16 bytes
 HANDLERS = 0x3000  # of vector n, 16n further
 STACK_TOP = 0x5000
-PAGE_TABLES = 0x5000  # PML4, PDPT, and four page directories that map 4 GiB onto themselves
-SIZE = 0xB000
+PAGE_TABLES = 0x5000  # PML4, PDPT, and page directories that map some GiB onto themselves
+GIBIBYTES = (0, 1, 2, 3, 4, 11, 511)  # of addresses
+SIZE = PAGE_TABLES + 0x1000 * (2 + len(GIBIBYTES))
 
 CODE_SELECTOR, DATA_SELECTOR, TASK_SELECTOR = 0x08, 0x10, 0x18
 HANDLER_PORT = 0xF4  # nobody claims it
@@ -35,11 +36,23 @@ _OUT = {1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}
 _LOAD = {1: b"\x8a\x03", 2: b"\x66\x8b\x03", 4: b"\x8b\x03", 8: b"\x48\x8b\x03"}
 _STORE = {1: b"\x88\x03", 2: b"\x66\x89\x03", 4: b"\x89\x03", 8: b"\x48\x89\x03"}
 _OUT_HANDLER_PORT = bytes((0xE6, HANDLER_PORT))
+_READ_CR8, _WRITE_CR8 = b"\x44\x0f\x20\xc0", b"\x44\x0f\x22\xc0"  # with RAX
 _RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"  # ECX the register, EDX:EAX the value
 # CPUID, which no processor lets a guest do alone, and 1: dec r8d, jnz 1; some KVMs emulate 1,024 instructions in a row.
 _VISIT_KERNEL = b"\x0f\xa2\x41\xff\xc8\x75\xfb" + _OUT_HANDLER_PORT
 VISIT_LOOPS = 1500
-_INSTRUCTIONS = [_NOP, _RDMSR, _WRMSR, _VISIT_KERNEL, *_IN.values(), *_OUT.values(), *_LOAD.values(), *_STORE.values()]
+_INSTRUCTIONS = [
+    _NOP,
+    _RDMSR,
+    _WRMSR,
+    _READ_CR8,
+    _WRITE_CR8,
+    _VISIT_KERNEL,
+    *_IN.values(),
+    *_OUT.values(),
+    *_LOAD.values(),
+    *_STORE.values(),
+]
 _ADDRESS_OF = {instruction: CODE + SLOT * number for number, instruction in enumerate(_INSTRUCTIONS)}
 
 RFLAGS = 1 << 1
@@ -72,10 +85,13 @@ def _image() -> bytes:
     pdpt, directories = PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2000
     table = _PRESENT | _WRITABLE
     struct.pack_into("<Q", image, PAGE_TABLES, pdpt | table)
-    struct.pack_into("<4Q", image, pdpt, *(directories + 0x1000 * number | table for number in range(4)))
-    for number in range(4 * 512):
-        uncached = _UNCACHED if number else 0
-        struct.pack_into("<Q", image, directories + 8 * number, number << 21 | table | uncached | _LARGE)
+    for place, gibibyte in enumerate(GIBIBYTES):
+        struct.pack_into("<Q", image, pdpt + 8 * gibibyte, directories + 0x1000 * place | table)
+        for entry in range(512):
+            number = 512 * gibibyte + entry
+            address = directories + 0x1000 * place + 8 * entry
+            uncached = _UNCACHED if number else 0
+            struct.pack_into("<Q", image, address, number << 21 | table | uncached | _LARGE)
     return bytes(image)
 
 
@@ -135,6 +151,15 @@ class Guest:
         """WRMSR; False is a general protection fault."""
         self._run(_WRMSR, rax=value & 0xFFFF_FFFF, rcx=msr, rdx=value >> 32)
         return self._handler != GENERAL_PROTECTION
+
+    def cr8_read(self) -> int:
+        """MOV from CR8."""
+        self._run(_READ_CR8)
+        return self.vcpu.registers[0]
+
+    def cr8_write(self, value: int) -> None:
+        """MOV to CR8."""
+        self._run(_WRITE_CR8, rax=value)
 
     def take_interrupt(self) -> int | None:
         """Open the interrupt window once: the vector that was delivered, if one was."""

@@ -17,13 +17,20 @@ from tests.conformance.guest import Guest, add_memory
 from tests.conformance.kvm import (
     IRQFD_DEASSIGN,
     IRQFD_RESAMPLE,
+    PIT_STATE_SIZE,
     SREGS_CS_BASE,
+    TSC_ADJUST,
+    TSC_DEADLINE_TIMER,
+    X2APIC,
     Kvm,
+    KvmVcpu,
     KvmVm,
     route_to_msi,
     route_to_pin,
 )
 from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+
+LEAF_1 = {"x2apic": X2APIC, "tsc_deadline": TSC_DEADLINE_TIMER}  # in ECX
 
 
 @cache
@@ -68,8 +75,9 @@ class KernelMachine:
             answer = operation(*arguments)
         except OSError as error:
             answer = "-" + errno.errorcode[error.errno or 0]
-        for guest in self.guests.values():  # an INIT or start-up takes effect when somebody looks
-            guest.vcpu.get_mp_state()
+        for vcpu in self.vm.vcpus.values():  # an INIT or start-up takes effect, and an NMI counts, when somebody looks
+            vcpu.get_mp_state()
+            vcpu.get_events()
         return answer
 
     # Creation.
@@ -88,6 +96,20 @@ class KernelMachine:
 
     def create_pit(self, flags: int) -> Answer:
         self.vm.create_pit(flags)
+        return 0
+
+    def set_boot_cpu_id(self, vcpu: int) -> Answer:
+        self.vm.set_boot_cpu_id(vcpu)
+        return 0
+
+    def create_bare_vcpu(self, vcpu: int) -> Answer:
+        self.vm.create_vcpu(vcpu)
+        return 0
+
+    def set_cpuid(self, vcpu: int, lacks: list[str], address_bits: int) -> Answer:
+        bits = sum(LEAF_1[name] for name in lacks if name in LEAF_1)
+        lacks_7 = TSC_ADJUST if "tsc_adjust" in lacks else 0
+        self._vcpu(vcpu).set_other_cpuid(lacks=bits, lacks_7=lacks_7, address_bits=address_bits)
         return 0
 
     # Accesses.
@@ -111,10 +133,28 @@ class KernelMachine:
     def msr_write(self, vcpu: int, msr: int, value: int) -> Answer:
         return msr_answer(True, not self.guests[vcpu].msr_write(msr, value), None)
 
+    def host_msr_read(self, vcpu: int, msr: int) -> Answer:
+        value = self._vcpu(vcpu).get_msr(msr)
+        return msr_answer(True, value is None, value)
+
+    def host_msr_write(self, vcpu: int, msr: int, value: int) -> Answer:
+        return msr_answer(True, not self._vcpu(vcpu).set_msr(msr, value), None)
+
+    def cr8_read(self, vcpu: int) -> Answer:
+        return self.guests[vcpu].cr8_read()
+
+    def cr8_write(self, vcpu: int, value: int) -> Answer:
+        self.guests[vcpu].cr8_write(value)
+        return None
+
     # Lines and messages.
 
     def irq_line(self, gsi: int, level: int) -> Answer:
         return self.vm.irq_line(gsi, level)
+
+    def irq_line_without_status(self, gsi: int, level: int) -> Answer:
+        self.vm.irq_line_without_status(gsi, level)
+        return None
 
     def signal_msi(self, address: int, data: int, flags: int) -> Answer:
         return self.vm.signal_msi(address, data, flags)
@@ -184,7 +224,7 @@ class KernelMachine:
         return self.guests[vcpu].ended_vectors()
 
     def start_page(self, vcpu: int) -> Answer:
-        sregs = self.guests[vcpu].vcpu.get_sregs()
+        sregs = self._vcpu(vcpu).get_sregs()
         return int.from_bytes(sregs[SREGS_CS_BASE], "little") >> 12
 
     def interrupt(self, vcpu: int, vector: int) -> Answer:
@@ -192,7 +232,17 @@ class KernelMachine:
         return 0
 
     def nmi(self, vcpu: int) -> Answer:
-        self.guests[vcpu].vcpu.nmi()
+        self._vcpu(vcpu).nmi()
+        return 0
+
+    def get_events(self, vcpu: int) -> Answer:
+        injected, number, *nmi = self._vcpu(vcpu).get_events()
+        return [injected, injected * number, *nmi]  # KVM keeps the number of one that has been forgotten
+
+    def set_events(
+        self, vcpu: int, interrupt: list[int], injected: int, pending: int | None, masked: int, sipi: int | None
+    ) -> Answer:
+        self._vcpu(vcpu).set_events((interrupt[0], interrupt[1]), injected, pending, masked, sipi)
         return 0
 
     # State.
@@ -205,10 +255,10 @@ class KernelMachine:
         return 0
 
     def get_lapic_page(self, vcpu: int) -> Answer:
-        return comparable_page(self.guests[vcpu].vcpu.get_lapic()).hex()
+        return comparable_page(self._vcpu(vcpu).get_lapic()).hex()
 
     def set_lapic(self, vcpu: int, page: str) -> Answer:
-        self.guests[vcpu].vcpu.set_lapic(bytes.fromhex(page))
+        self._vcpu(vcpu).set_lapic(bytes.fromhex(page))
         return 0
 
     def get_pit(self) -> Answer:
@@ -219,16 +269,30 @@ class KernelMachine:
         self.vm.set_pit(bytes.fromhex(state))
         return 0
 
+    def get_old_pit(self) -> Answer:
+        pit = PitState.unpack(self.vm.get_old_pit().ljust(PIT_STATE_SIZE, b"\0"))
+        return pit_answer(pit.channels, 0)
+
+    def set_old_pit(self, state: str) -> Answer:
+        self.vm.set_old_pit(bytes.fromhex(state))
+        return 0
+
     def pit_reinject(self, reinject: int) -> Answer:
         self.vm.set_pit_reinject(bool(reinject))
         return 0
 
     def get_mp_state(self, vcpu: int) -> Answer:
-        return self.guests[vcpu].vcpu.get_mp_state()
+        return self._vcpu(vcpu).get_mp_state()
 
     def set_mp_state(self, vcpu: int, state: int) -> Answer:
-        self.guests[vcpu].vcpu.set_mp_state(state)
+        self._vcpu(vcpu).set_mp_state(state)
         return 0
+
+    def _vcpu(self, vcpu: int) -> KvmVcpu:
+        try:
+            return self.vm.vcpus[vcpu]
+        except KeyError:
+            raise OSError(errno.ENOENT, f"there is no vCPU {vcpu}") from None
 
 
 def _read(value: int | None) -> Answer:

@@ -29,10 +29,12 @@ CREATE_IRQCHIP = 0xAE60
 GET_IRQCHIP = 0xC208_AE62
 SET_IRQCHIP = 0x8208_AE63
 IRQ_LINE = 0x4008_AE61
+GET_PIT, SET_PIT = 0xC048_AE65, 0x8048_AE66
 IRQ_LINE_STATUS = 0xC008_AE67
 SET_GSI_ROUTING = 0x4008_AE6A
 REINJECT_CONTROL = 0xAE71
 IRQFD = 0x4020_AE76
+SET_BOOT_CPU_ID = 0xAE78
 CREATE_PIT2 = 0x4040_AE77
 GET_PIT2 = 0x8070_AE9F
 SET_PIT2 = 0x4070_AEA0
@@ -52,6 +54,7 @@ SET_CPUID2 = 0x4008_AE90
 GET_MP_STATE = 0x8004_AE98
 SET_MP_STATE = 0x4004_AE99
 NMI = 0xAE9A
+GET_VCPU_EVENTS, SET_VCPU_EVENTS = 0x8040_AE9F, 0x4040_AEA0
 GET_TSC_KHZ = 0xAEA3
 SET_GUEST_DEBUG = 0x4048_AE9B
 
@@ -65,7 +68,10 @@ SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 # struct kvm_irqchip: the chip's number, padding, and a union of the chips' states.
 IRQCHIP_HEADER, IRQCHIP_UNION = struct.Struct("<II"), 512
 CHIP_STATE_SIZES = {0: 16, 1: 16, 2: 216}
-PIT_STATE_SIZE = 112  # struct kvm_pit_state2
+PIT_STATE_SIZE, OLD_PIT_STATE_SIZE = 112, 72  # struct kvm_pit_state2, kvm_pit_state
+# struct kvm_vcpu_events: of the interrupt injected, number; of the NMI injected, pending, masked; SIPI, flags.
+VCPU_EVENTS = struct.Struct("<8x BB2x BBBx II 40x")
+EVENTS_NMI_PENDING, EVENTS_SIPI_VECTOR = 1 << 0, 1 << 1
 IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1 << 0, 1 << 1
 LAPIC_STATE_SIZE = 1024
 SREGS_CS_BASE = slice(0, 8)  # in struct kvm_sregs
@@ -73,6 +79,9 @@ MAX_CPUID_ENTRIES = 256
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
 MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX: KVM implements it, and does not list it
+X2APIC = 1 << 21  # of leaf 1, ECX
+TSC_ADJUST = 1 << 1  # of leaf 7, EBX
+ADDRESS_SIZES = 0x8000_0008
 
 
 class Exit:
@@ -153,6 +162,10 @@ class KvmVm:
         """KVM_CREATE_PIT2."""
         fcntl.ioctl(self.fd, CREATE_PIT2, struct.pack("<I60x", flags))
 
+    def set_boot_cpu_id(self, vcpu: int) -> None:
+        """KVM_SET_BOOT_CPU_ID."""
+        fcntl.ioctl(self.fd, SET_BOOT_CPU_ID, vcpu)
+
     def create_vcpu(self, vcpu: int) -> KvmVcpu:
         """KVM_CREATE_VCPU."""
         self.vcpus[vcpu] = created = KvmVcpu(self, fcntl.ioctl(self.fd, CREATE_VCPU, vcpu))
@@ -220,6 +233,16 @@ class KvmVm:
         """KVM_SET_PIT2."""
         fcntl.ioctl(self.fd, SET_PIT2, state)
 
+    def get_old_pit(self) -> bytes:
+        """KVM_GET_PIT: struct kvm_pit_state."""
+        state = bytearray(OLD_PIT_STATE_SIZE)
+        fcntl.ioctl(self.fd, GET_PIT, state)
+        return bytes(state)
+
+    def set_old_pit(self, state: bytes) -> None:
+        """KVM_SET_PIT."""
+        fcntl.ioctl(self.fd, SET_PIT, state)
+
     def set_pit_reinject(self, reinject: bool) -> None:
         """KVM_REINJECT_CONTROL."""
         fcntl.ioctl(self.fd, REINJECT_CONTROL, struct.pack("<B31x", reinject))
@@ -260,6 +283,21 @@ class KvmVcpu:
     def set_cpuid(self) -> None:
         """KVM_SET_CPUID2, to all that KVM can offer."""
         fcntl.ioctl(self.fd, SET_CPUID2, self.vm.kvm.cpuid)
+
+    def set_other_cpuid(self, *, lacks: int, lacks_7: int, address_bits: int) -> None:
+        """KVM_SET_CPUID2, to that without bits of leaf 1's ECX and leaf 7's EBX, and with addresses of so many bits."""
+        cpuid = bytearray(self.vm.kvm.cpuid)
+        for number in range(CPUID_HEADER.unpack_from(cpuid)[0]):
+            offset = CPUID_HEADER.size + number * CPUID_ENTRY.size
+            function, index, flags, eax, ebx, ecx, edx = CPUID_ENTRY.unpack_from(cpuid, offset)
+            if function == 1:
+                ecx &= ~lacks
+            elif function == 7 and not index:
+                ebx &= ~lacks_7
+            elif function == ADDRESS_SIZES:
+                eax = eax & ~0xFF | address_bits
+            CPUID_ENTRY.pack_into(cpuid, offset, function, index, flags, eax, ebx, ecx, edx)
+        fcntl.ioctl(self.fd, SET_CPUID2, cpuid)
 
     def set_runnable(self) -> None:
         """It need not wait for INIT and start-up."""
@@ -331,6 +369,20 @@ class KvmVcpu:
     def nmi(self) -> None:
         """KVM_NMI."""
         fcntl.ioctl(self.fd, NMI)
+
+    def get_events(self) -> list[int]:
+        """KVM_GET_VCPU_EVENTS: interrupt injected, number; NMI injected, pending, masked."""
+        events = bytearray(VCPU_EVENTS.size)
+        fcntl.ioctl(self.fd, GET_VCPU_EVENTS, events)
+        return list(VCPU_EVENTS.unpack(events)[:5])
+
+    def set_events(
+        self, interrupt: tuple[int, int], injected: int, pending: int | None, masked: int, sipi: int | None
+    ) -> None:
+        """KVM_SET_VCPU_EVENTS; None stays as it is."""
+        flags = (pending is not None) * EVENTS_NMI_PENDING | (sipi is not None) * EVENTS_SIPI_VECTOR
+        events = VCPU_EVENTS.pack(*interrupt, injected, pending or 0, masked, sipi or 0, flags)
+        fcntl.ioctl(self.fd, SET_VCPU_EVENTS, events)
 
     # Running.
 

@@ -14,6 +14,18 @@ Beyond the golden traces there are
     set_mp_state    vcpu, number    0 or an errno
     interrupt       vcpu, vector    0 or an errno
     nmi             vcpu            0 or an errno
+    set_boot_cpu_id vcpu            0 or an errno
+    create_bare_vcpu  vcpu          0 or an errno; no guest runs on it, and its CPUID has nothing in the kernel
+    set_cpuid       vcpu, [name], n 0 or an errno; it lacks what is named, and addresses have n bits
+    host_msr_read   vcpu, number    as msr_read, by KVM_GET_MSRS
+    host_msr_write  vcpu, number, n as msr_write, by KVM_SET_MSRS
+    cr8_read        vcpu            the value
+    cr8_write       vcpu, number    null
+    irq_line_without_status  gsi, n null; KVM_IRQ_LINE
+    get_events      vcpu            interrupt injected, its number; NMI injected, pending, masked
+    set_events      vcpu, [2], n, n or null, n, n or null  the same, the NMIs pending optional; and a SIPI's vector
+    get_old_pit     KVM_GET_PIT, as get_pit
+    set_old_pit     hex             0 or an errno; struct kvm_pit_state
 
     take            vcpu            the vector that it gets when it opens its interrupt window once, or null; its
                                     local APIC is told EOI

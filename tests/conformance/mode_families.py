@@ -6,11 +6,12 @@ from random import Random
 
 from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import LVT_MASKED, Reg
+from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
+from irqchipd.vm.capabilities import X2APIC_32BIT_IDS, Cap
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import SPLIT_IRQCHIP
 from tests.conformance.machines import Op
-from tests.conformance.script import ALL_MODES, INIT, LVTS, REMOTE_READ, STARTUP, U32, VCPU_IDS, Script
+from tests.conformance.script import ALL_MODES, INIT, LVTS, STARTUP, U32, VCPU_IDS, Script
 
 X2APIC = BASE_ENABLED | BASE_X2APIC
 
@@ -108,10 +109,10 @@ def x2apic(rng: Random) -> list[Op]:
 
 
 def startup(rng: Random) -> list[Op]:
-    """INIT and SIPI at any time and in any state; no guest runs."""
+    """INIT, SIPI, NMIs and remote reads at any time and in any state; no guest runs."""
     script = Script(rng, rng.choice(VCPU_IDS))
-    # KVM: lapic.c __apic_accept_irq; a remote read unhalts, which is how paravirtual guests kick each other.
-    script.modes = tuple(mode for mode in (*ALL_MODES, *3 * (INIT, STARTUP)) if mode != REMOTE_READ)
+    script.modes = (*ALL_MODES, *3 * (INIT, STARTUP))
+    script.ops.insert(0, ["set_boot_cpu_id", script.one_in(3) * script.vcpu()])
 
     def get() -> None:
         script.add("get_mp_state", script.vcpu())
@@ -119,11 +120,23 @@ def startup(rng: Random) -> list[Op]:
     def set_state() -> None:
         script.add("set_mp_state", script.vcpu(), rng.choice((*MpState, 5, 10)))
 
+    def get_events() -> None:
+        script.add("get_events", script.vcpu())
+
+    def set_events() -> None:
+        interrupt = [1, script.vector()] if script.one_in(3) else [0, 0]
+        pending = rng.choice((None, 0, 1, 2, 255))
+        sipi = rng.choice((None, rng.randrange(256)))
+        script.add("set_events", script.vcpu(), interrupt, script.one_in(6), pending, script.one_in(3), sipi)
+
     return script.some_of(
         [
             (20, script.msi),
             (10, get),
             (6, set_state),
+            (6, get_events),
+            (3, set_events),
+            (2, lambda: script.add("nmi", script.vcpu())),
             (6, lambda: script.add("get_lapic_page", script.vcpu())),
             (4, script.set_lapic),
             (3, script.set_ioapic),
@@ -175,5 +188,64 @@ def split(rng: Random) -> list[Op]:
             (1, script.base),
             (1, script.set_lapic),
             (2, lambda: script.add("get_lapic_page", script.vcpu())),
+        ]
+    )
+
+
+def wide(rng: Random) -> list[Op]:
+    """APIC IDs of more than 8 bits, with KVM_CAP_X2APIC_API and without, in every mode and mixed."""
+    vcpus = rng.choice(([0, 255, 256, 300], [1, 257, 511, 4095], [0, 1, 300], [256, 0], [4095, 44, 300]))
+    script, flags = ModeScript(rng, vcpus), rng.randrange(4)
+    script.ops.insert(0, ["enable_cap", Cap.X2APIC_API, flags])
+    script.destinations = [*(vcpu & 0xFF for vcpu in vcpus), 0xFF]
+    destinations = [*script.destinations, *vcpus, U32, 1 << 16 | 3, 0x12_1000]
+    if script.one_in(2):
+        for vcpu in script.vcpus:
+            if not script.one_in(4):
+                script.add("host_msr_write", vcpu, Msr.APIC_BASE, LAPIC_BASE | X2APIC)
+                script.add("host_msr_write", vcpu, Msr.X2APIC + (Reg.SVR >> 4), 0x1FF)
+
+    def message() -> tuple[int, int]:
+        destination = rng.choice(destinations)
+        address = LAPIC_BASE | (destination & 0xFF) << 12 | (destination >> 8) << 40 | script.one_in(4) << 2
+        address |= script.one_in(6) << 3 | script.one_in(12) << rng.randrange(32, 40)
+        return address, script.mode() << 8 | script.vector()
+
+    def msi() -> None:
+        script.add("signal_msi", *message(), 0)
+
+    def icr() -> None:
+        low = script.mode() << 8 | script.vector() | script.one_in(3) << 11 | script.one_in(8) << 18
+        script.x2apic_write(Reg.ICR, rng.choice(destinations) << 32 | low)
+
+    def routes() -> None:
+        script.add("set_gsi_routing", [[gsi, "msi", *message()] for gsi in rng.sample(script.pins, rng.randrange(4))])
+
+    def host_base() -> None:
+        bits = rng.choice((0, BASE_ENABLED, X2APIC, X2APIC))
+        script.add("host_msr_write", script.vcpu(), Msr.APIC_BASE, LAPIC_BASE | bits)
+
+    def restore() -> None:
+        """A page with any ID, but for one that KVM refuses, halfway."""
+        vcpu = script.vcpu()
+        identity = vcpu if flags & X2APIC_32BIT_IDS else rng.choice((vcpu, vcpu << 24 & U32, 1, 2 << 24))
+        registers = LapicRegisters(id=identity, ldr=rng.choice((0, 1 << 24)), svr=rng.choice((0x1FF, 0xFF)))
+        script.add("set_lapic", vcpu, registers.pack().hex())
+
+    return script.some_of(
+        [
+            (16, msi),
+            (8, icr),
+            (4, script.ipi),
+            (4, script.base),
+            (4, host_base),
+            (4, restore),
+            (4, script.line),
+            (3, routes),
+            (3, script.program),
+            (3, script.address),
+            (3, script.msr_program),
+            (6, script.take_if_enabled),
+            (8, lambda: script.add("get_lapic_page", script.vcpu())),
         ]
     )

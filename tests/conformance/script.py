@@ -190,8 +190,9 @@ class Script:
         gsi = self.rng.choice(self.pins)
         if self.one_in(12):
             gsi = self.rng.choice((self.rng.randrange(24), 24, 4095, 4096, U32))
+        name = "irq_line" if not self.one_in(12) else "irq_line_without_status"
         for level in self.rng.choice(((1,), (0,), (1, 0), (0, 1), (1, 1), (0, 1, 0, 1), (U32, 0, 2))):
-            self.add("irq_line", gsi, level)
+            self.add(name, gsi, level)
 
     def msi(self) -> None:
         address, data = self.message()

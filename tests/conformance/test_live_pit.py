@@ -12,7 +12,7 @@ from irqchipd.chips.i8254 import Port as PitPort
 from irqchipd.chips.i8259 import Port as PicPort
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import Reg
+from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.machines import Answer, Machine
 from tests.conformance.timed import Step, TimedComparison, count, op, wait
 
@@ -175,3 +175,33 @@ def test_a_new_count_forgets_the_ticks_that_wait(timed: TimedComparison) -> None
 @pytest.mark.parametrize("mode", range(6))
 def test_a_mode_ticks_once_or_again_and_again(timed: TimedComparison, mode: int) -> None:
     timed.check(*NEW_VM, *PIC_INIT, *load(0, mode, PERIOD), wait(3), TICKS, wait(LONG / 2), TICKS)
+
+
+# The NMI watchdog: LINT0s that have the PIT's ticks be NMIs have them be whatever every other LINT0 says, too.
+
+
+def lint0(vcpu: int, value: int) -> Step:
+    return op("mmio_write", vcpu, LAPIC_BASE + Reg.LVT_LINT0, 4, value)
+
+
+def svr(vcpu: int, value: int) -> Step:
+    return op("mmio_write", vcpu, LAPIC_BASE + Reg.SVR, 4, value)
+
+
+WATCHDOGS = {
+    "set": [],
+    "software-disabled": [svr(0, 0xFF)],
+    "software-disabled, and enabled": [svr(0, 0xFF), svr(0, 0x1FF)],
+    "written while software-disabled": [lint0(0, 0x1_0400), svr(0, 0xFF), lint0(0, 0x400)],
+    "masked": [lint0(0, 0x1_0400)],
+    "restored": [lint0(0, 0), op("set_lapic", 0, LapicRegisters(svr=0xFF, lvt_lint0=0x400).pack().hex())],
+    "restored masked": [op("set_lapic", 0, LapicRegisters(svr=0xFF, lvt_lint0=0x1_0400).pack().hex())],
+    "another's, which gets INIT": [lint0(0, 0x41), lint0(1, 0x400), op("signal_msi", LAPIC_BASE | 1 << 12, 0x500, 0)],
+}
+
+
+@pytest.mark.parametrize("change", WATCHDOGS)
+def test_the_nmi_watchdog_survives_what_masks_it(timed: TimedComparison, change: str) -> None:
+    setup = [*NEW_VM, op("create_vcpu", 1), svr(0, 0x1FF), svr(1, 0x1FF), lint0(1, 0x41), lint0(0, 0x400)]
+    pages = [op("get_lapic_page", vcpu) for vcpu in (0, 1)]
+    timed.check(*setup, *WATCHDOGS[change], *pages, *load(0, Mode.TERMINAL_COUNT, 2000), wait(30), *pages)

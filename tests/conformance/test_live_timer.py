@@ -8,6 +8,7 @@ from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE
+from irqchipd.vm.capabilities import Cap
 from tests.conformance.machines import Answer, Machine
 from tests.conformance.timed import Step, TimedComparison, count, op, wait
 
@@ -68,6 +69,18 @@ COUNTS = [read(Reg.TIMER_INITIAL_COUNT), current_count(), ARMED]
 def test_it_counts_at_1_ghz_through_the_divider(timed: TimedComparison, divide: int) -> None:
     counted = current_count()
     timed.check(*start(ONE_SHOT, 0xFFFF_FFFF, divide, masked=LVT_MASKED), counted, wait(2), counted, wait(5), counted)
+
+
+@pytest.mark.parametrize("cycle", [1, 7, 40])
+def test_the_bus_may_be_slower(timed: TimedComparison, cycle: int) -> None:
+    """KVM_CAP_X86_APIC_BUS_CYCLES_NS: so many nanoseconds a count."""
+    first, second, *rest = start(ONE_SHOT, 12 * MS // cycle)
+    bus = op("enable_cap", Cap.X86_APIC_BUS_CYCLES_NS, cycle)
+    counted = current_count()
+    timed.check(first, bus, second, *rest, counted, wait(4), TAKE, counted, wait(9), TAKE, counted)
+    first, second, *rest = start(PERIODIC, 5 * MS // cycle, BY_2)
+    counted = current_count(5 * MS // cycle)
+    timed.check(first, bus, second, *rest, counted, *3 * [wait(7), TAKE, counted], write(Reg.TIMER_DIVIDE, BY_1), TAKE)
 
 
 def test_a_one_shot_expires_once(timed: TimedComparison) -> None:

@@ -237,6 +237,21 @@ BASE = code(
     """
 )
 
+# Sets CR8 while the local APIC is disabled.
+CR8_DISABLED = code(
+    """
+    b9 1b 00 00 00              mov ecx, 0x1b
+    b8 00 00 e0 fe              mov eax, 0xfee00000
+    31 d2                       xor edx, edx
+    0f 30                       wrmsr
+    b8 05 00 00 00              mov eax, 5
+    44 0f 22 c0                 mov cr8, rax
+    44 0f 20 c3                 mov rbx, cr8
+    89 1c 25 00 05 00 00        mov [0x500], ebx
+    e6 f4                       out 0xf4, al
+    """
+)
+
 # Goes on behind the instruction, which is one of two bytes.
 FAULT_HANDLER = code(
     """

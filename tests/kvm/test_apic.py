@@ -59,3 +59,17 @@ def test_an_x2apic(machine: Machine) -> None:
     assert machine.word(0x504) == 0x0005_0014
     assert machine.devices.said == b"GmI"
     assert machine.vcpu.msr_read(BASE).data == APIC | 0xD00
+
+
+def test_cr8_of_a_disabled_apic_is_its_tpr(machine: Machine) -> None:
+    machine.load_long(guests.CR8_DISABLED)
+    machine.cpu.run()
+    assert machine.word(COUNT) == 5
+    assert machine.vcpu.lapic().tpr == 0x50
+
+
+def test_the_apics_timer_has_the_modes_that_cpuid_says(machine: Machine) -> None:
+    """Without the TSC deadline bit 18 of its LVT entry stays 0."""
+    machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+    machine.vcpu.mmio_write(APIC + 0x320, 0x7_0031)
+    assert machine.vcpu.mmio_read(APIC + 0x320).data == 0x3_0031

@@ -89,7 +89,7 @@ def test_a_page_has_so_many_vms(registry: Registry) -> None:
 
 
 def test_a_page_has_so_many_vcpus(registry: Registry) -> None:
-    for number in range(6):
+    for number in range(PAGE_VCPUS // MAX_VCPUS + 2):
         vm = registry.create(f"{number}")
         for vcpu in range(MAX_VCPUS):
             vm.create_vcpu(vcpu)

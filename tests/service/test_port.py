@@ -167,7 +167,7 @@ def test_a_halt_that_is_given_up_is_answered_and_takes_nothing(peer: Peer, vm: V
     [
         ({"vm": "nobody"}, "ENOENT"),
         ({"vm": "x", "client": "\n"}, "EINVAL"),
-        ({"vm": "x", "vcpus": [255]}, "EINVAL"),
+        ({"vm": "x", "vcpus": [4096]}, "EINVAL"),
         ({"vm": "x", "gsis": [4096]}, "EINVAL"),
     ],
 )

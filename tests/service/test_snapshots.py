@@ -25,6 +25,7 @@ from irqchip_client import (
 )
 from irqchip_client import Vm as Machine
 from irqchip_client._daemon import Daemon, start_daemon
+from irqchipd.vm.machine import MAX_VCPUS
 from tests.service.test_sessions import eventually, high, write_entry
 
 LAPIC = 0xFEE0_0000
@@ -198,7 +199,7 @@ def test_the_largest_vm_is_saved_and_restored(irqchip_client: Client, elsewhere:
     vm = irqchip_client.create_vm(virtual_clock=True)
     vm.create_irqchip()
     with vm.session() as session:
-        session.run([ops.create_vcpu(number) for number in range(255)])
+        session.run([ops.create_vcpu(number) for number in range(MAX_VCPUS)])
     vm.set_routing([MsiRoute(gsi, (1 << 64) - 1, 0xFFFF_FFFF, 1) for gsi in range(4096)])
     snapshot = vm.snapshot()
     assert move(vm, elsewhere).snapshot() == snapshot

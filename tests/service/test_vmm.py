@@ -30,13 +30,15 @@ def test_a_vmms_probe_walks_through(irqchip_client: Client) -> None:
 @pytest.mark.parametrize(
     ("capability", "value"),
     [
-        *((number, 1) for number in (0, 1, 11, 14, 22, 24, 26, 32, 33, 35, 61, 72, 77, 82, 97, 98, 121)),
-        (9, 255),
+        *((number, 1) for number in (0, 1, 11, 14, 22, 24, 26, 32, 33, 34, 35, 41, 61, 72, 77, 82, 97, 98, 121, 237)),
+        (9, 288),
         (25, 4096),
-        (66, 255),
-        (128, 255),
+        (66, 288),
+        (116, 1),
+        (128, 4096),
+        (129, 3),  # KVM_CAP_X2APIC_API
+        (213, 5),  # KVM_CAP_DISABLE_QUIRKS2
         (2, 0),
-        (129, 0),  # KVM_CAP_X2APIC_API
         ((1 << 32) - 1, 0),
     ],
 )

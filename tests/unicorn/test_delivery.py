@@ -77,6 +77,9 @@ class Cpu:
     def set_cr2(self, address: int) -> None:
         self.cr2 = address
 
+    def skip(self, length: int) -> None:
+        self.ip += length
+
     def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
         self.state = replace(self.state, cs=cs, sp=sp)
         self.ip, self.flags = ip, flags
@@ -351,3 +354,22 @@ class TestLongMode:
         long.gate64(13, 0x6000)
         deliver(long, Event(0x21, EXTERNAL))
         assert long.stack(1, "Q") == (0x21 * 8 | 3,)
+
+
+class TestSoftwareInterruptsThatFault:
+    """To the fault's handler the INT is the next instruction; to its own it would be the last."""
+
+    @pytest.mark.parametrize(("vector", "length"), [(0x21, 2), (3, 1), (4, 1)])
+    def test_the_faults_frame_has_the_ints_address(self, vector: int, length: int) -> None:
+        cpu = Cpu()
+        cpu.gate(vector, selector=ABSENT)
+        cpu.gate(Vector.NP, 0x6000)
+        deliver(cpu, Event(vector, SOFTWARE, length=length))
+        assert cpu.ip == 0x6000
+        assert cpu.stack(3)[:2] == (ABSENT, 0x1234 - length)
+
+    def test_and_one_that_faults_no_further_has_the_address_behind(self) -> None:
+        cpu = Cpu()
+        cpu.gate(0x21, 0x5000)
+        deliver(cpu, Event(0x21, SOFTWARE, length=2))
+        assert cpu.stack(1) == (0x1234,)

@@ -189,3 +189,24 @@ def test_the_pic_interrupts_it(machine: Machine, guest: bytes) -> None:
             while machine.word(LIST) != count:
                 assert time.monotonic() < deadline
                 time.sleep(0.0005)
+
+
+CR8_DISABLED = bytes.fromhex(
+    "b91b000000"  # 1100: mov ecx,0x1b
+    "b80000e0fe"  # 1105: mov eax,0xfee00000
+    "31d2"  # 110a: xor edx,edx
+    "0f30"  # 110c: wrmsr
+    "48c7c005000000"  # 110e: mov rax,0x5
+    "440f22c0"  # 1115: mov cr8,rax
+    "450f20c1"  # 1119: mov r9,cr8
+    "4c890c2500060000"  # 111d: mov QWORD 0x600,r9
+    "e6f4"  # 1125: out 0xf4,al
+    "ebfe"  # 1127: jmp 1127
+)
+
+
+def test_mov_cr8_sets_the_task_priority_of_an_apic_that_is_disabled(machine: Machine) -> None:
+    start(machine, CR8_DISABLED)
+    machine.cpu.run()
+    assert machine.quads(0x600, 1) == [5]
+    assert machine.daemon.lapic().tpr == 0x50

@@ -11,6 +11,8 @@ from irqchip_client import GuestError
 if TYPE_CHECKING:
     from .machine import Machine
 
+GDT = 0x400
+
 HANDLER, HANDLER_WITH_ERROR, NEXT = 0x1800, 0x1880, 0x1900
 LIST, RECORDS = 0x600, 0xA000
 
@@ -206,7 +208,7 @@ def test_loads_and_stores_beyond_ram_reach_devices_and_daemon(machine: Machine) 
 
 def test_a_triple_fault_says_what_and_where(machine: Machine) -> None:
     machine.start(bytes.fromhex("90 cc"))  # nop; int3, without an IDT
-    with pytest.raises(GuestError, match=r"double fault.*0x8:0x1002"):
+    with pytest.raises(GuestError, match=r"double fault.*0x8:0x1001"):
         machine.cpu.run()
 
 
@@ -236,3 +238,26 @@ def test_what_a_device_raises_ends_the_run_and_the_guest_can_go_on(machine: Mach
     machine.memory.write(0x600, b"\xff")
     machine.cpu.run()
     assert machine.word(0x600) == 0
+
+
+def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(machine: Machine) -> None:
+    machine.start(
+        FAULTS[:0x1A]
+        + bytes.fromhex(
+            "cd31"  # 101a: int 0x31
+            "90"  # 101c: nop
+            "cc"  # 101d: int3
+            "9090"  # 101e: nop; nop
+            "e6f4"  # 1020: out 0xf4,al
+            "ebfe"  # 1022: jmp 1022
+        )
+    )
+    absent = 0x38  # the second half of the TSS's descriptor, which is 0 here
+    machine.memory.write(GDT + absent, (0x00CF_1B00_0000_FFFF).to_bytes(8, "little"))
+    for vector in (0x31, 3):
+        machine.gate(vector, HANDLER, selector=absent)
+    machine.gate(11, HANDLER_WITH_ERROR)
+    machine.memory.write(HANDLER_WITH_ERROR, RECORD_ERROR)
+    machine.memory.write(LIST, RECORDS.to_bytes(4, "little"))
+    machine.cpu.run()
+    assert machine.words(RECORDS, 6) == [absent, 0, 0x101A, absent, 0, 0x101D]

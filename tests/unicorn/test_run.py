@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -223,3 +224,44 @@ def test_interrupts_from_several_threads_all_arrive(machine: Machine) -> None:
         for thread in threads:
             thread.join(20)
     assert machine.words(COUNTER, 4) == [100] * 4
+
+
+CALLS = bytes.fromhex(
+    "bb00200000"  # 1000: mov ebx,0x2000
+    "bc00900000"  # 1005: mov esp,0x9000
+    "ffd3"  # 100a: call ebx
+    "a300060000"  # 100c: mov 0x600,eax
+    "ebf7"  # 1011: jmp 100a
+)
+
+
+@pytest.mark.parametrize("through", ["write", "flush"])
+def test_code_that_the_host_writes_is_executed(machine: Machine, through: str) -> None:
+    """Though the guest has run there before, and without its help."""
+
+    def load(value: int) -> None:
+        code = bytes.fromhex("b8") + value.to_bytes(4, "little") + bytes.fromhex("c3")  # mov eax,value; ret
+        if through == "write":
+            machine.memory.write(0x2000, code)
+        else:
+            ctypes.memmove(machine.memory.host_address + 0x2000, code, len(code))
+            machine.memory.flush(0x2000, len(code))
+
+    machine.start(CALLS)
+    load(1)
+    with machine.running():
+        for value in range(1, 20):
+            load(value)
+            wait_for(lambda value=value: machine.word(COUNTER) == value)  # type: ignore[misc]
+    load(20)
+    with machine.running():
+        wait_for(lambda: machine.word(COUNTER) == 20)
+
+
+def test_an_instruction_that_is_trapped_may_be_in_code_that_the_host_writes(machine: Machine) -> None:
+    machine.start(CALLS)
+    machine.memory.write(0x2000, bytes.fromhex("b801000000c3"))
+    with machine.running():
+        wait_for(lambda: machine.word(COUNTER) == 1)
+        machine.memory.write(0x2000, bytes.fromhex("b91b000000 0f32 c3"))  # mov ecx,0x1b; rdmsr; ret
+        wait_for(lambda: machine.word(COUNTER) == 0xFEE0_0900)

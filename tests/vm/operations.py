@@ -11,7 +11,7 @@ from irqchipd.chips.i8259 import STATE_SIZE as PIC_SIZE
 from irqchipd.chips.i8259 import Port
 from irqchipd.chips.lapic_registers import STATE_SIZE, Reg
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState, Outcome
+from irqchipd.vm.cpu import MpState, Outcome, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
 from irqchipd.vm.machine import MAX_VCPUS, Vm
@@ -144,7 +144,7 @@ timer_writes = st.one_of(
     st.tuples(st.just(Reg.TIMER_INITIAL_COUNT), apic_counts),
     st.tuples(st.just(Reg.TIMER_DIVIDE), divides),
 )
-MSRS = [lapic.Msr.TSC, lapic.Msr.APIC_BASE, lapic.Msr.TSC_DEADLINE, 0x174]
+MSRS = [lapic.Msr.TSC, lapic.Msr.APIC_BASE, lapic.Msr.TSC_ADJUST, lapic.Msr.TSC_DEADLINE, 0x174]
 msrs = st.sampled_from(MSRS) | st.integers(0x800, 0x840)
 msr_values = bits(64) | st.sampled_from(
     [0, 1, 1_000_000, 20_000_000, 0xFEE0_0900, 0xFEE0_0D00, 0xFEE0_0C00, 0xFEE0_0100, 0xFEE1_0800, 0x4_4031, 0x1FF]
@@ -181,8 +181,41 @@ of_run_states = st.one_of(
         ),
     ),
 )
+features = st.builds(
+    lapic.Features, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([31, 32, 33, 36, 52, 53])
+)
+numbers = st.none() | st.sampled_from([0, 1, 2, 0x55, 255, 256])
+vcpu_events = st.builds(
+    VcpuEvents,
+    nmi_injected=st.none() | st.booleans(),
+    nmi_pending=numbers,
+    nmi_masked=st.none() | st.booleans(),
+    smi_pending=st.none() | st.booleans(),
+    interrupt_injected=st.none() | st.booleans(),
+    interrupt_vector=vectors,
+    sipi_vector=numbers,
+)
+of_the_vmm = st.one_of(
+    st.tuples(st.just("set_cpuid"), st.tuples(vcpus, features)),
+    st.tuples(st.just("set_events"), st.tuples(vcpus, vcpu_events)),
+    st.tuples(st.just("get_events"), st.tuples(vcpus)),
+    st.tuples(st.just("cr8_write"), st.tuples(vcpus, st.integers(0, 16))),
+    st.tuples(st.just("cr8_read"), st.tuples(vcpus)),
+    st.tuples(st.just("host_msr_write"), st.tuples(vcpus, msrs, msr_values)),
+    st.tuples(
+        st.just("enable_cap"),
+        st.tuples(
+            st.sampled_from([116, 121, 128, 129, 213, 237, 1]),
+            st.just(0),
+            st.tuples(st.sampled_from([0, 1, 2, 3, 4, 5, 4096, 1 << 40])),
+        ),
+    ),
+    st.tuples(st.just("set_boot_vcpu"), st.tuples(vcpus)),
+    st.tuples(st.just("irq_line_without_status"), st.tuples(gsis, st.booleans())),
+)
 everything = st.one_of(
-    operations, operations, times, times, of_time, of_time, of_run_states, raw_restores, st.just(("reset", ()))
+    *(operations, operations, times, times, of_time, of_time, of_run_states, of_the_vmm, raw_restores),
+    st.just(("reset", ())),
 )
 
 
@@ -226,6 +259,10 @@ class Machine(Pc):
                     return self._start_pit(*arguments)  # type: ignore[arg-type]
                 case "write_entry":
                     return self._write_entry(*arguments)  # type: ignore[arg-type]
+                case "host_msr_write":
+                    return self.vm.msr_write(*arguments, host=True)  # type: ignore[arg-type]
+                case "irq_line_without_status":
+                    return self.vm.irq_line(*arguments, line_status=False)  # type: ignore[arg-type]
                 case _:
                     return getattr(self.vm, name)(*arguments)
         except VmError as error:

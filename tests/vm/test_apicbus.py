@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from irqchipd.chips.lapic import Lapic, Msr
+from irqchipd.chips.lapic import Lapic, Msr, Quirk
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
 from irqchipd.vm.apicbus import MAX_REMEMBERED, ApicBus
@@ -46,6 +46,7 @@ class Wires:
         pass
 
     lazy = False
+    quirks = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
 
     def timer_expired(self) -> int:
         raise NotImplementedError

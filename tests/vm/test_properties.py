@@ -140,7 +140,7 @@ REFUSED: list[Operation] = [
     ("get_lapic", (2,)),
     ("create_irqchip", ()),
     ("create_vcpu", (0,)),
-    ("create_vcpu", (255,)),
+    ("create_vcpu", (4096,)),
 ]
 
 

@@ -32,3 +32,23 @@ def test_there_is_nothing_beyond_it(address: int, length: int) -> None:
         if length >= 0:
             with pytest.raises(InvalidArgument, match="not in a guest's memory"):
                 memory.write(address, bytes(length))
+
+
+def test_who_watches_hears_of_what_is_written_and_flushed() -> None:
+    heard: list[tuple[int, int]] = []
+
+    def written(address: int, length: int) -> None:
+        heard.append((address, length))
+
+    with GuestMemory(4096) as memory:
+        memory.write(0, b"a")
+        memory.watch(written)
+        memory.write(5, b"abc")
+        memory.flush(7, 9)
+        with pytest.raises(InvalidArgument):
+            memory.write(4095, b"ab")
+        with pytest.raises(InvalidArgument):
+            memory.flush(4095, 2)
+        memory.unwatch(written)
+        memory.write(1, b"a")
+    assert heard == [(5, 3), (7, 9)]

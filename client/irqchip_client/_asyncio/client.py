@@ -244,6 +244,13 @@ class Vm(Machine):
         """
         await self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
 
+    async def set_boot_cpu_id(self, vcpu: int) -> None:
+        """KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first.
+
+        Busy once a vCPU exists, InvalidArgument for an id that none can have.
+        """
+        await self._client._unary(_calls.set_boot_cpu_id(vcpu), self.name)
+
     async def reset(self, reason: ResetReason = ResetReason.OPERATOR) -> None:
         """Brings chips, local APICs and run states to where they were when they were made.
 

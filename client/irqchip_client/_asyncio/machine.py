@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import _calls
@@ -19,6 +20,7 @@ from irqchip_client._model import (
     MsrAccess,
     Route,
     Signal,
+    VcpuEvents,
     Wake,
 )
 
@@ -40,9 +42,13 @@ class Machine:
         await self._call(_calls.create_vcpu(vcpu))
         return Vcpu(self, vcpu)
 
-    def line(self, gsi: int) -> Line:
-        """A handle on a GSI. No I/O."""
-        return Line(self, gsi)
+    def line(self, gsi: int, *, without_status: bool = False) -> Line:
+        """A handle on a GSI. No I/O.
+
+        without_status  it is driven by KVM_IRQ_LINE, and not by KVM_IRQ_LINE_STATUS: that is another call to the
+                        counting of the RTC's ticks, on GSI 8, which lets it through and misses it
+        """
+        return Line(self, gsi, without_status=without_status)
 
     async def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
@@ -75,7 +81,10 @@ class Machine:
         return await self._call(_calls.get_pit())
 
     async def set_pit(self, state: PitState | bytes) -> None:
-        """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady."""
+        """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady.
+
+        Of the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+        """
         await self._call(_calls.set_pit(state))
 
     async def set_pit_reinject(self, reinject: bool) -> None:
@@ -141,12 +150,57 @@ class Vcpu:
         await self._machine._call(_calls.set_lapic(self.id, state))
 
     async def msr_read(self, msr: int) -> MsrAccess:
-        """RDMSR: of IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, and 800h to 8ffh (x2APIC). NotReady."""
+        """RDMSR: of IA32_TSC, IA32_TSC_ADJUST, IA32_APIC_BASE, IA32_TSC_DEADLINE, 800h to 8ffh (x2APIC). NotReady."""
         return await self._machine._call(_calls.msr_read(self.id, msr))
 
     async def msr_write(self, msr: int, data: int) -> MsrAccess:
         """WRMSR of the same. NotReady where the vCPU has no local APIC."""
         return await self._machine._call(_calls.msr_write(self.id, msr, data))
+
+    async def host_msr_read(self, msr: int) -> MsrAccess:
+        """KVM_GET_MSRS of one: no entry into the guest. NotReady where the vCPU has no local APIC."""
+        return await self._machine._call(_calls.host_msr_read(self.id, msr))
+
+    async def host_msr_write(self, msr: int, data: int) -> MsrAccess:
+        """KVM_SET_MSRS of one: IA32_APIC_BASE goes from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST."""
+        return await self._machine._call(_calls.host_msr_write(self.id, msr, data))
+
+    async def set_cpuid(
+        self,
+        *,
+        x2apic: bool = True,
+        tsc_deadline: bool = True,
+        tsc_adjust: bool = True,
+        physical_address_bits: int = 52,
+    ) -> None:
+        """KVM_SET_CPUID2: what the guest's CPUID has, as far as the local APIC goes by it. At first it has everything.
+
+        InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
+        """
+        call = _calls.set_cpuid(
+            self.id,
+            x2apic=x2apic,
+            tsc_deadline=tsc_deadline,
+            tsc_adjust=tsc_adjust,
+            physical_address_bits=physical_address_bits,
+        )
+        await self._machine._call(call)
+
+    async def cr8_read(self) -> int:
+        """MOV from CR8: TPR's upper half, whether the local APIC is disabled or not. NotReady where it has none."""
+        return await self._machine._call(_calls.cr8_read(self.id))
+
+    async def cr8_write(self, value: int) -> None:
+        """MOV to CR8. InvalidArgument above 15; NotReady."""
+        await self._machine._call(_calls.cr8_write(self.id, value))
+
+    async def events(self) -> VcpuEvents:
+        """KVM_GET_VCPU_EVENTS: what waits to be delivered beside what the chips have. NotReady."""
+        return await self._machine._call(_calls.get_vcpu_events(self.id))
+
+    async def set_events(self, events: VcpuEvents) -> None:
+        """KVM_SET_VCPU_EVENTS: what is None stays. InvalidArgument for a number above 255; NotReady."""
+        await self._machine._call(_calls.set_vcpu_events(self.id, events))
 
     async def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
@@ -198,24 +252,26 @@ class Line:
     InvalidArgument, and the end of `with line:` leaves it as it is.
     """
 
-    def __init__(self, machine: Machine, gsi: int) -> None:
+    def __init__(self, machine: Machine, gsi: int, *, without_status: bool = False) -> None:
         self.gsi = gsi
         self._machine = machine
+        self._raise = partial(_calls.irq_line, gsi, True, without_status=without_status)
+        self._lower = partial(_calls.irq_line, gsi, False, without_status=without_status)
 
     def __repr__(self) -> str:
         return f"<Line of GSI {self.gsi} of {self._machine!r}>"
 
     async def raise_(self) -> int:
         """Drives the line high."""
-        return await self._machine._call(_calls.irq_line(self.gsi, True))
+        return await self._machine._call(self._raise())
 
     async def lower(self) -> int:
         """Ceases to drive the line high. It stays high while another source does."""
-        return await self._machine._call(_calls.irq_line(self.gsi, False))
+        return await self._machine._call(self._lower())
 
     async def pulse(self) -> int:
         """Raises and lowers the line: an edge. The status is that of raising it."""
-        raised, _ = await self._machine._run([_calls.irq_line(self.gsi, True), _calls.irq_line(self.gsi, False)])
+        raised, _ = await self._machine._run([self._raise(), self._lower()])
         return int(raised)
 
     async def __aenter__(self) -> Self:

@@ -275,6 +275,13 @@ class Vm(Machine):
         """
         self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
 
+    def set_boot_cpu_id(self, vcpu: int) -> None:
+        """KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first.
+
+        Busy once a vCPU exists, InvalidArgument for an id that none can have.
+        """
+        self._client._unary(_calls.set_boot_cpu_id(vcpu), self.name)
+
     def reset(self, reason: ResetReason = ResetReason.OPERATOR) -> None:
         """Brings chips, local APICs and run states to where they were when they were made.
 

@@ -78,14 +78,16 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int,
 @pass_vm
 @click.argument("msr", type=WORD)
 @vcpu_option
+@click.option("--host", is_flag=True, help="As a VMM does by KVM_GET_MSRS, and not the guest.")
 @json_option
-def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, as_json: bool) -> None:
+def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Read a model-specific register, as a vCPU's RDMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
-    access = vm.vcpu(vcpu).msr_read(msr)
+    cpu = vm.vcpu(vcpu)
+    access = cpu.host_msr_read(msr) if host else cpu.msr_read(msr)
     if as_json:
         echo_json(access)
     else:
@@ -97,14 +99,16 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, as_json: bool) -> None:
 @click.argument("msr", type=WORD)
 @click.argument("value", type=LONG)
 @vcpu_option
+@click.option("--host", is_flag=True, help="As a VMM does by KVM_SET_MSRS, and not the guest.")
 @json_option
-def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, as_json: bool) -> None:
+def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Write a model-specific register, as a vCPU's WRMSR does.
 
     Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
     irqchipd's, with exit status 0.
     """
-    access = vm.vcpu(vcpu).msr_write(msr, value)
+    cpu = vm.vcpu(vcpu)
+    access = cpu.host_msr_write(msr, value) if host else cpu.msr_write(msr, value)
     if as_json:
         echo_json({"claimed": access.claimed, "fault": access.fault})
     elif refused := _refused(access):

@@ -186,9 +186,12 @@ def _logical_id(lapic: LapicState, x2apic: bool) -> str:
     return f"0x{ldr:02x}" if lapic.dfr >> 28 else f"0x{ldr:02x} (cluster {ldr >> 4}: id {ldr & 0xF})"
 
 
+_RUN_STATES = {1: "runnable", 2: "uninitialized", 3: "wait for SIPI", 4: "halted", 10: "AP reset hold"}  # MpState
+
+
 def _run_state(vcpu: pb.VcpuSnapshot) -> str:
     """The MP state, and what waits to be taken beside what is requested."""
-    state = ("-", "runnable", "uninitialized", "wait for SIPI", "halted", "SIPI received")[vcpu.mp_state]
+    state = _RUN_STATES.get(vcpu.mp_state, "-")
     waiting = [
         (vcpu.init, "INIT"),
         (vcpu.HasField("sipi_vector"), f"SIPI (page 0x{vcpu.sipi_vector:02x})"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from irqchip_client import Vcpu
 
 # SDM volume 3, 11.4.4 and 11.12.1.
-BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
+BASE_BOOT_CPU, BASE_X2APIC, BASE_ENABLED, BASE_ADDRESS = 1 << 8, 1 << 10, 1 << 11, 0xF_FFFF_FFFF_F000
 TPR, ICR = 0x80, 0x300  # registers' offsets in the page
 IRR = range(0x200, 0x280, 0x10)
 PAGE = 0x1000
@@ -29,32 +29,26 @@ class Apic:
     cr8  what the daemon's TPR says; where kvm_run.cr8 differs, the guest has written CR8
     """
 
-    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, address_bits: int) -> None:
+    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu) -> None:
         self.cr8 = 0
         self._fd = fd
         self._run = run
         self._vcpu = vcpu
         self._base = 0
-        self._address_bits = address_bits
 
     def learn(self) -> None:
         """KVM's are the daemon's from now on."""
         self._set_base(self._vcpu.msr_read(IA32_APIC_BASE).data)
-        tpr = 0
-        if self._x2apic:
-            tpr = self._vcpu.msr_read(X2APIC_TPR).data
-        elif self._page is not None:
-            tpr = self._vcpu.mmio_read(self._page + TPR).data
-        self._learn_tpr(tpr)
+        self.cr8 = self._run[Run.CR8] = self._vcpu.cr8_read()
 
     def tell_cr8(self) -> None:
         """The guest has written CR8: TPR's upper half, and 0 in its lower. SDM volume 3, 11.8.6.1."""
-        tpr = self._run[Run.CR8] << 4
-        if self._x2apic:
-            self._vcpu.msr_write(X2APIC_TPR, tpr)
-        elif self._page is not None:
-            self._vcpu.mmio_write(self._page + TPR, tpr)
-        self.cr8 = self._run[Run.CR8]
+        cr8 = self._run[Run.CR8]
+        if self._page is not None:  # The port has a short form for this.
+            self._vcpu.mmio_write(self._page + TPR, cr8 << 4)
+        else:
+            self._vcpu.cr8_write(cr8)
+        self.cr8 = cr8
 
     def mmio_written(self, address: int, value: int, size: int) -> bool:
         """The guest has stored something somewhere. Whether that may have sent it a signal: by ICR."""
@@ -82,8 +76,6 @@ class Apic:
         """WRMSR; False: a general protection fault."""
         if msr != IA32_APIC_BASE and msr not in X2APIC:
             return False
-        if msr == IA32_APIC_BASE and value >> self._address_bits:
-            return False
         access = self._vcpu.msr_write(msr, value)
         if access.fault or not access.claimed:
             return False
@@ -92,6 +84,11 @@ class Apic:
         elif msr == X2APIC_TPR:
             self._learn_tpr(value)
         return True
+
+    @property
+    def is_boot_cpu(self) -> bool:
+        """Whether INIT starts it."""
+        return bool(self._base & BASE_BOOT_CPU)
 
     @property
     def _x2apic(self) -> bool:

@@ -63,7 +63,10 @@ class KvmCpu(Adapter):
             self._memory = kvm.memory
             self._registers = Registers(self._fd)
             self._kick = Kick(self._fd)
-            self._apic = Apic(self._fd, self._run, self._vcpu, physical_address_bits(kvm.cpuid))
+            self._vcpu.set_cpuid(
+                tsc_deadline=False, tsc_adjust=False, physical_address_bits=physical_address_bits(kvm.cpuid)
+            )
+            self._apic = Apic(self._fd, self._run, self._vcpu)
             self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()
@@ -273,10 +276,12 @@ class KvmCpu(Adapter):
                 self._complete()
                 self._registers.reset()
                 self._forget()
-                self._idle = self.id != 0  # The others wait for SIPI.
+                self._idle = not self._apic.is_boot_cpu  # The others wait for SIPI.
             case Signal(SignalKind.SIPI, page):
                 self._registers.start_up(page)
                 self._forget()
+            case Signal(SignalKind.UNHALT):
+                pass  # It goes on behind its HLT.
 
     def _complete(self) -> None:
         """What the last exit left of an instruction is done: KVM does that when it runs next, and here nothing else."""

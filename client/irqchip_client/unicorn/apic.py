@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING
 
 from .exceptions import Fault, Vector
 from .features import (
-    APIC_ENABLED,
     IA32_APIC_BASE,
-    PHYSICAL_BITS,
-    X2APIC_ENABLED,
-    X2APIC_TPR,
     is_irqchip_msr,
 )
 
 if TYPE_CHECKING:
     from irqchip_client import Vcpu
-
-BASE_ADDRESS = 0xF_FFFF_FFFF_F000  # of IA32_APIC_BASE
-TPR = 0x80
 
 
 class Apic:
@@ -26,7 +19,6 @@ class Apic:
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
-        self._cr8 = 0  # While there is no APIC.
 
     def read_msr(self, msr: int) -> int:
         """RDMSR, also of what nobody has."""
@@ -37,7 +29,7 @@ class Apic:
 
     def write_msr(self, msr: int, value: int) -> None:
         """WRMSR, also of what nobody has."""
-        if not is_irqchip_msr(msr) or (msr == IA32_APIC_BASE and value >> PHYSICAL_BITS):
+        if not is_irqchip_msr(msr):
             raise Fault(Vector.GP, 0)
         access = self._vcpu.msr_write(msr, value)
         if access.fault or not access.claimed:
@@ -45,23 +37,13 @@ class Apic:
 
     def read_cr8(self) -> int:
         """TPR's upper half: the SDM vol. 3 section 11.8.6.1."""
-        base = self.base
-        if not base & APIC_ENABLED:
-            return self._cr8
-        if base & X2APIC_ENABLED:
-            return self.read_msr(X2APIC_TPR) >> 4
-        return self._vcpu.mmio_read((base & BASE_ADDRESS) + TPR).data >> 4
+        return self._vcpu.cr8_read()
 
     def write_cr8(self, cr8: int) -> None:
         """Its lower half gets 0."""
         if cr8 > 0xF:
             raise Fault(Vector.GP, 0)
-        self._cr8 = cr8
-        base = self.base
-        if base & X2APIC_ENABLED:
-            self.write_msr(X2APIC_TPR, cr8 << 4)
-        elif base & APIC_ENABLED:
-            self._vcpu.mmio_write((base & BASE_ADDRESS) + TPR, cr8 << 4)
+        self._vcpu.cr8_write(cr8)
 
     @property
     def base(self) -> int:

@@ -16,7 +16,7 @@ from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
-from .features import IA32_TSC, Cpuid
+from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, Cpuid
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class UnicornCpu(Adapter):
             self._session.close()
             raise
         super().__init__(self._session, vcpu)
+        try:
+            self._vcpu.set_cpuid(tsc_adjust=False, physical_address_bits=PHYSICAL_BITS)
+        except BaseException:
+            self._events.close()
+            self._session.close()
+            raise
         self._apic = Apic(self._vcpu)
         self._accesses = Accesses(self._vcpu, local)
         self._engine = Engine(memory, self)
@@ -157,10 +163,12 @@ class UnicornCpu(Adapter):
             case Signal(SignalKind.INIT):
                 self._engine.reset()
                 self._forget()
-                self._idle = self.id != 0  # The others wait for SIPI.
+                self._idle = not self._apic.base & BOOT_CPU  # The others wait for SIPI.
             case Signal(SignalKind.SIPI, page):
                 self._engine.start_in_real_mode(page << 8, 0)
                 self._forget()
+            case Signal(SignalKind.UNHALT):
+                pass  # It goes on behind its HLT.
 
     def _deliver_nmi(self) -> None:
         self._take_signals()  # A processor keeps one NMI, however many have come: 6.7.1.

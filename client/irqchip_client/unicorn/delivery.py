@@ -34,11 +34,16 @@ class Origin(Enum):
 
 
 class Event(NamedTuple):
-    """What is to be delivered. error_code: of exceptions that have one; other events ignore it."""
+    """What is to be delivered.
+
+    error_code  of exceptions that have one; other events ignore it
+    length      of INT n, INT3 and INTO, behind which IP is: to a fault on the way this is the instruction
+    """
 
     vector: int
     origin: Origin
     error_code: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,9 @@ class Processor(Protocol):
     def write(self, address: int, data: bytes) -> None: ...
     def set_cr2(self, address: int) -> None: ...
 
+    def skip(self, length: int) -> None:
+        """IP is so many bytes further on, or back."""
+
     def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
         """The handler's first instruction is next."""
 
@@ -121,6 +129,7 @@ def deliver(cpu: Processor, event: Event) -> None:
         try:
             _deliver(cpu, event)
         except Fault as fault:
+            cpu.skip(-event.length)
             event = _after(event, fault)
             if fault.address is not None and event.vector == Vector.PF:
                 cpu.set_cr2(fault.address)

@@ -40,6 +40,8 @@ _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number
 CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # The latter in leaf 1's ECX
 
+SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
+
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
 
 
@@ -89,6 +91,8 @@ class Engine:
         self._state: State | None = None  # The same, if it is the processor's of now.
         self._executes = False
         self._fresh = True
+        self._stale = False  # Code may have changed that is translated.
+        memory.watch(self._written)
 
     # Its life.
 
@@ -117,6 +121,7 @@ class Engine:
 
     def close(self) -> None:
         """It maps the memory no more."""
+        self._memory.unwatch(self._written)
         self._uc.mem_unmap(0, self._memory.size)
 
     def run(self) -> Trapped | Event | None:
@@ -130,6 +135,10 @@ class Engine:
             traps.search(self.state.cs.base + self._ip, PAGE)
         self._exit = None
         while True:
+            if self._stale:
+                self._stale = False
+                uc.ctl_flush_tb()
+                traps.search(self.state.cs.base + self._ip, PAGE)
             traps.hook()
             self._state = None
             self._executes = True
@@ -151,7 +160,15 @@ class Engine:
     def _exception(self, vector: int) -> Event:
         code = self.state.take_exception()
         self._uc.context_restore(self.state.context)
-        return Event(vector, Origin.SOFTWARE) if code is None else Event(vector, Origin.EXCEPTION, code)
+        if code is not None:
+            return Event(vector, Origin.EXCEPTION, code)
+        return Event(vector, Origin.SOFTWARE, length=self._length_of_int(vector))
+
+    def _length_of_int(self, vector: int) -> int:
+        """Of the software interrupt that IP is behind, without prefixes: Unicorn does not say where it begins."""
+        if vector not in SHORT_INTS:
+            return 2
+        return 1 if self._read_code(self.state.cs.base + self._ip - 1, 1) == SHORT_INTS[vector] else 2
 
     def _at_cpuid(self, uc: Uc, _data: object) -> int:
         """Whether it has been executed here."""
@@ -259,6 +276,11 @@ class Engine:
 
     # Memory.
 
+    def _written(self, _address: int, _length: int) -> None:
+        """The host has written into it; from any thread. Where code is, Unicorn can't be told by physical addresses."""
+        self._stale = True
+        self.breaker.stop()
+
     def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
         """The physical addresses and lengths of a linear range."""
         state = self.state
@@ -281,7 +303,7 @@ class Engine:
         return int.from_bytes(self._memory.read(address, size), "little")
 
     def write_entry(self, address: int, value: int, size: int) -> None:
-        self._memory.write(address, value.to_bytes(size, "little"))
+        self._uc.mem_write(address, value.to_bytes(size, "little"))
 
     def _read_code(self, address: int, length: int) -> bytes:
         """As much of it as is mapped, and RAM."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+from collections.abc import Callable
 from typing import Self
 
 from irqchip_client._errors import InvalidArgument
@@ -25,6 +26,8 @@ class GuestMemory:
         self._memory = mmap.mmap(-1, size)
         self._pointer: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.host_address = ctypes.addressof(self._pointer)
+        # Replaced, and not changed: any thread may be writing.
+        self._watchers: tuple[Callable[[int, int], None], ...] = ()
 
     def read(self, address: int, length: int) -> bytes:
         """Some bytes. InvalidArgument outside of it."""
@@ -32,9 +35,28 @@ class GuestMemory:
         return self._memory[address : address + length]
 
     def write(self, address: int, data: bytes) -> None:
-        """Writes some bytes. InvalidArgument outside of it."""
+        """Writes some bytes, from any thread. InvalidArgument outside of it."""
         self._check(address, len(data))
         self._memory[address : address + len(data)] = data
+        for written in self._watchers:
+            written(address, len(data))
+
+    def flush(self, address: int, length: int) -> None:
+        """Some bytes have been written through host_address: who has translated code of them forgets it.
+
+        From any thread; write() does so itself. InvalidArgument outside of it.
+        """
+        self._check(address, length)
+        for written in self._watchers:
+            written(address, length)
+
+    def watch(self, written: Callable[[int, int], None]) -> None:
+        """Calls this with an address and a length after every write(), in the thread that writes."""
+        self._watchers = (*self._watchers, written)
+
+    def unwatch(self, written: Callable[[int, int], None]) -> None:
+        """The reverse of watch()."""
+        self._watchers = tuple(other for other in self._watchers if other != written)
 
     def _check(self, address: int, length: int) -> None:
         if address < 0 or length < 0 or address + length > self.size:

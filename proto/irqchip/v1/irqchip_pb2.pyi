@@ -196,7 +196,9 @@ class _MpStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MpState.Value
     MP_STATE_HALTED: _MpState.ValueType  # 4
     """It has executed HLT."""
     MP_STATE_SIPI_RECEIVED: _MpState.ValueType  # 5
-    """Of SetMpState: as INIT_RECEIVED, with a SIPI to take."""
+    """Of SetMpState: as INIT_RECEIVED, with a SIPI to take, whose vector is that of the last one, or of SetVcpuEvents."""
+    MP_STATE_AP_RESET_HOLD: _MpState.ValueType  # 10
+    """As HALTED: an encrypted guest's vCPU waits to be started."""
 
 class MpState(_MpState, metaclass=_MpStateEnumTypeWrapper):
     """MpState is a vCPU's run state. The numbers are one more than KVM's KVM_MP_STATE_*."""
@@ -212,7 +214,9 @@ MP_STATE_INIT_RECEIVED: MpState.ValueType  # 3
 MP_STATE_HALTED: MpState.ValueType  # 4
 """It has executed HLT."""
 MP_STATE_SIPI_RECEIVED: MpState.ValueType  # 5
-"""Of SetMpState: as INIT_RECEIVED, with a SIPI to take."""
+"""Of SetMpState: as INIT_RECEIVED, with a SIPI to take, whose vector is that of the last one, or of SetVcpuEvents."""
+MP_STATE_AP_RESET_HOLD: MpState.ValueType  # 10
+"""As HALTED: an encrypted guest's vCPU waits to be started."""
 Global___MpState: _TypeAlias = MpState  # noqa: Y015
 
 class _SignalKind:
@@ -231,6 +235,8 @@ class _SignalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignalKind
     """INIT."""
     SIGNAL_KIND_SIPI: _SignalKind.ValueType  # 4
     """Start-up (SIPI)."""
+    SIGNAL_KIND_UNHALT: _SignalKind.ValueType  # 5
+    """Of a Halt: a remote read, by which KVM's guests wake a vCPU that has nothing to take."""
 
 class SignalKind(_SignalKind, metaclass=_SignalKindEnumTypeWrapper):
     """SignalKind is what a vCPU was sent."""
@@ -245,6 +251,8 @@ SIGNAL_KIND_INIT: SignalKind.ValueType  # 3
 """INIT."""
 SIGNAL_KIND_SIPI: SignalKind.ValueType  # 4
 """Start-up (SIPI)."""
+SIGNAL_KIND_UNHALT: SignalKind.ValueType  # 5
+"""Of a Halt: a remote read, by which KVM's guests wake a vCPU that has nothing to take."""
 Global___SignalKind: _TypeAlias = SignalKind  # noqa: Y015
 
 @_typing.final
@@ -930,7 +938,9 @@ class CreateVcpuRequest(_message.Message):
     vm: _builtins.str
     """The VM's name; empty in a Session."""
     vcpu: _builtins.int
-    """The vCPU's id, which is also its initial APIC id; 0 is the boot CPU."""
+    """The vCPU's id, which is also its initial APIC ID, 0 to 4095; one above 254 can be addressed as an x2APIC's, or with
+    KVM_CAP_X2APIC_API. 0 is the boot CPU, unless SetBootCpuId has said otherwise.
+    """
     def __init__(
         self,
         *,
@@ -961,6 +971,49 @@ class CreateVcpuResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateVcpuResponse: _TypeAlias = CreateVcpuResponse  # noqa: Y015
+
+@_typing.final
+class SetBootCpuIdRequest(_message.Message):
+    """SetBootCpuIdRequest names the boot CPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    vcpu: _builtins.int
+    """The id of a vCPU that is yet to be made."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBootCpuIdRequest: _TypeAlias = SetBootCpuIdRequest  # noqa: Y015
+
+@_typing.final
+class SetBootCpuIdResponse(_message.Message):
+    """SetBootCpuIdResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBootCpuIdResponse: _TypeAlias = SetBootCpuIdResponse  # noqa: Y015
 
 @_typing.final
 class CreatePitRequest(_message.Message):
@@ -1014,6 +1067,7 @@ class IrqLineRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     GSI_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    WITHOUT_STATUS_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name; empty in a Session."""
     gsi: _builtins.int
@@ -1022,16 +1076,21 @@ class IrqLineRequest(_message.Message):
     """Whether the caller's source drives the line high. A GSI is high while any source drives it high. A GSI that the
     Session resamples (see SessionOpen) can only be raised.
     """
+    without_status: _builtins.bool
+    """KVM_IRQ_LINE, whose callers do not look at the status: to the RTC, GSI 8 as a rule, it is another call. It comes through
+    where a tick that was raised with a status has not been ended, and is not counted itself.
+    """
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         gsi: _builtins.int = ...,
         level: _builtins.bool = ...,
+        without_status: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gsi", b"gsi", "level", b"level", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gsi", b"gsi", "level", b"level", "vm", b"vm", "without_status", b"without_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1961,6 +2020,65 @@ class AckInterruptResponse(_message.Message):
 Global___AckInterruptResponse: _TypeAlias = AckInterruptResponse  # noqa: Y015
 
 @_typing.final
+class SetCpuidRequest(_message.Message):
+    """SetCpuidRequest says what a guest's CPUID has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    X2APIC_FIELD_NUMBER: _builtins.int
+    TSC_DEADLINE_FIELD_NUMBER: _builtins.int
+    TSC_ADJUST_FIELD_NUMBER: _builtins.int
+    PHYSICAL_ADDRESS_BITS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    x2apic: _builtins.bool
+    """Leaf 1, ECX bit 21: without it, to enable the x2APIC is a fault."""
+    tsc_deadline: _builtins.bool
+    """Leaf 1, ECX bit 24: without it, bit 18 of the LVT timer entry stays 0."""
+    tsc_adjust: _builtins.bool
+    """Leaf 7, EBX bit 1: without it, writes of IA32_TSC_ADJUST are ignored."""
+    physical_address_bits: _builtins.int
+    """Leaf 80000008h, EAX bits 7:0: those above are reserved in IA32_APIC_BASE."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        x2apic: _builtins.bool = ...,
+        tsc_deadline: _builtins.bool = ...,
+        tsc_adjust: _builtins.bool = ...,
+        physical_address_bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["physical_address_bits", b"physical_address_bits", "tsc_adjust", b"tsc_adjust", "tsc_deadline", b"tsc_deadline", "vcpu", b"vcpu", "vm", b"vm", "x2apic", b"x2apic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCpuidRequest: _TypeAlias = SetCpuidRequest  # noqa: Y015
+
+@_typing.final
+class SetCpuidResponse(_message.Message):
+    """SetCpuidResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCpuidResponse: _TypeAlias = SetCpuidResponse  # noqa: Y015
+
+@_typing.final
 class MsrReadRequest(_message.Message):
     """MsrReadRequest reads a model-specific register."""
 
@@ -1969,22 +2087,26 @@ class MsrReadRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     VCPU_FIELD_NUMBER: _builtins.int
     MSR_FIELD_NUMBER: _builtins.int
+    HOST_INITIATED_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name; empty in a Session."""
     vcpu: _builtins.int
     """The vCPU that executes RDMSR."""
     msr: _builtins.int
     """The register's number."""
+    host_initiated: _builtins.bool
+    """KVM_GET_MSRS instead: that is no entry into the guest."""
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         vcpu: _builtins.int = ...,
         msr: _builtins.int = ...,
+        host_initiated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_initiated", b"host_initiated", "msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2030,6 +2152,7 @@ class MsrWriteRequest(_message.Message):
     VCPU_FIELD_NUMBER: _builtins.int
     MSR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    HOST_INITIATED_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name; empty in a Session."""
     vcpu: _builtins.int
@@ -2038,6 +2161,10 @@ class MsrWriteRequest(_message.Message):
     """The register's number."""
     data: _builtins.int
     """The value."""
+    host_initiated: _builtins.bool
+    """KVM_SET_MSRS instead: that is no entry into the guest, IA32_APIC_BASE goes from any mode to any other, IA32_TSC leaves
+    IA32_TSC_ADJUST as it is, and the reverse.
+    """
     def __init__(
         self,
         *,
@@ -2045,10 +2172,11 @@ class MsrWriteRequest(_message.Message):
         vcpu: _builtins.int = ...,
         msr: _builtins.int = ...,
         data: _builtins.int = ...,
+        host_initiated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "host_initiated", b"host_initiated", "msr", b"msr", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2079,6 +2207,101 @@ class MsrWriteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MsrWriteResponse: _TypeAlias = MsrWriteResponse  # noqa: Y015
+
+@_typing.final
+class Cr8ReadRequest(_message.Message):
+    """Cr8ReadRequest reads CR8."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cr8ReadRequest: _TypeAlias = Cr8ReadRequest  # noqa: Y015
+
+@_typing.final
+class Cr8ReadResponse(_message.Message):
+    """Cr8ReadResponse is what was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    value: _builtins.int
+    """The value, 0 to 15."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cr8ReadResponse: _TypeAlias = Cr8ReadResponse  # noqa: Y015
+
+@_typing.final
+class Cr8WriteRequest(_message.Message):
+    """Cr8WriteRequest writes CR8."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    value: _builtins.int
+    """The value, 0 to 15."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cr8WriteRequest: _TypeAlias = Cr8WriteRequest  # noqa: Y015
+
+@_typing.final
+class Cr8WriteResponse(_message.Message):
+    """Cr8WriteResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cr8WriteResponse: _TypeAlias = Cr8WriteResponse  # noqa: Y015
 
 @_typing.final
 class InterruptRequest(_message.Message):
@@ -2169,6 +2392,180 @@ class NmiResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NmiResponse: _TypeAlias = NmiResponse  # noqa: Y015
+
+@_typing.final
+class VcpuEvents(_message.Message):
+    """VcpuEvents is what waits to be delivered to a vCPU beside what its chips have: struct kvm_vcpu_events, but for what the
+    process has that executes the vCPU.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NMI_INJECTED_FIELD_NUMBER: _builtins.int
+    NMI_PENDING_FIELD_NUMBER: _builtins.int
+    NMI_MASKED_FIELD_NUMBER: _builtins.int
+    SMI_PENDING_FIELD_NUMBER: _builtins.int
+    INTERRUPT_INJECTED_FIELD_NUMBER: _builtins.int
+    INTERRUPT_VECTOR_FIELD_NUMBER: _builtins.int
+    SIPI_VECTOR_FIELD_NUMBER: _builtins.int
+    nmi_injected: _builtins.bool
+    """Whether an NMI has been taken and is yet to be delivered: it is the next thing to take."""
+    nmi_pending: _builtins.int
+    """NMIs to take: at most 2, or 1 while one is injected or masked."""
+    nmi_masked: _builtins.bool
+    """Whether the vCPU is in an NMI's handler, which irqchipd does not find out by itself: then no NMI is taken, and one
+    waits at the most.
+    """
+    smi_pending: _builtins.bool
+    """Whether there is an SMI to take."""
+    interrupt_injected: _builtins.bool
+    """Whether an interrupt has been acknowledged and is yet to be delivered: it is the next to be acknowledged. Setting it
+    replaces whatever was.
+    """
+    interrupt_vector: _builtins.int
+    """Its vector, 0 to 255."""
+    sipi_vector: _builtins.int
+    """What a vCPU that is set to SIPI_RECEIVED starts with. Never sent."""
+    def __init__(
+        self,
+        *,
+        nmi_injected: _builtins.bool | None = ...,
+        nmi_pending: _builtins.int | None = ...,
+        nmi_masked: _builtins.bool | None = ...,
+        smi_pending: _builtins.bool | None = ...,
+        interrupt_injected: _builtins.bool | None = ...,
+        interrupt_vector: _builtins.int = ...,
+        sipi_vector: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_interrupt_injected", b"_interrupt_injected", "_nmi_injected", b"_nmi_injected", "_nmi_masked", b"_nmi_masked", "_nmi_pending", b"_nmi_pending", "_sipi_vector", b"_sipi_vector", "_smi_pending", b"_smi_pending", "interrupt_injected", b"interrupt_injected", "nmi_injected", b"nmi_injected", "nmi_masked", b"nmi_masked", "nmi_pending", b"nmi_pending", "sipi_vector", b"sipi_vector", "smi_pending", b"smi_pending"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interrupt_injected", b"_interrupt_injected", "_nmi_injected", b"_nmi_injected", "_nmi_masked", b"_nmi_masked", "_nmi_pending", b"_nmi_pending", "_sipi_vector", b"_sipi_vector", "_smi_pending", b"_smi_pending", "interrupt_injected", b"interrupt_injected", "interrupt_vector", b"interrupt_vector", "nmi_injected", b"nmi_injected", "nmi_masked", b"nmi_masked", "nmi_pending", b"nmi_pending", "sipi_vector", b"sipi_vector", "smi_pending", b"smi_pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__interrupt_injected: _TypeAlias = _typing.Literal["interrupt_injected"]  # noqa: Y015
+    _WhichOneofArgType__interrupt_injected: _TypeAlias = _typing.Literal["_interrupt_injected", b"_interrupt_injected"]  # noqa: Y015
+    _WhichOneofReturnType__nmi_injected: _TypeAlias = _typing.Literal["nmi_injected"]  # noqa: Y015
+    _WhichOneofArgType__nmi_injected: _TypeAlias = _typing.Literal["_nmi_injected", b"_nmi_injected"]  # noqa: Y015
+    _WhichOneofReturnType__nmi_masked: _TypeAlias = _typing.Literal["nmi_masked"]  # noqa: Y015
+    _WhichOneofArgType__nmi_masked: _TypeAlias = _typing.Literal["_nmi_masked", b"_nmi_masked"]  # noqa: Y015
+    _WhichOneofReturnType__nmi_pending: _TypeAlias = _typing.Literal["nmi_pending"]  # noqa: Y015
+    _WhichOneofArgType__nmi_pending: _TypeAlias = _typing.Literal["_nmi_pending", b"_nmi_pending"]  # noqa: Y015
+    _WhichOneofReturnType__sipi_vector: _TypeAlias = _typing.Literal["sipi_vector"]  # noqa: Y015
+    _WhichOneofArgType__sipi_vector: _TypeAlias = _typing.Literal["_sipi_vector", b"_sipi_vector"]  # noqa: Y015
+    _WhichOneofReturnType__smi_pending: _TypeAlias = _typing.Literal["smi_pending"]  # noqa: Y015
+    _WhichOneofArgType__smi_pending: _TypeAlias = _typing.Literal["_smi_pending", b"_smi_pending"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interrupt_injected) -> _WhichOneofReturnType__interrupt_injected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nmi_injected) -> _WhichOneofReturnType__nmi_injected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nmi_masked) -> _WhichOneofReturnType__nmi_masked | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nmi_pending) -> _WhichOneofReturnType__nmi_pending | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sipi_vector) -> _WhichOneofReturnType__sipi_vector | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__smi_pending) -> _WhichOneofReturnType__smi_pending | None: ...
+
+Global___VcpuEvents: _TypeAlias = VcpuEvents  # noqa: Y015
+
+@_typing.final
+class GetVcpuEventsRequest(_message.Message):
+    """GetVcpuEventsRequest asks for what waits to be delivered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVcpuEventsRequest: _TypeAlias = GetVcpuEventsRequest  # noqa: Y015
+
+@_typing.final
+class GetVcpuEventsResponse(_message.Message):
+    """GetVcpuEventsResponse is what waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> Global___VcpuEvents:
+        """All of it."""
+
+    def __init__(
+        self,
+        *,
+        events: Global___VcpuEvents | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVcpuEventsResponse: _TypeAlias = GetVcpuEventsResponse  # noqa: Y015
+
+@_typing.final
+class SetVcpuEventsRequest(_message.Message):
+    """SetVcpuEventsRequest sets what waits to be delivered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name; empty in a Session."""
+    vcpu: _builtins.int
+    """The vCPU."""
+    @_builtins.property
+    def events(self) -> Global___VcpuEvents:
+        """What changes."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcpu: _builtins.int = ...,
+        events: Global___VcpuEvents | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVcpuEventsRequest: _TypeAlias = SetVcpuEventsRequest  # noqa: Y015
+
+@_typing.final
+class SetVcpuEventsResponse(_message.Message):
+    """SetVcpuEventsResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVcpuEventsResponse: _TypeAlias = SetVcpuEventsResponse  # noqa: Y015
 
 @_typing.final
 class GetMpStateRequest(_message.Message):
@@ -3032,7 +3429,7 @@ class SetPitRequest(_message.Message):
     vm: _builtins.str
     """The VM's name; empty in a Session."""
     kvm_struct: _builtins.bytes
-    """struct kvm_pit_state2, 112 bytes."""
+    """struct kvm_pit_state2, 112 bytes; or struct kvm_pit_state, 72 bytes."""
     @_builtins.property
     def pit(self) -> Global___PitState:
         """Decoded."""
@@ -3151,6 +3548,11 @@ class Operation(_message.Message):
     REGISTER_REGION_FIELD_NUMBER: _builtins.int
     UNREGISTER_REGION_FIELD_NUMBER: _builtins.int
     COMPLETE_ACCESS_FIELD_NUMBER: _builtins.int
+    SET_CPUID_FIELD_NUMBER: _builtins.int
+    CR8_READ_FIELD_NUMBER: _builtins.int
+    CR8_WRITE_FIELD_NUMBER: _builtins.int
+    GET_VCPU_EVENTS_FIELD_NUMBER: _builtins.int
+    SET_VCPU_EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create_vcpu(self) -> Global___CreateVcpuRequest:
         """As CreateVcpu."""
@@ -3279,6 +3681,26 @@ class Operation(_message.Message):
     def complete_access(self) -> Global___CompleteAccessRequest:
         """The answer to a RegionAccess."""
 
+    @_builtins.property
+    def set_cpuid(self) -> Global___SetCpuidRequest:
+        """As SetCpuid."""
+
+    @_builtins.property
+    def cr8_read(self) -> Global___Cr8ReadRequest:
+        """As Cr8Read."""
+
+    @_builtins.property
+    def cr8_write(self) -> Global___Cr8WriteRequest:
+        """As Cr8Write."""
+
+    @_builtins.property
+    def get_vcpu_events(self) -> Global___GetVcpuEventsRequest:
+        """As GetVcpuEvents."""
+
+    @_builtins.property
+    def set_vcpu_events(self) -> Global___SetVcpuEventsRequest:
+        """As SetVcpuEvents."""
+
     def __init__(
         self,
         *,
@@ -3313,12 +3735,17 @@ class Operation(_message.Message):
         register_region: Global___RegisterRegionRequest | None = ...,
         unregister_region: Global___UnregisterRegionRequest | None = ...,
         complete_access: Global___CompleteAccessRequest | None = ...,
+        set_cpuid: Global___SetCpuidRequest | None = ...,
+        cr8_read: Global___Cr8ReadRequest | None = ...,
+        cr8_write: Global___Cr8WriteRequest | None = ...,
+        get_vcpu_events: Global___GetVcpuEventsRequest | None = ...,
+        set_vcpu_events: Global___SetVcpuEventsRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access", "set_cpuid", "cr8_read", "cr8_write", "get_vcpu_events", "set_vcpu_events"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -3362,6 +3789,11 @@ class OperationResult(_message.Message):
     REGISTER_REGION_FIELD_NUMBER: _builtins.int
     UNREGISTER_REGION_FIELD_NUMBER: _builtins.int
     COMPLETE_ACCESS_FIELD_NUMBER: _builtins.int
+    SET_CPUID_FIELD_NUMBER: _builtins.int
+    CR8_READ_FIELD_NUMBER: _builtins.int
+    CR8_WRITE_FIELD_NUMBER: _builtins.int
+    GET_VCPU_EVENTS_FIELD_NUMBER: _builtins.int
+    SET_VCPU_EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -3490,6 +3922,26 @@ class OperationResult(_message.Message):
     def complete_access(self) -> Global___CompleteAccessResponse:
         """Of complete_access."""
 
+    @_builtins.property
+    def set_cpuid(self) -> Global___SetCpuidResponse:
+        """Of set_cpuid."""
+
+    @_builtins.property
+    def cr8_read(self) -> Global___Cr8ReadResponse:
+        """Of cr8_read."""
+
+    @_builtins.property
+    def cr8_write(self) -> Global___Cr8WriteResponse:
+        """Of cr8_write."""
+
+    @_builtins.property
+    def get_vcpu_events(self) -> Global___GetVcpuEventsResponse:
+        """Of get_vcpu_events."""
+
+    @_builtins.property
+    def set_vcpu_events(self) -> Global___SetVcpuEventsResponse:
+        """Of set_vcpu_events."""
+
     def __init__(
         self,
         *,
@@ -3525,12 +3977,17 @@ class OperationResult(_message.Message):
         register_region: Global___RegisterRegionResponse | None = ...,
         unregister_region: Global___UnregisterRegionResponse | None = ...,
         complete_access: Global___CompleteAccessResponse | None = ...,
+        set_cpuid: Global___SetCpuidResponse | None = ...,
+        cr8_read: Global___Cr8ReadResponse | None = ...,
+        cr8_write: Global___Cr8WriteResponse | None = ...,
+        get_vcpu_events: Global___GetVcpuEventsResponse | None = ...,
+        set_vcpu_events: Global___SetVcpuEventsResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "signal_msi", b"signal_msi", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_vcpu", "irq_line", "signal_msi", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "ack_interrupt", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "advance_clock", "get_pit", "set_pit", "set_pit_reinject", "msr_read", "msr_write", "interrupt", "nmi", "get_mp_state", "set_mp_state", "take_signal", "halt", "irq_lines", "irqfd", "register_region", "unregister_region", "complete_access", "set_cpuid", "cr8_read", "cr8_write", "get_vcpu_events", "set_vcpu_events"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -4416,6 +4873,11 @@ class VmSnapshot(_message.Message):
     MAPPED_VCPUS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
+    DISABLED_QUIRKS_FIELD_NUMBER: _builtins.int
+    BOOT_VCPU_FIELD_NUMBER: _builtins.int
+    MAX_VCPU_IDS_FIELD_NUMBER: _builtins.int
+    X2APIC_API_FIELD_NUMBER: _builtins.int
+    APIC_BUS_NS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The format: 1."""
     clock: Global___ClockKind.ValueType
@@ -4430,6 +4892,16 @@ class VmSnapshot(_message.Message):
     """With a split irqchip: how many GSIs are routes of the VMM's IOAPIC."""
     mapped_vcpus: _builtins.int
     """How many of them the map of destinations is made of; absent while there is no map."""
+    disabled_quirks: _builtins.int
+    """The quirks that KVM_CAP_DISABLE_QUIRKS2 has disabled."""
+    boot_vcpu: _builtins.int
+    """The id of the boot CPU."""
+    max_vcpu_ids: _builtins.int
+    """How many ids vCPUs can have, from 0; 0 where that has not been said, and there is no vCPU."""
+    x2apic_api: _builtins.int
+    """The flags that KVM_CAP_X2APIC_API has enabled."""
+    apic_bus_ns: _builtins.int
+    """Nanoseconds a count of the APIC timers; 0: 1."""
     @_builtins.property
     def routing(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingEntry]:
         """The routing table."""
@@ -4470,10 +4942,15 @@ class VmSnapshot(_message.Message):
         mapped_vcpus: _builtins.int | None = ...,
         sources: _abc.Iterable[Global___SourceSnapshot] | None = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        disabled_quirks: _builtins.int = ...,
+        boot_vcpu: _builtins.int = ...,
+        max_vcpu_ids: _builtins.int = ...,
+        x2apic_api: _builtins.int = ...,
+        apic_bus_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "asserted_gsis", b"asserted_gsis", "chips", b"chips", "clock", b"clock", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mapped_vcpus: _TypeAlias = _typing.Literal["mapped_vcpus"]  # noqa: Y015
     _WhichOneofArgType__mapped_vcpus: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus"]  # noqa: Y015
@@ -4650,6 +5127,17 @@ class VcpuSnapshot(_message.Message):
     INIT_FIELD_NUMBER: _builtins.int
     SIPI_VECTOR_FIELD_NUMBER: _builtins.int
     TIMER_PENDING_FIELD_NUMBER: _builtins.int
+    NMI_WATCHDOG_FIELD_NUMBER: _builtins.int
+    LACKS_X2APIC_FIELD_NUMBER: _builtins.int
+    LACKS_TSC_DEADLINE_FIELD_NUMBER: _builtins.int
+    LACKS_TSC_ADJUST_FIELD_NUMBER: _builtins.int
+    ADDRESS_BITS_FIELD_NUMBER: _builtins.int
+    TIMER_MODE_FIELD_NUMBER: _builtins.int
+    TSC_ADJUST_FIELD_NUMBER: _builtins.int
+    LAST_SIPI_FIELD_NUMBER: _builtins.int
+    NMI_MASKED_FIELD_NUMBER: _builtins.int
+    NMI_INJECTED_FIELD_NUMBER: _builtins.int
+    UNHALTED_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.int
     """Its id."""
     mp_state: Global___MpState.ValueType
@@ -4686,6 +5174,28 @@ class VcpuSnapshot(_message.Message):
     """The vector of a SIPI to take."""
     timer_pending: _builtins.bool
     """Whether the APIC timer has expired while it was masked, so that it interrupts when it is not."""
+    nmi_watchdog: _builtins.bool
+    """Whether the last write of LINT0 had the PIT's ticks be NMIs; absent: whether LINT0 does now."""
+    lacks_x2apic: _builtins.bool
+    """Whether the guest's CPUID lacks the x2APIC."""
+    lacks_tsc_deadline: _builtins.bool
+    """Whether it lacks the TSC deadline timer."""
+    lacks_tsc_adjust: _builtins.bool
+    """Whether it lacks IA32_TSC_ADJUST."""
+    address_bits: _builtins.int
+    """The bits of a physical address by the guest's CPUID; 0: 52."""
+    timer_mode: _builtins.int
+    """The APIC timer's mode, bits 18:17 of its LVT entry as it was last written; absent: those of now."""
+    tsc_adjust: _builtins.int
+    """IA32_TSC_ADJUST."""
+    last_sipi: _builtins.int
+    """The vector of the last SIPI, also of one that was ignored."""
+    nmi_masked: _builtins.bool
+    """Whether the vCPU is in an NMI's handler (see VcpuEvents)."""
+    nmi_injected: _builtins.bool
+    """Whether an NMI is the next thing to take."""
+    unhalted: _builtins.bool
+    """Whether it has been sent a remote read, and has not been woken since."""
     @_builtins.property
     def queued(self) -> _containers.RepeatedCompositeFieldContainer[Global___AckInterruptResponse]:
         """Interrupts that were taken by Halts whose callers were gone: the next to be taken, in this order. At most 32."""
@@ -4712,27 +5222,46 @@ class VcpuSnapshot(_message.Message):
         init: _builtins.bool = ...,
         sipi_vector: _builtins.int | None = ...,
         timer_pending: _builtins.bool = ...,
+        nmi_watchdog: _builtins.bool | None = ...,
+        lacks_x2apic: _builtins.bool = ...,
+        lacks_tsc_deadline: _builtins.bool = ...,
+        lacks_tsc_adjust: _builtins.bool = ...,
+        address_bits: _builtins.int = ...,
+        timer_mode: _builtins.int | None = ...,
+        tsc_adjust: _builtins.int = ...,
+        last_sipi: _builtins.int = ...,
+        nmi_masked: _builtins.bool = ...,
+        nmi_injected: _builtins.bool = ...,
+        unhalted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "external_vector", b"external_vector", "lapic", b"lapic", "sipi_vector", b"sipi_vector", "timer_expires_ns", b"timer_expires_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_nmi_watchdog", b"_nmi_watchdog", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "_timer_mode", b"_timer_mode", "external_vector", b"external_vector", "lapic", b"lapic", "nmi_watchdog", b"nmi_watchdog", "sipi_vector", b"sipi_vector", "timer_expires_ns", b"timer_expires_ns", "timer_mode", b"timer_mode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "apic_base", b"apic_base", "external_vector", b"external_vector", "handled", b"handled", "init", b"init", "lapic", b"lapic", "mp_state", b"mp_state", "nmis", b"nmis", "queued", b"queued", "scan", b"scan", "sipi_vector", b"sipi_vector", "smi", b"smi", "stale", b"stale", "timer_expires_ns", b"timer_expires_ns", "timer_pending", b"timer_pending", "timer_period_ns", b"timer_period_ns", "timer_target_ns", b"timer_target_ns", "tsc_deadline", b"tsc_deadline", "tsc_offset", b"tsc_offset", "vcpu", b"vcpu"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector", "_lapic", b"_lapic", "_nmi_watchdog", b"_nmi_watchdog", "_sipi_vector", b"_sipi_vector", "_timer_expires_ns", b"_timer_expires_ns", "_timer_mode", b"_timer_mode", "address_bits", b"address_bits", "apic_base", b"apic_base", "external_vector", b"external_vector", "handled", b"handled", "init", b"init", "lacks_tsc_adjust", b"lacks_tsc_adjust", "lacks_tsc_deadline", b"lacks_tsc_deadline", "lacks_x2apic", b"lacks_x2apic", "lapic", b"lapic", "last_sipi", b"last_sipi", "mp_state", b"mp_state", "nmi_injected", b"nmi_injected", "nmi_masked", b"nmi_masked", "nmi_watchdog", b"nmi_watchdog", "nmis", b"nmis", "queued", b"queued", "scan", b"scan", "sipi_vector", b"sipi_vector", "smi", b"smi", "stale", b"stale", "timer_expires_ns", b"timer_expires_ns", "timer_mode", b"timer_mode", "timer_pending", b"timer_pending", "timer_period_ns", b"timer_period_ns", "timer_target_ns", b"timer_target_ns", "tsc_adjust", b"tsc_adjust", "tsc_deadline", b"tsc_deadline", "tsc_offset", b"tsc_offset", "unhalted", b"unhalted", "vcpu", b"vcpu"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__external_vector: _TypeAlias = _typing.Literal["external_vector"]  # noqa: Y015
     _WhichOneofArgType__external_vector: _TypeAlias = _typing.Literal["_external_vector", b"_external_vector"]  # noqa: Y015
     _WhichOneofReturnType__lapic: _TypeAlias = _typing.Literal["lapic"]  # noqa: Y015
     _WhichOneofArgType__lapic: _TypeAlias = _typing.Literal["_lapic", b"_lapic"]  # noqa: Y015
+    _WhichOneofReturnType__nmi_watchdog: _TypeAlias = _typing.Literal["nmi_watchdog"]  # noqa: Y015
+    _WhichOneofArgType__nmi_watchdog: _TypeAlias = _typing.Literal["_nmi_watchdog", b"_nmi_watchdog"]  # noqa: Y015
     _WhichOneofReturnType__sipi_vector: _TypeAlias = _typing.Literal["sipi_vector"]  # noqa: Y015
     _WhichOneofArgType__sipi_vector: _TypeAlias = _typing.Literal["_sipi_vector", b"_sipi_vector"]  # noqa: Y015
     _WhichOneofReturnType__timer_expires_ns: _TypeAlias = _typing.Literal["timer_expires_ns"]  # noqa: Y015
     _WhichOneofArgType__timer_expires_ns: _TypeAlias = _typing.Literal["_timer_expires_ns", b"_timer_expires_ns"]  # noqa: Y015
+    _WhichOneofReturnType__timer_mode: _TypeAlias = _typing.Literal["timer_mode"]  # noqa: Y015
+    _WhichOneofArgType__timer_mode: _TypeAlias = _typing.Literal["_timer_mode", b"_timer_mode"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__external_vector) -> _WhichOneofReturnType__external_vector | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lapic) -> _WhichOneofReturnType__lapic | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nmi_watchdog) -> _WhichOneofReturnType__nmi_watchdog | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sipi_vector) -> _WhichOneofReturnType__sipi_vector | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timer_expires_ns) -> _WhichOneofReturnType__timer_expires_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timer_mode) -> _WhichOneofReturnType__timer_mode | None: ...
 
 Global___VcpuSnapshot: _TypeAlias = VcpuSnapshot  # noqa: Y015
 

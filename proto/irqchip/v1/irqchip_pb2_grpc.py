@@ -96,6 +96,11 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.FromString,
                 _registered_method=True)
+        self.SetBootCpuId = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetBootCpuId',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdResponse.FromString,
+                _registered_method=True)
         self.CreatePit = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/CreatePit',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitRequest.SerializeToString,
@@ -186,6 +191,11 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectResponse.FromString,
                 _registered_method=True)
+        self.SetCpuid = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetCpuid',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetCpuidRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetCpuidResponse.FromString,
+                _registered_method=True)
         self.MsrRead = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/MsrRead',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadRequest.SerializeToString,
@@ -196,6 +206,16 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteResponse.FromString,
                 _registered_method=True)
+        self.Cr8Read = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/Cr8Read',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadResponse.FromString,
+                _registered_method=True)
+        self.Cr8Write = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/Cr8Write',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteResponse.FromString,
+                _registered_method=True)
         self.Interrupt = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/Interrupt',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptRequest.SerializeToString,
@@ -205,6 +225,16 @@ class IrqchipServiceStub:
                 '/irqchip.v1.IrqchipService/Nmi',
                 request_serializer=irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.FromString,
+                _registered_method=True)
+        self.GetVcpuEvents = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetVcpuEvents',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsResponse.FromString,
+                _registered_method=True)
+        self.SetVcpuEvents = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetVcpuEvents',
+                request_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsResponse.FromString,
                 _registered_method=True)
         self.GetMpState = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/GetMpState',
@@ -316,9 +346,23 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EnableCap(self, request, context):
-        """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
-        0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
-        any other capability, and for flags other than 0.
+        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+
+        KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
+        EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
+        KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
+        reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
+        that is disabled or an x2APIC; EINVAL for others
+        KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
+        KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
+        and where it has been said before, or by a vCPU, otherwise
+        KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
+        GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
+        63:40 are the upper 24, and 39:32 are 0 or EINVAL;
+        KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
+        MSIs is not all x2APICs; EINVAL for others
+        KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
+        33,554,432, or once a vCPU exists; ENXIO without an irqchip
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -340,6 +384,14 @@ class IrqchipServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetBootCpuId(self, request, context):
+        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
+        that no vCPU can have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreatePit(self, request, context):
         """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
         channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
@@ -349,8 +401,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IrqLine(self, request, context):
-        """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
-        Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
+        irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -453,7 +505,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPit(self, request, context):
-        """GetPit is KVM_GET_PIT2. ENXIO without a PIT.
+        """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -461,7 +513,8 @@ class IrqchipServiceServicer:
 
     def SetPit(self, request, context):
         """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-        EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+        Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
+        not fit, ENXIO without a PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -475,9 +528,18 @@ class IrqchipServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCpuid(self, request, context):
+        """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
+        has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
+        no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MsrRead(self, request, context):
-        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
-        (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
+        an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -485,6 +547,21 @@ class IrqchipServiceServicer:
 
     def MsrWrite(self, request, context):
         """MsrWrite is a vCPU's WRMSR of the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cr8Read(self, request, context):
+        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
+        vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cr8Write(self, request, context):
+        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -501,6 +578,20 @@ class IrqchipServiceServicer:
 
     def Nmi(self, request, context):
         """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVcpuEvents(self, request, context):
+        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVcpuEvents(self, request, context):
+        """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -622,6 +713,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.SerializeToString,
             ),
+            'SetBootCpuId': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBootCpuId,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdResponse.SerializeToString,
+            ),
             'CreatePit': grpc.unary_unary_rpc_method_handler(
                     servicer.CreatePit,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.CreatePitRequest.FromString,
@@ -712,6 +808,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetPitReinjectResponse.SerializeToString,
             ),
+            'SetCpuid': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCpuid,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetCpuidRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetCpuidResponse.SerializeToString,
+            ),
             'MsrRead': grpc.unary_unary_rpc_method_handler(
                     servicer.MsrRead,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrReadRequest.FromString,
@@ -722,6 +823,16 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.MsrWriteResponse.SerializeToString,
             ),
+            'Cr8Read': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cr8Read,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadResponse.SerializeToString,
+            ),
+            'Cr8Write': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cr8Write,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteResponse.SerializeToString,
+            ),
             'Interrupt': grpc.unary_unary_rpc_method_handler(
                     servicer.Interrupt,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.InterruptRequest.FromString,
@@ -731,6 +842,16 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.Nmi,
                     request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.SerializeToString,
+            ),
+            'GetVcpuEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVcpuEvents,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsResponse.SerializeToString,
+            ),
+            'SetVcpuEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVcpuEvents,
+                    request_deserializer=irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsResponse.SerializeToString,
             ),
             'GetMpState': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMpState,
@@ -1089,6 +1210,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/CreateVcpu',
             irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.CreateVcpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBootCpuId(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetBootCpuId',
+            irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetBootCpuIdResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1586,6 +1734,33 @@ class IrqchipService:
             _registered_method=True)
 
     @staticmethod
+    def SetCpuid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetCpuid',
+            irqchip_dot_v1_dot_irqchip__pb2.SetCpuidRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetCpuidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def MsrRead(request,
             target,
             options=(),
@@ -1640,6 +1815,60 @@ class IrqchipService:
             _registered_method=True)
 
     @staticmethod
+    def Cr8Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/Cr8Read',
+            irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.Cr8ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cr8Write(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/Cr8Write',
+            irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.Cr8WriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Interrupt(request,
             target,
             options=(),
@@ -1683,6 +1912,60 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/Nmi',
             irqchip_dot_v1_dot_irqchip__pb2.NmiRequest.SerializeToString,
             irqchip_dot_v1_dot_irqchip__pb2.NmiResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVcpuEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetVcpuEvents',
+            irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.GetVcpuEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVcpuEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetVcpuEvents',
+            irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsRequest.SerializeToString,
+            irqchip_dot_v1_dot_irqchip__pb2.SetVcpuEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

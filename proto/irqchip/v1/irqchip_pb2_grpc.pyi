@@ -97,9 +97,23 @@ class IrqchipServiceStub:
     CheckExtension: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
     EnableCap: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]
-    """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
-    0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
-    any other capability, and for flags other than 0.
+    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+
+      KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
+                                            EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
+      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
+                                            reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
+                                            that is disabled or an x2APIC; EINVAL for others
+      KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
+      KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
+                                            and where it has been said before, or by a vCPU, otherwise
+      KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
+                                            GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
+                                            63:40 are the upper 24, and 39:32 are 0 or EINVAL;
+                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
+                                            MSIs is not all x2APICs; EINVAL for others
+      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
+                                            33,554,432, or once a vCPU exists; ENXIO without an irqchip
     """
     CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
@@ -108,13 +122,17 @@ class IrqchipServiceStub:
     """
     CreateVcpu: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    SetBootCpuId: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetBootCpuIdRequest, _irqchip_pb2.SetBootCpuIdResponse]
+    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
+    that no vCPU can have.
+    """
     CreatePit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]
     """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
     channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
     """
     IrqLine: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]
-    """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
-    Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
+    irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
     """
     IrqLines: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]
     """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
@@ -153,21 +171,33 @@ class IrqchipServiceStub:
     SetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
     GetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]
-    """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+    """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
     SetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]
     """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-    EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+    Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
+    not fit, ENXIO without a PIT.
     """
     SetPitReinject: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]
     """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
     one is acknowledged (the default), or are lost. ENXIO without a PIT.
     """
+    SetCpuid: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetCpuidRequest, _irqchip_pb2.SetCpuidResponse]
+    """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
+    has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
+    no local APIC.
+    """
     MsrRead: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]
-    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
-    (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
+    an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
     """
     MsrWrite: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]
     """MsrWrite is a vCPU's WRMSR of the same."""
+    Cr8Read: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8ReadRequest, _irqchip_pb2.Cr8ReadResponse]
+    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
+    vCPU has no local APIC.
+    """
+    Cr8Write: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8WriteRequest, _irqchip_pb2.Cr8WriteResponse]
+    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
     Interrupt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]
     """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
     vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
@@ -175,6 +205,10 @@ class IrqchipServiceStub:
     """
     Nmi: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]
     """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    GetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetVcpuEventsRequest, _irqchip_pb2.GetVcpuEventsResponse]
+    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+    SetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetVcpuEventsRequest, _irqchip_pb2.SetVcpuEventsResponse]
+    """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
     GetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]
@@ -245,9 +279,23 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     CheckExtension: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]  # type: ignore[assignment]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
     EnableCap: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]  # type: ignore[assignment]
-    """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
-    0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
-    any other capability, and for flags other than 0.
+    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+
+      KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
+                                            EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
+      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
+                                            reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
+                                            that is disabled or an x2APIC; EINVAL for others
+      KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
+      KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
+                                            and where it has been said before, or by a vCPU, otherwise
+      KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
+                                            GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
+                                            63:40 are the upper 24, and 39:32 are 0 or EINVAL;
+                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
+                                            MSIs is not all x2APICs; EINVAL for others
+      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
+                                            33,554,432, or once a vCPU exists; ENXIO without an irqchip
     """
     CreateIrqchip: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
@@ -256,13 +304,17 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     CreateVcpu: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]  # type: ignore[assignment]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    SetBootCpuId: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetBootCpuIdRequest, _irqchip_pb2.SetBootCpuIdResponse]  # type: ignore[assignment]
+    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
+    that no vCPU can have.
+    """
     CreatePit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]  # type: ignore[assignment]
     """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
     channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
     """
     IrqLine: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]  # type: ignore[assignment]
-    """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
-    Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
+    irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
     """
     IrqLines: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
@@ -301,21 +353,33 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     SetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]  # type: ignore[assignment]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
     GetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]  # type: ignore[assignment]
-    """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+    """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
     SetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]  # type: ignore[assignment]
     """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-    EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+    Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
+    not fit, ENXIO without a PIT.
     """
     SetPitReinject: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
     """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
     one is acknowledged (the default), or are lost. ENXIO without a PIT.
     """
+    SetCpuid: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetCpuidRequest, _irqchip_pb2.SetCpuidResponse]  # type: ignore[assignment]
+    """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
+    has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
+    no local APIC.
+    """
     MsrRead: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]  # type: ignore[assignment]
-    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
-    (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
+    an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
     """
     MsrWrite: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]  # type: ignore[assignment]
     """MsrWrite is a vCPU's WRMSR of the same."""
+    Cr8Read: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8ReadRequest, _irqchip_pb2.Cr8ReadResponse]  # type: ignore[assignment]
+    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
+    vCPU has no local APIC.
+    """
+    Cr8Write: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8WriteRequest, _irqchip_pb2.Cr8WriteResponse]  # type: ignore[assignment]
+    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
     Interrupt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]  # type: ignore[assignment]
     """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
     vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
@@ -323,6 +387,10 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     Nmi: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]  # type: ignore[assignment]
     """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    GetVcpuEvents: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetVcpuEventsRequest, _irqchip_pb2.GetVcpuEventsResponse]  # type: ignore[assignment]
+    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+    SetVcpuEvents: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetVcpuEventsRequest, _irqchip_pb2.SetVcpuEventsResponse]  # type: ignore[assignment]
+    """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
     GetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]  # type: ignore[assignment]
@@ -450,9 +518,23 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.EnableCapRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.EnableCapResponse, _abc.Awaitable[_irqchip_pb2.EnableCapResponse]]:
-        """EnableCap is KVM_ENABLE_CAP of a VM. There is KVM_CAP_SPLIT_IRQCHIP (121), whose args[0] is the number of GSIs, from
-        0, that are routes of a VMM's own IOAPIC: EINVAL above 4096, EEXIST where there is an irqchip or a vCPU. EINVAL for
-        any other capability, and for flags other than 0.
+        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+
+          KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
+                                                EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
+          KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
+                                                reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
+                                                that is disabled or an x2APIC; EINVAL for others
+          KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
+          KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
+                                                and where it has been said before, or by a vCPU, otherwise
+          KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
+                                                GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
+                                                63:40 are the upper 24, and 39:32 are 0 or EINVAL;
+                                                KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
+                                                MSIs is not all x2APICs; EINVAL for others
+          KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
+                                                33,554,432, or once a vCPU exists; ENXIO without an irqchip
         """
 
     @_abc_1.abstractmethod
@@ -475,6 +557,16 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
 
     @_abc_1.abstractmethod
+    def SetBootCpuId(
+        self,
+        request: _irqchip_pb2.SetBootCpuIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetBootCpuIdResponse, _abc.Awaitable[_irqchip_pb2.SetBootCpuIdResponse]]:
+        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
+        that no vCPU can have.
+        """
+
+    @_abc_1.abstractmethod
     def CreatePit(
         self,
         request: _irqchip_pb2.CreatePitRequest,
@@ -490,8 +582,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.IrqLineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.IrqLineResponse, _abc.Awaitable[_irqchip_pb2.IrqLineResponse]]:
-        """IrqLine is KVM_IRQ_LINE_STATUS: it sets the level that line source 0 drives on a GSI. ENXIO without an irqchip.
-        Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
+        irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
         """
 
     @_abc_1.abstractmethod
@@ -614,7 +706,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _irqchip_pb2.GetPitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.GetPitResponse, _abc.Awaitable[_irqchip_pb2.GetPitResponse]]:
-        """GetPit is KVM_GET_PIT2. ENXIO without a PIT."""
+        """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
 
     @_abc_1.abstractmethod
     def SetPit(
@@ -623,7 +715,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.SetPitResponse, _abc.Awaitable[_irqchip_pb2.SetPitResponse]]:
         """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-        EINVAL where the state is of the wrong length or a field does not fit, ENXIO without a PIT.
+        Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
+        not fit, ENXIO without a PIT.
         """
 
     @_abc_1.abstractmethod
@@ -637,13 +730,24 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SetCpuid(
+        self,
+        request: _irqchip_pb2.SetCpuidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetCpuidResponse, _abc.Awaitable[_irqchip_pb2.SetCpuidResponse]]:
+        """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
+        has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
+        no local APIC.
+        """
+
+    @_abc_1.abstractmethod
     def MsrRead(
         self,
         request: _irqchip_pb2.MsrReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.MsrReadResponse, _abc.Awaitable[_irqchip_pb2.MsrReadResponse]]:
-        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_DEADLINE (6e0h) or an x2APIC register
-        (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
+        an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -653,6 +757,24 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.MsrWriteResponse, _abc.Awaitable[_irqchip_pb2.MsrWriteResponse]]:
         """MsrWrite is a vCPU's WRMSR of the same."""
+
+    @_abc_1.abstractmethod
+    def Cr8Read(
+        self,
+        request: _irqchip_pb2.Cr8ReadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.Cr8ReadResponse, _abc.Awaitable[_irqchip_pb2.Cr8ReadResponse]]:
+        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
+        vCPU has no local APIC.
+        """
+
+    @_abc_1.abstractmethod
+    def Cr8Write(
+        self,
+        request: _irqchip_pb2.Cr8WriteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.Cr8WriteResponse, _abc.Awaitable[_irqchip_pb2.Cr8WriteResponse]]:
+        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
 
     @_abc_1.abstractmethod
     def Interrupt(
@@ -672,6 +794,22 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_irqchip_pb2.NmiResponse, _abc.Awaitable[_irqchip_pb2.NmiResponse]]:
         """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+
+    @_abc_1.abstractmethod
+    def GetVcpuEvents(
+        self,
+        request: _irqchip_pb2.GetVcpuEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.GetVcpuEventsResponse, _abc.Awaitable[_irqchip_pb2.GetVcpuEventsResponse]]:
+        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+
+    @_abc_1.abstractmethod
+    def SetVcpuEvents(
+        self,
+        request: _irqchip_pb2.SetVcpuEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_irqchip_pb2.SetVcpuEventsResponse, _abc.Awaitable[_irqchip_pb2.SetVcpuEventsResponse]]:
+        """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
 
     @_abc_1.abstractmethod
     def GetMpState(

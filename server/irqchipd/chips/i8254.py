@@ -74,7 +74,8 @@ FLAG_SPEAKER_DATA_ON = 0x02
 
 _CHANNEL = struct.Struct("<IH10Bq")  # struct kvm_pit_channel_state
 _FLAGS = struct.Struct("<I36x")
-STATE_SIZE = CHANNELS * _CHANNEL.size + _FLAGS.size  # struct kvm_pit_state2
+CHANNELS_SIZE = CHANNELS * _CHANNEL.size  # struct kvm_pit_state
+STATE_SIZE = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
 
 
 class PitWires(Protocol):

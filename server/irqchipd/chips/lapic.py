@@ -27,7 +27,7 @@ from irqchipd.chips.lapic_registers import (
     LapicRegisters,
     Reg,
 )
-from irqchipd.chips.lapic_timer import KHZ, TSC_DEADLINE, ApicTimer, TimerWires
+from irqchipd.chips.lapic_timer import KHZ, TIMER_MODE, TSC_DEADLINE, ApicTimer, TimerWires
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand, from_icr, from_lvt, from_x2apic_icr
 
 DEFAULT_BASE = 0xFEE0_0000
@@ -39,6 +39,7 @@ class Msr:
 
     TSC = 0x10
     APIC_BASE = 0x1B
+    TSC_ADJUST = 0x3B
     TSC_DEADLINE = 0x6E0
     X2APIC, X2APIC_END = 0x800, 0x900
 
@@ -47,9 +48,17 @@ class Msr:
 BASE_BOOT_CPU = 1 << 8
 BASE_X2APIC = 1 << 10
 BASE_ENABLED = 1 << 11
-BASE_ADDRESS = 0xFFFF_F000
-# KVM: x86.c kvm_apic_set_base; beyond 52 bits there are no physical addresses (a VM's CPUID may say fewer).
-BASE_RESERVED = ~((1 << 52) - 1) | 0x2FF
+BASE_ADDRESS = ~0xFFF
+BASE_RESERVED = 0x2FF  # and what is no physical address
+ADDRESS_BITS = 52  # of a physical address, at most
+
+
+class Quirk:
+    """What KVM does otherwise than a local APIC, unless it is told not to: KVM_X86_QUIRK_*."""
+
+    LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
+    LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
+
 
 FAULT = -1  # what an access to an MSR gives that raises a general protection fault
 
@@ -59,6 +68,10 @@ _NOT_READ_AS_MSR = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
 
 class LapicWires(TimerWires, Protocol):
     """What a local APIC tells its CPU and VM."""
+
+    @property
+    def quirks(self) -> int:
+        """Which Quirks it has."""
 
     def local_interrupt(self, message: Message) -> None:
         """The APIC sends itself what one of its LVT entries says."""
@@ -79,10 +92,30 @@ class LapicWires(TimerWires, Protocol):
         """What the CPU would take next may have changed."""
 
     def signal(self, delivery_mode: int, vector: int) -> None:
-        """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR."""
+        """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR; or a remote read."""
 
 
 _values = attrgetter(*LapicRegisters.__slots__)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a guest's CPUID says, as far as its local APIC goes by it; by default it has all that there is."""
+
+    x2apic: bool = True  # leaf 1, ECX bit 21
+    tsc_deadline: bool = True  # leaf 1, ECX bit 24
+    tsc_adjust: bool = True  # leaf 7, EBX bit 1
+    address_bits: int = ADDRESS_BITS  # leaf 80000008h, EAX bits 7:0
+
+    def refuse_base(self, value: int) -> bool:
+        """Whether IA32_APIC_BASE can't hold a value. KVM: lapic.c kvm_apic_set_base."""
+        x2apic = value & BASE_X2APIC
+        return bool(
+            value & BASE_RESERVED
+            or value >> self.address_bits
+            or (x2apic and not self.x2apic)
+            or (x2apic and not value & BASE_ENABLED)
+        )
 
 
 @dataclass(slots=True)
@@ -98,24 +131,53 @@ class Lapic(LapicRegisters):
     base_address: int = DEFAULT_BASE
     hardware_enabled: bool = True
     x2apic: bool = False
+    # The CPU that a PC's firmware starts on.
+    boot_cpu: bool = False
+    features: Features = Features()
+    # KVM: lapic.h lvt0_in_nmi_mode, of which the VM counts those that are set. A software disable masks LINT0 and
+    # leaves this; and a write of LINT0 counts as it was written, though a disabled APIC masks it.
+    nmi_watchdog: bool = False
 
     @classmethod
-    def at_reset(cls, wires: LapicWires, apic_id: int, tsc_khz: int = KHZ, *, ioapic: bool = True) -> Lapic:
-        """As it powers on. KVM: lapic.c kvm_lapic_reset; the boot CPU's LINT0 already lets the PIC through."""
-        return cls(
+    def at_reset(
+        cls,
+        wires: LapicWires,
+        apic_id: int,
+        tsc_khz: int = KHZ,
+        *,
+        boot_cpu: bool | None = None,
+        ioapic: bool = True,
+        bus_ns: int = 1,
+    ) -> Lapic:
+        """As it powers on; without boot_cpu, the first is that. KVM: lapic.c kvm_lapic_reset."""
+        boot_cpu = not apic_id if boot_cpu is None else boot_cpu
+        lapic = cls(
             wires=wires,
             apic_id=apic_id,
-            timer=ApicTimer(wires, tsc_khz),
+            timer=ApicTimer(wires, tsc_khz, bus_ns),
             id=(apic_id & 0xFF) << 24,
             version=cls.version_beside(ioapic=ioapic),
-            lvt_lint0=LVT_MASKED if apic_id else LVT_EXTINT,
-            base=DEFAULT_BASE | BASE_ENABLED | (0 if apic_id else BASE_BOOT_CPU),
+            base=DEFAULT_BASE | BASE_ENABLED | (BASE_BOOT_CPU if boot_cpu else 0),
+            boot_cpu=boot_cpu,
         )
+        lapic.lvt_lint0 = lapic._lint0_at_reset
+        return lapic
+
+    @property
+    def _lint0_at_reset(self) -> int:
+        """The boot CPU's already lets the PIC through. KVM: lapic.c kvm_lapic_reset."""
+        return LVT_EXTINT if self.boot_cpu and self.wires.quirks & Quirk.LINT0_REENABLED else LVT_MASKED
 
     @staticmethod
     def version_beside(*, ioapic: bool) -> int:
         """The version register. KVM: lapic.c kvm_apic_set_version; its IOAPIC has no EOI register."""
         return VERSION if ioapic else VERSION | VERSION_DIRECTED_EOI
+
+    def set_features(self, features: Features, *, ioapic: bool) -> None:
+        """The guest's CPUID is another one. KVM: lapic.c kvm_vcpu_after_set_cpuid; no other register changes."""
+        self.features = features
+        self.timer.mode_mask = TIMER_MODE if features.tsc_deadline else TIMER_MODE & ~TSC_DEADLINE
+        self.version = self.version_beside(ioapic=ioapic or not features.x2apic)
 
     def reset(self, *, init: bool) -> None:
         """RESET, or the CPU's INIT, which leaves the base and the ID. KVM: lapic.c kvm_lapic_reset.
@@ -123,7 +185,7 @@ class Lapic(LapicRegisters):
         The TSC goes on.
         """
         if not init:
-            self._set_base(DEFAULT_BASE | BASE_ENABLED | (0 if self.apic_id else BASE_BOOT_CPU))
+            self._set_base(DEFAULT_BASE | BASE_ENABLED | (BASE_BOOT_CPU if self.boot_cpu else 0))
             self.id = (self.apic_id & 0xFF) << 24
         self.timer.stop()
         page, apic_id, ldr = self.page, self.id, self.ldr if self.x2apic else 0
@@ -134,8 +196,8 @@ class Lapic(LapicRegisters):
             setattr(self, name, getattr(reset, name))
         self.timer.set_mode(self.lvt_timer)
         self.timer.set_divide(self.timer_divide)
-        if not self.apic_id:
-            self.lvt_lint0 = LVT_EXTINT
+        self.lvt_lint0 = self._lint0_at_reset
+        self.nmi_watchdog = False
         self.wires.addressing_changed()
         self.wires.priorities_changed()
 
@@ -158,11 +220,6 @@ class Lapic(LapicRegisters):
         Through LINT0; or, where the APIC is disabled in hardware, as in a CPU that has none.
         """
         return self.lvt_lint0 & (LVT_MASKED | LVT_MODE) == LVT_EXTINT or not self.hardware_enabled
-
-    @property
-    def passes_nmi(self) -> bool:
-        """Whether LINT0 makes the PIT's ticks NMIs (the NMI watchdog). KVM: lapic.c apic_lvt_nmi_mode."""
-        return self.lvt_lint0 & (LVT_MASKED | LVT_MODE) == LVT_NMI
 
     def interrupt(self) -> int:
         """The vector the CPU would accept now, or -1. KVM: lapic.c kvm_apic_has_interrupt."""
@@ -197,8 +254,6 @@ class Lapic(LapicRegisters):
             self.irr |= bit  # KVM never reports an interrupt coalesced here
             self.wires.priorities_changed()
             return 1
-        if mode == DeliveryMode.REMOTE_READ:
-            return 1
         if mode == DeliveryMode.EXTINT or (
             mode == DeliveryMode.INIT and message.level_triggered and not message.asserted
         ):
@@ -220,11 +275,25 @@ class Lapic(LapicRegisters):
         self.wires.local_interrupt(message)
         return 0 if coalesced else 1
 
+    # CR8, which is the upper half of TPR. KVM: lapic.c kvm_lapic_set_tpr, whether the APIC is disabled or not.
+
+    @property
+    def cr8(self) -> int:
+        """What a guest's MOV from CR8 gives."""
+        return self.tpr >> 4 & 0xF
+
+    def write_cr8(self, value: int) -> None:
+        """A guest's MOV to CR8, of four bits."""
+        self.tpr = value << 4
+        self.wires.priorities_changed()
+
     # Memory-mapped registers.
 
     def claims(self, address: int) -> bool:
-        """Whether an address is in this CPU's register page."""
-        return self.base_address <= address < self.base_address + WINDOW
+        """Whether an address is in this CPU's register page. KVM: lapic.c apic_mmio_read."""
+        if not self.base_address <= address < self.base_address + WINDOW:
+            return False
+        return (self.hardware_enabled and not self.x2apic) or bool(self.wires.quirks & Quirk.LAPIC_MMIO_HOLE)
 
     def read(self, address: int, size: int) -> int:
         """A guest's load. KVM: lapic.c apic_mmio_read; one that leaves its word, or the registers, reads 0.
@@ -260,22 +329,28 @@ class Lapic(LapicRegisters):
                 return self.timer.tsc_deadline if live else 0
             case Msr.TSC:
                 return self.timer.tsc(self.wires.now())
+            case Msr.TSC_ADJUST:
+                return self.timer.tsc_adjust
             case _:
                 return None
 
-    def write_msr(self, msr: int, value: int) -> int | None:
-        """A guest's WRMSR; 0 is success."""
+    def write_msr(self, msr: int, value: int, *, host: bool = False) -> int | None:
+        """A guest's WRMSR, or the VMM's KVM_SET_MSRS; 0 is success."""
         match msr:
             case _ if Msr.X2APIC <= msr < Msr.X2APIC_END:
                 return self._write_x2apic(msr - Msr.X2APIC << 4, value) if self.x2apic else FAULT
             case Msr.APIC_BASE:
-                return self._write_base(value)
+                return self._write_base(value, host)
             case Msr.TSC_DEADLINE:
                 if self.hardware_enabled:
                     self.timer.write_deadline(value)
                 return 0
             case Msr.TSC:
-                self.timer.write_tsc(value)
+                self.timer.write_tsc(value, host=host)
+                return 0
+            case Msr.TSC_ADJUST:
+                if self.features.tsc_adjust:  # KVM: x86.c kvm_set_msr_common; else it is ignored
+                    self.timer.write_tsc_adjust(value, host=host)
                 return 0
             case _:
                 return None
@@ -320,20 +395,16 @@ class Lapic(LapicRegisters):
         self.icr, self.icr_high = value & 0xFFFF_FFFF, value >> 32
         return 0
 
-    def _write_base(self, value: int) -> int:
+    def _write_base(self, value: int, host: bool) -> int:
         """IA32_APIC_BASE. KVM: lapic.c kvm_apic_set_base.
 
-        xAPIC, x2APIC, disabled, xAPIC: the modes can be gone through in no other direction.
+        xAPIC, x2APIC, disabled, xAPIC: a guest can go through the modes in no other direction.
         """
         if value == self.base:
             return 0
         enabled, x2apic = bool(value & BASE_ENABLED), bool(value & BASE_X2APIC)
-        if (
-            value & BASE_RESERVED
-            or (x2apic and not self.hardware_enabled)
-            or (x2apic and not enabled)
-            or (self.x2apic and enabled and not x2apic)
-        ):
+        backwards = (x2apic and not self.hardware_enabled) or (self.x2apic and enabled and not x2apic)
+        if self.features.refuse_base(value) or (backwards and not host):
             return FAULT
         self._set_base(value)
         return 0
@@ -455,6 +526,10 @@ class Lapic(LapicRegisters):
 
     def _write_lvt(self, offset: int, value: int) -> None:
         value &= LVT_WRITABLE[offset]
+        if offset == Reg.LVT_TIMER:
+            value &= ~TIMER_MODE | self.timer.mode_mask
+        elif offset == Reg.LVT_LINT0:
+            self.nmi_watchdog = lint0_is_nmi(value)
         if not self.svr & SVR_ENABLED:
             value |= LVT_MASKED
         setattr(self, WORDS[offset], value)
@@ -486,6 +561,7 @@ class Lapic(LapicRegisters):
         for name in LapicRegisters.__slots__:
             setattr(self, name, getattr(registers, name))
         self.version = version
+        self.nmi_watchdog = lint0_is_nmi(self.lvt_lint0)
         if self.x2apic:
             self.id, self.ldr = self.apic_id, x2apic_logical_id(self.apic_id)
             self.icr_high = self.icr2
@@ -505,6 +581,11 @@ class Lapic(LapicRegisters):
 def x2apic_logical_id(apic_id: int) -> int:
     """The logical ID of an x2APIC: cluster and bit. KVM: lapic.c kvm_apic_calc_x2apic_ldr."""
     return (apic_id >> 4) << 16 | 1 << (apic_id & 0xF)
+
+
+def lint0_is_nmi(lvt: int) -> bool:
+    """Whether a LINT0 makes the PIT's ticks NMIs (the NMI watchdog). KVM: lapic.c apic_lvt_nmi_mode."""
+    return lvt & (LVT_MASKED | LVT_MODE) == LVT_NMI
 
 
 def _addressing(registers: LapicRegisters) -> tuple[int, int, int, int]:

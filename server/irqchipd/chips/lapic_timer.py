@@ -1,7 +1,7 @@
 """The timer of a local APIC, as Linux KVM has it (arch/x86/kvm/lapic.c). Intel SDM vol. 3, 11.5.4.
 
-It counts at 1 GHz, one count a nanosecond, through the divider. Nothing counts, though: there is a time at which it
-expires, and the count is worked out from that when it is read.
+It counts at 1 GHz, one count a nanosecond, or as the VM's bus goes, through the divider. Nothing counts, though: there
+is a time at which it expires, and the count is worked out from that when it is read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 # Bits 18:17 of the LVT timer entry. The fourth value is reserved, and a timer in it does nothing.
-TIMER_MODE = 3 << 17
-ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << 17 for mode in range(3))
+TIMER_MODE_SHIFT = 17
+TIMER_MODE = 3 << TIMER_MODE_SHIFT
+ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << TIMER_MODE_SHIFT for mode in range(3))
 
-MAX_PERIOD = 0xFFFF_FFFF * 128  # nanoseconds, by the largest count and divisor
+MAX_BUS_NS = ((1 << 64) - 1) // (0xFFFF_FFFF * 128)  # nanoseconds a cycle; KVM: x86.c, a period has 64 bits
+MAX_PERIOD = 0xFFFF_FFFF * 128  # nanoseconds, by the largest count and divisor, at 1 GHz
 MIN_PERIOD = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
 KHZ = 1_000_000  # kHz to ticks a nanosecond
 FOREVER = (1 << 63) - 1  # later than any time of a VM
@@ -47,10 +49,15 @@ class ApicTimer:
 
     wires: TimerWires
     tsc_khz: int = KHZ
-    # What the CPU's TSC is ahead of the VM's time, ticks, modulo 2^64.
+    # Of the bus, of which it counts every 2^n-th cycle, nanoseconds. KVM: KVM_CAP_X86_APIC_BUS_CYCLES_NS.
+    bus_ns: int = 1
+    # What the CPU's TSC is ahead of the VM's time, ticks, modulo 2^64; and what the guest has added to that.
     tsc_offset: int = 0
+    tsc_adjust: int = 0
     mode: int = ONE_SHOT
-    divisor: int = 2
+    # The modes that the guest's CPUID has. KVM: kvm_timer timer_mode_mask.
+    mode_mask: int = TIMER_MODE
+    divisor: int = 0  # nanoseconds a count
     # Of the initial count; 0 before there was one.
     period: int = 0
     # When it is or was due, as far as the count goes; 0 after a one-shot.
@@ -62,15 +69,27 @@ class ApicTimer:
     # It is periodic, and its expiries change nothing until somebody calls wake.
     dormant: bool = False
 
+    def __post_init__(self) -> None:
+        self.set_divide(0)
+
     # The TSC.
 
     def tsc(self, now: int) -> int:
         """The CPU's time stamp counter at a time."""
         return (now * self.tsc_khz // KHZ + self.tsc_offset) & _U64
 
-    def write_tsc(self, value: int) -> None:
-        """WRMSR of IA32_TSC. A deadline that runs is a time by now, and stays."""
-        self.tsc_offset = (value - self.wires.now() * self.tsc_khz // KHZ) & _U64
+    def write_tsc(self, value: int, *, host: bool = False) -> None:
+        """WRMSR of IA32_TSC. A deadline that runs is a time by now, and stays. KVM: x86.c kvm_set_msr_common."""
+        offset = (value - self.wires.now() * self.tsc_khz // KHZ) & _U64
+        if not host:
+            self.tsc_adjust = (self.tsc_adjust + offset - self.tsc_offset) & _U64
+        self.tsc_offset = offset
+
+    def write_tsc_adjust(self, value: int, *, host: bool = False) -> None:
+        """WRMSR of IA32_TSC_ADJUST: the TSC goes along, unless a VMM restores what has been added to it."""
+        if not host:
+            self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & _U64
+        self.tsc_adjust = value
 
     # Registers.
 
@@ -89,7 +108,7 @@ class ApicTimer:
     def set_mode(self, lvt: int) -> bool:
         """The LVT timer entry was written; whether the counts are to be forgotten. KVM: lapic.c apic_update_lvtt."""
         self.wake()
-        mode = lvt & TIMER_MODE
+        mode = lvt & self.mode_mask
         crosses = (self.mode == TSC_DEADLINE) != (mode == TSC_DEADLINE)
         if crosses:
             self.stop()
@@ -102,7 +121,7 @@ class ApicTimer:
 
     def set_divide(self, divide: int) -> None:
         """The divide configuration register was restored. KVM: lapic.c update_divide_count."""
-        self.divisor = 1 << (((divide & 3 | (divide & 8) >> 1) + 1) & 7)
+        self.divisor = self.bus_ns << (((divide & 3 | (divide & 8) >> 1) + 1) & 7)
 
     def change_divide(self, divide: int, initial_count: int) -> None:
         """The divide configuration register was written: what is left is counted at the new rate.
@@ -142,7 +161,7 @@ class ApicTimer:
             left = self.period if count is None else count * self.divisor
             if left > self.period or (not left and self.mode == PERIODIC):
                 left = self.period
-            self.target = now + left
+            self.target = min(now + left, FOREVER)
         self._run(now)
 
     def write_deadline(self, value: int) -> None:
@@ -175,7 +194,7 @@ class ApicTimer:
         if self.mode != PERIODIC:
             self._expire()
             return
-        self.target += self.period
+        self.target = min(self.target + self.period, FOREVER)
         changed = self._expire()
         if changed or not self.wires.lazy:
             self.wires.set_timer(self.target)
@@ -219,7 +238,7 @@ class ApicTimer:
                 self._expire()
                 if self.mode == ONE_SHOT:
                     return
-                self.target += self.period
+                self.target = min(self.target + self.period, FOREVER)
             self.wires.set_timer(self.target)
 
     def _run_to_deadline(self, now: int) -> None:

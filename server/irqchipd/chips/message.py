@@ -59,11 +59,14 @@ def from_redirection(entry: int) -> Message:
 
 @lru_cache(maxsize=4096)
 def from_msi(address: int, data: int) -> Message:
-    """The message that an MSI is. KVM: irq_comm.c kvm_set_msi_irq; neither 0xFEE nor the vector is checked."""
+    """The message that an MSI is. KVM: irq_comm.c kvm_set_msi_irq; neither 0xFEE nor the vector is checked.
+
+    Bits 63:40 of its address are the destination's upper ones, where APIC IDs have 32 bits.
+    """
     return Message(
         vector=data & 0xFF,
         delivery_mode=data >> 8 & 7,
-        destination=address >> 12 & 0xFF,
+        destination=address >> 12 & 0xFF | address >> 40 << 8,
         logical=bool(address & 1 << 2),
         level_triggered=bool(data & 1 << 15),
         redirection_hint=bool(address & 1 << 3),

@@ -9,9 +9,10 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
+from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.cpu import Signal
+from irqchipd.vm.cpu import Signal, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import (
     Doorbell,
@@ -45,7 +46,10 @@ _SIGNALS = {
     DeliveryMode.SMI: pb.SIGNAL_KIND_SMI,
     DeliveryMode.INIT: pb.SIGNAL_KIND_INIT,
     DeliveryMode.STARTUP: pb.SIGNAL_KIND_SIPI,
+    DeliveryMode.REMOTE_READ: pb.SIGNAL_KIND_UNHALT,
 }
+
+_OPTIONAL_EVENTS = tuple(name for name in VcpuEvents.__slots__ if name != "interrupt_vector")
 
 _MODES = {"none": pb.IRQCHIP_MODE_NONE, "full": pb.IRQCHIP_MODE_FULL, "split": pb.IRQCHIP_MODE_SPLIT}
 
@@ -194,6 +198,25 @@ def pit_to(state: PitState, response: pb.GetPitResponse) -> None:
     response.pit.flags = state.flags
     for channel in state.channels:
         response.pit.channels.add(**{name: getattr(channel, name) for name in _PIT_FIELDS})
+
+
+# vCPUs.
+
+
+def features_from(request: pb.SetCpuidRequest) -> Features:
+    """What a guest's CPUID has."""
+    return Features(request.x2apic, request.tsc_deadline, request.tsc_adjust, request.physical_address_bits)
+
+
+def vcpu_events_from(events: Any) -> VcpuEvents:
+    """What a message says of a vCPU's events; what it leaves out is None."""
+    given = {name: getattr(events, name) for name in _OPTIONAL_EVENTS if events.HasField(name)}
+    return VcpuEvents(interrupt_vector=events.interrupt_vector, **given)
+
+
+def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
+    """The reverse of vcpu_events_from."""
+    return pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__})
 
 
 # What a vCPU takes, and what Sessions are told.

@@ -62,7 +62,7 @@ def create_vcpu(
 
 @_operation
 def irq_line(vm: Vm, request: pb.IrqLineRequest, response: pb.IrqLineResponse, source: LineSource | None) -> None:
-    response.status = vm.irq_line(request.gsi, request.level, source)
+    response.status = vm.irq_line(request.gsi, request.level, source, line_status=not request.without_status)
 
 
 @_operation
@@ -182,7 +182,7 @@ def set_pit_reinject(
 
 @_operation
 def msr_read(vm: Vm, request: pb.MsrReadRequest, response: pb.MsrReadResponse, source: LineSource | None) -> None:
-    value = vm.msr_read(request.vcpu, request.msr)
+    value = vm.msr_read(request.vcpu, request.msr, host=request.host_initiated)
     if value is not None:
         response.claimed = True
         response.fault = value == FAULT
@@ -191,9 +191,38 @@ def msr_read(vm: Vm, request: pb.MsrReadRequest, response: pb.MsrReadResponse, s
 
 @_operation
 def msr_write(vm: Vm, request: pb.MsrWriteRequest, response: pb.MsrWriteResponse, source: LineSource | None) -> None:
-    result = vm.msr_write(request.vcpu, request.msr, request.data)
+    result = vm.msr_write(request.vcpu, request.msr, request.data, host=request.host_initiated)
     response.claimed = result is not None
     response.fault = result == FAULT
+
+
+@_operation
+def set_cpuid(vm: Vm, request: pb.SetCpuidRequest, response: pb.SetCpuidResponse, source: LineSource | None) -> None:
+    vm.set_cpuid(request.vcpu, convert.features_from(request))
+
+
+@_operation
+def cr8_read(vm: Vm, request: pb.Cr8ReadRequest, response: pb.Cr8ReadResponse, source: LineSource | None) -> None:
+    response.value = vm.cr8_read(request.vcpu)
+
+
+@_operation
+def cr8_write(vm: Vm, request: pb.Cr8WriteRequest, response: pb.Cr8WriteResponse, source: LineSource | None) -> None:
+    vm.cr8_write(request.vcpu, request.value)
+
+
+@_operation
+def get_vcpu_events(
+    vm: Vm, request: pb.GetVcpuEventsRequest, response: pb.GetVcpuEventsResponse, source: LineSource | None
+) -> None:
+    response.events.CopyFrom(convert.vcpu_events_to(vm.get_events(request.vcpu)))
+
+
+@_operation
+def set_vcpu_events(
+    vm: Vm, request: pb.SetVcpuEventsRequest, response: pb.SetVcpuEventsResponse, source: LineSource | None
+) -> None:
+    vm.set_events(request.vcpu, convert.vcpu_events_from(request.events))
 
 
 @_operation
@@ -218,9 +247,8 @@ def set_mp_state(
     vm: Vm, request: pb.SetMpStateRequest, response: pb.SetMpStateResponse, source: LineSource | None
 ) -> None:
     if request.state == pb.MP_STATE_UNSPECIFIED or request.state not in pb.MpState.values():
-        raise invalid(
-            f"run state {request.state} is invalid; it is {pb.MP_STATE_RUNNABLE} to {pb.MP_STATE_SIPI_RECEIVED}"
-        )
+        states = ", ".join(str(number) for number in pb.MpState.values() if number)
+        raise invalid(f"run state {request.state} is invalid; there are {states}")
     vm.set_mp_state(request.vcpu, request.state - MP_STATE_OFFSET)
 
 

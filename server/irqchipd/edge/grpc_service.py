@@ -52,6 +52,7 @@ class GrpcService:
             "EnableCap": self._enable_cap,
             "CreateIrqchip": self._create_irqchip,
             "CreatePit": self._create_pit,
+            "SetBootCpuId": self._set_boot_cpu_id,
         }
         # What takes its time, and holds no VM's lock for long, has a thread of its own.
         self._long_calls: dict[str, Callable[[Any, Any], None]] = {
@@ -171,6 +172,9 @@ class GrpcService:
 
     def _create_pit(self, request: pb.CreatePitRequest, response: pb.CreatePitResponse) -> None:
         self._registry.get(request.vm).create_pit(request.flags)
+
+    def _set_boot_cpu_id(self, request: pb.SetBootCpuIdRequest, response: pb.SetBootCpuIdResponse) -> None:
+        self._registry.get(request.vm).set_boot_vcpu(request.vcpu)
 
     async def _halt(self, data: bytes, context: Context) -> bytes:
         """Halt, the one unary call that waits."""

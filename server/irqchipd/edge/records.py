@@ -23,6 +23,7 @@ from irqchip.records import (
     SINGLE_RESULT,
     TIMEOUT,
     UNANSWERED,
+    WITHOUT_STATUS,
 )
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
@@ -59,7 +60,7 @@ Operation = Callable[[Vm, LineSource, int, int, int, int], Fields]
 
 
 def _irq_line(vm: Vm, source: LineSource, size: int, gsi: int, address: int, level: int) -> Fields:
-    return 0, vm.irq_line(gsi, level != 0, source), 0
+    return 0, vm.irq_line(gsi, level != 0, source, line_status=not size & WITHOUT_STATUS), 0
 
 
 def _signal_msi(vm: Vm, source: LineSource, size: int, flags: int, address: int, data: int) -> Fields:

@@ -112,7 +112,7 @@ def _plain_value(field: _Field, message: Message) -> Any:
 def _check_number(kind: EnumDescriptor, number: int) -> None:
     numbers = [value.number for value in kind.values if value.number]  # 0 is unspecified
     if number not in numbers:
-        raise invalid(f"{kind.name} {number} is invalid: {numbers[0]} to {numbers[-1]}")
+        raise invalid(f"{kind.name} {number} is invalid; there are {', '.join(map(str, numbers))}")
 
 
 def _interrupt_from(message: pb.AckInterruptResponse) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
 
-MAX_PHYSICAL_ID = 0xFF  # that the map has room for; KVM makes it larger where there is a larger x2APIC ID
+MAX_PHYSICAL_ID = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
 MAX_REMEMBERED = 1024  # destinations; a guest with x2APICs can name 2^32
 _X2APIC = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
 
@@ -52,13 +52,16 @@ class _LogicalMap:
         else:
             self.members[key] = cpu
 
-    def slots(self, destination: int, physical: dict[int, int]) -> list[int | None]:
-        """What the set bits of a destination name, lowest first; None where nobody has the bit."""
+    def slots(self, destination: int, physical: dict[int, int], last: int) -> list[int | None]:
+        """What the set bits of a destination name, lowest first; None where nobody has the bit.
+
+        last is the physical ID that the map ends with.
+        """
         if self.mode is None:
             return []
         if self.mode == _X2APIC:  # KVM: lapic.c kvm_apic_map_get_logical_dest
             first = (destination >> 16) * 16
-            ids = range(first, min(first + 16, MAX_PHYSICAL_ID + 1))
+            ids = range(first, min(first + 16, last + 1))
             return [physical.get(apic_id) for apic_id in ids if destination >> apic_id - first & 1]
         cluster = 0 if self.mode == DFR_FLAT else destination & 0xF0
         mask = destination if self.mode == DFR_FLAT else destination & 0xF
@@ -86,6 +89,7 @@ class ApicBus:
 
     __slots__ = (
         "_known",
+        "_last_id",
         "_logical",
         "_mapped",
         "_physical",
@@ -93,12 +97,18 @@ class ApicBus:
         "addressed_by_entry",
         "lapics",
         "matching_entry",
+        "no_broadcast_quirk",
         "offered",
         "on_offer",
+        "x2apic_format",
     )
 
     def __init__(self) -> None:
         self.lapics: list[Lapic] = []
+        # KVM_CAP_X2APIC_API: APIC IDs have 32 bits, also those in MSIs and of xAPICs that can't be addressed else; and
+        # a destination FFh that is no IPI's is not all x2APICs'.
+        self.x2apic_format = False
+        self.no_broadcast_quirk = False
         self.offered = 0  # messages, one to each CPU
         # Told, where set, of every message a CPU is offered.
         self.on_offer: Callable[[int, Message], None] | None = None
@@ -137,15 +147,24 @@ class ApicBus:
     def invalidate(self) -> None:
         """The addressing of some APIC has changed: the map is made anew when next needed."""
         self._known = len(self.lapics)
+        self.forget()
+
+    def forget(self) -> None:
+        """Who is addressed by what is to be worked out anew."""
         self._mapped = False
         self._physical: dict[int, int] | None = None
+        self._last_id = MAX_PHYSICAL_ID
         self._logical = _LogicalMap()
         self.matching_entry.clear()
         self.addressed_by_entry.clear()
         self._slots.clear()
 
     def _map(self) -> None:
-        """KVM: lapic.c kvm_recalculate_apic_map; two APICs of one physical ID switch the whole map off."""
+        """KVM: lapic.c kvm_recalculate_apic_map; two APICs of one physical ID switch the whole map off.
+
+        Unless IDs have 32 bits: then an xAPIC has the ID that it has been made with, too, where that has more than 8;
+        and of several that share the 8 bits the first is addressed by these.
+        """
         self._mapped = True
         if self._known is None:
             return
@@ -153,7 +172,13 @@ class ApicBus:
         for cpu, lapic in enumerate(self.lapics[: self._known]):
             if not lapic.hardware_enabled:
                 continue
-            if physical.setdefault(lapic.apic_id if lapic.x2apic else lapic.id >> 24, cpu) != cpu:
+            self._last_id = max(self._last_id, lapic.apic_id)
+            if self.x2apic_format:
+                if lapic.x2apic or lapic.apic_id > MAX_PHYSICAL_ID:
+                    physical[lapic.apic_id] = cpu
+                if not lapic.x2apic:
+                    physical.setdefault(lapic.id >> 24, cpu)
+            elif physical.setdefault(lapic.apic_id if lapic.x2apic else lapic.id >> 24, cpu) != cpu:
                 self._physical = None
                 return
             if lapic.enabled and self._logical.usable:
@@ -171,10 +196,21 @@ class ApicBus:
         matches = _matches_logical if logical else _matches_physical
         found = 0
         for cpu, lapic in enumerate(self.lapics):
-            rewritten = destination == BROADCAST and lapic.x2apic and not ipi
+            rewritten = destination == BROADCAST and lapic.x2apic and not ipi and not self.no_broadcast_quirk
             if matches(lapic, X2APIC_BROADCAST if rewritten else destination):
                 found |= 1 << cpu
         return found
+
+    def _is_broadcast(self, destination: int, source: int | None) -> bool:
+        """Whether the map has no answer, as all are meant; source is of an IPI. KVM: kvm_apic_is_broadcast_dest."""
+        if not self.no_broadcast_quirk:
+            x2apic = source is not None and self.lapics[source].x2apic
+            return destination == (X2APIC_BROADCAST if x2apic else BROADCAST)
+        if destination != BROADCAST:
+            return destination == X2APIC_BROADCAST
+        if not self._mapped:
+            self._map()
+        return self._logical.mode != _X2APIC or not self._logical.usable
 
     def _present(self, cpus: int) -> int:
         """Those of some CPUs whose APIC is enabled in hardware. KVM: lapic.h kvm_apic_present."""
@@ -193,7 +229,7 @@ class ApicBus:
         if self._physical is None or (logical and not self._logical.usable):
             slots = None
         elif logical:
-            slots = self._logical.slots(destination, self._physical)
+            slots = self._logical.slots(destination, self._physical, self._last_id)
         else:
             slots = [self._physical.get(destination)]
         if len(self._slots) >= MAX_REMEMBERED:
@@ -203,7 +239,7 @@ class ApicBus:
 
     def addressed(self, destination: int, logical: int) -> int:
         """The CPUs that a fixed message would go to, one bit each. KVM: lapic.c kvm_bitmap_or_dest_vcpus."""
-        slots = None if destination == BROADCAST else self._mapped_slots(destination, logical)
+        slots = None if self._is_broadcast(destination, None) else self._mapped_slots(destination, logical)
         if slots is None:
             return self._present(self.matching(destination, logical))
         return sum(1 << cpu for cpu in slots if cpu is not None)
@@ -218,9 +254,7 @@ class ApicBus:
         accepted notes, CPU to vector, who took it; source is the CPU of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
-            # KVM: lapic.c kvm_apic_is_broadcast_dest
-            x2apic = source is not None and self.lapics[source].x2apic
-            broadcast = message.destination == (X2APIC_BROADCAST if x2apic else BROADCAST)
+            broadcast = self._is_broadcast(message.destination, source)
             slots = None if broadcast else self._mapped_slots(message.destination, message.logical)
             if slots is not None:
                 if message.logical and message.lowest_priority and slots:

@@ -12,7 +12,7 @@ from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.ioapic import Ioapic
-from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic import Lapic, Quirk
 from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
@@ -60,6 +60,11 @@ class Board:
         self.speaker = False
         # With a split irqchip: how many GSIs, from 0, are routes of the VMM's IOAPIC. KVM: nr_reserved_ioapic_pins.
         self.split: int | None = None
+        # What capabilities have changed: which of KVM's quirks there are, the boot CPU's id, and the APIC timers' bus.
+        self.quirks = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
+        self.boot_vcpu = 0
+        self.max_vcpu_ids = 0  # 0 as long as nobody has said
+        self.apic_bus_ns = 1
         self.routes: Sequence[Route] = ()
         self.gsi_of: dict[int, int] = {}
         self.notices = Notices(self)
@@ -136,8 +141,15 @@ class Board:
         cpu = Cpu(self, vcpu_id, len(self.cpus))
         self.cpus.append(cpu)
         if self.has_irqchip:
-            cpu.lapic = Lapic.at_reset(cpu, vcpu_id, self.tsc_khz, ioapic=self.ioapic is not None)
-            if vcpu_id:
+            cpu.lapic = Lapic.at_reset(
+                cpu,
+                vcpu_id,
+                self.tsc_khz,
+                boot_cpu=vcpu_id == self.boot_vcpu,
+                ioapic=self.ioapic is not None,
+                bus_ns=self.apic_bus_ns,
+            )
+            if vcpu_id != self.boot_vcpu:
                 cpu.mp_state = MpState.UNINITIALIZED
             self.apics.add(cpu.lapic)
             self.generation += 1
@@ -157,6 +169,12 @@ class Board:
         for pin, sources in enumerate(self.sources):
             if sources:
                 self._drive(pin, 1, sources)
+
+    def enable_x2apic_api(self, *, ids: bool, no_broadcast_quirk: bool) -> None:
+        """APIC IDs have 32 bits where they had 8, and FFh is not all x2APICs any more."""
+        self.apics.x2apic_format |= ids
+        self.apics.no_broadcast_quirk |= no_broadcast_quirk
+        self.apics.forget()
 
     # What is left for the end of an operation.
 
@@ -255,7 +273,7 @@ class Board:
             if isinstance(end, int):
                 status = self._drive(end, level, source, line_status)
             else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
-                status = self.signal_msi(end.address & 0xFFFF_FFFF, end.data) if level else -1
+                status = self.signal_msi(end.address, end.data) if level and self.can_send(end.address) else -1
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
@@ -287,9 +305,15 @@ class Board:
 
     def signal_msi(self, address: int, data: int) -> int:
         """Send an MSI and return how many local APICs took it, or -1 where nobody was addressed."""
+        if not self.apics.x2apic_format:
+            address &= 0xFFFF_FFFF
         if self.observer is not None:
             self.observer.kvm_msi_set_irq(address, data)
         return self.deliver(from_msi(address, data))
+
+    def can_send(self, address: int) -> bool:
+        """Whether an MSI can have an address. KVM: irq_comm.c kvm_msi_route_invalid."""
+        return not (self.apics.x2apic_format and address >> 32 & 0xFF)
 
     def observe(self, observer: Observer | None) -> None:
         """Tell an observer, or nobody, of what happens from now on."""
@@ -328,7 +352,8 @@ class Board:
         for route in self.routes:
             if route.gsi >= self.split or not isinstance(route, MsiRoute):
                 continue
-            message = from_msi(route.address & 0xFFFF_FFFF, route.data)
+            address = route.address if self.apics.x2apic_format else route.address & 0xFFFF_FFFF
+            message = from_msi(address, route.data)
             if not message.level_triggered:
                 continue
             vector = message.vector
@@ -449,6 +474,6 @@ class Board:
         self.set_irq(PIT_GSI, 1, 1 << PIT, line_status=False)
         self.set_irq(PIT_GSI, 0, 1 << PIT, line_status=False)
         lapics = self.apics.lapics
-        if any(lapic.passes_nmi for lapic in lapics):
+        if any(lapic.nmi_watchdog for lapic in lapics):
             for lapic in lapics:
                 lapic.deliver_local(lapic.lvt_lint0)

@@ -1,9 +1,36 @@
-"""What KVM_CHECK_EXTENSION answers: capabilities by their numbers in <linux/kvm.h>, and KVM's values."""
+"""Capabilities, by their numbers in <linux/kvm.h>: what KVM_CHECK_EXTENSION answers, and KVM_ENABLE_CAP changes."""
 
 from __future__ import annotations
 
-from irqchipd.vm.machine import MAX_VCPU_ID, MAX_VCPUS
+import errno
+from collections.abc import Sequence
+
+from irqchipd.chips.lapic import Quirk
+from irqchipd.chips.lapic_timer import MAX_BUS_NS
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.routing import MAX_GSIS
+from irqchipd.vm.turns import Turns
+
+MAX_VCPU_ID = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
+MAX_VCPUS = 288  # so many that a snapshot fits into a message: tests/service/test_snapshot_messages.py
+
+
+class Cap:
+    """Those that can be enabled."""
+
+    DISABLE_QUIRKS = 116
+    SPLIT_IRQCHIP = 121
+    MAX_VCPU_ID = 128
+    X2APIC_API = 129
+    DISABLE_QUIRKS2 = 213
+    X86_APIC_BUS_CYCLES_NS = 237
+
+
+QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
+
+# Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is one, not all x2APICs.
+X2APIC_32BIT_IDS, X2APIC_NO_BROADCAST_QUIRK = 1 << 0, 1 << 1
+X2APIC_API = X2APIC_32BIT_IDS | X2APIC_NO_BROADCAST_QUIRK
 
 CAPABILITIES = {
     0: 1,  # KVM_CAP_IRQCHIP
@@ -17,8 +44,10 @@ CAPABILITIES = {
     26: 1,  # KVM_CAP_IRQ_INJECT_STATUS
     32: 1,  # KVM_CAP_IRQFD: over the port
     33: 1,  # KVM_CAP_PIT2
+    34: 1,  # KVM_CAP_SET_BOOT_CPU_ID
     35: 1,  # KVM_CAP_PIT_STATE2
     36: 1,  # KVM_CAP_IOEVENTFD: doorbells; with eventfds over the port
+    41: 1,  # KVM_CAP_VCPU_EVENTS
     61: 1,  # KVM_CAP_GET_TSC_KHZ
     66: MAX_VCPUS,  # KVM_CAP_MAX_VCPUS
     72: 1,  # KVM_CAP_TSC_DEADLINE_TIMER
@@ -26,11 +55,92 @@ CAPABILITIES = {
     82: 1,  # KVM_CAP_IRQFD_RESAMPLE: over the port; elsewhere resampled GSIs
     97: 1,  # KVM_CAP_IOAPIC_POLARITY_IGNORED
     98: 1,  # KVM_CAP_ENABLE_CAP_VM
-    121: 1,  # KVM_CAP_SPLIT_IRQCHIP
-    128: MAX_VCPU_ID + 1,  # KVM_CAP_MAX_VCPU_ID, one more than the highest
+    Cap.DISABLE_QUIRKS: 1,
+    Cap.SPLIT_IRQCHIP: 1,
+    Cap.MAX_VCPU_ID: MAX_VCPU_ID + 1,  # one more than the highest
+    Cap.X2APIC_API: X2APIC_API,
+    Cap.DISABLE_QUIRKS2: QUIRKS,
+    Cap.X86_APIC_BUS_CYCLES_NS: 1,
 }
 
 
 def check_extension(capability: int) -> int:
     """KVM's value of a capability, or 0."""
     return CAPABILITIES.get(capability, 0)
+
+
+class Capabilities(Turns):
+    """What can be changed of a VM. KVM: x86.c kvm_vm_ioctl_enable_cap."""
+
+    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
+        """KVM_ENABLE_CAP."""
+        with self._turn:
+            if flags or len(args) > 4:
+                raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
+            argument = args[0] if args else 0
+            match capability:
+                case Cap.DISABLE_QUIRKS:  # those that are not known are ignored
+                    self._board.quirks &= ~argument
+                case Cap.SPLIT_IRQCHIP:
+                    self._split_irqchip(argument)
+                case Cap.MAX_VCPU_ID:
+                    self._limit_vcpu_ids(argument)
+                case Cap.X2APIC_API:
+                    self._enable_x2apic_api(argument)
+                case Cap.DISABLE_QUIRKS2:
+                    if argument & ~QUIRKS:
+                        raise invalid(f"quirks {argument:#x}; irqchipd has those of {QUIRKS:#x}")
+                    self._board.quirks &= ~argument
+                case Cap.X86_APIC_BUS_CYCLES_NS:
+                    self._set_apic_bus(argument)
+                case _:
+                    numbers = ", ".join(str(number) for name, number in vars(Cap).items() if name.isupper())
+                    raise invalid(f"capability {capability} can't be enabled; these can: {numbers}")
+
+    def _split_irqchip(self, reserved: int) -> None:
+        board = self._board
+        if reserved > MAX_GSIS:
+            raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
+        if board.has_irqchip or self._cpus:
+            raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
+        board.regions.check_apic_page()
+        # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none.
+        board.split = reserved & 0xFF
+
+    def _limit_vcpu_ids(self, count: int) -> None:
+        """So many ids there are, from 0. It is said once; the first vCPU says it, too."""
+        board = self._board
+        if count > MAX_VCPU_ID + 1:
+            raise invalid(f"{count} vCPU ids; at most {MAX_VCPU_ID + 1} are allowed")
+        if board.boot_vcpu > count:
+            raise invalid(f"{count} vCPU ids, of which vCPU {board.boot_vcpu}, the boot CPU, has none")
+        if board.max_vcpu_ids not in (0, count):
+            raise invalid(f"VM {self.name!r} has {board.max_vcpu_ids} vCPU ids, which can't be changed any more")
+        board.max_vcpu_ids = count
+
+    def _enable_x2apic_api(self, flags: int) -> None:
+        if flags & ~X2APIC_API:
+            raise invalid(f"flags {flags:#x} of the x2APIC API; those of {X2APIC_API:#x} are allowed")
+        self._board.enable_x2apic_api(
+            ids=bool(flags & X2APIC_32BIT_IDS), no_broadcast_quirk=bool(flags & X2APIC_NO_BROADCAST_QUIRK)
+        )
+
+    def _set_apic_bus(self, nanoseconds: int) -> None:
+        if not 1 <= nanoseconds <= MAX_BUS_NS:
+            raise invalid(f"a cycle of {nanoseconds} ns of the APIC timers' bus; 1 to {MAX_BUS_NS} are allowed")
+        if not self._board.has_irqchip:
+            raise VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip, and so no APIC timers; create it first")
+        if self._cpus:
+            raise invalid(f"VM {self.name!r} has vCPUs; the bus must be set before them")
+        self._board.apic_bus_ns = nanoseconds
+
+    def set_boot_vcpu(self, vcpu: int) -> None:
+        """KVM_SET_BOOT_CPU_ID: EBUSY once a vCPU exists, EINVAL where no vCPU can have the id."""
+        with self._turn:
+            board = self._board
+            if self._cpus:
+                raise VmError(errno.EBUSY, f"VM {self.name!r} has vCPUs; the boot CPU must be chosen before them")
+            limit = board.max_vcpu_ids or MAX_VCPU_ID + 1
+            if not 0 <= vcpu <= limit:  # KVM: x86.c kvm_arch_vm_ioctl allows one more than there are
+                raise invalid(f"vCPU {vcpu} can't be the boot CPU: ids are 0 to {limit - 1}")
+            board.boot_vcpu = vcpu

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
-from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic import BASE_BOOT_CPU, Lapic
 from irqchipd.chips.message import DeliveryMode, Message
 from irqchipd.vm.clock import SCHEDULER, Alarm
 from irqchipd.vm.errors import VmError
@@ -32,14 +31,31 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2
     HALTED = 3
     SIPI_RECEIVED = 4
+    AP_RESET_HOLD = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What a vCPU takes beside interrupts: an NMI, SMI, INIT or start-up, whose page is the vector."""
+    """What a vCPU takes beside interrupts: an NMI, SMI, INIT or start-up, whose page is the vector.
+
+    Or, of a HLT, a remote read, by which KVM's guests wake each other.
+    """
 
     delivery_mode: int
     vector: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuEvents:
+    """What waits to be delivered to a vCPU, but for what its chips have: struct kvm_vcpu_events. None: as it is."""
+
+    nmi_injected: bool | None = None
+    nmi_pending: int | None = None
+    nmi_masked: bool | None = None
+    smi_pending: bool | None = None
+    interrupt_injected: bool | None = None
+    interrupt_vector: int = 0  # of the one that is injected
+    sipi_vector: int | None = None
 
 
 # A vector, and whether the PIC gave it.
@@ -89,12 +105,17 @@ class Cpu:
         "external_vector",
         "halt",
         "handled",
+        "has_init",
+        "has_startup",
         "id",
         "index",
         "init",
         "lapic",
+        "last_sipi",
         "lives",
         "mp_state",
+        "nmi_injected",
+        "nmi_masked",
         "nmis",
         "queued",
         "ready",
@@ -102,6 +123,7 @@ class Cpu:
         "sipi_vector",
         "smi",
         "stale",
+        "unhalted",
         "watchers",
     )
 
@@ -125,8 +147,16 @@ class Cpu:
         self.lives = 0  # how often it was told to forget
         self.init = False
         self.sipi_vector: int | None = None
+        self.last_sipi = 0  # also one that was ignored
+        # What an operation has sent it that is not done.
+        self.has_init = self.has_startup = False
         self.smi = False
         self.nmis = 0
+        # As the process says that executes the vCPU: it is in an NMI's handler; an NMI is on its way.
+        self.nmi_masked = False
+        self.nmi_injected = False
+        # KVM: kvm_host.h pv_unhalted; a remote read came, and no HLT has ended since.
+        self.unhalted = False
         # KVM: kvm_host.h interrupt.injected; they were acknowledged, and who asked was gone.
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
@@ -175,6 +205,11 @@ class Cpu:
         if self.watchers:
             self.board.touch(self)
 
+    @property
+    def quirks(self) -> int:
+        """See LapicWires."""
+        return self.board.quirks
+
     def now(self) -> int:
         """See TimerWires."""
         return self.board.clock.now()
@@ -201,16 +236,39 @@ class Cpu:
         """See LapicWires. KVM: lapic.c __apic_accept_irq."""
         match delivery_mode:
             case DeliveryMode.NMI:
-                self.nmis = min(self.nmis + 1, MAX_NMIS)
+                self.nmis = min(self.nmis + 1, self.nmi_limit)
                 self._tell_signal(delivery_mode)
+            case DeliveryMode.REMOTE_READ:
+                self.unhalted = True
+                self.board.touch(self)
             case DeliveryMode.SMI:
                 self.smi = True
                 self._tell_signal(delivery_mode)
             case DeliveryMode.INIT:
-                # Not before the instruction that sent it is done: it may be this CPU's.
-                self.board.defer(self._initialise)
+                self._arrive()
+                self.has_init, self.has_startup = True, False
             case _:
-                self.board.defer(partial(self._start_up, vector))  # behind an INIT that came with it
+                self._arrive()
+                self.has_startup, self.last_sipi = True, vector
+
+    def _arrive(self) -> None:
+        """An INIT or start-up is to be accepted, when the instruction that sent it is done: it may be this CPU's."""
+        if not self.has_init and not self.has_startup:
+            self.board.defer(self._accept_events)
+
+    def _accept_events(self) -> None:
+        """KVM: lapic.c kvm_apic_accept_events; of what came together, INIT is first, and a start-up before it lost."""
+        if self.has_init:
+            self.has_init = False
+            self._initialise()
+        if self.has_startup:
+            self.has_startup = False
+            self._start_up(self.last_sipi)
+
+    @property
+    def nmi_limit(self) -> int:
+        """How many NMIs wait at the most. KVM: x86.c process_nmi."""
+        return 1 if self.nmi_masked or self.nmi_injected else MAX_NMIS
 
     def _tell_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
         if self.watchers:
@@ -218,19 +276,23 @@ class Cpu:
             self.board.touch(self)
 
     def _start_up(self, vector: int) -> None:
-        """SIPI. KVM: lapic.c kvm_apic_accept_events."""
+        """SIPI."""
         ignored = self.mp_state != MpState.INIT_RECEIVED
         if not ignored:
             self.sipi_vector = vector
-            self.mp_state = MpState.RUNNABLE
+            self.run()
         self._tell_signal(DeliveryMode.STARTUP, vector, ignored)
 
     def _initialise(self) -> None:
         """INIT. KVM: x86.c kvm_vcpu_reset; what waited is lost, and all but the boot CPU wait for SIPI."""
         self.forget()
         self.init = True
-        self.mp_state = MpState.INIT_RECEIVED if self.id else MpState.RUNNABLE
         assert self.lapic is not None
+        # KVM: lapic.h kvm_vcpu_is_bsp; it is as a guest or VMM says.
+        if self.lapic.base & BASE_BOOT_CPU:
+            self.run()
+        else:
+            self.mp_state = MpState.INIT_RECEIVED
         self.lapic.reset(init=True)
         self._tell_signal(DeliveryMode.INIT)
 
@@ -239,9 +301,10 @@ class Cpu:
         self.forget()
         self.init = False
         self.external_vector = None
+        self.last_sipi, self.unhalted = 0, False
         self.handled, self.stale, self.scanned = 0, -1, -1
         if self.lapic is not None:
-            self.mp_state = MpState.UNINITIALIZED if self.id else MpState.RUNNABLE
+            self.mp_state = MpState.RUNNABLE if self.lapic.boot_cpu else MpState.UNINITIALIZED
             self.lapic.reset(init=False)
 
     def forget(self) -> None:
@@ -250,6 +313,7 @@ class Cpu:
         self.sipi_vector = None
         self.smi = False
         self.nmis = 0
+        self.nmi_masked = self.nmi_injected = False
         self.queued.clear()
 
     # What there is to take.
@@ -280,8 +344,8 @@ class Cpu:
         if self.watchers:
             self.board.touch(self)
         if taken is not None:
-            if self.mp_state is MpState.HALTED and self.halt is None:
-                self.mp_state = MpState.RUNNABLE
+            if self.halt is None:
+                self._unhalt()
             if self.board.observer is not None:
                 self.board.observer.kvm_inj_virq(self.id, taken[0])
         return taken
@@ -296,19 +360,66 @@ class Cpu:
             return signal
         if self.waits_for_startup:
             return None
+        if self.nmi_injected:
+            self.nmi_injected = False
+            return self._take_nmi()
         if self.smi:
             self.smi = False
             self._unhalt()
             return Signal(DeliveryMode.SMI)
-        if self.nmis:
+        if self.nmis and not self.nmi_masked:
             self.nmis -= 1
-            self._unhalt()
-            return Signal(DeliveryMode.NMI)
+            return self._take_nmi()
         return None
 
+    def _take_nmi(self) -> Signal:
+        self._unhalt()
+        return Signal(DeliveryMode.NMI)
+
     def _unhalt(self) -> None:
-        if self.mp_state is MpState.HALTED:
-            self.mp_state = MpState.RUNNABLE
+        if self.is_halted:
+            self.run()
+
+    def run(self) -> None:
+        """It is runnable. KVM: x86.h kvm_set_mp_state."""
+        self.mp_state = MpState.RUNNABLE
+        self.unhalted = False
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it waits for anything to take."""
+        return self.mp_state in (MpState.HALTED, MpState.AP_RESET_HOLD)
+
+    # What waits, as a VMM sees it.
+
+    def events(self) -> VcpuEvents:
+        """KVM: x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; the vector of a SIPI is only set."""
+        return VcpuEvents(
+            nmi_injected=self.nmi_injected,
+            nmi_pending=self.nmis,
+            nmi_masked=self.nmi_masked,
+            smi_pending=self.smi,
+            interrupt_injected=bool(self.queued),
+            interrupt_vector=self.queued[0][0] if self.queued else 0,
+        )
+
+    def set_events(self, events: VcpuEvents) -> None:
+        """KVM: x86.c kvm_vcpu_ioctl_x86_set_vcpu_events."""
+        if events.nmi_injected is not None:
+            self.nmi_injected = events.nmi_injected
+        if events.nmi_masked is not None:
+            self.nmi_masked = events.nmi_masked
+        pending = self.nmis if events.nmi_pending is None else events.nmi_pending
+        self.nmis = min(pending, self.nmi_limit)
+        if events.smi_pending is not None:
+            self.smi = events.smi_pending
+        if events.interrupt_injected is False:
+            self.queued.clear()
+        elif events.interrupt_injected and [vector for vector, _ in self.queued[:1]] != [events.interrupt_vector]:
+            self.queued[:] = [(events.interrupt_vector, False)]
+        if events.sipi_vector is not None:
+            self.last_sipi = events.sipi_vector
+        self.board.touch(self)
 
     @property
     def waits_for_startup(self) -> bool:
@@ -332,6 +443,8 @@ class Cpu:
         if outcome is None and not halt.interrupts_masked and not self.waits_for_startup and self.has_interrupt():
             self.board.enter(self)
             outcome = self.take_interrupt()
+        if outcome is None and self.unhalted and not self.waits_for_startup:
+            outcome = Signal(DeliveryMode.REMOTE_READ)
         if outcome is None:
             return False
         self._unhalt()
@@ -350,6 +463,8 @@ class Cpu:
                     self.sipi_vector = outcome.vector
                 case DeliveryMode.SMI:
                     self.smi = True
+                case DeliveryMode.REMOTE_READ:
+                    self.unhalted = True
                 case _:
                     self.nmis = min(self.nmis + 1, MAX_NMIS)
         elif len(self.queued) < MAX_QUEUED:

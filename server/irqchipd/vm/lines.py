@@ -38,17 +38,18 @@ class Lines(Turns):
         self._sources_bytes = SourcesBytes()
         self._last_serial = 0
 
-    def irq_line(self, gsi: int, level: bool, source: LineSource | None = None) -> int:
+    def irq_line(self, gsi: int, level: bool, source: LineSource | None = None, *, line_status: bool = True) -> int:
         """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
 
-        A GSI that the source resamples is raised from the source of all who do; lowering it is EINVAL. ENOSPC where
-        the VM's sources hold too much.
+        Without line_status it is KVM_IRQ_LINE, which the counting of the RTC's ticks lets through and misses. A GSI
+        that the source resamples is raised from the source of all who do; lowering it is EINVAL. ENOSPC where the VM's
+        sources hold too much.
         """
         with self._turn:
             source = self._checked_source((gsi << 1 | bool(level),), source)
             if level and gsi >= source.reach:
                 self._reach(source, gsi)
-            return self._set_level(source, gsi, bool(level))
+            return self._set_level(source, gsi, bool(level), line_status)
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
         """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
@@ -76,7 +77,7 @@ class Lines(Turns):
                 return statuses
             yield self.backlog
 
-    def _set_level(self, source: LineSource, gsi: int, level: int) -> int:
+    def _set_level(self, source: LineSource, gsi: int, level: int, line_status: bool = True) -> int:
         if gsi in source.resampled:
             return self._board.set_irq(gsi, 1, 1 << RESAMPLERS, line_status=False)
         if gsi < MAX_GSIS:
@@ -84,7 +85,7 @@ class Lines(Turns):
                 source.asserted |= 1 << gsi
             else:
                 source.asserted &= ~(1 << gsi)
-        return self._board.set_irq(gsi, level, 1 << source.number)
+        return self._board.set_irq(gsi, level, 1 << source.number, line_status)
 
     def _reach_all(self, source: LineSource, changes: Sequence[int]) -> None:
         """Have room for the GSIs that are raised: ENOSPC where the VM's sources hold too much."""
@@ -187,7 +188,9 @@ class Lines(Turns):
                 raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
-            return self._board.signal_msi(address & 0xFFFF_FFFF, data)
+            if not self._board.can_send(address):
+                raise invalid(f"address {address:#x} of an MSI, whose bits 39:32 must be 0: APIC IDs have 32 bits")
+            return self._board.signal_msi(address, data)
 
     # irqfds.
 

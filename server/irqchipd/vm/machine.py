@@ -21,12 +21,15 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
+from irqchipd.vm.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
+from irqchipd.vm.capabilities import MAX_VCPUS as MAX_VCPUS
+from irqchipd.vm.capabilities import Cap, Capabilities
 from irqchipd.vm.clock import Clock, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import VmReset
 from irqchipd.vm.lines import Lines
 from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
-from irqchipd.vm.routing import MAX_GSIS, ChipId, PinRoute, Route, check_routes
+from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
     CLOCK_VIRTUAL,
@@ -38,9 +41,7 @@ from irqchipd.vm.snapshot import (
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 from irqchipd.vm.vcpus import Vcpus
 
-MAX_VCPU_ID = 254  # the xAPIC IDs that can be addressed: 255 is the broadcast
-MAX_VCPUS = MAX_VCPU_ID + 1
-SPLIT_IRQCHIP = 121  # KVM_CAP_SPLIT_IRQCHIP
+SPLIT_IRQCHIP = Cap.SPLIT_IRQCHIP
 PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
 
 
@@ -76,7 +77,7 @@ class Description:
     tsc_khz: int
 
 
-class Vm(Accesses, Vcpus, Lines):
+class Vm(Accesses, Vcpus, Lines, Capabilities):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
     def __init__(
@@ -104,22 +105,6 @@ class Vm(Accesses, Vcpus, Lines):
             self._board.regions.check_apic_page()
             self._board.add_irqchip()
 
-    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
-        """KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP. KVM: x86.c kvm_vm_ioctl_enable_cap."""
-        with self._turn:
-            if flags or len(args) > 4:
-                raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
-            if capability != SPLIT_IRQCHIP:
-                raise invalid(f"capability {capability} can't be enabled; {SPLIT_IRQCHIP}, the split irqchip, can")
-            reserved = args[0] if args else 0
-            if reserved > MAX_GSIS:
-                raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
-            if self._board.has_irqchip or self._cpus:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
-            self._board.regions.check_apic_page()
-            # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none.
-            self._board.split = reserved & 0xFF
-
     def create_pit(self, flags: int = PIT_SPEAKER_DUMMY) -> None:
         """KVM_CREATE_PIT2: EEXIST where there is one, or where its ports are claimed; ENOENT without a PIC."""
         with self._turn:
@@ -132,14 +117,17 @@ class Vm(Accesses, Vcpus, Lines):
     def create_vcpu(self, vcpu: int) -> None:
         """KVM_CREATE_VCPU: EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
         with self._turn:
-            if not 0 <= vcpu <= MAX_VCPU_ID:
-                raise invalid(f"vCPU id {vcpu} is out of range: 0 to {MAX_VCPU_ID}")
+            board = self._board
+            ids = board.max_vcpu_ids or MAX_VCPU_ID + 1
+            if not 0 <= vcpu < ids:
+                raise invalid(f"vCPU id {vcpu} is out of range: 0 to {ids - 1}")
             if len(self._cpus) >= self._max_vcpus:
                 raise invalid(f"VM {self.name!r} has {self._max_vcpus} vCPUs, the most that are allowed")
             if vcpu in self._cpus:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu} already: choose another id")
-            cpu = self._cpus[vcpu] = self._board.add_cpu(vcpu)
-            cpu.watchers = len(self._board.listeners.get(vcpu, ()))
+            board.max_vcpu_ids = ids
+            cpu = self._cpus[vcpu] = board.add_cpu(vcpu)
+            cpu.watchers = len(board.listeners.get(vcpu, ()))
             cpu.priorities_changed()  # the PIC may be asking already
 
     def reset(self, reason: int = 0) -> None:
@@ -179,6 +167,9 @@ class Vm(Accesses, Vcpus, Lines):
             check_routes(routes)
             if self._board.split is not None and any(isinstance(route, PinRoute) for route in routes):
                 raise invalid(f"VM {self.name!r} has a split irqchip: its GSIs lead to MSIs only")
+            for route in routes:
+                if isinstance(route, MsiRoute) and not self._board.can_send(route.address):
+                    raise invalid(f"GSI {route.gsi} leads to address {route.address:#x}, whose bits 39:32 must be 0")
             self._board.set_routes(tuple(routes))
 
     def routing(self) -> Sequence[Route]:
@@ -222,15 +213,21 @@ class Vm(Accesses, Vcpus, Lines):
     def get_lapic(self, vcpu: int) -> LapicRegisters:
         """KVM_GET_LAPIC; EINVAL where the vCPU has no local APIC."""
         with self._turn:
-            self._cpu(vcpu)
-            return self._lapic(vcpu).registers()
+            registers = self._lapic(vcpu).registers()
+            if self._lapic(vcpu).x2apic and self._board.apics.x2apic_format:
+                registers.id = vcpu
+            return registers
 
     def set_lapic(self, vcpu: int, state: LapicRegisters | bytes) -> None:
         """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL also where it is of the wrong length."""
         with self._turn:
             cpu = self._cpu(vcpu)
             lapic = self._lapic(vcpu)
-            lapic.restore(_state_of(LapicRegisters, lapic_registers.STATE_SIZE, state))
+            registers = _state_of(LapicRegisters, lapic_registers.STATE_SIZE, state)
+            if lapic.x2apic and self._board.apics.x2apic_format and registers.id != lapic.apic_id:
+                # KVM: lapic.c kvm_apic_state_fixup
+                raise invalid(f"APIC ID {registers.id:#x} of vCPU {vcpu}'s x2APIC, which has {lapic.apic_id:#x}")
+            lapic.restore(registers)
             if self._board.ioapic is not None:
                 self._board.ioapic.retrack_rtc(cpu.index)
 
@@ -240,9 +237,15 @@ class Vm(Accesses, Vcpus, Lines):
             return self._pit().state()
 
     def set_pit(self, state: PitState | bytes) -> None:
-        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL also where it is of the wrong length."""
+        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL also where it is of the wrong length.
+
+        Of the older struct kvm_pit_state, which has no flags, it is KVM_SET_PIT.
+        """
         with self._turn:
-            self._pit().restore(_state_of(PitState, i8254.STATE_SIZE, state))
+            pit = self._pit()
+            if isinstance(state, bytes) and len(state) == i8254.CHANNELS_SIZE:
+                state += pit.state().pack()[i8254.CHANNELS_SIZE :]
+            pit.restore(_state_of(PitState, i8254.STATE_SIZE, state))
 
     def set_pit_reinject(self, reinject: bool) -> None:
         """KVM_REINJECT_CONTROL; ENXIO without a PIT."""
@@ -273,6 +276,7 @@ class Vm(Accesses, Vcpus, Lines):
                 mapped_vcpus=board.apics.mapped,
                 sources=tuple(saving.save_source(source) for source in self._sources.values()),
                 asserted_gsis=tuple(gsis_of(self._shared_source.asserted)),
+                **saving.save_capabilities(board),
             )
 
     @classmethod

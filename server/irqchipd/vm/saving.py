@@ -12,10 +12,25 @@ from irqchipd.chips import i8254, i8259, ioapic, lapic_registers
 from irqchipd.chips.i8254 import Pit, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS, IoapicState
-from irqchipd.chips.lapic import BASE_ENABLED, BASE_RESERVED, BASE_X2APIC, Lapic, x2apic_logical_id
+from irqchipd.chips.lapic import ADDRESS_BITS, BASE_X2APIC, Features, Lapic, lint0_is_nmi, x2apic_logical_id
 from irqchipd.chips.lapic_registers import LapicRegisters
-from irqchipd.chips.lapic_timer import FOREVER, MAX_PERIOD, MIN_PERIOD, PERIODIC, TIMER_MODE
+from irqchipd.chips.lapic_timer import (
+    FOREVER,
+    MAX_BUS_NS,
+    MAX_PERIOD,
+    MIN_PERIOD,
+    PERIODIC,
+    TIMER_MODE,
+    TIMER_MODE_SHIFT,
+)
 from irqchipd.vm.board import Board
+from irqchipd.vm.capabilities import (
+    MAX_VCPU_ID,
+    QUIRKS,
+    X2APIC_32BIT_IDS,
+    X2APIC_API,
+    X2APIC_NO_BROADCAST_QUIRK,
+)
 from irqchipd.vm.cpu import MAX_NMIS, MAX_QUEUED, Cpu, MpState
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.notices import MAX_UNHEARD
@@ -46,6 +61,7 @@ from irqchipd.vm.sources import (
     reach_for,
 )
 from irqchipd.vm.turns import MAX_TIME
+from irqchipd.vm.vcpus import LEAST_ADDRESS_BITS
 
 MAX_SOURCE = 1 << 13
 MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; a restored count has 32 bits
@@ -53,10 +69,23 @@ MAX_PIT_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // i8254.FREQUENCY  # nanoseconds; 
 # more timers than time, or its snapshot comes from anywhere, the expiries before that are lost: else a VM could have to
 # catch up with centuries of them.
 MAX_LATE = 60_000_000_000
+_MP_STATES = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
 VECTOR_BYTES = lapic_registers.VECTORS // 8
 
 
 # Saving.
+
+
+def save_capabilities(board: Board) -> dict[str, int]:
+    """What capabilities have changed: fields of VmState."""
+    apics = board.apics
+    return {
+        "disabled_quirks": QUIRKS & ~board.quirks,
+        "boot_vcpu": board.boot_vcpu,
+        "max_vcpu_ids": board.max_vcpu_ids,
+        "x2apic_api": apics.x2apic_format * X2APIC_32BIT_IDS | apics.no_broadcast_quirk * X2APIC_NO_BROADCAST_QUIRK,
+        "apic_bus_ns": board.apic_bus_ns if board.has_irqchip else 0,
+    }
 
 
 def save_chips(board: Board) -> ChipsState | None:
@@ -122,6 +151,17 @@ def save_cpu(board: Board, cpu: Cpu) -> VcpuState:
         init=cpu.init,
         sipi_vector=cpu.sipi_vector,
         timer_pending=timer.pending if timer is not None else False,
+        nmi_watchdog=chip.nmi_watchdog if chip is not None else None,
+        lacks_x2apic=chip is not None and not chip.features.x2apic,
+        lacks_tsc_deadline=chip is not None and not chip.features.tsc_deadline,
+        lacks_tsc_adjust=chip is not None and not chip.features.tsc_adjust,
+        address_bits=chip.features.address_bits if chip is not None else 0,
+        timer_mode=timer.mode >> TIMER_MODE_SHIFT if timer is not None else None,
+        tsc_adjust=timer.tsc_adjust if timer is not None else 0,
+        last_sipi=cpu.last_sipi,
+        nmi_masked=cpu.nmi_masked,
+        nmi_injected=cpu.nmi_injected,
+        unhalted=cpu.unhalted,
     )
 
 
@@ -154,6 +194,12 @@ def _not_too_late(expires: int, period: int, now: int) -> int:
 
 def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -> None:
     """Make a new board what was saved."""
+    board.quirks &= ~state.disabled_quirks
+    board.boot_vcpu = state.boot_vcpu
+    board.max_vcpu_ids = state.max_vcpu_ids or (MAX_VCPU_ID + 1 if state.vcpus else 0)
+    board.apic_bus_ns = state.apic_bus_ns or 1
+    board.apics.x2apic_format = bool(state.x2apic_api & X2APIC_32BIT_IDS)
+    board.apics.no_broadcast_quirk = bool(state.x2apic_api & X2APIC_NO_BROADCAST_QUIRK)
     if state.irqchip_mode == IRQCHIP_FULL:
         board.add_irqchip()
     elif state.irqchip_mode == IRQCHIP_SPLIT:
@@ -214,11 +260,22 @@ def _restore_pit(pit: Pit, state: PitTimerState, now: int) -> None:
     pit.wires.set_pit_alarm(pit.expires if pit.running else None)
 
 
+def _features(state: VcpuState) -> Features:
+    return Features(
+        x2apic=not state.lacks_x2apic,
+        tsc_deadline=not state.lacks_tsc_deadline,
+        tsc_adjust=not state.lacks_tsc_adjust,
+        address_bits=state.address_bits or ADDRESS_BITS,
+    )
+
+
 def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState, now: int) -> None:
     cpu.mp_state = MpState(state.mp_state - MP_STATE_OFFSET)
     cpu.handled, cpu.stale = int.from_bytes(state.handled, "little"), state.stale
     cpu.queued, cpu.external_vector = list(state.queued), state.external_vector
     cpu.nmis, cpu.smi, cpu.init, cpu.sipi_vector = state.nmis, state.smi, state.init, state.sipi_vector
+    cpu.nmi_masked, cpu.nmi_injected, cpu.unhalted = state.nmi_masked, state.nmi_injected, state.unhalted
+    cpu.last_sipi = state.last_sipi
     chip = cpu.lapic
     if chip is None or state.lapic is None:
         return
@@ -226,8 +283,14 @@ def _restore_cpu(board: Board, cpu: Cpu, state: VcpuState, now: int) -> None:
     for name in LapicRegisters.__slots__:
         setattr(chip, name, getattr(registers, name))
     chip.restore_base(state.apic_base)
+    watchdog = state.nmi_watchdog
+    chip.nmi_watchdog = lint0_is_nmi(chip.lvt_lint0) if watchdog is None else watchdog
+    chip.set_features(_features(state), ioapic=board.ioapic is not None)
     timer = chip.timer
-    timer.mode = chip.lvt_timer & TIMER_MODE
+    timer.mode = chip.lvt_timer & timer.mode_mask
+    if state.timer_mode is not None:
+        timer.mode = state.timer_mode << TIMER_MODE_SHIFT
+    timer.tsc_adjust = state.tsc_adjust
     timer.set_divide(chip.timer_divide)
     timer.period, timer.target = state.timer_period_ns, state.timer_target_ns
     timer.tsc_offset, timer.tsc_deadline = state.tsc_offset, state.tsc_deadline
@@ -269,6 +332,11 @@ def check_state(state: VmState, max_vcpus: int) -> None:
     _check(full or state.pit is None, "a PIT without a PIC")
     _check(len(state.vcpus) <= max_vcpus, f"{len(state.vcpus)} vCPUs; at most {max_vcpus} are allowed")
     _unique([vcpu.vcpu for vcpu in state.vcpus], "vCPUs")
+    _check(not state.disabled_quirks & ~QUIRKS, f"disabled_quirks {state.disabled_quirks:#x}")
+    _in_range(state.max_vcpu_ids, 0, MAX_VCPU_ID + 1, "max_vcpu_ids")
+    _in_range(state.boot_vcpu, 0, state.max_vcpu_ids or MAX_VCPU_ID + 1, "boot_vcpu")
+    _check(not state.x2apic_api & ~X2APIC_API, f"x2apic_api {state.x2apic_api:#x}")
+    _in_range(state.apic_bus_ns, 0, 0 if state.irqchip_mode == IRQCHIP_NONE else MAX_BUS_NS, "apic_bus_ns")
     for vcpu in state.vcpus:
         _check_cpu(vcpu, state)
     _in_range(state.mapped_vcpus, 0, len(state.vcpus), "mapped_vcpus")
@@ -341,14 +409,17 @@ def _check_pit(pit: PitTimerState, now: int) -> None:
 
 
 def _check_cpu(cpu: VcpuState, state: VmState) -> None:
-    _in_range(cpu.vcpu, 0, 254, "a vCPU's id")
-    _in_range(cpu.mp_state, MpState.RUNNABLE + MP_STATE_OFFSET, MpState.HALTED + MP_STATE_OFFSET, "mp_state")
+    _in_range(cpu.vcpu, 0, (state.max_vcpu_ids or MAX_VCPU_ID + 1) - 1, "a vCPU's id")
+    _check(cpu.mp_state in _MP_STATES, f"mp_state {cpu.mp_state}")
     _check((cpu.lapic is not None) == (state.irqchip_mode != IRQCHIP_NONE), "local APICs go with an irqchip")
     _in_range(cpu.stale, -1, 0xFF, "stale")
     _in_range(cpu.nmis, 0, MAX_NMIS, "nmis")
     _in_range(cpu.external_vector, 0, 0xFF, "external_vector")
     _check(cpu.external_vector is None or state.irqchip_mode == IRQCHIP_SPLIT, "an external_vector beside a PIC")
     _in_range(cpu.sipi_vector, 0, 0xFF, "sipi_vector")
+    _in_range(cpu.last_sipi, 0, 0xFF, "last_sipi")
+    _in_range(cpu.timer_mode, 0, TIMER_MODE >> TIMER_MODE_SHIFT, "timer_mode")
+    _in_range(cpu.address_bits or ADDRESS_BITS, LEAST_ADDRESS_BITS, ADDRESS_BITS, "address_bits")
     _check(len(cpu.queued) <= MAX_QUEUED, f"{len(cpu.queued)} interrupts are queued; at most {MAX_QUEUED} can be")
     for vector, _ in cpu.queued:
         _in_range(vector, 0, 0xFF, "a queued vector")
@@ -357,20 +428,22 @@ def _check_cpu(cpu: VcpuState, state: VmState) -> None:
         _check(cpu.timer_expires_ns is None and not cpu.timer_pending, "a timer without a local APIC")
         vectors = (cpu.sipi_vector, cpu.external_vector)
         waits = cpu.queued or cpu.nmis or cpu.smi or cpu.init or vectors != (None, None)
+        waits = waits or cpu.nmi_masked or cpu.nmi_injected or cpu.unhalted or cpu.last_sipi
         _check(not waits, "a vCPU without a local APIC has something to take")
         _check(cpu.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")
         return
     _check(len(cpu.lapic) == lapic_registers.STATE_SIZE, f"a local APIC is not {lapic_registers.STATE_SIZE} bytes")
     registers = LapicRegisters.unpack(cpu.lapic)
-    expected = Lapic.version_beside(ioapic=state.irqchip_mode == IRQCHIP_FULL)
+    expected = Lapic.version_beside(ioapic=state.irqchip_mode == IRQCHIP_FULL or cpu.lacks_x2apic)
     _check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, and not {expected:#x}")
     x2apic = bool(cpu.apic_base & BASE_X2APIC)
-    _check(not cpu.apic_base & BASE_RESERVED, f"apic_base {cpu.apic_base:#x}")
-    _check(not x2apic or cpu.apic_base & BASE_ENABLED, f"apic_base {cpu.apic_base:#x}")
+    # Whatever the guest's CPUID has: that may have come later.
+    _check(not Features().refuse_base(cpu.apic_base), f"apic_base {cpu.apic_base:#x}")
     identity = (registers.id, registers.ldr)
     _check(not x2apic or identity == (cpu.vcpu, x2apic_logical_id(cpu.vcpu)), "an x2APIC's ID is its vCPU's")
-    _in_range(cpu.timer_period_ns, 0, MAX_PERIOD, "an APIC timer's period")
+    _in_range(cpu.timer_period_ns, 0, MAX_PERIOD * (state.apic_bus_ns or 1), "an APIC timer's period")
     _in_range(cpu.timer_target_ns, 0, FOREVER, "an APIC timer's target")
     _in_range(cpu.timer_expires_ns, 0, FOREVER, "when an APIC timer expires")
-    running = registers.lvt_timer & TIMER_MODE == PERIODIC and cpu.timer_expires_ns is not None
+    mode = registers.lvt_timer & TIMER_MODE if cpu.timer_mode is None else cpu.timer_mode << TIMER_MODE_SHIFT
+    running = mode == PERIODIC and cpu.timer_expires_ns is not None
     _check(not running or cpu.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")

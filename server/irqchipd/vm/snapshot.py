@@ -35,6 +35,11 @@ class VmState:
     mapped_vcpus: int | None
     sources: tuple[SourceState, ...]
     asserted_gsis: tuple[int, ...]
+    disabled_quirks: int = 0
+    boot_vcpu: int = 0
+    max_vcpu_ids: int = 0
+    x2apic_api: int = 0
+    apic_bus_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,17 @@ class VcpuState:
     init: bool
     sipi_vector: int | None
     timer_pending: bool
+    nmi_watchdog: bool | None = None
+    lacks_x2apic: bool = False
+    lacks_tsc_deadline: bool = False
+    lacks_tsc_adjust: bool = False
+    address_bits: int = 0
+    timer_mode: int | None = None
+    tsc_adjust: int = 0
+    last_sipi: int = 0
+    nmi_masked: bool = False
+    nmi_injected: bool = False
+    unhalted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,33 +8,63 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from irqchipd.chips.lapic import ADDRESS_BITS, Features
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import SCHEDULER, Alarm
-from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal, Taken
+from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal, Taken, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
 from irqchipd.vm.sources import bits_of
 from irqchipd.vm.turns import Turns
 
+LEAST_ADDRESS_BITS = 32  # of a physical address: the local APIC's page is below 4 GiB at first
+
 
 class Vcpus(Turns):
     """The operations of a VM's vCPUs, and what is told of them."""
 
-    def msr_read(self, vcpu: int, msr: int) -> int | None:
+    def set_cpuid(self, vcpu: int, features: Features) -> None:
+        """KVM_SET_CPUID2, as far as the local APIC goes by it: EINVAL for addresses of too few or many bits."""
+        with self._turn:
+            lapic = self._lapic(vcpu, errno.ENXIO)
+            if not LEAST_ADDRESS_BITS <= features.address_bits <= ADDRESS_BITS:
+                bits = f"{LEAST_ADDRESS_BITS} to {ADDRESS_BITS}"
+                raise invalid(f"physical addresses of {features.address_bits} bits; {bits} are allowed")
+            lapic.set_features(features, ioapic=self._board.ioapic is not None)
+
+    # host is whether the VMM does it, by KVM_GET_MSRS and KVM_SET_MSRS: that is no entry into the guest.
+
+    def msr_read(self, vcpu: int, msr: int, *, host: bool = False) -> int | None:
         """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
         with self._turn:
             _check_msr(msr)
-            self._enter(vcpu)
+            if not host:
+                self._enter(vcpu)
             return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
 
-    def msr_write(self, vcpu: int, msr: int, value: int) -> int | None:
+    def msr_write(self, vcpu: int, msr: int, value: int, *, host: bool = False) -> int | None:
         """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
         with self._turn:
             _check_msr(msr)
             if value >> 64:
                 raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
+            if not host:
+                self._enter(vcpu)
+            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value, host=host)
+
+    def cr8_read(self, vcpu: int) -> int:
+        """A vCPU's MOV from CR8."""
+        with self._turn:
             self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value)
+            return self._lapic(vcpu, errno.ENXIO).cr8
+
+    def cr8_write(self, vcpu: int, value: int) -> None:
+        """A vCPU's MOV to CR8: EINVAL for more than four bits, which would be a fault."""
+        with self._turn:
+            if not 0 <= value <= 0xF:
+                raise invalid(f"CR8 is {value:#x}; it has 4 bits")
+            self._enter(vcpu)
+            self._lapic(vcpu, errno.ENXIO).write_cr8(value)
 
     # The CPU side.
 
@@ -71,10 +101,27 @@ class Vcpus(Turns):
             self._lapic(vcpu, errno.ENXIO)
             self._cpu(vcpu).signal(DeliveryMode.NMI, 0)
 
-    def get_mp_state(self, vcpu: int) -> MpState:
-        """KVM_GET_MP_STATE."""
+    def get_events(self, vcpu: int) -> VcpuEvents:
+        """KVM_GET_VCPU_EVENTS."""
         with self._turn:
-            return self._cpu(vcpu).mp_state
+            self._lapic(vcpu, errno.ENXIO)
+            return self._cpu(vcpu).events()
+
+    def set_events(self, vcpu: int, events: VcpuEvents) -> None:
+        """KVM_SET_VCPU_EVENTS: EINVAL for a number that has more than 8 bits."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            for name in ("nmi_pending", "interrupt_vector", "sipi_vector"):
+                value = getattr(events, name)
+                if value is not None and not 0 <= value <= 0xFF:
+                    raise invalid(f"{name} is {value}; 0 to 255 are allowed")
+            self._cpu(vcpu).set_events(events)
+
+    def get_mp_state(self, vcpu: int) -> MpState:
+        """KVM_GET_MP_STATE. KVM: x86.c kvm_arch_vcpu_ioctl_get_mpstate."""
+        with self._turn:
+            cpu = self._cpu(vcpu)
+            return MpState.RUNNABLE if cpu.is_halted and cpu.unhalted else cpu.mp_state
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
         """KVM_SET_MP_STATE: EINVAL for what is no MpState, and without a local APIC for any but RUNNABLE."""
@@ -84,11 +131,14 @@ class Vcpus(Turns):
                 raise invalid(f"run state {state} is invalid; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
             if cpu.lapic is None and state != MpState.RUNNABLE:
                 raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
-            cpu.mp_state = MpState(state)
-            if state == MpState.SIPI_RECEIVED:
-                # KVM: x86.c kvm_arch_vcpu_ioctl_set_mpstate
-                cpu.mp_state = MpState.INIT_RECEIVED
-                cpu.signal(DeliveryMode.STARTUP, 0)
+            match state:
+                case MpState.RUNNABLE:
+                    cpu.run()
+                case MpState.SIPI_RECEIVED:  # KVM: x86.c kvm_arch_vcpu_ioctl_set_mpstate
+                    cpu.mp_state = MpState.INIT_RECEIVED
+                    cpu.signal(DeliveryMode.STARTUP, cpu.last_sipi)
+                case _:
+                    cpu.mp_state = MpState(state)
             self._board.touch(cpu)
 
     def halt(
