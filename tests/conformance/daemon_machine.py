@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from irqchip_client.cli.replay_in_process import executors
+from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Msr
 from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.errors import VmError
@@ -15,6 +17,8 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+
+TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
 
 
 class ToldClock:
@@ -62,6 +66,9 @@ class DaemonMachine:
             "mmio_write": lambda *access: _written(self.vm.mmio_write(*access)),
             "get_lapic_page": lambda vcpu: comparable_page(self.vm.get_lapic(vcpu).pack()).hex(),
             "get_mp_state": lambda vcpu: int(self.vm.get_mp_state(vcpu)),
+            "pio_touch": self._touch,
+            "take_nmis": self._take_nmis,
+            "await_tick": self._await_tick,
             "take": self._take,
             "take_if_enabled": self._take_if_enabled,
             "visit": self._enter,  # its timer is always heard at once
@@ -128,6 +135,21 @@ class DaemonMachine:
         base = self.vm.msr_read(vcpu, Msr.APIC_BASE)
         assert base is not None
         return self._take(vcpu) if base & BASE_ENABLED else None
+
+    def _touch(self, vcpu: int, port: int, size: int) -> None:
+        self.vm.pio_read(vcpu, port, size)
+
+    def _take_nmis(self, vcpu: int) -> Answer:
+        nmis = 0
+        while signal := self.vm.take_signal(vcpu):
+            nmis += signal.delivery_mode == DeliveryMode.NMI
+        return nmis
+
+    def _await_tick(self) -> Answer:
+        self.advance_to(self._clock.now() + TICK)
+        state = self.vm.get_irqchip(0)
+        assert isinstance(state, I8259)
+        return state.irr & 1
 
     def _enter(self, vcpu: int) -> None:
         assert self.vm.pio_read(vcpu, HANDLER_PORT, 1) is None

@@ -52,6 +52,7 @@ SET_CPUID2 = 0x4008_AE90
 GET_MP_STATE = 0x8004_AE98
 SET_MP_STATE = 0x4004_AE99
 NMI = 0xAE9A
+GET_VCPU_EVENTS, SET_VCPU_EVENTS = 0x8040_AE9F, 0x4040_AEA0
 GET_TSC_KHZ = 0xAEA3
 SET_GUEST_DEBUG = 0x4048_AE9B
 
@@ -66,6 +67,9 @@ SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 IRQCHIP_HEADER, IRQCHIP_UNION = struct.Struct("<II"), 512
 CHIP_STATE_SIZES = {0: 16, 1: 16, 2: 216}
 PIT_STATE_SIZE = 112  # struct kvm_pit_state2
+# struct kvm_vcpu_events: of the interrupt injected, number; of the NMI injected, pending, masked; SIPI, flags.
+VCPU_EVENTS = struct.Struct("<8x BB2x BBBx II 40x")
+EVENTS_NMI_PENDING, EVENTS_SIPI_VECTOR = 1 << 0, 1 << 1
 IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1 << 0, 1 << 1
 LAPIC_STATE_SIZE = 1024
 SREGS_CS_BASE = slice(0, 8)  # in struct kvm_sregs
@@ -331,6 +335,20 @@ class KvmVcpu:
     def nmi(self) -> None:
         """KVM_NMI."""
         fcntl.ioctl(self.fd, NMI)
+
+    def get_events(self) -> list[int]:
+        """KVM_GET_VCPU_EVENTS: interrupt injected, number; NMI injected, pending, masked."""
+        events = bytearray(VCPU_EVENTS.size)
+        fcntl.ioctl(self.fd, GET_VCPU_EVENTS, events)
+        return list(VCPU_EVENTS.unpack(events)[:5])
+
+    def set_events(
+        self, interrupt: tuple[int, int], injected: int, pending: int | None, masked: int, sipi: int | None
+    ) -> None:
+        """KVM_SET_VCPU_EVENTS; None stays as it is."""
+        flags = (pending is not None) * EVENTS_NMI_PENDING | (sipi is not None) * EVENTS_SIPI_VECTOR
+        events = VCPU_EVENTS.pack(*interrupt, injected, pending or 0, masked, sipi or 0, flags)
+        fcntl.ioctl(self.fd, SET_VCPU_EVENTS, events)
 
     # Running.
 

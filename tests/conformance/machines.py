@@ -12,6 +12,7 @@ Beyond the golden traces there are
     pit_reinject    0 or 1          0 or an errno
     get_mp_state    vcpu            the number
     set_mp_state    vcpu, number    0 or an errno
+    pio_touch       vcpu, port, size    null; a pio_read whose answer depends on the time
     interrupt       vcpu, vector    0 or an errno
     nmi             vcpu            0 or an errno
 
@@ -19,6 +20,8 @@ Beyond the golden traces there are
                                     local APIC is told EOI
     take_if_enabled vcpu            the same, or null where its local APIC is disabled by IA32_APIC_BASE: some KVMs end
                                     what is in service there, too
+    take_nmis       vcpu            how many NMIs waited for it; it got none of them
+    await_tick                      whether the PIT's tick, which is due at once, has reached the primary PIC's IRR
     visit           vcpu            null; what its timer has done is in its IRR
     ended           vcpu            the vectors whose EOI left for a VMM's IOAPIC since the last time
     start_page      vcpu            what SIPI gave it

@@ -18,6 +18,11 @@ from tests.conformance.machines import Op
 
 LENGTH = 150
 
+# What is drawn only once irqchipd does as the kernel does.
+HIGH_BASES = False  # registers above 4 GiB, by IA32_APIC_BASE
+SVR_LEAVES_THE_WATCHDOG = False  # a software disable does not end the NMI watchdog
+REMOTE_READ_WAKES = False  # a remote read ends a halt
+
 PORTS = (
     Port.PRIMARY_COMMAND,
     Port.PRIMARY_DATA,
