@@ -16,7 +16,7 @@ from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 from tests.conformance.guest import HANDLER_PORT
-from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
 TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
 
@@ -128,7 +128,7 @@ class DaemonMachine:
         if taken is None:
             return None
         if self.vm.msr_write(vcpu, EOI_MSR, 0) == FAULT:
-            self.vm.mmio_write(vcpu, EOI, 4, 0)
+            self.vm.mmio_write(vcpu, eoi_address(self.vm.msr_read(vcpu, Msr.APIC_BASE)), 4, 0)
         return taken[0]
 
     def _take_if_enabled(self, vcpu: int) -> Answer:

@@ -25,7 +25,7 @@ from tests.conformance.kvm import (
     route_to_msi,
     route_to_pin,
 )
-from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
 TICK_PATIENCE = 2.0  # seconds, for one that is due in a microsecond
 
@@ -168,7 +168,7 @@ class KernelMachine:
         guest = self.guests[vcpu]
         vector = guest.take_interrupt()
         if vector is not None and not ends_what_it_delivers(self.vm.kvm) and not guest.msr_write(EOI_MSR, 0):
-            guest.mmio_write(EOI, 4, 0)
+            guest.mmio_write(eoi_address(guest.msr_read(Msr.APIC_BASE)), 4, 0)
         return vector
 
     def take_if_enabled(self, vcpu: int) -> Answer:

@@ -39,16 +39,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic import BASE_ADDRESS, Msr
 from irqchipd.chips.lapic_registers import Reg
 
 Op = list[Any]
 Answer = Any
 
 UNCLAIMED = "unclaimed"
-# Of an x2APIC the first is a hole, and of an xAPIC the second a fault.
-EOI, EOI_MSR = LAPIC_BASE + Reg.EOI, Msr.X2APIC + (Reg.EOI >> 4)
+EOI_MSR = Msr.X2APIC + (Reg.EOI >> 4)  # of an x2APIC; an xAPIC has none
 
 
 class Machine(Protocol):
@@ -63,6 +61,12 @@ class Machine(Protocol):
 
     def close(self) -> None:
         """It is no longer needed."""
+
+
+def eoi_address(base: int | None) -> int:
+    """An xAPIC's EOI register, by its IA32_APIC_BASE."""
+    assert base is not None
+    return (base & BASE_ADDRESS) + Reg.EOI
 
 
 def comparable_page(page: bytes) -> bytes:
