@@ -43,6 +43,8 @@ _INSTRUCTIONS = [_NOP, _RDMSR, _WRMSR, _VISIT_KERNEL, *_IN.values(), *_OUT.value
 _ADDRESS_OF = {instruction: CODE + SLOT * number for number, instruction in enumerate(_INSTRUCTIONS)}
 
 RFLAGS = 1 << 1
+# KVM: x86.c __kvm_set_rflags, which steps by itself only from where RIP was when it was told to.
+RFLAGS_STEP = RFLAGS | 1 << 8
 RFLAGS_INTERRUPTS = 1 << 9
 
 _PRESENT, _WRITABLE, _UNCACHED, _LARGE = 1 << 0, 1 << 1, 1 << 4, 1 << 7
@@ -139,7 +141,7 @@ class Guest:
     def take_interrupt(self) -> int | None:
         """Open the interrupt window once: the vector that was delivered, if one was."""
         self.vcpu.step_singly(interrupts=True)
-        reason = self._run(_NOP, flags=RFLAGS | RFLAGS_INTERRUPTS)
+        reason = self._run(_NOP, flags=RFLAGS_STEP | RFLAGS_INTERRUPTS)
         self.vcpu.step_singly(interrupts=False)
         if self._handler is None:
             assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
@@ -151,7 +153,7 @@ class Guest:
         KVM: x86.c vcpu_run, which does so only where it need not return to user space.
         """
         self.vcpu.step_singly(singly=False)
-        reason = self._run(_VISIT_KERNEL, r8=VISIT_LOOPS)
+        reason = self._run(_VISIT_KERNEL, r8=VISIT_LOOPS, flags=RFLAGS)
         self.vcpu.step_singly()
         assert reason == Exit.IO, f"KVM_RUN returned with reason {reason}"
 
@@ -180,7 +182,15 @@ class Guest:
         return claimed
 
     def _run(
-        self, code: bytes, *, rax: int = 0, rbx: int = 0, rcx: int = 0, rdx: int = 0, r8: int = 0, flags: int = RFLAGS
+        self,
+        code: bytes,
+        *,
+        rax: int = 0,
+        rbx: int = 0,
+        rcx: int = 0,
+        rdx: int = 0,
+        r8: int = 0,
+        flags: int = RFLAGS_STEP,
     ) -> int:
         # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
         rest = (0,) * 7
