@@ -10,7 +10,6 @@ from queue import SimpleQueue
 import pytest
 
 from irqchipd.chips.i8259 import I8259
-from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import DFR_FLAT, LVT_MASKED, Reg
 from irqchipd.chips.message import DeliveryMode
@@ -628,17 +627,6 @@ def test_the_second_start_up_of_the_customary_two_is_ignored(pc: Pc) -> None:
         VcpuSignal(1, DeliveryMode.STARTUP, 0x34, ignored=True),
     ]
     assert [pc.vm.take_signal(1) for _ in range(3)] == [INIT, sipi(0x12), None]
-
-
-def test_an_init_that_comes_with_a_start_up_before_it_takes_that_away(pc: Pc) -> None:
-    """KVM: lapic.c __apic_accept_irq; restored redirection entries are many messages in one operation."""
-    pc.vm.set_mp_state(1, MpState.INIT_RECEIVED)
-    ear = Ear(pc.vm, [1])
-    to_1 = 1 << 56
-    entries = (to_1 | 0x612, to_1 | 0x500, *[LVT_MASKED] * 22)
-    pc.vm.set_irqchip(ChipId.IOAPIC, IoapicState(redirection=entries, irr=3))
-    assert ear.heard() == [VcpuSignal(1, DeliveryMode.INIT, 0)]
-    assert state(pc, 1) == MpState.INIT_RECEIVED
 
 
 def test_signals_are_taken_in_the_order_init_sipi_smi_nmi(pc: Pc) -> None:

@@ -92,7 +92,6 @@ class Cpu:
         "id",
         "index",
         "init",
-        "inits",
         "lapic",
         "lives",
         "mp_state",
@@ -124,7 +123,6 @@ class Cpu:
         self.mp_state = MpState.RUNNABLE
         self.halt: Halt | None = None
         self.lives = 0  # how often it was told to forget
-        self.inits = 0  # how often it was sent INIT
         self.init = False
         self.sipi_vector: int | None = None
         self.smi = False
@@ -209,21 +207,18 @@ class Cpu:
                 self.smi = True
                 self._tell_signal(delivery_mode)
             case DeliveryMode.INIT:
-                # Not before the instruction that sent it is done: it may be this CPU's. SIPIs before it are lost.
-                self.inits += 1
+                # Not before the instruction that sent it is done: it may be this CPU's.
                 self.board.defer(self._initialise)
             case _:
-                self.board.defer(partial(self._start_up, vector, self.inits))  # behind an INIT that came with it
+                self.board.defer(partial(self._start_up, vector))  # behind an INIT that came with it
 
     def _tell_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
         if self.watchers:
             self.board.tell(self.id, VcpuSignal(self.id, delivery_mode, vector, ignored))
             self.board.touch(self)
 
-    def _start_up(self, vector: int, inits: int) -> None:
+    def _start_up(self, vector: int) -> None:
         """SIPI. KVM: lapic.c kvm_apic_accept_events."""
-        if inits != self.inits:
-            return
         ignored = self.mp_state != MpState.INIT_RECEIVED
         if not ignored:
             self.sipi_vector = vector
