@@ -3,7 +3,8 @@
 #   make demo    a guest on a vCPU, devices and the daemon, each a process; ends by itself
 #   make demo-shell  the same, with this terminal as its serial port
 #   make test    the tests
-#   make test-long  those that take their time: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo
+#   make test-long  those that take their time: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
+#                and the KVM adapter on a standard KVM in QEMU
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
 #   make bench   the benchmarks
@@ -11,6 +12,7 @@
 #   make ticks   500 VMs with a timer each, for a minute
 #   make fuzz    a million messages that are nearly right, over both edges; MESSAGES and SEED choose others
 #   make explore compare with this machine's /dev/kvm for five minutes, on programs never run before
+#   make explore-standard  the same with a standard KVM in QEMU, whatever KVM this machine has
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long check proto bench stall ticks fuzz explore clean
+.PHONY: help demo demo-shell test test-long check proto bench stall ticks fuzz explore explore-standard clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -61,6 +63,9 @@ ticks: $(VENV)/test
 
 explore: $(VENV)/test
 	IRQCHIPD_LIVE_SECONDS=300 $(BIN)/python -m pytest -s tests/conformance/test_live_kernel.py
+
+explore-standard: $(VENV)/test
+	$(BIN)/python -m tests.nested $(or $(SECONDS),300) $(SEED)
 
 clean:
 	rm -rf $(VENV)

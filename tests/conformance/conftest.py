@@ -14,6 +14,7 @@ from tests.conformance import kvm as api
 from tests.conformance.compare import Comparison
 from tests.conformance.daemon_machine import DaemonMachine
 from tests.conformance.guest import Guest, add_memory
+from tests.conformance.hosts import of_this_host
 from tests.conformance.kernel_machine import KernelMachine
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.timed import TimedComparison
@@ -63,7 +64,7 @@ def kvm() -> Iterator[Kvm]:
 @pytest.fixture
 def live(kvm: Kvm) -> Comparison:
     """Compares a VM of the kernel's and one of irqchipd's."""
-    return Comparison(lambda: KernelMachine(kvm), DaemonMachine)
+    return Comparison(lambda: KernelMachine(kvm), DaemonMachine, of_this_host())
 
 
 @pytest.fixture

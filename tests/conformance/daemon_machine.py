@@ -7,8 +7,10 @@ from collections.abc import Callable
 from irqchip_client.cli.replay_in_process import executors
 from irqchip_client.cli.traces import msr_answer, pit_answer
 from irqchipd.chips.i8254 import CHANNELS_SIZE
+from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Features, Msr
 from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import MpState, VcpuEvents
 from irqchipd.vm.errors import VmError
@@ -16,7 +18,9 @@ from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 from tests.conformance.guest import HANDLER_PORT
-from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
+
+TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
 
 
 class ToldClock:
@@ -71,6 +75,9 @@ class DaemonMachine:
             "cr8_write": self.vm.cr8_write,
             "get_events": self._get_events,
             "get_old_pit": lambda: pit_answer(self.vm.get_pit().channels, 0),
+            "pio_touch": self._touch,
+            "take_nmis": self._take_nmis,
+            "await_tick": self._await_tick,
             "take": self._take,
             "take_if_enabled": self._take_if_enabled,
             "visit": self._enter,  # its timer is always heard at once
@@ -135,7 +142,7 @@ class DaemonMachine:
         if taken is None:
             return None
         if self.vm.msr_write(vcpu, EOI_MSR, 0) == FAULT:
-            self.vm.mmio_write(vcpu, EOI, 4, 0)
+            self.vm.mmio_write(vcpu, eoi_address(self.vm.msr_read(vcpu, Msr.APIC_BASE)), 4, 0)
         return taken[0]
 
     def _take_if_enabled(self, vcpu: int) -> Answer:
@@ -179,6 +186,21 @@ class DaemonMachine:
         if len(bytes.fromhex(state)) != CHANNELS_SIZE:
             raise AssertionError("that is no struct kvm_pit_state")
         self.vm.set_pit(bytes.fromhex(state))
+
+    def _touch(self, vcpu: int, port: int, size: int) -> None:
+        self.vm.pio_read(vcpu, port, size)
+
+    def _take_nmis(self, vcpu: int) -> Answer:
+        nmis = 0
+        while signal := self.vm.take_signal(vcpu):
+            nmis += signal.delivery_mode == DeliveryMode.NMI
+        return nmis
+
+    def _await_tick(self) -> Answer:
+        self.advance_to(self._clock.now() + TICK)
+        state = self.vm.get_irqchip(0)
+        assert isinstance(state, I8259)
+        return state.irr & 1
 
     def _enter(self, vcpu: int) -> None:
         assert self.vm.pio_read(vcpu, HANDLER_PORT, 1) is None

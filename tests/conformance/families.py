@@ -4,7 +4,7 @@ Everything is drawn from small pools that a sequence chooses at its start, so th
 and destinations collide, and what was said is taken back.
 
 Guests run in every family but `creation`, `messages` and `startup`, so no other family sends what would stop one (NMI,
-SMI, INIT, start-up) and none lets a local APIC's timer interrupt, which depends on time.
+SMI, INIT, start-up) to where a guest runs, and none lets a local APIC's timer interrupt, which depends on time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
+from tests.conformance.corner_families import bases, many, odd_lapic, raw_pit, resamplers, running, watchdog
 from tests.conformance.machines import Op
 from tests.conformance.mode_families import split, startup, wide, x2apic
 from tests.conformance.script import ALL_MODES, EXTINT, FIXED, LOWEST, MASKED, PORTS, U32, VCPU_IDS, Script
@@ -292,5 +293,8 @@ def widths(rng: Random) -> list[Op]:
 
 FAMILIES: dict[str, Callable[[Random], list[Op]]] = {
     family.__name__: family
-    for family in (creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split, wide)
+    for family in (
+        *(creation, lines, pic, apic, service, state, messages, widths, x2apic, startup, split, wide),
+        *(many, bases, odd_lapic, raw_pit, running, resamplers, watchdog),
+    )
 }

@@ -56,6 +56,8 @@ _INSTRUCTIONS = [
 _ADDRESS_OF = {instruction: CODE + SLOT * number for number, instruction in enumerate(_INSTRUCTIONS)}
 
 RFLAGS = 1 << 1
+# KVM: x86.c __kvm_set_rflags, which steps by itself only from where RIP was when it was told to.
+RFLAGS_STEP = RFLAGS | 1 << 8
 RFLAGS_INTERRUPTS = 1 << 9
 
 _PRESENT, _WRITABLE, _UNCACHED, _LARGE = 1 << 0, 1 << 1, 1 << 4, 1 << 7
@@ -164,7 +166,7 @@ class Guest:
     def take_interrupt(self) -> int | None:
         """Open the interrupt window once: the vector that was delivered, if one was."""
         self.vcpu.step_singly(interrupts=True)
-        reason = self._run(_NOP, flags=RFLAGS | RFLAGS_INTERRUPTS)
+        reason = self._run(_NOP, flags=RFLAGS_STEP | RFLAGS_INTERRUPTS)
         self.vcpu.step_singly(interrupts=False)
         if self._handler is None:
             assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
@@ -176,7 +178,7 @@ class Guest:
         KVM: x86.c vcpu_run, which does so only where it need not return to user space.
         """
         self.vcpu.step_singly(singly=False)
-        reason = self._run(_VISIT_KERNEL, r8=VISIT_LOOPS)
+        reason = self._run(_VISIT_KERNEL, r8=VISIT_LOOPS, flags=RFLAGS)
         self.vcpu.step_singly()
         assert reason == Exit.IO, f"KVM_RUN returned with reason {reason}"
 
@@ -200,12 +202,21 @@ class Guest:
         while reason in (Exit.IO, Exit.MMIO):
             claimed = False
             self.vcpu.answer_mmio(0)
-            reason = self.vcpu.run()
+            # Stepping on: of a store KVM has forgotten it (x86.c x86_emulate_instruction).
+            reason = self.vcpu.run((*self.vcpu.registers[:-1], RFLAGS_STEP))
         assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
         return claimed
 
     def _run(
-        self, code: bytes, *, rax: int = 0, rbx: int = 0, rcx: int = 0, rdx: int = 0, r8: int = 0, flags: int = RFLAGS
+        self,
+        code: bytes,
+        *,
+        rax: int = 0,
+        rbx: int = 0,
+        rcx: int = 0,
+        rdx: int = 0,
+        r8: int = 0,
+        flags: int = RFLAGS_STEP,
     ) -> int:
         # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
         rest = (0,) * 7

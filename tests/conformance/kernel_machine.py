@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -11,6 +12,7 @@ from functools import cache
 from irqchip_client.cli.replay_in_process import accept
 from irqchip_client.cli.traces import msr_answer, pit_answer
 from irqchipd.chips.i8254 import PitState
+from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import BASE_ENABLED, Msr
 from irqchipd.chips.lapic_registers import LapicRegisters
 from tests.conformance.guest import Guest, add_memory
@@ -28,7 +30,9 @@ from tests.conformance.kvm import (
     route_to_msi,
     route_to_pin,
 )
-from tests.conformance.machines import EOI, EOI_MSR, UNCLAIMED, Answer, Op, comparable_page
+from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
+
+TICK_PATIENCE = 30.0  # seconds, for one that is due in a microsecond: a busy machine lets KVM's thread wait
 
 LEAF_1 = {"x2apic": X2APIC, "tsc_deadline": TSC_DEADLINE_TIMER}  # in ECX
 
@@ -120,6 +124,10 @@ class KernelMachine:
     def pio_write(self, vcpu: int, port: int, size: int, value: int) -> Answer:
         return None if self.guests[vcpu].pio_write(port, size, value) else UNCLAIMED
 
+    def pio_touch(self, vcpu: int, port: int, size: int) -> Answer:
+        self.pio_read(vcpu, port, size)
+        return None
+
     def mmio_read(self, vcpu: int, address: int, size: int) -> Answer:
         return _read(self.guests[vcpu].mmio_read(address, size))
 
@@ -200,7 +208,7 @@ class KernelMachine:
         guest = self.guests[vcpu]
         vector = guest.take_interrupt()
         if vector is not None and not ends_what_it_delivers(self.vm.kvm) and not guest.msr_write(EOI_MSR, 0):
-            guest.mmio_write(EOI, 4, 0)
+            guest.mmio_write(eoi_address(guest.msr_read(Msr.APIC_BASE)), 4, 0)
         return vector
 
     def take_if_enabled(self, vcpu: int) -> Answer:
@@ -215,6 +223,18 @@ class KernelMachine:
             return None
         kernel.set_lapic(registers.pack())
         return vector
+
+    def take_nmis(self, vcpu: int) -> Answer:
+        injected, vector, _, pending, _ = self.guests[vcpu].vcpu.get_events()
+        if pending:
+            self.guests[vcpu].vcpu.set_events((injected, vector), 0, 0, 0, None)
+        return pending
+
+    def await_tick(self) -> Answer:
+        deadline = time.monotonic() + TICK_PATIENCE
+        while not (came := I8259.unpack(self.vm.get_irqchip(0)).irr & 1) and time.monotonic() < deadline:
+            time.sleep(0.0001)
+        return came
 
     def visit(self, vcpu: int) -> Answer:
         self.guests[vcpu].visit_kernel()

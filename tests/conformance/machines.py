@@ -12,6 +12,7 @@ Beyond the golden traces there are
     pit_reinject    0 or 1          0 or an errno
     get_mp_state    vcpu            the number
     set_mp_state    vcpu, number    0 or an errno
+    pio_touch       vcpu, port, size    null; a pio_read whose answer depends on the time
     interrupt       vcpu, vector    0 or an errno
     nmi             vcpu            0 or an errno
     set_boot_cpu_id vcpu            0 or an errno
@@ -31,6 +32,8 @@ Beyond the golden traces there are
                                     local APIC is told EOI
     take_if_enabled vcpu            the same, or null where its local APIC is disabled by IA32_APIC_BASE: some KVMs end
                                     what is in service there, too
+    take_nmis       vcpu            how many NMIs waited for it; it got none of them
+    await_tick                      whether the PIT's tick, which is due at once, has reached the primary PIC's IRR
     visit           vcpu            null; what its timer has done is in its IRR
     ended           vcpu            the vectors whose EOI left for a VMM's IOAPIC since the last time
     start_page      vcpu            what SIPI gave it
@@ -48,16 +51,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic import BASE_ADDRESS, Msr
 from irqchipd.chips.lapic_registers import Reg
 
 Op = list[Any]
 Answer = Any
 
 UNCLAIMED = "unclaimed"
-# Of an x2APIC the first is a hole, and of an xAPIC the second a fault.
-EOI, EOI_MSR = LAPIC_BASE + Reg.EOI, Msr.X2APIC + (Reg.EOI >> 4)
+EOI_MSR = Msr.X2APIC + (Reg.EOI >> 4)  # of an x2APIC; an xAPIC has none
 
 
 class Machine(Protocol):
@@ -72,6 +73,12 @@ class Machine(Protocol):
 
     def close(self) -> None:
         """It is no longer needed."""
+
+
+def eoi_address(base: int | None) -> int:
+    """An xAPIC's EOI register, by its IA32_APIC_BASE."""
+    assert base is not None
+    return (base & BASE_ADDRESS) + Reg.EOI
 
 
 def comparable_page(page: bytes) -> bytes:

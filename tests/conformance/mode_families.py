@@ -11,7 +11,15 @@ from irqchipd.vm.capabilities import X2APIC_32BIT_IDS, Cap
 from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import SPLIT_IRQCHIP
 from tests.conformance.machines import Op
-from tests.conformance.script import ALL_MODES, INIT, LVTS, STARTUP, U32, VCPU_IDS, Script
+from tests.conformance.script import (
+    ALL_MODES,
+    INIT,
+    LVTS,
+    STARTUP,
+    U32,
+    VCPU_IDS,
+    Script,
+)
 
 X2APIC = BASE_ENABLED | BASE_X2APIC
 

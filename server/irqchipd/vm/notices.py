@@ -69,9 +69,12 @@ class Notices:
         self.changed()
 
     def resample(self, gsi: int, source: LineSource) -> None:
-        """A source resamples a GSI."""
-        self._resamplers.setdefault(gsi, []).append(source)
-        self.changed()
+        """A source resamples a GSI. KVM: eventfd.c kvm_irqfd_assign; only the first is somebody new to the IOAPIC."""
+        if sources := self._resamplers.get(gsi):
+            sources.append(source)
+        else:
+            self._resamplers[gsi] = [source]
+            self.changed()
 
     def stop_resampling(self, gsi: int, source: LineSource) -> None:
         """The reverse of resample. KVM: eventfd.c irqfd_resampler_shutdown; with the last one the line falls."""

@@ -1,0 +1,19 @@
+"""One machine with a standard KVM, or the reason why not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nested.standard_kvm import QEMU, StandardKvm, fetch_kernel
+from tests.this_machine import MissingError, find
+
+
+@pytest.fixture(scope="session")
+def standard_kvm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandardKvm:
+    """What runs commands; the kernel is kept in pytest's cache."""
+    try:
+        find(QEMU)
+        kernel = fetch_kernel(request.config.cache.mkdir("nested"))
+    except MissingError as error:
+        pytest.skip(f"no standard KVM can be made here {error}")
+    return StandardKvm(tmp_path_factory.mktemp("nested"), kernel)

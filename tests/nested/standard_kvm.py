@@ -1,0 +1,235 @@
+"""A standard KVM on any x86-64 machine: Debian's kernel, and its kvm_amd, in QEMU, which emulates SVM.
+
+Whatever KVM the machine has itself, or none. QEMU's instruction counter can be the clock there: it is always the same
+processor, however slow the machine is, so that a guest's ticks and a test's patience are not too much for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import lzma
+import os
+import platform
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from stat import S_IFCHR, S_ISLNK, S_ISREG
+from typing import BinaryIO
+
+from packaging.requirements import Requirement
+
+from tests.nested.first_process import BEGINS, ENDS
+from tests.this_machine import MissingError, copy, copy_distribution, copy_python, find
+
+ROOT = Path(__file__).parents[2]
+# Of the project, what runs there, and where its packages are.
+SOURCES = ("proto", "server", "client", "examples", "tests", "pyproject.toml")
+IMPORTED_FROM = ("proto", "server", "client", ".")
+LARGE = re.compile(r"golden|\..*")  # folders that nothing there needs
+DISTRIBUTIONS = ("irqchipd", "pytest", "pytest-timeout")
+PACKAGES = r"^linux-image-[0-9][0-9.]*[^ ]*-cloud-amd64$"
+MODULE = "kvm-amd"
+QEMU = "qemu-system-x86_64"
+OPTIONS = "-M q35 -accel tcg -cpu max,+svm -m 1536 -display none -nodefaults -no-reboot -serial stdio"
+OWN_CLOCK = "-icount shift=2,sleep=off"  # 4 ns an instruction
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 loglevel=3"
+DOWNLOAD_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ran there."""
+
+    status: int
+    output: str
+
+
+class StandardKvm:
+    """Makes its machine anew for each command; all of it is in one folder."""
+
+    def __init__(self, folder: Path, kernel: Path) -> None:
+        self.kernel = kernel
+        self.initrd = folder / "initrd"
+        root = folder / "root"
+        root.mkdir()
+        self._python = copy_python(root)
+        for name in SOURCES:
+            _copy_sources(root, ROOT / name)
+        self._packages = {str(where) for one in _needed(DISTRIBUTIONS) if (where := _copy(root, one)) is not None}
+        modules = root / "modules"
+        modules.mkdir()
+        for number, image in enumerate(_modules(kernel, MODULE)):
+            (modules / f"{number:02}.ko").write_bytes(image)
+        init = root / "init"
+        init.write_text(f"#!{self._python} -IS\n" + Path(__file__).with_name("first_process.py").read_text())
+        init.chmod(0o755)
+        with self.initrd.open("wb") as file:
+            write_cpio(file, root)
+
+    def run(
+        self,
+        *arguments: str,
+        seconds: float,
+        own_clock: bool = True,
+        heard: Callable[[str], None] = lambda _: None,
+    ) -> Done:
+        """Python with some arguments, in the project's folder. TimeoutError where it does not end.
+
+        Without a clock of its own it is faster, and what runs there must not care for time.
+        """
+        folders = [*(str(ROOT / name) for name in IMPORTED_FROM), *sorted(self._packages)]
+        environment = {"PATH": f"{self._python.parent}", "HOME": "/tmp", "PYTHONPATH": ":".join(folders)}
+        what = {
+            "command": [str(self._python), *arguments],
+            "folder": str(ROOT),
+            "environment": environment | {"PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb", "COLUMNS": "120"},
+        }
+        (image,) = self.kernel.glob("boot/vmlinuz-*")
+        argument = base64.b64encode(json.dumps(what).encode()).decode()
+        command = [find(QEMU), *OPTIONS.split(), *(OWN_CLOCK.split() if own_clock else ()), "-kernel", str(image)]
+        command += ["-initrd", str(self.initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as qemu:
+            assert qemu.stdout is not None
+            late = threading.Timer(seconds, qemu.kill)
+            late.start()
+            said = []
+            for line in qemu.stdout:
+                said.append(line.rstrip("\r\n"))
+                heard(said[-1])
+            late.cancel()
+        ends = [line for line in said if line.startswith(f"{ENDS} ")]
+        if not ends or BEGINS not in said:
+            raise TimeoutError(f"it did not come to the command's end in {seconds:g} s:\n" + "\n".join(said))
+        output = said[said.index(BEGINS) + 1 : said.index(ends[0])]
+        return Done(int(ends[0].split()[1]), "\n".join(output))
+
+
+def fetch_kernel(cache: Path) -> Path:
+    """Debian's kernel, unpacked in a folder that keeps it. MissingError where it can't be had."""
+    if platform.machine() != "x86_64":
+        raise MissingError(f"on {platform.machine()}: what is booted is this machine's Python")
+    unpacked = cache / "kernel"
+    if unpacked.is_dir():
+        return unpacked
+    apt_cache, apt_get, dpkg_deb = (find(name) for name in ("apt-cache", "apt-get", "dpkg-deb"))
+    known = subprocess.run(
+        [apt_cache, "search", "--names-only", PACKAGES], capture_output=True, text=True, check=False
+    ).stdout.split("\n")
+    names = sorted((line.split()[0] for line in known if line), key=_version)
+    names = [name for name in names if len(_version(name)) > 2]  # without those that only depend on one
+    if not names:
+        raise MissingError("without a package of Debian's kernel for clouds (apt-get update?)")
+    try:
+        done = subprocess.run(
+            [apt_get, "--quiet", "download", names[-1]],
+            cwd=cache,
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MissingError(f"without {names[-1]}, which apt-get could not download in time") from None
+    packages = list(cache.glob(f"{names[-1]}_*.deb"))
+    if done.returncode or not packages:
+        raise MissingError(f"without {names[-1]}: apt-get download: {done.stderr.strip()}")
+    half_done = cache / "unpacking"
+    subprocess.run([dpkg_deb, "-x", str(packages[0]), str(half_done)], check=True)
+    packages[0].unlink()
+    return half_done.rename(unpacked)
+
+
+def _version(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name.removesuffix("-cloud-amd64"))]
+
+
+def _modules(kernel: Path, name: str) -> Iterator[bytes]:
+    """A module behind all that it depends on."""
+    seen: set[str] = set()
+
+    def load(name: str) -> Iterator[bytes]:
+        if name in seen:
+            return
+        seen.add(name)
+        (path,) = (
+            path
+            for path in kernel.glob("lib/modules/*/kernel/**/*.ko*")
+            if path.name.partition(".")[0].replace("-", "_") == name
+        )
+        image = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        depends = re.search(rb"\0depends=([^\0]*)\0", image)
+        for other in depends[1].decode().split(",") if depends else ():
+            if other:
+                yield from load(other.replace("-", "_"))
+        yield image
+
+    return load(name.replace("-", "_"))
+
+
+def _needed(names: Iterable[str]) -> Iterator[Distribution]:
+    """Installed distributions, and what they require."""
+    waiting, seen = list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        with suppress(PackageNotFoundError):
+            found = distribution(name)
+            yield found
+            for line in found.requires or ():
+                requirement = Requirement(line)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    waiting.append(requirement.name)
+
+
+def _copy(root: Path, one: Distribution) -> Path | None:
+    """Copy a distribution; the folder that it is imported from."""
+    copy_distribution(root, one)
+    return Path(str(one.locate_file("")))
+
+
+def _copy_sources(root: Path, path: Path) -> None:
+    if path.is_file():
+        copy(root, path)
+        return
+    for where, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not LARGE.fullmatch(name)]
+        for name in files:
+            copy(root, Path(where, name))
+
+
+# A RAM disk. linux/Documentation/driver-api/early-userspace/buffer-format.rst
+
+
+def write_cpio(file: BinaryIO, root: Path) -> None:
+    """The kernel's initial RAM disk of what is in a folder, with a console."""
+
+    def entry(name: str, mode: int, data: bytes = b"", mtime: int = 0, device: Sequence[int] = (0, 0)) -> None:
+        encoded = name.encode() + b"\0"
+        fields = (0, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(encoded), 0)
+        header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+        file.write(header.ljust(-(-len(header) // 4) * 4, b"\0"))
+        file.write(data.ljust(-(-len(data) // 4) * 4, b"\0"))
+
+    for where, folders, files in os.walk(root):
+        for path in (Path(where, name) for name in sorted((*folders, *files))):
+            found = path.lstat()
+            name = str(path.relative_to(root))
+            # Python goes by a source's time: its compiled one is good as long as that is the same.
+            data = os.readlink(path).encode() if S_ISLNK(found.st_mode) else b""
+            data = path.read_bytes() if S_ISREG(found.st_mode) else data
+            entry(name, found.st_mode, data, int(found.st_mtime))
+    if not (root / "dev").exists():
+        entry("dev", 0o040755)
+    entry("dev/console", S_IFCHR | 0o600, device=(5, 1))
+    entry("TRAILER!!!", 0)

@@ -1,0 +1,23 @@
+"""The KVM adapter, and the demo's guest on it, where KVM is the one that everybody has."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nested.standard_kvm import StandardKvm
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+PATIENCE = 600.0  # seconds, of which most is the machine's being busy with others
+
+
+def test_the_demos_guest_runs_to_its_end(standard_kvm: StandardKvm) -> None:
+    done = standard_kvm.run("-m", "tests.nested.guest", seconds=PATIENCE)
+    assert done.status == 0, done.output
+    assert "ended with status 85" in done.output
+
+
+def test_the_adapters_tests_pass(standard_kvm: StandardKvm) -> None:
+    done = standard_kvm.run("-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/kvm", seconds=PATIENCE)
+    assert done.status == 0, done.output
+    assert " skipped" not in done.output or "gcc" in done.output, done.output
