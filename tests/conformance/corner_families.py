@@ -351,7 +351,7 @@ def running(rng: Random) -> list[Op]:
         dangerous = script.one_in(2)
         destination = rng.choice(others) if dangerous else rng.choice((*vcpus, 0xFF))
         mode = rng.choice((*ALL_MODES, INIT, STARTUP, STARTUP)) if dangerous else rng.choice(harmless)
-        data = no_remote_read(mode << 8 | script.vector() | script.one_in(3) * LEVEL | script.one_in(2) << 14)
+        data = mode << 8 | script.vector() | script.one_in(3) * LEVEL | script.one_in(2) << 14
         script.add("signal_msi", LAPIC_BASE | destination << 12, data, 0)
 
     def ipi() -> None:
