@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import pytest
@@ -52,8 +53,12 @@ def test_a_triple_fault_says_where(machine: Machine) -> None:
     no_table = b"\x0f\x01\x1c\x25\x00\x05\x00\x00"  # lidt [0x500]
     page_fault = b"\x48\xa1" + (1 << 40).to_bytes(8, "little")  # mov rax, [0x10000000000]
     machine.load_long(no_table + page_fault)
-    with pytest.raises(GuestError, match=r"vCPU 0 can't go on: a triple fault.* It is at RIP 0x12[0-9a-f]+, CS 0x18 "):
+    with pytest.raises(GuestError, match=r"vCPU 0 can't go on: a triple fault.* It is at RIP ") as caught:
         machine.cpu.run()
+    if "KVM has reset the vCPU" in str(caught.value):  # AMD's processors keep nothing
+        assert "RIP 0xfff0, CS 0xf000 " in str(caught.value)
+    else:
+        assert re.search("RIP 0x12[0-9a-f]+, CS 0x18 ", str(caught.value))
 
 
 def test_code_where_there_is_no_ram_says_where(machine: Machine) -> None:

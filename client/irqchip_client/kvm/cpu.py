@@ -338,7 +338,11 @@ class KvmCpu(Adapter):
         self._run[Run.IF_FLAG] = self._run[Run.READY_FOR_INTERRUPT_INJECTION] = ready
 
     def _cannot_go_on(self) -> None:
-        raise self._guest_error(describe(self._run[Run.EXIT_REASON], self._run))
+        reason = self._run[Run.EXIT_REASON]
+        what = describe(reason, self._run)
+        if reason == Exit.SHUTDOWN and self._registers.as_reset:  # KVM: svm.c shutdown_interception
+            what += "; this processor lost where, and KVM has reset the vCPU"
+        raise self._guest_error(what)
 
     def _guest_error(self, what: str) -> GuestError:
         return GuestError(f"vCPU {self.id} can't go on: {what}. It is at {self._registers.where()}")

@@ -17,9 +17,7 @@ class Registers:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._regs, self._sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
-        ioctl(fd, Request.GET_REGS, self._regs)
-        ioctl(fd, Request.GET_SREGS, self._sregs)
+        self._regs, self._sregs = self._get()
 
     def reset(self) -> None:
         """As after RESET, and at the reset vector."""
@@ -52,16 +50,31 @@ class Registers:
 
     def where(self) -> str:
         """Where the vCPU is, for people."""
+        regs, sregs = self._get()
+        rip, base, selector = _code(regs, sregs)
+        cr0 = QWORD.unpack_from(sregs, CR0_AT)[0]
+        return f"RIP {rip:#x}, CS {selector:#x} of base {base:#x}, CR0 {cr0:#x}"
+
+    @property
+    def as_reset(self) -> bool:
+        """Whether it is where it is after RESET."""
+        return _code(*self._get())[:2] == _code(self._regs, self._sregs)[:2]
+
+    def _get(self) -> tuple[bytearray, bytearray]:
         regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
         ioctl(self._fd, Request.GET_REGS, regs)
         ioctl(self._fd, Request.GET_SREGS, sregs)
-        rip, (base, _, selector, *_) = REGS.unpack(regs)[RIP], SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
-        cr0 = QWORD.unpack_from(sregs, CR0_AT)[0]
-        return f"RIP {rip:#x}, CS {selector:#x} of base {base:#x}, CR0 {cr0:#x}"
+        return regs, sregs
 
     def _set(self, regs: list[int], sregs: bytearray) -> None:
         ioctl(self._fd, Request.SET_SREGS, sregs)
         ioctl(self._fd, Request.SET_REGS, REGS.pack(*regs))
+
+
+def _code(regs: bytearray, sregs: bytearray) -> tuple[int, int, int]:
+    """RIP, and the base and selector of CS."""
+    base, _, selector, *_ = SEGMENT.unpack_from(sregs, SEGMENTS["cs"])
+    return REGS.unpack(regs)[RIP], base, selector
 
 
 def _real_code(sregs: bytearray, selector: int, base: int) -> None:
