@@ -11,13 +11,14 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 MODULES = Path("/modules")
 BEGINS, ENDS = "COMMAND-BEGINS", "COMMAND-ENDS"
 INIT_MODULE = 175  # the system call, on x86-64
 POWER_OFF = 0x4321_FEDC
-FILE_SYSTEMS = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm"), ("tmpfs", "/tmp"))
+FILE_SYSTEMS = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm"))
 
 
 def _check(result: int, what: str) -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         for kind, where in FILE_SYSTEMS:
             Path(where).mkdir(parents=True, exist_ok=True)
             _check(libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None), f"mounting {where}")
+        Path("/tmp").mkdir(exist_ok=True)
         for module in sorted(MODULES.iterdir()):
             image = module.read_bytes()
             size = ctypes.c_ulong(len(image))
@@ -48,6 +50,8 @@ def main() -> None:
             check=False,
         )
         status = done.returncode
+    except Exception:
+        traceback.print_exc()  # or it is never seen
     finally:
         print(f"\n{ENDS} {status}", flush=True)
         libc.reboot(POWER_OFF)
