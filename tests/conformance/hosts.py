@@ -24,7 +24,7 @@ def all_of_it(_: Op, answer: Answer) -> Answer:
 
 
 def beside_svm(op: Op, answer: Answer) -> Answer:
-    """SVM keeps CR8, of which KVM makes TPR after every entry; and an x2APIC's ICR is two registers to it."""
+    """SVM keeps CR8, of which KVM makes TPR after every entry; and an x2APIC's ICR is two registers to it; and more."""
     match op:
         case ["get_lapic_page", _] if isinstance(answer, str) and len(answer) == PAGE_HEX:
             page = bytearray.fromhex(answer)
@@ -35,6 +35,8 @@ def beside_svm(op: Op, answer: Answer) -> Answer:
             return answer & TPR_KEPT if not address & 0xF else 0
         case ["msr_read", _, register] if isinstance(answer, int) and register in X2APIC_PRIORITIES:
             return answer & TPR_KEPT
+        case ["get_events", _] if isinstance(answer, list):
+            return answer[:2]  # without NMIs: INIT leaves them masked
         case _:
             return answer
 
