@@ -34,7 +34,7 @@ demo-shell: $(VENV)/installed
 	@$(BIN)/python -m examples.demo.shell
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-long: $(VENV)/test
 	$(BIN)/python -m pytest -m long

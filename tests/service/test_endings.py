@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,6 +21,7 @@ from tests.service.test_port import HALT, PIO_READ, Peer
 from tests.vm.test_backlog import Later
 
 PORT = 0x300
+READ_PIC = pb.Operation(pio_read=pb.PioReadRequest(port=0x21, size=1))
 READ_LAPIC = pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))
 READ_REGION = pb.Operation(pio_read=pb.PioReadRequest(vcpu=0, port=PORT, size=1))
 NMI = pb.Operation(nmi=pb.NmiRequest(vcpu=0))
@@ -58,8 +60,10 @@ class Scene:
 
     def has_work_in_slices(self) -> None:
         self.patch.setattr("irqchipd.edge.executor.SLICE_NS", 0)
-        for serial in range(3):
-            self.peer.submit(serial, *[READ_LAPIC] * 1000)
+        batches = [pb.Batch(serial=serial, operations=[READ_PIC] * 2500) for serial in range(10)]
+        packets = [pb.SessionRequest(batch=batch).SerializeToString() for batch in batches]
+        for packet in packets:
+            self.peer.socket.send(packet)
         eventually(lambda: any(not connection._rests for connection in self.here.port._connections))
 
     def waits_for_an_access(self) -> None:
@@ -115,8 +119,11 @@ every_state = pytest.mark.parametrize(
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)  # this thread is to see what the port's is at
     with served(tmp_path, access_ns=200_000_000) as here:
         yield Scene(here, monkeypatch)
+    sys.setswitchinterval(interval)
 
 
 @every_state
