@@ -97,8 +97,8 @@ class Connection:
             and not data[0]
             and data[HEADER.size] in SINGLES
             and session is not None
-            and self._port.alone
             and not ancillary
+            and (self._port.alone or self._port.lets(session.vm.share))
         ):
             self._execute_single(session, data)
             return

@@ -26,7 +26,7 @@ MAX_CHANGES = 4096  # of an IrqLines: it holds the VM's lock
 # before the first of them is answered, unless many others wait, too. Any other operation waits until they all are.
 MAX_WAITING = 256
 
-SLICE_NS = 500_000  # after which another client has its turn, when an operation is done
+SLICE_NS = 30_000  # after which another client has its turn, when an operation is done
 
 
 def check_changes(count: int) -> None:
@@ -379,7 +379,7 @@ def execute_batch(
                 room -= len(result.error.message)
             else:
                 result.error.message = ""
-        if perf_counter_ns() >= slice_ends:
+        if position < count and perf_counter_ns() >= slice_ends:
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     yield from _fill_in(waiting)

@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from irqchipd.edge.executor import Slices
+from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.loop import answered
 from irqchipd.edge.rpc import decoded
 from irqchipd.vm.fair import FairQueue
 
 TURN_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
+PIECE_NS = 300_000  # of a batch's slices, one behind the other: a pass of the loop costs more than a slice
 GRANTS = 2  # pieces of work that may begin in one pass, when others wait
 
 _T = TypeVar("_T")
@@ -45,8 +46,10 @@ class Gate:
             if self._is_busy():
                 await self._wait(holder)
             begun = perf_counter_ns()
+            awaited: Awaited = None
             try:
-                awaited = next(work)
+                while awaited is None and perf_counter_ns() - begun < PIECE_NS:
+                    awaited = next(work)
             except StopIteration as done:
                 result: _T = done.value
                 return result

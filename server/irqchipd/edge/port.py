@@ -33,7 +33,7 @@ from irqchipd.vm.registry import Registry
 log = logging.getLogger(__name__)
 
 EVENTS = 64  # that are asked for at once
-TURN_NS = 1_000_000  # after which the port looks whether somebody else has come
+TURN_NS = 30_000  # after which the port looks whether somebody else has come
 _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
@@ -58,6 +58,9 @@ class Port:
         # What is to be done, by VM; and what other threads have added to that.
         self._work: FairQueue[Work] = FairQueue()
         self._arrived: deque[Work] = deque()
+        # Until when what comes may be done at once; and whose work was.
+        self._turn_ends = 0
+        self._holder: object = None
         # Connections that are no Sessions yet, the oldest first, and until when they have to be.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
@@ -124,13 +127,21 @@ class Port:
     # Work.
 
     def do(self, work: Work) -> None:
-        """Do some work: at once where nobody else wants a turn, else when it is its holder's turn."""
+        """Do some work: at once where it would be next, else when it is its holder's turn."""
         if work.queued:
             return
-        if self.alone:
+        if self.alone or self.lets(work.holder):
             self._go_on(work)
         else:
             self._queue(work)
+
+    def lets(self, holder: object) -> bool:
+        """Whether something that has just come may be done at once, beside what else has: it is the holder's turn."""
+        now = time.perf_counter_ns()
+        if now >= self._turn_ends or not self._work.leads(holder):
+            return False
+        self._holder = holder
+        return True
 
     def do_later(self, work: Work) -> None:
         """Do some work when it is its holder's turn; from any thread."""
@@ -168,10 +179,15 @@ class Port:
         self._unwatched.clear()
         ready = self._wait()
         self.alone = len(ready) == 1 and not self._work and not self._arrived
+        begun = 0
+        if not self.alone:
+            begun = time.perf_counter_ns()
+            self._turn_ends = begun + TURN_NS
         for descriptor, events in ready:
             handler = handlers.get(descriptor)
             if handler is None:
                 continue
+            self._holder = None
             try:
                 if descriptor in self._unwatched:  # it was another's, who had this number
                     self.watch_for(descriptor, self._watched[descriptor])
@@ -179,6 +195,10 @@ class Port:
                     handler(events)
             except Exception:  # one client's trouble is not the others', whose eventfds are reported once
                 log.exception("the port failed at something")
+            if self._holder is not None:
+                now = time.perf_counter_ns()
+                self._work.charge(self._holder, now - begun)
+                begun = now
         if self._work or self._arrived:
             self._do_work()
         if self._unopened or self._deaf_until:
@@ -186,6 +206,7 @@ class Port:
 
     def _do_work(self) -> None:
         self.alone = False
+        self._turn_ends = 0
         begun = time.perf_counter_ns()
         ends = begun + TURN_NS
         while True:

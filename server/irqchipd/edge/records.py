@@ -270,7 +270,7 @@ def execute_records(
         except Exception as error:
             yield from answer.add_accesses(waiting)
             room -= answer.refuse(error, room)
-        if perf_counter_ns() >= slice_ends:
+        if position < count and perf_counter_ns() >= slice_ends:
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     if waiting:

@@ -37,6 +37,12 @@ class FairQueue(Generic[_T]):
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def leads(self, holder: object) -> bool:
+        """Whether a piece of work of this holder would be the next, so that it need not be put here."""
+        if not self._waiting:
+            return True
+        return holder not in self._waiting and max(self._used.get(holder, 0), self._floor) <= self._heap[0][0]
+
     def put(self, holder: object, work: _T) -> None:
         """Add a piece of work behind the holder's others."""
         waiting = self._waiting.get(holder)

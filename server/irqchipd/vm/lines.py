@@ -15,7 +15,7 @@ from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
 from irqchipd.vm.turns import WORK_A_TURN, Turns, finish
 
-CHANGES_A_TURN = 128  # of lines
+CHANGES_A_TURN = 16  # of lines
 
 
 @dataclass(frozen=True, slots=True)
