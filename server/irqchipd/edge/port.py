@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 EVENTS = 64  # that are asked for at once
 TURN_NS = 30_000  # after which the port looks whether somebody else has come
+STRETCH_NS = 1_000_000  # of work without a pause
+PAUSE = 0.00005  # seconds
 _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
@@ -61,6 +63,7 @@ class Port:
         # Until when what comes may be done at once; and whose work was.
         self._turn_ends = 0
         self._holder: object = None
+        self._paused = 0
         # Connections that are no Sessions yet, the oldest first, and until when they have to be.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
@@ -228,6 +231,11 @@ class Port:
     def _wait(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
         if self._work or self._arrived:
+            # A system call lets go of the interpreter, but for so short a time that no other thread gets it; and a
+            # thread that waits for it asks for it only when it was not let go of for a while.
+            if time.perf_counter_ns() - self._paused > STRETCH_NS:
+                time.sleep(PAUSE)
+                self._paused = time.perf_counter_ns()
             return poll(0, EVENTS)
         patience = self._patience
         spin = patience.begin()
@@ -242,6 +250,7 @@ class Port:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
         patience.woken()
+        self._paused = time.perf_counter_ns()
         return events
 
     def _look_at_the_time(self) -> None:
