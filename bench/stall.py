@@ -42,7 +42,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 def attack(pipe: Connection, target: str, number: int) -> None:
-    """Prepare; then, told to, act until killed, and between acts say how long somebody was held."""
+    """Prepare. When the pipe says so, act until killed, and report after each act how long a vCPU was held."""
     signal.alarm(ATTACKER_LIFE)
     os.nice(10)  # what it computes itself is not the attack
     with suppress(ValueError):

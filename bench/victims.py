@@ -121,7 +121,7 @@ def _timed(do: Callable[[], object]) -> float:
 
 
 def run(pipe: Connection, kind: str) -> None:
-    """Connect where it is told to; between `begin` and `end`, ping; send what came of it."""
+    """Connect to the target from the pipe, ping between `begin` and `end`, and send the results."""
     client: Client | None = None
     ping: Ping | None = None
     while True:

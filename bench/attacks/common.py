@@ -77,7 +77,7 @@ class Foe:
         return made
 
     def ports(self, count: int, vm: str = VM, **opening: Any) -> list[socket.socket]:
-        """So many of them, kept."""
+        """Open this number of Sessions over the port, and keep them open."""
         made = [self.port(vm, **opening) for _ in range(count)]
         self.kept.append(made)
         return made
@@ -161,7 +161,7 @@ def pump(connections: Iterable[socket.socket], data: bytes) -> None:
 
 
 def stream(rpcs: IrqchipServiceStub, request: pb.SessionRequest, in_flight: int, **opening: Any) -> None:
-    """A Session over gRPC that always has so many batches under way; in a thread of its own."""
+    """A thread with a Session over gRPC, which keeps this number of batches under way."""
     outbox: SimpleQueue[pb.SessionRequest] = SimpleQueue()
     outbox.put(pb.SessionRequest(open=pb.SessionOpen(**opening)))
     for _ in range(in_flight):
@@ -177,7 +177,7 @@ def stream(rpcs: IrqchipServiceStub, request: pb.SessionRequest, in_flight: int,
 
 
 def in_threads(count: int, work: Callable[[], object]) -> Act:
-    """The same, over and over, from so many threads."""
+    """Call the function again and again, from this number of threads."""
 
     def loop() -> None:
         while True:

@@ -30,7 +30,7 @@ def _grpc_sessions(foe: Foe, count: int, operation: pb.Operation, operations: in
 
 
 def _calls(foe: Foe, count: int, channels: int) -> Act:
-    """So many unary calls under way, on so many connections together."""
+    """Keep this number of unary calls under way, spread over this number of connections."""
     foe.make()
     stubs = [foe.stub() for _ in range(channels)]
     request = pb.GetVmRequest(vm=VM)

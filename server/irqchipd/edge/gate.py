@@ -43,9 +43,7 @@ class Gate:
     async def run(self, holder: object, work: Slices[_T]) -> _T:
         """Do some work, each slice when it is the holder's turn."""
         while True:
-            if self._is_busy():
-                await self._wait(holder)
-            begun = perf_counter_ns()
+            begun = await self.begin(holder)
             awaited: Awaited = None
             try:
                 while awaited is None and perf_counter_ns() - begun < PIECE_NS:
