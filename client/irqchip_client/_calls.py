@@ -469,9 +469,9 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
     def wake(response: pb.HaltResponse) -> Wake:
         match response.WhichOneof("reason"):
             case "interrupt":
-                return Interrupt(response.interrupt.vector, InterruptSource(response.interrupt.source))
+                return _interrupt_from(response.interrupt)
             case "signal":
-                return Signal(SignalKind(response.signal.kind), response.signal.vector)
+                return _signal_from(response.signal)
             case "timeout":
                 raise nothing_came()
         raise protocol_error("no reason for a Halt to end")
@@ -587,15 +587,19 @@ def _claimed(response: pb.PioWriteResponse | pb.MmioWriteResponse) -> Claim:
 
 
 def _interrupt(response: pb.AckInterruptResponse) -> Interrupt | None:
-    if not response.HasField("vector"):
-        return None
-    return Interrupt(response.vector, InterruptSource(response.source))
+    return _interrupt_from(response.interrupt) if response.HasField("interrupt") else None
+
+
+def _interrupt_from(message: pb.Interrupt) -> Interrupt:
+    return Interrupt(message.vector, InterruptSource(message.source))
 
 
 def _signal(response: pb.TakeSignalResponse) -> Signal | None:
-    if response.kind == pb.SIGNAL_KIND_UNSPECIFIED:
-        return None
-    return Signal(SignalKind(response.kind), response.vector)
+    return _signal_from(response.signal) if response.HasField("signal") else None
+
+
+def _signal_from(message: pb.Signal) -> Signal:
+    return Signal(SignalKind(message.kind), message.vector)
 
 
 def _msr(response: pb.MsrReadResponse) -> MsrAccess:
