@@ -305,8 +305,8 @@ def test_records_are_answered_with_records(peer: Peer) -> None:
         (SIGNAL_MSI, 0, 1, 0),
         (ACK, 1, 2, 0x51),
     ]
-    assert results[6][:2] == (19, 1)
-    assert results[7] == (19, 3, 0, 0)  # #GP: it is no x2APIC
+    assert results[6][:2] == (MSR_READ, 1)
+    assert results[7] == (MSR_READ, 3, 0, 0)  # #GP: it is no x2APIC
 
 
 def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> None:
