@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,6 +22,9 @@ PAGE_HEX = 2048
 TPR_KEPT = 0xF0
 PRIORITIES = (Reg.TPR, Reg.PPR)
 X2APIC_PRIORITIES = tuple(Msr.X2APIC + (register >> 4) for register in PRIORITIES)
+
+KVM_AMD = Path("/sys/module/kvm_amd")
+SVM, SVM_WITHOUT_VNMI = "SVM", "SVM without virtual NMIs"
 
 Filter = Callable[[Op, Answer], Answer]
 
@@ -105,14 +108,14 @@ def without_low_priority(op: Op, answer: Answer) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """One of them: why, and what imitates or filters it."""
+    """One of them: whose it is, why, and what imitates or filters it."""
 
     about: str
-    kernel: str  # the file and function, and since when if it is a matter of the kernel's age
+    kernel: str  # the file and function
     imitation: type[Cpu] | type[Lapic] | None = None
     filter: Filter | None = None
-    svm: bool = False  # kvm_amd's; else that of every kernel before one
-    before: tuple[int, int] | None = None
+    trait: str | None = None  # of the hosts that depart
+    before: tuple[int, int] | None = None  # or the first kernel that no longer does
 
     def __str__(self) -> str:
         return f"{self.about} ({self.kernel})"
@@ -123,19 +126,19 @@ DEPARTURES = (
         "an entry into the guest leaves the low four bits of TPR 0: SVM keeps CR8",
         "svm.c sync_cr8_to_lapic",
         filter=without_low_priority,
-        svm=True,
+        trait=SVM,
     ),
     Departure(
         "an x2APIC's ICR is two registers: its upper half is at 310h, and an xAPIC finds it there",
         "lapic.c __kvm_x2apic_icr_write, kvm_apic_state_fixup (x2apic_icr_is_split)",
         SplitIcr,
-        svm=True,
+        trait=SVM,
     ),
     Departure(
         "INIT leaves NMIs masked that were",
-        "svm.c svm_vcpu_reset, which leaves nmi_masked; vmx.c vmx_vcpu_reset unmasks them",
+        "svm.c svm_vcpu_reset, which leaves nmi_masked",
         KeepsNmiMask,
-        svm=True,
+        trait=SVM_WITHOUT_VNMI,
     ),
     Departure(
         "a remote read that came to a vCPU which ran ends its next halt, though it was made runnable since",
@@ -174,18 +177,20 @@ def _imitating(base: type, imitations: Iterable[type]) -> type:
     return type(base.__name__, (*chosen, base), {"__slots__": ()}) if chosen else base
 
 
-def departures(release: str, *, svm: bool) -> tuple[Departure, ...]:
-    """Those of a kernel's KVM."""
+def departures(release: str, traits: Collection[str] = ()) -> tuple[Departure, ...]:
+    """Those of a kernel's KVM on a host."""
     major, minor = map(int, re.findall(r"\d+", release)[:2])
-    return tuple(
-        one for one in DEPARTURES if (one.svm and svm) or (one.before is not None and (major, minor) < one.before)
-    )
+    return tuple(one for one in DEPARTURES if one.trait in traits or (one.before and (major, minor) < one.before))
 
 
 PLAIN = Host()
-STANDARD = Host(departures("6.12", svm=True))  # the one that tests/nested boots
+STANDARD = Host(departures("6.12", (SVM, SVM_WITHOUT_VNMI)))  # the one that tests/nested boots
 
 
 def this_host() -> Host:
-    """By the kernel's release, and by the module that its KVM uses."""
-    return Host(departures(platform.release(), svm=Path("/sys/module/kvm_amd").exists()))
+    """By the kernel's release, the module that its KVM uses, and whether that leaves NMIs to the processor."""
+    traits, vnmi = [], KVM_AMD / "parameters/vnmi"
+    if KVM_AMD.exists():
+        has_vnmi = vnmi.exists() and vnmi.read_text().strip() == "Y"
+        traits = [SVM] if has_vnmi else [SVM, SVM_WITHOUT_VNMI]
+    return Host(departures(platform.release(), traits))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conformance.daemon_machine import DaemonMachine
 from tests.conformance.found import STANDARD_FOUND, Found
-from tests.conformance.hosts import STANDARD, Departure, Host, departures
+from tests.conformance.hosts import STANDARD, SVM, Departure, Host, departures
 from tests.conformance.machines import Answer
 
 
@@ -21,14 +21,14 @@ def test_a_standard_kvm_departs_as_the_table_has_it(found: Found) -> None:
     assert imitated(found, STANDARD) == found.answers
 
 
-@pytest.mark.parametrize("departure", departures("6.12", svm=True), ids=lambda one: one.about)
+@pytest.mark.parametrize("departure", STANDARD.departures, ids=lambda one: one.about)
 def test_nothing_is_in_the_table_without_a_recording_that_needs_it(departure: Departure) -> None:
-    host = Host(one for one in departures("6.12", svm=True) if one is not departure)
+    host = Host(one for one in STANDARD.departures if one is not departure)
     assert any(imitated(found, host) != found.answers for found in STANDARD_FOUND)
 
 
 def test_a_kernel_departs_by_its_age_and_its_processor() -> None:
-    assert not departures("6.18.44", svm=False)
-    assert len(departures("6.15.2-amd64", svm=False)) == 1
-    assert len(departures("6.14", svm=False)) == 2
-    assert all(one.svm for one in departures("7.0", svm=True))
+    assert not departures("6.18.44")
+    assert len(departures("6.15.2-amd64")) == 1
+    assert len(departures("6.14")) == 2
+    assert len(departures("7.0", [SVM])) == 2
