@@ -18,6 +18,7 @@ from irqchipd.vm.cpu import MpState, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
 from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.hosts import PLAIN, Host
@@ -244,9 +245,10 @@ class DaemonMachine:
         return resampled
 
 
-def _read(value: int | None) -> Answer:
+def _read(value: Access | int | None) -> Answer:
+    assert not isinstance(value, Access), "the VM has no regions"
     return UNCLAIMED if value is None else value
 
 
-def _written(claimed: bool) -> Answer:
+def _written(claimed: Access | bool) -> Answer:
     return None if claimed else UNCLAIMED

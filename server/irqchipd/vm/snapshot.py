@@ -28,18 +28,18 @@ class VmState:
     tsc_khz: int
     irqchip_mode: int
     reserved_gsis: int
+    disabled_quirks: int = 0
+    x2apic_api: int = 0
+    apic_bus_ns: int = 0
+    max_vcpu_ids: int = 0
+    boot_vcpu: int = 0
     routing: tuple[Route, ...]
     chips: ChipsState | None
     pit: PitTimerState | None
     vcpus: tuple[VcpuState, ...]
     mapped_vcpus: int | None
-    sources: tuple[SourceState, ...]
     asserted_gsis: tuple[int, ...]
-    disabled_quirks: int = 0
-    boot_vcpu: int = 0
-    max_vcpu_ids: int = 0
-    x2apic_api: int = 0
-    apic_bus_ns: int = 0
+    sources: tuple[SourceState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,33 +79,33 @@ class VcpuState:
 
     vcpu: int
     mp_state: int
-    lapic: bytes | None
-    apic_base: int
-    tsc_offset: int
-    timer_period_ns: int
-    timer_target_ns: int
-    tsc_deadline: int
-    timer_expires_ns: int | None
-    handled: bytes
-    stale: int
-    scan: bool
-    queued: tuple[tuple[int, bool], ...]
-    external_vector: int | None
-    nmis: int
-    smi: bool
-    init: bool
-    sipi_vector: int | None
-    timer_pending: bool
-    nmi_watchdog: bool | None = None
     lacks_x2apic: bool = False
     lacks_tsc_deadline: bool = False
     lacks_tsc_adjust: bool = False
     address_bits: int = 0
-    timer_mode: int | None = None
+    lapic: bytes | None
+    apic_base: int
+    tsc_offset: int
     tsc_adjust: int = 0
-    last_sipi: int = 0
+    tsc_deadline: int
+    timer_mode: int | None = None
+    timer_period_ns: int
+    timer_target_ns: int
+    timer_expires_ns: int | None
+    timer_pending: bool
+    handled: bytes
+    stale: int
+    scan: bool
+    nmi_watchdog: bool | None = None
+    queued: tuple[tuple[int, bool], ...]
+    external_vector: int | None
+    nmis: int
     nmi_masked: bool = False
     nmi_injected: bool = False
+    smi: bool
+    init: bool
+    sipi_vector: int | None
+    last_sipi: int = 0
     unhalted: bool = False
 
 
@@ -115,6 +115,5 @@ class SourceState:
 
     source: int
     client: str
-    asserted_gsis: tuple[int, ...]
-    resampled_gsis: Mapping[int, int]
     asserted: bytes
+    resampled_gsis: Mapping[int, int]
