@@ -29,7 +29,7 @@ from irqchip_client import (
     VmSnapshot,
     ops,
 )
-from irqchip_client._call import patience
+from irqchip_client._call import time_allowed
 from irqchip_client._calls import (
     check_extension,
     create_irqchip,
@@ -208,16 +208,16 @@ def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
 
 
 def test_an_answer_may_take_as_long_as_its_calls_wait_and_the_timeout() -> None:
-    assert patience([], 10) == 10
-    assert patience([ops.nmi(0), ops.pio_read(0, 0x20)], 10) == 10
-    assert patience([ops.nmi(0), ops.halt(0, timeout=2.5)], 10) == 12.5
-    assert patience([ops.nmi(0), ops.halt(0)], 10) is None
+    assert time_allowed([], 10) == 10
+    assert time_allowed([ops.nmi(0), ops.pio_read(0, 0x20)], 10) == 10
+    assert time_allowed([ops.nmi(0), ops.halt(0, timeout=2.5)], 10) == 12.5
+    assert time_allowed([ops.nmi(0), ops.halt(0)], 10) is None
 
 
 @pytest.mark.parametrize("wrong", ["x", 5, None])
 def test_what_is_no_call_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"{wrong!r} is no operation; irqchip_client.ops makes operations"):
-        patience([ops.nmi(0), wrong], 10)
+        time_allowed([ops.nmi(0), wrong], 10)
 
 
 def test_a_snapshots_bytes_are_no_snapshot() -> None:

@@ -16,6 +16,7 @@ from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpu_state import MpState, VcpuEvents
 from tests.conformance.guest import HANDLER_PORT
@@ -237,9 +238,10 @@ class DaemonMachine:
         return resampled
 
 
-def _read(value: int | None) -> Answer:
+def _read(value: Access | int | None) -> Answer:
+    assert not isinstance(value, Access), "the VM has no regions"
     return UNCLAIMED if value is None else value
 
 
-def _written(claimed: bool) -> Answer:
+def _written(claimed: Access | bool) -> Answer:
     return None if claimed else UNCLAIMED

@@ -95,7 +95,7 @@ class Pc:
             assert self.vm.mmio_write(vcpu, window, 4, value)
             return value
         read = self.vm.mmio_read(vcpu, window, 4)
-        assert read is not None
+        assert isinstance(read, int)
         return read
 
     def program(self, pin: int, entry: int, *, vcpu: int = 0) -> None:
@@ -111,7 +111,7 @@ class Pc:
 
     def lapic_read(self, vcpu: int, register: int) -> int:
         value = self.vm.mmio_read(vcpu, LAPIC_BASE + register, 4)
-        assert value is not None
+        assert isinstance(value, int)
         return value
 
     def ipi(self, vcpu: int, low: int, destination: int = 0) -> None:

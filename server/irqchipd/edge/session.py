@@ -172,7 +172,7 @@ class Session:
             "complete_access": self._complete_access,
         }
         self._own_records = {REGISTER_REGION: self._register_in_short_form}
-        # As execute_packed, of a batch of one of records.SINGLES, at once. Forwarded: see records.finish_single.
+        # As execute_packed, of a batch of one of records.SINGLES, at once.
         self.execute_single = partial(execute_single, self.vm, self._source)
         try:
             self.vm.subscribe(self._vcpus, self._events.put, self._gsis)
