@@ -72,7 +72,7 @@ def interrupt(vm: Vm, vector: int, vcpu: int = 0) -> None:
 
 def answer(serial: int, vector: int) -> pb.SessionResponse:
     """The answer to a batch of one halt."""
-    taken = pb.AckInterruptResponse(vector=vector, source=pb.INTERRUPT_SOURCE_LAPIC)
+    taken = pb.Interrupt(vector=vector, source=pb.INTERRUPT_SOURCE_LAPIC)
     result = pb.OperationResult(halt=pb.HaltResponse(interrupt=taken))
     return pb.SessionResponse(batch_result=pb.BatchResult(serial=serial, results=[result]))
 

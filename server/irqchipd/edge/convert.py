@@ -222,16 +222,16 @@ def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
 # What a vCPU takes, and what Sessions are told.
 
 
-def interrupt_to(taken: tuple[int, bool]) -> pb.AckInterruptResponse:
+def interrupt_to(taken: tuple[int, bool]) -> pb.Interrupt:
     """An interrupt that has been taken: its vector, and whether the PIC gave it."""
     vector, from_pic = taken
     source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
-    return pb.AckInterruptResponse(vector=vector, source=source)
+    return pb.Interrupt(vector=vector, source=source)
 
 
-def signal_to(signal: Signal) -> pb.TakeSignalResponse:
+def signal_to(signal: Signal) -> pb.Signal:
     """A signal that has been taken."""
-    return pb.TakeSignalResponse(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
+    return pb.Signal(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
 
 
 def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:
@@ -260,8 +260,8 @@ def event_to(event: Event, count: int = 1) -> pb.Event:
         case InterruptPending(vcpu):
             return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))
         case VcpuSignal(vcpu, delivery_mode, vector, ignored):
-            kind = _SIGNALS[delivery_mode]
-            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=kind, vector=vector, ignored=ignored))
+            signal = signal_to(Signal(delivery_mode, vector))
+            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, signal=signal, ignored=ignored))
         case GsiAcknowledged(gsi):
             return pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count))
         case GsiMasked(gsi, masked):

@@ -39,7 +39,6 @@ from irqchipd.vm.sources import (
     SHARED,
     SOURCES_BYTES,
     LineSource,
-    bits_of,
     bytes_of,
     reach_for,
 )
@@ -83,7 +82,6 @@ def save_source(source: LineSource) -> SourceState:
     return SourceState(
         source=source.number,
         client=source.client,
-        asserted_gsis=(),
         resampled_gsis=dict(source.resampled),
         asserted=source.asserted.to_bytes((source.asserted.bit_length() + 7) // 8, "little"),
     )
@@ -95,7 +93,7 @@ def save_source(source: LineSource) -> SourceState:
 def restore_source(source: LineSource, state: SourceState) -> None:
     """Make a new source what was saved: its Session is yet to come."""
     source.detached = True
-    source.asserted = int.from_bytes(state.asserted, "little") | bits_of(state.asserted_gsis)
+    source.asserted = int.from_bytes(state.asserted, "little")
     source.resampled = dict(state.resampled_gsis)
 
 
@@ -193,13 +191,12 @@ def _check_source(source: SourceState, full: bool) -> int:
     check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
     name = source.client
     check(len(name) <= MAX_CLIENT_NAME and name.isprintable(), f"client {name[:MAX_CLIENT_NAME]!r}")
-    _check_gsis(source.asserted_gsis)
     check(len(source.asserted) <= MAX_GSIS // 8, f"asserted has more than {MAX_GSIS} bits")
     _check_gsis(source.resampled_gsis)
     for count in source.resampled_gsis.values():
         in_range(count, 0, MAX_UNHEARD, "what a source was not told of")
     check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
-    highest = max(int.from_bytes(source.asserted, "little").bit_length() - 1, *source.asserted_gsis, -1)
+    highest = int.from_bytes(source.asserted, "little").bit_length() - 1
     return bytes_of(name, reach_for(highest), len(source.resampled_gsis))
 
 

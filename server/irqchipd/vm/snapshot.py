@@ -30,18 +30,18 @@ class VmState:
     tsc_khz: int
     irqchip_mode: int
     reserved_gsis: int
+    disabled_quirks: int = 0
+    x2apic_api: int = 0
+    apic_bus_ns: int = 0
+    max_vcpu_ids: int = 0
+    boot_vcpu: int = 0
     routing: tuple[Route, ...]
     chips: ChipsState | None
     pit: SavedPit | None
     vcpus: tuple[SavedVcpu, ...]
     mapped_vcpus: int | None
-    sources: tuple[SourceState, ...]
     asserted_gsis: tuple[int, ...]
-    disabled_quirks: int = 0
-    boot_vcpu: int = 0
-    max_vcpu_ids: int = 0
-    x2apic_api: int = 0
-    apic_bus_ns: int = 0
+    sources: tuple[SourceState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,5 @@ class SourceState:
 
     source: int
     client: str
-    asserted_gsis: tuple[int, ...]
-    resampled_gsis: Mapping[int, int]
     asserted: bytes
+    resampled_gsis: Mapping[int, int]
