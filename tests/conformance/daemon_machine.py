@@ -7,19 +7,20 @@ from unittest.mock import patch
 
 from irqchip_client.cli.replay_in_process import executors
 from irqchip_client.cli.traces import msr_answer, pit_answer
-from irqchipd.chips.i8254 import CHANNELS_SIZE
+from irqchipd.chips.i8254_state import CHANNELS_SIZE
 from irqchipd.chips.i8259 import I8259
-from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Features, Msr
+from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm import board
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MpState, VcpuEvents
 from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
