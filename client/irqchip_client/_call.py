@@ -1,4 +1,4 @@
-"""What a call is: described once and without I/O, and made by an RPC of its own or in a Session's batch."""
+"""What a call is: described once, without I/O; made by an RPC of its own or in a Session's batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from irqchip.records import NUMBERS, OPERATION
+from irqchip.records import FIELDS, NUMBERS, OPERATION
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
@@ -24,16 +24,16 @@ _LONGEST = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine t
 
 
 class Call(Generic[T]):
-    """A call, and how to read its response. The same one is made by an RPC of its own or in a Session's batch.
+    """A call, and how to read its response. The same call is made by an RPC of its own or in a Session's batch.
 
-    operation  as in the proto's Operation: "irq_line"
-    parse      takes the response message
-    waits      seconds that it may wait in the daemon, beside the time it takes; None: any number
+    operation  its name in the proto's Operation: "irq_line"
+    parse      makes the result of the response message
+    waits      seconds that the daemon may hold the answer back, beside the time the work takes; None: no limit
     """
 
     __slots__ = ("_request", "operation", "parse", "waits")
 
-    # Its record in the port's short form, where it has one, and what takes a result's fields in that form.
+    # The request in the port's short form, if there is one, and what makes the result of the answer's three fields.
     record: bytes | None = None
     parse_record: Callable[[int, int, int], T]
 
@@ -55,7 +55,7 @@ class Call(Generic[T]):
 
     @property
     def is_halt(self) -> bool:
-        """Whether it is answered when a vCPU has something to take, whatever is sent or answered before that."""
+        """Whether its answer comes when a vCPU has something to take, and not in the order of the batches."""
         return self.operation == "halt"
 
     def request_for(self, vm: str) -> Message:
@@ -73,7 +73,7 @@ class Call(Generic[T]):
         return request
 
     def as_operation(self) -> pb.Operation:
-        """The same in a Session's batch. Raises InvalidArgument for a call that is not made there."""
+        """The call in a Session's batch. Raises InvalidArgument for a call that a Session does not take."""
         if self.operation not in pb.Operation.DESCRIPTOR.fields_by_name:
             raise InvalidArgument(errno.EINVAL, f"{self.operation} is no operation of a Session; call it on the Vm")
         operation = pb.Operation()
@@ -81,39 +81,50 @@ class Call(Generic[T]):
         return operation
 
 
-class RecordCall(Call[T]):
-    """A call that also has the port's short form, in which most are made: its request is made only where it is needed.
+class Decoder(NamedTuple, Generic[T]):
+    """What makes an operation's result: of its response message, and of the fields of its answer's record."""
 
-    From the fields of a record, see irqchip/records.py, `make` makes the request.
+    message: Callable[[Any], T]
+    record: Callable[[int, int, int], T]
+
+
+class RecordCall(Call[T]):
+    """A call that has the port's short form. Its request is made only where it is needed, which is over gRPC.
+
+    fields   of the record: size, index, address, value; irqchip.records.FIELDS says which fields of the request
+    request  if those fields do not say all of it
     """
 
-    __slots__ = ("_make", "parse_record", "record")
+    __slots__ = ("parse_record", "record")
 
     def __init__(
         self,
         operation: str,
         fields: tuple[int, int, int, int],
-        make: Callable[..., Message],
-        parse: Callable[[Any], T],
-        parse_record: Callable[[int, int, int], T],
+        decoder: Decoder[T],
+        *,
+        request: Message | None = None,
         waits: float | None = 0.0,
     ) -> None:
         self.record = OPERATION.pack(NUMBERS[operation], *fields)
         self.operation = operation
-        self.parse = parse
+        self.parse, self.parse_record = decoder
         self.waits = waits
-        self._make = make
-        self.parse_record = parse_record
+        self._request = cast(Message, request)
 
     @property
     def request(self) -> Message:
         """The request without the VM, which the caller knows."""
-        assert self.record is not None
-        return self._make(*OPERATION.unpack(self.record)[1:])
+        if self._request is None:
+            assert self.record is not None
+            values = zip(FIELDS[self.operation], OPERATION.unpack(self.record)[1:], strict=True)
+            message: type[Message] = getattr(pb, f"{self.method}Request")
+            self._request = message(**{name: value for name, value in values if name is not None})
+        return self._request
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises InvalidArgument for what is no text, or too long for a name. Whether it else is one, the daemon says."""
+    """Raises InvalidArgument for a name that is no text, or too long. The daemon checks the rest."""
     if not isinstance(name, str):
         raise InvalidArgument(
             errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text"
@@ -126,7 +137,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_calls(calls: Sequence[Call[Any]]) -> None:
-    """Raises InvalidArgument for what is none."""
+    """Raises InvalidArgument for anything that is no call."""
     for call in calls:
         if not isinstance(call, Call):
             raise InvalidArgument(
@@ -136,7 +147,7 @@ def check_calls(calls: Sequence[Call[Any]]) -> None:
 
 
 def seconds(timeout: float) -> float:
-    """A timeout that can be waited for. Raises InvalidArgument for any other."""
+    """The timeout, unchanged. Raises InvalidArgument where it is no number of seconds that one can wait for."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
         raise InvalidArgument(
             errno.EINVAL, f"timeout is {timeout!r:.200}; a timeout is a number of seconds, 0 to {_LONGEST:,}"
@@ -144,8 +155,8 @@ def seconds(timeout: float) -> float:
     return timeout
 
 
-def patience(calls: Sequence[Call[Any]], timeout: float) -> float | None:
-    """How many seconds the answers to calls may take, where `timeout` is enough for calls that do not wait."""
+def time_allowed(calls: Sequence[Call[Any]], timeout: float) -> float | None:
+    """Seconds to wait for the answers to calls, if `timeout` is enough for calls that do not wait; None: no limit."""
     check_calls(calls)
     for call in calls:
         if call.waits is None:
@@ -155,10 +166,10 @@ def patience(calls: Sequence[Call[Any]], timeout: float) -> float | None:
 
 
 def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """Turns protobuf's and struct's complaints about arguments that do not fit into an error of ours, and None too.
+    """Turns protobuf's and struct's errors about an argument that does not fit into InvalidArgument, and refuses None.
 
-    To protobuf None means a field's default, and a line or a vCPU of 0 is not what was meant. It is allowed where it
-    is an argument's own default.
+    To protobuf None means a field's default: GSI 0, say, which the caller did not mean. An argument whose own default
+    is None may be None.
     """
 
     @lru_cache(1)
@@ -177,15 +188,15 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
     return make_checked
 
 
-def checked_access(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """As checked(), of a call that is made over and over with the same arguments: it is kept."""
+def checked_and_kept(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """As checked(), and keeps the calls: for those that are made again and again with the same arguments."""
     return cast(Callable[P, Call[T]], wraps(make)(lru_cache(1024, typed=True)(checked(make))))
 
 
 def _refused(
     make: Callable[..., object], optional: frozenset[str], args: Any, kwargs: Any, error: Exception
 ) -> InvalidArgument:
-    """Says which argument is wrong; where that can't be seen, what was given, and the complaint as it is."""
+    """The error that names the wrong argument; else the arguments, and the complaint as it is."""
     from ._arguments import what_is_wrong
 
     signature = inspect.signature(make)

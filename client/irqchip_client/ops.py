@@ -1,86 +1,466 @@
-"""Operations for a Session's batches: `session.run([ops.irq_line(4, True), ops.pio_read(0, 0x20)])`.
+"""The catalogue of operations: `session.run([ops.irq_line(4, True), ops.pio_read(0, 0x20)])`.
 
-Each function describes a call and does nothing; it raises InvalidArgument for a number that no field holds.
+Each function here describes a call and does nothing. A Session makes the calls in batches; the methods of a Vm, a
+Vcpu and a Line make the same ones singly. An operation's request, its result and its record are described here and
+nowhere else in this package. A function raises InvalidArgument for a number that its field can't hold.
 """
 
-from ._call import Call
-from ._calls import (
-    ack_interrupt,
-    advance_clock,
-    complete_access,
-    cr8_read,
-    cr8_write,
-    create_vcpu,
-    get_gsi_routing,
-    get_irqchip,
-    get_lapic,
-    get_mp_state,
-    get_pit,
-    get_vcpu_events,
-    halt,
-    host_msr_read,
-    host_msr_write,
-    interrupt,
-    irq_line,
-    irq_lines,
-    mmio_read,
-    mmio_write,
-    msr_read,
-    msr_write,
-    nmi,
-    pio_read,
-    pio_write,
-    register_region,
-    set_cpuid,
-    set_gsi_routing,
-    set_irqchip,
-    set_lapic,
-    set_mp_state,
-    set_pit,
-    set_pit_reinject,
-    set_vcpu_events,
-    signal_msi,
-    take_signal,
-    unregister_region,
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+from google.protobuf.message import Message
+
+from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
+from irqchip.v1 import irqchip_pb2 as pb
+
+from ._call import Call, Decoder, RecordCall, checked, checked_and_kept, seconds
+from ._errors import TimedOut, protocol_error
+from ._model import (
+    Access,
+    Advance,
+    Claim,
+    Interrupt,
+    InterruptSource,
+    MpState,
+    MsrAccess,
+    Route,
+    Signal,
+    SignalKind,
+    Space,
+    VcpuEvents,
+    Wake,
+    route_from_proto,
 )
 
-__all__ = [
-    "Call",
-    "ack_interrupt",
-    "advance_clock",
-    "complete_access",
-    "cr8_read",
-    "cr8_write",
-    "create_vcpu",
-    "get_gsi_routing",
-    "get_irqchip",
-    "get_lapic",
-    "get_mp_state",
-    "get_pit",
-    "get_vcpu_events",
-    "halt",
-    "host_msr_read",
-    "host_msr_write",
-    "interrupt",
-    "irq_line",
-    "irq_lines",
-    "mmio_read",
-    "mmio_write",
-    "msr_read",
-    "msr_write",
-    "nmi",
-    "pio_read",
-    "pio_write",
-    "register_region",
-    "set_cpuid",
-    "set_gsi_routing",
-    "set_irqchip",
-    "set_lapic",
-    "set_mp_state",
-    "set_pit",
-    "set_pit_reinject",
-    "set_vcpu_events",
-    "signal_msi",
-    "take_signal",
-    "unregister_region",
-]
+if TYPE_CHECKING:  # Imported by the operations on a chip's state alone: most programs have no use for it.
+    from ._state import Chip, IoapicState, LapicState, PicState, PitState
+
+__all__ = ["Call"]  # and each function under @_operation or @_repeated
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _operation(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """Enters an operation into the catalogue."""
+    __all__.append(make.__name__)
+    return checked(make)
+
+
+def _repeated(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
+    """Enters an operation that a client makes again and again with the same arguments: its calls are kept."""
+    __all__.append(make.__name__)
+    return checked_and_kept(make)
+
+
+# Results: of a response message, and of a record's three fields (flags or reason, status, value).
+
+_SOURCES = {source.value: source for source in InterruptSource}
+_CLAIMS = {claim.value: claim for claim in Claim}
+
+
+def _nothing(_response: Message) -> None:
+    return None
+
+
+def _interrupt(message: Any) -> Interrupt:
+    return Interrupt(message.vector, InterruptSource(message.source))
+
+
+def _signal(message: Any) -> Signal:
+    return Signal(SignalKind(message.kind), message.vector)
+
+
+_NOTHING = Decoder(_nothing, lambda _flags, _status, _value: None)
+_STATUS = Decoder[int](lambda response: response.status, lambda _flags, status, _value: status)
+_ACCESS = Decoder[Access](
+    lambda response: Access(response.claimed, response.data, response.unanswered),
+    lambda flags, _status, value: Access(flags != 0, value, flags > CLAIMED),
+)
+_CLAIM = Decoder[Claim](
+    lambda response: Claim(response.claimed * CLAIMED | response.unanswered * UNANSWERED),
+    lambda flags, _status, _value: _CLAIMS[flags],
+)
+_COMPLETED = Decoder[bool](lambda response: response.completed, lambda flags, _status, _value: flags == CLAIMED)
+_INTERRUPT = Decoder[Interrupt | None](
+    lambda response: _interrupt(response.interrupt) if response.HasField("interrupt") else None,
+    lambda flags, source, vector: Interrupt(vector, _SOURCES[source]) if flags else None,
+)
+_MSR = Decoder[MsrAccess](
+    lambda response: MsrAccess(response.claimed, response.fault, response.data),
+    lambda flags, _status, value: MsrAccess(flags & CLAIMED != 0, flags & FAULT != 0, value),
+)
+_MSR_WRITTEN = Decoder[MsrAccess](lambda response: MsrAccess(response.claimed, response.fault), _MSR.record)
+
+
+def _word(value: int) -> int:
+    """A value of 32 bits, unchanged. ValueError for any other: a record has more room than the request's field."""
+    if not 0 <= value <= 0xFFFF_FFFF:
+        raise ValueError(f"{value} is out of range: 0 to {0xFFFF_FFFF:#x}")
+    return value
+
+
+@_operation
+def create_vcpu(vcpu: int) -> Call[None]:
+    """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
+    return Call("create_vcpu", pb.CreateVcpuRequest(vcpu=vcpu), _nothing)
+
+
+@_repeated
+def irq_line(gsi: int, level: bool, *, without_status: bool = False) -> Call[int]:
+    """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
+
+    without_status  KVM_IRQ_LINE: the count of the RTC's ticks on GSI 8 does not hold such an edge back
+
+    The result is the status, summed over the chips the GSI is routed to: -1 masked or ignored, 0 coalesced with an
+    interrupt still pending, 1 or more the number of deliveries. Lowering a line gives 1 per chip.
+    """
+    size = WITHOUT_STATUS if without_status else 0
+    return RecordCall("irq_line", (size, gsi, 0, level), _STATUS)
+
+
+@_operation
+def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
+    """Many irq_line in one operation, each a GSI and its level: all are done, in order; if one is refused, none is.
+
+    The fastest way to drive lines: it saves most of the time of a batch of 256 changes. At most 4096.
+    """
+    packed = [gsi << 1 | bool(level) for gsi, level in changes]
+    return Call("irq_lines", pb.IrqLinesRequest(changes=packed), lambda response: list(response.statuses))
+
+
+@_operation
+def register_region(
+    space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
+) -> Call[None]:
+    """Claims a range of ports or addresses for the Session: it gets a RegionAccess, and complete_access() answers.
+
+    doorbell   a write becomes a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
+    datamatch  only a write of this value and of the range's length rings; any other is unclaimed
+
+    AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+    """
+    request = region_request(space, address, length, doorbell, datamatch)
+    if datamatch is not None:
+        return Call("register_region", request, _nothing)
+    fields = (space | IS_DOORBELL if doorbell else space, 0, address, length)
+    return RecordCall("register_region", fields, _NOTHING, request=request)
+
+
+def region_request(
+    space: Space, address: int, length: int, doorbell: bool, datamatch: int | None
+) -> pb.RegisterRegionRequest:
+    return pb.RegisterRegionRequest(
+        space=pb.AddressSpace.ValueType(space), address=address, length=length, doorbell=doorbell, datamatch=datamatch
+    )
+
+
+@_operation
+def unregister_region(space: Space, address: int, datamatch: int | None = None) -> Call[None]:
+    """Undoes register_region(); accesses that wait for an answer are completed as unanswered.
+
+    NotFound where the Session has no such region.
+    """
+    request = pb.UnregisterRegionRequest(space=pb.AddressSpace.ValueType(space), address=address, datamatch=datamatch)
+    return Call("unregister_region", request, _nothing)
+
+
+@_operation
+def complete_access(access: int, data: int = 0, *, unanswered: bool = False) -> Call[bool]:
+    """Answers a RegionAccess with the data that the vCPU reads. The result: whether the access still waited.
+
+    unanswered  the device has no answer (it is broken, say): the vCPU reads all ones, and its result says so
+
+    InvalidArgument where the data does not fit the access's size, or comes with `unanswered`: the vCPU still waits.
+    """
+    return RecordCall("complete_access", (int(unanswered), 0, access, data), _COMPLETED)
+
+
+@_operation
+def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
+    """KVM_SIGNAL_MSI. The number of local APICs that accepted the interrupt; -1 where the MSI addresses none."""
+    return RecordCall("signal_msi", (0, flags, address, _word(data)), _STATUS)
+
+
+@_operation
+def set_gsi_routing(routes: Iterable[Route]) -> Call[None]:
+    """KVM_SET_GSI_ROUTING: replaces the whole table. InvalidArgument where KVM refuses it; the old table stays."""
+    request = pb.SetGsiRoutingRequest(entries=[route.to_proto() for route in routes])
+    return Call("set_gsi_routing", request, _nothing)
+
+
+@_operation
+def get_gsi_routing() -> Call[list[Route]]:
+    """The routing table, in the order in which it was set."""
+    return Call(
+        "get_gsi_routing",
+        pb.GetGsiRoutingRequest(),
+        lambda response: [route_from_proto(entry) for entry in response.entries],
+    )
+
+
+@_repeated
+def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
+    """A vCPU's IN from a port, of 1, 2 or 4 bytes."""
+    return RecordCall("pio_read", (size, vcpu, _word(port), 0), _ACCESS)
+
+
+@_operation
+def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[Claim]:
+    """A vCPU's OUT to a port, of 1, 2 or 4 bytes. False where no device claims the port."""
+    return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _CLAIM)
+
+
+@_repeated
+def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
+    """A vCPU's load from a guest physical address, of 1, 2, 4 or 8 bytes."""
+    return RecordCall("mmio_read", (size, vcpu, address, 0), _ACCESS)
+
+
+@_operation
+def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[Claim]:
+    """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. False where no device claims the address."""
+    return RecordCall("mmio_write", (size, vcpu, address, data), _CLAIM)
+
+
+@_repeated
+def ack_interrupt(vcpu: int, source: InterruptSource = InterruptSource.ANY) -> Call[Interrupt | None]:
+    """A vCPU's INTA: the vCPU accepts the interrupt that it would take now. None where there is none.
+
+    NotReady where the vCPU has no local APIC.
+    """
+    return RecordCall("ack_interrupt", (source, vcpu, 0, 0), _INTERRUPT)
+
+
+@overload
+def get_irqchip(chip: Literal[Chip.IOAPIC]) -> Call[IoapicState]: ...
+@overload
+def get_irqchip(chip: Literal[Chip.PIC_PRIMARY, Chip.PIC_SECONDARY]) -> Call[PicState]: ...
+@overload
+def get_irqchip(chip: Chip) -> Call[PicState | IoapicState]: ...
+@_operation
+def get_irqchip(chip: Chip) -> Call[Any]:
+    """KVM_GET_IRQCHIP. NotReady without an irqchip."""
+    from ._state import Chip, IoapicState, PicState
+
+    state = IoapicState if chip == Chip.IOAPIC else PicState
+    request = pb.GetIrqchipRequest(chip_id=chip)
+    return Call("get_irqchip", request, lambda response: state.from_kvm_struct(response.kvm_struct))
+
+
+@_operation
+def set_irqchip(chip: Chip, state: PicState | IoapicState | bytes) -> Call[None]:
+    """KVM_SET_IRQCHIP, from a state or the kernel's struct. NotReady without an irqchip."""
+    data = state if isinstance(state, bytes) else state.kvm_struct
+    return Call("set_irqchip", pb.SetIrqchipRequest(chip_id=chip, kvm_struct=data), _nothing)
+
+
+@_operation
+def get_lapic(vcpu: int) -> Call[LapicState]:
+    """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
+    from ._state import LapicState
+
+    request = pb.GetLapicRequest(vcpu=vcpu)
+    return Call("get_lapic", request, lambda response: LapicState.from_kvm_struct(response.kvm_struct))
+
+
+@_operation
+def set_lapic(vcpu: int, state: LapicState | bytes) -> Call[None]:
+    """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
+    data = state if isinstance(state, bytes) else state.kvm_struct
+    return Call("set_lapic", pb.SetLapicRequest(vcpu=vcpu, kvm_struct=data), _nothing)
+
+
+@_operation
+def advance_clock(nanoseconds: int) -> Call[Advance]:
+    """Moves a virtual clock. It stops short after 10,000 expirations: call again with `remaining_ns`.
+
+    InvalidArgument where the clock is real.
+    """
+    return Call("advance_clock", pb.AdvanceClockRequest(nanoseconds=nanoseconds), Advance.from_proto)
+
+
+@_operation
+def get_pit() -> Call[PitState]:
+    """KVM_GET_PIT2. NotReady without a PIT."""
+    from ._state import PitState
+
+    return Call("get_pit", pb.GetPitRequest(), lambda response: PitState.from_kvm_struct(response.kvm_struct))
+
+
+@_operation
+def set_pit(state: PitState | bytes) -> Call[None]:
+    """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady without a PIT.
+
+    From the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+    """
+    data = state if isinstance(state, bytes) else state.kvm_struct
+    return Call("set_pit", pb.SetPitRequest(kvm_struct=data), _nothing)
+
+
+@_operation
+def set_pit_reinject(reinject: bool) -> Call[None]:
+    """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait or are lost. NotReady without a PIT."""
+    return Call("set_pit_reinject", pb.SetPitReinjectRequest(reinject=reinject), _nothing)
+
+
+@_repeated
+def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
+    """A vCPU's RDMSR. NotReady where the vCPU has no local APIC."""
+    return RecordCall("msr_read", (0, vcpu, _word(msr), 0), _MSR)
+
+
+@_operation
+def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
+    """A vCPU's WRMSR. NotReady where the vCPU has no local APIC."""
+    return RecordCall("msr_write", (0, vcpu, _word(msr), data), _MSR_WRITTEN)
+
+
+@_operation
+def host_msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
+    """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady where the vCPU has no local APIC."""
+    return Call("msr_read", pb.MsrReadRequest(vcpu=vcpu, msr=msr, host_initiated=True), _MSR.message)
+
+
+@_operation
+def host_msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
+    """KVM_SET_MSRS of one MSR: IA32_APIC_BASE may go from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST.
+
+    NotReady where the vCPU has no local APIC.
+    """
+    request = pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data, host_initiated=True)
+    return Call("msr_write", request, _MSR_WRITTEN.message)
+
+
+@_operation
+def set_cpuid(
+    vcpu: int,
+    *,
+    x2apic: bool = True,
+    tsc_deadline: bool = True,
+    tsc_adjust: bool = True,
+    physical_address_bits: int = 52,
+) -> Call[None]:
+    """KVM_SET_CPUID2: those features of the guest's CPUID that the local APIC depends on. A new vCPU has all of them.
+
+    InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
+    """
+    request = pb.SetCpuidRequest(
+        vcpu=vcpu,
+        x2apic=x2apic,
+        tsc_deadline=tsc_deadline,
+        tsc_adjust=tsc_adjust,
+        physical_address_bits=physical_address_bits,
+    )
+    return Call("set_cpuid", request, _nothing)
+
+
+@_operation
+def cr8_read(vcpu: int) -> Call[int]:
+    """A vCPU's MOV from CR8: TPR's upper half. NotReady where the vCPU has no local APIC."""
+    return Call("cr8_read", pb.Cr8ReadRequest(vcpu=vcpu), lambda response: int(response.value))
+
+
+@_operation
+def cr8_write(vcpu: int, value: int) -> Call[None]:
+    """A vCPU's MOV to CR8; it sets TPR also while the local APIC is disabled. InvalidArgument above 15; NotReady."""
+    return Call("cr8_write", pb.Cr8WriteRequest(vcpu=vcpu, value=value), _nothing)
+
+
+@_operation
+def get_vcpu_events(vcpu: int) -> Call[VcpuEvents]:
+    """KVM_GET_VCPU_EVENTS, those fields that irqchipd keeps. NotReady where the vCPU has no local APIC."""
+    request = pb.GetVcpuEventsRequest(vcpu=vcpu)
+    return Call("get_vcpu_events", request, lambda response: VcpuEvents.from_proto(response.events))
+
+
+@_operation
+def set_vcpu_events(vcpu: int, events: VcpuEvents) -> Call[None]:
+    """KVM_SET_VCPU_EVENTS: a field that is None stays as it is. InvalidArgument for a number above 255; NotReady."""
+    if not isinstance(events, VcpuEvents):
+        raise TypeError("events is no VcpuEvents")
+    return Call("set_vcpu_events", pb.SetVcpuEventsRequest(vcpu=vcpu, events=events.to_proto()), _nothing)
+
+
+@_operation
+def interrupt(vcpu: int, vector: int) -> Call[None]:
+    """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
+
+    AlreadyExists while the vCPU has not taken the previous one; NotReady where irqchipd has the PIC, or the vCPU has
+    no local APIC.
+    """
+    return Call("interrupt", pb.InterruptRequest(vcpu=vcpu, vector=vector), _nothing)
+
+
+@_operation
+def nmi(vcpu: int) -> Call[None]:
+    """KVM_NMI. NotReady where the vCPU has no local APIC."""
+    return Call("nmi", pb.NmiRequest(vcpu=vcpu), _nothing)
+
+
+@_operation
+def get_mp_state(vcpu: int) -> Call[MpState]:
+    """KVM_GET_MP_STATE."""
+    return Call("get_mp_state", pb.GetMpStateRequest(vcpu=vcpu), lambda response: MpState.from_proto(response.state))
+
+
+@_operation
+def set_mp_state(vcpu: int, state: MpState) -> Call[None]:
+    """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
+    request = pb.SetMpStateRequest(vcpu=vcpu, state=MpState(state).to_proto())
+    return Call("set_mp_state", request, _nothing)
+
+
+@_operation
+def take_signal(vcpu: int) -> Call[Signal | None]:
+    """Takes the signal that waits for a vCPU: INIT, else SIPI, SMI or NMI. None where no signal waits.
+
+    While the vCPU waits for INIT or SIPI, an SMI or NMI stays until it has started; an INIT discards them.
+    NotReady where the vCPU has no local APIC.
+    """
+    return Call(
+        "take_signal",
+        pb.TakeSignalRequest(vcpu=vcpu),
+        lambda response: _signal(response.signal) if response.HasField("signal") else None,
+    )
+
+
+@_operation
+def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
+    """A vCPU's HLT, answered when the vCPU has an interrupt or a signal to take; the answer is what it has taken.
+
+    A halt is the last operation of its batch, and later batches do not wait for it. TimedOut where nothing came
+    within `timeout` seconds; Busy while the vCPU halts already; NotReady where the vCPU has no local APIC.
+    """
+    timeout_ns = 0  # no limit
+    if timeout is not None:
+        timeout_ns = max(1, round(seconds(timeout) * 1e9))
+
+    def nothing_came() -> TimedOut:
+        when = "in time" if timeout is None else f"within {timeout:g} s"
+        return TimedOut(errno.ETIMEDOUT, f"nothing for vCPU {vcpu} to take came {when}")
+
+    def from_message(response: pb.HaltResponse) -> Wake:
+        match response.WhichOneof("reason"):
+            case "interrupt":
+                return _interrupt(response.interrupt)
+            case "signal":
+                return _signal(response.signal)
+            case "timeout":
+                raise nothing_came()
+        raise protocol_error("no reason for a Halt to end")
+
+    def from_record(reason: int, status: int, value: int) -> Wake:
+        if reason == INTERRUPT:
+            return Interrupt(value, _SOURCES[status])
+        if reason == SIGNAL:
+            return Signal(SignalKind(status), value)
+        if reason == TIMEOUT:
+            raise nothing_came()
+        raise protocol_error("no reason for a Halt to end")
+
+    fields = (interrupts_masked, vcpu, 0, timeout_ns)
+    return RecordCall("halt", fields, Decoder[Wake](from_message, from_record), waits=timeout)

@@ -45,21 +45,20 @@ INTERRUPT, SIGNAL, TIMEOUT = (
 )
 
 ERROR = 0
-# The operations that have this form.
-NUMBERS = {
-    name: pb.Operation.DESCRIPTOR.fields_by_name[name].number
-    for name in (
-        "irq_line",
-        "signal_msi",
-        "pio_read",
-        "pio_write",
-        "mmio_read",
-        "mmio_write",
-        "ack_interrupt",
-        "msr_read",
-        "msr_write",
-        "halt",
-        "register_region",
-        "complete_access",
-    )
+# The operations that have this form, and the fields of their requests that stand in a record: as its size, index,
+# address and value. register_region has IS_DOORBELL for `doorbell` in its size as well.
+FIELDS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "irq_line": ("without_status", "gsi", None, "level"),
+    "signal_msi": (None, "flags", "address", "data"),
+    "pio_read": ("size", "vcpu", "port", None),
+    "pio_write": ("size", "vcpu", "port", "data"),
+    "mmio_read": ("size", "vcpu", "address", None),
+    "mmio_write": ("size", "vcpu", "address", "data"),
+    "ack_interrupt": ("source", "vcpu", None, None),
+    "msr_read": (None, "vcpu", "msr", None),
+    "msr_write": (None, "vcpu", "msr", "data"),
+    "halt": ("interrupts_masked", "vcpu", None, "timeout_ns"),
+    "register_region": ("space", None, "address", "length"),
+    "complete_access": ("unanswered", None, "access", "data"),
 }
+NUMBERS = {name: pb.Operation.DESCRIPTOR.fields_by_name[name].number for name in FIELDS}

@@ -103,7 +103,7 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
 
     def wait() -> Awaited:
         begun.append(1)
-        return None if backlog.answered else backlog
+        return None if backlog.done else backlog
 
     work = Work("vm", wait)
     eventfd = os.eventfd(0)

@@ -35,7 +35,9 @@ def source(vm: Vm) -> LineSource:
 def by_record(vm: Vm, source: LineSource, name: str, size: int, index: int, address: int, value: int) -> int:
     """What becomes of a record: its errno, or 0. Alone, and in a batch, it is the same."""
     packet = SINGLE.pack(0, 7, NUMBERS[name], size, index, address, value)
-    _, _, number, _, status, _ = SINGLE_RESULT.unpack(execute_single(vm, source, packet)[: SINGLE_RESULT.size])
+    single = execute_single(vm, source, packet)
+    assert isinstance(single, bytes)
+    _, _, number, _, status, _ = SINGLE_RESULT.unpack(single[: SINGLE_RESULT.size])
     batch = execute_records(vm, packet, source, Limits(), {})
     while True:
         try:

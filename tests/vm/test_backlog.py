@@ -9,11 +9,11 @@ import pytest
 from irqchipd.vm import turns
 from irqchipd.vm.backlog import TOLD_A_TURN
 from irqchipd.vm.clock import Alarm
-from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.events import Event, InterruptPending
 from irqchipd.vm.lines import CHANGES_A_TURN
 from irqchipd.vm.routing import MsiRoute
 from irqchipd.vm.turns import WORK_A_TURN
+from irqchipd.vm.vcpu_state import Outcome
 from tests.vm.pc import MSI, Pc, refused
 
 VCPUS, LISTENERS = 8, 100
@@ -116,12 +116,12 @@ def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
     backlog = next(driving)
     assert backlog is pc.vm.backlog
     assert backlog is not None
-    backlog.when_answered(lambda: gone_on.append("before the end"))
+    backlog.when_done(lambda: gone_on.append("before the end"))
     later.do_one()
     assert gone_on == []
     later.do_all()
     assert gone_on == ["before the end"]
-    backlog.when_answered(lambda: gone_on.append("after it"))
+    backlog.when_done(lambda: gone_on.append("after it"))
     assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
     assert len(turns.finish(driving)) == 300
 
@@ -152,7 +152,7 @@ def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(late
     backlog = pc.vm.backlog
     assert backlog is not None
     gone_on: list[bool] = []
-    backlog.when_answered(lambda: gone_on.append(True))
+    backlog.when_done(lambda: gone_on.append(True))
     later.do_one()
     pc.vm.delete()
     later.do_all()

@@ -13,7 +13,7 @@ import grpc
 
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._call import Call, check_name, patience, seconds
+from irqchip_client._call import Call, check_name, seconds, time_allowed
 from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable, client_closed, error_from_rpc
 from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
@@ -147,7 +147,7 @@ class Client:
             return made
 
     async def _unary(self, call: Call[T], vm: str = "") -> T:
-        request, timeout = call.request_for(vm), patience([call], self.timeout)
+        request, timeout = call.request_for(vm), time_allowed([call], self.timeout)
         self._check()
         try:
             if call.is_halt:

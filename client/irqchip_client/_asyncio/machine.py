@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from irqchip_client import _calls
+from irqchip_client import ops
 from irqchip_client._call import Call
 from irqchip_client._errors import InvalidArgument, SessionClosed
 from irqchip_client._model import (
@@ -39,7 +39,7 @@ class Machine:
 
     async def create_vcpu(self, vcpu: int) -> Vcpu:
         """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
-        await self._call(_calls.create_vcpu(vcpu))
+        await self._call(ops.create_vcpu(vcpu))
         return Vcpu(self, vcpu)
 
     def line(self, gsi: int, *, without_status: bool = False) -> Line:
@@ -52,15 +52,15 @@ class Machine:
 
     async def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
-        return await self._call(_calls.signal_msi(address, data, flags))
+        return await self._call(ops.signal_msi(address, data, flags))
 
     async def routing(self) -> list[Route]:
         """The GSI routing table, in the order in which it was set. NotReady without an irqchip."""
-        return await self._call(_calls.get_gsi_routing())
+        return await self._call(ops.get_gsi_routing())
 
     async def set_routing(self, routes: Iterable[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replaces the whole table. InvalidArgument, and the old one stays, if KVM refuses it."""
-        await self._call(_calls.set_gsi_routing(routes))
+        await self._call(ops.set_gsi_routing(routes))
 
     @overload
     async def get_irqchip(self, chip: Literal[Chip.IOAPIC]) -> IoapicState: ...
@@ -70,26 +70,26 @@ class Machine:
     async def get_irqchip(self, chip: Chip) -> PicState | IoapicState: ...
     async def get_irqchip(self, chip: Chip) -> PicState | IoapicState:
         """KVM_GET_IRQCHIP. NotReady without an irqchip."""
-        return await self._call(_calls.get_irqchip(chip))
+        return await self._call(ops.get_irqchip(chip))
 
     async def set_irqchip(self, chip: Chip, state: PicState | IoapicState | bytes) -> None:
         """KVM_SET_IRQCHIP, from a state or the kernel's struct. NotReady without an irqchip."""
-        await self._call(_calls.set_irqchip(chip, state))
+        await self._call(ops.set_irqchip(chip, state))
 
     async def pit(self) -> PitState:
         """KVM_GET_PIT2. NotReady without a PIT."""
-        return await self._call(_calls.get_pit())
+        return await self._call(ops.get_pit())
 
     async def set_pit(self, state: PitState | bytes) -> None:
         """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady.
 
         Of the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
         """
-        await self._call(_calls.set_pit(state))
+        await self._call(ops.set_pit(state))
 
     async def set_pit_reinject(self, reinject: bool) -> None:
         """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait (the default), or are lost. NotReady."""
-        await self._call(_calls.set_pit_reinject(reinject))
+        await self._call(ops.set_pit_reinject(reinject))
 
     async def advance(self, nanoseconds: int) -> Advance:
         """Moves a virtual clock, and everything that comes due happens in order. InvalidArgument for a real one.
@@ -97,7 +97,7 @@ class Machine:
         At most 2^62. What others do meanwhile may come anywhere in between.
         """
         while True:
-            advance = await self._call(_calls.advance_clock(nanoseconds))
+            advance = await self._call(ops.advance_clock(nanoseconds))
             if not advance.remaining_ns:
                 return advance
             nanoseconds = advance.remaining_ns
@@ -123,47 +123,47 @@ class Vcpu:
 
     async def pio_read(self, port: int, size: int = 1) -> Access:
         """IN of 1, 2 or 4 bytes."""
-        return await self._machine._call(_calls.pio_read(self.id, port, size))
+        return await self._machine._call(ops.pio_read(self.id, port, size))
 
     async def pio_write(self, port: int, data: int, size: int = 1) -> Claim:
         """OUT of 1, 2 or 4 bytes. False where no device claims the port."""
-        return await self._machine._call(_calls.pio_write(self.id, port, data, size))
+        return await self._machine._call(ops.pio_write(self.id, port, data, size))
 
     async def mmio_read(self, address: int, size: int = 4) -> Access:
         """Load of 1, 2, 4 or 8 bytes from a guest physical address."""
-        return await self._machine._call(_calls.mmio_read(self.id, address, size))
+        return await self._machine._call(ops.mmio_read(self.id, address, size))
 
     async def mmio_write(self, address: int, data: int, size: int = 4) -> Claim:
         """Store of 1, 2, 4 or 8 bytes to a guest physical address. False where no device claims it."""
-        return await self._machine._call(_calls.mmio_write(self.id, address, data, size))
+        return await self._machine._call(ops.mmio_write(self.id, address, data, size))
 
     async def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:
         """INTA: accepts the interrupt that the vCPU would take now. None where there is none."""
-        return await self._machine._call(_calls.ack_interrupt(self.id, source))
+        return await self._machine._call(ops.ack_interrupt(self.id, source))
 
     async def lapic(self) -> LapicState:
         """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
-        return await self._machine._call(_calls.get_lapic(self.id))
+        return await self._machine._call(ops.get_lapic(self.id))
 
     async def set_lapic(self, state: LapicState | bytes) -> None:
         """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
-        await self._machine._call(_calls.set_lapic(self.id, state))
+        await self._machine._call(ops.set_lapic(self.id, state))
 
     async def msr_read(self, msr: int) -> MsrAccess:
         """RDMSR: of IA32_TSC, IA32_TSC_ADJUST, IA32_APIC_BASE, IA32_TSC_DEADLINE, 800h to 8ffh (x2APIC). NotReady."""
-        return await self._machine._call(_calls.msr_read(self.id, msr))
+        return await self._machine._call(ops.msr_read(self.id, msr))
 
     async def msr_write(self, msr: int, data: int) -> MsrAccess:
         """WRMSR of the same. NotReady where the vCPU has no local APIC."""
-        return await self._machine._call(_calls.msr_write(self.id, msr, data))
+        return await self._machine._call(ops.msr_write(self.id, msr, data))
 
     async def host_msr_read(self, msr: int) -> MsrAccess:
         """KVM_GET_MSRS of one: no entry into the guest. NotReady where the vCPU has no local APIC."""
-        return await self._machine._call(_calls.host_msr_read(self.id, msr))
+        return await self._machine._call(ops.host_msr_read(self.id, msr))
 
     async def host_msr_write(self, msr: int, data: int) -> MsrAccess:
         """KVM_SET_MSRS of one: IA32_APIC_BASE goes from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST."""
-        return await self._machine._call(_calls.host_msr_write(self.id, msr, data))
+        return await self._machine._call(ops.host_msr_write(self.id, msr, data))
 
     async def set_cpuid(
         self,
@@ -177,7 +177,7 @@ class Vcpu:
 
         InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
         """
-        call = _calls.set_cpuid(
+        call = ops.set_cpuid(
             self.id,
             x2apic=x2apic,
             tsc_deadline=tsc_deadline,
@@ -188,19 +188,19 @@ class Vcpu:
 
     async def cr8_read(self) -> int:
         """MOV from CR8: TPR's upper half, whether the local APIC is disabled or not. NotReady where it has none."""
-        return await self._machine._call(_calls.cr8_read(self.id))
+        return await self._machine._call(ops.cr8_read(self.id))
 
     async def cr8_write(self, value: int) -> None:
         """MOV to CR8. InvalidArgument above 15; NotReady."""
-        await self._machine._call(_calls.cr8_write(self.id, value))
+        await self._machine._call(ops.cr8_write(self.id, value))
 
     async def events(self) -> VcpuEvents:
         """KVM_GET_VCPU_EVENTS: what waits to be delivered beside what the chips have. NotReady."""
-        return await self._machine._call(_calls.get_vcpu_events(self.id))
+        return await self._machine._call(ops.get_vcpu_events(self.id))
 
     async def set_events(self, events: VcpuEvents) -> None:
         """KVM_SET_VCPU_EVENTS: what is None stays. InvalidArgument for a number above 255; NotReady."""
-        await self._machine._call(_calls.set_vcpu_events(self.id, events))
+        await self._machine._call(ops.set_vcpu_events(self.id, events))
 
     async def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
@@ -208,26 +208,26 @@ class Vcpu:
         AlreadyExists while the vCPU has not taken the last one; NotReady where irqchipd has the PIC, or the vCPU has
         no local APIC.
         """
-        await self._machine._call(_calls.interrupt(self.id, vector))
+        await self._machine._call(ops.interrupt(self.id, vector))
 
     async def nmi(self) -> None:
         """KVM_NMI. NotReady where the vCPU has no local APIC."""
-        await self._machine._call(_calls.nmi(self.id))
+        await self._machine._call(ops.nmi(self.id))
 
     async def mp_state(self) -> MpState:
         """KVM_GET_MP_STATE: its run state."""
-        return await self._machine._call(_calls.get_mp_state(self.id))
+        return await self._machine._call(ops.get_mp_state(self.id))
 
     async def set_mp_state(self, state: MpState) -> None:
         """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
-        await self._machine._call(_calls.set_mp_state(self.id, state))
+        await self._machine._call(ops.set_mp_state(self.id, state))
 
     async def take_signal(self) -> Signal | None:
         """Takes what waits for it beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does. NotReady.
 
         While it waits for INIT or SIPI, an SMI or NMI stays, to be taken once it has started; an INIT loses it.
         """
-        return await self._machine._call(_calls.take_signal(self.id))
+        return await self._machine._call(ops.take_signal(self.id))
 
     async def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
         """HLT: waits until it has something to take, and takes it. A vCPU that waits for INIT or SIPI calls it too.
@@ -238,7 +238,7 @@ class Vcpu:
         Busy while it halts already; NotReady where it has no local APIC. By Ctrl-C, or as its task is cancelled, the
         halt is given up: a Session's has then taken nothing. Of a Vm's, what is on its way just then is lost.
         """
-        call = _calls.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
+        call = ops.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
         return await self._machine._call(call)
 
 
@@ -255,8 +255,8 @@ class Line:
     def __init__(self, machine: Machine, gsi: int, *, without_status: bool = False) -> None:
         self.gsi = gsi
         self._machine = machine
-        self._raise = partial(_calls.irq_line, gsi, True, without_status=without_status)
-        self._lower = partial(_calls.irq_line, gsi, False, without_status=without_status)
+        self._raise = partial(ops.irq_line, gsi, True, without_status=without_status)
+        self._lower = partial(ops.irq_line, gsi, False, without_status=without_status)
 
     def __repr__(self) -> str:
         return f"<Line of GSI {self.gsi} of {self._machine!r}>"

@@ -7,8 +7,8 @@ from typing import Any, Self, cast
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import _calls
-from irqchip_client._call import Call, patience
+from irqchip_client import ops
+from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Peer
 from irqchip_client._errors import TimedOut, client_closed, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
@@ -94,7 +94,7 @@ class Session(Machine):
         so, or by the task's cancellation, has taken nothing.
         """
         calls = list(calls)
-        timeout = patience(calls, self._timeout) if timeout is None else timeout
+        timeout = time_allowed(calls, self._timeout) if timeout is None else timeout
         future, serial = await self._submit(calls, return_errors)
         try:
             return await asyncio.wait_for(future, timeout)
@@ -143,11 +143,11 @@ class Session(Machine):
 
         AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
         """
-        await self._call(_calls.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
+        await self._call(ops.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
 
     async def unregister_region(self, space: Space, address: int, datamatch: int | None = None) -> None:
         """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
-        await self._call(_calls.unregister_region(space, address, datamatch=datamatch))
+        await self._call(ops.unregister_region(space, address, datamatch=datamatch))
 
     async def complete_access(self, access: int, data: int = 0, *, unanswered: bool = False) -> bool:
         """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
@@ -156,7 +156,7 @@ class Session(Machine):
 
         InvalidArgument where the data does not fit the access's size, or is unanswered: the vCPU still waits.
         """
-        return await self._call(_calls.complete_access(access, data, unanswered=unanswered))
+        return await self._call(ops.complete_access(access, data, unanswered=unanswered))
 
     async def close(self) -> None:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""

@@ -15,7 +15,7 @@ import grpc
 
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import _calls
-from irqchip_client._call import Call, check_name, patience, seconds
+from irqchip_client._call import Call, check_name, seconds, time_allowed
 from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable, client_closed, error_from_rpc
 from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
@@ -157,7 +157,7 @@ class Client:
         self._check()
         try:
             if call.is_halt:
-                timeout = patience([call], self.timeout)
+                timeout = time_allowed([call], self.timeout)
                 return call.parse(
                     _wait(self._lasting_call(lambda rpcs: getattr(rpcs, call.method).future(request, timeout=timeout)))
                 )

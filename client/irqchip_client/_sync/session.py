@@ -15,8 +15,8 @@ from typing import Any, Protocol, Self, cast
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import _calls
-from irqchip_client._call import Call, patience
+from irqchip_client import _calls, ops
+from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, SessionClosed, TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
@@ -137,7 +137,7 @@ class Session(Machine):
         so, or by Ctrl-C, has taken nothing.
         """
         calls = list(calls)
-        timeout = patience(calls, self._timeout) if timeout is None else timeout
+        timeout = time_allowed(calls, self._timeout) if timeout is None else timeout
         answer = self._new_answer()
         serial = self._submit(calls, answer, return_errors)
         try:
@@ -201,11 +201,11 @@ class Session(Machine):
 
         AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
         """
-        self._call(_calls.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
+        self._call(ops.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
 
     def unregister_region(self, space: Space, address: int, datamatch: int | None = None) -> None:
         """The reverse; what of it waits for an answer is completed as unanswered. NotFound where there is none."""
-        self._call(_calls.unregister_region(space, address, datamatch=datamatch))
+        self._call(ops.unregister_region(space, address, datamatch=datamatch))
 
     def complete_access(self, access: int, data: int = 0, *, unanswered: bool = False) -> bool:
         """Answers a RegionAccess, with what is read. Whether the access was still waiting for it.
@@ -214,7 +214,7 @@ class Session(Machine):
 
         InvalidArgument where the data does not fit the access's size, or is unanswered: the vCPU still waits.
         """
-        return self._call(_calls.complete_access(access, data, unanswered=unanswered))
+        return self._call(ops.complete_access(access, data, unanswered=unanswered))
 
     def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
         """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.

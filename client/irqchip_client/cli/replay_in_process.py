@@ -8,10 +8,11 @@ from typing import Any
 from irqchipd.chips.lapic import FAULT
 from irqchipd.chips.lapic_registers import SVR_ENABLED, LapicRegisters
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.regions import Access
 from irqchipd.vm.routing import MsiRoute, PinRoute
+from irqchipd.vm.vcpu_state import MpState
 
 from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
 
@@ -46,17 +47,22 @@ def new_vm(vcpus: int) -> Vm:
     return vm
 
 
+def _read(value: Access | int | None) -> int:
+    assert not isinstance(value, Access), "the VM has no regions"
+    return value or 0
+
+
 def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
     """What executes each operation on a VM, and returns the answer in the traces' form."""
 
     def pio_read(vcpu: int, port: int, size: int) -> int:
-        return vm.pio_read(vcpu, port, size) or 0
+        return _read(vm.pio_read(vcpu, port, size))
 
     def pio_write(vcpu: int, port: int, size: int, value: int) -> None:
         vm.pio_write(vcpu, port, size, value)
 
     def mmio_read(vcpu: int, address: int, size: int) -> int:
-        return vm.mmio_read(vcpu, address, size) or 0
+        return _read(vm.mmio_read(vcpu, address, size))
 
     def mmio_write(vcpu: int, address: int, size: int, value: int) -> None:
         vm.mmio_write(vcpu, address, size, value)

@@ -23,7 +23,7 @@ from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.records import SINGLES, finish_single
 from irqchipd.edge.session import Peer, Session, following, opening
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.regions import Forwarded
+from irqchipd.vm.regions import Access
 
 if TYPE_CHECKING:
     from irqchipd.edge.port import Port
@@ -192,15 +192,14 @@ class Connection:
 
     def _execute_single(self, session: Session, data: bytes) -> None:
         """A batch of one record, at once."""
-        try:
-            with self._busy:
-                answer = session.execute_single(data)
-                if session.vm.backlog is None:
-                    self._send(answer)
-                else:
-                    self._work = session.caught_up(answer)
-        except Forwarded as forwarded:
-            self._work = finish_single(data, forwarded.access)
+        with self._busy:
+            answer = session.execute_single(data)
+            if isinstance(answer, Access):
+                self._work = finish_single(data, answer)
+            elif session.vm.backlog is None:
+                self._send(answer)
+            else:
+                self._work = session.caught_up(answer)
         if self._work is not None:
             self._port.do(self)
         elif self._more:

@@ -11,12 +11,12 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.lapic import FAULT
 from irqchipd.edge import convert, errors
 from irqchipd.limits import LEAST_RESULT, Limits
-from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.regions import Access, Forwarded
-from irqchipd.vm.snapshot import MP_STATE_OFFSET
+from irqchipd.vm.pending import Pending
+from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET
 
 _T = TypeVar("_T")
 
@@ -38,12 +38,12 @@ def check_changes(count: int) -> None:
 # Executes an operation that only a Session has: takes the request and the response to fill in.
 Own = Callable[[Any, Any], None]
 # What is yielded between two slices: None, or what must be answered before the next.
-Awaited = Access | Backlog | None
+Awaited = Pending | None
 # Work that is done in slices.
 Slices = Generator[Awaited, None, _T]
-# An operation fills in its response; a long one returns what is to be done in slices. source is the Session's line
-# source, or None for the shared one.
-Operation = Callable[[Vm, Any, Any, LineSource | None], Slices[None] | None]
+# An operation fills in its response; a long one returns what is to be done in slices, and one that a region's owner has
+# to answer the access. source is the Session's line source, or None for the shared one.
+Operation = Callable[[Vm, Any, Any, LineSource | None], Slices[None] | Access | None]
 _OPERATIONS: dict[str, Operation] = {}
 
 
@@ -93,29 +93,51 @@ def get_gsi_routing(
 
 
 @_operation
-def pio_read(vm: Vm, request: pb.PioReadRequest, response: pb.PioReadResponse, source: LineSource | None) -> None:
+def pio_read(
+    vm: Vm, request: pb.PioReadRequest, response: pb.PioReadResponse, source: LineSource | None
+) -> Access | None:
     value = vm.pio_read(request.vcpu, request.port, request.size, source)
+    if isinstance(value, Access):
+        return value
     if value is not None:
         response.claimed = True
         response.data = value
+    return None
 
 
 @_operation
-def pio_write(vm: Vm, request: pb.PioWriteRequest, response: pb.PioWriteResponse, source: LineSource | None) -> None:
-    response.claimed = vm.pio_write(request.vcpu, request.port, request.size, request.data, source)
+def pio_write(
+    vm: Vm, request: pb.PioWriteRequest, response: pb.PioWriteResponse, source: LineSource | None
+) -> Access | None:
+    written = vm.pio_write(request.vcpu, request.port, request.size, request.data, source)
+    if isinstance(written, Access):
+        return written
+    response.claimed = written
+    return None
 
 
 @_operation
-def mmio_read(vm: Vm, request: pb.MmioReadRequest, response: pb.MmioReadResponse, source: LineSource | None) -> None:
+def mmio_read(
+    vm: Vm, request: pb.MmioReadRequest, response: pb.MmioReadResponse, source: LineSource | None
+) -> Access | None:
     value = vm.mmio_read(request.vcpu, request.address, request.size, source)
+    if isinstance(value, Access):
+        return value
     if value is not None:
         response.claimed = True
         response.data = value
+    return None
 
 
 @_operation
-def mmio_write(vm: Vm, request: pb.MmioWriteRequest, response: pb.MmioWriteResponse, source: LineSource | None) -> None:
-    response.claimed = vm.mmio_write(request.vcpu, request.address, request.size, request.data, source)
+def mmio_write(
+    vm: Vm, request: pb.MmioWriteRequest, response: pb.MmioWriteResponse, source: LineSource | None
+) -> Access | None:
+    written = vm.mmio_write(request.vcpu, request.address, request.size, request.data, source)
+    if isinstance(written, Access):
+        return written
+    response.claimed = written
+    return None
 
 
 @_operation
@@ -125,7 +147,7 @@ def ack_interrupt(
     pic, lapic = interrupt_sources(request.source)
     taken = vm.ack_interrupt(request.vcpu, pic=pic, lapic=lapic)
     if taken is not None:
-        response.CopyFrom(convert.interrupt_to(taken))
+        response.interrupt.CopyFrom(convert.interrupt_to(taken))
 
 
 @_operation
@@ -258,7 +280,7 @@ def take_signal(
 ) -> None:
     taken = vm.take_signal(request.vcpu)
     if taken is not None:
-        response.CopyFrom(convert.signal_to(taken))
+        response.signal.CopyFrom(convert.signal_to(taken))
 
 
 @_operation
@@ -273,8 +295,10 @@ def interrupt_sources(asked: int) -> tuple[bool, bool]:
     return asked != pb.INTERRUPT_SOURCE_LAPIC, asked != pb.INTERRUPT_SOURCE_PIC
 
 
-def execute(name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None) -> Slices[None] | None:
-    """Execute one operation, or return what is to be done in slices. Forwarded: see Accesses."""
+def execute(
+    name: str, vm: Vm, request: Any, response: Any, source: LineSource | None = None
+) -> Slices[None] | Access | None:
+    """Execute one operation, or return what is to be done in slices, or what its owner has to answer."""
     return _OPERATIONS[name](vm, request, response, source)
 
 
@@ -282,13 +306,12 @@ def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None
     """Execute one operation to its end."""
     if vm.backlog is not None:
         yield from caught_up(vm)
-    try:
-        slices = execute(name, vm, request, response)
-        if slices is not None:
-            yield from slices
-    except Forwarded as forwarded:
-        yield from answered(forwarded.access)
-        convert.answer_to(forwarded.access, response)
+    left = execute(name, vm, request, response)
+    if isinstance(left, Access):
+        yield from answered(left)
+        convert.answer_to(left, response)
+    elif left is not None:
+        yield from left
     if vm.backlog is not None:
         yield from caught_up(vm)
 
@@ -348,7 +371,7 @@ def execute_batch(
             if name is None:
                 raise invalid("the operation is empty, or one that this daemon does not know")
             request = getattr(operation, name)
-            if request.vm and request.vm != vm.name:
+            if name not in own and request.vm and request.vm != vm.name:
                 raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {quoted(request.vm)}")
             if name == "halt":
                 if position < count:
@@ -365,14 +388,14 @@ def execute_batch(
             if name in own:
                 own[name](request, response)
             else:
-                slices = execute(name, vm, request, response, source)
-                if slices is not None:
-                    yield from slices
+                left = execute(name, vm, request, response, source)
+                if isinstance(left, Access):
+                    waiting.append((left, result))
+                    where = _where(operation)
+                elif left is not None:
+                    yield from left
                 if name in _LARGE:  # which change nothing, so that their results can be dropped
                     room = _take_room(room, response.ByteSize(), limits)
-        except Forwarded as forwarded:
-            waiting.append((forwarded.access, result))
-            where = _where(operation)
         except Exception as error:
             result.error.CopyFrom(errors.message(errors.refusal(error)))
             if len(result.error.message) <= room:
@@ -421,7 +444,7 @@ def _fill_in(waiting: list[tuple[Access, pb.OperationResult]]) -> Slices[None]:
 
 def answered(access: Access) -> Slices[None]:
     """Yields an access until it is answered."""
-    while not access.answered:
+    while not access.done:
         yield access
 
 

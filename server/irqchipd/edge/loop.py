@@ -8,8 +8,7 @@ import select
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from irqchipd.vm.backlog import Backlog
-from irqchipd.vm.regions import Access
+from irqchipd.vm.pending import Pending
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +52,11 @@ def resolve(future: asyncio.Future[_T], result: _T) -> None:
         future.set_result(result)
 
 
-async def answered(awaited: Access | Backlog) -> None:
+async def answered(awaited: Pending) -> None:
     """Wait until an access is answered, or a backlog told."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    awaited.when_answered(lambda: call(loop, resolve, future, None))
+    awaited.when_done(lambda: call(loop, resolve, future, None))
     await future
 
 

@@ -161,7 +161,7 @@ class Port:
         awaited = work.go_on()
         if awaited is not None:
             work.queued = True
-            awaited.when_answered(partial(self.do_later, work))
+            awaited.when_done(partial(self.do_later, work))
 
     # The thread.
 

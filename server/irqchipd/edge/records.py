@@ -39,12 +39,12 @@ from irqchipd.edge.executor import (
     misplaced_halt,
 )
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import Outcome, Signal
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, RegionAccess
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.regions import Access, Forwarded, Space
+from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import Outcome, Signal
 
 HALT, REGISTER_REGION = NUMBERS["halt"], NUMBERS["register_region"]
 Fields = tuple[int, int, int]  # of a result: what became of it, status, value
@@ -56,7 +56,19 @@ _WRITES: dict[int, int] = {Space.PIO: NUMBERS["pio_write"], Space.MMIO: NUMBERS[
 _SOURCES = (int(pb.INTERRUPT_SOURCE_LAPIC), int(pb.INTERRUPT_SOURCE_PIC))  # by whether the PIC gave it
 
 # Of the VM and the source: size, index, address, value. See irqchip/records.py.
-Operation = Callable[[Vm, LineSource, int, int, int, int], Fields]
+Operation = Callable[[Vm, LineSource, int, int, int, int], Fields | Access]
+
+
+def _read(value: Access | int | None) -> Fields | Access:
+    if isinstance(value, Access):
+        return value
+    return _NOTHING if value is None else (CLAIMED, 0, value)
+
+
+def _written(claimed: Access | bool) -> Fields | Access:
+    if isinstance(claimed, Access):
+        return claimed
+    return _TAKEN if claimed else _NOTHING
 
 
 def _irq_line(vm: Vm, source: LineSource, size: int, gsi: int, address: int, level: int) -> Fields:
@@ -67,22 +79,20 @@ def _signal_msi(vm: Vm, source: LineSource, size: int, flags: int, address: int,
     return 0, vm.signal_msi(address, data, flags), 0
 
 
-def _pio_read(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
-    value = vm.pio_read(vcpu, port, size, source)
-    return _NOTHING if value is None else (CLAIMED, 0, value)
+def _pio_read(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields | Access:
+    return _read(vm.pio_read(vcpu, port, size, source))
 
 
-def _pio_write(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields:
-    return _TAKEN if vm.pio_write(vcpu, port, size, data, source) else _NOTHING
+def _pio_write(vm: Vm, source: LineSource, size: int, vcpu: int, port: int, data: int) -> Fields | Access:
+    return _written(vm.pio_write(vcpu, port, size, data, source))
 
 
-def _mmio_read(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
-    value = vm.mmio_read(vcpu, address, size, source)
-    return _NOTHING if value is None else (CLAIMED, 0, value)
+def _mmio_read(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields | Access:
+    return _read(vm.mmio_read(vcpu, address, size, source))
 
 
-def _mmio_write(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields:
-    return _TAKEN if vm.mmio_write(vcpu, address, size, data, source) else _NOTHING
+def _mmio_write(vm: Vm, source: LineSource, size: int, vcpu: int, address: int, data: int) -> Fields | Access:
+    return _written(vm.mmio_write(vcpu, address, size, data, source))
 
 
 def _ack_interrupt(vm: Vm, source: LineSource, asked: int, vcpu: int, address: int, data: int) -> Fields:
@@ -139,22 +149,20 @@ def _no_record(number: int) -> VmError:
     return invalid(f"operation {number} has no record; send it in a Batch")
 
 
-def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes:
-    """Execute a batch of one record, of SINGLES, and return its answer. Forwarded: see finish_single."""
+def execute_single(vm: Vm, source: LineSource, packet: bytes) -> bytes | Access:
+    """Execute a batch of one record, of SINGLES; the answer, or the access of which finish_single makes the answer."""
     _, serial, number, size, index, address, value = SINGLE.unpack(packet)
     try:
-        became, status, value = _OPERATIONS[number](vm, source, size, index, address, value)
-    except Forwarded:
-        raise
+        fields = _OPERATIONS[number](vm, source, size, index, address, value)
     except Exception as error:
         answer = RecordsAnswer(serial)
         answer.refuse(error)
         return answer.message()
-    return SINGLE_RESULT.pack(0, serial, number, became, status, value)
+    return fields if isinstance(fields, Access) else SINGLE_RESULT.pack(0, serial, number, *fields)
 
 
 def finish_single(packet: bytes, access: Access) -> Slices[bytes]:
-    """What execute_single would have returned, had the access not been forwarded."""
+    """What execute_single would have returned, had the access not had to wait."""
     _, serial, number, *_ = SINGLE.unpack(packet)
     answer = RecordsAnswer(serial)
     yield from answer.add_accesses([(number, access)])
@@ -255,18 +263,19 @@ def execute_records(
             if number == HALT and position == count:
                 answer.halt = pb.HaltRequest(vcpu=index, interrupts_masked=bool(size), timeout_ns=value)
                 break
+            fields: Fields | Access
             if number in own:
                 fields = own[number](size, index, address, value)
             elif number not in _OPERATIONS:
                 raise _no_record(number)
             else:
                 fields = _OPERATIONS[number](vm, source, size, index, address, value)
-            if waiting:
+            if isinstance(fields, Access):
+                waiting.append((number, fields))
+                where = number, size, index, address
+            else:
                 yield from answer.add_accesses(waiting)
-            answer.add(number, *fields)
-        except Forwarded as forwarded:
-            waiting.append((number, forwarded.access))
-            where = number, size, index, address
+                answer.add(number, *fields)
         except Exception as error:
             yield from answer.add_accesses(waiting)
             room -= answer.refuse(error, room)

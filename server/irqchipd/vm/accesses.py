@@ -9,7 +9,7 @@ from contextlib import suppress
 from irqchipd.vm.clock import Clock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
-from irqchipd.vm.regions import Region, RegionDevice, Space
+from irqchipd.vm.regions import Access, Region, RegionDevice, Space
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.turns import Turns
 
@@ -26,10 +26,10 @@ class Accesses(Turns):
         super().__init__(name, clock, tsc_khz)
         self._board.look_at_overdue = self._look_at_overdue
 
-    # A result of None, or False, is an address that nothing claims. Of a region Forwarded is raised; EDEADLK where it
-    # is that of the source which the access is made by.
+    # A result of None, or False, is an address that nothing claims. An Access is one that a region's owner has to
+    # answer. EDEADLK where that owner is the source which makes the access.
 
-    def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> int | None:
+    def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> Access | int | None:
         """A vCPU's IN of 1, 2 or 4 bytes."""
         with self._turn:
             if size not in PIO_SIZES or port > MAX_PORT:
@@ -40,14 +40,13 @@ class Accesses(Turns):
             if device is None:
                 return None
             if isinstance(device, RegionDevice):
-                board.regions.read(device, vcpu, port, size, by)
-                return None
+                return board.regions.read(device, vcpu, port, size, by)
             value = device.read(port, size)
             if board.observer is not None:
                 board.observer.kvm_pio(False, port, size, value)
             return value
 
-    def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> bool:
+    def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
         """A vCPU's OUT of 1, 2 or 4 bytes."""
         with self._turn:
             if size not in PIO_SIZES or port > MAX_PORT or value >> 8 * size:
@@ -64,7 +63,7 @@ class Accesses(Turns):
             device.write(port, size, value)
             return True
 
-    def mmio_read(self, vcpu: int, address: int, size: int, by: LineSource | None = None) -> int | None:
+    def mmio_read(self, vcpu: int, address: int, size: int, by: LineSource | None = None) -> Access | int | None:
         """A vCPU's load of 1, 2, 4 or 8 bytes."""
         with self._turn:
             if size not in MMIO_SIZES or address > MAX_ADDRESS:
@@ -74,14 +73,13 @@ class Accesses(Turns):
             if device is None:
                 return None
             if isinstance(device, RegionDevice):
-                board.regions.read(device, vcpu, address, size, by)
-                return None
+                return board.regions.read(device, vcpu, address, size, by)
             value = device.read(address, size)
             if board.observer is not None:
                 board.observer.kvm_mmio(False, address, size, value)
             return value
 
-    def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> bool:
+    def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
         """A vCPU's store of 1, 2, 4 or 8 bytes."""
         with self._turn:
             if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from irqchipd.vm.pending import Pending
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +27,18 @@ def tell(tellings: Iterable[Telling]) -> None:
                 log.exception("a listener failed")
 
 
-class Backlog:
+class Backlog(Pending):
     """Tellings in their order. The scheduler's thread does them, a piece at a time, and edges wait until that is done.
 
-    Everything but answered and when_answered runs under the lock of the VM.
+    Everything but done and when_done runs under the lock of the VM.
     """
 
+    __slots__ = ("_tellings", "_told")
+
     def __init__(self) -> None:
+        super().__init__()
         self._tellings: deque[Telling] = deque()
         self._told = 0  # listeners of the first that have been told
-        self._waiting: list[Callable[[], None]] = []
-        self._lock = threading.Lock()  # of those who wait, who do not hold the VM's
-        self.answered = False
 
     def __bool__(self) -> bool:
         return bool(self._tellings)
@@ -59,17 +60,3 @@ class Backlog:
                 self._tellings.popleft()
                 self._told = 0
         return taken
-
-    def end(self) -> Sequence[Callable[[], None]]:
-        """All has been told; whom to call without the VM's lock."""
-        with self._lock:
-            self.answered = True
-            return self._waiting
-
-    def when_answered(self, done: Callable[[], None]) -> None:
-        """Call done when all has been told: from any thread, and maybe before this returns."""
-        with self._lock:
-            if not self.answered:
-                self._waiting.append(done)
-                return
-        done()

@@ -6,17 +6,17 @@ KVM: virt/kvm/kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*. Everything of Regi
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from irqchipd.chips.lapic import DEFAULT_BASE, WINDOW
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.vm.clock import SCHEDULER, Alarm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, Listener, RegionAccess, RegionsLost
+from irqchipd.vm.pending import Pending
 from irqchipd.vm.sources import LineSource
 
 if TYPE_CHECKING:
@@ -81,29 +81,18 @@ class Region:
         return RegionInfo(self.space, self.start, self.length, self.doorbell, self.datamatch)
 
 
-class Access:
+class Access(Pending):
     """A vCPU's access that waits for its owner.
 
     by is the Session that made it, if one did. Its deadline is 0 while that Session's earlier ones wait.
     """
 
-    __slots__ = (
-        "_done",
-        "_lock",
-        "address",
-        "answer",
-        "answered",
-        "by",
-        "deadline",
-        "number",
-        "region",
-        "size",
-        "write",
-    )
+    __slots__ = ("address", "answer", "by", "deadline", "number", "region", "size", "write")
 
     def __init__(
         self, number: int, region: Region, address: int, size: int, write: bool, by: LineSource | None
     ) -> None:
+        super().__init__()
         self.number = number
         self.region = region
         self.address = address
@@ -111,30 +100,12 @@ class Access:
         self.write = write
         self.by = by
         self.deadline = 0
-        self.answered = False
         self.answer: Answer = None
-        self._done: Callable[[], None] | None = None
-        self._lock = threading.Lock()  # of who waits, which begins without the VM's
 
     @property
     def crowded(self) -> bool:
         """Whether so many wait beside it that its vCPU should wait before the next: others need the room."""
         return self.region.waiting >= CROWDED
-
-    def when_answered(self, done: Callable[[], None]) -> None:
-        """Call done when it is answered: from any thread, and maybe before this returns."""
-        with self._lock:
-            if not self.answered:
-                self._done = done
-                return
-        done()
-
-    def end(self, answer: Answer) -> Callable[[], None]:
-        """It is answered; whom to tell of it, without the VM's lock."""
-        with self._lock:
-            self.answer = answer
-            self.answered = True  # who looks at this does so without the lock, and then at the answer
-            return self._done or _nobody
 
     def result(self) -> tuple[int, bool]:
         """What was read, 0 of a write, and whether it was answered at all. Raises VmError where the VM is no more."""
@@ -143,18 +114,6 @@ class Access:
         if self.answer is None:
             return 0 if self.write else (1 << 8 * self.size) - 1, False
         return self.answer, True
-
-
-def _nobody() -> None:
-    pass
-
-
-class Forwarded(Exception):  # noqa: N818 - no error: the access is its owner's to answer
-    """An access is not done yet: as BlockingIOError says it of a socket."""
-
-    def __init__(self, access: Access) -> None:
-        super().__init__(access)
-        self.access = access
 
 
 class RegionDevice:
@@ -342,19 +301,18 @@ class Regions:
 
     # Accesses.
 
-    def read(self, device: RegionDevice, vcpu: int, address: int, size: int, by: LineSource | None) -> None:
-        """A vCPU's read: of a doorbell it is unclaimed, else Forwarded is raised."""
+    def read(self, device: RegionDevice, vcpu: int, address: int, size: int, by: LineSource | None) -> Access | None:
+        """A vCPU's read, which waits for the region's owner; None of a doorbell, which has nothing to read."""
         region = device.regions[0]
-        if not region.doorbell:
-            self._forward(region, vcpu, address, size, None, by)
+        return None if region.doorbell else self._forward(region, vcpu, address, size, None, by)
 
     def write(
         self, device: RegionDevice, vcpu: int, address: int, size: int, value: int, by: LineSource | None
-    ) -> bool:
-        """A vCPU's write: whether a doorbell rang; of another region Forwarded is raised."""
+    ) -> Access | bool:
+        """A vCPU's write, which waits for the region's owner; of doorbells whether one rang."""
         for region in device.regions:
             if not region.doorbell:
-                self._forward(region, vcpu, address, size, value, by)
+                return self._forward(region, vcpu, address, size, value, by)
             if region.datamatch is None or (region.datamatch == value and region.length == size):
                 self._trace(region, True, address, size, value)
                 self._board.post(region.listener, Doorbell(region.space, address, size, value))
@@ -363,7 +321,7 @@ class Regions:
 
     def _forward(
         self, region: Region, vcpu: int, address: int, size: int, value: int | None, by: LineSource | None
-    ) -> None:
+    ) -> Access:
         source = region.source
         if region.waiting >= MAX_WAITING:
             raise VmError(errno.ENOSPC, f"{MAX_WAITING} accesses wait for the region's owner, the most that may")
@@ -385,7 +343,7 @@ class Regions:
             region.listener,
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
         )
-        raise Forwarded(access)
+        return access
 
     def complete(self, source: LineSource, number: int, value: int | None) -> bool:
         """An owner's answer, None for none; whether it was still awaited. EINVAL where the value does not fit."""
@@ -409,7 +367,9 @@ class Regions:
             del string[access.number]
             if timed is not None and string:
                 self._begin(next(iter(string.values())))
-        self._board.call_later(access.end(answer))
+        access.answer = answer
+        for call in access.end():
+            self._board.call_later(call)
         if not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
 

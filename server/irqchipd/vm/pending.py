@@ -1,0 +1,31 @@
+"""Something that ends once, later, and for which any thread may wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+
+class Pending:
+    """An access that its owner has to answer, say, or notices that are left to send."""
+
+    __slots__ = ("_calls", "_lock", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._calls: Sequence[Callable[[], None]] = ()
+        self._lock = threading.Lock()  # a thread begins to wait without the VM's lock
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call something at the end: from any thread, and perhaps before this returns."""
+        with self._lock:
+            if not self.done:
+                self._calls = (*self._calls, call)
+                return
+        call()
+
+    def end(self) -> Sequence[Callable[[], None]]:
+        """This is the end. The calls to make without the VM's lock."""
+        with self._lock:
+            self.done = True
+            return self._calls
