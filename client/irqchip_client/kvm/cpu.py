@@ -153,7 +153,7 @@ class KvmCpu(Adapter):
             if self._signalled:
                 self._take_signals()
             if self._idle:
-                self._halt(not run[Run.IF_FLAG])
+                self._wait(not run[Run.IF_FLAG])
                 continue
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
@@ -183,7 +183,7 @@ class KvmCpu(Adapter):
         if self._causes is None:
             interrupted, signalled = True, exits.signalled
         else:
-            interrupted, signalled = told_by(self._causes._take_events())
+            interrupted, signalled = told_by(self._causes.take_events())
         exits.wrote = exits.signalled = False
         if interrupted:
             self._interrupted = self._told = True

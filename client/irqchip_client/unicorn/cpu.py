@@ -114,7 +114,7 @@ class UnicornCpu(Adapter):
             if self._nmi and not engine.state.nmi_blocked:
                 self._deliver_nmi()
             if self._idle:
-                self._halt(not engine.interrupts_enabled)
+                self._wait(not engine.interrupts_enabled)
                 continue
             if self._interrupted:
                 self._interrupt()
@@ -185,7 +185,7 @@ class UnicornCpu(Adapter):
 
     def _look(self) -> None:
         """Takes the events that have come. SessionClosed"""
-        interrupt, signal = told_by(self._events._take_events())
+        interrupt, signal = told_by(self._events.take_events())
         self._interrupted |= interrupt
         self._signalled |= signal
 

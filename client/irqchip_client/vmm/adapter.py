@@ -12,10 +12,8 @@ from irqchip_client._errors import Busy, SessionClosed
 from irqchip_client._events import Event, InterruptPending, VcpuSignal
 from irqchip_client._model import MpState, Wake
 
-from .halting import Halting
-
 if TYPE_CHECKING:
-    from irqchip_client import Session
+    from irqchip_client import Halt, Session
 
 _WAITS = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
@@ -30,7 +28,8 @@ class Adapter:
     def __init__(self, session: Session, vcpu: int) -> None:
         self.id = vcpu
         self._vcpu = session.vcpu(vcpu)
-        self._halting = Halting(session, vcpu)
+        self._session = session
+        self._halt: Halt | None = None  # under way
         # It executes nothing: it is in HLT, or waits for INIT or SIPI.
         self._idle = False
         # The daemon may have an interrupt to acknowledge; a signal to take.
@@ -44,7 +43,8 @@ class Adapter:
         """Ends run(), or the next one where none is under way. From any thread, a local device, a signal handler."""
         self._stop.set()
         self._interrupt_guest()
-        self._halting.end()
+        if (halt := self._halt) is not None:
+            halt.end()
 
     def close(self) -> None:
         """Ends run(), and the vCPU. Not from a local device."""
@@ -82,9 +82,15 @@ class Adapter:
         self._idle = self._idle or self._vcpu.mp_state() in _WAITS
         self._interrupted = self._signalled = True
 
-    def _halt(self, interrupts_masked: bool) -> None:
-        """It executes nothing until there is something to take."""
-        wake = self._halting.wait(interrupts_masked, self._stop)
+    def _wait(self, interrupts_masked: bool) -> None:
+        """Executes nothing until there is something to take, or until stop()."""
+        self._halt = halt = self._session.begin_halt(self.id, interrupts_masked=interrupts_masked)
+        try:
+            if self._stop.is_set():  # stop() may have come before _halt was set
+                halt.end()
+            wake = halt.wait()
+        finally:
+            self._halt = None
         if wake is not None:
             self._accept(wake)
 
