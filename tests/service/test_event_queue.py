@@ -54,7 +54,8 @@ def signal(vector: int) -> VcpuSignal:
 
 def sipi(vector: int) -> pb.Event:
     """The message of the same."""
-    return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, kind=pb.SIGNAL_KIND_SIPI, vector=vector, ignored=True))
+    sipi = pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=vector)
+    return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, signal=sipi, ignored=True))
 
 
 def dropped(count: int) -> pb.Event:

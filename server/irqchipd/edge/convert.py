@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
+from irqchipd.chips.i8254_state import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.cpu import Signal, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import (
     Doorbell,
@@ -30,6 +29,7 @@ from irqchipd.vm.events import (
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import Access, RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
+from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
 _PIC_FIELDS = I8259.__slots__
 _PIT_FIELDS = PitChannel.__slots__
@@ -222,16 +222,16 @@ def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
 # What a vCPU takes, and what Sessions are told.
 
 
-def interrupt_to(taken: tuple[int, bool]) -> pb.AckInterruptResponse:
+def interrupt_to(taken: tuple[int, bool]) -> pb.Interrupt:
     """An interrupt that has been taken: its vector, and whether the PIC gave it."""
     vector, from_pic = taken
     source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
-    return pb.AckInterruptResponse(vector=vector, source=source)
+    return pb.Interrupt(vector=vector, source=source)
 
 
-def signal_to(signal: Signal) -> pb.TakeSignalResponse:
+def signal_to(signal: Signal) -> pb.Signal:
     """A signal that has been taken."""
-    return pb.TakeSignalResponse(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
+    return pb.Signal(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
 
 
 def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:
@@ -260,8 +260,8 @@ def event_to(event: Event, count: int = 1) -> pb.Event:
         case InterruptPending(vcpu):
             return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))
         case VcpuSignal(vcpu, delivery_mode, vector, ignored):
-            kind = _SIGNALS[delivery_mode]
-            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=kind, vector=vector, ignored=ignored))
+            signal = signal_to(Signal(delivery_mode, vector))
+            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, signal=signal, ignored=ignored))
         case GsiAcknowledged(gsi):
             return pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count))
         case GsiMasked(gsi, masked):

@@ -15,8 +15,8 @@ from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Pending
 from irqchipd.vm.regions import Access
-from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET
 
 _T = TypeVar("_T")
 
@@ -147,7 +147,7 @@ def ack_interrupt(
     pic, lapic = interrupt_sources(request.source)
     taken = vm.ack_interrupt(request.vcpu, pic=pic, lapic=lapic)
     if taken is not None:
-        response.CopyFrom(convert.interrupt_to(taken))
+        response.interrupt.CopyFrom(convert.interrupt_to(taken))
 
 
 @_operation
@@ -280,7 +280,7 @@ def take_signal(
 ) -> None:
     taken = vm.take_signal(request.vcpu)
     if taken is not None:
-        response.CopyFrom(convert.signal_to(taken))
+        response.signal.CopyFrom(convert.signal_to(taken))
 
 
 @_operation
@@ -371,7 +371,7 @@ def execute_batch(
             if name is None:
                 raise invalid("the operation is empty, or one that this daemon does not know")
             request = getattr(operation, name)
-            if request.vm and request.vm != vm.name:
+            if name not in own and request.vm and request.vm != vm.name:
                 raise invalid(f"the Session is VM {vm.name!r}'s; leave vm empty, and not {quoted(request.vm)}")
             if name == "halt":
                 if position < count:
