@@ -8,7 +8,7 @@ import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import ops
-from irqchip_client._call import Call, time_allowed
+from irqchip_client._call import Call, as_list, time_allowed
 from irqchip_client._channels import Peer
 from irqchip_client._errors import TimedOut, client_closed, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
@@ -93,7 +93,7 @@ class Session(Machine):
         Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
         so, or by the task's cancellation, has taken nothing.
         """
-        calls = list(calls)
+        calls = as_list(calls)
         timeout = time_allowed(calls, self._timeout) if timeout is None else timeout
         future, serial = await self._submit(calls, return_errors)
         try:
@@ -110,7 +110,7 @@ class Session(Machine):
         Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout. To cancel
         the future gives up a halt at the batch's end.
         """
-        return (await self._submit(list(calls), return_errors))[0]
+        return (await self._submit(as_list(calls), return_errors))[0]
 
     async def next_event(self, timeout: float | None = None) -> Event:
         """Waits for an event. TimedOut after `timeout` seconds; SessionClosed once the Session has ended."""

@@ -16,7 +16,7 @@ import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import _calls, ops
-from irqchip_client._call import Call, time_allowed
+from irqchip_client._call import Call, as_list, time_allowed
 from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, SessionClosed, TimedOut, error_from_rpc, timed_out
 from irqchip_client._events import Event, EventsDropped, TraceEvent, trace_from_proto
@@ -136,7 +136,7 @@ class Session(Machine):
         Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
         so, or by Ctrl-C, has taken nothing.
         """
-        calls = list(calls)
+        calls = as_list(calls)
         timeout = time_allowed(calls, self._timeout) if timeout is None else timeout
         answer = self._new_answer()
         serial = self._submit(calls, answer, return_errors)
@@ -160,7 +160,7 @@ class Session(Machine):
         self._expect_answers()
         future: Future[list[Any]] = Future()
         future.set_running_or_notify_cancel()  # It goes out at once: too late to cancel it.
-        self._submit(list(calls), future, return_errors)
+        self._submit(as_list(calls), future, return_errors)
         return future
 
     def next_event(self, timeout: float | None = None) -> Event:
