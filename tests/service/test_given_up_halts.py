@@ -12,9 +12,9 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.grpc_service import GrpcService
 from irqchipd.edge.session import NoEventfds, Places, Session
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.vcpu_state import MpState
 
 ENABLED = 0x1FF  # in the spurious-interrupt vector register
 

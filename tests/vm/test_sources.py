@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import MAX_QUEUED
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.snapshot import SourceState
 from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, gsis_of
+from irqchipd.vm.vcpu_state import MAX_QUEUED
 from tests.vm.pc import Pc, refused
 
 LONGEST = "\U0001f600" * 64  # a client's name

@@ -9,14 +9,14 @@ from irqchip_client._errors import GuestError, InvalidArgument
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
 from irqchip_client.vmm.adapter import Adapter, told_by
-from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
 from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
-from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, Cpuid
+from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, X2APIC_ICR, Cpuid
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
 RAX, RCX, RDX = range(3)
+ICR = 0x300  # Its offset in the local APIC's page, wherever that is; and the bit that NMI, INIT and SIPI have in it
+ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF
 
 
@@ -111,8 +113,11 @@ class UnicornCpu(Adapter):
             self._deliver_vector()
             if self._signalled:
                 self._take_signals()
-            if self._nmi and not engine.state.nmi_blocked:
-                self._deliver_nmi()
+            if self._nmi:
+                if engine.state.nmi_blocked:
+                    breaker.stop_after_a_block()  # Any may end with the IRET that it is to follow.
+                else:
+                    self._deliver_nmi()
             if self._idle:
                 self._halt(not engine.interrupts_enabled)
                 continue
@@ -204,6 +209,7 @@ class UnicornCpu(Adapter):
                     value = (engine.register(RDX) & DWORD) << 32 | engine.register(RAX) & DWORD
                     self._apic.write_msr(engine.register(RCX) & DWORD, value)
                     self._interrupted = True
+                    self._signalled |= engine.register(RCX) & DWORD == X2APIC_ICR
                 case Trap.RDTSC:
                     self._set_edx_eax(self._apic.read_msr(IA32_TSC))
                 case Trap.READ_CR8:
@@ -250,6 +256,9 @@ class UnicornCpu(Adapter):
             self._accesses.mmio_write(address, value, size)
         except BaseException as error:
             self._fail(error, size)
+        if address % PAGE == ICR and value & ICR_SIGNAL:
+            self._signalled = True
+            self._breaker.stop()
         self._wrote()
 
     def cpuid_1(self, leaf: Cpuid) -> Cpuid:

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
+from irqchipd.chips.i8254_state import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.cpu import Signal, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import (
     Doorbell,
@@ -30,6 +29,7 @@ from irqchipd.vm.events import (
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import Access, RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
+from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
 _PIC_FIELDS = I8259.__slots__
 _PIT_FIELDS = PitChannel.__slots__

@@ -15,8 +15,8 @@ from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Pending
 from irqchipd.vm.regions import Access
-from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET
 
 _T = TypeVar("_T")
 

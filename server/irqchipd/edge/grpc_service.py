@@ -25,10 +25,10 @@ from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
-from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.vcpu_state import Outcome
 
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
 

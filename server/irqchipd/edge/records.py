@@ -39,12 +39,12 @@ from irqchipd.edge.executor import (
     misplaced_halt,
 )
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import Outcome, Signal
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, RegionAccess
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import Outcome, Signal
 
 HALT, REGISTER_REGION = NUMBERS["halt"], NUMBERS["register_region"]
 Fields = tuple[int, int, int]  # of a result: what became of it, status, value

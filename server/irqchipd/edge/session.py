@@ -23,7 +23,7 @@ from irqchipd.edge.outbound import EventQueue
 from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
 from irqchipd.limits import Limits
 from irqchipd.logs import fields
-from irqchipd.vm.cpu import Halt, Outcome
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import RegionsLost
 from irqchipd.vm.machine import MAX_VCPU_ID, Vm
@@ -31,6 +31,7 @@ from irqchipd.vm.regions import Space
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.sources import MAX_CLIENT_NAME, LineSource
+from irqchipd.vm.vcpu_state import Outcome
 
 log = logging.getLogger(__name__)
 

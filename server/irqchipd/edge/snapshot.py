@@ -14,13 +14,14 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
-from irqchipd.vm.cpu import MAX_QUEUED
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
 from irqchipd.vm.sources import MAX_SOURCES
+from irqchipd.vm.vcpu_state import MAX_QUEUED, SavedVcpu
 
 VERSION = 2
 
@@ -126,7 +127,7 @@ _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "RoutingEntry": (route_to, route_from),
     "Interrupt": (interrupt_to, _interrupt_from),
     "ChipsSnapshot": (partial(_message_of, pb.ChipsSnapshot), partial(_state_of, ChipsState)),
-    "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, PitTimerState)),
-    "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, VcpuState)),
+    "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, SavedPit)),
+    "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, SavedVcpu)),
     "SourceSnapshot": (partial(_message_of, pb.SourceSnapshot), partial(_state_of, SourceState)),
 }
