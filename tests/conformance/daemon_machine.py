@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-from irqchip_client.cli.replay_in_process import executors
-from irqchip_client.cli.traces import msr_answer, pit_answer
+from irqchip_client.replay.in_process import executors
+from irqchip_client.replay.traces import msr_answer, pit_answer
 from irqchipd.chips.i8254_state import CHANNELS_SIZE
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import FAULT, Features, Msr
