@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from irqchip_client import ops
-from irqchip_client._errors import Busy, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
+from irqchip_client._errors import Busy, InvalidArgument, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
 from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
 from irqchip_client._model import Space
 from irqchip_client._sync.client import Vm, connect
@@ -358,6 +358,9 @@ def run_device(device: Device, vm: str, *, target: str | None = None, start_time
     Raises SessionClosed where the daemon stops; AlreadyExists where something claims the device's ports or addresses;
     NotFound or Unavailable after start_timeout; and whatever the device raises, with a note that names the call.
     """
+    if not isinstance(device, Device):
+        hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
+        raise InvalidArgument(errno.EINVAL, f"device is {device!r:.200}, and no Device{hint}")
     with _stopped_by_signals() as stop, connect(target) as client:
         machine = _wait_for(lambda: client.vm(vm), start_timeout)
         with _session(machine, device.name) as session:
@@ -403,7 +406,8 @@ def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
             missing = error
         if time.monotonic() > deadline:
             if timeout >= 1:
-                missing = type(missing)(missing.errno, f"{missing.message}; waited for {timeout:g} s")
+                make = f"; `irqchipctl create {vm.name}` makes it" if missing.reason == "ENOENT" else ""
+                missing = type(missing)(missing.errno, f"{missing.message}; waited for {timeout:g} s{make}")
             raise missing
         if not logged and time.monotonic() > began + SILENCE:
             logged = True
