@@ -38,12 +38,7 @@ class Hlt:
     def __init__(self, pc: Pc, vcpu: int = 0, *, interrupts_masked: bool = False, timeout_ns: int = 0) -> None:
         self._vm = pc.vm
         self.outcomes: list[Outcome] = []
-        self._ended = threading.Event()
-        self.halt: Halt = pc.vm.halt(vcpu, self._done, interrupts_masked, timeout_ns)
-
-    def _done(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self._ended.set()
+        self.halt: Halt = pc.vm.halt(vcpu, self.outcomes.append, interrupts_masked, timeout_ns)
 
     @property
     def waits(self) -> bool:
@@ -54,10 +49,6 @@ class Hlt:
         """It has ended, once."""
         (outcome,) = self.outcomes
         return outcome
-
-    def wait(self) -> Outcome:
-        assert self._ended.wait(PATIENCE)
-        return self.outcome
 
     def abandon(self) -> None:
         self._vm.abandon(self.halt)

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client.cli.replay_in_process import executors, new_vm
-from irqchip_client.cli.traces import as_expected
+from irqchip_client.replay.in_process import executors, new_vm
+from irqchip_client.replay.traces import as_expected
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import Reg

@@ -178,7 +178,7 @@ class RemoteHost(_Host):
     def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
         """See _Host. Nobody waits for the results."""
         with suppress(SessionClosed):  # as serve() finds out
-            self.session._post(changes, partial(self.insist, insisting) if insisting else None)
+            self.session.post(changes, partial(self.insist, insisting) if insisting else None)
 
     def failed(self) -> None:
         """See _Host."""
