@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequen
 from typing import Any, Self, TypeVar
 
 from irqchip_client import ops
-from irqchip_client._call import Call, time_allowed
+from irqchip_client._call import Call, as_list, time_allowed
 from irqchip_client._errors import TimedOut
 from irqchip_client._events import Event
 from irqchip_client._model import Space, Wake
@@ -86,7 +86,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
         Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
         so, or by the task's cancellation, has taken nothing.
         """
-        calls = list(calls)
+        calls = as_list(calls)
         timeout = time_allowed(calls, self._transport.peer.timeout) if timeout is None else timeout
         answer = self._transport.new_answer()
         serial = await self._transport.submit(calls, answer, return_errors)
@@ -98,7 +98,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
         Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout.
         Cancelling the future gives up a halt at the batch's end.
         """
-        return await self._transport.future(list(calls), return_errors)
+        return await self._transport.future(as_list(calls), return_errors)
 
     async def post(self, calls: Iterable[Call[Any]], answered: Callable[[list[Any]], None] | None = None) -> None:
         """As submit() with `return_errors`, but without a future: `answered` is called with the results.
@@ -106,7 +106,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
         It is called by whichever task reads the Session, must not wait for an answer itself, and is not called if the
         Session ends first.
         """
-        await self._transport.submit(list(calls), Posted(answered), True)
+        await self._transport.submit(as_list(calls), Posted(answered), True)
 
     async def begin_halt(self, vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Halt:
         """Begins a vCPU's HLT, as Vcpu.halt() does, for Halt.wait() to wait for and for Halt.end() to end."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from irqchip_client import ops
-from irqchip_client._call import Call, time_allowed
+from irqchip_client._call import Call, as_list, time_allowed
 from irqchip_client._errors import TimedOut
 from irqchip_client._events import Event
 from irqchip_client._model import Space, Wake
@@ -82,7 +82,7 @@ class Session(EventfdCalls, Machine):
         Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
         so, or by Ctrl-C, has taken nothing.
         """
-        calls = list(calls)
+        calls = as_list(calls)
         timeout = time_allowed(calls, self._transport.peer.timeout) if timeout is None else timeout
         answer = self._transport.new_answer()
         serial = self._transport.submit(calls, answer, return_errors)
@@ -95,7 +95,7 @@ class Session(EventfdCalls, Machine):
         The future's callbacks run on the thread that reads the Session: they may submit, which then raises
         LimitReached rather than wait, and must not wait for an answer.
         """
-        return self._transport.future(list(calls), return_errors)
+        return self._transport.future(as_list(calls), return_errors)
 
     def post(self, calls: Iterable[Call[Any]], answered: Callable[[list[Any]], None] | None = None) -> None:
         """As submit() with `return_errors`, but without a future: `answered` is called with the results.
@@ -103,7 +103,7 @@ class Session(EventfdCalls, Machine):
         It is called by whichever thread reads the Session, must not wait for an answer itself, and is not called if the
         Session ends first.
         """
-        self._transport.submit(list(calls), Posted(answered), True)
+        self._transport.submit(as_list(calls), Posted(answered), True)
 
     def begin_halt(self, vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Halt:
         """Begins a vCPU's HLT, as Vcpu.halt() does, for Halt.wait() to wait for and for Halt.end() to end."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from irqchip_client._model import Space
 
@@ -196,6 +196,13 @@ class Device:
         self.regions: list[DeviceRegion] = []
         self.lines: list[OutputLine] = []
         self.timers: list[Timer] = []
+
+    if not TYPE_CHECKING:  # Else every name would do.
+
+        def __getattr__(self, name: str) -> Any:
+            """What is not there; of a device whose constructor forgot Device's, the hint at that."""
+            hint = "" if "timers" in vars(self) else ": call super().__init__(name) first, in its constructor"
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
     def pio(self, start: int, length: int, read: Read, write: Write, *, width: int = 1) -> None:
         """Has a range of ports."""

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from irqchip_client import ops
-from irqchip_client._errors import Busy, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
+from irqchip_client._errors import Busy, InvalidArgument, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
 from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
 from irqchip_client._model import Space
 from irqchip_client._sync.client import Vm, connect
@@ -359,6 +359,9 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
     addresses; NotFound or Unavailable when the patience is over; and whatever the device raises, with a note that says
     in which call.
     """
+    if not isinstance(device, Device):
+        hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
+        raise InvalidArgument(errno.EINVAL, f"device is {device!r:.200}, and no Device{hint}")
     with _stopped_by_signals() as stop, connect(target) as client:
         machine = _wait_for(lambda: client.vm(vm), patience)
         with _session(machine, device.name) as session:
@@ -403,7 +406,8 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
             missing = error
         if time.monotonic() > deadline:
             if patience >= 1:
-                missing = type(missing)(missing.errno, f"{missing.message}; waited for {patience:g} s")
+                make = f"; `irqchipctl create {vm.name}` makes it" if missing.reason == "ENOENT" else ""
+                missing = type(missing)(missing.errno, f"{missing.message}; waited for {patience:g} s{make}")
             raise missing
         if not told and time.monotonic() > began + SILENCE:
             told = True
