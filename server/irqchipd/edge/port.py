@@ -24,10 +24,10 @@ from irqchipd.edge import errors
 from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse, Work
 from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
+from irqchipd.fair import FairQueue
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.fair import FairQueue
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
