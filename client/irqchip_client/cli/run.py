@@ -60,7 +60,7 @@ class _Ended(BaseException):
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Run this multiboot image, or this flat binary, which is entered in real mode at 7c00h.",
+    help="A multiboot image, or a flat binary, which is entered in real mode at 7c00h.",
 )
 @click.option(
     "--initrd",
