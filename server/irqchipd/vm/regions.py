@@ -378,7 +378,7 @@ class Regions:
         access.answer = answer
         if calls := access.end():
             self._agenda.notify(calls)
-        if not access.write and not isinstance(answer, VmError):
+        if self.observer is not None and not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
