@@ -84,6 +84,16 @@ def test_an_nmi_to_itself_and_to_one_that_spins_and_one_that_halts(machine: Mach
     assert machine.devices.said == b"NaNN"
 
 
+def test_two_nmis_that_wait_come_one_behind_the_other(machine: Machine) -> None:
+    machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
+    machine.load_long(guests.COUNTED_NMIS)
+    machine.cpu.run()
+    machine.vcpu.nmi()
+    machine.vcpu.nmi()
+    machine.cpu.run()
+    assert machine.devices.said == b"NN\x02"
+
+
 def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.LEVEL_HANDLER)
     machine.load_long(guests.LEVEL)

@@ -20,6 +20,7 @@ from .ioctls import (
     GDT_AT,
     IDT_AT,
     NMI_MASKED_AT,
+    NMI_PENDING_AT,
     QWORD,
     REGS,
     SEGMENT,
@@ -236,9 +237,10 @@ def _iret(state: State) -> None:
     _unmask_nmi(state.fd)
 
 
-def nmi_is_masked(fd: int) -> bool:
-    """Whether the vCPU is in an NMI's handler."""
-    return bool(_events(fd)[NMI_MASKED_AT])
+def nmi_must_wait(fd: int) -> bool:
+    """Whether a further NMI is to wait for an IRET: the vCPU is in an NMI's handler, or about to enter it."""
+    events = _events(fd)
+    return bool(events[NMI_MASKED_AT] or events[NMI_PENDING_AT])
 
 
 def _events(fd: int) -> bytearray:
