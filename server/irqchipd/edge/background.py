@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 
-from irqchipd.vm.fair import FairQueue
+from irqchipd.fair import FairQueue
 
 
 class Background:

@@ -196,7 +196,7 @@ class Connection:
             answer = session.execute_single(data)
             if isinstance(answer, Access):
                 self._work = finish_single(data, answer)
-            elif session.vm.backlog is None:
+            elif session.vm.agenda.backlog is None:
                 self._send(answer)
             else:
                 self._work = session.caught_up(answer)

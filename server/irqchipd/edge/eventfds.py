@@ -152,8 +152,8 @@ class _Assigned:
         """There was a write, or it was just assigned: interrupt. Or what is to be waited for before that."""
         if self.irqfd is None:  # deassigned meanwhile
             return None
-        if self.vm.backlog is not None:
-            return self.vm.backlog
+        if self.vm.agenda.backlog is not None:
+            return self.vm.agenda.backlog
         if self.untouched:
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:

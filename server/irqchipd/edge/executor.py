@@ -304,7 +304,7 @@ def execute(
 
 def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None]:
     """Execute one operation to its end."""
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
     left = execute(name, vm, request, response)
     if isinstance(left, Access):
@@ -312,13 +312,13 @@ def execute_unary(name: str, vm: Vm, request: Any, response: Any) -> Slices[None
         convert.answer_to(left, response)
     elif left is not None:
         yield from left
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
 
 
 def caught_up(vm: Vm) -> Slices[None]:
     """Wait until all has been told that earlier operations left to tell."""
-    while (backlog := vm.backlog) is not None:
+    while (backlog := vm.agenda.backlog) is not None:
         yield backlog
 
 
@@ -363,7 +363,7 @@ def execute_batch(
     for position, operation in enumerate(batch.operations, 1):
         if waiting and (len(waiting) == MAX_WAITING or waiting[0][0].crowded or _where(operation) != where):
             yield from _fill_in(waiting)
-        if vm.backlog is not None:
+        if vm.agenda.backlog is not None:
             yield from caught_up(vm)
         result = answer.results.add()
         try:
@@ -406,7 +406,7 @@ def execute_batch(
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     yield from _fill_in(waiting)
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
     return answer
 

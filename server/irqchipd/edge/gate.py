@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from irqchipd.edge.executor import Awaited, Slices
 from irqchipd.edge.loop import answered
 from irqchipd.edge.rpc import decoded
-from irqchipd.vm.fair import FairQueue
+from irqchipd.fair import FairQueue
 
 TURN_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once

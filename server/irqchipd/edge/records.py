@@ -257,7 +257,7 @@ def execute_records(
             len(waiting) == MAX_WAITING or waiting[0][1].crowded or (number, size, index, address) != where
         ):
             yield from answer.add_accesses(waiting)
-        if vm.backlog is not None:
+        if vm.agenda.backlog is not None:
             yield from caught_up(vm)
         try:
             if number == HALT and position == count:
@@ -284,6 +284,6 @@ def execute_records(
             slice_ends = perf_counter_ns() + SLICE_NS
     if waiting:
         yield from answer.add_accesses(waiting)
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
     return answer
