@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.port import MESSAGE_BYTES, AdaptivePoll
 from irqchipd.edge import errors
 from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse, Work
@@ -51,7 +51,7 @@ class Port:
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
         self.alone = False
-        self._patience = Patience(limits.poll_us * 1000)
+        self._patience = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         # What each was watched for at first, and which of them have been given up in this turn.
@@ -242,14 +242,14 @@ class Port:
         while spin:
             events = poll(0, EVENTS)
             if events:
-                patience.met()
+                patience.polled()
                 return events
-            spin = patience.goes_on()
+            spin = patience.again()
         due = [self._deaf_until] if self._deaf_until else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
-        patience.woken()
+        patience.blocked()
         self._paused = time.perf_counter_ns()
         return events
 
