@@ -21,8 +21,8 @@ from irqchipd.edge.eventfds import Bell
 from irqchipd.edge.executor import Own, Slices, caught_up, ending_halt, execute_batch
 from irqchipd.edge.outbound import EventQueue
 from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
+from irqchipd.fields import fields
 from irqchipd.limits import Limits
-from irqchipd.logs import fields
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import RegionsLost
