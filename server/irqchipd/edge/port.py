@@ -21,9 +21,10 @@ from pathlib import Path
 
 from irqchip.port import MESSAGE_BYTES, Patience
 from irqchipd.edge import errors
+from irqchipd.edge.admission import MAX_UNOPENED, OPENING_TIMEOUT, SessionQuota, not_opened, too_many_unopened
 from irqchipd.edge.connection import Connection
-from irqchipd.edge.eventfds import EventfdsInUse, Work
-from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
+from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.work import Watcher, Work
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
@@ -33,21 +34,21 @@ from irqchipd.vm.registry import Registry
 log = logging.getLogger(__name__)
 
 EVENTS = 64  # that are asked for at once
-TURN_NS = 30_000  # after which the port looks whether somebody else has come
+PASS_NS = 30_000  # after which the port looks whether somebody else has come
 STRETCH_NS = 1_000_000  # of work without a pause
 PAUSE = 0.00005  # seconds
 _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
 
-class Port:
+class Port(Watcher):
     """Listens on one path, and serves whoever connects."""
 
-    def __init__(self, registry: Registry, limits: Limits, places: Places, in_use: EventfdsInUse, path: Path) -> None:
+    def __init__(self, registry: Registry, limits: Limits, quota: SessionQuota, in_use: EventfdsInUse, path: Path) -> None:
         self.path = path
         self.registry = registry
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
-        self.places = places
+        self.quota = quota
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
         self.alone = False
@@ -61,14 +62,14 @@ class Port:
         self._work: FairQueue[Work] = FairQueue()
         self._arrived: deque[Work] = deque()
         # Until when what comes may be done at once; and whose work was.
-        self._turn_ends = 0
+        self._pass_ends = 0
         self._holder: object = None
         self._paused = 0
         # Connections that are no Sessions yet, the oldest first, and until when they have to be.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
         self._stopping = threading.Event()
-        self._deaf_until = 0.0
+        self._accept_again = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._at = SocketPath(path)
         with self._at.binding() as passing:
@@ -112,9 +113,8 @@ class Port:
         self._handlers[descriptor] = handler
         self._watched[descriptor] = events
 
-    def watch_eventfd(self, descriptor: int, assigned: Work) -> None:
-        """See Watcher."""
-        self.watch(descriptor, lambda _: self.do(assigned), _EVENTFD)
+    def watch_eventfd(self, descriptor: int, work: Work) -> None:
+        self.watch(descriptor, lambda _: self.do(work), _EVENTFD)
 
     def unwatch(self, descriptor: int) -> None:
         """The reverse of watch."""
@@ -133,15 +133,15 @@ class Port:
         """Do some work: at once where it would be next, else when it is its holder's turn."""
         if work.queued:
             return
-        if self.alone or self.lets(work.holder):
+        if self.alone or self.allows(work.holder):
             self._go_on(work)
         else:
             self._queue(work)
 
-    def lets(self, holder: object) -> bool:
+    def allows(self, holder: object) -> bool:
         """Whether something that has just come may be done at once, beside what else has: it is the holder's turn."""
         now = time.perf_counter_ns()
-        if now >= self._turn_ends or not self._work.leads(holder):
+        if now >= self._pass_ends or not self._work.leads(holder):
             return False
         self._holder = holder
         return True
@@ -185,7 +185,7 @@ class Port:
         begun = 0
         if not self.alone:
             begun = time.perf_counter_ns()
-            self._turn_ends = begun + TURN_NS
+            self._pass_ends = begun + PASS_NS
         for descriptor, events in ready:
             handler = handlers.get(descriptor)
             if handler is None:
@@ -204,14 +204,14 @@ class Port:
                 begun = now
         if self._work or self._arrived:
             self._do_work()
-        if self._unopened or self._deaf_until:
-            self._look_at_the_time()
+        if self._unopened or self._accept_again:
+            self._check_deadlines()
 
     def _do_work(self) -> None:
         self.alone = False
-        self._turn_ends = 0
+        self._pass_ends = 0
         begun = time.perf_counter_ns()
-        ends = begun + TURN_NS
+        ends = begun + PASS_NS
         while True:
             while self._arrived:
                 self._queue(self._arrived.popleft())
@@ -245,7 +245,7 @@ class Port:
                 patience.met()
                 return events
             spin = patience.goes_on()
-        due = [self._deaf_until] if self._deaf_until else []
+        due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
@@ -253,15 +253,15 @@ class Port:
         self._paused = time.perf_counter_ns()
         return events
 
-    def _look_at_the_time(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         for connection, until in list(self._unopened.items())[: MAX_UNOPENED // 8]:
             if until > now:
                 break
             self.opened(connection)
             connection.end(not_opened())
-        if self._deaf_until and self._deaf_until <= now:
-            self._deaf_until = 0.0
+        if self._accept_again and self._accept_again <= now:
+            self._accept_again = 0.0
             self.watch_for(self._listener.fileno(), _READ)
 
     # Connections.
@@ -274,11 +274,11 @@ class Port:
         except OSError as error:  # out of descriptors, say; it may pass
             log.warning("the port can't take a client: %s", error)
             self.watch_for(self._listener.fileno(), 0)
-            self._deaf_until = time.monotonic() + 0.1
+            self._accept_again = time.monotonic() + 0.1
             return
         connection = Connection(self, client)
         try:
-            self.places.check()
+            self.quota.check()
         except VmError as error:
             connection.end(error)
             connection.close()
@@ -288,7 +288,7 @@ class Port:
             self.opened(oldest)
             oldest.end(too_many_unopened(MAX_UNOPENED))
         self._connections.add(connection)
-        self._unopened[connection] = time.monotonic() + OPENING_PATIENCE
+        self._unopened[connection] = time.monotonic() + OPENING_TIMEOUT
         self.watch(client.fileno(), connection.ready)
 
     def opened(self, connection: Connection) -> None:
