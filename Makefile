@@ -7,6 +7,7 @@
 #                and the KVM adapter on a standard KVM in QEMU
 #   make check   lint, types, the contract, and that what is generated is current
 #   make proto   generate the stubs from the contract
+#   make baseline  at a release: what the contract is now is what `make check` compares it with from then on
 #   make bench   the benchmarks
 #   make stall   what others see while one client or guest does its worst, six minutes
 #   make ticks   500 VMs with a timer each, for a minute
@@ -16,13 +17,14 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+BASELINE := proto/baseline.binpb
 
 # The newest Python of 3.11 or more; a name that is on PATH need not work (version managers put up shims).
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long check proto bench stall ticks fuzz explore explore-standard clean
+.PHONY: help demo demo-shell test test-long check proto baseline bench stall ticks fuzz explore explore-standard clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -44,10 +46,14 @@ check: $(VENV)/check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
 	$(BIN)/python tools/generate.py --check
 
 proto: $(VENV)/check
 	$(BIN)/python tools/generate.py
+
+baseline: $(VENV)/check
+	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench

@@ -1,4 +1,4 @@
-"""Generate the stubs beside proto/irqchip/v1/irqchip.proto, or with --check prove that they are current."""
+"""Generate the stubs beside the contract's files in proto/irqchip/v1, or with --check prove that they are current."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
-SOURCE = PROTO / "irqchip" / "v1" / "irqchip.proto"
+CONTRACT = PROTO / "irqchip" / "v1"
+SERVICE = CONTRACT / "irqchip.proto"  # the only file with a service
 
 
 def generate(directory: Path) -> None:
-    """Write the stubs of SOURCE below a directory."""
+    """Write the stubs of the contract below a directory."""
+    _protoc(directory, ["python", "mypy"], sorted(CONTRACT.glob("*.proto")))
+    _protoc(directory, ["grpc_python", "mypy_grpc"], [SERVICE])
+
+
+def _protoc(directory: Path, kinds: list[str], sources: list[Path]) -> None:
     scripts = Path(sysconfig.get_path("scripts"))
     status = protoc.main(
         [
             "protoc",
             f"--proto_path={PROTO}",
             *(f"--plugin={plugin}={scripts / plugin}" for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
-            *(f"--{kind}_out={directory}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
-            str(SOURCE),
+            *(f"--{kind}_out={directory}" for kind in kinds),
+            *map(str, sources),
         ]
     )
     if status:
@@ -35,7 +41,7 @@ def outdated() -> list[str]:
     with tempfile.TemporaryDirectory() as directory:
         generate(Path(directory))
         fresh = {path.name: path.read_bytes() for path in (Path(directory) / "irqchip" / "v1").iterdir()}
-    committed = {path.name: path.read_bytes() for path in SOURCE.parent.glob("irqchip_pb2*")}
+    committed = {path.name: path.read_bytes() for path in CONTRACT.glob("*_pb2*")}
     return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
 
 

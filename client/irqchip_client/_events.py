@@ -135,8 +135,8 @@ def event_from_proto(message: pb.Event) -> Event | None:
         case "interrupt_pending":
             return InterruptPending(message.interrupt_pending.vcpu)
         case "vcpu_signal":
-            signal = message.vcpu_signal
-            return VcpuSignal(signal.vcpu, SignalKind(signal.kind), signal.vector, signal.ignored)
+            sent = message.vcpu_signal
+            return VcpuSignal(sent.vcpu, SignalKind(sent.signal.kind), sent.signal.vector, sent.ignored)
         case "gsi_acknowledged":
             return GsiAcknowledged(message.gsi_acknowledged.gsi, message.gsi_acknowledged.count)
         case "gsi_masked":

@@ -86,7 +86,7 @@ _CLAIM = Decoder[Claim](
 )
 _COMPLETED = Decoder[bool](lambda response: response.completed, lambda flags, _status, _value: flags == CLAIMED)
 _INTERRUPT = Decoder[Interrupt | None](
-    lambda response: _interrupt(response) if response.HasField("vector") else None,
+    lambda response: _interrupt(response.interrupt) if response.HasField("interrupt") else None,
     lambda flags, source, vector: Interrupt(vector, _SOURCES[source]) if flags else None,
 )
 _MSR = Decoder[MsrAccess](
@@ -424,7 +424,7 @@ def take_signal(vcpu: int) -> Call[Signal | None]:
     return Call(
         "take_signal",
         pb.TakeSignalRequest(vcpu=vcpu),
-        lambda response: _signal(response) if response.kind else None,
+        lambda response: _signal(response.signal) if response.HasField("signal") else None,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from irqchipd.chips.lapic import DEFAULT_BASE, Lapic, Quirk
-from irqchipd.chips.lapic_registers import Reg
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, Quirk, Reg
 from irqchipd.chips.message import DeliveryMode, Message
 
 ENABLED = 0x1FF

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from irqchipd.chips.i8254 import FREQUENCY, Access, Pit, Port, Speaker
+from irqchipd.chips.i8254 import Pit, Port, Speaker
+from irqchipd.chips.i8254_state import FREQUENCY, Access
 
 STATUS_OUT = 0x80
 

@@ -6,20 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irqchipd.chips.i8254 import (
-    CHANNELS,
-    FLAG_HPET_LEGACY,
-    FLAG_SPEAKER_DATA_ON,
-    MAX_COUNT,
-    MIN_PERIOD,
-    STATE_SIZE,
-    Access,
-    Mode,
-    Pit,
-    PitChannel,
-    PitState,
-    Port,
-)
+from irqchipd.chips.i8254 import FLAG_HPET_LEGACY, FLAG_SPEAKER_DATA_ON, Pit, Port
+from irqchipd.chips.i8254_state import CHANNELS, MAX_COUNT, MIN_PERIOD, STATE_SIZE, Access, Mode, PitChannel, PitState
 from tests.chips.pitboard import STATUS_OUT, Board, clocks, control, latch, read_back
 
 MS = 1_000_000

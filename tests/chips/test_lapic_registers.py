@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import DEFAULT_BASE
-from irqchipd.chips.lapic_registers import STATE_SIZE, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, STATE_SIZE, LapicRegisters, Reg
 from tests.chips.lapicboard import Board, fixed
 
 LVTS = (

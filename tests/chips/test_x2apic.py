@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from irqchipd.chips.lapic import DEFAULT_BASE, FAULT, Lapic, Msr
-from irqchipd.chips.lapic_registers import LVT_MASKED, VERSION, LapicRegisters, Reg
+from irqchipd.chips.lapic import FAULT, Lapic, Msr
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, LVT_MASKED, VERSION, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import ENABLED, Board, fixed, mode
 
@@ -108,7 +108,7 @@ def test_the_bases_other_bits_do_not(board: Board, bit: int) -> None:
 
 
 def test_writing_what_the_base_is_never_faults(board: Board) -> None:
-    board.lapic.restore_base(XAPIC | 1)
+    board.lapic.base = XAPIC | 1
     assert wrmsr(board, Msr.APIC_BASE, XAPIC | 1) == 0
     assert wrmsr(board, Msr.APIC_BASE, DISABLED | 1) == FAULT
 

@@ -54,7 +54,7 @@ def test_these_are_all_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 def test_no_daemon(fails: Callable[[Result], str], command: list[str]) -> None:
-    snapshot = pb.VmSnapshot(version=1).SerializeToString()  # For restore.
+    snapshot = pb.VmSnapshot(version=2).SerializeToString()  # For restore.
     line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *command], input=snapshot))
     assert line == (
         "no irqchipd answers at unix:///nonexistent/socket (No such file or directory): start it with `irqchipd`, or "

@@ -53,7 +53,7 @@ def unknown_kind(requests: Requests, context: grpc.ServicerContext) -> Iterator[
     next(requests)
     next(requests)
     kind: Any = 99
-    yield pb.SessionResponse(event=pb.Event(vcpu_signal=pb.VcpuSignal(kind=kind)))
+    yield pb.SessionResponse(event=pb.Event(vcpu_signal=pb.VcpuSignal(signal=pb.Signal(kind=kind))))
     yield from silent(requests, context)
 
 

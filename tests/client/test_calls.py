@@ -48,46 +48,46 @@ from irqchip_client._calls import (
 from irqchip_client.ops import Call
 
 LAPIC = bytes(1024)
-SNAPSHOT = VmSnapshot.from_proto(pb.VmSnapshot(version=1, now_ns=5))
+SNAPSHOT = VmSnapshot.from_proto(pb.VmSnapshot(version=2, now_ns=5))
 
 # One of every operation.
 OPERATIONS: list[Call[Any]] = [
-    ops.create_vcpu(1),
     ops.irq_line(4, True),
+    ops.irq_lines([(4, True), (4, False)]),
     ops.signal_msi(0xFEE00000, 0x31),
+    irqfd(4),
     ops.set_gsi_routing([PinRoute(4, Chip.IOAPIC, 4)]),
     ops.get_gsi_routing(),
     ops.pio_read(0, 0x20),
     ops.pio_write(0, 0x21, 0xFB),
     ops.mmio_read(0, 0xFEC00000),
     ops.mmio_write(0, 0xFEC00000, 1),
-    ops.ack_interrupt(0),
-    ops.get_irqchip(Chip.IOAPIC),
-    ops.set_irqchip(Chip.PIC_PRIMARY, PicState()),
-    ops.get_lapic(0),
-    ops.set_lapic(0, LAPIC),
-    ops.advance_clock(1),
-    ops.get_pit(),
-    ops.set_pit(PitState()),
-    ops.set_pit_reinject(False),
     ops.msr_read(0, 0x1B),
     ops.msr_write(0, 0x1B, 1),
+    ops.cr8_read(0),
+    ops.cr8_write(0, 5),
+    ops.register_region(Space.PIO, 0x3F8, 8),
+    ops.unregister_region(Space.PIO, 0x3F8),
+    ops.complete_access(1, 0x60),
+    ops.ack_interrupt(0),
+    ops.take_signal(0),
+    ops.halt(0),
     ops.interrupt(0, 0x31),
     ops.nmi(0),
     ops.get_mp_state(0),
     ops.set_mp_state(0, MpState.RUNNABLE),
-    ops.take_signal(0),
-    ops.halt(0),
-    ops.irq_lines([(4, True), (4, False)]),
-    irqfd(4),
-    ops.register_region(Space.PIO, 0x3F8, 8),
-    ops.unregister_region(Space.PIO, 0x3F8),
-    ops.complete_access(1, 0x60),
-    ops.set_cpuid(0, x2apic=False),
-    ops.cr8_read(0),
-    ops.cr8_write(0, 5),
     ops.get_vcpu_events(0),
     ops.set_vcpu_events(0, VcpuEvents(nmi_masked=True)),
+    ops.create_vcpu(1),
+    ops.set_cpuid(0, x2apic=False),
+    ops.get_irqchip(Chip.IOAPIC),
+    ops.set_irqchip(Chip.PIC_PRIMARY, PicState()),
+    ops.get_lapic(0),
+    ops.set_lapic(0, LAPIC),
+    ops.get_pit(),
+    ops.set_pit(PitState()),
+    ops.set_pit_reinject(False),
+    ops.advance_clock(1),
 ]
 # The same operations, asked otherwise.
 VARIANTS: list[Call[Any]] = [
@@ -117,6 +117,8 @@ def test_a_call_is_the_same_alone_and_in_a_batch(call: Call[Any]) -> None:
     operation = call.as_operation()
     assert operation.WhichOneof("operation") == call.operation
     assert getattr(operation, call.operation) == call.request
+    if call.method in ONLY_OF_SESSIONS:
+        return
     alone: Any = call.request_for("demo")
     assert alone.vm == "demo"
     alone.vm = ""
@@ -145,7 +147,7 @@ def test_requests_hold_the_arguments() -> None:
         vm="a", clock=pb.CLOCK_KIND_VIRTUAL, tsc_khz=2_000_000
     )
     assert enable_cap(121, [24, 1]).request == pb.EnableCapRequest(capability=121, args=[24, 1])
-    assert restore_vm(SNAPSHOT, "b").request == pb.RestoreVmRequest(vm="b", snapshot=pb.VmSnapshot(version=1, now_ns=5))
+    assert restore_vm(SNAPSHOT, "b").request == pb.RestoreVmRequest(vm="b", snapshot=pb.VmSnapshot(version=2, now_ns=5))
     assert ops.set_pit(PitState(flags=2)).request == pb.SetPitRequest(kvm_struct=PitState(flags=2).kvm_struct)
     assert ops.set_pit(bytes(112)).request == pb.SetPitRequest(kvm_struct=bytes(112))
     assert ops.msr_write(1, 0x80F, 1 << 63).request == pb.MsrWriteRequest(vcpu=1, msr=0x80F, data=1 << 63)
@@ -157,11 +159,11 @@ def test_responses_become_results() -> None:
     assert ops.pio_read(0, 0x20).parse(pb.PioReadResponse(claimed=True, data=7)) == Access(True, 7)
     assert ops.mmio_write(0, 0, 0).parse(pb.MmioWriteResponse(claimed=True)) == Claim.DEVICE
     assert ops.ack_interrupt(0).parse(pb.AckInterruptResponse()) is None
-    taken = pb.AckInterruptResponse(vector=0, source=pb.INTERRUPT_SOURCE_PIC)
+    taken = pb.AckInterruptResponse(interrupt=pb.Interrupt(source=pb.INTERRUPT_SOURCE_PIC))
     assert ops.ack_interrupt(0).parse(taken) == Interrupt(0, InterruptSource.PIC)
     assert ops.create_vcpu(0).parse(pb.CreateVcpuResponse()) is None
     assert restore_vm(SNAPSHOT).parse(pb.RestoreVmResponse(vm="b")) == "b"
-    assert save_vm().parse(pb.SaveVmResponse(snapshot=pb.VmSnapshot(version=1, now_ns=5))) == SNAPSHOT
+    assert save_vm().parse(pb.SaveVmResponse(snapshot=pb.VmSnapshot(version=2, now_ns=5))) == SNAPSHOT
     assert ops.advance_clock(9).parse(pb.AdvanceClockResponse(now_ns=5, remaining_ns=4)) == Advance(5, 4, None)
     assert ops.advance_clock(9).parse(pb.AdvanceClockResponse(now_ns=9, next_timer_ns=0)) == Advance(9, 0, 0)
     assert ops.get_pit().parse(pb.GetPitResponse(kvm_struct=PitState(flags=1).kvm_struct)) == PitState(flags=1)
@@ -169,7 +171,7 @@ def test_responses_become_results() -> None:
     assert ops.msr_read(0, 0x1B).parse(pb.MsrReadResponse()) == MsrAccess(False, False)
     assert ops.msr_write(0, 0x1B, 1).parse(pb.MsrWriteResponse(claimed=True, fault=True)) == MsrAccess(True, True)
     assert ops.take_signal(0).parse(pb.TakeSignalResponse()) is None
-    sipi = pb.TakeSignalResponse(kind=pb.SIGNAL_KIND_SIPI, vector=0x10)
+    sipi = pb.TakeSignalResponse(signal=pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=0x10))
     assert ops.take_signal(0).parse(sipi) == Signal(SignalKind.SIPI, 0x10)
 
 
@@ -182,9 +184,9 @@ def test_run_states_have_kvms_numbers_and_the_protos_are_one_more(state: MpState
 
 def test_a_halt_ends_with_what_was_taken() -> None:
     halt = ops.halt(3)
-    interrupt = pb.AckInterruptResponse(vector=0, source=pb.INTERRUPT_SOURCE_PIC)
+    interrupt = pb.Interrupt(vector=0, source=pb.INTERRUPT_SOURCE_PIC)
     assert halt.parse(pb.HaltResponse(interrupt=interrupt)) == Interrupt(0, InterruptSource.PIC)
-    signal = pb.TakeSignalResponse(kind=pb.SIGNAL_KIND_INIT)
+    signal = pb.Signal(kind=pb.SIGNAL_KIND_INIT)
     assert halt.parse(pb.HaltResponse(signal=signal)) == Signal(SignalKind.INIT)
     with pytest.raises(TimedOut, match=r"nothing for vCPU 3 to take came within 1\.5 s"):
         ops.halt(3, timeout=1.5).parse(pb.HaltResponse(timeout=pb.HaltTimeout()))

@@ -69,7 +69,7 @@ class Server:
     def halt(self, _request: pb.HaltRequest, context: grpc.ServicerContext) -> pb.HaltResponse:
         self._begins(context)
         self.woken.wait(60)
-        return pb.HaltResponse(interrupt=pb.AckInterruptResponse(vector=0x31, source=pb.INTERRUPT_SOURCE_LAPIC))
+        return pb.HaltResponse(interrupt=pb.Interrupt(vector=0x31, source=pb.INTERRUPT_SOURCE_LAPIC))
 
     def get_vm(self, request: pb.GetVmRequest, _context: grpc.ServicerContext) -> pb.GetVmResponse:
         return pb.GetVmResponse(vm=pb.VmInfo(name=request.vm))

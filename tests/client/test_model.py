@@ -61,18 +61,18 @@ def test_a_vms_irqchip_is_full_split_or_none(message: pb.VmInfo, mode: IrqchipMo
 
 
 def test_a_snapshot_is_its_bytes() -> None:
-    message = pb.VmSnapshot(version=1, now_ns=5, chips=pb.ChipsSnapshot(rtc_vectors={3: 1, 1: 2, 2: 3}))
+    message = pb.VmSnapshot(version=2, now_ns=5, chips=pb.ChipsSnapshot(rtc_vectors={3: 1, 1: 2, 2: 3}))
     snapshot = VmSnapshot.from_proto(message)
     again = VmSnapshot.from_bytes(snapshot.to_bytes())
     assert again == snapshot
     assert hash(again) == hash(snapshot)
     assert again.to_proto() == message
-    assert snapshot != VmSnapshot.from_proto(pb.VmSnapshot(version=1, now_ns=6))
+    assert snapshot != VmSnapshot.from_proto(pb.VmSnapshot(version=2, now_ns=6))
     assert len(repr(snapshot)) < 100
 
 
 def test_a_snapshot_of_a_newer_daemon_survives() -> None:
-    newer = pb.VmSnapshot(version=2).SerializeToString() + b"\xfa\x3e\x03new"  # A field that is not known here.
+    newer = pb.VmSnapshot(version=3).SerializeToString() + b"\xfa\x3e\x03new"  # A field that is not known here.
     assert VmSnapshot.from_bytes(newer).to_bytes() == newer
 
 

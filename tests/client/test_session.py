@@ -68,7 +68,9 @@ def pending(vcpu: int) -> pb.SessionResponse:
 
 
 def nmi(vcpu: int) -> pb.SessionResponse:
-    return pb.SessionResponse(event=pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=pb.SIGNAL_KIND_NMI)))
+    return pb.SessionResponse(
+        event=pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, signal=pb.Signal(kind=pb.SIGNAL_KIND_NMI)))
+    )
 
 
 def happened(**event: Any) -> pb.SessionResponse:
@@ -76,7 +78,7 @@ def happened(**event: Any) -> pb.SessionResponse:
 
 
 def woken(vector: int) -> pb.OperationResult:
-    taken = pb.AckInterruptResponse(vector=vector, source=pb.INTERRUPT_SOURCE_LAPIC)
+    taken = pb.Interrupt(vector=vector, source=pb.INTERRUPT_SOURCE_LAPIC)
     return pb.OperationResult(halt=pb.HaltResponse(interrupt=taken))
 
 
@@ -433,8 +435,8 @@ def test_an_unread_eoi_stands_for_any_number_of_its_vector() -> None:
 
 def test_a_sipi_that_was_ignored_says_so() -> None:
     core = opened()
-    sipi = pb.VcpuSignal(vcpu=1, kind=pb.SIGNAL_KIND_SIPI, vector=0x10, ignored=True)
-    core.receive(happened(vcpu_signal=sipi))
+    sipi = pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=0x10)
+    core.receive(happened(vcpu_signal=pb.VcpuSignal(vcpu=1, signal=sipi, ignored=True)))
     assert core.take_event() == VcpuSignal(1, SignalKind.SIPI, 0x10, ignored=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from tests.conformance.hosts import Comparable, all_of_it
+from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import Answer, Machine, Op
 
 MAX_SHOWN = 300  # characters of an answer
@@ -52,12 +52,12 @@ class Comparison:
         self,
         new_kernel: Callable[[], Machine],
         new_daemon: Callable[[], Machine],
-        comparable: Comparable = all_of_it,
+        host: Host = PLAIN,
     ) -> None:
         self.new_kernel = new_kernel
         self.new_daemon = new_daemon
-        self.comparable = comparable
-        self.hosts = 0  # answers that differ by what is the host's
+        self.host = host
+        self.filtered = 0  # answers that differ by what is filtered
 
     def compare(self, ops: Sequence[Op]) -> Difference | None:
         """The first difference, if there is one."""
@@ -65,9 +65,9 @@ class Comparison:
             for number, op in enumerate(ops):
                 answers = _answer(kernel, op), _answer(daemon, op)
                 if answers[0] != answers[1]:
-                    if self.comparable(op, answers[0]) != self.comparable(op, answers[1]):
+                    if answers[0] != self.host.filtered(op, answers[1]):
                         return Difference(ops[: number + 1], *answers)
-                    self.hosts += 1
+                    self.filtered += 1
         return None
 
     def minimise(self, found: Difference) -> Difference:

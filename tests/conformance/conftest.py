@@ -14,7 +14,7 @@ from tests.conformance import kvm as api
 from tests.conformance.compare import Comparison
 from tests.conformance.daemon_machine import DaemonMachine
 from tests.conformance.guest import Guest, add_memory
-from tests.conformance.hosts import of_this_host
+from tests.conformance.hosts import this_host
 from tests.conformance.kernel_machine import KernelMachine
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.timed import TimedComparison
@@ -64,7 +64,8 @@ def kvm() -> Iterator[Kvm]:
 @pytest.fixture
 def live(kvm: Kvm) -> Comparison:
     """Compares a VM of the kernel's and one of irqchipd's."""
-    return Comparison(lambda: KernelMachine(kvm), DaemonMachine, of_this_host())
+    host = this_host()
+    return Comparison(lambda: KernelMachine(kvm), lambda: DaemonMachine(host), host)
 
 
 @pytest.fixture

@@ -7,18 +7,17 @@ from __future__ import annotations
 import struct
 from random import Random
 
-from irqchipd.chips.i8254 import STATE_SIZE as PIT_STATE_SIZE
-from irqchipd.chips.i8254 import Mode, PitChannel, PitState
 from irqchipd.chips.i8254 import Port as PitPort
+from irqchipd.chips.i8254_state import STATE_SIZE as PIT_STATE_SIZE
+from irqchipd.chips.i8254_state import Mode, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.i8259 import Port as PicPort
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
-from irqchipd.chips.lapic import BASE_ENABLED
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, WORDS, LapicRegisters, Reg
-from irqchipd.vm.cpu import MpState
+from irqchipd.chips.lapic_registers import BASE_ENABLED, DFR_CLUSTER, DFR_FLAT, WORDS, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.routing import ChipId
+from irqchipd.vm.vcpu_state import MpState
 from tests.conformance.machines import Op
 from tests.conformance.mode_families import X2APIC, ModeScript
 from tests.conformance.script import (

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 from irqchip_client.cli.replay_in_process import executors
 from irqchip_client.cli.traces import msr_answer, pit_answer
-from irqchipd.chips.i8254 import CHANNELS_SIZE
+from irqchipd.chips.i8254_state import CHANNELS_SIZE
 from irqchipd.chips.i8259 import I8259
-from irqchipd.chips.lapic import BASE_ENABLED, FAULT, Features, Msr
+from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
+from irqchipd.vm import board
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MpState, VcpuEvents
 from tests.conformance.guest import HANDLER_PORT
+from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
 TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
@@ -55,7 +59,8 @@ class DaemonMachine:
 
     tsc_khz = KHZ
 
-    def __init__(self, *, real_clock: bool = False) -> None:
+    def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
+        self._host = host
         self._clock = ToldClock() if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
@@ -101,7 +106,7 @@ class DaemonMachine:
             "interrupt": self.vm.interrupt,
             "nmi": self.vm.nmi,
             "set_boot_cpu_id": self.vm.set_boot_vcpu,
-            "create_bare_vcpu": self.vm.create_vcpu,
+            "create_bare_vcpu": self._create_bare_vcpu,
             "set_cpuid": self._set_cpuid,
             "set_events": self._set_events,
             "set_old_pit": self._set_old_pit,
@@ -128,8 +133,12 @@ class DaemonMachine:
         except VmError as error:
             return "-" + error.reason
 
+    def _create_bare_vcpu(self, vcpu: int) -> None:
+        with patch.multiple(board, Cpu=self._host.cpu, Lapic=self._host.lapic):
+            self.vm.create_vcpu(vcpu)
+
     def _create_vcpu(self, vcpu: int) -> None:
-        self.vm.create_vcpu(vcpu)
+        self._create_bare_vcpu(vcpu)
         self.vm.set_mp_state(vcpu, MpState.RUNNABLE)
         self._ended[vcpu] = []
         self.vm.subscribe([vcpu], self._hear)

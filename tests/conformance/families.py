@@ -15,7 +15,7 @@ from random import Random
 from irqchipd.chips.i8259 import Port
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.corner_families import bases, many, odd_lapic, raw_pit, resamplers, running, watchdog
 from tests.conformance.machines import Op

@@ -11,10 +11,10 @@ from functools import cache
 
 from irqchip_client.cli.replay_in_process import accept
 from irqchip_client.cli.traces import msr_answer, pit_answer
-from irqchipd.chips.i8254 import PitState
+from irqchipd.chips.i8254_state import PitState
 from irqchipd.chips.i8259 import I8259
-from irqchipd.chips.lapic import BASE_ENABLED, Msr
-from irqchipd.chips.lapic_registers import LapicRegisters
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_ENABLED, LapicRegisters
 from tests.conformance.guest import Guest, add_memory
 from tests.conformance.kvm import (
     IRQFD_DEASSIGN,

@@ -51,8 +51,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from irqchipd.chips.lapic import BASE_ADDRESS, Msr
-from irqchipd.chips.lapic_registers import Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_ADDRESS, Reg
 
 Op = list[Any]
 Answer = Any

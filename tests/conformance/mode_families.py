@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
-from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.capabilities import X2APIC_32BIT_IDS, Cap
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import SPLIT_IRQCHIP
+from irqchipd.vm.vcpu_state import MpState
 from tests.conformance.machines import Op
 from tests.conformance.script import (
     ALL_MODES,

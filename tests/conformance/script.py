@@ -11,7 +11,7 @@ from typing import Any
 from irqchipd.chips.i8259 import Port
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters, Reg
 from irqchipd.vm.routing import DEFAULT_ROUTES, MAX_GSIS, ChipId, PinRoute
 from tests.conformance.machines import Op

@@ -10,7 +10,7 @@ import pytest
 from irqchipd.chips.i8259 import Port
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import DELAYED_EOI, MAX_SUCCESSIVE_EOIS
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import Reg
 from tests.conformance.compare import Comparison
 from tests.conformance.daemon_machine import DaemonMachine

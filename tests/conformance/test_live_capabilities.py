@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
-from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import LapicRegisters, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.capabilities import CAPABILITIES, MAX_VCPU_ID, Cap
-from irqchipd.vm.cpu import MpState
+from irqchipd.vm.vcpu_state import MpState
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm
 from tests.conformance.machines import Op

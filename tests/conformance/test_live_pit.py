@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from irqchipd.chips.i8254 import FREQUENCY, MAX_COUNT, Mode, PitChannel, PitState
 from irqchipd.chips.i8254 import Port as PitPort
+from irqchipd.chips.i8254_state import FREQUENCY, MAX_COUNT, Mode, PitChannel, PitState
 from irqchipd.chips.i8259 import Port as PicPort
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from tests.conformance.machines import Answer, Machine
 from tests.conformance.timed import Step, TimedComparison, count, op, wait

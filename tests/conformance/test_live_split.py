@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
-from irqchipd.chips.lapic import BASE_ENABLED, BASE_X2APIC, Msr
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import SVR_DIRECTED_EOI, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_ENABLED, BASE_X2APIC, SVR_DIRECTED_EOI, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.machine import SPLIT_IRQCHIP
 from irqchipd.vm.routing import MAX_GSIS
 from tests.conformance.compare import Comparison

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LVT_MASKED, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE
 from irqchipd.vm.capabilities import Cap
 from tests.conformance.machines import Answer, Machine

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from irqchipd.chips.i8259 import Port
-from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, Msr
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.chips.lapic_registers import DFR_CLUSTER, LapicRegisters, Reg
-from irqchipd.vm.cpu import MpState
+from irqchipd.chips.lapic import Msr
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, DFR_CLUSTER, LapicRegisters, Reg
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.vcpu_state import MpState
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.machines import Op

@@ -88,8 +88,9 @@ class Messages:
         if field.name == "halt" and self._random.random() < 0.7:
             field = self._random.choice(fields)
         self._set(operation, field)
-        if self._random.random() < 0.98:  # it is the Session's
-            getattr(operation, field.name).ClearField("vm")
+        request = getattr(operation, field.name)
+        if "vm" in request.DESCRIPTOR.fields_by_name and self._random.random() < 0.98:  # it is the Session's
+            request.ClearField("vm")
         return operation
 
     def batch(self, operations: int) -> pb.SessionRequest:

@@ -1,4 +1,4 @@
-"""The KVM adapter, and the demo's guest on it, where KVM is the one that everybody has."""
+"""The KVM adapter, the demo's guest on it, and the irqchip, where KVM is the one that everybody has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.nested.standard_kvm import StandardKvm
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
+SECONDS, SEED = "60", "1"  # to compare for, and where the random operations begin
 PATIENCE = 600.0  # seconds, of which most is the machine's being busy with others
 
 
@@ -23,3 +24,8 @@ def test_the_adapters_tests_pass(standard_kvm: StandardKvm) -> None:
     assert done.status == 0, done.output
     assert " passed" in done.output
     assert " skipped" not in done.output, done.output
+
+
+def test_its_irqchip_answers_as_irqchipd_but_for_what_is_known(standard_kvm: StandardKvm) -> None:
+    done = standard_kvm.run("-m", "tests.nested.compare", SECONDS, SEED, seconds=PATIENCE, own_clock=False)
+    assert done.status == 0, done.output

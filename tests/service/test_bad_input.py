@@ -83,7 +83,7 @@ def pit(**fields: int) -> pb.SetPitRequest:
 
 def snapshot(vm: str = "", **fields: Any) -> pb.RestoreVmRequest:
     """A request for a VM that has nothing, but for these fields."""
-    values = {"version": 1, "clock": 1, "irqchip_mode": 1, "tsc_khz": 1, **fields}
+    values = {"version": 2, "clock": 1, "irqchip_mode": 1, "tsc_khz": 1, **fields}
     return pb.RestoreVmRequest(vm=vm, snapshot=pb.VmSnapshot(**values))
 
 
@@ -256,7 +256,7 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ("ResetVm", pb.ResetVmRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
     ("SaveVm", pb.SaveVmRequest(vm="nobody"), "NOT_FOUND", "ENOENT", "nobody"),
     ("RestoreVm", pb.RestoreVmRequest(), "INVALID_ARGUMENT", "EINVAL", "version 0"),
-    ("RestoreVm", snapshot(version=2), "INVALID_ARGUMENT", "EINVAL", "version 1"),
+    ("RestoreVm", snapshot(version=3), "INVALID_ARGUMENT", "EINVAL", "version 2"),
     ("RestoreVm", snapshot(clock=0), "INVALID_ARGUMENT", "EINVAL", "ClockKind 0"),
     ("RestoreVm", snapshot(irqchip_mode=4), "INVALID_ARGUMENT", "EINVAL", "IrqchipMode 4"),
     ("RestoreVm", snapshot(tsc_khz=0), "INVALID_ARGUMENT", "EINVAL", "kHz"),

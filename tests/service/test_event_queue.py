@@ -38,9 +38,8 @@ class Queue(EventQueue):
 
     def next(self) -> pb.Event | None:
         """What there is to take."""
-        event = self.take()
-        assert not isinstance(event, bytes)
-        return event
+        message = self.take()
+        return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:
         """All that there is to take."""
@@ -54,7 +53,8 @@ def signal(vector: int) -> VcpuSignal:
 
 def sipi(vector: int) -> pb.Event:
     """The message of the same."""
-    return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, kind=pb.SIGNAL_KIND_SIPI, vector=vector, ignored=True))
+    sipi = pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=vector)
+    return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, signal=sipi, ignored=True))
 
 
 def dropped(count: int) -> pb.Event:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from irqchipd.edge.eventfds import _Signalled
 from irqchipd.edge.eventfd_write import AioWriter, writer
+from irqchipd.edge.eventfds import _Signalled
 
 FULL = (1 << 64) - 2  # as far as writes go
 

@@ -24,7 +24,7 @@ from irqchip_client._daemon import Daemon, start_daemon
 
 LAPIC = 0xFEE0_0000
 HEADER, OPERATION, RESULT = struct.Struct("<B7xQ"), struct.Struct("<BB2xIQQ"), struct.Struct("<BB2xiQ")
-IRQ_LINE, SIGNAL_MSI, PIO_READ, PIO_WRITE, ACK, MSR_READ, HALT, COMPLETE = 2, 3, 6, 7, 10, 19, 26, 31
+IRQ_LINE, SIGNAL_MSI, PIO_READ, PIO_WRITE, ACK, MSR_READ, HALT, COMPLETE = 2, 4, 8, 9, 19, 12, 21, 18
 MSI = pb.Operation(signal_msi=pb.SignalMsiRequest(address=LAPIC, data=0x51))
 
 
@@ -297,9 +297,16 @@ def test_records_are_answered_with_records(peer: Peer) -> None:
         peer.receive()
     serial, results, texts = peer.receive_results(8)
     assert (serial, texts) == (1 << 63, b"")
-    assert results[:6] == [(2, 0, -1, 0), (7, 1, 0, 0), (6, 1, 0, 0xFB), (6, 0, 0, 0), (3, 0, 1, 0), (10, 1, 2, 0x51)]
-    assert results[6][:2] == (19, 1)
-    assert results[7] == (19, 3, 0, 0)  # #GP: it is no x2APIC
+    assert results[:6] == [
+        (IRQ_LINE, 0, -1, 0),
+        (PIO_WRITE, 1, 0, 0),
+        (PIO_READ, 1, 0, 0xFB),
+        (PIO_READ, 0, 0, 0),
+        (SIGNAL_MSI, 0, 1, 0),
+        (ACK, 1, 2, 0x51),
+    ]
+    assert results[6][:2] == (MSR_READ, 1)
+    assert results[7] == (MSR_READ, 3, 0, 0)  # #GP: it is no x2APIC
 
 
 def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> None:
@@ -312,7 +319,7 @@ def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> No
         assert numbers == [errno.ENOENT, errno.EINVAL, errno.EINVAL][: len(numbers)]
         assert texts.decode().startswith("VM")
         assert sum(lengths) == len(texts)
-        assert all(result == (6, 1, 0, 0) for result in results if result[0])
+        assert all(result == (PIO_READ, 1, 0, 0) for result in results if result[0])
 
 
 def test_the_record_of_an_access_says_whether_there_is_an_answer(peer: Peer) -> None:
@@ -332,7 +339,7 @@ def test_records_end_in_a_halt(irqchip_server: Daemon, peer: Peer, vm: Vm) -> No
         serial, [(kind, _, number, length)], text = vcpu.receive_results(1)
         assert (serial, kind, number, length) == (3, 0, errno.EBUSY, len(text))
         assert peer.run(MSI)[0].signal_msi.status == 1
-        assert vcpu.receive_results(2) == (1, [(6, 1, 0, 0), (HALT, 1, 2, 0x51)], b"")
+        assert vcpu.receive_results(2) == (1, [(PIO_READ, 1, 0, 0), (HALT, 1, 2, 0x51)], b"")
         vm.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
         vcpu.send_records(4, (HALT, 0, 0, 0, 1000))
         assert vcpu.receive_results(1)[1] == [(HALT, 3, 0, 0)]

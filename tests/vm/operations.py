@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 
 from irqchipd.chips import i8254, ioapic, lapic
+from irqchipd.chips.i8254_state import STATE_SIZE as PIT_STATE_SIZE
 from irqchipd.chips.i8259 import STATE_SIZE as PIC_SIZE
 from irqchipd.chips.i8259 import Port
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import STATE_SIZE, Reg
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState, Outcome, VcpuEvents
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MpState, Outcome, VcpuEvents
 from tests.vm.pc import Pc
 
 VCPUS = 2
@@ -99,7 +101,7 @@ accesses = st.one_of(
         st.just("mmio_write"),
         st.tuples(
             vcpus,
-            st.sampled_from(LAPIC_OFFSETS).map(lambda offset: lapic.DEFAULT_BASE + offset),
+            st.sampled_from(LAPIC_OFFSETS).map(lambda offset: LAPIC_BASE + offset),
             st.just(4),
             lapic_values,
         ),
@@ -109,12 +111,12 @@ accesses = st.one_of(
         st.tuples(
             vcpus,
             st.sampled_from(IOAPIC_OFFSETS).map(lambda offset: ioapic.DEFAULT_BASE + offset)
-            | bits(12).map(lambda offset: lapic.DEFAULT_BASE + offset),
+            | bits(12).map(lambda offset: LAPIC_BASE + offset),
             st.sampled_from([1, 2, 4, 8]),
         ),
     ),
     st.tuples(st.just("write_entry"), st.tuples(vcpus, st.integers(0, 23), entries)),
-    st.tuples(st.just("mmio_write"), st.tuples(vcpus, st.just(lapic.DEFAULT_BASE + Reg.EOI), st.just(4), bits(1))),
+    st.tuples(st.just("mmio_write"), st.tuples(vcpus, st.just(LAPIC_BASE + Reg.EOI), st.just(4), bits(1))),
 )
 acks = st.tuples(st.just("ack_interrupt"), st.tuples(vcpus))
 lines = st.tuples(st.just("irq_line"), st.tuples(gsis, st.booleans(), st.integers(0, SOURCES - 1)))
@@ -149,14 +151,12 @@ msrs = st.sampled_from(MSRS) | st.integers(0x800, 0x840)
 msr_values = bits(64) | st.sampled_from(
     [0, 1, 1_000_000, 20_000_000, 0xFEE0_0900, 0xFEE0_0D00, 0xFEE0_0C00, 0xFEE0_0100, 0xFEE1_0800, 0x4_4031, 0x1FF]
 )
-pit_structs = pages(i8254.STATE_SIZE, {})
+pit_structs = pages(PIT_STATE_SIZE, {})
 times = st.tuples(st.just("advance"), st.tuples(st.sampled_from([0, 1, 1000, 200_000, 1_000_000, 7_654_321])))
 of_time = st.one_of(
     st.tuples(st.just("pio_write"), st.tuples(vcpus, st.sampled_from(PIT_PORTS), st.just(1), pit_values)),
     st.tuples(st.just("pio_read"), st.tuples(vcpus, st.sampled_from(PIT_PORTS), st.just(1))),
-    st.builds(
-        lambda vcpu, write: ("mmio_write", (vcpu, lapic.DEFAULT_BASE + write[0], 4, write[1])), vcpus, timer_writes
-    ),
+    st.builds(lambda vcpu, write: ("mmio_write", (vcpu, LAPIC_BASE + write[0], 4, write[1])), vcpus, timer_writes),
     st.tuples(st.just("start_apic_timer"), st.tuples(vcpus, lvts, divides, apic_counts | bits(64))),
     st.tuples(st.just("start_pit"), st.tuples(st.integers(0, 7), st.sampled_from([0, 1, 200, 1193, 11932]))),
     st.tuples(st.just("msr_read"), st.tuples(vcpus, msrs)),
@@ -175,7 +175,7 @@ of_run_states = st.one_of(
         st.just("mmio_write"),
         st.tuples(
             vcpus,
-            st.just(lapic.DEFAULT_BASE + Reg.ICR),
+            st.just(LAPIC_BASE + Reg.ICR),
             st.just(4),
             st.sampled_from([0x8_4500, 0x8_4612, 0x8_4400, 0x8_4200, 0xC_4500, 0xC_4612, 0x4_4031, 0xC_4041]),
         ),
@@ -287,7 +287,7 @@ class Machine(Pc):
             (Reg.LVT_TIMER, lvt),
             (Reg.TIMER_INITIAL_COUNT, count & 0xFFFF_FFFF),
         ):
-            self.vm.mmio_write(vcpu, lapic.DEFAULT_BASE + register, 4, value)
+            self.vm.mmio_write(vcpu, LAPIC_BASE + register, 4, value)
         return self.vm.msr_write(vcpu, lapic.Msr.TSC_DEADLINE, count)
 
     def _start_pit(self, mode: int, count: int) -> object:

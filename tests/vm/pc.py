@@ -8,17 +8,18 @@ from contextlib import contextmanager
 
 import pytest
 
-from irqchipd.chips import ioapic, lapic
+from irqchipd.chips import ioapic
 from irqchipd.chips.i8259 import Port
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC
 from irqchipd.vm.clock import Clock, VirtualClock
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.vcpu_state import MpState
 
 LEVEL, MASKED, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 16, 1 << 11, 1 << 14
 LOWEST_PRIORITY = 1 << 8
@@ -106,10 +107,10 @@ class Pc:
         return self._ioapic_register(0x11 + 2 * pin) << 32 | self._ioapic_register(0x10 + 2 * pin)
 
     def lapic_write(self, vcpu: int, register: int, value: int) -> None:
-        assert self.vm.mmio_write(vcpu, lapic.DEFAULT_BASE + register, 4, value)
+        assert self.vm.mmio_write(vcpu, LAPIC_BASE + register, 4, value)
 
     def lapic_read(self, vcpu: int, register: int) -> int:
-        value = self.vm.mmio_read(vcpu, lapic.DEFAULT_BASE + register, 4)
+        value = self.vm.mmio_read(vcpu, LAPIC_BASE + register, 4)
         assert isinstance(value, int)
         return value
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from irqchipd.chips.lapic import Lapic, Msr, Quirk
-from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters
+from irqchipd.chips.lapic import Lapic, Msr
+from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters, Quirk
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
 from irqchipd.vm.apicbus import MAX_REMEMBERED, ApicBus
 

@@ -9,11 +9,11 @@ import pytest
 from irqchipd.vm import turns
 from irqchipd.vm.backlog import TOLD_A_TURN
 from irqchipd.vm.clock import Alarm
-from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.events import Event, InterruptPending
 from irqchipd.vm.lines import CHANGES_A_TURN
 from irqchipd.vm.routing import MsiRoute
 from irqchipd.vm.turns import WORK_A_TURN
+from irqchipd.vm.vcpu_state import Outcome
 from tests.vm.pc import MSI, Pc, refused
 
 VCPUS, LISTENERS = 8, 100

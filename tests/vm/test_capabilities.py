@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips import lapic
-from irqchipd.chips.lapic import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, FAULT, Features, Msr
-from irqchipd.chips.lapic_registers import VERSION, VERSION_DIRECTED_EOI, Reg
+from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.lapic_registers import (
+    BASE_BOOT_CPU,
+    BASE_ENABLED,
+    BASE_X2APIC,
+    VERSION,
+    VERSION_DIRECTED_EOI,
+    Quirk,
+    Reg,
+)
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.capabilities import MAX_VCPUS, Cap, check_extension
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.vcpu_state import MpState
 from tests.vm.pc import MSI, Pc, refused
 
-X2APIC = lapic.DEFAULT_BASE | BASE_ENABLED | BASE_X2APIC
-QUIRKS = lapic.Quirk.LINT0_REENABLED | lapic.Quirk.LAPIC_MMIO_HOLE
+X2APIC = LAPIC_BASE | BASE_ENABLED | BASE_X2APIC
+QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
 
 
 def new_vm(*vcpus: int, cap: int = 0, argument: int = 0) -> Vm:
@@ -52,12 +60,12 @@ def test_without_its_quirk_lint0_of_the_boot_cpu_is_masked_also_after_a_reset_an
 
 def test_without_its_quirk_the_page_of_a_disabled_apic_is_whose_region_is_there() -> None:
     vm = new_vm(0)
-    vm.msr_write(0, Msr.APIC_BASE, lapic.DEFAULT_BASE)
-    assert vm.mmio_read(0, lapic.DEFAULT_BASE, 4) == 0xFFFF_FFFF
+    vm.msr_write(0, Msr.APIC_BASE, LAPIC_BASE)
+    assert vm.mmio_read(0, LAPIC_BASE, 4) == 0xFFFF_FFFF
     vm.enable_cap(Cap.DISABLE_QUIRKS2, 0, [4])
-    assert vm.mmio_read(0, lapic.DEFAULT_BASE, 4) is None
-    assert vm.mmio_write(0, lapic.DEFAULT_BASE, 4, 0) is False
-    assert moved(vm).mmio_read(0, lapic.DEFAULT_BASE, 4) is None
+    assert vm.mmio_read(0, LAPIC_BASE, 4) is None
+    assert vm.mmio_write(0, LAPIC_BASE, 4, 0) is False
+    assert moved(vm).mmio_read(0, LAPIC_BASE, 4) is None
 
 
 def test_quirks_that_are_not_known_are_refused_or_by_the_older_capability_ignored() -> None:
@@ -93,7 +101,7 @@ def test_the_boot_cpu_is_not_chosen_any_more_once_there_is_a_vcpu() -> None:
 @pytest.mark.parametrize("bits", [0, BASE_BOOT_CPU])
 def test_init_starts_who_has_the_boot_cpus_bit(bits: int) -> None:
     pc = Pc(2)
-    pc.vm.msr_write(0, Msr.APIC_BASE, lapic.DEFAULT_BASE | BASE_ENABLED | bits)
+    pc.vm.msr_write(0, Msr.APIC_BASE, LAPIC_BASE | BASE_ENABLED | bits)
     pc.vm.signal_msi(MSI, 0x500)
     assert pc.vm.get_mp_state(0) is (MpState.RUNNABLE if bits else MpState.INIT_RECEIVED)
 
@@ -171,11 +179,11 @@ def test_a_vm_has_more_vcpus_than_an_xapic_can_address() -> None:
 def test_the_timers_count_as_the_bus_goes_also_after_a_move() -> None:
     vm = new_vm(0, cap=Cap.X86_APIC_BUS_CYCLES_NS, argument=25)
     for register, value in ((Reg.SVR, 0x1FF), (Reg.TIMER_DIVIDE, 0xB), (Reg.LVT_TIMER, 0x31)):
-        vm.mmio_write(0, lapic.DEFAULT_BASE + register, 4, value)
-    vm.mmio_write(0, lapic.DEFAULT_BASE + Reg.TIMER_INITIAL_COUNT, 4, 1000)
+        vm.mmio_write(0, LAPIC_BASE + register, 4, value)
+    vm.mmio_write(0, LAPIC_BASE + Reg.TIMER_INITIAL_COUNT, 4, 1000)
     vm.advance(10_000)
     vm = moved(vm)
-    assert vm.mmio_read(0, lapic.DEFAULT_BASE + Reg.TIMER_CURRENT_COUNT, 4) == 600
+    assert vm.mmio_read(0, LAPIC_BASE + Reg.TIMER_CURRENT_COUNT, 4) == 600
     vm.advance(14_999)
     assert vm.ack_interrupt(0) is None
     vm.advance(1)
@@ -186,8 +194,8 @@ def test_the_timers_count_as_the_bus_goes_also_after_a_move() -> None:
 def test_the_longest_count_of_the_slowest_bus_can_be_moved(periodic: int) -> None:
     vm = new_vm(0, cap=Cap.X86_APIC_BUS_CYCLES_NS, argument=33_554_432)
     for register, value in ((Reg.SVR, 0x1FF), (Reg.TIMER_DIVIDE, 0xA), (Reg.LVT_TIMER, 0x31 | periodic)):
-        vm.mmio_write(0, lapic.DEFAULT_BASE + register, 4, value)
-    vm.mmio_write(0, lapic.DEFAULT_BASE + Reg.TIMER_INITIAL_COUNT, 4, 0xFFFF_FFFF)
+        vm.mmio_write(0, LAPIC_BASE + register, 4, value)
+    vm.mmio_write(0, LAPIC_BASE + Reg.TIMER_INITIAL_COUNT, 4, 0xFFFF_FFFF)
     vm.advance(1 << 61)
     vm = moved(vm)
     vm.advance(1 << 60)
@@ -213,8 +221,8 @@ def test_a_guest_without_x2apic_can_t_enable_it_nor_use_addresses_that_it_lacks(
     for machine in (vm, moved(vm)):
         assert machine.msr_write(0, Msr.APIC_BASE, X2APIC) == FAULT
         assert machine.msr_write(0, Msr.APIC_BASE, X2APIC, host=True) == FAULT
-        assert machine.msr_write(0, Msr.APIC_BASE, 1 << 36 | lapic.DEFAULT_BASE | BASE_ENABLED) == FAULT
-        assert machine.msr_write(0, Msr.APIC_BASE, 1 << 35 | lapic.DEFAULT_BASE | BASE_ENABLED) == 0
+        assert machine.msr_write(0, Msr.APIC_BASE, 1 << 36 | LAPIC_BASE | BASE_ENABLED) == FAULT
+        assert machine.msr_write(0, Msr.APIC_BASE, 1 << 35 | LAPIC_BASE | BASE_ENABLED) == 0
 
 
 def test_a_guest_without_tsc_deadline_has_two_modes_of_the_timer() -> None:
@@ -272,14 +280,14 @@ def test_a_vmm_s_access_is_no_entry_into_the_guest() -> None:
     pc.vm.set_lapic(0, pc.vm.get_lapic(0))
     assert pc.vm.save().vcpus[0].scan
     pc.vm.msr_read(0, Msr.APIC_BASE, host=True)
-    pc.vm.msr_write(0, Msr.APIC_BASE, lapic.DEFAULT_BASE | BASE_ENABLED, host=True)
+    pc.vm.msr_write(0, Msr.APIC_BASE, LAPIC_BASE | BASE_ENABLED, host=True)
     assert pc.vm.save().vcpus[0].scan
     pc.vm.msr_read(0, Msr.APIC_BASE)
     assert not pc.vm.save().vcpus[0].scan
     assert isinstance(before, bool)
 
 
-@pytest.mark.parametrize("base", [lapic.DEFAULT_BASE, X2APIC])
+@pytest.mark.parametrize("base", [LAPIC_BASE, X2APIC])
 def test_cr8_is_tpr_whatever_the_mode(base: int) -> None:
     vm = new_vm(0)
     vm.msr_write(0, Msr.APIC_BASE, base)

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.clock import Alarm, Alarms, RealClock, Scheduler, VirtualClock
-from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.events import InterruptPending
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import MAX_EXPIRATIONS, MAX_TIME
+from irqchipd.vm.vcpu_state import Outcome
 from tests.vm.pc import LEVEL, Ear, Pc, refused
 
 MS = 1_000_000

@@ -14,11 +14,12 @@ from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import DFR_FLAT, LVT_MASKED, Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import SCHEDULER, RealClock
-from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import VcpuSignal
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId
+from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
 from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Ear, Pc, refused, to
 
 MS = 1_000_000

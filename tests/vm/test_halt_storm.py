@@ -21,8 +21,9 @@ import pytest
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.clock import RealClock
-from irqchipd.vm.cpu import Halt, Outcome
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.routing import ChipId, PinRoute
+from irqchipd.vm.vcpu_state import Outcome
 from tests.vm.pc import EOI, LEVEL, MSI, PRIMARY, Pc, to
 
 VCPUS = 100

@@ -8,7 +8,7 @@ import pytest
 
 from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import IoapicState
-from irqchipd.chips.lapic import DEFAULT_BASE as LAPIC_BASE
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.board import Board
 from irqchipd.vm.clock import VirtualClock

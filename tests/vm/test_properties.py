@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irqchipd.chips import lapic
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import IoapicState
+from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending
@@ -115,7 +115,7 @@ def test_no_restored_state_makes_a_later_operation_fail(states: list[Operation],
     for vcpu in machine.vm.describe().vcpus:
         assert machine.take(vcpu) in {None, *range(256)}
         for register in range(0, 0x400, 4):
-            machine.vm.mmio_read(vcpu, lapic.DEFAULT_BASE + register, 4)
+            machine.vm.mmio_read(vcpu, LAPIC_BASE + register, 4)
 
 
 REFUSED: list[Operation] = [

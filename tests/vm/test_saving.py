@@ -22,20 +22,22 @@ from hypothesis import strategies as st
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client.cli.replay_in_process import executors, new_vm
 from irqchip_client.cli.traces import as_expected
+from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import PERIODIC, TSC_DEADLINE
 from irqchipd.chips.message import DeliveryMode
+from irqchipd.chips.saved import MAX_LATE
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.vm.clock import RealClock, VirtualClock
-from irqchipd.vm.cpu import Halt, MpState, Signal
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MsiRoute
-from irqchipd.vm.saving import MAX_LATE
-from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
+from irqchipd.vm.vcpu_state import MpState, SavedVcpu, Signal
 from tests.vm.operations import Machine, Operation, everything
 from tests.vm.pc import EOI, LEVEL, Ear, Pc, refused, to
 
@@ -513,8 +515,8 @@ def bare() -> Vm:
 MESSAGES: dict[type, Any] = {
     VmState: pb.VmSnapshot,
     ChipsState: pb.ChipsSnapshot,
-    PitTimerState: pb.PitSnapshot,
-    VcpuState: pb.VcpuSnapshot,
+    SavedPit: pb.PitSnapshot,
+    SavedVcpu: pb.VcpuSnapshot,
     SourceState: pb.SourceSnapshot,
 }
 RANGES = {

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import MAX_QUEUED
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.snapshot import SourceState
 from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, gsis_of
+from irqchipd.vm.vcpu_state import MAX_QUEUED
 from tests.vm.pc import Pc, refused
 
 LONGEST = "\U0001f600" * 64  # a client's name
@@ -95,29 +95,17 @@ def test_a_hundred_sources_of_all_lines_can_be_moved() -> None:
     assert held(moved) <= held(vm)
 
 
-def test_snapshots_that_list_gsis_are_restored_as_those_with_bitmaps() -> None:
-    vm = vm_with_irqchip()
-    state = replace(
-        vm.save(),
-        sources=(SourceState(source=5, client="x", asserted_gsis=(1, 4095, 1), resampled_gsis={}, asserted=b"\1"),),
-    )
-    moved = Vm.restored("moved", MAX_VCPUS, state)
-    assert moved.describe().sources[0].asserted == [0, 1, 4095]
-
-
 def test_sources_restored_hold_no_more_than_others() -> None:
     vm = vm_with_irqchip()
     state = vm.save()
-    one = SourceState(source=1, client="x", asserted_gsis=tuple(range(MAX_GSIS)), resampled_gsis={}, asserted=b"")
+    one = SourceState(source=1, client="x", asserted=b"\xff" * (MAX_GSIS // 8), resampled_gsis={})
     many = tuple(replace(one, source=number) for number in range(100, 100 + SOURCES_BYTES // 577))
     Vm.restored("most", MAX_VCPUS, replace(state, sources=many))
     with refused("EINVAL"):
         Vm.restored("more", MAX_VCPUS, replace(state, sources=(*many, replace(one, source=99))))
-    named = [replace(one, client="", source=number, asserted_gsis=()) for number in range(64, 65 + MAX_SOURCES)]
+    named = [replace(one, client="", source=number, asserted=b"") for number in range(64, 65 + MAX_SOURCES)]
     with refused("EINVAL"):
         Vm.restored("many", MAX_VCPUS, replace(state, sources=tuple(named)))
-    with refused("EINVAL"):
-        Vm.restored("long", MAX_VCPUS, replace(state, sources=(replace(one, asserted_gsis=(0,) * (MAX_GSIS + 1)),)))
     with refused("EINVAL"):
         Vm.restored("wide", MAX_VCPUS, replace(state, sources=(replace(one, asserted=bytes(MAX_GSIS // 8 + 1)),)))
 
@@ -126,7 +114,7 @@ def test_sources_restored_hold_no_more_than_others() -> None:
 def test_a_vm_whose_sources_hold_the_most_is_a_few_mebibytes(resampled: int) -> None:
     vm = vm_with_irqchip()
     told = dict.fromkeys(range(resampled), 1)
-    one = SourceState(source=1, client="", asserted_gsis=(), resampled_gsis=told, asserted=b"")
+    one = SourceState(source=1, client="", asserted=b"", resampled_gsis=told)
     count = min(SOURCES_BYTES // bytes_of("", 0, resampled), MAX_SOURCES)
     state = replace(vm.save(), sources=tuple(replace(one, source=100 + number) for number in range(count)))
     tracemalloc.start()

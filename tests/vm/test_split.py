@@ -9,10 +9,10 @@ import pytest
 from irqchipd.chips.lapic_registers import SVR_DIRECTED_EOI, VERSION, VERSION_DIRECTED_EOI, Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState, Outcome, Signal
 from irqchipd.vm.events import InterruptPending, IoapicEoi
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
 from tests.vm.pc import MSI, Ear, Pc, refused
 
 SPLIT_IRQCHIP = 121

@@ -12,11 +12,11 @@ from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import TSC_DEADLINE
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import RealClock, VirtualClock
-from irqchipd.vm.cpu import Signal
 from irqchipd.vm.events import GsiAcknowledged
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, PinRoute
 from irqchipd.vm.snapshot import VmState
+from irqchipd.vm.vcpu_state import Signal
 from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, Ear, Pc, refused, to
 
 MS = 1_000_000

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.cpu import MpState, Outcome, Signal, VcpuEvents
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, VcpuEvents
 from tests.vm.pc import MSI, Pc, refused
 
 NMI = Signal(DeliveryMode.NMI)

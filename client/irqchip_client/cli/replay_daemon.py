@@ -169,7 +169,7 @@ CALLS: dict[str, Callable[..., Call[Any]]] = {
     ),
     "set_gsi_routing": lambda table: _answering(ops.set_gsi_routing([_route(*entry) for entry in table]), lambda _: 0),
     "take_extint": lambda vcpu: _answering(
-        ops.ack_interrupt(vcpu, InterruptSource.PIC), lambda r: r.vector if r.HasField("vector") else None
+        ops.ack_interrupt(vcpu, InterruptSource.PIC), lambda r: r.interrupt.vector if r.HasField("interrupt") else None
     ),
     "get_irqchip": lambda chip: _answering(ops.get_irqchip(chip), lambda r: r.kvm_struct.hex()),
     "set_irqchip": lambda chip, state: _answering(ops.set_irqchip(chip, bytes.fromhex(state)), lambda _: 0),

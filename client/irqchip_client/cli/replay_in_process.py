@@ -8,11 +8,11 @@ from typing import Any
 from irqchipd.chips.lapic import FAULT
 from irqchipd.chips.lapic_registers import SVR_ENABLED, LapicRegisters
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import MpState
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.routing import MsiRoute, PinRoute
+from irqchipd.vm.vcpu_state import MpState
 
 from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
 

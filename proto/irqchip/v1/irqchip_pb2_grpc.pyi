@@ -33,7 +33,195 @@ Masked and coalesced interrupts, and addresses that nothing claims, are results 
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from irqchip.v1 import irqchip_pb2 as _irqchip_pb2
+from irqchip.v1 import access_pb2 as _access_pb2
+from irqchip.v1 import line_pb2 as _line_pb2
+from irqchip.v1 import session_pb2 as _session_pb2
+from irqchip.v1 import snapshot_pb2 as _snapshot_pb2
+from irqchip.v1 import state_pb2 as _state_pb2
+from irqchip.v1 import trace_pb2 as _trace_pb2
+from irqchip.v1 import vcpu_pb2 as _vcpu_pb2
+from irqchip.v1 import vm_pb2 as _vm_pb2
+from irqchip.v1.access_pb2 import Cr8ReadRequest as Cr8ReadRequest
+from irqchip.v1.access_pb2 import Cr8ReadResponse as Cr8ReadResponse
+from irqchip.v1.access_pb2 import Cr8WriteRequest as Cr8WriteRequest
+from irqchip.v1.access_pb2 import Cr8WriteResponse as Cr8WriteResponse
+from irqchip.v1.access_pb2 import MmioReadRequest as MmioReadRequest
+from irqchip.v1.access_pb2 import MmioReadResponse as MmioReadResponse
+from irqchip.v1.access_pb2 import MmioWriteRequest as MmioWriteRequest
+from irqchip.v1.access_pb2 import MmioWriteResponse as MmioWriteResponse
+from irqchip.v1.access_pb2 import MsrReadRequest as MsrReadRequest
+from irqchip.v1.access_pb2 import MsrReadResponse as MsrReadResponse
+from irqchip.v1.access_pb2 import MsrWriteRequest as MsrWriteRequest
+from irqchip.v1.access_pb2 import MsrWriteResponse as MsrWriteResponse
+from irqchip.v1.access_pb2 import PioReadRequest as PioReadRequest
+from irqchip.v1.access_pb2 import PioReadResponse as PioReadResponse
+from irqchip.v1.access_pb2 import PioWriteRequest as PioWriteRequest
+from irqchip.v1.access_pb2 import PioWriteResponse as PioWriteResponse
+from irqchip.v1.line_pb2 import GetGsiRoutingRequest as GetGsiRoutingRequest
+from irqchip.v1.line_pb2 import GetGsiRoutingResponse as GetGsiRoutingResponse
+from irqchip.v1.line_pb2 import IrqLineRequest as IrqLineRequest
+from irqchip.v1.line_pb2 import IrqLineResponse as IrqLineResponse
+from irqchip.v1.line_pb2 import IrqLinesRequest as IrqLinesRequest
+from irqchip.v1.line_pb2 import IrqLinesResponse as IrqLinesResponse
+from irqchip.v1.line_pb2 import IrqchipPin as IrqchipPin
+from irqchip.v1.line_pb2 import IrqfdRequest as IrqfdRequest
+from irqchip.v1.line_pb2 import IrqfdResponse as IrqfdResponse
+from irqchip.v1.line_pb2 import Msi as Msi
+from irqchip.v1.line_pb2 import RoutingEntry as RoutingEntry
+from irqchip.v1.line_pb2 import SetGsiRoutingRequest as SetGsiRoutingRequest
+from irqchip.v1.line_pb2 import SetGsiRoutingResponse as SetGsiRoutingResponse
+from irqchip.v1.line_pb2 import SignalMsiRequest as SignalMsiRequest
+from irqchip.v1.line_pb2 import SignalMsiResponse as SignalMsiResponse
+from irqchip.v1.region_pb2 import ADDRESS_SPACE_MMIO as ADDRESS_SPACE_MMIO
+from irqchip.v1.region_pb2 import ADDRESS_SPACE_PIO as ADDRESS_SPACE_PIO
+from irqchip.v1.region_pb2 import ADDRESS_SPACE_UNSPECIFIED as ADDRESS_SPACE_UNSPECIFIED
+from irqchip.v1.region_pb2 import AddressSpace as AddressSpace
+from irqchip.v1.region_pb2 import CompleteAccessRequest as CompleteAccessRequest
+from irqchip.v1.region_pb2 import CompleteAccessResponse as CompleteAccessResponse
+from irqchip.v1.region_pb2 import RegionInfo as RegionInfo
+from irqchip.v1.region_pb2 import RegisterRegionRequest as RegisterRegionRequest
+from irqchip.v1.region_pb2 import RegisterRegionResponse as RegisterRegionResponse
+from irqchip.v1.region_pb2 import UnregisterRegionRequest as UnregisterRegionRequest
+from irqchip.v1.region_pb2 import UnregisterRegionResponse as UnregisterRegionResponse
+from irqchip.v1.session_pb2 import Batch as Batch
+from irqchip.v1.session_pb2 import BatchResult as BatchResult
+from irqchip.v1.session_pb2 import DescriptorsFollow as DescriptorsFollow
+from irqchip.v1.session_pb2 import Doorbell as Doorbell
+from irqchip.v1.session_pb2 import Error as Error
+from irqchip.v1.session_pb2 import Event as Event
+from irqchip.v1.session_pb2 import EventsDropped as EventsDropped
+from irqchip.v1.session_pb2 import GsiAcknowledged as GsiAcknowledged
+from irqchip.v1.session_pb2 import GsiMasked as GsiMasked
+from irqchip.v1.session_pb2 import GsiResampled as GsiResampled
+from irqchip.v1.session_pb2 import HaltGivenUp as HaltGivenUp
+from irqchip.v1.session_pb2 import InterruptPending as InterruptPending
+from irqchip.v1.session_pb2 import IoapicEoi as IoapicEoi
+from irqchip.v1.session_pb2 import Operation as Operation
+from irqchip.v1.session_pb2 import OperationResult as OperationResult
+from irqchip.v1.session_pb2 import RegionAccess as RegionAccess
+from irqchip.v1.session_pb2 import RegionsLost as RegionsLost
+from irqchip.v1.session_pb2 import SessionOpen as SessionOpen
+from irqchip.v1.session_pb2 import SessionOpened as SessionOpened
+from irqchip.v1.session_pb2 import SessionRequest as SessionRequest
+from irqchip.v1.session_pb2 import SessionResponse as SessionResponse
+from irqchip.v1.session_pb2 import VcpuSignal as VcpuSignal
+from irqchip.v1.session_pb2 import VmReset as VmReset
+from irqchip.v1.snapshot_pb2 import ChipsSnapshot as ChipsSnapshot
+from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
+from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest
+from irqchip.v1.snapshot_pb2 import RestoreVmResponse as RestoreVmResponse
+from irqchip.v1.snapshot_pb2 import SaveVmRequest as SaveVmRequest
+from irqchip.v1.snapshot_pb2 import SaveVmResponse as SaveVmResponse
+from irqchip.v1.snapshot_pb2 import SourceSnapshot as SourceSnapshot
+from irqchip.v1.snapshot_pb2 import VcpuSnapshot as VcpuSnapshot
+from irqchip.v1.snapshot_pb2 import VmSnapshot as VmSnapshot
+from irqchip.v1.state_pb2 import GetIrqchipRequest as GetIrqchipRequest
+from irqchip.v1.state_pb2 import GetIrqchipResponse as GetIrqchipResponse
+from irqchip.v1.state_pb2 import GetLapicRequest as GetLapicRequest
+from irqchip.v1.state_pb2 import GetLapicResponse as GetLapicResponse
+from irqchip.v1.state_pb2 import GetPitRequest as GetPitRequest
+from irqchip.v1.state_pb2 import GetPitResponse as GetPitResponse
+from irqchip.v1.state_pb2 import IoapicState as IoapicState
+from irqchip.v1.state_pb2 import LapicState as LapicState
+from irqchip.v1.state_pb2 import PicState as PicState
+from irqchip.v1.state_pb2 import PitChannel as PitChannel
+from irqchip.v1.state_pb2 import PitState as PitState
+from irqchip.v1.state_pb2 import SetIrqchipRequest as SetIrqchipRequest
+from irqchip.v1.state_pb2 import SetIrqchipResponse as SetIrqchipResponse
+from irqchip.v1.state_pb2 import SetLapicRequest as SetLapicRequest
+from irqchip.v1.state_pb2 import SetLapicResponse as SetLapicResponse
+from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
+from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
+from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
+from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
+from irqchip.v1.trace_pb2 import TraceField as TraceField
+from irqchip.v1.trace_pb2 import WatchRequest as WatchRequest
+from irqchip.v1.trace_pb2 import WatchResponse as WatchResponse
+from irqchip.v1.vcpu_pb2 import AckInterruptRequest as AckInterruptRequest
+from irqchip.v1.vcpu_pb2 import AckInterruptResponse as AckInterruptResponse
+from irqchip.v1.vcpu_pb2 import GetMpStateRequest as GetMpStateRequest
+from irqchip.v1.vcpu_pb2 import GetMpStateResponse as GetMpStateResponse
+from irqchip.v1.vcpu_pb2 import GetVcpuEventsRequest as GetVcpuEventsRequest
+from irqchip.v1.vcpu_pb2 import GetVcpuEventsResponse as GetVcpuEventsResponse
+from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
+from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
+from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_UNSPECIFIED as INTERRUPT_SOURCE_UNSPECIFIED
+from irqchip.v1.vcpu_pb2 import Interrupt as Interrupt
+from irqchip.v1.vcpu_pb2 import InterruptRequest as InterruptRequest
+from irqchip.v1.vcpu_pb2 import InterruptResponse as InterruptResponse
+from irqchip.v1.vcpu_pb2 import InterruptSource as InterruptSource
+from irqchip.v1.vcpu_pb2 import MP_STATE_AP_RESET_HOLD as MP_STATE_AP_RESET_HOLD
+from irqchip.v1.vcpu_pb2 import MP_STATE_HALTED as MP_STATE_HALTED
+from irqchip.v1.vcpu_pb2 import MP_STATE_INIT_RECEIVED as MP_STATE_INIT_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_RUNNABLE as MP_STATE_RUNNABLE
+from irqchip.v1.vcpu_pb2 import MP_STATE_SIPI_RECEIVED as MP_STATE_SIPI_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_UNINITIALIZED as MP_STATE_UNINITIALIZED
+from irqchip.v1.vcpu_pb2 import MP_STATE_UNSPECIFIED as MP_STATE_UNSPECIFIED
+from irqchip.v1.vcpu_pb2 import MpState as MpState
+from irqchip.v1.vcpu_pb2 import NmiRequest as NmiRequest
+from irqchip.v1.vcpu_pb2 import NmiResponse as NmiResponse
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_INIT as SIGNAL_KIND_INIT
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_NMI as SIGNAL_KIND_NMI
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_SIPI as SIGNAL_KIND_SIPI
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_SMI as SIGNAL_KIND_SMI
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_UNHALT as SIGNAL_KIND_UNHALT
+from irqchip.v1.vcpu_pb2 import SIGNAL_KIND_UNSPECIFIED as SIGNAL_KIND_UNSPECIFIED
+from irqchip.v1.vcpu_pb2 import SetCpuidRequest as SetCpuidRequest
+from irqchip.v1.vcpu_pb2 import SetCpuidResponse as SetCpuidResponse
+from irqchip.v1.vcpu_pb2 import SetMpStateRequest as SetMpStateRequest
+from irqchip.v1.vcpu_pb2 import SetMpStateResponse as SetMpStateResponse
+from irqchip.v1.vcpu_pb2 import SetVcpuEventsRequest as SetVcpuEventsRequest
+from irqchip.v1.vcpu_pb2 import SetVcpuEventsResponse as SetVcpuEventsResponse
+from irqchip.v1.vcpu_pb2 import Signal as Signal
+from irqchip.v1.vcpu_pb2 import SignalKind as SignalKind
+from irqchip.v1.vcpu_pb2 import TakeSignalRequest as TakeSignalRequest
+from irqchip.v1.vcpu_pb2 import TakeSignalResponse as TakeSignalResponse
+from irqchip.v1.vcpu_pb2 import VcpuEvents as VcpuEvents
+from irqchip.v1.vm_pb2 import AdvanceClockRequest as AdvanceClockRequest
+from irqchip.v1.vm_pb2 import AdvanceClockResponse as AdvanceClockResponse
+from irqchip.v1.vm_pb2 import CLOCK_KIND_REAL as CLOCK_KIND_REAL
+from irqchip.v1.vm_pb2 import CLOCK_KIND_UNSPECIFIED as CLOCK_KIND_UNSPECIFIED
+from irqchip.v1.vm_pb2 import CLOCK_KIND_VIRTUAL as CLOCK_KIND_VIRTUAL
+from irqchip.v1.vm_pb2 import CheckExtensionRequest as CheckExtensionRequest
+from irqchip.v1.vm_pb2 import CheckExtensionResponse as CheckExtensionResponse
+from irqchip.v1.vm_pb2 import ClockKind as ClockKind
+from irqchip.v1.vm_pb2 import CreateIrqchipRequest as CreateIrqchipRequest
+from irqchip.v1.vm_pb2 import CreateIrqchipResponse as CreateIrqchipResponse
+from irqchip.v1.vm_pb2 import CreatePitRequest as CreatePitRequest
+from irqchip.v1.vm_pb2 import CreatePitResponse as CreatePitResponse
+from irqchip.v1.vm_pb2 import CreateVcpuRequest as CreateVcpuRequest
+from irqchip.v1.vm_pb2 import CreateVcpuResponse as CreateVcpuResponse
+from irqchip.v1.vm_pb2 import CreateVmRequest as CreateVmRequest
+from irqchip.v1.vm_pb2 import CreateVmResponse as CreateVmResponse
+from irqchip.v1.vm_pb2 import DeleteVmRequest as DeleteVmRequest
+from irqchip.v1.vm_pb2 import DeleteVmResponse as DeleteVmResponse
+from irqchip.v1.vm_pb2 import EnableCapRequest as EnableCapRequest
+from irqchip.v1.vm_pb2 import EnableCapResponse as EnableCapResponse
+from irqchip.v1.vm_pb2 import GetVmRequest as GetVmRequest
+from irqchip.v1.vm_pb2 import GetVmResponse as GetVmResponse
+from irqchip.v1.vm_pb2 import IRQCHIP_MODE_FULL as IRQCHIP_MODE_FULL
+from irqchip.v1.vm_pb2 import IRQCHIP_MODE_NONE as IRQCHIP_MODE_NONE
+from irqchip.v1.vm_pb2 import IRQCHIP_MODE_SPLIT as IRQCHIP_MODE_SPLIT
+from irqchip.v1.vm_pb2 import IRQCHIP_MODE_UNSPECIFIED as IRQCHIP_MODE_UNSPECIFIED
+from irqchip.v1.vm_pb2 import IrqchipMode as IrqchipMode
+from irqchip.v1.vm_pb2 import ListVmsRequest as ListVmsRequest
+from irqchip.v1.vm_pb2 import ListVmsResponse as ListVmsResponse
+from irqchip.v1.vm_pb2 import RESET_REASON_FAULT as RESET_REASON_FAULT
+from irqchip.v1.vm_pb2 import RESET_REASON_GUEST as RESET_REASON_GUEST
+from irqchip.v1.vm_pb2 import RESET_REASON_OPERATOR as RESET_REASON_OPERATOR
+from irqchip.v1.vm_pb2 import RESET_REASON_UNSPECIFIED as RESET_REASON_UNSPECIFIED
+from irqchip.v1.vm_pb2 import RESET_REASON_WATCHDOG as RESET_REASON_WATCHDOG
+from irqchip.v1.vm_pb2 import ResetReason as ResetReason
+from irqchip.v1.vm_pb2 import ResetVmRequest as ResetVmRequest
+from irqchip.v1.vm_pb2 import ResetVmResponse as ResetVmResponse
+from irqchip.v1.vm_pb2 import SessionInfo as SessionInfo
+from irqchip.v1.vm_pb2 import SetBootCpuIdRequest as SetBootCpuIdRequest
+from irqchip.v1.vm_pb2 import SetBootCpuIdResponse as SetBootCpuIdResponse
+from irqchip.v1.vm_pb2 import VmInfo as VmInfo
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -63,40 +251,40 @@ class IrqchipServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IrqchipServiceAsyncStub: ...
-    CreateVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVmRequest, _irqchip_pb2.CreateVmResponse]
+    CreateVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateVmRequest, _vm_pb2.CreateVmResponse]
     """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
     malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
     """
-    DeleteVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]
+    DeleteVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.DeleteVmRequest, _vm_pb2.DeleteVmResponse]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
-    ListVms: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.ListVmsRequest, _irqchip_pb2.ListVmsResponse]
+    ListVms: _grpc.UnaryUnaryMultiCallable[_vm_pb2.ListVmsRequest, _vm_pb2.ListVmsResponse]
     """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
-    GetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]
+    GetVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetVmRequest, _vm_pb2.GetVmResponse]
     """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
     is not one.
     """
-    AdvanceClock: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]
+    AdvanceClock: _grpc.UnaryUnaryMultiCallable[_vm_pb2.AdvanceClockRequest, _vm_pb2.AdvanceClockResponse]
     """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
     It stops short after 10,000 expirations, so that others are served: call it again for the rest.
     """
-    ResetVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]
+    ResetVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]
     """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
     routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
     Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
     """
-    SaveVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]
+    SaveVm: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.SaveVmRequest, _snapshot_pb2.SaveVmResponse]
     """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
     and RestoreVm takes it.
     """
-    RestoreVm: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]
+    RestoreVm: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RestoreVmRequest, _snapshot_pb2.RestoreVmResponse]
     """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
     EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
     come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
     more than a minute late, the expiries before that minute are lost.
     """
-    CheckExtension: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]
+    CheckExtension: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CheckExtensionRequest, _vm_pb2.CheckExtensionResponse]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
-    EnableCap: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]
+    EnableCap: _grpc.UnaryUnaryMultiCallable[_vm_pb2.EnableCapRequest, _vm_pb2.EnableCapResponse]
     """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
 
       KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
@@ -115,125 +303,125 @@ class IrqchipServiceStub:
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
                                             33,554,432, or once a vCPU exists; ENXIO without an irqchip
     """
-    CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]
+    CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
     have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
     exists.
     """
-    CreateVcpu: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]
+    CreateVcpu: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
-    SetBootCpuId: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetBootCpuIdRequest, _irqchip_pb2.SetBootCpuIdResponse]
+    SetBootCpuId: _grpc.UnaryUnaryMultiCallable[_vm_pb2.SetBootCpuIdRequest, _vm_pb2.SetBootCpuIdResponse]
     """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
     that no vCPU can have.
     """
-    CreatePit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]
+    CreatePit: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreatePitRequest, _vm_pb2.CreatePitResponse]
     """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
     channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
     """
-    IrqLine: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]
+    IrqLine: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
     irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
     """
-    IrqLines: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]
+    IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
     more than 4096.
     """
-    SignalMsi: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SignalMsiRequest, _irqchip_pb2.SignalMsiResponse]
+    SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
     """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
-    SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetGsiRoutingRequest, _irqchip_pb2.SetGsiRoutingResponse]
+    SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
     KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
     """
-    GetGsiRouting: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetGsiRoutingRequest, _irqchip_pb2.GetGsiRoutingResponse]
+    GetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.GetGsiRoutingRequest, _line_pb2.GetGsiRoutingResponse]
     """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
-    PioRead: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.PioReadRequest, _irqchip_pb2.PioReadResponse]
+    PioRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.PioReadRequest, _access_pb2.PioReadResponse]
     """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
-    PioWrite: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.PioWriteRequest, _irqchip_pb2.PioWriteResponse]
+    PioWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.PioWriteRequest, _access_pb2.PioWriteResponse]
     """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
-    MmioRead: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MmioReadRequest, _irqchip_pb2.MmioReadResponse]
+    MmioRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.MmioReadRequest, _access_pb2.MmioReadResponse]
     """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
-    MmioWrite: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MmioWriteRequest, _irqchip_pb2.MmioWriteResponse]
+    MmioWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.MmioWriteRequest, _access_pb2.MmioWriteResponse]
     """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
     fit it.
     """
-    AckInterrupt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.AckInterruptRequest, _irqchip_pb2.AckInterruptResponse]
+    AckInterrupt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]
     """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
     ENXIO where the vCPU has no local APIC.
     """
-    GetIrqchip: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetIrqchipRequest, _irqchip_pb2.GetIrqchipResponse]
+    GetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]
     """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
-    SetIrqchip: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetIrqchipRequest, _irqchip_pb2.SetIrqchipResponse]
+    SetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]
     """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
     the wrong length or kind, ENXIO without an irqchip.
     """
-    GetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetLapicRequest, _irqchip_pb2.GetLapicResponse]
+    GetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]
     """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
-    SetLapic: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]
+    SetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
-    GetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]
+    GetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]
     """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
-    SetPit: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]
+    SetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]
     """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
     Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
     not fit, ENXIO without a PIT.
     """
-    SetPitReinject: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]
+    SetPitReinject: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]
     """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
     one is acknowledged (the default), or are lost. ENXIO without a PIT.
     """
-    SetCpuid: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetCpuidRequest, _irqchip_pb2.SetCpuidResponse]
+    SetCpuid: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]
     """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
     has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
     no local APIC.
     """
-    MsrRead: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]
+    MsrRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]
     """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
     an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
     """
-    MsrWrite: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]
+    MsrWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.MsrWriteRequest, _access_pb2.MsrWriteResponse]
     """MsrWrite is a vCPU's WRMSR of the same."""
-    Cr8Read: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8ReadRequest, _irqchip_pb2.Cr8ReadResponse]
+    Cr8Read: _grpc.UnaryUnaryMultiCallable[_access_pb2.Cr8ReadRequest, _access_pb2.Cr8ReadResponse]
     """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
     vCPU has no local APIC.
     """
-    Cr8Write: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8WriteRequest, _irqchip_pb2.Cr8WriteResponse]
+    Cr8Write: _grpc.UnaryUnaryMultiCallable[_access_pb2.Cr8WriteRequest, _access_pb2.Cr8WriteResponse]
     """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
-    Interrupt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]
+    Interrupt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.InterruptRequest, _vcpu_pb2.InterruptResponse]
     """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
     vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
     local APIC.
     """
-    Nmi: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]
+    Nmi: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.NmiRequest, _vcpu_pb2.NmiResponse]
     """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
-    GetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetVcpuEventsRequest, _irqchip_pb2.GetVcpuEventsResponse]
+    GetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuEventsRequest, _vcpu_pb2.GetVcpuEventsResponse]
     """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
-    SetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetVcpuEventsRequest, _irqchip_pb2.SetVcpuEventsResponse]
+    SetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetVcpuEventsRequest, _vcpu_pb2.SetVcpuEventsResponse]
     """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
-    GetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]
+    GetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
-    SetMpState: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]
+    SetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]
     """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
     has no local APIC.
     """
-    TakeSignal: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.TakeSignalRequest, _irqchip_pb2.TakeSignalResponse]
+    TakeSignal: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]
     """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
     only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
     """
-    Halt: _grpc.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]
+    Halt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]
     """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
     is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
     its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
     to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
     use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
     """
-    Session: _grpc.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]
+    Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
     seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
     480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
     that it has raised, in steps of 256; so raising one can be ENOSPC, too.
     """
-    Watch: _grpc.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]
+    Watch: _grpc.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]
     """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
     all at once, and what exceeds the daemon's queue is dropped and counted.
     """
@@ -245,40 +433,40 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVmRequest, _irqchip_pb2.CreateVmResponse]  # type: ignore[assignment]
+    CreateVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateVmRequest, _vm_pb2.CreateVmResponse]  # type: ignore[assignment]
     """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
     malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
     """
-    DeleteVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.DeleteVmRequest, _irqchip_pb2.DeleteVmResponse]  # type: ignore[assignment]
+    DeleteVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.DeleteVmRequest, _vm_pb2.DeleteVmResponse]  # type: ignore[assignment]
     """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
-    ListVms: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.ListVmsRequest, _irqchip_pb2.ListVmsResponse]  # type: ignore[assignment]
+    ListVms: _aio.UnaryUnaryMultiCallable[_vm_pb2.ListVmsRequest, _vm_pb2.ListVmsResponse]  # type: ignore[assignment]
     """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
-    GetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetVmRequest, _irqchip_pb2.GetVmResponse]  # type: ignore[assignment]
+    GetVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetVmRequest, _vm_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
     is not one.
     """
-    AdvanceClock: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.AdvanceClockRequest, _irqchip_pb2.AdvanceClockResponse]  # type: ignore[assignment]
+    AdvanceClock: _aio.UnaryUnaryMultiCallable[_vm_pb2.AdvanceClockRequest, _vm_pb2.AdvanceClockResponse]  # type: ignore[assignment]
     """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
     It stops short after 10,000 expirations, so that others are served: call it again for the rest.
     """
-    ResetVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.ResetVmRequest, _irqchip_pb2.ResetVmResponse]  # type: ignore[assignment]
+    ResetVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]  # type: ignore[assignment]
     """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
     routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
     Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
     """
-    SaveVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SaveVmRequest, _irqchip_pb2.SaveVmResponse]  # type: ignore[assignment]
+    SaveVm: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.SaveVmRequest, _snapshot_pb2.SaveVmResponse]  # type: ignore[assignment]
     """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
     and RestoreVm takes it.
     """
-    RestoreVm: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.RestoreVmRequest, _irqchip_pb2.RestoreVmResponse]  # type: ignore[assignment]
+    RestoreVm: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RestoreVmRequest, _snapshot_pb2.RestoreVmResponse]  # type: ignore[assignment]
     """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
     EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
     come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
     more than a minute late, the expiries before that minute are lost.
     """
-    CheckExtension: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CheckExtensionRequest, _irqchip_pb2.CheckExtensionResponse]  # type: ignore[assignment]
+    CheckExtension: _aio.UnaryUnaryMultiCallable[_vm_pb2.CheckExtensionRequest, _vm_pb2.CheckExtensionResponse]  # type: ignore[assignment]
     """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
-    EnableCap: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.EnableCapRequest, _irqchip_pb2.EnableCapResponse]  # type: ignore[assignment]
+    EnableCap: _aio.UnaryUnaryMultiCallable[_vm_pb2.EnableCapRequest, _vm_pb2.EnableCapResponse]  # type: ignore[assignment]
     """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
 
       KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
@@ -297,125 +485,125 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
                                             33,554,432, or once a vCPU exists; ENXIO without an irqchip
     """
-    CreateIrqchip: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateIrqchipRequest, _irqchip_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
+    CreateIrqchip: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
     have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
     exists.
     """
-    CreateVcpu: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreateVcpuRequest, _irqchip_pb2.CreateVcpuResponse]  # type: ignore[assignment]
+    CreateVcpu: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]  # type: ignore[assignment]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
-    SetBootCpuId: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetBootCpuIdRequest, _irqchip_pb2.SetBootCpuIdResponse]  # type: ignore[assignment]
+    SetBootCpuId: _aio.UnaryUnaryMultiCallable[_vm_pb2.SetBootCpuIdRequest, _vm_pb2.SetBootCpuIdResponse]  # type: ignore[assignment]
     """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
     that no vCPU can have.
     """
-    CreatePit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.CreatePitRequest, _irqchip_pb2.CreatePitResponse]  # type: ignore[assignment]
+    CreatePit: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreatePitRequest, _vm_pb2.CreatePitResponse]  # type: ignore[assignment]
     """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
     channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
     """
-    IrqLine: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLineRequest, _irqchip_pb2.IrqLineResponse]  # type: ignore[assignment]
+    IrqLine: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]  # type: ignore[assignment]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
     irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
     """
-    IrqLines: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.IrqLinesRequest, _irqchip_pb2.IrqLinesResponse]  # type: ignore[assignment]
+    IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
     more than 4096.
     """
-    SignalMsi: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SignalMsiRequest, _irqchip_pb2.SignalMsiResponse]  # type: ignore[assignment]
+    SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
     """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
-    SetGsiRouting: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetGsiRoutingRequest, _irqchip_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
+    SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
     KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
     """
-    GetGsiRouting: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetGsiRoutingRequest, _irqchip_pb2.GetGsiRoutingResponse]  # type: ignore[assignment]
+    GetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.GetGsiRoutingRequest, _line_pb2.GetGsiRoutingResponse]  # type: ignore[assignment]
     """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
-    PioRead: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.PioReadRequest, _irqchip_pb2.PioReadResponse]  # type: ignore[assignment]
+    PioRead: _aio.UnaryUnaryMultiCallable[_access_pb2.PioReadRequest, _access_pb2.PioReadResponse]  # type: ignore[assignment]
     """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
-    PioWrite: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.PioWriteRequest, _irqchip_pb2.PioWriteResponse]  # type: ignore[assignment]
+    PioWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.PioWriteRequest, _access_pb2.PioWriteResponse]  # type: ignore[assignment]
     """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
-    MmioRead: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MmioReadRequest, _irqchip_pb2.MmioReadResponse]  # type: ignore[assignment]
+    MmioRead: _aio.UnaryUnaryMultiCallable[_access_pb2.MmioReadRequest, _access_pb2.MmioReadResponse]  # type: ignore[assignment]
     """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
-    MmioWrite: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MmioWriteRequest, _irqchip_pb2.MmioWriteResponse]  # type: ignore[assignment]
+    MmioWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.MmioWriteRequest, _access_pb2.MmioWriteResponse]  # type: ignore[assignment]
     """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
     fit it.
     """
-    AckInterrupt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.AckInterruptRequest, _irqchip_pb2.AckInterruptResponse]  # type: ignore[assignment]
+    AckInterrupt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]  # type: ignore[assignment]
     """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
     ENXIO where the vCPU has no local APIC.
     """
-    GetIrqchip: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetIrqchipRequest, _irqchip_pb2.GetIrqchipResponse]  # type: ignore[assignment]
+    GetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]  # type: ignore[assignment]
     """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
-    SetIrqchip: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetIrqchipRequest, _irqchip_pb2.SetIrqchipResponse]  # type: ignore[assignment]
+    SetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]  # type: ignore[assignment]
     """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
     the wrong length or kind, ENXIO without an irqchip.
     """
-    GetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetLapicRequest, _irqchip_pb2.GetLapicResponse]  # type: ignore[assignment]
+    GetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]  # type: ignore[assignment]
     """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
-    SetLapic: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetLapicRequest, _irqchip_pb2.SetLapicResponse]  # type: ignore[assignment]
+    SetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]  # type: ignore[assignment]
     """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
-    GetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetPitRequest, _irqchip_pb2.GetPitResponse]  # type: ignore[assignment]
+    GetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]  # type: ignore[assignment]
     """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
-    SetPit: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitRequest, _irqchip_pb2.SetPitResponse]  # type: ignore[assignment]
+    SetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]  # type: ignore[assignment]
     """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
     Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
     not fit, ENXIO without a PIT.
     """
-    SetPitReinject: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetPitReinjectRequest, _irqchip_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
+    SetPitReinject: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
     """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
     one is acknowledged (the default), or are lost. ENXIO without a PIT.
     """
-    SetCpuid: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetCpuidRequest, _irqchip_pb2.SetCpuidResponse]  # type: ignore[assignment]
+    SetCpuid: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]  # type: ignore[assignment]
     """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
     has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
     no local APIC.
     """
-    MsrRead: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrReadRequest, _irqchip_pb2.MsrReadResponse]  # type: ignore[assignment]
+    MsrRead: _aio.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]  # type: ignore[assignment]
     """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
     an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
     """
-    MsrWrite: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.MsrWriteRequest, _irqchip_pb2.MsrWriteResponse]  # type: ignore[assignment]
+    MsrWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.MsrWriteRequest, _access_pb2.MsrWriteResponse]  # type: ignore[assignment]
     """MsrWrite is a vCPU's WRMSR of the same."""
-    Cr8Read: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8ReadRequest, _irqchip_pb2.Cr8ReadResponse]  # type: ignore[assignment]
+    Cr8Read: _aio.UnaryUnaryMultiCallable[_access_pb2.Cr8ReadRequest, _access_pb2.Cr8ReadResponse]  # type: ignore[assignment]
     """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
     vCPU has no local APIC.
     """
-    Cr8Write: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.Cr8WriteRequest, _irqchip_pb2.Cr8WriteResponse]  # type: ignore[assignment]
+    Cr8Write: _aio.UnaryUnaryMultiCallable[_access_pb2.Cr8WriteRequest, _access_pb2.Cr8WriteResponse]  # type: ignore[assignment]
     """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
-    Interrupt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.InterruptRequest, _irqchip_pb2.InterruptResponse]  # type: ignore[assignment]
+    Interrupt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.InterruptRequest, _vcpu_pb2.InterruptResponse]  # type: ignore[assignment]
     """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
     vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
     local APIC.
     """
-    Nmi: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.NmiRequest, _irqchip_pb2.NmiResponse]  # type: ignore[assignment]
+    Nmi: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.NmiRequest, _vcpu_pb2.NmiResponse]  # type: ignore[assignment]
     """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
-    GetVcpuEvents: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetVcpuEventsRequest, _irqchip_pb2.GetVcpuEventsResponse]  # type: ignore[assignment]
+    GetVcpuEvents: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuEventsRequest, _vcpu_pb2.GetVcpuEventsResponse]  # type: ignore[assignment]
     """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
-    SetVcpuEvents: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetVcpuEventsRequest, _irqchip_pb2.SetVcpuEventsResponse]  # type: ignore[assignment]
+    SetVcpuEvents: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetVcpuEventsRequest, _vcpu_pb2.SetVcpuEventsResponse]  # type: ignore[assignment]
     """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
-    GetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.GetMpStateRequest, _irqchip_pb2.GetMpStateResponse]  # type: ignore[assignment]
+    GetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
-    SetMpState: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.SetMpStateRequest, _irqchip_pb2.SetMpStateResponse]  # type: ignore[assignment]
+    SetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]  # type: ignore[assignment]
     """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
     has no local APIC.
     """
-    TakeSignal: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.TakeSignalRequest, _irqchip_pb2.TakeSignalResponse]  # type: ignore[assignment]
+    TakeSignal: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]  # type: ignore[assignment]
     """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
     only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
     """
-    Halt: _aio.UnaryUnaryMultiCallable[_irqchip_pb2.HaltRequest, _irqchip_pb2.HaltResponse]  # type: ignore[assignment]
+    Halt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]  # type: ignore[assignment]
     """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
     is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
     its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
     to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
     use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
     """
-    Session: _aio.StreamStreamMultiCallable[_irqchip_pb2.SessionRequest, _irqchip_pb2.SessionResponse]  # type: ignore[assignment]
+    Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
     line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
     seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
     480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
     that it has raised, in steps of 256; so raising one can be ENOSPC, too.
     """
-    Watch: _aio.UnaryStreamMultiCallable[_irqchip_pb2.WatchRequest, _irqchip_pb2.WatchResponse]  # type: ignore[assignment]
+    Watch: _aio.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
     all at once, and what exceeds the daemon's queue is dropped and counted.
     """
@@ -428,9 +616,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateVm(
         self,
-        request: _irqchip_pb2.CreateVmRequest,
+        request: _vm_pb2.CreateVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.CreateVmResponse, _abc.Awaitable[_irqchip_pb2.CreateVmResponse]]:
+    ) -> _typing.Union[_vm_pb2.CreateVmResponse, _abc.Awaitable[_vm_pb2.CreateVmResponse]]:
         """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
         malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
         """
@@ -438,25 +626,25 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def DeleteVm(
         self,
-        request: _irqchip_pb2.DeleteVmRequest,
+        request: _vm_pb2.DeleteVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.DeleteVmResponse, _abc.Awaitable[_irqchip_pb2.DeleteVmResponse]]:
+    ) -> _typing.Union[_vm_pb2.DeleteVmResponse, _abc.Awaitable[_vm_pb2.DeleteVmResponse]]:
         """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListVms(
         self,
-        request: _irqchip_pb2.ListVmsRequest,
+        request: _vm_pb2.ListVmsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.ListVmsResponse, _abc.Awaitable[_irqchip_pb2.ListVmsResponse]]:
+    ) -> _typing.Union[_vm_pb2.ListVmsResponse, _abc.Awaitable[_vm_pb2.ListVmsResponse]]:
         """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
 
     @_abc_1.abstractmethod
     def GetVm(
         self,
-        request: _irqchip_pb2.GetVmRequest,
+        request: _vm_pb2.GetVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetVmResponse, _abc.Awaitable[_irqchip_pb2.GetVmResponse]]:
+    ) -> _typing.Union[_vm_pb2.GetVmResponse, _abc.Awaitable[_vm_pb2.GetVmResponse]]:
         """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
         is not one.
         """
@@ -464,9 +652,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AdvanceClock(
         self,
-        request: _irqchip_pb2.AdvanceClockRequest,
+        request: _vm_pb2.AdvanceClockRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.AdvanceClockResponse, _abc.Awaitable[_irqchip_pb2.AdvanceClockResponse]]:
+    ) -> _typing.Union[_vm_pb2.AdvanceClockResponse, _abc.Awaitable[_vm_pb2.AdvanceClockResponse]]:
         """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
         It stops short after 10,000 expirations, so that others are served: call it again for the rest.
         """
@@ -474,9 +662,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ResetVm(
         self,
-        request: _irqchip_pb2.ResetVmRequest,
+        request: _vm_pb2.ResetVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.ResetVmResponse, _abc.Awaitable[_irqchip_pb2.ResetVmResponse]]:
+    ) -> _typing.Union[_vm_pb2.ResetVmResponse, _abc.Awaitable[_vm_pb2.ResetVmResponse]]:
         """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
         routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
         Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
@@ -485,9 +673,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def SaveVm(
         self,
-        request: _irqchip_pb2.SaveVmRequest,
+        request: _snapshot_pb2.SaveVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SaveVmResponse, _abc.Awaitable[_irqchip_pb2.SaveVmResponse]]:
+    ) -> _typing.Union[_snapshot_pb2.SaveVmResponse, _abc.Awaitable[_snapshot_pb2.SaveVmResponse]]:
         """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
         and RestoreVm takes it.
         """
@@ -495,9 +683,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RestoreVm(
         self,
-        request: _irqchip_pb2.RestoreVmRequest,
+        request: _snapshot_pb2.RestoreVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.RestoreVmResponse, _abc.Awaitable[_irqchip_pb2.RestoreVmResponse]]:
+    ) -> _typing.Union[_snapshot_pb2.RestoreVmResponse, _abc.Awaitable[_snapshot_pb2.RestoreVmResponse]]:
         """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
         EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
         come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
@@ -507,17 +695,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CheckExtension(
         self,
-        request: _irqchip_pb2.CheckExtensionRequest,
+        request: _vm_pb2.CheckExtensionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.CheckExtensionResponse, _abc.Awaitable[_irqchip_pb2.CheckExtensionResponse]]:
+    ) -> _typing.Union[_vm_pb2.CheckExtensionResponse, _abc.Awaitable[_vm_pb2.CheckExtensionResponse]]:
         """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
 
     @_abc_1.abstractmethod
     def EnableCap(
         self,
-        request: _irqchip_pb2.EnableCapRequest,
+        request: _vm_pb2.EnableCapRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.EnableCapResponse, _abc.Awaitable[_irqchip_pb2.EnableCapResponse]]:
+    ) -> _typing.Union[_vm_pb2.EnableCapResponse, _abc.Awaitable[_vm_pb2.EnableCapResponse]]:
         """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
 
           KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
@@ -540,9 +728,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateIrqchip(
         self,
-        request: _irqchip_pb2.CreateIrqchipRequest,
+        request: _vm_pb2.CreateIrqchipRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.CreateIrqchipResponse, _abc.Awaitable[_irqchip_pb2.CreateIrqchipResponse]]:
+    ) -> _typing.Union[_vm_pb2.CreateIrqchipResponse, _abc.Awaitable[_vm_pb2.CreateIrqchipResponse]]:
         """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
         have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
         exists.
@@ -551,17 +739,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateVcpu(
         self,
-        request: _irqchip_pb2.CreateVcpuRequest,
+        request: _vm_pb2.CreateVcpuRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.CreateVcpuResponse, _abc.Awaitable[_irqchip_pb2.CreateVcpuResponse]]:
+    ) -> _typing.Union[_vm_pb2.CreateVcpuResponse, _abc.Awaitable[_vm_pb2.CreateVcpuResponse]]:
         """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
 
     @_abc_1.abstractmethod
     def SetBootCpuId(
         self,
-        request: _irqchip_pb2.SetBootCpuIdRequest,
+        request: _vm_pb2.SetBootCpuIdRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetBootCpuIdResponse, _abc.Awaitable[_irqchip_pb2.SetBootCpuIdResponse]]:
+    ) -> _typing.Union[_vm_pb2.SetBootCpuIdResponse, _abc.Awaitable[_vm_pb2.SetBootCpuIdResponse]]:
         """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
         that no vCPU can have.
         """
@@ -569,9 +757,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreatePit(
         self,
-        request: _irqchip_pb2.CreatePitRequest,
+        request: _vm_pb2.CreatePitRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.CreatePitResponse, _abc.Awaitable[_irqchip_pb2.CreatePitResponse]]:
+    ) -> _typing.Union[_vm_pb2.CreatePitResponse, _abc.Awaitable[_vm_pb2.CreatePitResponse]]:
         """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
         channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
         """
@@ -579,9 +767,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def IrqLine(
         self,
-        request: _irqchip_pb2.IrqLineRequest,
+        request: _line_pb2.IrqLineRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.IrqLineResponse, _abc.Awaitable[_irqchip_pb2.IrqLineResponse]]:
+    ) -> _typing.Union[_line_pb2.IrqLineResponse, _abc.Awaitable[_line_pb2.IrqLineResponse]]:
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
         irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
         """
@@ -589,9 +777,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def IrqLines(
         self,
-        request: _irqchip_pb2.IrqLinesRequest,
+        request: _line_pb2.IrqLinesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.IrqLinesResponse, _abc.Awaitable[_irqchip_pb2.IrqLinesResponse]]:
+    ) -> _typing.Union[_line_pb2.IrqLinesResponse, _abc.Awaitable[_line_pb2.IrqLinesResponse]]:
         """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
         more than 4096.
         """
@@ -599,17 +787,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def SignalMsi(
         self,
-        request: _irqchip_pb2.SignalMsiRequest,
+        request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SignalMsiResponse, _abc.Awaitable[_irqchip_pb2.SignalMsiResponse]]:
+    ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
         """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
 
     @_abc_1.abstractmethod
     def SetGsiRouting(
         self,
-        request: _irqchip_pb2.SetGsiRoutingRequest,
+        request: _line_pb2.SetGsiRoutingRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetGsiRoutingResponse, _abc.Awaitable[_irqchip_pb2.SetGsiRoutingResponse]]:
+    ) -> _typing.Union[_line_pb2.SetGsiRoutingResponse, _abc.Awaitable[_line_pb2.SetGsiRoutingResponse]]:
         """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
         KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
         """
@@ -617,41 +805,41 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetGsiRouting(
         self,
-        request: _irqchip_pb2.GetGsiRoutingRequest,
+        request: _line_pb2.GetGsiRoutingRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetGsiRoutingResponse, _abc.Awaitable[_irqchip_pb2.GetGsiRoutingResponse]]:
+    ) -> _typing.Union[_line_pb2.GetGsiRoutingResponse, _abc.Awaitable[_line_pb2.GetGsiRoutingResponse]]:
         """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
 
     @_abc_1.abstractmethod
     def PioRead(
         self,
-        request: _irqchip_pb2.PioReadRequest,
+        request: _access_pb2.PioReadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.PioReadResponse, _abc.Awaitable[_irqchip_pb2.PioReadResponse]]:
+    ) -> _typing.Union[_access_pb2.PioReadResponse, _abc.Awaitable[_access_pb2.PioReadResponse]]:
         """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
 
     @_abc_1.abstractmethod
     def PioWrite(
         self,
-        request: _irqchip_pb2.PioWriteRequest,
+        request: _access_pb2.PioWriteRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.PioWriteResponse, _abc.Awaitable[_irqchip_pb2.PioWriteResponse]]:
+    ) -> _typing.Union[_access_pb2.PioWriteResponse, _abc.Awaitable[_access_pb2.PioWriteResponse]]:
         """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
 
     @_abc_1.abstractmethod
     def MmioRead(
         self,
-        request: _irqchip_pb2.MmioReadRequest,
+        request: _access_pb2.MmioReadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.MmioReadResponse, _abc.Awaitable[_irqchip_pb2.MmioReadResponse]]:
+    ) -> _typing.Union[_access_pb2.MmioReadResponse, _abc.Awaitable[_access_pb2.MmioReadResponse]]:
         """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
 
     @_abc_1.abstractmethod
     def MmioWrite(
         self,
-        request: _irqchip_pb2.MmioWriteRequest,
+        request: _access_pb2.MmioWriteRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.MmioWriteResponse, _abc.Awaitable[_irqchip_pb2.MmioWriteResponse]]:
+    ) -> _typing.Union[_access_pb2.MmioWriteResponse, _abc.Awaitable[_access_pb2.MmioWriteResponse]]:
         """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
         fit it.
         """
@@ -659,9 +847,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AckInterrupt(
         self,
-        request: _irqchip_pb2.AckInterruptRequest,
+        request: _vcpu_pb2.AckInterruptRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.AckInterruptResponse, _abc.Awaitable[_irqchip_pb2.AckInterruptResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.AckInterruptResponse, _abc.Awaitable[_vcpu_pb2.AckInterruptResponse]]:
         """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
         ENXIO where the vCPU has no local APIC.
         """
@@ -669,17 +857,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetIrqchip(
         self,
-        request: _irqchip_pb2.GetIrqchipRequest,
+        request: _state_pb2.GetIrqchipRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetIrqchipResponse, _abc.Awaitable[_irqchip_pb2.GetIrqchipResponse]]:
+    ) -> _typing.Union[_state_pb2.GetIrqchipResponse, _abc.Awaitable[_state_pb2.GetIrqchipResponse]]:
         """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
 
     @_abc_1.abstractmethod
     def SetIrqchip(
         self,
-        request: _irqchip_pb2.SetIrqchipRequest,
+        request: _state_pb2.SetIrqchipRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetIrqchipResponse, _abc.Awaitable[_irqchip_pb2.SetIrqchipResponse]]:
+    ) -> _typing.Union[_state_pb2.SetIrqchipResponse, _abc.Awaitable[_state_pb2.SetIrqchipResponse]]:
         """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
         the wrong length or kind, ENXIO without an irqchip.
         """
@@ -687,33 +875,33 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetLapic(
         self,
-        request: _irqchip_pb2.GetLapicRequest,
+        request: _state_pb2.GetLapicRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetLapicResponse, _abc.Awaitable[_irqchip_pb2.GetLapicResponse]]:
+    ) -> _typing.Union[_state_pb2.GetLapicResponse, _abc.Awaitable[_state_pb2.GetLapicResponse]]:
         """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def SetLapic(
         self,
-        request: _irqchip_pb2.SetLapicRequest,
+        request: _state_pb2.SetLapicRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetLapicResponse, _abc.Awaitable[_irqchip_pb2.SetLapicResponse]]:
+    ) -> _typing.Union[_state_pb2.SetLapicResponse, _abc.Awaitable[_state_pb2.SetLapicResponse]]:
         """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def GetPit(
         self,
-        request: _irqchip_pb2.GetPitRequest,
+        request: _state_pb2.GetPitRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetPitResponse, _abc.Awaitable[_irqchip_pb2.GetPitResponse]]:
+    ) -> _typing.Union[_state_pb2.GetPitResponse, _abc.Awaitable[_state_pb2.GetPitResponse]]:
         """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
 
     @_abc_1.abstractmethod
     def SetPit(
         self,
-        request: _irqchip_pb2.SetPitRequest,
+        request: _state_pb2.SetPitRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetPitResponse, _abc.Awaitable[_irqchip_pb2.SetPitResponse]]:
+    ) -> _typing.Union[_state_pb2.SetPitResponse, _abc.Awaitable[_state_pb2.SetPitResponse]]:
         """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
         Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
         not fit, ENXIO without a PIT.
@@ -722,9 +910,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def SetPitReinject(
         self,
-        request: _irqchip_pb2.SetPitReinjectRequest,
+        request: _state_pb2.SetPitReinjectRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetPitReinjectResponse, _abc.Awaitable[_irqchip_pb2.SetPitReinjectResponse]]:
+    ) -> _typing.Union[_state_pb2.SetPitReinjectResponse, _abc.Awaitable[_state_pb2.SetPitReinjectResponse]]:
         """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
         one is acknowledged (the default), or are lost. ENXIO without a PIT.
         """
@@ -732,9 +920,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def SetCpuid(
         self,
-        request: _irqchip_pb2.SetCpuidRequest,
+        request: _vcpu_pb2.SetCpuidRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetCpuidResponse, _abc.Awaitable[_irqchip_pb2.SetCpuidResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.SetCpuidResponse, _abc.Awaitable[_vcpu_pb2.SetCpuidResponse]]:
         """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
         has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
         no local APIC.
@@ -743,9 +931,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def MsrRead(
         self,
-        request: _irqchip_pb2.MsrReadRequest,
+        request: _access_pb2.MsrReadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.MsrReadResponse, _abc.Awaitable[_irqchip_pb2.MsrReadResponse]]:
+    ) -> _typing.Union[_access_pb2.MsrReadResponse, _abc.Awaitable[_access_pb2.MsrReadResponse]]:
         """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
         an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
         """
@@ -753,17 +941,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def MsrWrite(
         self,
-        request: _irqchip_pb2.MsrWriteRequest,
+        request: _access_pb2.MsrWriteRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.MsrWriteResponse, _abc.Awaitable[_irqchip_pb2.MsrWriteResponse]]:
+    ) -> _typing.Union[_access_pb2.MsrWriteResponse, _abc.Awaitable[_access_pb2.MsrWriteResponse]]:
         """MsrWrite is a vCPU's WRMSR of the same."""
 
     @_abc_1.abstractmethod
     def Cr8Read(
         self,
-        request: _irqchip_pb2.Cr8ReadRequest,
+        request: _access_pb2.Cr8ReadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.Cr8ReadResponse, _abc.Awaitable[_irqchip_pb2.Cr8ReadResponse]]:
+    ) -> _typing.Union[_access_pb2.Cr8ReadResponse, _abc.Awaitable[_access_pb2.Cr8ReadResponse]]:
         """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
         vCPU has no local APIC.
         """
@@ -771,17 +959,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Cr8Write(
         self,
-        request: _irqchip_pb2.Cr8WriteRequest,
+        request: _access_pb2.Cr8WriteRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.Cr8WriteResponse, _abc.Awaitable[_irqchip_pb2.Cr8WriteResponse]]:
+    ) -> _typing.Union[_access_pb2.Cr8WriteResponse, _abc.Awaitable[_access_pb2.Cr8WriteResponse]]:
         """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
 
     @_abc_1.abstractmethod
     def Interrupt(
         self,
-        request: _irqchip_pb2.InterruptRequest,
+        request: _vcpu_pb2.InterruptRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.InterruptResponse, _abc.Awaitable[_irqchip_pb2.InterruptResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.InterruptResponse, _abc.Awaitable[_vcpu_pb2.InterruptResponse]]:
         """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
         vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
         local APIC.
@@ -790,41 +978,41 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Nmi(
         self,
-        request: _irqchip_pb2.NmiRequest,
+        request: _vcpu_pb2.NmiRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.NmiResponse, _abc.Awaitable[_irqchip_pb2.NmiResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.NmiResponse, _abc.Awaitable[_vcpu_pb2.NmiResponse]]:
         """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def GetVcpuEvents(
         self,
-        request: _irqchip_pb2.GetVcpuEventsRequest,
+        request: _vcpu_pb2.GetVcpuEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetVcpuEventsResponse, _abc.Awaitable[_irqchip_pb2.GetVcpuEventsResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.GetVcpuEventsResponse, _abc.Awaitable[_vcpu_pb2.GetVcpuEventsResponse]]:
         """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def SetVcpuEvents(
         self,
-        request: _irqchip_pb2.SetVcpuEventsRequest,
+        request: _vcpu_pb2.SetVcpuEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetVcpuEventsResponse, _abc.Awaitable[_irqchip_pb2.SetVcpuEventsResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.SetVcpuEventsResponse, _abc.Awaitable[_vcpu_pb2.SetVcpuEventsResponse]]:
         """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
 
     @_abc_1.abstractmethod
     def GetMpState(
         self,
-        request: _irqchip_pb2.GetMpStateRequest,
+        request: _vcpu_pb2.GetMpStateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.GetMpStateResponse, _abc.Awaitable[_irqchip_pb2.GetMpStateResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.GetMpStateResponse, _abc.Awaitable[_vcpu_pb2.GetMpStateResponse]]:
         """GetMpState is KVM_GET_MP_STATE."""
 
     @_abc_1.abstractmethod
     def SetMpState(
         self,
-        request: _irqchip_pb2.SetMpStateRequest,
+        request: _vcpu_pb2.SetMpStateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.SetMpStateResponse, _abc.Awaitable[_irqchip_pb2.SetMpStateResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.SetMpStateResponse, _abc.Awaitable[_vcpu_pb2.SetMpStateResponse]]:
         """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
         has no local APIC.
         """
@@ -832,9 +1020,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def TakeSignal(
         self,
-        request: _irqchip_pb2.TakeSignalRequest,
+        request: _vcpu_pb2.TakeSignalRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.TakeSignalResponse, _abc.Awaitable[_irqchip_pb2.TakeSignalResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.TakeSignalResponse, _abc.Awaitable[_vcpu_pb2.TakeSignalResponse]]:
         """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
         only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
         """
@@ -842,9 +1030,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Halt(
         self,
-        request: _irqchip_pb2.HaltRequest,
+        request: _vcpu_pb2.HaltRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_irqchip_pb2.HaltResponse, _abc.Awaitable[_irqchip_pb2.HaltResponse]]:
+    ) -> _typing.Union[_vcpu_pb2.HaltResponse, _abc.Awaitable[_vcpu_pb2.HaltResponse]]:
         """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
         is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
         its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
@@ -855,9 +1043,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Session(
         self,
-        request_iterator: _MaybeAsyncIterator[_irqchip_pb2.SessionRequest],
+        request_iterator: _MaybeAsyncIterator[_session_pb2.SessionRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.SessionResponse], _abc.AsyncIterator[_irqchip_pb2.SessionResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.SessionResponse], _abc.AsyncIterator[_session_pb2.SessionResponse]]:
         """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
         line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
         seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
@@ -868,9 +1056,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Watch(
         self,
-        request: _irqchip_pb2.WatchRequest,
+        request: _trace_pb2.WatchRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_irqchip_pb2.WatchResponse], _abc.AsyncIterator[_irqchip_pb2.WatchResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_trace_pb2.WatchResponse], _abc.AsyncIterator[_trace_pb2.WatchResponse]]:
         """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
         all at once, and what exceeds the daemon's queue is dropped and counted.
         """

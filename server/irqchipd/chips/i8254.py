@@ -9,16 +9,23 @@ Nothing here counts: a count is worked out from the time when it is asked for, a
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Protocol
 
-FREQUENCY = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
-MAX_COUNT = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
-MIN_PERIOD = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
-MAX_PENDING = (1 << 31) - 1  # ticks. KVM: i8254.h, an int
-CHANNELS = 3
+from irqchipd.chips.i8254_state import (
+    CHANNELS,
+    FREQUENCY,
+    MAX_COUNT,
+    MAX_PENDING,
+    MIN_PERIOD,
+    Access,
+    Mode,
+    PitChannel,
+    PitState,
+    SavedPit,
+)
+from irqchipd.chips.saved import not_too_late
+
 SPEAKER_CHANNEL = 2
 _SECOND = 1_000_000_000  # ns
 
@@ -32,28 +39,6 @@ class Port:
 
 # Control word, datasheet order: counter in bits 7:6, Access in 5:4, Mode in 3:1, BCD in 0.
 BCD = 0x01
-
-
-class Access:
-    """Which halves of a count are read and written."""
-
-    LATCH = 0  # no access mode but a command: latch the count
-    LSB = 1
-    MSB = 2
-    WORD = 3  # the low half, then the high one
-    WORD_MSB = 4  # the high half of a word is next; only in read_state and write_state
-
-
-class Mode:
-    """What a counter does."""
-
-    TERMINAL_COUNT = 0
-    ONE_SHOT = 1
-    RATE_GENERATOR = 2
-    SQUARE_WAVE = 3
-    SOFTWARE_STROBE = 4
-    HARDWARE_STROBE = 5
-    NONE = 0xFF  # KVM: i8254.c kvm_pit_reset; before the first control word
 
 
 # Read-back command: a control word for counter 3. Bits 3:1 choose the counters.
@@ -72,11 +57,6 @@ REFRESH_SHIFT = 14  # KVM: i8254.c speaker_ioport_read; "about 15us" is taken as
 FLAG_HPET_LEGACY = 0x01
 FLAG_SPEAKER_DATA_ON = 0x02
 
-_CHANNEL = struct.Struct("<IH10Bq")  # struct kvm_pit_channel_state
-_FLAGS = struct.Struct("<I36x")
-CHANNELS_SIZE = CHANNELS * _CHANNEL.size  # struct kvm_pit_state
-STATE_SIZE = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
-
 
 class PitWires(Protocol):
     """What the PIT asks and tells its VM."""
@@ -92,118 +72,6 @@ class PitWires(Protocol):
 
     def deliver_later(self) -> None:
         """Call deliver() when what is being done is done (the kernel has a thread for it)."""
-
-
-@dataclass(slots=True)
-class PitChannel:
-    """One counter; the fields are those of struct kvm_pit_channel_state, in its order. The default is the reset state.
-
-    KVM: any of them may hold what no guest could set there, once restored; but a count is never 0.
-    """
-
-    # The initial count, 1 to 10000h, or 32 bits if restored.
-    count: int = MAX_COUNT
-    # The count that the latch command caught, 16 bits.
-    latched_count: int = 0
-    # The Access in which latched_count is to be read, 0 if none is latched.
-    count_latched: int = 0
-    # Whether the next read gives the latched status.
-    status_latched: int = 0
-    # OUT, access, mode and BCD as read-back caught them.
-    status: int = 0
-    # Which half the next read gives.
-    read_state: int = 0
-    # Which half the next write is.
-    write_state: int = 0
-    # The low half that was written while the high one is awaited.
-    write_latch: int = 0
-    # The Access of the last control word.
-    rw_mode: int = 0
-    # The Mode of the last control word.
-    mode: int = Mode.NONE
-    # KVM: i8254.c pit_get_count; BCD is stored, and every counter counts in binary.
-    bcd: int = 0
-    # The GATE input.
-    gate: int = 1
-    # When the count was loaded, or the gate started it over. KVM: i8254.c pit_load_count; not kept of channel 0.
-    count_load_time: int = 0
-
-    def copy(self) -> PitChannel:
-        """The same state, on its own."""
-        return PitChannel(*_values(self))
-
-    def pack(self) -> bytes:
-        """struct kvm_pit_channel_state, 24 bytes."""
-        return _CHANNEL.pack(*_values(self))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> PitChannel:
-        """From struct kvm_pit_channel_state; any 24 bytes are a state, as in the kernel."""
-        return cls(*_CHANNEL.unpack(data))
-
-    def counter(self, elapsed: int) -> int:
-        """What the counter stands at, 16 bits, some ns after its count was loaded.
-
-        KVM: i8254.c pit_get_count; GATE stops no counter, and mode 3 counts odd counts as it does even ones.
-        """
-        ticks = _ticks(elapsed)
-        match self.mode:
-            case Mode.TERMINAL_COUNT | Mode.ONE_SHOT | Mode.SOFTWARE_STROBE | Mode.HARDWARE_STROBE:
-                counter = self.count - ticks
-            case Mode.SQUARE_WAVE:
-                counter = self.count - 2 * ticks % self.count
-            case _:  # rate generator, and what is no mode
-                counter = self.count - ticks % self.count
-        return counter & 0xFFFF
-
-    def output(self, elapsed: int) -> int:
-        """The level of OUT some ns after the count was loaded.
-
-        KVM: i8254.c pit_get_out; in modes 1, 2, 4 and 5 it is high where the datasheet's is low, and low where it is
-        high.
-        """
-        ticks = _ticks(elapsed)
-        match self.mode:
-            case Mode.ONE_SHOT:
-                return int(ticks < self.count)
-            case Mode.RATE_GENERATOR:
-                return int(ticks != 0 and ticks % self.count == 0)
-            case Mode.SQUARE_WAVE:
-                half = (self.count + 1 & 0xFFFF_FFFF) >> 1  # KVM: i8254.c pit_get_out; in 32 bits, as count is
-                return int(ticks % self.count < half)
-            case Mode.SOFTWARE_STROBE | Mode.HARDWARE_STROBE:
-                return int(ticks == self.count)
-            case _:  # terminal count, and what is no mode
-                return int(ticks >= self.count)
-
-
-_values = attrgetter(*PitChannel.__slots__)
-
-
-def _ticks(elapsed: int) -> int:
-    """The whole clocks in some ns."""
-    return elapsed * FREQUENCY // _SECOND
-
-
-@dataclass(slots=True)
-class PitState:
-    """struct kvm_pit_state2: what KVM_GET_PIT2 gives and KVM_SET_PIT2 takes."""
-
-    channels: tuple[PitChannel, ...]
-    flags: int = 0
-
-    def pack(self) -> bytes:
-        """struct kvm_pit_state2, 112 bytes."""
-        return b"".join(channel.pack() for channel in self.channels) + _FLAGS.pack(self.flags)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> PitState:
-        """From struct kvm_pit_state2; any 112 bytes are a state, as in the kernel."""
-        channels = tuple(
-            PitChannel.unpack(data[start : start + _CHANNEL.size])
-            for start in range(0, CHANNELS * _CHANNEL.size, _CHANNEL.size)
-        )
-        return cls(channels, *_FLAGS.unpack(data[CHANNELS * _CHANNEL.size :]))
 
 
 @dataclass(slots=True)
@@ -464,6 +332,31 @@ class Pit:
         self.flags = state.flags
         for index, channel in enumerate(self.channels):
             self._load(index, channel.count, timer_off=hpet_takes_over and index == 0)
+
+    def save(self, *, speaker: bool) -> SavedPit:
+        """For a snapshot."""
+        return SavedPit(
+            state=self.state().pack(),
+            speaker=speaker,
+            reinject=self.reinject,
+            acknowledged=self.acknowledged,
+            pending=self.pending,
+            period_ns=self.period,
+            periodic=self.periodic,
+            expires_ns=self.expires,
+            running=self.running,
+        )
+
+    def resume(self, saved: SavedPit) -> None:
+        """Go on from a snapshot, which has been checked."""
+        state = PitState.unpack(saved.state)
+        self.channels, self.flags = list(state.channels), state.flags
+        self.reinject, self.acknowledged, self.pending = saved.reinject, saved.acknowledged, saved.pending
+        self.period, self.periodic = saved.period_ns, saved.periodic
+        self.expires, self.running = saved.expires_ns, saved.running
+        if self.running and self.periodic and self.expires is not None:
+            self.expires = not_too_late(self.expires, self.period, self.wires.now())
+        self.wires.set_pit_alarm(self.expires if self.running else None)
 
 
 @dataclass(slots=True)

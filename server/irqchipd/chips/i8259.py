@@ -422,3 +422,8 @@ class PicPair:
         for name in I8259.__slots__:
             setattr(chip, name, getattr(state, name))
         self.update()
+
+    def resume(self, primary: bytes, secondary: bytes, output: bool) -> None:
+        """Go on from a snapshot: STATE_SIZE bytes per chip, and INTR as it was."""
+        self.primary, self.secondary = I8259.unpack(primary), I8259.unpack(secondary)
+        self.output = output

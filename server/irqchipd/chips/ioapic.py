@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from irqchipd.chips.message import Message, from_redirection
+from irqchipd.chips.saved import check, in_range
 
 PINS = 24
 VERSION = 0x11
@@ -138,6 +139,30 @@ class IoapicState:
         """From struct kvm_ioapic_state; any 216 bytes are a state, as in the kernel."""
         base_address, ioregsel, ioapic_id, irr, pad, *redirection = _STRUCT.unpack(data)
         return cls(base_address, ioregsel, ioapic_id, irr, pad, tuple(redirection))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedIoapic:
+    """The chip as a snapshot holds it. ioapic is struct kvm_ioapic_state, whose irr has the delivered edges, too."""
+
+    ioapic: bytes
+    irr_delivered: int
+    rtc_vectors: Mapping[int, int]
+    rtc_pending_eoi: int
+    successive_eois: tuple[int, ...]
+
+    def check(self, cpus: int) -> None:
+        """Refuse what no IOAPIC beside this many CPUs can be."""
+        check(len(self.ioapic) == STATE_SIZE, f"the IOAPIC is not {STATE_SIZE} bytes")
+        irr = IoapicState.unpack(self.ioapic).irr
+        check(not (irr | self.irr_delivered) >> PINS, f"irr has more than {PINS} pins")
+        for cpu, vector in self.rtc_vectors.items():
+            in_range(cpu, 0, cpus - 1, "a vCPU of rtc_vectors")
+            in_range(vector, 0, 0xFF, "a vector of rtc_vectors")
+        in_range(self.rtc_pending_eoi, 0, cpus, "rtc_pending_eoi")
+        check(len(self.successive_eois) == PINS, f"successive_eois are not {PINS}")
+        for count in self.successive_eois:
+            in_range(count, 0, MAX_SUCCESSIVE_EOIS - 1, "one of successive_eois")
 
 
 @dataclass(slots=True)
@@ -397,3 +422,24 @@ class Ioapic:
             if state.irr >> pin & 1:
                 self.set_pin(pin, 1)
         self._retrack_all()
+
+    def save(self) -> dict[str, Any]:
+        """For a snapshot: the fields of SavedIoapic."""
+        state = self.state()
+        state.irr = self.irr
+        return {
+            "ioapic": state.pack(),
+            "irr_delivered": self.irr_delivered,
+            "rtc_vectors": dict(self.rtc.vectors),
+            "rtc_pending_eoi": self.rtc.pending_eoi,
+            "successive_eois": tuple(self.successive_eois),
+        }
+
+    def resume(self, saved: SavedIoapic) -> None:
+        """Go on from a snapshot, which has been checked; nothing is delivered."""
+        state = IoapicState.unpack(saved.ioapic)
+        self.base_address, self.ioregsel, self.id, self.pad = state.base_address, state.ioregsel, state.id, state.pad
+        self.irr, self.irr_delivered = state.irr, saved.irr_delivered
+        self.redirection = list(state.redirection)
+        self.rtc = RtcTracking(saved.rtc_pending_eoi, dict(saved.rtc_vectors))
+        self.successive_eois = list(saved.successive_eois)

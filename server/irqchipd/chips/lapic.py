@@ -1,37 +1,38 @@
-"""The local APIC of one CPU, as Linux KVM has it (arch/x86/kvm/lapic.c). Intel SDM vol. 3, chapter 11."""
+"""The local APIC of one CPU: its model-specific registers, its x2APIC mode, RESET and what is saved. SDM vol. 3, 11.12.
+
+The register page is in xapic.py.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import Any
 
 from irqchipd.chips.lapic_registers import (
-    DFR_CLUSTER,
-    ICR2_WRITABLE,
+    BASE_ADDRESS,
+    BASE_BOOT_CPU,
+    BASE_ENABLED,
+    BASE_RESERVED,
+    BASE_X2APIC,
+    DEFAULT_BASE,
     ICR_BUSY,
-    LDR_WRITABLE,
     LVT_EXTINT,
     LVT_MASKED,
-    LVT_MODE,
-    LVT_NMI,
-    LVT_WRITABLE,
-    SVR_DIRECTED_EOI,
+    STATE_SIZE,
     SVR_ENABLED,
-    SVR_WRITABLE,
-    TIMER_DIVIDE_WRITABLE,
     VERSION,
     VERSION_DIRECTED_EOI,
     WORDS,
     X2APIC_ICR_RESERVED,
     LapicRegisters,
+    Quirk,
     Reg,
 )
-from irqchipd.chips.lapic_timer import KHZ, TIMER_MODE, TSC_DEADLINE, ApicTimer, TimerWires
-from irqchipd.chips.message import DeliveryMode, Message, Shorthand, from_icr, from_lvt, from_x2apic_icr
-
-DEFAULT_BASE = 0xFEE0_0000
-WINDOW = 0x1000  # bytes of address space
+from irqchipd.chips.lapic_timer import KHZ, TIMER_MODE, TSC_DEADLINE, ApicTimer, SavedTimer
+from irqchipd.chips.message import Shorthand
+from irqchipd.chips.saved import check, in_range
+from irqchipd.chips.xapic import LapicWires, Xapic, lint0_is_nmi
 
 
 class Msr:
@@ -44,56 +45,12 @@ class Msr:
     X2APIC, X2APIC_END = 0x800, 0x900
 
 
-# IA32_APIC_BASE.
-BASE_BOOT_CPU = 1 << 8
-BASE_X2APIC = 1 << 10
-BASE_ENABLED = 1 << 11
-BASE_ADDRESS = ~0xFFF
-BASE_RESERVED = 0x2FF  # and what is no physical address
-ADDRESS_BITS = 52  # of a physical address, at most
-
-
-class Quirk:
-    """What KVM does otherwise than a local APIC, unless it is told not to: KVM_X86_QUIRK_*."""
-
-    LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
-    LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
-
-
+# Of a physical address. The page is below 4 GiB at first.
+LEAST_ADDRESS_BITS, ADDRESS_BITS = 32, 52
 FAULT = -1  # what an access to an MSR gives that raises a general protection fault
 
 # What an x2APIC has no register for, or none that is read.
 _NOT_READ_AS_MSR = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
-
-
-class LapicWires(TimerWires, Protocol):
-    """What a local APIC tells its CPU and VM."""
-
-    @property
-    def quirks(self) -> int:
-        """Which Quirks it has."""
-
-    def local_interrupt(self, message: Message) -> None:
-        """The APIC sends itself what one of its LVT entries says."""
-
-    def send_ipi(self, icr: int, message: Message) -> None:
-        """An interprocessor interrupt was sent; icr is the low half that sent it."""
-
-    def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """A vector left service; level_triggered is its TMR bit."""
-
-    def addressing_changed(self) -> None:
-        """The ID, LDR, DFR or software enable may have changed."""
-
-    def scan_needed(self) -> None:
-        """Which EOIs concern the IOAPIC may have changed, though no address has."""
-
-    def priorities_changed(self) -> None:
-        """What the CPU would take next may have changed."""
-
-    def signal(self, delivery_mode: int, vector: int) -> None:
-        """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR; or a remote read."""
-
 
 _values = attrgetter(*LapicRegisters.__slots__)
 
@@ -118,25 +75,47 @@ class Features:
         )
 
 
-@dataclass(slots=True)
-class Lapic(LapicRegisters):
-    """The chip. Its timer's current count is worked out when it is read; the field is 0."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedLapic(SavedTimer):
+    """The chip as a snapshot holds it. lapic is struct kvm_lapic_state; absent: the vCPU has no local APIC."""
 
-    wires: LapicWires = field(kw_only=True)
-    # The CPU's, which is the ID in x2APIC mode and the first in xAPIC mode.
-    apic_id: int = field(kw_only=True)
-    timer: ApicTimer = field(kw_only=True)
-    # IA32_APIC_BASE, and what it says.
-    base: int = DEFAULT_BASE | BASE_ENABLED
-    base_address: int = DEFAULT_BASE
-    hardware_enabled: bool = True
-    x2apic: bool = False
-    # The CPU that a PC's firmware starts on.
-    boot_cpu: bool = False
+    lapic: bytes | None
+    apic_base: int
+    nmi_watchdog: bool | None = None  # absent: as LINT0 says
+    lacks_x2apic: bool = False
+    lacks_tsc_deadline: bool = False
+    lacks_tsc_adjust: bool = False
+    address_bits: int = 0  # 0: ADDRESS_BITS
+
+    def check_lapic(self, apic_id: int, *, ioapic: bool, bus_ns: int) -> None:
+        """Refuse what no local APIC of this ID can be."""
+        assert self.lapic is not None
+        check(len(self.lapic) == STATE_SIZE, f"a local APIC is not {STATE_SIZE} bytes")
+        registers = LapicRegisters.unpack(self.lapic)
+        expected = Lapic.version_beside(ioapic=ioapic or self.lacks_x2apic)
+        check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, and not {expected:#x}")
+        # By all the features there are: the guest's CPUID may have come after the base.
+        check(not Features().refuse_base(self.apic_base), f"apic_base {self.apic_base:#x}")
+        x2apic, identity = bool(self.apic_base & BASE_X2APIC), (registers.id, registers.ldr)
+        check(not x2apic or identity == (apic_id, x2apic_logical_id(apic_id)), "an x2APIC's ID is its vCPU's")
+        in_range(self.address_bits or ADDRESS_BITS, LEAST_ADDRESS_BITS, ADDRESS_BITS, "address_bits")
+        self.check_timer(registers.lvt_timer, bus_ns)
+
+    def features(self) -> Features:
+        """What the guest's CPUID says."""
+        return Features(
+            x2apic=not self.lacks_x2apic,
+            tsc_deadline=not self.lacks_tsc_deadline,
+            tsc_adjust=not self.lacks_tsc_adjust,
+            address_bits=self.address_bits or ADDRESS_BITS,
+        )
+
+
+@dataclass(slots=True)
+class Lapic(Xapic):
+    """The chip."""
+
     features: Features = Features()
-    # KVM: lapic.h lvt0_in_nmi_mode, of which the VM counts those that are set. A software disable masks LINT0 and
-    # leaves this; and a write of LINT0 counts as it was written, though a disabled APIC masks it.
-    nmi_watchdog: bool = False
 
     @classmethod
     def at_reset(
@@ -201,119 +180,6 @@ class Lapic(LapicRegisters):
         self.wires.addressing_changed()
         self.wires.priorities_changed()
 
-    # What the CPU asks.
-
-    @property
-    def enabled(self) -> bool:
-        """Whether software has enabled it: one that is not accepts no fixed interrupts."""
-        return bool(self.svr & SVR_ENABLED)
-
-    @property
-    def directed_eoi(self) -> bool:
-        """Whether its EOIs are kept from the IOAPIC."""
-        return bool(self.svr & SVR_DIRECTED_EOI)
-
-    @property
-    def passes_extint(self) -> bool:
-        """Whether the PIC's INTR reaches the CPU. KVM: lapic.c kvm_apic_accept_pic_intr.
-
-        Through LINT0; or, where the APIC is disabled in hardware, as in a CPU that has none.
-        """
-        return self.lvt_lint0 & (LVT_MASKED | LVT_MODE) == LVT_EXTINT or not self.hardware_enabled
-
-    def interrupt(self) -> int:
-        """The vector the CPU would accept now, or -1. KVM: lapic.c kvm_apic_has_interrupt."""
-        return self.deliverable() if self.hardware_enabled else -1
-
-    def acknowledge(self) -> int:
-        """Accept the deliverable vector and return it, or -1. KVM: lapic.c kvm_apic_ack_interrupt."""
-        vector = self.take() if self.hardware_enabled else -1
-        if vector >= 0:
-            self.timer.wake()
-            self.wires.priorities_changed()
-        return vector
-
-    # What arrives.
-
-    def accept(self, message: Message) -> int:
-        """Take a message that is for this APIC: 1 if it took it, 0 if not. KVM: lapic.c __apic_accept_irq."""
-        mode = message.delivery_mode
-        if mode <= DeliveryMode.LOWEST_PRIORITY:
-            if (
-                not self.svr & SVR_ENABLED
-                or not self.hardware_enabled
-                or (message.level_triggered and not message.asserted)
-            ):
-                return 0
-            bit = 1 << message.vector
-            if message.level_triggered:
-                self.timer.wake()
-                self.tmr |= bit
-            else:
-                self.tmr &= ~bit
-            self.irr |= bit  # KVM never reports an interrupt coalesced here
-            self.wires.priorities_changed()
-            return 1
-        if mode == DeliveryMode.EXTINT or (
-            mode == DeliveryMode.INIT and message.level_triggered and not message.asserted
-        ):
-            return 0
-        self.wires.signal(mode, message.vector if mode == DeliveryMode.STARTUP else 0)
-        return 1
-
-    def deliver_local(self, lvt: int) -> None:
-        """Send what an LVT entry says. KVM: lapic.c kvm_apic_local_deliver."""
-        if self.hardware_enabled and not lvt & LVT_MASKED:
-            self.wires.local_interrupt(from_lvt(lvt))
-
-    def deliver_timer(self) -> int:
-        """Send what the LVT timer entry says; see TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
-        if not self.hardware_enabled or not self.svr & SVR_ENABLED or self.lvt_timer & LVT_MASKED:
-            return -1
-        message = from_lvt(self.lvt_timer)
-        coalesced = not message.delivery_mode and (self.irr & ~self.tmr) >> message.vector & 1
-        self.wires.local_interrupt(message)
-        return 0 if coalesced else 1
-
-    # CR8, which is the upper half of TPR. KVM: lapic.c kvm_lapic_set_tpr, whether the APIC is disabled or not.
-
-    @property
-    def cr8(self) -> int:
-        """What a guest's MOV from CR8 gives."""
-        return self.tpr >> 4 & 0xF
-
-    def write_cr8(self, value: int) -> None:
-        """A guest's MOV to CR8, of four bits."""
-        self.tpr = value << 4
-        self.wires.priorities_changed()
-
-    # Memory-mapped registers.
-
-    def claims(self, address: int) -> bool:
-        """Whether an address is in this CPU's register page. KVM: lapic.c apic_mmio_read."""
-        if not self.base_address <= address < self.base_address + WINDOW:
-            return False
-        return (self.hardware_enabled and not self.x2apic) or bool(self.wires.quirks & Quirk.LAPIC_MMIO_HOLE)
-
-    def read(self, address: int, size: int) -> int:
-        """A guest's load. KVM: lapic.c apic_mmio_read; one that leaves its word, or the registers, reads 0.
-
-        The page of an APIC that is disabled, or an x2APIC, is a hole.
-        """
-        if self.x2apic or not self.hardware_enabled:
-            return (1 << 8 * size) - 1
-        start = address & 0xF
-        if start + size > 4:
-            return 0
-        word = self._read_register(address - self.base_address & ~0xF)
-        return word >> 8 * start & (1 << 8 * size) - 1
-
-    def write(self, address: int, size: int, value: int) -> None:
-        """A guest's store. KVM: lapic.c apic_mmio_write; one that is not an aligned word is dropped."""
-        offset = address - self.base_address
-        if size == 4 and not offset & 0xF and self.hardware_enabled and not self.x2apic:
-            self._write_register(offset, value)
-
     # Model-specific registers. None is one that is not the APIC's, FAULT a general protection fault.
 
     def read_msr(self, msr: int) -> int | None:
@@ -363,7 +229,7 @@ class Lapic(LapicRegisters):
             case Reg.PPR:
                 return self.ppr
             case _ if Reg.ISR <= offset < Reg.ESR or (offset in WORDS and offset not in _NOT_READ_AS_MSR):
-                return self._read_register(offset)
+                return self.read_register(offset)
             case _:
                 return FAULT
 
@@ -381,17 +247,17 @@ class Lapic(LapicRegisters):
             case Reg.SELF_IPI:
                 if value > 0xFF:
                     return FAULT
-                self._send_ipi(Shorthand.SELF << 18 | value, 0)
+                self.send_ipi(Shorthand.SELF << 18 | value, 0)
                 return 0
             case _:
-                return 0 if self._write_register(offset, value) else FAULT
+                return 0 if self.write_register(offset, value) else FAULT
 
     def _write_x2apic_icr(self, value: int) -> int:
         """KVM: lapic.c __kvm_x2apic_icr_write."""
         if value & X2APIC_ICR_RESERVED:
             return FAULT
         value &= ~ICR_BUSY
-        self._send_ipi(value & 0xFFFF_FFFF, value >> 32)
+        self.send_ipi(value & 0xFFFF_FFFF, value >> 32)
         self.icr, self.icr_high = value & 0xFFFF_FFFF, value >> 32
         return 0
 
@@ -423,122 +289,18 @@ class Lapic(LapicRegisters):
             elif enabled:
                 self.id = (self.apic_id & 0xFF) << 24
                 readdressed = True
-        self.restore_base(value)
+        self._take_base(value)
         if readdressed:
             self.wires.addressing_changed()
         self.timer.unmasked()
         self.wires.priorities_changed()
 
-    def restore_base(self, value: int) -> None:
+    def _take_base(self, value: int) -> None:
         """Take over IA32_APIC_BASE and nothing of what changing it does."""
         self.base = value
         self.base_address = value & BASE_ADDRESS
         self.hardware_enabled = bool(value & BASE_ENABLED)
         self.x2apic = bool(value & BASE_X2APIC)
-
-    # Registers, by their offset in the page.
-
-    def _read_register(self, offset: int) -> int:
-        match offset:
-            case Reg.PPR:
-                return self.ppr
-            case _ if Reg.ISR <= offset < Reg.TMR:
-                return self.isr >> 2 * (offset - Reg.ISR) & 0xFFFF_FFFF
-            case _ if Reg.TMR <= offset < Reg.IRR:
-                return self.tmr >> 2 * (offset - Reg.TMR) & 0xFFFF_FFFF
-            case _ if Reg.IRR <= offset < Reg.ESR:
-                return self.irr >> 2 * (offset - Reg.IRR) & 0xFFFF_FFFF
-            case Reg.TIMER_CURRENT_COUNT:
-                return self.timer.current_count(self.timer_initial_count)
-            case _ if offset in WORDS:
-                return int(getattr(self, WORDS[offset]))
-            case _:  # arbitration priority, EOI, and what is no register
-                return 0
-
-    def _write_register(self, offset: int, value: int) -> bool:
-        """Whether it is one that can be written. KVM: lapic.c kvm_lapic_reg_write."""
-        match offset:
-            case Reg.ID:
-                self.id = value & 0xFF00_0000
-                self.wires.addressing_changed()
-            case Reg.TPR:
-                self.tpr = value & 0xFF
-                self.wires.priorities_changed()
-            case Reg.EOI:
-                self._end_of_interrupt()
-            case Reg.LDR:
-                self.ldr = value & LDR_WRITABLE
-                self.wires.addressing_changed()
-            case Reg.DFR:
-                self.dfr = value | DFR_CLUSTER
-                self.wires.addressing_changed()
-            case Reg.SVR:
-                self._write_svr(value)
-            case Reg.ESR:
-                pass  # KVM never sets it
-            case Reg.ICR:
-                value &= ~ICR_BUSY
-                self._send_ipi(value, self.icr2)
-                self.icr = value
-            case Reg.ICR2:
-                self.icr2 = value & ICR2_WRITABLE
-            case _ if offset in LVT_WRITABLE:
-                self._write_lvt(offset, value)
-            case Reg.TIMER_INITIAL_COUNT:
-                if self.timer.mode != TSC_DEADLINE:
-                    self.timer_initial_count = value
-                    self.timer.load(value)
-            case Reg.TIMER_DIVIDE:
-                self.timer_divide = value & TIMER_DIVIDE_WRITABLE
-                self.timer.change_divide(self.timer_divide, self.timer_initial_count)
-            case _:  # read-only, or no register
-                return False
-        return True
-
-    def _send_ipi(self, low: int, high: int) -> None:
-        self.wires.send_ipi(low, from_x2apic_icr(low, high) if self.x2apic else from_icr(low, high))
-
-    def _end_of_interrupt(self) -> None:
-        """KVM: lapic.c apic_set_eoi; with nothing in service an EOI is ignored."""
-        vector = self.in_service
-        if vector < 0:
-            return
-        self.isr ^= 1 << vector
-        self.wires.priorities_changed()
-        self.wires.end_of_interrupt(vector, bool(self.tmr >> vector & 1))
-
-    def _write_svr(self, value: int) -> None:
-        directed = SVR_DIRECTED_EOI if self.version & VERSION_DIRECTED_EOI else 0
-        value &= SVR_WRITABLE | directed
-        toggled = (self.svr ^ value) & SVR_ENABLED
-        self.svr = value
-        if not value & SVR_ENABLED:
-            for offset in LVT_WRITABLE:
-                name = WORDS[offset]
-                setattr(self, name, getattr(self, name) | LVT_MASKED)
-            self.timer.wake()
-            self.timer.pending = False
-            self.wires.priorities_changed()
-        elif toggled:
-            self.timer.unmasked()
-        if toggled:
-            self.wires.addressing_changed()
-
-    def _write_lvt(self, offset: int, value: int) -> None:
-        value &= LVT_WRITABLE[offset]
-        if offset == Reg.LVT_TIMER:
-            value &= ~TIMER_MODE | self.timer.mode_mask
-        elif offset == Reg.LVT_LINT0:
-            self.nmi_watchdog = lint0_is_nmi(value)
-        if not self.svr & SVR_ENABLED:
-            value |= LVT_MASKED
-        setattr(self, WORDS[offset], value)
-        if offset == Reg.LVT_TIMER:
-            if self.timer.set_mode(value):
-                self.timer_initial_count = 0
-            self.timer.unmasked()
-        if offset == Reg.LVT_LINT0:
-            self.wires.priorities_changed()
 
     # State.
 
@@ -577,15 +339,34 @@ class Lapic(LapicRegisters):
             self.wires.scan_needed()
         self.wires.priorities_changed()
 
+    def save(self) -> dict[str, Any]:
+        """For a snapshot: the fields of SavedLapic, but for when the timer expires."""
+        return {
+            "lapic": self.pack(),
+            "apic_base": self.base,
+            "nmi_watchdog": self.nmi_watchdog,
+            "lacks_x2apic": not self.features.x2apic,
+            "lacks_tsc_deadline": not self.features.tsc_deadline,
+            "lacks_tsc_adjust": not self.features.tsc_adjust,
+            "address_bits": self.features.address_bits,
+            **self.timer.save(),
+        }
+
+    def resume(self, saved: SavedLapic, *, ioapic: bool) -> None:
+        """Go on from a snapshot, which has been checked."""
+        assert saved.lapic is not None
+        registers = LapicRegisters.unpack(saved.lapic)
+        for name in LapicRegisters.__slots__:
+            setattr(self, name, getattr(registers, name))
+        self._take_base(saved.apic_base)
+        self.nmi_watchdog = lint0_is_nmi(self.lvt_lint0) if saved.nmi_watchdog is None else saved.nmi_watchdog
+        self.set_features(saved.features(), ioapic=ioapic)
+        self.timer.resume(saved, self.lvt_timer, self.timer_divide)
+
 
 def x2apic_logical_id(apic_id: int) -> int:
     """The logical ID of an x2APIC: cluster and bit. KVM: lapic.c kvm_apic_calc_x2apic_ldr."""
     return (apic_id >> 4) << 16 | 1 << (apic_id & 0xF)
-
-
-def lint0_is_nmi(lvt: int) -> bool:
-    """Whether a LINT0 makes the PIT's ticks NMIs (the NMI watchdog). KVM: lapic.c apic_lvt_nmi_mode."""
-    return lvt & (LVT_MASKED | LVT_MODE) == LVT_NMI
 
 
 def _addressing(registers: LapicRegisters) -> tuple[int, int, int, int]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from irqchipd.chips.lapic_timer import TIMER_MODE
 from irqchipd.chips.message import DeliveryMode
 
+DEFAULT_BASE = 0xFEE0_0000
+WINDOW = 0x1000  # bytes of address space
 STATE_SIZE = 1024  # struct kvm_lapic_state
 VECTORS = 256
 ALL_VECTORS = (1 << VECTORS) - 1
@@ -42,6 +44,21 @@ class Reg:
     TIMER_CURRENT_COUNT = 0x390
     TIMER_DIVIDE = 0x3E0
     SELF_IPI = 0x3F0  # of an x2APIC
+
+
+# IA32_APIC_BASE.
+BASE_BOOT_CPU = 1 << 8
+BASE_X2APIC = 1 << 10
+BASE_ENABLED = 1 << 11
+BASE_ADDRESS = ~0xFFF
+BASE_RESERVED = 0x2FF  # and what is no physical address
+
+
+class Quirk:
+    """What KVM does otherwise than a local APIC, unless it is told not to: KVM_X86_QUIRK_*."""
+
+    LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
+    LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
 
 
 VERSION = 0x5_0014  # six LVT entries

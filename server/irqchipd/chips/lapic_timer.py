@@ -7,7 +7,9 @@ is a time at which it expires, and the count is worked out from that when it is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from irqchipd.chips.saved import check, in_range, not_too_late
 
 # Bits 18:17 of the LVT timer entry. The fourth value is reserved, and a timer in it does nothing.
 TIMER_MODE_SHIFT = 17
@@ -41,6 +43,33 @@ class TimerWires(Protocol):
     @property
     def lazy(self) -> bool:
         """Whether nobody can tell if an expiry that changes nothing takes place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedTimer:
+    """The timer as a snapshot holds it."""
+
+    tsc_offset: int
+    timer_period_ns: int
+    timer_target_ns: int
+    tsc_deadline: int
+    timer_expires_ns: int | None
+    timer_pending: bool
+    timer_mode: int | None = None  # absent: the LVT timer entry's
+    tsc_adjust: int = 0
+
+    def check_timer(self, lvt_timer: int, bus_ns: int) -> None:
+        """Refuse what no timer with this LVT entry and bus can be."""
+        in_range(self.timer_mode, 0, TIMER_MODE >> TIMER_MODE_SHIFT, "timer_mode")
+        in_range(self.timer_period_ns, 0, MAX_PERIOD * bus_ns, "an APIC timer's period")
+        in_range(self.timer_target_ns, 0, FOREVER, "an APIC timer's target")
+        in_range(self.timer_expires_ns, 0, FOREVER, "when an APIC timer expires")
+        periodic = self.mode(lvt_timer, TIMER_MODE) == PERIODIC and self.timer_expires_ns is not None
+        check(not periodic or self.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")
+
+    def mode(self, lvt_timer: int, mask: int) -> int:
+        """The mode that the timer was in."""
+        return lvt_timer & mask if self.timer_mode is None else self.timer_mode << TIMER_MODE_SHIFT
 
 
 @dataclass(slots=True)
@@ -256,3 +285,31 @@ class ApicTimer:
     def _limit_period(self) -> None:
         if self.mode == PERIODIC and self.period:
             self.period = max(self.period, MIN_PERIOD)
+
+    # State.
+
+    def save(self) -> dict[str, Any]:
+        """For a snapshot: the fields of SavedTimer, but for when the timer expires, which its wires know."""
+        return {
+            "tsc_offset": self.tsc_offset,
+            "timer_period_ns": self.period,
+            "timer_target_ns": self.target,
+            "tsc_deadline": self.tsc_deadline,
+            "timer_pending": self.pending,
+            "timer_mode": self.mode >> TIMER_MODE_SHIFT,
+            "tsc_adjust": self.tsc_adjust,
+        }
+
+    def resume(self, saved: SavedTimer, lvt_timer: int, divide: int) -> None:
+        """Go on from a snapshot, which has been checked."""
+        self.mode = saved.mode(lvt_timer, self.mode_mask)
+        self.set_divide(divide)
+        self.period, self.target = saved.timer_period_ns, saved.timer_target_ns
+        self.tsc_offset, self.tsc_adjust = saved.tsc_offset, saved.tsc_adjust
+        self.tsc_deadline, self.pending = saved.tsc_deadline, saved.timer_pending
+        expires = saved.timer_expires_ns
+        if expires is not None and self.mode == PERIODIC:
+            now = self.wires.now()
+            expires = not_too_late(expires, self.period, now)
+            self.target = min(not_too_late(self.target, self.period, now), FOREVER)
+        self.wires.set_timer(expires)

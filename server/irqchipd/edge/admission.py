@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from irqchipd.vm.errors import VmError
 
-MAX_UNOPENED: Final = 256  # of an edge: connections that are no Sessions yet; one more, and the oldest has to go
+MAX_UNOPENED = 256  # of an edge: connections that are no Sessions yet; one more, and the oldest has to go
 OPENING_TIMEOUT: Final = 30.0  # seconds
 
 

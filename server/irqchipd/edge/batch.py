@@ -12,13 +12,14 @@ from irqchipd.edge.caller import SessionCaller
 from irqchipd.edge.operations import HALT, Operation, access_result
 from irqchipd.edge.room import Room
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import Halt, Outcome
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Pending, Slices
 from irqchipd.vm.regions import Access
+from irqchipd.vm.vcpu_state import Outcome
 
-SLICE_NS: Final = 30_000  # after which another client has its turn, when an operation is done
+SLICE_NS = 30_000  # after which another client has its turn, when an operation is done
 
 # How many accesses to one and the same address, those of a string instruction, are forwarded to a region's owner before
 # the first of them is answered. Any other operation waits until they are all answered.
@@ -77,12 +78,14 @@ class Batch(LateAnswer):
         raise NotImplementedError
 
 
-def execute(
-    on: SessionCaller, batch: Batch, limits: Limits, begin_halt: Callable[[Batch, Sequence[Any]], bytes | None]
-) -> Slices[bytes | None]:
+# Begins the halt that ends a batch, of these arguments; the batch's answer where the halt is refused.
+BeginHalt = Callable[[Batch, Sequence[Any]], bytes | None]
+
+
+def execute(on: SessionCaller, batch: Batch, limits: Limits, begin_halt: BeginHalt) -> Slices[bytes | None]:
     """Execute a batch in order, and return its answer: a result or an error for each operation.
 
-    A halt at the end takes its time: begin_halt begins it, and returns the answer only where the halt is refused.
+    A batch that ends in a halt has its answer later.
     """
     count = batch.count
     if count > limits.operations:

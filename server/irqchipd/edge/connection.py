@@ -38,8 +38,9 @@ _READ: Final = select.EPOLLIN
 
 
 class Connection(Work):
-    """A client's socket. The port's thread receives. Any thread may send, one at a time, and none waits for a client that
-    does not read: what the socket does not take is kept, and nothing more is received.
+    """A client's socket. The port's thread receives. Any thread may send, one at a time.
+
+    No thread waits for a client that does not read: what the socket does not take is kept, and no more is received.
     """
 
     def __init__(self, port: Port, client: socket.socket) -> None:

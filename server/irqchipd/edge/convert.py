@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.chips.i8254 import CHANNELS, PitChannel, PitState
+from irqchipd.chips.i8254_state import CHANNELS, PitChannel, PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.cpu import Signal, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
+from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
 _PIC_FIELDS = I8259.__slots__
 _PIT_FIELDS = PitChannel.__slots__
@@ -28,7 +28,7 @@ _LAPIC_WORDS = tuple(
 )
 _LAPIC_MAPS = ("isr", "tmr", "irr")
 
-SIGNAL_KINDS = {
+_SIGNALS = {
     DeliveryMode.NMI: pb.SIGNAL_KIND_NMI,
     DeliveryMode.SMI: pb.SIGNAL_KIND_SMI,
     DeliveryMode.INIT: pb.SIGNAL_KIND_INIT,
@@ -209,30 +209,16 @@ def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
 # What a vCPU takes, and what Sessions are told.
 
 
-def interrupt_to(taken: tuple[int, bool]) -> pb.AckInterruptResponse:
+def interrupt_to(taken: tuple[int, bool]) -> pb.Interrupt:
     """An interrupt that has been taken: its vector, and whether the PIC gave it."""
     vector, from_pic = taken
     source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
-    return pb.AckInterruptResponse(vector=vector, source=source)
+    return pb.Interrupt(vector=vector, source=source)
 
 
-def acknowledged_to(result: tuple[int, int, int], response: pb.AckInterruptResponse) -> None:
-    """The result of an ack_interrupt: flags, 0 where nothing was taken, the controller and the vector."""
-    flags, controller, vector = result
-    if flags:
-        response.vector = vector
-        response.source = pb.InterruptSource.ValueType(controller)
-
-
-def signal_to(signal: Signal) -> pb.TakeSignalResponse:
+def signal_to(signal: Signal) -> pb.Signal:
     """A signal that has been taken."""
-    return pb.TakeSignalResponse(kind=SIGNAL_KINDS[signal.delivery_mode], vector=signal.vector)
-
-
-def taken_signal_to(signal: Signal | None, response: pb.TakeSignalResponse) -> None:
-    """The result of a take_signal."""
-    if signal is not None:
-        response.CopyFrom(signal_to(signal))
+    return pb.Signal(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
 
 
 def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:

@@ -1,7 +1,7 @@
 """Adding 1 to an eventfd without ever waiting: the kernel's eventfd_signal, which a process reaches by Linux's AIO.
 
-A write waits where the counter is full. A client that has the eventfd can fill the counter between a poll and the write,
-and the thread that waits serves all clients. O_NONBLOCK does not help: the client shares that flag and can clear it.
+A write waits where the counter is full. A client that has the eventfd can fill the counter between a poll and the
+write, and the thread that waits serves all clients. O_NONBLOCK does not help: the client shares that flag.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Final
 
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.convert import SIGNAL_KINDS
+from irqchipd.edge.convert import signal_to
 from irqchipd.vm.events import (
     Doorbell,
     Event,
@@ -21,6 +21,7 @@ from irqchipd.vm.events import (
     VmReset,
 )
 from irqchipd.vm.regions import Space
+from irqchipd.vm.vcpu_state import Signal
 
 _READS: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_read"], Space.MMIO: NUMBERS["mmio_read"]}
 _WRITES: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_write"], Space.MMIO: NUMBERS["mmio_write"]}
@@ -32,8 +33,8 @@ def event_to(event: Event, count: int = 1) -> pb.Event:
         case InterruptPending(vcpu):
             return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))
         case VcpuSignal(vcpu, delivery_mode, vector, ignored):
-            kind = SIGNAL_KINDS[delivery_mode]
-            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, kind=kind, vector=vector, ignored=ignored))
+            signal = signal_to(Signal(delivery_mode, vector))
+            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, signal=signal, ignored=ignored))
         case GsiAcknowledged(gsi):
             return pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count))
         case GsiMasked(gsi, masked):

@@ -10,9 +10,9 @@ from typing import Any
 from irqchipd.edge import errors
 from irqchipd.edge.batch import Batch, LateAnswer
 from irqchipd.limits import Limits
-from irqchipd.vm.cpu import Outcome
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.vcpu_state import Outcome
 
 
 class Halts:

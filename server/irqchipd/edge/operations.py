@@ -17,14 +17,13 @@ from irqchipd.chips import lapic
 from irqchipd.edge import convert
 from irqchipd.edge.caller import Caller, SessionCaller
 from irqchipd.edge.room import Room
-from irqchipd.vm.cpu import Outcome, Signal, VcpuEvents
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.routing import Route
-from irqchipd.vm.snapshot import MP_STATE_OFFSET
 from irqchipd.vm.turns import Advance
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Outcome, Signal, VcpuEvents
 
 MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
 
@@ -37,7 +36,7 @@ _PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
 _LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
 
 
-# Operations that have a record. Their arguments are in the record's order, and `_` is one that the record leaves unused.
+# Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
 
 
 def irq_line(on: Caller, without_status: int, gsi: int, _: int, level: int) -> Result:
@@ -247,9 +246,10 @@ class Operation:
         reserve: Callable[..., None] | None = None,
     ) -> None:
         field = pb.Operation.DESCRIPTOR.fields_by_name.get(name)
+        message = None if field is None else field.message_type
         self.name = name
         self.number = 0 if field is None else field.number  # in a record
-        self.has_vm = field is None or "vm" in field.message_type.fields_by_name
+        self.has_vm = message is not None and "vm" in message.fields_by_name
         self.call = call
         self.sliced = sliced
         self.large = large
@@ -307,6 +307,18 @@ def _with_record(
 # Results that are more than a field of the response.
 
 
+def _interrupt_to(result: Result, response: pb.AckInterruptResponse) -> None:
+    flags, controller, vector = result
+    if flags:
+        response.interrupt.vector = vector
+        response.interrupt.source = pb.InterruptSource.ValueType(controller)
+
+
+def _signal_to(signal: Signal | None, response: pb.TakeSignalResponse) -> None:
+    if signal is not None:
+        response.signal.CopyFrom(convert.signal_to(signal))
+
+
 def _statuses_to(statuses: list[int], response: pb.IrqLinesResponse) -> None:
     response.statuses.extend(statuses)
 
@@ -317,6 +329,10 @@ def _routes_to(routes: Sequence[Route], response: pb.GetGsiRoutingResponse) -> N
 
 def _events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
     response.events.CopyFrom(convert.vcpu_events_to(events))
+
+
+def _events_from(request: pb.SetVcpuEventsRequest) -> tuple[int, VcpuEvents]:
+    return request.vcpu, convert.vcpu_events_from(request.events)
 
 
 def _advance_to(advance: Advance, response: pb.AdvanceClockResponse) -> None:
@@ -338,7 +354,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _with_record(msr_read, "claimed", None, "data", "host_initiated"),
         _with_record(msr_write, "claimed", None, None, "host_initiated"),
         _with_record(complete_access, "completed", None, None),
-        Operation("ack_interrupt", ack_interrupt, FIELDS["ack_interrupt"], convert.acknowledged_to),
+        Operation("ack_interrupt", ack_interrupt, FIELDS["ack_interrupt"], _interrupt_to),
         Operation("halt", halt, FIELDS["halt"]),
         Operation("register_region", register_region, convert.region_from),
         Operation("unregister_region", unregister_region, convert.unregistered_from),
@@ -362,10 +378,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_vm("cr8_read", Vm.cr8_read, ("vcpu",), "value"),
         _of_vm("cr8_write", Vm.cr8_write, ("vcpu", "value")),
         _of_vm("get_vcpu_events", Vm.get_events, ("vcpu",), _events_to),
-        _of_vm("set_vcpu_events", Vm.set_events, lambda request: (request.vcpu, convert.vcpu_events_from(request.events))),
+        _of_vm("set_vcpu_events", Vm.set_events, _events_from),
         _of_vm("interrupt", Vm.interrupt, ("vcpu", "vector")),
         _of_vm("nmi", Vm.nmi, ("vcpu",)),
-        _of_vm("take_signal", Vm.take_signal, ("vcpu",), convert.taken_signal_to),
+        _of_vm("take_signal", Vm.take_signal, ("vcpu",), _signal_to),
     )
 }
 HALT: Final = OPERATIONS["halt"]

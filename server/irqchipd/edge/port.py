@@ -44,7 +44,9 @@ _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 class Port(Watcher):
     """Listens on one path, and serves whoever connects."""
 
-    def __init__(self, registry: Registry, limits: Limits, quota: SessionQuota, in_use: EventfdsInUse, path: Path) -> None:
+    def __init__(
+        self, registry: Registry, limits: Limits, quota: SessionQuota, in_use: EventfdsInUse, path: Path
+    ) -> None:
         self.path = path
         self.registry = registry
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))

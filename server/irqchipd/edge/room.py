@@ -9,7 +9,7 @@ from typing import Final
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError
 
-# Bytes that a result may take beside those that each operation of a batch has: AdvanceClock's, and a status of IrqLines.
+# Bytes that a result may take beyond those that each operation has: AdvanceClock's, and a status of IrqLines.
 _ADVANCE_BYTES: Final = 20
 _STATUS_BYTES: Final = 10
 

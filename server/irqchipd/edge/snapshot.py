@@ -14,15 +14,16 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
-from irqchipd.vm.cpu import MAX_QUEUED
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.snapshot import ChipsState, PitTimerState, SourceState, VcpuState, VmState
+from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
 from irqchipd.vm.sources import MAX_SOURCES
+from irqchipd.vm.vcpu_state import MAX_QUEUED, SavedVcpu
 
-VERSION = 1
+VERSION = 2
 
 _T = TypeVar("_T")
 
@@ -115,18 +116,18 @@ def _check_number(kind: EnumDescriptor, number: int) -> None:
         raise invalid(f"{kind.name} {number} is invalid; there are {', '.join(map(str, numbers))}")
 
 
-def _interrupt_from(message: pb.AckInterruptResponse) -> tuple[int, bool]:
-    if not message.HasField("vector") or message.source not in (pb.INTERRUPT_SOURCE_PIC, pb.INTERRUPT_SOURCE_LAPIC):
-        raise invalid("an interrupt that is queued has a vector, and a source: 1 the PIC, 2 the local APIC")
+def _interrupt_from(message: pb.Interrupt) -> tuple[int, bool]:
+    if message.source not in (pb.INTERRUPT_SOURCE_PIC, pb.INTERRUPT_SOURCE_LAPIC):
+        raise invalid("the source of a queued interrupt is invalid; there are 1 the PIC, 2 the local APIC")
     return message.vector, message.source == pb.INTERRUPT_SOURCE_PIC
 
 
 # How the messages within a snapshot are made of the parts of a state, and the reverse.
 _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "RoutingEntry": (route_to, route_from),
-    "AckInterruptResponse": (interrupt_to, _interrupt_from),
+    "Interrupt": (interrupt_to, _interrupt_from),
     "ChipsSnapshot": (partial(_message_of, pb.ChipsSnapshot), partial(_state_of, ChipsState)),
-    "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, PitTimerState)),
-    "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, VcpuState)),
+    "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, SavedPit)),
+    "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, SavedVcpu)),
     "SourceSnapshot": (partial(_message_of, pb.SourceSnapshot), partial(_state_of, SourceState)),
 }

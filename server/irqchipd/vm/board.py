@@ -12,14 +12,15 @@ from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.ioapic import Ioapic
-from irqchipd.chips.lapic import Lapic, Quirk
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic_registers import Quirk
 from irqchipd.chips.message import Message, from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.backlog import Telling
 from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm, Alarms, Clock
-from irqchipd.vm.cpu import Cpu, Halt, MpState, Outcome
+from irqchipd.vm.cpu import Cpu, Halt
 from irqchipd.vm.events import Event, InterruptPending, Listener
 from irqchipd.vm.notices import PIT_GSI, Notices
 from irqchipd.vm.regions import Regions
@@ -37,6 +38,7 @@ from irqchipd.vm.routing import (
     table_of,
 )
 from irqchipd.vm.sources import PIT, LineSource
+from irqchipd.vm.vcpu_state import MpState, Outcome
 
 
 class Board:

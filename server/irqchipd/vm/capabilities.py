@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from irqchipd.chips.lapic import Quirk
+from irqchipd.chips.lapic_registers import Quirk
 from irqchipd.chips.lapic_timer import MAX_BUS_NS
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.routing import MAX_GSIS

@@ -3,65 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from irqchipd.chips.lapic import BASE_BOOT_CPU, Lapic
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU
 from irqchipd.chips.message import DeliveryMode, Message
 from irqchipd.vm.clock import SCHEDULER, Alarm
-from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import IoapicEoi, VcpuSignal
+from irqchipd.vm.vcpu_state import (
+    HANDLED_BYTES,
+    MAX_NMIS,
+    MAX_QUEUED,
+    MP_STATE_OFFSET,
+    NO_LAPIC,
+    MpState,
+    Outcome,
+    SavedVcpu,
+    Signal,
+    Taken,
+    VcpuEvents,
+)
 
 if TYPE_CHECKING:
     from irqchipd.vm.board import Board
-
-# Interrupts that Halts took whose callers were gone. What its guest has not got it has not ended either, and of those a
-# local APIC has at most one for each of 15 classes of priority, the PICs one for each of 16 lines. More can come only
-# from PICs that end interrupts by themselves, or from a caller that ends what others wait for: those are lost.
-MAX_QUEUED = 32
-MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
-
-
-class MpState(IntEnum):
-    """KVM_MP_STATE_*."""
-
-    RUNNABLE = 0
-    UNINITIALIZED = 1
-    INIT_RECEIVED = 2
-    HALTED = 3
-    SIPI_RECEIVED = 4
-    AP_RESET_HOLD = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """What a vCPU takes beside interrupts: an NMI, SMI, INIT or start-up, whose page is the vector.
-
-    Or, of a HLT, a remote read, by which KVM's guests wake each other.
-    """
-
-    delivery_mode: int
-    vector: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuEvents:
-    """What waits to be delivered to a vCPU, but for what its chips have: struct kvm_vcpu_events. None: as it is."""
-
-    nmi_injected: bool | None = None
-    nmi_pending: int | None = None
-    nmi_masked: bool | None = None
-    smi_pending: bool | None = None
-    interrupt_injected: bool | None = None
-    interrupt_vector: int = 0  # of the one that is injected
-    sipi_vector: int | None = None
-
-
-# A vector, and whether the PIC gave it.
-Taken = tuple[int, bool]
-# How a halt ends: what was taken; None where the time is up; an error where the VM is no more.
-Outcome = Taken | Signal | VmError | None
 
 
 class Halt:
@@ -470,3 +434,38 @@ class Cpu:
         elif len(self.queued) < MAX_QUEUED:
             self.queued.append(outcome)
         self.board.touch(self)
+
+    # State.
+
+    def save(self) -> SavedVcpu:
+        """The vCPU and its local APIC, for a snapshot."""
+        return SavedVcpu(
+            vcpu=self.id,
+            mp_state=self.mp_state + MP_STATE_OFFSET,
+            timer_expires_ns=self.alarm.deadline,
+            handled=self.handled.to_bytes(HANDLED_BYTES, "little"),
+            stale=self.stale,
+            scan=self.scanned != self.board.generation,
+            queued=tuple(self.queued),
+            external_vector=self.external_vector,
+            nmis=self.nmis,
+            smi=self.smi,
+            init=self.init,
+            sipi_vector=self.sipi_vector,
+            last_sipi=self.last_sipi,
+            nmi_masked=self.nmi_masked,
+            nmi_injected=self.nmi_injected,
+            unhalted=self.unhalted,
+            **(self.lapic.save() if self.lapic is not None else NO_LAPIC),
+        )
+
+    def resume(self, saved: SavedVcpu) -> None:
+        """Go on from a snapshot, which has been checked. The board says later whether it must scan."""
+        self.mp_state = MpState(saved.mp_state - MP_STATE_OFFSET)
+        self.handled, self.stale = int.from_bytes(saved.handled, "little"), saved.stale
+        self.queued, self.external_vector = list(saved.queued), saved.external_vector
+        self.nmis, self.smi, self.init, self.sipi_vector = saved.nmis, saved.smi, saved.init, saved.sipi_vector
+        self.nmi_masked, self.nmi_injected, self.unhalted = saved.nmi_masked, saved.nmi_injected, saved.unhalted
+        self.last_sipi = saved.last_sipi
+        if self.lapic is not None:
+            self.lapic.resume(saved, ioapic=self.board.ioapic is not None)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
-from irqchipd.chips import i8254, i8259, lapic_registers
+from irqchipd.chips import i8254_state, i8259, lapic_registers
 from irqchipd.chips import ioapic as ioapic_chip
-from irqchipd.chips.i8254 import Pit, PitState
+from irqchipd.chips.i8254 import Pit
+from irqchipd.chips.i8254_state import PitState
 from irqchipd.chips.i8259 import I8259, PicPair
 from irqchipd.chips.ioapic import Ioapic, IoapicState
 from irqchipd.chips.lapic_registers import LapicRegisters
@@ -30,14 +31,7 @@ from irqchipd.vm.events import VmReset
 from irqchipd.vm.lines import Lines
 from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
-from irqchipd.vm.snapshot import (
-    CLOCK_REAL,
-    CLOCK_VIRTUAL,
-    IRQCHIP_FULL,
-    IRQCHIP_NONE,
-    IRQCHIP_SPLIT,
-    VmState,
-)
+from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, VmState
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 from irqchipd.vm.vcpus import Vcpus
 
@@ -243,9 +237,9 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
         """
         with self._turn:
             pit = self._pit()
-            if isinstance(state, bytes) and len(state) == i8254.CHANNELS_SIZE:
-                state += pit.state().pack()[i8254.CHANNELS_SIZE :]
-            pit.restore(_state_of(PitState, i8254.STATE_SIZE, state))
+            if isinstance(state, bytes) and len(state) == i8254_state.CHANNELS_SIZE:
+                state += pit.state().pack()[i8254_state.CHANNELS_SIZE :]
+            pit.restore(_state_of(PitState, i8254_state.STATE_SIZE, state))
 
     def set_pit_reinject(self, reinject: bool) -> None:
         """KVM_REINJECT_CONTROL; ENXIO without a PIT."""
@@ -271,8 +265,8 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
                 reserved_gsis=board.split or 0,
                 routing=tuple(board.routes),
                 chips=saving.save_chips(board),
-                pit=saving.save_pit(board),
-                vcpus=tuple(saving.save_cpu(board, cpu) for cpu in board.cpus),
+                pit=board.pit.save(speaker=board.speaker) if board.pit is not None else None,
+                vcpus=tuple(cpu.save() for cpu in board.cpus),
                 mapped_vcpus=board.apics.mapped,
                 sources=tuple(saving.save_source(source) for source in self._sources.values()),
                 asserted_gsis=tuple(gsis_of(self._shared_source.asserted)),

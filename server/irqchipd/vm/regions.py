@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from irqchipd.chips.lapic import DEFAULT_BASE, WINDOW
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.vm.clock import SCHEDULER, Alarm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, Listener, RegionAccess, RegionsLost

@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from irqchipd.chips.lapic import ADDRESS_BITS, Features
+from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import SCHEDULER, Alarm
-from irqchipd.vm.cpu import Halt, MpState, Outcome, Signal, Taken, VcpuEvents
+from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
 from irqchipd.vm.sources import bits_of
 from irqchipd.vm.turns import Turns
-
-LEAST_ADDRESS_BITS = 32  # of a physical address: the local APIC's page is below 4 GiB at first
+from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, Taken, VcpuEvents
 
 
 class Vcpus(Turns):
