@@ -69,7 +69,7 @@ def event_message(event: pb.Event) -> bytes:
     return pb.SessionResponse(event=event).SerializeToString()
 
 
-def event_record(event: RegionAccess | Doorbell, count: int) -> bytes:
+def event_record(event: RegionAccess | Doorbell, count: int = 1) -> bytes:
     """The packet about a region that was registered by a record."""
     if isinstance(event, Doorbell):
         number = _WRITES[event.space]

@@ -26,8 +26,8 @@ class Halts:
         self._limits = limits
         self._answers = answers
         self._wake = wake
-        # Batches whose answers have not been sent, in their order.
-        self._unsent: dict[LateAnswer, Batch] = {}
+        # Batches whose answers have not been sent, in their order. The Session removes them when they have.
+        self.unsent: dict[LateAnswer, Batch] = {}
         # The last of each vCPU, which the client can give up even after its answer has been sent.
         self._last: dict[int, Batch] = {}
 
@@ -42,14 +42,14 @@ class Halts:
 
         try:
             batch.size = batch.answer_size()
-            if sum(other.size for other in self._unsent.values()) + batch.size > self._limits.message_bytes:
+            if sum(other.size for other in self.unsent.values()) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
                 raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
             batch.halt = self._vm.halt(vcpu, done, interrupts_masked != 0, timeout_ns)
         except Exception as error:
             batch.outcome = errors.refusal(error)
             return batch.late()
-        self._unsent[batch] = batch
+        self.unsent[batch] = batch
         self._last[vcpu] = batch
         return None
 
@@ -64,13 +64,9 @@ class Halts:
             self._answers.append(batch)
             self._wake()
 
-    def sent(self, answer: LateAnswer) -> None:
-        """An answer has been sent."""
-        self._unsent.pop(answer, None)
-
     def abandon(self) -> None:
         """Cancel all halts, and give back what those took whose answers have not been sent."""
-        for batch in self._unsent.values():
+        for batch in self.unsent.values():
             if batch.halt is not None:
                 self._vm.abandon(batch.halt)
-        self._unsent.clear()
+        self.unsent.clear()

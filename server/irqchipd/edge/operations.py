@@ -84,11 +84,8 @@ def access_result(access: Access) -> Result:
 def ack_interrupt(on: Caller, controller: int, vcpu: int, _address: int, _data: int) -> Result:
     if controller not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, _PIC, _LAPIC):
         raise invalid(f"interrupt source {controller} is invalid; 0 is any, 1 the PIC, 2 the local APIC")
-    return _taken(on.vm.ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC), CLAIMED)
-
-
-def _taken(taken: tuple[int, bool] | None, flags: int) -> Result:
-    return NOTHING if taken is None else (flags, _PIC if taken[1] else _LAPIC, taken[0])
+    taken = on.vm.ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC)
+    return NOTHING if taken is None else (CLAIMED, _PIC if taken[1] else _LAPIC, taken[0])
 
 
 def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
@@ -112,14 +109,14 @@ def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int)
 
 def halt_result(outcome: Outcome) -> Result:
     """The result of a halt that has ended. Raises the error that ended it."""
-    if isinstance(outcome, VmError):
-        raise outcome
+    if isinstance(outcome, tuple):
+        return INTERRUPT, _PIC if outcome[1] else _LAPIC, outcome[0]
     if outcome is None:
         return TIMEOUT, 0, 0
-    if isinstance(outcome, Signal):
-        signal = convert.signal_to(outcome)
-        return SIGNAL, signal.kind, signal.vector
-    return _taken(outcome, INTERRUPT)
+    if isinstance(outcome, VmError):
+        raise outcome
+    signal = convert.signal_to(outcome)
+    return SIGNAL, signal.kind, signal.vector
 
 
 # Operations that have a message alone.

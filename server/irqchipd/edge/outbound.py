@@ -58,7 +58,7 @@ class _Bounded(Generic[_T]):
 
 
 class _Unread:
-    """Something that happened to a region, or a reset, in the order in which it happened.
+    """A doorbell or a reset, which a later event may change as long as the client has not been sent this.
 
     event      None: doorbells that found no room
     as_record  whether the client is sent a record
@@ -67,7 +67,7 @@ class _Unread:
 
     __slots__ = ("as_record", "count", "event")
 
-    def __init__(self, event: Event | None, as_record: bool, count: int = 1) -> None:
+    def __init__(self, event: Doorbell | VmReset | None, as_record: bool, count: int = 1) -> None:
         self.event = event
         self.as_record = as_record
         self.count = count
@@ -97,16 +97,18 @@ class EventQueue:
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
         self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
-        self._accesses: deque[_Unread] = deque()
+        # What happened to regions, and resets, in their order.
+        self._accesses: deque[_Unread | bytes] = deque()
         self._limit = limit
         self._doorbells = 0
+        self.is_empty = True  # may be read without the lock, by whoever is woken
         # Which of the three kinds is looked at first: none waits while others keep coming.
         self._kind = _ACCESSES
 
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
-            idle = not (self._accesses or self._merged or self._unread_signals)
+            idle, self.is_empty = self.is_empty, False
             if isinstance(event, VcpuSignal):
                 self._put_signal(event)
             elif isinstance(event, VmReset):
@@ -130,70 +132,76 @@ class EventQueue:
 
     def _put_reset(self, event: VmReset) -> None:
         """Of unread resets the last counts, and has its place among the accesses."""
-        unread = next((unread for unread in self._accesses if isinstance(unread.event, VmReset)), None)
+        unread = next((unread for unread in self._accesses if _is_reset(unread)), None)
         if unread is not None:
             self._accesses.remove(unread)
         self._accesses.append(_Unread(event, as_record=False))
 
     def put_access_as_record(self, event: Event) -> None:
-        """Queue what happened to a region that was registered by a record."""
+        """As put_access, for a region that was registered by a record."""
         self.put_access(event, as_record=True)
 
     def put_access(self, event: Event, as_record: bool = False) -> None:
         """Queue what happened to a region."""
-        accesses = self._accesses
         with self._lock:
-            idle = not (accesses or self._merged or self._unread_signals)
+            idle, self.is_empty = self.is_empty, False
             if isinstance(event, Doorbell):
-                if accesses and accesses[-1].event == event:
-                    accesses[-1].count += 1
-                elif self._doorbells < self._limit:
-                    self._doorbells += 1
-                    accesses.append(_Unread(event, as_record))
-                else:
-                    self._drop_doorbell(as_record)
-                    self._on_dropped()
-            elif isinstance(event, RegionAccess | RegionsLost):
-                accesses.append(_Unread(event, as_record))
+                self._put_doorbell(event, as_record)
+            elif as_record and isinstance(event, RegionAccess):
+                self._accesses.append(event_record(event))
+            else:
+                self._accesses.append(event_message(event_to(event)))
         if idle:
             self._wake()
         if isinstance(event, RegionsLost):
             self._on_lost(event)
 
-    def _drop_doorbell(self, as_record: bool) -> None:
-        # Not by the VmReset, which moves: counts on either side of it would pile up.
-        last = next((unread for unread in reversed(self._accesses) if not isinstance(unread.event, VmReset)), None)
-        if last is None or last.event is not None:
-            last = _Unread(None, as_record, 0)
-            self._accesses.append(last)
-        last.count += 1
+    def _put_doorbell(self, event: Doorbell, as_record: bool) -> None:
+        accesses = self._accesses
+        last = accesses[-1] if accesses else b""
+        if isinstance(last, _Unread) and last.event == event:
+            last.count += 1
+        elif self._doorbells < self._limit:
+            self._doorbells += 1
+            accesses.append(_Unread(event, as_record))
+        else:
+            # Not by the VmReset, which moves: counts on either side of it would pile up.
+            last = next((unread for unread in reversed(accesses) if not _is_reset(unread)), b"")
+            if not isinstance(last, _Unread) or last.event is not None:
+                last = _Unread(None, as_record, 0)
+                accesses.append(last)
+            last.count += 1
+            self._on_dropped()
 
     def take(self) -> bytes | None:
         """The next message for the client, or None."""
-        if not (self._accesses or self._merged or self._signals.items):
-            return None
         with self._lock:
-            for _ in range(3):
-                kind, self._kind = self._kind, (self._kind + 1) % 3
-                if kind == _ACCESSES:
-                    if self._accesses:
-                        return self._take_access()
-                elif kind == _MERGED:
-                    if self._merged:
-                        return self._take_merged()
-                elif self._signals.items:
-                    return self._take_signal()
+            message = self._take()
+            self.is_empty = not (self._accesses or self._merged or self._signals.items)
+        return message
+
+    def _take(self) -> bytes | None:
+        for _ in range(3):
+            kind, self._kind = self._kind, (self._kind + 1) % 3
+            if kind == _ACCESSES:
+                if self._accesses:
+                    unread = self._accesses.popleft()
+                    return unread if isinstance(unread, bytes) else self._taken(unread)
+            elif kind == _MERGED:
+                if self._merged:
+                    return self._take_merged()
+            elif self._signals.items:
+                return self._take_signal()
         return None
 
-    def _take_access(self) -> bytes:
-        unread = self._accesses.popleft()
+    def _taken(self, unread: _Unread) -> bytes:
         event = unread.event
         if event is None:
             return _dropped(unread.count)
         if isinstance(event, Doorbell):
             self._doorbells -= 1
-        if unread.as_record and isinstance(event, Doorbell | RegionAccess):
-            return event_record(event, unread.count)
+            if unread.as_record:
+                return event_record(event, unread.count)
         return event_message(event_to(event, unread.count))
 
     def _take_signal(self) -> bytes:
@@ -213,6 +221,10 @@ class EventQueue:
         if number := number & number - 1:
             self._merged[subject] = event, number
         return event_message(event_to(IoapicEoi(event.vcpu, vector)))
+
+
+def _is_reset(unread: _Unread | bytes) -> bool:
+    return isinstance(unread, _Unread) and isinstance(unread.event, VmReset)
 
 
 def _dropped(count: int) -> bytes:

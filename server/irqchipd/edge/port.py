@@ -54,7 +54,7 @@ class Port(Watcher):
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
         self.alone = False
-        self._patience = Patience(limits.poll_us * 1000)
+        self._polling = Patience(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         # What each was watched for at first, and which of them have been given up in this turn.
@@ -70,7 +70,7 @@ class Port(Watcher):
         # Connections that are no Sessions yet, the oldest first, and until when they have to be.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
-        self._stopping = threading.Event()
+        self._stopping = False
         self._accept_again = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._at = SocketPath(path)
@@ -87,7 +87,7 @@ class Port(Watcher):
     def begin_to_stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
         self.remove_socket()
-        self._stopping.set()
+        self._stopping = True
         os.eventfd_write(self._woken, 1)
 
     def stop(self) -> None:
@@ -151,7 +151,7 @@ class Port(Watcher):
     def do_later(self, work: Work) -> None:
         """Do some work when it is its holder's turn; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._thread and not self._stopping.is_set():
+        if threading.current_thread() is not self._thread and not self._stopping:
             os.eventfd_write(self._woken, 1)
 
     def _queue(self, work: Work) -> None:
@@ -169,8 +169,7 @@ class Port(Watcher):
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
-                self._turn()
+            self._serve()
             for connection in list(self._connections):
                 connection.end(errors.STOPPING)
         finally:
@@ -179,35 +178,38 @@ class Port(Watcher):
             self._listener.close()
             self._epoll.close()
 
-    def _turn(self) -> None:
-        handlers = self._handlers
-        self._unwatched.clear()
-        ready = self._wait()
-        self.alone = len(ready) == 1 and not self._work and not self._arrived
-        begun = 0
-        if not self.alone:
-            begun = time.perf_counter_ns()
-            self._pass_ends = begun + PASS_NS
-        for descriptor, events in ready:
-            handler = handlers.get(descriptor)
-            if handler is None:
-                continue
-            self._holder = None
-            try:
-                if descriptor in self._unwatched:  # it was another's, who had this number
-                    self.watch_for(descriptor, self._watched[descriptor])
-                else:
-                    handler(events)
-            except Exception:  # one client's trouble is not the others', whose eventfds are reported once
-                log.exception("the port failed at something")
-            if self._holder is not None:
-                now = time.perf_counter_ns()
-                self._work.charge(self._holder, now - begun)
-                begun = now
-        if self._work or self._arrived:
-            self._do_work()
-        if self._unopened or self._accept_again:
-            self._check_deadlines()
+    def _serve(self) -> None:
+        """Pass after pass: handle what has come, and do some of the work that waits."""
+        handlers, work, waiting, arrived = self._handlers, self._work, self._work.waiting, self._arrived
+        while not self._stopping:
+            self._unwatched.clear()
+            ready = self._wait()
+            self.alone = len(ready) == 1 and not waiting and not arrived
+            begun = 0
+            if not self.alone:
+                begun = time.perf_counter_ns()
+                self._pass_ends = begun + PASS_NS
+            for descriptor, events in ready:
+                handler = handlers.get(descriptor)
+                if handler is None:
+                    continue
+                self._holder = None
+                try:
+                    if descriptor in self._unwatched:  # it was another's, who had this number
+                        self.watch_for(descriptor, self._watched[descriptor])
+                    else:
+                        handler(events)
+                except Exception:  # one client's trouble is not the others', whose eventfds are reported once
+                    log.exception("the port failed at something")
+                if begun:
+                    now = time.perf_counter_ns()
+                    if self._holder is not None:
+                        work.charge(self._holder, now - begun)
+                    begun = now
+            if waiting or arrived:
+                self._do_work()
+            if self._unopened or self._accept_again:
+                self._check_deadlines()
 
     def _do_work(self) -> None:
         self.alone = False
@@ -217,7 +219,7 @@ class Port(Watcher):
         while True:
             while self._arrived:
                 self._queue(self._arrived.popleft())
-            if not self._work:
+            if not self._work.waiting:
                 return
             holder, work = self._work.take()
             try:
@@ -232,26 +234,28 @@ class Port(Watcher):
 
     def _wait(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
-        if self._work or self._arrived:
+        if self._work.waiting or self._arrived:
             # A system call lets go of the interpreter, but for so short a time that no other thread gets it; and a
             # thread that waits for it asks for it only when it was not let go of for a while.
             if time.perf_counter_ns() - self._paused > STRETCH_NS:
                 time.sleep(PAUSE)
                 self._paused = time.perf_counter_ns()
             return poll(0, EVENTS)
-        patience = self._patience
-        spin = patience.begin()
-        while spin:
-            events = poll(0, EVENTS)
-            if events:
-                patience.met()
-                return events
-            spin = patience.goes_on()
+        polling = self._polling
+        if polling.most_ns:
+            again = polling.begin()
+            while again:
+                events = poll(0, EVENTS)
+                if events:
+                    polling.met()
+                    return events
+                again = polling.goes_on()
         due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
-        patience.woken()
+        if polling.most_ns:
+            polling.woken()
         self._paused = time.perf_counter_ns()
         return events
 

@@ -161,13 +161,15 @@ class Session:
     def take(self) -> bytes | None:
         """The next message for the client, or None. The call says that the message before has been sent."""
         if self._sending is not None:
-            self._halts.sent(self._sending)
+            self._halts.unsent.pop(self._sending, None)
             self._sending = None
         if self._late:
             self._sending = late = self._late.popleft()
             if late is self.awaited:
                 self.awaited = None
             return late.late()
+        if self._events.is_empty:
+            return None
         message = self._events.take()
         if self._source.dropped_events != self._dropped_logged:
             self._dropped_logged = self._source.dropped_events
