@@ -10,7 +10,6 @@ from irqchipd.__main__ import main
 from irqchipd.edge import session
 from irqchipd.edge.batch import Batch, BeginHalt, execute
 from irqchipd.edge.caller import SessionCaller
-from irqchipd.edge.room import Room
 from irqchipd.limits import Limits
 from irqchipd.vm.pending import Slices
 
@@ -32,13 +31,11 @@ class _Daemon(daemon.Daemon):
         self._server.add_registered_method_handlers(service, {method: handler})
 
 
-def _execute_nothing(on: SessionCaller, batch: Batch, limits: Limits, begin_halt: BeginHalt) -> Slices[bytes | None]:
+def _execute_nothing(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -> Slices[bytes | None]:
     if on.vm.name != NOOP_VM:
-        return (yield from execute(on, batch, limits, begin_halt))
-    room = Room(limits, batch.least_bytes)
-    for position in range(batch.count):
-        operation, (changes,) = batch.call(position)
-        batch.add(operation, [1] * len(changes), room)
+        return (yield from execute(on, batch, most, begin_halt))
+    for operation, (changes,) in batch.calls():
+        batch.add(operation, [1] * len(changes))
     return batch.answer()
 
 

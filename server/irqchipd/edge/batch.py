@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -37,27 +37,38 @@ class LateAnswer:
 class Batch(LateAnswer):
     """A batch and its answer. Each form of a batch derives from this, and does no more than to decode and encode.
 
-    serial       the client's number for it
-    count        how many operations there are
-    least_bytes  what the answer takes if no result is large and no error has a text
-    halt         the halt that the batch ends in, from when it begins
-    outcome      what ended the halt
-    size         the bytes of the answer without that
+    serial   the client's number for it
+    count    how many operations there are
+    halt     the halt that the batch ends in, from when it begins
+    outcome  what ended the halt
+    size     the bytes of the answer without that
     """
 
-    def __init__(self, serial: int, count: int, least_bytes: int) -> None:
+    def __init__(self, serial: int, count: int, limits: Limits) -> None:
         self.serial = serial
         self.count = count
-        self.least_bytes = least_bytes
+        self._limits = limits
+        self._room: Room | None = None
         self.halt: Halt | None = None
         self.outcome: Outcome = None
         self.size = 0
 
-    def call(self, position: int) -> tuple[Operation, Sequence[Any]]:
-        """An operation and its arguments. VmError where there is no such operation."""
+    def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
+        """Every operation and its arguments; REFUSED and an error where they make no sense."""
         raise NotImplementedError
 
-    def add(self, operation: Operation, result: Any, room: Room) -> None:
+    @property
+    def room(self) -> Room:
+        """The room for results and texts that can be large. Few batches have one."""
+        if self._room is None:
+            self._room = Room(self._limits, self.least_bytes())
+        return self._room
+
+    def least_bytes(self) -> int:
+        """What the answer takes if no result is large and no error has a text."""
+        raise NotImplementedError
+
+    def add(self, operation: Operation, result: Any) -> None:
         """Add the result of the next operation. VmError where it finds no room."""
         raise NotImplementedError
 
@@ -82,75 +93,72 @@ class Batch(LateAnswer):
 BeginHalt = Callable[[Batch, Sequence[Any]], bytes | None]
 
 
-def execute(on: SessionCaller, batch: Batch, limits: Limits, begin_halt: BeginHalt) -> Slices[bytes | None]:
-    """Execute a batch in order, and return its answer: a result or an error for each operation.
+def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -> Slices[bytes | None]:
+    """Execute a batch of at most so many operations, in order, and return its answer: a result or an error for each.
 
     A batch that ends in a halt has its answer later.
     """
     count = batch.count
-    if count > limits.operations:
-        return batch.refused(
-            VmError(errno.E2BIG, f"a batch of {count} operations; at most {limits.operations} are allowed")
-        )
+    if count > most:
+        return batch.refused(VmError(errno.E2BIG, f"a batch of {count} operations; at most {most} are allowed"))
     vm = on.vm
-    room = Room(limits, batch.least_bytes)
+    add = batch.add
     last = count - 1
     halt: Sequence[Any] | None = None
     # Accesses that wait for a region's owner, and what they have in common: the operation, size, vCPU and address.
     waiting: list[tuple[Operation, Access]] = []
     common: object = None
     slice_ends = perf_counter_ns() + SLICE_NS
-    for position in range(count):
+    for position, (operation, arguments) in enumerate(batch.calls()):
         try:
-            operation, arguments = batch.call(position)
             if waiting and (
                 len(waiting) == MAX_STRING or waiting[0][1].crowded or common != (operation, arguments[:3])
             ):
-                yield from _add_answers(batch, waiting, room)
+                yield from _add_answers(batch, waiting)
             if vm.backlog is not None:
                 yield from caught_up(vm)
-            if operation is HALT and position == last:
-                halt = arguments
-                break
-            if operation.reserve is not None:
-                operation.reserve(room, *arguments)
-            result = operation.call(on, *arguments)
+            if operation.is_long:
+                if operation is HALT and position == last:
+                    halt = arguments
+                    break
+                operation.reserve(batch.room, *arguments)
+                result = yield from operation.call(on, *arguments)
+            else:
+                result = operation.call(on, *arguments)
             if isinstance(result, Access):
                 waiting.append((operation, result))
                 common = operation, arguments[:3]
             else:
-                if operation.sliced:
-                    result = yield from result
                 if waiting:
-                    yield from _add_answers(batch, waiting, room)
-                batch.add(operation, result, room)
+                    yield from _add_answers(batch, waiting)
+                add(operation, result)
         except Exception as error:
-            yield from _add_answers(batch, waiting, room)
-            _add_error(batch, error, room)
+            yield from _add_answers(batch, waiting)
+            _add_error(batch, error)
         if position < last and perf_counter_ns() >= slice_ends:
             yield None
             slice_ends = perf_counter_ns() + SLICE_NS
     if waiting:
-        yield from _add_answers(batch, waiting, room)
+        yield from _add_answers(batch, waiting)
     if vm.backlog is not None:
         yield from caught_up(vm)
     return batch.answer() if halt is None else begin_halt(batch, halt)
 
 
-def _add_answers(batch: Batch, waiting: list[tuple[Operation, Access]], room: Room) -> Slices[None]:
+def _add_answers(batch: Batch, waiting: list[tuple[Operation, Access]]) -> Slices[None]:
     """Wait for the answers to accesses, and add them. None is left."""
     for operation, access in waiting:
         yield from ended(access)
         try:
-            batch.add(operation, access_result(access), room)
+            batch.add(operation, access_result(access))
         except VmError as error:
-            _add_error(batch, error, room)
+            _add_error(batch, error)
     waiting.clear()
 
 
-def _add_error(batch: Batch, error: Exception, room: Room) -> None:
+def _add_error(batch: Batch, error: Exception) -> None:
     refusal = errors.refusal(error)
-    batch.add_error(refusal, room.text(refusal))
+    batch.add_error(refusal, batch.room.text(refusal))
 
 
 def ended(pending: Pending) -> Slices[None]:

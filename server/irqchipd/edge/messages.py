@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.batch import Batch, caught_up, ended
 from irqchipd.edge.caller import Caller
-from irqchipd.edge.operations import OPERATIONS, Operation, access_result
-from irqchipd.edge.room import Room
-from irqchipd.limits import LEAST_RESULT
+from irqchipd.edge.operations import OPERATIONS, REFUSED, Operation, access_result
+from irqchipd.limits import LEAST_RESULT, Limits
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
@@ -21,9 +20,8 @@ from irqchipd.vm.regions import Access
 class MessageBatch(Batch):
     """A pb.Batch for a VM, and its pb.BatchResult."""
 
-    def __init__(self, vm: str, batch: pb.Batch) -> None:
-        count = len(batch.operations)
-        super().__init__(batch.serial, count, LEAST_RESULT * count)
+    def __init__(self, vm: str, batch: pb.Batch, limits: Limits) -> None:
+        super().__init__(batch.serial, len(batch.operations), limits)
         self._vm = vm
         self._operations = batch.operations
         self._response = pb.SessionResponse()
@@ -31,24 +29,32 @@ class MessageBatch(Batch):
         self._result.SetInParent()
         self._result.serial = batch.serial
 
-    def call(self, position: int) -> tuple[Operation, Sequence[Any]]:
-        message = self._operations[position]
-        name = message.WhichOneof("operation")
-        if name is None:
-            raise invalid("the operation is empty, or one that this daemon does not know")
-        operation = OPERATIONS[name]
-        request = getattr(message, name)
-        if operation.has_vm and request.vm and request.vm != self._vm:
-            raise invalid(f"the Session is VM {self._vm!r}'s; leave vm empty, and not {quoted(request.vm)}")
-        return operation, operation.arguments(request)
+    def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
+        for message in self._operations:
+            try:
+                name = message.WhichOneof("operation")
+                if name is None:
+                    raise invalid("the operation is empty, or one that this daemon does not know")
+                operation = OPERATIONS[name]
+                request = getattr(message, name)
+                if operation.has_vm and request.vm and request.vm != self._vm:
+                    raise invalid(f"the Session is VM {self._vm!r}'s; leave vm empty, and not {quoted(request.vm)}")
+                call = operation, operation.arguments(request)
+            except Exception as error:
+                yield REFUSED, (error,)
+            else:
+                yield call
 
-    def add(self, operation: Operation, result: Any, room: Room) -> None:
+    def least_bytes(self) -> int:
+        return LEAST_RESULT * self.count
+
+    def add(self, operation: Operation, result: Any) -> None:
         response = getattr(self._result.results.add(), operation.name)
         try:
             response.SetInParent()
             operation.fill(result, response)
             if operation.large:
-                room.take(response.ByteSize())
+                self.room.take(response.ByteSize())
         except BaseException:
             del self._result.results[-1]
             raise
@@ -84,7 +90,7 @@ def execute_unary(operation: Operation, vm: Vm, request: Any, response: Any) -> 
     if isinstance(result, Access):
         yield from ended(result)
         result = access_result(result)
-    elif operation.sliced:
+    elif operation.is_long:
         result = yield from result
     operation.fill(result, response)
     if vm.backlog is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from irqchip.records import CLAIMED, FAULT, FIELDS, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
@@ -214,22 +215,12 @@ class Operation:
 
     request   the message's fields that are the arguments, or a function that makes the arguments of a request
     response  the message's field that is the result, or a function that fills in a response
-    sliced    whether the function returns what is to be done in slices
     large     whether the result can be large. The operation changes nothing, so that the result can be dropped.
-    reserve   keeps room for a result of an operation that changes something
+    reserve   keeps room for the result. The function of such an operation returns what is to be done in slices.
+    is_long   whether there is a reserve, or it is a halt
     """
 
-    __slots__ = (
-        "_request",
-        "_response",
-        "call",
-        "has_vm",
-        "large",
-        "name",
-        "number",
-        "reserve",
-        "sliced",
-    )
+    __slots__ = ("arguments", "call", "fill", "has_vm", "is_long", "large", "name", "number", "reserve")
 
     def __init__(
         self,
@@ -238,7 +229,6 @@ class Operation:
         request: Request,
         response: Response = None,
         *,
-        sliced: bool = False,
         large: bool = False,
         reserve: Callable[..., None] | None = None,
     ) -> None:
@@ -248,26 +238,38 @@ class Operation:
         self.number = 0 if field is None else field.number  # in a record
         self.has_vm = message is not None and "vm" in message.fields_by_name
         self.call = call
-        self.sliced = sliced
+        self.is_long = reserve is not None or call is halt
         self.large = large
-        self.reserve = reserve
-        self._request = request
-        self._response = response
+        self.reserve: Callable[..., None] = _keep_no_room if reserve is None else reserve
+        # The arguments of a request; and a result put into a response.
+        self.arguments: Callable[[Any], Sequence[Any]] = request if callable(request) else _getter(request)
+        self.fill: Callable[[Any, Any], None] = response if callable(response) else _setter(response)
 
-    def arguments(self, request: Any) -> Sequence[Any]:
-        """The arguments that a message has."""
-        fields = self._request
-        if callable(fields):
-            return fields(request)
-        return [0 if field is None else getattr(request, field) for field in fields]
 
-    def fill(self, result: Any, response: Any) -> None:
-        """Put a result into a message."""
-        field = self._response
-        if callable(field):
-            field(result, response)
-        elif field is not None:
+def _keep_no_room(*_: object) -> None:
+    pass
+
+
+def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
+    """A function that gets some fields of a message. Where there is None it gets what is not used."""
+    names = [name for name in fields if name is not None]
+    if len(names) < 2:
+        return lambda request: [getattr(request, name) for name in names]
+    return attrgetter(*(name or names[0] for name in fields))
+
+
+def _setter(field: str | None) -> Callable[[Any, Any], None]:
+    """A function that puts a result into a field of a message, if there is one."""
+
+    def fill(result: Any, response: Any) -> None:
+        if field is not None:
             setattr(response, field, result)
+
+    return fill
+
+
+def _refuse(on: Caller, error: Exception) -> Result:
+    raise error
 
 
 def _of_vm(name: str, method: Callable[..., Any], request: Request, response: Response = None, **how: Any) -> Operation:
@@ -356,7 +358,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("register_region", register_region, convert.region_from),
         Operation("unregister_region", unregister_region, convert.unregistered_from),
         Operation("irqfd", irqfd, ("flags", "gsi")),
-        Operation("irq_lines", irq_lines, ("changes",), _statuses_to, sliced=True, reserve=Room.take_changes),
+        Operation("irq_lines", irq_lines, ("changes",), _statuses_to, reserve=Room.take_changes),
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),
         Operation("reset_vm", reset_vm, ("reason",)),
@@ -370,7 +372,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_vm("get_pit", Vm.get_pit, (), convert.pit_to, large=True),
         _of_vm("set_pit", Vm.set_pit, lambda request: (convert.pit_from(request),)),
         _of_vm("set_pit_reinject", Vm.set_pit_reinject, ("reinject",)),
-        _of_vm("advance_clock", Vm.advancing, ("nanoseconds",), _advance_to, sliced=True, reserve=Room.take_advance),
+        _of_vm("advance_clock", Vm.advancing, ("nanoseconds",), _advance_to, reserve=Room.take_advance),
         _of_vm("set_cpuid", Vm.set_cpuid, lambda request: (request.vcpu, convert.features_from(request))),
         _of_vm("cr8_read", Vm.cr8_read, ("vcpu",), "value"),
         _of_vm("cr8_write", Vm.cr8_write, ("vcpu", "value")),
@@ -382,8 +384,11 @@ OPERATIONS: Final[dict[str, Operation]] = {
     )
 }
 HALT: Final = OPERATIONS["halt"]
-# Those that have a record, by its number; and those that are done at once where the record is alone in its packet.
+REFUSED: Final = Operation("refused", _refuse, ())
+# Those that have a record, by its number; and the functions of those that can be alone in a packet and done at once.
 RECORDS: Final[dict[int, Operation]] = {OPERATIONS[name].number: OPERATIONS[name] for name in FIELDS} | {
     OPERATIONS["register_region"].number: Operation("register_region", register_region_by_record, ())
 }
-RECORDS_ALONE: Final = {number: operation for number, operation in RECORDS.items() if operation is not HALT}
+RECORDS_ALONE: Final[dict[int, Callable[..., Result | Access]]] = {
+    number: operation.call for number, operation in RECORDS.items() if operation is not HALT
+}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from irqchip.records import ERROR, HEADER, OPERATION, RESULT, SINGLE_RESULT
 from irqchipd.edge import errors
 from irqchipd.edge.batch import Batch, LateAnswer
-from irqchipd.edge.operations import HALT, RECORDS, Operation, access_result, halt_result
-from irqchipd.edge.room import Room
+from irqchipd.edge.operations import HALT, RECORDS, REFUSED, Operation, access_result, halt_result
+from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
 
@@ -18,23 +18,27 @@ from irqchipd.vm.regions import Access
 class RecordBatch(Batch):
     """A packet of records, and the packet that answers it."""
 
-    def __init__(self, packet: bytes) -> None:
+    def __init__(self, packet: bytes, limits: Limits) -> None:
         count, rest = divmod(len(packet) - HEADER.size, OPERATION.size)
         if count < 1 or rest:
             raise VmError(errno.EBADMSG, "a batch in the short form has a header of 16 bytes and records of 24")
-        super().__init__(HEADER.unpack_from(packet)[1], count, HEADER.size + RESULT.size * count)
+        super().__init__(HEADER.unpack_from(packet)[1], count, limits)
         self._packet = packet
         self._results: list[bytes] = []
         self._texts: list[bytes] = []
 
-    def call(self, position: int) -> tuple[Operation, Sequence[Any]]:
-        record = OPERATION.unpack_from(self._packet, HEADER.size + OPERATION.size * position)
-        operation = RECORDS.get(record[0])
-        if operation is None:
-            raise invalid(f"operation {record[0]} has no record; send it in a Batch")
-        return operation, record[1:]
+    def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
+        for record in OPERATION.iter_unpack(memoryview(self._packet)[HEADER.size :]):
+            operation = RECORDS.get(record[0])
+            if operation is not None:
+                yield operation, record[1:]
+            else:
+                yield REFUSED, (invalid(f"operation {record[0]} has no record; send it in a Batch"),)
 
-    def add(self, operation: Operation, result: Any, room: Room) -> None:
+    def least_bytes(self) -> int:
+        return HEADER.size + RESULT.size * self.count
+
+    def add(self, operation: Operation, result: Any) -> None:
         self._results.append(RESULT.pack(operation.number, *result))
 
     def add_error(self, error: VmError, text: str) -> None:
@@ -61,14 +65,14 @@ class RecordBatch(Batch):
 class AwaitedRecord(LateAnswer):
     """A record alone in its packet, of an access that waits for a region's owner."""
 
-    def __init__(self, serial: int, operation: Operation, access: Access) -> None:
+    def __init__(self, serial: int, number: int, access: Access) -> None:
         self._serial = serial
-        self._operation = operation
+        self._number = number
         self._access = access
 
     def late(self) -> bytes:
         try:
-            return SINGLE_RESULT.pack(0, self._serial, self._operation.number, *access_result(self._access))
+            return SINGLE_RESULT.pack(0, self._serial, self._number, *access_result(self._access))
         except VmError as error:
             return error_alone(self._serial, error)
 

@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Final
 
 from irqchip.records import SINGLE, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
@@ -30,6 +31,10 @@ from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.sources import MAX_CLIENT_NAME
+
+_SINGLE: Final = SINGLE.size
+_unpack: Final = SINGLE.unpack
+_pack: Final = SINGLE_RESULT.pack
 
 
 class Session:
@@ -60,6 +65,7 @@ class Session:
         self._owns_vm = request.HasField("new_vm")
         self.vm = create_vm(registry, request.new_vm) if self._owns_vm else registry.get(request.vm)
         self._limits = limits
+        self._most = limits.operations  # of a batch
         self._wake = wake
         self._eventfds = eventfds
         self._events = EventQueue(limits.queued_events, wake, self._count_dropped, self._log_loss)
@@ -101,7 +107,7 @@ class Session:
         """The answer to the message that opened the Session."""
         opened = pb.SessionOpened(
             source=self._source.number,
-            max_operations=self._limits.operations,
+            max_operations=self._most,
             max_message_bytes=self._limits.message_bytes,
             vm=self.vm.name if self._owns_vm else "",
         )
@@ -114,34 +120,35 @@ class Session:
         """
         vm = self.vm
         # The shortest way, for what device models and vCPUs send most: one record.
-        if len(data) == SINGLE.size and not data[0] and vm.backlog is None:
-            _, serial, number, size, index, address, value = SINGLE.unpack(data)
-            operation = RECORDS_ALONE.get(number)
-            if operation is not None:
+        if len(data) == _SINGLE and not data[0] and vm.backlog is None:
+            _, serial, number, size, index, address, value = _unpack(data)
+            function = RECORDS_ALONE.get(number)
+            if function is not None:
                 try:
-                    result = operation.call(self._caller, size, index, address, value)
+                    result = function(self._caller, size, index, address, value)
                 except Exception as error:
                     answer = error_alone(serial, error)
                 else:
                     if isinstance(result, Access):
-                        self.awaited = AwaitedRecord(serial, operation, result)
+                        self.awaited = AwaitedRecord(serial, number, result)
                         result.when_done(partial(self._answer_late, self.awaited))
                         return None
-                    answer = SINGLE_RESULT.pack(0, serial, number, *result)
+                    flags, status, value = result
+                    answer = _pack(0, serial, number, flags, status, value)
                 return answer if vm.backlog is None else self._caught_up(answer)
         batch = self._batch(data)
-        return None if batch is None else execute(self._caller, batch, self._limits, self._halts.begin)
+        return None if batch is None else execute(self._caller, batch, self._most, self._halts.begin)
 
     def _batch(self, data: bytes) -> Batch | None:
         """The batch of a message, or None where it is another message, which is done."""
         is_records = data[:1] == b"\0"
         self._eventfds.begin_message(is_records)
         if is_records:
-            return RecordBatch(data)
+            return RecordBatch(data, self._limits)
         message = decoded(pb.SessionRequest, data)
         match message.WhichOneof("message"):
             case "batch":
-                return MessageBatch(self.vm.name, message.batch)
+                return MessageBatch(self.vm.name, message.batch, self._limits)
             case "halt_given_up":
                 self._halts.give_up(message.halt_given_up.serial)
             case "descriptors":
