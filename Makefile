@@ -6,7 +6,7 @@
 #   make test-long  those that take their time: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
 #                and the KVM adapter on a standard KVM in QEMU
 #   make check   lint, types, the contract, and that what is generated is current
-#   make proto   generate the stubs from the contract
+#   make proto   generate the stubs from the contract, and the SDK's blocking half from its asyncio half
 #   make baseline  at a release: what the contract is now is what `make check` compares it with from then on
 #   make bench   the benchmarks
 #   make stall   what others see while one client or guest does its worst, six minutes
@@ -48,9 +48,11 @@ check: $(VENV)/check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(BASELINE)
 	$(BIN)/python tools/generate.py --check
+	$(BIN)/python tools/unasync.py --check
 
 proto: $(VENV)/check
 	$(BIN)/python tools/generate.py
+	$(BIN)/python tools/unasync.py
 
 baseline: $(VENV)/check
 	$(BIN)/buf build --exclude-source-info --output $(BASELINE)

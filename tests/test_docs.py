@@ -26,8 +26,8 @@ from tests.client.guest import IRQ_BASE, init_pics
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
 LOOP, BATCH, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-(CREATE, ENABLE, MSI, AGAIN, END, DONE, DEVICE, SAVE, DELETE, RESTORE, GOES_ON) = re.findall(
-    r"^    (irqchipctl .*)$", TEXT, re.MULTILINE
+(CREATE, ENABLE, MSI, AGAIN, END, DONE, _, DEVICE, SAVE, DELETE, RESTORE, GOES_ON) = re.findall(
+    r"^    (irqchipctl .*?)(?: &)?$", TEXT, re.MULTILINE
 )
 
 

@@ -28,7 +28,7 @@ def _protoc(directory: Path, kinds: list[str], sources: list[Path]) -> None:
             "protoc",
             f"--proto_path={PROTO}",
             *(f"--plugin={plugin}={scripts / plugin}" for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
-            *(f"--{kind}_out={directory}" for kind in kinds),
+            *(f"--{kind}_out={'quiet:' if 'mypy' in kind else ''}{directory}" for kind in kinds),
             *map(str, sources),
         ]
     )

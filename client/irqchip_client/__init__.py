@@ -83,7 +83,8 @@ if TYPE_CHECKING:
     from ._sync.client import Client, Vm, connect
     from ._sync.irqfd import Irqfd
     from ._sync.machine import Line, Machine, Vcpu
-    from ._sync.session import Session, Watch
+    from ._sync.session import Halt, Session
+    from ._sync.streams import Watch
 
 __all__ = [
     "Access",
@@ -101,6 +102,7 @@ __all__ = [
     "GsiMasked",
     "GsiResampled",
     "GuestError",
+    "Halt",
     "Interrupt",
     "InterruptPending",
     "InterruptSource",
@@ -156,7 +158,7 @@ __all__ = [
 # In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
-    *("_sync.irqfd", "_sync.session"),
+    *("_sync.irqfd", "_sync.session", "_sync.streams"),
 )
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
-from ._model import InterruptSource, MpState, MsiRoute, PinRoute, Space
+from ._model import InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
 from ._state import Chip
 
 _WORD, _LONG = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
@@ -45,6 +45,7 @@ _MEMBERS: dict[tuple[str, str], type[IntEnum]] = {
     ("PinRoute", "chip"): Chip,
     ("ack_interrupt", "source"): InterruptSource,
     ("set_mp_state", "state"): MpState,
+    ("reset_vm", "reason"): ResetReason,
 }
 _LISTS = {
     "args": ("numbers", "an argument"),
@@ -95,7 +96,8 @@ def _wrong(call: str, name: str, value: Any) -> str | None:
 def _wrong_number(shown: str, value: Any, what: str, most: int) -> str | None:
     allowed = f"{what} is 0 to {most:#x}" if most > 9 else f"{what} is 0 to {most}"
     if not isinstance(value, int):
-        return f"{shown}, {_kind(value)} and no number; {allowed}{_as_number(value)}"
+        kind = "whole number" if isinstance(value, float) else "number"
+        return f"{shown}, {_is_no(value, kind)}; {allowed}{_as_number(value)}"
     if not 0 <= value <= most:
         return f"{shown}, out of range; {allowed}"
     return None
@@ -103,7 +105,7 @@ def _wrong_number(shown: str, value: Any, what: str, most: int) -> str | None:
 
 def _wrong_text(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
-        return f"{name} is {value!r:.200}, {_kind(value)} and no text"
+        return f"{name} is {value!r:.200}, {_is_no(value, 'text')}"
     if not value.isprintable():
         return f"{name} is {value!r:.200}, which has characters that can't be printed; leave them out"
     return None
@@ -111,7 +113,7 @@ def _wrong_text(name: str, value: Any) -> str | None:
 
 def _wrong_routes(value: Any) -> str | None:
     if not isinstance(value, Iterable):
-        return f"routes is {value!r:.200}, {_kind(value)} and no list of PinRoute and MsiRoute"
+        return f"routes is {value!r:.200}, {_is_no(value, 'list of PinRoute and MsiRoute')}"
     for position, route in enumerate(value):
         if not isinstance(route, PinRoute | MsiRoute):
             return f"routes[{position}] is {route!r:.200}, {_kind(route)}; it is a PinRoute or an MsiRoute"
@@ -124,12 +126,13 @@ def _wrong_routes(value: Any) -> str | None:
 def _wrong_list(name: str, value: Any) -> str | None:
     items, what = _LISTS[name]
     if isinstance(value, str) or not isinstance(value, Iterable):
-        return f"{name} is {value!r:.200}, {_kind(value)}; it is a list of {items}: write [{value!r:.200}]"
+        item = value if name != "tracepoints" and _as_number(value) else repr(value)
+        return f"{name} is {value!r:.200}, {_kind(value)}; it is a list of {items}: write [{item:.200}]"
     for position, item in enumerate(value):
         shown = f"{name}[{position}] is {item!r:.200}"
         if name == "tracepoints":
             if not isinstance(item, str):
-                return f"{shown}, {_kind(item)} and no text; it is {what}, 'kvm_pio' say"
+                return f"{shown}, {_is_no(item, 'text')}; it is {what}, 'kvm_pio' say"
         elif (wrong := _wrong_number(shown, item, what, _LONG if name == "args" else _WORD)) is not None:
             return wrong
     return None
@@ -137,7 +140,11 @@ def _wrong_list(name: str, value: Any) -> str | None:
 
 def _kind(value: object) -> str:
     name = type(value).__name__
-    return "nothing" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _is_no(value: object, what: str) -> str:
+    return f"and no {what}" if value is None else f"{_kind(value)} and no {what}"
 
 
 def _as_number(value: object) -> str:

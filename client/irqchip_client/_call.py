@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, wraps
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
@@ -126,14 +126,22 @@ class RecordCall(Call[T]):
 def check_name(what: str, name: str) -> None:
     """Raises InvalidArgument for a name that is no text, or too long. The daemon checks the rest."""
     if not isinstance(name, str):
+        own = ": write its .name" if isinstance(getattr(name, "name", None), str) else ""
         raise InvalidArgument(
-            errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text"
+            errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text{own}"
         )
     if len(name) > _LONGEST_NAME:
         raise InvalidArgument(
             errno.EINVAL,
             f"the name of a {what} has at most {_LONGEST_NAME} characters; {name[:32]!r}... has {len(name)}",
         )
+
+
+def as_list(calls: Iterable[Call[Any]]) -> list[Call[Any]]:
+    """The operations of a batch. Raises InvalidArgument for what is no list, a single operation say."""
+    if not isinstance(calls, Iterable):
+        raise InvalidArgument(errno.EINVAL, f"{calls!r:.200} is no list of operations: write [...] around operations")
+    return list(calls)
 
 
 def check_calls(calls: Sequence[Call[Any]]) -> None:

@@ -1,13 +1,16 @@
 """A Session without its I/O: what _sync and _asyncio share.
 
-The rules that the shells keep:
+The rules that the transports keep:
 
 1. `open_request()` goes out first; then every request that `submit()` returns, in that order.
-2. Every message that comes in goes to `receive()`; the end of the stream, however it ends, to `end()`.
-3. Only one thread is inside at a time. Batches are settled outside: what waits for one may call back in.
+2. Every message that comes in goes to `receive()` or its like; the end of the stream, however it ends, to `end()`.
+3. Only one thread is inside at a time. It may settle a batch before it leaves: a promise's callback may call back in.
 4. A batch that `submit()` took is settled exactly once: by its answer, or by the end of the Session. Batches are
-   answered in the order in which they were sent, but for those that end in a Halt: each of these when its time comes.
-5. What happened before the end can still be read after it; then reading fails too. Nothing falls silent.
+   answered in the order in which they were sent, but for those that end in a halt: such a batch is answered when the
+   halt ends.
+5. Events that came before the end can still be read after it; then reading fails too.
+
+A transport moves the messages (gRPC's stream, or packets: see _sync/packets.py); a Session is a core and a transport.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
 from typing import Any, Protocol, cast
@@ -42,22 +45,8 @@ from ._errors import (
     protocol_error,
     shortened,
 )
-from ._events import (
-    Doorbell,
-    Event,
-    EventsDropped,
-    GsiAcknowledged,
-    GsiMasked,
-    GsiResampled,
-    InterruptPending,
-    IoapicEoi,
-    RegionAccess,
-    RegionsLost,
-    VcpuSignal,
-    VmReset,
-    event_from_proto,
-    event_from_record,
-)
+from ._event_buffer import EventBuffer
+from ._events import Event, event_from_proto, event_from_record
 
 # Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
 CLOSE_GRACE = 1.0
@@ -90,20 +79,20 @@ class Batch:
             self.promise.set_result(self.outcome)
 
     def read_records(self, answer: bytes) -> None:
-        """As read(), of an answer in the port's short form."""
+        """As read(), for an answer in the port's short form."""
         calls = self.calls
         text = HEADER.size + RESULT.size * len(calls)
         results: list[Any] = []
         try:
             for position, call in enumerate(calls):
-                number, became, status, value = RESULT.unpack_from(answer, HEADER.size + RESULT.size * position)
+                number, flags, status, value = RESULT.unpack_from(answer, HEADER.size + RESULT.size * position)
                 if number == ERROR:
                     message = answer[text : text + value].decode()
                     text += value
                     results.append(make_error(status, shortened(message) or os.strerror(status)))
                 else:
                     try:
-                        results.append(call.parse_record(became, status, value))
+                        results.append(call.parse_record(flags, status, value))
                     except TimedOut as error:  # A Halt's: to the daemon that is a result.
                         results.append(error)
         except (StructError, UnicodeDecodeError) as error:
@@ -131,67 +120,21 @@ class Batch:
                     break
 
 
-class EventBuffer:
-    """Events that were received and not yet read.
+class Posted:
+    """The promise of a batch whose results nobody waits for: `answered`, if given, is called with them."""
 
-    It is bounded. Of VcpuSignals it holds as many as `size`; what comes beyond that is dropped, and an EventsDropped
-    stands in its place. Of all others there is one for each subject at most, a vCPU or a GSI say: an InterruptPending
-    and an IoapicEoi stand for any number, the counts of GsiAcknowledged and GsiResampled add up, and of GsiMasked the
-    last counts. RegionAccesses are as many as vCPUs wait; of Doorbells there are as many as of VcpuSignals. There is
-    one VmReset, the last, behind what came before that.
-    """
+    def __init__(self, answered: Callable[[list[Any]], None] | None) -> None:
+        self._answered = answered
 
-    def __init__(self, size: int) -> None:
-        self.dropped = 0  # All that were, here and in the daemon.
-        self._size = size
-        self._events: OrderedDict[Hashable, Event] = OrderedDict()  # By subject, those that have one.
-        self._signals = 0
+    def done(self) -> bool:
+        return self._answered is None
 
-    def __len__(self) -> int:
-        return len(self._events)
+    def set_result(self, result: list[Any], /) -> None:
+        if self._answered is not None:
+            self._answered(result)
 
-    def put(self, event: Event) -> None:
-        match event:
-            case InterruptPending() | IoapicEoi():
-                self._events[event] = event
-            case GsiMasked(gsi):
-                self._events[GsiMasked, gsi] = event
-            case GsiAcknowledged(gsi, count) | GsiResampled(gsi, count):
-                unread: Any = self._events.get((type(event), gsi))
-                self._events[type(event), gsi] = type(event)(gsi, count + (unread.count if unread else 0))
-            case EventsDropped(count):
-                self._drop(count)
-            case VmReset():
-                self._events.pop(VmReset, None)
-                self._events[VmReset] = event
-            case RegionAccess() | RegionsLost():
-                self._events[object()] = event
-            case VcpuSignal() | Doorbell() if self._signals < self._size:
-                self._signals += 1
-                self._events[object()] = event
-            case VcpuSignal() | Doorbell():
-                self._drop(1)
-
-    def take(self) -> Event:
-        _, event = self._events.popitem(last=False)
-        if isinstance(event, VcpuSignal | Doorbell):
-            self._signals -= 1
-        return event
-
-    def _drop(self, count: int) -> None:
-        self.dropped += count
-        # Not by the VmReset, which moves: counts on either side of it would pile up.
-        last = next((subject for subject in reversed(self._events) if subject is not VmReset), None)
-        unread = self._events[last] if last is not None else None
-        if isinstance(unread, EventsDropped):
-            self._events[last] = EventsDropped(unread.count + count)
-        else:
-            self._events[object()] = EventsDropped(count)
-
-
-def _read(numbers: Iterable[int]) -> Iterable[int]:
-    """An iterator's numbers, which else could be read once; what is not iterable is left, to be named."""
-    return list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else numbers
+    def set_exception(self, exception: BaseException, /) -> None:
+        pass  # the batch's error, or the Session's end: who uses the Session next learns of the latter
 
 
 class SessionCore:
@@ -225,7 +168,7 @@ class SessionCore:
         self.max_message_bytes = 0
         self.events = EventBuffer(event_buffer)
         self.ended = False
-        self.packs = False  # Whether requests may have the port's short form.
+        self.uses_records = False  # Whether a request may have the port's short form.
         self.client = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
@@ -234,9 +177,9 @@ class SessionCore:
         self._new_vm = new_vm  # What is made for it, and ends with it.
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
-        self._halting: dict[int, Batch] = {}  # Those that end in a Halt, by serial.
-        # The last Halt of each vCPU, answered or not: what can be given up.
-        self._halts: dict[int, int] = {}
+        self._halting: dict[int, Batch] = {}  # By serial, the batches that end in a halt.
+        self._halts: dict[int, int] = {}  # The serial of each vCPU's last halt, answered or not: it can be given up.
+        self._single = 0  # The serial of the record that goes the short way, see begin_single(); 0: none.
         self._next_serial = 1
         self._closing = False
         self._reason: IrqchipError | None = None
@@ -253,12 +196,13 @@ class SessionCore:
     @property
     def has_room(self) -> bool:
         """Whether submit() has something to say other than "wait": it takes a batch, or refuses it for good."""
-        return len(self._in_flight) + len(self._halting) < self._max_in_flight or self._closing or self.ended
+        in_flight = len(self._in_flight) + len(self._halting) + (self._single != 0)
+        return in_flight < self._max_in_flight or self._closing or self.ended
 
     @property
     def is_idle(self) -> bool:
-        """Whether every batch is answered but those that halt."""
-        return not self._in_flight
+        """Whether no answer is outstanding but those of halts."""
+        return not (self._in_flight or self._single)
 
     def open_request(self) -> pb.SessionRequest:
         try:
@@ -280,7 +224,7 @@ class SessionCore:
     ) -> tuple[pb.SessionRequest | bytes, int]:
         """Takes a batch, and returns the request to send and its serial. Where it raises, nothing was taken.
 
-        Where `packs` is set, the request is packed, if every call has a record.
+        Where `uses_records` is set and every call has a record, the request is in the port's short form: bytes.
 
         SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached,
         InvalidArgument where something stands behind a Halt.
@@ -299,7 +243,7 @@ class SessionCore:
         if any(call.is_halt for call in calls[:-1]):
             raise InvalidArgument(errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself")
         serial = self._next_serial
-        records = [call.record for call in calls] if self.packs else [None]
+        records = [call.record for call in calls] if self.uses_records else [None]
         request: pb.SessionRequest | bytes
         if calls and None not in records:
             request = HEADER.pack(0, serial) + b"".join(cast(list[bytes], records))
@@ -321,32 +265,43 @@ class SessionCore:
             self._in_flight.append(batch)
         return request, serial
 
+    # The short way of one record: no batch is made for it. Only one goes at a time, and only while `is_quiet`.
+
     @property
     def is_quiet(self) -> bool:
-        """Whether it has not ended, and no answer but those of Halts is on its way."""
-        return not (self._in_flight or self._closing or self.ended)
+        """Whether the Session has not ended, and no answer is outstanding but those of halts."""
+        return not (self._in_flight or self._single or self._closing or self.ended)
 
-    def submit_record(self, call: Call[Any], record: bytes, promise: Promise) -> bytes:
-        """As submit(), of a call with a record that is no Halt, while it is quiet: the request to send."""
-        serial = self._next_serial
+    def begin_single(self, record: bytes) -> bytes:
+        """Takes the record of a call that is no halt, and returns the request to send."""
+        serial = self._single = self._next_serial
         self._next_serial = serial + 1
-        self._in_flight.append(Batch(serial, (call,), promise, False))
         return HEADER.pack(0, serial) + record
 
-    def receive_single(self, packet: bytes) -> tuple[int, int, int] | None:
-        """What became of the next in flight, if this is the answer to it, and it is one record and no error."""
+    def end_single(self, packet: bytes) -> tuple[int, int, int] | None:
+        """The fields of the single's result; None where the packet is anything else, or an error: keep_single()."""
         if len(packet) != SINGLE_RESULT.size or packet[0]:
             return None
-        _, serial, number, became, status, value = SINGLE_RESULT.unpack(packet)
-        if number == ERROR or not self._in_flight or self._in_flight[0].serial != serial:
+        _, serial, number, flags, status, value = SINGLE_RESULT.unpack(packet)
+        if number == ERROR or serial != self._single:
             return None
-        self._in_flight.popleft()
-        return became, status, value
+        self._single = 0
+        return flags, status, value
+
+    def keep_single(self, call: Call[Any], promise: Promise) -> None:
+        """The single is a batch from now on. Without this its answer is dropped, as its caller waits no more."""
+        batch = Batch(self._single, (call,), promise, False)
+        self._single = 0
+        if self.ended:
+            batch.outcome = self.closed_error()
+            batch.settle()
+        else:
+            self._in_flight.appendleft(batch)
 
     def give_up(self, serial: int) -> pb.SessionRequest | None:
-        """Nobody waits for the batch of this serial any more: the request to send, if it ends in a Halt.
+        """Gives up the halt that ends the batch of this serial. Returns the request to send; None for other batches.
 
-        What the Halt takes, or has taken, is given back; it is answered all the same.
+        The vCPU has then not taken what the halt takes or has taken. The batch is answered all the same.
         """
         if serial not in self._halts.values() or self._closing or self.ended:
             return None
@@ -371,17 +326,19 @@ class SessionCore:
                     self.events.put(event)
         return None
 
-    def receive_records(self, packet: bytes) -> Batch:
-        """As receive(), of an answer in the port's short form."""
+    def receive_records(self, packet: bytes) -> Batch | None:
+        """As receive(), for an answer in the port's short form."""
         if len(packet) < HEADER.size:
             raise protocol_error(f"{packet!r}")
         serial = HEADER.unpack_from(packet)[1]
         batch = self._answered(serial)
-        batch.read_records(packet)
-        return self._done(serial)
+        if batch is not None:
+            batch.read_records(packet)
+            self._done(serial)
+        return batch
 
     def receive_event(self, packet: bytes) -> None:
-        """As receive(), of an event in the port's short form."""
+        """As receive(), for an event in the port's short form."""
         try:
             event = event_from_record(packet)
         except (StructError, KeyError):
@@ -425,12 +382,19 @@ class SessionCore:
         """Why a Session that ended before it was open was not opened."""
         return self._reason or self.closed_error()
 
-    def _receive_result(self, result: pb.BatchResult) -> Batch:
-        # One that can't be read stays where it is, for end() to settle.
-        self._answered(result.serial).read(result)
-        return self._done(result.serial)
+    def _receive_result(self, result: pb.BatchResult) -> Batch | None:
+        # A batch whose answer can't be read stays in flight, and end() settles it.
+        batch = self._answered(result.serial)
+        if batch is not None:
+            batch.read(result)
+            self._done(result.serial)
+        return batch
 
-    def _answered(self, serial: int) -> Batch:
+    def _answered(self, serial: int) -> Batch | None:
+        """The batch in flight that this answers; None for a single whose caller waits no more."""
+        if serial == self._single > 0:
+            self._single = 0
+            return None
         batch = self._halting.get(serial) if self._halting else None
         if batch is None:
             if not self._in_flight or self._in_flight[0].serial != serial:
@@ -438,8 +402,9 @@ class SessionCore:
             batch = self._in_flight[0]
         return batch
 
-    def _done(self, serial: int) -> Batch:
-        return self._halting.pop(serial, None) or self._in_flight.popleft()
+    def _done(self, serial: int) -> None:
+        if self._halting.pop(serial, None) is None:
+            self._in_flight.popleft()
 
     def _not_open(self) -> InvalidArgument:
         return InvalidArgument(errno.EINVAL, "the Session is not open: use `async with`, or await it first")
@@ -467,3 +432,8 @@ def _result(call: Call[Any], result: pb.OperationResult) -> Any:
         return call.parse(getattr(result, kind))
     except TimedOut as error:  # A Halt's: to the daemon that is a result.
         return error
+
+
+def _read(numbers: Iterable[int]) -> Iterable[int]:
+    """A list of an iterator's numbers, so that they can be read twice; what is not iterable is left, for the error."""
+    return list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else numbers

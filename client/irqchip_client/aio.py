@@ -12,6 +12,7 @@ What has no I/O in it, such as errors, states and events, is irqchip_client's ow
 
 from ._asyncio.client import Client, Vm, connect
 from ._asyncio.machine import Line, Machine, Vcpu
-from ._asyncio.session import Session, Watch
+from ._asyncio.session import Halt, Session
+from ._asyncio.streams import Watch
 
-__all__ = ["Client", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect"]
+__all__ = ["Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect"]

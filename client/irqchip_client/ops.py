@@ -66,11 +66,11 @@ def _nothing(_response: Message) -> None:
     return None
 
 
-def _interrupt(message: Any) -> Interrupt:
+def _interrupt(message: pb.Interrupt) -> Interrupt:
     return Interrupt(message.vector, InterruptSource(message.source))
 
 
-def _signal(message: Any) -> Signal:
+def _signal(message: pb.Signal) -> Signal:
     return Signal(SignalKind(message.kind), message.vector)
 
 

@@ -21,10 +21,11 @@ from irqchipd.stopping import block_signals, leave
 log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
+_MOST = (1 << 31) - 1  # what gRPC's settings hold
 
 
 def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any], Any]:
-    return click.option(flag, type=click.IntRange(min=least), default=default, show_default=True, help=text)
+    return click.option(flag, type=click.IntRange(least, _MOST), default=default, show_default=True, help=text)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

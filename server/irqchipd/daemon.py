@@ -22,7 +22,7 @@ from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
 from irqchipd.logs import fields
 from irqchipd.stopping import stop_when_told
-from irqchipd.vm.clock import SCHEDULER
+from irqchipd.timers import Timers
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ class Daemon:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000)
+        self.timers = Timers()
+        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000, self.timers)
         self._quota = SessionQuota(limits.sessions)
         self._eventfds = EventfdsInUse(limits.irqfds)
         self._service = GrpcService(self._registry, limits, self._quota)
@@ -148,11 +149,11 @@ class Daemon:
             await self._server.stop(CALLS_GRACE)
 
 
-async def _tell_of_lateness() -> None:
+async def _report_lateness(timers: Timers) -> None:
     """Log that VMs' timers need more time than there is."""
     while True:
         await asyncio.sleep(LATENESS_PERIOD)
-        latest, SCHEDULER.latest = SCHEDULER.latest, 0
+        latest, timers.latest = timers.latest, 0
         if latest >= LATE_NS:
             log.warning(
                 "timers are late: `irqchipctl show` says of which VM", extra=fields(milliseconds=latest // 10**6)
@@ -171,7 +172,7 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
         for address in await daemon.start(addresses):
             started(address)
             log.info("listening", extra=fields(address=address))
-        lateness = asyncio.create_task(_tell_of_lateness())
+        lateness = asyncio.create_task(_report_lateness(daemon.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from irqchip_client import Chip, Client, IrqchipError, PinRoute, Space, Vm, VmSnapshot, connect, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.cli import main
+from irqchip_client.devices import Device, Rtc, run_device
 
 Call = Callable[[Client, Vm], object]
 HERE = str(Path(__file__))
@@ -66,6 +67,14 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["--target", "localhost:80", "list"], "'localhost:80' is no target", "unix:///absolute/path", "write"),
     (["--target", "unix:///nonexistent", "list"], "no irqchipd answers at", "--target", "start it with `irqchipd`"),
     (["shell", "vm2"], "no VM 'vm2'", "vm1", "did you mean"),
+    (["run", HERE], "--kernel is missing", "A multiboot image, or a flat binary", "run --help"),
+    (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image, or a flat binary", "give"),
+    (["run", "--kernel", sys.executable], "an ELF file without a multiboot header", "8 KiB", "objcopy -O binary"),
+    (["device", "Rtc"], "--vm is missing", "The VM that gets it", "`irqchipctl list`"),
+    (["device", "Rtc", "--vm", "vm2", "--wait", "1"], "no VM 'vm2'", "waited for 1 s", "`irqchipctl create vm2`"),
+    (["device", "nofile.py:Timer", "--vm", "vm1"], "there is no nofile.py", "No such file", "device --help"),
+    (["device", f"{HERE}:Hasty", "--vm", "vm1"], "no attribute 'lines'", "super().__init__(name)", "call"),
+    (["watch", "vm1", "--gsi", "5000"], "'--gsi': 5000", "0 to 4095", "watch --help"),
 ]
 
 DAEMON: list[tuple[list[str], str, str, str]] = [
@@ -73,7 +82,9 @@ DAEMON: list[tuple[list[str], str, str, str]] = [
     (["--listen", "unix:///nonexistent/socket"], "directory /nonexistent does not exist", "another", "make it"),
     (["--listen", f"unix://{HERE}"], "exists and is not a socket", "another path", "remove it"),
     (["--listen", "tcp://0.0.0.0:0"], "0.0.0.0", "listen on loopback", "--allow-insecure"),
-    (["--max-vms", "0"], "'--max-vms'", "x>=1", "--help"),
+    (["--max-message", "9999999999999"], "'--max-message'", "4096<=x<=2147483647", "--help"),
+    (["--poll", "99999999999999999999"], "'--poll'", "0<=x<=", "--help"),
+    (["--max-vms", "0"], "'--max-vms'", "1<=x<=", "--help"),
 ]
 
 CALLS: dict[str, tuple[Call, str, str, str]] = {
@@ -131,8 +142,37 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, __: connect("unix://here"), "'unix://here' is no target", "unix:///absolute/path"),
         "write",
     ),
+    "a text in place of a list": (
+        *(lambda _, vm: vm.session("x", gsis=wrong("4")), "gsis is '4'", "a list of GSIs"),
+        "write [4]",
+    ),
+    "an operation in place of a list": (
+        *(lambda _, vm: vm.session("x").run(wrong(ops.nmi(0))), "is no list of operations", "operations"),
+        "write [...]",
+    ),
+    "half a GSI": (lambda _, vm: vm.line(wrong(4.5)).pulse(), "gsi is 4.5", "no whole number; a GSI is 0 to", ""),
+    "routes that are None": (
+        *(lambda _, vm: vm.set_routing(wrong(None)), "routes is None", "list of PinRoute and MsiRoute"),
+        "",
+    ),
+    "a reason that is none": (
+        *(lambda _, vm: vm.reset(wrong("guest")), "reason is 'guest'", "ResetReason.OPERATOR, ResetReason.GUEST"),
+        "",
+    ),
+    "a class for a device": (
+        *(lambda _, __: run_device(wrong(Rtc), "vm1"), "Rtc", "and no Device"),
+        "make one, Rtc(...)",
+    ),
+    "a VM for its name": (lambda _, vm: run_device(Rtc(), wrong(vm)), "of type Vm", "a text", "write its .name"),
     "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "the VMs that there are", "vms()"),
 }
+
+
+class Hasty(Device):
+    """A device whose constructor has forgotten Device's."""
+
+    def __init__(self) -> None:
+        self.line(4)
 
 
 def wrong(value: Any) -> Any:

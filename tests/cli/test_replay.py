@@ -13,7 +13,7 @@ from click.testing import Result
 
 from irqchip_client import Client
 from irqchip_client._daemon import start_daemon
-from irqchip_client.cli.traces import PIT_FIELDS
+from irqchip_client.replay.traces import PIT_FIELDS
 from tests.cli.conftest import Run, Start
 
 WAYS = pytest.mark.parametrize("way", [["--in-process"], ["--jobs", "2"]], ids=["in-process", "daemon"])
@@ -219,7 +219,7 @@ def test_a_wrong_command_line(run: Run, file: Callable[..., Path], arguments: li
 def test_without_irqchipd_the_error_says_what_is_missing(
     run: Run, fails: Callable[[Result], str], file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "irqchip_client.cli.replay_in_process", raising=False)
+    monkeypatch.delitem(sys.modules, "irqchip_client.replay.in_process", raising=False)
     monkeypatch.setitem(sys.modules, "irqchipd.vm.machine", None)
     line = fails(run("replay", "--in-process", file(trace())))
     assert line.startswith("--in-process needs the package irqchipd beside irqchip_client: ")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from irqchip_client.cli import replay_daemon, replay_in_process
-from irqchip_client.cli.traces import OPERATIONS, Mismatch, TraceError, as_expected, load_traces, parse_trace
+from irqchip_client.replay import daemon, in_process
+from irqchip_client.replay.traces import OPERATIONS, Mismatch, TraceError, as_expected, load_traces, parse_trace
 
 
 def trace(*ops: Any, **fields: Any) -> str:
@@ -23,9 +23,9 @@ def test_a_trace() -> None:
 
 
 def test_every_operation_has_its_executors() -> None:
-    assert replay_in_process.executors(replay_in_process.new_vm(1)).keys() == OPERATIONS.keys()
+    assert in_process.executors(in_process.new_vm(1)).keys() == OPERATIONS.keys()
     # Two calls in a daemon, which depend on each other.
-    assert replay_daemon.CALLS.keys() | replay_daemon.VM_CALLS.keys() | {"ack_lapic"} == OPERATIONS.keys()
+    assert daemon.CALLS.keys() | daemon.VM_CALLS.keys() | {"ack_lapic"} == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize(

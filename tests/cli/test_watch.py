@@ -106,5 +106,13 @@ def test_it_ends_with_its_vm(start: Start, vm: Vm) -> None:
     assert (watcher.returncode, errors) == (1, f"Error: VM '{vm.name}' has been deleted (ENOENT)\n")
 
 
+def test_a_vcpu_that_is_not_there_yet_is_told(start: Start, vm: Vm) -> None:
+    with start("watch", vm.name, "--vcpu", "7", "--gsi", "4") as watcher:
+        first_line(watcher, vm)
+        watcher.send_signal(signal.SIGINT)
+        _, errors = watcher.communicate(timeout=10)
+    assert (watcher.returncode, errors) == (0, f"VM '{vm.name}' has no vCPU 7 yet; it has 0, 1\n")
+
+
 def test_a_tracepoint_that_is_none(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
     assert fails(run("watch", vm.name, "nonsense")).startswith("'kvm_nonsense' is no tracepoint; there are kvm_pio, ")

@@ -269,7 +269,7 @@ NONE: Any = None
     "make", [lambda: ops.irq_line(NONE, True), lambda: ops.create_vcpu(vcpu=NONE), lambda: ops.halt(vcpu=NONE)]
 )
 def test_none_does_not_mean_zero(make: Callable[[], object]) -> None:
-    with pytest.raises(InvalidArgument, match=r": (gsi|vcpu) is None, nothing and no number; .* is 0 to"):
+    with pytest.raises(InvalidArgument, match=r": (gsi|vcpu) is None, and no number; .* is 0 to"):
         make()
 
 

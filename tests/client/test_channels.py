@@ -107,11 +107,11 @@ def test_many_sessions_and_watches_share_channels_by_the_dozen(server: Server, t
             stack.callback(one.close)
         assert server.lasting() == MANY
         assert server.most == MOST_CALLS
-        assert len(server.peers) == len(client._lasting) == 5
+        assert len(server.peers) == len(client._connection.lasting) == 5
         assert vm.info().name == "a"  # Over none of these.
         for one in opened[:-1]:
             one.close()
-        eventually(lambda: len(client._lasting) == 1 and server.lasting() == 1)
+        eventually(lambda: len(client._connection.lasting) == 1 and server.lasting() == 1)
         last = opened[-1]
         assert isinstance(last, irqchip.Session)
         assert not last.closed
@@ -126,9 +126,9 @@ def test_many_halts_by_unary_calls_do_not_hold_up_others(server: Server, target:
         assert vm.info().name == "a"
         server.woken.set()
         assert {wake.result(20) for wake in wakes} == {irqchip.Interrupt(0x31, irqchip.InterruptSource.LAPIC)}
-        eventually(lambda: len(client._lasting) == 1)
+        eventually(lambda: len(client._connection.lasting) == 1)
         assert vm.vcpu(0).halt()
-        assert len(client._lasting) == 1
+        assert len(client._connection.lasting) == 1
 
 
 def test_asyncio_does_the_same(server: Server, target: str) -> None:
@@ -142,7 +142,7 @@ def test_asyncio_does_the_same(server: Server, target: str) -> None:
                 while server.lasting() < MANY:
                     await asyncio.sleep(0.01)
                 assert server.most == MOST_CALLS
-                assert len(server.peers) == len(client._lasting) == 5
+                assert len(server.peers) == len(client._connection.lasting) == 5
                 assert (await vm.info()).name == "a"
                 server.woken.set()
                 assert len(await asyncio.gather(*halts)) == 50
@@ -150,10 +150,10 @@ def test_asyncio_does_the_same(server: Server, target: str) -> None:
                     await session.close()
                 for watch in watches:
                     await watch.close()
-                while len(client._lasting) != 1 or server.lasting():
+                while len(client._connection.lasting) != 1 or server.lasting():
                     await asyncio.sleep(0.01)
                 await vm.session()
-            assert len(client._lasting) == 1
+            assert len(client._connection.lasting) == 1
 
     asyncio.run(main())
 

@@ -10,7 +10,7 @@ import pytest
 import irqchip_client
 from irqchip_client import aio, ops
 
-CLASSES = ["Client", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch"]
+CLASSES = ["Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch"]
 
 
 def members(cls: type) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_states_go_out_and_come_back(vm: Vm) -> None:
 def test_the_sdk_decodes_the_bytes_as_the_daemon_does(vm: Vm, irqchip_client: Client) -> None:
     from irqchip.v1 import irqchip_pb2 as pb
 
-    rpcs = irqchip_client._rpcs
+    rpcs = irqchip_client._connection.rpcs
     cpu = vm.vcpu(0)
     vm.vcpu(0).set_lapic(replace(cpu.lapic(), svr=0x1FF, irr=(0x31,), isr=(0x20, 0xF0), tpr=0x10))
     for chip in (Chip.PIC_PRIMARY, Chip.IOAPIC):

@@ -126,7 +126,7 @@ def test_a_daemon_that_takes_nothing_more_meets_the_timeout_and_gets_it_all_in_t
             with pytest.raises(irqchip.TimedOut):
                 session.irqfd(6)
             assert time.monotonic() - begin < 20
-        client._peer.timeout = session._timeout = 10
+        client._connection.peer.timeout = 10
         assert {len(future.result(10)) for future in futures} == {60}
         # All of it goes out before what comes now, in order, and the descriptors with it.
         assert session.run([ops.irq_line(8, True)])

@@ -116,7 +116,7 @@ def test_the_sdk_decodes_a_pit_as_the_daemon_does(virtual: Vm, irqchip_client: C
     from irqchip.v1 import irqchip_pb2 as pb
 
     virtual._run(PROGRAM)
-    answer = irqchip_client._rpcs.GetPit(pb.GetPitRequest(vm=virtual.name))
+    answer = irqchip_client._connection.rpcs.GetPit(pb.GetPitRequest(vm=virtual.name))
     pit = virtual.pit()
     assert pit.kvm_struct == answer.kvm_struct
     assert pit.flags == answer.pit.flags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 import irqchip_client as irqchip
 from irqchip_client import Client, Interrupt, InterruptPending, Vm, aio, connect, ops
-from irqchip_client._daemon import start_daemon
+from irqchip_client._daemon import Daemon, start_daemon
 
 LAPIC = 0xFEE0_0000
 VECTOR = 0x51
@@ -64,8 +65,12 @@ def test_a_setting_that_is_none_is_refused(vm: Vm, monkeypatch: pytest.MonkeyPat
         vm.session()
 
 
-def test_asyncio_goes_over_grpc() -> None:
-    assert aio.Session.transport == "grpc"
+def test_asyncio_goes_over_grpc(irqchip_server: Daemon, vm: Vm) -> None:
+    async def main() -> str:
+        async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session() as session:
+            return session.transport
+
+    assert asyncio.run(main()) == "grpc"
 
 
 @pytest.mark.parametrize("poll", ["0", "50", "1000"])

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
-from irqchip_client.cli.replay_in_process import accept
-from irqchip_client.cli.traces import msr_answer, pit_answer
+from irqchip_client.replay.in_process import accept
+from irqchip_client.replay.traces import msr_answer, pit_answer
 from irqchipd.chips.i8254_state import PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import Msr

@@ -12,6 +12,7 @@ from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.port import Port
 from irqchipd.limits import Limits
+from irqchipd.timers import Timers
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.registry import Registry
@@ -24,7 +25,8 @@ class Served:
     """A port with everything behind it."""
 
     def __init__(self, directory: Path, places: int, irqfds: int, access_ns: int) -> None:
-        self.registry = Registry(10, access_ns=access_ns)
+        self.timers = Timers()
+        self.registry = Registry(10, access_ns=access_ns, deadlines=self.timers)
         self.quota = SessionQuota(places)
         self.in_use = EventfdsInUse(irqfds)
         self.target = f"unix://{directory}/s"

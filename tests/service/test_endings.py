@@ -75,11 +75,11 @@ class Scene:
 
     def waits_for_a_backlog(self) -> None:
         assert self.vm is not None
-        self.patch.setattr("irqchipd.vm.turns.SCHEDULER", self.later)
-        self.patch.setattr("irqchipd.vm.turns.TOLD_A_TURN", 1)
+        self.vm.agenda.deadlines = self.later
+        self.patch.setattr("irqchipd.vm.agenda.TURN_NOTIFICATIONS", 1)
         self.vm.subscribe([0], lambda _: None)
         self.peer.submit(1, NMI, NMI, NMI)
-        eventually(lambda: self.later.alarms)
+        eventually(lambda: self.later.alarms.earliest() is not None)
 
     def halts(self) -> None:
         assert self.vm is not None

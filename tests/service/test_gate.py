@@ -134,14 +134,13 @@ def iter_nothing() -> Slices[None]:
     yield None
 
 
-def test_a_reset_waits_until_all_has_been_told_that_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_waits_until_all_has_been_told_that_came_before_it() -> None:
     later = Later()
-    monkeypatch.setattr("irqchipd.vm.turns.SCHEDULER", later)
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
     reset = execute_unary(OPERATIONS["reset_vm"], pc.vm, pb.ResetVmRequest(), pb.ResetVmResponse())
-    assert next(reset) is pc.vm.backlog
+    assert next(reset) is pc.vm.agenda.backlog
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
     later.do_all()
     assert told == all_told()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from irqchip_client import GuestError
+from irqchip_client import GuestError, MpState
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -261,3 +262,42 @@ def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(machin
     machine.memory.write(LIST, RECORDS.to_bytes(4, "little"))
     machine.cpu.run()
     assert machine.words(RECORDS, 6) == [absent, 0, 0x101A, absent, 0, 0x101D]
+
+
+@pytest.mark.parametrize(
+    ("before", "instruction"),
+    [
+        *(("", code) for code in ("66cd31", "f3cd31", "2e66cd31", "3ecc", "66f2cc")),
+        ("b066", "cd31"),  # mov al,0x66, which is no prefix
+    ],
+)
+def test_prefixes_are_part_of_an_int(machine: Machine, before: str, instruction: str) -> None:
+    code, end = bytes.fromhex(before + instruction), bytes.fromhex("e6f4 ebfe")  # out 0xf4,al; jmp $
+    length = len(bytes.fromhex(instruction))
+    machine.start(FAULTS[:0x1A] + code + end)
+    absent = 0x38  # the second half of the TSS's descriptor, which is 0 here
+    machine.memory.write(GDT + absent, (0x00CF_1B00_0000_FFFF).to_bytes(8, "little"))
+    for vector in (0x31, 3):
+        machine.gate(vector, HANDLER, selector=absent)
+    machine.gate(11, HANDLER_WITH_ERROR)
+    machine.memory.write(HANDLER_WITH_ERROR, skipping(RECORD_ERROR, length))
+    machine.memory.write(LIST, RECORDS.to_bytes(4, "little"))
+    machine.cpu.run()
+    assert machine.words(RECORDS, 3) == [absent, 0, 0x101A + len(code) - length]
+
+
+@pytest.mark.parametrize("prefix", ["f3", "66", "2e", "f2f3"])
+def test_prefixes_do_not_keep_an_instruction_from_being_trapped(machine: Machine, prefix: str) -> None:
+    machine.start(
+        bytes.fromhex(
+            "b91b000000"  # 1000: mov ecx,0x1b
+            f"{prefix}0f32"  # rdmsr
+            "a300060000"  # mov 0x600,eax
+            f"{prefix}f4"  # hlt
+        )
+    )
+    with machine.running():
+        deadline = time.monotonic() + 10
+        while machine.daemon.mp_state() is not MpState.HALTED:
+            assert time.monotonic() < deadline
+    assert machine.word(0x600) == 0xFEE0_0900

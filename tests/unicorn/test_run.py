@@ -125,6 +125,80 @@ def test_a_second_nmi_waits_for_the_first_ones_iret(machine: Machine) -> None:
         assert machine.word(COUNTER) == 2
 
 
+SELF_NMI = bytes.fromhex(
+    "0f011500080000"  # 1000: lgdtd 0x800
+    "0f011d0a080000"  # 1007: lidtd 0x80a
+    "bc00900000"  # 100e: mov esp,0x9000
+    "c705f000e0feff010000"  # 1013: mov DWORD 0xfee000f0,0x1ff
+    "c7050003e0fe00440000"  # 101d: mov DWORD 0xfee00300,0x4400
+    "eb00"  # 1027: jmp 1029
+    "eb00"  # 1029: jmp 102b
+    "eb00"  # 102b: jmp 102d
+    "e6f4"  # 102d: out 0xf4,al
+    "ebfe"  # 102f: jmp 102f
+)
+# Counts, keeps where it returns to, and the first time sends itself another.
+NESTING_NMI_HANDLER = bytes.fromhex(
+    "ff0500060000"  # 1800: inc DWORD 0x600
+    "a100060000"  # 1806: mov eax,ds:0x600
+    "8b0c24"  # 180b: mov ecx,DWORD [esp]
+    "890c8500060000"  # 180e: mov DWORD [eax*4+0x600],ecx
+    "833d0006000002"  # 1815: cmp DWORD 0x600,0x2
+    "730a"  # 181c: jae 1828
+    "c7050003e0fe00440000"  # 181e: mov DWORD 0xfee00300,0x4400
+    "cf"  # 1828: iret
+)
+
+
+def test_an_nmi_that_a_store_sends_comes_before_the_next_block_and_one_that_waited_right_behind_the_iret(
+    machine: Machine,
+) -> None:
+    machine.start(SELF_NMI)
+    machine.gate(2, HANDLER)
+    machine.memory.write(HANDLER, NESTING_NMI_HANDLER)
+    machine.cpu.run()
+    assert machine.words(COUNTER, 3) == [2, 0x1029, 0x1029]
+
+
+def test_an_nmi_that_waits_lets_its_predecessors_handler_loop(machine: Machine) -> None:
+    """Of many blocks, each of which may be the one that ends with IRET."""
+    machine.start(SELF_NMI)
+    machine.gate(2, HANDLER)
+    loop = bytes.fromhex("b9e8030000 e2fe cf")  # mov ecx,1000; loop $; iret
+    machine.memory.write(HANDLER, NESTING_NMI_HANDLER[:-1] + loop)
+    machine.cpu.run()
+    assert machine.words(COUNTER, 3) == [2, 0x1029, 0x1029]
+
+
+def test_an_iret_that_faults_unblocks_nmi(machine: Machine) -> None:
+    machine.start(SELF_NMI)
+    machine.gate(2, HANDLER)
+    # The first frame's CS has no descriptor; #GP's handler puts the right one there, and returns to the IRET.
+    spoil = bytes.fromhex(
+        "833d0006000002"  # cmp DWORD 0x600,0x2
+        "7308"  # jae, over the next
+        "c7442404f0de0000"  # mov DWORD [esp+0x4],0xdef0
+    )
+    machine.memory.write(HANDLER, NESTING_NMI_HANDLER[:-1] + spoil + NESTING_NMI_HANDLER[-1:])
+    machine.gate(13, 0x1900)
+    machine.memory.write(
+        0x1900,
+        bytes.fromhex(
+            "8b442404"  # 1900: mov eax,DWORD [esp+0x4]
+            "a320060000"  # 1904: mov 0x620,eax
+            "83c404"  # 1909: add esp,0x4
+            "c744241008000000"  # 190c: mov DWORD [esp+0x10],0x8
+            "eb00"  # 1914: jmp 1916
+            "cf"  # 1916: iret
+        ),
+    )
+    machine.cpu.run()
+    count, first, second = machine.words(COUNTER, 3)
+    assert (count, first) == (2, 0x1029)
+    assert second == 0x1900  # The handler of the fault had not begun.
+    assert machine.word(0x620) == HANDLER + len(NESTING_NMI_HANDLER) - 1 + len(spoil)  # The IRET
+
+
 def test_an_nmi_ends_a_halt_with_interrupts_off(machine: Machine) -> None:
     machine.start(NMI[:-2] + MASKED_HALT)
     machine.gate(2, HANDLER)
@@ -196,10 +270,10 @@ def test_only_one_runs_it(machine: Machine) -> None:
 
 
 def test_ram_ends_below_the_ioapic(machine: Machine) -> None:
-    from irqchip_client.unicorn import GuestMemory, UnicornCpu
+    from irqchip_client.unicorn import GuestMemory, UnicornVcpu
 
     with GuestMemory(0xFEC0_1000) as memory, pytest.raises(InvalidArgument):
-        UnicornCpu(memory, machine.vm, 0)
+        UnicornVcpu(memory, machine.vm, 0)
 
 
 def test_interrupts_from_several_threads_all_arrive(machine: Machine) -> None:

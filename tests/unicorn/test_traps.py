@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
-from irqchip_client.unicorn.traps import Trap, decode
+from irqchip_client.unicorn.traps import Trap, decode, is_iret
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,15 @@ from irqchip_client.unicorn.traps import Trap, decode
         ("440f20c0", Trap.READ_CR8, 0),
         ("450f22c1", Trap.WRITE_CR8, 9),
         ("4d0f20c7", Trap.READ_CR8, 15),
+        ("66cd21", Trap.INT, 0),
+        ("f3cc", Trap.INT, 0),
     ],
 )
 def test_traps(code: str, trap: Trap, register: int) -> None:
     assert decode(bytes.fromhex(code), is_64bit=True) == (trap, register)
 
 
-@pytest.mark.parametrize("code", ["90", "0f20c0", "410f20c0", "440f20c8", "cdf4", "0f33", ""])
+@pytest.mark.parametrize("code", ["90", "0f20c0", "410f20c0", "440f20c8", "b8f4", "0f33", ""])
 def test_other_instructions(code: str) -> None:
     assert decode(bytes.fromhex(code), is_64bit=True) is None
 
@@ -35,3 +37,10 @@ def test_other_instructions(code: str) -> None:
 def test_cr8_is_64_bit_modes() -> None:
     assert decode(bytes.fromhex("44"), is_64bit=False) is None
     assert decode(bytes.fromhex("440f22c0"), is_64bit=False) is None
+
+
+def test_iret_has_prefixes_too() -> None:
+    assert is_iret(bytes.fromhex("cf90"), is_64bit=False)
+    assert is_iret(bytes.fromhex("6648cf"), is_64bit=True)
+    assert not is_iret(bytes.fromhex("48cf"), is_64bit=False)
+    assert not is_iret(b"", is_64bit=True)

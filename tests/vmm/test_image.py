@@ -129,7 +129,11 @@ def test_what_is_damaged_is_refused(image: bytes, why: str) -> None:
     ("image", "what", "why"),
     [
         (elf(MIB, 4 * MIB - 100, CODE, 300), {}, "0x40.* bytes of memory; there are 0x400000"),
-        (elf(MIB, MIB, CODE, 300), {"initrd": bytes(3 * MIB)}, "no memory for the initrd"),
+        (
+            elf(MIB, MIB, CODE, 300),
+            {"initrd": bytes(3 * MIB)},
+            r"no memory for the initrd: it needs 3145728 bytes .*; give the machine more \(--memory\)",
+        ),
         (elf(MIB, INFO_AT, CODE, 300), {}, "where its boot information goes"),
         (elf(MIB, MIB, CODE, 300), {"command_line": "x" * 300_000}, "or that is too long"),
         (CODE, {"command_line": "x"}, "a flat binary is given no command line"),

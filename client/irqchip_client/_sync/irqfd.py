@@ -1,9 +1,20 @@
 """Eventfds that interrupt."""
 
+from __future__ import annotations
+
 import os
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
+
+from irqchip_client import _calls
+from irqchip_client._errors import SessionClosed
+from irqchip_client._model import Space
+
+from .transport import Transport
+
+KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
 
 
 class Irqfd:
@@ -60,3 +71,62 @@ class Irqfd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class EventfdCalls:
+    """The calls of a Session that eventfds go with: asyncio's has none of them, as gRPC carries no descriptors."""
+
+    _transport: Transport
+
+    @property
+    def closed(self) -> bool:
+        """Whether the Session has ended."""
+        raise NotImplementedError
+
+    def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
+        """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.
+
+        With `resample` a write raises the GSI until it is acknowledged. Only over the port: IrqchipError(EOPNOTSUPP)
+        elsewhere. NotReady without an irqchip.
+        """
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        resamplefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if resample else None
+        try:
+            self.assign_irqfd(eventfd, gsi, resamplefd)
+        except BaseException:
+            os.close(eventfd)
+            if resamplefd is not None:
+                os.close(resamplefd)
+            raise
+
+        def deassign() -> None:
+            if not self.closed:
+                with suppress(SessionClosed):
+                    self.deassign_irqfd(eventfd, gsi)
+
+        return Irqfd(gsi, eventfd, resamplefd, deassign)
+
+    def assign_irqfd(self, eventfd: int, gsi: int, resamplefd: int | None = None) -> None:
+        """irqfd() of an eventfd that is there. It stays the caller's, and the daemon's as long as the Session lasts.
+
+        Busy where it is an irqfd already; InvalidArgument where it is no eventfd, or can't be resampled.
+        """
+        flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
+        descriptors = [eventfd] if resamplefd is None else [eventfd, resamplefd]
+        self._transport.run_with_descriptors(_calls.irqfd(gsi, flags), descriptors)
+
+    def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
+        """The reverse of assign_irqfd(); nothing where the eventfd is not this GSI's irqfd, and of this Session."""
+        self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
+
+    def assign_ioeventfd(
+        self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None
+    ) -> None:
+        """KVM_IOEVENTFD: a doorbell that adds 1 to an eventfd, and sends no event; unregister_region() ends it.
+
+        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. AlreadyExists, InvalidArgument, LimitReached as of
+        register_region().
+        """
+        self._transport.run_with_descriptors(
+            _calls.register_ioeventfd(space, address, length, datamatch=datamatch), [eventfd]
+        )

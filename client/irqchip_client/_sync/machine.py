@@ -1,3 +1,4 @@
+# Made from _asyncio/machine.py by tools/unasync.py: change that, and run `make proto`.
 """What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Machine:
             nanoseconds = advance.remaining_ns
 
     def _call(self, call: Call[T]) -> T:
-        result: T = self._run([call])[0]
+        result: T = (self._run([call]))[0]
         return result
 
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:

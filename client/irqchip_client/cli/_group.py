@@ -47,6 +47,8 @@ class Command(click.Command):
                 raise click.UsageError(
                     "name the VM, as the first argument; `irqchipctl list` shows which there are", ctx
                 ) from None
+            if isinstance(error.param, click.Option):
+                raise click.UsageError(f"{error.param.opts[0]} is missing: {error.param.help}", ctx) from None
             raise
         except click.NoSuchOption as error:
             if _NEGATIVE.fullmatch(error.option_name) or any(map(_NEGATIVE.fullmatch, args)):

@@ -45,7 +45,9 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
 @command()
 @click.argument("model", metavar="MODEL")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option("--vm", "vm", metavar="NAME", required=True, help="Whose device it is.")
+@click.option(
+    "--vm", "vm", metavar="NAME", required=True, help="The VM that gets it; `irqchipctl list` shows which there are."
+)
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -118,7 +120,7 @@ def device(
             _restore(made, state_file)
         never_run = made.host
         try:
-            devices.run_device(made, vm, target=context.obj, patience=wait)
+            devices.run_device(made, vm, target=context.obj, start_timeout=wait)
         except Exception as error:
             if (failure := describe_failure(error)) is not None:
                 raise click.ClickException(failure) from error

@@ -61,7 +61,7 @@ def _load(where: str) -> dict[str, Any]:
         sys.path.insert(0, "")
         return vars(importlib.import_module(where))
     except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) == where:
+        if error.filename is not None and os.path.abspath(error.filename) == os.path.abspath(where):
             raise _refused(f"there is no {where}: {error.strerror}") from error
         raise _broken(where, error) from error
     except ModuleNotFoundError as error:

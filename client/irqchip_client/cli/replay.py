@@ -13,9 +13,10 @@ from pathlib import Path
 
 import click
 
+from irqchip_client.replay.traces import Done, Mismatch, Trace, TraceError, load_traces
+
 from ._common import command, number
 from .output import echo_table
-from .traces import Done, Mismatch, Trace, TraceError, load_traces
 
 SHOWN = 20  # mismatches
 TOLD_EVERY = 5.0  # seconds, where there is no terminal for a bar
@@ -117,14 +118,14 @@ def _load(files: Sequence[Path], families: Sequence[str]) -> list[Trace]:
 
 def _in_process() -> Run:
     try:
-        from .replay_in_process import replay_all
+        from irqchip_client.replay.in_process import replay_all
     except ImportError as error:
         raise click.ClickException(f"--in-process needs the package irqchipd beside irqchip_client: {error}") from error
     return replay_all
 
 
 def _against_daemon(target: str | None, jobs: int) -> Run:
-    from .replay_daemon import replay_all
+    from irqchip_client.replay.daemon import replay_all
 
     return partial(replay_all, target, jobs)
 

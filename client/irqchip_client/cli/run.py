@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,9 +21,11 @@ from ._common import command, number, pass_client
 from .durations import SECONDS
 
 if TYPE_CHECKING:
-    from irqchip_client.devices import Device
+    from irqchip_client.devices import Device, LocalHost
+    from irqchip_client.vmm.adapter import Adapter
     from irqchip_client.vmm.image import BootImage
-    from irqchip_client.vmm.run import Cpu
+    from irqchip_client.vmm.memory import GuestMemory
+    from irqchip_client.vmm.run import Vcpus
 
 # Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
 TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
@@ -85,7 +88,7 @@ class _Ended(BaseException):
 )
 @click.option(
     "--await-timeout",
-    "patience",
+    "await_timeout",
     type=SECONDS,
     default=60,
     show_default=True,
@@ -105,7 +108,7 @@ def run(
     name: str,
     without: tuple[str, ...],
     awaited: tuple[str, ...],
-    patience: float,
+    await_timeout: float,
 ) -> None:
     """Run a guest: a VM is made, with an irqchip, a PIT and vCPUs, and deleted in the end.
 
@@ -120,11 +123,11 @@ def run(
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
-    from irqchip_client.vmm.run import create_cpus, create_machine, local_devices, time_limit
+    from irqchip_client.vmm.run import create_machine, local_devices, time_limit
 
     kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
     ended: list[int] = []  # the exit status, and who wrote it need not be told twice
-    running: list[Cpu] = []
+    running: list[Vcpus] = []
 
     def end(status: int) -> None:
         ended.append(status)
@@ -146,16 +149,16 @@ def run(
             vm = stack.enter_context(create_machine(client, name, vcpus))
             devices = stack.enter_context(_devices(end, vcpus, memory << 20, without))
             host = stack.enter_context(local_devices(vm, devices))
-            vcpu = stack.enter_context(create_cpus("kvm" if kind == "kvm" else "unicorn", ram, vm, vcpus, host))
-            host.on_failure = vcpu.stop
-            running.append(vcpu)
+            running_vcpus = stack.enter_context(_create_vcpus(kind, ram, vm, vcpus, host))
+            host.on_failure = running_vcpus.stop
+            running.append(running_vcpus)
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
                 click.echo(f"VM {vm.name} runs {kernel.name} on {kind}; Ctrl-] ends it\r", err=True)
-            over = stack.enter_context(time_limit(vcpu, timeout))
-            _wait_for(vm, awaited, patience, lambda: bool(ended) or over.is_set())
+            over = stack.enter_context(time_limit(running_vcpus, timeout))
+            _wait_for(vm, awaited, await_timeout, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
-                vcpu.start(start)
-                vcpu.run()
+                running_vcpus.start(start)
+                running_vcpus.run()
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
@@ -178,13 +181,13 @@ def _about(kernel: Path, image: BootImage) -> str:
     return f". {kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
 
-def _failure(running: list[Cpu], error: Exception) -> click.ClickException:
+def _failure(running: list[Vcpus], error: Exception) -> click.ClickException:
     """Of the daemon, of this machine or of a device, before the guest could begin or after."""
     return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
 @contextmanager
-def _ended_by_signals(running: list[Cpu], end: Callable[[int], None]) -> Iterator[None]:
+def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Iterator[None]:
     """A signal of ENDING ends the body, and when all that it left is done, the process."""
     received: list[int] = []
 
@@ -205,6 +208,33 @@ def _ended_by_signals(running: list[Cpu], end: Callable[[int], None]) -> Iterato
         if received:
             signal.raise_signal(received[0])  # as who sent it expects
             sys.exit(128 + received[0])  # a container's first process outlives it
+
+
+@contextmanager
+def _create_vcpus(
+    kind: str, memory: GuestMemory, vm: irqchip_client.Vm, count: int, local: LocalHost
+) -> Iterator[Vcpus]:
+    """Adapters of this kind for the vCPUs from 0 on.
+
+    ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError where /dev/kvm
+    can't be used.
+    """
+    from irqchip_client.vmm.run import Vcpus
+
+    with ExitStack() as stack:
+        adapters: list[Adapter]
+        if kind == "kvm":
+            from irqchip_client.kvm import KvmVcpu, KvmVm
+
+            kvm = stack.enter_context(KvmVm(memory))
+            adapters = [stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local)) for vcpu in range(count)]
+        elif count > 1:
+            raise irqchip_client.InvalidArgument(errno.EINVAL, "with Unicorn a machine has one vCPU; KVM can have more")
+        else:
+            from irqchip_client.unicorn import UnicornVcpu
+
+            adapters = [stack.enter_context(UnicornVcpu(memory, vm, 0, local=local))]
+        yield Vcpus(adapters[0], adapters[1:])
 
 
 @contextmanager
@@ -233,21 +263,21 @@ def _devices(
         yield devices
 
 
-def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, over: Callable[[], bool]) -> None:
+def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
     """Until they have come, or the run is over. _TimeIsUp after so many seconds."""
     missing = set(clients)
     began = time.monotonic()
-    told = False
+    announced = False
     while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
         if over():
             return
         waited, names = time.monotonic() - began, ", ".join(sorted(missing))
-        if waited > patience:
+        if waited > timeout:
             raise _TimeIsUp(
-                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {patience:g} s; "
+                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {timeout:g} s; "
                 "start it (`irqchipctl device` starts devices), or allow more with --await-timeout"
             )
-        if not told and waited > SILENCE:
-            told = True
+        if not announced and waited > SILENCE:
+            announced = True
             click.echo(f"VM {vm.name} waits for {names}; Ctrl-] ends it\r", err=True)
         time.sleep(0.02)

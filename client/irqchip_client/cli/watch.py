@@ -9,10 +9,12 @@ import click
 
 import irqchip_client
 
-from ._common import GSI, VCPU, command, pass_vm
+from ._common import VCPU, command, number, pass_vm
 from .output import echo_json, json_option
 
 Fields = Mapping[str, int]
+
+_LAST_GSI = 4095
 
 # KVM: arch/x86/kvm/trace.h kvm_deliver_mode, kvm_irqchips, __print_symbolic of kvm_apic_ipi.
 _MODES = ("Fixed", "LowPrio", "SMI", "Res3", "NMI", "INIT", "SIPI", "ExtINT")
@@ -115,7 +117,9 @@ def _body(event: irqchip_client.TraceEvent) -> str:
 @command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
-@click.option("--gsi", "gsis", type=GSI, multiple=True, metavar="N", help="Only of this GSI; may be repeated.")
+@click.option(
+    "--gsi", "gsis", type=number(0, _LAST_GSI), multiple=True, metavar="N", help="Only of this GSI; may be repeated."
+)
 @click.option("--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Only of this vCPU; may be repeated.")
 @json_option
 def watch(
@@ -130,6 +134,10 @@ def watch(
     local APIC accepts, is asked for and ends. With both --gsi and --vcpu, what is of any of them.
     """
     names = [name if name.startswith("kvm_") else f"kvm_{name}" for name in tracepoints]
+    there = vm.info().vcpus if vcpus else ()
+    if missing := [vcpu for vcpu in vcpus if vcpu not in there]:
+        have = ", ".join(map(str, there)) or "none"
+        click.echo(f"VM {vm.name!r} has no vCPU {missing[0]} yet; it has {have}", err=True)
     concerns = _filter(vm, gsis, vcpus)
     with suppress(KeyboardInterrupt), vm.watch(names) as events:
         for event in events:

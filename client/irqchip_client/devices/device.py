@@ -23,7 +23,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from irqchip_client._model import Space
 
@@ -124,15 +124,15 @@ class DeviceRegion:
 class OutputLine:
     """A GSI that the device drives.
 
-    insists  an edge that is coalesced is made again a little later, as long as the line is high
+    retries  an edge that is coalesced is made again a little later, while the line is high
     """
 
-    __slots__ = ("_device", "gsi", "insists", "level")
+    __slots__ = ("_device", "gsi", "level", "retries")
 
-    def __init__(self, device: Device, gsi: int, insists: bool) -> None:
+    def __init__(self, device: Device, gsi: int, retries: bool) -> None:
         self._device = device
         self.gsi = gsi
-        self.insists = insists
+        self.retries = retries
         self.level = False
 
     def set(self, level: bool) -> None:
@@ -197,6 +197,13 @@ class Device:
         self.lines: list[OutputLine] = []
         self.timers: list[Timer] = []
 
+    if not TYPE_CHECKING:  # Else every name would do.
+
+        def __getattr__(self, name: str) -> Any:
+            """What is not there; of a device whose constructor forgot Device's, the hint at that."""
+            hint = "" if "timers" in vars(self) else ": call super().__init__(name) first, in its constructor"
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
     def pio(self, start: int, length: int, read: Read, write: Write, *, width: int = 1) -> None:
         """Has a range of ports."""
         _check_region("port", start, length, 1 << 16)
@@ -207,11 +214,11 @@ class Device:
         _check_region("address", start, length, 1 << 64)
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
-    def line(self, gsi: int, *, insists: bool = False) -> OutputLine:
-        """Has a line. One that insists makes an edge that is coalesced again: of GSI 8 KVM forgets them."""
+    def line(self, gsi: int, *, retries: bool = False) -> OutputLine:
+        """Adds a line. With `retries` a coalesced edge is made again: those of GSI 8 KVM would lose."""
         if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
             raise ValueError(f"a line's GSI is {gsi!r:.100}, and not a number from 0 on")
-        line = OutputLine(self, gsi, insists)
+        line = OutputLine(self, gsi, retries)
         self.lines.append(line)
         return line
 

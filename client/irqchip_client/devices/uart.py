@@ -8,13 +8,13 @@ seen that most.
 from __future__ import annotations
 
 import os
-import select
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
 from .device import Device
+from .output import Output, output_to
 from .saving import BYTE, FLAG, Bits, Fields, Number, OrNone, Queue, TupleOf, refused
 
 PORTS = 8
@@ -80,9 +80,6 @@ MCR_BITS = 0x1F
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TRAILING_RI = 0x04
 
-# Takes some bytes; False where it can't take them now.
-Output = Callable[[bytes], bool | None]
-
 
 class Uart(Device):
     """A serial port; the plain fields are its registers, and their defaults what a PC's firmware leaves.
@@ -127,7 +124,7 @@ class Uart(Device):
         patient: bool = False,
     ) -> None:
         super().__init__("16550A")
-        self._output = _descriptor(output) if isinstance(output, int) else output
+        self._output = output_to(output) if isinstance(output, int) else output
         self.input_fd = input_fd
         self.paced = paced
         self.out2_gates = out2_gates
@@ -489,17 +486,3 @@ class Uart(Device):
             self._send()
             self._transmit()
             self._settle()
-
-
-def _descriptor(descriptor: int) -> Output:
-    """Writes to a descriptor that may be full, blocking or not, without its reader, or gone."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-
-    def output(data: bytes) -> bool:
-        try:
-            return bool(poll.poll(0)) and os.write(descriptor, data) == len(data)
-        except OSError:  # A reader may yet come: what is a pipe without one today is one with one tomorrow.
-            return False
-
-    return output

@@ -31,7 +31,7 @@ from .exceptions import Fault, Unsupported, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
 from .state import State, protected_mode, real_mode
-from .traps import Trap, Traps, decode
+from .traps import Trap, Traps, decode, is_iret
 
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
@@ -40,6 +40,7 @@ _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number
 CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # The latter in leaf 1's ECX
 
+LONGEST_INSTRUCTION = 15
 SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
 
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
@@ -85,6 +86,7 @@ class Engine:
         self.breaker = Breaker(uc, native=native)
         self._traps = Traps(uc, self._read_code, self._at_trap, self.breaker)
         self._exit: Trapped | int | None = None  # int: an exception's vector.
+        self._prefixed_int = 0, 0  # An address and a length: INT n with prefixes is about to be executed.
         self._ip = 0
         self._ip_register, self._flags = _Register(uc, x86.UC_X86_REG_RIP), _Register(uc, x86.UC_X86_REG_RFLAGS)
         self._kept = State(uc.context_save())
@@ -159,16 +161,27 @@ class Engine:
 
     def _exception(self, vector: int) -> Event:
         code = self.state.take_exception()
+        if code is not None and self.state.nmi_blocked and self._at_iret():
+            self.state.unblock_nmi()
         self._uc.context_restore(self.state.context)
         if code is not None:
             return Event(vector, Origin.EXCEPTION, code)
         return Event(vector, Origin.SOFTWARE, length=self._length_of_int(vector))
 
     def _length_of_int(self, vector: int) -> int:
-        """Of the software interrupt that IP is behind, without prefixes: Unicorn does not say where it begins."""
+        """Of the software interrupt that IP is behind: Unicorn does not say where it begins."""
+        end = self.state.cs.base + self._ip
+        at, length = self._prefixed_int
+        self._prefixed_int = 0, 0
+        if length and at + length == end:
+            return length
         if vector not in SHORT_INTS:
             return 2
-        return 1 if self._read_code(self.state.cs.base + self._ip - 1, 1) == SHORT_INTS[vector] else 2
+        return 1 if self._read_code(end - 1, 1) == SHORT_INTS[vector] else 2
+
+    def _at_iret(self) -> bool:
+        """Whether IP is at one: an IRET that faults unblocks NMI too (6.7.1)."""
+        return is_iret(self._read_code(self.state.cs.base + self._ip, LONGEST_INSTRUCTION), self.state.is_64bit)
 
     def _at_cpuid(self, uc: Uc, _data: object) -> int:
         """Whether it has been executed here."""
@@ -199,6 +212,9 @@ class Engine:
             return
         trap, register = decoded
         if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
+            return
+        if trap is Trap.INT:
+            self._prefixed_int = address, length
             return
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_MSRS = 0x10, 0x1B, 0x6E0, range(0x800, 0x900)
+X2APIC_ICR = 0x830
 APIC_ENABLED, BOOT_CPU = 1 << 11, 1 << 8  # of IA32_APIC_BASE
 
 PHYSICAL_BITS = 40  # As leaf 80000008h says

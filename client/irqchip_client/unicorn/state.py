@@ -126,6 +126,9 @@ class State:
     def block_nmi(self) -> None:
         self._hflags2.value |= NMI_BLOCKED
 
+    def unblock_nmi(self) -> None:
+        self._hflags2.value &= ~NMI_BLOCKED
+
     @property
     def sp(self) -> int:
         return self._sp.value

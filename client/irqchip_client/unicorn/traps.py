@@ -1,5 +1,7 @@
 """Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8.
 
+And INT n, INT3 and INTO with prefixes: of them Unicorn does not say where they begin.
+
 Each block of guest code is searched for them once, when Unicorn has translated it and before it executes it. Where one
 may begin, the block is discarded, a code hook is set on that very address, and the block is translated again with it.
 So only they cost, and other code nothing. Bytes that look like one but are part of another instruction get a hook that
@@ -16,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 from unicorn.unicorn_const import UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED
 from unicorn.unicorn_py3.unicorn import Uc
 
-_OPCODES = re.compile(rb"(?=\xf4|\x0f[\x30\x31\x32]|[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])")
+_PREFIXES = b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65"
+_REX = b"[\x40-\x4f]"
+_OPCODES = re.compile(
+    b"(?=[%(prefixes)b]{0,14}%(rex)b?(?:\xf4|\x0f[\x30\x31\x32])"
+    b"|(?:[%(prefixes)b]{1,14}%(rex)b?|%(rex)b)[\xcc-\xce]"
+    b"|[%(prefixes)b]{0,14}[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])" % {b"prefixes": _PREFIXES, b"rex": _REX}
+)
 _MOV_CR8_BYTES = 4
 
 if TYPE_CHECKING:
@@ -32,19 +40,39 @@ class Trap(Enum):
     RDTSC = auto()
     READ_CR8 = auto()
     WRITE_CR8 = auto()
+    INT = auto()  # with prefixes; also INT3 and INTO
+
+
+_TRAPS = {
+    b"\xf4": Trap.HLT,
+    b"\x0f\x30": Trap.WRMSR,
+    b"\x0f\x31": Trap.RDTSC,
+    b"\x0f\x32": Trap.RDMSR,
+    b"\xcc": Trap.INT,
+    b"\xce": Trap.INT,
+}
 
 
 def decode(code: bytes, is_64bit: bool) -> tuple[Trap, int] | None:
     """The trap that an instruction is, and of MOV CR8 the number of the other register. None for other instructions."""
-    code = code.lstrip(b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65")
+    code = code.lstrip(_PREFIXES)
     if is_64bit and len(code) == _MOV_CR8_BYTES and code[0] & 0xF4 == 0x44 and code[1] == 0x0F:
         register = code[3] & 7 | (code[0] & 1) << 3
         if code[2] in (0x20, 0x22) and code[3] & 0xF8 == 0xC0:
             return (Trap.READ_CR8 if code[2] == 0x20 else Trap.WRITE_CR8), register
-    if is_64bit and code[:1] and code[0] & 0xF0 == 0x40:
-        code = code[1:]
-    trap = {b"\xf4": Trap.HLT, b"\x0f\x30": Trap.WRMSR, b"\x0f\x31": Trap.RDTSC, b"\x0f\x32": Trap.RDMSR}.get(code)
+    code = _opcode(code, is_64bit)
+    trap = _TRAPS.get(code) or (Trap.INT if code[:1] == b"\xcd" else None)
     return None if trap is None else (trap, 0)
+
+
+def is_iret(code: bytes, is_64bit: bool) -> bool:
+    """Whether some code begins with IRET."""
+    return _opcode(code.lstrip(_PREFIXES), is_64bit).startswith(b"\xcf")
+
+
+def _opcode(code: bytes, is_64bit: bool) -> bytes:
+    """Code without a REX prefix."""
+    return code[1:] if is_64bit and code[:1] and code[0] & 0xF0 == 0x40 else code
 
 
 class Traps:

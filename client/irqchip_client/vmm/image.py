@@ -69,11 +69,14 @@ def parse_image(image: bytes, *, flat_address: int = BOOT_SECTOR) -> BootImage:
     InvalidArgument for an empty image, an ELF file without a multiboot header, or one that is damaged.
     """
     if not image:
-        raise _bad("it is empty")
+        raise _bad("it is empty; give a multiboot image, or a flat binary")
     header = _find_header(image)
     if header is None:
         if image.startswith(b"\x7fELF"):
-            raise _bad("it is an ELF file without a multiboot header in its first 8 KiB")
+            raise _bad(
+                "it is an ELF file without a multiboot header in its first 8 KiB: "
+                "link one into it, or make a flat binary of it, by objcopy -O binary"
+            )
         return BootImage(flat_address, (_Segment(flat_address, image, len(image)),), multiboot=False)
     flags = struct.unpack_from("<I", image, header + 4)[0]
     if unknown := flags & MUST_BE_UNDERSTOOD & ~SUPPORTED:
@@ -137,7 +140,10 @@ def load(memory: GuestMemory, image: BootImage, *, command_line: str = "", initr
     """
     for segment in image.segments:
         if segment.address + segment.size > memory.size:
-            raise _bad(f"it needs {segment.address + segment.size:#x} bytes of memory; there are {memory.size:#x}")
+            raise _bad(
+                f"it needs {segment.address + segment.size:#x} bytes of memory; there are {memory.size:#x}; "
+                "give the machine more (--memory)"
+            )
         memory.write(segment.address, segment.data)
     if not image.multiboot:
         if command_line or initrd is not None:
@@ -157,7 +163,10 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
     if initrd is not None:
         at = -(-max(image.end, MIB) // PAGE) * PAGE
         if at + len(initrd) > memory.size:
-            raise _bad(f"there is no memory for the initrd: it needs {len(initrd)} bytes at {at:#x}")
+            raise _bad(
+                f"there is no memory for the initrd: it needs {len(initrd)} bytes at {at:#x}; "
+                "give the machine more (--memory)"
+            )
         memory.write(at, initrd)
         flags |= HAS_MODULES
     line_at, name_at, map_at, module_at, module_line_at, end = _lay_out(

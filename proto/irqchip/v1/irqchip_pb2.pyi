@@ -3,32 +3,59 @@
 isort:skip_file
 The interrupt controller of a virtual machine, as a service.
 
-Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree): a VM is
-given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a PIT, a GSI routing table),
-device models drive its GSIs, and vCPUs take the interrupts.
+Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree). A VM gets an
+irqchip like the kernel's: two 8259 PICs, an IOAPIC, a local APIC per vCPU, a PIT and a GSI routing table. Device
+models drive the GSIs, and vCPUs take the interrupts.
 
-Time. A VM's clock begins at 0 when the VM is made and counts nanoseconds. It is real (it runs with the daemon's
-monotonic clock) or virtual (it stands still but for AdvanceClock). Every time and duration below is the VM's, unless
-it says otherwise.
+This file has the service. It imports the messages publicly, so that a client needs no other file:
 
-Errors. A call that fails has changed nothing. It carries a gRPC status code and, in the status details, one
-google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have returned and whose domain is
-"irqchipd":
+  vm.proto        VMs: creation, description, clock, reset, capabilities
+  line.proto      GSIs, MSIs, irqfds, routing
+  access.proto    the accesses of vCPUs: ports, memory, MSRs, CR8
+  region.proto    ranges of ports and addresses that a Session answers for
+  vcpu.proto      interrupts, signals, halts and run states of vCPUs
+  state.proto     the state of each chip
+  session.proto   the messages of a Session
+  snapshot.proto  the state of a whole VM
+  trace.proto     the messages of a Watch
 
-  EEXIST     ALREADY_EXISTS       the name, the vCPU or the irqchip is there already
-  ENOENT     NOT_FOUND            no such VM or vCPU
-  EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
-  EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
-  EBUSY      FAILED_PRECONDITION  the vCPU halts already; a region whose owners were too slow can't be claimed yet
-  EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
-  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
-  ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
-  ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
-  ESHUTDOWN  UNAVAILABLE          the daemon is stopping
-  EIO        INTERNAL             the daemon is at fault; its log says how
+Time. A VM's clock counts nanoseconds and starts at 0 when CreateVm makes the VM. A real clock runs with the daemon's
+monotonic clock. A virtual clock moves only when AdvanceClock moves it. Times and durations are in the VM's time,
+unless the comment names the daemon's clock.
 
-Masked and coalesced interrupts, and addresses that nothing claims, are results and not errors.
+Errors. A call that fails has changed nothing. It has a gRPC status code. The status details contain one
+google.rpc.ErrorInfo with the domain "irqchipd" and a reason: the name of the errno that KVM would have returned. In
+a Session the message Error carries the same. The reasons and their codes:
+
+  E2BIG       RESOURCE_EXHAUSTED   a message, a batch, its results or an IrqLines is larger than the daemon allows
+  EAGAIN      FAILED_PRECONDITION  an irqfd for a VM without an irqchip
+  EBADF       INVALID_ARGUMENT     an operation needs a file descriptor, and none came with its batch
+  EBADMSG     INVALID_ARGUMENT     the bytes are not the message that this call takes
+  EBUSY       FAILED_PRECONDITION  the vCPU halts already; it is too late to choose the boot CPU; the eventfd is an
+                                   irqfd already; the range is barred because its owners were too slow
+  EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
+  EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
+                                   external interrupt is pending already
+  EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
+  EIO         INTERNAL             the daemon is at fault; its log says why
+  ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
+                                   a PIT needs a PIC
+  ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
+  ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
+  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
+  ESHUTDOWN   UNAVAILABLE          the daemon is stopping
+  ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
+
+Every call that names a VM fails with ENOENT if no VM has that name, and every call that names a vCPU fails with
+ENOENT if the VM has no vCPU with that id. Any call can fail with EBADMSG, EIO or ESHUTDOWN. The comments of the
+calls do not repeat these errors. A masked interrupt, a coalesced interrupt and an unclaimed address are results, not
+errors.
+
+Compatibility. Within the package irqchip.v1 every change keeps existing clients and daemons working: RPCs, messages,
+fields, enum values and error reasons may be added; none is removed, renamed, renumbered or given another type. `make
+check` compares these files with the last release's. Messages may move between these files: import irqchip.proto.
+A client must ignore fields and events that it does not know. A daemon refuses an operation that it does not know
+with EINVAL. An incompatible change makes a new package, irqchip.v2.
 """
 
 from google.protobuf import descriptor as _descriptor

@@ -33,8 +33,7 @@ if _version_not_supported:
 
 
 class IrqchipServiceStub:
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
+    """IrqchipService holds the interrupt controllers of many VMs.
     """
 
     def __init__(self, channel):
@@ -276,307 +275,320 @@ class IrqchipServiceStub:
 
 
 class IrqchipServiceServicer:
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
+    """IrqchipService holds the interrupt controllers of many VMs.
     """
 
     def CreateVm(self, request, context):
-        """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-        malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
+        """CreateVm makes an empty VM, without irqchip and vCPUs. EEXIST if the name is taken. EINVAL if the name, the clock
+        or the TSC frequency is invalid. ENOSPC at the daemon's limit of VMs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVm(self, request, context):
-        """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND.
+        """DeleteVm deletes a VM. Its Sessions, Watches and halts end with ENOENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVms(self, request, context):
-        """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one.
+        """ListVms returns the VMs in the order of their names, one page per call. EINVAL for an invalid page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVm(self, request, context):
-        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
-        is not one.
+        """GetVm returns a VM: its irqchip, its vCPUs, its Sessions and the lines that they drive. EINVAL for an invalid
+        page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceClock(self, request, context):
-        """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
-        It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+        """AdvanceClock moves a virtual clock forward. Timers expire in order on the way. The call stops early after 10,000
+        expirations, so that other clients are served: call it again for the rest. EINVAL if the VM's clock is real, or
+        would pass 2^62 ns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResetVm(self, request, context):
-        """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
-        Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
+        """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
+        Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+        Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
+        reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SaveVm(self, request, context):
-        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
-        and RestoreVm takes it.
+        """SaveVm returns the whole state of a VM, including the state that the kernel's structs lack. The response has at
+        most 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreVm(self, request, context):
-        """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
-        EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-        come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
-        more than a minute late, the expiries before that minute are lost.
+        """RestoreVm makes a VM from a state that SaveVm returned. The VM's clock continues at the time of the save. The line
+        sources of Sessions are restored detached: they hold their levels until a Session resumes them (see SessionOpen). A
+        periodic timer that is more than a minute late loses the expirations before that minute. EEXIST if the name is
+        taken. EINVAL if no VM can have the state, or the name is invalid. ENOSPC at the daemon's limit of VMs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckExtension(self, request, context):
-        """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability.
+        """CheckExtension is KVM_CHECK_EXTENSION. It returns 0 for a capability that irqchipd lacks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EnableCap(self, request, context):
-        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for a capability that is not listed here, and for flags other than 0.
 
-        KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
-        EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
-        KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
-        reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
-        that is disabled or an x2APIC; EINVAL for others
-        KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
-        KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
-        and where it has been said before, or by a vCPU, otherwise
-        KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
-        GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
-        63:40 are the upper 24, and 39:32 are 0 or EINVAL;
-        KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
-        MSIs is not all x2APICs; EINVAL for others
-        KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
-        33,554,432, or once a vCPU exists; ENXIO without an irqchip
+        KVM_CAP_SPLIT_IRQCHIP (121)           irqchipd holds the local APICs, and the VMM holds the PICs and the IOAPIC.
+        args[0] is the number of GSIs, counted from 0, that are routes of the VMM's
+        IOAPIC. As in KVM, only its low 8 bits count. EINVAL above 4096. EEXIST if
+        the VM has an irqchip or a vCPU, or a region in the local APICs' page.
+        KVM_CAP_DISABLE_QUIRKS2 (213)         args[0] is a set of quirks to disable; EINVAL for any other than these.
+        KVM_X86_QUIRK_LINT0_REENABLED (1): reset masks LINT0 of the boot CPU.
+        KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4): the page of a local APIC that is
+        disabled or an x2APIC is unclaimed.
+        KVM_CAP_DISABLE_QUIRKS (116)          The same, but other quirks are ignored.
+        KVM_CAP_MAX_VCPU_ID (128)             args[0] is one more than the highest vCPU id. EINVAL above 4096, if it is
+        less than the boot CPU's id, and if another value is set already. The first
+        vCPU sets the value 4096 if none was set.
+        KVM_CAP_X2APIC_API (129)              args[0] is a set of flags; EINVAL for any other than these.
+        KVM_X2APIC_API_USE_32BIT_IDS (1): the ID register of an x2APIC has 32 bits
+        in GetLapic and SetLapic, and SetLapic refuses another ID. Bits 63:40 of
+        an MSI's address are bits 31:8 of the destination; bits 39:32 must be 0.
+        KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2): the destination FFh in IOAPIC
+        entries and MSIs does not address all x2APICs.
+        KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
+        by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
+        ENXIO if the VM has no irqchip.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateIrqchip(self, request, context):
-        """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
-        have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
-        exists.
+        """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
+        created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
+        a vCPU exists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateVcpu(self, request, context):
-        """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full.
+        """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
+        vCPUs as the daemon allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetBootCpuId(self, request, context):
-        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
-        that no vCPU can have.
+        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: it chooses the boot CPU. The default is vCPU 0. EBUSY once a vCPU exists.
+        EINVAL for an id that no vCPU can have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreatePit(self, request, context):
-        """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
-        channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+        """CreatePit is KVM_CREATE_PIT2: it creates an 8254 at ports 40h to 43h. Channel 0 drives GSI 0. EEXIST if the VM has
+        a PIT, or if a region claims its ports. ENOENT if the VM has no PIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IrqLine(self, request, context):
-        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
-        irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
+        callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IrqLines(self, request, context):
-        """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
-        more than 4096.
+        """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SignalMsi(self, request, context):
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip.
+        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetGsiRouting(self, request, context):
-        """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
-        KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
+        """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
+        an entry (see RoutingEntry) or the VM has no irqchip.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetGsiRouting(self, request, context):
-        """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip.
+        """GetGsiRouting returns the table in the order in which it was set. ENXIO if the VM has no irqchip.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PioRead(self, request, context):
-        """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4.
+        """The four accesses below go to the device that claims the address: a chip, or a region (see RegisterRegionRequest).
+        An access to a region waits for the answer of the region's owner. ENOSPC if 1,024 accesses wait for that owner's
+        region. EDEADLK if the access comes from the owner's own Session.
+
+        PioRead is a vCPU's IN. EINVAL if the size is not 1, 2 or 4, or the port is above 0xffff.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PioWrite(self, request, context):
-        """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it.
+        """PioWrite is a vCPU's OUT. EINVAL if the size is not 1, 2 or 4, the port is above 0xffff, or the data does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MmioRead(self, request, context):
-        """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8.
+        """MmioRead is a vCPU's load from a guest physical address. EINVAL if the size is not 1, 2, 4 or 8.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MmioWrite(self, request, context):
-        """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
-        fit it.
+        """MmioWrite is a vCPU's store to a guest physical address. EINVAL if the size is not 1, 2, 4 or 8, or the data does
+        not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AckInterrupt(self, request, context):
-        """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
-        ENXIO where the vCPU has no local APIC.
+        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+        an invalid source. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetIrqchip(self, request, context):
-        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip.
+        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetIrqchip(self, request, context):
-        """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
-        the wrong length or kind, ENXIO without an irqchip.
+        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
+        the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLapic(self, request, context):
-        """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC.
+        """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLapic(self, request, context):
-        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC.
+        """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+        KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPit(self, request, context):
-        """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT.
+        """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPit(self, request, context):
-        """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-        Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
-        not fit, ENXIO without a PIT.
+        """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
+        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+        or a field does not fit. ENXIO if the VM has no PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPitReinject(self, request, context):
-        """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
-        one is acknowledged (the default), or are lost. ENXIO without a PIT.
+        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
+        before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetCpuid(self, request, context):
-        """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
-        has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
-        no local APIC.
+        """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
+        never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+        ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MsrRead(self, request, context):
-        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
-        an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h)
+        or an x2APIC register (800h to 8ffh). ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MsrWrite(self, request, context):
-        """MsrWrite is a vCPU's WRMSR of the same.
+        """MsrWrite is a vCPU's WRMSR of the same registers. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cr8Read(self, request, context):
-        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
-        vCPU has no local APIC.
+        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, even if the local APIC is disabled. ENXIO if the vCPU has
+        no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cr8Write(self, request, context):
-        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15.
+        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interrupt(self, request, context):
-        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
-        vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends a vCPU an external interrupt. EINVAL for a
+        vector above 255. EEXIST until the vCPU has taken the last one. ENXIO if irqchipd holds the PIC, or the vCPU has no
         local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -584,21 +596,22 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Nmi(self, request, context):
-        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC.
+        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVcpuEvents(self, request, context):
-        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC.
+        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, limited to what irqchipd holds. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetVcpuEvents(self, request, context):
-        """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255.
+        """SetVcpuEvents is KVM_SET_VCPU_EVENTS. An absent field keeps its value. EINVAL for a number above 255. ENXIO if the
+        vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -612,46 +625,51 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetMpState(self, request, context):
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
-        has no local APIC.
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TakeSignal(self, request, context):
-        """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
-        only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+        """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
+        NMI. A vCPU that waits for SIPI takes no NMI and no SMI. A VcpuSignal event only reports a signal, which waits
+        until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Halt(self, request, context):
-        """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
-        is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-        its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
-        to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
-        use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
+        """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+        waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
+        by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
+        yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
+        lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+        vCPU is under way. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
-        480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
-        that it has raised, in steps of 256; so raising one can be ENOSPC, too.
+        """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
+        events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
+        message opens the Session and all others are batches, or give up a halt. ETIMEDOUT if the first message does not
+        come within 30 seconds of the daemon's clock. ENOSPC at the daemon's limit of Sessions and Watches, and if 256
+        newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
+        line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
+        that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
-        all at once, and what exceeds the daemon's queue is dropped and counted.
+        """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
+        dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
+        the daemon's limit of Sessions and Watches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -899,8 +917,7 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IrqchipService:
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
+    """IrqchipService holds the interrupt controllers of many VMs.
     """
 
     @staticmethod

@@ -3,32 +3,59 @@
 isort:skip_file
 The interrupt controller of a virtual machine, as a service.
 
-Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree): a VM is
-given an in-kernel style irqchip (two 8259 PICs, one IOAPIC, a local APIC in every vCPU, a PIT, a GSI routing table),
-device models drive its GSIs, and vCPUs take the interrupts.
+Names and semantics follow the Linux KVM API (Documentation/virt/kvm/api.rst in the kernel's tree). A VM gets an
+irqchip like the kernel's: two 8259 PICs, an IOAPIC, a local APIC per vCPU, a PIT and a GSI routing table. Device
+models drive the GSIs, and vCPUs take the interrupts.
 
-Time. A VM's clock begins at 0 when the VM is made and counts nanoseconds. It is real (it runs with the daemon's
-monotonic clock) or virtual (it stands still but for AdvanceClock). Every time and duration below is the VM's, unless
-it says otherwise.
+This file has the service. It imports the messages publicly, so that a client needs no other file:
 
-Errors. A call that fails has changed nothing. It carries a gRPC status code and, in the status details, one
-google.rpc.ErrorInfo whose reason is the name of the errno that KVM would have returned and whose domain is
-"irqchipd":
+  vm.proto        VMs: creation, description, clock, reset, capabilities
+  line.proto      GSIs, MSIs, irqfds, routing
+  access.proto    the accesses of vCPUs: ports, memory, MSRs, CR8
+  region.proto    ranges of ports and addresses that a Session answers for
+  vcpu.proto      interrupts, signals, halts and run states of vCPUs
+  state.proto     the state of each chip
+  session.proto   the messages of a Session
+  snapshot.proto  the state of a whole VM
+  trace.proto     the messages of a Watch
 
-  EEXIST     ALREADY_EXISTS       the name, the vCPU or the irqchip is there already
-  ENOENT     NOT_FOUND            no such VM or vCPU
-  EINVAL     INVALID_ARGUMENT     a value out of range; the message says what is allowed
-  EBADMSG    INVALID_ARGUMENT     bytes that are not the message this call takes
-  ENXIO      FAILED_PRECONDITION  the VM has no irqchip, or no PIT; the vCPU has no local APIC to take interrupts from
-  EBUSY      FAILED_PRECONDITION  the vCPU halts already; a region whose owners were too slow can't be claimed yet
-  EDEADLK    FAILED_PRECONDITION  an access to a region of the Session that makes it
-  E2BIG      RESOURCE_EXHAUSTED   a batch of more operations, or with larger answers, than the daemon allows
-  ENOSPC     RESOURCE_EXHAUSTED   a limit of the daemon is reached
-  ETIMEDOUT  DEADLINE_EXCEEDED    a Session was not opened in time
-  ESHUTDOWN  UNAVAILABLE          the daemon is stopping
-  EIO        INTERNAL             the daemon is at fault; its log says how
+Time. A VM's clock counts nanoseconds and starts at 0 when CreateVm makes the VM. A real clock runs with the daemon's
+monotonic clock. A virtual clock moves only when AdvanceClock moves it. Times and durations are in the VM's time,
+unless the comment names the daemon's clock.
 
-Masked and coalesced interrupts, and addresses that nothing claims, are results and not errors.
+Errors. A call that fails has changed nothing. It has a gRPC status code. The status details contain one
+google.rpc.ErrorInfo with the domain "irqchipd" and a reason: the name of the errno that KVM would have returned. In
+a Session the message Error carries the same. The reasons and their codes:
+
+  E2BIG       RESOURCE_EXHAUSTED   a message, a batch, its results or an IrqLines is larger than the daemon allows
+  EAGAIN      FAILED_PRECONDITION  an irqfd for a VM without an irqchip
+  EBADF       INVALID_ARGUMENT     an operation needs a file descriptor, and none came with its batch
+  EBADMSG     INVALID_ARGUMENT     the bytes are not the message that this call takes
+  EBUSY       FAILED_PRECONDITION  the vCPU halts already; it is too late to choose the boot CPU; the eventfd is an
+                                   irqfd already; the range is barred because its owners were too slow
+  EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
+  EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
+                                   external interrupt is pending already
+  EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
+  EIO         INTERNAL             the daemon is at fault; its log says why
+  ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
+                                   a PIT needs a PIC
+  ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
+  ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
+  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
+  ESHUTDOWN   UNAVAILABLE          the daemon is stopping
+  ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
+
+Every call that names a VM fails with ENOENT if no VM has that name, and every call that names a vCPU fails with
+ENOENT if the VM has no vCPU with that id. Any call can fail with EBADMSG, EIO or ESHUTDOWN. The comments of the
+calls do not repeat these errors. A masked interrupt, a coalesced interrupt and an unclaimed address are results, not
+errors.
+
+Compatibility. Within the package irqchip.v1 every change keeps existing clients and daemons working: RPCs, messages,
+fields, enum values and error reasons may be added; none is removed, renamed, renumbered or given another type. `make
+check` compares these files with the last release's. Messages may move between these files: import irqchip.proto.
+A client must ignore fields and events that it does not know. A daemon refuses an operation that it does not know
+with EINVAL. An incompatible change makes a new package, irqchip.v2.
 """
 
 from collections import abc as _abc
@@ -243,375 +270,415 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IrqchipServiceStub:
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
-    """
+    """IrqchipService holds the interrupt controllers of many VMs."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IrqchipServiceAsyncStub: ...
     CreateVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateVmRequest, _vm_pb2.CreateVmResponse]
-    """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-    malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
+    """CreateVm makes an empty VM, without irqchip and vCPUs. EEXIST if the name is taken. EINVAL if the name, the clock
+    or the TSC frequency is invalid. ENOSPC at the daemon's limit of VMs.
     """
     DeleteVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.DeleteVmRequest, _vm_pb2.DeleteVmResponse]
-    """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
+    """DeleteVm deletes a VM. Its Sessions, Watches and halts end with ENOENT."""
     ListVms: _grpc.UnaryUnaryMultiCallable[_vm_pb2.ListVmsRequest, _vm_pb2.ListVmsResponse]
-    """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
+    """ListVms returns the VMs in the order of their names, one page per call. EINVAL for an invalid page_token."""
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetVmRequest, _vm_pb2.GetVmResponse]
-    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
-    is not one.
+    """GetVm returns a VM: its irqchip, its vCPUs, its Sessions and the lines that they drive. EINVAL for an invalid
+    page_token.
     """
     AdvanceClock: _grpc.UnaryUnaryMultiCallable[_vm_pb2.AdvanceClockRequest, _vm_pb2.AdvanceClockResponse]
-    """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
-    It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+    """AdvanceClock moves a virtual clock forward. Timers expire in order on the way. The call stops early after 10,000
+    expirations, so that other clients are served: call it again for the rest. EINVAL if the VM's clock is real, or
+    would pass 2^62 ns.
     """
     ResetVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]
-    """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
-    Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
+    """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
+    Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+    Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
+    reason.
     """
     SaveVm: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.SaveVmRequest, _snapshot_pb2.SaveVmResponse]
-    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
-    and RestoreVm takes it.
+    """SaveVm returns the whole state of a VM, including the state that the kernel's structs lack. The response has at
+    most 1 MiB.
     """
     RestoreVm: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RestoreVmRequest, _snapshot_pb2.RestoreVmResponse]
-    """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
-    EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-    come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
-    more than a minute late, the expiries before that minute are lost.
+    """RestoreVm makes a VM from a state that SaveVm returned. The VM's clock continues at the time of the save. The line
+    sources of Sessions are restored detached: they hold their levels until a Session resumes them (see SessionOpen). A
+    periodic timer that is more than a minute late loses the expirations before that minute. EEXIST if the name is
+    taken. EINVAL if no VM can have the state, or the name is invalid. ENOSPC at the daemon's limit of VMs.
     """
     CheckExtension: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CheckExtensionRequest, _vm_pb2.CheckExtensionResponse]
-    """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+    """CheckExtension is KVM_CHECK_EXTENSION. It returns 0 for a capability that irqchipd lacks."""
     EnableCap: _grpc.UnaryUnaryMultiCallable[_vm_pb2.EnableCapRequest, _vm_pb2.EnableCapResponse]
-    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for a capability that is not listed here, and for flags other than 0.
 
-      KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
-                                            EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
-      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
-                                            reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
-                                            that is disabled or an x2APIC; EINVAL for others
-      KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
-      KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
-                                            and where it has been said before, or by a vCPU, otherwise
-      KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
-                                            GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
-                                            63:40 are the upper 24, and 39:32 are 0 or EINVAL;
-                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
-                                            MSIs is not all x2APICs; EINVAL for others
-      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
-                                            33,554,432, or once a vCPU exists; ENXIO without an irqchip
+      KVM_CAP_SPLIT_IRQCHIP (121)           irqchipd holds the local APICs, and the VMM holds the PICs and the IOAPIC.
+                                            args[0] is the number of GSIs, counted from 0, that are routes of the VMM's
+                                            IOAPIC. As in KVM, only its low 8 bits count. EINVAL above 4096. EEXIST if
+                                            the VM has an irqchip or a vCPU, or a region in the local APICs' page.
+      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0] is a set of quirks to disable; EINVAL for any other than these.
+                                            KVM_X86_QUIRK_LINT0_REENABLED (1): reset masks LINT0 of the boot CPU.
+                                            KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4): the page of a local APIC that is
+                                            disabled or an x2APIC is unclaimed.
+      KVM_CAP_DISABLE_QUIRKS (116)          The same, but other quirks are ignored.
+      KVM_CAP_MAX_VCPU_ID (128)             args[0] is one more than the highest vCPU id. EINVAL above 4096, if it is
+                                            less than the boot CPU's id, and if another value is set already. The first
+                                            vCPU sets the value 4096 if none was set.
+      KVM_CAP_X2APIC_API (129)              args[0] is a set of flags; EINVAL for any other than these.
+                                            KVM_X2APIC_API_USE_32BIT_IDS (1): the ID register of an x2APIC has 32 bits
+                                            in GetLapic and SetLapic, and SetLapic refuses another ID. Bits 63:40 of
+                                            an MSI's address are bits 31:8 of the destination; bits 39:32 must be 0.
+                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2): the destination FFh in IOAPIC
+                                            entries and MSIs does not address all x2APICs.
+      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
+                                            by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
+                                            ENXIO if the VM has no irqchip.
     """
     CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]
-    """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
-    have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
-    exists.
+    """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
+    created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
+    a vCPU exists.
     """
     CreateVcpu: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]
-    """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
+    vCPUs as the daemon allows.
+    """
     SetBootCpuId: _grpc.UnaryUnaryMultiCallable[_vm_pb2.SetBootCpuIdRequest, _vm_pb2.SetBootCpuIdResponse]
-    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
-    that no vCPU can have.
+    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: it chooses the boot CPU. The default is vCPU 0. EBUSY once a vCPU exists.
+    EINVAL for an id that no vCPU can have.
     """
     CreatePit: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreatePitRequest, _vm_pb2.CreatePitResponse]
-    """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
-    channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+    """CreatePit is KVM_CREATE_PIT2: it creates an 8254 at ports 40h to 43h. Channel 0 drives GSI 0. EEXIST if the VM has
+    a PIT, or if a region claims its ports. ENOENT if the VM has no PIC.
     """
     IrqLine: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]
-    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
-    irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
+    callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
     """
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
-    """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
-    more than 4096.
-    """
+    """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
+    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
-    """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
-    KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
+    """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
+    an entry (see RoutingEntry) or the VM has no irqchip.
     """
     GetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.GetGsiRoutingRequest, _line_pb2.GetGsiRoutingResponse]
-    """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
+    """GetGsiRouting returns the table in the order in which it was set. ENXIO if the VM has no irqchip."""
     PioRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.PioReadRequest, _access_pb2.PioReadResponse]
-    """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
+    """The four accesses below go to the device that claims the address: a chip, or a region (see RegisterRegionRequest).
+    An access to a region waits for the answer of the region's owner. ENOSPC if 1,024 accesses wait for that owner's
+    region. EDEADLK if the access comes from the owner's own Session.
+
+    PioRead is a vCPU's IN. EINVAL if the size is not 1, 2 or 4, or the port is above 0xffff.
+    """
     PioWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.PioWriteRequest, _access_pb2.PioWriteResponse]
-    """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
+    """PioWrite is a vCPU's OUT. EINVAL if the size is not 1, 2 or 4, the port is above 0xffff, or the data does not fit."""
     MmioRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.MmioReadRequest, _access_pb2.MmioReadResponse]
-    """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
+    """MmioRead is a vCPU's load from a guest physical address. EINVAL if the size is not 1, 2, 4 or 8."""
     MmioWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.MmioWriteRequest, _access_pb2.MmioWriteResponse]
-    """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
-    fit it.
+    """MmioWrite is a vCPU's store to a guest physical address. EINVAL if the size is not 1, 2, 4 or 8, or the data does
+    not fit.
     """
     AckInterrupt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]
-    """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
-    ENXIO where the vCPU has no local APIC.
+    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+    an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]
-    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
+    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
     SetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]
-    """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
-    the wrong length or kind, ENXIO without an irqchip.
+    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
+    the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
     """
     GetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]
-    """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
+    """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
     SetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]
-    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+    """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+    KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
+    """
     GetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]
-    """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
+    """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT."""
     SetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]
-    """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-    Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
-    not fit, ENXIO without a PIT.
+    """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
+    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+    or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]
-    """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
-    one is acknowledged (the default), or are lost. ENXIO without a PIT.
+    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
+    before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]
-    """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
-    has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
-    no local APIC.
+    """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
+    never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+    ENXIO if the vCPU has no local APIC.
     """
     MsrRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]
-    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
-    an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h)
+    or an x2APIC register (800h to 8ffh). ENXIO if the vCPU has no local APIC.
     """
     MsrWrite: _grpc.UnaryUnaryMultiCallable[_access_pb2.MsrWriteRequest, _access_pb2.MsrWriteResponse]
-    """MsrWrite is a vCPU's WRMSR of the same."""
+    """MsrWrite is a vCPU's WRMSR of the same registers. ENXIO if the vCPU has no local APIC."""
     Cr8Read: _grpc.UnaryUnaryMultiCallable[_access_pb2.Cr8ReadRequest, _access_pb2.Cr8ReadResponse]
-    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
-    vCPU has no local APIC.
+    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, even if the local APIC is disabled. ENXIO if the vCPU has
+    no local APIC.
     """
     Cr8Write: _grpc.UnaryUnaryMultiCallable[_access_pb2.Cr8WriteRequest, _access_pb2.Cr8WriteResponse]
-    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
+    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15. ENXIO if the vCPU has no local APIC."""
     Interrupt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.InterruptRequest, _vcpu_pb2.InterruptResponse]
-    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
-    vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends a vCPU an external interrupt. EINVAL for a
+    vector above 255. EEXIST until the vCPU has taken the last one. ENXIO if irqchipd holds the PIC, or the vCPU has no
     local APIC.
     """
     Nmi: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.NmiRequest, _vcpu_pb2.NmiResponse]
-    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO if the vCPU has no local APIC."""
     GetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuEventsRequest, _vcpu_pb2.GetVcpuEventsResponse]
-    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, limited to what irqchipd holds. ENXIO if the vCPU has no local APIC."""
     SetVcpuEvents: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetVcpuEventsRequest, _vcpu_pb2.SetVcpuEventsResponse]
-    """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
+    """SetVcpuEvents is KVM_SET_VCPU_EVENTS. An absent field keeps its value. EINVAL for a number above 255. ENXIO if the
+    vCPU has no local APIC.
+    """
     GetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
-    has no local APIC.
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    local APIC.
     """
     TakeSignal: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]
-    """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
-    only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+    """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
+    NMI. A vCPU that waits for SIPI takes no NMI and no SMI. A VcpuSignal event only reports a signal, which waits
+    until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]
-    """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
-    is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-    its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
-    to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
-    use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
+    """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+    waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
+    by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
+    yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
+    lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+    vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
-    """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
-    480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
-    that it has raised, in steps of 256; so raising one can be ENOSPC, too.
+    """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
+    events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
+    message opens the Session and all others are batches, or give up a halt. ETIMEDOUT if the first message does not
+    come within 30 seconds of the daemon's clock. ENOSPC at the daemon's limit of Sessions and Watches, and if 256
+    newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
+    line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
+    that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]
-    """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
-    all at once, and what exceeds the daemon's queue is dropped and counted.
+    """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
+    dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
+    the daemon's limit of Sessions and Watches.
     """
 
 @_typing.type_check_only
 class IrqchipServiceAsyncStub(IrqchipServiceStub):
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
-    """
+    """IrqchipService holds the interrupt controllers of many VMs."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateVmRequest, _vm_pb2.CreateVmResponse]  # type: ignore[assignment]
-    """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-    malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
+    """CreateVm makes an empty VM, without irqchip and vCPUs. EEXIST if the name is taken. EINVAL if the name, the clock
+    or the TSC frequency is invalid. ENOSPC at the daemon's limit of VMs.
     """
     DeleteVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.DeleteVmRequest, _vm_pb2.DeleteVmResponse]  # type: ignore[assignment]
-    """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
+    """DeleteVm deletes a VM. Its Sessions, Watches and halts end with ENOENT."""
     ListVms: _aio.UnaryUnaryMultiCallable[_vm_pb2.ListVmsRequest, _vm_pb2.ListVmsResponse]  # type: ignore[assignment]
-    """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
+    """ListVms returns the VMs in the order of their names, one page per call. EINVAL for an invalid page_token."""
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetVmRequest, _vm_pb2.GetVmResponse]  # type: ignore[assignment]
-    """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
-    is not one.
+    """GetVm returns a VM: its irqchip, its vCPUs, its Sessions and the lines that they drive. EINVAL for an invalid
+    page_token.
     """
     AdvanceClock: _aio.UnaryUnaryMultiCallable[_vm_pb2.AdvanceClockRequest, _vm_pb2.AdvanceClockResponse]  # type: ignore[assignment]
-    """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
-    It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+    """AdvanceClock moves a virtual clock forward. Timers expire in order on the way. The call stops early after 10,000
+    expirations, so that other clients are served: call it again for the rest. EINVAL if the VM's clock is real, or
+    would pass 2^62 ns.
     """
     ResetVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]  # type: ignore[assignment]
-    """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-    routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
-    Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
+    """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
+    Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+    Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
+    reason.
     """
     SaveVm: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.SaveVmRequest, _snapshot_pb2.SaveVmResponse]  # type: ignore[assignment]
-    """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
-    and RestoreVm takes it.
+    """SaveVm returns the whole state of a VM, including the state that the kernel's structs lack. The response has at
+    most 1 MiB.
     """
     RestoreVm: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RestoreVmRequest, _snapshot_pb2.RestoreVmResponse]  # type: ignore[assignment]
-    """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
-    EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-    come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
-    more than a minute late, the expiries before that minute are lost.
+    """RestoreVm makes a VM from a state that SaveVm returned. The VM's clock continues at the time of the save. The line
+    sources of Sessions are restored detached: they hold their levels until a Session resumes them (see SessionOpen). A
+    periodic timer that is more than a minute late loses the expirations before that minute. EEXIST if the name is
+    taken. EINVAL if no VM can have the state, or the name is invalid. ENOSPC at the daemon's limit of VMs.
     """
     CheckExtension: _aio.UnaryUnaryMultiCallable[_vm_pb2.CheckExtensionRequest, _vm_pb2.CheckExtensionResponse]  # type: ignore[assignment]
-    """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+    """CheckExtension is KVM_CHECK_EXTENSION. It returns 0 for a capability that irqchipd lacks."""
     EnableCap: _aio.UnaryUnaryMultiCallable[_vm_pb2.EnableCapRequest, _vm_pb2.EnableCapResponse]  # type: ignore[assignment]
-    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+    """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for a capability that is not listed here, and for flags other than 0.
 
-      KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
-                                            EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
-      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
-                                            reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
-                                            that is disabled or an x2APIC; EINVAL for others
-      KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
-      KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
-                                            and where it has been said before, or by a vCPU, otherwise
-      KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
-                                            GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
-                                            63:40 are the upper 24, and 39:32 are 0 or EINVAL;
-                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
-                                            MSIs is not all x2APICs; EINVAL for others
-      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
-                                            33,554,432, or once a vCPU exists; ENXIO without an irqchip
+      KVM_CAP_SPLIT_IRQCHIP (121)           irqchipd holds the local APICs, and the VMM holds the PICs and the IOAPIC.
+                                            args[0] is the number of GSIs, counted from 0, that are routes of the VMM's
+                                            IOAPIC. As in KVM, only its low 8 bits count. EINVAL above 4096. EEXIST if
+                                            the VM has an irqchip or a vCPU, or a region in the local APICs' page.
+      KVM_CAP_DISABLE_QUIRKS2 (213)         args[0] is a set of quirks to disable; EINVAL for any other than these.
+                                            KVM_X86_QUIRK_LINT0_REENABLED (1): reset masks LINT0 of the boot CPU.
+                                            KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4): the page of a local APIC that is
+                                            disabled or an x2APIC is unclaimed.
+      KVM_CAP_DISABLE_QUIRKS (116)          The same, but other quirks are ignored.
+      KVM_CAP_MAX_VCPU_ID (128)             args[0] is one more than the highest vCPU id. EINVAL above 4096, if it is
+                                            less than the boot CPU's id, and if another value is set already. The first
+                                            vCPU sets the value 4096 if none was set.
+      KVM_CAP_X2APIC_API (129)              args[0] is a set of flags; EINVAL for any other than these.
+                                            KVM_X2APIC_API_USE_32BIT_IDS (1): the ID register of an x2APIC has 32 bits
+                                            in GetLapic and SetLapic, and SetLapic refuses another ID. Bits 63:40 of
+                                            an MSI's address are bits 31:8 of the destination; bits 39:32 must be 0.
+                                            KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2): the destination FFh in IOAPIC
+                                            entries and MSIs does not address all x2APICs.
+      KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
+                                            by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
+                                            ENXIO if the VM has no irqchip.
     """
     CreateIrqchip: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
-    """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
-    have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
-    exists.
+    """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
+    created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
+    a vCPU exists.
     """
     CreateVcpu: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]  # type: ignore[assignment]
-    """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+    """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
+    vCPUs as the daemon allows.
+    """
     SetBootCpuId: _aio.UnaryUnaryMultiCallable[_vm_pb2.SetBootCpuIdRequest, _vm_pb2.SetBootCpuIdResponse]  # type: ignore[assignment]
-    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
-    that no vCPU can have.
+    """SetBootCpuId is KVM_SET_BOOT_CPU_ID: it chooses the boot CPU. The default is vCPU 0. EBUSY once a vCPU exists.
+    EINVAL for an id that no vCPU can have.
     """
     CreatePit: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreatePitRequest, _vm_pb2.CreatePitResponse]  # type: ignore[assignment]
-    """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
-    channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+    """CreatePit is KVM_CREATE_PIT2: it creates an 8254 at ports 40h to 43h. Channel 0 drives GSI 0. EEXIST if the VM has
+    a PIT, or if a region claims its ports. ENOENT if the VM has no PIC.
     """
     IrqLine: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]  # type: ignore[assignment]
-    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
-    irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+    """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
+    callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
     """
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
-    """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
-    more than 4096.
-    """
+    """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
+    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
-    """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
-    KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
+    """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
+    an entry (see RoutingEntry) or the VM has no irqchip.
     """
     GetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.GetGsiRoutingRequest, _line_pb2.GetGsiRoutingResponse]  # type: ignore[assignment]
-    """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
+    """GetGsiRouting returns the table in the order in which it was set. ENXIO if the VM has no irqchip."""
     PioRead: _aio.UnaryUnaryMultiCallable[_access_pb2.PioReadRequest, _access_pb2.PioReadResponse]  # type: ignore[assignment]
-    """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
+    """The four accesses below go to the device that claims the address: a chip, or a region (see RegisterRegionRequest).
+    An access to a region waits for the answer of the region's owner. ENOSPC if 1,024 accesses wait for that owner's
+    region. EDEADLK if the access comes from the owner's own Session.
+
+    PioRead is a vCPU's IN. EINVAL if the size is not 1, 2 or 4, or the port is above 0xffff.
+    """
     PioWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.PioWriteRequest, _access_pb2.PioWriteResponse]  # type: ignore[assignment]
-    """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
+    """PioWrite is a vCPU's OUT. EINVAL if the size is not 1, 2 or 4, the port is above 0xffff, or the data does not fit."""
     MmioRead: _aio.UnaryUnaryMultiCallable[_access_pb2.MmioReadRequest, _access_pb2.MmioReadResponse]  # type: ignore[assignment]
-    """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
+    """MmioRead is a vCPU's load from a guest physical address. EINVAL if the size is not 1, 2, 4 or 8."""
     MmioWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.MmioWriteRequest, _access_pb2.MmioWriteResponse]  # type: ignore[assignment]
-    """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
-    fit it.
+    """MmioWrite is a vCPU's store to a guest physical address. EINVAL if the size is not 1, 2, 4 or 8, or the data does
+    not fit.
     """
     AckInterrupt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]  # type: ignore[assignment]
-    """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
-    ENXIO where the vCPU has no local APIC.
+    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+    an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]  # type: ignore[assignment]
-    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
+    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
     SetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]  # type: ignore[assignment]
-    """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
-    the wrong length or kind, ENXIO without an irqchip.
+    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
+    the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
     """
     GetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]  # type: ignore[assignment]
-    """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
+    """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
     SetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]  # type: ignore[assignment]
-    """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+    """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+    KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
+    """
     GetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]  # type: ignore[assignment]
-    """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
+    """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT."""
     SetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]  # type: ignore[assignment]
-    """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-    Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
-    not fit, ENXIO without a PIT.
+    """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
+    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+    or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
-    """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
-    one is acknowledged (the default), or are lost. ENXIO without a PIT.
+    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
+    before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]  # type: ignore[assignment]
-    """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
-    has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
-    no local APIC.
+    """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
+    never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+    ENXIO if the vCPU has no local APIC.
     """
     MsrRead: _aio.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]  # type: ignore[assignment]
-    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
-    an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+    """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h)
+    or an x2APIC register (800h to 8ffh). ENXIO if the vCPU has no local APIC.
     """
     MsrWrite: _aio.UnaryUnaryMultiCallable[_access_pb2.MsrWriteRequest, _access_pb2.MsrWriteResponse]  # type: ignore[assignment]
-    """MsrWrite is a vCPU's WRMSR of the same."""
+    """MsrWrite is a vCPU's WRMSR of the same registers. ENXIO if the vCPU has no local APIC."""
     Cr8Read: _aio.UnaryUnaryMultiCallable[_access_pb2.Cr8ReadRequest, _access_pb2.Cr8ReadResponse]  # type: ignore[assignment]
-    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
-    vCPU has no local APIC.
+    """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, even if the local APIC is disabled. ENXIO if the vCPU has
+    no local APIC.
     """
     Cr8Write: _aio.UnaryUnaryMultiCallable[_access_pb2.Cr8WriteRequest, _access_pb2.Cr8WriteResponse]  # type: ignore[assignment]
-    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
+    """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15. ENXIO if the vCPU has no local APIC."""
     Interrupt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.InterruptRequest, _vcpu_pb2.InterruptResponse]  # type: ignore[assignment]
-    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
-    vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+    """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends a vCPU an external interrupt. EINVAL for a
+    vector above 255. EEXIST until the vCPU has taken the last one. ENXIO if irqchipd holds the PIC, or the vCPU has no
     local APIC.
     """
     Nmi: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.NmiRequest, _vcpu_pb2.NmiResponse]  # type: ignore[assignment]
-    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+    """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO if the vCPU has no local APIC."""
     GetVcpuEvents: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuEventsRequest, _vcpu_pb2.GetVcpuEventsResponse]  # type: ignore[assignment]
-    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+    """GetVcpuEvents is KVM_GET_VCPU_EVENTS, limited to what irqchipd holds. ENXIO if the vCPU has no local APIC."""
     SetVcpuEvents: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetVcpuEventsRequest, _vcpu_pb2.SetVcpuEventsResponse]  # type: ignore[assignment]
-    """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
+    """SetVcpuEvents is KVM_SET_VCPU_EVENTS. An absent field keeps its value. EINVAL for a number above 255. ENXIO if the
+    vCPU has no local APIC.
+    """
     GetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]  # type: ignore[assignment]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
-    has no local APIC.
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    local APIC.
     """
     TakeSignal: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]  # type: ignore[assignment]
-    """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
-    only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+    """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
+    NMI. A vCPU that waits for SIPI takes no NMI and no SMI. A VcpuSignal event only reports a signal, which waits
+    until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]  # type: ignore[assignment]
-    """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
-    is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-    its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
-    to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
-    use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
+    """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+    waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
+    by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
+    yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
+    lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+    vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
-    """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-    line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-    seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
-    480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
-    that it has raised, in steps of 256; so raising one can be ENOSPC, too.
+    """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
+    events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
+    message opens the Session and all others are batches, or give up a halt. ETIMEDOUT if the first message does not
+    come within 30 seconds of the daemon's clock. ENOSPC at the daemon's limit of Sessions and Watches, and if 256
+    newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
+    line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
+    that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
     """
     Watch: _aio.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]  # type: ignore[assignment]
-    """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
-    all at once, and what exceeds the daemon's queue is dropped and counted.
+    """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
+    dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
+    the daemon's limit of Sessions and Watches.
     """
 
 class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
-    """IrqchipService holds the interrupt controllers of many VMs. Every call that names a VM fails with ENOENT where
-    there is none of that name.
-    """
+    """IrqchipService holds the interrupt controllers of many VMs."""
 
     @_abc_1.abstractmethod
     def CreateVm(
@@ -619,8 +686,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.CreateVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.CreateVmResponse, _abc.Awaitable[_vm_pb2.CreateVmResponse]]:
-        """CreateVm makes an empty VM: no irqchip and no vCPU. EEXIST where the name is taken, EINVAL where it is
-        malformed or the TSC's frequency out of range, ENOSPC at the daemon's limit.
+        """CreateVm makes an empty VM, without irqchip and vCPUs. EEXIST if the name is taken. EINVAL if the name, the clock
+        or the TSC frequency is invalid. ENOSPC at the daemon's limit of VMs.
         """
 
     @_abc_1.abstractmethod
@@ -629,7 +696,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.DeleteVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.DeleteVmResponse, _abc.Awaitable[_vm_pb2.DeleteVmResponse]]:
-        """DeleteVm removes a VM. Its Sessions and Watches end with NOT_FOUND."""
+        """DeleteVm deletes a VM. Its Sessions, Watches and halts end with ENOENT."""
 
     @_abc_1.abstractmethod
     def ListVms(
@@ -637,7 +704,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.ListVmsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.ListVmsResponse, _abc.Awaitable[_vm_pb2.ListVmsResponse]]:
-        """ListVms returns VMs, ordered by name, a page at a time. EINVAL for a page_token that is not one."""
+        """ListVms returns the VMs in the order of their names, one page per call. EINVAL for an invalid page_token."""
 
     @_abc_1.abstractmethod
     def GetVm(
@@ -645,8 +712,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.GetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.GetVmResponse, _abc.Awaitable[_vm_pb2.GetVmResponse]]:
-        """GetVm returns one VM: its irqchip, its vCPUs, its open Sessions and the lines they hold. EINVAL for a page_token that
-        is not one.
+        """GetVm returns a VM: its irqchip, its vCPUs, its Sessions and the lines that they drive. EINVAL for an invalid
+        page_token.
         """
 
     @_abc_1.abstractmethod
@@ -655,8 +722,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.AdvanceClockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.AdvanceClockResponse, _abc.Awaitable[_vm_pb2.AdvanceClockResponse]]:
-        """AdvanceClock moves a virtual clock, and everything that comes due happens in order. EINVAL where the clock is real.
-        It stops short after 10,000 expirations, so that others are served: call it again for the rest.
+        """AdvanceClock moves a virtual clock forward. Timers expire in order on the way. The call stops early after 10,000
+        expirations, so that other clients are served: call it again for the rest. EINVAL if the VM's clock is real, or
+        would pass 2^62 ns.
         """
 
     @_abc_1.abstractmethod
@@ -665,9 +733,10 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.ResetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.ResetVmResponse, _abc.Awaitable[_vm_pb2.ResetVmResponse]]:
-        """ResetVm brings the chips, and the vCPUs' local APICs and run states, to where they were when they were made. Time,
-        routing, Sessions and the levels that they drive stay; a line that is driven high is seen high by the chips. Every
-        Session of the VM is told by a VmReset, so that devices and vCPUs reset what is theirs. EINVAL for a reason that is none.
+        """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
+        Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+        Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
+        reason.
         """
 
     @_abc_1.abstractmethod
@@ -676,8 +745,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.SaveVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.SaveVmResponse, _abc.Awaitable[_snapshot_pb2.SaveVmResponse]]:
-        """SaveVm returns the whole state of a VM, including what the kernel's structs leave out. It fits into a message of 1 MiB,
-        and RestoreVm takes it.
+        """SaveVm returns the whole state of a VM, including the state that the kernel's structs lack. The response has at
+        most 1 MiB.
         """
 
     @_abc_1.abstractmethod
@@ -686,10 +755,10 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.RestoreVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.RestoreVmResponse, _abc.Awaitable[_snapshot_pb2.RestoreVmResponse]]:
-        """RestoreVm makes a VM from a saved state; its clock goes on from where it was saved. EEXIST where the name is taken,
-        EINVAL where the state is not one that a VM can have, ENOSPC at the daemon's limit. The line sources of Sessions
-        come back detached, holding their levels, until a Session resumes them (see SessionOpen). Of a periodic timer that is
-        more than a minute late, the expiries before that minute are lost.
+        """RestoreVm makes a VM from a state that SaveVm returned. The VM's clock continues at the time of the save. The line
+        sources of Sessions are restored detached: they hold their levels until a Session resumes them (see SessionOpen). A
+        periodic timer that is more than a minute late loses the expirations before that minute. EEXIST if the name is
+        taken. EINVAL if no VM can have the state, or the name is invalid. ENOSPC at the daemon's limit of VMs.
         """
 
     @_abc_1.abstractmethod
@@ -698,7 +767,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.CheckExtensionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.CheckExtensionResponse, _abc.Awaitable[_vm_pb2.CheckExtensionResponse]]:
-        """CheckExtension answers as KVM_CHECK_EXTENSION does: 0 where irqchipd lacks the capability."""
+        """CheckExtension is KVM_CHECK_EXTENSION. It returns 0 for a capability that irqchipd lacks."""
 
     @_abc_1.abstractmethod
     def EnableCap(
@@ -706,23 +775,29 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.EnableCapRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.EnableCapResponse, _abc.Awaitable[_vm_pb2.EnableCapResponse]]:
-        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for any other capability than these, and for flags other than 0.
+        """EnableCap is KVM_ENABLE_CAP of a VM. EINVAL for a capability that is not listed here, and for flags other than 0.
 
-          KVM_CAP_SPLIT_IRQCHIP (121)           args[0] is the number of GSIs, from 0, that are routes of a VMM's own IOAPIC:
-                                                EINVAL above 4096, EEXIST where there is an irqchip or a vCPU
-          KVM_CAP_DISABLE_QUIRKS2 (213)         args[0]: KVM_X86_QUIRK_LINT0_REENABLED (1), LINT0 of the boot CPU is masked at
-                                                reset; KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4), nobody claims the page of a local APIC
-                                                that is disabled or an x2APIC; EINVAL for others
-          KVM_CAP_DISABLE_QUIRKS (116)          the same; others are ignored
-          KVM_CAP_MAX_VCPU_ID (128)             args[0]: ids are less than this. EINVAL above 4096, below the boot CPU's id,
-                                                and where it has been said before, or by a vCPU, otherwise
-          KVM_CAP_X2APIC_API (129)              args[0]: KVM_X2APIC_API_USE_32BIT_IDS (1), an x2APIC's ID has 32 bits in
-                                                GetLapic and SetLapic, which refuses another, and in an MSI's address, whose bits
-                                                63:40 are the upper 24, and 39:32 are 0 or EINVAL;
-                                                KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2), destination FFh of the IOAPIC and
-                                                MSIs is not all x2APICs; EINVAL for others
-          KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0]: nanoseconds a count of the APIC timers, 1 at first. EINVAL for 0 or above
-                                                33,554,432, or once a vCPU exists; ENXIO without an irqchip
+          KVM_CAP_SPLIT_IRQCHIP (121)           irqchipd holds the local APICs, and the VMM holds the PICs and the IOAPIC.
+                                                args[0] is the number of GSIs, counted from 0, that are routes of the VMM's
+                                                IOAPIC. As in KVM, only its low 8 bits count. EINVAL above 4096. EEXIST if
+                                                the VM has an irqchip or a vCPU, or a region in the local APICs' page.
+          KVM_CAP_DISABLE_QUIRKS2 (213)         args[0] is a set of quirks to disable; EINVAL for any other than these.
+                                                KVM_X86_QUIRK_LINT0_REENABLED (1): reset masks LINT0 of the boot CPU.
+                                                KVM_X86_QUIRK_LAPIC_MMIO_HOLE (4): the page of a local APIC that is
+                                                disabled or an x2APIC is unclaimed.
+          KVM_CAP_DISABLE_QUIRKS (116)          The same, but other quirks are ignored.
+          KVM_CAP_MAX_VCPU_ID (128)             args[0] is one more than the highest vCPU id. EINVAL above 4096, if it is
+                                                less than the boot CPU's id, and if another value is set already. The first
+                                                vCPU sets the value 4096 if none was set.
+          KVM_CAP_X2APIC_API (129)              args[0] is a set of flags; EINVAL for any other than these.
+                                                KVM_X2APIC_API_USE_32BIT_IDS (1): the ID register of an x2APIC has 32 bits
+                                                in GetLapic and SetLapic, and SetLapic refuses another ID. Bits 63:40 of
+                                                an MSI's address are bits 31:8 of the destination; bits 39:32 must be 0.
+                                                KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (2): the destination FFh in IOAPIC
+                                                entries and MSIs does not address all x2APICs.
+          KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
+                                                by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
+                                                ENXIO if the VM has no irqchip.
         """
 
     @_abc_1.abstractmethod
@@ -731,9 +806,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.CreateIrqchipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.CreateIrqchipResponse, _abc.Awaitable[_vm_pb2.CreateIrqchipResponse]]:
-        """CreateIrqchip is KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing. vCPUs created after it
-        have a local APIC. EEXIST where the VM has one, or where something claims its addresses; EINVAL once a vCPU
-        exists.
+        """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
+        created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
+        a vCPU exists.
         """
 
     @_abc_1.abstractmethod
@@ -742,7 +817,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.CreateVcpuRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.CreateVcpuResponse, _abc.Awaitable[_vm_pb2.CreateVcpuResponse]]:
-        """CreateVcpu is KVM_CREATE_VCPU. EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
+        """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
+        vCPUs as the daemon allows.
+        """
 
     @_abc_1.abstractmethod
     def SetBootCpuId(
@@ -750,8 +827,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.SetBootCpuIdRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.SetBootCpuIdResponse, _abc.Awaitable[_vm_pb2.SetBootCpuIdResponse]]:
-        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first. EBUSY once a vCPU exists, EINVAL for an id
-        that no vCPU can have.
+        """SetBootCpuId is KVM_SET_BOOT_CPU_ID: it chooses the boot CPU. The default is vCPU 0. EBUSY once a vCPU exists.
+        EINVAL for an id that no vCPU can have.
         """
 
     @_abc_1.abstractmethod
@@ -760,8 +837,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_pb2.CreatePitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.CreatePitResponse, _abc.Awaitable[_vm_pb2.CreatePitResponse]]:
-        """CreatePit is KVM_CREATE_PIT2: an 8254 at ports 40h to 43h, and with the flag KVM_PIT_SPEAKER_DUMMY (1) port 61h. Its
-        channel 0 drives GSI 0. EEXIST where there is one, or where something claims its ports; ENOENT without a PIC.
+        """CreatePit is KVM_CREATE_PIT2: it creates an 8254 at ports 40h to 43h. Channel 0 drives GSI 0. EEXIST if the VM has
+        a PIT, or if a region claims its ports. ENOENT if the VM has no PIC.
         """
 
     @_abc_1.abstractmethod
@@ -770,8 +847,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.IrqLineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.IrqLineResponse, _abc.Awaitable[_line_pb2.IrqLineResponse]]:
-        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. ENXIO without an
-        irqchip. Source 0 is shared by all unary callers and sticky: a Session is the source whose levels drop by themselves.
+        """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
+        callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
         """
 
     @_abc_1.abstractmethod
@@ -780,9 +858,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.IrqLinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.IrqLinesResponse, _abc.Awaitable[_line_pb2.IrqLinesResponse]]:
-        """IrqLines is many IrqLines in one: it sets levels one after the other, or none where one would be refused. E2BIG for
-        more than 4096.
-        """
+        """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
 
     @_abc_1.abstractmethod
     def SignalMsi(
@@ -790,7 +866,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL without an irqchip."""
+        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
 
     @_abc_1.abstractmethod
     def SetGsiRouting(
@@ -798,8 +874,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SetGsiRoutingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SetGsiRoutingResponse, _abc.Awaitable[_line_pb2.SetGsiRoutingResponse]]:
-        """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, where
-        KVM refuses an entry (see RoutingEntry) or the VM has no irqchip.
+        """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
+        an entry (see RoutingEntry) or the VM has no irqchip.
         """
 
     @_abc_1.abstractmethod
@@ -808,7 +884,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.GetGsiRoutingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.GetGsiRoutingResponse, _abc.Awaitable[_line_pb2.GetGsiRoutingResponse]]:
-        """GetGsiRouting returns the table in the order in which it was set. ENXIO without an irqchip."""
+        """GetGsiRouting returns the table in the order in which it was set. ENXIO if the VM has no irqchip."""
 
     @_abc_1.abstractmethod
     def PioRead(
@@ -816,7 +892,12 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.PioReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.PioReadResponse, _abc.Awaitable[_access_pb2.PioReadResponse]]:
-        """PioRead is a vCPU's IN. EINVAL where size is not 1, 2 or 4."""
+        """The four accesses below go to the device that claims the address: a chip, or a region (see RegisterRegionRequest).
+        An access to a region waits for the answer of the region's owner. ENOSPC if 1,024 accesses wait for that owner's
+        region. EDEADLK if the access comes from the owner's own Session.
+
+        PioRead is a vCPU's IN. EINVAL if the size is not 1, 2 or 4, or the port is above 0xffff.
+        """
 
     @_abc_1.abstractmethod
     def PioWrite(
@@ -824,7 +905,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.PioWriteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.PioWriteResponse, _abc.Awaitable[_access_pb2.PioWriteResponse]]:
-        """PioWrite is a vCPU's OUT. EINVAL where size is not 1, 2 or 4, or data does not fit it."""
+        """PioWrite is a vCPU's OUT. EINVAL if the size is not 1, 2 or 4, the port is above 0xffff, or the data does not fit."""
 
     @_abc_1.abstractmethod
     def MmioRead(
@@ -832,7 +913,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.MmioReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.MmioReadResponse, _abc.Awaitable[_access_pb2.MmioReadResponse]]:
-        """MmioRead is a vCPU's load from a physical address. EINVAL where size is not 1, 2, 4 or 8."""
+        """MmioRead is a vCPU's load from a guest physical address. EINVAL if the size is not 1, 2, 4 or 8."""
 
     @_abc_1.abstractmethod
     def MmioWrite(
@@ -840,8 +921,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.MmioWriteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.MmioWriteResponse, _abc.Awaitable[_access_pb2.MmioWriteResponse]]:
-        """MmioWrite is a vCPU's store to a physical address. EINVAL where size is not 1, 2, 4 or 8, or data does not
-        fit it.
+        """MmioWrite is a vCPU's store to a guest physical address. EINVAL if the size is not 1, 2, 4 or 8, or the data does
+        not fit.
         """
 
     @_abc_1.abstractmethod
@@ -850,8 +931,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.AckInterruptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.AckInterruptResponse, _abc.Awaitable[_vcpu_pb2.AckInterruptResponse]]:
-        """AckInterrupt is the vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one.
-        ENXIO where the vCPU has no local APIC.
+        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+        an invalid source. ENXIO if the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -860,7 +941,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.GetIrqchipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetIrqchipResponse, _abc.Awaitable[_state_pb2.GetIrqchipResponse]]:
-        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for a chip_id that is none, ENXIO without an irqchip."""
+        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
 
     @_abc_1.abstractmethod
     def SetIrqchip(
@@ -868,8 +949,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetIrqchipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetIrqchipResponse, _abc.Awaitable[_state_pb2.SetIrqchipResponse]]:
-        """SetIrqchip is KVM_SET_IRQCHIP: it takes what the kernel takes, raw values included. EINVAL where the state is of
-        the wrong length or kind, ENXIO without an irqchip.
+        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
+        the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
         """
 
     @_abc_1.abstractmethod
@@ -878,7 +959,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.GetLapicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetLapicResponse, _abc.Awaitable[_state_pb2.GetLapicResponse]]:
-        """GetLapic is KVM_GET_LAPIC. EINVAL where the vCPU has no local APIC."""
+        """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def SetLapic(
@@ -886,7 +967,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetLapicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetLapicResponse, _abc.Awaitable[_state_pb2.SetLapicResponse]]:
-        """SetLapic is KVM_SET_LAPIC. EINVAL where the state is of the wrong length, or the vCPU has no local APIC."""
+        """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+        KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
+        """
 
     @_abc_1.abstractmethod
     def GetPit(
@@ -894,7 +977,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.GetPitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetPitResponse, _abc.Awaitable[_state_pb2.GetPitResponse]]:
-        """GetPit is KVM_GET_PIT2; and KVM_GET_PIT, whose struct is the first 72 bytes. ENXIO without a PIT."""
+        """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT."""
 
     @_abc_1.abstractmethod
     def SetPit(
@@ -902,9 +985,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetPitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetPitResponse, _abc.Awaitable[_state_pb2.SetPitResponse]]:
-        """SetPit is KVM_SET_PIT2: it takes what the kernel takes, raw values included, and loads every channel's count anew.
-        Of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL where the state is of the wrong length or a field does
-        not fit, ENXIO without a PIT.
+        """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
+        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+        or a field does not fit. ENXIO if the VM has no PIT.
         """
 
     @_abc_1.abstractmethod
@@ -913,8 +996,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetPitReinjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetPitReinjectResponse, _abc.Awaitable[_state_pb2.SetPitReinjectResponse]]:
-        """SetPitReinject is KVM_REINJECT_CONTROL: whether ticks of channel 0 that could not be delivered wait until the last
-        one is acknowledged (the default), or are lost. ENXIO without a PIT.
+        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
+        before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
         """
 
     @_abc_1.abstractmethod
@@ -923,9 +1006,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetCpuidRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetCpuidResponse, _abc.Awaitable[_vcpu_pb2.SetCpuidResponse]]:
-        """SetCpuid is KVM_SET_CPUID2, as far as a local APIC goes by it; it may be called again. A vCPU of which nobody has said
-        has everything, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52, ENXIO where the vCPU has
-        no local APIC.
+        """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
+        never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+        ENXIO if the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -934,8 +1017,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.MsrReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.MsrReadResponse, _abc.Awaitable[_access_pb2.MsrReadResponse]]:
-        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h) or
-        an x2APIC register (800h to 8ffh). ENXIO where the vCPU has no local APIC.
+        """MsrRead is a vCPU's RDMSR of IA32_TSC (10h), IA32_APIC_BASE (1bh), IA32_TSC_ADJUST (3bh), IA32_TSC_DEADLINE (6e0h)
+        or an x2APIC register (800h to 8ffh). ENXIO if the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -944,7 +1027,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.MsrWriteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.MsrWriteResponse, _abc.Awaitable[_access_pb2.MsrWriteResponse]]:
-        """MsrWrite is a vCPU's WRMSR of the same."""
+        """MsrWrite is a vCPU's WRMSR of the same registers. ENXIO if the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def Cr8Read(
@@ -952,8 +1035,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.Cr8ReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.Cr8ReadResponse, _abc.Awaitable[_access_pb2.Cr8ReadResponse]]:
-        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, whether its local APIC is disabled or not. ENXIO where the
-        vCPU has no local APIC.
+        """Cr8Read is a vCPU's MOV from CR8: the upper half of TPR, even if the local APIC is disabled. ENXIO if the vCPU has
+        no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -962,7 +1045,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_pb2.Cr8WriteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.Cr8WriteResponse, _abc.Awaitable[_access_pb2.Cr8WriteResponse]]:
-        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15."""
+        """Cr8Write is a vCPU's MOV to CR8. EINVAL above 15. ENXIO if the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def Interrupt(
@@ -970,8 +1053,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.InterruptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.InterruptResponse, _abc.Awaitable[_vcpu_pb2.InterruptResponse]]:
-        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC gives a vCPU an external interrupt. EINVAL for a
-        vector above 255, EEXIST while it has not taken the last one, ENXIO where irqchipd has the PIC or the vCPU has no
+        """Interrupt is KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends a vCPU an external interrupt. EINVAL for a
+        vector above 255. EEXIST until the vCPU has taken the last one. ENXIO if irqchipd holds the PIC, or the vCPU has no
         local APIC.
         """
 
@@ -981,7 +1064,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.NmiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.NmiResponse, _abc.Awaitable[_vcpu_pb2.NmiResponse]]:
-        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO where the vCPU has no local APIC."""
+        """Nmi is KVM_NMI: it sends a vCPU a non-maskable interrupt. ENXIO if the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def GetVcpuEvents(
@@ -989,7 +1072,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.GetVcpuEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.GetVcpuEventsResponse, _abc.Awaitable[_vcpu_pb2.GetVcpuEventsResponse]]:
-        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, of what is irqchipd's. ENXIO where the vCPU has no local APIC."""
+        """GetVcpuEvents is KVM_GET_VCPU_EVENTS, limited to what irqchipd holds. ENXIO if the vCPU has no local APIC."""
 
     @_abc_1.abstractmethod
     def SetVcpuEvents(
@@ -997,7 +1080,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetVcpuEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetVcpuEventsResponse, _abc.Awaitable[_vcpu_pb2.SetVcpuEventsResponse]]:
-        """SetVcpuEvents is KVM_SET_VCPU_EVENTS: fields that are absent stay. EINVAL for a number above 255."""
+        """SetVcpuEvents is KVM_SET_VCPU_EVENTS. An absent field keeps its value. EINVAL for a number above 255. ENXIO if the
+        vCPU has no local APIC.
+        """
 
     @_abc_1.abstractmethod
     def GetMpState(
@@ -1013,8 +1098,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetMpStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetMpStateResponse, _abc.Awaitable[_vcpu_pb2.SetMpStateResponse]]:
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for a state that is none of MpState, and for any but RUNNABLE where the vCPU
-        has no local APIC.
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -1023,8 +1108,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.TakeSignalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.TakeSignalResponse, _abc.Awaitable[_vcpu_pb2.TakeSignalResponse]]:
-        """TakeSignal takes what waits for a vCPU beside interrupts, one a call: INIT, then SIPI, SMI, NMI. VcpuSignal events
-        only tell of them: until it is taken, here or by a Halt, a signal waits. ENXIO where the vCPU has no local APIC.
+        """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
+        NMI. A vCPU that waits for SIPI takes no NMI and no SMI. A VcpuSignal event only reports a signal, which waits
+        until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -1033,11 +1119,12 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.HaltRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.HaltResponse, _abc.Awaitable[_vcpu_pb2.HaltResponse]]:
-        """Halt is a vCPU's HLT: it returns when the vCPU has something to take, with it already taken, and at once where that
-        is so already. A vCPU that waits for INIT and SIPI calls it too, and then only these end it. Cancelling the call,
-        its deadline, and the end of its Session cancel it: nothing has then been taken, or what was taken is given back,
-        to be taken next. What an answer that is on its way just then carries is lost; to give up a halt and lose nothing,
-        use timeout_ns. EBUSY while another Halt of the vCPU is under way; ENXIO where the vCPU has no local APIC.
+        """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+        waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
+        by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
+        yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
+        lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+        vCPU is under way. ENXIO if the vCPU has no local APIC.
         """
 
     @_abc_1.abstractmethod
@@ -1046,11 +1133,13 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_session_pb2.SessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.SessionResponse], _abc.AsyncIterator[_session_pb2.SessionResponse]]:
-        """Session is a client's connection to one VM: batches of operations in, their results and events out. It is one
-        line source: the levels it drives drop when it ends, however it ends, and its regions go. The first message opens it, within 30
-        seconds, and all others are batches. ENOSPC at the daemon's limit of Sessions, and at the VM's: 4,096, which hold
-        480 KiB together. Each is 64 bytes and its name, 32 bytes a GSI that it resamples, and a bit a GSI up to the highest
-        that it has raised, in steps of 256; so raising one can be ENOSPC, too.
+        """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
+        events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
+        message opens the Session and all others are batches, or give up a halt. ETIMEDOUT if the first message does not
+        come within 30 seconds of the daemon's clock. ENOSPC at the daemon's limit of Sessions and Watches, and if 256
+        newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
+        line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
+        that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
         """
 
     @_abc_1.abstractmethod
@@ -1059,8 +1148,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trace_pb2.WatchResponse], _abc.AsyncIterator[_trace_pb2.WatchResponse]]:
-        """Watch streams trace events, named after the kernel's tracepoints, as they happen. Those of a large batch come
-        all at once, and what exceeds the daemon's queue is dropped and counted.
+        """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
+        dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
+        the daemon's limit of Sessions and Watches.
         """
 
 def add_IrqchipServiceServicer_to_server(servicer: IrqchipServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -115,7 +115,7 @@ def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -
                 len(waiting) == MAX_STRING or waiting[0][1].crowded or common != (operation, arguments[:3])
             ):
                 yield from _add_answers(batch, waiting)
-            if vm.backlog is not None:
+            if vm.agenda.backlog is not None:
                 yield from caught_up(vm)
             if operation.is_long:
                 if operation is HALT and position == last:
@@ -140,7 +140,7 @@ def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -
             slice_ends = perf_counter_ns() + SLICE_NS
     if waiting:
         yield from _add_answers(batch, waiting)
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
     return batch.answer() if halt is None else begin_halt(batch, halt)
 
@@ -169,5 +169,5 @@ def ended(pending: Pending) -> Slices[None]:
 
 def caught_up(vm: Vm) -> Slices[None]:
     """Wait until every listener has been notified of what earlier operations did."""
-    while (backlog := vm.backlog) is not None:
+    while (backlog := vm.agenda.backlog) is not None:
         yield backlog

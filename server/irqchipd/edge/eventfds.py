@@ -149,8 +149,8 @@ class _Assigned(Work):
         # There was a write, or the eventfd was just assigned.
         if self.irqfd is None:  # deassigned meanwhile
             return None
-        if self.vm.backlog is not None:
-            return self.vm.backlog
+        if self.vm.agenda.backlog is not None:
+            return self.vm.agenda.backlog
         if self.untouched:
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from irqchipd.edge.loop import ended
 from irqchipd.edge.rpc import decoded
-from irqchipd.vm.fair import FairQueue
+from irqchipd.fair import FairQueue
 from irqchipd.vm.pending import Pending, Slices
 
 BUSY_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other

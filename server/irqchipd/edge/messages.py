@@ -84,7 +84,7 @@ class MessageBatch(Batch):
 
 def execute_unary(operation: Operation, vm: Vm, request: Any, response: Any) -> Slices[None]:
     """Execute one operation to its end."""
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)
     result = operation.call(Caller(vm), *operation.arguments(request))
     if isinstance(result, Access):
@@ -93,5 +93,5 @@ def execute_unary(operation: Operation, vm: Vm, request: Any, response: Any) -> 
     elif operation.is_long:
         result = yield from result
     operation.fill(result, response)
-    if vm.backlog is not None:
+    if vm.agenda.backlog is not None:
         yield from caught_up(vm)

@@ -19,16 +19,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.port import MESSAGE_BYTES, AdaptivePoll
 from irqchipd.edge import errors
 from irqchipd.edge.admission import MAX_UNOPENED, OPENING_TIMEOUT, SessionQuota, not_opened, too_many_unopened
 from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.work import Watcher, Work
+from irqchipd.fair import FairQueue
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.fair import FairQueue
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Port(Watcher):
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
         self.alone = False
-        self._polling = Patience(limits.poll_us * 1000)
+        self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         # What each was watched for at first, and which of them have been given up in this turn.
@@ -247,15 +247,15 @@ class Port(Watcher):
             while again:
                 events = poll(0, EVENTS)
                 if events:
-                    polling.met()
+                    polling.polled()
                     return events
-                again = polling.goes_on()
+                again = polling.again()
         due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
         if polling.most_ns:
-            polling.woken()
+            polling.blocked()
         self._paused = time.perf_counter_ns()
         return events
 

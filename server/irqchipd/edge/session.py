@@ -120,7 +120,7 @@ class Session:
         """
         vm = self.vm
         # The shortest way, for what device models and vCPUs send most: one record.
-        if len(data) == _SINGLE and not data[0] and vm.backlog is None:
+        if len(data) == _SINGLE and not data[0] and vm.agenda.backlog is None:
             _, serial, number, size, index, address, value = _unpack(data)
             function = RECORDS_ALONE.get(number)
             if function is not None:
@@ -135,7 +135,7 @@ class Session:
                         return None
                     flags, status, value = result
                     answer = _pack(0, serial, number, flags, status, value)
-                return answer if vm.backlog is None else self._caught_up(answer)
+                return answer if vm.agenda.backlog is None else self._caught_up(answer)
         batch = self._batch(data)
         return None if batch is None else execute(self._caller, batch, self._most, self._halts.begin)
 

@@ -6,6 +6,8 @@ import errno
 
 _MESSAGE = 500  # characters of a message; gRPC sends it twice, as metadata, of which clients take 8 KiB
 _QUOTED = 64
+# Linux's names of errnos for which Python has another: EDEADLOCK and ENOTSUP.
+_REASONS = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class VmError(Exception):
@@ -20,7 +22,7 @@ class VmError(Exception):
     @property
     def reason(self) -> str:
         """The errno's name, for example EINVAL."""
-        return "EDEADLK" if self.number == errno.EDEADLK else errno.errorcode[self.number]  # Python says EDEADLOCK
+        return _REASONS.get(self.number) or errno.errorcode[self.number]
 
 
 def quoted(text: str) -> str:

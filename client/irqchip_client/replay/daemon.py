@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import InterruptSource, IrqchipError, MpState, MsiRoute, PinRoute, _calls, aio, ops
+from irqchip_client import InterruptSource, IrqchipError, MpState, MsiRoute, PinRoute, aio, ops
 from irqchip_client.ops import Call
 
 from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
+
+VmCall = Callable[..., Coroutine[Any, Any, Any]]
 
 # Well below what a daemon takes as one message, or gives as results (irqchipd --max-message).
 BATCH_BYTES = 1 << 18
@@ -84,7 +86,7 @@ class _Pipeline:
             if name == "ack_lapic":
                 await self._ack_lapic(*arguments)
             elif name in VM_CALLS:
-                await self._alone(VM_CALLS[name](*arguments))
+                await self._alone(VM_CALLS[name], *arguments)
             else:
                 await self._add(CALLS[name](*arguments))
         await self._send()
@@ -103,14 +105,14 @@ class _Pipeline:
         if isinstance(taken, _Taken):
             await self._add(_answering(ops.set_lapic(vcpu, taken.page), lambda _: taken.vector))
 
-    async def _alone(self, call: Call[Any]) -> None:
-        """A call that is made on the VM: it waits for what came before it, and what follows for it."""
+    async def _alone(self, call: VmCall, *arguments: Any) -> None:
+        """A call that is made on the VM: it waits for the operations before it, and those after it wait for it."""
         await self._send()
         if self._sent:
             await self._sent[-1]
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         try:
-            answer.set_result(await self._vm._run([call]))
+            answer.set_result([await call(self._vm, *arguments)])
         except IrqchipError as error:
             answer.set_result([error])
         self._sent.append(answer)
@@ -179,10 +181,14 @@ CALLS: dict[str, Callable[..., Call[Any]]] = {
     "msr_write": lambda vcpu, msr, value: _answering(ops.msr_write(vcpu, msr, value), _msr_answer),
 }
 
-# The operations that no Session has.
-VM_CALLS: dict[str, Callable[..., Call[Any]]] = {
-    "create_pit": lambda flags: _answering(_calls.create_pit(flags), lambda _: 0),
-}
+
+async def _create_pit(vm: aio.Vm, flags: int) -> int:
+    await vm.create_pit(flags)  # type: ignore[arg-type]  # Flags but 0 and 1 are the daemon's to refuse.
+    return 0
+
+
+# The operations that no Session has: what makes each on the VM, and returns the answer in the traces' form.
+VM_CALLS: dict[str, VmCall] = {"create_pit": _create_pit}
 
 _SVR_ENABLED = 1 << 8
 _ISR, _IRR = 0x100, 0x200  # Offsets in the register page: 256 bits each, 32 in every 16 bytes.

@@ -11,9 +11,8 @@ from fcntl import ioctl as run_ioctl
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, IrqchipError, TimedOut
-from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import LocalDevices
-from irqchip_client.vmm.adapter import Adapter, told_by
+from irqchip_client.vmm.adapter import Adapter, announced_by
 from irqchip_client.vmm.start import Start
 
 from .apic import Apic
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 0.02  # seconds, where a lower CR8 is not told
 
 
-class KvmCpu(Adapter):
+class KvmVcpu(Adapter):
     """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     kvm    the VM; a vCPU of KVM is made in it
@@ -53,13 +52,12 @@ class KvmCpu(Adapter):
             made.callback(os.close, self._fd)
             self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
-            self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
+            super().__init__(vm, vcpu, made)
             self._causes: Session | None = None
             if self._session.transport == "port":
                 # Before the other that hears of events, and so it hears first.
                 self._causes = made.enter_context(vm.session(f"vcpu {vcpu} causes", vcpus=[vcpu]))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
-            super().__init__(self._session, vcpu)
             self._memory = kvm.memory
             self._registers = Registers(self._fd)
             self._kick = Kick(self._fd)
@@ -72,15 +70,13 @@ class KvmCpu(Adapter):
             self._made = made.pop_all()
         # Whoever sets _interrupted or _signalled and is not the vCPU's thread kicks that afterwards; it clears them
         # before it asks the daemon. And whether it has an interrupt, for all that is known; not only may.
-        self._told = False
+        self._announced = False
         # CR8 keeps one back, and KVM does not tell when it is lowered.
         self._held = False
         # Where the handler of an NMI returns to.
         self._nmi_return = 0
         # What an exception in the next step would push.
         self._frame: Frame | None = None
-        # Acknowledged, and not yet KVM's to deliver.
-        self._vector: int | None = None
         self._failure: IrqchipError | None = None
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
@@ -99,40 +95,24 @@ class KvmCpu(Adapter):
         self._listener = threading.Thread(target=self._listen, name=f"irqchip vcpu {vcpu} events", daemon=True)
         self._listener.start()
 
-    def start(self, start: Start) -> None:
-        """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
-        with self._not_running():
-            self._complete()
-            self._registers.start(start)
-            self._forget()
-            self._vcpu.set_mp_state(MpState.RUNNABLE)
-
-    def run(self) -> None:
-        """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
-
-        Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
-        daemon or the VM has gone; Busy where it runs already.
-        """
-        with self._not_running():
-            self._kick.enter()
-            try:
-                self._apic.learn()
-                self._begin()
-                if self._failure is not None:
-                    raise self._failure
-                if not self._stop.is_set():
-                    self._loop()
-                self._stop.clear()
-            finally:
-                self._kick.leave()
+    def _execute(self) -> None:
+        self._kick.enter()
+        try:
+            self._apic.learn()
+            if self._failure is not None:
+                raise self._failure
+            if not self._stop.is_set():
+                self._loop()
+        finally:
+            self._kick.leave()
 
     def _interrupt_guest(self) -> None:
         self._kick.kick()
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         self._events.close()
         self._listener.join()
-        self._made.close()
+        super()._close()
 
     def _loop(self) -> None:
         run, fd, kick, apic, exits, handlers = (
@@ -153,7 +133,7 @@ class KvmCpu(Adapter):
             if self._signalled:
                 self._take_signals()
             if self._idle:
-                self._halt(not run[Run.IF_FLAG])
+                self._wait(not run[Run.IF_FLAG])
                 continue
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
@@ -169,7 +149,7 @@ class KvmCpu(Adapter):
                 frame.clear_tf(state_of(fd, self._memory))
             # KVM_EXIT_SET_TPR only tells of a lower one.
             if run[Run.CR8] != apic.cr8:
-                apic.tell_cr8()
+                apic.report_cr8()
                 exits.wrote = True
             handlers.get(reason, self._cannot_go_on)()
             if exits.wrote:
@@ -183,15 +163,15 @@ class KvmCpu(Adapter):
         if self._causes is None:
             interrupted, signalled = True, exits.signalled
         else:
-            interrupted, signalled = told_by(self._causes._take_events())
+            interrupted, signalled = announced_by(self._causes.take_events())
         exits.wrote = exits.signalled = False
         if interrupted:
-            self._interrupted = self._told = True
+            self._interrupted = self._announced = True
         if signalled:
             self._signalled = True
         if stepping is not None:
             self._held = bool(self._apic.cr8) and self._apic.has_requests()
-            if not self._held and not self._told:
+            if not self._held and not self._announced:
                 stepping.run_on()
 
     def _interrupt(self) -> bool:
@@ -203,14 +183,14 @@ class KvmCpu(Adapter):
         waits = self._interrupted or self._vector is not None
         if waits and not run[Run.READY_FOR_INTERRUPT_INJECTION]:
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-            known = self._told or self._held or self._vector is not None
+            known = self._announced or self._held or self._vector is not None
             return stepping is not None and known and self._step(stepping)
         if stepping is not None:
             if not waits:
                 return self._step(stepping)
             stepping.run_on()
         if self._vector is None:
-            self._interrupted = self._told = False
+            self._interrupted = self._announced = False
             interrupt = self._vcpu.acknowledge()
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
@@ -260,28 +240,27 @@ class KvmCpu(Adapter):
     def _hlt(self) -> None:
         self._idle = True
 
-    def _accept(self, wake: Wake) -> None:
-        """It has taken something."""
-        self._idle = False
-        match wake:
-            case Interrupt(vector):
-                self._vector = vector
-            case Signal(SignalKind.NMI):
-                if self._stepping is not None:
-                    self._find_nmi_window(self._stepping)
-                ioctl(self._fd, Request.NMI)
-            case Signal(SignalKind.SMI):
-                ioctl(self._fd, Request.SMI)
-            case Signal(SignalKind.INIT):
-                self._complete()
-                self._registers.reset()
-                self._forget()
-                self._idle = not self._apic.is_boot_cpu  # The others wait for SIPI.
-            case Signal(SignalKind.SIPI, page):
-                self._registers.start_up(page)
-                self._forget()
-            case Signal(SignalKind.UNHALT):
-                pass  # It goes on behind its HLT.
+    def _take_nmi(self) -> None:
+        if self._stepping is not None:
+            self._find_nmi_window(self._stepping)
+        ioctl(self._fd, Request.NMI)
+
+    def _take_smi(self) -> None:
+        ioctl(self._fd, Request.SMI)
+
+    def _start_at(self, start: Start) -> None:
+        self._complete()
+        self._registers.start(start)
+
+    def _reset(self) -> None:
+        self._complete()
+        self._registers.reset()
+
+    def _start_up(self, page: int) -> None:
+        self._registers.start_up(page)
+
+    def _is_boot_cpu(self) -> bool:
+        return self._apic.is_boot_cpu
 
     def _complete(self) -> None:
         """What the last exit left of an instruction is done: KVM does that when it runs next, and here nothing else."""
@@ -297,10 +276,8 @@ class KvmCpu(Adapter):
             run[Run.IMMEDIATE_EXIT] = 0
 
     def _forget(self) -> None:
-        """Its registers are others: nothing waits to be delivered."""
+        super()._forget()
         ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
-        self._vector = None
-        self._idle = False
         self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
         self._apic.learn()
 
@@ -315,9 +292,9 @@ class KvmCpu(Adapter):
                         self._kick.kick()
                     continue
                 if self._causes is None:  # else the vCPU's thread asks those
-                    interrupt, signal = told_by([event])
+                    interrupt, signal = announced_by([event])
                     if interrupt:
-                        self._interrupted = self._told = True
+                        self._interrupted = self._announced = True
                     if signal:
                         self._signalled = True
                 self._kick.kick()

@@ -5,7 +5,7 @@
 An operation is its name, its arguments and the kernel's answer. An answer that is a string beginning with "-" is an
 errno; "time" stands for a number that depends on the time, and "GP" for a fault of the guest. A trace starts from a new
 VM with an irqchip and `vcpus` vCPUs that run. A new operation needs its arguments in OPERATIONS here, and an entry in
-each of the tables that execute them: replay_daemon.py and replay_in_process.py.
+each of the tables that execute them: daemon.py and in_process.py.
 """
 
 from __future__ import annotations

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, InvalidArgument
-from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
-from irqchip_client.vmm.adapter import Adapter, told_by
-from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.adapter import Adapter, announced_by
+from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
 from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Unsupported, Vector
-from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, Cpuid
+from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, X2APIC_ICR, Cpuid
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
 RAX, RCX, RDX = range(3)
+ICR = 0x300  # Its offset in the local APIC's page, wherever that is; and the bit that NMI, INIT and SIPI have in it
+ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF
 
 
-class UnicornCpu(Adapter):
+class UnicornVcpu(Adapter):
     """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     memory  the guest's RAM, of less than 0xfec00000 bytes
@@ -43,58 +45,28 @@ class UnicornCpu(Adapter):
     def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
         if memory.size > RAM_END:
             raise InvalidArgument(errno.EINVAL, f"RAM ends at {RAM_END:#x}, where the IOAPIC is, not {memory.size:#x}")
-        self._session = vm.session(f"vcpu {vcpu}")
-        try:
-            self._events = vm.session(f"vcpu {vcpu} events", vcpus=[vcpu])
-        except BaseException:
-            self._session.close()
-            raise
-        super().__init__(self._session, vcpu)
-        try:
+        with ExitStack() as made:
+            self._engine = Engine(memory, self)
+            made.callback(self._engine.close)
+            super().__init__(vm, vcpu, made)
+            self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._vcpu.set_cpuid(tsc_adjust=False, physical_address_bits=PHYSICAL_BITS)
-        except BaseException:
-            self._events.close()
-            self._session.close()
-            raise
-        self._apic = Apic(self._vcpu)
-        self._accesses = Accesses(self._vcpu, local)
-        self._engine = Engine(memory, self)
-        self._breaker = self._engine.breaker
-        self._engine.reset()
-        self._vector: int | None = None  # Acknowledged, and not delivered: Ctrl-C came in between.
+            self._apic = Apic(self._vcpu)
+            self._accesses = Accesses(self._vcpu, local)
+            self._breaker = self._engine.breaker
+            self._engine.reset()
+            self._made = made.pop_all()
         self._nmi = False  # Taken, while another blocks it.
         self._failure: BaseException | None = None
 
-    def start(self, start: Start) -> None:
-        """Has it begin so, whether or not it waits for INIT and SIPI. Not while it runs: Busy."""
-        if start.mode is StartMode.REAL and start.entry >= 1 << 20:
-            raise InvalidArgument(errno.EINVAL, f"real mode begins below 1 MiB, not at {start.entry:#x}")
-        with self._not_running():
-            self._engine.start(start)
-            self._forget()
-            self._vcpu.set_mp_state(MpState.RUNNABLE)
-
-    def run(self) -> None:
-        """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
-
-        Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
-        daemon or the VM has gone; Busy where it runs already.
-        """
-        with self._not_running():
-            self._begin()
-            try:
-                self._loop()
-            except (TripleFault, Unsupported) as error:
-                raise GuestError(f"vCPU {self.id} can't go on: {error}. It is at {self._engine.where()}") from None
-            self._stop.clear()
+    def _execute(self) -> None:
+        try:
+            self._loop()
+        except (TripleFault, Unsupported) as error:
+            raise GuestError(f"vCPU {self.id} can't go on: {error}. It is at {self._engine.where()}") from None
 
     def _interrupt_guest(self) -> None:
         self._breaker.stop()
-
-    def _let_go(self) -> None:
-        self._events.close()
-        self._session.close()
-        self._engine.close()
 
     def _loop(self) -> None:
         engine, breaker = self._engine, self._breaker
@@ -111,10 +83,13 @@ class UnicornCpu(Adapter):
             self._deliver_vector()
             if self._signalled:
                 self._take_signals()
-            if self._nmi and not engine.state.nmi_blocked:
-                self._deliver_nmi()
+            if self._nmi:
+                if engine.state.nmi_blocked:
+                    breaker.stop_after_a_block()  # Any may end with the IRET that it is to follow.
+                else:
+                    self._deliver_nmi()
             if self._idle:
-                self._halt(not engine.interrupts_enabled)
+                self._wait(not engine.interrupts_enabled)
                 continue
             if self._interrupted:
                 self._interrupt()
@@ -149,26 +124,25 @@ class UnicornCpu(Adapter):
             self._vector = None
             self._interrupted = True  # There may be more, of which no event need tell.
 
-    def _accept(self, wake: Wake) -> None:
-        """It has taken something."""
-        self._idle = False
-        match wake:
-            case Interrupt(vector):
-                self._vector = vector
-                self._deliver_vector()
-            case Signal(SignalKind.NMI):
-                self._nmi = True
-            case Signal(SignalKind.SMI):
-                raise Unsupported("an SMI: Unicorn has no system management mode")
-            case Signal(SignalKind.INIT):
-                self._engine.reset()
-                self._forget()
-                self._idle = not self._apic.base & BOOT_CPU  # The others wait for SIPI.
-            case Signal(SignalKind.SIPI, page):
-                self._engine.start_in_real_mode(page << 8, 0)
-                self._forget()
-            case Signal(SignalKind.UNHALT):
-                pass  # It goes on behind its HLT.
+    def _take_nmi(self) -> None:
+        self._nmi = True
+
+    def _take_smi(self) -> None:
+        raise Unsupported("an SMI: Unicorn has no system management mode")
+
+    def _start_at(self, start: Start) -> None:
+        if start.mode is StartMode.REAL and start.entry >= 1 << 20:
+            raise InvalidArgument(errno.EINVAL, f"real mode begins below 1 MiB, not at {start.entry:#x}")
+        self._engine.start(start)
+
+    def _reset(self) -> None:
+        self._engine.reset()
+
+    def _start_up(self, page: int) -> None:
+        self._engine.start_in_real_mode(page << 8, 0)
+
+    def _is_boot_cpu(self) -> bool:
+        return bool(self._apic.base & BOOT_CPU)
 
     def _deliver_nmi(self) -> None:
         self._take_signals()  # A processor keeps one NMI, however many have come: 6.7.1.
@@ -179,13 +153,12 @@ class UnicornCpu(Adapter):
         self._engine.block_nmi()
 
     def _forget(self) -> None:
-        """Its registers are others: nothing waits to be delivered."""
-        self._idle = self._nmi = False
-        self._vector = None
+        super()._forget()
+        self._nmi = False
 
     def _look(self) -> None:
         """Takes the events that have come. SessionClosed"""
-        interrupt, signal = told_by(self._events._take_events())
+        interrupt, signal = announced_by(self._events.take_events())
         self._interrupted |= interrupt
         self._signalled |= signal
 
@@ -204,6 +177,7 @@ class UnicornCpu(Adapter):
                     value = (engine.register(RDX) & DWORD) << 32 | engine.register(RAX) & DWORD
                     self._apic.write_msr(engine.register(RCX) & DWORD, value)
                     self._interrupted = True
+                    self._signalled |= engine.register(RCX) & DWORD == X2APIC_ICR
                 case Trap.RDTSC:
                     self._set_edx_eax(self._apic.read_msr(IA32_TSC))
                 case Trap.READ_CR8:
@@ -250,6 +224,9 @@ class UnicornCpu(Adapter):
             self._accesses.mmio_write(address, value, size)
         except BaseException as error:
             self._fail(error, size)
+        if address % PAGE == ICR and value & ICR_SIGNAL:
+            self._signalled = True
+            self._breaker.stop()
         self._wrote()
 
     def cpuid_1(self, leaf: Cpuid) -> Cpuid:

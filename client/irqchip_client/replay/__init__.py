@@ -1,0 +1,1 @@
+"""Golden traces, replayed against a daemon or against the chips alone."""
