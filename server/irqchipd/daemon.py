@@ -18,9 +18,9 @@ from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.grpc_server import Server
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
+from irqchipd.fields import fields
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
-from irqchipd.logs import fields
 from irqchipd.stopping import stop_when_told
 from irqchipd.timers import Timers
 from irqchipd.vm.registry import Registry

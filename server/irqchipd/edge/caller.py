@@ -6,7 +6,7 @@ import logging
 
 from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.outbound import EventQueue
-from irqchipd.logs import fields
+from irqchipd.fields import fields
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource
 

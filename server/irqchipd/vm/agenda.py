@@ -103,6 +103,8 @@ class Agenda:
             self.lock.release()
             return
         try:
+            if self._deferred or self.touched:
+                self.finish()
             outbox = self._settle()
         finally:
             self.lock.release()
@@ -153,8 +155,7 @@ class Agenda:
                 one.touched = False  # after what the look itself has touched
 
     def _settle(self) -> Sequence[Notification]:
-        """Finish the turn. The notifications to send without the lock."""
-        self.finish()
+        """The notifications to send without the lock, now that the turn has finished."""
         self._unsettled = False
         outbox, self._outbox = self._outbox, []
         many, self._notified = self._notified > TURN_NOTIFICATIONS, 0
