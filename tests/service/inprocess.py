@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.port import Port
-from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
 from irqchipd.timers import Timers
 from irqchipd.vm.machine import Vm
@@ -27,10 +27,10 @@ class Served:
     def __init__(self, directory: Path, places: int, irqfds: int, access_ns: int) -> None:
         self.timers = Timers()
         self.registry = Registry(10, access_ns=access_ns, deadlines=self.timers)
-        self.places = Places(places)
+        self.quota = SessionQuota(places)
         self.in_use = EventfdsInUse(irqfds)
         self.target = f"unix://{directory}/s"
-        self.port = Port(self.registry, Limits(), self.places, self.in_use, directory / "s.port")
+        self.port = Port(self.registry, Limits(), self.quota, self.in_use, directory / "s.port")
 
     def vm(self, name: str = "vm") -> Vm:
         """A VM with an irqchip and a vCPU."""

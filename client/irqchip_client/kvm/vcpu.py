@@ -17,7 +17,7 @@ from irqchip_client.vmm.start import Start
 
 from .apic import Apic
 from .cpuid import physical_address_bits, vcpu_cpuid
-from .emulator import IF, Instruction, execute, next_instruction, nmi_is_masked, state_of
+from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
@@ -204,8 +204,8 @@ class KvmVcpu(Adapter):
         return False
 
     def _find_nmi_window(self, stepping: Stepping) -> None:
-        """Before an NMI: in another NMI's handler it waits for the IRET, and KVM would notice the IRET late."""
-        if nmi_is_masked(self._fd):
+        """Before an NMI: behind another NMI it waits for that one's IRET, and KVM would notice the IRET late."""
+        if nmi_must_wait(self._fd):
             stepping.break_at(self._nmi_return)
         else:
             self._complete()

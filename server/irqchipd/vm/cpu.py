@@ -156,7 +156,9 @@ class Cpu(Touchable):
     def priorities_changed(self) -> None:
         """What this vCPU would take has changed: look when the turn ends, if a halt or a listener waits for that."""
         if not self.touched and (self.halt is not None or self.listeners):
-            self.agenda.touch(self)
+            self.touched = True
+            self.agenda.touched.append(self)
+            self.agenda.unsettled = True
 
     @property
     def quirks(self) -> int:
@@ -279,7 +281,7 @@ class Cpu(Touchable):
 
     def has_interrupt(self) -> bool:
         """Whether there is an interrupt to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
-        return bool(self.queued) or self.has_extint() or (self.lapic is not None and self.lapic.interrupt() >= 0)
+        return bool(self.queued) or (self.lapic is not None and self.lapic.interrupt() >= 0) or self.has_extint()
 
     def has_extint(self) -> bool:
         """Whether a PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
@@ -290,17 +292,18 @@ class Cpu(Touchable):
         """INTA: accept what the CPU would take now; the PIC comes first. KVM: irq.c kvm_cpu_get_interrupt."""
         if self.queued and (pic if self.queued[0][1] else lapic):
             taken = self.queued.pop(0)
-        elif pic and self.has_extint():
+            self.priorities_changed()
+        elif pic and (self.pic is None or self.pic.output) and self.has_extint():
             if self.pic is not None:
                 taken = self.pic.acknowledge(), True
             else:
                 assert self.external_vector is not None
                 taken, self.external_vector = (self.external_vector, True), None
+                self.priorities_changed()
         elif lapic and self.lapic is not None and (vector := self.lapic.acknowledge()) >= 0:
             taken = vector, False
         else:
             return None
-        self.priorities_changed()
         if self.halt is None:
             self._unhalt()
         if self.apics.observer is not None:
@@ -315,7 +318,7 @@ class Cpu(Touchable):
         if self.sipi_vector is not None:
             signal, self.sipi_vector = Signal(DeliveryMode.STARTUP, self.sipi_vector), None
             return signal
-        if self.waits_for_startup:
+        if not (self.nmis or self.smi or self.nmi_injected) or self.waits_for_startup:
             return None
         if self.nmi_injected:
             self.nmi_injected = False
@@ -403,7 +406,7 @@ class Cpu(Touchable):
     def _time_out(self, halt: Halt) -> None:
         with suppress(VmError), self.agenda:
             if not halt.finished:
-                self.finish_halt(halt, None)
+                self.end_halt(halt, None)
 
     def look(self) -> None:
         """End the HLT under way if there is something to take, and report a new interrupt. KVM: x86.c vcpu_block."""
@@ -411,30 +414,28 @@ class Cpu(Touchable):
         if halt is not None:
             outcome: Outcome = self.take_signal()
             if outcome is None and not self.waits_for_startup:
-                if not halt.interrupts_masked and self.has_interrupt():
-                    self.enter()
+                if not halt.interrupts_masked:
+                    if self.scanned != self.apics.scans and self.has_interrupt():
+                        self.enter()
                     outcome = self.take_interrupt()
                 if outcome is None and self.unhalted:
                     outcome = Signal(DeliveryMode.REMOTE_READ)
             if outcome is not None:
                 self._unhalt()
-                self.finish_halt(halt, outcome)
+                self.end_halt(halt, outcome)
         if self.listeners:
             was_ready, self.ready = self.ready, self.has_interrupt()
             if self.ready and not was_ready:
                 self.agenda.notify(self.listeners, InterruptPending(self.id))
 
-    def finish_halt(self, halt: Halt, outcome: Outcome) -> None:
+    def end_halt(self, halt: Halt, outcome: Outcome, *, report: bool = True) -> None:
         """End a HLT, and report how."""
-        self.cancel_halt(halt)
-        halt.outcome = outcome
-        self.agenda.notify((halt.done,), outcome)
-
-    def cancel_halt(self, halt: Halt) -> None:
-        """End a HLT, and report nothing."""
         self.halt = None
         halt.finished = True
+        halt.outcome = outcome
         halt.reset_count = self.reset_count
+        if report:
+            self.agenda.notify((halt.done,), outcome)
         if halt.timeout is not None:
             self.agenda.deadlines.set(halt.timeout, None)
             halt.timeout.forget()

@@ -141,7 +141,7 @@ class Vm(Accesses):
         with self._turn:
             for cpu in self._board.cpus:
                 if cpu.halt is not None:
-                    cpu.finish_halt(cpu.halt, gone)
+                    cpu.end_halt(cpu.halt, gone)
             self._board.regions.end(gone)
             self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())

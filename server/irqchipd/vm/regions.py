@@ -123,9 +123,6 @@ class RegionDevice:
     def __init__(self, region: Region) -> None:
         self.regions = [region]
 
-    def claims(self, address: int) -> bool:  # noqa: ARG002 - see Device
-        return True
-
     def read(self, address: int, size: int) -> int:
         """Never called: Regions answers."""
         raise NotImplementedError
@@ -174,6 +171,7 @@ class Regions:
         "_last_number",
         "_losses",
         "_owners",
+        "_strings",
         "access_ns",
         "apic_page_taken",
         "observer",
@@ -188,6 +186,8 @@ class Regions:
         self._owners: dict[LineSource, _Owner] = {}
         # Per bus, the doorbells that share the range of another.
         self._beside = dict.fromkeys(Space, 0)
+        # Per Session, its accesses that wait, in their order: those of a string instruction are forwarded together.
+        self._strings: dict[LineSource, dict[int, Access]] = {}
         self._losses: list[_Loss] = []
         self.access_ns = ACCESS_NS
 
@@ -342,8 +342,9 @@ class Regions:
         if by is None:
             self._begin(access)
         else:
-            by.accesses[access.number] = access
-            if len(by.accesses) == 1:
+            string = self._strings.setdefault(by, {})
+            string[access.number] = access
+            if len(string) == 1:
                 self._begin(access)
         if value is not None:
             self._trace(region, True, address, size, value)
@@ -371,14 +372,16 @@ class Regions:
         del owner.waiting[access.number]
         timed = owner.timed.pop(access.number, None)
         if access.by is not None:
-            string = access.by.accesses
+            string = self._strings[access.by]
             del string[access.number]
-            if timed is not None and string:
+            if not string:
+                del self._strings[access.by]
+            elif timed is not None:
                 self._begin(next(iter(string.values())))
         access.answer = answer
         if calls := access.end():
             self._agenda.notify(calls)
-        if not access.write and not isinstance(answer, VmError):
+        if self.observer is not None and not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
-from irqchipd.logs import fields
+from irqchipd.fields import fields
 from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm

@@ -166,7 +166,7 @@ class Vcpus(Lines):
         with suppress(VmError), self._turn:
             outcome, halt.outcome = halt.outcome, None
             if not halt.finished:
-                halt.cpu.cancel_halt(halt)
+                halt.cpu.end_halt(halt, None, report=False)
                 return True
             if isinstance(outcome, Signal | tuple):
                 halt.cpu.give_back(outcome, halt.reset_count)
