@@ -96,21 +96,11 @@ class Connection(Work):
         if ancillary:
             self._receive_descriptors(ancillary)
         elif data and session is not None and (self._port.alone or self._port.allows(session.vm.share)):
-            # As go_on does it, but for what most packets do not need.
-            try:
-                with self._busy:
-                    answer = session.receive(data)
-                    if isinstance(answer, bytes):
-                        self._send(answer)
-                    else:
-                        self._work = answer
-            except Exception as error:
-                self._fail(error)
-                return
-            if self._work is not None:
-                self._port.do(self)
-            elif self._more:
-                self._wake()
+            if self._execute(session, data):
+                if self._work is not None:
+                    self._port.do(self)
+                elif self._more:
+                    self._wake()
             return
         self._packet = data
         self._port.do(self)
