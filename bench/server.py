@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-
 import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd import daemon
 from irqchipd.__main__ import main
 from irqchipd.edge import session
-from irqchipd.edge.executor import Awaited, Own, execute_batch
+from irqchipd.edge.batch import Batch, BeginHalt, execute
+from irqchipd.edge.caller import SessionCaller
 from irqchipd.limits import Limits
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.sources import LineSource
+from irqchipd.vm.pending import Slices
 
 NOOP_CALL = "/bench.Noop/Call"
 NOOP_VM = "noop"
@@ -33,18 +31,15 @@ class _Daemon(daemon.Daemon):
         self._server.add_registered_method_handlers(service, {method: handler})
 
 
-def _execute_nothing(
-    vm: Vm, batch: pb.Batch, source: LineSource, limits: Limits, own: Mapping[str, Own]
-) -> Generator[Awaited, None, pb.BatchResult]:
-    if vm.name != NOOP_VM:
-        return (yield from execute_batch(vm, batch, source, limits, own))
-    answer = pb.BatchResult(serial=batch.serial)
-    for operation in batch.operations:
-        answer.results.add().irq_lines.statuses.extend([1] * len(operation.irq_lines.changes))
-    return answer
+def _execute_nothing(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -> Slices[bytes | None]:
+    if on.vm.name != NOOP_VM:
+        return (yield from execute(on, batch, most, begin_halt))
+    for operation, (changes,) in batch.calls():
+        batch.add(operation, [1] * len(changes))
+    return batch.answer()
 
 
 if __name__ == "__main__":
     daemon.Daemon = _Daemon  # type: ignore[misc]
-    vars(session)["execute_batch"] = _execute_nothing
+    vars(session)["execute"] = _execute_nothing
     main()

@@ -13,16 +13,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
+from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.grpc_server import Server
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
-from irqchipd.edge.session import Places
+from irqchipd.fields import fields
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
-from irqchipd.logs import fields
 from irqchipd.stopping import stop_when_told
-from irqchipd.vm.clock import SCHEDULER
+from irqchipd.timers import Timers
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,11 @@ class Daemon:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000)
-        self._places = Places(limits.sessions)
+        self.timers = Timers()
+        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000, self.timers)
+        self._quota = SessionQuota(limits.sessions)
         self._eventfds = EventfdsInUse(limits.irqfds)
-        self._service = GrpcService(self._registry, limits, self._places)
+        self._service = GrpcService(self._registry, limits, self._quota)
         self._health = health.aio.HealthServicer()
         self._server = Server(
             [
@@ -107,7 +108,7 @@ class Daemon:
                 if not refuse_descriptors(passing):
                     self._grpc_may_wait = True
             port = address.path.with_name(address.path.name + SUFFIX)
-            self._ports.append(Port(self._registry, self._limits, self._places, self._eventfds, port))
+            self._ports.append(Port(self._registry, self._limits, self._quota, self._eventfds, port))
         except OSError as error:
             raise ListenError(f"{address} can't be listened on: {error.strerror}; choose another path") from error
         return address
@@ -148,11 +149,11 @@ class Daemon:
             await self._server.stop(CALLS_GRACE)
 
 
-async def _tell_of_lateness() -> None:
+async def _report_lateness(timers: Timers) -> None:
     """Log that VMs' timers need more time than there is."""
     while True:
         await asyncio.sleep(LATENESS_PERIOD)
-        latest, SCHEDULER.latest = SCHEDULER.latest, 0
+        latest, timers.latest = timers.latest, 0
         if latest >= LATE_NS:
             log.warning(
                 "timers are late: `irqchipctl show` says of which VM", extra=fields(milliseconds=latest // 10**6)
@@ -171,7 +172,7 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
         for address in await daemon.start(addresses):
             started(address)
             log.info("listening", extra=fields(address=address))
-        lateness = asyncio.create_task(_tell_of_lateness())
+        lateness = asyncio.create_task(_report_lateness(daemon.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")

@@ -1,7 +1,6 @@
 """What the daemon writes to standard error: its own, little of its libraries', and not without bound.
 
-A record says what happened, and in fields to whom: `log.info("VM made", extra=fields(vm="vm1"))` is the line
-"... INFO irqchipd.vm.registry: VM made vm=vm1", or an object of JSON.
+A record says what happened, and its fields to which VM, Session or client: see fields.py.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from grpc._cython import cygrpc
+
+from irqchipd.fields import fields_of
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FORMATS = ("text", "json")
@@ -29,18 +28,6 @@ _GIVEN_UP = (cygrpc.ExecuteBatchError, asyncio.CancelledError)
 _UNWRITTEN = 1000  # records that wait for whoever reads standard error
 _LAST = 0.5  # seconds, for what is left at the end
 
-_FIELDS = "fields"  # of a record
-
-
-def fields(**values: object) -> Mapping[str, object]:
-    """What a record is about, as `extra`: a VM, a Session, a client. Without those that there are not."""
-    return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
-
-
-def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(record, _FIELDS, {})
-    return found
-
 
 class _Text(logging.Formatter):
     """Lines for people, and for grep. A value of more than a word is quoted, as a client may have chosen it."""
@@ -50,7 +37,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         words = [super().formatMessage(record)]
-        for name, value in _fields_of(record).items():
+        for name, value in fields_of(record).items():
             text = str(value)
             plain = text.isascii() and text.isprintable() and text and not set(text) & set(" '\"=\\")
             words.append(f"{name}={text if plain else repr(text)}")
@@ -66,7 +53,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields_of(record),
+            **fields_of(record),
         }
         if record.exc_info:
             shown["traceback"] = self.formatException(record.exc_info)

@@ -14,7 +14,7 @@ from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm import board
-from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.clock import Clock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
@@ -28,7 +28,7 @@ from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparabl
 TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
 
 
-class ToldClock:
+class ToldClock(Clock):
     """To a VM it is a real clock, one that rings late: whatever comes due in between when its time is told."""
 
     virtual = False
@@ -39,11 +39,9 @@ class ToldClock:
         self._deadline: int | None = None
 
     def now(self) -> int:
-        """See Clock."""
         return self.time
 
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
-        """See Clock."""
         self._ring, self._deadline = ring, deadline
 
     def tell(self, time: int) -> None:

@@ -31,10 +31,10 @@ class Toy(Device):
 
     STATE: ClassVar[Fields] = {"value": Number(0, (1 << 64) - 1)}
 
-    def __init__(self, gsi: int = 8, *, insists: bool = False) -> None:
+    def __init__(self, gsi: int = 8, *, retries: bool = False) -> None:
         super().__init__("toy")
         self.value = 0
-        self.interrupt = self.line(gsi, insists=insists)
+        self.interrupt = self.line(gsi, retries=retries)
         self.expiries: list[float] = []
         self.alarm = self.timer(lambda: self.expiries.append(self.host.now()))
         self.pio(0x300, 2, self.read, self.write)
@@ -317,11 +317,11 @@ def test_devices_of_this_process_need_no_region(vm: Vm) -> None:
         assert not any(session.regions for session in vm.info().sessions)
 
 
-def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_insists(vm: Vm) -> None:
+def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_retries(vm: Vm) -> None:
     """GSI 8's edges are dropped until the last one is ended. KVM: ioapic.c rtc_irq_check_coalesced."""
     cpu = vm.vcpu(0)
     for run in (remote, local):
-        toy = Toy(insists=True)
+        toy = Toy(retries=True)
         with run(vm, toy):
             with toy.host.turn():  # type: ignore[attr-defined]
                 toy.interrupt.pulse()

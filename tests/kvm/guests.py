@@ -191,6 +191,32 @@ SELF_NMI = code(
     """
 )
 
+# INT n, whose handler is not present; #NP's own keeps its error code and what it returns to, and stops.
+ABSENT_HANDLER = code(
+    """
+    0f 01 1c 25 20 06 00 00     lidt [0x620]
+    cd 60                       int 0x60
+    """
+)
+NOT_PRESENT_HANDLER = code(
+    """
+    8f 04 25 00 05 00 00        pop qword ptr [0x500]
+    8f 04 25 08 05 00 00        pop qword ptr [0x508]
+    e6 f4                       out 0xf4, al
+    """
+)
+
+# Stops; then says how many NMIs there have been.
+COUNTED_NMIS = code(
+    """
+    0f 01 1c 25 20 06 00 00     lidt [0x620]
+    e6 f4                       out 0xf4, al
+    8a 04 25 04 05 00 00        mov al, [0x504]
+    e6 e9                       out 0xe9, al
+    e6 f4                       out 0xf4, al
+    """
+)
+
 # Counts at 504h.
 NMI_HANDLER = code(
     """

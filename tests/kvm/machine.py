@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from irqchip_client import Client, MpState
-from irqchip_client.kvm import GuestMemory, KvmCpu, KvmVm, Start, StartMode
+from irqchip_client.kvm import GuestMemory, KvmVcpu, KvmVm, Start, StartMode
 from tests.kvm.guests import LONG
 
 ENTRY, LONG_ENTRY, STACK = 0x1000, 0x1200, 0xF000
@@ -74,7 +74,7 @@ class Machine:
         self.vm.create_irqchip()
         self.vcpu = self.vm.create_vcpu(0)
         self.devices = Devices()
-        self.cpu = KvmCpu(kvm, self.vm, 0, self.devices)
+        self.cpu = KvmVcpu(kvm, self.vm, 0, self.devices)
         self.devices.stop = self.cpu.stop
 
     # Set-up.
@@ -143,7 +143,7 @@ class Machine:
 
 
 @contextmanager
-def running(cpu: KvmCpu) -> Iterator[Future[None]]:
+def running(cpu: KvmVcpu) -> Iterator[Future[None]]:
     """A vCPU runs in a thread."""
     done: Future[None] = Future()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchip_client.kvm import KvmCpu, Start, StartMode
+from irqchip_client.kvm import KvmVcpu, Start, StartMode
 from tests.kvm import guests
 from tests.kvm.machine import APIC, COUNT, ENTRY, FAULT_HANDLER, HANDLER, Machine
 
@@ -19,7 +19,7 @@ def test_cpuid_says_what_there_is(machine: Machine) -> None:
     assert machine.word(COUNT + 8) & CPUID_APIC
     assert machine.word(COUNT + 12) == 0  # no hypervisor's leaf
     machine.vm.create_vcpu(5)
-    with KvmCpu(machine.kvm, machine.vm, 5, machine.devices) as cpu:
+    with KvmVcpu(machine.kvm, machine.vm, 5, machine.devices) as cpu:
         machine.devices.stop = cpu.stop
         cpu.start(Start(StartMode.PROTECTED, ENTRY))
         cpu.run()

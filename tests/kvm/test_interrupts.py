@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 
 import pytest
 
 from irqchip_client import Session
 from tests.kvm import guests
-from tests.kvm.machine import APIC, COUNT, HANDLER, IOAPIC, NMI_HANDLER, VECTOR, Machine, wait_for
+from tests.kvm.machine import (
+    APIC,
+    COUNT,
+    FAULT_HANDLER,
+    GDT,
+    GDTR,
+    HANDLER,
+    IOAPIC,
+    LONG_ENTRY,
+    LONG_IDT,
+    NMI_HANDLER,
+    VECTOR,
+    Machine,
+    wait_for,
+)
 
 
 def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
@@ -82,6 +97,31 @@ def test_an_nmi_to_itself_and_to_one_that_spins_and_one_that_halts(machine: Mach
         machine.vcpu.nmi()
         done.result(10)
     assert machine.devices.said == b"NaNN"
+
+
+@pytest.mark.parametrize(("kind", "error_code"), [(0x8E00, 0x20), (0x0E00, 0x60 * 8 + 2)], ids=["segment", "gate"])
+def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(
+    machine: Machine, kind: int, error_code: int
+) -> None:
+    memory = machine.memory
+    memory.write(FAULT_HANDLER, guests.NOT_PRESENT_HANDLER)
+    machine.load_long(guests.ABSENT_HANDLER)
+    memory.write(GDT + 0x20, struct.pack("<Q", 0x00AF_1B00_0000_FFFF))
+    memory.write(GDTR, struct.pack("<H", 0x27))
+    memory.write(LONG_IDT + 16 * 0x60, struct.pack("<HHHHQ", HANDLER, 0x20, kind, 0, 0))
+    memory.write(LONG_IDT + 16 * 11, struct.pack("<HHHHQ", FAULT_HANDLER, 0x18, 0x8E00, 0, 0))
+    machine.cpu.run()
+    assert (machine.word(0x500), machine.word(0x508)) == (error_code, LONG_ENTRY + 8)
+
+
+def test_two_nmis_that_wait_come_one_behind_the_other(machine: Machine) -> None:
+    machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
+    machine.load_long(guests.COUNTED_NMIS)
+    machine.cpu.run()
+    machine.vcpu.nmi()
+    machine.vcpu.nmi()
+    machine.cpu.run()
+    assert machine.devices.said == b"NN\x02"
 
 
 def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> None:

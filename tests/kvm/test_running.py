@@ -9,7 +9,7 @@ import time
 import pytest
 
 from irqchip_client import Busy, MpState, NotFound, SessionClosed
-from irqchip_client.kvm import KvmCpu, Start, StartMode
+from irqchip_client.kvm import KvmVcpu, Start, StartMode
 from tests.kvm import guests
 from tests.kvm.machine import COUNT, HANDLER, Machine, running, wait_for
 
@@ -136,7 +136,7 @@ def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:
     machine.vm.create_vcpu(1)
     machine.memory.write(0x9000, guests.OTHER)
     machine.load_protected(guests.STARTS_OTHER)
-    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other):
+    with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other):
         machine.cpu.run()
         wait_for(lambda: machine.vm.vcpu(1).mp_state() is MpState.HALTED)
     assert machine.word(COUNT) & 0xFF == 1
@@ -144,7 +144,7 @@ def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:
 
 def test_one_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
     machine.vm.create_vcpu(1)
-    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other) as done:
+    with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other) as done:
         time.sleep(0.02)
         other.stop()
         done.result(10)
@@ -156,7 +156,7 @@ def test_init_resets_a_vcpu_that_runs(machine: Machine) -> None:
     machine.memory.write(0x9000, SPIN)
     machine.load_protected(guests.STARTS_OTHER)
     init, start_up = 0x4500, 0x4609
-    with KvmCpu(machine.kvm, machine.vm, 1) as other, running(other):
+    with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other):
         machine.cpu.run()
         for _ in range(5):
             machine.vcpu.mmio_write(0xFEE0_0300, init)

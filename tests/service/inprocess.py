@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.port import Port
-from irqchipd.edge.session import Places
 from irqchipd.limits import Limits
+from irqchipd.timers import Timers
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.registry import Registry
@@ -24,11 +25,12 @@ class Served:
     """A port with everything behind it."""
 
     def __init__(self, directory: Path, places: int, irqfds: int, access_ns: int) -> None:
-        self.registry = Registry(10, access_ns=access_ns)
-        self.places = Places(places)
+        self.timers = Timers()
+        self.registry = Registry(10, access_ns=access_ns, deadlines=self.timers)
+        self.quota = SessionQuota(places)
         self.in_use = EventfdsInUse(irqfds)
         self.target = f"unix://{directory}/s"
-        self.port = Port(self.registry, Limits(), self.places, self.in_use, directory / "s.port")
+        self.port = Port(self.registry, Limits(), self.quota, self.in_use, directory / "s.port")
 
     def vm(self, name: str = "vm") -> Vm:
         """A VM with an irqchip and a vCPU."""

@@ -45,7 +45,7 @@ class Scene:
     def serves(self) -> None:
         """Nothing is left of the client, and another's Session is as ever."""
         eventually(self.nobody_is_left)
-        assert self.here.places._taken == 0
+        assert self.here.quota._used == 0
         self.here.vm("other")
         with closing(self.here.peer(vm="other")) as other:
             other.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
@@ -59,12 +59,12 @@ class Scene:
         self.peer.run(NMI)
 
     def has_work_in_slices(self) -> None:
-        self.patch.setattr("irqchipd.edge.executor.SLICE_NS", 0)
+        self.patch.setattr("irqchipd.edge.batch.SLICE_NS", 0)
         batches = [pb.Batch(serial=serial, operations=[READ_PIC] * 2500) for serial in range(10)]
         packets = [pb.SessionRequest(batch=batch).SerializeToString() for batch in batches]
         for packet in packets:
             self.peer.socket.send(packet)
-        eventually(lambda: any(not connection._rests for connection in self.here.port._connections))
+        eventually(lambda: any(not connection._is_idle for connection in self.here.port._connections))
 
     def waits_for_an_access(self) -> None:
         assert self.vm is not None
@@ -75,11 +75,11 @@ class Scene:
 
     def waits_for_a_backlog(self) -> None:
         assert self.vm is not None
-        self.patch.setattr("irqchipd.vm.turns.SCHEDULER", self.later)
-        self.patch.setattr("irqchipd.vm.turns.TOLD_A_TURN", 1)
+        self.vm.agenda.deadlines = self.later
+        self.patch.setattr("irqchipd.vm.agenda.TURN_NOTIFICATIONS", 1)
         self.vm.subscribe([0], lambda _: None)
         self.peer.submit(1, NMI, NMI, NMI)
-        eventually(lambda: self.later.alarms)
+        eventually(lambda: self.later.alarms.earliest() is not None)
 
     def halts(self) -> None:
         assert self.vm is not None

@@ -38,9 +38,8 @@ class Queue(EventQueue):
 
     def next(self) -> pb.Event | None:
         """What there is to take."""
-        event = self.take()
-        assert not isinstance(event, bytes)
-        return event
+        message = self.take()
+        return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:
         """All that there is to take."""

@@ -13,11 +13,13 @@ import grpc
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.executor import Slices, execute_unary
-from irqchipd.edge.gate import TURN_NS, Gate
-from irqchipd.edge.session import Places
+from irqchipd.edge.admission import SessionQuota
+from irqchipd.edge.gate import BUSY_NS, Gate
+from irqchipd.edge.messages import execute_unary
+from irqchipd.edge.operations import OPERATIONS
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
+from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
 from tests.vm.pc import Pc
@@ -32,8 +34,8 @@ def burn(nanoseconds: int) -> None:
         pass
 
 
-async def piece(gate: Gate, holder: object, order: Order, nanoseconds: int = TURN_NS) -> None:
-    async with gate.turn(holder):
+async def piece(gate: Gate, holder: object, order: Order, nanoseconds: int = BUSY_NS) -> None:
+    async with gate.piece(holder):
         order.append(holder)
         burn(nanoseconds)
 
@@ -66,7 +68,7 @@ def test_work_in_slices_gives_others_their_turns_between_them() -> None:
     def slices(name: str) -> Slices[str]:
         for _ in range(10):
             order.append(name)
-            burn(TURN_NS)
+            burn(BUSY_NS)
             yield None
         return name
 
@@ -99,8 +101,8 @@ def test_what_is_cancelled_while_it_waits_takes_no_turn_from_others() -> None:
 
 def test_a_turn_that_fails_is_over() -> None:
     async def fail(gate: Gate) -> None:
-        async with gate.turn("failing"):
-            burn(TURN_NS)
+        async with gate.piece("failing"):
+            burn(BUSY_NS)
             raise ZeroDivisionError
 
     async def work(gate: Gate) -> None:
@@ -132,14 +134,13 @@ def iter_nothing() -> Slices[None]:
     yield None
 
 
-def test_a_reset_waits_until_all_has_been_told_that_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_waits_until_all_has_been_told_that_came_before_it() -> None:
     later = Later()
-    monkeypatch.setattr("irqchipd.vm.turns.SCHEDULER", later)
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
-    reset = execute_unary("reset_vm", pc.vm, pb.ResetVmRequest(), pb.ResetVmResponse())
-    assert next(reset) is pc.vm.backlog
+    reset = execute_unary(OPERATIONS["reset_vm"], pc.vm, pb.ResetVmRequest(), pb.ResetVmResponse())
+    assert next(reset) is pc.vm.agenda.backlog
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
     later.do_all()
     assert told == all_told()
@@ -181,7 +182,7 @@ def test_a_watch_that_opens_while_its_vm_is_deleted_ends() -> None:
         registry = Registry(1)
         vm = registry.create("vm")
         gate = HeldGate()
-        streams = Streams(registry, Limits(), Places(9), gate)
+        streams = Streams(registry, Limits(), SessionQuota(9), gate)
         request = pb.WatchRequest(vm="vm").SerializeToString()
         calls: list[Any] = [Call(), Call()]
         gate.open.set()

@@ -24,7 +24,7 @@ from irqchip_client import Space, ops
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd import daemon as daemon_module
 from irqchipd import logs
-from irqchipd.vm.clock import SCHEDULER
+from irqchipd.timers import Timers
 
 QUIET = ("--log-level", "warning")
 
@@ -284,7 +284,6 @@ def test_nobody_waits_for_who_reads_the_log() -> None:
 import logging, os, time
 from irqchipd import daemon as daemon_module
 from irqchipd import logs
-from irqchipd.vm.clock import SCHEDULER
 logs.log_to_stderr("INFO")
 logging.getLogger().handlers[0].filters.clear()
 begun = time.monotonic()
@@ -306,15 +305,16 @@ os._exit(0)
 
 def test_timers_that_are_late_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(daemon_module, "LATENESS_PERIOD", 0.01)
+    timers = Timers()
 
     async def tell() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(daemon_module._tell_of_lateness(), 0.2)
+            await asyncio.wait_for(daemon_module._report_lateness(timers), 0.2)
 
-    SCHEDULER.latest = daemon_module.LATE_NS - 1
+    timers.latest = daemon_module.LATE_NS - 1
     asyncio.run(tell())
     assert "late" not in caplog.text
-    SCHEDULER.latest = 3 * daemon_module.LATE_NS
+    timers.latest = 3 * daemon_module.LATE_NS
     asyncio.run(tell())
     assert caplog.messages == ["timers are late: `irqchipctl show` says of which VM"]
     assert vars(caplog.records[0])["fields"] == {"milliseconds": 300}

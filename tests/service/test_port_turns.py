@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge import executor, port
-from irqchipd.edge.executor import Awaited
+from irqchipd.edge import batch, port
+from irqchipd.edge.work import Work as PortWork
 from irqchipd.vm.backlog import Backlog
+from irqchipd.vm.pending import Pending
 from tests.service.inprocess import Served, eventually, served
 from tests.service.test_port import MSR_READ, PIO_READ
 
@@ -35,13 +36,20 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-class Work:
-    """Something that the port does in turns."""
+class Work(PortWork):
+    """Something that the port does in pieces."""
 
-    def __init__(self, holder: object, do: Callable[[], Awaited]) -> None:
-        self.holder = holder
-        self.go_on = do
-        self.queued = False
+    def __init__(self, holder: object, do: Callable[[], Pending | None]) -> None:
+        super().__init__()
+        self._holder = holder
+        self._do = do
+
+    @property
+    def holder(self) -> object:
+        return self._holder
+
+    def go_on(self) -> Pending | None:
+        return self._do()
 
 
 def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
@@ -77,8 +85,8 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
 def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served) -> None:
     order: list[object] = []
 
-    def add(holder: str) -> Callable[[], Awaited]:
-        def do() -> Awaited:
+    def add(holder: str) -> Callable[[], Pending | None]:
+        def do() -> Pending | None:
             order.append(holder)
             time.sleep(0.001)
             return None
@@ -87,7 +95,7 @@ def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served
 
     quiet = Work("quiet", add("quiet"))
 
-    def ask() -> Awaited:
+    def ask() -> Pending | None:
         here.port.do_later(quiet)
         return add("noisy")()
 
@@ -101,7 +109,7 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     backlog = Backlog()
     begun: list[int] = []
 
-    def wait() -> Awaited:
+    def wait() -> Pending | None:
         begun.append(1)
         return None if backlog.done else backlog
 
@@ -214,7 +222,7 @@ def test_no_answer_is_longer_than_a_message_may_be(here: Served) -> None:
 def test_a_long_batch_gives_others_their_turns_between_its_operations(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "SLICE_NS", 0)
+    monkeypatch.setattr(batch, "SLICE_NS", 0)
     here.vm("noisy")
     here.vm("quiet")
     with closing(here.peer(vm="noisy")) as noisy, closing(here.peer(vm="quiet")) as quiet:

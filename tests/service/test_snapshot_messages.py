@@ -17,7 +17,7 @@ from irqchipd.limits import Limits
 from irqchipd.vm import snapshot as plain
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS, Vm
-from irqchipd.vm.notices import MAX_UNHEARD
+from irqchipd.vm.notices import MAX_UNREPORTED
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
 from irqchipd.vm.saving import MAX_SOURCE, check_state
 from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
@@ -252,7 +252,7 @@ def sources(client: str, asserted: bytes, resampled: int) -> tuple[SourceState, 
         SourceState(
             source=MAX_SOURCE - number,
             client=client,
-            resampled_gsis={4095 - gsi: MAX_UNHEARD for gsi in range(resampled)},
+            resampled_gsis={4095 - gsi: MAX_UNREPORTED for gsi in range(resampled)},
             asserted=asserted,
         )
         for number in range(min(SOURCES_BYTES // each, MAX_SOURCES))

@@ -6,50 +6,51 @@ import errno
 
 import pytest
 
-from irqchip.records import ERROR, HEADER, NUMBERS, RESULT, SINGLE, SINGLE_RESULT
+from irqchip.records import ERROR, HEADER, NUMBERS, RESULT, SINGLE
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge import executor
-from irqchipd.edge.records import execute_records, execute_single
+from irqchipd.edge.batch import execute
+from irqchipd.edge.eventfds import Eventfds
+from irqchipd.edge.messages import execute_unary
+from irqchipd.edge.operations import OPERATIONS
+from irqchipd.edge.records import RecordBatch
+from irqchipd.edge.session import Session
 from irqchipd.limits import Limits
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.sources import LineSource
+from irqchipd.vm.registry import Registry
+from irqchipd.vm.turns import finish
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 @pytest.fixture
-def vm() -> Vm:
-    vm = Vm("test")
+def session() -> Session:
+    registry = Registry(1)
+    vm = registry.create("test")
     vm.create_irqchip()
     vm.create_vcpu(0)
-    return vm
+    return Session(registry, Limits(), pb.SessionOpen(vm="test"), lambda: None, lambda _: None, Eventfds())
 
 
 @pytest.fixture
-def source(vm: Vm) -> LineSource:
-    return vm.open_source("test")
+def vm(session: Session) -> Vm:
+    return session.vm
 
 
-def by_record(vm: Vm, source: LineSource, name: str, size: int, index: int, address: int, value: int) -> int:
+def by_record(session: Session, name: str, size: int, index: int, address: int, value: int) -> int:
     """What becomes of a record: its errno, or 0. Alone, and in a batch, it is the same."""
     packet = SINGLE.pack(0, 7, NUMBERS[name], size, index, address, value)
-    single = execute_single(vm, source, packet)
-    assert isinstance(single, bytes)
-    _, _, number, _, status, _ = SINGLE_RESULT.unpack(single[: SINGLE_RESULT.size])
-    batch = execute_records(vm, packet, source, Limits(), {})
-    while True:
-        try:
-            next(batch)
-        except StopIteration as done:
-            again = RESULT.unpack_from(done.value.message(), HEADER.size)
-            break
+    alone = session.receive(packet)
+    assert isinstance(alone, bytes)
+    batched = finish(execute(session._caller, RecordBatch(packet, Limits()), 1, session._halts.begin))
+    assert batched is not None
+    (number, _, status, _), again = (RESULT.unpack_from(answer, HEADER.size) for answer in (alone, batched))
     assert (again[0], again[2]) == (number, status)
     return status if number == ERROR else 0
 
 
-def by_message(vm: Vm, source: LineSource, name: str, fields: dict[str, int]) -> int | None:
+def by_message(vm: Vm, name: str, fields: dict[str, int]) -> int | None:
     """What becomes of a message: its errno, or 0; None where it can't say this."""
     operation, result = pb.Operation(), pb.OperationResult()
     try:
@@ -59,7 +60,7 @@ def by_message(vm: Vm, source: LineSource, name: str, fields: dict[str, int]) ->
     except ValueError:
         return None
     try:
-        executor.execute(name, vm, request, getattr(result, name), source)
+        finish(execute_unary(OPERATIONS[name], vm, request, getattr(result, name)))
     except VmError as error:
         return error.number
     return 0
@@ -92,7 +93,7 @@ VALUES = (2, 3, 0x7F, 0xFF, 0x100, 0xFFFF, 0x1_0000, 1 << 31, U32, 1 << 32, 1 <<
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_both_forms_refuse_the_same_and_a_record_what_no_message_can_say(vm: Vm, source: LineSource, name: str) -> None:
+def test_both_forms_refuse_the_same_and_a_record_what_no_message_can_say(session: Session, name: str) -> None:
     for place, field in enumerate(FIELDS[name]):
         width = (8, 32, 64, 64)[place]
         for value in VALUES if field is not None else ():
@@ -101,13 +102,13 @@ def test_both_forms_refuse_the_same_and_a_record_what_no_message_can_say(vm: Vm,
             record = list(GOOD[name])
             record[place] = value
             said = {known: record[at] for at, known in enumerate(FIELDS[name]) if known is not None}
-            expected = by_message(vm, source, name, said)
+            expected = by_message(session.vm, name, said)
             if expected is None:
                 expected = errno.EINVAL
-            assert by_record(vm, source, name, *record) == expected, (field, value)
+            assert by_record(session, name, *record) == expected, (field, value)
 
 
-def test_the_data_of_an_msi_has_32_bits(vm: Vm, source: LineSource) -> None:
+def test_the_data_of_an_msi_has_32_bits(vm: Vm, session: Session) -> None:
     class Trace(Observer):
         def __init__(self) -> None:
             self.seen: list[int] = []
@@ -117,7 +118,7 @@ def test_the_data_of_an_msi_has_32_bits(vm: Vm, source: LineSource) -> None:
 
     trace = Trace()
     vm.attach(trace)
-    assert by_record(vm, source, "signal_msi", 0, 0, 0xFEE0_0000, 1 << 32) == errno.EINVAL
+    assert by_record(session, "signal_msi", 0, 0, 0xFEE0_0000, 1 << 32) == errno.EINVAL
     with pytest.raises(VmError, match="32 bits"):
         vm.signal_msi(0xFEE0_0000, U64)
     assert trace.seen == []
@@ -125,11 +126,8 @@ def test_the_data_of_an_msi_has_32_bits(vm: Vm, source: LineSource) -> None:
 
 
 @pytest.mark.parametrize("timeout", [1, 1 << 63, U64])
-def test_a_halt_may_have_any_timeout(vm: Vm, source: LineSource, timeout: int) -> None:
-    packet = HEADER.pack(0, 1) + SINGLE.pack(0, 1, NUMBERS["halt"], 0, 0, 0, timeout)[HEADER.size :]
-    batch = execute_records(vm, packet, source, Limits(), {})
-    with pytest.raises(StopIteration) as done:
-        next(batch)
-    assert done.value.value.halt == pb.HaltRequest(timeout_ns=timeout)
-    ended: list[object] = []
-    vm.abandon(vm.halt(0, ended.append, timeout_ns=timeout))
+def test_a_halt_may_have_any_timeout(session: Session, timeout: int) -> None:
+    work = session.receive(SINGLE.pack(0, 1, NUMBERS["halt"], 0, 0, 0, timeout))
+    assert not isinstance(work, bytes | None)
+    assert finish(work) is None, "the halt goes on"
+    session.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from struct import pack
 
 from irqchip_client import Client
-from irqchip_client.unicorn import GuestMemory, Start, StartMode, UnicornCpu
+from irqchip_client.unicorn import GuestMemory, Start, StartMode, UnicornVcpu
 
 EXIT = 0xF4  # A write to this port ends run().
 DEVICE = 0x300  # Reads count, writes are kept.
@@ -63,7 +63,7 @@ class Machine:
         self.daemon = self.vm.create_vcpu(0)
         self.memory = memory
         self.devices = Devices()
-        self.cpu = UnicornCpu(memory, self.vm, 0, self.devices)
+        self.cpu = UnicornVcpu(memory, self.vm, 0, self.devices)
         self.devices.stop = self.cpu.stop
 
     def start_real(self, code: bytes) -> None:
@@ -137,7 +137,7 @@ class Machine:
 class Running:
     """A run() under way."""
 
-    def __init__(self, cpu: UnicornCpu) -> None:
+    def __init__(self, cpu: UnicornVcpu) -> None:
         self._cpu = cpu
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)

@@ -270,10 +270,10 @@ def test_only_one_runs_it(machine: Machine) -> None:
 
 
 def test_ram_ends_below_the_ioapic(machine: Machine) -> None:
-    from irqchip_client.unicorn import GuestMemory, UnicornCpu
+    from irqchip_client.unicorn import GuestMemory, UnicornVcpu
 
     with GuestMemory(0xFEC0_1000) as memory, pytest.raises(InvalidArgument):
-        UnicornCpu(memory, machine.vm, 0)
+        UnicornVcpu(memory, machine.vm, 0)
 
 
 def test_interrupts_from_several_threads_all_arrive(machine: Machine) -> None:

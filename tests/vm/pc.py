@@ -13,7 +13,7 @@ from irqchipd.chips.i8259 import Port
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC
-from irqchipd.vm.clock import Clock, VirtualClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
 from irqchipd.vm.machine import Vm
@@ -39,9 +39,18 @@ def to(cpu: int) -> int:
 class Pc:
     """A VM with an irqchip, all of whose local APICs are enabled."""
 
-    def __init__(self, vcpus: int = 1, *, clock: Clock | None = None, pit: bool = False) -> None:
-        self.clock: Clock = clock if clock is not None else VirtualClock()
-        self.vm = Vm("pc", clock=self.clock)
+    def __init__(
+        self,
+        vcpus: int = 1,
+        *,
+        clock: Clock | None = None,
+        deadlines: Deadlines | None = None,
+        real: bool = False,
+        pit: bool = False,
+    ) -> None:
+        self.deadlines = deadlines if deadlines is not None else Deadlines()
+        self.clock = clock if clock is not None else RealClock(self.deadlines) if real else VirtualClock()
+        self.vm = Vm("pc", clock=self.clock, deadlines=self.deadlines)
         self.vm.create_irqchip()
         for vcpu in range(vcpus):
             self.vm.create_vcpu(vcpu)

@@ -9,7 +9,9 @@ import pytest
 from irqchipd.chips.lapic import Lapic, Msr
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters, Quirk
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.apicbus import MAX_REMEMBERED, ApicBus
+from irqchipd.vm.clock import Deadlines, VirtualClock
 
 FIXED, LOWEST = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY
 
@@ -59,7 +61,7 @@ class Bus:
     """A bus and its local APICs: CPU n has physical ID n, or another, and the logical ID that it is given."""
 
     def __init__(self, logical_ids: Sequence[int], dfr: int = DFR_FLAT, *, apic_ids: Sequence[int] = ()) -> None:
-        self.bus = ApicBus()
+        self.bus = ApicBus(Agenda("bus", VirtualClock(), Deadlines()))
         self.wires = [Wires(self.bus) for _ in logical_ids]
         for cpu, logical_id in enumerate(logical_ids):
             apic_id = apic_ids[cpu] if apic_ids else cpu

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from irqchipd.vm import turns
-from irqchipd.vm.backlog import TOLD_A_TURN
-from irqchipd.vm.clock import Alarm
+from irqchipd.vm.agenda import TURN_NOTIFICATIONS, TURN_WORK
+from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.events import Event, InterruptPending
-from irqchipd.vm.lines import CHANGES_A_TURN
+from irqchipd.vm.lines import TURN_CHANGES
 from irqchipd.vm.routing import MsiRoute
-from irqchipd.vm.turns import WORK_A_TURN
 from irqchipd.vm.vcpu_state import Outcome
 from tests.vm.pc import MSI, Pc, refused
 
@@ -23,33 +22,26 @@ VECTOR = 0x51
 Told = list[tuple[int, Event]]
 
 
-class Later:
-    """Stands for the scheduler: what is to be done later is done when told."""
-
-    def __init__(self) -> None:
-        self.alarms: list[Alarm] = []
-
-    def set(self, alarm: Alarm, deadline: int | None) -> None:
-        if deadline is not None:
-            self.alarms.append(alarm)
+class Later(Deadlines):
+    """What is to be done later is done when the test says so."""
 
     def do_one(self) -> None:
-        """The next turn."""
-        self.alarms.pop(0).ring()
+        """The next alarm."""
+        alarm = self.alarms.pop_due(self.time)
+        assert alarm is not None
+        alarm.ring()
 
     def do_all(self) -> None:
-        while self.alarms:
+        while self.alarms.earliest() is not None:
             self.do_one()
 
 
 @pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Later:
-    later = Later()
-    monkeypatch.setattr(turns, "SCHEDULER", later)
-    return later
+def later() -> Later:
+    return Later()
 
 
-class SetClock:
+class SetClock(Clock):
     """A real clock that a test sets."""
 
     virtual = False
@@ -61,7 +53,7 @@ class SetClock:
     def now(self) -> int:
         return self.time
 
-    def wake(self, _: Callable[[], None], deadline: int | None) -> None:
+    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:  # noqa: ARG002
         self.deadline = deadline
 
 
@@ -78,19 +70,19 @@ def all_told() -> Told:
 
 
 def test_a_broadcast_is_told_in_pieces_and_in_order(later: Later) -> None:
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
-    assert (told, pc.vm.backlog is not None) == ([], True), "its turn told nobody"
-    while pc.vm.backlog is not None:
+    assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its turn told nobody"
+    while pc.vm.agenda.backlog is not None:
         before = len(told)
         later.do_one()
-        assert len(told) - before <= TOLD_A_TURN
+        assert len(told) - before <= TURN_NOTIFICATIONS
     assert told == all_told()
 
 
 def test_what_happens_meanwhile_is_told_behind_it(later: Later) -> None:
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
     ends: list[int] = []  # how much had been told when each halt ended
@@ -108,13 +100,13 @@ def test_what_happens_meanwhile_is_told_behind_it(later: Later) -> None:
 
 
 def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
     gone_on: list[str] = []
     driving = pc.vm.driving([20 << 1 | 1] * 300)
     backlog = next(driving)
-    assert backlog is pc.vm.backlog
+    assert backlog is pc.vm.agenda.backlog
     assert backlog is not None
     backlog.when_done(lambda: gone_on.append("before the end"))
     later.do_one()
@@ -128,7 +120,7 @@ def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
 
 def test_nothing_comes_due_until_all_has_been_told(later: Later) -> None:
     clock = SetClock()
-    pc = Pc(VCPUS, clock=clock)
+    pc = Pc(VCPUS, clock=clock, deadlines=later)
     pc.count_apic(0, 0x61, 1_000_000)
     told = listened_to(pc)
     assert clock.deadline is not None
@@ -143,22 +135,22 @@ def test_nothing_comes_due_until_all_has_been_told(later: Later) -> None:
 
 
 def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(later: Later) -> None:
-    pc = Pc(VCPUS)
+    pc = Pc(VCPUS, deadlines=later)
     outcomes: list[Outcome] = []
     pc.start(1)
     pc.vm.halt(1, outcomes.append, interrupts_masked=True)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
-    backlog = pc.vm.backlog
+    backlog = pc.vm.agenda.backlog
     assert backlog is not None
     gone_on: list[bool] = []
     backlog.when_done(lambda: gone_on.append(True))
     later.do_one()
     pc.vm.delete()
     later.do_all()
-    assert (told, gone_on, pc.vm.backlog) == (all_told(), [True], None)
+    assert (told, gone_on, pc.vm.agenda.backlog) == (all_told(), [True], None)
     assert len(outcomes) == 1
-    assert not later.alarms
+    assert later.alarms.earliest() is None
 
 
 def test_an_irq_lines_whose_changes_are_msis_has_turns_bounded_by_work() -> None:
@@ -166,8 +158,8 @@ def test_an_irq_lines_whose_changes_are_msis_has_turns_bounded_by_work() -> None
     pc.vm.set_routing([MsiRoute(24, BROADCAST, VECTOR)])
     driving = pc.vm.driving([24 << 1 | 1] * 100)
     next(driving)
-    assert pc.vm.backlog is None, "it has a turn's work behind it, and nothing is left to tell"
-    done = min(WORK_A_TURN // VCPUS, CHANGES_A_TURN)
+    assert pc.vm.agenda.backlog is None, "it has a turn's work behind it, and nothing is left to tell"
+    done = min(TURN_WORK // VCPUS, TURN_CHANGES)
     assert done < 100
     pieces = 1
     while next(driving, "end") is None:

@@ -1,23 +1,18 @@
-"""Alarms, who rings them, and what a VM's clock is."""
+"""Alarms, and a VM's clock."""
 
 from __future__ import annotations
 
 import gc
-import threading
-import time
 import weakref
-from collections.abc import Callable
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from random import Random
+from queue import SimpleQueue
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
-from irqchipd.vm.clock import Alarm, Alarms, RealClock, Scheduler, VirtualClock
+from irqchipd.timers import Timers
+from irqchipd.vm.clock import Alarm, Alarms, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.events import InterruptPending
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
@@ -114,164 +109,15 @@ def test_a_million_moves_leave_a_heap_as_large_as_the_alarms() -> None:
     assert len(alarms._heap) <= 16
 
 
-# The scheduler.
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Scheduler:
-    return Scheduler()  # its thread has no end
-
-
-class Bell:
-    """An alarm that notes when it rang."""
-
-    def __init__(self, also: Callable[[], object] = lambda: None) -> None:
-        self.alarm = Alarm(0, self._ring)
-        self._also = also
-        self._times: SimpleQueue[int] = SimpleQueue()
-
-    def _ring(self) -> None:
-        self._times.put(time.monotonic_ns())
-        self._also()
-
-    def rang(self) -> int:
-        """When, as soon as it has."""
-        return self._times.get(timeout=PATIENCE)
-
-    def is_silent(self, seconds: float = 0.03) -> bool:
-        """Whether it does not ring within a while."""
-        try:
-            self._times.get(timeout=seconds)
-        except Empty:
-            return True
-        return False
-
-
-def in_a_while(nanoseconds: int = SOON) -> int:
-    return time.monotonic_ns() + nanoseconds
-
-
-def test_it_rings_once_and_not_before_the_time(scheduler: Scheduler) -> None:
-    bell, due = Bell(), in_a_while()
-    scheduler.set(bell.alarm, due)
-    lateness = bell.rang() - due
-    assert 0 <= lateness < SECOND
-    assert bell.is_silent()
-
-
-def test_what_is_due_already_rings_at_once(scheduler: Scheduler) -> None:
-    bell = Bell()
-    scheduler.set(bell.alarm, 1)
-    bell.rang()
-
-
-def test_an_earlier_one_from_another_thread_does_not_wait_for_the_later(scheduler: Scheduler) -> None:
-    late, early = Bell(), Bell()
-    scheduler.set(late.alarm, in_a_while(LATER))
-    time.sleep(0.02)  # it waits for that one by now
-    due = in_a_while()
-    threading.Thread(target=scheduler.set, args=(early.alarm, due)).start()
-    assert 0 <= early.rang() - due < SECOND
-    assert late.is_silent(0)
-    scheduler.set(late.alarm, None)
-
-
-def test_moved_ones_ring_at_their_last_time_alone(scheduler: Scheduler) -> None:
-    bell = Bell()
-    scheduler.set(bell.alarm, in_a_while(LATER))
-    due = in_a_while(SOON)
-    scheduler.set(bell.alarm, due)
-    assert bell.rang() >= due
-    scheduler.set(bell.alarm, in_a_while(SOON))
-    scheduler.set(bell.alarm, in_a_while(LATER))
-    assert bell.is_silent()
-    scheduler.set(bell.alarm, None)
-
-
-def test_a_cancelled_one_does_not_ring(scheduler: Scheduler) -> None:
-    bell = Bell()
-    scheduler.set(bell.alarm, in_a_while())
-    scheduler.set(bell.alarm, None)
-    assert bell.is_silent()
-
-
-def test_an_alarm_may_set_itself_and_others_as_it_rings(scheduler: Scheduler) -> None:
-    other = Bell()
-    bells: list[Bell] = []
-
-    def again() -> None:
-        if len(rings) < 3:
-            scheduler.set(bells[0].alarm, in_a_while(MS))
-        scheduler.set(other.alarm, in_a_while(MS))
-        rings.append(None)
-
-    rings: list[None] = []
-    bells.append(Bell(again))
-    scheduler.set(bells[0].alarm, in_a_while(MS))
-    for _ in range(4):
-        bells[0].rang()
-    other.rang()
-    assert bells[0].is_silent()
-
-
-def test_many_from_many_threads_all_ring_once_and_in_time(scheduler: Scheduler) -> None:
-    bells = [Bell() for _ in range(200)]
-    rng = Random(5)
-    dues = [in_a_while(rng.randrange(50) * MS) for _ in bells]
-
-    def set_some(first: int) -> None:
-        for bell, due in zip(bells[first::4], dues[first::4], strict=True):
-            scheduler.set(bell.alarm, in_a_while(LATER))
-            scheduler.set(bell.alarm, due)
-
-    threads = [threading.Thread(target=set_some, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    assert all(bell.rang() >= due for bell, due in zip(bells, dues, strict=True))
-    assert all(bell.is_silent(0) for bell in bells)
-
-
-def test_while_nothing_is_due_it_does_not_run(scheduler: Scheduler) -> None:
-    bell = Bell()
-    scheduler.set(bell.alarm, 0)
-    bell.rang()
-    scheduler.set(bell.alarm, in_a_while(LATER))
-    thread = scheduler._thread
-    assert thread is not None
-    status = Path(f"/proc/self/task/{thread.native_id}/status")
-    time.sleep(0.05)
-    before = [line for line in status.read_text().splitlines() if "ctxt" in line]
-    time.sleep(0.25)
-    assert [line for line in status.read_text().splitlines() if "ctxt" in line] == before
-    scheduler.set(bell.alarm, None)
-
-
-def test_an_alarm_that_fails_does_not_silence_the_others() -> None:
-    """One thread rings for all VMs."""
-    scheduler, bell = Scheduler(), Bell()
-
-    def fail() -> None:
-        raise RuntimeError("on purpose")
-
-    hook, threading.excepthook = threading.excepthook, lambda _: None
-    try:
-        scheduler.set(Alarm(0, fail), 1)
-        time.sleep(0.01)
-        scheduler.set(bell.alarm, 2)
-        assert not bell.is_silent(1)
-    finally:
-        threading.excepthook = hook
-
-
 # The clock of a VM.
 
 
 def test_a_real_clock_goes_and_a_virtual_one_stands() -> None:
-    real, virtual = Vm("real"), Vm("virtual", clock=VirtualClock())
-    first = real.describe().now, virtual.describe().now
-    time.sleep(0.002)
-    assert 0 <= first[0] <= first[0] + 2 * MS <= real.describe().now < SECOND * PATIENCE
-    assert first[1] == virtual.describe().now == 0
+    deadlines = Deadlines()
+    real, virtual = Vm("real", deadlines=deadlines), Vm("virtual", clock=VirtualClock(), deadlines=deadlines)
+    deadlines.move(2 * MS)
+    assert real.describe().now == 2 * MS
+    assert virtual.describe().now == 0
     assert (real.describe().virtual, virtual.describe().virtual) == (False, True)
     virtual.advance(123)
     assert virtual.describe().now == 123
@@ -290,45 +136,40 @@ def test_the_registry_makes_either_and_a_tsc_of_any_frequency() -> None:
 
 
 def test_a_clock_can_start_anywhere() -> None:
-    assert 7 * SECOND <= RealClock(7 * SECOND).now() < (7 + PATIENCE) * SECOND
+    deadlines = Deadlines()
+    deadlines.move(3 * SECOND)
+    assert RealClock(deadlines, 7 * SECOND).now() == 7 * SECOND
     assert VirtualClock(7).now() == 7
 
 
 def test_a_real_clock_s_timers_interrupt_by_themselves() -> None:
-    pc = Pc(clock=RealClock())
-    told: SimpleQueue[object] = SimpleQueue()
-    pc.vm.subscribe([0], told.put)
-    before = pc.vm.describe().now
+    pc = Pc(real=True)
+    ear = Ear(pc.vm, [0])
     pc.count_apic(0, 0x31, 5 * MS)
-    due = pc.vm.describe().next_timer
-    assert due is not None
-    assert due >= before + 5 * MS
-    assert pc.take() is None
-    assert told.get(timeout=PATIENCE) == InterruptPending(0)
-    assert pc.vm.describe().now >= due
+    assert pc.vm.describe().next_timer == 5 * MS
+    pc.deadlines.move(5 * MS - 1)
+    assert ear.heard() == []
+    pc.deadlines.move(1)
+    assert ear.heard() == [InterruptPending(0)]
     assert pc.take() == 0x31
     assert pc.vm.describe().next_timer is None
 
 
 def test_a_real_clock_s_periodic_timer_loses_no_tick() -> None:
-    """Each is in time to be taken before the next; the time of all is that of so many periods."""
-    pc = Pc(clock=RealClock())
-    told: SimpleQueue[object] = SimpleQueue()
-    pc.vm.subscribe([0], told.put)
+    pc = Pc(real=True)
+    ear = Ear(pc.vm, [0])
     pc.count_apic(0, 0x31, 2 * MS, periodic=True)
-    first = pc.vm.describe().next_timer
-    assert first is not None
     for _ in range(10):
-        told.get(timeout=PATIENCE)
+        pc.deadlines.move(2 * MS)
+        assert ear.heard() == [InterruptPending(0)]
         assert pc.take() == 0x31
         pc.eoi()
     pc.lapic_write(0, Reg.TIMER_INITIAL_COUNT, 0)
-    assert pc.vm.describe().now >= first + 9 * 2 * MS
     assert pc.vm.describe().next_timer is None
 
 
 def test_a_real_clock_s_timer_ends_a_halt() -> None:
-    pc = Pc(clock=RealClock())
+    pc = Pc(deadlines=Timers(), real=True)
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     pc.count_apic(0, 0x31, 2 * MS)
     pc.vm.halt(0, outcomes.put)
@@ -336,24 +177,25 @@ def test_a_real_clock_s_timer_ends_a_halt() -> None:
 
 
 def test_a_deleted_vm_s_timers_are_silent() -> None:
-    pc = Pc(clock=RealClock())
+    pc = Pc(real=True)
     ear = Ear(pc.vm, [0])
     pc.count_apic(0, 0x31, 5 * MS)
     pc.vm.delete()
-    time.sleep(0.02)
+    pc.deadlines.move(20 * MS)
     assert ear.heard() == []
 
 
 def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
-    pc = Pc(clock=RealClock())
+    pc = Pc(real=True)
     pc.lapic_write(0, Reg.TIMER_DIVIDE, 0xA)  # by 128
     pc.lapic_write(0, Reg.LVT_TIMER, 0x31)
     pc.lapic_write(0, Reg.TIMER_INITIAL_COUNT, 0xFFFF_FFFF)
-    vm = weakref.ref(pc.vm)
+    vm, deadlines = weakref.ref(pc.vm), pc.deadlines
     pc.vm.delete()
     del pc
     gc.collect()
     assert vm() is None
+    assert deadlines.alarms.earliest() is None
 
 
 # Advancing.

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irqchipd.vm.fair import LEAST_NS, FairQueue
+from irqchipd.fair import LEAST_NS, FairQueue
 
 BUSY = ("a", "b", "c")
 Costs = st.integers(0, 5_000_000)

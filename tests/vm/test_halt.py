@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from queue import SimpleQueue
 
@@ -13,7 +12,6 @@ from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import DFR_FLAT, LVT_MASKED, Reg
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.clock import SCHEDULER, RealClock
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import VcpuSignal
@@ -40,12 +38,7 @@ class Hlt:
     def __init__(self, pc: Pc, vcpu: int = 0, *, interrupts_masked: bool = False, timeout_ns: int = 0) -> None:
         self._vm = pc.vm
         self.outcomes: list[Outcome] = []
-        self._ended = threading.Event()
-        self.halt: Halt = pc.vm.halt(vcpu, self._done, interrupts_masked, timeout_ns)
-
-    def _done(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self._ended.set()
+        self.halt: Halt = pc.vm.halt(vcpu, self.outcomes.append, interrupts_masked, timeout_ns)
 
     @property
     def waits(self) -> bool:
@@ -56,10 +49,6 @@ class Hlt:
         """It has ended, once."""
         (outcome,) = self.outcomes
         return outcome
-
-    def wait(self) -> Outcome:
-        assert self._ended.wait(PATIENCE)
-        return self.outcome
 
     def abandon(self) -> None:
         self._vm.abandon(self.halt)
@@ -303,10 +292,11 @@ def test_its_end_may_start_the_next(pc: Pc) -> None:
 
 
 def test_the_time_that_is_up_ends_it_with_nothing_taken(pc: Pc) -> None:
-    begin = time.monotonic_ns()
     hlt = Hlt(pc, timeout_ns=5 * MS)
-    assert hlt.wait() is None
-    assert time.monotonic_ns() - begin >= 5 * MS
+    pc.deadlines.move(5 * MS - 1)
+    assert hlt.waits
+    pc.deadlines.move(1)
+    assert hlt.outcome is None
     assert state(pc, 0) == MpState.HALTED
     pc.msi(0, 0x31)
     assert pc.take() == 0x31
@@ -322,18 +312,17 @@ def test_a_halt_that_ended_is_not_ended_by_its_time(pc: Pc, pending: bool) -> No
     if not pending:
         pc.msi(0, 0x31)
     second = Hlt(pc)
-    time.sleep(0.03)
+    pc.deadlines.move(30 * MS)
     assert (first.outcomes, second.outcomes) == ([(0x31, False)], [])
 
 
 def test_times_leave_nothing_behind(pc: Pc) -> None:
-    before = SCHEDULER._alarms._running
     for _ in range(100):
         Hlt(pc, timeout_ns=3600 * 1000 * MS).abandon()
         hlt = Hlt(pc, timeout_ns=3600 * 1000 * MS)
         pc.vm.nmi(0)
         assert hlt.outcome == NMI
-    assert SCHEDULER._alarms._running <= before
+    assert pc.deadlines.alarms.earliest() is None
 
 
 # Who may halt.
@@ -371,7 +360,7 @@ def test_deleting_the_vm_ends_all(pc: Pc) -> None:
         assert isinstance(hlt.outcome, VmError)
         assert hlt.outcome.reason == "ENOENT"
         hlt.abandon()
-    time.sleep(0.02)
+    pc.deadlines.move(20 * MS)
     assert [len(hlt.outcomes) for hlt in hlts] == [1, 1]
 
 
@@ -382,7 +371,7 @@ def test_an_abandoned_halt_takes_nothing(pc: Pc) -> None:
     hlt = Hlt(pc, timeout_ns=5 * MS)
     hlt.abandon()
     pc.msi(0, 0x31)
-    time.sleep(0.02)
+    pc.deadlines.move(20 * MS)
     assert hlt.outcomes == []
     assert Hlt(pc).outcome == (0x31, False)
 
@@ -493,7 +482,8 @@ def test_interrupts_of_halts_in_a_row_that_are_all_abandoned_are_all_given_back(
 
 def test_a_time_that_was_up_gives_nothing_back(pc: Pc) -> None:
     hlt = Hlt(pc, timeout_ns=1)
-    assert hlt.wait() is None
+    pc.deadlines.move(1)
+    assert hlt.outcome is None
     hlt.abandon()
     assert take_any(pc, 0) is None
 
@@ -791,7 +781,7 @@ def test_a_reset_ends_a_halt_where_a_line_is_high(pc: Pc) -> None:
 
 
 def test_a_halt_that_a_thread_waits_for_is_ended_by_another(pc: Pc) -> None:
-    pc = Pc(clock=RealClock())
+    pc = Pc(real=True)
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     for turn in range(50):
         pc.vm.halt(0, outcomes.put)

@@ -20,7 +20,7 @@ import pytest
 
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
-from irqchipd.vm.clock import RealClock
+from irqchipd.timers import Timers
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.routing import ChipId, PinRoute
 from irqchipd.vm.vcpu_state import Outcome
@@ -73,7 +73,7 @@ class Storm:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.pc = Pc(VCPUS, clock=RealClock())
+        self.pc = Pc(VCPUS, deadlines=Timers(), real=True)
         self.vm = self.pc.vm
         self.pc.start(*range(VCPUS))
         self.pc.initialise_pics()

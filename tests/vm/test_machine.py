@@ -10,8 +10,9 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board
-from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.clock import Deadlines, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPU_ID, MAX_VCPUS, Vm
 from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, PinRoute
@@ -103,7 +104,7 @@ def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> 
 
 @pytest.mark.parametrize("port", [0x20, 0x21, 0xA1, 0x4D1])
 def test_a_port_that_is_taken_prevents_the_irqchip_and_stays_taken(port: int) -> None:
-    board = Board(VirtualClock(), 1_000_000)
+    board = Board(Agenda("board", VirtualClock(), Deadlines()), 1_000_000)
     ram = Ram()
     board.pio.register(port, 1, ram)
     with pytest.raises(VmError):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -16,10 +14,12 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Doorbell, Event, RegionAccess, RegionsLost
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.regions import MAX_DEVICES, MAX_WAITING, PATIENCE, Access, Space
+from irqchipd.vm.regions import BARRED_PERIODS, MAX_DEVICES, MAX_REGION_ACCESSES, Access, Space
 from irqchipd.vm.sources import LineSource
 
 PIO, MMIO = Space.PIO, Space.MMIO
+MS = 1_000_000
+LIMIT = 20 * MS
 
 
 class Owner:
@@ -29,12 +29,12 @@ class Owner:
         self.vm = vm
         self.source = vm.open_source("owner")
         self.told: list[Event] = []
-        self.lost = threading.Event()
+        self.lost = False
 
     def hear(self, event: Event) -> None:
         self.told.append(event)
         if isinstance(event, RegionsLost):
-            self.lost.set()
+            self.lost = True
 
     def register(self, space: int, start: int, length: int, **what: int | None) -> None:
         doorbell, datamatch = bool(what.get("doorbell")), what.get("datamatch")
@@ -46,10 +46,15 @@ class Owner:
 
 @pytest.fixture
 def vm() -> Vm:
-    vm = Vm("test", access_ns=20_000_000)
+    vm = Vm("test", access_ns=LIMIT)
     vm.create_irqchip()
     vm.create_vcpu(0)
     return vm
+
+
+def move(vm: Vm, nanoseconds: int) -> None:
+    """Let the host's time pass."""
+    vm.agenda.deadlines.move(nanoseconds)
 
 
 @pytest.fixture
@@ -207,7 +212,9 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
     owner.complete(answered, 5)
     late = forwarded(lambda: vm.pio_read(0, 0x3F9, 1))
     later = forwarded(lambda: vm.mmio_read(0, 0xD000_0000, 8 // 2))
-    assert owner.lost.wait(5)
+    move(vm, LIMIT - 1)
+    assert not owner.lost
+    move(vm, 1)
     assert owner.told[-1] == RegionsLost(PIO, 0x3F9)
     assert late.result() == (0xFF, False)
     assert later.result() == (0xFFFF_FFFF, False)
@@ -218,7 +225,7 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
 
 def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Owner, list[Access]]:
     """An owner that needs 60 of the 100 ms for each of five accesses, and may leave out the first."""
-    vm = Vm("slow", access_ns=100_000_000)
+    vm = Vm("slow", access_ns=100 * MS)
     vm.create_irqchip()
     vm.create_vcpu(0)
     owner, session = Owner(vm), vm.open_source("vcpu")
@@ -226,16 +233,14 @@ def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Own
     by = session if of_one_session else None
     accesses = [forwarded(lambda: vm.pio_read(0, 0x300, 1, by)) for _ in range(5)]
     for access in accesses if answers_first else accesses[1:]:
-        time.sleep(0.06)
+        move(vm, 60 * MS)
         owner.complete(access, 7)
     return owner, accesses
 
 
 def test_an_accesss_time_begins_when_it_is_forwarded_whoever_else_waits() -> None:
-    before = time.monotonic()
     owner, accesses = slow_owner(of_one_session=False)
-    assert owner.lost.wait(5)
-    assert time.monotonic() - before < 1
+    assert owner.lost
     assert accesses[-1].result() == (0xFF, False)
     assert not owner.complete(accesses[-1], 7)
 
@@ -243,24 +248,24 @@ def test_an_accesss_time_begins_when_it_is_forwarded_whoever_else_waits() -> Non
 def test_in_a_string_of_accesses_it_begins_when_the_one_before_is_answered() -> None:
     owner, accesses = slow_owner(of_one_session=True)
     assert [access.result() for access in accesses] == [(7, True)] * 5
-    assert not owner.lost.is_set()
+    assert not owner.lost
 
 
 def test_answers_to_others_do_not_make_up_for_the_first_of_a_string() -> None:
     owner, accesses = slow_owner(of_one_session=True, answers_first=False)
-    assert owner.lost.is_set()
+    assert owner.lost
     assert accesses[0].result() == (0xFF, False)
 
 
 def lose(vm: Vm, owner: Owner, port: int) -> None:
     """An owner does not answer in time."""
-    owner.lost.clear()
+    owner.lost = False
     forwarded(lambda: vm.pio_read(0, port, 1))
-    assert owner.lost.wait(5)
+    move(vm, LIMIT)
+    assert owner.lost
 
 
 def test_a_range_that_is_lost_twice_is_nobodys_for_a_while(vm: Vm, owner: Owner) -> None:
-    vm._board.regions.access_ns = 10_000_000
     for _ in range(2):
         owner.register(PIO, 0x300, 8)
         lose(vm, owner, 0x301)
@@ -272,19 +277,18 @@ def test_a_range_that_is_lost_twice_is_nobodys_for_a_while(vm: Vm, owner: Owner)
     another.register(PIO, 0x300, 8, doorbell=1)  # for which no vCPU waits
     vm.unregister_region(another.source, PIO, 0x300)
     assert vm.pio_read(0, 0x301, 1) is None
-    time.sleep(PATIENCE * 0.01)
+    move(vm, BARRED_PERIODS * LIMIT)
     owner.register(PIO, 0x300, 8)
     assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x301, 1)), 5)
 
 
 def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: Vm, owner: Owner) -> None:
-    vm._board.regions.access_ns = 5_000_000
-    losses, end = 0, time.monotonic() + 1
-    while time.monotonic() < end:
+    losses = 0
+    while vm.agenda.deadlines.now() < 200 * LIMIT:
         try:
             owner.register(PIO, 0x300, 8)
         except VmError:
-            time.sleep(0.001)
+            move(vm, LIMIT // 5)
         else:
             lose(vm, owner, 0x300)
             losses += 1
@@ -292,11 +296,10 @@ def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: Vm
 
 
 def test_losses_long_ago_are_forgiven(vm: Vm, owner: Owner) -> None:
-    vm._board.regions.access_ns = 1_000_000
     for _ in range(3):
         owner.register(PIO, 0x300, 8)
         lose(vm, owner, 0x300)
-        time.sleep(PATIENCE * 0.001)
+        move(vm, BARRED_PERIODS * LIMIT)
     owner.register(PIO, 0x300, 8)
 
 
@@ -344,15 +347,15 @@ def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: 
 
 
 def test_a_prompt_owner_keeps_its_regions() -> None:
-    vm = Vm("test", access_ns=200_000_000)
+    vm = Vm("test", access_ns=LIMIT)
     vm.create_vcpu(0)
     owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
-    stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    while not stop.is_set():
-        assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x3F8, 1)), 1)
-    assert not owner.lost.is_set()
+    for _ in range(100):
+        access = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
+        move(vm, LIMIT - 1)
+        assert owner.complete(access, 1)
+    assert not owner.lost
 
 
 def test_the_end_of_the_vm_is_told(vm: Vm, owner: Owner) -> None:
@@ -374,7 +377,7 @@ def test_so_many_accesses_may_wait() -> None:
     vm.create_vcpu(0)
     owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
-    waiting = [forwarded(lambda: vm.pio_read(0, 0x3F8, 1)) for _ in range(MAX_WAITING)]
+    waiting = [forwarded(lambda: vm.pio_read(0, 0x3F8, 1)) for _ in range(MAX_REGION_ACCESSES)]
     assert refused(lambda: vm.pio_read(0, 0x3F8, 1)) == errno.ENOSPC
     owner.complete(waiting[500])
     forwarded(lambda: vm.pio_read(0, 0x3F8, 1))

@@ -29,7 +29,9 @@ from irqchipd.chips.lapic_timer import PERIODIC, TSC_DEADLINE
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.chips.saved import MAX_LATE
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
-from irqchipd.vm.clock import RealClock, VirtualClock
+from irqchipd.timers import Timers
+from irqchipd.vm.backlog import Backlog
+from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled
@@ -171,19 +173,19 @@ def test_timers_go_on_where_they_were() -> None:
 
 
 def test_a_real_clock_goes_on_from_where_it_was_saved_and_its_timers_ring() -> None:
-    pc = Pc(clock=RealClock())
+    pc = Pc(real=True)
     pc.count_apic(0, 0x31, 30 * MS)
+    pc.deadlines.move(10 * MS)
     state = pc.vm.save()
     pc.vm.delete()
-    time.sleep(0.03)
-    vm = Registry(max_vms=1).restore("again", state)
-    assert state.now_ns <= vm.describe().now < state.now_ns + 25 * MS
+    pc.deadlines.move(30 * MS)
+    vm = Registry(max_vms=1, deadlines=pc.deadlines).restore("again", state)
+    assert vm.describe().now == state.now_ns == 10 * MS
     outcomes: list[object] = []
     vm.halt(0, outcomes.append)
+    pc.deadlines.move(20 * MS - 1)
     assert outcomes == []
-    deadline = time.monotonic() + 20
-    while not outcomes and time.monotonic() < deadline:
-        time.sleep(0.001)
+    pc.deadlines.move(1)
     assert outcomes == [(0x31, False)]
 
 
@@ -702,7 +704,7 @@ def test_a_restored_timer_that_is_centuries_late_does_not_keep_the_daemon_busy(t
         first, *rest = state.vcpus
         state = replace(state, vcpus=(replace(first, timer_expires_ns=0, timer_target_ns=0), *rest))
     try:
-        vm = restored(state)
+        vm = Vm.restored("restored", MAX_VCPUS, state, deadlines=Timers())
     except VmError:
         return
     try:
@@ -786,8 +788,8 @@ def test_the_lateness_of_a_vm_is_that_of_its_first_timer(monkeypatch: pytest.Mon
     assert first is not None
     assert pc.vm.describe().lateness == 0
     clock = VirtualClock(first + 5)
-    pc.vm._clock = clock
+    pc.vm.agenda.clock = clock
     assert pc.vm.describe().lateness == 0, "a virtual clock stands still until they are served"
     monkeypatch.setattr(VirtualClock, "virtual", False)
-    monkeypatch.setattr(pc.vm, "_goes_by_itself", False)
+    pc.vm.agenda.backlog = Backlog()  # so that nothing comes due
     assert pc.vm.describe().lateness == 5

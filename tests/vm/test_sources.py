@@ -134,7 +134,7 @@ def test_interrupts_that_nobody_got_are_bounded() -> None:
     pc = Pc()
     cpu = pc.vm._board.cpus[0]
     for vector in range(100, 100 + 2 * MAX_QUEUED):
-        cpu.give_back((vector, False), cpu.lives)
+        cpu.give_back((vector, False), cpu.reset_count)
     assert cpu.queued == [(vector, False) for vector in range(100, 100 + MAX_QUEUED)]
     state = pc.vm.save()
     assert Vm.restored("moved", MAX_VCPUS, state).save().vcpus[0].queued == tuple(cpu.queued)

@@ -11,6 +11,7 @@ import pytest
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.lapic_timer import TSC_DEADLINE
 from irqchipd.chips.message import DeliveryMode
+from irqchipd.timers import Timers
 from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.events import GsiAcknowledged
 from irqchipd.vm.machine import Vm
@@ -377,7 +378,8 @@ def test_nobody_sees_a_timer_that_has_run_out_and_not_interrupted() -> None:
         def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
             pass
 
-    vm = Vm("test", clock=NeverRings())
+    deadlines = Timers()
+    vm = Vm("test", clock=NeverRings(deadlines), deadlines=deadlines)
     vm.create_irqchip()
     vm.create_vcpu(0)
     lapic = 0xFEE0_0000

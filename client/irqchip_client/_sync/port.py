@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.port import MESSAGE_BYTES, AdaptivePoll
 from irqchip_client._errors import timed_out
 
 _TIMEVAL = struct.Struct("@ll")
@@ -63,7 +63,7 @@ class PortChannel:
         self._connection = connection
         self._send = connection.send
         self._receive = connection.recv
-        self._patience = Patience(poll_ns)
+        self._adaptive_poll = AdaptivePoll(poll_ns)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._timeout: float | None = None
@@ -76,14 +76,13 @@ class PortChannel:
 
     def receive(self, timeout: float | None = None) -> bytes:
         """The next packet, empty at the end; a packet that is too long has more than MESSAGE_BYTES. TimeoutError."""
-        patience = self._patience
-        spin = patience.begin()
-        poll = self._poll.poll
-        while spin:
+        adaptive, poll = self._adaptive_poll, self._poll.poll
+        polls = adaptive.begin()
+        while polls:
             if poll(0):
-                patience.met()
+                adaptive.polled()
                 return self._receive(MESSAGE_BYTES + 1)
-            spin = patience.goes_on()
+            polls = adaptive.again()
         if timeout != self._timeout:
             _set_timeout(self._connection, socket.SO_RCVTIMEO, timeout)
             self._timeout = timeout
@@ -91,7 +90,7 @@ class PortChannel:
             packet = self._receive(MESSAGE_BYTES + 1)
         except BlockingIOError:
             raise TimeoutError from None
-        patience.woken()
+        adaptive.blocked()
         return packet
 
     def receive_now(self) -> bytes:

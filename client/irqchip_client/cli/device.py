@@ -120,7 +120,7 @@ def device(
             _restore(made, state_file)
         never_run = made.host
         try:
-            devices.run_device(made, vm, target=context.obj, patience=wait)
+            devices.run_device(made, vm, target=context.obj, start_timeout=wait)
         except Exception as error:
             if (failure := describe_failure(error)) is not None:
                 raise click.ClickException(failure) from error

@@ -88,7 +88,7 @@ class _Ended(BaseException):
 )
 @click.option(
     "--await-timeout",
-    "patience",
+    "await_timeout",
     type=SECONDS,
     default=60,
     show_default=True,
@@ -108,7 +108,7 @@ def run(
     name: str,
     without: tuple[str, ...],
     awaited: tuple[str, ...],
-    patience: float,
+    await_timeout: float,
 ) -> None:
     """Run a guest: a VM is made, with an irqchip, a PIT and vCPUs, and deleted in the end.
 
@@ -155,7 +155,7 @@ def run(
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
                 click.echo(f"VM {vm.name} runs {kernel.name} on {kind}; Ctrl-] ends it\r", err=True)
             over = stack.enter_context(time_limit(running_vcpus, timeout))
-            _wait_for(vm, awaited, patience, lambda: bool(ended) or over.is_set())
+            _wait_for(vm, awaited, await_timeout, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
                 running_vcpus.start(start)
                 running_vcpus.run()
@@ -224,16 +224,16 @@ def _create_vcpus(
     with ExitStack() as stack:
         adapters: list[Adapter]
         if kind == "kvm":
-            from irqchip_client.kvm import KvmCpu, KvmVm
+            from irqchip_client.kvm import KvmVcpu, KvmVm
 
             kvm = stack.enter_context(KvmVm(memory))
-            adapters = [stack.enter_context(KvmCpu(kvm, vm, vcpu, local=local)) for vcpu in range(count)]
+            adapters = [stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local)) for vcpu in range(count)]
         elif count > 1:
             raise irqchip_client.InvalidArgument(errno.EINVAL, "with Unicorn a machine has one vCPU; KVM can have more")
         else:
-            from irqchip_client.unicorn import UnicornCpu
+            from irqchip_client.unicorn import UnicornVcpu
 
-            adapters = [stack.enter_context(UnicornCpu(memory, vm, 0, local=local))]
+            adapters = [stack.enter_context(UnicornVcpu(memory, vm, 0, local=local))]
         yield Vcpus(adapters[0], adapters[1:])
 
 
@@ -263,21 +263,21 @@ def _devices(
         yield devices
 
 
-def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], patience: float, over: Callable[[], bool]) -> None:
+def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
     """Until they have come, or the run is over. _TimeIsUp after so many seconds."""
     missing = set(clients)
     began = time.monotonic()
-    told = False
+    announced = False
     while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
         if over():
             return
         waited, names = time.monotonic() - began, ", ".join(sorted(missing))
-        if waited > patience:
+        if waited > timeout:
             raise _TimeIsUp(
-                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {patience:g} s; "
+                f"{names}: no such client has claimed ports or addresses of VM {vm.name} within {timeout:g} s; "
                 "start it (`irqchipctl device` starts devices), or allow more with --await-timeout"
             )
-        if not told and waited > SILENCE:
-            told = True
+        if not announced and waited > SILENCE:
+            announced = True
             click.echo(f"VM {vm.name} waits for {names}; Ctrl-] ends it\r", err=True)
         time.sleep(0.02)

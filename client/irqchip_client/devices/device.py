@@ -124,15 +124,15 @@ class DeviceRegion:
 class OutputLine:
     """A GSI that the device drives.
 
-    insists  an edge that is coalesced is made again a little later, as long as the line is high
+    retries  an edge that is coalesced is made again a little later, while the line is high
     """
 
-    __slots__ = ("_device", "gsi", "insists", "level")
+    __slots__ = ("_device", "gsi", "level", "retries")
 
-    def __init__(self, device: Device, gsi: int, insists: bool) -> None:
+    def __init__(self, device: Device, gsi: int, retries: bool) -> None:
         self._device = device
         self.gsi = gsi
-        self.insists = insists
+        self.retries = retries
         self.level = False
 
     def set(self, level: bool) -> None:
@@ -214,11 +214,11 @@ class Device:
         _check_region("address", start, length, 1 << 64)
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
-    def line(self, gsi: int, *, insists: bool = False) -> OutputLine:
-        """Has a line. One that insists makes an edge that is coalesced again: of GSI 8 KVM forgets them."""
+    def line(self, gsi: int, *, retries: bool = False) -> OutputLine:
+        """Adds a line. With `retries` a coalesced edge is made again: those of GSI 8 KVM would lose."""
         if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
             raise ValueError(f"a line's GSI is {gsi!r:.100}, and not a number from 0 on")
-        line = OutputLine(self, gsi, insists)
+        line = OutputLine(self, gsi, retries)
         self.lines.append(line)
         return line
 

@@ -1,4 +1,4 @@
-"""Who runs device models: in a process of their own, through a Session, or within a VMM's."""
+"""What runs device models: in a process of their own, or in a VMM's process."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .reactor import Reactor
 from .saving import Plain, refused
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
-SILENCE = 3.0  # seconds of waiting, after which it says so
-INSISTENCE = 0.001  # seconds, after which a coalesced edge is made again
-RECLAIM = 1.0  # seconds, after which a host that was too slow twice tries again to claim its regions
+SILENCE = 3.0  # seconds of waiting before a log line says so
+RETRY = 0.001  # seconds before a coalesced edge is made again
+RECLAIM = 1.0  # seconds before a host that was too slow twice claims its regions again
 
-# Lines that insist, and which of a turn's operations raised them.
-Insisting = list[tuple[OutputLine, int]]
+# Lines that retry, and the position among a turn's operations of the one that raised them.
+Retrying = list[tuple[OutputLine, int]]
 
 log = logging.getLogger("irqchip_client.devices")
 
 
 class _Host:
-    """Devices, called by one thread at a time; what their lines do in a turn is told at its end, in order."""
+    """Devices, called by one thread at a time. The changes of their lines in a turn are sent at its end, in order."""
 
     def __init__(self, session: Session, devices: Iterable[Device]) -> None:
         self.devices = list(devices)
@@ -45,7 +45,7 @@ class _Host:
         self.failure: BaseException | None = None
         self._lock = threading.RLock()
         self._changes: list[ops.Call[Any]] = []
-        self._insisting: Insisting = []
+        self._retrying: Retrying = []
         self._coalesced: set[OutputLine] = set()
         self._reactor = Reactor(self.turn, self._fail)
         self.arm = self._reactor.arm
@@ -56,7 +56,7 @@ class _Host:
         self._again = clock.timer(self._make_again)
 
     def start(self) -> None:
-        """Run them: their lines have the levels that they drive, and they are told."""
+        """Begins to run the devices: their lines have the levels that they drive."""
         lines = [line for device in self.devices for line in device.lines]
         for device in self.devices:
             device.run_by(self)
@@ -67,22 +67,22 @@ class _Host:
         self._reactor.start()
 
     def stop(self) -> None:
-        """They are called no more."""
+        """Calls the devices no more."""
         self._reactor.stop()
 
     def reset(self) -> None:
-        """The VM is reset: so are they."""
+        """Resets the devices: the VM was reset."""
         with self.turn():
             for device in self.devices:
                 _call(device, "reset", device.reset)
 
     def save(self) -> list[Plain]:
-        """The state of each, as plain data, at one moment; any thread may ask."""
+        """The state of each device, as plain data, at one moment. From any thread."""
         with self.turn():
             return [device.save() for device in self.devices]
 
     def restore(self, saved: Plain) -> None:
-        """They are what save() said, before start() or after. InvalidArgument, and nothing has changed."""
+        """Restores what save() returned, before start() or after. InvalidArgument: then nothing has changed."""
         if type(saved) is not list or len(saved) != len(self.devices):
             raise refused("all", saved, f"a list of {len(self.devices)}, one of each device")
         checked = [device.check_saved(each) for device, each in zip(self.devices, saved, strict=True)]
@@ -92,39 +92,39 @@ class _Host:
 
     @contextmanager
     def turn(self) -> Generator[None, None, None]:
-        """While a device is called."""
+        """Surrounds calls of devices."""
         with self._lock:
             try:
                 yield
             finally:
                 changes, self._changes = self._changes, []
-                insisting, self._insisting = self._insisting, []
+                retrying, self._retrying = self._retrying, []
                 if changes:
-                    self.tell(changes, insisting)
+                    self.send(changes, retrying)
 
     def drive(self, line: OutputLine) -> None:
-        """See Host."""
+        """A line has another level."""
         self._changes.append(ops.irq_line(line.gsi, line.level))
-        if line.insists and line.level:
-            self._insisting.append((line, len(self._changes) - 1))
+        if line.retries and line.level:
+            self._retrying.append((line, len(self._changes) - 1))
 
-    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
-        """What lines did in a turn. The results are for `insist`, with who does."""
+    def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
+        """Sends what lines did in a turn, and hands the results to retry_coalesced()."""
         raise NotImplementedError
 
-    def insist(self, insisting: Insisting, results: list[Any]) -> None:
-        """An edge that was coalesced is made again. Any thread may call this.
+    def retry_coalesced(self, retrying: Retrying, results: list[Any]) -> None:
+        """Makes each edge that was coalesced again. From any thread.
 
-        KVM: ioapic.c rtc_irq_check_coalesced: an edge of the RTC's is dropped while its last is not ended, and if the
-        line stays high as nobody sees it, there is no other. Userspace has to try again, as QEMU does.
+        KVM: ioapic.c rtc_irq_check_coalesced: it drops an edge of the RTC's until the guest has ended the previous
+        one. The guest then does not read the RTC, the line stays high, and no further edge would come.
         """
-        coalesced = [line for line, position in insisting if results[position] == COALESCED]
+        coalesced = [line for line, position in retrying if results[position] == COALESCED]
         if coalesced:
-            self._reactor.call_soon(partial(self._wait_and_insist, coalesced))
+            self._reactor.call_soon(partial(self._retry_soon, coalesced))
 
-    def _wait_and_insist(self, lines: list[OutputLine]) -> None:
+    def _retry_soon(self, lines: list[OutputLine]) -> None:
         self._coalesced.update(lines)
-        self._again.start(INSISTENCE)
+        self._again.start(RETRY)
 
     def _make_again(self) -> None:
         lines, self._coalesced = self._coalesced, set()
@@ -134,17 +134,17 @@ class _Host:
                 line.set(True)
 
     def _fail(self, error: BaseException) -> None:
-        """A device raised an exception in a timer, or a descriptor's callback."""
+        """A device raised an exception in a timer or a descriptor's callback."""
         self.failure = error
         self.failed()
 
     def failed(self) -> None:
-        """See failure; called by any thread."""
+        """`failure` is set; on any thread."""
         raise NotImplementedError
 
 
 class RemoteHost(_Host):
-    """Runs a device for a VM whose vCPUs are other processes'."""
+    """Runs devices for a VM whose vCPUs are in other processes."""
 
     # What an event is handled in; see _Stop.
     undisturbed: AbstractContextManager[None] = nullcontext()
@@ -157,7 +157,7 @@ class RemoteHost(_Host):
         self._later = clock.timer(self._claim_again)
 
     def start(self) -> None:
-        """Claim its regions and run it. AlreadyExists where they are claimed."""
+        """Claims the devices' regions, and begins to run them. AlreadyExists where a region is claimed."""
         self._claim()
         super().start()
 
@@ -167,7 +167,7 @@ class RemoteHost(_Host):
                 self.session.register_region(region.space, region.start, region.length)
 
     def _claim_again(self) -> None:
-        """Claim what was lost, and what is refused for now (EBUSY of RegisterRegion) later."""
+        """Claims the regions that were lost; later those that the daemon refuses for now (RegisterRegion's EBUSY)."""
         for region in list(self._lost):
             with suppress(Busy):
                 self.session.register_region(region.space, region.start, region.length)
@@ -175,17 +175,17 @@ class RemoteHost(_Host):
         if self._lost:
             self._later.start(RECLAIM)
 
-    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
-        """See _Host. Nobody waits for the results."""
+    def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
+        """Sends what lines did in a turn, without waiting for the results."""
         with suppress(SessionClosed):  # as serve() finds out
-            self.session.post(changes, partial(self.insist, insisting) if insisting else None)
+            self.session.post(changes, partial(self.retry_coalesced, retrying) if retrying else None)
 
     def failed(self) -> None:
-        """See _Host."""
+        """Ends serve(), which raises the failure."""
         self.session.close()
 
     def serve(self) -> None:
-        """Answer accesses. Raises SessionClosed at the Session's end, or what the device raised."""
+        """Answers accesses. Raises SessionClosed at the Session's end, or what a device raised."""
         try:
             while True:
                 event = self.session.next_event()
@@ -197,13 +197,13 @@ class RemoteHost(_Host):
             raise
 
     def serve_one(self, event: Event) -> None:
-        """What happened."""
+        """Handles an event."""
         match event:
             case RegionAccess():
                 with self.turn():
                     try:
                         answer = ops.complete_access(event.access, self._access(event))
-                    except BaseException:  # the device's owner hears of it, and the guest that there is no answer
+                    except BaseException:  # the caller gets the exception, and the guest no answer
                         self._changes.append(ops.complete_access(event.access, unanswered=True))
                         raise
                     self._changes.append(answer)
@@ -221,7 +221,7 @@ class RemoteHost(_Host):
 
     def _access(self, access: RegionAccess) -> int:
         found = _find(self.devices, access.space, access.address, access.size)
-        if found is None:  # it is claimed for us, so this is not to be
+        if found is None:  # the daemon forwards only accesses to claimed regions
             raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
         if access.write:
             _write(*found, access.address, access.data, access.size)
@@ -230,25 +230,25 @@ class RemoteHost(_Host):
 
 
 class LocalHost(_Host):
-    """Runs devices within a VMM, whose vCPUs find them before they ask the daemon: see vmm.accesses.LocalDevices.
+    """Runs devices within a VMM, whose vCPUs ask them before the daemon: vmm.accesses.LocalDevices.
 
-    events  a Session of the same VM, which is this host's own: it hears there of resets; without, call reset()
+    events  a Session of the same VM for this host alone, where it receives the VM's resets; without it, call reset()
     """
 
-    on_failure: Callable[[], None] | None = None  # Called by any thread, when there is a failure.
+    on_failure: Callable[[], None] | None = None  # Called when `failure` is set, on any thread.
 
     def __init__(self, session: Session, devices: Iterable[Device], events: Session | None = None) -> None:
         super().__init__(session, devices)
         self._events = events
 
     def start(self) -> None:
-        """See _Host."""
+        """Begins to run the devices: their lines have the levels that they drive."""
         super().start()
         if self._events is not None:
             threading.Thread(target=self._listen, args=(self._events,), name="irqchip resets", daemon=True).start()
 
     def _listen(self, events: Session) -> None:
-        # Not on the Session that drives the lines: a thread that waits there would be in the way of each answer.
+        # On a Session of its own: a thread that waits on that of the lines would receive each answer there.
         try:
             while True:
                 if isinstance(events.next_event(), VmReset):
@@ -259,35 +259,35 @@ class LocalHost(_Host):
             self._fail(error)
 
     def stop(self) -> None:
-        """See _Host."""
+        """Calls the devices no more."""
         if self._events is not None:
             self._events.close()
         super().stop()
 
     def failed(self) -> None:
-        """See _Host."""
+        """Calls on_failure."""
         if self.on_failure is not None:
             self.on_failure()
 
-    def tell(self, changes: list[ops.Call[Any]], insisting: Insisting) -> None:
-        """See _Host. When the access is done, the lines have their levels."""
+    def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
+        """Sends what lines did in a turn, and waits: when an access is done, the lines have their levels."""
         with suppress(SessionClosed):
-            self.insist(insisting, self.session.run(changes, return_errors=True))
+            self.retry_coalesced(retrying, self.session.run(changes, return_errors=True))
 
     def pio_read(self, port: int, size: int) -> int | None:
-        """See LocalDevices."""
+        """A vCPU's IN; None where no device has the port."""
         return self._read(Space.PIO, port, size)
 
     def pio_write(self, port: int, value: int, size: int) -> bool:
-        """See LocalDevices."""
+        """A vCPU's OUT. Returns whether a device has the port."""
         return self._write(Space.PIO, port, value, size)
 
     def mmio_read(self, address: int, size: int) -> int | None:
-        """See LocalDevices."""
+        """A vCPU's load; None where no device has the address."""
         return self._read(Space.MMIO, address, size)
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:
-        """See LocalDevices."""
+        """A vCPU's store. Returns whether a device has the address."""
         return self._write(Space.MMIO, address, value, size)
 
     def _read(self, space: Space, address: int, size: int) -> int | None:
@@ -314,7 +314,7 @@ def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> t
     return None
 
 
-# Calls of a device, with what it raises blamed on it.
+# Calls of a device. A note on what it raises names the device.
 
 
 def _read(device: Device, region: DeviceRegion, address: int, size: int) -> int:
@@ -346,24 +346,23 @@ def _call(device: Device, what: str, call: Callable[[], None]) -> None:
         raise
 
 
-def run_device(device: Device, vm: str, *, target: str | None = None, patience: float = 30.0) -> None:
+def run_device(device: Device, vm: str, *, target: str | None = None, start_timeout: float = 30.0) -> None:
     """Runs a device in this process, for the VM of this name, until SIGTERM or SIGINT, or until the VM is deleted.
 
-    target    the daemon's address; by default as connect() finds it
-    patience  seconds to wait for a daemon, and for the VM to be there with its irqchip
+    target         the daemon's address; by default as connect() finds it
+    start_timeout  seconds to wait for a daemon, for the VM, and for its irqchip
 
-    If the VM was restored, and keeps the levels of a device of this name, the device takes them over. However it ends,
-    device.save() is then what it was; restore it before this, and it goes on.
+    If the VM was restored, and keeps the levels of a device of this name, the device takes them over. However the run
+    ends, device.save() then returns the state at its end. A device that was restored before this goes on from there.
 
-    Raises SessionClosed where the daemon stops; AlreadyExists where something claims its ports or
-    addresses; NotFound or Unavailable when the patience is over; and whatever the device raises, with a note that says
-    in which call.
+    Raises SessionClosed where the daemon stops; AlreadyExists where something claims the device's ports or addresses;
+    NotFound or Unavailable after start_timeout; and whatever the device raises, with a note that names the call.
     """
     if not isinstance(device, Device):
         hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
         raise InvalidArgument(errno.EINVAL, f"device is {device!r:.200}, and no Device{hint}")
     with _stopped_by_signals() as stop, connect(target) as client:
-        machine = _wait_for(lambda: client.vm(vm), patience)
+        machine = _wait_for(lambda: client.vm(vm), start_timeout)
         with _session(machine, device.name) as session:
             host = RemoteHost(session, [device])
             host.undisturbed = stop
@@ -380,7 +379,7 @@ def run_device(device: Device, vm: str, *, target: str | None = None, patience: 
 
 
 def _session(vm: Vm, name: str) -> Session:
-    """A Session; of a VM that was restored, in the place of the device that had this name before."""
+    """A Session; on a VM that was restored, the line source that it keeps for this name, if there is one."""
     try:
         return vm.session(name, resume=True)
     except NotFound:
@@ -388,14 +387,15 @@ def _session(vm: Vm, name: str) -> Session:
 
 
 def describe(device: Device) -> str:
-    """Its regions and lines, for people to read."""
+    """The device's regions and lines, for people to read."""
     regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
     return ", ".join(regions + [f"GSI {line.gsi}" for line in device.lines])
 
 
-def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
+def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
+    """The VM, when it is there and has an irqchip."""
     began = time.monotonic()
-    deadline, told = began + patience, False
+    deadline, logged = began + timeout, False
     while True:
         vm = find()
         try:
@@ -405,12 +405,12 @@ def _wait_for(find: Callable[[], Vm], patience: float) -> Vm:
         except (NotFound, Unavailable, TimedOut) as error:
             missing = error
         if time.monotonic() > deadline:
-            if patience >= 1:
+            if timeout >= 1:
                 make = f"; `irqchipctl create {vm.name}` makes it" if missing.reason == "ENOENT" else ""
-                missing = type(missing)(missing.errno, f"{missing.message}; waited for {patience:g} s{make}")
+                missing = type(missing)(missing.errno, f"{missing.message}; waited for {timeout:g} s{make}")
             raise missing
-        if not told and time.monotonic() > began + SILENCE:
-            told = True
+        if not logged and time.monotonic() > began + SILENCE:
+            logged = True
             log.info("waiting for VM %r: %s", vm.name, missing.message)
         time.sleep(0.05)
 
@@ -420,9 +420,9 @@ class _Stopped(BaseException):
 
 
 class _Stop:
-    """How a signal ends the main thread's work: at once, but within this context only behind it.
+    """Ends the main thread's work by a signal: at once, but within this context at the context's end.
 
-    So a device is never left in the middle of an access, and can be saved. A second signal does not wait.
+    So a signal leaves no device in the middle of an access, and the device can be saved. A second signal does not wait.
     """
 
     def __init__(self) -> None:
@@ -430,7 +430,7 @@ class _Stop:
         self._asked = False
 
     def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal's handler
-        """A signal says stop."""
+        """The handler of the signals."""
         again, self._asked = self._asked, True
         if again or not self._deferring:
             raise _Stopped
@@ -446,7 +446,7 @@ class _Stop:
 
 @contextmanager
 def _stopped_by_signals() -> Generator[_Stop, None, None]:
-    """Ends its body without an error when a signal says stop. Only the main thread can be told."""
+    """Ends its body without an error when a signal comes. Python runs handlers on the main thread alone."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

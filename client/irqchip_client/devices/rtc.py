@@ -102,7 +102,7 @@ class Rtc(Device):
         super().__init__("MC146818")
         self._clock = clock
         self.pio(base, 2, self.read, self.write)
-        self._line = self.line(gsi, insists=True)
+        self._line = self.line(gsi, retries=True)
         self._event = self.timer(self._expired)
 
         self.index = 0

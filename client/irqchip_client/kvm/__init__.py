@@ -5,7 +5,7 @@
         vm.create_irqchip()
         vm.create_vcpu(0)
         memory.write(0x1000, code)
-        with KvmCpu(kvm, vm, 0) as cpu:
+        with KvmVcpu(kvm, vm, 0) as cpu:
             cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
             cpu.run()  # until cpu.stop()
 
@@ -21,7 +21,7 @@ from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
-from .cpu import KvmCpu
+from .vcpu import KvmVcpu
 from .vm import KvmVm, why_not
 
-__all__ = ["GuestMemory", "KvmCpu", "KvmVm", "LocalDevices", "Start", "StartMode", "why_not"]
+__all__ = ["GuestMemory", "KvmVcpu", "KvmVm", "LocalDevices", "Start", "StartMode", "why_not"]

@@ -41,7 +41,7 @@ class Apic:
         self._set_base(self._vcpu.msr_read(IA32_APIC_BASE).data)
         self.cr8 = self._run[Run.CR8] = self._vcpu.cr8_read()
 
-    def tell_cr8(self) -> None:
+    def report_cr8(self) -> None:
         """The guest has written CR8: TPR's upper half, and 0 in its lower. SDM volume 3, 11.8.6.1."""
         cr8 = self._run[Run.CR8]
         if self._page is not None:  # The port has a short form for this.

@@ -41,7 +41,7 @@ def _leaf(leaf: Leaf, vcpu: int) -> Leaf:
         case 1:
             ebx = ebx & 0x00FF_FFFF | (vcpu & 0xFF) << 24
             # A deadline would be of the guest's TSC, which is KVM's, and the timer is on irqchipd's clock.
-            ecx = (ecx | X2APIC) & ~TSC_DEADLINE_TIMER  # As KvmCpu tells the daemon.
+            ecx = (ecx | X2APIC) & ~TSC_DEADLINE_TIMER  # As KvmVcpu tells the daemon.
             edx |= APIC
         case _ if function == ARCHITECTURAL_PERFMON:
             eax = ebx = ecx = edx = 0  # Counters whose overflow would interrupt through a local APIC of KVM's.

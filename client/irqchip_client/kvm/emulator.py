@@ -20,6 +20,7 @@ from .ioctls import (
     GDT_AT,
     IDT_AT,
     NMI_MASKED_AT,
+    NMI_PENDING_AT,
     QWORD,
     REGS,
     SEGMENT,
@@ -41,6 +42,8 @@ TF, IF, OF, NT, RF, VM = 1 << 8, 1 << 9, 1 << 11, 1 << 14, 1 << 16, 1 << 17
 WRITABLE_FLAGS = 0x003F_7FD5
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 PRESENT, IS_SEGMENT, IS_CODE = 1 << 47, 1 << 44, 1 << 43  # of a descriptor
+NOT_PRESENT, IDT_ERROR = 11, 2  # a vector, and the error code's bit for a gate of the IDT
+EXCEPTION = struct.Struct("<4BI")  # kvm_vcpu_events: injected, its vector, has an error code, pending, the error code
 
 
 class Instruction(Enum):
@@ -51,6 +54,10 @@ class Instruction(Enum):
 
 class BeyondError(Exception):
     """What this does not do."""
+
+
+class NotPresentError(Exception):
+    """#NP, with its error code."""
 
 
 @dataclass(slots=True)
@@ -106,14 +113,24 @@ class State:
         selector: int = SEGMENT.unpack_from(self.sregs, SEGMENTS[name])[2]
         return selector
 
+    def check_present(self, selector: int) -> None:
+        """NotPresentError where a gate's code segment is not."""
+        if selector != self.selector("cs"):
+            entry = self._descriptor(selector)
+            if entry & IS_SEGMENT and entry & IS_CODE and not entry & PRESENT:
+                raise NotPresentError(selector)
+
+    def _descriptor(self, selector: int) -> int:
+        base, limit = TABLE.unpack_from(self.sregs, GDT_AT)
+        if selector & 7 or not selector or selector + 7 > limit:
+            raise BeyondError
+        return self.read(base + selector, 8)
+
     def load(self, name: str, selector: int) -> None:
         """Loads a segment register, from the GDT. SDM volume 3, 3.4.5."""
         if selector == self.selector(name):
             return
-        base, limit = TABLE.unpack_from(self.sregs, GDT_AT)
-        if selector & 7 or not selector or selector + 7 > limit:
-            raise BeyondError
-        entry = self.read(base + selector, 8)
+        entry = self._descriptor(selector)
         if (
             not entry & PRESENT
             or not entry & IS_SEGMENT
@@ -154,6 +171,9 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
         if state.selector("cs") & 3 or state.regs[RFLAGS] & (VM | NT):
             return None
         _execute(state)
+    except NotPresentError as error:
+        _inject(fd, NOT_PRESENT, error.args[0])
+        return state.regs[RFLAGS]
     except (BeyondError, IrqchipError):
         return None
     if state.sregs != sregs:
@@ -203,8 +223,11 @@ def _interrupt(state: State, vector: int, length: int) -> None:
         raise BeyondError
     gate = state.read(base + size * vector, size)
     kind, selector, stack_table = gate >> 40 & 0xF, gate >> 16 & 0xFFFF, gate >> 32 & 7
-    if kind not in (INTERRUPT_GATE, TRAP_GATE) or not gate & PRESENT or (state.long and stack_table):
+    if kind not in (INTERRUPT_GATE, TRAP_GATE) or (state.long and stack_table):
         raise BeyondError
+    if not gate & PRESENT:
+        raise NotPresentError(vector * 8 | IDT_ERROR)
+    state.check_present(selector)
     flags, back = regs[RFLAGS], (regs[RIP] + length, state.selector("cs"), regs[RFLAGS])
     if state.long:
         _push(state, regs[RSP] & ~0xF, [*back, regs[RSP], state.selector("ss")])
@@ -236,15 +259,23 @@ def _iret(state: State) -> None:
     _unmask_nmi(state.fd)
 
 
-def nmi_is_masked(fd: int) -> bool:
-    """Whether the vCPU is in an NMI's handler."""
-    return bool(_events(fd)[NMI_MASKED_AT])
+def nmi_must_wait(fd: int) -> bool:
+    """Whether a further NMI is to wait for an IRET: the vCPU is in an NMI's handler, or about to enter it."""
+    events = _events(fd)
+    return bool(events[NMI_MASKED_AT] or events[NMI_PENDING_AT])
 
 
 def _events(fd: int) -> bytearray:
     events = bytearray(VCPU_EVENTS_SIZE)
     ioctl(fd, Request.GET_VCPU_EVENTS, events)
     return events
+
+
+def _inject(fd: int, exception: int, error_code: int) -> None:
+    """Have KVM deliver an exception when the vCPU next enters its guest."""
+    events = _events(fd)
+    EXCEPTION.pack_into(events, 0, 1, exception, 1, 0, error_code)
+    ioctl(fd, Request.SET_VCPU_EVENTS, events)
 
 
 def _unmask_nmi(fd: int) -> None:

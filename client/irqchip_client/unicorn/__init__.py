@@ -5,7 +5,7 @@
         vm.create_irqchip()
         vm.create_vcpu(0)
         memory.write(0x1000, code)
-        with UnicornCpu(memory, vm, 0) as cpu:
+        with UnicornVcpu(memory, vm, 0) as cpu:
             cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
             cpu.run()  # until cpu.stop()
 
@@ -23,8 +23,8 @@ from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
-from .cpu import UnicornCpu
+from .vcpu import UnicornVcpu
 
-__all__ = ["GuestMemory", "LocalDevices", "Start", "StartMode", "UnicornCpu"]
+__all__ = ["GuestMemory", "LocalDevices", "Start", "StartMode", "UnicornVcpu"]
 
 del _library

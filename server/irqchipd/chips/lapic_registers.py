@@ -61,6 +61,8 @@ class Quirk:
     LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
 
 
+QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
+
 VERSION = 0x5_0014  # six LVT entries
 VERSION_DIRECTED_EOI = 1 << 24
 
@@ -163,8 +165,10 @@ class LapicRegisters:
 
     def deliverable(self) -> int:
         """The vector the CPU would accept now, or -1: its class is above PPR's. KVM: kvm_apic_has_interrupt."""
-        highest = self.irr.bit_length() - 1
-        return highest if highest >= 0 and (highest & 0xF0) > self.ppr else -1
+        vector = self.irr.bit_length() - 1
+        if vector < 0 or vector & 0xF0 <= self.tpr & 0xF0 or (self.isr and vector & 0xF0 <= self.ppr & 0xF0):
+            return -1
+        return vector
 
     def take(self) -> int:
         """Move the deliverable vector from IRR into ISR and return it, or -1."""

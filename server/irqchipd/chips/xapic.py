@@ -112,7 +112,8 @@ class Xapic(LapicRegisters):
         """Accept the deliverable vector and return it, or -1. KVM: lapic.c kvm_apic_ack_interrupt."""
         vector = self.take() if self.hardware_enabled else -1
         if vector >= 0:
-            self.timer.wake()
+            if self.timer.dormant:
+                self.timer.wake()
             self.wires.priorities_changed()
         return vector
 
@@ -130,7 +131,8 @@ class Xapic(LapicRegisters):
                 return 0
             bit = 1 << message.vector
             if message.level_triggered:
-                self.timer.wake()
+                if self.timer.dormant:
+                    self.timer.wake()
                 self.tmr |= bit
             else:
                 self.tmr &= ~bit

@@ -7,43 +7,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 
-from irqchipd.vm.fair import FairQueue
+from irqchipd.edge.gate import Waiters
 
 
 class Background:
-    """A thread, which is there from the beginning, and who waits for it. All but the work is the event loop's."""
+    """A thread, which is there from the beginning, and the calls that wait for it. Only the work is the thread's."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "irqchipd background")
         self._thread.submit(int)
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._waiting = Waiters()
         self._busy = False
 
     async def run(self, holder: object, work: Callable[[], bytes]) -> bytes:
-        """Do a holder's work when it is its turn."""
-        loop = asyncio.get_running_loop()
+        """Do a holder's work when the thread is free."""
         if self._busy:
-            turn: asyncio.Future[None] = loop.create_future()
-            self._waiting.put(holder, turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled():  # it had just been its turn
-                    self._pass_on()
-                raise
+            await self._waiting.wait(holder, self._free)
         self._busy = True
         begun = perf_counter_ns()
         try:
-            return await loop.run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             self._waiting.charge(holder, perf_counter_ns() - begun)
-            self._pass_on()
+            self._free()
 
-    def _pass_on(self) -> None:
-        """The thread is free: it is the next one's turn, if anybody waits."""
-        self._busy = False
-        while self._waiting and not self._busy:
-            _, turn = self._waiting.take()
-            if not turn.done():
-                turn.set_result(None)
-                self._busy = True
+    def _free(self) -> None:
+        """The thread is free, unless another call waits."""
+        self._busy = self._waiting.admit()

@@ -13,21 +13,8 @@ from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.events import (
-    Doorbell,
-    Event,
-    GsiAcknowledged,
-    GsiMasked,
-    GsiResampled,
-    InterruptPending,
-    IoapicEoi,
-    RegionAccess,
-    RegionsLost,
-    VcpuSignal,
-    VmReset,
-)
 from irqchipd.vm.machine import Description
-from irqchipd.vm.regions import Access, RegionInfo
+from irqchipd.vm.regions import RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
@@ -245,57 +232,21 @@ def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltRe
     return pb.HaltResponse(interrupt=interrupt_to(outcome))
 
 
-def answer_to(access: Access, response: Any) -> None:
-    """What became of an access to a region, in the response to it. Raises VmError where the VM is no more."""
-    value, answered = access.result()
-    response.claimed = True
-    response.unanswered = not answered
-    if not access.write:
-        response.data = value
+def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool, int | None, bool]:
+    """A region that is to be registered: space, address, length, doorbell, datamatch and eventfd."""
+    return (
+        request.space,
+        request.address,
+        request.length,
+        request.doorbell,
+        request.datamatch if request.HasField("datamatch") else None,
+        request.eventfd,
+    )
 
 
-def event_to(event: Event, count: int = 1) -> pb.Event:
-    """What a Session is told; count is of those that stand for several."""
-    match event:
-        case InterruptPending(vcpu):
-            return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))
-        case VcpuSignal(vcpu, delivery_mode, vector, ignored):
-            signal = signal_to(Signal(delivery_mode, vector))
-            return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=vcpu, signal=signal, ignored=ignored))
-        case GsiAcknowledged(gsi):
-            return pb.Event(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=count))
-        case GsiMasked(gsi, masked):
-            return pb.Event(gsi_masked=pb.GsiMasked(gsi=gsi, masked=masked))
-        case GsiResampled(gsi):
-            return pb.Event(gsi_resampled=pb.GsiResampled(gsi=gsi, count=count))
-        case IoapicEoi(vcpu, vector):
-            return pb.Event(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector))
-        case RegionAccess(access, vcpu, space, address, size, write, value):
-            return pb.Event(
-                region_access=pb.RegionAccess(
-                    access=access,
-                    vcpu=vcpu,
-                    space=pb.AddressSpace.ValueType(space),
-                    address=address,
-                    size=size,
-                    write=write,
-                    data=value,
-                )
-            )
-        case Doorbell(space, address, size, value):
-            where = pb.AddressSpace.ValueType(space)
-            return pb.Event(doorbell=pb.Doorbell(space=where, address=address, size=size, data=value, count=count))
-        case RegionsLost(space, address):
-            return pb.Event(regions_lost=pb.RegionsLost(space=pb.AddressSpace.ValueType(space), address=address))
-        case VmReset(reason):
-            return pb.Event(vm_reset=pb.VmReset(reason=pb.ResetReason.ValueType(reason)))
-
-
-def reset_reason_from(request: pb.ResetVmRequest) -> int:
-    """Why a VM is to be reset."""
-    if request.reason not in pb.ResetReason.values():
-        raise invalid(f"reset reason {request.reason} is none: 0 to {max(pb.ResetReason.values())}")
-    return request.reason
+def unregistered_from(request: pb.UnregisterRegionRequest) -> tuple[int, int, int | None]:
+    """A region that is to be given up: space, address and datamatch."""
+    return request.space, request.address, request.datamatch if request.HasField("datamatch") else None
 
 
 # Descriptions.

@@ -10,7 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.logs import fields
+from irqchipd.fields import fields
 from irqchipd.vm.errors import VmError
 
 DOMAIN = "irqchipd"

@@ -8,17 +8,15 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
 
-from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.closing import CLOSER
-from irqchipd.edge.executor import Awaited
-from irqchipd.edge.signalling import signaller
-from irqchipd.vm.backlog import Backlog
+from irqchipd.edge.eventfd_write import writer
+from irqchipd.edge.work import Watcher, Work
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Event
 from irqchipd.vm.lines import Irqfd
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.pending import Pending
 from irqchipd.vm.sources import LineSource
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
@@ -95,7 +93,7 @@ class _Signalled:
         """Add 1, and wait for nothing."""
         with self._lock:
             if self._descriptor is not None:
-                signaller().signal(self._descriptor)
+                writer().add_one(self._descriptor)
 
     def close(self) -> None:
         """Let go of it."""
@@ -124,12 +122,12 @@ class Bell:
         self._in_use.remove(self)
 
 
-class _Assigned:
+class _Assigned(Work):
     """An eventfd that interrupts. It owns its descriptors."""
 
     def __init__(self, in_use: EventfdsInUse, vm: Vm, gsi: int, eventfd: int, resamplefd: int | None) -> None:
+        super().__init__()
         self.vm = vm
-        self.queued = False
         self.gsi = gsi
         self.eventfd = eventfd
         self._in_use = in_use
@@ -140,7 +138,6 @@ class _Assigned:
 
     @property
     def holder(self) -> object:
-        """See Work."""
         return self.vm.share
 
     def resampled(self, _: Event) -> None:
@@ -148,12 +145,12 @@ class _Assigned:
         if self._resamplefd is not None:
             self._resamplefd.signal()
 
-    def go_on(self) -> Backlog | None:
-        """There was a write, or it was just assigned: interrupt. Or what is to be waited for before that."""
+    def go_on(self) -> Pending | None:
+        # There was a write, or the eventfd was just assigned.
         if self.irqfd is None:  # deassigned meanwhile
             return None
-        if self.vm.backlog is not None:
-            return self.vm.backlog
+        if self.vm.agenda.backlog is not None:
+            return self.vm.agenda.backlog
         if self.untouched:
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:
@@ -174,31 +171,31 @@ class _Assigned:
             self._resamplefd.close()
 
 
-class Work(Protocol):
-    """What the port does in turns."""
+class Eventfds:
+    """What an edge makes of the eventfds that come with a Session's batches: none, where it carries no descriptors."""
 
-    queued: bool  # whether it waits for its turn, or for what its last turn said
+    def begin_message(self, is_records: bool) -> None:
+        """A message has come. Only a batch that was announced, and is not records, has a use for descriptors."""
 
-    @property
-    def holder(self) -> object:
-        """Whose time it takes: see FairQueue."""
+    def announce(self) -> None:
+        """The next message carries descriptors."""
+        raise invalid("every message of a Session but the first must be a batch, or halt_given_up")
 
-    def go_on(self) -> Awaited:
-        """Do a piece of the work; what to wait for before the next."""
+    def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
+        """KVM_IRQFD."""
+        raise _no_descriptors()
 
-
-class Watcher(Protocol):
-    """Who waits for writes to irqfds: the port."""
-
-    def watch_eventfd(self, descriptor: int, assigned: Work) -> None:
-        """Have the work done whenever the eventfd is written."""
-
-    def unwatch(self, descriptor: int) -> None:
-        """Not any more."""
+    def bell(self) -> Bell:
+        """The next eventfd, for a doorbell to ring."""
+        raise _no_descriptors()
 
 
-class SessionEventfds:
-    """One Session's."""
+def _no_descriptors() -> VmError:
+    return VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
+
+
+class PortEventfds(Eventfds):
+    """Those of a Session on the port."""
 
     def __init__(self, in_use: EventfdsInUse, watcher: Watcher) -> None:
         self._in_use = in_use
@@ -207,32 +204,42 @@ class SessionEventfds:
         # What came with the message that is executed; and whether there was more, for which there is no room.
         self._descriptors: list[int] = []
         self._refused = False
-
-    def __bool__(self) -> bool:
-        return bool(self._descriptors) or self._refused
+        self.unused = False  # whether any of these, or a refused one, is left
+        self._announced = False
 
     def receive(self, descriptors: Sequence[int]) -> None:
         """Descriptors have come with a message."""
         kept = self._in_use.hold(len(descriptors))
+        self.unused = True
         self._descriptors.extend(descriptors[:kept])
         for descriptor in descriptors[kept:]:
             self._refused = True
             CLOSER.close(descriptor, _nothing)
 
-    def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
+    def begin_message(self, is_records: bool) -> None:
+        announced, self._announced = self._announced, False
+        if is_records or not announced:
+            self.discard()
+
+    def announce(self) -> None:
+        if self._descriptors or self._refused:
+            raise invalid("descriptors go with a batch, and this message is none")
+        self._announced = True
+
+    def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
         """KVM_IRQFD. KVM: eventfd.c kvm_irqfd, whose order of checks this is."""
-        if request.flags & ~(DEASSIGN | RESAMPLE):
-            raise invalid(f"flags {request.flags:#x} of an irqfd; {DEASSIGN} deassigns, {RESAMPLE} resamples")
-        if request.flags & DEASSIGN:
+        if flags & ~(DEASSIGN | RESAMPLE):
+            raise invalid(f"flags {flags:#x} of an irqfd; {DEASSIGN} deassigns, {RESAMPLE} resamples")
+        if flags & DEASSIGN:
             eventfd = self._take()
             try:
-                self._deassign(_eventfd(eventfd)[0], request.gsi)
+                self._deassign(_eventfd(eventfd)[0], gsi)
             finally:
                 self._close(eventfd)
             return
         taken: list[int] = []
         try:
-            irqfd = self._assign(vm, source, request, taken)
+            irqfd = self._assign(vm, source, bool(flags & RESAMPLE), gsi, taken)
         except BaseException:
             for descriptor in taken:
                 self._close(descriptor)
@@ -261,8 +268,7 @@ class SessionEventfds:
         """Close a descriptor that was received, whatever it is."""
         CLOSER.close(descriptor, self._in_use.let_go)
 
-    def _assign(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest, taken: list[int]) -> _Assigned:
-        resamples = bool(request.flags & RESAMPLE)
+    def _assign(self, vm: Vm, source: LineSource, resamples: bool, gsi: int, taken: list[int]) -> _Assigned:
         vm.check_irqfd(resamples)
         taken.append(self._take())
         identity, count = _eventfd(taken[0])
@@ -270,9 +276,9 @@ class SessionEventfds:
             taken.append(self._take())
             _eventfd(taken[1])
         self._in_use.add(identity)
-        assigned = _Assigned(self._in_use, vm, request.gsi, taken[0], taken[1] if resamples else None)
+        assigned = _Assigned(self._in_use, vm, gsi, taken[0], taken[1] if resamples else None)
         try:
-            assigned.irqfd = vm.add_irqfd(source, request.gsi, assigned.resampled if resamples else None)
+            assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
             assigned.untouched = count
             self._watcher.watch_eventfd(assigned.eventfd, assigned)
         except BaseException:
@@ -298,7 +304,7 @@ class SessionEventfds:
         """The message is done; what nobody took of what came with it goes."""
         while self._descriptors:
             self._close(self._descriptors.pop())
-        self._refused = False
+        self._refused = self.unused = False
 
     def close(self) -> None:
         """The Session is over, and none of its eventfds interrupts any more."""

@@ -1,26 +1,51 @@
-"""Whose turn it is on the gRPC edge's event loop."""
+"""Which piece of work begins next on the gRPC edge's event loop."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import perf_counter_ns
 from types import TracebackType
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from irqchipd.edge.executor import Awaited, Slices
-from irqchipd.edge.loop import answered
+from irqchipd.edge.loop import ended
 from irqchipd.edge.rpc import decoded
-from irqchipd.vm.fair import FairQueue
+from irqchipd.fair import FairQueue
+from irqchipd.vm.pending import Pending, Slices
 
-TURN_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
+BUSY_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
-PIECE_NS = 300_000  # of a batch's slices, one behind the other: a pass of the loop costs more than a slice
-GRANTS = 2  # pieces of work that may begin in one pass, when others wait
+PIECE_NS = 300_000  # after which a piece ends: a pass of the loop costs more than a slice of a batch
+GRANTS = 2  # pieces that may begin in one pass, where others wait
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
+
+
+class Waiters(FairQueue["asyncio.Future[None]"]):
+    """Coroutines that wait until a piece of their holder's work may begin."""
+
+    async def wait(self, holder: object, unused: Callable[[], object]) -> None:
+        """Wait; unused is called where the caller is cancelled when its piece has just been let begin."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.put(holder, future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                unused()
+            raise
+
+    def admit(self) -> bool:
+        """Let the next piece begin. False where none waits."""
+        while self:
+            _, future = self.take()
+            if not future.done():  # else its coroutine was cancelled
+                future.set_result(None)
+                return True
+        return False
 
 
 class Gate:
@@ -30,21 +55,21 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._waiting = Waiters()
         # Nanoseconds of work, less those since; and when the last piece ended.
         self._worked = 0
         self._ended = 0
         self._passing = False  # whether the next pass of the loop is asked for
 
-    def turn(self, holder: object) -> _Turn:
-        """A holder's turn: `async with gate.turn(vm.share):` and then a piece of work."""
-        return _Turn(self, holder)
+    def piece(self, holder: object) -> _Piece:
+        """A piece of the holder's work: `async with gate.piece(vm.share):`."""
+        return _Piece(self, holder)
 
     async def run(self, holder: object, work: Slices[_T]) -> _T:
-        """Do some work, each slice when it is the holder's turn."""
+        """Do some work in pieces of PIECE_NS."""
         while True:
             begun = await self.begin(holder)
-            awaited: Awaited = None
+            awaited: Pending | None = None
             try:
                 while awaited is None and perf_counter_ns() - begun < PIECE_NS:
                     awaited = next(work)
@@ -54,19 +79,20 @@ class Gate:
             finally:
                 self.end(holder, begun)
             if awaited is not None:
-                await answered(awaited)
+                await ended(awaited)
 
     async def decode(self, message_class: type[_M], data: bytes) -> _M:
         """The message of some bytes, which do not say yet whose they are: EBADMSG where they are not one."""
         if len(data) <= SMALL:
             return decoded(message_class, data)
-        async with self.turn(None):
+        async with self.piece(None):
             return decoded(message_class, data)
 
     async def begin(self, holder: object) -> int:
-        """Wait for the holder's turn. When it began, for end()."""
+        """Wait until a piece of the holder's work may begin. When it began, for end()."""
         if self._is_busy():
-            await self._wait(holder)
+            self._ask_for_next_pass()
+            await self._waiting.wait(holder, self._waiting.admit)
         return perf_counter_ns()
 
     def end(self, holder: object, begun: int) -> None:
@@ -81,13 +107,7 @@ class Gate:
         now = perf_counter_ns()
         self._worked = max(self._worked - (now - self._ended), 0)
         self._ended = now
-        return self._worked >= TURN_NS
-
-    async def _wait(self, holder: object) -> None:
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.put(holder, granted)
-        self._ask_for_next_pass()
-        await granted
+        return self._worked >= BUSY_NS
 
     def _ask_for_next_pass(self) -> None:
         if not self._passing:
@@ -96,17 +116,13 @@ class Gate:
 
     def _next_pass(self) -> None:
         self._passing = False
-        granted = 0
-        while self._waiting and granted < GRANTS:
-            _, turn = self._waiting.take()
-            if not turn.done():  # else nobody waits for it any more
-                turn.set_result(None)
-                granted += 1
+        for _ in range(GRANTS):
+            self._waiting.admit()
         if self._waiting:
             self._ask_for_next_pass()
 
 
-class _Turn:
+class _Piece:
     __slots__ = ("_begun", "_gate", "_holder")
 
     def __init__(self, gate: Gate, holder: object) -> None:

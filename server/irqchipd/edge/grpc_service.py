@@ -13,20 +13,23 @@ from google.protobuf.message_factory import GetMessageClass
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
+from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.background import Background
+from irqchipd.edge.batch import caught_up
 from irqchipd.edge.creation import create_vm
-from irqchipd.edge.executor import Slices, caught_up, execute_unary
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
+from irqchipd.edge.messages import execute_unary
+from irqchipd.edge.operations import OPERATIONS
 from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.rpc import Context, abort, decoded
-from irqchipd.edge.session import Places
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.vcpu_state import Outcome
 
@@ -38,10 +41,10 @@ MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
 class GrpcService:
     """The RPCs of IrqchipService, all on one event loop."""
 
-    def __init__(self, registry: Registry, limits: Limits, places: Places) -> None:
+    def __init__(self, registry: Registry, limits: Limits, quota: SessionQuota) -> None:
         self._registry = registry
         self._gate = Gate()
-        self._streams = Streams(registry, limits, places, self._gate)
+        self._streams = Streams(registry, limits, quota, self._gate)
         self._halts: set[asyncio.Future[Outcome]] = set()
         self._stopping = False
         self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
@@ -77,13 +80,13 @@ class GrpcService:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(method.name, *classes))
         return handlers
 
-    async def stop(self, patience: float) -> None:
+    async def stop(self, timeout: float) -> None:
         """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
         self._stopping = True
         self._streams.end()
         for ended in self._halts:
             resolve(ended, errors.STOPPING)
-        deadline = asyncio.get_running_loop().time() + patience
+        deadline = asyncio.get_running_loop().time() + timeout
         while (self._streams or self._halts) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
 
@@ -107,7 +110,7 @@ class GrpcService:
 
         def work(vm: Vm, request: Any) -> Slices[bytes]:
             response = response_class()
-            yield from execute_unary(operation, vm, request, response)
+            yield from execute_unary(OPERATIONS[operation], vm, request, response)
             return response.SerializeToString()
 
         async def answer(data: bytes) -> bytes:
@@ -117,7 +120,7 @@ class GrpcService:
                 return await self._background.run(holder, partial(execute_long, long_call, data))
             request: Any = await self._gate.decode(request_class, data)
             if daemon_call is not None:
-                async with self._gate.turn(self._share_of(request)):
+                async with self._gate.piece(self._share_of(request)):
                     return execute(daemon_call, request)
             vm = self._registry.get(request.vm)
             return await self._gate.run(vm.share, work(vm, request))
@@ -133,7 +136,7 @@ class GrpcService:
         return handle
 
     def _share_of(self, request: Any) -> object:
-        """Whose time a call of the daemon's own takes: its VM's, or of a VM that is not there yet nobody's."""
+        """The holder whose time a call of the daemon's own takes: the VM's share, or None where there is no VM yet."""
         try:
             return self._registry.get(getattr(request, "vm", "")).share
         except VmError:
@@ -187,7 +190,7 @@ class GrpcService:
                 raise errors.STOPPING
             vm = self._registry.get(request.vm)
             await self._gate.run(vm.share, caught_up(vm))
-            async with self._gate.turn(vm.share):
+            async with self._gate.piece(vm.share):
                 done = partial(call, loop, resolve, ended)
                 halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
             try:

@@ -52,11 +52,11 @@ def resolve(future: asyncio.Future[_T], result: _T) -> None:
         future.set_result(result)
 
 
-async def answered(awaited: Pending) -> None:
-    """Wait until an access is answered, or a backlog told."""
+async def ended(pending: Pending) -> None:
+    """Wait until something has ended."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    awaited.when_done(lambda: call(loop, resolve, future, None))
+    pending.when_done(lambda: call(loop, resolve, future, None))
     await future
 
 

@@ -1,16 +1,14 @@
-"""Queues between what happens in a VM and a Session that is told: bounded, and counting what they drop."""
+"""The queue between what happens in a VM and a Session that is notified: bounded, and counting what it drops."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.convert import event_to
-from irqchipd.edge.records import event_record
+from irqchipd.edge.events import event_message, event_record, event_to
 from irqchipd.vm.events import (
     Doorbell,
     Event,
@@ -25,37 +23,54 @@ from irqchipd.vm.events import (
 
 _T = TypeVar("_T")
 
+_ACCESSES: Final = 0  # and resets
+_MERGED: Final = 1
+# 2: signals.
+
 
 class _Bounded(Generic[_T]):
     """A queue of so many; where more would be, there is a count of what was dropped, in its place."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._items: deque[_T | int] = deque()
+        self.items: deque[_T | int] = deque()
         self._kept = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def put(self, item: _T) -> bool:
         """Whether there was room."""
         if self._kept < self._limit:
             self._kept += 1
-            self._items.append(item)
+            self.items.append(item)
             return True
-        last = self._items[-1]
+        last = self.items[-1]
         if isinstance(last, int):
-            self._items[-1] = last + 1
+            self.items[-1] = last + 1
         else:
-            self._items.append(1)
+            self.items.append(1)
         return False
 
     def take(self) -> _T | int:
         """The first, or how many were dropped here."""
-        item = self._items.popleft()
+        item = self.items.popleft()
         if not isinstance(item, int):
             self._kept -= 1
         return item
+
+
+class _Unread:
+    """A doorbell or a reset, which a later event may change as long as the client has not been sent this.
+
+    event      None: doorbells that found no room
+    as_record  whether the client is sent a record
+    count      how many doorbells this is
+    """
+
+    __slots__ = ("as_record", "count", "event")
+
+    def __init__(self, event: Doorbell | VmReset | None, as_record: bool, count: int = 1) -> None:
+        self.event = event
+        self.as_record = as_record
+        self.count = count
 
 
 class EventQueue:
@@ -82,16 +97,18 @@ class EventQueue:
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
         self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
-        # What happens to regions, in order: with how often, of doorbells, and whether it is told in the short form.
-        self._accesses: deque[_Told] = deque()
+        # What happened to regions, and resets, in their order.
+        self._accesses: deque[_Unread | bytes] = deque()
         self._limit = limit
         self._doorbells = 0
-        self._turn = 0
+        self.is_empty = True  # may be read without the lock, by whoever is woken
+        # Which of the three kinds is looked at first: none waits while others keep coming.
+        self._kind = _ACCESSES
 
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped."""
         with self._lock:
-            idle = not (self._accesses or self._merged or self._unread_signals)
+            idle, self.is_empty = self.is_empty, False
             if isinstance(event, VcpuSignal):
                 self._put_signal(event)
             elif isinstance(event, VmReset):
@@ -114,99 +131,104 @@ class EventQueue:
             self._on_dropped()
 
     def _put_reset(self, event: VmReset) -> None:
-        """Of unread ones the last counts, and has its place among the accesses."""
-        unread = next((told for told in self._accesses if isinstance(told.event, VmReset)), None)
+        """Of unread resets the last counts, and has its place among the accesses."""
+        unread = next((unread for unread in self._accesses if _is_reset(unread)), None)
         if unread is not None:
             self._accesses.remove(unread)
-        self._accesses.append(_Told(event, short=False))
+        self._accesses.append(_Unread(event, as_record=False))
 
-    def put_access(self, event: Event, short: bool = False) -> None:
-        """Queue what happened to a region; short is whether it is told as a record."""
+    def put_access_as_record(self, event: Event) -> None:
+        """As put_access, for a region that was registered by a record."""
+        self.put_access(event, as_record=True)
+
+    def put_access(self, event: Event, as_record: bool = False) -> None:
+        """Queue what happened to a region."""
         with self._lock:
-            idle = not (self._accesses or self._merged or self._unread_signals)
-            accesses = self._accesses
+            idle, self.is_empty = self.is_empty, False
             if isinstance(event, Doorbell):
-                if accesses and accesses[-1].event == event:
-                    accesses[-1].count += 1
-                elif self._doorbells < self._limit:
-                    self._doorbells += 1
-                    accesses.append(_Told(event, short))
-                else:
-                    self._drop_doorbell(short)
-                    self._on_dropped()
-            elif isinstance(event, RegionAccess | RegionsLost):
-                accesses.append(_Told(event, short))
+                self._put_doorbell(event, as_record)
+            elif as_record and isinstance(event, RegionAccess):
+                self._accesses.append(event_record(event))
+            else:
+                self._accesses.append(event_message(event_to(event)))
         if idle:
             self._wake()
         if isinstance(event, RegionsLost):
             self._on_lost(event)
 
-    def _drop_doorbell(self, short: bool) -> None:
-        # Not by the VmReset, which moves: counts on either side of it would pile up.
-        last = next((told for told in reversed(self._accesses) if not isinstance(told.event, VmReset)), None)
-        if last is None or last.event is not None:
-            last = _Told(None, short, 0)
-            self._accesses.append(last)
-        last.count += 1
+    def _put_doorbell(self, event: Doorbell, as_record: bool) -> None:
+        accesses = self._accesses
+        last = accesses[-1] if accesses else b""
+        if isinstance(last, _Unread) and last.event == event:
+            last.count += 1
+        elif self._doorbells < self._limit:
+            self._doorbells += 1
+            accesses.append(_Unread(event, as_record))
+        else:
+            # Not by the VmReset, which moves: counts on either side of it would pile up.
+            last = next((unread for unread in reversed(accesses) if not _is_reset(unread)), b"")
+            if not isinstance(last, _Unread) or last.event is not None:
+                last = _Unread(None, as_record, 0)
+                accesses.append(last)
+            last.count += 1
+            self._on_dropped()
 
-    def __bool__(self) -> bool:
-        return bool(self._accesses or self._merged or self._signals)
-
-    def take(self) -> pb.Event | bytes | None:
+    def take(self) -> bytes | None:
         """The next message for the client, or None."""
         with self._lock:
-            # The three kinds take turns: none waits for ever while others keep coming.
-            for kind in (self._turn, self._turn + 1, self._turn + 2):
-                taken = _KINDS[kind % 3](self)
-                if taken is not None:
-                    self._turn = (kind + 1) % 3
-                    return taken
+            message = self._take()
+            self.is_empty = not (self._accesses or self._merged or self._signals.items)
+        return message
+
+    def _take(self) -> bytes | None:
+        for _ in range(3):
+            kind, self._kind = self._kind, (self._kind + 1) % 3
+            if kind == _ACCESSES:
+                if self._accesses:
+                    unread = self._accesses.popleft()
+                    return unread if isinstance(unread, bytes) else self._taken(unread)
+            elif kind == _MERGED:
+                if self._merged:
+                    return self._take_merged()
+            elif self._signals.items:
+                return self._take_signal()
         return None
 
-    def _take_access(self) -> pb.Event | bytes | None:
-        if not self._accesses:
-            return None
-        told = self._accesses.popleft()
-        event = told.event
+    def _taken(self, unread: _Unread) -> bytes:
+        event = unread.event
         if event is None:
-            return pb.Event(events_dropped=pb.EventsDropped(count=told.count))
+            return _dropped(unread.count)
         if isinstance(event, Doorbell):
             self._doorbells -= 1
-        if told.short and isinstance(event, Doorbell | RegionAccess):
-            return event_record(event, told.count)
-        return event_to(event, told.count)
+            if unread.as_record:
+                return event_record(event, unread.count)
+        return event_message(event_to(event, unread.count))
 
-    def _take_signal(self) -> pb.Event | None:
-        if not self._signals:
-            return None
+    def _take_signal(self) -> bytes:
         signal = self._signals.take()
         if isinstance(signal, int):
-            return pb.Event(events_dropped=pb.EventsDropped(count=signal))
+            return _dropped(signal)
         if self._unread_signals.get(signal.vcpu) is signal:
             del self._unread_signals[signal.vcpu]
-        return event_to(signal)
+        return event_message(event_to(signal))
 
-    def _take_merged(self) -> pb.Event | None:
-        if not self._merged:
-            return None
+    def _take_merged(self) -> bytes:
         subject = next(iter(self._merged))
         event, number = self._merged.pop(subject)
         if not isinstance(event, IoapicEoi):
-            return event_to(event, number)
+            return event_message(event_to(event, number))
         vector = (number & -number).bit_length() - 1
         if number := number & number - 1:
             self._merged[subject] = event, number
-        return event_to(IoapicEoi(event.vcpu, vector))
+        return event_message(event_to(IoapicEoi(event.vcpu, vector)))
 
 
-@dataclass(slots=True, eq=False)
-class _Told:
-    event: Event | None  # None: doorbells that found no room
-    short: bool
-    count: int = 1
+def _is_reset(unread: _Unread | bytes) -> bool:
+    return isinstance(unread, _Unread) and isinstance(unread.event, VmReset)
 
 
-_KINDS = (EventQueue._take_access, EventQueue._take_merged, EventQueue._take_signal)
+def _dropped(count: int) -> bytes:
+    return event_message(pb.Event(events_dropped=pb.EventsDropped(count=count)))
 
 
 def _subject(event: Event) -> tuple[object, int]:

@@ -19,39 +19,42 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from irqchip.port import MESSAGE_BYTES, Patience
+from irqchip.port import MESSAGE_BYTES, AdaptivePoll
 from irqchipd.edge import errors
+from irqchipd.edge.admission import MAX_UNOPENED, OPENING_TIMEOUT, SessionQuota, not_opened, too_many_unopened
 from irqchipd.edge.connection import Connection
-from irqchipd.edge.eventfds import EventfdsInUse, Work
-from irqchipd.edge.session import MAX_UNOPENED, OPENING_PATIENCE, Places, not_opened, too_many_unopened
+from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.work import Watcher, Work
+from irqchipd.fair import FairQueue
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.fair import FairQueue
 from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
 EVENTS = 64  # that are asked for at once
-TURN_NS = 30_000  # after which the port looks whether somebody else has come
+PASS_NS = 30_000  # after which the port looks whether somebody else has come
 STRETCH_NS = 1_000_000  # of work without a pause
 PAUSE = 0.00005  # seconds
 _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
 
 
-class Port:
+class Port(Watcher):
     """Listens on one path, and serves whoever connects."""
 
-    def __init__(self, registry: Registry, limits: Limits, places: Places, in_use: EventfdsInUse, path: Path) -> None:
+    def __init__(
+        self, registry: Registry, limits: Limits, quota: SessionQuota, in_use: EventfdsInUse, path: Path
+    ) -> None:
         self.path = path
         self.registry = registry
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
-        self.places = places
+        self.quota = quota
         self.in_use = in_use
         # Whether only one descriptor is ready and no work is left: what it brings is done at once.
         self.alone = False
-        self._patience = Patience(limits.poll_us * 1000)
+        self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         # What each was watched for at first, and which of them have been given up in this turn.
@@ -61,14 +64,14 @@ class Port:
         self._work: FairQueue[Work] = FairQueue()
         self._arrived: deque[Work] = deque()
         # Until when what comes may be done at once; and whose work was.
-        self._turn_ends = 0
+        self._pass_ends = 0
         self._holder: object = None
         self._paused = 0
         # Connections that are no Sessions yet, the oldest first, and until when they have to be.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
-        self._stopping = threading.Event()
-        self._deaf_until = 0.0
+        self._stopping = False
+        self._accept_again = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._at = SocketPath(path)
         with self._at.binding() as passing:
@@ -84,7 +87,7 @@ class Port:
     def begin_to_stop(self) -> None:
         """End all Sessions with STOPPING, and listen no more."""
         self.remove_socket()
-        self._stopping.set()
+        self._stopping = True
         os.eventfd_write(self._woken, 1)
 
     def stop(self) -> None:
@@ -112,9 +115,8 @@ class Port:
         self._handlers[descriptor] = handler
         self._watched[descriptor] = events
 
-    def watch_eventfd(self, descriptor: int, assigned: Work) -> None:
-        """See Watcher."""
-        self.watch(descriptor, lambda _: self.do(assigned), _EVENTFD)
+    def watch_eventfd(self, descriptor: int, work: Work) -> None:
+        self.watch(descriptor, lambda _: self.do(work), _EVENTFD)
 
     def unwatch(self, descriptor: int) -> None:
         """The reverse of watch."""
@@ -133,15 +135,15 @@ class Port:
         """Do some work: at once where it would be next, else when it is its holder's turn."""
         if work.queued:
             return
-        if self.alone or self.lets(work.holder):
+        if self.alone or self.allows(work.holder):
             self._go_on(work)
         else:
             self._queue(work)
 
-    def lets(self, holder: object) -> bool:
+    def allows(self, holder: object) -> bool:
         """Whether something that has just come may be done at once, beside what else has: it is the holder's turn."""
         now = time.perf_counter_ns()
-        if now >= self._turn_ends or not self._work.leads(holder):
+        if now >= self._pass_ends or not self._work.leads(holder):
             return False
         self._holder = holder
         return True
@@ -149,7 +151,7 @@ class Port:
     def do_later(self, work: Work) -> None:
         """Do some work when it is its holder's turn; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._thread and not self._stopping.is_set():
+        if threading.current_thread() is not self._thread and not self._stopping:
             os.eventfd_write(self._woken, 1)
 
     def _queue(self, work: Work) -> None:
@@ -167,8 +169,7 @@ class Port:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
-                self._turn()
+            self._serve()
             for connection in list(self._connections):
                 connection.end(errors.STOPPING)
         finally:
@@ -177,45 +178,48 @@ class Port:
             self._listener.close()
             self._epoll.close()
 
-    def _turn(self) -> None:
-        handlers = self._handlers
-        self._unwatched.clear()
-        ready = self._wait()
-        self.alone = len(ready) == 1 and not self._work and not self._arrived
-        begun = 0
-        if not self.alone:
-            begun = time.perf_counter_ns()
-            self._turn_ends = begun + TURN_NS
-        for descriptor, events in ready:
-            handler = handlers.get(descriptor)
-            if handler is None:
-                continue
-            self._holder = None
-            try:
-                if descriptor in self._unwatched:  # it was another's, who had this number
-                    self.watch_for(descriptor, self._watched[descriptor])
-                else:
-                    handler(events)
-            except Exception:  # one client's trouble is not the others', whose eventfds are reported once
-                log.exception("the port failed at something")
-            if self._holder is not None:
-                now = time.perf_counter_ns()
-                self._work.charge(self._holder, now - begun)
-                begun = now
-        if self._work or self._arrived:
-            self._do_work()
-        if self._unopened or self._deaf_until:
-            self._look_at_the_time()
+    def _serve(self) -> None:
+        """Pass after pass: handle what has come, and do some of the work that waits."""
+        handlers, work, waiting, arrived = self._handlers, self._work, self._work.waiting, self._arrived
+        while not self._stopping:
+            self._unwatched.clear()
+            ready = self._wait()
+            self.alone = len(ready) == 1 and not waiting and not arrived
+            begun = 0
+            if not self.alone:
+                begun = time.perf_counter_ns()
+                self._pass_ends = begun + PASS_NS
+            for descriptor, events in ready:
+                handler = handlers.get(descriptor)
+                if handler is None:
+                    continue
+                self._holder = None
+                try:
+                    if descriptor in self._unwatched:  # it was another's, who had this number
+                        self.watch_for(descriptor, self._watched[descriptor])
+                    else:
+                        handler(events)
+                except Exception:  # one client's trouble is not the others', whose eventfds are reported once
+                    log.exception("the port failed at something")
+                if begun:
+                    now = time.perf_counter_ns()
+                    if self._holder is not None:
+                        work.charge(self._holder, now - begun)
+                    begun = now
+            if waiting or arrived:
+                self._do_work()
+            if self._unopened or self._accept_again:
+                self._check_deadlines()
 
     def _do_work(self) -> None:
         self.alone = False
-        self._turn_ends = 0
+        self._pass_ends = 0
         begun = time.perf_counter_ns()
-        ends = begun + TURN_NS
+        ends = begun + PASS_NS
         while True:
             while self._arrived:
                 self._queue(self._arrived.popleft())
-            if not self._work:
+            if not self._work.waiting:
                 return
             holder, work = self._work.take()
             try:
@@ -230,38 +234,40 @@ class Port:
 
     def _wait(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
-        if self._work or self._arrived:
+        if self._work.waiting or self._arrived:
             # A system call lets go of the interpreter, but for so short a time that no other thread gets it; and a
             # thread that waits for it asks for it only when it was not let go of for a while.
             if time.perf_counter_ns() - self._paused > STRETCH_NS:
                 time.sleep(PAUSE)
                 self._paused = time.perf_counter_ns()
             return poll(0, EVENTS)
-        patience = self._patience
-        spin = patience.begin()
-        while spin:
-            events = poll(0, EVENTS)
-            if events:
-                patience.met()
-                return events
-            spin = patience.goes_on()
-        due = [self._deaf_until] if self._deaf_until else []
+        polling = self._polling
+        if polling.most_ns:
+            again = polling.begin()
+            while again:
+                events = poll(0, EVENTS)
+                if events:
+                    polling.polled()
+                    return events
+                again = polling.again()
+        due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
-        patience.woken()
+        if polling.most_ns:
+            polling.blocked()
         self._paused = time.perf_counter_ns()
         return events
 
-    def _look_at_the_time(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         for connection, until in list(self._unopened.items())[: MAX_UNOPENED // 8]:
             if until > now:
                 break
             self.opened(connection)
             connection.end(not_opened())
-        if self._deaf_until and self._deaf_until <= now:
-            self._deaf_until = 0.0
+        if self._accept_again and self._accept_again <= now:
+            self._accept_again = 0.0
             self.watch_for(self._listener.fileno(), _READ)
 
     # Connections.
@@ -274,11 +280,11 @@ class Port:
         except OSError as error:  # out of descriptors, say; it may pass
             log.warning("the port can't take a client: %s", error)
             self.watch_for(self._listener.fileno(), 0)
-            self._deaf_until = time.monotonic() + 0.1
+            self._accept_again = time.monotonic() + 0.1
             return
         connection = Connection(self, client)
         try:
-            self.places.check()
+            self.quota.check()
         except VmError as error:
             connection.end(error)
             connection.close()
@@ -288,7 +294,7 @@ class Port:
             self.opened(oldest)
             oldest.end(too_many_unopened(MAX_UNOPENED))
         self._connections.add(connection)
-        self._unopened[connection] = time.monotonic() + OPENING_PATIENCE
+        self._unopened[connection] = time.monotonic() + OPENING_TIMEOUT
         self.watch(client.fileno(), connection.ready)
 
     def opened(self, connection: Connection) -> None:

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from irqchipd.edge import errors
 from irqchipd.vm.errors import VmError
 
-# Messages are bytes for gRPC: to make and to read them is part of a turn (see Gate).
+# Messages are bytes for gRPC: to make and to read them is part of a piece of work (see Gate).
 Context = grpc.aio.ServicerContext[Any, Any]
 _M = TypeVar("_M", bound=Message)
 
@@ -21,7 +21,12 @@ def decoded(message_class: type[_M], data: bytes) -> _M:
     try:
         return message_class.FromString(data)
     except DecodeError:
-        raise VmError(errno.EBADMSG, "these bytes are not the message that this call takes") from None
+        raise not_a_message() from None
+
+
+def not_a_message() -> VmError:
+    """The error of bytes that are no message: EBADMSG."""
+    return VmError(errno.EBADMSG, "these bytes are not the message that this call takes")
 
 
 async def abort(context: Context, error: VmError) -> NoReturn:

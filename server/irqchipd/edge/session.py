@@ -1,125 +1,47 @@
-"""A Session without its transport: what an edge does with its messages."""
+"""A Session without its transport: bytes in, bytes out."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Final
 
-from irqchip.records import IS_DOORBELL
+from irqchip.records import SINGLE, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge import errors
-from irqchipd.edge.convert import outcome_to
+from irqchipd.edge.admission import UNKNOWN, Peer
+from irqchipd.edge.batch import Batch, LateAnswer, caught_up, execute
+from irqchipd.edge.caller import SessionCaller
 from irqchipd.edge.creation import create_vm
-from irqchipd.edge.eventfds import Bell
-from irqchipd.edge.executor import Own, Slices, caught_up, ending_halt, execute_batch
+from irqchipd.edge.eventfds import Eventfds
+from irqchipd.edge.halts import Halts
+from irqchipd.edge.messages import MessageBatch
+from irqchipd.edge.operations import RECORDS_ALONE
 from irqchipd.edge.outbound import EventQueue
-from irqchipd.edge.records import REGISTER_REGION, Fields, RecordsAnswer, execute_records, execute_single
+from irqchipd.edge.records import AwaitedRecord, RecordBatch, error_alone
+from irqchipd.edge.rpc import decoded
 from irqchipd.limits import Limits
-from irqchipd.logs import fields
-from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import RegionsLost
-from irqchipd.vm.machine import MAX_VCPU_ID, Vm
-from irqchipd.vm.regions import Space
+from irqchipd.vm.machine import MAX_VCPU_ID
+from irqchipd.vm.pending import Slices
+from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.sources import MAX_CLIENT_NAME, LineSource
-from irqchipd.vm.vcpu_state import Outcome
+from irqchipd.vm.sources import MAX_CLIENT_NAME
 
-log = logging.getLogger(__name__)
-
-MAX_UNOPENED = 256  # of an edge: Sessions that are not opened yet; one more, and the oldest has to go
-OPENING_PATIENCE = 30.0  # how long a Session may take to be opened, seconds
-
-
-class Places:
-    """How many Sessions and Watches there may be, of all edges together; from any thread."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._taken = 0
-
-    def take(self) -> None:
-        """One more: ENOSPC at the limit."""
-        with self._lock:
-            self._check()
-            self._taken += 1
-
-    def check(self) -> None:
-        """What take would refuse is refused."""
-        with self._lock:
-            self._check()
-
-    def _check(self) -> None:
-        if self._taken >= self._most:
-            raise VmError(errno.ENOSPC, f"there are {self._most} Sessions, the most that this daemon allows")
-
-    def free(self) -> None:
-        """One less."""
-        with self._lock:
-            self._taken -= 1
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """One more for as long: ENOSPC at the limit."""
-        self.take()
-        try:
-            yield
-        finally:
-            self.free()
-
-
-class Peer(NamedTuple):
-    """Who is at the other end, as far as its socket knows."""
-
-    transport: str
-    address: str | None = None
-    pid: int | None = None
-    uid: int | None = None
-
-
-UNKNOWN = Peer("unknown")
-
-
-class Eventfds(Protocol):
-    """What an edge makes of the eventfds that come with a Session's batches."""
-
-    def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
-        """See IrqfdRequest."""
-
-    def bell(self) -> Bell:
-        """The next of them, for a doorbell to ring."""
-
-
-class NoEventfds:
-    """Of an edge that carries no descriptors."""
-
-    def execute(self, vm: Vm, source: LineSource, request: pb.IrqfdRequest) -> None:
-        """See Eventfds."""
-        raise _no_descriptors()
-
-    def bell(self) -> Bell:
-        """See Eventfds."""
-        raise _no_descriptors()
-
-
-def _no_descriptors() -> VmError:
-    return VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
+_SINGLE: Final = SINGLE.size
+_unpack: Final = SINGLE.unpack
+_pack: Final = SINGLE_RESULT.pack
 
 
 class Session:
     """One client's line source, batches, halts and events.
 
     wake is called when take has something to give, and on_deleted with an error when the VM is deleted; both from any
-    thread. One thread at a time may call its methods.
+    thread. One thread at a time may call the methods.
     """
 
     def __init__(
@@ -143,16 +65,17 @@ class Session:
         self._owns_vm = request.HasField("new_vm")
         self.vm = create_vm(registry, request.new_vm) if self._owns_vm else registry.get(request.vm)
         self._limits = limits
+        self._most = limits.operations  # of a batch
         self._wake = wake
         self._eventfds = eventfds
-        self._events = EventQueue(limits.queued_events, wake, self._count_dropped, self._tell_of_loss)
-        # Halts whose ends the client has not been sent, in their order, and those of them that have ended.
-        self._halts: dict[_BatchHalt, None] = {}
-        self._ended: deque[_BatchHalt] = deque()
-        self._sending: _BatchHalt | None = None
-        self._dropped_told = 0
-        # Of each vCPU the last halt, which can be given up even when its end has been sent.
-        self._last_halts: dict[int, _BatchHalt] = {}
+        self._events = EventQueue(limits.queued_events, wake, self._count_dropped, self._log_loss)
+        # Answers that came to be later than the batches behind them. And the last that was taken: it may not be sent.
+        self._late: deque[LateAnswer] = deque()
+        self._sending: LateAnswer | None = None
+        self._halts = Halts(self.vm, limits, self._late, wake)
+        # A record whose access waits for its owner. Until its answer is taken nothing else may be received.
+        self.awaited: AwaitedRecord | None = None
+        self._dropped_logged = 0
         try:
             self._source = self.vm.open_source(
                 request.client,
@@ -164,255 +87,126 @@ class Session:
         except BaseException:
             self._delete_own_vm()
             raise
-        # The operations that only a Session has.
-        self._own: dict[str, Own] = {
-            "irqfd": lambda request, _: eventfds.execute(self.vm, self._source, request),
-            "register_region": lambda request, _: self._register_region(request),
-            "unregister_region": self._unregister_region,
-            "complete_access": self._complete_access,
-        }
-        self._own_records = {REGISTER_REGION: self._register_in_short_form}
-        # As execute_packed, of a batch of one of records.SINGLES, at once.
-        self.execute_single = partial(execute_single, self.vm, self._source)
+        self._caller = SessionCaller(self.vm, self._source, self._events, eventfds)
         try:
             self.vm.subscribe(self._vcpus, self._events.put, self._gsis)
         except BaseException:
             self.vm.close_source(self._source)
             self._delete_own_vm()
             raise
-        self._log(logging.INFO, "Session opened", **peer._asdict())
-
-    def _log(self, level: int, message: str, **values: object) -> None:
-        """What an operator asks; to be called without the VM's lock."""
-        if log.isEnabledFor(level):
-            about = fields(vm=self.vm.name, source=self._source.number, client=self._source.client, **values)
-            log.log(
-                level, message, extra=about, stacklevel=2
-            )  # which line it is of is what its repetitions are told by
+        self._caller.log(logging.INFO, "Session opened", **peer._asdict())
 
     def _count_dropped(self) -> None:
         self._source.dropped_events += 1
 
-    def _tell_of_loss(self, lost: RegionsLost) -> None:
-        self._log(logging.WARNING, "regions lost: too slow", space=Space(lost.space).name, address=hex(lost.address))
+    def _log_loss(self, lost: RegionsLost) -> None:
+        space, address = Space(lost.space).name, hex(lost.address)
+        self._caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
 
-    def opened(self) -> pb.SessionOpened:
-        """The answer to the message that opened it."""
-        return pb.SessionOpened(
+    def opened(self) -> bytes:
+        """The answer to the message that opened the Session."""
+        opened = pb.SessionOpened(
             source=self._source.number,
-            max_operations=self._limits.operations,
+            max_operations=self._most,
             max_message_bytes=self._limits.message_bytes,
             vm=self.vm.name if self._owns_vm else "",
         )
+        return pb.SessionResponse(opened=opened).SerializeToString()
 
-    def execute(self, message: pb.Batch | pb.HaltGivenUp) -> Slices[pb.SessionResponse | None]:
-        """Do what a message says, a slice at a time, and return the answer.
+    def receive(self, data: bytes) -> Slices[bytes | None] | bytes | None:
+        """Do what a message says: the answer, or the rest of the work, which returns the answer.
 
-        None where there is none, or a batch ends in a halt that is under way, whose end take gives with the results.
+        None where no answer follows, or take gives it later: of a batch that ends in a halt, and of `awaited`.
         """
-        if isinstance(message, pb.HaltGivenUp):
-            self.give_up(message)
-            return None
-        answer = yield from execute_batch(self.vm, message, self._source, self._limits, self._own)
-        request = ending_halt(message, answer)
-        if request is None:
-            return pb.SessionResponse(batch_result=answer)
-        halted = _MessageHalt(answer)
-        begun = self._begin_halt(request, halted)
-        return None if begun else halted.result()
+        vm = self.vm
+        # The shortest way, for what device models and vCPUs send most: one record.
+        if len(data) == _SINGLE and not data[0] and vm.agenda.backlog is None:
+            _, serial, number, size, index, address, value = _unpack(data)
+            function = RECORDS_ALONE.get(number)
+            if function is not None:
+                try:
+                    result = function(self._caller, size, index, address, value)
+                except Exception as error:
+                    answer = error_alone(serial, error)
+                else:
+                    if isinstance(result, Access):
+                        self.awaited = AwaitedRecord(serial, number, result)
+                        result.when_done(partial(self._answer_late, self.awaited))
+                        return None
+                    flags, status, value = result
+                    answer = _pack(0, serial, number, flags, status, value)
+                return answer if vm.agenda.backlog is None else self._caught_up(answer)
+        batch = self._batch(data)
+        return None if batch is None else execute(self._caller, batch, self._most, self._halts.begin)
 
-    def execute_packed(self, packet: bytes) -> Slices[bytes | None]:
-        """As execute, of a batch in the short form (irqchip/records.py)."""
-        answer = yield from execute_records(self.vm, packet, self._source, self._limits, self._own_records)
-        request = answer.halt
-        if request is None:
-            return answer.message()
-        halted = _PackedHalt(answer)
-        begun = self._begin_halt(request, halted)
-        return None if begun else halted.result()
+    def _batch(self, data: bytes) -> Batch | None:
+        """The batch of a message, or None where it is another message, which is done."""
+        is_records = data[:1] == b"\0"
+        self._eventfds.begin_message(is_records)
+        if is_records:
+            return RecordBatch(data, self._limits)
+        message = decoded(pb.SessionRequest, data)
+        match message.WhichOneof("message"):
+            case "batch":
+                return MessageBatch(self.vm.name, message.batch, self._limits)
+            case "halt_given_up":
+                self._halts.give_up(message.halt_given_up.serial)
+            case "descriptors":
+                self._eventfds.announce()
+            case _:
+                raise invalid("every message of a Session but the first must be a batch, or halt_given_up")
+        return None
 
-    def caught_up(self, answer: bytes) -> Slices[bytes]:
-        """Wait until all has been told that operations left to tell, and return the answer."""
+    def _caught_up(self, answer: bytes) -> Slices[bytes | None]:
         yield from caught_up(self.vm)
         return answer
 
-    # Regions.
+    def _answer_late(self, answer: LateAnswer) -> None:
+        self._late.append(answer)
+        self._wake()
 
-    def _register_region(self, request: pb.RegisterRegionRequest) -> None:
-        bell = self._eventfds.bell() if request.eventfd else None
-        try:
-            if bell is not None and not request.doorbell:
-                raise invalid("an eventfd is a doorbell's")
-            self.vm.register_region(
-                self._source,
-                request.space,
-                request.address,
-                request.length,
-                self._events.put_access if bell is None else bell.ring,
-                doorbell=request.doorbell,
-                datamatch=request.datamatch if request.HasField("datamatch") else None,
-                removed=None if bell is None else bell.close,
-            )
-            self._log_claim(request.space, request.address, request.length, request.doorbell)
-        except BaseException:
-            if bell is not None:
-                bell.close()
-            raise
-
-    def _register_in_short_form(self, space: int, _: int, address: int, length: int) -> Fields:
-        doorbell = bool(space & IS_DOORBELL)
-        told = partial(self._events.put_access, short=True)
-        self.vm.register_region(self._source, space & ~IS_DOORBELL, address, length, told, doorbell=doorbell)
-        self._log_claim(space & ~IS_DOORBELL, address, length, doorbell)
-        return 0, 0, 0
-
-    def _log_claim(self, space: int, address: int, length: int, doorbell: bool) -> None:
-        what = "doorbell claimed" if doorbell else "region claimed"
-        level = logging.DEBUG if doorbell else logging.INFO
-        self._log(level, what, space=Space(space).name, address=hex(address), length=length)
-
-    def _unregister_region(self, request: pb.UnregisterRegionRequest, _: object) -> None:
-        datamatch = request.datamatch if request.HasField("datamatch") else None
-        self.vm.unregister_region(self._source, request.space, request.address, datamatch)
-        self._log(logging.DEBUG, "region given up", space=Space(request.space).name, address=hex(request.address))
-
-    def _complete_access(self, request: pb.CompleteAccessRequest, response: pb.CompleteAccessResponse) -> None:
-        response.completed = self.vm.complete_access(
-            self._source, request.access, request.data, unanswered=request.unanswered
-        )
-
-    # Halts.
-
-    def _begin_halt(self, request: pb.HaltRequest, batch: _BatchHalt) -> bool:
-        """Begin the halt that a batch ends in; False where it is refused, which is its outcome."""
-
-        def done(outcome: Outcome) -> None:
-            batch.outcome = outcome
-            self._ended.append(batch)
-            self._wake()
-
-        try:
-            if sum(other.size for other in self._halts) + batch.size > self._limits.message_bytes:
-                room = self._limits.message_bytes
-                raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
-            batch.halt = self.vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
-        except Exception as error:
-            batch.outcome = errors.refusal(error)
-            return False
-        self._halts[batch] = None
-        self._last_halts[request.vcpu] = batch
-        return True
-
-    def give_up(self, given_up: pb.HaltGivenUp) -> None:
-        """Nobody waits for a batch's halt any more."""
-        batch = next((batch for batch in self._last_halts.values() if batch.serial == given_up.serial), None)
-        if batch is None or batch.halt is None:
-            return
-        cancelled = self.vm.abandon(batch.halt)
-        batch.outcome = None
-        if cancelled:
-            self._ended.append(batch)
-            self._wake()
-
-    def take(self) -> pb.SessionResponse | bytes | None:
-        """The next message for the client, or None; asking for it says that the one before has been sent."""
+    def take(self) -> bytes | None:
+        """The next message for the client, or None. The call says that the message before has been sent."""
         if self._sending is not None:
-            self._halts.pop(self._sending, None)
+            self._halts.unsent.pop(self._sending, None)
             self._sending = None
-        if self._ended:
-            self._sending = self._ended.popleft()
-            return self._sending.result()
-        event = self._events.take() if self._events else None
-        if self._source.dropped_events != self._dropped_told:
-            self._dropped_told = self._source.dropped_events
-            self._log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_told)
-        return pb.SessionResponse(event=event) if isinstance(event, pb.Event) else event
+        if self._late:
+            self._sending = late = self._late.popleft()
+            if late is self.awaited:
+                self.awaited = None
+            return late.late()
+        if self._events.is_empty:
+            return None
+        message = self._events.take()
+        if self._source.dropped_events != self._dropped_logged:
+            self._dropped_logged = self._source.dropped_events
+            self._caller.log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_logged)
+        return message
 
     def close(self, why: str = "") -> None:
-        """The Session is over, for this reason: its halts have not been, its levels drop, and its own VM goes."""
-        for batch in self._halts:
-            if batch.halt is not None:
-                self.vm.abandon(batch.halt)
-        self._halts.clear()
+        """End the Session, for this reason: its halts are cancelled, its levels drop, and its own VM is deleted."""
+        self._halts.abandon()
         self.vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
         self.vm.close_source(self._source)
-        self._log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
+        self._caller.log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
         self._delete_own_vm()
 
     def _delete_own_vm(self) -> None:
-        """The VM that was made for this Session ends with it."""
+        """Delete the VM that was made for this Session, if one was."""
         if self._owns_vm:
             self._registry.delete_vm(self.vm)
 
 
-class _BatchHalt:
-    """A batch that ends in a halt, until the client has been sent how."""
-
-    def __init__(self, serial: int, size: int) -> None:
-        self.serial = serial
-        self.size = size
-        self.halt: Halt | None = None
-        self.outcome: Outcome = None
-
-    def result(self) -> pb.SessionResponse | bytes:
-        """The batch's answer, once the halt has ended."""
-        raise NotImplementedError
-
-
-class _MessageHalt(_BatchHalt):
-    def __init__(self, answer: pb.BatchResult) -> None:
-        super().__init__(answer.serial, answer.ByteSize())
-        self._answer = answer
-
-    def result(self) -> pb.SessionResponse:
-        last = self._answer.results[-1]
-        try:
-            last.halt.CopyFrom(outcome_to(self.outcome))
-        except VmError as error:
-            last.error.CopyFrom(errors.message(error))
-        return pb.SessionResponse(batch_result=self._answer)
-
-
-class _PackedHalt(_BatchHalt):
-    def __init__(self, answer: RecordsAnswer) -> None:
-        super().__init__(answer.serial, answer.size)
-        self._answer = answer
-
-    def result(self) -> bytes:
-        return self._answer.ended(self.outcome)
-
-
 def _numbers(what: str, numbers: Iterable[int], highest: int) -> Sequence[int]:
-    """What a Session names, each once; two bytes each, as there may be thousands."""
+    """The numbers that a Session names, without repetitions; two bytes each, as there may be thousands."""
     once = sorted(set(numbers))
     if once and once[-1] > highest:
         raise invalid(f"{what} {once[-1]} is out of range: 0 to {highest}")
     return array("H", once)
 
 
-def not_opened() -> VmError:
-    """OPENING_PATIENCE is over."""
-    return VmError(errno.ETIMEDOUT, f"the Session was not opened within {OPENING_PATIENCE:g} s")
-
-
-def too_many_unopened(most: int) -> VmError:
-    """The oldest of connections that are not Sessions has to go."""
-    return VmError(errno.ENOSPC, f"{most} newer connections wait to be opened, the most that this daemon allows")
-
-
 def opening(message: pb.SessionRequest) -> pb.SessionOpen:
-    """The first message's content."""
+    """The content of the first message."""
     if message.WhichOneof("message") != "open":
         raise invalid("the first message of a Session must be open")
     return message.open
-
-
-def following(message: pb.SessionRequest) -> pb.Batch | pb.HaltGivenUp:
-    """The content of any other message."""
-    match message.WhichOneof("message"):
-        case "batch":
-            return message.batch
-        case "halt_given_up":
-            return message.halt_given_up
-        case _:
-            raise invalid("every message of a Session but the first must be a batch, or halt_given_up")

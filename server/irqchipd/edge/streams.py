@@ -10,36 +10,34 @@ import grpc
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
-from irqchipd.edge.executor import Slices
-from irqchipd.edge.gate import Gate
-from irqchipd.edge.loop import call, first_of
-from irqchipd.edge.rpc import Context, abort, decoded
-from irqchipd.edge.session import (
+from irqchipd.edge.admission import (
     MAX_UNOPENED,
-    OPENING_PATIENCE,
-    NoEventfds,
+    OPENING_TIMEOUT,
     Peer,
-    Places,
-    Session,
-    following,
+    SessionQuota,
     not_opened,
-    opening,
     too_many_unopened,
 )
+from irqchipd.edge.eventfds import Eventfds
+from irqchipd.edge.gate import Gate
+from irqchipd.edge.loop import call, first_of
+from irqchipd.edge.rpc import Context, abort, not_a_message
+from irqchipd.edge.session import Session, opening
 from irqchipd.edge.trace import TraceLog, TraceReader
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.machine import Vm
+from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 
 
 class Streams:
     """All open streams, on one event loop."""
 
-    def __init__(self, registry: Registry, limits: Limits, places: Places, gate: Gate) -> None:
+    def __init__(self, registry: Registry, limits: Limits, quota: SessionQuota, gate: Gate) -> None:
         self._registry = registry
         self._limits = limits
-        self._places = places
+        self._quota = quota
         self._gate = gate
         self._open: set[_Stream] = set()
         self._unopened: dict[_Stream, None] = {}  # Sessions that are not opened yet, the oldest first
@@ -87,15 +85,15 @@ class Streams:
         opened = await self._read_opening(context, stream)
         if opened is None:
             return
-        with self._places.taken():
-            async with self._gate.turn(self._registry.get(opened.vm).share if opened.vm else None):
+        with self._quota.held():
+            async with self._gate.piece(self._registry.get(opened.vm).share if opened.vm else None):
                 session = Session(
                     self._registry,
                     self._limits,
                     opened,
                     stream.wake,
                     stream.end,
-                    NoEventfds(),
+                    Eventfds(),
                     _peer(context),
                 )
             why = "its client has gone"
@@ -115,11 +113,11 @@ class Streams:
             del self._unopened[oldest]
             oldest.end(too_many_unopened(MAX_UNOPENED))
         self._unopened[stream] = None
-        patience = asyncio.get_running_loop().call_later(OPENING_PATIENCE, stream.end, not_opened())
+        timeout = asyncio.get_running_loop().call_later(OPENING_TIMEOUT, stream.end, not_opened())
         try:
             data = await context.read()
         finally:
-            patience.cancel()
+            timeout.cancel()
             self._unopened.pop(stream, None)
         return None if data is grpc.aio.EOF else opening(await self._gate.decode(pb.SessionRequest, data))
 
@@ -132,8 +130,10 @@ class Streams:
                 await context.write(data)
 
         def work(data: bytes) -> Slices[bytes | None]:
-            answer = yield from session.execute(following(decoded(pb.SessionRequest, data)))
-            return None if answer is None else answer.SerializeToString()
+            if data[:1] == b"\0":  # records, which are the port's alone
+                raise not_a_message()
+            answer = session.receive(data)
+            return answer if answer is None or isinstance(answer, bytes) else (yield from answer)
 
         async def execute_batches() -> None:
             # A client that does not read its results is not read from: the stream's flow control bounds the queue.
@@ -145,12 +145,8 @@ class Streams:
                     async with writing:
                         pass
 
-        def next_message() -> bytes | None:
-            message = session.take()
-            return message if message is None or isinstance(message, bytes) else message.SerializeToString()
-
-        await _begin(send(pb.SessionResponse(opened=session.opened()).SerializeToString()))
-        await first_of(execute_batches(), self._send_all(vm, stream, next_message, send))
+        await _begin(send(session.opened()))
+        await first_of(execute_batches(), self._send_all(vm, stream, session.take, send))
 
     async def _send_all(
         self,
@@ -159,11 +155,11 @@ class Streams:
         next_message: Callable[[], bytes | None],
         send: Callable[[bytes], Coroutine[Any, Any, None]],
     ) -> None:
-        """Send what there is whenever the stream is woken, each message when it is the VM's turn."""
+        """Send what there is whenever the stream is woken, each message in a piece of the VM's."""
         while True:
             await stream.woken()
             while True:
-                async with self._gate.turn(vm.share):
+                async with self._gate.piece(vm.share):
                     message = next_message()
                 if message is None:
                     break
@@ -172,10 +168,10 @@ class Streams:
     # Watches.
 
     async def _run_watch(self, data: bytes, context: Context, stream: _Stream) -> None:
-        with self._places.taken():
+        with self._quota.held():
             request = await self._gate.decode(pb.WatchRequest, data)
             vm = self._registry.get(request.vm)
-            async with self._gate.turn(vm.share):
+            async with self._gate.piece(vm.share):
                 reader = self._open_trace(vm, request.tracepoints, stream)
 
             def next_message() -> bytes | None:

@@ -1,17 +1,15 @@
-"""A vCPU's accesses, and who answers for them: chips, and the owners of regions."""
+"""A vCPU's accesses to ports and memory, which chips and the owners of regions answer."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
-from irqchipd.vm.clock import Clock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
 from irqchipd.vm.regions import Access, Region, RegionDevice, Space
 from irqchipd.vm.sources import LineSource
-from irqchipd.vm.turns import Turns
+from irqchipd.vm.vcpus import Vcpus
 
 MAX_PORT = 0xFFFF
 MAX_ADDRESS = (1 << 64) - 1
@@ -19,15 +17,11 @@ PIO_SIZES = (1, 2, 4)
 MMIO_SIZES = (1, 2, 4, 8)
 
 
-class Accesses(Turns):
+class Accesses(Vcpus):
     """The operations on a VM's buses."""
 
-    def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
-        super().__init__(name, clock, tsc_khz)
-        self._board.look_at_overdue = self._look_at_overdue
-
-    # A result of None, or False, is an address that nothing claims. An Access is one that a region's owner has to
-    # answer. EDEADLK where that owner is the source which makes the access.
+    # None, or False, says that nothing claims the address. An Access waits for a region's owner. EDEADLK where that
+    # owner itself makes the access.
 
     def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> Access | int | None:
         """A vCPU's IN of 1, 2 or 4 bytes."""
@@ -109,9 +103,9 @@ class Accesses(Turns):
         datamatch: int | None = None,
         removed: Callable[[], None] | None = None,
     ) -> None:
-        """A source answers for a range, or hears its writes: EEXIST where part of it is claimed, EINVAL, ENOSPC.
+        """Let a source answer for a range, or be notified of writes: EEXIST where a part is claimed, EINVAL, ENOSPC.
 
-        listener hears of the accesses; removed is called, from any thread, when the range is given up.
+        listener is notified of the accesses; removed is called, from any thread, when the region is removed.
         """
         with self._turn:
             regions = self._board.regions
@@ -121,27 +115,23 @@ class Accesses(Turns):
             regions.register(Region(source, Space(space), start, length, listener, doorbell, datamatch, removed))
 
     def unregister_region(self, source: LineSource, space: int, start: int, datamatch: int | None = None) -> None:
-        """The reverse; ENOENT where the source has no such range. What is unanswered stays so."""
+        """Undo register_region; ENOENT where the source has no such range. Accesses that wait stay unanswered."""
         with self._turn:
             self._board.regions.unregister(source, space, start, datamatch)
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
-        """An owner's answer to an access, or that it has none; whether it was awaited.
+        """Take an owner's answer to an access, or that there is none; whether the access still waited.
 
-        EINVAL where the value does not fit, or there is one and no answer.
+        EINVAL where the value is too large, or comes with unanswered.
         """
         with self._turn:
             if unanswered and value:
-                raise invalid(f"value {value:#x} of an access that is unanswered: it has none")
+                raise invalid(f"value {value:#x} of an access that is unanswered: leave the value out")
             return self._board.regions.complete(source, number, None if unanswered else value)
-
-    def _look_at_overdue(self, source: LineSource) -> None:
-        with suppress(VmError), self._turn:
-            self._board.regions.look_at_overdue(source)
 
 
 def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
-    """What is wrong with an access."""
+    """The reason why an access is invalid."""
     if size not in sizes:
         return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}")
     if address > limit:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 
-from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL
+from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL, Ioapic
 from irqchipd.chips.lapic import Lapic
-from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT
-from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
+from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, QUIRKS
+from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand, from_msi
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.routing import MsiRoute, Route
 
 MAX_PHYSICAL_ID = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
 MAX_REMEMBERED = 1024  # destinations; a guest with x2APICs can name 2^32
+_BROADCASTS = (BROADCAST, X2APIC_BROADCAST)
 _X2APIC = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
 
 
@@ -95,23 +99,35 @@ class ApicBus:
         "_physical",
         "_slots",
         "addressed_by_entry",
+        "agenda",
+        "ioapic",
         "lapics",
         "matching_entry",
         "no_broadcast_quirk",
-        "offered",
-        "on_offer",
+        "observer",
+        "quirks",
+        "routes",
+        "scans",
+        "split",
         "x2apic_format",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, agenda: Agenda) -> None:
+        self.agenda = agenda
+        self.observer: Observer | None = None
         self.lapics: list[Lapic] = []
+        # What else an EOI on the bus may concern: the IOAPIC; or, with a split irqchip, the VMM's, to which this many
+        # GSIs from 0 lead. KVM: kvm_host.h nr_reserved_ioapic_pins.
+        self.ioapic: Ioapic | None = None
+        self.split: int | None = None
+        self.routes: Sequence[Route] = ()
+        # Counts the requests that every CPU scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
+        self.scans = 0
+        self.quirks = QUIRKS
         # KVM_CAP_X2APIC_API: APIC IDs have 32 bits, also those in MSIs and of xAPICs that can't be addressed else; and
         # a destination FFh that is no IPI's is not all x2APICs'.
         self.x2apic_format = False
         self.no_broadcast_quirk = False
-        self.offered = 0  # messages, one to each CPU
-        # Told, where set, of every message a CPU is offered.
-        self.on_offer: Callable[[int, Message], None] | None = None
         # matching() and addressed(), remembered by redirection entries' addresses.
         self.matching_entry = _ByEntry(self.matching)
         self.addressed_by_entry = _ByEntry(self.addressed)
@@ -130,9 +146,11 @@ class ApicBus:
         self.lapics.append(lapic)
 
     def admit(self) -> None:
-        """The map is made anew though no address has changed. KVM: lapic.c kvm_apic_set_state."""
+        """Make the map anew though no address has changed. KVM: lapic.c kvm_apic_set_state."""
         if self._known != len(self.lapics):
             self.invalidate()
+        else:
+            self.scans += 1
 
     @property
     def mapped(self) -> int | None:
@@ -145,8 +163,9 @@ class ApicBus:
         self._known = count
 
     def invalidate(self) -> None:
-        """The addressing of some APIC has changed: the map is made anew when next needed."""
+        """The addressing of some APIC has changed: make the map anew when next needed."""
         self._known = len(self.lapics)
+        self.scans += 1
         self.forget()
 
     def forget(self) -> None:
@@ -216,13 +235,8 @@ class ApicBus:
         """Those of some CPUs whose APIC is enabled in hardware. KVM: lapic.h kvm_apic_present."""
         return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if cpus >> cpu & 1 and lapic.hardware_enabled)
 
-    def _mapped_slots(self, destination: int, logical: int) -> list[int | None] | None:
+    def _find_slots(self, destination: int, logical: int) -> list[int | None] | None:
         """What the map has for a destination that is no broadcast, or None where the map can't be used."""
-        key = (destination, logical)
-        try:
-            return self._slots[key]
-        except KeyError:
-            pass
         if not self._mapped:
             self._map()
         slots: list[int | None] | None
@@ -234,17 +248,52 @@ class ApicBus:
             slots = [self._physical.get(destination)]
         if len(self._slots) >= MAX_REMEMBERED:
             self._slots.clear()
-        self._slots[key] = slots
+        self._slots[destination, logical] = slots
         return slots
 
     def addressed(self, destination: int, logical: int) -> int:
         """The CPUs that a fixed message would go to, one bit each. KVM: lapic.c kvm_bitmap_or_dest_vcpus."""
-        slots = None if self._is_broadcast(destination, None) else self._mapped_slots(destination, logical)
+        slots = None if self._is_broadcast(destination, None) else self._find_slots(destination, logical)
         if slots is None:
             return self._present(self.matching(destination, logical))
         return sum(1 << cpu for cpu in slots if cpu is not None)
 
+    # EOIs that concern the IOAPIC.
+
+    def handled_vectors(self, cpu: int) -> tuple[int, int]:
+        """The vectors whose EOI a CPU has to report, one bit each, and the stale one: see Ioapic.handled_vectors."""
+        pending = self.lapics[cpu].irr | self.lapics[cpu].isr
+        if self.ioapic is not None:
+            return self.ioapic.handled_vectors(cpu, pending)
+        assert self.split is not None
+        handled, stale = 0, -1
+        for route in self.routes:  # KVM: irq_comm.c kvm_scan_ioapic_routes
+            if route.gsi >= self.split or not isinstance(route, MsiRoute):
+                continue
+            message = self.msi(route.address, route.data)
+            if not message.level_triggered:
+                continue
+            vector = message.vector
+            if self.matching(message.destination, message.logical) >> cpu & 1:
+                handled |= 1 << vector
+            elif pending >> vector & 1:
+                handled |= 1 << vector
+                stale = max(stale, vector)
+        return handled, stale
+
+    def pending(self, vector: int) -> int:
+        """The CPUs that have a vector requested or in service, one bit each."""
+        return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if (lapic.irr | lapic.isr) >> vector & 1)
+
     # Delivery.
+
+    def msi(self, address: int, data: int) -> Message:
+        """The message that an MSI is."""
+        return from_msi(address if self.x2apic_format else address & 0xFFFF_FFFF, data)
+
+    def can_send(self, address: int) -> bool:
+        """Whether an MSI can have an address. KVM: irq_comm.c kvm_msi_route_invalid."""
+        return not (self.x2apic_format and address >> 32 & 0xFF)
 
     def deliver(
         self, message: Message, accepted: MutableMapping[int, int] | None = None, source: int | None = None
@@ -254,8 +303,11 @@ class ApicBus:
         accepted notes, CPU to vector, who took it; source is the CPU of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
-            broadcast = self._is_broadcast(message.destination, source)
-            slots = None if broadcast else self._mapped_slots(message.destination, message.logical)
+            to = message.destination, message.logical
+            if message.destination in _BROADCASTS and self._is_broadcast(message.destination, source):
+                slots = None
+            else:
+                slots = self._slots[to] if to in self._slots else self._find_slots(*to)
             if slots is not None:
                 if message.logical and message.lowest_priority and slots:
                     # KVM: lapic.c kvm_vector_to_index; a bit that nobody has can be chosen, and then nobody gets it.
@@ -289,10 +341,12 @@ class ApicBus:
 
     def offer(self, cpu: int, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
         """Hand a message to one CPU; 1 if it took it, 0 if not."""
-        self.offered += 1
-        if self.on_offer is not None:
-            self.on_offer(cpu, message)
-        status = self.lapics[cpu].accept(message)
+        self.agenda.work += 1
+        lapic = self.lapics[cpu]
+        if self.observer is not None:
+            level, vector = message.level_triggered, message.vector
+            self.observer.kvm_apic_accept_irq(lapic.apic_id, message.delivery_mode, level, vector)
+        status = lapic.accept(message)
         if accepted is not None and status and message.delivery_mode <= DeliveryMode.LOWEST_PRIORITY:
             accepted[cpu] = message.vector
         return status

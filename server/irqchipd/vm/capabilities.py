@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from irqchipd.chips.lapic_registers import Quirk
+from irqchipd.chips.lapic_registers import QUIRKS
 from irqchipd.chips.lapic_timer import MAX_BUS_NS
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.routing import MAX_GSIS
@@ -16,7 +16,7 @@ MAX_VCPUS = 288  # so many that a snapshot fits into a message: tests/service/te
 
 
 class Cap:
-    """Those that can be enabled."""
+    """The capabilities that can be enabled."""
 
     DISABLE_QUIRKS = 116
     SPLIT_IRQCHIP = 121
@@ -25,8 +25,6 @@ class Cap:
     DISABLE_QUIRKS2 = 213
     X86_APIC_BUS_CYCLES_NS = 237
 
-
-QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
 
 # Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is one, not all x2APICs.
 X2APIC_32BIT_IDS, X2APIC_NO_BROADCAST_QUIRK = 1 << 0, 1 << 1
@@ -70,7 +68,7 @@ def check_extension(capability: int) -> int:
 
 
 class Capabilities(Turns):
-    """What can be changed of a VM. KVM: x86.c kvm_vm_ioctl_enable_cap."""
+    """The operations that change what a VM can do. KVM: x86.c kvm_vm_ioctl_enable_cap."""
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
         """KVM_ENABLE_CAP."""
@@ -80,7 +78,7 @@ class Capabilities(Turns):
             argument = args[0] if args else 0
             match capability:
                 case Cap.DISABLE_QUIRKS:  # those that are not known are ignored
-                    self._board.quirks &= ~argument
+                    self._board.apics.quirks &= ~argument
                 case Cap.SPLIT_IRQCHIP:
                     self._split_irqchip(argument)
                 case Cap.MAX_VCPU_ID:
@@ -90,7 +88,7 @@ class Capabilities(Turns):
                 case Cap.DISABLE_QUIRKS2:
                     if argument & ~QUIRKS:
                         raise invalid(f"quirks {argument:#x}; irqchipd has those of {QUIRKS:#x}")
-                    self._board.quirks &= ~argument
+                    self._board.apics.quirks &= ~argument
                 case Cap.X86_APIC_BUS_CYCLES_NS:
                     self._set_apic_bus(argument)
                 case _:
@@ -104,11 +102,10 @@ class Capabilities(Turns):
         if board.has_irqchip or self._cpus:
             raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
         board.regions.check_apic_page()
-        # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none.
-        board.split = reserved & 0xFF
+        board.split_irqchip(reserved & 0xFF)  # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none
 
     def _limit_vcpu_ids(self, count: int) -> None:
-        """So many ids there are, from 0. It is said once; the first vCPU says it, too."""
+        """Limit the vCPU ids, from 0; once, and before the first vCPU, which sets the limit, too."""
         board = self._board
         if count > MAX_VCPU_ID + 1:
             raise invalid(f"{count} vCPU ids; at most {MAX_VCPU_ID + 1} are allowed")

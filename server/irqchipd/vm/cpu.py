@@ -1,15 +1,20 @@
-"""A vCPU as the board knows it: its local APIC, its run state, and what waits for it."""
+"""A vCPU: its local APIC, its run state, its halt, and what waits for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
 
+from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import BASE_BOOT_CPU
 from irqchipd.chips.message import DeliveryMode, Message
-from irqchipd.vm.clock import SCHEDULER, Alarm
-from irqchipd.vm.events import IoapicEoi, VcpuSignal
+from irqchipd.vm.agenda import Agenda, Touchable
+from irqchipd.vm.apicbus import ApicBus
+from irqchipd.vm.clock import Alarm
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.events import Event, InterruptPending, IoapicEoi, Listener, VcpuSignal
 from irqchipd.vm.vcpu_state import (
     HANDLED_BYTES,
     MAX_NMIS,
@@ -24,95 +29,86 @@ from irqchipd.vm.vcpu_state import (
     VcpuEvents,
 )
 
-if TYPE_CHECKING:
-    from irqchipd.vm.board import Board
+# An alarm of a local APIC's timer rings behind the PIT's and the IOAPIC's of the same time.
+_FIRST_RANK: Final = 2
+# An enumeration's members take long to look up.
+_RUNNABLE: Final = MpState.RUNNABLE
+_UNINITIALIZED: Final = MpState.UNINITIALIZED
+_INIT_RECEIVED: Final = MpState.INIT_RECEIVED
+_HALTED: Final = MpState.HALTED
+_AP_RESET_HOLD: Final = MpState.AP_RESET_HOLD
 
 
 class Halt:
-    """A HLT under way."""
+    """A HLT under way, or one that has ended."""
 
-    __slots__ = ("alarm", "cpu", "done", "finished", "interrupts_masked", "life", "outcome")
+    __slots__ = ("cpu", "done", "finished", "interrupts_masked", "outcome", "reset_count", "timeout")
 
     def __init__(self, cpu: Cpu, done: Callable[[Outcome], None], interrupts_masked: bool) -> None:
         self.cpu = cpu
         self.done = done
         self.interrupts_masked = interrupts_masked
-        # Of its timeout, in the machine's time.
-        self.alarm: Alarm | None = None
+        self.timeout: Alarm | None = None  # of the host's time
         self.finished = False
         self.outcome: Outcome = None
-        # Which of the CPU's lives what it took belongs to.
-        self.life = 0
-        cpu.watchers += 1
-
-    def finish(self, outcome: Outcome) -> None:
-        """It is over."""
-        self.cpu.halt = None
-        self.cpu.watchers -= 1
-        self.finished = True
-        self.outcome = outcome
-        self.life = self.cpu.lives
-        if self.alarm is not None:
-            SCHEDULER.set(self.alarm, None)
-            self.alarm.forget()
+        # The CPU's reset count when this halt ended; give_back() does nothing after a later INIT or RESET.
+        self.reset_count = 0
 
 
-class Cpu:
-    """A vCPU: its local APIC, where the VM has an irqchip, and what the board keeps of it.
-
-    It is its local APIC's wires.
-    """
+class Cpu(Touchable):
+    """A vCPU, and its local APIC where the VM has an irqchip. It is that local APIC's wires."""
 
     __slots__ = (
         "alarm",
-        "board",
+        "apics",
         "external_vector",
         "halt",
         "handled",
         "has_init",
         "has_startup",
         "id",
-        "index",
         "init",
         "lapic",
         "last_sipi",
-        "lives",
+        "listeners",
         "mp_state",
         "nmi_injected",
         "nmi_masked",
         "nmis",
+        "pic",
         "queued",
         "ready",
+        "reset_count",
         "scanned",
         "sipi_vector",
         "smi",
         "stale",
         "unhalted",
-        "watchers",
     )
 
-    def __init__(self, board: Board, vcpu_id: int, index: int) -> None:
-        self.board = board
+    def __init__(self, agenda: Agenda, apics: ApicBus, pic: PicPair | None, vcpu_id: int, index: int) -> None:
+        super().__init__(agenda, index)
+        self.apics = apics
+        self.pic = pic
         self.id = vcpu_id
-        self.index = index
         self.lapic: Lapic | None = None
-        self.alarm = Alarm(board.FIRST_CPU_RANK + index, self._ring)
+        self.alarm = Alarm(_FIRST_RANK + index, self._ring)
         # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
-        # the highest of them that no entry sends here any more; and the board's generation of that scan.
+        # the highest of them that no entry sends here any more; and the bus's count of scans then.
         self.handled = 0
         self.stale = -1
         self.scanned = -1
-        # How many want to know when there is something to take, and whether they have been told.
-        self.watchers = 0
+        # The listeners for this vCPU, and whether they know that it has something to take.
+        self.listeners: Sequence[Listener] = ()
         self.ready = False
         # Run state: the HLT under way, and what waits to be taken beside what the chips have.
-        self.mp_state = MpState.RUNNABLE
+        self.mp_state: MpState = _RUNNABLE
         self.halt: Halt | None = None
-        self.lives = 0  # how often it was told to forget
+        self.reset_count = 0  # INITs and RESETs
         self.init = False
         self.sipi_vector: int | None = None
         self.last_sipi = 0  # also one that was ignored
-        # What an operation has sent it that is not done.
+        # What an operation has sent to this vCPU and is not done.
         self.has_init = self.has_startup = False
         self.smi = False
         self.nmis = 0
@@ -121,74 +117,62 @@ class Cpu:
         self.nmi_injected = False
         # KVM: kvm_host.h pv_unhalted; a remote read came, and no HLT has ended since.
         self.unhalted = False
-        # KVM: kvm_host.h interrupt.injected; they were acknowledged, and who asked was gone.
+        # KVM: kvm_host.h interrupt.injected; acknowledged interrupts whose Halts nobody waited for any more.
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
 
-    # Wires of the local APIC.
+    # Wires of the local APIC, as its LapicWires and TimerWires describe them.
 
     def send_ipi(self, icr: int, message: Message) -> None:
-        """See LapicWires."""
-        board = self.board
-        if board.observer is not None:
-            board.observer.kvm_apic_ipi(icr, message.destination)
-        board.apics.deliver(message, source=self.index)
+        if self.apics.observer is not None:
+            self.apics.observer.kvm_apic_ipi(icr, message.destination)
+        self.apics.deliver(message, source=self.index)
 
     def local_interrupt(self, message: Message) -> None:
-        """See LapicWires."""
-        self.board.apics.offer(self.index, message)
+        self.apics.offer(self.index, message)
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """See LapicWires. KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
-        board = self.board
-        if board.observer is not None:
-            board.observer.kvm_eoi(self.id, vector)
+        """KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
+        apics = self.apics
+        if apics.observer is not None:
+            apics.observer.kvm_eoi(self.id, vector)
         if not self.handled >> vector & 1:
             return
         if vector == self.stale:
             self.scanned = -1
-        if board.ioapic is not None and self.lapic is not None:
+        if apics.ioapic is not None and self.lapic is not None:
             # KVM does not let a guest set SVR's bit while its IOAPIC is there, but a restored one counts.
-            board.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
-        elif self.watchers:
-            board.tell(self.id, IoapicEoi(self.id, vector))
+            apics.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
+        else:
+            self._notify(IoapicEoi(self.id, vector))
 
     def addressing_changed(self) -> None:
-        """See LapicWires."""
-        self.board.apics.invalidate()
-        self.board.generation += 1
+        self.apics.invalidate()
 
     def scan_needed(self) -> None:
-        """See LapicWires."""
-        self.board.apics.admit()
-        self.board.generation += 1
+        self.apics.admit()
 
     def priorities_changed(self) -> None:
-        """See LapicWires."""
-        if self.watchers:
-            self.board.touch(self)
+        """What this vCPU would take has changed: look when the turn ends, if a halt or a listener waits for that."""
+        if not self.touched and (self.halt is not None or self.listeners):
+            self.agenda.touch(self)
 
     @property
     def quirks(self) -> int:
-        """See LapicWires."""
-        return self.board.quirks
+        return self.apics.quirks
 
     def now(self) -> int:
-        """See TimerWires."""
-        return self.board.clock.now()
+        return self.agenda.clock.now()
 
     def set_timer(self, expires: int | None) -> None:
-        """See TimerWires."""
-        self.board.set_alarm(self.alarm, expires)
+        self.agenda.set_alarm(self.alarm, expires)
 
     @property
     def lazy(self) -> bool:
-        """See TimerWires."""
-        return not self.board.clock.virtual and self.board.observer is None
+        return not self.agenda.clock.virtual and self.apics.observer is None
 
     def timer_expired(self) -> int:
-        """See TimerWires."""
         assert self.lapic is not None
         return self.lapic.deliver_timer()
 
@@ -197,17 +181,17 @@ class Cpu:
         self.lapic.timer.expired()
 
     def signal(self, delivery_mode: int, vector: int) -> None:
-        """See LapicWires. KVM: lapic.c __apic_accept_irq."""
+        """KVM: lapic.c __apic_accept_irq."""
         match delivery_mode:
             case DeliveryMode.NMI:
                 self.nmis = min(self.nmis + 1, self.nmi_limit)
-                self._tell_signal(delivery_mode)
+                self._report_signal(delivery_mode)
             case DeliveryMode.REMOTE_READ:
                 self.unhalted = True
-                self.board.touch(self)
+                self.priorities_changed()
             case DeliveryMode.SMI:
                 self.smi = True
-                self._tell_signal(delivery_mode)
+                self._report_signal(delivery_mode)
             case DeliveryMode.INIT:
                 self._arrive()
                 self.has_init, self.has_startup = True, False
@@ -216,12 +200,12 @@ class Cpu:
                 self.has_startup, self.last_sipi = True, vector
 
     def _arrive(self) -> None:
-        """An INIT or start-up is to be accepted, when the instruction that sent it is done: it may be this CPU's."""
+        """Accept an INIT or start-up when the instruction that sent it is done: this vCPU may have sent it."""
         if not self.has_init and not self.has_startup:
-            self.board.defer(self._accept_events)
+            self.agenda.defer(self._accept_events)
 
     def _accept_events(self) -> None:
-        """KVM: lapic.c kvm_apic_accept_events; of what came together, INIT is first, and a start-up before it lost."""
+        """KVM: lapic.c kvm_apic_accept_events; INIT comes first, and a start-up before it is lost."""
         if self.has_init:
             self.has_init = False
             self._initialise()
@@ -234,46 +218,50 @@ class Cpu:
         """How many NMIs wait at the most. KVM: x86.c process_nmi."""
         return 1 if self.nmi_masked or self.nmi_injected else MAX_NMIS
 
-    def _tell_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
-        if self.watchers:
-            self.board.tell(self.id, VcpuSignal(self.id, delivery_mode, vector, ignored))
-            self.board.touch(self)
+    def _notify(self, event: Event) -> None:
+        if self.listeners:
+            self.agenda.notify(self.listeners, event)
+
+    def _report_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
+        self._notify(VcpuSignal(self.id, delivery_mode, vector, ignored))
+        self.priorities_changed()
 
     def _start_up(self, vector: int) -> None:
         """SIPI."""
-        ignored = self.mp_state != MpState.INIT_RECEIVED
+        ignored = self.mp_state is not _INIT_RECEIVED
         if not ignored:
             self.sipi_vector = vector
             self.run()
-        self._tell_signal(DeliveryMode.STARTUP, vector, ignored)
+        self._report_signal(DeliveryMode.STARTUP, vector, ignored)
 
     def _initialise(self) -> None:
         """INIT. KVM: x86.c kvm_vcpu_reset; what waited is lost, and all but the boot CPU wait for SIPI."""
-        self.forget()
+        self._forget()
         self.init = True
         assert self.lapic is not None
-        # KVM: lapic.h kvm_vcpu_is_bsp; it is as a guest or VMM says.
+        # KVM: lapic.h kvm_vcpu_is_bsp; the bit is as a guest or VMM sets it.
         if self.lapic.base & BASE_BOOT_CPU:
             self.run()
         else:
-            self.mp_state = MpState.INIT_RECEIVED
+            self.mp_state = _INIT_RECEIVED
         self.lapic.reset(init=True)
-        self._tell_signal(DeliveryMode.INIT)
+        self._report_signal(DeliveryMode.INIT)
 
     def reset(self) -> None:
-        """RESET: as it was made. A HLT that is under way is over only when something ends it."""
-        self.forget()
+        """RESET: as the vCPU was made. A HLT that is under way ends only when something ends it."""
+        self._forget()
         self.init = False
         self.external_vector = None
         self.last_sipi, self.unhalted = 0, False
         self.handled, self.stale, self.scanned = 0, -1, -1
         if self.lapic is not None:
-            self.mp_state = MpState.RUNNABLE if self.lapic.boot_cpu else MpState.UNINITIALIZED
+            self.mp_state = _RUNNABLE if self.lapic.boot_cpu else _UNINITIALIZED
             self.lapic.reset(init=False)
+        self.priorities_changed()
 
-    def forget(self) -> None:
-        """Nothing waits any more, but for what the chips have."""
-        self.lives += 1
+    def _forget(self) -> None:
+        """Drop all that waits, but for what the chips have."""
+        self.reset_count += 1
         self.sipi_vector = None
         self.smi = False
         self.nmis = 0
@@ -282,36 +270,42 @@ class Cpu:
 
     # What there is to take.
 
+    def enter(self) -> None:
+        """Enter the guest, and learn which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
+        if self.scanned != self.apics.scans:
+            self.scanned = self.apics.scans
+            if self.lapic is not None and self.lapic.hardware_enabled:
+                self.handled, self.stale = self.apics.handled_vectors(self.index)
+
     def has_interrupt(self) -> bool:
         """Whether there is an interrupt to acknowledge. KVM: irq.c kvm_cpu_has_interrupt."""
-        return bool(self.queued) or self.has_extint() or (self.lapic is not None and self.lapic.interrupt() >= 0)
+        return bool(self.queued) or (self.lapic is not None and self.lapic.interrupt() >= 0) or self.has_extint()
 
     def has_extint(self) -> bool:
         """Whether a PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
-        if self.lapic is None or not self.lapic.passes_extint:
-            return False
-        pic = self.board.pic
-        return pic.output if pic is not None else self.external_vector is not None
+        asks = self.pic.output if self.pic is not None else self.external_vector is not None
+        return asks and self.lapic is not None and self.lapic.passes_extint
 
     def take_interrupt(self, pic: bool = True, lapic: bool = True) -> Taken | None:
         """INTA: accept what the CPU would take now; the PIC comes first. KVM: irq.c kvm_cpu_get_interrupt."""
-        taken: Taken | None = None
         if self.queued and (pic if self.queued[0][1] else lapic):
             taken = self.queued.pop(0)
+            self.priorities_changed()
         elif pic and self.has_extint():
-            if self.board.pic is not None:
-                taken = self.board.pic.acknowledge(), True
-            elif self.external_vector is not None:
+            if self.pic is not None:
+                taken = self.pic.acknowledge(), True
+            else:
+                assert self.external_vector is not None
                 taken, self.external_vector = (self.external_vector, True), None
+                self.priorities_changed()
         elif lapic and self.lapic is not None and (vector := self.lapic.acknowledge()) >= 0:
             taken = vector, False
-        if self.watchers:
-            self.board.touch(self)
-        if taken is not None:
-            if self.halt is None:
-                self._unhalt()
-            if self.board.observer is not None:
-                self.board.observer.kvm_inj_virq(self.id, taken[0])
+        else:
+            return None
+        if self.halt is None:
+            self._unhalt()
+        if self.apics.observer is not None:
+            self.apics.observer.kvm_inj_virq(self.id, taken[0])
         return taken
 
     def take_signal(self) -> Signal | None:
@@ -322,21 +316,18 @@ class Cpu:
         if self.sipi_vector is not None:
             signal, self.sipi_vector = Signal(DeliveryMode.STARTUP, self.sipi_vector), None
             return signal
-        if self.waits_for_startup:
+        if not (self.nmis or self.smi or self.nmi_injected) or self.waits_for_startup:
             return None
         if self.nmi_injected:
             self.nmi_injected = False
-            return self._take_nmi()
-        if self.smi:
+        elif self.smi:
             self.smi = False
             self._unhalt()
             return Signal(DeliveryMode.SMI)
-        if self.nmis and not self.nmi_masked:
+        elif self.nmis and not self.nmi_masked:
             self.nmis -= 1
-            return self._take_nmi()
-        return None
-
-    def _take_nmi(self) -> Signal:
+        else:
+            return None
         self._unhalt()
         return Signal(DeliveryMode.NMI)
 
@@ -345,14 +336,19 @@ class Cpu:
             self.run()
 
     def run(self) -> None:
-        """It is runnable. KVM: x86.h kvm_set_mp_state."""
-        self.mp_state = MpState.RUNNABLE
+        """Be runnable. KVM: x86.h kvm_set_mp_state."""
+        self.mp_state = _RUNNABLE
         self.unhalted = False
 
     @property
     def is_halted(self) -> bool:
-        """Whether it waits for anything to take."""
-        return self.mp_state in (MpState.HALTED, MpState.AP_RESET_HOLD)
+        """Whether the vCPU waits for anything to take."""
+        return self.mp_state is _HALTED or self.mp_state is _AP_RESET_HOLD
+
+    @property
+    def waits_for_startup(self) -> bool:
+        """Whether the vCPU waits for INIT and SIPI, and takes nothing else."""
+        return self.mp_state is _UNINITIALIZED or self.mp_state is _INIT_RECEIVED
 
     # What waits, as a VMM sees it.
 
@@ -383,41 +379,68 @@ class Cpu:
             self.queued[:] = [(events.interrupt_vector, False)]
         if events.sipi_vector is not None:
             self.last_sipi = events.sipi_vector
-        self.board.touch(self)
+        self.priorities_changed()
 
-    @property
-    def waits_for_startup(self) -> bool:
-        """Whether it waits for INIT and SIPI, and takes nothing else."""
-        return self.mp_state in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+    # Listeners.
+
+    def listen(self, listeners: Sequence[Listener]) -> None:
+        """Replace the listeners. Tuples are replaced, not changed: a notification keeps the listeners of its time."""
+        self.listeners = listeners
+        self.ready = self.has_interrupt()
 
     # HLT.
 
-    def start_halt(self, halt: Halt) -> bool:
-        """HLT; whether there is nothing to take, so that it goes on."""
-        self.halt = halt
-        if self.mp_state is MpState.RUNNABLE:
-            self.mp_state = MpState.HALTED
-        return not self.try_wake()
+    def start_halt(self, done: Callable[[Outcome], None], interrupts_masked: bool, timeout_ns: int) -> Halt:
+        """HLT: take at once what there is to take, or wait; timeout_ns is in the host's time, and 0 for ever."""
+        halt = self.halt = Halt(self, done, interrupts_masked)
+        if self.mp_state is _RUNNABLE:
+            self.mp_state = _HALTED
+        self.look()
+        if timeout_ns and not halt.finished:
+            halt.timeout = Alarm(0, lambda: self._time_out(halt), self.agenda.share, timeout=True)
+            self.agenda.deadlines.set(halt.timeout, self.agenda.deadlines.now() + timeout_ns)
+        return halt
 
-    def try_wake(self) -> bool:
-        """End the HLT under way if there is something to take. KVM: x86.c vcpu_block."""
+    def _time_out(self, halt: Halt) -> None:
+        with suppress(VmError), self.agenda:
+            if not halt.finished:
+                self.end_halt(halt, None)
+
+    def look(self) -> None:
+        """End the HLT under way if there is something to take, and report a new interrupt. KVM: x86.c vcpu_block."""
         halt = self.halt
-        assert halt is not None
-        outcome: Outcome = self.take_signal()
-        if outcome is None and not halt.interrupts_masked and not self.waits_for_startup and self.has_interrupt():
-            self.board.enter(self)
-            outcome = self.take_interrupt()
-        if outcome is None and self.unhalted and not self.waits_for_startup:
-            outcome = Signal(DeliveryMode.REMOTE_READ)
-        if outcome is None:
-            return False
-        self._unhalt()
-        self.board.finish_halt(halt, outcome)
-        return True
+        if halt is not None:
+            outcome: Outcome = self.take_signal()
+            if outcome is None and not self.waits_for_startup:
+                if not halt.interrupts_masked:
+                    if self.scanned != self.apics.scans and self.has_interrupt():
+                        self.enter()
+                    outcome = self.take_interrupt()
+                if outcome is None and self.unhalted:
+                    outcome = Signal(DeliveryMode.REMOTE_READ)
+            if outcome is not None:
+                self._unhalt()
+                self.end_halt(halt, outcome)
+        if self.listeners:
+            was_ready, self.ready = self.ready, self.has_interrupt()
+            if self.ready and not was_ready:
+                self.agenda.notify(self.listeners, InterruptPending(self.id))
 
-    def give_back(self, outcome: Taken | Signal, life: int) -> None:
-        """What a HLT took did not reach its CPU: it is the next to be taken, if nothing made the CPU forget since."""
-        if life != self.lives:
+    def end_halt(self, halt: Halt, outcome: Outcome, *, report: bool = True) -> None:
+        """End a HLT, and report how."""
+        self.halt = None
+        halt.finished = True
+        halt.outcome = outcome
+        halt.reset_count = self.reset_count
+        if report:
+            self.agenda.notify((halt.done,), outcome)
+        if halt.timeout is not None:
+            self.agenda.deadlines.set(halt.timeout, None)
+            halt.timeout.forget()
+
+    def give_back(self, outcome: Taken | Signal, reset_count: int) -> None:
+        """Take back what an ended HLT took and its caller did not get: the next to be taken, unless reset since."""
+        if reset_count != self.reset_count:
             return
         if isinstance(outcome, Signal):
             match outcome.delivery_mode:
@@ -433,7 +456,7 @@ class Cpu:
                     self.nmis = min(self.nmis + 1, MAX_NMIS)
         elif len(self.queued) < MAX_QUEUED:
             self.queued.append(outcome)
-        self.board.touch(self)
+        self.priorities_changed()
 
     # State.
 
@@ -445,7 +468,7 @@ class Cpu:
             timer_expires_ns=self.alarm.deadline,
             handled=self.handled.to_bytes(HANDLED_BYTES, "little"),
             stale=self.stale,
-            scan=self.scanned != self.board.generation,
+            scan=self.scanned != self.apics.scans,
             queued=tuple(self.queued),
             external_vector=self.external_vector,
             nmis=self.nmis,
@@ -460,7 +483,7 @@ class Cpu:
         )
 
     def resume(self, saved: SavedVcpu) -> None:
-        """Go on from a snapshot, which has been checked. The board says later whether it must scan."""
+        """Go on from a snapshot, which has been checked. Whether to scan is resumed when the whole VM is."""
         self.mp_state = MpState(saved.mp_state - MP_STATE_OFFSET)
         self.handled, self.stale = int.from_bytes(saved.handled, "little"), saved.stale
         self.queued, self.external_vector = list(saved.queued), saved.external_vector
@@ -468,4 +491,4 @@ class Cpu:
         self.nmi_masked, self.nmi_injected, self.unhalted = saved.nmi_masked, saved.nmi_injected, saved.unhalted
         self.last_sipi = saved.last_sipi
         if self.lapic is not None:
-            self.lapic.resume(saved, ioapic=self.board.ioapic is not None)
+            self.lapic.resume(saved, ioapic=self.apics.ioapic is not None)

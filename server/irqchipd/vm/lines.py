@@ -1,4 +1,4 @@
-"""The lines of a VM: who drives them, what messages are sent, and what an eventfd does."""
+"""The lines of a VM: line sources and the levels that they drive, MSIs, and irqfds."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from irqchipd.vm.agenda import TURN_WORK
 from irqchipd.vm.backlog import Backlog
-from irqchipd.vm.clock import Clock
+from irqchipd.vm.capabilities import Capabilities
+from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
-from irqchipd.vm.turns import WORK_A_TURN, Turns, finish
+from irqchipd.vm.turns import finish
 
-CHANGES_A_TURN = 16  # of lines
+TURN_CHANGES = 16  # of lines
 
 
 @dataclass(frozen=True, slots=True)
 class Irqfd:
-    """What interrupts a GSI: with an edge from its source, or, resampled, with a level from that of all who are."""
+    """What interrupts a GSI: with an edge from its source; or, resampled, with a level from the source RESAMPLERS."""
 
     source: LineSource
     gsi: int
     resampler: LineSource | None
 
 
-class Lines(Turns):
+class Lines(Capabilities):
     """The operations on a VM's lines."""
 
-    def __init__(self, name: str, clock: Clock | None, tsc_khz: int) -> None:
-        super().__init__(name, clock, tsc_khz)
+    def __init__(self, name: str, clock: Clock | None, tsc_khz: int, deadlines: Deadlines | None) -> None:
+        super().__init__(name, clock, tsc_khz, deadlines)
         self._shared_source = LineSource(SHARED)
-        # In the order in which they came.
+        # In the order in which they were opened.
         self._sources: dict[int, LineSource] = {}
         self._sources_bytes = SourcesBytes()
         self._last_serial = 0
@@ -41,8 +43,8 @@ class Lines(Turns):
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None, *, line_status: bool = True) -> int:
         """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
 
-        Without line_status it is KVM_IRQ_LINE, which the counting of the RTC's ticks lets through and misses. A GSI
-        that the source resamples is raised from the source of all who do; lowering it is EINVAL. ENOSPC where the VM's
+        Without line_status this is KVM_IRQ_LINE, which the tracking of the RTC's ticks ignores. A GSI that the source
+        resamples is raised from the source that resamplers share; lowering such a GSI is EINVAL. ENOSPC where the VM's
         sources hold too much.
         """
         with self._turn:
@@ -52,14 +54,14 @@ class Lines(Turns):
             return self._set_level(source, gsi, bool(level), line_status)
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
-        """irq_line of several, each gsi << 1 | level: all are done, in order, or where one is refused none."""
+        """irq_line of several, each gsi << 1 | level: all are done, in order; or none where one is refused."""
         return finish(self.driving(changes, source))
 
     def driving(
         self, changes: Sequence[int], source: LineSource | None = None
     ) -> Generator[Backlog | None, None, list[int]]:
-        """As irq_lines, in turns of CHANGES_A_TURN or WORK_A_TURN. Between them others have theirs, and a backlog is
-        waited for; a source that is closed meanwhile, or a VM that is deleted, ends it with an error.
+        """As irq_lines, in turns of TURN_CHANGES or TURN_WORK. Between two turns others go on, and the caller waits for
+        a backlog. A source that is closed meanwhile, or a VM that is deleted, ends the work with an error.
         """
         statuses: list[int] = []
         while True:
@@ -67,15 +69,15 @@ class Lines(Turns):
                 checked = self._checked_source(changes if not statuses else (), source)
                 if not statuses:
                     self._reach_all(checked, changes)
-                board = self._board
-                most = board.work + WORK_A_TURN
-                for change in changes[len(statuses) : len(statuses) + CHANGES_A_TURN]:
+                agenda = self.agenda
+                most = agenda.work + TURN_WORK
+                for change in changes[len(statuses) : len(statuses) + TURN_CHANGES]:
                     statuses.append(self._set_level(checked, change >> 1, change & 1))
-                    if board.work >= most:
+                    if agenda.work >= most:
                         break
             if len(statuses) == len(changes):
                 return statuses
-            yield self.backlog
+            yield agenda.backlog
 
     def _set_level(self, source: LineSource, gsi: int, level: int, line_status: bool = True) -> int:
         if gsi in source.resampled:
@@ -88,7 +90,7 @@ class Lines(Turns):
         return self._board.set_irq(gsi, level, 1 << source.number, line_status)
 
     def _reach_all(self, source: LineSource, changes: Sequence[int]) -> None:
-        """Have room for the GSIs that are raised: ENOSPC where the VM's sources hold too much."""
+        """Charge the source for the GSIs that it may raise: ENOSPC where the VM's sources hold too much."""
         if source.reach < MAX_GSIS and max(changes, default=0) >> 1 >= source.reach:
             raised = (change >> 1 for change in changes if change & 1)
             self._reach(source, max((gsi for gsi in raised if gsi < MAX_GSIS), default=0))
@@ -120,11 +122,11 @@ class Lines(Turns):
         listener: Listener | None = None,
         resume: bool = False,
     ) -> LineSource:
-        """A new line source, or the one that a restored VM kept for a client: ENOENT where it kept none.
+        """A new line source, or the one that a restored VM kept for a client: ENOENT where there is none.
 
-        on_deleted is called, from any thread, when the VM is deleted under it; listener hears of the GSIs that the
-        source resamples, for which EINVAL without a full irqchip. ENOSPC where the VM has too many sources, or they
-        hold too much.
+        on_deleted is called, from any thread, when the VM is deleted before the source is closed. listener is notified
+        of the GSIs that the source resamples: EINVAL without a full irqchip. ENOSPC where the VM has too many sources,
+        or they hold too much.
         """
         with self._turn:
             self._check_resampling(bool(resampled))
@@ -134,7 +136,7 @@ class Lines(Turns):
             source.on_deleted, source.listener, source.detached = on_deleted, listener, False
             for gsi, count in source.resampled.items():
                 if count and listener is not None:
-                    self._board.post(listener, GsiResampled(gsi, count))
+                    self.agenda.notify((listener,), GsiResampled(gsi, count))
                 source.resampled[gsi] = 0
             for gsi in resampled:
                 if gsi not in source.resampled:
@@ -160,13 +162,13 @@ class Lines(Turns):
         return self._numbered(LineSource(number, client))
 
     def _numbered(self, source: LineSource) -> LineSource:
-        """A source that is the last to come."""
+        """Give a new source its serial number."""
         self._last_serial += 1
         source.serial, source.reach = self._last_serial, 0
         return source
 
     def close_source(self, source: LineSource) -> None:
-        """A line source is no more: its levels drop. Closing one twice, or of a deleted VM, does nothing."""
+        """Close a line source: its levels drop. A closed source, or one of a deleted VM, stays as it is."""
         with suppress(VmError), self._turn:
             if self._sources.get(source.number) is source:
                 del self._sources[source.number]
@@ -188,17 +190,17 @@ class Lines(Turns):
                 raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
-            if not self._board.can_send(address):
+            if not self._board.apics.can_send(address):
                 raise invalid(f"address {address:#x} of an MSI, whose bits 39:32 must be 0: APIC IDs have 32 bits")
             return self._board.signal_msi(address, data)
 
     # irqfds.
 
     def add_irqfd(self, source: LineSource, gsi: int, resampled: Listener | None = None) -> Irqfd:
-        """Something that interrupts a GSI for a source: EAGAIN without an irqchip.
+        """Add an irqfd, which interrupts a GSI for a source: EAGAIN without an irqchip.
 
-        With resampled, which is told of each acknowledgement, it raises the GSI until then; EINVAL without a full
-        irqchip. KVM: eventfd.c kvm_irqfd_assign, x86's kvm_arch_irqfd_allowed.
+        With resampled the irqfd raises the GSI until the interrupt is acknowledged, of which resampled is notified;
+        EINVAL without a full irqchip. KVM: eventfd.c kvm_irqfd_assign, x86's kvm_arch_irqfd_allowed.
         """
         with self._turn:
             self._check_irqfd(resampled is not None)
@@ -209,7 +211,7 @@ class Lines(Turns):
             return Irqfd(source, gsi, resampler)
 
     def check_irqfd(self, resampled: bool) -> None:
-        """What add_irqfd would refuse is refused."""
+        """Refuse what add_irqfd would refuse."""
         with self._turn:
             self._check_irqfd(resampled)
 
@@ -223,7 +225,7 @@ class Lines(Turns):
             raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
 
     def trigger(self, irqfd: Irqfd) -> None:
-        """An irqfd was written: an edge, or a level until it is acknowledged. KVM: eventfd.c irqfd_inject."""
+        """An irqfd was written: an edge, or a level until the acknowledgement. KVM: eventfd.c irqfd_inject."""
         with suppress(VmError), self._turn:
             set_irq, gsi = self._board.set_irq, irqfd.gsi
             if irqfd.resampler is not None:
@@ -236,7 +238,7 @@ class Lines(Turns):
                     irqfd.source.asserted &= ~(1 << gsi)
 
     def remove_irqfd(self, irqfd: Irqfd) -> None:
-        """It interrupts no more; with the last that resamples a GSI this falls."""
+        """Remove an irqfd; a GSI falls with the last irqfd that resamples it."""
         with suppress(VmError), self._turn:
             if irqfd.resampler is not None:
                 self._board.notices.stop_resampling(irqfd.gsi, irqfd.resampler)
@@ -244,7 +246,7 @@ class Lines(Turns):
     # Checks.
 
     def _no_irqchip(self) -> VmError:
-        if self._board.split is not None:
+        if self._board.apics.split is not None:
             return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
         if self._cpus:
             too_late = "its vCPUs came first, and now it is too late: make a new VM"

@@ -24,19 +24,18 @@ from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
 from irqchipd.vm.capabilities import MAX_VCPUS as MAX_VCPUS
-from irqchipd.vm.capabilities import Cap, Capabilities
-from irqchipd.vm.clock import Clock, RealClock, VirtualClock
+from irqchipd.vm.capabilities import Cap
+from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import VmReset
-from irqchipd.vm.lines import Lines
 from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, VmState
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
-from irqchipd.vm.vcpus import Vcpus
 
 SPLIT_IRQCHIP = Cap.SPLIT_IRQCHIP
 PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
+_SAVED_MODES = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Description:
     tsc_khz: int
 
 
-class Vm(Accesses, Vcpus, Lines, Capabilities):
+class Vm(Accesses):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
     def __init__(
@@ -81,8 +80,9 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
         clock: Clock | None = None,
         tsc_khz: int = KHZ,
         access_ns: int = ACCESS_NS,
+        deadlines: Deadlines | None = None,
     ) -> None:
-        super().__init__(name, clock, tsc_khz)
+        super().__init__(name, clock, tsc_khz, deadlines)
         self._board.regions.access_ns = access_ns
         self._max_vcpus = max_vcpus
         self._observers: dict[Observer, Callable[[], None] | None] = {}
@@ -121,31 +121,29 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu} already: choose another id")
             board.max_vcpu_ids = ids
             cpu = self._cpus[vcpu] = board.add_cpu(vcpu)
-            cpu.watchers = len(board.listeners.get(vcpu, ()))
+            cpu.listeners = self._listeners.get(vcpu, ())
             cpu.priorities_changed()  # the PIC may be asking already
 
     def reset(self, reason: int = 0) -> None:
         """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay.
 
-        All who hold a line source are told, with the reason.
+        Every line source's listener is notified, with the reason.
         """
         with self._turn:
             self._board.reset()
-            told = VmReset(reason)
             for source in self._sources.values():
                 if source.listener is not None:
-                    self._board.post(source.listener, told)
+                    self.agenda.notify((source.listener,), VmReset(reason))
 
     def delete(self) -> None:
-        """The VM is no more; who waits in a HLT, the holders of its line sources and its observers are told."""
+        """Delete the VM. Its HLTs end, and the holders of its line sources and its observers are notified."""
         gone = deleted(self.name)
         with self._turn:
             for cpu in self._board.cpus:
                 if cpu.halt is not None:
-                    self._board.finish_halt(cpu.halt, gone)
+                    cpu.end_halt(cpu.halt, gone)
             self._board.regions.end(gone)
-            self._deleted = True
-            self._board.unsettled = True  # its clock need not wake it any more
+            self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
         for on_deleted in holders:
             if on_deleted is not None:
@@ -159,10 +157,10 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to route to")
             check_routes(routes)
-            if self._board.split is not None and any(isinstance(route, PinRoute) for route in routes):
+            if self._board.apics.split is not None and any(isinstance(route, PinRoute) for route in routes):
                 raise invalid(f"VM {self.name!r} has a split irqchip: its GSIs lead to MSIs only")
             for route in routes:
-                if isinstance(route, MsiRoute) and not self._board.can_send(route.address):
+                if isinstance(route, MsiRoute) and not self._board.apics.can_send(route.address):
                     raise invalid(f"GSI {route.gsi} leads to address {route.address:#x}, whose bits 39:32 must be 0")
             self._board.set_routes(tuple(routes))
 
@@ -256,13 +254,12 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
         with self._turn:
             board = self._board
             board.wake_timers()
-            mode = IRQCHIP_SPLIT if board.split is not None else IRQCHIP_NONE if board.pic is None else IRQCHIP_FULL
             return VmState(
-                clock=CLOCK_VIRTUAL if self._clock.virtual else CLOCK_REAL,
-                now_ns=self._clock.now(),
+                clock=CLOCK_VIRTUAL if self.agenda.clock.virtual else CLOCK_REAL,
+                now_ns=self.agenda.clock.now(),
                 tsc_khz=board.tsc_khz,
-                irqchip_mode=mode,
-                reserved_gsis=board.split or 0,
+                irqchip_mode=_SAVED_MODES[self._irqchip_mode],
+                reserved_gsis=board.apics.split or 0,
                 routing=tuple(board.routes),
                 chips=saving.save_chips(board),
                 pit=board.pit.save(speaker=board.speaker) if board.pit is not None else None,
@@ -274,11 +271,21 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
             )
 
     @classmethod
-    def restored(cls, name: str, max_vcpus: int, state: VmState, access_ns: int = ACCESS_NS) -> Self:
-        """A VM from what was saved of one: EINVAL where none can have had this state. Its clock goes on from there."""
+    def restored(
+        cls,
+        name: str,
+        max_vcpus: int,
+        state: VmState,
+        access_ns: int = ACCESS_NS,
+        deadlines: Deadlines | None = None,
+    ) -> Self:
+        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         saving.check_state(state, max_vcpus)
-        virtual = state.clock == CLOCK_VIRTUAL
-        vm = cls(name, max_vcpus, (VirtualClock if virtual else RealClock)(state.now_ns), state.tsc_khz, access_ns)
+        deadlines = deadlines if deadlines is not None else Deadlines()
+        clock: Clock = RealClock(deadlines, state.now_ns)
+        if state.clock == CLOCK_VIRTUAL:
+            clock = VirtualClock(state.now_ns)
+        vm = cls(name, max_vcpus, clock, state.tsc_khz, access_ns, deadlines)
         vm._shared_source.asserted = bits_of(state.asserted_gsis)
         for saved in state.sources:
             source = vm._sources[saved.source] = vm._numbered(LineSource(saved.source, saved.client))
@@ -300,18 +307,18 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
             board = self._board
             board.wake_timers()
             infos, last = self._describe_sources(sources_after, room, one_at_least)
-            now, next_timer = self._clock.now(), board.alarms.earliest()
-            late = 0 if next_timer is None or self._clock.virtual else max(now - next_timer, 0)
+            now, next_timer = self.agenda.clock.now(), self.agenda.alarms.earliest()
+            late = 0 if next_timer is None or self.agenda.clock.virtual else max(now - next_timer, 0)
             return Description(
                 name=self.name,
-                irqchip_mode="full" if board.pic is not None else "none" if board.split is None else "split",
+                irqchip_mode=self._irqchip_mode,
                 pit=board.pit is not None,
                 vcpus=list(self._cpus),
                 sources=infos,
                 next_source=last,
                 source_count=len(self._sources),
                 asserted=gsis_of(self._shared_source.asserted),
-                virtual=self._clock.virtual,
+                virtual=self.agenda.clock.virtual,
                 now=now,
                 next_timer=next_timer,
                 lateness=late,
@@ -353,10 +360,14 @@ class Vm(Accesses, Vcpus, Lines, Capabilities):
             self._board.observe(combine(list(self._observers)))
 
     def detach(self, observer: Observer) -> None:
-        """The reverse of attach."""
-        with self._lock:
+        """Undo attach."""
+        with self.agenda.lock:
             del self._observers[observer]
             self._board.observe(combine(list(self._observers)))
+
+    @property
+    def _irqchip_mode(self) -> str:
+        return "full" if self._board.pic is not None else "split" if self._board.has_irqchip else "none"
 
     # Checks.
 

@@ -1,75 +1,94 @@
-"""Who is told that a GSI's interrupt was acknowledged, or its pin masked: the kernel's notifiers, and its resamplers.
+"""Notifications that a GSI's interrupt was acknowledged, or its pin masked: the kernel's notifiers and resamplers.
 
 KVM: virt/kvm/eventfd.c, ioapic.c kvm_fire_mask_notifiers. Everything here runs under the lock of the VM.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Final
 
+from irqchipd.chips.i8254 import Pit
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.events import Event, GsiAcknowledged, GsiMasked, GsiResampled, Listener
 from irqchipd.vm.routing import IOAPIC_INPUTS
-from irqchipd.vm.sources import RESAMPLERS, LineSource
+from irqchipd.vm.sources import LineSource
 
-if TYPE_CHECKING:
-    from irqchipd.vm.board import Board
-
-PIT_GSI = 0
-MAX_UNHEARD = (1 << 62) - 1  # acknowledgements that nobody was there to be told of
+PIT_GSI: Final = 0
+MAX_UNREPORTED: Final = (1 << 62) - 1  # acknowledgements that a source without a Session counts
 
 
 class Notices:
-    """Subscriptions by GSI. A pin is that of the GSI that was routed to it last."""
+    """Subscriptions by GSI. Of the GSIs that lead to a pin, the pin's notices are of the one that was routed last."""
 
-    __slots__ = ("_board", "_heard", "_listeners", "_resamplers", "ioapic_noticed")
+    __slots__ = (
+        "_agenda",
+        "_apics",
+        "_gsi_of",
+        "_listeners",
+        "_lower",
+        "_resamplers",
+        "_subscribed",
+        "ioapic_noticed",
+        "pit",
+    )
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        # The GSIs that each listener hears of, and all of them, one bit each: a listener may hear of thousands.
+    def __init__(self, agenda: Agenda, apics: ApicBus, lower: Callable[[int], None]) -> None:
+        self._agenda = agenda
+        self._apics = apics
+        self._lower = lower  # lowers a GSI from the source that resamplers share
+        self._gsi_of: Mapping[int, int] = {}
+        self.pit: Pit | None = None
+        # The GSIs of each listener, and of all, one bit each: a listener may subscribe to thousands.
         self._listeners: dict[Listener, int] = {}
-        self._heard = 0
+        self._subscribed = 0
         self._resamplers: dict[int, list[LineSource]] = {}
-        # See IoapicWires.
+        # The IOAPIC's pins with subscriptions: see IoapicWires.
         self.ioapic_noticed = 0
 
+    def set_routes(self, gsi_of: Mapping[int, int]) -> None:
+        """The routing was replaced."""
+        self._gsi_of = gsi_of
+        self.update()
+
     def update(self) -> None:
-        """Somebody came or left, or the routing was replaced."""
+        """Work out again which pins have subscriptions."""
         noticed = 0
-        pit = self._board.pit
-        for pin, gsi in self._board.gsi_of.items():
+        for pin, gsi in self._gsi_of.items():
             if pin >= IOAPIC_INPUTS and (
-                self._heard >> gsi & 1
+                self._subscribed >> gsi & 1
                 or gsi in self._resamplers
-                or (gsi == PIT_GSI and pit is not None and pit.reinject)
+                or (gsi == PIT_GSI and self.pit is not None and self.pit.reinject)
             ):
                 noticed |= 1 << pin - IOAPIC_INPUTS
         self.ioapic_noticed = noticed
 
     def changed(self) -> None:
-        """Somebody came or left. KVM: ioapic.c kvm_arch_post_irq_ack_notifier_list_update."""
+        """Subscriptions have changed. KVM: ioapic.c kvm_arch_post_irq_ack_notifier_list_update."""
         self.update()
-        self._board.generation += 1
+        self._apics.scans += 1
 
     # Subscriptions.
 
     def subscribe(self, gsis: int, listener: Listener) -> None:
-        """Tell a listener of acknowledgements and masks of some GSIs, one bit each."""
+        """Notify a listener of acknowledgements and masks of some GSIs, one bit each."""
         self._listeners[listener] = self._listeners.get(listener, 0) | gsis
-        self._heard |= gsis
+        self._subscribed |= gsis
         self.changed()
 
     def unsubscribe(self, gsis: int, listener: Listener) -> None:
-        """The reverse of subscribe."""
+        """Undo subscribe."""
         left = self._listeners.pop(listener) & ~gsis
         if left:
             self._listeners[listener] = left
-        self._heard = 0
-        for heard in self._listeners.values():
-            self._heard |= heard
+        self._subscribed = 0
+        for subscribed in self._listeners.values():
+            self._subscribed |= subscribed
         self.changed()
 
     def resample(self, gsi: int, source: LineSource) -> None:
-        """A source resamples a GSI. KVM: eventfd.c kvm_irqfd_assign; only the first is somebody new to the IOAPIC."""
+        """A source resamples a GSI. KVM: eventfd.c kvm_irqfd_assign; the IOAPIC learns of the first alone."""
         if sources := self._resamplers.get(gsi):
             sources.append(source)
         else:
@@ -77,60 +96,58 @@ class Notices:
             self.changed()
 
     def stop_resampling(self, gsi: int, source: LineSource) -> None:
-        """The reverse of resample. KVM: eventfd.c irqfd_resampler_shutdown; with the last one the line falls."""
+        """Undo resample. KVM: eventfd.c irqfd_resampler_shutdown; with the last resampler the line falls."""
         sources = self._resamplers[gsi]
         sources.remove(source)
         if not sources:
             del self._resamplers[gsi]
             self.changed()
-            self._board.set_irq(gsi, 0, 1 << RESAMPLERS, line_status=False)
+            self._lower(gsi)
 
     # What happened.
 
     def acknowledged(self, pin: int) -> None:
         """An input's interrupt was ended. KVM: irqchip.c kvm_notify_acked_irq.
 
-        Called in the middle of the chip's own doing, into which a resampler's line falls at once.
+        The chip calls this in the middle of its work, into which a resampled line falls at once.
         """
-        board = self._board
-        gsi = board.gsi_of.get(pin)
+        gsi = self._gsi_of.get(pin)
         if gsi is None:
             return
         if gsi in self._resamplers:  # KVM: eventfd.c irqfd_resampler_ack
-            board.set_irq(gsi, 0, 1 << RESAMPLERS, line_status=False)
-            self._tell_resamplers(gsi)
-        if gsi == PIT_GSI and board.pit is not None:
-            board.pit.irq_acked()
-        if self._heard >> gsi & 1:
-            self._tell(gsi, GsiAcknowledged(gsi))
+            self._lower(gsi)
+            self._notify_resamplers(gsi)
+        if gsi == PIT_GSI and self.pit is not None:
+            self.pit.irq_acked()
+        if self._subscribed >> gsi & 1:
+            self._notify(gsi, GsiAcknowledged(gsi))
 
     def masked(self, pin: int, masked: bool) -> None:
         """An input was masked or unmasked."""
-        board = self._board
-        gsi = board.gsi_of.get(pin)
+        gsi = self._gsi_of.get(pin)
         if gsi is None:
             return
-        if gsi == PIT_GSI and board.pit is not None:
-            board.pit.gsi_masked(masked)
-        if self._heard >> gsi & 1:
-            self._tell(gsi, GsiMasked(gsi, masked))
+        if gsi == PIT_GSI and self.pit is not None:
+            self.pit.gsi_masked(masked)
+        if self._subscribed >> gsi & 1:
+            self._notify(gsi, GsiMasked(gsi, masked))
 
-    def _tell(self, gsi: int, event: Event) -> None:
+    def _notify(self, gsi: int, event: Event) -> None:
         for listener, gsis in self._listeners.items():
             if gsis >> gsi & 1:
-                self._board.post(listener, event)
+                self._agenda.notify((listener,), event)
 
     def ask_resamplers(self, pin: int) -> bool:
-        """See IoapicWires.resample. KVM: eventfd.c kvm_notify_irqfd_resampler."""
-        gsi = self._board.gsi_of.get(pin)
+        """Ask an input's resamplers to raise their lines again; False without any. KVM: kvm_notify_irqfd_resampler."""
+        gsi = self._gsi_of.get(pin)
         if gsi is None or gsi not in self._resamplers:
             return False
-        self._tell_resamplers(gsi)
+        self._notify_resamplers(gsi)
         return True
 
-    def _tell_resamplers(self, gsi: int) -> None:
+    def _notify_resamplers(self, gsi: int) -> None:
         for source in self._resamplers[gsi]:
             if source.listener is None:
-                source.resampled[gsi] = min(source.resampled[gsi] + 1, MAX_UNHEARD)
+                source.resampled[gsi] = min(source.resampled[gsi] + 1, MAX_UNREPORTED)
             else:
-                self._board.post(source.listener, GsiResampled(gsi, 1))
+                self._agenda.notify((source.listener,), GsiResampled(gsi, 1))

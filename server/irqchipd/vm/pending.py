@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class Pending:
@@ -29,3 +32,8 @@ class Pending:
         with self._lock:
             self.done = True
             return self._calls
+
+
+# Work that is done in slices, between which others have their turn. It yields what must end before the next slice, or
+# None.
+Slices = Generator[Pending | None, None, _T]

@@ -6,33 +6,32 @@ KVM: virt/kvm/kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*. Everything of Regi
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import Final
 
 from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
-from irqchipd.vm.clock import SCHEDULER, Alarm
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.bus import IoBus
+from irqchipd.vm.clock import Alarm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Doorbell, Listener, RegionAccess, RegionsLost
 from irqchipd.vm.pending import Pending
 from irqchipd.vm.sources import LineSource
 
-if TYPE_CHECKING:
-    from irqchipd.vm.board import Board
-    from irqchipd.vm.bus import IoBus
-
-MAX_DEVICES = 1000  # of a bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
-ACCESS_NS = 2_000_000_000  # nanoseconds that an owner has for an access, of the machine's time
-# How many times as long nobody may claim a range whose owners let accesses time out, if it is the second time within as
-# long: so a range holds up a vCPU for 2 of 32 parts of its time, whoever claims it over and over. Once is forgiven.
-PATIENCE = 30
-MAX_LOSSES = 1000  # ranges that are remembered for this; others are forgiven
-MAX_WAITING = 1024  # accesses that wait for a region's owner
-CROWDED = MAX_WAITING // 2
-REGION_BYTES = 40  # of a message that describes one, at the most
-MATCHED_LENGTHS = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
+MAX_DEVICES: Final = 1000  # per bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
+ACCESS_NS: Final = 2_000_000_000  # nanoseconds of the host's time that an owner has for an access
+# A range whose owners let an access time out twice within this many times ACCESS_NS can't be claimed for as long. So a
+# range holds up a vCPU for 2 of 32 parts of its time, however often it is claimed; a single timeout is forgiven.
+BARRED_PERIODS: Final = 30
+MAX_LOSSES: Final = 1000  # ranges that are remembered for this; others are forgiven
+MAX_REGION_ACCESSES: Final = 1024  # per region, that wait for its owner
+_CROWDED: Final = MAX_REGION_ACCESSES // 2
+REGION_BYTES: Final = 40  # the most that a region takes in a message that describes it
+MATCHED_LENGTHS: Final = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
 
 
 class Space(IntEnum):
@@ -44,13 +43,13 @@ class Space(IntEnum):
 
 LIMITS = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
 
-# What an access's owner says: what is read, 0 of a write; None where it says nothing; an error where the VM is no more.
+# An owner's answer to an access: the value read, or 0 for a write; None without one; an error where the VM was deleted.
 Answer = int | VmError | None
 
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """What there is to say of a region."""
+    """A description of a region."""
 
     space: Space
     start: int
@@ -61,9 +60,9 @@ class RegionInfo:
 
 @dataclass(eq=False, slots=True)
 class Region:
-    """A range that a source answers for; its listener hears of the accesses, or writes to a doorbell.
+    """A range that a source answers for. Its listener is notified of accesses, or of writes to a doorbell.
 
-    Of a doorbell: datamatch is the only value that rings, if not None; removed is called when it is gone.
+    For a doorbell: datamatch is the only value that rings, if not None; removed is called when the doorbell is gone.
     """
 
     source: LineSource
@@ -74,17 +73,17 @@ class Region:
     doorbell: bool = False
     datamatch: int | None = None
     removed: Callable[[], None] | None = None
-    waiting: int = 0  # how many of its accesses do
+    waiting: int = 0  # accesses that wait for the owner
 
     def info(self) -> RegionInfo:
-        """What there is to say of it."""
+        """The region's description."""
         return RegionInfo(self.space, self.start, self.length, self.doorbell, self.datamatch)
 
 
 class Access(Pending):
-    """A vCPU's access that waits for its owner.
+    """A vCPU's access that waits for the region's owner.
 
-    by is the Session that made it, if one did. Its deadline is 0 while that Session's earlier ones wait.
+    by is the Session that made the access, if one did; the deadline is 0 while that Session's earlier accesses wait.
     """
 
     __slots__ = ("address", "answer", "by", "deadline", "number", "region", "size", "write")
@@ -104,11 +103,11 @@ class Access(Pending):
 
     @property
     def crowded(self) -> bool:
-        """Whether so many wait beside it that its vCPU should wait before the next: others need the room."""
-        return self.region.waiting >= CROWDED
+        """Whether the region has so many waiting accesses that the vCPU should not add another before this ends."""
+        return self.region.waiting >= _CROWDED
 
     def result(self) -> tuple[int, bool]:
-        """What was read, 0 of a write, and whether it was answered at all. Raises VmError where the VM is no more."""
+        """The value read, or 0 for a write, and whether the owner answered. VmError where the VM was deleted."""
         if isinstance(self.answer, VmError):
             raise self.answer
         if self.answer is None:
@@ -125,15 +124,14 @@ class RegionDevice:
         self.regions = [region]
 
     def claims(self, address: int) -> bool:  # noqa: ARG002 - see Device
-        """See Device."""
         return True
 
     def read(self, address: int, size: int) -> int:
-        """See Device: never called, as Regions answers."""
+        """Never called: Regions answers."""
         raise NotImplementedError
 
     def write(self, address: int, size: int, value: int) -> None:
-        """See read."""
+        """Never called: Regions answers."""
         raise NotImplementedError
 
 
@@ -144,16 +142,16 @@ class _Owner:
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
-        # Its accesses that wait, and those of them whose time runs, in the order in which it will be over.
+        # The accesses that wait, by number; and those of them whose time runs, in the order of their deadlines.
         self.waiting: dict[int, Access] = {}
         self.timed: dict[int, Access] = {}
-        # A look at what it has not answered: not one an access, each of which would wake a thread.
+        # Rings when an access may be overdue. An alarm per access would wake a thread for each.
         self.alarm: Alarm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """A range whose owner did not answer an access in time, when, and until when nobody may claim it."""
+    """A range whose owner did not answer an access in time, when, and until when the range can't be claimed."""
 
     space: Space
     start: int
@@ -162,21 +160,37 @@ class _Loss:
     barred_until: int
 
     def overlaps(self, region: Region) -> bool:
-        """Whether it has a part of a region."""
+        """Whether a region has a part of the range."""
         return self.space is region.space and self.start < region.start + region.length and region.start < self.end
 
 
 class Regions:
-    """A VM's."""
+    """The regions of a VM."""
 
-    __slots__ = ("_beside", "_board", "_last_number", "_losses", "_owners", "access_ns")
+    __slots__ = (
+        "_agenda",
+        "_beside",
+        "_buses",
+        "_last_number",
+        "_losses",
+        "_owners",
+        "_strings",
+        "access_ns",
+        "apic_page_taken",
+        "observer",
+    )
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, agenda: Agenda, pio: IoBus, mmio: IoBus) -> None:
+        self._agenda = agenda
+        self._buses = {Space.PIO: pio, Space.MMIO: mmio}
+        self.observer: Observer | None = None
+        self.apic_page_taken = False  # whether there are local APICs
         self._last_number = 0
         self._owners: dict[LineSource, _Owner] = {}
-        # Of each bus, how many doorbells there are beside others of their ranges.
+        # Per bus, the doorbells that share the range of another.
         self._beside = dict.fromkeys(Space, 0)
+        # Per Session, its accesses that wait, in their order: those of a string instruction are forwarded together.
+        self._strings: dict[LineSource, dict[int, Access]] = {}
         self._losses: list[_Loss] = []
         self.access_ns = ACCESS_NS
 
@@ -186,14 +200,14 @@ class Regions:
         return sorted(owner.regions, key=lambda region: (region.space, region.start)) if owner is not None else []
 
     def count_of(self, source: LineSource) -> int:
-        """How many they are."""
+        """How many regions a source has."""
         owner = self._owners.get(source)
         return len(owner.regions) if owner is not None else 0
 
     # Registration.
 
     def check(self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None) -> None:
-        """What is no region is EINVAL."""
+        """Refuse an invalid region: EINVAL."""
         if space not in set(Space):
             raise invalid(f"address space {space} is invalid; 1 is ports, 2 memory")
         limit = LIMITS[Space(space)]
@@ -208,12 +222,12 @@ class Regions:
                 raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
 
     def register(self, region: Region) -> None:
-        """Claim a range: EEXIST where part of it is claimed, EBUSY where its owners were too slow, ENOSPC."""
-        if self._board.has_irqchip and _hides_apic(region):
+        """Claim a range: EEXIST where a part is claimed, EBUSY where its owners were too slow, ENOSPC."""
+        if self.apic_page_taken and _hides_apic(region):
             raise VmError(errno.EEXIST, f"the page at {DEFAULT_BASE:#x} is the local APICs'")
         if self._losses and not region.doorbell:
             self._check_losses(region)
-        bus = self._bus(region.space)
+        bus = self._buses[region.space]
         if len(bus) + self._beside[region.space] >= MAX_DEVICES:
             raise VmError(errno.ENOSPC, f"there are {MAX_DEVICES} devices on the bus, the most that are allowed")
         beside = bus.device_at(region.start, region.length)
@@ -230,7 +244,7 @@ class Regions:
             raise VmError(errno.EEXIST, f"part of the page at {DEFAULT_BASE:#x}, the local APICs', is a region")
 
     def _check_losses(self, region: Region) -> None:
-        now = time.monotonic_ns()
+        now = self._agenda.deadlines.now()
         until = max((loss.barred_until for loss in self._losses if loss.overlaps(region)), default=0)
         if until > now:
             raise VmError(
@@ -240,15 +254,15 @@ class Regions:
             )
 
     def _remember_loss(self, region: Region) -> None:
-        now, patience = time.monotonic_ns(), PATIENCE * self.access_ns
-        recent = [loss for loss in self._losses if now - loss.at < patience]
+        now, period = self._agenda.deadlines.now(), BARRED_PERIODS * self.access_ns
+        recent = [loss for loss in self._losses if now - loss.at < period]
         losses = [loss for loss in recent if not loss.overlaps(region)]
-        barred_until = now + patience if len(losses) < len(recent) else 0
+        barred_until = now + period if len(losses) < len(recent) else 0
         losses.append(_Loss(region.space, region.start, region.start + region.length, now, barred_until))
         self._losses = losses[-MAX_LOSSES:]
 
     def unregister(self, source: LineSource, space: int, start: int, datamatch: int | None) -> None:
-        """Give a range up: ENOENT where the source has none there."""
+        """Remove a region or doorbell: ENOENT where the source has none there."""
         owner = self._owners.get(source)
         for region in owner.regions if owner is not None else ():
             if (region.space, region.start, region.datamatch) == (space, start, datamatch):
@@ -258,7 +272,7 @@ class Regions:
         raise VmError(errno.ENOENT, f"the Session has no {what} at {start:#x}")
 
     def drop(self, source: LineSource) -> None:
-        """A source has no regions any more; nothing of them is answered."""
+        """Remove all regions of a source; what waits for the source stays unanswered."""
         owner = self._owners.get(source)
         if owner is None:
             return
@@ -266,18 +280,18 @@ class Regions:
             self._remove(region)
         del self._owners[source]
         if owner.alarm is not None:
-            SCHEDULER.set(owner.alarm, None)
+            self._agenda.deadlines.set(owner.alarm, None)
             owner.alarm.forget()
 
     def end(self, error: VmError) -> None:
-        """The VM is no more."""
+        """The VM is deleted: end all accesses with an error."""
         for source, owner in list(self._owners.items()):
             for region in owner.regions:
                 self._finish_all(region, error)
             self.drop(source)
 
     def _remove(self, region: Region) -> None:
-        bus = self._bus(region.space)
+        bus = self._buses[region.space]
         device = bus.device_at(region.start, region.length)
         assert isinstance(device, RegionDevice)
         device.regions.remove(region)
@@ -288,7 +302,7 @@ class Regions:
         self._owners[region.source].regions.remove(region)
         self._finish_all(region, None)
         if region.removed is not None:
-            self._board.call_later(region.removed)
+            self._agenda.notify((region.removed,))
 
     def _finish_all(self, region: Region, answer: Answer) -> None:
         if region.waiting:
@@ -296,26 +310,23 @@ class Regions:
             for access in [access for access in waiting.values() if access.region is region]:
                 self._finish(access, answer)
 
-    def _bus(self, space: Space) -> IoBus:
-        return self._board.pio if space is Space.PIO else self._board.mmio
-
     # Accesses.
 
     def read(self, device: RegionDevice, vcpu: int, address: int, size: int, by: LineSource | None) -> Access | None:
-        """A vCPU's read, which waits for the region's owner; None of a doorbell, which has nothing to read."""
+        """A vCPU's read, which waits for the region's owner; None for a doorbell, which has nothing to read."""
         region = device.regions[0]
         return None if region.doorbell else self._forward(region, vcpu, address, size, None, by)
 
     def write(
         self, device: RegionDevice, vcpu: int, address: int, size: int, value: int, by: LineSource | None
     ) -> Access | bool:
-        """A vCPU's write, which waits for the region's owner; of doorbells whether one rang."""
+        """A vCPU's write, which waits for the region's owner; for doorbells, whether one rang."""
         for region in device.regions:
             if not region.doorbell:
                 return self._forward(region, vcpu, address, size, value, by)
             if region.datamatch is None or (region.datamatch == value and region.length == size):
                 self._trace(region, True, address, size, value)
-                self._board.post(region.listener, Doorbell(region.space, address, size, value))
+                self._agenda.notify((region.listener,), Doorbell(region.space, address, size, value))
                 return True
         return False
 
@@ -323,8 +334,8 @@ class Regions:
         self, region: Region, vcpu: int, address: int, size: int, value: int | None, by: LineSource | None
     ) -> Access:
         source = region.source
-        if region.waiting >= MAX_WAITING:
-            raise VmError(errno.ENOSPC, f"{MAX_WAITING} accesses wait for the region's owner, the most that may")
+        if region.waiting >= MAX_REGION_ACCESSES:
+            raise VmError(errno.ENOSPC, f"{MAX_REGION_ACCESSES} accesses wait for the region's owner, the most allowed")
         if source is by:
             raise VmError(errno.EDEADLK, f"{address:#x} is this Session's own to answer: access it from another")
         self._last_number += 1
@@ -334,19 +345,20 @@ class Regions:
         if by is None:
             self._begin(access)
         else:
-            by.accesses[access.number] = access
-            if len(by.accesses) == 1:
+            string = self._strings.setdefault(by, {})
+            string[access.number] = access
+            if len(string) == 1:
                 self._begin(access)
         if value is not None:
             self._trace(region, True, address, size, value)
-        self._board.post(
-            region.listener,
+        self._agenda.notify(
+            (region.listener,),
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
         )
         return access
 
     def complete(self, source: LineSource, number: int, value: int | None) -> bool:
-        """An owner's answer, None for none; whether it was still awaited. EINVAL where the value does not fit."""
+        """Take an owner's answer, or None where it has none; whether it still waited. EINVAL: too large."""
         owner = self._owners.get(source)
         access = owner.waiting.get(number) if owner is not None else None
         if access is None:
@@ -363,18 +375,20 @@ class Regions:
         del owner.waiting[access.number]
         timed = owner.timed.pop(access.number, None)
         if access.by is not None:
-            string = access.by.accesses
+            string = self._strings[access.by]
             del string[access.number]
-            if timed is not None and string:
+            if not string:
+                del self._strings[access.by]
+            elif timed is not None:
                 self._begin(next(iter(string.values())))
         access.answer = answer
-        for call in access.end():
-            self._board.call_later(call)
-        if not access.write and not isinstance(answer, VmError):
+        if calls := access.end():
+            self._agenda.notify(calls)
+        if self.observer is not None and not access.write and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0])
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
-        observer = self._board.observer
+        observer = self.observer
         if observer is not None:
             trace = observer.kvm_pio if region.space is Space.PIO else observer.kvm_mmio
             trace(write, address, size, value)
@@ -384,21 +398,25 @@ class Regions:
     def _begin(self, access: Access) -> None:
         """An access's time begins.
 
-        It does so when it is forwarded, whoever else waits for the owner; in a string of accesses, when the one before
-        is answered, as if each had been forwarded only then.
+        That is when the access is forwarded, however many others wait for the owner. In a string of accesses of one
+        Session it is when the access before is answered, as if each had been forwarded only then.
         """
         owner, source = self._owners[access.region.source], access.region.source
-        access.deadline = time.monotonic_ns() + self.access_ns
+        access.deadline = self._agenda.deadlines.now() + self.access_ns
         owner.timed[access.number] = access
         if owner.alarm is None:
             self._look_later(source, owner, access.deadline)
 
     def _look_later(self, source: LineSource, owner: _Owner, deadline: int) -> None:
-        owner.alarm = Alarm(0, lambda: self._board.look_at_overdue(source), self._board.clock, timeout=True)
-        SCHEDULER.set(owner.alarm, deadline)
+        owner.alarm = Alarm(0, lambda: self._time_out(source), self._agenda.share, timeout=True)
+        self._agenda.deadlines.set(owner.alarm, deadline)
 
-    def look_at_overdue(self, source: LineSource) -> None:
-        """An owner that has not answered in time has no regions any more. Else look again when it may be so."""
+    def _time_out(self, source: LineSource) -> None:
+        with suppress(VmError), self._agenda:
+            self._check_overdue(source)
+
+    def _check_overdue(self, source: LineSource) -> None:
+        """Drop the regions of an owner that has not answered in time; or look again when an access may be overdue."""
         owner = self._owners.get(source)
         if owner is None:  # it has just left
             return
@@ -406,12 +424,12 @@ class Regions:
         if not owner.timed:
             return
         first = next(iter(owner.timed.values()))
-        if first.deadline > time.monotonic_ns():
+        if first.deadline > self._agenda.deadlines.now():
             self._look_later(source, owner, first.deadline)
             return
         self._remember_loss(first.region)
         self.drop(source)
-        self._board.post(first.region.listener, RegionsLost(first.region.space, first.address))
+        self._agenda.notify((first.region.listener,), RegionsLost(first.region.space, first.address))
 
 
 def _hides_apic(region: Region) -> bool:

@@ -10,8 +10,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 from irqchipd.chips.lapic_timer import KHZ
-from irqchipd.logs import fields
-from irqchipd.vm.clock import RealClock, VirtualClock
+from irqchipd.fields import fields
+from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.regions import ACCESS_NS
@@ -30,10 +30,17 @@ def is_name(name: str) -> bool:
 class Registry:
     """Makes, finds and deletes VMs; from any thread."""
 
-    def __init__(self, max_vms: int, max_vcpus: int = MAX_VCPUS, access_ns: int = ACCESS_NS) -> None:
+    def __init__(
+        self,
+        max_vms: int,
+        max_vcpus: int = MAX_VCPUS,
+        access_ns: int = ACCESS_NS,
+        deadlines: Deadlines | None = None,
+    ) -> None:
         self._max_vms = max_vms
         self._max_vcpus = max_vcpus
         self._access_ns = access_ns
+        self._deadlines = deadlines if deadlines is not None else Deadlines()
         self._lock = threading.Lock()
         self._vms: dict[str, Vm] = {}
         self._names: list[str] = []  # of those, in order
@@ -45,12 +52,13 @@ class Registry:
 
         virtual is whether its clock is; a TSC of 0 kHz has the usual frequency.
         """
-        clock = VirtualClock() if virtual else RealClock()
-        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ, self._access_ns))
+        clock = VirtualClock() if virtual else RealClock(self._deadlines)
+        limits = self._access_ns, self._deadlines
+        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ, *limits))
 
     def restore(self, name: str, state: VmState) -> Vm:
         """A VM from what was saved of one; as create, and EINVAL for a state that none can have had."""
-        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns))
+        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns, self._deadlines))
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
         # To make one can take its time, in which others go on: what holds its place until then is its name.

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from irqchipd.chips import i8259, ioapic
+from irqchipd.chips.lapic_registers import QUIRKS
 from irqchipd.chips.lapic_timer import MAX_BUS_NS
 from irqchipd.chips.saved import StateError, check, in_range
 from irqchipd.vm.board import Board
 from irqchipd.vm.capabilities import (
     MAX_VCPU_ID,
-    QUIRKS,
     X2APIC_32BIT_IDS,
     X2APIC_API,
     X2APIC_NO_BROADCAST_QUIRK,
 )
 from irqchipd.vm.errors import invalid
-from irqchipd.vm.notices import MAX_UNHEARD
+from irqchipd.vm.notices import MAX_UNREPORTED
 from irqchipd.vm.routing import INPUTS, MAX_GSIS, PinRoute, check_routes
 from irqchipd.vm.snapshot import (
     CLOCK_REAL,
@@ -54,7 +54,7 @@ def save_capabilities(board: Board) -> dict[str, int]:
     """What capabilities have changed: fields of VmState."""
     apics = board.apics
     return {
-        "disabled_quirks": QUIRKS & ~board.quirks,
+        "disabled_quirks": QUIRKS & ~board.apics.quirks,
         "boot_vcpu": board.boot_vcpu,
         "max_vcpu_ids": board.max_vcpu_ids,
         "x2apic_api": apics.x2apic_format * X2APIC_32BIT_IDS | apics.no_broadcast_quirk * X2APIC_NO_BROADCAST_QUIRK,
@@ -99,7 +99,7 @@ def restore_source(source: LineSource, state: SourceState) -> None:
 
 def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -> None:
     """Make a new board what was saved."""
-    board.quirks &= ~state.disabled_quirks
+    board.apics.quirks &= ~state.disabled_quirks
     board.boot_vcpu = state.boot_vcpu
     board.max_vcpu_ids = state.max_vcpu_ids or (MAX_VCPU_ID + 1 if state.vcpus else 0)
     board.apic_bus_ns = state.apic_bus_ns or 1
@@ -108,7 +108,7 @@ def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -
     if state.irqchip_mode == IRQCHIP_FULL:
         board.add_irqchip()
     elif state.irqchip_mode == IRQCHIP_SPLIT:
-        board.split = state.reserved_gsis
+        board.split_irqchip(state.reserved_gsis)
     board.set_routes(state.routing)
     if state.pit is not None:
         board.add_pit(state.pit.speaker)
@@ -118,7 +118,7 @@ def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -
     if (chips := state.chips) is not None and board.pic is not None and board.ioapic is not None:
         board.pic.resume(chips.primary, chips.secondary, chips.output)
         board.ioapic.resume(chips)
-        board.set_alarm(board.delayed_eoi, chips.delayed_eoi_ns)
+        board.agenda.set_alarm(board.delayed_eoi, chips.delayed_eoi_ns)
         board.sources = [int.from_bytes(sources, "little") for sources in chips.sources]
     if state.pit is not None and board.pit is not None:
         board.pit.resume(state.pit)
@@ -127,8 +127,7 @@ def restore_board(board: Board, state: VmState, sources: Iterable[LineSource]) -
             board.notices.resample(gsi, source)
     board.notices.update()
     for vcpu, cpu in zip(state.vcpus, board.cpus, strict=True):
-        cpu.scanned = -1 if vcpu.scan else board.generation
-    board.unsettled = True
+        cpu.scanned = -1 if vcpu.scan else board.apics.scans
 
 
 # Checking.
@@ -194,7 +193,7 @@ def _check_source(source: SourceState, full: bool) -> int:
     check(len(source.asserted) <= MAX_GSIS // 8, f"asserted has more than {MAX_GSIS} bits")
     _check_gsis(source.resampled_gsis)
     for count in source.resampled_gsis.values():
-        in_range(count, 0, MAX_UNHEARD, "what a source was not told of")
+        in_range(count, 0, MAX_UNREPORTED, "unreported acknowledgements")
     check(full or not source.resampled_gsis, "GSIs are resampled without a PIC and IOAPIC")
     highest = int.from_bytes(source.asserted, "little").bit_length() - 1
     return bytes_of(name, reach_for(highest), len(source.resampled_gsis))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Listener
 from irqchipd.vm.routing import MAX_GSIS
-
-if TYPE_CHECKING:
-    from irqchipd.vm.regions import Access
 
 # Line sources that are nobody's Session. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
 SHARED = 0
@@ -37,7 +33,6 @@ class LineSource:
     """
 
     __slots__ = (
-        "accesses",
         "asserted",
         "bytes",
         "client",
@@ -74,8 +69,6 @@ class LineSource:
         self.resampled: dict[int, int] = {}
         self.dropped_events = 0
         self.closed = False
-        # Its accesses to regions that wait, in their order: those of a string instruction are forwarded together.
-        self.accesses: dict[int, Access] = {}
         # It was restored, and its Session is yet to come.
         self.detached = False
 

@@ -1,29 +1,32 @@
-"""What a vCPU does beside its accesses: its registers, and what interrupts it."""
+"""What a vCPU does beside its accesses: its registers, its interrupts and its halts."""
 
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.clock import SCHEDULER, Alarm
+from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
+from irqchipd.vm.lines import Lines
 from irqchipd.vm.sources import bits_of
-from irqchipd.vm.turns import Turns
 from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, Taken, VcpuEvents
 
 
-class Vcpus(Turns):
-    """The operations of a VM's vCPUs, and what is told of them."""
+class Vcpus(Lines):
+    """The operations of a VM's vCPUs, and their listeners."""
+
+    def __init__(self, name: str, clock: Clock | None, tsc_khz: int, deadlines: Deadlines | None) -> None:
+        super().__init__(name, clock, tsc_khz, deadlines)
+        # By vCPU id, also of vCPUs that do not exist yet.
+        self._listeners: dict[int, tuple[Listener, ...]] = {}
 
     def set_cpuid(self, vcpu: int, features: Features) -> None:
-        """KVM_SET_CPUID2, as far as the local APIC goes by it: EINVAL for addresses of too few or many bits."""
+        """KVM_SET_CPUID2, as far as the local APIC depends on it: EINVAL for addresses of too few or many bits."""
         with self._turn:
             lapic = self._lapic(vcpu, errno.ENXIO)
             if not LEAST_ADDRESS_BITS <= features.address_bits <= ADDRESS_BITS:
@@ -31,7 +34,7 @@ class Vcpus(Turns):
                 raise invalid(f"physical addresses of {features.address_bits} bits; {bits} are allowed")
             lapic.set_features(features, ioapic=self._board.ioapic is not None)
 
-    # host is whether the VMM does it, by KVM_GET_MSRS and KVM_SET_MSRS: that is no entry into the guest.
+    # host is whether the VMM accesses the register, with KVM_GET_MSRS and KVM_SET_MSRS: that does not enter the guest.
 
     def msr_read(self, vcpu: int, msr: int, *, host: bool = False) -> int | None:
         """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
@@ -123,7 +126,7 @@ class Vcpus(Turns):
             return MpState.RUNNABLE if cpu.is_halted and cpu.unhalted else cpu.mp_state
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
-        """KVM_SET_MP_STATE: EINVAL for what is no MpState, and without a local APIC for any but RUNNABLE."""
+        """KVM_SET_MP_STATE: EINVAL for an invalid state, and without a local APIC for any but RUNNABLE."""
         with self._turn:
             cpu = self._cpu(vcpu)
             if state not in set(MpState):
@@ -138,78 +141,65 @@ class Vcpus(Turns):
                     cpu.signal(DeliveryMode.STARTUP, cpu.last_sipi)
                 case _:
                     cpu.mp_state = MpState(state)
-            self._board.touch(cpu)
+            cpu.priorities_changed()
 
     def halt(
         self, vcpu: int, done: Callable[[Outcome], None], interrupts_masked: bool = False, timeout_ns: int = 0
     ) -> Halt:
         """HLT: done is called once, from any thread and maybe before this returns, with what the vCPU takes.
 
-        Or with None after a time of the machine's clock, or an error when the VM is deleted. ENXIO where the vCPU has
-        no local APIC, EBUSY while it halts.
+        Or with None after timeout_ns of the host's time, or with an error when the VM is deleted. ENXIO where the vCPU
+        has no local APIC, EBUSY while it halts.
         """
         with self._turn:
             cpu = self._cpu(vcpu)
             self._lapic(vcpu, errno.ENXIO)
             if cpu.halt is not None:
                 raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
-            halt = Halt(cpu, done, interrupts_masked)
-            if cpu.start_halt(halt) and timeout_ns:
-                halt.alarm = Alarm(0, partial(self._time_out, halt), self.share, timeout=True)
-                SCHEDULER.set(halt.alarm, time.monotonic_ns() + timeout_ns)
-            return halt
-
-    def _time_out(self, halt: Halt) -> None:
-        with suppress(VmError), self._turn:
-            if not halt.finished:
-                self._board.finish_halt(halt, None)
+            return cpu.start_halt(done, interrupts_masked, timeout_ns)
 
     def abandon(self, halt: Halt) -> bool:
-        """Who halted is gone: the HLT is cancelled, and done not called; or what it took is given back.
+        """Cancel a HLT whose caller is gone, without a call of done; or take back what an ended HLT took.
 
-        Whether it was cancelled.
+        Whether the HLT was cancelled.
         """
         with suppress(VmError), self._turn:
             outcome, halt.outcome = halt.outcome, None
             if not halt.finished:
-                halt.finish(None)
+                halt.cpu.end_halt(halt, None, report=False)
                 return True
             if isinstance(outcome, Signal | tuple):
-                halt.cpu.give_back(outcome, halt.life)
+                halt.cpu.give_back(outcome, halt.reset_count)
         return False
 
     def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
-        """Tell a listener, from any thread, what happens to some vCPUs, and at once where they have an interrupt.
+        """Notify a listener, from any thread, of what happens to some vCPUs, and at once where one has an interrupt.
 
-        And of some GSIs that they were acknowledged, or masked.
+        And of acknowledgements and masks of some GSIs. A vCPU may be created later.
         """
         with self._turn:
-            board = self._board
             for vcpu in vcpus:
-                board.listeners[vcpu] = (*board.listeners.get(vcpu, ()), listener)
+                listeners = self._listeners[vcpu] = (*self._listeners.get(vcpu, ()), listener)
                 cpu = self._cpus.get(vcpu)
                 if cpu is not None:
-                    cpu.watchers += 1
-                    cpu.ready = cpu.has_interrupt()
+                    cpu.listen(listeners)
                     if cpu.ready:
-                        board.post(listener, InterruptPending(vcpu))
+                        self.agenda.notify((listener,), InterruptPending(vcpu))
             if gsis:
-                board.notices.subscribe(bits_of(gsis), listener)
+                self._board.notices.subscribe(bits_of(gsis), listener)
 
     def unsubscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
-        """The reverse of subscribe."""
-        with self._lock:
-            board = self._board
+        """Undo subscribe, of a deleted VM, too."""
+        with self.agenda.lock:
             for vcpu in vcpus:
-                listeners = board.listeners[vcpu]
+                listeners = self._listeners.pop(vcpu)
                 place = listeners.index(listener)
-                board.listeners[vcpu] = listeners[:place] + listeners[place + 1 :]
-                if not board.listeners[vcpu]:
-                    del board.listeners[vcpu]
+                if left := listeners[:place] + listeners[place + 1 :]:
+                    self._listeners[vcpu] = left
                 if (cpu := self._cpus.get(vcpu)) is not None:
-                    cpu.watchers -= 1
+                    cpu.listen(left)
             if gsis:
-                board.notices.unsubscribe(bits_of(gsis), listener)
+                self._board.notices.unsubscribe(bits_of(gsis), listener)
 
 
 def _check_msr(msr: int) -> None:

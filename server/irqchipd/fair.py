@@ -23,10 +23,11 @@ class FairQueue(Generic[_T]):
     Holders are kept a while when they have no work any more, so they should be small.
     """
 
-    __slots__ = ("_floor", "_heap", "_number", "_used", "_waiting")
+    __slots__ = ("_floor", "_heap", "_number", "_used", "waiting")
 
     def __init__(self) -> None:
-        self._waiting: dict[object, deque[_T]] = {}
+        # The pieces that wait, by holder. For others to read: it is empty where the queue is.
+        self.waiting: dict[object, deque[_T]] = {}
         # Nanoseconds that each holder has had, and the holders with work by that; an entry may be out of date.
         self._used: dict[object, int] = {}
         self._heap: list[tuple[int, int, object]] = []
@@ -35,21 +36,21 @@ class FairQueue(Generic[_T]):
         self._floor = 0
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def leads(self, holder: object) -> bool:
         """Whether a piece of work of this holder would be the next, so that it need not be put here."""
-        if not self._waiting:
+        if not self.waiting:
             return True
-        return holder not in self._waiting and max(self._used.get(holder, 0), self._floor) <= self._heap[0][0]
+        return holder not in self.waiting and max(self._used.get(holder, 0), self._floor) <= self._heap[0][0]
 
     def put(self, holder: object, work: _T) -> None:
         """Add a piece of work behind the holder's others."""
-        waiting = self._waiting.get(holder)
+        waiting = self.waiting.get(holder)
         if waiting is not None:
             waiting.append(work)
             return
-        self._waiting[holder] = deque((work,))
+        self.waiting[holder] = deque((work,))
         used = self._used[holder] = max(self._used.get(holder, 0), self._floor)
         self._push(holder, used)
         self._forget()
@@ -64,18 +65,18 @@ class FairQueue(Generic[_T]):
             self._push(holder, used)
         self._floor = used
         used = self._used[holder] = used + LEAST_NS
-        waiting = self._waiting[holder]
+        waiting = self.waiting[holder]
         work = waiting.popleft()
         if waiting:
             self._push(holder, used)
         else:
-            del self._waiting[holder]
+            del self.waiting[holder]
         return holder, work
 
     def charge(self, holder: object, nanoseconds: int) -> None:
         """A holder has had so much time: of a piece that it took, or of one for which nobody had to wait."""
         used = max(self._used.get(holder, 0), self._floor)
-        if not self._waiting:
+        if not self.waiting:
             # What nobody else wanted is not held against it later.
             self._floor = used
         self._used[holder] = used + nanoseconds
@@ -83,10 +84,10 @@ class FairQueue(Generic[_T]):
 
     def _forget(self) -> None:
         """Holders come and go: keep few of those that have no work."""
-        if len(self._used) > 2 * (len(self._waiting) + _KEPT):
-            idle = (holder for holder, used in self._used.items() if used > self._floor and holder not in self._waiting)
+        if len(self._used) > 2 * (len(self.waiting) + _KEPT):
+            idle = (holder for holder, used in self._used.items() if used > self._floor and holder not in self.waiting)
             kept = nlargest(_KEPT, idle, self._used.__getitem__)
-            self._used = {holder: self._used[holder] for holder in (*self._waiting, *kept)}
+            self._used = {holder: self._used[holder] for holder in (*self.waiting, *kept)}
 
     def _push(self, holder: object, used: int) -> None:
         self._number += 1

@@ -1,7 +1,7 @@
-"""Adding 1 to an eventfd without ever waiting: eventfd_signal, of which Linux's AIO is the way in for a process.
+"""Adding 1 to an eventfd without ever waiting: the kernel's eventfd_signal, which a process reaches by Linux's AIO.
 
-A write waits where the counter is full. Who else has the eventfd can fill it between a poll and the write, and the
-thread that waits would be all clients'; O_NONBLOCK is no way out, as they have that flag, too.
+A write waits where the counter is full. A client that has the eventfd can fill the counter between a poll and the
+write, and the thread that waits serves all clients. O_NONBLOCK does not help: the client shares that flag.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _IOCB = struct.Struct("<QIIHhIQQqQII")
 _PREAD, _RESFD = 0, 1
 
 
-class Signaller:
-    """Signals eventfds; from any thread. OSError where there is no AIO."""
+class AioWriter:
+    """Writes by AIO; from any thread. OSError where there is no AIO."""
 
     def __init__(self) -> None:
         try:
             setup, self._getevents, self._submit = _SYSCALLS[platform.machine()]
         except KeyError:
             raise OSError(errno.ENOSYS, "the system calls' numbers are not known") from None
-        # It keeps the interpreter: none of these calls waits.
+        # The interpreter's lock is kept: none of these calls waits.
         self._call = ctypes.PyDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
         context = ctypes.c_ulong()
@@ -49,8 +49,8 @@ class Signaller:
             raise _failure()
         self._context = context
 
-    def signal(self, eventfd: int) -> None:
-        """Add 1, as far as a counter goes: 2^64 - 1, which no write makes."""
+    def add_one(self, eventfd: int) -> None:
+        """Add 1, up to the largest counter: 2^64 - 1, which no write reaches."""
         with self._lock:
             if self._untaken == _EVENTS:
                 self._call(
@@ -71,11 +71,11 @@ class Signaller:
             self._untaken += 1
 
 
-class _Writer:
-    """Where there is no AIO: a write, which may wait for a client that means it to."""
+class _PlainWriter:
+    """Writes where there is no AIO. A write may wait for a client that makes it."""
 
-    def signal(self, eventfd: int) -> None:
-        """Add 1, but to a full counter."""
+    def add_one(self, eventfd: int) -> None:
+        """Add 1, unless the counter is full."""
         poll = select.poll()
         poll.register(eventfd, select.POLLOUT)
         if poll.poll(0):
@@ -88,9 +88,9 @@ def _failure() -> OSError:
 
 
 @cache
-def signaller() -> Signaller | _Writer:
+def writer() -> AioWriter | _PlainWriter:
     """The best that this system has."""
     try:
-        return Signaller()
+        return AioWriter()
     except OSError:
-        return _Writer()
+        return _PlainWriter()

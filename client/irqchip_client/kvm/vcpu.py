@@ -17,7 +17,7 @@ from irqchip_client.vmm.start import Start
 
 from .apic import Apic
 from .cpuid import physical_address_bits, vcpu_cpuid
-from .emulator import IF, Instruction, execute, next_instruction, nmi_is_masked, state_of
+from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 0.02  # seconds, where a lower CR8 is not told
 
 
-class KvmCpu(Adapter):
+class KvmVcpu(Adapter):
     """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     kvm    the VM; a vCPU of KVM is made in it
@@ -70,7 +70,7 @@ class KvmCpu(Adapter):
             self._made = made.pop_all()
         # Whoever sets _interrupted or _signalled and is not the vCPU's thread kicks that afterwards; it clears them
         # before it asks the daemon. And whether it has an interrupt, for all that is known; not only may.
-        self._told = False
+        self._announced = False
         # CR8 keeps one back, and KVM does not tell when it is lowered.
         self._held = False
         # Where the handler of an NMI returns to.
@@ -149,7 +149,7 @@ class KvmCpu(Adapter):
                 frame.clear_tf(state_of(fd, self._memory))
             # KVM_EXIT_SET_TPR only tells of a lower one.
             if run[Run.CR8] != apic.cr8:
-                apic.tell_cr8()
+                apic.report_cr8()
                 exits.wrote = True
             handlers.get(reason, self._cannot_go_on)()
             if exits.wrote:
@@ -166,12 +166,12 @@ class KvmCpu(Adapter):
             interrupted, signalled = announced_by(self._causes.take_events())
         exits.wrote = exits.signalled = False
         if interrupted:
-            self._interrupted = self._told = True
+            self._interrupted = self._announced = True
         if signalled:
             self._signalled = True
         if stepping is not None:
             self._held = bool(self._apic.cr8) and self._apic.has_requests()
-            if not self._held and not self._told:
+            if not self._held and not self._announced:
                 stepping.run_on()
 
     def _interrupt(self) -> bool:
@@ -183,14 +183,14 @@ class KvmCpu(Adapter):
         waits = self._interrupted or self._vector is not None
         if waits and not run[Run.READY_FOR_INTERRUPT_INJECTION]:
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-            known = self._told or self._held or self._vector is not None
+            known = self._announced or self._held or self._vector is not None
             return stepping is not None and known and self._step(stepping)
         if stepping is not None:
             if not waits:
                 return self._step(stepping)
             stepping.run_on()
         if self._vector is None:
-            self._interrupted = self._told = False
+            self._interrupted = self._announced = False
             interrupt = self._vcpu.acknowledge()
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
@@ -205,8 +205,8 @@ class KvmCpu(Adapter):
         return False
 
     def _find_nmi_window(self, stepping: Stepping) -> None:
-        """An NMI is to be delivered. In another's handler it waits for the IRET, behind which KVM would look late."""
-        if nmi_is_masked(self._fd):
+        """An NMI is to be delivered. Behind another it waits for that one's IRET, after which KVM would look late."""
+        if nmi_must_wait(self._fd):
             stepping.break_at(self._nmi_return)
         else:
             self._complete()
@@ -294,7 +294,7 @@ class KvmCpu(Adapter):
                 if self._causes is None:  # else the vCPU's thread asks those
                     interrupt, signal = announced_by([event])
                     if interrupt:
-                        self._interrupted = self._told = True
+                        self._interrupted = self._announced = True
                     if signal:
                         self._signalled = True
                 self._kick.kick()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from irqchipd.edge.eventfd_write import AioWriter, writer
 from irqchipd.edge.eventfds import _Signalled
-from irqchipd.edge.signalling import Signaller, signaller
 
 FULL = (1 << 64) - 2  # as far as writes go
 
@@ -23,21 +23,21 @@ def eventfd() -> Iterator[int]:
 
 def test_every_signal_adds_one(eventfd: int) -> None:
     for _ in range(1000):
-        signaller().signal(eventfd)
+        writer().add_one(eventfd)
     assert os.eventfd_read(eventfd) == 1000
 
 
 def test_a_full_counter_holds_up_nobody(eventfd: int) -> None:
     os.eventfd_write(eventfd, FULL)
     for _ in range(3):
-        signaller().signal(eventfd)
-    assert os.eventfd_read(eventfd) == FULL + isinstance(signaller(), Signaller)  # KVM: eventfd_signal's ULLONG_MAX
-    signaller().signal(eventfd)
+        writer().add_one(eventfd)
+    assert os.eventfd_read(eventfd) == FULL + isinstance(writer(), AioWriter)  # KVM: eventfd_signal's ULLONG_MAX
+    writer().add_one(eventfd)
     assert os.eventfd_read(eventfd) == 1
 
 
 def test_nor_does_one_that_another_fills_meanwhile(eventfd: int) -> None:
-    if not isinstance(signaller(), Signaller):
+    if not isinstance(writer(), AioWriter):
         pytest.skip("this system has no AIO")
     signalled = [_Signalled(os.dup(eventfd)) for _ in range(2)]
     rounds, start, end = 1000, threading.Barrier(3), threading.Barrier(3)
@@ -61,14 +61,14 @@ def test_nor_does_one_that_another_fills_meanwhile(eventfd: int) -> None:
 
 
 def test_what_is_no_eventfd_is_refused(eventfd: int) -> None:
-    if not isinstance(signaller(), Signaller):
+    if not isinstance(writer(), AioWriter):
         pytest.skip("this system has no AIO")
     read, write = os.pipe()
     try:
         with pytest.raises(OSError, match="Invalid argument"):
-            signaller().signal(write)
+            writer().add_one(write)
     finally:
         os.close(read)
         os.close(write)
-    signaller().signal(eventfd)
+    writer().add_one(eventfd)
     assert os.eventfd_read(eventfd) == 1

@@ -29,7 +29,7 @@ ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF
 
 
-class UnicornCpu(Adapter):
+class UnicornVcpu(Adapter):
     """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     memory  the guest's RAM, of less than 0xfec00000 bytes

@@ -1,0 +1,394 @@
+"""The operations on a VM: a function on plain values for each, and a row of a table from which its forms follow.
+
+An operation has a message, as the contract names it, and some have a record, too (irqchip/records.py). A new operation
+is a function and a row here, and an RPC in the contract.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from irqchip.records import CLAIMED, FAULT, FIELDS, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips import lapic
+from irqchipd.edge import convert
+from irqchipd.edge.caller import Caller, SessionCaller
+from irqchipd.edge.room import Room
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.pending import Slices
+from irqchipd.vm.regions import Access, Space
+from irqchipd.vm.routing import Route
+from irqchipd.vm.turns import Advance
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Outcome, Signal, VcpuEvents
+
+MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
+
+# The result of an operation that has a record: flags, a status and a value.
+Result = tuple[int, int, int]
+
+NOTHING: Final[Result] = (0, 0, 0)
+TAKEN: Final[Result] = (CLAIMED, 0, 0)
+_PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
+_LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
+
+
+# Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
+
+
+def irq_line(on: Caller, without_status: int, gsi: int, _: int, level: int) -> Result:
+    return 0, on.vm.irq_line(gsi, level != 0, on.source, line_status=not without_status & WITHOUT_STATUS), 0
+
+
+def signal_msi(on: Caller, _: int, flags: int, address: int, data: int) -> Result:
+    return 0, on.vm.signal_msi(address, data, flags), 0
+
+
+def pio_read(on: Caller, size: int, vcpu: int, port: int, _: int) -> Result | Access:
+    value = on.vm.pio_read(vcpu, port, size, on.source)
+    if isinstance(value, Access):
+        return value
+    return NOTHING if value is None else (CLAIMED, 0, value)
+
+
+def pio_write(on: Caller, size: int, vcpu: int, port: int, data: int) -> Result | Access:
+    claimed = on.vm.pio_write(vcpu, port, size, data, on.source)
+    if isinstance(claimed, Access):
+        return claimed
+    return TAKEN if claimed else NOTHING
+
+
+def mmio_read(on: Caller, size: int, vcpu: int, address: int, _: int) -> Result | Access:
+    value = on.vm.mmio_read(vcpu, address, size, on.source)
+    if isinstance(value, Access):
+        return value
+    return NOTHING if value is None else (CLAIMED, 0, value)
+
+
+def mmio_write(on: Caller, size: int, vcpu: int, address: int, data: int) -> Result | Access:
+    claimed = on.vm.mmio_write(vcpu, address, size, data, on.source)
+    if isinstance(claimed, Access):
+        return claimed
+    return TAKEN if claimed else NOTHING
+
+
+def access_result(access: Access) -> Result:
+    """The result of an access that its owner has answered, or failed to answer in time."""
+    value, answered = access.result()
+    return CLAIMED if answered else CLAIMED | UNANSWERED, 0, value
+
+
+def ack_interrupt(on: Caller, controller: int, vcpu: int, _address: int, _data: int) -> Result:
+    if controller not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, _PIC, _LAPIC):
+        raise invalid(f"interrupt source {controller} is invalid; 0 is any, 1 the PIC, 2 the local APIC")
+    taken = on.vm.ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC)
+    return NOTHING if taken is None else (CLAIMED, _PIC if taken[1] else _LAPIC, taken[0])
+
+
+def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
+    value = on.vm.msr_read(vcpu, msr, host=host)
+    if value is None:
+        return NOTHING
+    return (CLAIMED | FAULT, 0, 0) if value == lapic.FAULT else (CLAIMED, 0, value)
+
+
+def msr_write(on: Caller, _: int, vcpu: int, msr: int, data: int, host: bool = False) -> Result:
+    fault = on.vm.msr_write(vcpu, msr, data, host=host)
+    if fault is None:
+        return NOTHING
+    return (CLAIMED | FAULT, 0, 0) if fault == lapic.FAULT else TAKEN
+
+
+def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int) -> Result:
+    # The halt at the end of a batch is begun by the batch itself: it ends later.
+    raise invalid("a halt is the last operation of its batch")
+
+
+def halt_result(outcome: Outcome) -> Result:
+    """The result of a halt that has ended. Raises the error that ended it."""
+    if isinstance(outcome, tuple):
+        return INTERRUPT, _PIC if outcome[1] else _LAPIC, outcome[0]
+    if outcome is None:
+        return TIMEOUT, 0, 0
+    if isinstance(outcome, VmError):
+        raise outcome
+    signal = convert.signal_to(outcome)
+    return SIGNAL, signal.kind, signal.vector
+
+
+# Operations that have a message alone.
+
+
+def irq_lines(on: Caller, changes: Sequence[int]) -> Slices[list[int]]:
+    if len(changes) > MAX_CHANGES:
+        raise VmError(errno.E2BIG, f"{len(changes)} changes; at most {MAX_CHANGES} are allowed")
+    return on.vm.driving(changes, on.source)
+
+
+def get_mp_state(on: Caller, vcpu: int) -> int:
+    return on.vm.get_mp_state(vcpu) + MP_STATE_OFFSET
+
+
+def set_mp_state(on: Caller, vcpu: int, state: int) -> None:
+    if state == pb.MP_STATE_UNSPECIFIED or state not in pb.MpState.values():
+        states = ", ".join(str(number) for number in pb.MpState.values() if number)
+        raise invalid(f"run state {state} is invalid; there are {states}")
+    on.vm.set_mp_state(vcpu, state - MP_STATE_OFFSET)
+
+
+def reset_vm(on: Caller, reason: int) -> None:
+    if reason not in pb.ResetReason.values():
+        raise invalid(f"reset reason {reason} is invalid: 0 to {max(pb.ResetReason.values())}")
+    on.vm.reset(reason)
+
+
+# Operations that only a Session has.
+
+
+def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
+    on.eventfds.irqfd(on.vm, on.source, flags, gsi)
+
+
+def register_region(
+    on: SessionCaller, space: int, address: int, length: int, doorbell: bool, datamatch: int | None, eventfd: bool
+) -> None:
+    bell = on.eventfds.bell() if eventfd else None
+    try:
+        if bell is not None and not doorbell:
+            raise invalid("an eventfd is a doorbell's")
+        on.vm.register_region(
+            on.source,
+            space,
+            address,
+            length,
+            on.events.put_access if bell is None else bell.ring,
+            doorbell=doorbell,
+            datamatch=datamatch,
+            removed=None if bell is None else bell.close,
+        )
+    except BaseException:
+        if bell is not None:
+            bell.close()
+        raise
+    _log_claim(on, space, address, length, doorbell)
+
+
+def register_region_by_record(on: SessionCaller, space: int, _: int, address: int, length: int) -> Result:
+    """register_region by a record: the owner is sent records, too."""
+    doorbell = bool(space & IS_DOORBELL)
+    space &= ~IS_DOORBELL
+    on.vm.register_region(on.source, space, address, length, on.events.put_access_as_record, doorbell=doorbell)
+    _log_claim(on, space, address, length, doorbell)
+    return NOTHING
+
+
+def _log_claim(on: SessionCaller, space: int, address: int, length: int, doorbell: bool) -> None:
+    what = "doorbell claimed" if doorbell else "region claimed"
+    level = logging.DEBUG if doorbell else logging.INFO
+    on.log(level, what, space=Space(space).name, address=hex(address), length=length)
+
+
+def unregister_region(on: SessionCaller, space: int, address: int, datamatch: int | None) -> None:
+    on.vm.unregister_region(on.source, space, address, datamatch)
+    on.log(logging.DEBUG, "region given up", space=Space(space).name, address=hex(address))
+
+
+def complete_access(on: SessionCaller, unanswered: int, _: int, access: int, data: int) -> Result:
+    if unanswered > 1:
+        raise invalid(f"an access is answered, 0, or unanswered, 1, and not {unanswered}")
+    return TAKEN if on.vm.complete_access(on.source, access, data, unanswered=unanswered != 0) else NOTHING
+
+
+# The table.
+
+
+Request = Sequence[str | None] | Callable[[Any], Sequence[Any]]
+Response = str | Callable[[Any, Any], None] | None
+
+
+class Operation:
+    """An operation with its forms.
+
+    request   the message's fields that are the arguments, or a function that makes the arguments of a request
+    response  the message's field that is the result, or a function that fills in a response
+    large     whether the result can be large. The operation changes nothing, so that the result can be dropped.
+    reserve   keeps room for the result. The function of such an operation returns what is to be done in slices.
+    is_long   whether there is a reserve, or it is a halt
+    """
+
+    __slots__ = ("arguments", "call", "fill", "has_vm", "is_long", "large", "name", "number", "reserve")
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[..., Any],
+        request: Request,
+        response: Response = None,
+        *,
+        large: bool = False,
+        reserve: Callable[..., None] | None = None,
+    ) -> None:
+        field = pb.Operation.DESCRIPTOR.fields_by_name.get(name)
+        message = None if field is None else field.message_type
+        self.name = name
+        self.number = 0 if field is None else field.number  # in a record
+        self.has_vm = message is not None and "vm" in message.fields_by_name
+        self.call = call
+        self.is_long = reserve is not None or call is halt
+        self.large = large
+        self.reserve: Callable[..., None] = _keep_no_room if reserve is None else reserve
+        # The arguments of a request; and a result put into a response.
+        self.arguments: Callable[[Any], Sequence[Any]] = request if callable(request) else _getter(request)
+        self.fill: Callable[[Any, Any], None] = response if callable(response) else _setter(response)
+
+
+def _keep_no_room(*_: object) -> None:
+    pass
+
+
+def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
+    """A function that gets some fields of a message. Where there is None it gets what is not used."""
+    names = [name for name in fields if name is not None]
+    if len(names) < 2:
+        return lambda request: [getattr(request, name) for name in names]
+    return attrgetter(*(name or names[0] for name in fields))
+
+
+def _setter(field: str | None) -> Callable[[Any, Any], None]:
+    """A function that puts a result into a field of a message, if there is one."""
+
+    def fill(result: Any, response: Any) -> None:
+        if field is not None:
+            setattr(response, field, result)
+
+    return fill
+
+
+def _refuse(on: Caller, error: Exception) -> Result:
+    raise error
+
+
+def _of_vm(name: str, method: Callable[..., Any], request: Request, response: Response = None, **how: Any) -> Operation:
+    """The row of an operation that is a method of Vm as it stands."""
+    return Operation(name, lambda on, *arguments: method(on.vm, *arguments), request, response, **how)
+
+
+def _with_record(
+    call: Callable[..., Any], claimed: str | None, status: str | None, value: str | None, *more: str
+) -> Operation:
+    """The row of an operation that has a record, whose fields the contract has.
+
+    claimed, status and value are the response's fields for the parts of its Result; more are fields of the request that
+    the record leaves out.
+    """
+
+    def fill(result: Result, response: Any) -> None:
+        flags, number, data = result
+        if flags:
+            if claimed is not None:
+                setattr(response, claimed, True)
+            if flags & FAULT:
+                response.fault = True
+            if flags & UNANSWERED:
+                response.unanswered = True
+        if status is not None:
+            setattr(response, status, number)
+        if value is not None:
+            setattr(response, value, data)
+
+    return Operation(call.__name__, call, (*FIELDS[call.__name__], *more), fill)
+
+
+# Results that are more than a field of the response.
+
+
+def _interrupt_to(result: Result, response: pb.AckInterruptResponse) -> None:
+    flags, controller, vector = result
+    if flags:
+        response.interrupt.vector = vector
+        response.interrupt.source = pb.InterruptSource.ValueType(controller)
+
+
+def _signal_to(signal: Signal | None, response: pb.TakeSignalResponse) -> None:
+    if signal is not None:
+        response.signal.CopyFrom(convert.signal_to(signal))
+
+
+def _statuses_to(statuses: list[int], response: pb.IrqLinesResponse) -> None:
+    response.statuses.extend(statuses)
+
+
+def _routes_to(routes: Sequence[Route], response: pb.GetGsiRoutingResponse) -> None:
+    response.entries.extend(convert.routes_to(routes))
+
+
+def _events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
+    response.events.CopyFrom(convert.vcpu_events_to(events))
+
+
+def _events_from(request: pb.SetVcpuEventsRequest) -> tuple[int, VcpuEvents]:
+    return request.vcpu, convert.vcpu_events_from(request.events)
+
+
+def _advance_to(advance: Advance, response: pb.AdvanceClockResponse) -> None:
+    response.now_ns = advance.now
+    response.remaining_ns = advance.remaining
+    if advance.next_timer is not None:
+        response.next_timer_ns = advance.next_timer
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    operation.name: operation
+    for operation in (
+        _with_record(irq_line, None, "status", None),
+        _with_record(signal_msi, None, "status", None),
+        _with_record(pio_read, "claimed", None, "data"),
+        _with_record(pio_write, "claimed", None, None),
+        _with_record(mmio_read, "claimed", None, "data"),
+        _with_record(mmio_write, "claimed", None, None),
+        _with_record(msr_read, "claimed", None, "data", "host_initiated"),
+        _with_record(msr_write, "claimed", None, None, "host_initiated"),
+        _with_record(complete_access, "completed", None, None),
+        Operation("ack_interrupt", ack_interrupt, FIELDS["ack_interrupt"], _interrupt_to),
+        Operation("halt", halt, FIELDS["halt"]),
+        Operation("register_region", register_region, convert.region_from),
+        Operation("unregister_region", unregister_region, convert.unregistered_from),
+        Operation("irqfd", irqfd, ("flags", "gsi")),
+        Operation("irq_lines", irq_lines, ("changes",), _statuses_to, reserve=Room.take_changes),
+        Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
+        Operation("set_mp_state", set_mp_state, ("vcpu", "state")),
+        Operation("reset_vm", reset_vm, ("reason",)),
+        _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
+        _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
+        _of_vm("get_gsi_routing", Vm.routing, (), _routes_to, large=True),
+        _of_vm("get_irqchip", Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
+        _of_vm("set_irqchip", Vm.set_irqchip, lambda request: (request.chip_id, convert.irqchip_from(request))),
+        _of_vm("get_lapic", Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),
+        _of_vm("set_lapic", Vm.set_lapic, lambda request: (request.vcpu, convert.lapic_from(request))),
+        _of_vm("get_pit", Vm.get_pit, (), convert.pit_to, large=True),
+        _of_vm("set_pit", Vm.set_pit, lambda request: (convert.pit_from(request),)),
+        _of_vm("set_pit_reinject", Vm.set_pit_reinject, ("reinject",)),
+        _of_vm("advance_clock", Vm.advancing, ("nanoseconds",), _advance_to, reserve=Room.take_advance),
+        _of_vm("set_cpuid", Vm.set_cpuid, lambda request: (request.vcpu, convert.features_from(request))),
+        _of_vm("cr8_read", Vm.cr8_read, ("vcpu",), "value"),
+        _of_vm("cr8_write", Vm.cr8_write, ("vcpu", "value")),
+        _of_vm("get_vcpu_events", Vm.get_events, ("vcpu",), _events_to),
+        _of_vm("set_vcpu_events", Vm.set_events, _events_from),
+        _of_vm("interrupt", Vm.interrupt, ("vcpu", "vector")),
+        _of_vm("nmi", Vm.nmi, ("vcpu",)),
+        _of_vm("take_signal", Vm.take_signal, ("vcpu",), _signal_to),
+    )
+}
+HALT: Final = OPERATIONS["halt"]
+REFUSED: Final = Operation("refused", _refuse, ())
+# Those that have a record, by its number; and the functions of those that can be alone in a packet and done at once.
+RECORDS: Final[dict[int, Operation]] = {OPERATIONS[name].number: OPERATIONS[name] for name in FIELDS} | {
+    OPERATIONS["register_region"].number: Operation("register_region", register_region_by_record, ())
+}
+RECORDS_ALONE: Final[dict[int, Callable[..., Result | Access]]] = {
+    number: operation.call for number, operation in RECORDS.items() if operation is not HALT
+}

@@ -1,0 +1,164 @@
+"""Which layer may import which, in one table; no module of the server imports itself by way of others."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STDLIB = "the standard library"
+# What chips may not import of the standard library: they do no I/O, log nothing, and are given the time.
+IMPURE = {"asyncio", "datetime", "logging", "os", "random", "select", "socket", "subprocess", "threading", "time"}
+GRPC = {"google", "grpc", "grpc_health", "grpc_reflection", "grpc_status"}
+VM = {"irqchipd.chips", "irqchipd.observe", "irqchipd.vm"}
+SDK = {"irqchip_client", "irqchip", "google", "grpc", "grpc_status"}
+
+# A layer is a package, or a module that belongs to none; the longest name that fits counts. Beside what is named here a
+# layer may import itself and the standard library.
+LAYERS: Mapping[str, set[str]] = {
+    # The server, from the bottom.
+    "irqchipd.chips": set(),
+    "irqchipd.observe": set(),
+    "irqchipd.fields": set(),
+    "irqchipd.fair": set(),
+    "irqchipd.vm": {*VM, "irqchipd.fields"},
+    "irqchipd.timers": {"irqchipd.fair", "irqchipd.vm"},
+    "irqchipd.limits": {"irqchip", "irqchipd.vm"},
+    "irqchipd.listen": {"irqchip"},
+    "irqchipd.logs": {"grpc", "irqchipd.fields"},
+    "irqchipd.stopping": {"irqchipd.logs"},
+    "irqchipd.edge": {*VM, *GRPC, "irqchip", "irqchipd.fair", "irqchipd.fields", "irqchipd.limits", "irqchipd.listen"},
+    "irqchipd": {*GRPC, "click", "irqchip"},  # the daemon and its start, which import all of the server
+    # The client. What is not in a package of its own is the SDK.
+    "irqchip_client": SDK,
+    "irqchip_client.pytest_plugin": {*SDK, "pytest"},
+    "irqchip_client.devices": SDK,
+    "irqchip_client.vmm": {*SDK, "irqchip_client.devices"},
+    "irqchip_client.kvm": {*SDK, "irqchip_client.vmm"},
+    "irqchip_client.unicorn": {*SDK, "irqchip_client.vmm", "unicorn"},
+    "irqchip_client.replay": {*SDK, *VM},
+    "irqchip_client.cli": {
+        *SDK,
+        "click",
+        "rich",
+        "irqchip_client.devices",
+        "irqchip_client.kvm",
+        "irqchip_client.replay",
+        "irqchip_client.unicorn",
+        "irqchip_client.vmm",
+    },
+}
+
+
+def modules(package: str, folder: Path) -> dict[str, Path]:
+    """The modules of a package by their full names."""
+    found = {}
+    for path in sorted((folder / package).rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SERVER = modules("irqchipd", ROOT / "server")
+MODULES = SERVER | modules("irqchip_client", ROOT / "client")
+
+
+def imports(module: str, source: str, *, package: bool = False) -> Iterator[str]:
+    """The full names of the modules that a module imports, wherever in it: for the type checker, too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: None if package and node.level == 1 else package - node.level]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                yield name if name in MODULES else base
+
+
+def imports_of(module: str) -> Iterator[str]:
+    path = MODULES[module]
+    return imports(module, path.read_text(), package=path.name == "__init__.py")
+
+
+def layer_of(module: str) -> str:
+    """The layer of a module, or the library that it belongs to."""
+    parts = module.split(".")
+    if parts[0] in sys.stdlib_module_names:
+        return STDLIB
+    while ".".join(parts) not in LAYERS and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
+
+
+def refused(module: str, imported: str) -> bool:
+    """Whether a module may not import another."""
+    layer, other = layer_of(module), layer_of(imported)
+    if layer == "irqchipd.chips" and imported.partition(".")[0] in IMPURE:
+        return True
+    if layer == "irqchipd" and other.startswith("irqchipd."):
+        return False
+    return other not in (STDLIB, layer) and other not in LAYERS[layer]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_what_its_layer_may(module: str) -> None:
+    assert [imported for imported in imports_of(module) if refused(module, imported)] == []
+
+
+def test_every_layer_is_there() -> None:
+    assert {layer_of(module) for module in MODULES} == set(LAYERS)
+    assert {"irqchipd.chips.i8259", "irqchipd.vm.board", "irqchipd.edge.port", "irqchip_client.cli.run"} <= set(MODULES)
+
+
+def test_the_server_has_no_import_circles() -> None:
+    graph = {
+        module: {imported for imported in imports_of(module) if imported in SERVER and imported != module}
+        for module in SERVER
+    }
+    # The port makes its connections, and they call it back. This is the one circle, for the type checker alone.
+    graph["irqchipd.edge.connection"].discard("irqchipd.edge.port")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("irqchipd.chips.lapic", "import google.protobuf"),
+        ("irqchipd.chips.lapic", "from irqchipd.vm import board"),
+        ("irqchipd.chips.lapic", "def f():\n    import time"),
+        ("irqchipd.chips.lapic", "import logging"),
+        ("irqchipd.vm.board", "from irqchipd.edge.session import Session"),
+        ("irqchipd.vm.board", "if TYPE_CHECKING:\n    from irqchipd.timers import Timers"),
+        ("irqchipd.vm.board", "from irqchip.v1 import irqchip_pb2"),
+        ("irqchipd.edge.port", "from irqchipd import daemon"),
+        ("irqchip_client._sync.port", "from irqchipd.vm.machine import Vm"),
+        ("irqchip_client.vmm.run", "from irqchip_client.kvm import KvmVm"),
+        ("irqchip_client.devices.uart", "from ..cli import output"),
+    ],
+)
+def test_the_check_sees_what_it_forbids(module: str, line: str) -> None:
+    assert any(refused(module, imported) for imported in imports(module, line))
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("irqchipd.chips.lapic", "from . import message\nfrom .message import Message\nimport struct"),
+        ("irqchipd.vm.board", "from irqchipd.chips import i8259, ioapic"),
+        ("irqchipd.daemon", "from irqchipd.edge.port import Port"),
+        ("irqchip_client.devices.uart", "from .._sync.session import Session\nfrom .device import Device"),
+    ],
+)
+def test_the_check_allows_what_it_does_not_forbid(module: str, line: str) -> None:
+    assert not any(refused(module, imported) for imported in imports(module, line))
