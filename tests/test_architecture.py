@@ -157,7 +157,7 @@ BY_MESSAGE: Edits = {
         )
     ],
     "client/irqchip_client/_asyncio/machine.py": [
-        ('    """The calls that a VM takes by unary RPC, and a Session of it in batches."""\n', SDK_METHOD)
+        ('    """The calls that a Vm makes by RPCs of their own, and a Session in batches."""\n', SDK_METHOD)
     ],
 }
 BY_RECORD: Edits = {
