@@ -59,7 +59,7 @@ FLAG_SPEAKER_DATA_ON = 0x02
 
 
 class PitWires(Protocol):
-    """What the PIT asks and tells its VM."""
+    """What the PIT asks of its VM, and reports to it."""
 
     def now(self) -> int:
         """The time in ns. It never runs backwards."""
@@ -239,7 +239,7 @@ class Pit:
                 self._start_timer(channel.count, periodic=False)
             case Mode.RATE_GENERATOR | Mode.SQUARE_WAVE:
                 self._start_timer(channel.count, periodic=True)
-            case _:  # KVM: i8254.c pit_load_count; mode 5 interrupts nobody
+            case _:  # KVM: i8254.c pit_load_count; mode 5 never interrupts
                 self._stop_timer()
 
     # The timer.

@@ -63,7 +63,7 @@ STATE_SIZE = _STRUCT.size
 
 
 class PicWires(Protocol):
-    """What the pair tells its VM."""
+    """What the pair reports to its VM, and asks of it."""
 
     def pic_acked(self, line: int) -> None:
         """Line 0 to 15 of the pair left service (the kernel's ack notifiers)."""
@@ -319,7 +319,7 @@ class PicPair:
         return POLL_INTERRUPT | line
 
     def _write_command(self, chip: I8259, value: int) -> None:
-        """A write to the even port: ICW1, OCW3 or OCW2, told apart by bits 4 and 3."""
+        """A write to the even port: ICW1, OCW3 or OCW2, distinguished by bits 4 and 3."""
         if value & ICW1:
             self._begin_init(chip, value)
         elif value & OCW3:
@@ -353,7 +353,7 @@ class PicPair:
                     self._retire(chip, line)
 
     def _end_or_rotate(self, chip: I8259, command: int, level: int) -> None:
-        """OCW2. Commands that name no level act on the best line in service, and do nothing if there is none."""
+        """OCW2. Commands that name no level act on the best line in service, and do nothing without one."""
         match command:
             case Ocw2.CLEAR_ROTATE_ON_AUTO_EOI | Ocw2.SET_ROTATE_ON_AUTO_EOI:
                 chip.rotate_on_auto_eoi = command >> 2
@@ -381,7 +381,7 @@ class PicPair:
             case Expect.OCW1:
                 changed, chip.imr = chip.imr ^ value, value
                 if changed:
-                    self._tell_masked(chip, changed)
+                    self._report_masked(chip, changed)
                 self.update()
             case Expect.ICW2:
                 chip.irq_base = value & ICW2_BASE
@@ -395,8 +395,8 @@ class PicPair:
             case _:  # KVM: i8259.c pic_ioport_write; a restored state can hold any value, and then expects nothing
                 pass
 
-    def _tell_masked(self, chip: I8259, changed: int) -> None:
-        """KVM: i8259.c pic_ioport_write; of what ICW1 unmasks nobody is told."""
+    def _report_masked(self, chip: I8259, changed: int) -> None:
+        """KVM: i8259.c pic_ioport_write; lines that ICW1 unmasks are not reported."""
         first = 0 if chip is self.primary else LINES
         for line in range(LINES):
             if changed >> line & 1:

@@ -55,7 +55,7 @@ BASE_RESERVED = 0x2FF  # and what is no physical address
 
 
 class Quirk:
-    """What KVM does otherwise than a local APIC, unless it is told not to: KVM_X86_QUIRK_*."""
+    """Where KVM departs from a local APIC, unless the quirk is disabled: KVM_X86_QUIRK_*."""
 
     LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
     LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
@@ -153,7 +153,7 @@ class LapicRegisters:
     def in_service(self) -> int:
         """The highest vector in service, or -1.
 
-        KVM: lapic.c count_vectors, of which a restored ISR has 256; they are counted in 8 bits, and that is none.
+        KVM: lapic.c count_vectors, which counts in 8 bits: the 256 vectors of a full, restored ISR count as 0.
         """
         return self.isr.bit_length() - 1 if self.isr != ALL_VECTORS else -1
 

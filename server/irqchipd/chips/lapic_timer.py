@@ -42,7 +42,7 @@ class TimerWires(Protocol):
 
     @property
     def lazy(self) -> bool:
-        """Whether nobody can tell if an expiry that changes nothing takes place."""
+        """Whether an expiry that changes nothing can be left out unseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class ApicTimer:
     tsc_deadline: int = 0
     # It has expired, and its interrupt waits to be unmasked. KVM: lapic.c apic_has_pending_timer.
     pending: bool = False
-    # It is periodic, and its expiries change nothing until somebody calls wake.
+    # Whether the timer is periodic, and its expiries change nothing until a call of wake.
     dormant: bool = False
 
     def __post_init__(self) -> None:

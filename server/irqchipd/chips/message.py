@@ -23,7 +23,7 @@ class Shorthand:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is delivered, how, and to whom. KVM: struct kvm_lapic_irq."""
+    """A vector or signal, its delivery mode and its destination. KVM: struct kvm_lapic_irq."""
 
     vector: int
     delivery_mode: int

@@ -28,7 +28,7 @@ class Touchable:
 
     def __init__(self, agenda: Agenda, index: int) -> None:
         self.agenda = agenda
-        self.index = index  # in the order of creation, in which those that were touched are looked at
+        self.index = index  # the order of creation, and of the looks at the end of a turn
         self.touched = False  # whether this is in the agenda's list
 
     def look(self) -> None:
@@ -186,8 +186,8 @@ class Agenda:
             self._move_alarms()
 
     def _catch_up(self) -> None:
-        """Ring what is due: the clock's thread may be late, and no operation may see a timer that has run out and not
-        interrupted.
+        """Ring what is due. The clock's thread may be late, and no operation may see a timer that has run out without
+        its interrupt.
         """
         now = self.clock.now()
         if self._next_wake is None or now < self._next_wake or self.backlog is not None:

@@ -203,7 +203,7 @@ class Board:
         return status
 
     def drop_source(self, source: int) -> None:
-        """A source is no more: every input that it drives is driven by what is left of its OR."""
+        """Drop a source: every input that it drives is driven by the OR of the others."""
         for pin, sources in enumerate(self.sources):
             if sources & source:
                 self._drive(pin, 0, source)

@@ -12,7 +12,7 @@ from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.turns import Turns
 
 MAX_VCPU_ID = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
-MAX_VCPUS = 288  # so many that a snapshot fits into a message: tests/service/test_snapshot_messages.py
+MAX_VCPUS = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
 class Cap:
@@ -77,7 +77,7 @@ class Capabilities(Turns):
                 raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
             argument = args[0] if args else 0
             match capability:
-                case Cap.DISABLE_QUIRKS:  # those that are not known are ignored
+                case Cap.DISABLE_QUIRKS:  # unknown quirks are ignored
                     self._board.apics.quirks &= ~argument
                 case Cap.SPLIT_IRQCHIP:
                     self._split_irqchip(argument)

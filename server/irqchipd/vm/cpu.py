@@ -117,7 +117,7 @@ class Cpu(Touchable):
         self.nmi_injected = False
         # KVM: kvm_host.h pv_unhalted; a remote read came, and no HLT has ended since.
         self.unhalted = False
-        # KVM: kvm_host.h interrupt.injected; acknowledged interrupts whose Halts nobody waited for any more.
+        # KVM: kvm_host.h interrupt.injected; interrupts that given-up Halts had acknowledged.
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None

@@ -246,7 +246,7 @@ class Regions:
         if until > now:
             raise VmError(
                 errno.EBUSY,
-                f"the owner of {region.start:#x} did not answer in time, again: nobody may claim it for"
+                f"the owner of {region.start:#x} did not answer in time, again: the range can't be claimed for"
                 f" {(until - now) / 1e9:.1f} s",
             )
 

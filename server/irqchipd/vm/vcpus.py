@@ -159,7 +159,7 @@ class Vcpus(Lines):
             return cpu.start_halt(done, interrupts_masked, timeout_ns)
 
     def abandon(self, halt: Halt) -> bool:
-        """Cancel a HLT whose caller is gone, without a call of done; or take back what an ended HLT took.
+        """Cancel a HLT that its caller has given up, without a call of done; or take back what an ended HLT took.
 
         Whether the HLT was cancelled.
         """
