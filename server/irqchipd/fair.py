@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush, nlargest
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 _T = TypeVar("_T")
 
-LEAST_NS = 20_000  # the cost of a piece of work beside the time that is charged
-_KEPT = 64  # holders without work that are remembered: those that have used the most
+LEAST_NS: Final = 20_000  # the cost of a piece of work beside the time that is charged
+_KEPT: Final = 64  # holders without work that are remembered: those that have used the most
 
 
 class FairQueue(Generic[_T]):

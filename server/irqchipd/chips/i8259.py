@@ -9,30 +9,35 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import Final, Protocol
 
-CASCADE = 2  # the primary's input that the secondary's output drives
-LINES = 8  # inputs of one 8259
+CASCADE: Final = 2  # the primary's input that the secondary's output drives
+LINES: Final = 8  # inputs of one 8259
 
 
 class Port:
     """Where the pair is on the I/O bus."""
 
-    PRIMARY_COMMAND, PRIMARY_DATA = 0x20, 0x21
-    SECONDARY_COMMAND, SECONDARY_DATA = 0xA0, 0xA1
-    PRIMARY_ELCR, SECONDARY_ELCR = 0x4D0, 0x4D1
+    PRIMARY_COMMAND = 0x20
+    PRIMARY_DATA = 0x21
+    SECONDARY_COMMAND = 0xA0
+    SECONDARY_DATA = 0xA1
+    PRIMARY_ELCR = 0x4D0
+    SECONDARY_ELCR = 0x4D1
 
 
 # Command port, datasheet order: ICW1 has bit 4, OCW3 has bit 3, OCW2 neither.
-ICW1 = 0x10
-ICW1_ICW4 = 0x01  # an ICW4 will follow
-ICW2_BASE = 0xF8
-ICW4_AUTO_EOI = 0x02
-ICW4_SPECIAL_FULLY_NESTED = 0x10
-OCW3 = 0x08
-OCW3_READ_SELECT, OCW3_READ_ISR = 0x02, 0x01
-OCW3_POLL = 0x04
-OCW3_SPECIAL_MASK_SELECT, OCW3_SPECIAL_MASK = 0x40, 0x20
+ICW1: Final = 0x10
+ICW1_ICW4: Final = 0x01  # an ICW4 will follow
+ICW2_BASE: Final = 0xF8
+ICW4_AUTO_EOI: Final = 0x02
+ICW4_SPECIAL_FULLY_NESTED: Final = 0x10
+OCW3: Final = 0x08
+OCW3_READ_SELECT: Final = 0x02
+OCW3_READ_ISR: Final = 0x01
+OCW3_POLL: Final = 0x04
+OCW3_SPECIAL_MASK_SELECT: Final = 0x40
+OCW3_SPECIAL_MASK: Final = 0x20
 
 
 class Ocw2:
@@ -51,15 +56,18 @@ class Ocw2:
 class Expect:
     """What the data port takes next."""
 
-    OCW1, ICW2, ICW3, ICW4 = range(4)
+    OCW1 = 0
+    ICW2 = 1
+    ICW3 = 2
+    ICW4 = 3
 
 
-POLL_INTERRUPT = 0x80  # bit 7 of a poll's answer
-POLL_NONE = 0x07  # KVM: i8259.c pic_poll_read; a datasheet 8259 leaves the level undefined
-SPURIOUS = 7
+POLL_INTERRUPT: Final = 0x80  # bit 7 of a poll's answer
+POLL_NONE: Final = 0x07  # KVM: i8259.c pic_poll_read; a datasheet 8259 leaves the level undefined
+SPURIOUS: Final = 7
 
-_STRUCT = struct.Struct("<16B")  # struct kvm_pic_state
-STATE_SIZE = _STRUCT.size
+_STRUCT: Final = struct.Struct("<16B")  # struct kvm_pic_state
+STATE_SIZE: Final = _STRUCT.size
 
 
 class PicWires(Protocol):

@@ -9,16 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from irqchipd.chips.message import Message, from_redirection
 from irqchipd.chips.saved import check, in_range
 
-PINS = 24
-VERSION = 0x11
-DEFAULT_BASE = 0xFEC0_0000
-WINDOW = 0x100  # bytes of address space
-RTC_PIN = 8
+PINS: Final = 24
+VERSION: Final = 0x11
+DEFAULT_BASE: Final = 0xFEC0_0000
+WINDOW: Final = 0x100  # bytes of address space
+RTC_PIN: Final = 8
 
 
 class Offset:
@@ -43,27 +43,28 @@ class Reg:
 #   destination  reserved  mask  level  remote IRR  polarity  pending  logical  delivery  vector
 #
 # KVM stores the reserved bits, and polarity without heeding it.
-MASKED = 1 << 16
-LEVEL = 1 << 15
-REMOTE_IRR = 1 << 14
-DELIVERY_STATUS = 1 << 12
-LOGICAL = 1 << 11
-DESTINATION_SHIFT = 56
-ADDRESS = 0xFF << DESTINATION_SHIFT | LOGICAL
-DELIVERY_MODE = 7 << 8
-READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
-LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
+MASKED: Final = 1 << 16
+LEVEL: Final = 1 << 15
+REMOTE_IRR: Final = 1 << 14
+DELIVERY_STATUS: Final = 1 << 12
+LOGICAL: Final = 1 << 11
+DESTINATION_SHIFT: Final = 56
+ADDRESS: Final = 0xFF << DESTINATION_SHIFT | LOGICAL
+DELIVERY_MODE: Final = 7 << 8
+READ_ONLY: Final = REMOTE_IRR | DELIVERY_STATUS
+LOW_HALF: Final = 0xFFFF_FFFF
+HIGH_HALF: Final = 0xFFFF_FFFF << 32
 
 # KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is high at this many EOIs in a row is served later, so
 # that a guest that does not silence its device gets on.
-MAX_SUCCESSIVE_EOIS = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
-DELAYED_EOI = 10_000_000  # nanoseconds
+MAX_SUCCESSIVE_EOIS: Final = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
+DELAYED_EOI: Final = 10_000_000  # nanoseconds
 
 # The part of a register that an access takes, by its bytes.
-SIZE_MASK = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
+SIZE_MASK: Final = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
 
-_STRUCT = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
-STATE_SIZE = _STRUCT.size
+_STRUCT: Final = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
+STATE_SIZE: Final = _STRUCT.size
 
 
 class IoapicWires(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL, Ioapic
 from irqchipd.chips.lapic import Lapic
@@ -13,10 +14,10 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.routing import MsiRoute, Route
 
-MAX_PHYSICAL_ID = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
-MAX_REMEMBERED = 1024  # destinations; a guest with x2APICs can name 2^32
-_BROADCASTS = (BROADCAST, X2APIC_BROADCAST)
-_X2APIC = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
+MAX_PHYSICAL_ID: Final = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
+MAX_REMEMBERED: Final = 1024  # destinations; a guest with x2APICs can name 2^32
+_BROADCASTS: Final = (BROADCAST, X2APIC_BROADCAST)
+_X2APIC: Final = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
 
 
 class _LogicalMap:

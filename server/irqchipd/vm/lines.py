@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from irqchipd.vm.agenda import TURN_WORK
 from irqchipd.vm.backlog import Backlog
@@ -17,7 +18,7 @@ from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
 from irqchipd.vm.turns import finish
 
-TURN_CHANGES = 16  # of lines
+TURN_CHANGES: Final = 16  # of lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from irqchipd.chips import i8254_state, i8259, lapic_registers
 from irqchipd.chips import ioapic as ioapic_chip
@@ -33,9 +33,9 @@ from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, VmState
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 
-SPLIT_IRQCHIP = Cap.SPLIT_IRQCHIP
-PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
-_SAVED_MODES = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
+SPLIT_IRQCHIP: Final = Cap.SPLIT_IRQCHIP
+PIT_SPEAKER_DUMMY: Final = 1  # KVM_PIT_SPEAKER_DUMMY
+_SAVED_MODES: Final = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
 
 
 @dataclass(frozen=True, slots=True)

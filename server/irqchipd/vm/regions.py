@@ -41,7 +41,7 @@ class Space(IntEnum):
     MMIO = 2
 
 
-LIMITS = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
+LIMITS: Final = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
 
 # An owner's answer to an access: the value read, or 0 for a write; None without one; an error where the VM was deleted.
 Answer = int | VmError | None

@@ -8,6 +8,7 @@ import re
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
+from typing import Final
 
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.fields import fields
@@ -19,7 +20,7 @@ from irqchipd.vm.snapshot import VmState
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_name(name: str) -> bool:

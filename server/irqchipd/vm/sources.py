@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Listener
 from irqchipd.vm.routing import MAX_GSIS
 
 # Line sources that no Session has. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
-SHARED = 0
-PIT = 62
-RESAMPLERS = 63
+SHARED: Final = 0
+PIT: Final = 62
+RESAMPLERS: Final = 63
 
-MAX_CLIENT_NAME = 64  # printable characters
+MAX_CLIENT_NAME: Final = 64  # printable characters
 
 # What the sources of a VM's Sessions may hold, open ones and those that a restored VM keeps: how many there are, and
 # bytes. A byte of this is at least one of a snapshot's, so that a snapshot of the largest VM fits into a message, and
 # RestoreVm takes whatever SaveVm gives: tests/service/test_snapshot_messages.py.
-MAX_SOURCES = 4096
-SOURCES_BYTES = 480 << 10
-_SOURCE_BYTES = 64  # per source, beside its name
-_RESAMPLED_BYTES = 32  # per GSI that a source resamples
-_REACH_STEP = 256  # GSIs
+MAX_SOURCES: Final = 4096
+SOURCES_BYTES: Final = 480 << 10
+_SOURCE_BYTES: Final = 64  # per source, beside its name
+_RESAMPLED_BYTES: Final = 32  # per GSI that a source resamples
+_REACH_STEP: Final = 256  # GSIs
 
 
 class LineSource:

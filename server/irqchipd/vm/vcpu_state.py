@@ -14,8 +14,8 @@ from irqchipd.vm.errors import VmError
 # Interrupts that given-up Halts took. The guest has not got them, and so has not ended them: a local APIC has at most
 # one per priority class in service, of 15, and the PICs one per line, of 16. More can come only from PICs that end
 # interrupts by themselves, or from a caller that ends what others wait for: those are lost.
-MAX_QUEUED = 32
-MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
+MAX_QUEUED: Final = 32
+MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
 
 
 class MpState(IntEnum):
@@ -72,7 +72,7 @@ NO_LAPIC: Final[dict[str, Any]] = {
     "tsc_deadline": 0,
     "timer_pending": False,
 }
-_SAVED_MP_STATES = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
+_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
