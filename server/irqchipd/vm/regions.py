@@ -86,12 +86,9 @@ class Access(Pending):
     by is the Session that made the access, if one did; the deadline is 0 while that Session's earlier accesses wait.
     """
 
-    __slots__ = ("address", "answer", "by", "deadline", "number", "region", "size", "write")
-
     def __init__(
         self, number: int, region: Region, address: int, size: int, write: bool, by: LineSource | None
     ) -> None:
-        super().__init__()
         self.number = number
         self.region = region
         self.address = address
