@@ -81,8 +81,8 @@ class Features:
 class SavedLapic(SavedTimer):
     """The chip as a snapshot holds it. lapic is struct kvm_lapic_state; absent: the vCPU has no local APIC."""
 
-    lapic: bytes | None
-    apic_base: int
+    lapic: bytes | None = None
+    apic_base: int = 0
     nmi_watchdog: bool | None = None  # absent: as LINT0 says
     lacks_x2apic: bool = False
     lacks_tsc_deadline: bool = False

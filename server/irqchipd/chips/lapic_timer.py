@@ -51,12 +51,12 @@ class TimerWires(Protocol):
 class SavedTimer:
     """The timer as a snapshot holds it."""
 
-    tsc_offset: int
-    timer_period_ns: int
-    timer_target_ns: int
-    tsc_deadline: int
-    timer_expires_ns: int | None
-    timer_pending: bool
+    tsc_offset: int = 0
+    timer_period_ns: int = 0
+    timer_target_ns: int = 0
+    tsc_deadline: int = 0
+    timer_expires_ns: int | None = None
+    timer_pending: bool = False
     timer_mode: int | None = None  # absent: the LVT timer entry's
     tsc_adjust: int = 0
 

@@ -92,27 +92,6 @@ class ApicBus:
     do not always agree, and both are here.
     """
 
-    __slots__ = (
-        "_known",
-        "_last_id",
-        "_logical",
-        "_mapped",
-        "_physical",
-        "_slots",
-        "addressed_by_entry",
-        "agenda",
-        "ioapic",
-        "lapics",
-        "matching_entry",
-        "no_broadcast_quirk",
-        "observer",
-        "quirks",
-        "routes",
-        "scans",
-        "split",
-        "x2apic_format",
-    )
-
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.observer: Observer | None = None

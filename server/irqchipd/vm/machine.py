@@ -22,6 +22,7 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
 from irqchipd.vm.capabilities import MAX_VCPUS as MAX_VCPUS
 from irqchipd.vm.capabilities import Cap
@@ -82,7 +83,8 @@ class Vm(Accesses):
         access_ns: int = ACCESS_NS,
         deadlines: Deadlines | None = None,
     ) -> None:
-        super().__init__(name, clock, tsc_khz, deadlines)
+        deadlines = deadlines if deadlines is not None else Deadlines()
+        super().__init__(Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines), tsc_khz)
         self._board.regions.access_ns = access_ns
         self._max_vcpus = max_vcpus
         self._observers: dict[Observer, Callable[[], None] | None] = {}

@@ -161,19 +161,6 @@ class _Loss:
 class Regions:
     """The regions of a VM."""
 
-    __slots__ = (
-        "_agenda",
-        "_beside",
-        "_buses",
-        "_last_number",
-        "_losses",
-        "_owners",
-        "_strings",
-        "access_ns",
-        "apic_page_taken",
-        "observer",
-    )
-
     def __init__(self, agenda: Agenda, pio: IoBus, mmio: IoBus) -> None:
         self._agenda = agenda
         self._buses = {Space.PIO: pio, Space.MMIO: mmio}

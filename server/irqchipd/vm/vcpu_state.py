@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from irqchipd.chips.lapic import SavedLapic
 from irqchipd.chips.lapic_registers import VECTORS
@@ -62,16 +62,6 @@ Outcome = Taken | Signal | VmError | None
 # A snapshot's run states are the contract's numbers: KVM's, and one more.
 MP_STATE_OFFSET: Final = 1
 HANDLED_BYTES: Final = VECTORS // 8
-# SavedVcpu's fields of a vCPU without a local APIC.
-NO_LAPIC: Final[dict[str, Any]] = {
-    "lapic": None,
-    "apic_base": 0,
-    "tsc_offset": 0,
-    "timer_period_ns": 0,
-    "timer_target_ns": 0,
-    "tsc_deadline": 0,
-    "timer_pending": False,
-}
 _SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
 
 
