@@ -212,7 +212,7 @@ class VmSnapshot:
         if not message.version:  # Not even a number of a format: what was decoded is something else.
             raise InvalidArgument(
                 errno.EINVAL,
-                f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make",
+                f"these {len(data)} bytes are no snapshot of a VM: give what `irqchipctl save` or Vm.snapshot() made",
             )
         return cls.from_proto(message)
 

@@ -52,7 +52,7 @@ class _Ended(BaseException):
     """By a signal, before there is a vCPU to be stopped."""
 
 
-@command()
+@command(example="--kernel guest.elf")
 @click.option("--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes it. [default: kvm where /dev/kvm is]")
 @click.option(
     "--kernel",
