@@ -71,7 +71,7 @@ def _lingering(foe: Foe, how: str, each: int) -> Act:
 
 
 def _hoard(foe: Foe, opened: bool) -> Act:
-    """Packets full of descriptors that are no batch, and silence."""
+    """Packets full of descriptors without a batch, and then silence."""
     foe.make()
     null = os.open("/dev/null", os.O_RDONLY)
 
@@ -113,7 +113,7 @@ ATTACKS = (
     Attack(3, "lingering sockets with a record", lambda foe: _lingering(foe, "record", 2)),
     Attack(3, "lingering sockets before a Session is opened", lambda foe: _lingering(foe, "unopened", 2)),
     Attack(3, "lingering sockets on the gRPC socket", lambda foe: _lingering(foe, "gRPC", 4)),
-    Attack(4, "packets of 253 descriptors that are no batch", lambda foe: _hoard(foe, True)),
+    Attack(4, "packets of 253 descriptors without a batch", lambda foe: _hoard(foe, True)),
     Attack(4, "the same, before a Session is opened", lambda foe: _hoard(foe, False)),
     Attack(4, "irqfds up to the limit, and new ones", _filled),
 )

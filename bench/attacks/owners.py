@@ -75,6 +75,6 @@ def _in_circles(foe: Foe) -> Act:
 
 ATTACKS = (
     Attack(13, "an owner that answers after 1.8 s; 8 vCPUs wait", lambda foe: _waiting(foe, LATE, 8)),
-    Attack(13, "an owner that never answers, and comes again; 8 vCPUs", lambda foe: _waiting(foe, None, 8)),
+    Attack(13, "an owner that never answers, and claims again; 8 vCPUs", lambda foe: _waiting(foe, None, 8)),
     Attack(13, "owners that access each other's regions", _in_circles),
 )

@@ -105,7 +105,7 @@ def _session_churn(foe: Foe) -> Act:
 
 
 def _watch_churn(foe: Foe) -> Act:
-    """Watches that are given up at once."""
+    """Watches that are cancelled at once."""
     foe.make()
     return in_threads(4, lambda: foe.rpcs.Watch(pb.WatchRequest(vm=VM), timeout=0.003).initial_metadata())
 
@@ -184,7 +184,7 @@ ATTACKS = (
     Attack(5, "connecting and closing, the port", lambda foe: _churn(foe.path + SUFFIX, socket.SOCK_SEQPACKET, b"")),
     Attack(5, "connecting and closing, gRPC", lambda foe: _churn(foe.path, socket.SOCK_STREAM, PREFACE)),
     Attack(5, "Sessions opened and closed, the port", _session_churn),
-    Attack(5, "Watches given up at once", _watch_churn),
+    Attack(5, "Watches cancelled at once", _watch_churn),
     Attack(5, "messages of 1 MB that are refused", _refused),
     Attack(5, "2,000 calls of the health service under way", _health),
     Attack(5, "4,200 connections that are never opened", _unopened),

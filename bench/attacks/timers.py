@@ -92,6 +92,6 @@ ATTACKS = (
     Attack(1, "80 VMs, a PIT of 200 us each, ticks are NMIs", lambda foe: _many_pits(foe, 80, nmi=True)),
     Attack(1, "APIC timers of 200 us on 64 vCPUs, and a Watch", lambda foe: _guest_timers(foe, 64, 1)),
     Attack(1, "APIC timers of 200 us on 255 vCPUs, and 8 Watches", lambda foe: _guest_timers(foe, 255, 8)),
-    Attack(1, "a restored VM of 32 vCPUs, an NMI each 200 us", lambda foe: _restored(foe, 1, 32)),
-    Attack(1, "8 restored VMs of 255 vCPUs, an NMI each 200 us", lambda foe: _restored(foe, 8, 255)),
+    Attack(1, "a restored VM of 32 vCPUs, an NMI every 200 us", lambda foe: _restored(foe, 1, 32)),
+    Attack(1, "8 restored VMs of 255 vCPUs, an NMI every 200 us", lambda foe: _restored(foe, 8, 255)),
 )

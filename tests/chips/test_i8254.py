@@ -183,10 +183,6 @@ def test_the_control_port_reads_zero(board: Board) -> None:
     assert board.pit.state() == before
 
 
-def test_the_ports_that_are_the_chips(board: Board) -> None:
-    assert [port for port in range(0x100) if board.pit.claims(port)] == [0x40, 0x41, 0x42, 0x43]
-
-
 # The latch and read-back commands.
 
 
@@ -560,10 +556,6 @@ def test_while_the_hpet_is_in_its_place_a_count_starts_no_timer(board: Board) ->
 
 
 # Port 61h: the speaker.
-
-
-def test_the_speaker_answers_one_port_of_the_four_that_it_takes(board: Board) -> None:
-    assert [port for port in range(0x60, 0x68) if board.speaker.claims(port)] == [0x61]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

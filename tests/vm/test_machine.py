@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -21,9 +22,6 @@ from tests.vm.pc import EOI, MASKED, PRIMARY, SECONDARY, Pc, refused
 
 class Ram:
     """A device that claims everything it is registered for."""
-
-    def claims(self, address: int) -> bool:  # noqa: ARG002
-        return True
 
     def read(self, address: int, size: int) -> int:  # noqa: ARG002
         return 0x5A
@@ -206,6 +204,22 @@ def test_an_access_that_leaves_the_ioapic_is_unclaimed() -> None:
     pc = Pc()
     assert pc.vm.mmio_read(0, IOAPIC_BASE + 0xFC, 4) == 0
     assert pc.vm.mmio_read(0, IOAPIC_BASE + 0xFD, 4) is None
+
+
+def test_the_ports_that_are_a_pcs() -> None:
+    pc = Pc(pit=True)
+    claimed = [port for port in range(0x500) if pc.vm.pio_read(0, port, 1) is not None]
+    assert claimed == [0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x61, 0xA0, 0xA1, 0x4D0, 0x4D1]
+
+
+def test_an_ioapic_that_a_restored_state_moves_is_where_neither_the_bus_nor_the_chip_looks() -> None:
+    pc = Pc()
+    state = pc.vm.get_irqchip(ChipId.IOAPIC)
+    assert isinstance(state, IoapicState)
+    pc.vm.set_irqchip(ChipId.IOAPIC, replace(state, base_address=0xFED0_0000))
+    assert [pc.vm.mmio_read(0, address, 4) for address in (IOAPIC_BASE, 0xFED0_0000)] == [None, None]
+    pc.vm.set_irqchip(ChipId.IOAPIC, replace(state, base_address=IOAPIC_BASE + 0x10))
+    assert [pc.vm.mmio_read(0, IOAPIC_BASE + offset, 4) for offset in (0, 0x10)] == [None, 0]
 
 
 def test_without_an_irqchip_nothing_claims_anything() -> None:

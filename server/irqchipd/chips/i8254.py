@@ -112,10 +112,6 @@ class Pit:
 
     # Ports.
 
-    def claims(self, port: int) -> bool:
-        """Whether a port is the chip's. KVM: i8254.c pit_in_range."""
-        return Port.CHANNEL_0 <= port <= Port.CONTROL
-
     def read(self, port: int, size: int) -> int:  # noqa: ARG002
         """A guest's IN. KVM: i8254.c pit_ioport_read; a byte whatever the size. The control port reads as 0."""
         if port == Port.CONTROL:
@@ -364,10 +360,6 @@ class Speaker:
     """Port 61h as far as the PIT goes: channel 2's gate and output. KVM: i8254.c, with KVM_PIT_SPEAKER_DUMMY."""
 
     pit: Pit
-
-    def claims(self, port: int) -> bool:
-        """Whether a port is the speaker's: of the four that KVM registers it answers only the first."""
-        return port == Port.SPEAKER
 
     def read(self, port: int, size: int) -> int:  # noqa: ARG002
         """A guest's IN. KVM: i8254.c speaker_ioport_read; a restored gate shows with all its bits."""

@@ -23,9 +23,6 @@ class Port:
     PRIMARY_ELCR, SECONDARY_ELCR = 0x4D0, 0x4D1
 
 
-PORTS = frozenset({0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1})
-
-
 # Command port, datasheet order: ICW1 has bit 4, OCW3 has bit 3, OCW2 neither.
 ICW1 = 0x10
 ICW1_ICW4 = 0x01  # an ICW4 will follow
@@ -257,10 +254,6 @@ class PicPair:
         self.wires.pic_acked(line if chip is self.primary else line + LINES)
 
     # Ports.
-
-    def claims(self, port: int) -> bool:
-        """Whether a port is the pair's. KVM: i8259.c picdev_in_range."""
-        return port in PORTS
 
     def read(self, port: int, size: int) -> int:
         """A guest's IN. KVM: i8259.c picdev_read; anything but a byte reads as 0 and disturbs nothing."""

@@ -29,7 +29,7 @@ class Touchable:
     def __init__(self, agenda: Agenda, index: int) -> None:
         self.agenda = agenda
         self.index = index  # in the order of creation, in which those that were touched are looked at
-        self.touched = False
+        self.touched = False  # whether this is in the agenda's list
 
     def look(self) -> None:
         """Do what the turn made possible."""
@@ -51,7 +51,6 @@ class Agenda:
         "_next_wake",
         "_notified",
         "_outbox",
-        "_unsettled",
         "alarms",
         "backlog",
         "clock",
@@ -60,6 +59,7 @@ class Agenda:
         "lock",
         "share",
         "touched",
+        "unsettled",
         "work",
     )
 
@@ -75,7 +75,7 @@ class Agenda:
         self._alarms_moved = False
         self._next_wake: int | None = None
         # Whether the turn left anything: deferred work, touched vCPUs, notifications, or another time to wake at.
-        self._unsettled = False
+        self.unsettled = False
         self._deferred: list[Callable[[], None]] = []
         self.touched: list[Touchable] = []
         self._outbox: list[Notification] = []
@@ -99,16 +99,24 @@ class Agenda:
                 raise
 
     def __exit__(self, *_: object) -> None:
-        if not self._unsettled:
+        if not self.unsettled:
             self.lock.release()
             return
         try:
             if self._deferred or self.touched:
                 self.finish()
-            outbox = self._settle()
+            self.unsettled = False
+            outbox, self._outbox = self._outbox, []
+            many, self._notified = self._notified > TURN_NOTIFICATIONS, 0
+            if many or (outbox and self.backlog is not None):
+                self._leave(outbox)
+                outbox = []
+            if self._alarms_moved:
+                self._set_clock()
         finally:
             self.lock.release()
-        send(outbox)
+        if outbox:
+            send(outbox)
 
     def delete(self) -> None:
         """The VM is deleted in this turn, which is the last."""
@@ -125,21 +133,14 @@ class Agenda:
     def defer(self, work: Callable[[], None]) -> None:
         """Do some work when the operation is done with the chips."""
         self._deferred.append(work)
-        self._unsettled = True
-
-    def touch(self, touched: Touchable) -> None:
-        """Look at something when the turn ends."""
-        if not touched.touched:
-            touched.touched = True
-            self.touched.append(touched)
-            self._unsettled = True
+        self.unsettled = True
 
     def notify(self, listeners: Sequence[Callable[..., None]], *arguments: object) -> None:
         """Call listeners when the lock is free."""
         self._outbox.append((listeners, arguments))
         self._notified += len(listeners)
         self.work += len(listeners)
-        self._unsettled = True
+        self.unsettled = True
 
     def finish(self) -> None:
         """Do the deferred work, and look at what was touched."""
@@ -154,27 +155,10 @@ class Agenda:
                 one.look()
                 one.touched = False  # after what the look itself has touched
 
-    def _settle(self) -> Sequence[Notification]:
-        """The notifications to send without the lock, now that the turn has finished."""
-        self._unsettled = False
-        outbox, self._outbox = self._outbox, []
-        many, self._notified = self._notified > TURN_NOTIFICATIONS, 0
-        if many or (outbox and self.backlog is not None):
-            self._leave(outbox)
-            outbox = []
-        if self._alarms_moved:
-            self._alarms_moved = False
-            # Nothing comes due while there is a backlog: timers would add to it.
-            wake = None if self.deleted or self.backlog is not None else self.alarms.earliest()
-            if wake != self._next_wake:
-                self._next_wake = wake
-                self.clock.wake(self._wake, wake)
-        return outbox
-
     # Alarms.
 
     def _move_alarms(self) -> None:
-        self._alarms_moved = self._unsettled = True
+        self._alarms_moved = self.unsettled = True
 
     def ring_first(self, now: int) -> bool:
         """Ring the first alarm that is due; whether one was."""
@@ -186,6 +170,14 @@ class Agenda:
         alarm.ring()
         self.finish()  # before the next: a halt that this alarm ends takes its vector now
         return True
+
+    def _set_clock(self) -> None:
+        """Let the clock wake the VM when its first alarm is due. While there is a backlog none is: it would grow."""
+        self._alarms_moved = False
+        wake = None if self.deleted or self.backlog is not None else self.alarms.earliest()
+        if wake != self._next_wake:
+            self._next_wake = wake
+            self.clock.wake(self._wake, wake)
 
     def _wake(self) -> None:
         """Have a turn, as alarms are due; called from the clock's thread."""

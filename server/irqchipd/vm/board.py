@@ -236,6 +236,9 @@ class Board:
         lapic = cpu.lapic
         if lapic is not None and lapic.claims(address):
             return lapic
+        if self.ioapic is not None and self.ioapic.base_address != ioapic.DEFAULT_BASE:
+            device = self.mmio.find(address, size)
+            return None if device is self.ioapic and not self.ioapic.claims(address) else device
         return self.mmio.find(address, size)
 
     # Wires of the PICs, as their PicWires describe them.

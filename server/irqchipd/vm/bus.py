@@ -12,9 +12,6 @@ from irqchipd.vm.errors import VmError
 class Device(Protocol):
     """What a bus hands an access to."""
 
-    def claims(self, address: int) -> bool:
-        """Whether an access in the device's range is its own after all."""
-
     def read(self, address: int, size: int) -> int:
         """A guest's read of some bytes; the value is zero-extended."""
 
@@ -25,7 +22,7 @@ class Device(Protocol):
 class IoBus:
     """Ranges that do not overlap, each a device's.
 
-    A device's reach is how far an access that begins in its range may go: KVM has ranges of which less is claimed.
+    A device's reach is how far an access that begins in its range may go: KVM claims less than some ranges have.
     """
 
     __slots__ = ("_devices", "_ends", "_reaches", "_starts")
@@ -68,8 +65,8 @@ class IoBus:
         del self._starts[index], self._ends[index], self._reaches[index], self._devices[index]
 
     def find(self, address: int, size: int) -> Device | None:
-        """The device that claims the whole of an access, if one does."""
+        """The device in whose range an access begins, and within whose reach the access ends; or None."""
         index = bisect_right(self._starts, address) - 1
-        if index >= 0 and address + size <= self._reaches[index] and self._devices[index].claims(address):
+        if index >= 0 and address < self._ends[index] and address + size <= self._reaches[index]:
             return self._devices[index]
         return None

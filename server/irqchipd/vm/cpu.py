@@ -156,7 +156,9 @@ class Cpu(Touchable):
     def priorities_changed(self) -> None:
         """What this vCPU would take has changed: look when the turn ends, if a halt or a listener waits for that."""
         if not self.touched and (self.halt is not None or self.listeners):
-            self.agenda.touch(self)
+            self.touched = True
+            self.agenda.touched.append(self)
+            self.agenda.unsettled = True
 
     @property
     def quirks(self) -> int:
@@ -291,7 +293,7 @@ class Cpu(Touchable):
         if self.queued and (pic if self.queued[0][1] else lapic):
             taken = self.queued.pop(0)
             self.priorities_changed()
-        elif pic and self.has_extint():
+        elif pic and (self.pic is None or self.pic.output) and self.has_extint():
             if self.pic is not None:
                 taken = self.pic.acknowledge(), True
             else:

@@ -48,7 +48,10 @@ class Lines(Capabilities):
         sources hold too much.
         """
         with self._turn:
-            source = self._checked_source((gsi << 1 | bool(level),), source)
+            if source is None:
+                source = self._shared_source
+            if source.resampled or source.closed or not self._board.has_irqchip:
+                self._check_source(source, (gsi << 1 | bool(level),))
             if level and gsi >= source.reach:
                 self._reach(source, gsi)
             return self._set_level(source, gsi, bool(level), line_status)
@@ -64,15 +67,16 @@ class Lines(Capabilities):
         a backlog. A source that is closed meanwhile, or a VM that is deleted, ends the work with an error.
         """
         statuses: list[int] = []
+        driver = source if source is not None else self._shared_source
         while True:
             with self._turn:
-                checked = self._checked_source(changes if not statuses else (), source)
+                self._check_source(driver, changes if not statuses else ())
                 if not statuses:
-                    self._reach_all(checked, changes)
+                    self._reach_all(driver, changes)
                 agenda = self.agenda
                 most = agenda.work + TURN_WORK
                 for change in changes[len(statuses) : len(statuses) + TURN_CHANGES]:
-                    statuses.append(self._set_level(checked, change >> 1, change & 1))
+                    statuses.append(self._set_level(driver, change >> 1, change & 1))
                     if agenda.work >= most:
                         break
             if len(statuses) == len(changes):
@@ -99,11 +103,10 @@ class Lines(Capabilities):
         if source.reach <= highest < MAX_GSIS:
             self._sources_bytes.charge(source, reach_for(highest), len(source.resampled))
 
-    def _checked_source(self, changes: Sequence[int], source: LineSource | None) -> LineSource:
+    def _check_source(self, source: LineSource, changes: Sequence[int]) -> None:
+        """Whether a source may make these changes: ENXIO without an irqchip, ENOENT of a closed source, EINVAL."""
         if not self._board.has_irqchip:
             raise self._no_irqchip()
-        if source is None:
-            return self._shared_source
         if source.closed:
             raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
         for change in changes if source.resampled else ():
@@ -111,7 +114,6 @@ class Lines(Capabilities):
                 raise invalid(
                     f"GSI {change >> 1} is resampled: it can only be raised, and falls when it is acknowledged"
                 )
-        return source
 
     def open_source(
         self,

@@ -123,9 +123,6 @@ class RegionDevice:
     def __init__(self, region: Region) -> None:
         self.regions = [region]
 
-    def claims(self, address: int) -> bool:  # noqa: ARG002 - see Device
-        return True
-
     def read(self, address: int, size: int) -> int:
         """Never called: Regions answers."""
         raise NotImplementedError
