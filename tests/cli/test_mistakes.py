@@ -342,16 +342,16 @@ def test_a_call(irqchip_client: Client, vm1: Vm, call: Call, what: str, allowed:
         assert words in raised.value.message
 
 
-def test_the_example_of_each_command_is_right(tmp_path: Path) -> None:
+def test_the_example_of_each_command_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--help shows what messages end with."""
     assert isinstance(main, Group)
-    with CliRunner().isolated_filesystem(tmp_path):
-        for name in ("guest.elf", "vm1.state", "trace.jsonl"):
-            Path(name).touch()
-        for name in main.list_commands(Context(main)):
-            shown = CliRunner().invoke(main, [name, "--help"], prog_name="irqchipctl").stdout
-            program, *example = shown.partition("Example:")[2].split()
-            assert (program, example[0]) == ("irqchipctl", name)
-            command = main.get_command(Context(main), name)
-            assert command is not None
-            command.make_context(name, example[1:])
+    monkeypatch.chdir(tmp_path)
+    for name in ("guest.elf", "vm1.state", "trace.jsonl"):
+        Path(name).touch()
+    for name in main.list_commands(Context(main)):
+        help_text = CliRunner().invoke(main, [name, "--help"], prog_name="irqchipctl").stdout
+        program, *example = help_text.partition("Example:")[2].split()
+        assert (program, example[0]) == ("irqchipctl", name)
+        command = main.get_command(Context(main), name)
+        assert command is not None
+        command.make_context(name, example[1:])
