@@ -8,7 +8,7 @@ ack_interrupt, whether an irq_line is without status, whether a halt's interrupt
 complete_access has no answer; two unused bytes; the vCPU, the GSI or an MSI's flags; an address, port or MSR; a value:
 data, a level, or a halt's timeout.
 
-A result's: the operation's number, 0 for an error; what became of it: CLAIMED, FAULT, or how a halt ended; two unused
+A result's: the operation's number, 0 for an error; the outcome: CLAIMED, FAULT, or how a halt ended; two unused
 bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
 an error's text. The texts stand behind the records, in their order.
 
@@ -32,7 +32,7 @@ SINGLE_RESULT = Struct(HEADER.format + RESULT.format[1:])
 EVENT = Struct("<BB6xQ" + OPERATION.format[1:])
 ACCESS, DOORBELL = 1, 2  # which event
 
-# What became of an operation.
+# The outcome of an operation.
 CLAIMED = 1  # and of an ack_interrupt: taken
 FAULT = 2
 UNANSWERED = 4

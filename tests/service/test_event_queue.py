@@ -6,7 +6,7 @@ import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.edge.outbound import EventQueue
+from irqchipd.edge.events import EventQueue
 from irqchipd.vm.events import (
     Doorbell,
     Event,

@@ -105,6 +105,40 @@ def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served
     assert order.index("quiet") <= 10 + 3
 
 
+def test_a_vm_whose_packet_is_done_at_once_does_not_pay_for_what_came_before_it(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "PASS_NS", 10**10)
+    eventfds = [os.eventfd(0) for _ in range(3)]
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(_: int) -> None:
+        inside.set()
+        go_on.wait(5)
+
+    def receive(_: int) -> None:
+        time.sleep(0.05)
+
+    def do_at_once(_: int) -> None:
+        assert here.port.allows("vm")
+        done.set()
+
+    try:
+        for eventfd, handler in zip(eventfds, (hold, receive, do_at_once), strict=True):
+            here.port.watch(eventfd, handler, select.EPOLLIN | select.EPOLLET)
+        os.eventfd_write(eventfds[0], 1)
+        assert inside.wait(5)
+        for eventfd in eventfds[1:]:  # both are handled in one pass
+            os.eventfd_write(eventfd, 1)
+        go_on.set()
+        assert done.wait(5)
+        eventually(lambda: "vm" in here.port._work._used)
+        assert here.port._work._used["vm"] < 40_000_000
+    finally:
+        for eventfd in eventfds:
+            os.close(eventfd)
+
+
 def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     backlog = Backlog()
     begun: list[int] = []

@@ -26,15 +26,11 @@ SLICE_NS = 30_000  # after which another client has its turn, when an operation 
 MAX_STRING: Final = 256
 
 
-class LateAnswer:
-    """An answer that comes later than what is executed behind it, or that nothing is executed behind."""
-
-    def late(self) -> bytes:
-        """The answer, now that there is one."""
-        raise NotImplementedError
+# Makes an answer that comes late: of a halt that has ended, or of an access that a region's owner has answered.
+Late = Callable[[], bytes]
 
 
-class Batch(LateAnswer):
+class Batch:
     """A batch and its answer. Each form of a batch derives from this, and does no more than to decode and encode.
 
     serial   the client's number for it
@@ -86,6 +82,10 @@ class Batch(LateAnswer):
 
     def answer(self) -> bytes:
         """The answer."""
+        raise NotImplementedError
+
+    def late(self) -> bytes:
+        """The answer with the outcome of the halt."""
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from irqchipd.edge.eventfds import Eventfds
-from irqchipd.edge.outbound import EventQueue
+from irqchipd.edge.events import EventQueue
 from irqchipd.fields import fields
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.sources import LineSource

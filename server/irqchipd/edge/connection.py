@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import threading
@@ -20,7 +19,7 @@ from irqchipd.edge import errors
 from irqchipd.edge.admission import Peer
 from irqchipd.edge.eventfds import PortEventfds
 from irqchipd.edge.rpc import decoded
-from irqchipd.edge.session import Session, opening
+from irqchipd.edge.session import Session, check_size, opening
 from irqchipd.edge.work import Work
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.pending import Pending, Slices
@@ -97,10 +96,11 @@ class Connection(Work):
         if ancillary:
             self._receive_descriptors(ancillary)
         elif data and session is not None and (self._port.alone or self._port.allows(session.vm.share)):
-            if self._execute(session, data) and self._work is not None:
-                self._port.do(self)
-            elif self._more:
-                self._wake()
+            if self._execute(session, data):
+                if self._work is not None:
+                    self._port.do(self)
+                elif self._more:
+                    self._wake()
             return
         self._packet = data
         self._port.do(self)
@@ -144,8 +144,6 @@ class Connection(Work):
     def _execute(self, session: Session, data: bytes) -> bool:
         """Do what a message says, as far as it is done at once. False where the Session ends with this message."""
         try:
-            if len(data) > self._limits.message_bytes:
-                raise self._too_long()
             with self._busy:
                 answer = session.receive(data)
                 if isinstance(answer, bytes):
@@ -155,8 +153,6 @@ class Connection(Work):
         except Exception as error:
             self._fail(error)
             return False
-        if self._eventfds.unused and self._work is None:
-            self._eventfds.discard()
         return True
 
     def _open(self, data: bytes) -> bool:
@@ -164,8 +160,7 @@ class Connection(Work):
         port = self._port
         try:
             self._eventfds.discard()
-            if len(data) > self._limits.message_bytes:
-                raise self._too_long()
+            check_size(data, self._limits)
             request = opening(decoded(pb.SessionRequest, data))
             port.quota.acquire()
             self._has_quota = True
@@ -180,9 +175,6 @@ class Connection(Work):
         port.opened(self)
         self._wake()
         return True
-
-    def _too_long(self) -> VmError:
-        return VmError(errno.E2BIG, f"a message of more than {self._limits.message_bytes} bytes")
 
     def _fail(self, error: Exception) -> None:
         self.end(errors.refusal(error))
@@ -257,8 +249,12 @@ class Connection(Work):
             self._more = False
             try:
                 session = self._session
-                while session is not None and not self._unsent and (message := session.take()) is not None:
-                    self._send(message)
+                while session is not None and not self._unsent and (session.late or not session.events.is_empty):
+                    message = session.take()
+                    if message is not None:
+                        self._send(message)
+                    if not self._unsent:
+                        session.sending = None
                 if self._watched != _READ:
                     self._watch()
             finally:

@@ -1,8 +1,11 @@
-"""What Sessions are sent about events: messages, and records (irqchip/records.py)."""
+"""A Session's events: the queue in which they wait for the client, and the messages and records that it is sent."""
 
 from __future__ import annotations
 
-from typing import Final
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
@@ -23,8 +26,237 @@ from irqchipd.vm.events import (
 from irqchipd.vm.regions import Space
 from irqchipd.vm.vcpu_state import Signal
 
+_T = TypeVar("_T")
+
 _READS: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_read"], Space.MMIO: NUMBERS["mmio_read"]}
 _WRITES: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_write"], Space.MMIO: NUMBERS["mmio_write"]}
+_ACCESSES: Final = 0  # and resets
+_MERGED: Final = 1
+_SIGNALS: Final = 2
+
+
+class _Bounded(Generic[_T]):
+    """A queue of so many; where more would be, there is a count of what was dropped, in its place."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.items: deque[_T | int] = deque()
+        self._kept = 0
+
+    def put(self, item: _T) -> bool:
+        """Whether there was room."""
+        if self._kept < self._limit:
+            self._kept += 1
+            self.items.append(item)
+            return True
+        last = self.items[-1]
+        if isinstance(last, int):
+            self.items[-1] = last + 1
+        else:
+            self.items.append(1)
+        return False
+
+    def take(self) -> _T | int:
+        """The first, or how many were dropped here."""
+        item = self.items.popleft()
+        if not isinstance(item, int):
+            self._kept -= 1
+        return item
+
+
+class _Unread:
+    """A doorbell or a reset, which a later event may change as long as the client has not been sent this.
+
+    event      None: doorbells that found no room
+    as_record  whether the client is sent a record
+    count      how many doorbells this is
+    """
+
+    __slots__ = ("as_record", "count", "event")
+
+    def __init__(self, event: Doorbell | VmReset | None, as_record: bool, count: int = 1) -> None:
+        self.event = event
+        self.as_record = as_record
+        self.count = count
+
+
+class EventQueue:
+    """A Session's events. wake is called, from any thread, when there is something to take where there was nothing.
+
+    on_dropped is called with the queue's lock, on_lost without.
+
+    Events that say the same are one event while they are unread.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        wake: Callable[[], None],
+        on_dropped: Callable[[], None],
+        on_lost: Callable[[RegionsLost], None] = lambda _: None,
+    ) -> None:
+        self._wake = wake
+        self._on_dropped = on_dropped
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        # Events of which one stands for several, with their counts, by what they are about; the oldest is the first.
+        # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
+        self._merged: dict[object, tuple[Event, int]] = {}
+        self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
+        self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
+        # What happened to regions, and resets, in their order.
+        self._accesses: deque[_Unread | bytes] = deque()
+        self._limit = limit
+        self._doorbells = 0
+        self.is_empty = True  # may be read without the lock, by whoever is woken
+        # Which of the three kinds is looked at first: none waits while others keep coming.
+        self._kind = _ACCESSES
+
+    def put(self, event: Event) -> None:
+        """Queue an event, or count it as dropped."""
+        with self._lock:
+            idle, self.is_empty = self.is_empty, False
+            if isinstance(event, VcpuSignal):
+                self._put_signal(event)
+            elif isinstance(event, VmReset):
+                self._put_reset(event)
+            else:
+                subject, number = _subject(event)
+                unread = self._merged.get(subject)
+                if unread is not None:
+                    number = unread[1] | number if isinstance(event, IoapicEoi) else unread[1] + number
+                self._merged[subject] = event, number
+        if idle:
+            self._wake()
+
+    def _put_signal(self, signal: VcpuSignal) -> None:
+        if self._unread_signals.get(signal.vcpu) == signal:
+            return
+        if self._signals.put(signal):
+            self._unread_signals[signal.vcpu] = signal
+        else:
+            self._on_dropped()
+
+    def _put_reset(self, event: VmReset) -> None:
+        """Of unread resets the last counts, and has its place among the accesses."""
+        unread = next((unread for unread in self._accesses if _is_reset(unread)), None)
+        if unread is not None:
+            self._accesses.remove(unread)
+        self._accesses.append(_Unread(event, as_record=False))
+
+    def put_access(self, event: Event) -> None:
+        """Queue what happened to a region."""
+        with self._lock:
+            idle, self.is_empty = self.is_empty, False
+            if isinstance(event, Doorbell):
+                self._put_doorbell(event, as_record=False)
+            else:
+                self._accesses.append(event_message(event_to(event)))
+        if idle:
+            self._wake()
+        if isinstance(event, RegionsLost):
+            self._on_lost(event)
+
+    def put_access_as_record(self, event: Event) -> None:
+        """As put_access, for a region that was registered by a record."""
+        if isinstance(event, RegionsLost):
+            self.put_access(event)  # which has no record
+            return
+        with self._lock:
+            idle, self.is_empty = self.is_empty, False
+            if isinstance(event, RegionAccess):
+                self._accesses.append(event_record(event))
+            elif isinstance(event, Doorbell):
+                self._put_doorbell(event, as_record=True)
+        if idle:
+            self._wake()
+
+    def _put_doorbell(self, event: Doorbell, as_record: bool) -> None:
+        accesses = self._accesses
+        last = accesses[-1] if accesses else b""
+        if isinstance(last, _Unread) and last.event == event:
+            last.count += 1
+        elif self._doorbells < self._limit:
+            self._doorbells += 1
+            accesses.append(_Unread(event, as_record))
+        else:
+            # Not by the VmReset, which moves: counts on either side of it would pile up.
+            last = next((unread for unread in reversed(accesses) if not _is_reset(unread)), b"")
+            if not isinstance(last, _Unread) or last.event is not None:
+                last = _Unread(None, as_record, 0)
+                accesses.append(last)
+            last.count += 1
+            self._on_dropped()
+
+    def take(self) -> bytes | None:
+        """The next message for the client, or None."""
+        message: bytes | None = None
+        with self._lock:
+            for _ in range(3):
+                kind, self._kind = self._kind, (self._kind + 1) % 3
+                if kind == _ACCESSES and self._accesses:
+                    unread = self._accesses.popleft()
+                    message = unread if isinstance(unread, bytes) else self._taken(unread)
+                elif kind == _MERGED and self._merged:
+                    message = self._take_merged()
+                elif kind == _SIGNALS and self._signals.items:
+                    message = self._take_signal()
+                if message is not None:
+                    break
+            self.is_empty = not (self._accesses or self._merged or self._signals.items)
+        return message
+
+    def _taken(self, unread: _Unread) -> bytes:
+        event = unread.event
+        if event is None:
+            return _dropped(unread.count)
+        if isinstance(event, Doorbell):
+            self._doorbells -= 1
+            if unread.as_record:
+                return event_record(event, unread.count)
+        return event_message(event_to(event, unread.count))
+
+    def _take_signal(self) -> bytes:
+        signal = self._signals.take()
+        if isinstance(signal, int):
+            return _dropped(signal)
+        if self._unread_signals.get(signal.vcpu) is signal:
+            del self._unread_signals[signal.vcpu]
+        return event_message(event_to(signal))
+
+    def _take_merged(self) -> bytes:
+        subject = next(iter(self._merged))
+        event, number = self._merged.pop(subject)
+        if not isinstance(event, IoapicEoi):
+            return event_message(event_to(event, number))
+        vector = (number & -number).bit_length() - 1
+        if number := number & number - 1:
+            self._merged[subject] = event, number
+        return event_message(event_to(IoapicEoi(event.vcpu, vector)))
+
+
+def _is_reset(unread: _Unread | bytes) -> bool:
+    return isinstance(unread, _Unread) and isinstance(unread.event, VmReset)
+
+
+def _dropped(count: int) -> bytes:
+    return event_message(pb.Event(events_dropped=pb.EventsDropped(count=count)))
+
+
+def _subject(event: Event) -> tuple[object, int]:
+    """What an event is about, and how often it happened, or its vector's bit. A later one of the subject is merged."""
+    match event:
+        case GsiMasked(gsi):
+            return (GsiMasked, gsi), 1
+        case GsiResampled(gsi, count):
+            return (GsiResampled, gsi), count
+        case IoapicEoi(vcpu, vector):
+            return (IoapicEoi, vcpu), 1 << vector
+        case _:
+            return event, 1
+
+
+# What the client is sent.
 
 
 def event_to(event: Event, count: int = 1) -> pb.Event:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from irqchipd.edge import errors
-from irqchipd.edge.batch import Batch, LateAnswer
+from irqchipd.edge.batch import Batch, Late
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
@@ -21,13 +21,13 @@ class Halts:
     An answer is put behind `answers` when its halt has ended, and the Session is woken; from any thread.
     """
 
-    def __init__(self, vm: Vm, limits: Limits, answers: deque[LateAnswer], wake: Callable[[], None]) -> None:
+    def __init__(self, vm: Vm, limits: Limits, answers: deque[Late], wake: Callable[[], None]) -> None:
         self._vm = vm
         self._limits = limits
         self._answers = answers
         self._wake = wake
-        # Batches whose answers have not been sent, in their order. The Session removes them when they have.
-        self.unsent: dict[LateAnswer, Batch] = {}
+        # Batches whose answers have not been taken, in their order.
+        self.unsent: dict[Late, Batch] = {}
         # The last of each vCPU, which the client can give up even after its answer has been sent.
         self._last: dict[int, Batch] = {}
 
@@ -37,7 +37,7 @@ class Halts:
 
         def done(outcome: Outcome) -> None:
             batch.outcome = outcome
-            self._answers.append(batch)
+            self._answers.append(batch.late)
             self._wake()
 
         try:
@@ -49,7 +49,7 @@ class Halts:
         except Exception as error:
             batch.outcome = errors.refusal(error)
             return batch.late()
-        self.unsent[batch] = batch
+        self.unsent[batch.late] = batch
         self._last[vcpu] = batch
         return None
 
@@ -61,12 +61,12 @@ class Halts:
         cancelled = self._vm.abandon(batch.halt)
         batch.outcome = None
         if cancelled:
-            self._answers.append(batch)
+            self._answers.append(batch.late)
             self._wake()
 
-    def abandon(self) -> None:
+    def abandon(self, sending: Batch | None) -> None:
         """Cancel all halts, and give back what those took whose answers have not been sent."""
-        for batch in self.unsent.values():
-            if batch.halt is not None:
+        for batch in (*self.unsent.values(), sending):
+            if batch is not None and batch.halt is not None:
                 self._vm.abandon(batch.halt)
         self.unsent.clear()

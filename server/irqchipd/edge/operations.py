@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
-from irqchip.records import CLAIMED, FAULT, FIELDS, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
+from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert
@@ -24,7 +24,7 @@ from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.routing import Route
 from irqchipd.vm.turns import Advance
-from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Outcome, Signal, VcpuEvents
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal, VcpuEvents
 
 MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
 
@@ -35,6 +35,7 @@ NOTHING: Final[Result] = (0, 0, 0)
 TAKEN: Final[Result] = (CLAIMED, 0, 0)
 _PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
 _LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
+CONTROLLERS: Final = (_LAPIC, _PIC)  # by whether the PIC gave an interrupt
 
 
 # Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
@@ -86,7 +87,7 @@ def ack_interrupt(on: Caller, controller: int, vcpu: int, _address: int, _data: 
     if controller not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, _PIC, _LAPIC):
         raise invalid(f"interrupt source {controller} is invalid; 0 is any, 1 the PIC, 2 the local APIC")
     taken = on.vm.ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC)
-    return NOTHING if taken is None else (CLAIMED, _PIC if taken[1] else _LAPIC, taken[0])
+    return NOTHING if taken is None else (CLAIMED, CONTROLLERS[taken[1]], taken[0])
 
 
 def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
@@ -106,18 +107,6 @@ def msr_write(on: Caller, _: int, vcpu: int, msr: int, data: int, host: bool = F
 def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int) -> Result:
     # The halt at the end of a batch is begun by the batch itself: it ends later.
     raise invalid("a halt is the last operation of its batch")
-
-
-def halt_result(outcome: Outcome) -> Result:
-    """The result of a halt that has ended. Raises the error that ended it."""
-    if isinstance(outcome, tuple):
-        return INTERRUPT, _PIC if outcome[1] else _LAPIC, outcome[0]
-    if outcome is None:
-        return TIMEOUT, 0, 0
-    if isinstance(outcome, VmError):
-        raise outcome
-    signal = convert.signal_to(outcome)
-    return SIGNAL, signal.kind, signal.vector
 
 
 # Operations that have a message alone.
@@ -254,7 +243,7 @@ def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
     """A function that gets some fields of a message. Where there is None it gets what is not used."""
     names = [name for name in fields if name is not None]
     if len(names) < 2:
-        return lambda request: [getattr(request, name) for name in names]
+        return lambda request: [0 if name is None else getattr(request, name) for name in fields]
     return attrgetter(*(name or names[0] for name in fields))
 
 

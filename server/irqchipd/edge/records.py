@@ -6,10 +6,22 @@ import errno
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from irqchip.records import ERROR, HEADER, OPERATION, RESULT, SINGLE_RESULT
+from irqchip.records import (
+    CLAIMED,
+    ERROR,
+    HEADER,
+    INTERRUPT,
+    OPERATION,
+    RESULT,
+    SIGNAL,
+    SINGLE_RESULT,
+    TIMEOUT,
+    UNANSWERED,
+)
 from irqchipd.edge import errors
-from irqchipd.edge.batch import Batch, LateAnswer
-from irqchipd.edge.operations import HALT, RECORDS, REFUSED, Operation, access_result, halt_result
+from irqchipd.edge.batch import Batch
+from irqchipd.edge.convert import signal_to
+from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, REFUSED, Operation
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
@@ -55,26 +67,31 @@ class RecordBatch(Batch):
         return b"".join((HEADER.pack(0, self.serial), *self._results, *self._texts))
 
     def late(self) -> bytes:
-        if isinstance(self.outcome, VmError):
-            self.add_error(self.outcome, self.outcome.message)
+        outcome = self.outcome
+        if isinstance(outcome, VmError):
+            self.add_error(outcome, outcome.message)
+            return self.answer()
+        if isinstance(outcome, tuple):
+            vector, from_pic = outcome
+            how, status, value = INTERRUPT, CONTROLLERS[from_pic], vector
+        elif outcome is None:
+            how, status, value = TIMEOUT, 0, 0
         else:
-            self._results.append(RESULT.pack(HALT.number, *halt_result(self.outcome)))
+            signal = signal_to(outcome)
+            how, status, value = SIGNAL, signal.kind, signal.vector
+        if self.count == 1:
+            return SINGLE_RESULT.pack(0, self.serial, HALT.number, how, status, value)
+        self._results.append(RESULT.pack(HALT.number, how, status, value))
         return self.answer()
 
 
-class AwaitedRecord(LateAnswer):
-    """A record alone in its packet, of an access that waits for a region's owner."""
-
-    def __init__(self, serial: int, number: int, access: Access) -> None:
-        self._serial = serial
-        self._number = number
-        self._access = access
-
-    def late(self) -> bytes:
-        try:
-            return SINGLE_RESULT.pack(0, self._serial, self._number, *access_result(self._access))
-        except VmError as error:
-            return error_alone(self._serial, error)
+def answer_alone(serial: int, number: int, access: Access) -> bytes:
+    """The answer to a record alone in its packet, whose access has ended."""
+    try:
+        value, answered = access.result()
+    except VmError as error:
+        return error_alone(serial, error)
+    return SINGLE_RESULT.pack(0, serial, number, CLAIMED if answered else CLAIMED | UNANSWERED, 0, value)
 
 
 def error_alone(serial: int, error: Exception) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from array import array
 from collections import deque
@@ -12,15 +13,15 @@ from typing import Final
 from irqchip.records import SINGLE, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.admission import UNKNOWN, Peer
-from irqchipd.edge.batch import Batch, LateAnswer, caught_up, execute
+from irqchipd.edge.batch import Batch, Late, caught_up, execute
 from irqchipd.edge.caller import SessionCaller
 from irqchipd.edge.creation import create_vm
 from irqchipd.edge.eventfds import Eventfds
+from irqchipd.edge.events import EventQueue
 from irqchipd.edge.halts import Halts
 from irqchipd.edge.messages import MessageBatch
 from irqchipd.edge.operations import RECORDS_ALONE
-from irqchipd.edge.outbound import EventQueue
-from irqchipd.edge.records import AwaitedRecord, RecordBatch, error_alone
+from irqchipd.edge.records import RecordBatch, answer_alone, error_alone
 from irqchipd.edge.rpc import decoded
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted, invalid
@@ -68,28 +69,29 @@ class Session:
         self._most = limits.operations  # of a batch
         self._wake = wake
         self._eventfds = eventfds
-        self._events = EventQueue(limits.queued_events, wake, self._count_dropped, self._log_loss)
-        # Answers that came to be later than the batches behind them. And the last that was taken: it may not be sent.
-        self._late: deque[LateAnswer] = deque()
-        self._sending: LateAnswer | None = None
-        self._halts = Halts(self.vm, limits, self._late, wake)
-        # A record whose access waits for its owner. Until its answer is taken nothing else may be received.
-        self.awaited: AwaitedRecord | None = None
+        self.events = EventQueue(limits.queued_events, wake, self._count_dropped, self._log_loss)
+        # Answers that come late and have not been taken. And a batch that ended in a halt, whose answer is being sent:
+        # the transport sets this to None when the answer has been sent, or calls take again.
+        self.late: deque[Late] = deque()
+        self.sending: Batch | None = None
+        self._halts = Halts(self.vm, limits, self.late, wake)
+        # The answer to a record whose access waits for an owner. Nothing may be received until this has been taken.
+        self.awaited: Late | None = None
         self._dropped_logged = 0
         try:
             self._source = self.vm.open_source(
                 request.client,
                 lambda: on_deleted(deleted(self.vm.name)),
                 resampled=resampled,
-                listener=self._events.put,
+                listener=self.events.put,
                 resume=request.resume,
             )
         except BaseException:
             self._delete_own_vm()
             raise
-        self._caller = SessionCaller(self.vm, self._source, self._events, eventfds)
+        self._caller = SessionCaller(self.vm, self._source, self.events, eventfds)
         try:
-            self.vm.subscribe(self._vcpus, self._events.put, self._gsis)
+            self.vm.subscribe(self._vcpus, self.events.put, self._gsis)
         except BaseException:
             self.vm.close_source(self._source)
             self._delete_own_vm()
@@ -130,7 +132,7 @@ class Session:
                     answer = error_alone(serial, error)
                 else:
                     if isinstance(result, Access):
-                        self.awaited = AwaitedRecord(serial, number, result)
+                        self.awaited = partial(answer_alone, serial, number, result)
                         result.when_done(partial(self._answer_late, self.awaited))
                         return None
                     flags, status, value = result
@@ -141,6 +143,7 @@ class Session:
 
     def _batch(self, data: bytes) -> Batch | None:
         """The batch of a message, or None where it is another message, which is done."""
+        check_size(data, self._limits)
         is_records = data[:1] == b"\0"
         self._eventfds.begin_message(is_records)
         if is_records:
@@ -161,23 +164,23 @@ class Session:
         yield from caught_up(self.vm)
         return answer
 
-    def _answer_late(self, answer: LateAnswer) -> None:
-        self._late.append(answer)
+    def _answer_late(self, answer: Late) -> None:
+        self.late.append(answer)
         self._wake()
 
     def take(self) -> bytes | None:
         """The next message for the client, or None. The call says that the message before has been sent."""
-        if self._sending is not None:
-            self._halts.unsent.pop(self._sending, None)
-            self._sending = None
-        if self._late:
-            self._sending = late = self._late.popleft()
-            if late is self.awaited:
+        self.sending = None
+        if self.late:
+            answer = self.late.popleft()
+            if answer is self.awaited:
                 self.awaited = None
-            return late.late()
-        if self._events.is_empty:
+            else:
+                self.sending = self._halts.unsent.pop(answer, None)
+            return answer()
+        if self.events.is_empty:
             return None
-        message = self._events.take()
+        message = self.events.take()
         if self._source.dropped_events != self._dropped_logged:
             self._dropped_logged = self._source.dropped_events
             self._caller.log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_logged)
@@ -185,8 +188,8 @@ class Session:
 
     def close(self, why: str = "") -> None:
         """End the Session, for this reason: its halts are cancelled, its levels drop, and its own VM is deleted."""
-        self._halts.abandon()
-        self.vm.unsubscribe(self._vcpus, self._events.put, self._gsis)
+        self._halts.abandon(self.sending)
+        self.vm.unsubscribe(self._vcpus, self.events.put, self._gsis)
         self.vm.close_source(self._source)
         self._caller.log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
         self._delete_own_vm()
@@ -203,6 +206,12 @@ def _numbers(what: str, numbers: Iterable[int], highest: int) -> Sequence[int]:
     if once and once[-1] > highest:
         raise invalid(f"{what} {once[-1]} is out of range: use 0 to {highest}")
     return array("H", once)
+
+
+def check_size(data: bytes, limits: Limits) -> None:
+    """E2BIG for a message that is too long."""
+    if len(data) > limits.message_bytes:
+        raise VmError(errno.E2BIG, f"a message of more than {limits.message_bytes} bytes")
 
 
 def opening(message: pb.SessionRequest) -> pb.SessionOpen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
@@ -11,10 +12,10 @@ from irqchipd.vm.regions import Access, Region, RegionDevice, Space
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpus import Vcpus
 
-MAX_PORT = 0xFFFF
-MAX_ADDRESS = (1 << 64) - 1
-PIO_SIZES = (1, 2, 4)
-MMIO_SIZES = (1, 2, 4, 8)
+MAX_PORT: Final = 0xFFFF
+MAX_ADDRESS: Final = (1 << 64) - 1
+PIO_SIZES: Final = (1, 2, 4)
+MMIO_SIZES: Final = (1, 2, 4, 8)
 
 
 class Accesses(Vcpus):

@@ -17,10 +17,7 @@ class Backlog(Pending):
     Everything but done and when_done runs under the lock of the VM.
     """
 
-    __slots__ = ("_notifications", "_notified")
-
     def __init__(self) -> None:
-        super().__init__()
         self._notifications: deque[Notification] = deque()
         self._notified = 0  # listeners of the first notification that have been called
 

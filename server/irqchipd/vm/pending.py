@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 
+# Guards the calls of all that is pending, each time for a moment: a thread begins to wait without the VM's lock.
+_LOCK: Final = threading.Lock()
+
 
 class Pending:
-    """An access that its owner has to answer, say, or notices that are left to send."""
+    """An access that its owner has to answer, say, or notifications that are left to send."""
 
-    __slots__ = ("_calls", "_lock", "done")
-
-    def __init__(self) -> None:
-        self.done = False
-        self._calls: Sequence[Callable[[], None]] = ()
-        self._lock = threading.Lock()  # a thread begins to wait without the VM's lock
+    done = False
+    _calls: Sequence[Callable[[], None]] = ()
 
     def when_done(self, call: Callable[[], None]) -> None:
         """Call something at the end: from any thread, and perhaps before this returns."""
-        with self._lock:
+        with _LOCK:
             if not self.done:
                 self._calls = (*self._calls, call)
                 return
@@ -29,7 +28,7 @@ class Pending:
 
     def end(self) -> Sequence[Callable[[], None]]:
         """This is the end. The calls to make without the VM's lock."""
-        with self._lock:
+        with _LOCK:
             self.done = True
             return self._calls
 

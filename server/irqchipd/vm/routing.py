@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from irqchipd.vm.errors import invalid
 
-MAX_GSIS = 4096  # KVM_MAX_IRQ_ROUTES, of both GSIs and entries
-MSI_VALID_DEVID = 1  # KVM_MSI_VALID_DEVID, the one flag KVM knows
+MAX_GSIS: Final = 4096  # KVM_MAX_IRQ_ROUTES, of both GSIs and entries
+MSI_VALID_DEVID: Final = 1  # KVM_MSI_VALID_DEVID, the one flag KVM knows
 
 
 class ChipId(IntEnum):
@@ -57,8 +58,8 @@ def default_routes() -> tuple[Route, ...]:
 
 
 # All inputs in a row: the PICs' lines 0 to 15, then the IOAPIC's pins.
-IOAPIC_INPUTS = 16
-INPUTS = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
+IOAPIC_INPUTS: Final = 16
+INPUTS: Final = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
 
 # What each GSI leads to: inputs, or an MSI.
 Table = Mapping[int, Sequence[int | MsiRoute]]
@@ -78,9 +79,9 @@ def gsi_of(routes: Sequence[Route]) -> dict[int, int]:
     return {8 * route.chip + route.pin: route.gsi for route in routes if isinstance(route, PinRoute)}
 
 
-DEFAULT_ROUTES = default_routes()
-DEFAULT_TABLE = table_of(DEFAULT_ROUTES)
-DEFAULT_GSI_OF = gsi_of(DEFAULT_ROUTES)
+DEFAULT_ROUTES: Final = default_routes()
+DEFAULT_TABLE: Final = table_of(DEFAULT_ROUTES)
+DEFAULT_GSI_OF: Final = gsi_of(DEFAULT_ROUTES)
 
 
 def check_routes(routes: Sequence[Route]) -> None:
