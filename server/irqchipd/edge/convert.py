@@ -60,9 +60,9 @@ def route_from(entry: pb.RoutingEntry) -> Route:
             raise invalid(f"the routing entry of GSI {entry.gsi} has no destination: an irqchip pin or an MSI")
 
 
-def routes_to(routes: Iterable[Route]) -> list[pb.RoutingEntry]:
+def routing_to(routes: Iterable[Route], response: pb.GetGsiRoutingResponse) -> None:
     """The reverse of routes_from."""
-    return [route_to(route) for route in routes]
+    response.entries.extend(route_to(route) for route in routes)
 
 
 def route_to(route: Route) -> pb.RoutingEntry:
@@ -195,15 +195,16 @@ def features_from(request: pb.SetCpuidRequest) -> Features:
     return Features(request.x2apic, request.tsc_deadline, request.tsc_adjust, request.physical_address_bits)
 
 
-def vcpu_events_from(events: Any) -> VcpuEvents:
+def vcpu_events_from(request: pb.SetVcpuEventsRequest) -> VcpuEvents:
     """What a message says of a vCPU's events; what it leaves out is None."""
+    events: Any = request.events
     given = {name: getattr(events, name) for name in _OPTIONAL_EVENTS if events.HasField(name)}
     return VcpuEvents(interrupt_vector=events.interrupt_vector, **given)
 
 
-def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
+def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
     """The reverse of vcpu_events_from."""
-    return pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__})
+    response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__}))
 
 
 # What a vCPU takes, and what Sessions are told.

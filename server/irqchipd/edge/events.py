@@ -144,32 +144,20 @@ class EventQueue:
             self._accesses.remove(unread)
         self._accesses.append(_Unread(event, as_record=False))
 
-    def put_access(self, event: Event) -> None:
+    def put_access(self, event: Event, as_record: bool = False) -> None:
         """Queue what happened to a region."""
         with self._lock:
             idle, self.is_empty = self.is_empty, False
             if isinstance(event, Doorbell):
-                self._put_doorbell(event, as_record=False)
+                self._put_doorbell(event, as_record)
+            elif as_record and isinstance(event, RegionAccess):
+                self._accesses.append(event_record(event))
             else:
                 self._accesses.append(event_message(event_to(event)))
         if idle:
             self._wake()
         if isinstance(event, RegionsLost):
             self._on_lost(event)
-
-    def put_access_as_record(self, event: Event) -> None:
-        """As put_access, for a region that was registered by a record."""
-        if isinstance(event, RegionsLost):
-            self.put_access(event)  # which has no record
-            return
-        with self._lock:
-            idle, self.is_empty = self.is_empty, False
-            if isinstance(event, RegionAccess):
-                self._accesses.append(event_record(event))
-            elif isinstance(event, Doorbell):
-                self._put_doorbell(event, as_record=True)
-        if idle:
-            self._wake()
 
     def _put_doorbell(self, event: Doorbell, as_record: bool) -> None:
         accesses = self._accesses

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter_ns
-from types import TracebackType
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -61,14 +61,19 @@ class Gate:
         self._ended = 0
         self._passing = False  # whether the next pass of the loop is asked for
 
-    def piece(self, holder: object) -> _Piece:
+    @asynccontextmanager
+    async def piece(self, holder: object) -> AsyncIterator[None]:
         """A piece of the holder's work: `async with gate.piece(vm.share):`."""
-        return _Piece(self, holder)
+        begun = await self._begin(holder)
+        try:
+            yield
+        finally:
+            self._end(holder, begun)
 
     async def run(self, holder: object, work: Slices[_T]) -> _T:
         """Do some work in pieces of PIECE_NS."""
         while True:
-            begun = await self.begin(holder)
+            begun = await self._begin(holder)
             awaited: Pending | None = None
             try:
                 while awaited is None and perf_counter_ns() - begun < PIECE_NS:
@@ -77,7 +82,7 @@ class Gate:
                 result: _T = done.value
                 return result
             finally:
-                self.end(holder, begun)
+                self._end(holder, begun)
             if awaited is not None:
                 await ended(awaited)
 
@@ -88,14 +93,14 @@ class Gate:
         async with self.piece(None):
             return decoded(message_class, data)
 
-    async def begin(self, holder: object) -> int:
-        """Wait until a piece of the holder's work may begin. When it began, for end()."""
+    async def _begin(self, holder: object) -> int:
+        """Wait until a piece of the holder's work may begin. When it began, for _end()."""
         if self._is_busy():
             self._ask_for_next_pass()
             await self._waiting.wait(holder, self._waiting.admit)
         return perf_counter_ns()
 
-    def end(self, holder: object, begun: int) -> None:
+    def _end(self, holder: object, begun: int) -> None:
         """A piece of the holder's work is done."""
         self._ended = perf_counter_ns()
         self._worked += self._ended - begun
@@ -120,19 +125,3 @@ class Gate:
             self._waiting.admit()
         if self._waiting:
             self._ask_for_next_pass()
-
-
-class _Piece:
-    __slots__ = ("_begun", "_gate", "_holder")
-
-    def __init__(self, gate: Gate, holder: object) -> None:
-        self._gate = gate
-        self._holder = holder
-
-    async def __aenter__(self) -> None:
-        self._begun = await self._gate.begin(self._holder)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gate.end(self._holder, self._begun)
