@@ -25,7 +25,9 @@ from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
-LOOP, BATCH, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+LOOP, BATCH, ENDED, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findall(
+    r"```python\n(.*?)```", TEXT, re.DOTALL
+)
 (CREATE, ENABLE, MSI, AGAIN, END, DONE, _, DEVICE, SAVE, DELETE, RESTORE, GOES_ON) = re.findall(
     r"^    (irqchipctl .*?)(?: &)?$", TEXT, re.MULTILINE
 )
@@ -94,6 +96,12 @@ def test_a_batch_ends_an_interrupt_and_waits_for_the_next(vm1: Vm, capsys: pytes
         vm1.signal_msi(0xFEE0_0000, 0x40)
         exec(BATCH, {"session": session})
     assert capsys.readouterr().out == f"{[Claim.DEVICE, Interrupt(0x40, InterruptSource.LAPIC)]}\n"
+
+
+def test_a_halt_is_ended(vm1: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    with vm1.session() as session:
+        exec(ENDED, {"session": session})
+    assert capsys.readouterr().out == "None\n"
 
 
 class DeviceIsDone(Exception):  # noqa: N818 - it is no error

@@ -1,4 +1,4 @@
-"""Which argument of a call is wrong, and what is allowed: looked for when protobuf or struct has refused them."""
+"""Finds the wrong argument of a call, after protobuf or struct has refused them, and says what is allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._state import Chip
 
 _WORD, _LONG = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
-# What an argument of this name is, and the highest number that it can be.
+# By an argument's name: a description, and the highest number allowed.
 _NUMBERS = {
     "access": ("the number of a RegionAccess", _LONG),
     "address": ("an address", _LONG),
@@ -33,7 +33,7 @@ _NUMBERS = {
     "vcpu": ("a vCPU's id", _WORD),
     "vector": ("a vector", 0xFF),
 }
-# Of calls whose values have fewer bits than those of others.
+# Calls whose values have fewer bits than those of other calls.
 _NARROW = {("pio_write", "data"): _WORD, ("signal_msi", "data"): _WORD, ("MsiRoute", "data"): _WORD}
 _TEXTS = frozenset({"name", "client"})
 _MEMBERS: dict[tuple[str, str], type[IntEnum]] = {
@@ -148,7 +148,7 @@ def _is_no(value: object, what: str) -> str:
 
 
 def _as_number(value: object) -> str:
-    """What to write in place of a text that reads as a number."""
+    """The advice for a text that reads as a number."""
     if isinstance(value, str):
         with suppress(ValueError):
             int(value, 0)

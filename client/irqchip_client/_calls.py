@@ -93,7 +93,7 @@ def create_pit(speaker: bool) -> Call[None]:
 
 
 def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
-    """What opens a Watch. Raises InvalidArgument for names that are none."""
+    """The request that opens a Watch. Raises InvalidArgument for names that are no text."""
     from ._arguments import what_is_wrong
 
     check_name("VM", vm)
@@ -108,7 +108,7 @@ def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
         raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None
 
 
-# A Session's, whose packets carry eventfds.
+# Calls of a Session that eventfds go with.
 
 
 @checked

@@ -1,8 +1,8 @@
-"""The connections of a Client, without their I/O.
+"""A Client's gRPC channels, without their I/O.
 
-A connection carries a bounded number of calls at a time: irqchipd takes about a hundred, and what is more waits in the
-client's gRPC until one of them ends. Calls that last, which are Sessions, Watches and Halts, would so hold up each
-other, and all others. They have channels of their own, and as many as it takes.
+A channel carries a bounded number of calls at a time: irqchipd takes about a hundred, and a further call waits in the
+client's gRPC until another ends. Sessions, Watches and halts last, and would hold up all other calls. So calls that
+last have channels of their own, as many as they need.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ MOST_CALLS = 32  # Over a channel at a time.
 
 @dataclass(slots=True)
 class Peer:
-    """The daemon that a Client is of, as those need it who call that daemon on the Client's behalf."""
+    """A Client's daemon, as its Sessions and Watches need to know it."""
 
     target: str
     timeout: float  # Seconds that a call may take.
-    closed: bool = False  # Whether the Client is.
+    closed: bool = False  # Whether the Client is closed.
 
 
 class Lasting(Generic[C]):
-    """The channels of calls that last: each is made when it is needed.
+    """The channels for calls that last: each is made when a call needs it.
 
-    One that no call uses any more is closed if another has room. So the last stays until the Client closes, and to halt
-    again and again does not take a new connection each time.
+    A channel without calls is closed if another has room. So the last channel stays until the Client closes, and
+    repeated halts do not need a new connection each time.
     """
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
-        self._calls: dict[C, int] = {}  # How many use a channel.
+        self._calls: dict[C, int] = {}  # The number of calls that use each channel.
         self._closed = False
-        # Reentrant: a call that is collected as garbage, here say, gives its channel back.
+        # Reentrant: a call that is garbage-collected, even in here, gives its channel back.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -57,9 +57,9 @@ class Lasting(Generic[C]):
             return channel
 
     def give_back(self, channel: C) -> bool:
-        """A call over it has ended. Whether the channel is to be closed."""
+        """A call over the channel has ended. Returns whether the caller is to close the channel."""
         with self._lock:
-            if channel not in self._calls:  # close() gave it away.
+            if channel not in self._calls:  # close() handed it over.
                 return False
             self._calls[channel] -= 1
             if self._calls[channel]:

@@ -22,12 +22,12 @@ class Daemon:
 
     def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         self.process = process
-        self.targets: list[str] = []  # One an address, in the order in which they were asked for.
+        self.targets: list[str] = []  # One per address, in the order of the arguments.
         self._directory = directory
 
     @property
     def target(self) -> str:
-        """Its private socket, as connect() and IRQCHIP_TARGET take it."""
+        """The daemon's private socket, as connect() and IRQCHIP_TARGET take it."""
         return self.targets[0]
 
     @property
@@ -36,11 +36,11 @@ class Daemon:
 
     @property
     def stderr(self) -> str:
-        """What it has written to stderr so far."""
+        """The text that the daemon has written to stderr so far."""
         return (self._directory / "stderr").read_text(errors="replace")
 
     def connect(self, *, timeout: float = 10.0) -> "Client":
-        """A new Client of it."""
+        """A new Client of the daemon."""
         from ._sync.client import connect  # gRPC: not loaded by the mere import of the pytest plugin.
 
         return connect(self.target, timeout=timeout)
@@ -68,7 +68,7 @@ class Daemon:
             self.process.kill()
             self.process.wait()
             raise self._failure(f"did not stop within {timeout:g} s of SIGTERM, and was killed") from None
-        if self.process.returncode > 0:  # Negative is the signal that ended it, ours or the caller's.
+        if self.process.returncode > 0:  # Negative: the signal that ended it, sent here or by the caller.
             raise self._failure(f"ended with status {self.process.returncode} when it was stopped")
 
     def _failure(self, what: str) -> Exception:
@@ -83,9 +83,9 @@ def start_daemon(
 ) -> Iterator[Daemon]:
     """Runs a daemon on a private socket, and on the addresses of `listen`, for the length of a `with`.
 
-    `arguments` are further ones of irqchipd's command line, and `module` is run in place of irqchipd; `timeout` is in
-    seconds, for it to start, and again to stop. Raises IrqchipError(ECHILD) with what it wrote to stderr, where it does
-    neither. That it has ended before its time, or was killed, is no error here: a test may want just that.
+    `arguments` are appended to irqchipd's command line, and `module` is run in place of irqchipd; `timeout` is in
+    seconds, for the start and again for the stop. Raises IrqchipError(ECHILD), with the daemon's stderr, where one of
+    them takes longer. A daemon that ended early or was killed is no error: a test may do that on purpose.
     """
     # Not in $TMPDIR: the path of a socket has 107 characters at most, and pytest's directories are longer.
     directory = Path(tempfile.mkdtemp(prefix="irqchipd-", dir="/tmp"))

@@ -84,7 +84,7 @@ class Unavailable(IrqchipError):
 class TimedOut(IrqchipError):
     """ETIMEDOUT: no answer in time. The call may still have been executed.
 
-    Of halt(): the vCPU had nothing to take in time, and nothing is taken.
+    From halt(): the vCPU had nothing to take in time, and has taken nothing.
     """
 
 
@@ -122,17 +122,17 @@ _ALIASES = {"EDEADLOCK": "EDEADLK", "EWOULDBLOCK": "EAGAIN", "ENOTSUP": "EOPNOTS
 
 
 def reason_of(number: int) -> str:
-    """An errno's name, as errno(3) has it; its number where there is none."""
+    """An errno's name, as errno(3) has it; its number where it has no name."""
     name = errno.errorcode.get(number, str(number))
     return _ALIASES.get(name, name)
 
 
-# How the system's own words end, in gRPC's details, where a daemon may be there, but not for this user.
+# The end of the system's message in gRPC's details, where the daemon may be there, but not for this user.
 _FORBIDDEN = (f"({errno.EACCES})", f"({errno.EPERM})")
 
-_LONGEST_MESSAGE = 1000  # Characters of an error's message that another has written.
+_LONGEST_MESSAGE = 1000  # Characters that are shown of a message from elsewhere.
 
-# What a status means that carries no reason of irqchipd's: gRPC itself made it, or something between.
+# The meaning of a status without irqchipd's reason: gRPC made it, or a proxy.
 _MEANINGS = {
     grpc.StatusCode.CANCELLED: (
         errno.ECONNABORTED,
@@ -159,7 +159,7 @@ _MEANINGS = {
 
 
 class _Status(Protocol):
-    """What every grpc.RpcError of a finished call, sync or aio, also is; its type does not say so."""
+    """The methods that every grpc.RpcError of a finished call has, sync or aio; its type does not say so."""
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...
@@ -228,14 +228,14 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, closed: bool = False) -
 
 
 def shortened(text: str) -> str:
-    """A text of another's that an error shows: who sent a long name need not read all of it again."""
+    """A text from elsewhere, cut to a length that an error can show."""
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 def _from_reason(reason: str, message: str) -> IrqchipError:
     number = getattr(errno, reason, None)
     message = shortened(message)
-    if not isinstance(number, int):  # A newer daemon's.
+    if not isinstance(number, int):  # From a newer daemon.
         return IrqchipError(errno.EIO, f"{message} ({reason:.100})")
     return make_error(number, message)
 
@@ -247,7 +247,7 @@ def _reason(failure: _Status) -> str | None:
 
     try:
         status = rpc_status.from_call(failure)
-    except ValueError:  # Its details contradict its code: not irqchipd's.
+    except ValueError:  # Its details contradict its code, so irqchipd did not make it.
         return None
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():

@@ -1,4 +1,4 @@
-"""What streams tell: a Session's events, and a Watch's."""
+"""The events of a Session and of a Watch."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ._model import ResetReason, SignalKind, Space
 
 @dataclass(frozen=True, slots=True)
 class InterruptPending:
-    """A vCPU has an interrupt to take. An unread one stands for any number: acknowledge until there is none left."""
+    """A vCPU has an interrupt to take. One event stands for any number: acknowledge until there is none left."""
 
     vcpu: int
 
 
 @dataclass(frozen=True, slots=True)
 class VcpuSignal:
-    """A vCPU was sent something other than an interrupt. It waits until it is taken: by take_signal(), or a halt.
+    """A vCPU was sent a signal: NMI, SMI, INIT or SIPI. The signal waits for take_signal() or for a halt.
 
-    An NMI or SMI to a vCPU that waits for INIT or SIPI stays until that has started; an INIT loses what waits.
+    An NMI or SMI to a vCPU that waits for INIT or SIPI stays until the vCPU has started; an INIT discards both.
     """
 
     vcpu: int
     kind: SignalKind
-    vector: int  # Of a SIPI, the start page (the start address is vector << 12); otherwise 0.
-    ignored: bool = False  # Of a SIPI: the vCPU did not wait for one, and does not take it.
+    vector: int  # The start page of a SIPI (the start address is vector << 12); otherwise 0.
+    ignored: bool = False  # A SIPI that the vCPU does not take, because it did not wait for one.
 
 
 @dataclass(frozen=True, slots=True)
 class GsiAcknowledged:
-    """The guest ended a GSI's interrupt: the kernel's ack notifiers. Unread ones add up."""
+    """The guest ended a GSI's interrupt `count` times: the kernel's ack notifiers. Unread events add up."""
 
     gsi: int
     count: int = 1
@@ -40,7 +40,7 @@ class GsiAcknowledged:
 
 @dataclass(frozen=True, slots=True)
 class GsiMasked:
-    """The mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. The last unread counts."""
+    """The mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Only the newest is kept."""
 
     gsi: int
     masked: bool
@@ -48,9 +48,9 @@ class GsiMasked:
 
 @dataclass(frozen=True, slots=True)
 class GsiResampled:
-    """A GSI that the Session resamples was acknowledged, and has fallen: raise it if the device still asks.
+    """A GSI the Session resamples was acknowledged and went low `count` times: raise it if the device still asserts.
 
-    KVM's resamplefd. Unread ones add up.
+    KVM's resamplefd. Unread events add up.
     """
 
     gsi: int
@@ -59,7 +59,7 @@ class GsiResampled:
 
 @dataclass(frozen=True, slots=True)
 class IoapicEoi:
-    """With a split irqchip, a vCPU ended an interrupt of the VMM's IOAPIC. An unread one stands for any number."""
+    """With a split irqchip, a vCPU ended an interrupt of the VMM's IOAPIC. One event stands for any number."""
 
     vcpu: int
     vector: int
@@ -67,14 +67,14 @@ class IoapicEoi:
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped:
-    """Events were lost here, because they were not read in time."""
+    """`count` events were lost at this place, because they were not read in time."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class RegionAccess:
-    """A vCPU accesses a region of the Session's, and waits: complete_access() answers, by this number."""
+    """A vCPU accesses a region of the Session, and waits for complete_access() of this number."""
 
     access: int
     vcpu: int
@@ -82,12 +82,12 @@ class RegionAccess:
     address: int
     size: int  # Bytes.
     write: bool
-    data: int = 0  # What is written.
+    data: int = 0  # The value written.
 
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A vCPU wrote to a doorbell of the Session's. The same write may be told once, with how often it was made."""
+    """A vCPU wrote to a doorbell of the Session, `count` times the same value."""
 
     space: Space
     address: int
@@ -98,7 +98,7 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True)
 class RegionsLost:
-    """The Session did not answer an access in time, to this address first: its regions went. Register them again."""
+    """The Session lost its regions, as it did not answer an access to this address in time. Register them again."""
 
     space: Space
     address: int
@@ -106,9 +106,9 @@ class RegionsLost:
 
 @dataclass(frozen=True, slots=True)
 class VmReset:
-    """The VM was reset: whoever has a part of it resets that. Of unread ones the last counts.
+    """The VM was reset: a process that has a part of the VM resets that part. Only the newest event is kept.
 
-    It comes in order with RegionAccesses: those behind it are of the guest that has begun anew.
+    It comes in order with RegionAccesses: the guest makes those behind it after the reset.
     """
 
     reason: ResetReason = ResetReason.UNSPECIFIED
@@ -130,7 +130,7 @@ Event = (
 
 
 def event_from_proto(message: pb.Event) -> Event | None:
-    """None for a kind of event that this version does not know, and so did not subscribe to."""
+    """The event; None for a kind that this version does not know, and so did not subscribe to."""
     match message.WhichOneof("event"):
         case "interrupt_pending":
             return InterruptPending(message.interrupt_pending.vcpu)
@@ -146,9 +146,9 @@ def event_from_proto(message: pb.Event) -> Event | None:
         case "ioapic_eoi":
             return IoapicEoi(message.ioapic_eoi.vcpu, message.ioapic_eoi.vector)
         case "region_access":
-            told = message.region_access
-            space = Space(told.space)
-            return RegionAccess(told.access, told.vcpu, space, told.address, told.size, told.write, told.data)
+            made = message.region_access
+            space = Space(made.space)
+            return RegionAccess(made.access, made.vcpu, space, made.address, made.size, made.write, made.data)
         case "doorbell":
             rung = message.doorbell
             return Doorbell(Space(rung.space), rung.address, rung.size, rung.data, rung.count)
@@ -162,7 +162,7 @@ def event_from_proto(message: pb.Event) -> Event | None:
 
 
 def _reset_reason(reason: int) -> ResetReason:
-    """A reason that this version does not know is none: the reset must not go unheard."""
+    """The reason; UNSPECIFIED for one that this version does not know, so that the reset is still reported."""
     try:
         return ResetReason(reason)
     except ValueError:
@@ -178,7 +178,7 @@ _OPERATIONS = {
 
 
 def event_from_record(packet: bytes) -> Event | None:
-    """As event_from_proto, of the port's short form."""
+    """As event_from_proto(), for an event in the port's short form."""
     _, kind, serial, operation, size, vcpu, address, data = EVENT.unpack(packet)
     space, write = _OPERATIONS[operation]
     if kind == ACCESS:
@@ -188,11 +188,11 @@ def event_from_record(packet: bytes) -> Event | None:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """A passage of a tracepoint."""
+    """A tracepoint was passed."""
 
-    time_ns: int  # Of the daemon's monotonic clock.
+    time_ns: int  # By the daemon's monotonic clock.
     tracepoint: str  # The kernel's name, for example "kvm_pic_set_irq".
-    fields: dict[str, int]  # What it recorded, in the kernel's order: numbers of 64 bits, without a sign.
+    fields: dict[str, int]  # Its values, in the kernel's order: unsigned numbers of 64 bits.
 
 
 def trace_from_proto(message: pb.WatchResponse) -> TraceEvent | EventsDropped:

@@ -1,4 +1,4 @@
-"""What calls return: frozen dataclasses, made from the messages of irqchip.v1."""
+"""The results of calls: frozen dataclasses, made from the messages of irqchip.v1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class InterruptSource(IntEnum):
-    """Where a vCPU's interrupt comes from."""
+    """The chip that a vCPU's interrupt comes from."""
 
     ANY = 0  # In a request: the PIC first, where the local APIC accepts it (LINT0 unmasked, ExtINT), then the LAPIC.
     PIC = 1
@@ -27,23 +27,23 @@ class InterruptSource(IntEnum):
 
 
 class SignalKind(IntEnum):
-    """What a vCPU is sent that does not go through its local APIC's IRR."""
+    """A kind of signal to a vCPU: it does not go through the local APIC's IRR."""
 
     NMI = 1
     SMI = 2
     INIT = 3
     SIPI = 4
-    UNHALT = 5  # Of a halt: a remote read, by which KVM's guests wake a vCPU that has nothing to take.
+    UNHALT = 5  # Ends a halt: a remote read, by which KVM's guests wake a vCPU that has nothing to take.
 
 
 class MpState(IntEnum):
     """A vCPU's run state: KVM's numbers."""
 
-    RUNNABLE = 0  # It runs.
-    UNINITIALIZED = 1  # It has never been started, and waits for INIT; all but vCPU 0 begin so.
-    INIT_RECEIVED = 2  # It has been sent INIT, and waits for SIPI.
-    HALTED = 3  # It has executed HLT.
-    SIPI_RECEIVED = 4  # Of set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
+    RUNNABLE = 0  # The vCPU runs.
+    UNINITIALIZED = 1  # Never started, it waits for INIT; all vCPUs but the boot CPU begin so.
+    INIT_RECEIVED = 2  # After INIT, it waits for SIPI.
+    HALTED = 3  # It is in HLT.
+    SIPI_RECEIVED = 4  # For set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
 
     @classmethod
@@ -55,7 +55,7 @@ class MpState(IntEnum):
 
 
 class IrqchipMode(StrEnum):
-    """What of an irqchip is irqchipd's, as KVM says what is the kernel's."""
+    """The chips that irqchipd has; in KVM, those that the kernel has."""
 
     NONE = "none"
     FULL = "full"  # PICs, IOAPIC and local APICs.
@@ -71,13 +71,13 @@ _MODES = {
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """A range of ports or addresses that a Session answers for, or whose writes ring."""
+    """A range of ports or addresses that a Session has claimed: it answers accesses, or writes ring a doorbell."""
 
     space: Space
     address: int
     length: int  # Bytes.
     doorbell: bool = False
-    datamatch: int | None = None  # The only value that rings.
+    datamatch: int | None = None  # The only value that rings the doorbell.
 
     @classmethod
     def from_proto(cls, message: pb.RegionInfo) -> Self:
@@ -89,13 +89,15 @@ class RegionInfo:
 class SessionInfo:
     """An open Session, or a line source that was restored and waits for one."""
 
-    client: str  # What the client calls itself.
+    client: str  # The client's name for itself.
     source: int  # Its line source, 1 or more.
     asserted_gsis: tuple[int, ...]  # The GSIs it drives high now, ascending.
     dropped_events: int  # Events it did not read in time.
-    detached: bool = False  # There is no Session: one that is opened with `resume` takes the line source over.
-    resampled_gsis: tuple[int, ...] = ()  # The GSIs it resamples, ascending; all who resample one drive it as one.
-    regions: tuple[RegionInfo, ...] = ()  # What it answers for, by space and address.
+    detached: bool = False  # The source waits for a Session that is opened with `resume`.
+    resampled_gsis: tuple[
+        int, ...
+    ] = ()  # The GSIs it resamples, ascending. Sessions that resample the same GSI drive it together.
+    regions: tuple[RegionInfo, ...] = ()  # The regions it has claimed, by space and address.
 
     @classmethod
     def from_proto(cls, message: pb.SessionInfo) -> Self:
@@ -115,19 +117,19 @@ class VmInfo:
     """A VM.
 
     name
-    irqchip                  whether create_irqchip has been done
+    irqchip                  whether create_irqchip() was called
     vcpus                    the ids of its vCPUs, in order of creation
     sessions                 its Sessions, in order of opening
-    asserted_gsis            what line source 0, which all unary callers share, drives high, ascending
-    irqchip_mode             what of an irqchip is irqchipd's
-    pit                      whether create_pit has been done
+    asserted_gsis            GSIs that line source 0, which all unary callers share, drives high, ascending
+    irqchip_mode             the chips that irqchipd has
+    pit                      whether create_pit() was called
     asynchronous_interrupts  whether lines may be driven without stopping a vCPU
-    halt_in_kernel           whether a vCPU's HLT is irqchipd's to serve
-    virtual                  whether its clock is: it moves by advance() alone
-    now_ns                   its time, nanoseconds since its creation; it is not compared
+    halt_in_kernel           whether irqchipd serves a vCPU's HLT
+    virtual                  whether its clock is virtual: it moves by advance() alone
+    now_ns                   its time, nanoseconds since its creation; == ignores this field
     next_timer_ns            when its next timer is due, in the same time; None where none runs
     tsc_khz                  the frequency of its vCPUs' TSCs
-    lateness_ns              how late its timers are: more than the daemon does for one VM waits. It is not compared
+    lateness_ns              how late its timers are, because the daemon bounds the work per VM; == ignores this field
     """
 
     name: str
@@ -153,7 +155,7 @@ class VmInfo:
             vcpus=tuple(message.vcpus),
             sessions=tuple(SessionInfo.from_proto(session) for session in message.sessions),
             asserted_gsis=tuple(message.asserted_gsis),
-            # A daemon that does not say knows no split irqchip.
+            # A daemon that leaves the mode out knows no split irqchip.
             irqchip_mode=_MODES.get(message.irqchip_mode, IrqchipMode.FULL if message.irqchip else IrqchipMode.NONE),
             pit=message.pit,
             asynchronous_interrupts=message.asynchronous_interrupts,
@@ -168,10 +170,10 @@ class VmInfo:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Where a virtual clock is after it was moved.
+    """The time of a virtual clock after advance_clock().
 
     now_ns         the VM's time, nanoseconds since its creation
-    remaining_ns   how far short of what was asked it stopped, for the sake of others; of advance() always 0
+    remaining_ns   how far short of the request it stopped, so that other VMs get their turn; after advance() 0
     next_timer_ns  when the next timer is due: a time of the VM, not a distance from now; None where none runs
     """
 
@@ -187,9 +189,9 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VmSnapshot:
-    """The whole state of a VM: bytes to keep, and to restore it from, in this daemon or another.
+    """The whole state of a VM: bytes to keep, and to restore the VM from, in this daemon or another.
 
-    Equal where the bytes are. Of a VM on a virtual clock, the same operations give the same bytes.
+    Snapshots are equal where their bytes are. On a virtual clock, the same operations give the same bytes.
     """
 
     _data: bytes
@@ -199,7 +201,7 @@ class VmSnapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """InvalidArgument where they are not a snapshot. Whether it can be restored is the daemon's to say."""
+        """InvalidArgument where the bytes are no snapshot. The daemon decides whether a snapshot can be restored."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidArgument(
                 errno.EINVAL, f"data is of type {type(data).__name__}; it is the bytes that to_bytes() gave"
@@ -209,7 +211,7 @@ class VmSnapshot:
             message = pb.VmSnapshot.FromString(data)
         except DecodeError:
             message = pb.VmSnapshot()
-        if not message.version:  # Not even a number of a format: what was decoded is something else.
+        if not message.version:  # No format number: these are other bytes, which happened to decode.
             raise InvalidArgument(
                 errno.EINVAL,
                 f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make",
@@ -217,7 +219,7 @@ class VmSnapshot:
         return cls.from_proto(message)
 
     def to_bytes(self) -> bytes:
-        """The bytes, in which every snapshot of that state is the same."""
+        """The bytes: the same for every snapshot of the same state."""
         return self._data
 
     @classmethod
@@ -231,9 +233,9 @@ class VmSnapshot:
 class Access(NamedTuple):
     """A guest's read.
 
-    claimed     whether a device claims the address; where none does, it is the vCPU process's to emulate
-    data        what was read, zero-extended; 0 where unclaimed, all ones where unanswered
-    unanswered  it was a region's whose owner died, or did not answer in time
+    claimed     whether a device claims the address; where none does, the vCPU process emulates the access
+    data        the value read, zero-extended; 0 where unclaimed, all ones where unanswered
+    unanswered  the device that claims the address died, or did not answer in time
     """
 
     claimed: bool
@@ -242,20 +244,20 @@ class Access(NamedTuple):
 
 
 class Claim(IntEnum):
-    """Who took a guest's write; false where nobody did, and it is the vCPU process's to emulate."""
+    """What took a guest's write. False where nothing did: the vCPU process emulates the access."""
 
     NOBODY = 0
     DEVICE = CLAIMED
-    UNANSWERED = CLAIMED | UNANSWERED  # A region's whose owner died, or did not answer in time.
+    UNANSWERED = CLAIMED | UNANSWERED  # The device that claims the address died, or did not answer in time.
 
 
 class ResetReason(IntEnum):
     """Why a VM was reset."""
 
     UNSPECIFIED = pb.RESET_REASON_UNSPECIFIED
-    OPERATOR = pb.RESET_REASON_OPERATOR  # Somebody outside of the guest: the machine's reset button.
-    GUEST = pb.RESET_REASON_GUEST  # The guest: by the keyboard controller say.
-    FAULT = pb.RESET_REASON_FAULT  # The guest could not go on: a triple fault say.
+    OPERATOR = pb.RESET_REASON_OPERATOR  # Somebody outside the guest, as by a machine's reset button.
+    GUEST = pb.RESET_REASON_GUEST  # The guest, as by the keyboard controller.
+    FAULT = pb.RESET_REASON_FAULT  # The guest could not go on, as after a triple fault.
     WATCHDOG = pb.RESET_REASON_WATCHDOG
 
 
@@ -270,9 +272,9 @@ class Space(IntEnum):
 class MsrAccess:
     """A guest's RDMSR or WRMSR.
 
-    claimed  whether the register is irqchipd's; where it is not, it is the vCPU process's to emulate
-    fault    the guest gets a general protection fault; nothing was read or written
-    data     what was read; 0 where unclaimed, after a fault, and of a write
+    claimed  whether irqchipd has the register; where it has not, the vCPU process emulates the access
+    fault    whether the guest gets a general protection fault; then nothing was read or written
+    data     the value read; 0 where unclaimed, after a fault, and for a write
     """
 
     claimed: bool
@@ -293,26 +295,26 @@ class Signal:
     """A signal that a vCPU has taken."""
 
     kind: SignalKind
-    vector: int = 0  # Of a SIPI, the start page (the start address is vector << 12); otherwise 0.
+    vector: int = 0  # The start page of a SIPI (the start address is vector << 12); otherwise 0.
 
 
-Wake = Interrupt | Signal  # What ends a halt.
+Wake = Interrupt | Signal  # A halt ends with one of these.
 
 
 @dataclass(frozen=True, slots=True)
 class VcpuEvents:
-    """What waits to be delivered to a vCPU beside what its chips have: struct kvm_vcpu_events.
+    """Events on their way to a vCPU that no chip holds: struct kvm_vcpu_events.
 
-    Of set_events(), None leaves a thing as it is.
+    In set_events(), a field that is None stays as it is.
     """
 
-    nmi_injected: bool | None = None  # An NMI is on its way: it is the next thing to take.
+    nmi_injected: bool | None = None  # An NMI is on its way: the vCPU takes it next.
     nmi_pending: int | None = None  # NMIs to take: at most 2, or 1 while one is injected or masked.
-    nmi_masked: bool | None = None  # It is in an NMI's handler, as who executes it says: it takes no NMI.
+    nmi_masked: bool | None = None  # The vCPU is in an NMI's handler, and takes no NMI.
     smi_pending: bool | None = None
-    interrupt_injected: bool | None = None  # One is acknowledged and on its way: the next to be acknowledged.
-    interrupt_vector: int = 0  # Its vector.
-    sipi_vector: int | None = None  # What one that is set to SIPI_RECEIVED starts with; events() has None.
+    interrupt_injected: bool | None = None  # An acknowledged interrupt is on its way: the next one to be acknowledged.
+    interrupt_vector: int = 0  # That interrupt's vector.
+    sipi_vector: int | None = None  # The SIPI's vector for a vCPU that is set to SIPI_RECEIVED; events() leaves None.
 
     @classmethod
     def from_proto(cls, message: pb.VcpuEvents) -> Self:

@@ -1,7 +1,7 @@
-"""Lists that the daemon gives in pages: which request comes next, and what the pages make. Without I/O.
+"""Lists that the daemon gives in pages, assembled without I/O.
 
-Each function is a generator: it yields a call and the VM's name that it is for, and is sent the response, or thrown the
-error. What it returns is the list. A daemon of an older version gives everything in one page.
+Each function is a generator: it yields a call and the name of a VM, and is sent the response, or thrown the error. It
+returns the list. An older daemon gives everything in one page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._model import VmInfo
 T = TypeVar("T")
 Steps = Generator[tuple[Call[Any], str], Any, T]
 
-_MOST_PAGES = 10_000  # Of a list: far more than a daemon's limits make.
+_MOST_PAGES = 10_000  # Per list: far more than a daemon's limits allow.
 
 
 def every_vm() -> Steps[list[VmInfo]]:
@@ -34,14 +34,14 @@ def every_vm() -> Steps[list[VmInfo]]:
                 continue
             try:
                 vms[message.name] = yield from whole_vm(message.name)
-            except NotFound:  # It has gone in the meantime.
+            except NotFound:  # Deleted in the meantime.
                 vms.pop(message.name, None)
         tokens.next = page.next_page_token
     return list(vms.values())
 
 
 def whole_vm(name: str) -> Steps[VmInfo]:
-    """A VM, with all of its Sessions. What opens or ends while the pages come may be in it, or not."""
+    """A VM, with all of its Sessions. A Session that opens or ends while the pages come may be missing."""
     whole: pb.VmInfo | None = None
     sources: set[int] = set()
     tokens = _Tokens()
@@ -60,10 +60,10 @@ def whole_vm(name: str) -> Steps[VmInfo]:
 
 
 class _Tokens:
-    """The tokens of the pages, of which each is asked for once: a list that does not end is an error."""
+    """The tokens of the pages. Each is requested once: a list that does not end is an error."""
 
     def __init__(self) -> None:
-        self.next = ""  # What the last page said.
+        self.next = ""  # From the last page.
 
     def __iter__(self) -> Iterator[str]:
         asked: set[str] = set()

@@ -53,7 +53,7 @@ CLOSE_GRACE = 1.0
 
 
 class Promise(Protocol):
-    """What concurrent.futures.Future and asyncio.Future have in common."""
+    """The methods that concurrent.futures.Future and asyncio.Future have in common."""
 
     def done(self) -> bool: ...
     def set_result(self, result: list[Any], /) -> None: ...
@@ -71,7 +71,7 @@ class Batch:
     outcome: list[Any] | IrqchipError = field(default_factory=list)
 
     def settle(self) -> None:
-        if self.promise.done():  # Its caller has given it up.
+        if self.promise.done():  # Its caller waits no more.
             return
         if isinstance(self.outcome, IrqchipError):
             self.promise.set_exception(self.outcome)
@@ -121,7 +121,7 @@ class Batch:
 
 
 class Posted:
-    """The promise of a batch whose results nobody waits for: `answered`, if given, is called with them."""
+    """The promise of a batch that no caller waits for: `answered`, if given, is called with the results."""
 
     def __init__(self, answered: Callable[[list[Any]], None] | None) -> None:
         self._answered = answered
@@ -134,7 +134,7 @@ class Posted:
             self._answered(result)
 
     def set_exception(self, exception: BaseException, /) -> None:
-        pass  # the batch's error, or the Session's end: who uses the Session next learns of the latter
+        pass  # The Session's end, or a daemon that refuses the batch: the Session's next use raises.
 
 
 class SessionCore:
@@ -174,7 +174,7 @@ class SessionCore:
         self._gsis = list(gsis)
         self._resampled_gsis = list(resampled_gsis)
         self._resume = resume
-        self._new_vm = new_vm  # What is made for it, and ends with it.
+        self._new_vm = new_vm  # The request for a VM that is made for the Session, and ends with it.
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
         self._halting: dict[int, Batch] = {}  # By serial, the batches that end in a halt.
@@ -356,7 +356,7 @@ class SessionCore:
 
     def close(self) -> None:
         """This client closes the Session: no more batches. Those in flight are still answered."""
-        if not self.ended:  # What came first is what it ended by.
+        if not self.ended:  # The first reason for the end is kept.
             self._closing = True
 
     def end(self, failure: BaseException | None, peer: Peer) -> list[Batch]:

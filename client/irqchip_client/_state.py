@@ -100,7 +100,7 @@ class RedirectionEntry:
 
     @classmethod
     def from_raw(cls, raw: int) -> Self:
-        """The entry whose 64 bits these are."""
+        """The entry that these 64 bits encode."""
         return cls(
             vector=raw & 0xFF,
             delivery_mode=DeliveryMode(raw >> 8 & 7),
@@ -189,7 +189,7 @@ _REGISTER = struct.Struct("<I")
 class LapicState:
     """struct kvm_lapic_state: the local APIC's register page. Registers hold their raw 32 bits."""
 
-    id: int  # The id is bits 31:24; with KVM_CAP_X2APIC_API an x2APIC's is all of it.
+    id: int  # The id in bits 31:24; with KVM_CAP_X2APIC_API, an x2APIC's id in all 32.
     version: int
     tpr: int  # Task priority.
     ppr: int  # Processor priority.
@@ -211,7 +211,7 @@ class LapicState:
     isr: tuple[int, ...]  # Vectors in service, ascending.
     tmr: tuple[int, ...]  # Vectors whose last acceptance was level-triggered, ascending.
     irr: tuple[int, ...]  # Vectors requested, ascending.
-    # The page without the above: what has no name here, kept because the kernel keeps it.
+    # The bytes of the page without a field above: kept, because the kernel keeps them.
     rest: bytes = field(default=bytes(_LAPIC_BYTES), repr=False)
 
     @classmethod
@@ -250,11 +250,11 @@ class PitChannel:
 
     count: int = 0x10000  # The initial count, 1 to 65536. 32 bits.
     latched_count: int = 0  # 16 bits.
-    count_latched: int = 0  # Which half of latched_count a read gives: 0 none, 1 the low, 2 the high, 3 both.
+    count_latched: int = 0  # The half of latched_count that a read gives: 0 none, 1 the low, 2 the high, 3 both.
     status_latched: int = 0  # The next read gives status.
     status: int = 0  # The latched status byte; bit 7 is OUT.
-    read_state: int = 0  # Which half of the count a read gives: 1 the low, 2 the high, 3 and 4 both in turn.
-    write_state: int = 0  # Which half of the count a write takes.
+    read_state: int = 0  # The half of the count that a read gives: 1 the low, 2 the high, 3 and 4 both in turn.
+    write_state: int = 0  # The half of the count that a write sets.
     write_latch: int = 0  # The low half, while the high one is awaited.
     rw_mode: int = 0  # The access mode of the last control word.
     mode: int = 0xFF  # 0 to 5; 255 before the first control word.

@@ -19,16 +19,18 @@ _MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
 class Target:
     """A daemon's address."""
 
-    uri: str  # As people write it.
+    uri: str  # As users write it.
     address: str  # As gRPC takes it.
     local: bool  # A socket of this host.
-    folder: str | None = None  # Which must be this user's alone, as nobody named it: see check().
+    folder: str | None = (
+        None  # This folder must belong to this user alone, because the address is the default: check().
+    )
 
     def check(self) -> None:
-        """Sees to it that nobody but this user can have made the socket. To be done before each call.
+        """Makes sure, before each call, that no other user can have made the socket.
 
-        Raises IrqchipError(EACCES) where the default socket's folder is a stranger's, or open to others; Unavailable
-        where it is not there: a stranger could make it before gRPC looks.
+        Raises IrqchipError(EACCES) where the default socket's folder belongs to another user, or is open to others;
+        Unavailable where the folder is missing: another user could make it before gRPC connects.
         """
         if self.folder is None:
             return
@@ -49,7 +51,7 @@ class Target:
 
     @property
     def port(self) -> str | None:
-        """The path of its AF_UNIX port, which may not be there; None where it has none."""
+        """The path of the daemon's AF_UNIX port, which may be missing; None for a daemon over TCP."""
         return self.uri.removeprefix("unix://") + SUFFIX if self.uri.startswith("unix://") else None
 
     @property
@@ -57,8 +59,8 @@ class Target:
         options = [
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
-            # A daemon that has just been started is found at once: gRPC would else wait out a back-off of up to two
-            # minutes, and share it with every other channel of the process.
+            # Finds a daemon that has just been started: by default gRPC waits up to two minutes before it tries again,
+            # on all channels of the process.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
@@ -66,14 +68,14 @@ class Target:
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))
         else:
-            # A daemon on a host that vanished is noticed within 15 s, and its Sessions end; nobody else would tell.
+            # Without these, Sessions with a host that vanished would never end; with them they do within 15 s.
             options += [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
             options.append(("grpc.http2.max_pings_without_data", 0))
         return options
 
 
 def port_poll_ns() -> int | None:
-    """How long to poll the port before blocking, nanoseconds, by IRQCHIP_PORT: microseconds, or "off", which is None.
+    """Nanoseconds to poll the port before blocking. IRQCHIP_PORT gives microseconds, or "off": None.
 
     Raises InvalidArgument for anything else.
     """

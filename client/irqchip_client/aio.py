@@ -7,7 +7,7 @@
         async with vm.session("uart", vcpus=[0]) as session:
             await session.line(4).raise_()
 
-What has no I/O in it, such as errors, states and events, is irqchip_client's own.
+The names without I/O, such as errors, states and events, are in irqchip_client.
 """
 
 from ._asyncio.client import Client, Vm, connect

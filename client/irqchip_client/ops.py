@@ -113,7 +113,7 @@ def create_vcpu(vcpu: int) -> Call[None]:
 def irq_line(gsi: int, level: bool, *, without_status: bool = False) -> Call[int]:
     """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
 
-    without_status  KVM_IRQ_LINE: the count of the RTC's ticks on GSI 8 does not hold such an edge back
+    without_status  KVM_IRQ_LINE: the count of the RTC's ticks, on GSI 8, neither holds it back nor includes it
 
     The result is the status, summed over the chips the GSI is routed to: -1 masked or ignored, 0 coalesced with an
     interrupt still pending, 1 or more the number of deliveries. Lowering a line gives 1 per chip.

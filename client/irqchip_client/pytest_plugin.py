@@ -1,4 +1,4 @@
-"""pytest's fixtures for those who test against a real daemon: installed with the package, loaded when used.
+"""pytest fixtures for tests against a real daemon: installed with the package, loaded when used.
 
 def test_my_device(irqchip_client):
     vm = irqchip_client.create_vm()
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def irqchip_server() -> Iterator["Daemon"]:
-    """A daemon's process, one for the whole run: its `.target`, `.pid`, `.process`, `.stderr` and `.connect()`."""
+    """A daemon process for the whole run, with `.target`, `.pid`, `.process`, `.stderr` and `.connect()`."""
     from ._daemon import start_daemon
 
     with start_daemon() as daemon:
@@ -28,7 +28,7 @@ def irqchip_server() -> Iterator["Daemon"]:
 
 @pytest.fixture
 def irqchip_client(irqchip_server: "Daemon") -> Iterator["Client"]:
-    """A Client of irqchip_server's daemon. The VMs that the test has made, and not deleted, are deleted after it."""
+    """A Client of irqchip_server's daemon. After the test it deletes the VMs that the test left."""
     with irqchip_server.connect() as client:
         before = {vm.name for vm in client.vms()}
         yield client

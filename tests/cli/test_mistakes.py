@@ -70,7 +70,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["run", HERE], "--kernel is missing", "A multiboot image, or a flat binary", "run --help"),
     (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image, or a flat binary", "give"),
     (["run", "--kernel", sys.executable], "an ELF file without a multiboot header", "8 KiB", "objcopy -O binary"),
-    (["device", "Rtc"], "--vm is missing", "The VM that gets it", "`irqchipctl list`"),
+    (["device", "Rtc"], "--vm is missing", "The VM of the device", "`irqchipctl list`"),
     (["device", "Rtc", "--vm", "vm2", "--wait", "1"], "no VM 'vm2'", "waited for 1 s", "`irqchipctl create vm2`"),
     (["device", "nofile.py:Timer", "--vm", "vm1"], "there is no nofile.py", "No such file", "device --help"),
     (["device", f"{HERE}:Hasty", "--vm", "vm1"], "no attribute 'lines'", "super().__init__(name)", "call"),

@@ -60,7 +60,7 @@ class Connection:
             raise client_closed() from None
 
     def transport(self, core: SessionCore) -> GrpcTransport:
-        """What carries a new Session, which is not open yet."""
+        """The transport for a new Session, which is not open yet."""
         self._check()
         return GrpcTransport(lambda requests: self._lasting_call(lambda rpcs: rpcs.Session(requests)), core, self.peer)
 

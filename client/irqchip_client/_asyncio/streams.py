@@ -136,7 +136,7 @@ class GrpcTransport:
                     self.changed.notify_all()
                 if batch:
                     batch.settle()
-        except (Exception, asyncio.CancelledError) as error:  # Whatever it is, those who wait must learn of it.
+        except (Exception, asyncio.CancelledError) as error:  # Of any kind: the tasks that wait must learn of it.
             failure = error
         stream.cancel()
         self._outbox.put_nowait(None)

@@ -30,9 +30,9 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
     or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
-    Unavailable where no daemon answers; and, of a default socket, IrqchipError(EACCES) where its folder is not this
-    user's alone: a stranger might answer. A call that takes longer than `timeout` seconds raises TimedOut. Raises
-    InvalidArgument for a malformed target or timeout.
+    Unavailable where no daemon answers. For the default socket it raises IrqchipError(EACCES) where the folder does not
+    belong to this user alone: another user might answer. A call that takes longer than `timeout` seconds raises
+    TimedOut. Raises InvalidArgument for a malformed target or timeout.
     """
     return Client(resolve_target(target), seconds(timeout))
 
@@ -44,7 +44,7 @@ class Client:
         self.target = target.uri
         self.timeout = timeout
         self._connection = Connection(target, timeout)
-        self._owners: dict[str, Session] = {}  # Of ephemeral VMs, by their names.
+        self._owners: dict[str, Session] = {}  # By the names of the ephemeral VMs.
 
     def create_vm(
         self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0, ephemeral: bool = False
@@ -55,8 +55,8 @@ class Client:
 
         virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
         tsc_khz        the frequency of its vCPUs' TSCs, 1 to 100,000,000; 0 is 1,000,000, one tick a nanosecond
-        ephemeral      the daemon deletes it when this Client is closed or its process ends, however it ends. A Session
-                       named "owner" is what it hangs on
+        ephemeral      the daemon deletes the VM when this Client is closed or its process ends, however it ends: when
+                       the Session "owner" ends, which this opens
 
         AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
         begin with a letter or digit; LimitReached.
@@ -69,16 +69,16 @@ class Client:
         return Vm(self, owner.vm)
 
     def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> Vm:
-        """Makes a VM from what snapshot() gave, here or elsewhere; its clock goes on from where it was saved.
+        """Makes a VM from a snapshot(), here or elsewhere; its clock goes on from where it was saved.
 
         The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
-        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached. Of bytes
-        VmSnapshot.from_bytes() makes the snapshot.
+        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached.
+        VmSnapshot.from_bytes() makes a snapshot from bytes.
         """
         return Vm(self, self._connection.unary(_calls.restore_vm(snapshot, name)))
 
     def vm(self, name: str) -> Vm:
-        """A handle on a VM. No I/O: a VM that does not exist shows when it is used."""
+        """A handle on a VM. No I/O: if there is no such VM, the handle's first call raises NotFound."""
         check_name("VM", name)
         if not name:
             raise InvalidArgument(errno.EINVAL, "name is empty; vms() lists the VMs that there are")
@@ -137,7 +137,7 @@ class Client:
 
 
 class Vm(Machine):
-    """A VM. Every call raises NotFound where there is none of its name."""
+    """A VM. Every call raises NotFound where no VM has this name."""
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
@@ -155,7 +155,7 @@ class Vm(Machine):
             self.delete()
 
     def info(self) -> VmInfo:
-        """Its irqchip, its vCPUs, its open Sessions and the lines they hold."""
+        """The VM's irqchip, its vCPUs, its open Sessions and the lines they hold."""
         return self._client._follow(whole_vm(self.name))
 
     def create_irqchip(self) -> None:
@@ -177,28 +177,28 @@ class Vm(Machine):
         self._connection.unary(_calls.enable_cap(capability, args), self.name)
 
     def enable_split_irqchip(self, reserved_gsis: int = 24) -> None:
-        """KVM_CAP_SPLIT_IRQCHIP: local APICs alone; PICs and IOAPIC are the VMM's, whose routes the first GSIs are.
+        """KVM_CAP_SPLIT_IRQCHIP: local APICs alone. The VMM has PICs and IOAPIC, and the routes of the first GSIs.
 
         AlreadyExists where it has an irqchip or a vCPU, InvalidArgument above 4096.
         """
         self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
 
     def set_boot_cpu_id(self, vcpu: int) -> None:
-        """KVM_SET_BOOT_CPU_ID: which vCPU is the boot CPU, 0 at first.
+        """KVM_SET_BOOT_CPU_ID: makes a vCPU the boot CPU, which by default is vCPU 0.
 
         Busy once a vCPU exists, InvalidArgument for an id that none can have.
         """
         self._connection.unary(_calls.set_boot_cpu_id(vcpu), self.name)
 
     def reset(self, reason: ResetReason = ResetReason.OPERATOR) -> None:
-        """Brings chips, local APICs and run states to where they were when they were made.
+        """Resets chips, local APICs and run states to the state in which they were made.
 
-        Time, routing, Sessions and the levels that they drive stay. All Sessions are told, by a VmReset.
+        Time, routing, Sessions and the levels that they drive stay. Every Session gets a VmReset.
         """
         self._connection.unary(_calls.reset_vm(reason), self.name)
 
     def snapshot(self) -> VmSnapshot:
-        """Its whole state, for restore_vm(): also what the kernel's structs leave out."""
+        """The VM's whole state, for restore_vm(): also the parts that the kernel's structs leave out."""
         return self._connection.unary(_calls.save_vm(), self.name)
 
     def delete(self) -> None:
@@ -218,17 +218,21 @@ class Vm(Machine):
     ) -> Session:
         """Opens a Session: a line source of its own, batches of operations, and events.
 
-        client          what you call yourself, for people to read; at most 64 characters
-        vcpus           whose InterruptPending, VcpuSignal and IoapicEoi events to receive; they need not exist yet
-        gsis            whose GsiAcknowledged and GsiMasked events to receive
+        client          your name for the Session, for people to read; at most 64 characters
+        vcpus           receive InterruptPending, VcpuSignal and IoapicEoi events of these; they need not exist yet
+        gsis            receive GsiAcknowledged and GsiMasked events of these
         resampled_gsis  level lines to resample, as a KVM_IRQFD with a resamplefd does: such a line, once raised, stays
-                        high until it is acknowledged; then it falls, and a GsiResampled comes. It can only be raised:
-                        lower() and pulse() raise InvalidArgument. Several Sessions may resample one GSI: all hear, and
-                        it falls at the latest when the last of them ends. InvalidArgument without a full irqchip
+                        high until it is acknowledged; then it goes low, and a GsiResampled comes. lower() and pulse()
+                        raise InvalidArgument. Several Sessions may resample a GSI: each gets the event, and the line
+                        goes low at the latest when the last of them ends. InvalidArgument without a full irqchip
         resume          take over the line source that a restored VM kept for the client of this name, with its
-                        levels and the GSIs that it resamples. NotFound where there is none
-        event_buffer    how many VcpuSignals may wait to be read; more are dropped, and counted
-        max_in_flight   how many batches may wait for their answers, halts among them
+                        levels and the GSIs that it resamples. NotFound without such a source
+        event_buffer    the most VcpuSignals that may wait to be read; further ones are dropped, and counted
+        max_in_flight   the most batches that may wait for their answers, halts among them
+
+        A blocking Session goes over the daemon's AF_UNIX port where that is on this host, else over gRPC; asyncio's
+        always goes over gRPC. The environment's IRQCHIP_PORT has the microseconds to poll the port before blocking, or
+        "off" for gRPC alone.
         """
         return self._client._session(
             self.name,
@@ -242,7 +246,7 @@ class Vm(Machine):
         )
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
-        """Trace events, by the names of the kernel's tracepoints; all of them where none is named.
+        """Trace events, by the names of the kernel's tracepoints; without names, all of them.
 
         What happens after this returns is seen. An unknown name raises InvalidArgument, at
         the latest when read.

@@ -64,7 +64,7 @@ class Connection:
             raise
 
     def transport(self, core: SessionCore) -> Transport:
-        """What carries a new Session, which is then open: the port, where there is one, else gRPC."""
+        """Opens a Session, over the port where there is one, else over gRPC."""
         from .packets import PacketTransport
         from .port import PortChannel, connect_port
         from .streams import GrpcTransport

@@ -20,10 +20,10 @@ KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
 class Irqfd:
     """An eventfd that interrupts a GSI: KVM_IRQFD. Made by Session.irqfd(); it ends with its Session.
 
-    Whoever has its descriptor interrupts by writing to it, without a message: another process, or a device in C.
+    A process that has the descriptor interrupts by writing to it, without a message: a device in C, say.
 
     gsi         the GSI
-    resamplefd  of a resampled one the eventfd that is written when its interrupt was acknowledged, else None
+    resamplefd  the eventfd that is written when the interrupt was acknowledged; None without `resample`
     """
 
     def __init__(self, gsi: int, eventfd: int, resamplefd: int | None, close: Callable[[], None]) -> None:
@@ -36,17 +36,17 @@ class Irqfd:
         return f"<Irqfd of GSI {self.gsi}, {'closed' if self._eventfd < 0 else f'descriptor {self._eventfd}'}>"
 
     def fileno(self) -> int:
-        """The eventfd, to be written, or given to another process; -1 once it is closed."""
+        """The eventfd, to write to, or to give to another process; -1 once the Irqfd is closed."""
         return self._eventfd
 
     def trigger(self) -> None:
-        """An edge; of a resampled one a level, which stays until it is acknowledged."""
+        """Makes an edge; with `resample`, a level that stays until it is acknowledged."""
         os.eventfd_write(self._eventfd, 1)
 
     def wait_resampled(self, timeout: float | None = None) -> bool:
-        """Waits until its interrupt was acknowledged since this last said so; False after so many seconds.
+        """Waits until the interrupt was acknowledged since the last call. False after `timeout` seconds.
 
-        Whose device still asks triggers it again. ValueError where it is not resampled.
+        If the device still asserts its interrupt, trigger() again. ValueError without `resample`.
         """
         if self.resamplefd is None:
             raise ValueError(f"the irqfd of GSI {self.gsi} is not resampled: make it with resample=True")
@@ -56,7 +56,7 @@ class Irqfd:
         return True
 
     def close(self) -> None:
-        """It interrupts no more."""
+        """Ends the connection to the GSI, and closes the descriptors."""
         if self._eventfd >= 0:
             eventfd, self._eventfd = self._eventfd, -1
             try:
@@ -84,7 +84,7 @@ class EventfdCalls:
         raise NotImplementedError
 
     def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
-        """KVM_IRQFD: an eventfd whose writes interrupt a GSI, which takes a device no message and no answer.
+        """KVM_IRQFD: an eventfd whose writes interrupt a GSI, without a message and an answer.
 
         With `resample` a write raises the GSI until it is acknowledged. Only over the port: IrqchipError(EOPNOTSUPP)
         elsewhere. NotReady without an irqchip.
@@ -107,16 +107,16 @@ class EventfdCalls:
         return Irqfd(gsi, eventfd, resamplefd, deassign)
 
     def assign_irqfd(self, eventfd: int, gsi: int, resamplefd: int | None = None) -> None:
-        """irqfd() of an eventfd that is there. It stays the caller's, and the daemon's as long as the Session lasts.
+        """As irqfd(), for an eventfd of the caller's. The daemon has it too, until the Session ends.
 
-        Busy where it is an irqfd already; InvalidArgument where it is no eventfd, or can't be resampled.
+        Busy where it is an irqfd already; InvalidArgument where it is no eventfd, or the GSI can't be resampled.
         """
         flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
         descriptors = [eventfd] if resamplefd is None else [eventfd, resamplefd]
         self._transport.run_with_descriptors(_calls.irqfd(gsi, flags), descriptors)
 
     def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
-        """The reverse of assign_irqfd(); nothing where the eventfd is not this GSI's irqfd, and of this Session."""
+        """Undoes assign_irqfd(); does nothing where the eventfd is no irqfd of this GSI and Session."""
         self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
 
     def assign_ioeventfd(
@@ -124,7 +124,7 @@ class EventfdCalls:
     ) -> None:
         """KVM_IOEVENTFD: a doorbell that adds 1 to an eventfd, and sends no event; unregister_region() ends it.
 
-        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. AlreadyExists, InvalidArgument, LimitReached as of
+        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. AlreadyExists, InvalidArgument, LimitReached as for
         register_region().
         """
         self._transport.run_with_descriptors(

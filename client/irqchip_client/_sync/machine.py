@@ -1,5 +1,5 @@
 # Made from _asyncio/machine.py by tools/unasync.py: change that, and run `make proto`.
-"""What a Vm and a Session both are: a machine whose lines, vCPUs and chips can be reached."""
+"""The calls that a Vm and a Session have in common: on lines, vCPUs and chips."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 
 class Machine:
-    """The calls that a VM takes by unary RPC, and a Session of it in batches."""
+    """The calls that a Vm makes by RPCs of their own, and a Session in batches."""
 
     def vcpu(self, vcpu: int) -> Vcpu:
-        """A handle on a vCPU. No I/O: a vCPU that does not exist shows when it is used."""
+        """A handle on a vCPU. No I/O: if there is no such vCPU, the handle's first call raises NotFound."""
         return Vcpu(self, vcpu)
 
     def create_vcpu(self, vcpu: int) -> Vcpu:
@@ -46,13 +46,13 @@ class Machine:
     def line(self, gsi: int, *, without_status: bool = False) -> Line:
         """A handle on a GSI. No I/O.
 
-        without_status  it is driven by KVM_IRQ_LINE, and not by KVM_IRQ_LINE_STATUS: that is another call to the
-                        counting of the RTC's ticks, on GSI 8, which lets it through and misses it
+        without_status  the line is driven by KVM_IRQ_LINE, and not by KVM_IRQ_LINE_STATUS. The count of the RTC's
+                        ticks, on GSI 8, neither holds such an edge back nor includes it
         """
         return Line(self, gsi, without_status=without_status)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI. How many local APICs accepted it; -1: nobody was addressed."""
+        """KVM_SIGNAL_MSI. The number of local APICs that accepted the interrupt; -1 where the MSI addresses none."""
         return self._call(ops.signal_msi(address, data, flags))
 
     def routing(self) -> list[Route]:
@@ -84,7 +84,7 @@ class Machine:
     def set_pit(self, state: PitState | bytes) -> None:
         """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady.
 
-        Of the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+        From the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
         """
         self._call(ops.set_pit(state))
 
@@ -113,7 +113,7 @@ class Machine:
 
 
 class Vcpu:
-    """A vCPU: the accesses it makes, and the interrupts it takes. `NotFound` where there is none of its id."""
+    """A vCPU: the accesses it makes, and the interrupts it takes. Every call raises NotFound without such a vCPU."""
 
     def __init__(self, machine: Machine, vcpu: int) -> None:
         self.id = vcpu
@@ -155,15 +155,15 @@ class Vcpu:
         return self._machine._call(ops.msr_read(self.id, msr))
 
     def msr_write(self, msr: int, data: int) -> MsrAccess:
-        """WRMSR of the same. NotReady where the vCPU has no local APIC."""
+        """WRMSR of the MSRs of msr_read(). NotReady where the vCPU has no local APIC."""
         return self._machine._call(ops.msr_write(self.id, msr, data))
 
     def host_msr_read(self, msr: int) -> MsrAccess:
-        """KVM_GET_MSRS of one: no entry into the guest. NotReady where the vCPU has no local APIC."""
+        """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady where the vCPU has no local APIC."""
         return self._machine._call(ops.host_msr_read(self.id, msr))
 
     def host_msr_write(self, msr: int, data: int) -> MsrAccess:
-        """KVM_SET_MSRS of one: IA32_APIC_BASE goes from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST."""
+        """KVM_SET_MSRS of one MSR: IA32_APIC_BASE goes from any mode to any; IA32_TSC leaves IA32_TSC_ADJUST."""
         return self._machine._call(ops.host_msr_write(self.id, msr, data))
 
     def set_cpuid(
@@ -174,7 +174,7 @@ class Vcpu:
         tsc_adjust: bool = True,
         physical_address_bits: int = 52,
     ) -> None:
-        """KVM_SET_CPUID2: what the guest's CPUID has, as far as the local APIC goes by it. At first it has everything.
+        """KVM_SET_CPUID2: the features of the guest's CPUID that the local APIC depends on. A new vCPU has all of them.
 
         InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
         """
@@ -188,7 +188,7 @@ class Vcpu:
         self._machine._call(call)
 
     def cr8_read(self) -> int:
-        """MOV from CR8: TPR's upper half, whether the local APIC is disabled or not. NotReady where it has none."""
+        """MOV from CR8: TPR's upper half, also while the local APIC is disabled. NotReady without a local APIC."""
         return self._machine._call(ops.cr8_read(self.id))
 
     def cr8_write(self, value: int) -> None:
@@ -196,18 +196,18 @@ class Vcpu:
         self._machine._call(ops.cr8_write(self.id, value))
 
     def events(self) -> VcpuEvents:
-        """KVM_GET_VCPU_EVENTS: what waits to be delivered beside what the chips have. NotReady."""
+        """KVM_GET_VCPU_EVENTS: events on their way to the vCPU that no chip holds. NotReady."""
         return self._machine._call(ops.get_vcpu_events(self.id))
 
     def set_events(self, events: VcpuEvents) -> None:
-        """KVM_SET_VCPU_EVENTS: what is None stays. InvalidArgument for a number above 255; NotReady."""
+        """KVM_SET_VCPU_EVENTS: a field that is None stays. InvalidArgument for a number above 255; NotReady."""
         self._machine._call(ops.set_vcpu_events(self.id, events))
 
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
 
-        AlreadyExists while the vCPU has not taken the last one; NotReady where irqchipd has the PIC, or the vCPU has
-        no local APIC.
+        AlreadyExists while the vCPU has not taken the previous one; NotReady where irqchipd has the PIC, or the vCPU
+        has no local APIC.
         """
         self._machine._call(ops.interrupt(self.id, vector))
 
@@ -216,7 +216,7 @@ class Vcpu:
         self._machine._call(ops.nmi(self.id))
 
     def mp_state(self) -> MpState:
-        """KVM_GET_MP_STATE: its run state."""
+        """KVM_GET_MP_STATE: the vCPU's run state."""
         return self._machine._call(ops.get_mp_state(self.id))
 
     def set_mp_state(self, state: MpState) -> None:
@@ -224,32 +224,32 @@ class Vcpu:
         self._machine._call(ops.set_mp_state(self.id, state))
 
     def take_signal(self) -> Signal | None:
-        """Takes what waits for it beside interrupts: INIT, then SIPI, SMI, NMI. None where nothing does. NotReady.
+        """Takes the signal that waits for the vCPU: INIT, else SIPI, SMI or NMI. None where no signal waits. NotReady.
 
-        While it waits for INIT or SIPI, an SMI or NMI stays, to be taken once it has started; an INIT loses it.
+        While the vCPU waits for INIT or SIPI, an SMI or NMI stays until it has started; an INIT discards them.
         """
         return self._machine._call(ops.take_signal(self.id))
 
     def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
-        """HLT: waits until it has something to take, and takes it. A vCPU that waits for INIT or SIPI calls it too.
+        """HLT: waits until the vCPU has something to take, and takes it. A vCPU waits for INIT or SIPI so, too.
 
         interrupts_masked  the guest's RFLAGS.IF is 0: no interrupt ends the halt
-        timeout            seconds, after which TimedOut is raised, and nothing has been taken; None: no end
+        timeout            seconds, after which TimedOut is raised, and nothing has been taken; None: no limit
 
-        Busy while it halts already; NotReady where it has no local APIC. By Ctrl-C, or as its task is cancelled, the
-        halt is given up: a Session's has then taken nothing. Of a Vm's, what is on its way just then is lost.
+        Busy while the vCPU halts already; NotReady where it has no local APIC. Ctrl-C, or the cancellation of the task,
+        gives the halt up. A Session's halt has then taken nothing; with a Vm's, an interrupt on its way is lost.
         """
         call = ops.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
         return self._machine._call(call)
 
 
 class Line:
-    """A GSI, driven by a Session's source, or by source 0 where it is a Vm's. `with line:` holds it high.
+    """A GSI, driven by a Session's line source, or through a Vm by source 0. `with line:` holds it high.
 
     Each method gives KVM_IRQ_LINE_STATUS's status, summed over the chips the GSI is routed to: -1 masked or
-    ignored, 0 coalesced with one still pending, 1 or more delivered to so many; lowering gives 1 a chip.
+    ignored, 0 coalesced with an interrupt still pending, 1 or more the number of deliveries; lowering gives 1 per chip.
 
-    A GSI that the Session resamples stays high until it is acknowledged, and falls then: lower() and pulse() raise
+    A GSI that the Session resamples stays high until it is acknowledged, and goes low then: lower() and pulse() raise
     InvalidArgument, and the end of `with line:` leaves it as it is.
     """
 
@@ -267,11 +267,11 @@ class Line:
         return self._machine._call(self._raise())
 
     def lower(self) -> int:
-        """Ceases to drive the line high. It stays high while another source does."""
+        """Ceases to drive the line high. The line stays high while another source drives it."""
         return self._machine._call(self._lower())
 
     def pulse(self) -> int:
-        """Raises and lowers the line: an edge. The status is that of raising it."""
+        """Raises and lowers the line: an edge. Returns the status of the first."""
         raised, _ = self._machine._run([self._raise(), self._lower()])
         return int(raised)
 
@@ -280,6 +280,6 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What the body raised says more: with its Session the level dropped, and a resampled line falls by itself.
+        # Not needed: with the Session the level dropped, and a resampled line goes low by itself.
         with suppress(SessionClosed, InvalidArgument):
             self.lower()

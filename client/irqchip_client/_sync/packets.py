@@ -1,4 +1,4 @@
-"""A Session over packets, which whoever waits receives: without HTTP/2, and without a thread of its own."""
+"""A Session over packets: without HTTP/2, and without a thread of its own. The threads that wait receive them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class PacketTransport(Transport):
                     self._unsent.popleft()
                     _close(descriptors)
                     deadline = None
-        except OSError:  # The daemon has gone: whoever receives next finds out.
+        except OSError:  # The daemon has gone, as the next thread that receives finds out.
             self._forget_unsent()
         finally:
             self._flushing = False

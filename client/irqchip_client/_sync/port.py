@@ -48,7 +48,7 @@ def connect_port(path: str | None, timeout: float) -> socket.socket | None:
 
 
 def _set_timeout(connection: socket.socket, option: int, timeout: float | None) -> None:
-    # The socket's own: Python's would cost another system call every time. 0 is none.
+    # The socket's own timeout: Python's would cost a system call each time. 0 is no limit.
     microseconds = 0 if timeout is None else max(round(timeout * 1e6), 1)
     connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000)))
 

@@ -43,12 +43,12 @@ class Session(EventfdCalls, Machine):
 
     @property
     def transport(self) -> str:
-        """What carries the Session: "grpc", or "port", the daemon's AF_UNIX port."""
+        """The way the Session goes: "grpc", or "port", the daemon's AF_UNIX port."""
         return self._transport.name
 
     @property
     def source(self) -> int:
-        """Its line source, 1 or more."""
+        """The Session's line source, 1 or more."""
         return self._core.source
 
     @property
@@ -68,7 +68,7 @@ class Session(EventfdCalls, Machine):
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended."""
+        """Whether the Session has ended."""
         self._transport.poll()
         return self._core.ended
 
@@ -77,10 +77,10 @@ class Session(EventfdCalls, Machine):
     ) -> list[Any]:
         """Runs a batch of irqchip_client.ops, in order, and returns one result a call.
 
-        An operation that fails does not keep the next from being executed. The first error is raised, or, with
+        After an operation that fails the next ones are executed all the same. The first error is raised; with
         `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
-        Client's and what a halt at the batch's end may take: the batch may still be executed. A halt that is given up
-        so, or by Ctrl-C, has taken nothing.
+        Client's and what a halt at the batch's end may take: the batch may still be executed. A halt whose wait
+        ends so, or by Ctrl-C, has taken nothing.
         """
         calls = as_list(calls)
         timeout = time_allowed(calls, self._transport.peer.timeout) if timeout is None else timeout
@@ -98,15 +98,15 @@ class Session(EventfdCalls, Machine):
         return self._transport.future(as_list(calls), return_errors)
 
     def post(self, calls: Iterable[Call[Any]], answered: Callable[[list[Any]], None] | None = None) -> None:
-        """As submit() with `return_errors`, but without a future: `answered` is called with the results.
+        """Sends a batch without waiting: `answered` is called with the results, with errors in their places.
 
-        It is called by whichever thread reads the Session, must not wait for an answer itself, and is not called if the
-        Session ends first.
+        The call comes from whichever thread reads the Session: over the port, one that waits in another method.
+        `answered` must not wait for an answer. It is not called if the Session ends first.
         """
         self._transport.submit(as_list(calls), Posted(answered), True)
 
     def begin_halt(self, vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Halt:
-        """Begins a vCPU's HLT, as Vcpu.halt() does, for Halt.wait() to wait for and for Halt.end() to end."""
+        """Begins a vCPU's HLT, as Vcpu.halt() does. Halt.wait() waits for the result; Halt.end() ends the halt."""
         call = ops.halt(vcpu, interrupts_masked=interrupts_masked, timeout=timeout)
         answer = self._transport.new_answer()
         return Halt(self._transport, answer, self._transport.submit((call,), answer, False))
@@ -144,7 +144,7 @@ class Session(EventfdCalls, Machine):
     ) -> None:
         """Claims a range of ports or addresses: a RegionAccess comes, and complete_access() answers it.
 
-        Where the Session ends first, or takes longer than the daemon allows (see RegionsLost), vCPUs read all ones. A
+        If the Session ends, or takes longer than the daemon allows (see RegionsLost), vCPUs read all ones. A
         device and a vCPU need a Session each: a vCPU's operations wait for its accesses.
 
         doorbell   a write becomes a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
@@ -195,9 +195,9 @@ class Halt:
         self._ended = False
 
     def wait(self) -> Wake | None:
-        """What the vCPU has taken. None where end() came first: then the vCPU has taken nothing.
+        """Waits for what the vCPU takes, and returns it. None after end(): then the vCPU has taken nothing.
 
-        Once, and soon after begin_halt(). TimedOut after the halt's timeout.
+        Call it once. TimedOut after the halt's timeout.
         """
         wake: Wake | None = None
         try:
@@ -207,7 +207,7 @@ class Halt:
                 raise
         with self._transport.changed:
             self._over = True
-            # Given up, but answered before: the daemon takes that back, and delivers it next.
+            # If the answer came before end(), the daemon takes it back, and delivers it next.
             return None if self._ended else wake
 
     def end(self) -> None:

@@ -60,7 +60,7 @@ class GrpcTransport(Transport):
                     if batch:
                         batch.settle()
                     self.changed.notify_all()
-        except Exception as error:  # Whatever it is, those who wait must learn of it.
+        except Exception as error:  # Of any kind: the threads that wait must learn of it.
             failure = error
         self._stream.cancel()
         self._outbox.put(None)  # gRPC's thread waits for a request, and would for ever.

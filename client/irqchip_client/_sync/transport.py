@@ -1,4 +1,4 @@
-"""What carries a Session's messages, and how threads wait for them."""
+"""Carries a Session's messages, and makes threads wait for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Transport:
         self.peer = peer
         self.changed = threading.Condition()
 
-    # Each transport has its own of these.
+    # Each transport has its own version of these methods.
 
     def send(self, request: pb.SessionRequest | bytes, *, waits: bool = True) -> None:
         """Sends a request behind those before it; within `changed`. Without `waits` it may be sent later."""
@@ -82,7 +82,7 @@ class Transport:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
         raise NotImplementedError
 
-    # The same in all.
+    # All transports share these.
 
     def open(self, deadline: float) -> None:
         """Opens the Session, and waits until the daemon has answered: until `deadline`, of time.monotonic()."""

@@ -1,4 +1,4 @@
-"""The command irqchipctl: an irqchipd seen, driven and checked from a shell."""
+"""The command irqchipctl: shows, drives and checks an irqchipd from a shell."""
 
 import click
 
@@ -6,8 +6,8 @@ from ._group import Group
 
 __all__ = ["main"]
 
-# The module of each command, in the order in which --help shows them. A module is loaded when its command is: whoever
-# asks for one does not wait for what the others need.
+# The module of each command, in the order of --help. A module is loaded with its command, so that no command waits for
+# the imports of another.
 _COMMANDS = {
     **dict.fromkeys(("create", "list", "show", "delete"), "vms"),
     "advance": "clock",
@@ -39,9 +39,9 @@ _COMMANDS = {
 )
 @click.pass_context
 def main(context: click.Context, target: str | None) -> None:
-    """See, drive and check the interrupt controllers that an irqchipd holds.
+    """Show, drive and check the interrupt controllers of an irqchipd.
 
-    Numbers are decimal, or hexadecimal with 0x. A command that is about one VM takes its name as the first argument, or
-    as --vm NAME. Exit status: 0 done, 1 refused or failed, 2 the command line is wrong.
+    Numbers are decimal, or hexadecimal with 0x. A command for one VM takes the VM's name as its first argument, or as
+    --vm NAME. Exit status: 0 done, 1 refused or failed, 2 the command line is wrong.
     """
     context.obj = target

@@ -1,6 +1,6 @@
-"""What the commands share: numbers, and the connection.
+"""The common parts of the commands: numbers, and the connection.
 
-The SDK is only reached through the package, which loads it when it is first used: --help need not wait for gRPC.
+The SDK is imported through the package, which loads it at its first use, so that --help does not wait for gRPC.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ T = TypeVar("T")
 # Where a shell keeps its Client, for the commands in it.
 SHARED_CLIENT = "irqchip_client.cli.client"
 
-# VMs whose names are compared with one that none has, and that are shown.
+# The most VMs that are compared with an unknown name, and that are shown.
 _COMPARED, _SHOWN = 1000, 8
-_PATIENCE = 1.0  # seconds, of who presses Tab
+_PATIENCE = 1.0  # seconds to wait after Tab
 
 
 class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
-    """A number of a range, decimal or hexadecimal."""
+    """A number within a range, decimal or hexadecimal."""
 
     name = "number"
 
@@ -67,18 +67,18 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
 
 
 def _as_hexadecimal(text: str) -> str:
-    """What to write in place of 3f8, 3f8h or 010."""
+    """The advice for 3f8, 3f8h or 010."""
     digits = text.lower().removesuffix("h")
     if not 0 < len(digits) <= 16 or set(digits) - set("0123456789abcdef"):
         return ""
     return f"; 0x{digits} is hexadecimal"
 
 
-_DECIMAL = 1_000_000_000  # Up to this the most of a range is shown as people count.
+_DECIMAL = 1_000_000_000  # Up to this, a range's maximum is shown in decimal.
 
 
 def number(least: int, most: int) -> _Number:
-    """A number of a range."""
+    """A type for a number within a range."""
     return _Number(least, most)
 
 
@@ -116,7 +116,7 @@ def pass_client(function: Callable[Concatenate[irqchip_client.Client, P], T]) ->
 
 
 def _complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """For the shell's Tab: the VMs that there are, where a daemon answers at once."""
+    """The VMs to complete at Tab, if a daemon answers at once."""
     target = context.find_root().params.get("target")
     with suppress(irqchip_client.IrqchipError), irqchip_client.connect(target, timeout=_PATIENCE) as client:
         return [vm.name for vm in client.vms() if vm.name.startswith(incomplete)]
@@ -139,20 +139,20 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
 
 
 def _with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
-    """Where there is no VM of a name, the error says which there are."""
+    """Adds the VMs that there are to the error about an unknown VM."""
     if not error.message.startswith("there is no VM"):
         return error
     try:
         names = [vm.name for vm in client.vms()]
     except irqchip_client.IrqchipError:
         return error
-    if name in names:  # It is something else that there is not.
+    if name in names:  # Something else was not found.
         return error
     return irqchip_client.NotFound(error.errno, f"{error.message}; {vms_there_are(name, names)}")
 
 
 def vms_there_are(name: str, names: Sequence[str]) -> str:
-    """Which VM may have been meant by a name that none has."""
+    """A suggestion for an unknown VM's name."""
     if not names:
         return "there are none: `irqchipctl create` makes one"
     from difflib import get_close_matches

@@ -1,6 +1,6 @@
-"""The root of the commands, and what all of them have: --target, --vm, and one line for whatever goes wrong.
+"""The root of the commands, and their common options and errors: --target, --vm, and one line per error.
 
-The SDK is only reached through the package, which loads it when it is first used: --help need not wait for gRPC.
+The SDK is imported through the package, which loads it at its first use, so that --help does not wait for gRPC.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ command = partial(click.command, cls=Command)
 
 
 def _vm_first(args: list[str]) -> list[str]:
-    """A VM that is named by --vm is put where it is an argument."""
+    """Puts the VM of --vm in the place of the argument."""
     for at, arg in enumerate(args):
         if arg == "--":
             break
@@ -77,7 +77,7 @@ def _vm_first(args: list[str]) -> list[str]:
 
 
 def _target_option() -> click.Option:
-    """--target once more, for those who say it behind the command's name."""
+    """--target again, so that it may stand behind the command's name."""
 
     def name(context: click.Context, _: click.Parameter, value: str | None) -> None:
         if value is not None:
@@ -87,7 +87,7 @@ def _target_option() -> click.Option:
 
 
 class Group(click.Group):
-    """The command's root: loads its commands when they are used, and makes one line of whatever goes wrong."""
+    """The root command: loads the commands when they are used, and prints an error as one line."""
 
     def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,14 +116,14 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        return self._told(ctx, super())
+        return self._with_one_line(ctx, super())
 
     def run_command(self, ctx: click.Context, found: click.Command) -> Any:
         """Runs one of the commands, in its context; for a shell."""
-        return self._told(ctx, found)
+        return self._with_one_line(ctx, found)
 
     @staticmethod
-    def _told(ctx: click.Context, invoked: Any) -> Any:
+    def _with_one_line(ctx: click.Context, invoked: Any) -> Any:
         try:
             return invoked.invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -134,11 +134,11 @@ class Group(click.Group):
                 raise
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise click.ClickException(what) from error
-        except irqchip_client.IrqchipError as error:  # Last: naming it loads gRPC, which all but the above have anyway.
+        except irqchip_client.IrqchipError as error:  # Last, because naming it loads gRPC.
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
 def _forget_output() -> None:
-    """Output that could not be written is written nowhere: Python would else try again at its end, and fail."""
+    """Drops output that could not be written: Python would else try again when it exits, and fail."""
     with suppress(OSError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""in, out, read, write, msr-read, msr-write, ack: what a vCPU does.
+"""in, out, read, write, msr-read, msr-write, ack: the actions of a vCPU.
 
-An address that nothing claims is a result and not an error, as everywhere in irqchipd: it prints "unclaimed", and the
-exit status is 0. So is a fault, which is the guest's.
+An address that nothing claims is a result and not an error: the command prints "unclaimed", and its exit status is 0.
+A fault of the guest is a result, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .output import echo_json, json_option
 def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -> None:
     """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0.
 
-    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    Prints "unanswered" where the device died, or did not answer in time.
     """
     _echo(vm.vcpu(vcpu).pio_read(port, int(size)), int(size), as_json)
 
@@ -38,7 +38,7 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -
 def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
     """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0.
 
-    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    Prints "unanswered" where the device died, or did not answer in time.
     """
     _check_width(value, int(size), (1, 2, 4))
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)), as_json)
@@ -53,7 +53,7 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_j
 def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: bool) -> None:
     """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
 
-    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    Prints "unanswered" where the device died, or did not answer in time.
     """
     _echo(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size), as_json)
 
@@ -68,7 +68,7 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: boo
 def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
     """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
 
-    And "unanswered" where it is a region's whose device died, or did not answer in time.
+    Prints "unanswered" where the device died, or did not answer in time.
     """
     _check_width(value, int(size), (1, 2, 4, 8))
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)), as_json)
@@ -78,13 +78,13 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int,
 @pass_vm
 @click.argument("msr", type=WORD)
 @vcpu_option
-@click.option("--host", is_flag=True, help="As a VMM does by KVM_GET_MSRS, and not the guest.")
+@click.option("--host", is_flag=True, help="Read as the host, by KVM_GET_MSRS, and not as the guest.")
 @json_option
 def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Read a model-specific register, as a vCPU's RDMSR does.
 
-    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
-    irqchipd's, with exit status 0.
+    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where irqchipd does
+    not have the register, with exit status 0.
     """
     cpu = vm.vcpu(vcpu)
     access = cpu.host_msr_read(msr) if host else cpu.msr_read(msr)
@@ -99,13 +99,13 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bo
 @click.argument("msr", type=WORD)
 @click.argument("value", type=LONG)
 @vcpu_option
-@click.option("--host", is_flag=True, help="As a VMM does by KVM_SET_MSRS, and not the guest.")
+@click.option("--host", is_flag=True, help="Write as the host, by KVM_SET_MSRS, and not as the guest.")
 @json_option
 def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Write a model-specific register, as a vCPU's WRMSR does.
 
-    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where the register is not
-    irqchipd's, with exit status 0.
+    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where irqchipd does
+    not have the register, with exit status 0.
     """
     cpu = vm.vcpu(vcpu)
     access = cpu.host_msr_write(msr, value) if host else cpu.msr_write(msr, value)
@@ -123,11 +123,11 @@ def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool
     type=click.Choice(["any", "pic", "lapic"]),
     default="any",
     show_default=True,
-    help="Whose interrupt: any takes the PIC's first, where the local APIC lets it through.",
+    help="The interrupt's source; `any` takes the PIC's first, where the local APIC lets it through.",
 )
 @json_option
 def ack(vm: irqchip_client.Vm, vcpu: int, source: str, as_json: bool) -> None:
-    """Accept the interrupt that a vCPU would take now. Prints its vector and where it is from, or "none"."""
+    """Accept the interrupt that a vCPU would take now. Prints its vector and source, or "none"."""
     taken = vm.vcpu(vcpu).acknowledge(irqchip_client.InterruptSource[source.upper()])
     if as_json:
         echo_json(taken)

@@ -18,7 +18,7 @@ from .output import echo_json, json_option
 def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
     """Move a virtual clock.
 
-    By 1.5s, 10ms, 500us or 20ns; a number without a unit is of nanoseconds. Everything that comes due happens in order.
+    By 1.5s, 10ms, 500us or 20ns; without a unit the number is nanoseconds. Timers that come due expire in order.
     Prints the VM's time, and the time at which its next timer is due.
     """
     try:
@@ -36,5 +36,5 @@ def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
 
 
 def next_timer(at_ns: int | None) -> str:
-    """When a VM's next timer is due."""
+    """The time at which a VM's next timer is due, in words."""
     return "no timer runs" if at_ns is None else f"next timer at {show_duration(at_ns)}"

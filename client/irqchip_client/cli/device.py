@@ -1,4 +1,4 @@
-"""device: one that is run in a process of its own."""
+"""device: a device in a process of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
 @click.argument("model", metavar="MODEL")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option(
-    "--vm", "vm", metavar="NAME", required=True, help="The VM that gets it; `irqchipctl list` shows which there are."
+    "--vm", "vm", metavar="NAME", required=True, help="The VM of the device; `irqchipctl list` shows the VMs."
 )
 @click.option(
     "--wait",
@@ -56,26 +56,26 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
     metavar="S",
     help="How long the VM, with its irqchip, may take to appear.",
 )
-@click.option("--name", metavar="TEXT", help="What the device calls itself. [default: its model's name]")
+@click.option("--name", metavar="TEXT", help="The device's name for itself. [default: its model's name]")
 @click.option(
     "--listen",
     metavar="PATH",
-    help="Of Uart and I8042: a unix socket is its other end, for one client after the other, and 64 KiB are kept while"
+    help="For Uart and I8042: a unix socket as the other end, for one client at a time; 64 KiB of output are kept while"
     " nobody is there. [default: this terminal; Ctrl-] leaves]",
 )
 @click.option(
     "--create",
     type=_Size(),
     metavar="SIZE",
-    help="Of BlockDevice: make the file path= of so many bytes, as 64K, 10M or 1G, if it is not there.",
+    help="For BlockDevice: make the file path= with this size, as 64K, 10M or 1G, if it is missing.",
 )
-@click.option("--delete-vm", is_flag=True, help="Of DebugExit: delete the VM when its guest has ended.")
+@click.option("--delete-vm", is_flag=True, help="For DebugExit: delete the VM when its guest has ended.")
 @click.option(
     "--state",
     "state_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Go on from what is in this file, if it is there, and save to it in the end.",
+    help="Restore the device from this file, if it is there, and save the device to it in the end.",
 )
 @click.pass_context
 def device(
@@ -93,10 +93,10 @@ def device(
     """Run a device for a VM, until SIGTERM or Ctrl-C, or until the VM is deleted.
 
     MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit, or a class of your own in a file or module: my_device.py:Timer.
-    What its constructor takes follows by name: path=disk.img read_only=true base=0x620.
+    The arguments of its constructor follow by name: path=disk.img read_only=true base=0x620.
 
-    What a DebugExit's guest ends with, (value << 1) | 1, is the exit status. Where the guest has an I8042 reset the
-    machine, the VM is reset.
+    With a DebugExit, the exit status is (value << 1) | 1 of the value that the guest wrote. With an I8042, the VM is
+    reset when the guest resets the machine.
     """
     from irqchip_client import devices
     from irqchip_client.devices.failures import describe_failure
@@ -136,7 +136,7 @@ def device(
 
 
 class _Machine:
-    """What devices do to the VM that they are part of."""
+    """The effects of devices on their VM."""
 
     def __init__(self, vm: str, target: str | None) -> None:
         self._vm = vm
@@ -151,7 +151,7 @@ class _Machine:
             leave()
 
     def reset(self) -> None:
-        """The guest resets it."""
+        """The guest resets the VM."""
         try:
             with irqchip_client.connect(self._target) as client:
                 client.vm(self._vm).reset(irqchip_client.ResetReason.GUEST)
@@ -160,13 +160,13 @@ class _Machine:
             log.warning("the guest's reset of VM %r failed: %s", self._vm, error)
 
     def delete(self) -> None:
-        """Nobody needs it any more."""
+        """Deletes the VM, which nobody needs any more."""
         with suppress(irqchip_client.NotFound), irqchip_client.connect(self._target) as client:
             client.delete_vm(self._vm)
 
 
 def leave() -> None:
-    """End this process as Ctrl-C does, when the access under way is done."""
+    """Ends this process as Ctrl-C does, after the access under way."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -177,7 +177,7 @@ def _check_option(option: str, given: object, cls: type[Device], *models: type[D
 
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
-    """What the command gives a model by itself: what is at its other end, where it has one, comes later."""
+    """The arguments that the command itself gives a model, except its other end."""
     from irqchip_client.devices import I8042, DebugExit, Uart
 
     given: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
 
 @contextmanager
 def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -> Iterator[None]:
-    """Connects a model that has another end to a socket, or to this terminal, but for what the user gives."""
+    """Connects a model's other end to a socket or to this terminal, except where the user gives it."""
     from irqchip_client.devices.listen import listen
     from irqchip_client.devices.terminal import terminal_input
 
@@ -218,7 +218,7 @@ def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -
 
 
 def _nowhere(data: bytes) -> None:
-    """Where output goes that is closed."""
+    """The output where stdout is closed."""
 
 
 def _create(path: str, size: int) -> None:

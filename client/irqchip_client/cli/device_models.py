@@ -1,4 +1,4 @@
-"""Which device a command line means, and what its constructor is given."""
+"""Finds the device class that a command line names, and the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from irqchip_client.devices import Device
 
 _OWN = "one of your own is FILE.py:CLASS, or MODULE:CLASS"
-_READABLE = (bool, int, float, str)  # what a command line can give, the narrowest first
+_READABLE = (bool, int, float, str)  # the types of arguments on a command line, the narrowest first
 _MISSING = inspect.Parameter.empty
 
 
 def find_model(model: str) -> type[Device]:
-    """The class that MODEL names. BadParameter says what there is."""
+    """The class that MODEL names. BadParameter lists the classes that there are."""
     where, _, name = model.rpartition(":")
     if model.endswith(".py"):
         raise _refused(f"{model} names no class. {_classes_of(model, _load(model))}")
@@ -53,7 +53,7 @@ def _packaged(name: str) -> type[Device]:
 
 
 def _load(where: str) -> dict[str, Any]:
-    """What a file or module has in it."""
+    """The names in a file or module."""
     try:
         if where.endswith(".py"):
             sys.path.insert(0, os.path.dirname(os.path.abspath(where)))
@@ -91,7 +91,7 @@ def _is_device(thing: object) -> bool:
 
 
 def _devices_in(found: dict[str, Any]) -> list[str]:
-    """The names of those that are defined there, and not only imported."""
+    """The names of the classes that are defined there, and not only imported."""
     home = found.get("__name__")
     return [name for name, thing in found.items() if _is_device(thing) and thing.__module__ == home]
 
@@ -113,15 +113,15 @@ def _refused(why: str) -> click.BadParameter:
     return click.BadParameter(why, param_hint="MODEL")
 
 
-# What it is given.
+# Arguments.
 
 
 def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]) -> dict[str, Any]:
-    """What NAME=VALUEs give the constructor, each read as its annotation says.
+    """The constructor's arguments from NAME=VALUEs, each read as its annotation says.
 
     BadParameter names the one that is wrong.
 
-    ours  what the command gives by itself, and so need not be there
+    ours  arguments that the command gives itself, and which may be left out
     """
     takes = inspect.signature(cls).parameters
     hints = _hints_of(cls)
@@ -162,7 +162,7 @@ def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]
 
 
 def make(cls: type[Device], values: dict[str, Any]) -> Device:
-    """The device. What its constructor raises is told as of the command line, or where it comes from in the class."""
+    """The device. Its constructor's exception becomes an error of the command line, or shows its traceback."""
     try:
         return cls(**values)
     except OSError as error:
@@ -179,7 +179,7 @@ def make(cls: type[Device], values: dict[str, Any]) -> Device:
 def _hints_of(cls: type[Device]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls.__init__)
-    except Exception:  # They name what is there for a type checker alone.
+    except Exception:  # Annotations may name imports that only a type checker sees.
         return {
             name: parameter.annotation
             for name, parameter in inspect.signature(cls).parameters.items()
@@ -193,7 +193,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _read(name: str, text: str, hint: Any, default: Any) -> Any:
     kinds = _kinds(hint)
-    if hint is None:  # nobody says: as its default, else as it looks
+    if hint is None:  # no annotation: as the default's type, else as the text looks
         kinds = (type(default),) if isinstance(default, _READABLE) else _READABLE
     if type(None) in kinds and text.lower() == "none":
         return None

@@ -1,4 +1,4 @@
-"""Lengths of time, as people write them: 1.5s, 10ms, 500us, 20ns; nanoseconds where there is no unit."""
+"""Durations, as users write them: 1.5s, 10ms, 500us, 20ns; without a unit, nanoseconds."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
-_MOST_SECONDS = 10_000_000  # Timers of Python's wait no longer than a few times that.
+_MOST_SECONDS = 10_000_000  # Python's timers wait no longer than a few times this.
 SECONDS = _Seconds()
 
 
 def show_duration(nanoseconds: int) -> str:
-    """In the largest unit up to seconds of which it is 1 or more, exactly: "1.5ms"."""
+    """A duration, exactly, in the largest unit up to seconds in which it is 1 or more: "1.5ms"."""
     unit = next((unit for unit in ("s", "ms", "us") if nanoseconds >= _UNITS[unit]), "ns")
     whole, rest = divmod(nanoseconds, _UNITS[unit])
     digits = len(str(_UNITS[unit])) - 1

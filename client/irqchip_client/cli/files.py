@@ -12,9 +12,9 @@ _MOST_LINKS = 40  # As the kernel follows.
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a file, which is there whole or is what it was, also when the disk is full or the machine stops.
+    """Replaces a file as a whole: if the disk is full or the machine stops, the old file stays.
 
-    What is no file, such as a pipe or /dev/stdout, is written as it is. Raises OSError that names what failed.
+    A pipe, or /dev/stdout, is written directly. Raises OSError that names the failed step.
     """
     try:
         place = _place(path)
@@ -31,10 +31,10 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def _place(path: str) -> str | None:
-    """The path of the file to replace, which links led to; None where it can't be replaced, but only be written to."""
+    """The path of the file to replace, behind symbolic links; None where it can only be written to."""
     for _ in range(_MOST_LINKS):
         folder = os.path.dirname(path) or "."
-        if os.path.realpath(folder).startswith("/proc/"):  # A descriptor of somebody's, as /dev/stdout is a link to.
+        if os.path.realpath(folder).startswith("/proc/"):  # A descriptor of a process, as /dev/stdout links to.
             return None
         if not os.path.islink(path):
             break
@@ -45,7 +45,7 @@ def _place(path: str) -> str | None:
         return path
     if not stat.S_ISREG(mode):
         return None
-    if not os.access(path, os.W_OK):  # To replace it, its folder's permissions would be enough.
+    if not os.access(path, os.W_OK):  # Replacing needs only the folder's permissions: check the file's.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path
 
@@ -69,7 +69,7 @@ def _replace(path: str, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    with suppress(OSError):  # That the new name lasts: what can't be said of it harms nothing.
+    with suppress(OSError):  # Makes the new name last; where that is not possible, nothing is lost.
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -78,7 +78,7 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def _take_over_mode(descriptor: int, path: str) -> None:
-    """Whose the file is, and who may read it, is as it was; a new one is as any that is made."""
+    """Gives the file its former owner and permissions; a new file gets the usual ones."""
     try:
         old = os.stat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""raise, lower, pulse, msi, routes: what comes in."""
+"""raise, lower, pulse, msi, routes: interrupt lines and messages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _SHOWN = 8  # GSIs that have routes
 def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Drive a GSI high.
 
-    Prints KVM_IRQ_LINE_STATUS's status and what it means. The line source is 0, that of all who have no Session: the
-    GSI stays high until it is lowered.
+    Prints KVM_IRQ_LINE_STATUS's status and what it means. The line source is 0, which all clients without a Session
+    share: the GSI stays high until it is lowered.
     """
     _echo_status(vm.line(gsi).raise_(), _raised(vm, gsi), as_json)
 
@@ -44,12 +44,12 @@ def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
 @command()
 @pass_vm
 @click.argument("gsi", type=GSI)
-@click.option("--count", type=COUNT, default=1, show_default=True, metavar="N", help="How many edges.")
+@click.option("--count", type=COUNT, default=1, show_default=True, metavar="N", help="The number of edges.")
 @json_option
 def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
-    """Raise and lower a GSI: an edge, or so many.
+    """Raise and lower a GSI: an edge, or --count of them.
 
-    Prints the status of raising it, and what it means; of several edges, how many had it.
+    Prints the status of raising the GSI, and what it means; for several edges, the number with each status.
     """
     line, meaning = vm.line(gsi), _raised(vm, gsi)
     if count == 1:
@@ -71,7 +71,7 @@ def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
 def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
     """Send an MSI, for example 0xfee00000 0x31.
 
-    Prints KVM_SIGNAL_MSI's status, how many local APICs accepted it, and what it means.
+    Prints KVM_SIGNAL_MSI's status, the number of local APICs that accepted it, and what it means.
     """
     status = vm.signal_msi(address, data)
     meaning = "addressed to nobody" if status < 0 else "accepted" if status else "not accepted"
@@ -96,7 +96,7 @@ def routes(vm: irqchip_client.Vm, as_json: bool) -> None:
 
 
 class _Meaning:
-    """What a status of KVM_IRQ_LINE_STATUS means, of a GSI."""
+    """The meanings of KVM_IRQ_LINE_STATUS's statuses, for a GSI."""
 
     def __init__(self, vm: irqchip_client.Vm, gsi: int, many: str, none: str) -> None:
         self._vm = vm
@@ -105,13 +105,13 @@ class _Meaning:
         self._none = none
 
     def of(self, status: int) -> str:
-        """In words."""
+        """A status, in words."""
         return self._lost() if status < 0 else self._many if status else self._none
 
     def _lost(self) -> str:
-        """A GSI that leads nowhere and a pin that is masked have one status, and the routing table tells them apart."""
+        """The meaning of -1: the GSI has no route, or its pin is masked, as the routing table shows."""
         routes: list[irqchip_client.Route] = []
-        with suppress(irqchip_client.IrqchipError):  # It may have gone just now.
+        with suppress(irqchip_client.IrqchipError):  # The VM may have been deleted just now.
             routes = self._vm.routing()
         mine = [route for route in routes if route.gsi == self._gsi]
         if not mine:

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, and JSON for programs."""
+"""The output of commands: tables for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, with the names that the SDK has.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the SDK's names.")
 
 
 def echo_json(value: object) -> None:
@@ -20,7 +20,7 @@ def echo_json(value: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What the SDK returns, as JSON has it: enums by their names in lower case, and bytes in hexadecimal."""
+    """A result of the SDK for JSON: enums by their names in lower case, bytes in hexadecimal."""
     match value:
         case IntEnum():
             return value.name.lower()
@@ -38,12 +38,12 @@ def plain(value: Any) -> Any:
 
 
 def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows for people where there is a terminal; else a line a row with tabs between, for cut and read."""
+    """A table on a terminal; else one line per row, with tabs between, for cut and read."""
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(map(str, row)))
         return
-    # Not needed in a pipe, and it takes its time to load.
+    # Not needed in a pipe, and slow to load.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,13 +22,13 @@ _CHIPS = ("pic", "ioapic", "lapic", "pit")
 @command()
 @pass_vm
 @click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
-@click.option("--raw", is_flag=True, help="The bytes of the kernel's structs instead.")
+@click.option("--raw", is_flag=True, help="Print the bytes of the kernel's structs.")
 @json_option
 def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
     """Show the registers of PICs, IOAPIC, local APICs and PIT.
 
-    As QEMU's monitor does (info pic, info lapic), and with the vCPUs' run states. All are read in one batch, so that
-    they belong together; what is no register, such as when a timer expires, is read right after it.
+    As QEMU's monitor does (info pic, info lapic), and with the vCPUs' run states. All registers are read in one batch,
+    so that they belong together; the rest, such as the times at which timers expire, is read right after it.
     """
     info = vm.info()
     wanted = list(chip) or _chips(info)
@@ -47,7 +47,7 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
         return
     from irqchip.v1 import irqchip_pb2 as pb
 
-    # A local APIC's mode is read here, and not by an RDMSR: that is an entry into the guest, which changes things.
+    # A local APIC's mode comes from here, and not from an RDMSR: that is an entry into the guest, which changes state.
     rest = pb.VmSnapshot.FromString(vm.snapshot().to_bytes())
     vcpus = {vcpu.vcpu: vcpu for vcpu in rest.vcpus}
     if as_json:
@@ -66,7 +66,7 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
 
 
 def _with_the_rest(name: str, state: Any, vcpus: Mapping[int, pb.VcpuSnapshot], pit: pb.PitSnapshot) -> Any:
-    """A state, and what is no register of it: of a vCPU, and of the PIT's timer."""
+    """A chip's state, with the vCPU's or the PIT timer's part of a snapshot."""
     shown = plain(state)
     if isinstance(state, irqchip_client.LapicState) and (vcpu := vcpus.get(int(name.removeprefix("lapic")))):
         shown["mp_state"] = irqchip_client.MpState.from_proto(vcpu.mp_state).name.lower()
@@ -88,7 +88,7 @@ _STRUCTS = {
 
 
 def _chips(info: irqchip_client.VmInfo) -> list[str]:
-    """What a VM has; of one without an irqchip, the daemon says so."""
+    """The kinds of chips that a VM has. Without an irqchip the daemon's error says so."""
     chips = ["lapic"] if info.irqchip_mode == "split" else ["pic", "ioapic", "lapic"]
     return [*chips, "pit"] if info.pit else chips
 
@@ -114,5 +114,5 @@ def _states(vm: irqchip_client.Vm, vcpus: Iterable[int], wanted: list[str]) -> I
 
 
 def _hex_dump(data: bytes) -> str:
-    """16 bytes a line, which is a local APIC's register a line."""
+    """16 bytes per line: a register of a local APIC per line."""
     return "\n".join(f"  {at:03x}  {data[at : at + 16].hex(' ')}" for at in range(0, len(data), 16))

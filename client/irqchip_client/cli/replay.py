@@ -26,22 +26,22 @@ Run = Callable[[Sequence[Trace], Done], None]
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the traces of a family, or of all."""
+    """The counts for the traces of a family, or for all."""
 
     traces: int = 0
     operations: int = 0
     mismatches: int = 0
-    # From its first trace's beginning to its last one's end.
+    # From the beginning of the first trace to the end of the last.
     seconds: float = 0.0
 
     @property
     def rate(self) -> float:
-        """Operations a second."""
+        """Operations per second."""
         return self.operations / self.seconds if self.seconds else 0.0
 
 
 class Report:
-    """Gathers what the traces gave: mismatches, and a tally a family."""
+    """Gathers the results of traces: mismatches, and a tally per family."""
 
     def __init__(self) -> None:
         self.families: dict[str, Tally] = {}
@@ -54,7 +54,7 @@ class Report:
         self._begun = self._last = time.perf_counter()
 
     def add(self, trace: Trace, mismatches: list[Mismatch]) -> None:
-        """A trace is done. Families come one after the other, so what has passed since the last one is its own."""
+        """A trace is done. Families come one after the other, so the time since the last trace is this family's."""
         now = time.perf_counter()
         family = self.families.setdefault(trace.family, Tally())
         family.seconds += now - self._last
@@ -69,8 +69,10 @@ class Report:
 
 @command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--in-process", is_flag=True, help="Against the chips alone, in this process; needs no daemon.")
-@click.option("--jobs", type=number(1, 1024), help="Traces at once, against a daemon.  [default: 16]", metavar="N")
+@click.option("--in-process", is_flag=True, help="Replay against the chips alone, in this process; needs no daemon.")
+@click.option(
+    "--jobs", type=number(1, 1024), help="The number of traces at a time, against a daemon.  [default: 16]", metavar="N"
+)
 @click.option("--family", "families", multiple=True, metavar="F", help="Only traces of this family; may be repeated.")
 @click.pass_obj
 def replay(
@@ -78,7 +80,7 @@ def replay(
 ) -> None:
     """Replay golden traces, and compare every answer with the kernel's.
 
-    Each trace gets a VM of its own, which is deleted after it, and runs to its end, also past a mismatch. Operations
+    Each trace runs on a VM of its own, which is deleted after it, and to its end, also after a mismatch. Operations
     are numbered from 0, by their place in the trace's "ops". Files are JSON lines, plain or gzipped.
 
     The last line is "N traces, M operations, K mismatches". Exit status: 0 if K is 0; 1 if it is not, or the daemon
@@ -88,7 +90,7 @@ def replay(
         raise click.UsageError("--jobs is for a daemon; --in-process runs one trace after the other")
     traces = _load(files, families)
     run = _in_process() if in_process else _against_daemon(target, jobs or 16)
-    # The traces are many objects that stay: without this, collecting garbage is a fifth of the time.
+    # The traces are many objects that stay: without this, garbage collection takes a fifth of the time.
     gc.freeze()
     report = Report()
     with _progress(traces, report) as done:
@@ -102,7 +104,7 @@ class _Unusable(click.ClickException):
 
 
 def _load(files: Sequence[Path], families: Sequence[str]) -> list[Trace]:
-    """The traces wanted, family by family."""
+    """The traces of the wanted families, family by family."""
     try:
         traces = [trace for file in files for trace in load_traces(file)]
         found = list(dict.fromkeys(trace.family for trace in traces))
@@ -132,7 +134,7 @@ def _against_daemon(target: str | None, jobs: int) -> Run:
 
 @contextmanager
 def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
-    """What to call when a trace is done: it adds to the report, and moves a bar on a terminal, or says now and then."""
+    """Yields the function to call after each trace: it adds to the report, and shows the progress."""
     last = time.monotonic()
 
     def done(trace: Trace, mismatches: list[Mismatch]) -> None:

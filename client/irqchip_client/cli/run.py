@@ -1,4 +1,4 @@
-"""Guests that are run."""
+"""run: a guest."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.memory import GuestMemory
     from irqchip_client.vmm.run import Vcpus
 
-# Of `run`: a guest's own statuses, (value << 1) | 1, are odd.
+# Exit statuses of `run`: the guest's own, (value << 1) | 1, are odd.
 TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
-# Signals that end it. A second one does so at once.
+# Signals that end the run; a second one ends the process at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
-SILENCE = 3  # seconds, until somebody wonders
-BIGGEST = 3072  # MiB: what is above is the chips'
+SILENCE = 3  # seconds of waiting before a message says so
+BIGGEST = 3072  # MiB: the chips' addresses are above
 
 
 class _Refused(click.ClickException):
@@ -49,42 +49,56 @@ class _TimeIsUp(click.ClickException):
 
 
 class _Ended(BaseException):
-    """By a signal, before there is a vCPU to be stopped."""
+    """A signal ended the run, before there was a vCPU to stop."""
 
 
 @command()
-@click.option("--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes it. [default: kvm where /dev/kvm is]")
+@click.option(
+    "--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes the guest. [default: kvm where /dev/kvm is]"
+)
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="A multiboot image, or a flat binary, which is entered in real mode at 7c00h.",
 )
-@click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its module.")
-@click.option("--append", metavar="TEXT", default="", help="Its command line, behind the kernel's name.")
-@click.option("--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="Its RAM.")
-@click.option("--vcpus", type=number(1, 64), default=1, show_default=True, metavar="N", help="vCPUs; on KVM alone.")
+@click.option(
+    "--initrd",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Load FILE as the kernel's multiboot module.",
+)
+@click.option("--append", metavar="TEXT", default="", help="The kernel's command line, after its name.")
+@click.option(
+    "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
+)
+@click.option(
+    "--vcpus",
+    type=number(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="The number of vCPUs; more than 1 with KVM alone.",
+)
 @click.option(
     "--timeout",
     type=SECONDS,
     metavar="S",
-    help="Seconds that it may take, the wait for --await with them. [default: any number]",
+    help="End the run after S seconds, including the wait for --await. [default: no limit]",
 )
-@click.option(
-    "--vm", "name", metavar="NAME", default="", help="What to call the VM. [default: the daemon picks a name]"
-)
+@click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon picks one]")
 @click.option(
     "--without",
     type=click.Choice(LOCAL),
     multiple=True,
-    help="Leave a device of this process out, as another has it; may be repeated.",
+    help="Leave out this device, which another process has; may be repeated.",
 )
 @click.option(
     "--await",
     "awaited",
     metavar="CLIENT",
     multiple=True,
-    help="Begin when this client has claimed its ports or addresses; may be repeated.",
+    help="Begin only when this client has claimed its ports or addresses; may be repeated.",
 )
 @click.option(
     "--await-timeout",
@@ -110,15 +124,15 @@ def run(
     awaited: tuple[str, ...],
     await_timeout: float,
 ) -> None:
-    """Run a guest: a VM is made, with an irqchip, a PIT and vCPUs, and deleted in the end.
+    """Run a guest, in a new VM with an irqchip, a PIT and vCPUs, which is deleted in the end.
 
     This process has the vCPUs, and devices: a 16550A serial port at 3f8h with GSI 4, which is the terminal (Ctrl-] ends
-    the run); port f4h, where a write ends the run; fw_cfg at 510h, which knows the number of CPUs; and ports 2000h + n,
-    which drive GSI n. Other processes may have more: see `device`.
+    the run); port f4h, where a write ends the run; fw_cfg at 510h, with the number of CPUs; and ports 2000h + n, which
+    drive GSI n. Other processes may run further devices: see `device`.
 
     The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
-    deletion ended it; 124 where the time of --timeout or --await-timeout is up; 126 where it can't go on, by the
-    guest's fault or because the daemon or a device of this process failed; 2 where it was refused and never began.
+    deletion ended the run; 124 where the time of --timeout or --await-timeout is up; 126 where the guest can't go on,
+    by its own fault or because the daemon or a device of this process failed; 2 where the guest never began.
     SIGINT, SIGTERM and SIGHUP delete the VM, too.
     """
     from irqchip_client.vmm.image import load, parse_image
@@ -126,7 +140,7 @@ def run(
     from irqchip_client.vmm.run import create_machine, local_devices, time_limit
 
     kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
-    ended: list[int] = []  # the exit status, and who wrote it need not be told twice
+    ended: list[int] = []  # the exit status, once the run has ended
     running: list[Vcpus] = []
 
     def end(status: int) -> None:
@@ -166,7 +180,7 @@ def run(
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _failure(running, error) from error
-        ended.append(0)  # whoever deleted the VM wants it so
+        ended.append(0)  # the VM's deletion ends the run
     except (irqchip_client.IrqchipError, ImportError, OSError) as error:
         raise _failure(running, error) from error
     if not ended and over.is_set():
@@ -175,20 +189,20 @@ def run(
 
 
 def _about(kernel: Path, image: BootImage) -> str:
-    """What may be the reason for a guest that can't go on."""
+    """A likely reason for a guest that can't go on."""
     if image.multiboot:
         return ""
     return f". {kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
 
 def _failure(running: list[Vcpus], error: Exception) -> click.ClickException:
-    """Of the daemon, of this machine or of a device, before the guest could begin or after."""
+    """A failure of the daemon, of this machine or of a device: before the guest began, or after."""
     return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
 @contextmanager
 def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Iterator[None]:
-    """A signal of ENDING ends the body, and when all that it left is done, the process."""
+    """A signal of ENDING ends the body, and after the clean-up the process."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -206,7 +220,7 @@ def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Itera
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if received else handler)
         if received:
-            signal.raise_signal(received[0])  # as who sent it expects
+            signal.raise_signal(received[0])  # so that the process ends by the signal
             sys.exit(128 + received[0])  # a container's first process outlives it
 
 
@@ -241,12 +255,12 @@ def _create_vcpus(
 def _devices(
     end: Callable[[int], None], vcpus: int, memory_size: int, without: tuple[str, ...]
 ) -> Iterator[list[Device]]:
-    """Those of this process."""
+    """The devices of this process."""
     from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
     from irqchip_client.devices.terminal import terminal_input
 
     def nowhere(data: bytes) -> None:
-        """Where output goes that is closed."""
+        """The output where stdout is closed."""
 
     with ExitStack() as stack:
         devices: list[Device] = []
@@ -264,7 +278,7 @@ def _devices(
 
 
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
-    """Until they have come, or the run is over. _TimeIsUp after so many seconds."""
+    """Waits until the clients have come, or the run is over. _TimeIsUp after `timeout` seconds."""
     missing = set(clients)
     began = time.monotonic()
     announced = False

@@ -16,7 +16,7 @@ import irqchip_client
 from ._common import SHARED_CLIENT, vms_there_are
 from ._group import VM, Group, command
 
-_HISTORY = 1000  # lines that are kept
+_HISTORY = 1000  # lines of history
 _LEAVING = ("exit", "quit")
 
 
@@ -26,17 +26,17 @@ _LEAVING = ("exit", "quit")
 def shell(context: click.Context, vm: str | None) -> None:
     """Take commands at a prompt, in one process.
 
-    The commands are irqchipctl's, without that word: `pulse 1`. Those that are about one VM are about VM, where it is
-    named, and then take no name; --vm NAME is another's. Tab completes commands, options and VMs; the history is kept
-    in $XDG_STATE_HOME/irqchipctl, by default ~/.local/state/irqchipctl. `exit` or Ctrl-D ends it.
+    The commands are irqchipctl's, without that word: `pulse 1`. With VM given, the commands for one VM take no name and
+    use VM; --vm NAME chooses another. Tab completes commands, options and VMs; the history is kept in
+    $XDG_STATE_HOME/irqchipctl, by default ~/.local/state/irqchipctl. `exit` or Ctrl-D ends it.
 
-    Lines that come from a pipe are run until one fails, whose exit status is this command's.
+    Lines from a pipe are run until one fails; its exit status is then this command's.
     """
     root = context.find_root()
     group = root.command
     assert isinstance(group, Group)
     client = context.with_resource(irqchip_client.connect(context.obj))
-    names = [info.name for info in client.vms()]  # Whether there is a daemon shows now.
+    names = [info.name for info in client.vms()]  # Fails now if there is no daemon.
     if vm is not None and vm not in names:
         raise click.ClickException(f"there is no VM {vm!r}; {vms_there_are(vm, names)}")
     root.meta[SHARED_CLIENT] = client
@@ -48,7 +48,7 @@ def shell(context: click.Context, vm: str | None) -> None:
 
 
 def _run(context: click.Context, group: Group, vm: str | None, words: list[str]) -> int:
-    """One command, and its exit status. What goes wrong is told, and ends nothing."""
+    """Runs one command, and returns its exit status. An error is printed, and does not end the shell."""
     try:
         name, found, arguments = group.resolve_command(context.find_root(), words)
         assert found is not None
@@ -72,12 +72,12 @@ def _run(context: click.Context, group: Group, vm: str | None, words: list[str])
 
 
 def is_about_a_vm(found: click.Command) -> bool:
-    """Whether a command takes the name of one VM that there is."""
+    """Whether a command takes the name of one existing VM."""
     return any(one.name == VM or ("--vm" in one.opts and one.required) for one in found.params)
 
 
 def _lines(completer: _Completer, prompt: str, at_a_terminal: bool) -> Iterator[list[str]]:
-    """The lines' words, until the end."""
+    """The words of each line, until the end."""
     if not at_a_terminal:
         for line in sys.stdin:
             yield from _words(line)
@@ -98,7 +98,7 @@ def _lines(completer: _Completer, prompt: str, at_a_terminal: bool) -> Iterator[
 
 
 def _words(line: str) -> Iterator[list[str]]:
-    """A line's words; none of an empty one, or of a comment."""
+    """The words of a line; none for an empty line or a comment."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
@@ -109,7 +109,7 @@ def _words(line: str) -> Iterator[list[str]]:
 
 
 class _history:  # noqa: N801 - it is used as a function
-    """Line editing, with Tab and what was typed before, where Python has readline."""
+    """Line editing, with Tab and history, where Python has readline."""
 
     def __init__(self, completer: _Completer) -> None:
         self._completer = completer
@@ -128,7 +128,7 @@ class _history:  # noqa: N801 - it is used as a function
                 readline.read_history_file(self._file)
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ImportError, OSError):  # A history that can't be kept is no reason to fail.
+        with suppress(ImportError, OSError):  # Works without a history, too.
             import readline
 
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class _history:  # noqa: N801 - it is used as a function
 
 
 class _Completer:
-    """What Tab completes: a command, then its options, and the names of VMs behind --vm."""
+    """Completion by Tab: of a command, then of its options, and of VMs' names after --vm."""
 
     def __init__(self, group: Group, client: irqchip_client.Client) -> None:
         self._group = group
@@ -153,7 +153,7 @@ class _Completer:
         return self._found[state] if state < len(self._found) else None
 
     def candidates(self, before: str, text: str) -> list[str]:
-        """What a word may become, by the words before it."""
+        """The candidates for a word, by the words before it."""
         words = before.split()
         if not words:
             names = [*self._group.list_commands(click.Context(self._group)), "exit"]

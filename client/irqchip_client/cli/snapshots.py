@@ -19,9 +19,8 @@ from .files import write_file
 def save(vm: irqchip_client.Vm, file: str) -> None:
     """Save a VM's whole state to a file.
 
-    FILE may be -, for standard output, but not a terminal. A file that is there is replaced when the whole of the state
-    is written, and stays as it is where that fails. The VM goes on; `restore` makes another from the file, here or
-    elsewhere.
+    FILE may be -, for standard output, but not a terminal. An existing file is replaced once the whole state is
+    written, and stays as it is if that fails. The VM goes on; `restore` makes another from the file, here or elsewhere.
     """
     if file == "-" and sys.stdout.isatty():
         raise click.UsageError("a snapshot is bytes and not for a terminal: name a file, or send the output elsewhere")
@@ -42,10 +41,10 @@ def save(vm: irqchip_client.Vm, file: str) -> None:
 @click.argument("vm", default="")
 @pass_client
 def restore(client: irqchip_client.Client, file: BinaryIO, vm: str) -> None:
-    """Make a VM from what `save` wrote.
+    """Make a VM from a file that `save` wrote.
 
-    Prints its name; without one the daemon picks it. FILE may be -, for standard input. The VM's clock goes on from
-    where it was saved, and the lines that Sessions held stay held until their clients resume them.
+    Prints the VM's name; without a name the daemon picks one. FILE may be -, for standard input. The VM's clock
+    goes on from where it was saved, and the lines that Sessions held stay held until their clients resume them.
     """
     try:
         data = file.read()

@@ -20,17 +20,22 @@ from .output import echo_json, echo_table, json_option
 
 @command()
 @click.argument("vm", required=False)
-@click.option("--vcpus", type=number(0, 255), default=1, show_default=True, help="vCPUs, with ids from 0.")
+@click.option(
+    "--vcpus", type=number(0, 255), default=1, show_default=True, help="The number of vCPUs, with ids from 0."
+)
 @click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
 @click.option(
-    "--split", type=number(0, 4096), metavar="N", help="Only local APICs; the first N GSIs are another IOAPIC's pins."
+    "--split",
+    type=number(0, 4096),
+    metavar="N",
+    help="Only local APICs; the first N GSIs are the pins of the VMM's IOAPIC.",
 )
-@click.option("--pit", is_flag=True, help="With a PIT, and port 61h; it needs the whole irqchip.")
-@click.option("--virtual-clock", is_flag=True, help="Its time moves by `advance` alone.")
+@click.option("--pit", is_flag=True, help="Add a PIT, and port 61h; needs the whole irqchip.")
+@click.option("--virtual-clock", is_flag=True, help="Let the VM's time move by `advance` alone.")
 @click.option(
-    "--tsc-khz", type=number(0, 100_000_000), default=0, metavar="KHZ", help="Its TSCs' frequency.  [default: 1000000]"
+    "--tsc-khz", type=number(0, 100_000_000), default=0, metavar="KHZ", help="The TSCs' frequency.  [default: 1000000]"
 )
-@click.option("--ephemeral", is_flag=True, help="Delete it when this command ends, which waits for Ctrl-C or SIGTERM.")
+@click.option("--ephemeral", is_flag=True, help="Wait for Ctrl-C or SIGTERM, and then delete the VM.")
 @pass_client
 def create(
     client: irqchip_client.Client,
@@ -45,8 +50,8 @@ def create(
 ) -> None:
     """Create a VM with an irqchip and vCPUs, and print its name.
 
-    Without a name the daemon picks one. Where a part of it can't be made, nothing is left behind. With --ephemeral the
-    daemon deletes it when this command ends, however it ends.
+    Without a name the daemon picks one. If a part of the VM can't be made, nothing is left behind. With --ephemeral
+    the daemon deletes the VM when this command ends, however it ends.
     """
     if vm == "":
         raise click.BadParameter("it is empty: give the VM a name, or none, and the daemon picks one", param_hint="VM")
@@ -80,14 +85,14 @@ def _at_once() -> Iterator[Any]:
 
 @contextmanager
 def _until_a_signal() -> Iterator[Any]:
-    """What waits for a signal, or for the VM's end, and deletes the VM then."""
-    told = threading.Event()
+    """The function that waits for a signal, or for the VM's end, and then deletes the VM."""
+    signalled = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
 
     def wait(vm: irqchip_client.Vm) -> None:
-        with vm, suppress(irqchip_client.NotFound):  # As somebody has deleted it.
-            while not told.wait(0.5):
+        with vm, suppress(irqchip_client.NotFound):  # Another client has deleted it.
+            while not signalled.wait(0.5):
                 vm.info()
 
     try:
@@ -120,10 +125,10 @@ def list_(client: irqchip_client.Client, as_json: bool) -> None:
 def show(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
 
-    Of the clock: when the next timer is due, and how late timers are, where the VM needs more of the daemon than its
-    share. Of source 0, which `raise` drives: the GSIs it holds high. Of each Session: its line source, its client's
-    name, the GSIs it holds high, those it resamples, and the events it lost; "detached" where it was restored, and its
-    client has not come back. Below it the ports and addresses that it answers for.
+    The clock: when the next timer is due, and how late timers are, if the VM needs more of the daemon than its share.
+    Source 0, which `raise` drives: the GSIs it holds high. Each Session: its line source, its client's name, the GSIs
+    it holds high, those it resamples, and the events it lost; "detached" if it was restored, and its client has not
+    come back. Below it the ports and addresses that it has claimed.
     """
     info = vm.info()
     if as_json:
@@ -152,18 +157,18 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
 def reset(vm: irqchip_client.Vm) -> None:
     """Reset a VM's chips and vCPUs.
 
-    They are then as when they were made. Time, routing, Sessions and the lines that are held stay.
+    Chips and vCPUs are then as when they were made. Time, routing, Sessions and the lines they hold stay.
     """
     vm.reset()
 
 
 @command()
 @click.argument("vms", nargs=-1, metavar="[VM]...")
-@click.option("--all", "every", is_flag=True, help="All VMs of the daemon, whoever made them.")
+@click.option("--all", "every", is_flag=True, help="All VMs of the daemon, of all users.")
 def delete(vms: tuple[str, ...], every: bool) -> None:
     """Delete VMs. Their Sessions and Watches end.
 
-    Where one of those that are named can't be deleted, the others are.
+    If one of the VMs can't be deleted, the others are deleted all the same.
     """
     if bool(vms) == every:
         raise click.UsageError("name the VMs to delete, or say --all for all that there are, and not both")
@@ -173,7 +178,7 @@ def delete(vms: tuple[str, ...], every: bool) -> None:
         try:
             vm.delete()
         except irqchip_client.NotFound as error:
-            if not every:  # Else somebody else has deleted it just now.
+            if not every:  # Else another client has deleted it just now.
                 others = [name for name in _names(client) if name not in vms]
                 failures.append(f"{error.message}; {vms_there_are(vm.name, others)} ({error.reason})")
         except irqchip_client.Unavailable:

@@ -82,7 +82,7 @@ def _coalesced(f: Fields) -> str:
     return " (coalesced)" if f["coalesced"] else ""
 
 
-# The kernel's TP_printk of each. kvm_inj_virq's vCPU is the kernel's task, which has its own column there.
+# The kernel's TP_printk of each. For kvm_inj_virq the kernel has no vCPU: the task has its own column there.
 _FORMATS: dict[str, Callable[[Fields], str]] = {
     "kvm_pio": _pio,
     "kvm_mmio": _mmio,
@@ -118,20 +118,27 @@ def _body(event: irqchip_client.TraceEvent) -> str:
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
 @click.option(
-    "--gsi", "gsis", type=number(0, _LAST_GSI), multiple=True, metavar="N", help="Only of this GSI; may be repeated."
+    "--gsi",
+    "gsis",
+    type=number(0, _LAST_GSI),
+    multiple=True,
+    metavar="N",
+    help="Only events of this GSI; may be repeated.",
 )
-@click.option("--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Only of this vCPU; may be repeated.")
+@click.option(
+    "--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Only events of this vCPU; may be repeated."
+)
 @json_option
 def watch(
     vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...], as_json: bool
 ) -> None:
     """Print what happens in a VM, until Ctrl-C.
 
-    A line a trace event, in the format of the kernel's trace. The tracepoints are the kernel's, with or without
-    "kvm_"; all of them, where none is named. The time is that of the daemon's monotonic clock, in seconds.
+    One line per trace event, in the format of the kernel's trace. The tracepoints have the kernel's names, with or
+    without "kvm_"; by default all are shown. The time is that of the daemon's monotonic clock, in seconds.
 
-    Of a GSI are kvm_set_irq and what happens at the chips' pins that it led to when this began; of a vCPU what its
-    local APIC accepts, is asked for and ends. With both --gsi and --vcpu, what is of any of them.
+    --gsi shows kvm_set_irq, and the events of those chips' pins that the GSI led to at the beginning. --vcpu shows the
+    interrupts that the vCPU's local APIC is asked for, accepts and ends. With both, events that match either are shown.
     """
     names = [name if name.startswith("kvm_") else f"kvm_{name}" for name in tracepoints]
     there = vm.info().vcpus if vcpus else ()
@@ -154,7 +161,7 @@ def watch(
 def _filter(
     vm: irqchip_client.Vm, gsis: tuple[int, ...], vcpus: tuple[int, ...]
 ) -> Callable[[irqchip_client.TraceEvent], bool]:
-    """Whether an event is of one of these GSIs or vCPUs, or none are named."""
+    """Whether an event belongs to one of the GSIs or vCPUs, or none are given."""
     if not gsis and not vcpus:
         return lambda _: True
     pins = {

@@ -42,7 +42,7 @@ class Register(IntEnum):
 
 
 class Status(IntFlag):
-    """What the device is doing."""
+    """The status register: what the device is doing."""
 
     BUSY = 0x01
     DATA = 0x02  # bytes can be transferred
@@ -50,7 +50,7 @@ class Status(IntFlag):
 
 
 class Command(IntEnum):
-    """What it can do."""
+    """Commands to the device."""
 
     NONE = 0  # in reset
     READ = 1
@@ -73,7 +73,7 @@ CONTROL_ENABLE, CONTROL_RESET = 0x01, 0x02
 
 
 class BlockDevice(Device):
-    """A file as a block device. What is beyond its last whole sector is not reached.
+    """A file as a block device. Bytes behind the last whole sector can't be reached.
 
     path       a file or a block device; OSError where it can't be opened
     base, gsi  where it is; the line is a level
@@ -116,7 +116,7 @@ class BlockDevice(Device):
         self._power_on()
 
     def _power_on(self) -> None:
-        """A command that was under way is forgotten: a sector that was to be written is as it was."""
+        """Drops a command under way: a sector that was to be written keeps its bytes."""
         self.sector = 0
         self.status = Status(0)
         self.error = Error.NONE
@@ -130,7 +130,7 @@ class BlockDevice(Device):
         self._done.stop()
 
     def reset(self) -> None:
-        """As its own reset, with the line disabled."""
+        """Resets the device, and disables its line."""
         self._power_on()
         self._line.set(False)
 
@@ -163,7 +163,7 @@ class BlockDevice(Device):
     # Ports.
 
     def read(self, offset: int, size: int) -> int:
-        """A guest's IN of 1, 2 or 4 bytes; of several registers, lowest first. What is no register's is ffh."""
+        """A guest's IN of 1, 2 or 4 bytes; of several registers, lowest first. Other bytes are ffh."""
         if offset == Register.DATA:
             return self._read_data(size)
         return int.from_bytes(bytes(self._read_byte(offset + byte) for byte in range(size)), "little")
@@ -212,7 +212,7 @@ class BlockDevice(Device):
     # Commands.
 
     def _begin(self, command: int) -> None:
-        """A command is written: it is refused, or it begins."""
+        """A write to the command register: begins the command, or refuses it."""
         self.status, self.error, self._position = Status(0), Error.NONE, 0
         self._command, self._at = Command.NONE, self.sector
         match command:
@@ -229,7 +229,7 @@ class BlockDevice(Device):
                 self._end(Error.NO_SUCH_COMMAND)
 
     def _work(self) -> None:
-        """The seek is over."""
+        """The end of a seek."""
         data = False
         try:
             match self._command:
@@ -247,12 +247,12 @@ class BlockDevice(Device):
 
     @staticmethod
     def _exactly(data: bytes | bytearray) -> bytes | bytearray:
-        if len(data) != SECTOR:  # Somebody has cut the file, or its disk is full.
+        if len(data) != SECTOR:  # The file was cut, or its disk is full.
             raise OSError
         return data
 
     def _end(self, error: Error, status: Status = Status(0)) -> None:  # noqa: B008 - it is immutable
-        """A command is over, or a read's data are there."""
+        """The end of a command, or the arrival of a read's data."""
         self.error = error
         self.status = Status.ERROR if error else status
         self.pending = True

@@ -1,4 +1,4 @@
-"""What a device model is made of, without I/O: regions, lines, timers, inputs. Hosts connect it to a VM.
+"""The parts of a device model, without I/O: regions, lines, timers, inputs. Hosts connect a device to a VM.
 
     class Doorbell(Device):
         def __init__(self, port: int, gsi: int) -> None:
@@ -46,23 +46,23 @@ Write = Callable[[int, int, int], None]  # offset, value, size
 
 
 class Host(Protocol):
-    """Who runs a device."""
+    """Runs devices."""
 
     def drive(self, line: OutputLine) -> None:
         """A line has another level."""
 
     def arm(self, timer: Timer) -> None:
-        """A timer is due at another time, or no more."""
+        """A timer is due at another time, or no longer due."""
 
     def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
-        """Call `ready` whenever a descriptor can be read, or no more."""
+        """Calls `ready` whenever a descriptor can be read; with None, no longer."""
 
     def now(self) -> float:
         """Seconds of a clock that only runs forward."""
 
 
 class _NoHost:
-    """Of a device that is not run yet."""
+    """The host of a device that does not run yet."""
 
     def drive(self, line: OutputLine) -> None:
         pass
@@ -79,7 +79,7 @@ class _NoHost:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRegion:
-    """A range of ports or addresses that is the device's.
+    """A range of ports or addresses of a device.
 
     read, write  take offsets into it
     width        bytes of its registers: a wider access is as many of this width, the lowest first
@@ -93,7 +93,7 @@ class DeviceRegion:
     width: int
 
     def do_read(self, address: int, size: int) -> int:
-        """A vCPU's read of an address in it."""
+        """A vCPU's read of an address in the region."""
         offset, width = address - self.start, self.width
         if size <= width:
             return self._read(offset, size)
@@ -111,7 +111,7 @@ class DeviceRegion:
             raise TypeError(f"{what}, and not the number that the guest reads") from None
 
     def do_write(self, address: int, value: int, size: int) -> None:
-        """A vCPU's write to an address in it."""
+        """A vCPU's write to an address in the region."""
         offset, width = address - self.start, self.width
         if size <= width:
             self.write(offset, value, size)
@@ -136,13 +136,13 @@ class OutputLine:
         self.level = False
 
     def set(self, level: bool) -> None:
-        """Drives it high or low; nothing where it is so already."""
+        """Drives the line high or low; does nothing if it is so already."""
         if level != self.level:
             self.level = level
             self._device.host.drive(self)
 
     def pulse(self) -> None:
-        """An edge."""
+        """Makes an edge."""
         self.set(True)
         self.set(False)
 
@@ -158,22 +158,22 @@ class Timer:
         self.due: float | None = None  # on the host's clock
 
     def start(self, seconds: float) -> None:
-        """It is due so many seconds from now, whatever it was."""
+        """Makes the timer due in some seconds, whenever it was due before."""
         self.start_at(self.device.host.now() + seconds)
 
     def start_at(self, due: float | None) -> None:
-        """It is due at a time of the host's clock; with None, never."""
+        """Makes the timer due at a time of the host's clock; with None, never."""
         self.due = due
         self.device.host.arm(self)
 
     def stop(self) -> None:
-        """It is due no more."""
+        """Makes the timer due never."""
         self.start_at(None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Restored:
-    """What a device is to be, checked."""
+    """A device's state to be restored, checked."""
 
     lines: tuple[bool, ...]
     timers: tuple[float | None, ...]
@@ -181,7 +181,7 @@ class _Restored:
 
 
 class Device:
-    """A device model. A subclass says in its constructor what it has, and who it is: name, at most 64 characters.
+    """A device model. A subclass has a constructor that adds its parts, and a name of at most 64 characters.
 
     STATE          which of its attributes are its state, beside the levels of its lines and its timers: see saving.py
     STATE_VERSION  of these; what another version saved is refused
@@ -197,20 +197,20 @@ class Device:
         self.lines: list[OutputLine] = []
         self.timers: list[Timer] = []
 
-    if not TYPE_CHECKING:  # Else every name would do.
+    if not TYPE_CHECKING:  # A type checker would else accept every name.
 
         def __getattr__(self, name: str) -> Any:
-            """What is not there; of a device whose constructor forgot Device's, the hint at that."""
+            """The error for a missing attribute, with a hint if the constructor forgot to call Device's."""
             hint = "" if "timers" in vars(self) else ": call super().__init__(name) first, in its constructor"
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
     def pio(self, start: int, length: int, read: Read, write: Write, *, width: int = 1) -> None:
-        """Has a range of ports."""
+        """Adds a range of ports."""
         _check_region("port", start, length, 1 << 16)
         self.regions.append(DeviceRegion(Space.PIO, start, length, read, write, width))
 
     def mmio(self, start: int, length: int, read: Read, write: Write, *, width: int = 8) -> None:
-        """Has a range of physical addresses."""
+        """Adds a range of physical addresses."""
         _check_region("address", start, length, 1 << 64)
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
@@ -223,15 +223,15 @@ class Device:
         return line
 
     def timer(self, expired: Callable[[], None]) -> Timer:
-        """Has a timer."""
+        """Adds a timer."""
         timer = Timer(self, expired)
         self.timers.append(timer)
         return timer
 
-    # Its life.
+    # Running and resetting.
 
     def run_by(self, host: Host) -> None:
-        """A host runs it, whose clock its timers go on by."""
+        """Connects the device to a host, by whose clock its timers run."""
         ahead = host.now() - self.host.now()
         self.host = host
         for timer in self.timers:
@@ -239,13 +239,13 @@ class Device:
                 timer.start_at(timer.due + ahead)
 
     def started(self) -> None:
-        """A host runs it from now on: the place to watch descriptors and start timers."""
+        """Called when a host begins to run the device: watch descriptors and start timers here."""
 
     def reset(self) -> None:
-        """The VM is reset: the place to make registers what they were, and lines low."""
+        """Called when the VM is reset: reset registers, and make lines low here."""
 
     def save(self) -> dict[str, Plain]:
-        """Its state, as JSON has it: restore() of a device that is made alike goes on from there."""
+        """The device's state, as JSON has it, for restore() of a device that is made with the same arguments."""
         now = self.host.now()
         return {
             "model": type(self).__name__,
@@ -256,14 +256,14 @@ class Device:
         }
 
     def restore(self, saved: Plain) -> None:
-        """It is what save() said, before or while a host runs it. InvalidArgument, and nothing has changed.
+        """Restores a save()d state, before or while a host runs the device. InvalidArgument: then nothing has changed.
 
-        Of one that a host runs it is the host's restore() that may be called.
+        While a host runs the device, call the host's restore() instead.
         """
         self.put_restored(self.check_saved(saved))
 
     def check_saved(self, saved: Plain) -> _Restored:
-        """What put_restored() takes. InvalidArgument where the device can't be that."""
+        """A state for put_restored(). InvalidArgument where the device can't have that state."""
         check_keys(saved, ("model", "version", "lines", "timers", "state"), "it")
         for key, own in (("model", type(self).__name__), ("version", self.STATE_VERSION)):
             if type(saved[key]) is not type(own) or saved[key] != own:
@@ -278,7 +278,7 @@ class Device:
         """Raises InvalidArgument, as refused() makes it, where attributes don't go together."""
 
     def put_restored(self, restored: _Restored) -> None:
-        """It is what check_saved() has checked."""
+        """Restores a state from check_saved()."""
         put_fields(self, self.STATE, restored.values)
         for line, level in zip(self.lines, restored.lines, strict=True):
             line.set(level)
@@ -290,11 +290,11 @@ class Device:
         self.restored()
 
     def restored(self) -> None:
-        """Its attributes are others: the place to make what follows from them. `started` may come, or has."""
+        """Called when a state was restored: update here what follows from it. Before or after started()."""
 
 
 def _check_region(what: str, start: object, length: object, limit: int) -> None:
-    """What is no range is a ValueError that names it."""
+    """Raises ValueError for an invalid range."""
     if not isinstance(start, int) or not 0 <= start < limit:
         raise ValueError(f"the first {what} of a region is {start!r:.100}, and not a number from 0 to {limit - 1:#x}")
     if not isinstance(length, int) or not 0 < length <= limit - start:

@@ -1,4 +1,4 @@
-"""The debug exit of a test machine, as QEMU's isa-debug-exit: a write ends the run, with a status of the guest's."""
+"""The debug exit of a test machine, as QEMU's isa-debug-exit: a write ends the run, with the guest's status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 4  # bytes of the widest access
 class DebugExit(Device):
     """Four ports. A write to any of them calls `ended` with (value << 1) | 1, so that 0 is never a status.
 
-    ended   whoever ends the run; 8 bits of the status are what a process can exit with
+    ended   ends the run; a process can exit with 8 bits of the status
     base    the first port
     """
 

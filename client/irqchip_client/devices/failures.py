@@ -1,4 +1,4 @@
-"""What a device raises is its owner's to hear: in which of its calls, and where in its own code."""
+"""Describes a device's exception to the device's author: in which call, and where in the device's own code."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .device import Device
 
-# Whose frames are not the device's.
+# Files whose frames are not the device's.
 _CALLERS = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("device", "host", "reactor"))
 
 
 class _Blame(str):
-    """A note of this module's."""
+    """A note that this module has added."""
 
     __slots__ = ()
 
 
 def blame(error: BaseException, device: Device, call: str) -> None:
-    """An exception came out of a call of a device's: a note says so."""
+    """Adds a note to an exception, that it came from a call of a device."""
     if _blame_of(error) is None:
         error.add_note(_Blame(f"{type(device).__name__} failed in {call}"))
 
 
 def describe_failure(error: BaseException) -> str | None:
-    """Which device failed in which call, and the device's own part of the traceback; None if it was no device's."""
+    """The device, the call, and the device's own part of the traceback; None for an exception of no device."""
     note = _blame_of(error)
     if note is None:
         return None

@@ -146,7 +146,7 @@ class _Host:
 class RemoteHost(_Host):
     """Runs devices for a VM whose vCPUs are in other processes."""
 
-    # What an event is handled in; see _Stop.
+    # The context in which an event is handled: _Stop's.
     undisturbed: AbstractContextManager[None] = nullcontext()
 
     def __init__(self, session: Session, devices: Iterable[Device]) -> None:

@@ -1,4 +1,4 @@
-"""The keyboard controller of a PC/AT, an 8042, with the mouse's port of a PS/2.
+"""The keyboard controller of a PC/AT, an 8042, with the mouse port of a PS/2.
 
 IBM PS/2 Hardware Interface Technical Reference, "Keyboard and auxiliary device controller": the status register, the
 commands in the order of their numbers, the output buffer of one byte. Its interrupts are high while that is full.
@@ -66,7 +66,7 @@ AWAITED = (
     *range(Command.WRITE_OUTPUTS, Command.WRITE_MOUSE + 1),
 )
 
-TYPED = 64  # bytes that are read from a descriptor at once
+TYPED = 64  # bytes to read from a descriptor at once
 
 
 class I8042(Device):
@@ -128,7 +128,7 @@ class I8042(Device):
         # The output buffer: its byte, and the status bits that say whether and whose it is.
         self.output = 0
         self.full = 0
-        # What the controller itself puts there next, and whether it says that it is the mouse's.
+        # The byte that the controller itself puts there next, and whether as the mouse's.
         self._reply: tuple[int, bool] | None = None
         # The command whose argument is the next byte to the data port.
         self._awaits: int | None = None
@@ -137,11 +137,11 @@ class I8042(Device):
         self._breaks = False
 
     def started(self) -> None:
-        self._watching = False  # whatever was before there was a host
+        self._watching = False  # no host watched before
         self._settle()
 
     def reset(self) -> None:
-        """Controller, keyboard and mouse begin anew. What the user has typed, and nobody has taken, is typed then."""
+        """Resets controller, keyboard and mouse. Text that the user has typed ahead is typed after that."""
         self._pause.stop()
         self._power_on()
         self._settle()
@@ -160,7 +160,7 @@ class I8042(Device):
         )
 
     def _read_data(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
-        """The output buffer; empty, it gives what was in it."""
+        """The output buffer; if it is empty, the last byte again."""
         value = self.output
         if self.full:
             self.full = 0
@@ -227,7 +227,7 @@ class I8042(Device):
         self._reply = value, False
 
     def _settle(self) -> None:
-        """After anything has changed: what is sent next, and the lines."""
+        """After any change: sends the next byte, and drives the lines."""
         self._type()
         if not self.full:
             self._fill()
@@ -248,7 +248,7 @@ class I8042(Device):
             self.output, self.full = byte, STATUS_OUTPUT_FULL | STATUS_MOUSE
 
     def _translated(self, byte: int) -> int | None:
-        """A byte of the keyboard's as the host sees it; None of BREAK, which becomes a bit of the next."""
+        """The keyboard's byte as the host sees it; None for BREAK, which becomes a bit of the next byte."""
         if not self.memory[0] & TRANSLATE:
             return byte
         if byte == BREAK:
@@ -294,7 +294,7 @@ class I8042(Device):
         self._settle()
 
     def move(self, dx: int, dy: int, buttons: int = 0, wheel: int = 0) -> None:
-        """The mouse moves by some counts, to the right and up.
+        """Moves the mouse by counts, to the right and up.
 
         buttons  those that are down: 1 left, 2 right, 4 middle
         wheel    steps, downwards
@@ -303,12 +303,12 @@ class I8042(Device):
         self._settle()
 
     def type_text(self, text: str) -> None:
-        """Types on a US keyboard, as the guest takes it. What the keyboard has no keys for is left out."""
+        """Types on a US keyboard, as fast as the guest reads. Characters without a key are left out."""
         self._text.extend(text)
         self._settle()
 
     def _type(self) -> None:
-        """The next character, some time after the last one was taken: who empties the buffer comes to an end."""
+        """Types the next character, a while after the last was read: a guest that empties the buffer finishes."""
         taken = self.keyboard.idle and not self.full and not self.memory[0] & KEYBOARD_OFF
         if taken and self._typed:
             self._typed = False
@@ -327,7 +327,7 @@ class I8042(Device):
             self.host.watch(self.input_fd, self._input_ready if watching else None)
 
     def attach(self, input_fd: int | None) -> None:
-        """Types from another descriptor, or with None from none."""
+        """Types from another descriptor; from none with None."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False

@@ -1,4 +1,4 @@
-"""A US keyboard: its keys' scan codes, and which keys make which characters."""
+"""A US keyboard: the scan codes of its keys, and the keys of each character."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ KEYS: dict[str, int] = {
     **{f"keypad {digit}": code for digit, code in enumerate(bytes.fromhex("70 69 72 7a 6b 73 74 6c 75 7d"))},
 }
 
-# What the controller's translation makes of a byte of set 2: set 1, the PC's. Bytes from 80h on stay, but for two.
+# The controller's translation of set 2 into set 1, the PC's. Bytes from 80h on stay, except two.
 SET_1 = bytes.fromhex(
     "ff 43 41 3f 3d 3b 3c 58 64 44 42 40 3e 0f 29 59 65 38 2a 70 1d 10 02 5a 66 71 2c 1f 1e 11 03 5b"
     "67 2e 2d 20 12 05 04 5c 68 39 2f 21 14 13 06 5d 69 31 30 23 22 15 07 5e 6a 72 32 24 16 08 09 5f"
@@ -70,7 +70,7 @@ SET_1 = bytes.fromhex(
 
 
 def strokes(character: str) -> tuple[str, ...]:
-    """The keys that make a character, in the order in which they are pressed; none where the keyboard has none."""
+    """The keys of a character, in the order of pressing; empty where the keyboard has none."""
     if character in _NAMED:
         return (_NAMED[character],)
     if character in _SHIFTED:

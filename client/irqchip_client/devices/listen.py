@@ -9,11 +9,11 @@ import stat
 import threading
 from contextlib import suppress
 
-KEEP = 1 << 16  # bytes of output that are kept while nobody is there to read them, the newest
+KEEP = 1 << 16  # the newest bytes of output, which are kept while no client is connected
 
 
 def listen(path: str) -> int:
-    """Listens at a path, in place of what listened there before, and returns the device's end."""
+    """Listens at a path, replacing an earlier listener, and returns the device's end."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
             os.unlink(path)
@@ -26,13 +26,13 @@ def listen(path: str) -> int:
 
 
 class _Relay:
-    """Carries bytes between the device and whoever is connected. Nobody is read from faster than the other takes it."""
+    """Carries bytes between the device and the client. It reads from one no faster than the other takes them."""
 
     def __init__(self, listener: socket.socket, device: socket.socket) -> None:
         self.listener = listener
         self.device = device
         self.client: socket.socket | None = None
-        self.client_sends = False  # it may still; without, it may still be sent to
+        self.client_sends = False  # the client may still send; if not, it may still receive
         self.to_client = bytearray()
         self.to_device = bytearray()
         device.setblocking(False)

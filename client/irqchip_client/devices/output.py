@@ -1,4 +1,4 @@
-"""Where a device's output goes."""
+"""The output of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is plugged into a keyboard controller: a PS/2 keyboard and a PS/2 mouse.
+"""A PS/2 keyboard and a PS/2 mouse, for a keyboard controller.
 
 IBM PS/2 Hardware Interface Technical Reference, "Keyboard (101- and 102-key)" and "Mouse". Each is a microcontroller of
 its own, that takes commands and has a queue of bytes to send. What a command is answered goes before all else.
@@ -15,7 +15,7 @@ from .saving import BYTE, FLAG, Bits, Choice, Fields, Number, OrNone, Queue
 
 QUEUE = 16  # bytes
 OVERRUN = 0x00
-BREAK = 0xF0  # set 2: the next is released
+BREAK = 0xF0  # set 2: the next key is released
 SET_1_BREAK = 0x80
 
 ACK = 0xFA
@@ -24,7 +24,7 @@ SELF_TEST_PASSED = 0xAA
 
 
 class Peripheral:
-    """What the two have in common.
+    """The common parts of keyboard and mouse.
 
     STATE  see saving.py
     """
@@ -39,7 +39,7 @@ class Peripheral:
         self.awaits: int | None = None
 
     def take(self) -> int | None:
-        """The next byte it sends; None while it has none."""
+        """Takes the next byte to send; None while there is none."""
         replies = self.replies or self.queue
         if not replies:
             return None
@@ -47,7 +47,7 @@ class Peripheral:
         return self.last
 
     def reply(self, *data: int) -> None:
-        """Answers; a host that never reads gets no more than a queue of it."""
+        """Queues an answer, as far as the queue has room."""
         self.replies.extend(data[: QUEUE - len(self.replies)])
 
 
@@ -70,7 +70,7 @@ KEYBOARD_ID = (0xAB, 0x83)
 
 
 class Keyboard(Peripheral):
-    """A keyboard of 101 keys, with scan code sets 1 and 2. A key that is held does not repeat."""
+    """A keyboard of 101 keys, with scan code sets 1 and 2. A held key does not repeat."""
 
     STATE: ClassVar[Fields] = {
         **Peripheral.STATE,
@@ -144,15 +144,15 @@ class Keyboard(Peripheral):
 
     @property
     def idle(self) -> bool:
-        """Whether a key that is pressed now would be sent at once."""
+        """Whether a key press would be sent at once."""
         return self.scanning and self.awaits is None and not self.queue and not self.replies
 
     def press(self, key: str) -> None:
-        """A key goes down; KeyError where there is none of that name."""
+        """A key goes down. KeyError for an unknown name."""
         self._send(KEYS[key], released=False)
 
     def release(self, key: str) -> None:
-        """A key goes up; KeyError where there is none of that name."""
+        """A key goes up. KeyError for an unknown name."""
         self._send(KEYS[key], released=True)
 
     def _send(self, key: int, *, released: bool) -> None:
@@ -195,13 +195,13 @@ STATUS_REMOTE, STATUS_REPORTING, STATUS_SCALING = 0x40, 0x20, 0x10
 PACKET_ALWAYS, PACKET_X_SIGN, PACKET_Y_SIGN = 0x08, 0x10, 0x20
 LEFT, RIGHT, MIDDLE = 0x01, 0x02, 0x04  # buttons
 MOUSE_ID, WHEEL_ID = 0x00, 0x03
-WHEEL_KNOCK = [200, 100, 80]  # Microsoft: these sample rates, one after the other, make an IntelliMouse of it
+WHEEL_KNOCK = [200, 100, 80]  # Microsoft: these sample rates in succession turn it into an IntelliMouse
 FURTHEST = 127  # counts, in one packet
 MOST_COUNTS = 1 << 16  # that are remembered
 
 
 class Mouse(Peripheral):
-    """A mouse of three buttons, with a wheel for those who knock."""
+    """A mouse of three buttons, with a wheel after WHEEL_KNOCK."""
 
     STATE: ClassVar[Fields] = {
         **Peripheral.STATE,
@@ -240,13 +240,13 @@ class Mouse(Peripheral):
         self._forget()
 
     def _forget(self) -> None:
-        """Its counters start anew."""
+        """Clears the movement counters."""
         self.x = self.y = self.z = 0
         self._changed = False
 
     def write(self, value: int) -> None:
         """A byte from the host: a command, or its argument. "Mouse commands"."""
-        self.queue.clear()  # A packet that was being sent is not finished.
+        self.queue.clear()  # Cuts off a packet that is being sent.
         command, self.awaits = self.awaits, None
         if command == MouseCommand.RESOLUTION:
             self.resolution = value & 3
@@ -312,7 +312,7 @@ class Mouse(Peripheral):
         )
 
     def move(self, dx: int, dy: int, buttons: int, wheel: int = 0) -> None:
-        """It is moved by some counts, to the right and up; these of its buttons are down; its wheel is turned down."""
+        """Moves by counts, to the right and up; sets the buttons that are down; turns the wheel down."""
         if self.reporting or self.remote:
             self.x, self.y, self.z = (
                 max(-MOST_COUNTS, min(MOST_COUNTS, count)) for count in (self.x + dx, self.y + dy, self.z + wheel)
@@ -322,13 +322,13 @@ class Mouse(Peripheral):
         self.buttons = buttons & (LEFT | RIGHT | MIDDLE)
 
     def take(self) -> int | None:
-        """In stream mode, packets as there is something to tell and its queue has been taken."""
+        """In stream mode, queues a packet if anything happened and the queue is empty."""
         if self._changed and not self.queue and self.reporting and not (self.remote or self.wrap):
             self.queue.extend(self._packet())
         return super().take()
 
     def _packet(self) -> list[int]:
-        """What has happened since the last one, or as much of it as one holds."""
+        """The packet of what has happened since the last one, as far as one packet can hold it."""
         x, y, z = (max(-FURTHEST, min(FURTHEST, count)) for count in (self.x, self.y, self.z))
         self.x, self.y, self.z = self.x - x, self.y - y, (self.z - z if self.identity == WHEEL_ID else 0)
         self._changed = bool(self.x or self.y or self.z)

@@ -16,7 +16,7 @@ from .failures import blame
 
 
 class Reactor:
-    """Calls devices back, each time within `turn`. Whatever a device raises ends it, and is given to `failed`."""
+    """Calls devices back, each time within `turn`. A device's exception ends the reactor, and goes to `failed`."""
 
     def __init__(
         self, turn: Callable[[], AbstractContextManager[None]], failed: Callable[[BaseException], None]
@@ -25,7 +25,7 @@ class Reactor:
         self._failed = failed
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Not by stop(): a device may arm a timer after that, too.
+        # stop() does not close it: a device may arm a timer after that, too.
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._timers: set[Timer] = set()
@@ -35,25 +35,25 @@ class Reactor:
         self._thread = threading.Thread(target=self._run, name="irqchip devices", daemon=True)
 
     def start(self) -> None:
-        """Begin to call back."""
+        """Begins to call back."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Call back no more; from any thread."""
+        """Calls back no more. From any thread."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(1.0)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Call something in a turn; from any thread, which does not wait."""
+        """Calls a function in a later turn. From any thread, which does not wait."""
         self._calls.append(call)
         os.eventfd_write(self._wake, 1)
 
     # Within a turn.
 
     def arm(self, timer: Timer) -> None:
-        """See Host."""
+        """A timer is due at another time, or no longer due."""
         if timer.due is None:
             self._timers.discard(timer)
             return
@@ -62,7 +62,7 @@ class Reactor:
             os.eventfd_write(self._wake, 1)
 
     def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
-        """See Host."""
+        """Calls `ready` whenever a descriptor can be read; with None, no longer."""
         with suppress(KeyError):
             self._selector.unregister(descriptor)
         if ready is not None:
@@ -105,7 +105,7 @@ class Reactor:
         now = time.monotonic()
         late = [timer for timer in self._timers if timer.due is not None and timer.due <= now]
         for timer in sorted(late, key=lambda timer: timer.due or 0):
-            if timer.due is not None and timer.due <= now:  # it may have been stopped by one before
+            if timer.due is not None and timer.due <= now:  # an earlier timer may have stopped it
                 self._timers.discard(timer)
                 timer.due = None
                 try:

@@ -20,7 +20,7 @@ from .device import Device
 from .saving import BYTE, SECONDS, Bits, Fields, Number, Octets, Plain
 
 CRYSTAL = 32_768  # Hz; all times are its ticks
-UIP_TICKS = 8  # 244 us, for which UIP says that an update is about to begin
+UIP_TICKS = 8  # UIP is set for 244 us before an update
 FIRST_UPDATE = CRYSTAL // 2  # after the divider has left its reset
 DAY = 86_400  # seconds
 
@@ -51,7 +51,7 @@ HOURS_PM = 0x80
 
 A_UIP = 0x80
 A_DIVIDER = 0x70
-DIVIDER_LAST_RUNNING = 0x20  # the values beyond are the divider's reset, and no use of a PC's
+DIVIDER_LAST_RUNNING = 0x20  # higher values reset the divider, or are not for a PC
 A_RATE = 0x0F
 
 B_SET, B_PERIODIC, B_ALARM, B_UPDATE, B_SQUARE_WAVE = 0x80, 0x40, 0x20, 0x10, 0x08
@@ -63,7 +63,7 @@ D_VALID = 0x80
 
 MEMORY = 128  # bytes, the registers included
 
-FARTHEST = 1 << 50  # seconds and ticks: no state has more
+FARTHEST = 1 << 50  # the most seconds and ticks in a state
 _WHOLE = Number(-FARTHEST, FARTHEST)
 
 
@@ -133,7 +133,7 @@ class Rtc(Device):
             self._go_on(*self._goes_on_from)
 
     def reset(self) -> None:
-        """RESET ends its interrupts; the time, the alarm and the memory stay."""
+        """RESET disables the interrupts; the time, the alarm and the memory stay."""
         self._catch_up()
         self.b &= ~(B_PERIODIC | B_ALARM | B_UPDATE | B_SQUARE_WAVE)
         self.c = 0
@@ -168,7 +168,7 @@ class Rtc(Device):
         self._goes_on_from = seconds, self._seen
 
     def _go_on(self, saved_at: float, tick: int) -> None:
-        """It has run since the host's time was `saved_at`, at a tick of what was its clock then."""
+        """Goes on from a state that was saved at a host's time, and at a tick of that host's clock."""
         ahead = self._now() - int(max(self._clock() - saved_at, 0) * CRYSTAL) - tick
         self._divider_began += ahead
         self._seen += ahead
@@ -238,7 +238,7 @@ class Rtc(Device):
 
     @property
     def _runs(self) -> bool:
-        """Whether there are updates. Without, the time's registers are memory."""
+        """Whether the time is updated; if not, its registers are memory."""
         return self._divider_runs and not self.b & B_SET
 
     @property
@@ -251,7 +251,7 @@ class Rtc(Device):
         return self._runs and (self._now() - self._divider_began) % CRYSTAL >= CRYSTAL - UIP_TICKS
 
     def _write_control(self, a: int, b: int) -> None:
-        """The time stops with SET or the divider's reset, and goes on from what is then in its registers."""
+        """Stops the time at SET or the divider's reset, or lets it go on from the registers."""
         divided, ran = self._divider_runs, self._runs
         if ran:
             before = self._encoded(self._seconds_at(self._seen))
@@ -266,7 +266,7 @@ class Rtc(Device):
     # Register C.
 
     def _catch_up(self) -> None:
-        """Sets the flags for what has happened since they were last looked at."""
+        """Sets the flags for the events since the last call."""
         now, seen = self._now(), self._seen
         self._seen = now
         if not self._divider_runs:
@@ -280,7 +280,7 @@ class Rtc(Device):
                 self.c |= C_ALARM
 
     def _settle(self) -> None:
-        """After anything has changed: the line, and when to look at it again. It stays high until C is read."""
+        """After any change: drives the line, which stays high until C is read, and sets the timer."""
         self.c &= ~C_IRQ
         if self.c & self.b & (B_PERIODIC | B_ALARM | B_UPDATE):
             self.c |= C_IRQ
@@ -291,7 +291,7 @@ class Rtc(Device):
             self._event.start_at(seconds)
 
     def _next_interrupt(self) -> int | None:
-        """When the next enabled interrupt comes, if nothing else happens."""
+        """The tick of the next enabled interrupt, if nothing else happens."""
         due = []
         if self._divider_runs and self.b & B_PERIODIC and self._period:
             due.append(self._seen + self._period - (self._seen - self._divider_began) % self._period)
@@ -310,7 +310,7 @@ class Rtc(Device):
     # The alarm.
 
     def _next_alarm(self, after: int) -> int | None:
-        """The first second after some other at which the alarm goes off; None where its bytes are no time of day."""
+        """The first second after another at which the alarm goes off; None where its bytes are no time of day."""
         second, minute, hour = (self.bytes[register] for register in ALARMS)
         seconds = [value for value in range(60) if _matches(second, self._to_byte(value))]
         minutes = [value for value in range(60) if _matches(minute, self._to_byte(value))]
@@ -355,7 +355,7 @@ class Rtc(Device):
             self.bytes[register] = byte
 
     def _set_time(self) -> None:
-        """It is now what the registers of TIME say; what is no date is counted on from the first of its month."""
+        """Sets the time from the registers of TIME; an invalid day is counted on from the first of its month."""
         byte = self.bytes
         second, minute, weekday, day, month, year, century = (
             self._to_number(byte[register]) for register in TIME if register != Register.HOURS
@@ -385,7 +385,7 @@ def _matches(alarm: int, byte: int) -> bool:
     return alarm & ALARM_ANY == ALARM_ANY or alarm == byte
 
 
-# The calendar repeats every 400 years, of which `datetime` is asked for those from 2000 on.
+# The calendar repeats every 400 years; `datetime` is used for those from 2000 on.
 _CYCLE = 146_097  # days
 _BASE = date(2000, 1, 1).toordinal()
 _SINCE_1970 = _BASE - date(1970, 1, 1).toordinal()

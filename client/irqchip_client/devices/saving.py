@@ -1,4 +1,4 @@
-"""The state of a device model as plain data: what JSON has, so that a file can hold it, and checked when it comes back.
+"""The state of a device model as plain data, which JSON can hold, and which is checked when it is restored.
 
 A model says which of its attributes are its state, and what each may be:
 
@@ -23,18 +23,18 @@ Plain = Any
 
 
 class Kind:
-    """What an attribute may be, and how it is written down."""
+    """The values that an attribute may have, and their plain form."""
 
     def save(self, value: Any) -> Plain:
-        """As plain data."""
+        """The value as plain data."""
         return value
 
     def load(self, data: Plain, what: str) -> Any:
-        """The reverse; `what` names it in the InvalidArgument for data that it can't be."""
+        """The value that plain data stand for. InvalidArgument, which names `what`, for other data."""
         raise NotImplementedError
 
     def put(self, owner: object, name: str, value: Any) -> None:
-        """The attribute is this from now on, as load() gave it."""
+        """Sets the attribute to a value from load()."""
         setattr(owner, name, value)
 
 
@@ -42,16 +42,16 @@ Fields = Mapping[str, Kind]
 
 
 def refused(what: str, data: Plain, allowed: str) -> InvalidArgument:
-    """The error for what a device's state can't be."""
+    """The error for a value that a device's state can't have."""
     try:
         shown = reprlib.repr(data)
-    except ValueError:  # Python writes no number of more than some thousand digits.
+    except ValueError:  # Python does not print numbers of more than some thousand digits.
         shown = "a very long number"
     return InvalidArgument(errno.EINVAL, f"a device's state: {what} is {shown}, and not {allowed}")
 
 
 class Number(Kind):
-    """A whole number from one to another."""
+    """A whole number within bounds."""
 
     def __init__(self, lowest: int, highest: int) -> None:
         self._lowest, self._highest = lowest, highest
@@ -66,7 +66,7 @@ class Number(Kind):
 
 
 class Bits(Kind):
-    """A register of which these bits may be set."""
+    """A register in which only some bits may be set."""
 
     def __init__(self, mask: int) -> None:
         self._mask = mask
@@ -78,7 +78,7 @@ class Bits(Kind):
 
 
 class Choice(Kind):
-    """One of some numbers; made gives what stands for it."""
+    """One of some numbers; `made` makes the value of it."""
 
     def __init__(self, numbers: Collection[int], made: Callable[[int], Any] = int) -> None:
         self._numbers, self._made = numbers, made
@@ -103,7 +103,7 @@ class _Flag(Kind):
 
 
 class _Seconds(Kind):
-    """A time or duration; with a century more or less no clock has a use for."""
+    """A time or duration within the range of any clock."""
 
     def load(self, data: Plain, what: str) -> float:
         if type(data) not in (int, float) or not -1e12 < data < 1e12:  # of nan, too
@@ -129,7 +129,7 @@ SECONDS = _Seconds()
 
 
 class OrNone(Kind):
-    """Something, or None."""
+    """A value of a kind, or None."""
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
@@ -142,7 +142,7 @@ class OrNone(Kind):
 
 
 class TupleOf(Kind):
-    """Several things, one of each kind."""
+    """A tuple, with one value of each kind."""
 
     def __init__(self, *kinds: Kind) -> None:
         self._kinds = kinds
@@ -159,7 +159,7 @@ class TupleOf(Kind):
 
 
 class Queue(Kind):
-    """A deque of so many at the most; `keeps` where it is a deque that forgets what is more."""
+    """A deque of bounded length; with `keeps`, one that drops its oldest when it is full."""
 
     def __init__(self, kind: Kind, most: int, *, keeps: int | None = None) -> None:
         self._kind, self._most, self._keeps = kind, most, keeps
@@ -174,7 +174,7 @@ class Queue(Kind):
 
 
 class Octets(Kind):
-    """A bytearray of so many bytes, in hexadecimal."""
+    """A bytearray of fixed length, in hexadecimal."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -193,7 +193,7 @@ class Octets(Kind):
 
 
 class Part(Kind):
-    """An object that stays the same, with a state of its own."""
+    """An object with attributes of its own, which is not replaced."""
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
@@ -209,24 +209,24 @@ class Part(Kind):
 
 
 def save_fields(owner: object, fields: Fields) -> dict[str, Plain]:
-    """Attributes by name, as plain data."""
+    """An object's attributes by name, as plain data."""
     return {_key(name): kind.save(getattr(owner, name)) for name, kind in fields.items()}
 
 
 def load_fields(data: Plain, fields: Fields, what: str) -> dict[str, Any]:
-    """The reverse: what the attributes are to be. InvalidArgument where one can't be that, is missing, or is none."""
+    """The attributes' values from plain data. InvalidArgument for an invalid value, a missing or an unknown name."""
     check_keys(data, map(_key, fields), what)
     return {name: kind.load(data[_key(name)], f"{what}.{_key(name)}") for name, kind in fields.items()}
 
 
 def put_fields(owner: object, fields: Fields, values: Mapping[str, Any]) -> None:
-    """The attributes are this from now on."""
+    """Sets the attributes."""
     for name, kind in fields.items():
         kind.put(owner, name, values[name])
 
 
 def check_keys(data: Plain, keys: Iterable[str], what: str) -> None:
-    """InvalidArgument where it has not these keys, and no others."""
+    """InvalidArgument unless data is an object with exactly these keys."""
     expected = list(keys)
     if type(data) is not dict or set(data) != set(expected):
         raise refused(what, data, f"an object of {', '.join(expected) or 'nothing'}")

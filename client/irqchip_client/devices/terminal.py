@@ -1,4 +1,4 @@
-"""The terminal of this process, as what is at the other end of a serial line."""
+"""The terminal of this process, as the other end of a serial line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ESCAPE = b"\x1d"  # Ctrl-]
 
 @contextmanager
 def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
-    """A descriptor of what is typed, key by key and without echo; `escaped` is called, by a thread, at Ctrl-].
+    """A descriptor to read typed keys from, without echo. At Ctrl-] a thread calls `escaped`.
 
     Where standard input is no terminal, of what is in it; its end is the descriptor's, as it is without one.
     """
     typed, keys = os.pipe()
-    if sys.stdin is None:  # Python's word for a closed one
+    if sys.stdin is None:  # closed
         os.close(keys)
         try:
             yield typed
@@ -32,7 +32,7 @@ def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
     before = termios.tcgetattr(source) if is_terminal else None
 
     def read() -> None:
-        # A thread, and a pipe: a file can't be waited for, and who types Ctrl-] waits for nobody to read it.
+        # A thread and a pipe: a file can't be polled, and Ctrl-] must work even if the guest reads nothing.
         with suppress(OSError):
             while data := os.read(source, 4096):
                 if is_terminal and ESCAPE in data:
@@ -45,7 +45,7 @@ def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
     try:
         if before is not None:
             tty.setraw(source)
-            # Output stays as it is: what others print has its line ends.
+            # Output stays as it is, so that other programs' lines end properly.
             now = termios.tcgetattr(source)
             now[1] = before[1]
             termios.tcsetattr(source, termios.TCSADRAIN, now)
@@ -54,5 +54,5 @@ def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
     finally:
         os.close(typed)
         if before is not None:
-            with suppress(termios.error):  # it has hung up
+            with suppress(termios.error):  # the terminal has hung up
                 termios.tcsetattr(source, termios.TCSADRAIN, before)

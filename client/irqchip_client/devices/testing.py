@@ -1,4 +1,4 @@
-"""What test kernels expect of a machine, as QEMU has it: its number of CPUs, and ports that drive interrupt lines."""
+"""Devices that test kernels expect, as QEMU has them: the number of CPUs, and ports that drive interrupt lines."""
 
 from __future__ import annotations
 
@@ -58,23 +58,25 @@ class FwCfg(Device):
 
 
 class LinePorts(Device):
-    """A write to port 2000h + n drives GSI n: high where it is not 0."""
+    """A write to port 2000h + n drives GSI n: low for 0, else high."""
 
     def __init__(self) -> None:
         super().__init__("line ports")
         self._lines = [self.line(gsi) for gsi in range(LINES)]
-        self.pio(FIRST_LINE_PORT, LINES + 3, self.read, self.write, width=4)  # four bytes of the last one too
+        self.pio(
+            FIRST_LINE_PORT, LINES + 3, self.read, self.write, width=4
+        )  # a write of four bytes to the last port, too
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
-        """Nothing is to be read."""
+        """Reads 0."""
         return 0
 
     def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - a region's signature
-        """A level."""
+        """Drives a line."""
         if offset < LINES:
             self._lines[offset].set(value != 0)
 
     def reset(self) -> None:
-        """All are low."""
+        """Drives all lines low."""
         for line in self._lines:
             line.set(False)

@@ -20,7 +20,7 @@ from .saving import BYTE, FLAG, Bits, Fields, Number, OrNone, Queue, TupleOf, re
 PORTS = 8
 CLOCK = 1_843_200  # Hz
 FIFO = 16  # characters
-RETRY = 0.01  # seconds, after which output that did not go is tried again
+RETRY = 0.01  # seconds before refused output is tried again
 
 
 class Register(IntEnum):
@@ -47,7 +47,7 @@ LCR_8N1 = 0x03
 # 8.3 Line status register.
 LSR_DATA_READY = 0x01
 LSR_OVERRUN = 0x02
-LSR_PARITY, LSR_FRAMING, LSR_BREAK = 0x04, 0x08, 0x10  # of a character, and kept beside it in the FIFO
+LSR_PARITY, LSR_FRAMING, LSR_BREAK = 0x04, 0x08, 0x10  # errors of a character, kept with it in the FIFO
 LSR_THR_EMPTY = 0x20
 LSR_EMPTY = 0x40
 LSR_FIFO_ERROR = 0x80
@@ -76,7 +76,7 @@ IER_BITS = 0x0F
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
 MCR_BITS = 0x1F
 
-# 8.8 Modem status register. Bits 3:0 say which of bits 7:4 have changed; of RI, that it went off.
+# 8.8 Modem status register. Bits 3:0 say which of bits 7:4 have changed; for RI, that it went off.
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TRAILING_RI = 0x04
 
@@ -134,7 +134,7 @@ class Uart(Device):
         self._quiet = self.timer(self._nothing_came)
         self._watching = False
         self._ready = not patient
-        self._looked = False  # Whether the last access was a look at LSR, which had nothing.
+        self._looked = False  # The last access was a read of LSR that showed no character.
         self._power_on()
 
     def _power_on(self) -> None:
@@ -160,11 +160,11 @@ class Uart(Device):
         self.thr_emptied = False
 
     def started(self) -> None:
-        self._watching = False  # whatever was before there was a host
+        self._watching = False  # no host watched before
         self._settle()
 
     def reset(self) -> None:
-        """The registers are as firmware leaves them. What waited to be sent, or read, is lost."""
+        """Sets the registers as firmware leaves them. Characters that wait to be sent or read are lost."""
         self._sent.stop()
         self._quiet.stop()
         self._power_on()
@@ -209,7 +209,7 @@ class Uart(Device):
             case Register.LSR:
                 value = self._read_lsr()
                 self._looked = not value & LSR_DATA_READY and bool(value & LSR_THR_EMPTY)
-                if looked and self._looked:  # Again, with nothing in between: it waits for a character.
+                if looked and self._looked:  # Twice in a row: the guest waits for a character.
                     self._be_ready()
                 return value
             case Register.MSR:
@@ -265,13 +265,13 @@ class Uart(Device):
 
     @property
     def _room(self) -> int:
-        """How many more characters the receiver can take."""
+        """The number of characters that the receiver has room for."""
         return (FIFO if self.fcr & FCR_ENABLE else 1) - len(self.received)
 
     def _write_fcr(self, value: int) -> None:
         if (value ^ self.fcr) & FCR_ENABLE:
             value |= FCR_CLEAR_RECEIVER | FCR_CLEAR_TRANSMITTER
-        elif not value & FCR_ENABLE:  # Without this bit the others are not programmed.
+        elif not value & FCR_ENABLE:  # Without this bit the others have no effect.
             return
         if value & FCR_CLEAR_RECEIVER:
             self.received.clear()
@@ -279,7 +279,7 @@ class Uart(Device):
             self._quiet.stop()
         if value & FCR_CLEAR_TRANSMITTER:
             self.transmitted.clear()
-            self.thr_emptied = True  # QEMU: hw/char/serial.c; even where nothing was in it
+            self.thr_emptied = True  # QEMU: hw/char/serial.c; even if it was empty
         self.fcr = value & ~(FCR_CLEAR_RECEIVER | FCR_CLEAR_TRANSMITTER) if value & FCR_ENABLE else 0
 
     @property
@@ -296,7 +296,7 @@ class Uart(Device):
 
     @property
     def _cause(self) -> int:
-        """What IIR shows in bits 3:0."""
+        """Bits 3:0 of IIR."""
         if self.ier & IER_LINE_STATUS and self.errors:
             return IIR_LINE_STATUS
         if self.ier & IER_RECEIVED and self.timeout:
@@ -317,10 +317,10 @@ class Uart(Device):
         return cause | (IIR_FIFOS if self.fcr & FCR_ENABLE else 0)
 
     def _write_ier(self, value: int) -> None:
-        # Enabling this interrupt anew gives one where THR is empty. It is not in the datasheet, and Linux tests for it.
+        # Enabling this interrupt again raises it if THR is empty. Linux tests for it; the datasheet leaves it out.
         if (value ^ self.ier) & IER_THR_EMPTY:
             self.thr_emptied = bool(value & IER_THR_EMPTY) and not self.transmitted
-        # Nobody asked for the timeout before.
+        # The timeout was not enabled before.
         if value & ~self.ier & IER_RECEIVED:
             self._be_ready()
             self.ier = value
@@ -328,16 +328,16 @@ class Uart(Device):
         self.ier = value
 
     def _settle(self) -> None:
-        """After anything has changed."""
+        """After any change: drives the line, and watches the input if there is room."""
         self._line.set(self._cause != IIR_NONE and bool(self.mcr & MCR_OUT2 or not self.out2_gates))
-        # In loopback SIN is disconnected: what comes waits outside.
+        # In loopback SIN is disconnected: input waits outside.
         watching = self.input_fd is not None and self._ready and self._room > 0 and not self.mcr & MCR_LOOP
         if self.input_fd is not None and watching != self._watching:
             self._watching = watching
             self.host.watch(self.input_fd, self._input_ready if watching else None)
 
     def _be_ready(self) -> None:
-        """The guest takes what comes."""
+        """The guest is ready for input."""
         if not self._ready:
             self._ready = True
             self._settle()
@@ -345,7 +345,7 @@ class Uart(Device):
     # 8.7, 8.8 Modem lines.
 
     def _modem_lines(self) -> int:
-        """MSR's bits 7:4: in loopback, the outputs."""
+        """MSR's bits 7:4; in loopback they are the outputs."""
         if not self.mcr & MCR_LOOP:
             return self.modem
         loops = ((MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD))
@@ -367,7 +367,7 @@ class Uart(Device):
     # Receiver.
 
     def receive(self, data: bytes, errors: int = 0) -> None:
-        """Characters come in, whether there is room or not; `errors` are LSR's bits for parity, framing and break."""
+        """Receives characters, even without room for them; `errors` has LSR's bits for parity, framing and break."""
         for character in data:
             self._receive(character, errors & LSR_CHARACTER)
         self._settle()
@@ -388,14 +388,14 @@ class Uart(Device):
         self._await_more()
 
     def _show_errors(self) -> None:
-        """The errors of the character that is the next to be read go to LSR."""
+        """Moves the errors of the next character to LSR."""
         if self.received and self.received[0][1]:
             character, errors = self.received[0]
             self.received[0] = character, 0
             self.errors |= errors
 
     def _read_data(self) -> int:
-        """RBR. With nothing new in it, the last character again; of an empty FIFO, 0."""
+        """RBR. If there is no new character, the last one again; from an empty FIFO, 0."""
         if self.received:
             self.last, _ = self.received.popleft()
         elif self.fcr & FCR_ENABLE:
@@ -408,7 +408,7 @@ class Uart(Device):
         return character
 
     def _await_more(self) -> None:
-        """The FIFO was written or read: four character times with neither from now on, and it is time to say so."""
+        """The FIFO was written or read: restarts the timeout of four character times."""
         if self.fcr & FCR_ENABLE and self.received and self.ier & IER_RECEIVED:
             self._quiet.start(4 * self.character_time)
         elif self._quiet.due is not None:
@@ -420,7 +420,7 @@ class Uart(Device):
             self._settle()
 
     def attach(self, input_fd: int | None) -> None:
-        """Receives from another descriptor, or with None from none."""
+        """Receives from another descriptor; from none with None."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False
@@ -445,21 +445,21 @@ class Uart(Device):
 
     @property
     def _mask(self) -> int:
-        """Of a character's bits, those that are on the wire."""
+        """The bits of a character that go over the wire."""
         return (1 << 5 + (self.lcr & LCR_WORD_LENGTH)) - 1
 
     def _write_data(self, value: int) -> None:
-        """THR. What does not fit takes the place of the oldest, as QEMU's."""
+        """THR. If the FIFO is full, the character replaces the oldest, as in QEMU."""
         if len(self.transmitted) >= (FIFO if self.fcr & FCR_ENABLE else 1):
             self.transmitted.popleft()
         self.transmitted.append(value)
         self.thr_emptied = False
-        # The line falls in between, where the character leaves at once: an edge for every one.
+        # The line goes low in between, also if the character leaves at once: an edge per character.
         self._settle()
         self._transmit()
 
     def _transmit(self) -> None:
-        """Moves characters on as far as they go."""
+        """Moves characters to the shift register, while it is empty."""
         while self.shifting is None and self.transmitted:
             self.shifting = self.transmitted.popleft()
             if not self.transmitted:
@@ -470,7 +470,7 @@ class Uart(Device):
                 self._send()
 
     def _send(self) -> None:
-        """The shift register's character is out; or it waits, where nobody takes it."""
+        """Sends the shift register's character, or waits if the output refuses it."""
         assert self.shifting is not None
         character = self.shifting & self._mask
         if self.mcr & MCR_LOOP:
@@ -481,7 +481,7 @@ class Uart(Device):
         self.shifting = None
 
     def _character_sent(self) -> None:
-        """A character's time on the wire is over, or it is tried again."""
+        """The end of a character's time on the wire, or of the wait before another try."""
         if self.shifting is not None:
             self._send()
             self._transmit()

@@ -1,4 +1,4 @@
-"""What KVM must know of a local APIC that is not its own: the TPR, which is also CR8, and IA32_APIC_BASE."""
+"""Keeps KVM up to date about the daemon's local APIC: the TPR, which is also CR8, and IA32_APIC_BASE."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ X2APIC_IRR = range(0x820, 0x828)
 
 
 class Apic:
-    """Of one vCPU. Only the thread that runs it may call this.
+    """The local APIC of a vCPU. For the thread that runs the vCPU.
 
-    cr8  what the daemon's TPR says; where kvm_run.cr8 differs, the guest has written CR8
+    cr8  the daemon's TPR; where kvm_run.cr8 differs, the guest has written CR8
     """
 
     def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu) -> None:
@@ -37,12 +37,12 @@ class Apic:
         self._base = 0
 
     def learn(self) -> None:
-        """KVM's are the daemon's from now on."""
+        """Copies the daemon's values to KVM."""
         self._set_base(self._vcpu.msr_read(IA32_APIC_BASE).data)
         self.cr8 = self._run[Run.CR8] = self._vcpu.cr8_read()
 
     def report_cr8(self) -> None:
-        """The guest has written CR8: TPR's upper half, and 0 in its lower. SDM volume 3, 11.8.6.1."""
+        """Copies the guest's CR8 to the daemon: TPR's upper half, with 0 in its lower. SDM volume 3, 11.8.6.1."""
         cr8 = self._run[Run.CR8]
         if self._page is not None:  # The port has a short form for this.
             self._vcpu.mmio_write(self._page + TPR, cr8 << 4)
@@ -51,7 +51,7 @@ class Apic:
         self.cr8 = cr8
 
     def mmio_written(self, address: int, value: int, size: int) -> bool:
-        """The guest has stored something somewhere. Whether that may have sent it a signal: by ICR."""
+        """Whether a store of the guest may have sent the vCPU a signal, by ICR."""
         if self._page is None or not 0 <= address - self._page < PAGE:
             return False
         if address == self._page + TPR and size == 4:
@@ -59,7 +59,7 @@ class Apic:
         return address == self._page + ICR
 
     def has_requests(self) -> bool:
-        """Whether there is anything in IRR."""
+        """Whether IRR has an interrupt."""
         if self._x2apic:
             return any(self._vcpu.msr_read(msr).data for msr in X2APIC_IRR)
         page = self._page
@@ -87,7 +87,7 @@ class Apic:
 
     @property
     def is_boot_cpu(self) -> bool:
-        """Whether INIT starts it."""
+        """Whether the vCPU starts at INIT, and does not wait for SIPI."""
         return bool(self._base & BASE_BOOT_CPU)
 
     @property
@@ -96,7 +96,7 @@ class Apic:
 
     @property
     def _page(self) -> int | None:
-        """Where its registers are; None where they are not in memory."""
+        """The address of the register page; None where the registers are not in memory."""
         mode = self._base & (BASE_ENABLED | BASE_X2APIC)
         return self._base & BASE_ADDRESS if mode == BASE_ENABLED else None
 

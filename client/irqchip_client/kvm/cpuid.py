@@ -1,4 +1,4 @@
-"""What CPUID tells a guest: all that KVM supports, with what must be true of a vCPU whose local APIC is irqchipd's."""
+"""A guest's CPUID: all that KVM supports, changed as it must be for a local APIC that is irqchipd's."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _leaf(leaf: Leaf, vcpu: int) -> Leaf:
     match function:
         case 1:
             ebx = ebx & 0x00FF_FFFF | (vcpu & 0xFF) << 24
-            # A deadline would be of the guest's TSC, which is KVM's, and the timer is on irqchipd's clock.
-            ecx = (ecx | X2APIC) & ~TSC_DEADLINE_TIMER  # As KvmVcpu tells the daemon.
+            # A deadline counts by the guest's TSC, which is KVM's; the timer runs on irqchipd's clock.
+            ecx = (ecx | X2APIC) & ~TSC_DEADLINE_TIMER  # KvmVcpu sets the same at the daemon.
             edx |= APIC
         case _ if function == ARCHITECTURAL_PERFMON:
             eax = ebx = ecx = edx = 0  # Counters whose overflow would interrupt through a local APIC of KVM's.

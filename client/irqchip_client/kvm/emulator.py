@@ -1,7 +1,7 @@
 """INT3, INTO, INT n and IRET at ring 0, for a KVM that emulates a guest: KVM's emulator has them in real mode only.
 
-On a processor that virtualises all of a guest itself nothing comes here. What is beyond this, rings and tasks say,
-stays the error that KVM has made of it.
+A processor that virtualises all of a guest does not need this. Where this can't help either, as with rings and tasks,
+KVM's error stands.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ EXCEPTION = struct.Struct("<4BI")  # kvm_vcpu_events: injected, its vector, has 
 
 
 class Instruction(Enum):
-    """What is at the next address, where that matters."""
+    """The kinds of the next instruction that matter here."""
 
     OTHER, HLT, IRET = range(3)
 
 
 class BeyondError(Exception):
-    """What this does not do."""
+    """An instruction that this can't execute."""
 
 
 class NotPresentError(Exception):
@@ -105,7 +105,7 @@ class State:
     # Segments.
 
     def base(self, name: str) -> int:
-        """A segment's base; in 64-bit mode there is none."""
+        """A segment's base; 0 in 64-bit mode."""
         base: int = SEGMENT.unpack_from(self.sregs, SEGMENTS[name])[0]
         return 0 if self.long else base
 
@@ -151,7 +151,7 @@ class State:
 
 
 def next_instruction(state: State) -> Instruction:
-    """Of which kind the vCPU's next instruction is."""
+    """The kind of the vCPU's next instruction."""
     with suppress(BeyondError, IrqchipError):
         code = state.code()
         if code[0] == HLT:
@@ -162,7 +162,7 @@ def next_instruction(state: State) -> Instruction:
 
 
 def execute(fd: int, memory: GuestMemory) -> int | None:
-    """Executes the vCPU's next instruction, if it is one of these: the flags after it. None: it is beyond this."""
+    """Executes the vCPU's next instruction, and returns the flags after it. None for an instruction beyond this."""
     state = state_of(fd, memory)
     if state.narrow:
         return None
@@ -183,7 +183,7 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
 
 
 def state_of(fd: int, memory: GuestMemory) -> State:
-    """As it is now. What an access has left to KVM to complete is not in it."""
+    """The vCPU's state now, without an access that KVM has yet to complete."""
     regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
     ioctl(fd, Request.GET_REGS, regs)
     ioctl(fd, Request.GET_SREGS, sregs)

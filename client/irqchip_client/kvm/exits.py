@@ -1,4 +1,4 @@
-"""A guest's accesses: what KVM_RUN returned for, and what becomes of it."""
+"""A guest's accesses: the exits of KVM_RUN that are one, and their handling."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_BATCH = 256  # operations of a string, or fewer where the daemon allows no m
 
 
 class Exits:
-    """Of one vCPU: each method serves an exit.
+    """The exits of a vCPU: each method serves one kind.
 
-    wrote      whether it stored something since that was cleared: it may have interrupted itself
-    signalled  the same of NMI and INIT
+    wrote      set when the guest stores something: it may have interrupted itself
+    signalled  set when the guest may have sent itself an NMI or INIT
     """
 
     def __init__(self, run: mmap.mmap, session: Session, vcpu: int, local: LocalDevices | None, apic: Apic) -> None:
@@ -54,7 +54,7 @@ class Exits:
             self._write_string(port, size, run[at : at + size * count])
 
     def mmio(self) -> None:
-        """A load or store where there is no RAM. One that crosses a page comes in parts, of any length."""
+        """A load or store where there is no RAM. An access across pages comes in parts, of any length."""
         run = self._run
         address, data, length, is_write = Run.MMIO.unpack_from(run, Run.UNION)
         done = 0
@@ -75,14 +75,14 @@ class Exits:
         QWORD.pack_into(run, Run.MMIO_DATA, value)
 
     def rdmsr(self) -> None:
-        """RDMSR of what KVM has not."""
+        """RDMSR of an MSR that KVM lacks."""
         run = self._run
         value = self._apic.read_msr(Run.MSR.unpack_from(run, Run.MSR_AT)[0])
         run[Run.MSR_ERROR] = value is None
         QWORD.pack_into(run, Run.MSR_DATA, value or 0)
 
     def wrmsr(self) -> None:
-        """WRMSR of what KVM has not, or of IA32_APIC_BASE."""
+        """WRMSR of an MSR that KVM lacks, or of IA32_APIC_BASE."""
         run = self._run
         msr, value = Run.MSR.unpack_from(run, Run.MSR_AT)
         run[Run.MSR_ERROR] = not self._apic.write_msr(msr, value)
@@ -98,9 +98,9 @@ class Exits:
             call = ops.pio_read(self._id, port, size)
             while len(values) < count:
                 calls = [call] * min(count - len(values), self._batch)
-                nobody = (1 << 8 * size) - 1
+                all_ones = (1 << 8 * size) - 1
                 for access in cast(list[Access], self._session.run(calls)):
-                    values.append(access.data if access.claimed else nobody)
+                    values.append(access.data if access.claimed else all_ones)
         return b"".join(value.to_bytes(size, "little") for value in values)
 
     def _write_string(self, port: int, size: int, data: bytes) -> None:
@@ -115,5 +115,5 @@ class Exits:
 
 
 def _largest_power(length: int) -> int:
-    """The size of an access that is of at most 8 bytes: 1, 2, 4 or 8."""
+    """The largest size of an access within `length` bytes: 1, 2, 4 or 8."""
     return 1 << min(length, 8).bit_length() - 1

@@ -17,7 +17,7 @@ HAS_INSTRUCTION = 1 << 0  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
 
 
 def describe(reason: int, run: mmap.mmap) -> str:
-    """What KVM_RUN returned for, which is no access."""
+    """The reason of an exit that is no access, for people."""
     match reason:
         case Exit.SHUTDOWN:
             return "a triple fault: an exception that came while a double fault was delivered"
@@ -32,7 +32,7 @@ def describe(reason: int, run: mmap.mmap) -> str:
 
 
 def lacks_instruction(run: mmap.mmap) -> bool:
-    """Of Exit.INTERNAL_ERROR: whether KVM's emulator should execute an instruction, and can't."""
+    """Whether an Exit.INTERNAL_ERROR comes from an instruction that KVM's emulator can't execute."""
     suberror: int = Run.INTERNAL.unpack_from(run, Run.UNION)[0]
     return suberror == EMULATION
 

@@ -1,6 +1,6 @@
-"""Frames of exceptions and interrupts that came in a single step: KVM's TF is among the flags in them.
+"""Clears TF in the frames of exceptions and interrupts that came in a single step.
 
-It is cleared here. The guest would load it with IRET, and have a debug exception of its own.
+KVM sets TF for the step, and the frame saves it. The guest would load it with IRET, and get a debug exception.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LONGEST = 15  # bytes of an instruction
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a frame would hold, and where it would be, if an exception or interrupt came at or behind an instruction."""
+    """The frame that an exception or interrupt pushes if it comes at an instruction or behind it."""
 
     address: int
     rip: int
     selector: int
 
     def clear_tf(self, state: State) -> None:
-        """It may have come: the guest is behind the step now."""
+        """After the step: clears TF in the frame, if one was pushed."""
         size = 8 if state.long else 4
         if state.base("ss") + state.regs[RSP] > self.address:
             return
@@ -37,7 +37,7 @@ class Frame:
 
 
 def next_frame(state: State) -> Frame | None:
-    """That of the guest's next instruction; None: in real mode, and 16-bit segments."""
+    """The frame for the guest's next instruction; None in real mode and in 16-bit segments."""
     if state.narrow:
         return None
     top = state.regs[RSP] & ~0xF if state.long else state.base("ss") + state.regs[RSP]

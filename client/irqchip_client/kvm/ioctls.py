@@ -78,10 +78,10 @@ class Run:
 
     REQUEST_INTERRUPT_WINDOW = 0
     IMMEDIATE_EXIT = 1
-    EXIT_REASON = 8  # Of its four bytes the first: no reason needs more.
+    EXIT_REASON = 8  # The first of its four bytes: no reason needs more.
     READY_FOR_INTERRUPT_INJECTION = 12
     IF_FLAG = 13
-    CR8 = 16  # Of its eight bytes the first: it is 0 to 15.
+    CR8 = 16  # The first of its eight bytes: CR8 is 0 to 15.
     UNION = 32
     IO = struct.Struct("<BBHIQ")  # direction, size, port, count, offset of the data in kvm_run
     MMIO = struct.Struct("<Q8sIB")  # address, data, length, whether it is a write

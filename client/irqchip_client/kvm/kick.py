@@ -1,9 +1,9 @@
-"""Getting a thread out of KVM_RUN, without losing one call for it.
+"""Gets a thread out of KVM_RUN, and loses no request to do so.
 
-The signal is blocked wherever the thread is, but in KVM_RUN, for which KVM_SET_SIGNAL_MASK unblocks it. A signal that
-is sent at any other moment stays pending, and KVM_RUN returns at once with EINTR until the thread has consumed it. So
-there is no moment at which a kick could be lost, no handler is installed (which only a program's main thread could do),
-and no system call but KVM_RUN is ever interrupted. kvm_run.immediate_exit would need a handler as well.
+The thread blocks a signal, except in KVM_RUN, for which KVM_SET_SIGNAL_MASK unblocks it. A signal at any other moment
+stays pending, and KVM_RUN returns at once with EINTR until the thread has consumed it. So no kick is lost, no system
+call but KVM_RUN is interrupted, and no handler is installed, which only a program's main thread could do.
+kvm_run.immediate_exit would need a handler as well.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ KERNEL_SIGSET_BYTES = 8
 
 
 class Kick:
-    """Of one vCPU. `pending` is set from a kick until take()."""
+    """The kicks of a vCPU. `pending` is set from a kick until take()."""
 
     def __init__(self, fd: int) -> None:
         self.pending = False
         self._fd = fd
         self._thread: int | None = None
         self._mask: set[int] = set()
-        # Held so that `pending` is set if and only if one signal is pending in the thread, if there is one. Reentrant:
-        # a Python signal handler may kick, in the middle of it.
+        # Keeps `pending` set if and only if the signal is pending in the thread. Reentrant: a Python signal handler may
+        # kick while this thread holds it.
         self._lock = threading.RLock()
 
     def enter(self) -> None:
-        """This thread is the one to kick, from now on."""
+        """From now on, this thread is kicked."""
         self._mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, [KICK]))
         bits = sum(1 << number - 1 for number in self._mask - {KICK})
         ioctl(self._fd, Request.SET_SIGNAL_MASK, SIGNAL_MASK.pack(KERNEL_SIGSET_BYTES, bits))
@@ -38,21 +38,21 @@ class Kick:
             self._thread = threading.get_ident()
 
     def leave(self) -> None:
-        """No thread is."""
-        with self._lock:  # Who kicks after this sends nothing, which would kill the process once it is unblocked.
+        """From now on, no thread is kicked."""
+        with self._lock:  # A later kick sends no signal: once unblocked, it would kill the process.
             self.take()
             self._thread = None
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def kick(self) -> None:
-        """KVM_RUN returns, or will at once, until take(). From any thread."""
+        """Makes KVM_RUN return at once, until take(). From any thread."""
         with self._lock:
             if self._thread is not None and not self.pending:
                 self.pending = True
                 signal.pthread_kill(self._thread, KICK)
 
     def take(self) -> None:
-        """The kicked thread has noticed: what was set before the kick can be seen after this."""
+        """The kicked thread calls this first, and then reads what was set before the kick."""
         with self._lock:
             if self.pending:
                 signal.sigtimedwait([KICK], 0)

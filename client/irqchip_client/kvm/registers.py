@@ -1,4 +1,4 @@
-"""A vCPU's registers: those after RESET, and how a guest or a SIPI has it begin."""
+"""A vCPU's registers: after RESET, at a guest's start and after a SIPI."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ FLAT_CODE, FLAT_DATA = 0x08, 0x10  # selectors
 
 
 class Registers:
-    """Those of a vCPU, which is as KVM has made it when this is: after RESET. SDM volume 3, 10.1.1."""
+    """The registers of a new vCPU, which KVM has made as after RESET. SDM volume 3, 10.1.1."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._regs, self._sregs = self._get()
 
     def reset(self) -> None:
-        """As after RESET, and at the reset vector."""
+        """Sets the state after RESET, at the reset vector."""
         self._set(list(REGS.unpack(self._regs)), self._sregs)
 
     def start(self, start: Start) -> None:
-        """As after RESET, but for what a guest's start says."""
+        """Sets the state of a guest's start; the rest is as after RESET."""
         regs, sregs = list(REGS.unpack(self._regs)), bytearray(self._sregs)
         regs[RAX], regs[RBX], regs[RDX], regs[RSP] = start.eax, start.ebx, start.edx, start.esp
         if start.mode is StartMode.REAL:
@@ -42,14 +42,14 @@ class Registers:
         self._set(regs, sregs)
 
     def start_up(self, page: int) -> None:
-        """As after INIT and a SIPI: in real mode, at the first byte of a page. SDM volume 3, 10.4.3."""
+        """Sets the state after INIT and a SIPI: real mode, at the first byte of a page. SDM volume 3, 10.4.3."""
         regs, sregs = list(REGS.unpack(self._regs)), bytearray(self._sregs)
         _real_code(sregs, page << 8, page << 12)
         regs[RIP] = 0
         self._set(regs, sregs)
 
     def where(self) -> str:
-        """Where the vCPU is, for people."""
+        """The place of the next instruction, for people."""
         regs, sregs = self._get()
         rip, base, selector = _code(regs, sregs)
         cr0 = QWORD.unpack_from(sregs, CR0_AT)[0]
@@ -57,7 +57,7 @@ class Registers:
 
     @property
     def as_reset(self) -> bool:
-        """Whether it is where it is after RESET."""
+        """Whether the vCPU is at the reset vector."""
         return _code(*self._get())[:2] == _code(self._regs, self._sregs)[:2]
 
     def _get(self) -> tuple[bytearray, bytearray]:

@@ -1,8 +1,8 @@
-"""Windows for interrupts, where KVM emulates the guest: it looks for one between a thousand instructions or so.
+"""Finds the windows for interrupts where KVM emulates the guest: KVM looks for one every thousand instructions or so.
 
-Then `sti; nop; cli` passes unseen. So the guest is run by single steps while an interrupt waits for it to be ready,
-each of which costs some 50 us in place of 1; there is a bound to that. A processor that virtualises exits at the very
-instruction, and nothing here is used.
+It would then miss `sti; nop; cli`. So while an interrupt waits for the guest to be ready, the guest runs by single
+steps, within a bound: a step costs some 50 us in place of 1. A processor that virtualises the guest exits at the very
+instruction, and needs none of this.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .ioctls import GUEST_DEBUG, GUEST_DEBUG_BREAK, GUEST_DEBUG_ENABLE, GUEST_DE
 from .registers import Registers
 from .vm import KvmVm
 
-# Seconds of steps at a time, and of each second in the long run: a guest that is seldom ready has time for the rest.
+# The most seconds of steps at a time, and their share in the long run: a guest that is seldom ready still gets on.
 MOST, SHARE = 2.0, 0.05
-PAUSE = 0.01  # seconds of steps that must be left, once there were none
-DR7_BREAK = 1 << 10 | 1 << 1  # the first register's, of an instruction
+PAUSE = 0.01  # seconds of steps that must be left before steps begin again
+DR7_BREAK = 1 << 10 | 1 << 1  # enables the first breakpoint register, for an instruction
 WINDOW = bytes.fromhex("fb 90 90 fa f4")  # sti; nop; nop; cli; hlt
 
 
 class Stepping:
-    """Of one vCPU. Only the thread that runs it may call this."""
+    """The single steps of a vCPU. For the thread that runs the vCPU."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -41,13 +41,13 @@ class Stepping:
         self._break: int | None = None
 
     def step(self) -> bool:
-        """KVM_RUN executes one instruction next time: whether it does so, as there was not too much of that."""
+        """Makes the next KVM_RUN execute one instruction. Returns False where there were too many steps."""
         self._count()
         self._set(not self._spent)
         return self._on
 
     def break_at(self, address: int | None) -> None:
-        """KVM_RUN returns before the instruction at this linear address, until there is another, or none."""
+        """Makes KVM_RUN return before the instruction at a linear address; with None, at no address."""
         if address != self._break:
             self._break = address
             self._apply()
@@ -59,7 +59,7 @@ class Stepping:
         self._spent = self._left < (PAUSE if self._spent else 0)
 
     def run_on(self) -> None:
-        """KVM_RUN executes as many as it likes."""
+        """Ends the single steps."""
         if self._on:
             self._count()
             self._set(False)
@@ -79,7 +79,7 @@ class Stepping:
 
 @functools.cache
 def windows_are_exact() -> bool:
-    """Whether this machine's KVM exits for a window that is two instructions wide. Tries it."""
+    """Tries whether this machine's KVM exits for a window that is two instructions wide."""
     with ExitStack() as stack:
         memory = stack.enter_context(GuestMemory(0x2000))
         kvm = stack.enter_context(KvmVm(memory))

@@ -30,20 +30,20 @@ from .vm import KvmVm
 if TYPE_CHECKING:
     from irqchip_client import Session, Vm
 
-HEARTBEAT = 0.02  # seconds, where a lower CR8 is not told
+HEARTBEAT = 0.02  # seconds; for a KVM that does not exit when CR8 is lowered
 
 
 class KvmVcpu(Adapter):
     """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     kvm    the VM; a vCPU of KVM is made in it
-    vm     irqchipd's, with an irqchip and a vCPU of this id
+    vm     irqchipd's VM, with an irqchip and a vCPU of this id
     vcpu   the id, which is also its APIC id
-    local  devices of this process, which are asked before the daemon; called in the thread that run()s
+    local  devices of this process, which get accesses before the daemon; called in the thread of run()
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. Each has a Session
-    for its operations, one for its events, on which a thread waits, and one for those that it causes itself. Close it,
-    or use it in a with statement.
+    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    its operations, another for its events, on which a thread waits, and a third for events that it causes itself.
+    Close it, or use it in a with statement.
     """
 
     def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
@@ -55,7 +55,7 @@ class KvmVcpu(Adapter):
             super().__init__(vm, vcpu, made)
             self._causes: Session | None = None
             if self._session.transport == "port":
-                # Before the other that hears of events, and so it hears first.
+                # Opened before the other Session with events, so that it gets them first.
                 self._causes = made.enter_context(vm.session(f"vcpu {vcpu} causes", vcpus=[vcpu]))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._memory = kvm.memory
@@ -68,15 +68,12 @@ class KvmVcpu(Adapter):
             self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()
-        # Whoever sets _interrupted or _signalled and is not the vCPU's thread kicks that afterwards; it clears them
-        # before it asks the daemon. And whether it has an interrupt, for all that is known; not only may.
-        self._announced = False
-        # CR8 keeps one back, and KVM does not tell when it is lowered.
-        self._held = False
-        # Where the handler of an NMI returns to.
-        self._nmi_return = 0
-        # What an exception in the next step would push.
-        self._frame: Frame | None = None
+        # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it
+        # asks the daemon.
+        self._announced = False  # An event has announced an interrupt.
+        self._held = False  # CR8 holds an interrupt back, and KVM does not exit when the guest lowers CR8.
+        self._nmi_return = 0  # The return address of an NMI's handler.
+        self._frame: Frame | None = None  # The frame that an exception in the next step would push.
         self._failure: IrqchipError | None = None
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._exits.io,
@@ -86,7 +83,7 @@ class KvmVcpu(Adapter):
             Exit.INTERNAL_ERROR: self._internal_error,
             Exit.X86_RDMSR: self._exits.rdmsr,
             Exit.X86_WRMSR: self._exits.wrmsr,
-            # The loop looks anyway at what these tell of.
+            # The loop checks their reasons anyway.
             Exit.IRQ_WINDOW_OPEN: _nothing,
             Exit.INTR: _nothing,
             Exit.SET_TPR: _nothing,
@@ -120,7 +117,7 @@ class KvmVcpu(Adapter):
             *(self._apic, self._exits, self._handlers),
         )
         while True:
-            # First take(), then look at what was set before the kick: what is set after that kicks again.
+            # take() first: what other threads set after it kicks again.
             if kick.pending:
                 kick.take()
                 if self._stop.is_set():
@@ -147,7 +144,7 @@ class KvmVcpu(Adapter):
             if self._frame is not None:
                 frame, self._frame = self._frame, None
                 frame.clear_tf(state_of(fd, self._memory))
-            # KVM_EXIT_SET_TPR only tells of a lower one.
+            # KVM_EXIT_SET_TPR comes only for a lower CR8.
             if run[Run.CR8] != apic.cr8:
                 apic.report_cr8()
                 exits.wrote = True
@@ -156,8 +153,10 @@ class KvmVcpu(Adapter):
                 self._look()
 
     def _look(self) -> None:
-        """What the guest stores may interrupt it, and then does before its next instruction, as with an APIC of the
-        processor's own: the thread that waits for events would tell too late.
+        """After a store, which may interrupt the guest itself: takes the events that it caused, if any.
+
+        The interrupt must come before the next instruction, as with the processor's own APIC. The thread that waits
+        for events would be too late.
         """
         exits, stepping = self._exits, self._stepping
         if self._causes is None:
@@ -175,7 +174,7 @@ class KvmVcpu(Adapter):
                 stepping.run_on()
 
     def _interrupt(self) -> bool:
-        """The daemon may have an interrupt: acknowledges it once the guest can take it, and has KVM deliver it.
+        """If the daemon has an interrupt: acknowledges it once the guest can take it, and makes KVM deliver it.
 
         Returns whether this has executed the guest's next instruction itself.
         """
@@ -198,14 +197,14 @@ class KvmVcpu(Adapter):
             self._vector = interrupt.vector
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
-        # KVM holds one. There may be more, of which no event need tell: ask again when it is delivered.
+        # KVM holds one. No event announces a further one: ask again when this is delivered.
         run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
         run[Run.REQUEST_INTERRUPT_WINDOW] = 1
         self._interrupted = True
         return False
 
     def _find_nmi_window(self, stepping: Stepping) -> None:
-        """An NMI is to be delivered. Behind another it waits for that one's IRET, after which KVM would look late."""
+        """Before an NMI: behind another NMI it waits for that one's IRET, and KVM would notice the IRET late."""
         if nmi_must_wait(self._fd):
             stepping.break_at(self._nmi_return)
         else:
@@ -218,7 +217,7 @@ class KvmVcpu(Adapter):
             self._stepping.break_at(None)
 
     def _step(self, stepping: Stepping) -> bool:
-        """KVM_RUN is to execute one instruction. Whether it has been executed, as KVM would not stop behind it."""
+        """Makes KVM_RUN execute one instruction. Returns whether this has executed it, as KVM would not stop."""
         if not stepping.step():
             return False
         state = state_of(self._fd, self._memory)
@@ -226,7 +225,7 @@ class KvmVcpu(Adapter):
         if delivers(self._fd):  # Then the next instruction is the handler's first.
             return False
         match next_instruction(state):
-            case Instruction.HLT:  # It would be told after another.
+            case Instruction.HLT:  # Its exit would come after another instruction.
                 self._frame = None
                 stepping.run_on()
             case Instruction.IRET:
@@ -263,7 +262,7 @@ class KvmVcpu(Adapter):
         return self._apic.is_boot_cpu
 
     def _complete(self) -> None:
-        """What the last exit left of an instruction is done: KVM does that when it runs next, and here nothing else."""
+        """Makes KVM complete the instruction of the last exit, and nothing else."""
         run = self._run
         run[Run.IMMEDIATE_EXIT] = 1
         try:
@@ -282,7 +281,7 @@ class KvmVcpu(Adapter):
         self._apic.learn()
 
     def _listen(self) -> None:
-        """Waits for events, and kicks the vCPU's thread, if it is in its guest: a halt is ended by the daemon."""
+        """Waits for events, and kicks the vCPU's thread if it is in the guest: the daemon ends a halt itself."""
         try:
             while True:
                 try:
@@ -291,7 +290,7 @@ class KvmVcpu(Adapter):
                     if self._apic.cr8:
                         self._kick.kick()
                     continue
-                if self._causes is None:  # else the vCPU's thread asks those
+                if self._causes is None:  # else the vCPU's thread takes the events from there
                     interrupt, signal = announced_by([event])
                     if interrupt:
                         self._interrupted = self._announced = True

@@ -33,14 +33,14 @@ from .ioctls import (
 DEVICE = "/dev/kvm"
 IA32_APIC_BASE = 0x1B
 
-# Below 4 GiB a PC has its IOAPIC, local APICs and firmware from here on, and no RAM.
+# From here to 4 GiB a PC has its IOAPIC, local APICs and firmware, and no RAM.
 HOLE, HOLE_END = 0xFEC0_0000, 1 << 32
 # Four pages in that hole, for KVM's own use on processors that can't execute real mode natively.
 IDENTITY_MAP, TSS = 0xFFFB_C000, 0xFFFB_D000
 
 
 def why_not() -> str | None:
-    """Why no KvmVm can be made here; None where one can."""
+    """The reason why no KvmVm can be made here; None where one can be made."""
     try:
         kvm = _open()
         try:
@@ -55,9 +55,9 @@ def why_not() -> str | None:
 class KvmVm:
     """A VM of this machine's KVM, with the RAM of a guest. IrqchipError where there is no KVM, or it is too old.
 
-    Needs access to /dev/kvm, and Linux 5.10: from then on what a guest does to its APIC's MSRs can be had from KVM.
+    Needs access to /dev/kvm, and Linux 5.10, whose KVM reports a guest's accesses to the APIC's MSRs.
 
-    RAM that would be at fec00000h to ffffffffh is not seen by the guest.
+    The guest does not see RAM at fec00000h to ffffffffh.
     """
 
     def __init__(self, memory: GuestMemory) -> None:
@@ -84,7 +84,7 @@ class KvmVm:
                 ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, start, end - start, host))
 
     def _ask_for_msrs(self) -> None:
-        """Have vCPUs exit for a write to IA32_APIC_BASE, and for what KVM would answer with #GP.
+        """Makes vCPUs exit for a write to IA32_APIC_BASE, and for accesses that KVM would answer with #GP.
 
         Among the latter are the x2APIC's registers, which no filter can name: KVM has none without an APIC of its own.
         """
@@ -98,7 +98,7 @@ class KvmVm:
         ioctl(self.fd, Request.X86_SET_MSR_FILTER, filters)
 
     def close(self) -> None:
-        """The VM is no more. Close its vCPUs first, and the memory after it."""
+        """Ends the VM. Close its vCPUs before it, and the memory after it."""
         for fd in (self.fd, self._kvm):
             if fd >= 0:
                 with suppress(OSError):

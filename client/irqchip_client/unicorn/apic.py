@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Apic:
-    """Of one vCPU. What the guest may not do raises Fault."""
+    """The local APIC of a vCPU. Raises Fault for an access that the guest may not make."""
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
 
     def read_msr(self, msr: int) -> int:
-        """RDMSR, also of what nobody has."""
+        """RDMSR, also of an MSR that neither Unicorn nor the daemon has."""
         access = self._vcpu.msr_read(msr) if is_irqchip_msr(msr) else None
         if access is None or access.fault or not access.claimed:
             raise Fault(Vector.GP, 0)
         return access.data
 
     def write_msr(self, msr: int, value: int) -> None:
-        """WRMSR, also of what nobody has."""
+        """WRMSR, also of an MSR that neither Unicorn nor the daemon has."""
         if not is_irqchip_msr(msr):
             raise Fault(Vector.GP, 0)
         access = self._vcpu.msr_write(msr, value)
@@ -40,7 +40,7 @@ class Apic:
         return self._vcpu.cr8_read()
 
     def write_cr8(self, cr8: int) -> None:
-        """Its lower half gets 0."""
+        """Sets TPR's upper half, and its lower half to 0."""
         if cr8 > 0xF:
             raise Fault(Vector.GP, 0)
         self._vcpu.cr8_write(cr8)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IF = 1 << 9
 
 SLICE_NS = 250_000
-FEWEST, MOST, GROWTH = 16, 1 << 30, 4  # Blocks in a slice, and how much more than in the last one.
+FEWEST, MOST, GROWTH = 16, 1 << 30, 4  # Blocks in a slice, and its growth over the last one.
 
 # UC_HOOK_BLOCK's callback, in the System V ABI: rdi is the uc_engine, rcx points to a _State.
 _X86_64 = bytes.fromhex(
@@ -70,7 +70,7 @@ class _State(ctypes.Structure):
 
 
 class Breaker:
-    """Of one emulator, which also stops after a while, SLICE_NS as a rule.
+    """Stops one emulator: on request, and after a while, SLICE_NS as a rule.
 
     A thread that waited for events instead, and stopped it, would have to get a processor first: for milliseconds the
     scheduler leaves it to the emulator, where there are few.
@@ -90,20 +90,20 @@ class Breaker:
             _add_block_hook(uc, ctypes.addressof(self._code), ctypes.addressof(self._state))
 
     def stop(self) -> None:
-        """It stops at the next block, or where it does not run, at the first. From any thread."""
+        """Stops the emulator at the next block, or if it does not run, at the first. From any thread."""
         self._state.stop_now = 1
 
     def clear(self) -> None:
-        """Whoever waits for a stop looks after this at what it was for."""
+        """Call this before looking at the reasons for a stop."""
         self._state.stop_now = 0
 
     @property
     def slice_over(self) -> bool:
-        """Whether it was stopped, or is to be, as it has executed for long enough."""
+        """Whether the slice is over: the emulator stopped for it, or will."""
         return self._state.blocks <= 0 or perf_counter_ns() >= self._begun + SLICE_NS
 
     def begin_slice(self) -> None:
-        """Learns from the last one how many blocks it executes in a slice. While it does not run."""
+        """Begins a slice, with as many blocks as the last one suggests. While the emulator does not run."""
         now = perf_counter_ns()
         executed = self._blocks - self._state.blocks
         if executed > 0:
@@ -113,20 +113,20 @@ class Breaker:
         self._begun = now
 
     def stop_after_a_block(self) -> None:
-        """It executes one block, and stops at the next: the slice is as short as that. While it does not run."""
+        """Makes the slice one block long. While the emulator does not run."""
         self._blocks = self._state.blocks = 2
 
     def spent(self) -> None:
-        """From its own thread, in a hook: has taken longer than blocks do."""
+        """A hook took longer than blocks do. On the emulator's thread."""
         if perf_counter_ns() >= self._begun + SLICE_NS:
             self._state.stop_now = 1
 
     def stop_at_window(self, *, after_one: bool = False) -> None:
-        """It stops at the next block that it enters with IF set, or at the next but one. From its own thread."""
+        """Stops the emulator at the next block that it enters with IF set, or at the next but one. On its thread."""
         self._state.window = 2 if after_one else 1
 
     def ignore_window(self) -> None:
-        """The reverse."""
+        """Undoes stop_at_window()."""
         self._state.window = 0
 
     def _at_block(self, uc: Uc, *_: object) -> None:
@@ -148,7 +148,7 @@ def _executable(code: bytes) -> ctypes.Array[ctypes.c_char] | None:
     """Machine code; None where the system allows none."""
     try:
         memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError:  # A hardened one.
+    except OSError:  # A hardened system.
         return None
     memory.write(code)
     return (ctypes.c_char * len(code)).from_buffer(memory)

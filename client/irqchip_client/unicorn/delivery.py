@@ -26,7 +26,7 @@ IDT_ERROR, EXTERNAL = 2, 1  # Figure 6-7
 
 
 class Origin(Enum):
-    """Where an interrupt comes from."""
+    """The origin of an interrupt."""
 
     EXTERNAL = auto()  # a chip, or NMI
     EXCEPTION = auto()
@@ -34,7 +34,7 @@ class Origin(Enum):
 
 
 class Event(NamedTuple):
-    """What is to be delivered.
+    """An event to deliver.
 
     error_code  of exceptions that have one; other events ignore it
     length      of INT n, INT3 and INTO, behind which IP is: to a fault on the way this is the instruction
@@ -100,7 +100,7 @@ class State(Protocol):
 
 
 class Processor(Protocol):
-    """What delivery needs of a processor. read and write take linear addresses, of ring 0, and raise Fault."""
+    """The processor that delivery works on. read and write take linear addresses, as ring 0, and raise Fault."""
 
     @property
     def state(self) -> State: ...
@@ -114,14 +114,14 @@ class Processor(Protocol):
     def set_cr2(self, address: int) -> None: ...
 
     def skip(self, length: int) -> None:
-        """IP is so many bytes further on, or back."""
+        """Moves IP forwards or backwards."""
 
     def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """The handler's first instruction is next."""
+        """Sets CS and IP to the handler's first instruction."""
 
 
 def deliver(cpu: Processor, event: Event) -> None:
-    """Has the guest's handler of an event be next. What fails on the way is delivered instead: 6.15, "Interrupt 8".
+    """Enters the guest's handler of an event. A fault on the way is delivered instead: 6.15, "Interrupt 8".
 
     TripleFault where that leads nowhere; Unsupported for task gates, virtual-8086 mode and changes of ring.
     """
@@ -266,8 +266,8 @@ def _push(cpu: Processor, frame: bytes, external: int, *, wide: bool) -> int:
     """Pushes a frame on the stack of a 16- or 32-bit segment, and returns SP or ESP after it."""
     mask = 0xFFFF_FFFF if wide else 0xFFFF
     ss = cpu.state.ss
-    offset = (cpu.state.sp & mask or mask + 1) - len(frame)  # From 0 it goes on at the segment's end.
-    # The limit of one that expands down is its lower end.
+    offset = (cpu.state.sp & mask or mask + 1) - len(frame)  # Below 0 the stack goes on at the segment's end.
+    # The limit of a segment that expands down is its lower end.
     if offset < 0 or (not ss.access & EXPAND_DOWN and offset + len(frame) - 1 > ss.limit):
         raise Fault(Vector.SS, external)
     cpu.write(ss.base + offset & 0xFFFF_FFFF, frame)
@@ -275,7 +275,7 @@ def _push(cpu: Processor, frame: bytes, external: int, *, wide: bool) -> int:
 
 
 def _flags_image(cpu: Processor, event: Event) -> int:
-    """What is pushed. A fault's handler returns to the instruction, whose breakpoint is not to hit again: RF."""
+    """The values pushed. A fault's handler returns to the instruction; RF keeps its breakpoint from another hit."""
     if event.origin is Origin.EXCEPTION and event.vector not in TRAPS_AND_ABORTS:
         return cpu.flags | RF
     return cpu.flags

@@ -38,7 +38,7 @@ MODEL = x86.UC_CPU_X86_HASWELL
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
-CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # The latter in leaf 1's ECX
+CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # OSXSAVE in leaf 1's ECX
 
 LONGEST_INSTRUCTION = 15
 SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
@@ -47,7 +47,7 @@ GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
 
 
 class Bus(Protocol):
-    """Where accesses go that RAM does not have. They must not raise."""
+    """Takes the accesses outside of RAM. Its methods must not raise."""
 
     def pio_read(self, port: int, size: int) -> int: ...
     def pio_write(self, port: int, value: int, size: int) -> None: ...
@@ -58,7 +58,7 @@ class Bus(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trapped:
-    """It stands before an instruction of `length` bytes that it did not execute. register: MOV CR8's other one."""
+    """The emulator stopped before an instruction of `length` bytes. register: the other register of MOV CR8."""
 
     trap: Trap
     length: int
@@ -74,7 +74,7 @@ class Engine:
         self._uc = uc = UcIntel(UC_ARCH_X86, UC_MODE_64, MODEL)
         uc.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.host_address)
         _map_mmio(uc, memory.size, 1 << PHYSICAL_BITS, bus)
-        uc.ctl_exits_enabled(True)  # And there are none: it ends by uc_emu_stop() alone.
+        uc.ctl_exits_enabled(True)  # With no exits set, uc_emu_stop() alone ends it.
         uc.ctl_set_exits([])
         uc.hook_add(UC_HOOK_INSN, lambda _, port, size, __: bus.pio_read(port, size), aux1=x86.UC_X86_INS_IN)
         uc.hook_add(
@@ -90,13 +90,13 @@ class Engine:
         self._ip = 0
         self._ip_register, self._flags = _Register(uc, x86.UC_X86_REG_RIP), _Register(uc, x86.UC_X86_REG_RFLAGS)
         self._kept = State(uc.context_save())
-        self._state: State | None = None  # The same, if it is the processor's of now.
+        self._state: State | None = None  # The same, if it is the processor's current state.
         self._executes = False
         self._fresh = True
-        self._stale = False  # Code may have changed that is translated.
+        self._stale = False  # Translated code may have changed.
         memory.watch(self._written)
 
-    # Its life.
+    # Starting and ending.
 
     def start(self, start: Start) -> None:
         """Before a guest's first instruction."""
@@ -112,27 +112,27 @@ class Engine:
             self._uc.reg_write(register, value)
 
     def reset(self) -> None:
-        """As after RESET and INIT: at f000:fff0, whose base is ffff0000h."""
+        """Sets the state after RESET and INIT: at f000:fff0, whose base is ffff0000h."""
         self.start_in_real_mode(RESET_SELECTOR, RESET_IP)
         self.enter(Segment(RESET_SELECTOR, RESET_BASE, 0xFFFF, REAL_MODE_SEGMENT), RESET_IP, 0, 2)
 
     def start_in_real_mode(self, selector: int, ip: int) -> None:
-        """As SIPI does."""
+        """Sets the state after a SIPI."""
         self._restore(lambda: real_mode(selector))
         self._ip = ip
 
     def close(self) -> None:
-        """It maps the memory no more."""
+        """Unmaps the memory."""
         self._memory.unwatch(self._written)
         self._uc.mem_unmap(0, self._memory.size)
 
     def run(self) -> Trapped | Event | None:
-        """Executes, until there is something to do: a trap, an exception or INT n. None where the breaker stopped it.
+        """Executes until a trap, an exception or INT n. None where the breaker stopped it.
 
         Unsupported for what the emulator can't execute.
         """
         uc, traps = self._uc, self._traps
-        if self._fresh:  # Of the very first block Unicorn tells nobody.
+        if self._fresh:  # Unicorn calls no hook for the very first block.
             self._fresh = False
             traps.search(self.state.cs.base + self._ip, PAGE)
         self._exit = None
@@ -219,7 +219,7 @@ class Engine:
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()
 
-    # Registers. Of those that are not here the guest is the only owner.
+    # Registers. Only the guest uses the others.
 
     def register(self, number: int) -> int:
         """A general register, by its number in instructions."""
@@ -230,7 +230,7 @@ class Engine:
         self._state = None
 
     def skip(self, length: int) -> None:
-        """The instruction is done."""
+        """Moves IP behind the trapped instruction."""
         self._ip += length
 
     @property
@@ -239,7 +239,7 @@ class Engine:
 
     @property
     def state(self) -> State:
-        """Of now."""
+        """The current state."""
         if self._state is None:
             self._uc.context_update(self._kept.context)
             if not self._executes:
@@ -247,12 +247,12 @@ class Engine:
         return self._kept
 
     def block_nmi(self) -> None:
-        """Until the next IRET."""
+        """Blocks NMIs until the next IRET."""
         self.state.block_nmi()
         self._uc.context_restore(self.state.context)
 
     def where(self) -> str:
-        """For people."""
+        """CS and IP, for people."""
         return f"{self.state.cs.selector:#x}:{self._ip:#x}"
 
     # delivery.Processor
@@ -270,7 +270,7 @@ class Engine:
         self._state = None
 
     def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """The instruction at cs:ip is next."""
+        """Sets CS and IP: the next instruction."""
         state = self.state
         state.load_cs(cs, flags)
         state.sp = sp
@@ -280,11 +280,11 @@ class Engine:
         self._ip = ip
 
     def read(self, address: int, length: int) -> bytes:
-        """Linear. Fault where a page is not there."""
+        """Reads a linear address. Fault where a page is not present."""
         return b"".join(self._memory.read(at, size) for at, size in self._pieces(address, length, write=False))
 
     def write(self, address: int, data: bytes) -> None:
-        """Linear. All of it, or Fault."""
+        """Writes to a linear address: all bytes, or Fault."""
         done = 0
         for at, size in self._pieces(address, len(data), write=True):
             self._uc.mem_write(at, data[done : done + size])
@@ -293,7 +293,7 @@ class Engine:
     # Memory.
 
     def _written(self, _address: int, _length: int) -> None:
-        """The host has written into it; from any thread. Where code is, Unicorn can't be told by physical addresses."""
+        """The host has written to RAM; from any thread. Unicorn can't discard translated code by physical address."""
         self._stale = True
         self.breaker.stop()
 
@@ -313,7 +313,7 @@ class Engine:
         return pieces
 
     def read_entry(self, address: int, size: int) -> int:
-        """paging.Tables. Where there is no RAM, nothing is present."""
+        """For paging.Tables. Where there is no RAM, nothing is present."""
         if address + size > self._memory.size:
             return 0
         return int.from_bytes(self._memory.read(address, size), "little")
@@ -322,7 +322,7 @@ class Engine:
         self._uc.mem_write(address, value.to_bytes(size, "little"))
 
     def _read_code(self, address: int, length: int) -> bytes:
-        """As much of it as is mapped, and RAM."""
+        """As many bytes of code as are mapped to RAM."""
         code = b""
         while length:
             size = min(length, PAGE - address % PAGE)

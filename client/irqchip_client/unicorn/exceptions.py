@@ -1,4 +1,4 @@
-"""Vectors of exceptions, and what is wrong when one occurs: the SDM vol. 3 table 6-1."""
+"""Vectors of exceptions: the SDM vol. 3 table 6-1."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Vector(IntEnum):
     PF = 14
 
 
-# Those that push an error code.
+# Exceptions that push an error code.
 WITH_ERROR_CODE = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
 
-# Those that are no faults: the image of RFLAGS that they push has RF as it was (17.3.1.1).
+# Exceptions that are no faults: they push RFLAGS with RF as it was (17.3.1.1).
 TRAPS_AND_ABORTS = frozenset((1, 3, 4, 8, 18))
 
 # Table 6-4: whether one exception on delivering another makes a double fault.
@@ -31,7 +31,7 @@ CONTRIBUTORY = frozenset((0, 10, 11, 12, 13))
 
 
 class Fault(Exception):  # noqa: N818 - the SDM's name
-    """An exception of the guest's, which its handler is to have.
+    """An exception of the guest, for the guest's handler.
 
     address  of a page fault: what CR2 gets
     """
@@ -48,4 +48,4 @@ class TripleFault(Exception):  # noqa: N818 - the SDM's name
 
 
 class Unsupported(Exception):  # noqa: N818 - the fact, not an error of ours
-    """What this adapter can't do: the message says what."""
+    """Something that this adapter can't do, as the message says."""

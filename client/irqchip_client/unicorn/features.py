@@ -1,4 +1,4 @@
-"""What a guest finds out about its processor: leaf 1 of CPUID, and which MSRs there are."""
+"""The processor as a guest sees it: leaf 1 of CPUID, and the MSRs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ APIC_ENABLED, BOOT_CPU = 1 << 11, 1 << 8  # of IA32_APIC_BASE
 
 PHYSICAL_BITS = 40  # As leaf 80000008h says
 
-# Those that Unicorn has; of all others it gives 0, and takes any value, where a processor has #GP.
+# MSRs that Unicorn has. Any other reads 0 and takes any value, where a processor has #GP.
 _EMULATED = frozenset(
     (
         *(0x34, 0x8B, 0xFE, *range(0x174, 0x177), *range(0x179, 0x17C), 0x198, 0x1A0),
@@ -31,17 +31,17 @@ class Cpuid(NamedTuple):
     edx: int
 
     def with_apic(self, apic_id: int, apic_base: int) -> Cpuid:
-        """Leaf 1 as irqchipd's local APIC wants it: its id, what it can do, and whether it is enabled."""
+        """Leaf 1 for irqchipd's local APIC: its id, its features, and whether it is enabled."""
         ebx = self.ebx & 0x00FF_FFFF | (apic_id & 0xFF) << 24
         edx = self.edx | APIC if apic_base & APIC_ENABLED else self.edx & ~APIC
         return self._replace(ebx=ebx, ecx=self.ecx | X2APIC | TSC_DEADLINE, edx=edx)
 
 
 def is_irqchip_msr(msr: int) -> bool:
-    """Whether it is the daemon's."""
+    """Whether the daemon has the MSR."""
     return msr in (IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE) or msr in X2APIC_MSRS
 
 
 def is_emulated_msr(msr: int) -> bool:
-    """Whether Unicorn has it."""
+    """Whether Unicorn has the MSR."""
     return msr in _EMULATED

@@ -33,7 +33,7 @@ ES, CS, SS, DS = range(4)
 
 BASE = 8  # Its offset in a segment.
 
-MARK = 0x1230  # A value that nothing else has.
+MARK = 0x1230  # A value that occurs nowhere else.
 
 FLAT_CODE, FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
 CODE_SELECTOR, DATA_SELECTOR = 8, 16
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
 
 class State:
-    """A context, and what of it delivery needs: registers too, as reading one through the binding takes long."""
+    """A context, and the fields of it that delivery needs; reading a register through the binding takes long."""
 
     def __init__(self, context: UcContext) -> None:
         layout = find_layout()
@@ -162,7 +162,7 @@ class State:
         return Table(self._tr.base, self._tr.limit)
 
     def load_cs(self, cs: Segment, flags: int) -> None:
-        """As a far jump does, and ends the shadow of STI. QEMU: cpu.h cpu_x86_load_seg_cache."""
+        """Loads CS as a far jump does, and ends the shadow of STI. QEMU: cpu.h cpu_x86_load_seg_cache."""
         segments = self._segments
         segments[CS] = _Segment(cs.selector, cs.base, cs.limit, cs.access)
         hflags = self._hflags.value & ~(CS32 | SS32 | ADDSEG | CS64 | INHIBIT_IRQ)
@@ -176,7 +176,7 @@ class State:
         self._hflags.value = hflags
 
     def take_exception(self) -> int | None:
-        """The error code of what has just occurred; None where it is INT n. No exception is under way any more."""
+        """Takes the error code of the exception that has just occurred; None after INT n."""
         self._under_way.value = 0xFFFF_FFFF
         return None if self._is_software.value else self._error_code.value
 
@@ -217,7 +217,7 @@ def _initial(uc: Uc) -> UcContext:
 
 @cache
 def find_layout() -> Layout:
-    """Where things are in a context of this Unicorn."""
+    """The offsets in a context of this Unicorn."""
     uc = Uc(UC_ARCH_X86, UC_MODE_32)
     uc.mem_map(0, 0x1000)
     uc.ctl_exits_enabled(True)
@@ -250,7 +250,7 @@ def find_layout() -> Layout:
     cs = _only("CS", [words[at : at + 5] == [MARK, 0, MARK << 4, 0, 0xFFFF] for at in range(len(words))])
 
     def find(register: str) -> int:
-        """Of a register, or a table's base."""
+        """The offset of a register, or of a table's base."""
         number = getattr(x86_const, f"UC_X86_REG_{register}")
         uc.context_restore(initial)
         uc.reg_write(number, (0, MARK, 0, 0) if register.endswith("TR") else MARK)

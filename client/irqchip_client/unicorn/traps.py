@@ -54,7 +54,7 @@ _TRAPS = {
 
 
 def decode(code: bytes, is_64bit: bool) -> tuple[Trap, int] | None:
-    """The trap that an instruction is, and of MOV CR8 the number of the other register. None for other instructions."""
+    """The trap that an instruction is, and for MOV CR8 the number of the other register. None for no trap."""
     code = code.lstrip(_PREFIXES)
     if is_64bit and len(code) == _MOV_CR8_BYTES and code[0] & 0xF4 == 0x44 and code[1] == 0x0F:
         register = code[3] & 7 | (code[0] & 1) << 3
@@ -76,7 +76,7 @@ def _opcode(code: bytes, is_64bit: bool) -> bytes:
 
 
 class Traps:
-    """Of one emulator.
+    """The traps of one emulator.
 
     read    reads guest code at a linear address, as much of it as can be read
     reached is called before an instruction that may be a trap, with its address and its length
@@ -90,7 +90,7 @@ class Traps:
         self._reached = reached
         self._breaker = breaker
         self._hooked: set[int] = set()
-        self._new: list[tuple[int, int]] = []  # Blocks, and in them addresses, that are to have hooks.
+        self._new: list[tuple[int, int]] = []  # Blocks, and the addresses in them that are to get hooks.
         uc.hook_add(UC_HOOK_EDGE_GENERATED, self._at_new_block)
 
     @property
@@ -99,7 +99,7 @@ class Traps:
         return bool(self._new)
 
     def hook(self) -> None:
-        """Sets the hooks that new blocks need. While it does not run."""
+        """Sets the hooks that new blocks need. While the emulator does not run."""
         uc = self._uc
         for block, address in self._new:
             if address not in self._hooked:
@@ -109,7 +109,7 @@ class Traps:
         self._new.clear()
 
     def search(self, block: int, length: int) -> None:
-        """Looks for them in a block; hook() is to be called before it executes."""
+        """Looks for traps in a block. Call hook() before the block executes."""
         found = [block + match.start() for match in _OPCODES.finditer(self._read(block, length))]
         self._new += [(block, address) for address in found if address not in self._hooked]
 
@@ -117,7 +117,7 @@ class Traps:
         self._breaker.spent()
         self.search(block.pc, block.size)
         if self._new:
-            uc.emu_stop()  # It has not been entered yet: here that is sound.
+            uc.emu_stop()  # The block is not entered yet, so this is sound.
 
     def _at_trap(self, _uc: Uc, address: int, length: int, _data: object) -> None:
         self._reached(address, length)

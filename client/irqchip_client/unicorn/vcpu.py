@@ -33,13 +33,12 @@ class UnicornVcpu(Adapter):
     """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     memory  the guest's RAM, of less than 0xfec00000 bytes
-    vm      irqchipd's, with an irqchip and a vCPU of this id
+    vm      irqchipd's VM, with an irqchip and a vCPU of this id
     vcpu    the id
-    local   devices of this process, which are asked before the daemon; called in the thread that run()s
+    local   devices of this process, which get accesses before the daemon; called in the thread of run()
 
     vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
-    its operations, and one for its events. Close it, or use it in a with statement; the memory
-    must last longer.
+    its operations, and another for its events. Close it before the memory, or use it in a with statement.
     """
 
     def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
@@ -56,7 +55,7 @@ class UnicornVcpu(Adapter):
             self._breaker = self._engine.breaker
             self._engine.reset()
             self._made = made.pop_all()
-        self._nmi = False  # Taken, while another blocks it.
+        self._nmi = False  # Taken, while an earlier NMI blocks it.
         self._failure: BaseException | None = None
 
     def _execute(self) -> None:
@@ -71,7 +70,7 @@ class UnicornVcpu(Adapter):
     def _loop(self) -> None:
         engine, breaker = self._engine, self._breaker
         while True:
-            breaker.clear()  # Then look at what is set before a stop.
+            breaker.clear()  # Before looking at the reasons for a stop.
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -85,7 +84,7 @@ class UnicornVcpu(Adapter):
                 self._take_signals()
             if self._nmi:
                 if engine.state.nmi_blocked:
-                    breaker.stop_after_a_block()  # Any may end with the IRET that it is to follow.
+                    breaker.stop_after_a_block()  # Any block may end with the IRET that the NMI waits for.
                 else:
                     self._deliver_nmi()
             if self._idle:
@@ -102,7 +101,7 @@ class UnicornVcpu(Adapter):
     # Interrupts.
 
     def _interrupt(self) -> None:
-        """The daemon may have an interrupt: delivers it once the guest can take it."""
+        """If the daemon has an interrupt: delivers it once the guest can take it."""
         engine, breaker = self._engine, self._breaker
         while engine.interrupts_enabled:
             if engine.state.is_shadowed:
@@ -118,11 +117,11 @@ class UnicornVcpu(Adapter):
         breaker.stop_at_window()
 
     def _deliver_vector(self) -> None:
-        """What has been acknowledged."""
+        """Delivers the interrupt that was acknowledged, if there is one."""
         if self._vector is not None:
             deliver(self._engine, Event(self._vector, Origin.EXTERNAL))
             self._vector = None
-            self._interrupted = True  # There may be more, of which no event need tell.
+            self._interrupted = True  # No event announces a further one.
 
     def _take_nmi(self) -> None:
         self._nmi = True
@@ -157,7 +156,7 @@ class UnicornVcpu(Adapter):
         self._nmi = False
 
     def _look(self) -> None:
-        """Takes the events that have come. SessionClosed"""
+        """Takes the events that have come. SessionClosed."""
         interrupt, signal = announced_by(self._events.take_events())
         self._interrupted |= interrupt
         self._signalled |= signal
@@ -165,7 +164,7 @@ class UnicornVcpu(Adapter):
     # Instructions.
 
     def _emulate(self, trapped: Trapped) -> None:
-        """Executes what the emulator does not."""
+        """Executes an instruction that the emulator does not."""
         engine = self._engine
         try:
             match trapped.trap:
@@ -194,7 +193,7 @@ class UnicornVcpu(Adapter):
         self._engine.set_register(RAX, value & DWORD)
         self._engine.set_register(RDX, value >> 32)
 
-    # engine.Bus: called by the emulator, through whose C code no exception goes.
+    # engine.Bus: called by the emulator, whose C code no exception may cross.
 
     def pio_read(self, port: int, size: int) -> int:
         try:
@@ -237,13 +236,13 @@ class UnicornVcpu(Adapter):
             return leaf
 
     def _fail(self, error: BaseException, size: int) -> int:
-        """run() raises it, at the end of this block of guest code."""
+        """Makes run() raise the error, at the end of this block of guest code. Returns all ones."""
         self._failure = self._failure or error
         self._breaker.stop()
         return (1 << 8 * size) - 1
 
     def _wrote(self) -> None:
-        """What the guest stores may interrupt it, and then does soon: an event would come too late."""
+        """After a store, which may interrupt the guest itself, soon: an event would come too late."""
         self._interrupted = True
         self._breaker.stop_at_window()
         self._breaker.spent()

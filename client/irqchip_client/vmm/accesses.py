@@ -1,4 +1,4 @@
-"""Where a vCPU's accesses go."""
+"""The way of a vCPU's accesses: to devices in this process, or to the daemon."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class LocalDevices(Protocol):
     """Devices in this process: an access that they claim goes to them, and not to the daemon."""
 
     def pio_read(self, port: int, size: int) -> int | None:
-        """None: not claimed."""
+        """The value; None where no device here has the port."""
 
     def pio_write(self, port: int, value: int, size: int) -> bool:
-        """Whether it was claimed."""
+        """Returns whether a device here has the port."""
 
     def mmio_read(self, address: int, size: int) -> int | None:
-        """None: not claimed."""
+        """The value; None where no device here has the address."""
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:
-        """Whether it was claimed."""
+        """Returns whether a device here has the address."""
 
 
 class Accesses:
-    """A vCPU's IN, OUT, loads and stores: to devices of this process, else to the daemon. Nobody's are all ones."""
+    """A vCPU's IN, OUT, loads and stores. A read that no device claims returns all ones."""
 
     def __init__(self, vcpu: Vcpu, local: LocalDevices | None = None) -> None:
         self._vcpu = vcpu

@@ -14,7 +14,9 @@ from .start import Start, StartMode
 # 3.1, the image's header: in its first 8 KiB, on a boundary of 4 bytes.
 HEADER_MAGIC, HEADER_WITHIN = 0x1BADB002, 8192
 PAGE_ALIGN, MEMORY_INFO, VIDEO_MODE, ADDRESSES = 1 << 0, 1 << 1, 1 << 2, 1 << 16
-SUPPORTED = PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE | ADDRESSES  # of those that must be understood: bits 0 to 15, and 16
+SUPPORTED = (
+    PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE | ADDRESSES
+)  # of the bits that must be understood, 0 to 15; and bit 16
 MUST_BE_UNDERSTOOD = 0xFFFF
 # 3.2, the machine's state.
 BOOT_MAGIC = 0x2BADB002
@@ -37,7 +39,7 @@ NAME = b"irqchipctl run"
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What goes where: `data`, and zeros up to `size` bytes."""
+    """A part of the image: `data`, and zeros up to `size` bytes."""
 
     address: int
     data: bytes
@@ -57,7 +59,7 @@ class BootImage:
 
     @property
     def end(self) -> int:
-        """The first address behind it."""
+        """The first address behind the image."""
         return max(segment.address + segment.size for segment in self.segments)
 
 
@@ -202,7 +204,7 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
 
 
 def _lay_out(address: int, *parts: bytes) -> list[int]:
-    """Where parts go, one behind the other on boundaries of 8 bytes, and their end."""
+    """The addresses of parts, one behind the other on boundaries of 8 bytes, and their end."""
     places = []
     for part in parts:
         places.append(address)

@@ -14,7 +14,7 @@ PAGE = 4096
 
 
 class GuestMemory:
-    """RAM from guest physical address 0 on: `size` bytes, a multiple of 4096. It is zero at first.
+    """RAM from guest physical address 0 on: `size` bytes, a multiple of 4096. It begins as zeros.
 
     host_address  where it is in this process, for those who map it into a guest
     """
@@ -26,23 +26,23 @@ class GuestMemory:
         self._memory = mmap.mmap(-1, size)
         self._pointer: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.host_address = ctypes.addressof(self._pointer)
-        # Replaced, and not changed: any thread may be writing.
+        # Replaced, and not changed in place: any thread may be writing.
         self._watchers: tuple[Callable[[int, int], None], ...] = ()
 
     def read(self, address: int, length: int) -> bytes:
-        """Some bytes. InvalidArgument outside of it."""
+        """Reads bytes. InvalidArgument outside of the RAM."""
         self._check(address, length)
         return self._memory[address : address + length]
 
     def write(self, address: int, data: bytes) -> None:
-        """Writes some bytes, from any thread. InvalidArgument outside of it."""
+        """Writes bytes, from any thread. InvalidArgument outside of the RAM."""
         self._check(address, len(data))
         self._memory[address : address + len(data)] = data
         for written in self._watchers:
             written(address, len(data))
 
     def flush(self, address: int, length: int) -> None:
-        """Some bytes have been written through host_address: who has translated code of them forgets it.
+        """Reports a write through host_address: an emulator that has translated code there discards it.
 
         From any thread; write() does so itself. InvalidArgument outside of it.
         """
@@ -55,7 +55,7 @@ class GuestMemory:
         self._watchers = (*self._watchers, written)
 
     def unwatch(self, written: Callable[[int, int], None]) -> None:
-        """The reverse of watch()."""
+        """Undoes watch()."""
         self._watchers = tuple(other for other in self._watchers if other != written)
 
     def _check(self, address: int, length: int) -> None:
@@ -65,7 +65,7 @@ class GuestMemory:
             )
 
     def close(self) -> None:
-        """Gives it back to the system. Nothing may map it any more."""
+        """Gives the RAM back to the system. Nothing may map it any more."""
         self._pointer = None
         self._memory.close()
 

@@ -1,4 +1,4 @@
-"""How a vCPU begins."""
+"""The start of a vCPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StartMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The state of a vCPU before its first instruction; what is not named is as after RESET, with interrupts off.
+    """The state of a vCPU before its first instruction; the rest is as after RESET, with interrupts off.
 
-    mode   in real mode CS has the base `entry & ~0xffff`, and IP the rest, as far as that is below 1 MiB
+    mode   in real mode, below 1 MiB, CS has the base `entry & ~0xffff`, and IP the rest
     entry  the physical address of the first instruction
     eax    and the other registers: their values
     """

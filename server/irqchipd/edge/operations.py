@@ -267,7 +267,7 @@ def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
     """A function that gets some fields of a message. Where there is None it gets what is not used."""
     names = [name for name in fields if name is not None]
     if len(names) < 2:
-        return lambda request: [getattr(request, name) for name in names]
+        return lambda request: [0 if name is None else getattr(request, name) for name in fields]
     return attrgetter(*(name or names[0] for name in fields))
 
 
