@@ -132,55 +132,49 @@ SDK_METHOD = '''
         return await self._call(ops.get_level(gsi))
 '''
 
-# By file: the text that an edit goes behind, and the edit.
+# By file: a pattern that an edit goes behind, and the edit.
 Edits = dict[str, list[tuple[str, str]]]
+ROWS = r"\nOPERATIONS: .*?for operation in \(\n"
 
 BY_MESSAGE: Edits = {
     "proto/irqchip/v1/line.proto": [("package irqchip.v1;\n", MESSAGES)],
     "proto/irqchip/v1/session.proto": [
-        ("  oneof operation {\n", "    GetLevelRequest get_level = 99;\n"),
-        ("  oneof result {\n", "    GetLevelResponse get_level = 99;\n"),
+        (r"  oneof operation \{\n", "    GetLevelRequest get_level = 99;\n"),
+        (r"  oneof result \{\n", "    GetLevelResponse get_level = 99;\n"),
     ],
     "proto/irqchip/v1/irqchip.proto": [
-        ("service IrqchipService {\n", "  rpc GetLevel(GetLevelRequest) returns (GetLevelResponse);\n")
+        (r"service IrqchipService \{\n", "  rpc GetLevel(GetLevelRequest) returns (GetLevelResponse);\n")
     ],
-    "server/irqchipd/vm/lines.py": [('    """The operations on a VM\'s lines."""\n', METHOD)],
-    "server/irqchipd/edge/operations.py": [
-        ('        _of_vm("nmi", Vm.nmi, ("vcpu",)),\n', '        _of_vm("get_level", Vm.level, ("gsi",), "level"),\n')
-    ],
+    "server/irqchipd/vm/lines.py": [(r'\nclass Lines\(.*?""".*?"""\n', METHOD)],
+    "server/irqchipd/edge/operations.py": [(ROWS, '        _of_vm("get_level", Vm.level, ("gsi",), "level"),\n')],
     "client/irqchip_client/ops.py": [
         (
-            "\n\n@_operation\n",
+            r"\n\n(?=@_operation\n)",
+            "@_operation\n"
             "def get_level(gsi: int) -> Call[bool]:\n"
-            '    return Call("get_level", pb.GetLevelRequest(gsi=gsi), lambda response: bool(response.level))\n'
-            "\n\n@_operation\n",
+            '    return Call("get_level", pb.GetLevelRequest(gsi=gsi), lambda response: bool(response.level))\n\n\n',
         )
     ],
-    "client/irqchip_client/_asyncio/machine.py": [
-        ('    """The calls that a Vm makes by RPCs of their own, and a Session in batches."""\n', SDK_METHOD)
-    ],
+    "client/irqchip_client/_asyncio/machine.py": [(r'\nclass Machine:.*?""".*?"""\n', SDK_METHOD)],
 }
 BY_RECORD: Edits = {
     **BY_MESSAGE,
-    "proto/irqchip/records.py": [("] = {\n", '    "get_level": (None, "gsi", None, None),\n')],
+    "proto/irqchip/records.py": [(r"\nFIELDS: .*?= \{\n", '    "get_level": (None, "gsi", None, None),\n')],
     "server/irqchipd/edge/operations.py": [
         (
-            "# Operations that have a message alone.\n",
-            "\n\ndef get_level(on: Caller, _size: int, gsi: int, _address: int, _value: int) -> Result:\n"
+            r"\n\n(?=def halt\()",
+            "def get_level(on: Caller, _size: int, gsi: int, _address: int, _value: int) -> Result:\n"
             "    return (CLAIMED if on.vm.level(gsi) else 0), 0, 0\n\n\n",
         ),
-        (
-            '        _with_record(irq_line, None, "status", None),\n',
-            '        _with_record(get_level, "level", None, None),\n',
-        ),
+        (ROWS, '        _with_record(get_level, "level", None, None),\n'),
     ],
     "client/irqchip_client/ops.py": [
         (
-            "\n\n@_operation\n",
+            r"\n\n(?=@_operation\n)",
+            "@_operation\n"
             "def get_level(gsi: int) -> Call[bool]:\n"
             "    decoder = Decoder[bool](lambda response: response.level, lambda flags, *_: flags == CLAIMED)\n"
-            '    return RecordCall("get_level", (0, gsi, 0, 0), decoder)\n'
-            "\n\n@_operation\n",
+            '    return RecordCall("get_level", (0, gsi, 0, 0), decoder)\n\n\n',
         )
     ],
 }
@@ -228,9 +222,9 @@ def test_an_operation_is_added_where_it_says(edits: Edits, tmp_path: Path) -> No
     for name, places in edits.items():
         text = (tmp_path / name).read_text()
         for place, edit in places:
-            begin, found, end = text.partition(place)
+            found = re.search(place, text, re.DOTALL)
             assert found, f"{place!r} in {name}"
-            text = begin + found + edit + end
+            text = text[: found.end()] + edit + text[found.end() :]
         (tmp_path / name).write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IRQCHIP")}
     environment["PYTHONPATH"] = os.pathsep.join(str(tmp_path / name) for name in ("proto", "server", "client"))

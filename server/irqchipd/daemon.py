@@ -21,7 +21,7 @@ from irqchipd.edge.port import Port
 from irqchipd.fields import fields
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
-from irqchipd.stopping import stop_when_told
+from irqchipd.stopping import stop_on_signal
 from irqchipd.timers import Timers
 from irqchipd.vm.registry import Registry
 
@@ -33,23 +33,22 @@ STREAMS_GRACE = 0.5
 PORTS_GRACE = 0.2
 CALLS_GRACE = 0.4
 
-# More calls than a client can have under way, so that what one has does not refuse the others'. Each connection has its
-# streams, and each stream its call; gRPC otherwise refuses calls at random once 1,000 wait, and ends those that wait
-# for 30 s, whosesoever they are.
-STREAMS_OF_A_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
+# More calls than a client can have under way, so that one client's calls do not make gRPC refuse another's. Each stream
+# of a connection has a call. By default gRPC refuses calls at random once 1,000 wait, and ends any that waits for 30 s.
+STREAMS_PER_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
 WAITING_CALLS = 1_000_000
 WAITING_SECONDS = 86_400
 
-# How often the log tells of timers that are late, seconds, and from when on they are.
+# How often the log reports late timers, seconds; and how late a timer is late.
 LATENESS_PERIOD = 10.0
 LATE_NS = 100_000_000
 
-# How long a thread that works keeps the interpreter from one that has just received something, seconds.
+# How long a busy thread keeps the interpreter from a thread that has just received something, seconds.
 SWITCH_INTERVAL = 0.0005
 
 
 class Daemon:
-    """Serves until stopped. All of it, but the VMs, belongs to one event loop."""
+    """Serves until stopped. Everything but the VMs and their timers belongs to one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -62,13 +61,13 @@ class Daemon:
         self._server = Server(
             [
                 ("grpc.max_receive_message_length", limits.message_bytes),
-                ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
-                # Which refuses a stream that comes in the place of one that gRPC has ended and not forgotten yet.
+                ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+                # Overload protection refuses a new stream while gRPC still remembers the one it replaces.
                 ("grpc.http.overload_protection", 0),
                 ("grpc.server.max_pending_requests", WAITING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", WAITING_CALLS),
                 ("grpc.server_max_unrequested_time_in_server", WAITING_SECONDS),
-                # Two daemons on one port would share its clients between them.
+                # Without this, two daemons on one port would share its clients.
                 ("grpc.so_reuseport", 0),
                 # A client on a host that vanished is noticed, and its levels drop, within 15 s.
                 ("grpc.keepalive_time_ms", 10_000),
@@ -83,11 +82,11 @@ class Daemon:
         reflection.enable_server_reflection(names, self._server)
         self._sockets: list[SocketPath] = []
         self._ports: list[Port] = []
-        # Whether its threads may wait for as long as a client likes, to close what that has sent.
+        # Whether gRPC's threads may wait as long as a client likes, to close descriptors that the client has sent.
         self._grpc_may_wait = False
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
-        """Listen, and return where, with the ports that were chosen. ListenError where it can't be done."""
+        """Listen, and return the addresses with their chosen ports; ListenError where that is impossible."""
         bound: list[Address] = []
         for address in addresses:
             if isinstance(address, UnixAddress):
@@ -123,7 +122,7 @@ class Daemon:
             raise ListenError(f"{address} can't be listened on; is it in use, or not this machine's?") from error
 
     def remove_sockets(self) -> None:
-        """Clients find the daemon no more; from any thread, and as often as one likes."""
+        """Hide the daemon from new clients; from any thread, any number of times."""
         for socket in self._sockets:
             socket.remove()
         for port in self._ports:
@@ -132,7 +131,7 @@ class Daemon:
     async def stop(self) -> None:
         """Remove the sockets, end all streams with a status, and let calls under way finish.
 
-        It makes no thread and opens nothing: it may be a lack of memory or of descriptors that somebody stops it for.
+        This makes no thread and opens nothing: a lack of memory or of descriptors may be the reason for the stop.
         """
         self.remove_sockets()
         for port in self._ports:
@@ -143,7 +142,7 @@ class Daemon:
         deadline = time.monotonic() + PORTS_GRACE
         while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if self._grpc_may_wait:  # its stop waits for its threads, and has the interpreter's lock meanwhile
+        if self._grpc_may_wait:  # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile
             await asyncio.sleep(CALLS_GRACE)
         else:
             await self._server.stop(CALLS_GRACE)
@@ -161,13 +160,13 @@ async def _report_lateness(timers: Timers) -> None:
 
 
 async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
-    """Run a daemon until the process is told to stop; started is called with each address that it listens on."""
+    """Run a daemon until a signal stops the process; call started with each address that it listens on."""
     daemon = Daemon(limits)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.freeze()  # what there is now stays, and need not be looked through again and again
+    gc.freeze()  # the collector need not visit what stays for good
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    stop_when_told(lambda: loop.call_soon_threadsafe(stop.set), daemon.remove_sockets)
+    stop_on_signal(lambda: loop.call_soon_threadsafe(stop.set), daemon.remove_sockets)
     try:
         for address in await daemon.start(addresses):
             started(address)
@@ -179,7 +178,7 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
     finally:
         try:
             await daemon.stop()
-        except Exception:  # and so does not end with it
+        except Exception:  # the process ends all the same
             log.exception("stopping was not all in order")
         finally:
             daemon.remove_sockets()

@@ -39,7 +39,7 @@ class Limits:
 
     @property
     def operations(self) -> int:
-        """The most operations of a batch: so many that the answer is never longer than a message may be."""
+        """The most operations per batch, by which the answer always fits into a message."""
         return min(self.batch_operations, self.message_bytes // LEAST_RESULT)
 
     def within_descriptors(self) -> Limits:

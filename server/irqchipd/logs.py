@@ -1,4 +1,4 @@
-"""What the daemon writes to standard error: its own, little of its libraries', and not without bound.
+"""What the daemon writes to standard error: its own records and few of its libraries', within bounds.
 
 A record says what happened, and its fields to which VM, Session or client: see fields.py.
 """
@@ -22,15 +22,15 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FORMATS = ("text", "json")
 LIBRARIES = ("asyncio", "grpc")
 
-_AT_ONCE = 5  # records of one kind, a period
+_AT_ONCE = 5  # records of one kind per period
 _PERIOD = 1.0  # seconds
 _GIVEN_UP = (cygrpc.ExecuteBatchError, asyncio.CancelledError)
-_UNWRITTEN = 1000  # records that wait for whoever reads standard error
-_LAST = 0.5  # seconds, for what is left at the end
+_UNWRITTEN = 1000  # records that wait for the reader of standard error
+_LAST = 0.5  # seconds for unwritten records at the end
 
 
 class _Text(logging.Formatter):
-    """Lines for people, and for grep. A value of more than a word is quoted, as a client may have chosen it."""
+    """Lines for people and for grep. A value of more than a word is quoted: a client may have chosen it."""
 
     def __init__(self) -> None:
         super().__init__(FORMAT)
@@ -45,7 +45,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """An object a line."""
+    """One object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown = {
@@ -61,9 +61,9 @@ class _Json(logging.Formatter):
 
 
 class _Writer(logging.Handler):
-    """Writes in a thread of its own: nobody who logs waits for who reads standard error.
+    """Writes in a thread of its own: a thread that logs never waits for the reader of standard error.
 
-    What finds no room is counted, and told when there is.
+    Records without room are counted, and the count is written when there is room again.
     """
 
     def __init__(self) -> None:
@@ -84,32 +84,31 @@ class _Writer(logging.Handler):
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            with suppress(OSError, ValueError):  # nobody reads it any more
+            with suppress(OSError, ValueError):  # standard error has no reader any more
                 lost, self._lost = self._lost, 0
                 if lost:
-                    sys.stderr.write(f"{lost} records were not written, as nobody read them\n")
+                    sys.stderr.write(f"{lost} records were not written: nothing read standard error\n")
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
             self._lines.task_done()
 
     def flush(self) -> None:
-        """Wait a little for what is not written yet."""
+        """Wait a little for unwritten records."""
         deadline = time.monotonic() + _LAST
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
 class Repetitions(logging.Filter):
-    """Lets a few records of a kind pass a second, and says of the next how many of its kind did not.
+    """Lets a few records per kind pass each second. The next record says how many of its kind were held.
 
-    Of a kind are those that one line of source makes, whatever the client that is the reason for them has chosen to be
-    in their text. So there are not many kinds.
+    A kind is a line of source code. Clients choose some of a record's text, but can't make new kinds.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
-        # Of each kind: when its period began, how many there were, and how many of those did not pass.
+        # Per kind: when its period began, its records since, and the records that were held.
         self._kinds: dict[tuple[str, str, int], tuple[float, int, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -129,24 +128,24 @@ class Repetitions(logging.Filter):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record is of something in the daemon.
+    """Whether a record is about the daemon.
 
-    gRPC shows a traceback for metadata that is not UTF-8, and for a call that its client gives up as it is answered,
-    or before its handler has begun.
+    gRPC logs a traceback for metadata that is not UTF-8, and for a call that the client gives up while it is answered
+    or before its handler begins.
     """
     given_up = record.exc_info is not None and record.exc_info[0] in _GIVEN_UP
     return record.msg != "Invalid encoding on %s" and not given_up
 
 
 class _Nothing:
-    """In place of the module traceback, with which gRPC prints once more what it has logged, to standard error."""
+    """Replaces the module traceback, with which gRPC prints what it has logged once more, to standard error."""
 
     def print_exc(self) -> None:
-        """See traceback."""
+        """Print nothing."""
 
 
 def log_to_stderr(level: str, form: str = "text") -> None:
-    """Have the root logger do so, for good; form is one of FORMATS."""
+    """Let the root logger write to standard error for good; form is one of FORMATS."""
     handler = _Writer()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_is_ours)
@@ -158,6 +157,6 @@ def log_to_stderr(level: str, form: str = "text") -> None:
 
 
 def flush() -> None:
-    """Wait a little for what is not written yet."""
+    """Wait a little for unwritten records."""
     for handler in logging.getLogger().handlers:
         handler.flush()

@@ -1,8 +1,7 @@
-"""How the process ends when it is told to: in order if it can, and in time in any case.
+"""How the process ends on a signal: in order if that is possible, and in time in any case.
 
-A signal's handler in Python runs in the main thread, when that comes to it. So a thread of its own waits for the
-signals, which all the others block: it needs nothing of them but the interpreter's lock now and then, and it is there
-already when no further thread can be made.
+Python runs a signal's handler in the main thread, which may be busy. So a thread waits for the signals, and all other
+threads block them. That thread needs the interpreter's lock alone, and exists before threads run out.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ log = logging.getLogger(__name__)
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 DEADLINE = 1.5  # for an orderly end, seconds
-LAST_DEADLINE = 1.9  # for one that is not
+LAST_DEADLINE = 1.9  # for any end
 
 
 def block_signals() -> None:
-    """Leave the signals to stop_when_told; to be called before there is a second thread."""
+    """Leave the signals to stop_on_signal. Call this before there is a second thread."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> None:
-    """On the first signal clean up and call stop, which begins an orderly end; leave if there is none in time.
+def stop_on_signal(stop: Callable[[], object], clean_up: Callable[[], None]) -> None:
+    """On the first signal clean up and call stop, which begins an orderly end; leave after the deadline.
 
-    A second signal cuts the time short. Both are called by a thread of its own; clean_up once more before it leaves.
+    A second signal ends the wait. A thread calls both functions, and clean_up once more before it leaves.
     """
 
     def wait() -> None:
         signal.sigwait(SIGNALS)
         until = time.monotonic() + DEADLINE
-        # Ends the process even if a thread that has the interpreter's lock waits for something.
+        # The alarm ends the process even if a thread keeps the interpreter's lock.
         signal.setitimer(signal.ITIMER_REAL, LAST_DEADLINE)
         try:
-            with suppress(Exception):  # for a lack of memory, say: all the more it has to end
+            with suppress(Exception):  # a lack of memory, say: the process must end all the more
                 clean_up()
             with suppress(Exception):
                 stop()
@@ -57,6 +56,6 @@ def stop_when_told(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, without a wait for its threads: one may be in a system call of a client's making."""
+    """End the process without waiting for its threads: a client can keep one in a system call."""
     flush()
     os._exit(status)

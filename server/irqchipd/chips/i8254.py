@@ -10,7 +10,7 @@ Nothing here counts: a count is worked out from the time when it is asked for, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from irqchipd.chips.i8254_state import (
     CHANNELS,
@@ -26,40 +26,43 @@ from irqchipd.chips.i8254_state import (
 )
 from irqchipd.chips.saved import not_too_late
 
-SPEAKER_CHANNEL = 2
-_SECOND = 1_000_000_000  # ns
+SPEAKER_CHANNEL: Final = 2
+_SECOND: Final = 1_000_000_000  # ns
 
 
 class Port:
     """Where the chip and the speaker's port are on the I/O bus."""
 
-    CHANNEL_0, CHANNEL_1, CHANNEL_2, CONTROL = 0x40, 0x41, 0x42, 0x43
+    CHANNEL_0 = 0x40
+    CHANNEL_1 = 0x41
+    CHANNEL_2 = 0x42
+    CONTROL = 0x43
     SPEAKER = 0x61
 
 
 # Control word, datasheet order: counter in bits 7:6, Access in 5:4, Mode in 3:1, BCD in 0.
-BCD = 0x01
+BCD: Final = 0x01
 
 
 # Read-back command: a control word for counter 3. Bits 3:1 choose the counters.
-READ_BACK = 3
-READ_BACK_NO_COUNT = 0x20
-READ_BACK_NO_STATUS = 0x10
+READ_BACK: Final = 3
+READ_BACK_NO_COUNT: Final = 0x20
+READ_BACK_NO_STATUS: Final = 0x10
 
 # Port 61h.
-SPEAKER_GATE = 0x01  # the gate of channel 2
-SPEAKER_DATA_ON = 0x02
-SPEAKER_REFRESH = 4  # the bit that toggles with the refresh of the memory
-SPEAKER_OUT = 5  # the bit that is channel 2's output
-REFRESH_SHIFT = 14  # KVM: i8254.c speaker_ioport_read; "about 15us" is taken as 2^14 ns
+SPEAKER_GATE: Final = 0x01  # the gate of channel 2
+SPEAKER_DATA_ON: Final = 0x02
+SPEAKER_REFRESH: Final = 4  # the bit that toggles with the refresh of the memory
+SPEAKER_OUT: Final = 5  # the bit that is channel 2's output
+REFRESH_SHIFT: Final = 14  # KVM: i8254.c speaker_ioport_read; "about 15us" is taken as 2^14 ns
 
 # struct kvm_pit_state2's flags.
-FLAG_HPET_LEGACY = 0x01
-FLAG_SPEAKER_DATA_ON = 0x02
+FLAG_HPET_LEGACY: Final = 0x01
+FLAG_SPEAKER_DATA_ON: Final = 0x02
 
 
 class PitWires(Protocol):
-    """What the PIT asks and tells its VM."""
+    """What the PIT asks of its VM, and reports to it."""
 
     def now(self) -> int:
         """The time in ns. It never runs backwards."""
@@ -81,7 +84,7 @@ class Pit:
     wires: PitWires
     channels: list[PitChannel]
     flags: int = 0
-    # Whether a tick waits until the one before it is acknowledged. Otherwise it is delivered whatever became of that.
+    # Whether a tick waits until the one before it is acknowledged. Otherwise the tick is delivered in any case.
     reinject: bool = True
     # Ticks that have not been acknowledged: the one that was delivered last, and those that wait.
     pending: int = 0
@@ -239,7 +242,7 @@ class Pit:
                 self._start_timer(channel.count, periodic=False)
             case Mode.RATE_GENERATOR | Mode.SQUARE_WAVE:
                 self._start_timer(channel.count, periodic=True)
-            case _:  # KVM: i8254.c pit_load_count; mode 5 interrupts nobody
+            case _:  # KVM: i8254.c pit_load_count; mode 5 never interrupts
                 self._stop_timer()
 
     # The timer.

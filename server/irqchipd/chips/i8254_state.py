@@ -5,21 +5,22 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Final
 
 from irqchipd.chips.saved import check, in_range
 
-FREQUENCY = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
-MAX_COUNT = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
-MIN_PERIOD = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
-MAX_PENDING = (1 << 31) - 1  # ticks. KVM: i8254.h, an int
-MAX_PERIOD = 0xFFFF_FFFF * 1_000_000_000 // FREQUENCY  # ns; a restored count has 32 bits
-CHANNELS = 3
-_SECOND = 1_000_000_000  # ns
+FREQUENCY: Final = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
+MAX_COUNT: Final = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
+MIN_PERIOD: Final = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
+MAX_PENDING: Final = (1 << 31) - 1  # ticks. KVM: i8254.h, an int
+MAX_PERIOD: Final = 0xFFFF_FFFF * 1_000_000_000 // FREQUENCY  # ns; a restored count has 32 bits
+CHANNELS: Final = 3
+_SECOND: Final = 1_000_000_000  # ns
 
-_CHANNEL = struct.Struct("<IH10Bq")  # struct kvm_pit_channel_state
-_FLAGS = struct.Struct("<I36x")
-CHANNELS_SIZE = CHANNELS * _CHANNEL.size  # struct kvm_pit_state
-STATE_SIZE = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
+_CHANNEL: Final = struct.Struct("<IH10Bq")  # struct kvm_pit_channel_state
+_FLAGS: Final = struct.Struct("<I36x")
+CHANNELS_SIZE: Final = CHANNELS * _CHANNEL.size  # struct kvm_pit_state
+STATE_SIZE: Final = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
 
 
 class Access:

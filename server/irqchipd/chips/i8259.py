@@ -9,30 +9,35 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import Final, Protocol
 
-CASCADE = 2  # the primary's input that the secondary's output drives
-LINES = 8  # inputs of one 8259
+CASCADE: Final = 2  # the primary's input that the secondary's output drives
+LINES: Final = 8  # inputs of one 8259
 
 
 class Port:
     """Where the pair is on the I/O bus."""
 
-    PRIMARY_COMMAND, PRIMARY_DATA = 0x20, 0x21
-    SECONDARY_COMMAND, SECONDARY_DATA = 0xA0, 0xA1
-    PRIMARY_ELCR, SECONDARY_ELCR = 0x4D0, 0x4D1
+    PRIMARY_COMMAND = 0x20
+    PRIMARY_DATA = 0x21
+    SECONDARY_COMMAND = 0xA0
+    SECONDARY_DATA = 0xA1
+    PRIMARY_ELCR = 0x4D0
+    SECONDARY_ELCR = 0x4D1
 
 
 # Command port, datasheet order: ICW1 has bit 4, OCW3 has bit 3, OCW2 neither.
-ICW1 = 0x10
-ICW1_ICW4 = 0x01  # an ICW4 will follow
-ICW2_BASE = 0xF8
-ICW4_AUTO_EOI = 0x02
-ICW4_SPECIAL_FULLY_NESTED = 0x10
-OCW3 = 0x08
-OCW3_READ_SELECT, OCW3_READ_ISR = 0x02, 0x01
-OCW3_POLL = 0x04
-OCW3_SPECIAL_MASK_SELECT, OCW3_SPECIAL_MASK = 0x40, 0x20
+ICW1: Final = 0x10
+ICW1_ICW4: Final = 0x01  # an ICW4 will follow
+ICW2_BASE: Final = 0xF8
+ICW4_AUTO_EOI: Final = 0x02
+ICW4_SPECIAL_FULLY_NESTED: Final = 0x10
+OCW3: Final = 0x08
+OCW3_READ_SELECT: Final = 0x02
+OCW3_READ_ISR: Final = 0x01
+OCW3_POLL: Final = 0x04
+OCW3_SPECIAL_MASK_SELECT: Final = 0x40
+OCW3_SPECIAL_MASK: Final = 0x20
 
 
 class Ocw2:
@@ -51,19 +56,22 @@ class Ocw2:
 class Expect:
     """What the data port takes next."""
 
-    OCW1, ICW2, ICW3, ICW4 = range(4)
+    OCW1 = 0
+    ICW2 = 1
+    ICW3 = 2
+    ICW4 = 3
 
 
-POLL_INTERRUPT = 0x80  # bit 7 of a poll's answer
-POLL_NONE = 0x07  # KVM: i8259.c pic_poll_read; a datasheet 8259 leaves the level undefined
-SPURIOUS = 7
+POLL_INTERRUPT: Final = 0x80  # bit 7 of a poll's answer
+POLL_NONE: Final = 0x07  # KVM: i8259.c pic_poll_read; a datasheet 8259 leaves the level undefined
+SPURIOUS: Final = 7
 
-_STRUCT = struct.Struct("<16B")  # struct kvm_pic_state
-STATE_SIZE = _STRUCT.size
+_STRUCT: Final = struct.Struct("<16B")  # struct kvm_pic_state
+STATE_SIZE: Final = _STRUCT.size
 
 
 class PicWires(Protocol):
-    """What the pair tells its VM."""
+    """What the pair reports to its VM, and asks of it."""
 
     def pic_acked(self, line: int) -> None:
         """Line 0 to 15 of the pair left service (the kernel's ack notifiers)."""
@@ -319,7 +327,7 @@ class PicPair:
         return POLL_INTERRUPT | line
 
     def _write_command(self, chip: I8259, value: int) -> None:
-        """A write to the even port: ICW1, OCW3 or OCW2, told apart by bits 4 and 3."""
+        """A write to the even port: ICW1, OCW3 or OCW2, distinguished by bits 4 and 3."""
         if value & ICW1:
             self._begin_init(chip, value)
         elif value & OCW3:
@@ -353,7 +361,7 @@ class PicPair:
                     self._retire(chip, line)
 
     def _end_or_rotate(self, chip: I8259, command: int, level: int) -> None:
-        """OCW2. Commands that name no level act on the best line in service, and do nothing if there is none."""
+        """OCW2. Commands that name no level act on the best line in service, and do nothing without one."""
         match command:
             case Ocw2.CLEAR_ROTATE_ON_AUTO_EOI | Ocw2.SET_ROTATE_ON_AUTO_EOI:
                 chip.rotate_on_auto_eoi = command >> 2
@@ -381,7 +389,7 @@ class PicPair:
             case Expect.OCW1:
                 changed, chip.imr = chip.imr ^ value, value
                 if changed:
-                    self._tell_masked(chip, changed)
+                    self._report_masked(chip, changed)
                 self.update()
             case Expect.ICW2:
                 chip.irq_base = value & ICW2_BASE
@@ -395,8 +403,8 @@ class PicPair:
             case _:  # KVM: i8259.c pic_ioport_write; a restored state can hold any value, and then expects nothing
                 pass
 
-    def _tell_masked(self, chip: I8259, changed: int) -> None:
-        """KVM: i8259.c pic_ioport_write; of what ICW1 unmasks nobody is told."""
+    def _report_masked(self, chip: I8259, changed: int) -> None:
+        """KVM: i8259.c pic_ioport_write; lines that ICW1 unmasks are not reported."""
         first = 0 if chip is self.primary else LINES
         for line in range(LINES):
             if changed >> line & 1:

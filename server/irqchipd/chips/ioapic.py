@@ -9,16 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from irqchipd.chips.message import Message, from_redirection
 from irqchipd.chips.saved import check, in_range
 
-PINS = 24
-VERSION = 0x11
-DEFAULT_BASE = 0xFEC0_0000
-WINDOW = 0x100  # bytes of address space
-RTC_PIN = 8
+PINS: Final = 24
+VERSION: Final = 0x11
+DEFAULT_BASE: Final = 0xFEC0_0000
+WINDOW: Final = 0x100  # bytes of address space
+RTC_PIN: Final = 8
 
 
 class Offset:
@@ -43,34 +43,35 @@ class Reg:
 #   destination  reserved  mask  level  remote IRR  polarity  pending  logical  delivery  vector
 #
 # KVM stores the reserved bits, and polarity without heeding it.
-MASKED = 1 << 16
-LEVEL = 1 << 15
-REMOTE_IRR = 1 << 14
-DELIVERY_STATUS = 1 << 12
-LOGICAL = 1 << 11
-DESTINATION_SHIFT = 56
-ADDRESS = 0xFF << DESTINATION_SHIFT | LOGICAL
-DELIVERY_MODE = 7 << 8
-READ_ONLY = REMOTE_IRR | DELIVERY_STATUS
-LOW_HALF, HIGH_HALF = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
+MASKED: Final = 1 << 16
+LEVEL: Final = 1 << 15
+REMOTE_IRR: Final = 1 << 14
+DELIVERY_STATUS: Final = 1 << 12
+LOGICAL: Final = 1 << 11
+DESTINATION_SHIFT: Final = 56
+ADDRESS: Final = 0xFF << DESTINATION_SHIFT | LOGICAL
+DELIVERY_MODE: Final = 7 << 8
+READ_ONLY: Final = REMOTE_IRR | DELIVERY_STATUS
+LOW_HALF: Final = 0xFFFF_FFFF
+HIGH_HALF: Final = 0xFFFF_FFFF << 32
 
-# KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is ended so often in a row, and is high each time, is served
-# later, so that a guest that does not silence its device gets on.
-MAX_SUCCESSIVE_EOIS = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
-DELAYED_EOI = 10_000_000  # nanoseconds
+# KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is high at this many EOIs in a row is served later, so
+# that a guest that does not silence its device gets on.
+MAX_SUCCESSIVE_EOIS: Final = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
+DELAYED_EOI: Final = 10_000_000  # nanoseconds
 
-# What an access of so many bytes takes of a register.
-SIZE_MASK = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
+# The part of a register that an access takes, by its bytes.
+SIZE_MASK: Final = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
 
-_STRUCT = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
-STATE_SIZE = _STRUCT.size
+_STRUCT: Final = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
+STATE_SIZE: Final = _STRUCT.size
 
 
 class IoapicWires(Protocol):
-    """What the IOAPIC tells, and asks of, its VM. CPUs are named by their index, 0 for the first created."""
+    """What the IOAPIC reports to its VM, and asks of it. CPUs are named by their index, 0 for the first created."""
 
     def deliver(self, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
-        """Send a message to the local APICs and return KVM's status; note who accepted it, CPU to vector."""
+        """Send a message to the local APICs and return KVM's status; note the CPUs that took it, with the vector."""
 
     def ioapic_acked(self, pin: int) -> None:
         """A pin's interrupt was ended (the kernel's ack notifiers)."""
@@ -79,14 +80,14 @@ class IoapicWires(Protocol):
         """A pin's mask bit has changed (the kernel's mask notifiers)."""
 
     def resample(self, pin: int) -> bool:
-        """Ask who resamples a pin whether it is still to be high; False if nobody does."""
+        """Ask the resamplers of a pin whether it is still to be high; False without resamplers."""
 
     @property
     def ioapic_noticed(self) -> int:
-        """The pins, one bit each, whose acknowledgements somebody wants to hear of."""
+        """The pins whose acknowledgements have subscribers, one bit each."""
 
     def serve_ioapic_later(self, nanoseconds: int) -> None:
-        """Call serve_delayed in a while, unless that is to happen already."""
+        """Call serve_delayed after a time, unless a call is due already."""
 
     def entry_changed(self, old: int, new: int) -> None:
         """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
@@ -104,7 +105,7 @@ class IoapicWires(Protocol):
 
 @dataclass(slots=True)
 class RtcTracking:
-    """Who has yet to EOI pin 8's interrupt. KVM: struct rtc_status.
+    """The CPUs that have not ended pin 8's interrupt yet. KVM: struct rtc_status.
 
     A guest keeps time by the RTC's ticks, so the status of raising GSI 8 says whether the last tick was ended.
     """
@@ -188,9 +189,9 @@ class Ioapic:
     # Inputs.
 
     def set_pin(self, pin: int, level: int, line_status: bool = True) -> int:
-        """Drive a pin and return KVM's status: -1 masked or not ended yet, 0 coalesced or nobody, or how many took it.
+        """Drive a pin and return KVM's status: -1 masked or not ended yet, 0 coalesced or not taken, or how many CPUs.
 
-        KVM: ioapic.c ioapic_set_irq. line_status is whether the caller looks at the status, on which the tracking of
+        KVM: ioapic.c ioapic_set_irq. line_status is whether the caller reads the status, on which the tracking of
         the RTC's ticks depends.
         """
         mask = 1 << pin

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 from irqchipd.chips.lapic_registers import (
     BASE_ADDRESS,
@@ -42,15 +42,17 @@ class Msr:
     APIC_BASE = 0x1B
     TSC_ADJUST = 0x3B
     TSC_DEADLINE = 0x6E0
-    X2APIC, X2APIC_END = 0x800, 0x900
+    X2APIC = 0x800
+    X2APIC_END = 0x900
 
 
 # Of a physical address. The page is below 4 GiB at first.
-LEAST_ADDRESS_BITS, ADDRESS_BITS = 32, 52
-FAULT = -1  # what an access to an MSR gives that raises a general protection fault
+LEAST_ADDRESS_BITS: Final = 32
+ADDRESS_BITS: Final = 52
+FAULT: Final = -1  # what an access to an MSR gives that raises a general protection fault
 
 # What an x2APIC has no register for, or none that is read.
-_NOT_READ_AS_MSR = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
+_NOT_READ_AS_MSR: Final = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
 
 _values = attrgetter(*LapicRegisters.__slots__)
 
@@ -79,8 +81,8 @@ class Features:
 class SavedLapic(SavedTimer):
     """The chip as a snapshot holds it. lapic is struct kvm_lapic_state; absent: the vCPU has no local APIC."""
 
-    lapic: bytes | None
-    apic_base: int
+    lapic: bytes | None = None
+    apic_base: int = 0
     nmi_watchdog: bool | None = None  # absent: as LINT0 says
     lacks_x2apic: bool = False
     lacks_tsc_deadline: bool = False

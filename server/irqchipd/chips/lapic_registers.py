@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 from irqchipd.chips.lapic_timer import TIMER_MODE
 from irqchipd.chips.message import DeliveryMode
 
-DEFAULT_BASE = 0xFEE0_0000
-WINDOW = 0x1000  # bytes of address space
-STATE_SIZE = 1024  # struct kvm_lapic_state
-VECTORS = 256
-ALL_VECTORS = (1 << VECTORS) - 1
+DEFAULT_BASE: Final = 0xFEE0_0000
+WINDOW: Final = 0x1000  # bytes of address space
+STATE_SIZE: Final = 1024  # struct kvm_lapic_state
+VECTORS: Final = 256
+ALL_VECTORS: Final = (1 << VECTORS) - 1
 
 
 class Reg:
@@ -47,43 +48,44 @@ class Reg:
 
 
 # IA32_APIC_BASE.
-BASE_BOOT_CPU = 1 << 8
-BASE_X2APIC = 1 << 10
-BASE_ENABLED = 1 << 11
-BASE_ADDRESS = ~0xFFF
-BASE_RESERVED = 0x2FF  # and what is no physical address
+BASE_BOOT_CPU: Final = 1 << 8
+BASE_X2APIC: Final = 1 << 10
+BASE_ENABLED: Final = 1 << 11
+BASE_ADDRESS: Final = ~0xFFF
+BASE_RESERVED: Final = 0x2FF  # and what is no physical address
 
 
 class Quirk:
-    """What KVM does otherwise than a local APIC, unless it is told not to: KVM_X86_QUIRK_*."""
+    """Where KVM departs from a local APIC, unless the quirk is disabled: KVM_X86_QUIRK_*."""
 
     LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
     LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
 
 
-QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
+QUIRKS: Final = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
 
-VERSION = 0x5_0014  # six LVT entries
-VERSION_DIRECTED_EOI = 1 << 24
+VERSION: Final = 0x5_0014  # six LVT entries
+VERSION_DIRECTED_EOI: Final = 1 << 24
 
-SVR_ENABLED = 1 << 8
-SVR_DIRECTED_EOI = 1 << 12  # suppresses the broadcast of EOIs
-SVR_WRITABLE = 0x3FF
-DFR_FLAT, DFR_CLUSTER = 0xFFFF_FFFF, 0x0FFF_FFFF
-LDR_WRITABLE = 0xFF00_0000
-ICR_BUSY = 1 << 12
-ICR2_WRITABLE = 0xFF00_0000
-X2APIC_ICR_RESERVED = 0xFFF << 20 | 3 << 16 | 1 << 13
-TIMER_DIVIDE_WRITABLE = 0xB
+SVR_ENABLED: Final = 1 << 8
+SVR_DIRECTED_EOI: Final = 1 << 12  # suppresses the broadcast of EOIs
+SVR_WRITABLE: Final = 0x3FF
+DFR_FLAT: Final = 0xFFFF_FFFF
+DFR_CLUSTER: Final = 0x0FFF_FFFF
+LDR_WRITABLE: Final = 0xFF00_0000
+ICR_BUSY: Final = 1 << 12
+ICR2_WRITABLE: Final = 0xFF00_0000
+X2APIC_ICR_RESERVED: Final = 0xFFF << 20 | 3 << 16 | 1 << 13
+TIMER_DIVIDE_WRITABLE: Final = 0xB
 
 # LVT entries. Every one has a vector, delivery status and mask.
-LVT_MASKED = 1 << 16
-LVT_EXTINT = DeliveryMode.EXTINT << 8
-LVT_NMI = DeliveryMode.NMI << 8
-LVT_COMMON = LVT_MASKED | 1 << 12 | 0xFF
-LVT_MODE = 7 << 8
-LVT_PIN = 1 << 13 | 1 << 14 | 1 << 15  # polarity, remote IRR, level
-LVT_WRITABLE = {
+LVT_MASKED: Final = 1 << 16
+LVT_EXTINT: Final = DeliveryMode.EXTINT << 8
+LVT_NMI: Final = DeliveryMode.NMI << 8
+LVT_COMMON: Final = LVT_MASKED | 1 << 12 | 0xFF
+LVT_MODE: Final = 7 << 8
+LVT_PIN: Final = 1 << 13 | 1 << 14 | 1 << 15  # polarity, remote IRR, level
+LVT_WRITABLE: Final = {
     Reg.LVT_TIMER: LVT_COMMON | TIMER_MODE,
     Reg.LVT_THERMAL: LVT_COMMON | LVT_MODE,
     Reg.LVT_PERFORMANCE: LVT_COMMON | LVT_MODE,
@@ -93,7 +95,7 @@ LVT_WRITABLE = {
 }
 
 # Where the words of the register page are kept. ISR, TMR and IRR are one 256-bit number each instead.
-WORDS = {
+WORDS: Final = {
     Reg.ID: "id",
     Reg.VERSION: "version",
     Reg.TPR: "tpr",
@@ -114,8 +116,8 @@ WORDS = {
     Reg.TIMER_CURRENT_COUNT: "timer_current_count",
     Reg.TIMER_DIVIDE: "timer_divide",
 }
-VECTOR_MAPS = {Reg.ISR: "isr", Reg.TMR: "tmr", Reg.IRR: "irr"}
-_WORD = struct.Struct("<I")
+VECTOR_MAPS: Final = {Reg.ISR: "isr", Reg.TMR: "tmr", Reg.IRR: "irr"}
+_WORD: Final = struct.Struct("<I")
 
 
 @dataclass(slots=True)
@@ -153,7 +155,7 @@ class LapicRegisters:
     def in_service(self) -> int:
         """The highest vector in service, or -1.
 
-        KVM: lapic.c count_vectors, of which a restored ISR has 256; they are counted in 8 bits, and that is none.
+        KVM: lapic.c count_vectors, which counts in 8 bits: the 256 vectors of a full, restored ISR count as 0.
         """
         return self.isr.bit_length() - 1 if self.isr != ALL_VECTORS else -1
 

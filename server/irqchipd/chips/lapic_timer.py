@@ -7,22 +7,24 @@ is a time at which it expires, and the count is worked out from that when it is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from irqchipd.chips.saved import check, in_range, not_too_late
 
 # Bits 18:17 of the LVT timer entry. The fourth value is reserved, and a timer in it does nothing.
-TIMER_MODE_SHIFT = 17
-TIMER_MODE = 3 << TIMER_MODE_SHIFT
-ONE_SHOT, PERIODIC, TSC_DEADLINE = (mode << TIMER_MODE_SHIFT for mode in range(3))
+TIMER_MODE_SHIFT: Final = 17
+TIMER_MODE: Final = 3 << TIMER_MODE_SHIFT
+ONE_SHOT: Final = 0 << TIMER_MODE_SHIFT
+PERIODIC: Final = 1 << TIMER_MODE_SHIFT
+TSC_DEADLINE: Final = 2 << TIMER_MODE_SHIFT
 
-MAX_BUS_NS = ((1 << 64) - 1) // (0xFFFF_FFFF * 128)  # nanoseconds a cycle; KVM: x86.c, a period has 64 bits
-MAX_PERIOD = 0xFFFF_FFFF * 128  # nanoseconds, by the largest count and divisor, at 1 GHz
-MIN_PERIOD = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
-KHZ = 1_000_000  # kHz to ticks a nanosecond
-FOREVER = (1 << 63) - 1  # later than any time of a VM
+MAX_BUS_NS: Final = ((1 << 64) - 1) // (0xFFFF_FFFF * 128)  # nanoseconds a cycle; KVM: x86.c, a period has 64 bits
+MAX_PERIOD: Final = 0xFFFF_FFFF * 128  # nanoseconds, by the largest count and divisor, at 1 GHz
+MIN_PERIOD: Final = 200_000  # nanoseconds; KVM: lapic.c limit_periodic_timer_frequency, min_timer_period_us
+KHZ: Final = 1_000_000  # kHz to ticks a nanosecond
+FOREVER: Final = (1 << 63) - 1  # later than any time of a VM
 
-_U64 = (1 << 64) - 1
+_U64: Final = (1 << 64) - 1
 
 
 class TimerWires(Protocol):
@@ -42,19 +44,19 @@ class TimerWires(Protocol):
 
     @property
     def lazy(self) -> bool:
-        """Whether nobody can tell if an expiry that changes nothing takes place."""
+        """Whether an expiry that changes nothing can be left out unseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTimer:
     """The timer as a snapshot holds it."""
 
-    tsc_offset: int
-    timer_period_ns: int
-    timer_target_ns: int
-    tsc_deadline: int
-    timer_expires_ns: int | None
-    timer_pending: bool
+    tsc_offset: int = 0
+    timer_period_ns: int = 0
+    timer_target_ns: int = 0
+    tsc_deadline: int = 0
+    timer_expires_ns: int | None = None
+    timer_pending: bool = False
     timer_mode: int | None = None  # absent: the LVT timer entry's
     tsc_adjust: int = 0
 
@@ -95,7 +97,7 @@ class ApicTimer:
     tsc_deadline: int = 0
     # It has expired, and its interrupt waits to be unmasked. KVM: lapic.c apic_has_pending_timer.
     pending: bool = False
-    # It is periodic, and its expiries change nothing until somebody calls wake.
+    # Whether the timer is periodic, and its expiries change nothing until a call of wake.
     dormant: bool = False
 
     def __post_init__(self) -> None:

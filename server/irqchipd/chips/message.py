@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Final
 
-BROADCAST = 0xFF  # the xAPIC destination that means every local APIC
-X2APIC_BROADCAST = 0xFFFF_FFFF  # the same of an x2APIC's
+BROADCAST: Final = 0xFF  # the xAPIC destination that means every local APIC
+X2APIC_BROADCAST: Final = 0xFFFF_FFFF  # the same of an x2APIC's
 
 
 class DeliveryMode:
     """Bits 10:8 of an ICR, an LVT, a redirection entry and an MSI's data."""
 
-    FIXED, LOWEST_PRIORITY, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
+    FIXED = 0
+    LOWEST_PRIORITY = 1
+    SMI = 2
+    REMOTE_READ = 3
+    NMI = 4
+    INIT = 5
+    STARTUP = 6
+    EXTINT = 7
 
 
 class Shorthand:
     """Bits 19:18 of an ICR."""
 
-    NONE, SELF, ALL_INCLUDING_SELF, ALL_EXCLUDING_SELF = range(4)
+    NONE = 0
+    SELF = 1
+    ALL_INCLUDING_SELF = 2
+    ALL_EXCLUDING_SELF = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is delivered, how, and to whom. KVM: struct kvm_lapic_irq."""
+    """A vector or signal, its delivery mode and its destination. KVM: struct kvm_lapic_irq."""
 
     vector: int
     delivery_mode: int

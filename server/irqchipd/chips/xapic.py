@@ -37,7 +37,7 @@ from irqchipd.chips.message import DeliveryMode, Message, from_icr, from_lvt, fr
 
 
 class LapicWires(TimerWires, Protocol):
-    """What a local APIC tells its CPU and VM."""
+    """What a local APIC reports to its CPU and VM, and asks of them."""
 
     @property
     def quirks(self) -> int:
@@ -80,8 +80,8 @@ class Xapic(LapicRegisters):
     x2apic: bool = False
     # The CPU that a PC's firmware starts on.
     boot_cpu: bool = False
-    # KVM: lapic.h lvt0_in_nmi_mode, of which the VM counts those that are set. A software disable masks LINT0 and
-    # leaves this; and a write of LINT0 counts as it was written, though a disabled APIC masks it.
+    # KVM: lapic.h lvt0_in_nmi_mode, which the VM counts. A software disable masks LINT0 and leaves this; and a
+    # write of LINT0 counts as it was written, though a disabled APIC masks it.
     nmi_watchdog: bool = False
 
     # What the CPU asks.
@@ -152,7 +152,7 @@ class Xapic(LapicRegisters):
             self.wires.local_interrupt(from_lvt(lvt))
 
     def deliver_timer(self) -> int:
-        """Send what the LVT timer entry says; see TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
+        """Send what the LVT timer entry says: TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
         if not self.hardware_enabled or not self.svr & SVR_ENABLED or self.lvt_timer & LVT_MASKED:
             return -1
         message = from_lvt(self.lvt_timer)

@@ -1,4 +1,4 @@
-"""Who watches a VM. One interface, named after the kernel's tracepoints, that does nothing unless overridden."""
+"""Observers of a VM: one interface, named after the kernel's tracepoints, that does nothing unless overridden."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Observer:
-    """Told of what happens in a VM, in order, by the thread that does it and under the VM's lock: be quick, don't wait.
+    """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
     The methods are tracepoints of arch/x86/kvm/trace.h and include/trace/events/kvm.h, with their fields.
     """
@@ -66,7 +66,7 @@ class _Several(Observer):
 
 
 def combine(observers: Sequence[Observer]) -> Observer | None:
-    """One observer that stands for some: None for none, so that nobody watching costs nothing."""
+    """One observer that stands for several; None for none, which costs nothing."""
     if not observers:
         return None
     return observers[0] if len(observers) == 1 else _Several(observers)

@@ -24,11 +24,9 @@ TURN_NOTIFICATIONS: Final = 256
 class Touchable:
     """Something that a turn may touch, and that is looked at once when the turn ends: a vCPU."""
 
-    __slots__ = ("agenda", "index", "touched")
-
     def __init__(self, agenda: Agenda, index: int) -> None:
         self.agenda = agenda
-        self.index = index  # in the order of creation, in which those that were touched are looked at
+        self.index = index  # the order of creation, and of the looks at the end of a turn
         self.touched = False  # whether this is in the agenda's list
 
     def look(self) -> None:
@@ -43,28 +41,8 @@ class Agenda:
     and what was touched is looked at; then the lock is released, and listeners are called.
     """
 
-    __slots__ = (
-        "_alarms_moved",
-        "_backlog_alarm",
-        "_deferred",
-        "_name",
-        "_next_wake",
-        "_notified",
-        "_outbox",
-        "alarms",
-        "backlog",
-        "clock",
-        "deadlines",
-        "deleted",
-        "lock",
-        "share",
-        "touched",
-        "unsettled",
-        "work",
-    )
-
     def __init__(self, name: str, clock: Clock, deadlines: Deadlines) -> None:
-        self._name = name
+        self.name = name
         self.lock = threading.Lock()
         self.deleted = False
         self.clock = clock
@@ -90,7 +68,7 @@ class Agenda:
         self.lock.acquire()
         if self.deleted:
             self.lock.release()
-            raise deleted(self._name)
+            raise deleted(self.name)
         if self._next_wake is not None and not self.clock.virtual:
             try:
                 self._catch_up()
@@ -186,8 +164,8 @@ class Agenda:
             self._move_alarms()
 
     def _catch_up(self) -> None:
-        """Ring what is due: the clock's thread may be late, and no operation may see a timer that has run out and not
-        interrupted.
+        """Ring what is due. The clock's thread may be late, and no operation may see a timer that has run out without
+        its interrupt.
         """
         now = self.clock.now()
         if self._next_wake is None or now < self._next_wake or self.backlog is not None:

@@ -1,9 +1,10 @@
-"""The bus between message sources and local APICs: who is addressed, and who of them takes it."""
+"""The bus that carries messages to local APICs: which CPUs a message addresses, and which of them take it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from irqchipd.chips.ioapic import DESTINATION_SHIFT, LOGICAL, Ioapic
 from irqchipd.chips.lapic import Lapic
@@ -13,10 +14,10 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.routing import MsiRoute, Route
 
-MAX_PHYSICAL_ID = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
-MAX_REMEMBERED = 1024  # destinations; a guest with x2APICs can name 2^32
-_BROADCASTS = (BROADCAST, X2APIC_BROADCAST)
-_X2APIC = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
+MAX_PHYSICAL_ID: Final = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
+MAX_REMEMBERED: Final = 1024  # destinations; a guest with x2APICs can name 2^32
+_BROADCASTS: Final = (BROADCAST, X2APIC_BROADCAST)
+_X2APIC: Final = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
 
 
 class _LogicalMap:
@@ -26,13 +27,13 @@ class _LogicalMap:
 
     def __init__(self) -> None:
         self.usable = True
-        # DFR_FLAT, DFR_CLUSTER for any other, or _X2APIC; None while nobody has a logical ID.
+        # DFR_FLAT, DFR_CLUSTER for any other, or _X2APIC; None while no APIC has a logical ID.
         self.mode: int | None = None
         # Flat: bit number of the logical ID; cluster: cluster << 4 | bit number.
         self.members: dict[int, int] = {}
 
     def add(self, cpu: int, lapic: Lapic) -> None:
-        """Enter a software-enabled APIC; a mixture of models, or a bit that is not one's own, makes it unusable."""
+        """Enter a software-enabled APIC; a mixture of models, or a bit that two APICs share, makes the map unusable."""
         logical_id = lapic.ldr >> 24
         if not lapic.ldr:
             return
@@ -57,7 +58,7 @@ class _LogicalMap:
             self.members[key] = cpu
 
     def slots(self, destination: int, physical: dict[int, int], last: int) -> list[int | None]:
-        """What the set bits of a destination name, lowest first; None where nobody has the bit.
+        """What the set bits of a destination name, lowest first; None where no APIC has the bit.
 
         last is the physical ID that the map ends with.
         """
@@ -91,27 +92,6 @@ class ApicBus:
     do not always agree, and both are here.
     """
 
-    __slots__ = (
-        "_known",
-        "_last_id",
-        "_logical",
-        "_mapped",
-        "_physical",
-        "_slots",
-        "addressed_by_entry",
-        "agenda",
-        "ioapic",
-        "lapics",
-        "matching_entry",
-        "no_broadcast_quirk",
-        "observer",
-        "quirks",
-        "routes",
-        "scans",
-        "split",
-        "x2apic_format",
-    )
-
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.observer: Observer | None = None
@@ -138,9 +118,9 @@ class ApicBus:
         self._known: int | None = None
 
     def add(self, lapic: Lapic) -> None:
-        """A new APIC. KVM: lapic.c kvm_lapic_reset makes the map anew before the vCPU is one of the VM's.
+        """Add an APIC. KVM: lapic.c kvm_lapic_reset makes the map anew before the vCPU belongs to the VM.
 
-        So the map does not have it until something makes it anew again.
+        So the map lacks the APIC until something makes it anew again.
         """
         self.invalidate()
         self.lapics.append(lapic)
@@ -169,7 +149,7 @@ class ApicBus:
         self.forget()
 
     def forget(self) -> None:
-        """Who is addressed by what is to be worked out anew."""
+        """Work out anew, when next needed, which CPUs an address names."""
         self._mapped = False
         self._physical: dict[int, int] | None = None
         self._last_id = MAX_PHYSICAL_ID
@@ -207,11 +187,11 @@ class ApicBus:
     # Addressing.
 
     def matching(self, destination: int, logical: int) -> int:
-        """The CPUs that match a destination of the IOAPIC or an MSI, asked one by one; one bit each."""
+        """The CPUs that match a destination of the IOAPIC or an MSI, tried one by one; one bit each."""
         return self._matching(destination, logical, ipi=False)
 
     def _matching(self, destination: int, logical: int, *, ipi: bool) -> int:
-        """KVM: lapic.c kvm_apic_match_dest. What is no IPI can't name an x2APIC's broadcast, so KVM makes it one."""
+        """KVM: lapic.c kvm_apic_match_dest. Only an IPI can name an x2APIC's broadcast: KVM translates FFh."""
         matches = _matches_logical if logical else _matches_physical
         found = 0
         for cpu, lapic in enumerate(self.lapics):
@@ -220,10 +200,10 @@ class ApicBus:
                 found |= 1 << cpu
         return found
 
-    def _is_broadcast(self, destination: int, source: int | None) -> bool:
-        """Whether the map has no answer, as all are meant; source is of an IPI. KVM: kvm_apic_is_broadcast_dest."""
+    def _is_broadcast(self, destination: int, sender: int | None) -> bool:
+        """Whether a destination means all CPUs; sender is the CPU that sent an IPI. KVM: kvm_apic_is_broadcast_dest."""
         if not self.no_broadcast_quirk:
-            x2apic = source is not None and self.lapics[source].x2apic
+            x2apic = sender is not None and self.lapics[sender].x2apic
             return destination == (X2APIC_BROADCAST if x2apic else BROADCAST)
         if destination != BROADCAST:
             return destination == X2APIC_BROADCAST
@@ -232,11 +212,11 @@ class ApicBus:
         return self._logical.mode != _X2APIC or not self._logical.usable
 
     def _present(self, cpus: int) -> int:
-        """Those of some CPUs whose APIC is enabled in hardware. KVM: lapic.h kvm_apic_present."""
+        """The CPUs among some whose APIC is enabled in hardware. KVM: lapic.h kvm_apic_present."""
         return sum(1 << cpu for cpu, lapic in enumerate(self.lapics) if cpus >> cpu & 1 and lapic.hardware_enabled)
 
     def _find_slots(self, destination: int, logical: int) -> list[int | None] | None:
-        """What the map has for a destination that is no broadcast, or None where the map can't be used."""
+        """The map's entries for a destination that is not a broadcast, or None where the map can't be used."""
         if not self._mapped:
             self._map()
         slots: list[int | None] | None
@@ -296,43 +276,43 @@ class ApicBus:
         return not (self.x2apic_format and address >> 32 & 0xFF)
 
     def deliver(
-        self, message: Message, accepted: MutableMapping[int, int] | None = None, source: int | None = None
+        self, message: Message, accepted: MutableMapping[int, int] | None = None, sender: int | None = None
     ) -> int:
-        """Deliver a message and return how many took it, or -1 where nobody was addressed.
+        """Deliver a message and return how many CPUs took it, or -1 where the message addresses none.
 
-        accepted notes, CPU to vector, who took it; source is the CPU of an IPI. KVM: lapic.c kvm_irq_delivery_to_apic.
+        accepted notes the CPUs that took it, with the vector; sender is an IPI's CPU. KVM: kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
             to = message.destination, message.logical
-            if message.destination in _BROADCASTS and self._is_broadcast(message.destination, source):
+            if message.destination in _BROADCASTS and self._is_broadcast(message.destination, sender):
                 slots = None
             else:
                 slots = self._slots[to] if to in self._slots else self._find_slots(*to)
             if slots is not None:
                 if message.logical and message.lowest_priority and slots:
-                    # KVM: lapic.c kvm_vector_to_index; a bit that nobody has can be chosen, and then nobody gets it.
+                    # KVM: lapic.c kvm_vector_to_index; a bit that no CPU has can be chosen, and then no CPU gets it.
                     slots = [slots[message.vector % len(slots)]]
                 status = 0
                 for cpu in slots:
                     if cpu is not None:
                         status += self.offer(cpu, message, accepted)
                 return status
-        elif message.shorthand == Shorthand.SELF and source is not None:
-            return self.offer(source, message, accepted)
+        elif message.shorthand == Shorthand.SELF and sender is not None:
+            return self.offer(sender, message, accepted)
         if message.lowest_priority and message.destination == BROADCAST and not message.logical:
             # KVM: whatever its mode was; a redirection hint still asks for one of them.
             message = replace(message, delivery_mode=DeliveryMode.FIXED)
-        cpus = self._unmapped(message, source)
+        cpus = self._unmapped(message, sender)
         return sum([self.offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
 
-    def _unmapped(self, message: Message, source: int | None) -> list[int]:
-        """Who gets a message that the map is no help with: a broadcast, a shorthand, or ambiguous addresses."""
+    def _unmapped(self, message: Message, sender: int | None) -> list[int]:
+        """The CPUs that get a message without the map's help: a broadcast, a shorthand, or ambiguous addresses."""
         if message.shorthand == Shorthand.NONE:
-            matching = self._matching(message.destination, message.logical, ipi=source is not None)
+            matching = self._matching(message.destination, message.logical, ipi=sender is not None)
         else:
             matching = (1 << len(self.lapics)) - 1
-            if message.shorthand == Shorthand.ALL_EXCLUDING_SELF and source is not None:
-                matching &= ~(1 << source)
+            if message.shorthand == Shorthand.ALL_EXCLUDING_SELF and sender is not None:
+                matching &= ~(1 << sender)
         cpus = [cpu for cpu, lapic in enumerate(self.lapics) if matching >> cpu & 1 and lapic.hardware_enabled]
         if message.lowest_priority:
             cpus = [cpu for cpu in cpus if self.lapics[cpu].enabled]
@@ -340,7 +320,7 @@ class ApicBus:
         return cpus
 
     def offer(self, cpu: int, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
-        """Hand a message to one CPU; 1 if it took it, 0 if not."""
+        """Hand a message to one CPU; 1 if the CPU took the message, 0 if not."""
         self.agenda.work += 1
         lapic = self.lapics[cpu]
         if self.observer is not None:

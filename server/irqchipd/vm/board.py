@@ -64,8 +64,8 @@ class Board:
         self.notices = Notices(agenda, apics, self._lower_resampled)
         self.regions = Regions(agenda, self.pio, self.mmio)
         # The ranks are the order in which alarms of one time ring; the local APICs' come behind these.
-        self._pit_alarm = Alarm(0, self._ring_pit)
-        self.delayed_eoi = Alarm(1, self._serve_ioapic)
+        self._pit_alarm: Alarm
+        self.delayed_eoi: Alarm
         # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
         self.sources = [0] * INPUTS
 
@@ -81,6 +81,7 @@ class Board:
             (self.mmio, ioapic.DEFAULT_BASE, ioapic.WINDOW, io),
         )
         self.pic, self.ioapic = pic, io
+        self.delayed_eoi = Alarm(1, io.serve_delayed)
         self.apics.ioapic = io
         self.has_irqchip = self.regions.apic_page_taken = True
         self.routes, self._table = DEFAULT_ROUTES, DEFAULT_TABLE
@@ -103,6 +104,7 @@ class Board:
                 self.pio.unregister(i8254.Port.CHANNEL_0)
                 raise
         self.pit, self.speaker = pit, speaker
+        self._pit_alarm = Alarm(0, pit.timer_expired)
         self.notices.pit = pit
         self.notices.changed()
 
@@ -203,7 +205,7 @@ class Board:
         return status
 
     def drop_source(self, source: int) -> None:
-        """A source is no more: every input that it drives is driven by what is left of its OR."""
+        """Drop a source: every input that it drives is driven by the OR of the others."""
         for pin, sources in enumerate(self.sources):
             if sources & source:
                 self._drive(pin, 0, source)
@@ -279,10 +281,6 @@ class Board:
         if self.delayed_eoi.deadline is None:
             self.agenda.set_alarm(self.delayed_eoi, self.now() + nanoseconds)
 
-    def _serve_ioapic(self) -> None:
-        assert self.ioapic is not None
-        self.ioapic.serve_delayed()
-
     def entry_changed(self, old: int, new: int) -> None:
         """KVM: ioapic.c ioapic_write_indirect."""
         apics = self.apics
@@ -304,10 +302,6 @@ class Board:
 
     def set_pit_alarm(self, deadline: int | None) -> None:
         self.agenda.set_alarm(self._pit_alarm, deadline)
-
-    def _ring_pit(self) -> None:
-        assert self.pit is not None
-        self.pit.timer_expired()
 
     def deliver_later(self) -> None:
         assert self.pit is not None

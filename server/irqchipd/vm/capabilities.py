@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Final
 
 from irqchipd.chips.lapic_registers import QUIRKS
 from irqchipd.chips.lapic_timer import MAX_BUS_NS
@@ -11,8 +12,8 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.turns import Turns
 
-MAX_VCPU_ID = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
-MAX_VCPUS = 288  # so many that a snapshot fits into a message: tests/service/test_snapshot_messages.py
+MAX_VCPU_ID: Final = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
+MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
 class Cap:
@@ -27,10 +28,11 @@ class Cap:
 
 
 # Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is one, not all x2APICs.
-X2APIC_32BIT_IDS, X2APIC_NO_BROADCAST_QUIRK = 1 << 0, 1 << 1
-X2APIC_API = X2APIC_32BIT_IDS | X2APIC_NO_BROADCAST_QUIRK
+X2APIC_32BIT_IDS: Final = 1 << 0
+X2APIC_NO_BROADCAST_QUIRK: Final = 1 << 1
+X2APIC_API: Final = X2APIC_32BIT_IDS | X2APIC_NO_BROADCAST_QUIRK
 
-CAPABILITIES = {
+CAPABILITIES: Final = {
     0: 1,  # KVM_CAP_IRQCHIP
     1: 1,  # KVM_CAP_HLT
     9: MAX_VCPUS,  # KVM_CAP_NR_VCPUS
@@ -77,7 +79,7 @@ class Capabilities(Turns):
                 raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
             argument = args[0] if args else 0
             match capability:
-                case Cap.DISABLE_QUIRKS:  # those that are not known are ignored
+                case Cap.DISABLE_QUIRKS:  # unknown quirks are ignored
                     self._board.apics.quirks &= ~argument
                 case Cap.SPLIT_IRQCHIP:
                     self._split_irqchip(argument)

@@ -20,7 +20,6 @@ from irqchipd.vm.vcpu_state import (
     MAX_NMIS,
     MAX_QUEUED,
     MP_STATE_OFFSET,
-    NO_LAPIC,
     MpState,
     Outcome,
     SavedVcpu,
@@ -58,34 +57,6 @@ class Halt:
 class Cpu(Touchable):
     """A vCPU, and its local APIC where the VM has an irqchip. It is that local APIC's wires."""
 
-    __slots__ = (
-        "alarm",
-        "apics",
-        "external_vector",
-        "halt",
-        "handled",
-        "has_init",
-        "has_startup",
-        "id",
-        "init",
-        "lapic",
-        "last_sipi",
-        "listeners",
-        "mp_state",
-        "nmi_injected",
-        "nmi_masked",
-        "nmis",
-        "pic",
-        "queued",
-        "ready",
-        "reset_count",
-        "scanned",
-        "sipi_vector",
-        "smi",
-        "stale",
-        "unhalted",
-    )
-
     def __init__(self, agenda: Agenda, apics: ApicBus, pic: PicPair | None, vcpu_id: int, index: int) -> None:
         super().__init__(agenda, index)
         self.apics = apics
@@ -117,7 +88,7 @@ class Cpu(Touchable):
         self.nmi_injected = False
         # KVM: kvm_host.h pv_unhalted; a remote read came, and no HLT has ended since.
         self.unhalted = False
-        # KVM: kvm_host.h interrupt.injected; acknowledged interrupts whose Halts nobody waited for any more.
+        # KVM: kvm_host.h interrupt.injected; interrupts that given-up Halts had acknowledged.
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
@@ -127,7 +98,7 @@ class Cpu(Touchable):
     def send_ipi(self, icr: int, message: Message) -> None:
         if self.apics.observer is not None:
             self.apics.observer.kvm_apic_ipi(icr, message.destination)
-        self.apics.deliver(message, source=self.index)
+        self.apics.deliver(message, sender=self.index)
 
     def local_interrupt(self, message: Message) -> None:
         self.apics.offer(self.index, message)
@@ -481,7 +452,7 @@ class Cpu(Touchable):
             nmi_masked=self.nmi_masked,
             nmi_injected=self.nmi_injected,
             unhalted=self.unhalted,
-            **(self.lapic.save() if self.lapic is not None else NO_LAPIC),
+            **(self.lapic.save() if self.lapic is not None else {}),
         )
 
     def resume(self, saved: SavedVcpu) -> None:

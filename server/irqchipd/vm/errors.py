@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from typing import Final
 
-_MESSAGE = 500  # characters of a message; gRPC sends it twice, as metadata, of which clients take 8 KiB
-_QUOTED = 64
+_MESSAGE: Final = 500  # characters of a message; gRPC sends it twice, as metadata, of which clients take 8 KiB
+_QUOTED: Final = 64
 # Linux's names of errnos for which Python has another: EDEADLOCK and ENOTSUP.
-_REASONS = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
+_REASONS: Final = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class VmError(Exception):

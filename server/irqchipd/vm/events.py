@@ -1,4 +1,4 @@
-"""What a VM tells those who listen."""
+"""The events of which a VM notifies its listeners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class InterruptPending:
 class VcpuSignal:
     """A vCPU was sent an NMI, SMI, INIT or start-up; vector is a start-up's page.
 
-    A start-up that it did not wait for is ignored by it.
+    A vCPU that did not wait for a start-up ignores it.
     """
 
     vcpu: int
@@ -43,7 +43,7 @@ class GsiMasked:
 
 @dataclass(frozen=True, slots=True)
 class GsiResampled:
-    """A GSI that the listener resamples was acknowledged, and fell, so often."""
+    """A GSI the listener resamples was acknowledged and went low `count` times."""
 
     gsi: int
     count: int
@@ -59,7 +59,7 @@ class IoapicEoi:
 
 @dataclass(frozen=True, slots=True)
 class RegionAccess:
-    """A vCPU accesses a region of the listener's, and waits for the answer to this number."""
+    """A vCPU accesses a region of the listener, and waits for the answer to the access of this number."""
 
     access: int
     vcpu: int
@@ -82,7 +82,7 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True)
 class RegionsLost:
-    """The listener did not answer an access in time, and has no regions any more."""
+    """The listener did not answer an access in time, and has lost all its regions."""
 
     space: int
     address: int

@@ -6,18 +6,18 @@ import errno
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
-from irqchipd.vm.agenda import TURN_WORK
+from irqchipd.vm.agenda import TURN_WORK, Agenda
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.capabilities import Capabilities
-from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
 from irqchipd.vm.turns import finish
 
-TURN_CHANGES = 16  # of lines
+TURN_CHANGES: Final = 16  # of lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Irqfd:
 class Lines(Capabilities):
     """The operations on a VM's lines."""
 
-    def __init__(self, name: str, clock: Clock | None, tsc_khz: int, deadlines: Deadlines | None) -> None:
-        super().__init__(name, clock, tsc_khz, deadlines)
+    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
+        super().__init__(agenda, tsc_khz)
         self._shared_source = LineSource(SHARED)
         # In the order in which they were opened.
         self._sources: dict[int, LineSource] = {}

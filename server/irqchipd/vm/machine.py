@@ -1,7 +1,7 @@
 """A virtual machine's interrupt controller: the only place where its state changes.
 
-Every public method may be called from any thread. Each is one turn: it takes the VM's lock, checks, changes, works out
-whom to tell, lets go of the lock, and tells them.
+Every public method may be called from any thread. Each is one turn of the agenda: it takes the VM's lock, checks and
+changes; the lock is released, and listeners are notified.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from irqchipd.chips import i8254_state, i8259, lapic_registers
 from irqchipd.chips import ioapic as ioapic_chip
@@ -22,6 +22,7 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
 from irqchipd.vm.capabilities import MAX_VCPUS as MAX_VCPUS
 from irqchipd.vm.capabilities import Cap
@@ -33,14 +34,14 @@ from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, VmState
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
 
-SPLIT_IRQCHIP = Cap.SPLIT_IRQCHIP
-PIT_SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY
-_SAVED_MODES = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
+SPLIT_IRQCHIP: Final = Cap.SPLIT_IRQCHIP
+PIT_SPEAKER_DUMMY: Final = 1  # KVM_PIT_SPEAKER_DUMMY
+_SAVED_MODES: Final = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """A line source of a Session, or of one that is to resume it."""
+    """A description of a line source: a Session's, or one that a Session is to resume."""
 
     client: str
     number: int
@@ -53,20 +54,20 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What there is to say of a VM at one moment."""
+    """A description of a VM at one moment."""
 
     name: str
     irqchip_mode: str  # "none", "full" or "split"
     pit: bool
     vcpus: list[int]
     sources: list[SourceInfo]
-    next_source: int | None  # behind which there are more of them than these
+    next_source: int | None  # the serial of the last source, if there are more
     source_count: int
     asserted: list[int]  # the GSIs that source 0 drives high
     virtual: bool
     now: int
     next_timer: int | None
-    lateness: int  # of that, nanoseconds
+    lateness: int  # of the next timer, nanoseconds
     tsc_khz: int
 
 
@@ -82,7 +83,8 @@ class Vm(Accesses):
         access_ns: int = ACCESS_NS,
         deadlines: Deadlines | None = None,
     ) -> None:
-        super().__init__(name, clock, tsc_khz, deadlines)
+        deadlines = deadlines if deadlines is not None else Deadlines()
+        super().__init__(Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines), tsc_khz)
         self._board.regions.access_ns = access_ns
         self._max_vcpus = max_vcpus
         self._observers: dict[Observer, Callable[[], None] | None] = {}
@@ -90,7 +92,7 @@ class Vm(Accesses):
     # Creation.
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: EEXIST where there is one, or a region where it would be; EINVAL once a vCPU exists."""
+        """KVM_CREATE_IRQCHIP: EEXIST with an irqchip, or a region at its addresses; EINVAL once a vCPU exists."""
         with self._turn:
             if self._board.has_irqchip:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip already, and a VM has one")
@@ -100,7 +102,7 @@ class Vm(Accesses):
             self._board.add_irqchip()
 
     def create_pit(self, flags: int = PIT_SPEAKER_DUMMY) -> None:
-        """KVM_CREATE_PIT2: EEXIST where there is one, or where its ports are claimed; ENOENT without a PIC."""
+        """KVM_CREATE_PIT2: EEXIST with a PIT, or where its ports are claimed; ENOENT without a PIC."""
         with self._turn:
             if self._board.pit is not None:
                 raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT already, and a VM has one")
@@ -114,7 +116,7 @@ class Vm(Accesses):
             board = self._board
             ids = board.max_vcpu_ids or MAX_VCPU_ID + 1
             if not 0 <= vcpu < ids:
-                raise invalid(f"vCPU id {vcpu} is out of range: 0 to {ids - 1}")
+                raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {ids - 1}")
             if len(self._cpus) >= self._max_vcpus:
                 raise invalid(f"VM {self.name!r} has {self._max_vcpus} vCPUs, the most that are allowed")
             if vcpu in self._cpus:
@@ -122,7 +124,7 @@ class Vm(Accesses):
             board.max_vcpu_ids = ids
             cpu = self._cpus[vcpu] = board.add_cpu(vcpu)
             cpu.listeners = self._listeners.get(vcpu, ())
-            cpu.priorities_changed()  # the PIC may be asking already
+            cpu.priorities_changed()  # the PIC may have an interrupt already
 
     def reset(self, reason: int = 0) -> None:
         """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay.
@@ -174,7 +176,7 @@ class Vm(Accesses):
     # State.
 
     def get_irqchip(self, chip_id: int) -> I8259 | IoapicState:
-        """KVM_GET_IRQCHIP; EINVAL for a chip that is none."""
+        """KVM_GET_IRQCHIP; EINVAL for an invalid chip."""
         with self._turn:
             pic, ioapic = self._irqchip()
             match chip_id:
@@ -188,7 +190,7 @@ class Vm(Accesses):
                     raise _no_chip(chip_id)
 
     def set_irqchip(self, chip_id: int, state: I8259 | IoapicState | bytes) -> None:
-        """KVM_SET_IRQCHIP, from a state or the kernel's struct; EINVAL where it is of the wrong length or kind."""
+        """KVM_SET_IRQCHIP, from a state or the kernel's struct; EINVAL for a wrong length or kind."""
         with self._turn:
             pic, ioapic = self._irqchip()
             match chip_id:
@@ -211,7 +213,7 @@ class Vm(Accesses):
             return registers
 
     def set_lapic(self, vcpu: int, state: LapicRegisters | bytes) -> None:
-        """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL also where it is of the wrong length."""
+        """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL for a wrong length, too."""
         with self._turn:
             cpu = self._cpu(vcpu)
             lapic = self._lapic(vcpu)
@@ -229,9 +231,9 @@ class Vm(Accesses):
             return self._pit().state()
 
     def set_pit(self, state: PitState | bytes) -> None:
-        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL also where it is of the wrong length.
+        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL for a wrong length, too.
 
-        Of the older struct kvm_pit_state, which has no flags, it is KVM_SET_PIT.
+        With the older struct kvm_pit_state, which has no flags, this is KVM_SET_PIT.
         """
         with self._turn:
             pit = self._pit()
@@ -250,7 +252,7 @@ class Vm(Accesses):
     # All of it.
 
     def save(self) -> VmState:
-        """All that there is to it; Registry.restore makes a VM of it."""
+        """The whole state, of which Registry.restore makes a VM."""
         with self._turn:
             board = self._board
             board.wake_timers()
@@ -299,9 +301,9 @@ class Vm(Accesses):
     # About the VM.
 
     def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
-        """What there is to say of it: of its line sources those behind the one of a serial, as many as find room.
+        """Describe the VM, and the line sources with serials above sources_after that fit into a room of bytes.
 
-        The room is in bytes, about as many as of a message; None is all there is.
+        The bytes are about a message's; without a room all sources fit.
         """
         with self._turn:
             board = self._board
@@ -328,7 +330,7 @@ class Vm(Accesses):
     def _describe_sources(
         self, after: int, room: int | None, one_at_least: bool
     ) -> tuple[list[SourceInfo], int | None]:
-        """Sources behind one, and the serial of the last of them where there are more."""
+        """The sources with serials above one, and the serial of the last where there are more."""
         regions = self._board.regions
         infos: list[SourceInfo] = []
         last = after
@@ -354,7 +356,7 @@ class Vm(Accesses):
         return infos, None
 
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
-        """Tell an observer of everything from now on; on_deleted as in open_source."""
+        """Report everything to an observer from now on; on_deleted is as in open_source."""
         with self._turn:
             self._observers[observer] = on_deleted
             self._board.observe(combine(list(self._observers)))
@@ -405,5 +407,5 @@ def _state_of(kind: type[_S], size: int, state: object) -> _S:
             raise invalid(f"the state is {len(state)} bytes long; this chip's has {size}")
         return kind.unpack(state)
     if not isinstance(state, kind):
-        raise invalid("the state is of another kind of chip")
+        raise invalid("the state is another kind of chip's")
     return state

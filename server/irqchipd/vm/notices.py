@@ -22,18 +22,6 @@ MAX_UNREPORTED: Final = (1 << 62) - 1  # acknowledgements that a source without 
 class Notices:
     """Subscriptions by GSI. Of the GSIs that lead to a pin, the pin's notices are of the one that was routed last."""
 
-    __slots__ = (
-        "_agenda",
-        "_apics",
-        "_gsi_of",
-        "_listeners",
-        "_lower",
-        "_resamplers",
-        "_subscribed",
-        "ioapic_noticed",
-        "pit",
-    )
-
     def __init__(self, agenda: Agenda, apics: ApicBus, lower: Callable[[int], None]) -> None:
         self._agenda = agenda
         self._apics = apics

@@ -41,7 +41,7 @@ class Space(IntEnum):
     MMIO = 2
 
 
-LIMITS = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
+LIMITS: Final = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
 
 # An owner's answer to an access: the value read, or 0 for a write; None without one; an error where the VM was deleted.
 Answer = int | VmError | None
@@ -161,19 +161,6 @@ class _Loss:
 class Regions:
     """The regions of a VM."""
 
-    __slots__ = (
-        "_agenda",
-        "_beside",
-        "_buses",
-        "_last_number",
-        "_losses",
-        "_owners",
-        "_strings",
-        "access_ns",
-        "apic_page_taken",
-        "observer",
-    )
-
     def __init__(self, agenda: Agenda, pio: IoBus, mmio: IoBus) -> None:
         self._agenda = agenda
         self._buses = {Space.PIO: pio, Space.MMIO: mmio}
@@ -243,7 +230,7 @@ class Regions:
         if until > now:
             raise VmError(
                 errno.EBUSY,
-                f"the owner of {region.start:#x} did not answer in time, again: nobody may claim it for"
+                f"the owner of {region.start:#x} did not answer in time, again: the range can't be claimed for"
                 f" {(until - now) / 1e9:.1f} s",
             )
 

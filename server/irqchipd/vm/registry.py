@@ -8,6 +8,7 @@ import re
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
+from typing import Final
 
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.fields import fields
@@ -19,7 +20,7 @@ from irqchipd.vm.snapshot import VmState
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_name(name: str) -> bool:
@@ -43,25 +44,25 @@ class Registry:
         self._deadlines = deadlines if deadlines is not None else Deadlines()
         self._lock = threading.Lock()
         self._vms: dict[str, Vm] = {}
-        self._names: list[str] = []  # of those, in order
-        self._reserved: set[str] = set()  # of those that are being made
+        self._names: list[str] = []  # of the VMs, in order
+        self._reserved: set[str] = set()  # names of VMs that are being made
         self._last_number = 0
 
     def create(self, name: str = "", virtual: bool = False, tsc_khz: int = 0) -> Vm:
-        """A new VM; an empty name has one picked. EEXIST, EINVAL for a malformed name, ENOSPC at the limit.
+        """A new VM; an empty name lets the registry pick one. EEXIST, EINVAL for a malformed name, ENOSPC.
 
-        virtual is whether its clock is; a TSC of 0 kHz has the usual frequency.
+        The clock is virtual or real; a TSC of 0 kHz has the usual frequency.
         """
         clock = VirtualClock() if virtual else RealClock(self._deadlines)
         limits = self._access_ns, self._deadlines
         return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ, *limits))
 
     def restore(self, name: str, state: VmState) -> Vm:
-        """A VM from what was saved of one; as create, and EINVAL for a state that none can have had."""
+        """A VM from a snapshot; as create, and EINVAL for a state that no VM can have."""
         return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns, self._deadlines))
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
-        # To make one can take its time, in which others go on: what holds its place until then is its name.
+        # Making a VM can take long, and other calls go on meanwhile: the name is reserved until then.
         name = self._reserve(name)
         try:
             vm = make(name)
@@ -80,7 +81,7 @@ class Registry:
         """Take a name, or pick one."""
         if name and not is_name(name):
             raise invalid(
-                f"{quoted(name)} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+                f"{quoted(name)} is no VM name: use 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
             )
         with self._lock:
             if name in self._vms or name in self._reserved:
@@ -96,27 +97,27 @@ class Registry:
             return name
 
     def get(self, name: str) -> Vm:
-        """The VM of a name: ENOENT where there is none."""
+        """The VM of this name: ENOENT without one."""
         vm = self._vms.get(name)
         if vm is None:
             raise VmError(errno.ENOENT, f"there is no VM {quoted(name)}")
         return vm
 
     def after(self, name: str, most: int) -> list[Vm]:
-        """The next VMs behind a name, by the order of names; the first, if it is empty."""
+        """The next VMs behind a name, in the order of names; the first ones where the name is empty."""
         with self._lock:
             start = bisect_right(self._names, name)
             return [self._vms[name] for name in self._names[start : start + most]]
 
     def delete(self, name: str) -> None:
-        """Delete a VM: ENOENT where there is none."""
+        """Delete the VM of this name: ENOENT without one."""
         with self._lock:
             vm = self.get(name)
             self._remove(vm)
         self._delete(vm)
 
     def delete_vm(self, vm: Vm) -> None:
-        """Delete this VM, and not another that has its name by now."""
+        """Delete this VM, and not another that has taken its name since."""
         with self._lock:
             if self._vms.get(vm.name) is not vm:
                 return

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from irqchipd.vm.errors import invalid
 
-MAX_GSIS = 4096  # KVM_MAX_IRQ_ROUTES, of both GSIs and entries
-MSI_VALID_DEVID = 1  # KVM_MSI_VALID_DEVID, the one flag KVM knows
+MAX_GSIS: Final = 4096  # KVM_MAX_IRQ_ROUTES, of both GSIs and entries
+MSI_VALID_DEVID: Final = 1  # KVM_MSI_VALID_DEVID, the one flag KVM knows
 
 
 class ChipId(IntEnum):
@@ -57,8 +58,8 @@ def default_routes() -> tuple[Route, ...]:
 
 
 # All inputs in a row: the PICs' lines 0 to 15, then the IOAPIC's pins.
-IOAPIC_INPUTS = 16
-INPUTS = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
+IOAPIC_INPUTS: Final = 16
+INPUTS: Final = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
 
 # What each GSI leads to: inputs, or an MSI.
 Table = Mapping[int, Sequence[int | MsiRoute]]
@@ -78,9 +79,9 @@ def gsi_of(routes: Sequence[Route]) -> dict[int, int]:
     return {8 * route.chip + route.pin: route.gsi for route in routes if isinstance(route, PinRoute)}
 
 
-DEFAULT_ROUTES = default_routes()
-DEFAULT_TABLE = table_of(DEFAULT_ROUTES)
-DEFAULT_GSI_OF = gsi_of(DEFAULT_ROUTES)
+DEFAULT_ROUTES: Final = default_routes()
+DEFAULT_TABLE: Final = table_of(DEFAULT_ROUTES)
+DEFAULT_GSI_OF: Final = gsi_of(DEFAULT_ROUTES)
 
 
 def check_routes(routes: Sequence[Route]) -> None:
@@ -91,7 +92,7 @@ def check_routes(routes: Sequence[Route]) -> None:
     for route in routes:
         gsi = route.gsi
         if gsi >= MAX_GSIS:
-            raise invalid(f"GSI {gsi} is out of range: 0 to {MAX_GSIS - 1}")
+            raise invalid(f"GSI {gsi} is out of range: use 0 to {MAX_GSIS - 1}")
         chip = _check_route(route)
         if (gsi, chip) in led and chip is not None:
             raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
@@ -113,5 +114,5 @@ def _check_route(route: Route) -> int | None:
     if pins is None:
         raise invalid(f"GSI {route.gsi}: chip {route.chip} is invalid; 0 and 1 are the PICs, 2 the IOAPIC")
     if route.pin >= pins:
-        raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}")
+        raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}: use one of these")
     return route.chip

@@ -6,6 +6,7 @@ A snapshot may come from anywhere. check_state refuses every value that no VM ca
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from irqchipd.chips import i8259, ioapic
 from irqchipd.chips.lapic_registers import QUIRKS
@@ -44,7 +45,7 @@ from irqchipd.vm.sources import (
 )
 from irqchipd.vm.turns import MAX_TIME
 
-MAX_SOURCE = 1 << 13
+MAX_SOURCE: Final = 1 << 13
 
 
 # Saving.

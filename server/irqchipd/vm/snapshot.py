@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
@@ -16,9 +17,12 @@ from irqchipd.vm.routing import Route
 from irqchipd.vm.vcpu_state import SavedVcpu
 
 # VmState.clock: ClockKind's numbers.
-CLOCK_REAL, CLOCK_VIRTUAL = 1, 2
+CLOCK_REAL: Final = 1
+CLOCK_VIRTUAL: Final = 2
 # VmState.irqchip_mode: IrqchipMode's numbers.
-IRQCHIP_NONE, IRQCHIP_FULL, IRQCHIP_SPLIT = 1, 2, 3
+IRQCHIP_NONE: Final = 1
+IRQCHIP_FULL: Final = 2
+IRQCHIP_SPLIT: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

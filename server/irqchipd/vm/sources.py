@@ -1,35 +1,36 @@
-"""Who drives lines."""
+"""Line sources: what drives lines."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Listener
 from irqchipd.vm.routing import MAX_GSIS
 
-# Line sources that are nobody's Session. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
-SHARED = 0
-PIT = 62
-RESAMPLERS = 63
+# Line sources that no Session has. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
+SHARED: Final = 0
+PIT: Final = 62
+RESAMPLERS: Final = 63
 
-MAX_CLIENT_NAME = 64  # printable characters
+MAX_CLIENT_NAME: Final = 64  # printable characters
 
 # What the sources of a VM's Sessions may hold, open ones and those that a restored VM keeps: how many there are, and
 # bytes. A byte of this is at least one of a snapshot's, so that a snapshot of the largest VM fits into a message, and
 # RestoreVm takes whatever SaveVm gives: tests/service/test_snapshot_messages.py.
-MAX_SOURCES = 4096
-SOURCES_BYTES = 480 << 10
-_SOURCE_BYTES = 64  # of each, beside its name
-_RESAMPLED_BYTES = 32  # of a GSI that is resampled, and of who is to be told
-_REACH_STEP = 256  # GSIs
+MAX_SOURCES: Final = 4096
+SOURCES_BYTES: Final = 480 << 10
+_SOURCE_BYTES: Final = 64  # per source, beside its name
+_RESAMPLED_BYTES: Final = 32  # per GSI that a source resamples
+_REACH_STEP: Final = 256  # GSIs
 
 
 class LineSource:
-    """Something that drives lines: source 0 is shared by all, every other is one Session's.
+    """Something that drives lines: source 0 is shared by all clients, every other belongs to one Session.
 
-    Its fields are for others to read, except dropped_events, which its Session counts.
+    The VM writes the fields, except dropped_events, which the Session counts.
     """
 
     __slots__ = (
@@ -58,23 +59,23 @@ class LineSource:
         self.client = client
         self.on_deleted = on_deleted
         self.listener = listener
-        # How many of its VM's were there before it: it has its place in a list by this.
+        # The number of sources that the VM has opened, this among them: the order in lists.
         self.serial = 0
-        # The GSIs that it drives high, one bit each.
+        # The GSIs that the source drives high, one bit each.
         self.asserted = 0
-        # The first GSI that it has no room for yet, and what it is charged of SOURCES_BYTES: see SourcesBytes.
+        # The first GSI that the source is not charged for yet, and its charge of SOURCES_BYTES: see SourcesBytes.
         self.reach = MAX_GSIS
         self.bytes = 0
-        # The GSIs that it resamples, and how many of its GsiResampled nobody was there to be told.
+        # The GSIs that the source resamples, and their acknowledgements while it had no Session.
         self.resampled: dict[int, int] = {}
         self.dropped_events = 0
         self.closed = False
-        # It was restored, and its Session is yet to come.
+        # Whether the source was restored, and waits for its Session.
         self.detached = False
 
     @property
     def description_bytes(self) -> int:
-        """About as many as a message has that describes it, without its regions; not fewer."""
+        """An upper bound of the bytes that describe the source in a message, without its regions."""
         return 40 + len(self.client.encode()) + 2 * self.asserted.bit_count() + 2 * len(self.resampled)
 
 
@@ -84,7 +85,7 @@ def gsis_of(bits: int) -> list[int]:
 
 
 def bits_of(gsis: Iterable[int]) -> int:
-    """The reverse; each of them is less than MAX_GSIS."""
+    """The bitmap of some GSIs, each less than MAX_GSIS."""
     digits = bytearray(b"0" * MAX_GSIS)
     for gsi in gsis:
         digits[~gsi] = ord("1")
@@ -92,17 +93,17 @@ def bits_of(gsis: Iterable[int]) -> int:
 
 
 def reach_for(highest: int) -> int:
-    """The reach of a source that may drive a GSI, -1 none: it grows in steps, so that few lines are charged for."""
+    """The reach that includes a GSI, or none for -1. A reach grows in steps, so that few lines are charged for."""
     return min((highest // _REACH_STEP + 1) * _REACH_STEP, MAX_GSIS)
 
 
 def bytes_of(client: str, reach: int, resampled: int) -> int:
-    """What a source is charged of SOURCES_BYTES."""
+    """A source's charge of SOURCES_BYTES."""
     return _SOURCE_BYTES + len(client.encode()) + reach // 8 + _RESAMPLED_BYTES * resampled
 
 
 class SourcesBytes:
-    """What the sources of a VM's Sessions hold. Everything here runs under the lock of the VM."""
+    """The bytes that the sources of a VM's Sessions hold. Everything here runs under the lock of the VM."""
 
     __slots__ = ("_total",)
 
@@ -110,7 +111,7 @@ class SourcesBytes:
         self._total = 0
 
     def charge(self, source: LineSource, reach: int, resampled: int) -> None:
-        """A source is new, or grows: ENOSPC, and nothing has changed, where the VM's hold too much."""
+        """A source is new, or grows: ENOSPC, and nothing changes, where the VM's sources would hold too much."""
         total = self._total - source.bytes + (size := bytes_of(source.client, reach, resampled))
         if total > SOURCES_BYTES:
             raise VmError(
@@ -119,6 +120,6 @@ class SourcesBytes:
         self._total, source.bytes, source.reach = total, size, reach
 
     def release(self, source: LineSource) -> None:
-        """A source is no more."""
+        """A source is closed."""
         self._total -= source.bytes
         source.bytes = 0

@@ -11,7 +11,7 @@ from irqchipd.chips.lapic import Lapic
 from irqchipd.vm.agenda import TURN_WORK, Agenda
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.board import Board
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
+from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import Cpu
 from irqchipd.vm.errors import VmError, invalid
 
@@ -45,15 +45,13 @@ def finish(work: Generator[Any, None, _T]) -> _T:
 class Turns:
     """What a VM's operations stand on: the agenda, the board and the vCPUs."""
 
-    def __init__(self, name: str, clock: Clock | None, tsc_khz: int, deadlines: Deadlines | None) -> None:
+    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
         if not 1 <= tsc_khz <= MAX_TSC_KHZ:
             raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} kHz are allowed")
-        self.name = name
-        deadlines = deadlines if deadlines is not None else Deadlines()
-        self.agenda = Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines)
-        self._turn = self.agenda  # `with self._turn:` is an operation
-        self.share = self.agenda.share
-        self._board = Board(self.agenda, tsc_khz)
+        self.name = agenda.name
+        self.agenda = self._turn = agenda  # `with self._turn:` is an operation
+        self.share = agenda.share
+        self._board = Board(agenda, tsc_khz)
         self._cpus: dict[int, Cpu] = {}
 
     # Time.
@@ -102,7 +100,8 @@ class Turns:
 
     def _no_vcpu(self, vcpu: int) -> VmError:
         ids = ", ".join(map(str, list(self._cpus)[:_SHOWN])) + (", ..." if len(self._cpus) > _SHOWN else "")
-        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; it has {ids or 'none'}")
+        what = f"it has {ids}: use one of these, or create" if ids else "it has none: create"
+        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; {what} vCPU {vcpu} first")
 
     def _enter(self, vcpu: int) -> Cpu:
         """The vCPU enters its guest."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from irqchipd.chips.lapic import SavedLapic
 from irqchipd.chips.lapic_registers import VECTORS
 from irqchipd.chips.saved import check, in_range
 from irqchipd.vm.errors import VmError
 
-# Interrupts that Halts took whose callers were gone. What its guest has not got it has not ended either, and of those a
-# local APIC has at most one for each of 15 classes of priority, the PICs one for each of 16 lines. More can come only
-# from PICs that end interrupts by themselves, or from a caller that ends what others wait for: those are lost.
-MAX_QUEUED = 32
-MAX_NMIS = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
+# Interrupts that given-up Halts took. The guest has not got them, and so has not ended them: a local APIC has at most
+# one per priority class in service, of 15, and the PICs one per line, of 16. More can come only from PICs that end
+# interrupts by themselves, or from a caller that ends what others wait for: those are lost.
+MAX_QUEUED: Final = 32
+MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
 
 
 class MpState(IntEnum):
@@ -31,9 +31,9 @@ class MpState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What a vCPU takes beside interrupts: an NMI, SMI, INIT or start-up, whose page is the vector.
+    """What a vCPU takes beside interrupts: an NMI, SMI, INIT, or a start-up, whose page is the vector.
 
-    Or, of a HLT, a remote read, by which KVM's guests wake each other.
+    A HLT can also take a remote read, by which KVM's guests wake each other.
     """
 
     delivery_mode: int
@@ -42,37 +42,27 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class VcpuEvents:
-    """What waits to be delivered to a vCPU, but for what its chips have: struct kvm_vcpu_events. None: as it is."""
+    """What waits for a vCPU outside its chips: struct kvm_vcpu_events. None leaves a field as it is."""
 
     nmi_injected: bool | None = None
     nmi_pending: int | None = None
     nmi_masked: bool | None = None
     smi_pending: bool | None = None
     interrupt_injected: bool | None = None
-    interrupt_vector: int = 0  # of the one that is injected
+    interrupt_vector: int = 0  # of the injected interrupt
     sipi_vector: int | None = None
 
 
-# A vector, and whether the PIC gave it.
+# A vector, and whether the PIC delivered it.
 Taken = tuple[int, bool]
-# How a halt ends: what was taken; None where the time is up; an error where the VM is no more.
+# How a halt ends: what was taken; None after its timeout; an error where the VM was deleted.
 Outcome = Taken | Signal | VmError | None
 
 
 # A snapshot's run states are the contract's numbers: KVM's, and one more.
 MP_STATE_OFFSET: Final = 1
 HANDLED_BYTES: Final = VECTORS // 8
-# SavedVcpu's fields of a vCPU without a local APIC.
-NO_LAPIC: Final[dict[str, Any]] = {
-    "lapic": None,
-    "apic_base": 0,
-    "tsc_offset": 0,
-    "timer_period_ns": 0,
-    "timer_target_ns": 0,
-    "tsc_deadline": 0,
-    "timer_pending": False,
-}
-_SAVED_MP_STATES = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
+_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

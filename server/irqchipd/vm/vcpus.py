@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.clock import Clock, Deadlines
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
@@ -20,8 +20,8 @@ from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, Taken, VcpuEvents
 class Vcpus(Lines):
     """The operations of a VM's vCPUs, and their listeners."""
 
-    def __init__(self, name: str, clock: Clock | None, tsc_khz: int, deadlines: Deadlines | None) -> None:
-        super().__init__(name, clock, tsc_khz, deadlines)
+    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
+        super().__init__(agenda, tsc_khz)
         # By vCPU id, also of vCPUs that do not exist yet.
         self._listeners: dict[int, tuple[Listener, ...]] = {}
 
@@ -88,7 +88,7 @@ class Vcpus(Lines):
         with self._turn:
             cpu = self._cpu(vcpu)
             if not 0 <= vector <= 0xFF:
-                raise invalid(f"vector {vector} is out of range: 0 to 255")
+                raise invalid(f"vector {vector} is out of range: use 0 to 255")
             self._lapic(vcpu, errno.ENXIO)
             if self._board.pic is not None:
                 raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
@@ -159,7 +159,7 @@ class Vcpus(Lines):
             return cpu.start_halt(done, interrupts_masked, timeout_ns)
 
     def abandon(self, halt: Halt) -> bool:
-        """Cancel a HLT whose caller is gone, without a call of done; or take back what an ended HLT took.
+        """Cancel a HLT that its caller has given up, without a call of done; or take back what an ended HLT took.
 
         Whether the HLT was cancelled.
         """
