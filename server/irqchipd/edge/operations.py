@@ -296,13 +296,13 @@ def _with_record(
 
     def fill(result: Result, response: Any) -> None:
         flags, number, data = result
-        if flags:
-            if claimed is not None:
-                setattr(response, claimed, True)
-            if flags & FAULT:
-                response.fault = True
-            if flags & UNANSWERED:
-                response.unanswered = True
+        if flags and claimed is not None:
+            setattr(response, claimed, True)
+            if flags != CLAIMED:
+                if flags & FAULT:
+                    response.fault = True
+                if flags & UNANSWERED:
+                    response.unanswered = True
         if status is not None:
             setattr(response, status, number)
         if value is not None:
