@@ -32,6 +32,7 @@ from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal
 log = logging.getLogger("irqchipd.edge.session")
 
 MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
+MAX_CAP_ARGS: Final = 4  # of struct kvm_enable_cap
 
 # The result of an operation that has a record: flags, a status and a value.
 Result = tuple[int, int, int]
@@ -161,6 +162,12 @@ def set_mp_state(on: Caller, vcpu: int, state: int) -> None:
         states = ", ".join(str(number) for number in pb.MpState.values() if number)
         raise invalid(f"run state {state} is invalid; there are {states}")
     on.vm.set_mp_state(vcpu, state - MP_STATE_OFFSET)
+
+
+def enable_cap(on: Caller, capability: int, flags: int, args: Sequence[int]) -> None:
+    if len(args) > MAX_CAP_ARGS:
+        raise invalid(f"there are {len(args)} args; at most {MAX_CAP_ARGS} are allowed")
+    on.vm.enable_cap(capability, flags, (*args, *[0] * (MAX_CAP_ARGS - len(args))))
 
 
 def reset_vm(on: Caller, reason: int) -> None:
@@ -355,6 +362,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),
         Operation("reset_vm", reset_vm, ("reason",)),
+        Operation("enable_cap", enable_cap, ("capability", "flags", "args")),
+        _of_vm("create_irqchip", Vm.create_irqchip, ()),
+        _of_vm("create_pit", Vm.create_pit, ("flags",)),
+        _of_vm("set_boot_cpu_id", Vm.set_boot_vcpu, ("vcpu",)),
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
         _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),
