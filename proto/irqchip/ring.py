@@ -57,12 +57,10 @@ class End:
         # Acquiring a lock that is free is a locked instruction.
         self._fence = threading.Lock()
 
-    @property
     def has_input(self) -> bool:
         """Whether there is a slot to take."""
         return self._words[self._in] != 0
 
-    @property
     def has_room(self) -> bool:
         """Whether there is a slot to fill."""
         return not self._words[self._out]

@@ -55,7 +55,7 @@ class RingChannel(PortChannel):
             super().send(packet, descriptors)
             return
         if packet[0] or descriptors or len(packet) > PACKET_BYTES:
-            if not end.has_room:
+            if not end.has_room():
                 raise BlockingIOError
             super().send(packet, descriptors)
             end.put_elsewhere()
@@ -105,7 +105,7 @@ class RingChannel(PortChannel):
                 ready = self._poll.poll(None if left is None else math.ceil(left * 1000))
                 if not ready:
                     raise TimeoutError
-                if self._hear(ready) and not end.has_input:
+                if self._hear(ready) and not end.has_input():
                     return self._receive(MESSAGE_BYTES + 1)
         finally:
             end.wait(0)
@@ -117,7 +117,7 @@ class RingChannel(PortChannel):
         packet = end.take()
         if packet is not None:
             return packet or self._from_socket()
-        if self._hear(self._poll.poll(0)) and not end.has_input:
+        if self._hear(self._poll.poll(0)) and not end.has_input():
             return self._receive(MESSAGE_BYTES + 1)
         raise BlockingIOError
 
@@ -143,12 +143,12 @@ class RingChannel(PortChannel):
         try:
             poll = select.poll()
             # Where the ring has room, the socket has none.
-            poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room else 0))
+            poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
-            is_over = not end.has_input and self._hear(
+            is_over = not end.has_input() and self._hear(
                 event for event in poll.poll(math.ceil(timeout * 1000)) if event[1] != select.POLLOUT
             )
-            return is_over or end.has_input
+            return is_over or end.has_input()
         finally:
             end.wait(0)
 

@@ -85,7 +85,7 @@ class Connection(Work):
         if not self._may_receive(events):
             return
         ring = self._ring
-        data = self._from_socket() if ring is None or not ring.end.has_input else self._from_ring(ring)
+        data = self._from_socket() if ring is None or not ring.end.has_input() else self._from_ring(ring)
         if data is not None:
             self._take(data)
 
@@ -274,7 +274,7 @@ class Connection(Work):
         ring = self._ring
         if ring is not None:
             ring.listens = events == self._idle_events
-            ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room
+            ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
             if ring.wants_room:
                 events = select.EPOLLONESHOT
         if events != self._watched:

@@ -67,10 +67,9 @@ class Ring:
         self.used = True
         self.is_open = True
 
-    @property
     def is_ready(self) -> bool:
         """Whether the connection has something to do."""
-        return self.end.has_room if self.wants_room else self.listens and self.end.has_input
+        return self.end.has_room() if self.wants_room else self.listens and self.end.has_input()
 
     def take(self) -> bytes | None:
         """The next packet; empty where the socket has it; None where none has come. EBADMSG."""
@@ -84,7 +83,7 @@ class Ring:
         """Send a packet in its order, over the socket if it is too long or no records. BlockingIOError: no room."""
         end = self.end
         if packet[0] or len(packet) > PACKET_BYTES:
-            if not end.has_room:
+            if not end.has_room():
                 raise BlockingIOError
             send_elsewhere(packet)
             end.put_elsewhere()
@@ -165,13 +164,19 @@ class Rings:
         if self._looks >= _SWEEP:
             self._looks = 0
             self._sweep()
-        return [ring.event for ring in self.polled if ring.is_ready]
+        return [ring.event for ring in self.polled if ring.is_ready()]
 
     def look_often(self) -> list[tuple[int, int]]:
         """As look, but a few times, until there is something."""
+        if len(self.polled) != 1:
+            for _ in range(_LOOKS):
+                if found := self.look():
+                    return found
+            return []
+        is_ready = self.polled[0].is_ready
         for _ in range(_LOOKS):
-            if found := self.look():
-                return found
+            if is_ready():
+                return self.look()
         return []
 
     def may_pass(self) -> bool:
@@ -196,6 +201,6 @@ class Rings:
     def _park(self, ring: Ring) -> None:
         ring.is_polled = False  # another thread that changes what the ring waits for looks at this
         ring.end.wait(WAITS_FOR_ROOM if ring.wants_room else WAITS)
-        if ring.is_ready:
+        if ring.is_ready():
             ring.is_polled = True
             ring.end.wait(0)
