@@ -27,15 +27,13 @@ from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.capabilities import check_extension
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.vcpu_state import Outcome
 
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
-
-MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
 
 
 class GrpcService:
@@ -50,16 +48,12 @@ class GrpcService:
         self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
             "CreateVm": self._create_vm,
             "DeleteVm": self._delete_vm,
-            "GetVm": self._get_vm,
+            "GetVm": partial(get_vm, registry),
             "CheckExtension": self._check_extension,
-            "EnableCap": self._enable_cap,
-            "CreateIrqchip": self._create_irqchip,
-            "CreatePit": self._create_pit,
-            "SetBootCpuId": self._set_boot_cpu_id,
         }
         # Calls that take long without holding a VM's lock for long have a thread of their own.
         self._long_calls: dict[str, Callable[[Any, Any], None]] = {
-            "ListVms": self._list_vms,
+            "ListVms": partial(list_vms, registry),
             "SaveVm": self._save_vm,
             "RestoreVm": self._restore_vm,
         }
@@ -148,12 +142,6 @@ class GrpcService:
     def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
         self._registry.delete(request.vm)
 
-    def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        list_vms(self._registry, request, response)
-
-    def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        get_vm(self._registry, request, response)
-
     def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
         response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
 
@@ -162,22 +150,6 @@ class GrpcService:
 
     def _check_extension(self, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
         response.value = check_extension(request.capability)
-
-    def _enable_cap(self, request: pb.EnableCapRequest, response: pb.EnableCapResponse) -> None:
-        vm = self._registry.get(request.vm)
-        if len(request.args) > MAX_CAP_ARGS:
-            raise invalid(f"there are {len(request.args)} args; at most {MAX_CAP_ARGS} are allowed")
-        missing = MAX_CAP_ARGS - len(request.args)
-        vm.enable_cap(request.capability, request.flags, (*request.args, *[0] * missing))
-
-    def _create_irqchip(self, request: pb.CreateIrqchipRequest, response: pb.CreateIrqchipResponse) -> None:
-        self._registry.get(request.vm).create_irqchip()
-
-    def _create_pit(self, request: pb.CreatePitRequest, response: pb.CreatePitResponse) -> None:
-        self._registry.get(request.vm).create_pit(request.flags)
-
-    def _set_boot_cpu_id(self, request: pb.SetBootCpuIdRequest, response: pb.SetBootCpuIdResponse) -> None:
-        self._registry.get(request.vm).set_boot_vcpu(request.vcpu)
 
     async def _halt(self, data: bytes, context: Context) -> bytes:
         """Halt, the only unary RPC that waits."""
