@@ -16,26 +16,21 @@ from irqchipd.edge import convert, errors
 from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.background import Background
 from irqchipd.edge.batch import caught_up
-from irqchipd.edge.creation import create_vm
+from irqchipd.edge.daemon_calls import DAEMON_CALLS, LONG_CALLS, DaemonCall
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
 from irqchipd.edge.messages import execute_unary
 from irqchipd.edge.operations import OPERATIONS
-from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.rpc import Context, abort, decoded
-from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
-from irqchipd.vm.capabilities import check_extension
-from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.vcpu_state import Outcome
 
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
-
-MAX_CAP_ARGS = 4  # of struct kvm_enable_cap
 
 
 class GrpcService:
@@ -47,22 +42,6 @@ class GrpcService:
         self._streams = Streams(registry, limits, quota, self._gate)
         self._halts: set[asyncio.Future[Outcome]] = set()
         self._stopping = False
-        self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
-            "CreateVm": self._create_vm,
-            "DeleteVm": self._delete_vm,
-            "GetVm": self._get_vm,
-            "CheckExtension": self._check_extension,
-            "EnableCap": self._enable_cap,
-            "CreateIrqchip": self._create_irqchip,
-            "CreatePit": self._create_pit,
-            "SetBootCpuId": self._set_boot_cpu_id,
-        }
-        # What takes its time, and holds no VM's lock for long, has a thread of its own.
-        self._long_calls: dict[str, Callable[[Any, Any], None]] = {
-            "ListVms": self._list_vms,
-            "SaveVm": self._save_vm,
-            "RestoreVm": self._restore_vm,
-        }
         self._background = Background()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -96,16 +75,16 @@ class GrpcService:
         self, method: str, request_class: type[Message], response_class: type[Message]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         """The handler of a unary call: one of the daemon's own, or the operation of the same name."""
-        daemon_call = self._daemon_calls.get(method)
-        long_call = self._long_calls.get(method)
+        daemon_call = DAEMON_CALLS.get(method)
+        long_call = LONG_CALLS.get(method)
         operation = _snake_case(method)
 
-        def execute(own: Callable[[Any, Any], None], request: Message) -> bytes:
+        def execute(own: DaemonCall, request: Message) -> bytes:
             response = response_class()
-            own(request, response)
+            own(self._registry, request, response)
             return response.SerializeToString()
 
-        def execute_long(own: Callable[[Any, Any], None], data: bytes) -> bytes:
+        def execute_long(own: DaemonCall, data: bytes) -> bytes:
             return execute(own, decoded(request_class, data))
 
         def work(vm: Vm, request: Any) -> Slices[bytes]:
@@ -141,43 +120,6 @@ class GrpcService:
             return self._registry.get(getattr(request, "vm", "")).share
         except VmError:
             return None
-
-    def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
-        response.vm = create_vm(self._registry, request).name
-
-    def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
-        self._registry.delete(request.vm)
-
-    def _list_vms(self, request: pb.ListVmsRequest, response: pb.ListVmsResponse) -> None:
-        list_vms(self._registry, request, response)
-
-    def _get_vm(self, request: pb.GetVmRequest, response: pb.GetVmResponse) -> None:
-        get_vm(self._registry, request, response)
-
-    def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
-        response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
-
-    def _restore_vm(self, request: pb.RestoreVmRequest, response: pb.RestoreVmResponse) -> None:
-        response.vm = self._registry.restore(request.vm, snapshot_from(request.snapshot)).name
-
-    def _check_extension(self, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
-        response.value = check_extension(request.capability)
-
-    def _enable_cap(self, request: pb.EnableCapRequest, response: pb.EnableCapResponse) -> None:
-        vm = self._registry.get(request.vm)
-        if len(request.args) > MAX_CAP_ARGS:
-            raise invalid(f"there are {len(request.args)} args; at most {MAX_CAP_ARGS} are allowed")
-        missing = MAX_CAP_ARGS - len(request.args)
-        vm.enable_cap(request.capability, request.flags, (*request.args, *[0] * missing))
-
-    def _create_irqchip(self, request: pb.CreateIrqchipRequest, response: pb.CreateIrqchipResponse) -> None:
-        self._registry.get(request.vm).create_irqchip()
-
-    def _create_pit(self, request: pb.CreatePitRequest, response: pb.CreatePitResponse) -> None:
-        self._registry.get(request.vm).create_pit(request.flags)
-
-    def _set_boot_cpu_id(self, request: pb.SetBootCpuIdRequest, response: pb.SetBootCpuIdResponse) -> None:
-        self._registry.get(request.vm).set_boot_vcpu(request.vcpu)
 
     async def _halt(self, data: bytes, context: Context) -> bytes:
         """Halt, the one unary call that waits."""
