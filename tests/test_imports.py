@@ -55,6 +55,10 @@ LAYERS: Mapping[str, set[str]] = {
 }
 
 
+# These parts of a VM know nothing of chips, so that any architecture's board can stand on them.
+WITHOUT_CHIPS = ("agenda", "backlog", "bus", "clock", "errors", "events", "pending", "routing", "sources")
+
+
 def modules(package: str, folder: Path) -> dict[str, Path]:
     """The modules of a package by their full names."""
     found = {}
@@ -118,11 +122,23 @@ def test_every_layer_is_there() -> None:
     assert {"irqchipd.chips.i8259", "irqchipd.vm.board", "irqchipd.edge.port", "irqchip_client.cli.run"} <= set(MODULES)
 
 
+def in_server(module: str) -> set[str]:
+    """The server's modules that a module imports."""
+    return {imported for imported in imports_of(module) if imported in SERVER and imported != module}
+
+
+@pytest.mark.parametrize("name", WITHOUT_CHIPS)
+def test_what_is_beneath_the_board_knows_nothing_of_chips(name: str) -> None:
+    reached, new = set[str](), {f"irqchipd.vm.{name}"}
+    while new:
+        reached |= new
+        new = {imported for module in new for imported in in_server(module)} - reached
+    assert {module for module in reached if not module.startswith("irqchipd.vm.")} == set()
+    assert "irqchipd.vm.board" not in reached
+
+
 def test_the_server_has_no_import_circles() -> None:
-    graph = {
-        module: {imported for imported in imports_of(module) if imported in SERVER and imported != module}
-        for module in SERVER
-    }
+    graph = {module: in_server(module) for module in SERVER}
     # The port makes its connections, and they call it back. This is the one circle, for the type checker alone.
     graph["irqchipd.edge.connection"].discard("irqchipd.edge.port")
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from ._call import is_flag
 from ._model import InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
 from ._state import Chip
 
@@ -22,15 +23,15 @@ _NUMBERS = {
     "flags": ("KVM's flags", _WORD),
     "gsi": ("a GSI", _WORD),
     "length": ("a number of bytes", _LONG),
-    "level": ("a level, False or True,", 1),
     "msr": ("the number of a model-specific register", _WORD),
     "nanoseconds": ("a time in nanoseconds", _LONG),
+    "physical_address_bits": ("a number of bits", 52),
     "pin": ("a pin", _WORD),
     "port": ("a port", 0xFFFF),
     "size": ("a number of bytes", 8),
-    "speaker": ("a choice, False or True,", 1),
     "tsc_khz": ("a frequency in kHz", _WORD),
     "vcpu": ("a vCPU's id", _WORD),
+    "value": ("a value of CR8", 15),
     "vector": ("a vector", 0xFF),
 }
 # Calls whose values have fewer bits than those of other calls.
@@ -56,15 +57,17 @@ _LISTS = {
 }
 
 
-def what_is_wrong(call: str, arguments: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> str | None:
+def what_is_wrong(
+    call: str, arguments: Mapping[str, Any], optional: frozenset[str] = frozenset(), flags: Collection[str] = ()
+) -> str | None:
     """Of the arguments, the first that is wrong, what it is and what is allowed; None where all look right.
 
-    `optional` names those that may be None.
+    `optional` names those that may be None, `flags` those that are False or True.
     """
     for name, value in arguments.items():
         if value is None and name in optional:
             continue
-        wrong = _wrong(call, name, value)
+        wrong = _wrong_flag(name, value) if name in flags else _wrong(call, name, value)
         if wrong is not None:
             return wrong
     return None
@@ -77,46 +80,65 @@ def _wrong(call: str, name: str, value: Any) -> str | None:
         return _wrong_number(shown, value, what, _NARROW.get((call, name), most))
     if name in _TEXTS:
         return _wrong_text(name, value)
+    if name == "changes":
+        return _wrong_changes(value)
     if name == "routes":
         return _wrong_routes(value)
     if name in _LISTS:
         return _wrong_list(name, value)
     if (members := _MEMBERS.get((call, name))) is not None and value not in list(members):
-        return f"{shown}; it is one of {', '.join(f'{members.__name__}.{member.name}' for member in members)}"
+        return f"{shown}; use one of {', '.join(f'{members.__name__}.{member.name}' for member in members)}"
     if (
         call.startswith("set_")
         and name == "state"
         and not isinstance(value, bytes)
         and not hasattr(value, "kvm_struct")
     ):
-        return f"{shown}, {_kind(value)}; it is the chip's state, as the get_ call gives it, or the kernel's struct"
-    return f"{shown}, which is not allowed" if value is None else None
+        return f"{shown}, {_kind(value)}; use the chip's state, as the get_ call gives it, or the kernel's struct"
+    return f"{shown}, which is not allowed: give a value, or leave it out" if value is None else None
 
 
 def _wrong_number(shown: str, value: Any, what: str, most: int) -> str | None:
-    allowed = f"{what} is 0 to {most:#x}" if most > 9 else f"{what} is 0 to {most}"
+    allowed = f"use {what} from 0 to {most:#x}" if most > 9 else f"use {what} from 0 to {most}"
     if not isinstance(value, int):
         kind = "whole number" if isinstance(value, float) else "number"
         return f"{shown}, {_is_no(value, kind)}; {allowed}{_as_number(value)}"
     if not 0 <= value <= most:
-        return f"{shown}, out of range; {allowed}"
+        return f"{shown}, out of range: {allowed}"
     return None
+
+
+def _wrong_flag(name: str, value: object) -> str | None:
+    return None if is_flag(value) else f"{name} is {value!r:.200}: write True or False"
 
 
 def _wrong_text(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
-        return f"{name} is {value!r:.200}, {_is_no(value, 'text')}"
+        return f"{name} is {value!r:.200}, {_is_no(value, 'text')}: write it in quotes"
     if not value.isprintable():
         return f"{name} is {value!r:.200}, which has characters that can't be printed; leave them out"
     return None
 
 
+def _wrong_changes(value: Any) -> str | None:
+    if not isinstance(value, Iterable):
+        return f"changes is {value!r:.200}, {_is_no(value, 'list of GSIs with their levels')}: write [(4, True)]"
+    for position, change in enumerate(value):
+        shown = f"changes[{position}]"
+        if not isinstance(change, tuple | list) or len(change) != 2:
+            return f"{shown} is {change!r:.200}, and no GSI with its level: write (4, True)"
+        gsi, level = change
+        if wrong := _wrong("irq_lines", "gsi", gsi) or _wrong_flag("level", level):
+            return f"{shown} is {change!r:.200}: {wrong}"
+    return None
+
+
 def _wrong_routes(value: Any) -> str | None:
     if not isinstance(value, Iterable):
-        return f"routes is {value!r:.200}, {_is_no(value, 'list of PinRoute and MsiRoute')}"
+        return f"routes is {value!r:.200}, {_is_no(value, 'list of PinRoute and MsiRoute')}: write [PinRoute(...)]"
     for position, route in enumerate(value):
         if not isinstance(route, PinRoute | MsiRoute):
-            return f"routes[{position}] is {route!r:.200}, {_kind(route)}; it is a PinRoute or an MsiRoute"
+            return f"routes[{position}] is {route!r:.200}, {_kind(route)}; use a PinRoute or an MsiRoute"
         fields = {name: getattr(route, name) for name in type(route).__slots__}
         if (wrong := what_is_wrong(type(route).__name__, fields)) is not None:
             return f"routes[{position}].{wrong}"
@@ -148,7 +170,9 @@ def _is_no(value: object, what: str) -> str:
 
 
 def _as_number(value: object) -> str:
-    """The advice for a text that reads as a number."""
+    """The advice for a text or a float that reads as a number."""
+    if isinstance(value, float) and value.is_integer():
+        return f": write {value:.0f}"
     if isinstance(value, str):
         with suppress(ValueError):
             int(value, 0)

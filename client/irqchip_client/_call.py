@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache, wraps
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
@@ -126,14 +126,14 @@ class RecordCall(Call[T]):
 def check_name(what: str, name: str) -> None:
     """Raises InvalidArgument for a name that is no text, or too long. The daemon checks the rest."""
     if not isinstance(name, str):
-        own = ": write its .name" if isinstance(getattr(name, "name", None), str) else ""
+        own = "write its .name" if isinstance(getattr(name, "name", None), str) else "write a text"
         raise InvalidArgument(
-            errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; it is a text{own}"
+            errno.EINVAL, f"the name of a {what} is {name!r:.200}, of type {type(name).__name__}; {own}"
         )
     if len(name) > _LONGEST_NAME:
         raise InvalidArgument(
             errno.EINVAL,
-            f"the name of a {what} has at most {_LONGEST_NAME} characters; {name[:32]!r}... has {len(name)}",
+            f"a {what}'s name has at most {_LONGEST_NAME} characters: shorten {name[:32]!r}..., which has {len(name)}",
         )
 
 
@@ -154,11 +154,22 @@ def check_calls(calls: Sequence[Call[Any]]) -> None:
             )
 
 
+def is_flag(value: object) -> bool:
+    """Whether a value is False or True, or one of the numbers that equal them."""
+    return value is True or value is False or (isinstance(value, int) and 0 <= value <= 1)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises InvalidArgument for what is neither False nor True: a text, "no" say, would count as True."""
+    if not is_flag(value):
+        raise InvalidArgument(errno.EINVAL, f"{name} is {value!r:.200}: write True or False")
+
+
 def seconds(timeout: float) -> float:
     """The timeout, unchanged. Raises InvalidArgument where it is no number of seconds that one can wait for."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
         raise InvalidArgument(
-            errno.EINVAL, f"timeout is {timeout!r:.200}; a timeout is a number of seconds, 0 to {_LONGEST:,}"
+            errno.EINVAL, f"timeout is {timeout!r:.200}; use a number of seconds from 0 to {_LONGEST:,}"
         )
     return timeout
 
@@ -180,6 +191,11 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
     is None may be None.
     """
 
+    # Positions and names of the arguments that are False or True: Python takes any value for one of them.
+    code = make.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    flags = {name: at for at, name in enumerate(names) if make.__annotations__.get(name) == "bool"}
+
     @lru_cache(1)
     def optional() -> frozenset[str]:
         return frozenset(name for name, one in inspect.signature(make).parameters.items() if one.default is None)
@@ -189,9 +205,12 @@ def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
         try:
             if None in args or (kwargs and any(v is None and k not in optional() for k, v in kwargs.items())):
                 raise ValueError("None is not allowed")
+            for name, at in flags.items():
+                if not is_flag(args[at] if at < len(args) else kwargs.get(name, False)):
+                    raise ValueError(f"{name} is neither False nor True")
             return make(*args, **kwargs)
-        except (ValueError, TypeError, AttributeError, StructError) as error:
-            raise _refused(make, optional(), args, kwargs, error) from None
+        except (ValueError, TypeError, AttributeError, LookupError, StructError) as error:
+            raise _refused(make, optional(), flags, args, kwargs, error) from None
 
     return make_checked
 
@@ -202,7 +221,12 @@ def checked_and_kept(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 
 
 def _refused(
-    make: Callable[..., object], optional: frozenset[str], args: Any, kwargs: Any, error: Exception
+    make: Callable[..., object],
+    optional: frozenset[str],
+    flags: Collection[str],
+    args: Any,
+    kwargs: Any,
+    error: Exception,
 ) -> InvalidArgument:
     """The error that names the wrong argument; else the arguments, and the complaint as it is."""
     from ._arguments import what_is_wrong
@@ -212,7 +236,7 @@ def _refused(
         arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as unbound:  # One too many, or one that is missing.
         return InvalidArgument(errno.EINVAL, f"{make.__name__}{signature.replace(return_annotation=Any)}: {unbound}")
-    why = what_is_wrong(make.__name__, arguments, optional)
+    why = what_is_wrong(make.__name__, arguments, optional, flags)
     if why is not None:
         return InvalidArgument(errno.EINVAL, f"{make.__name__}: {why}")
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())

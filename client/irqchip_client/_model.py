@@ -214,7 +214,7 @@ class VmSnapshot:
         if not message.version:  # No format number: these are other bytes, which happened to decode.
             raise InvalidArgument(
                 errno.EINVAL,
-                f"these {len(data)} bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make",
+                f"these {len(data)} bytes are no snapshot of a VM: give what `irqchipctl save` or Vm.snapshot() made",
             )
         return cls.from_proto(message)
 

@@ -155,12 +155,18 @@ class SessionCore:
     ) -> None:
         for limit, value in (("event_buffer", event_buffer), ("max_in_flight", max_in_flight)):
             if not isinstance(value, int) or value < 1:
-                raise InvalidArgument(errno.EINVAL, f"session: {limit} is {value!r:.200}; it is a number, 1 or more")
+                raise InvalidArgument(errno.EINVAL, f"session: {limit} is {value!r:.200}: write a number, 1 or more")
         check_name("VM", vm)
         check_name("client", client)
         vcpus, gsis, resampled_gsis = map(_read, (vcpus, gsis, resampled_gsis))
-        named = {"client": client, "vcpus": vcpus, "gsis": gsis, "resampled_gsis": resampled_gsis}
-        if wrong := what_is_wrong("session", named):
+        named = {
+            "client": client,
+            "vcpus": vcpus,
+            "gsis": gsis,
+            "resampled_gsis": resampled_gsis,
+            "resume": resume,
+        }
+        if wrong := what_is_wrong("session", named, flags=("resume",)):
             raise InvalidArgument(errno.EINVAL, f"session: {wrong}")
         self.vm = vm
         self.source = 0  # The line source; 0 until open.

@@ -58,6 +58,7 @@ def _repeated(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 
 # Results: of a response message, and of a record's three fields (flags or reason, status, value).
 
+_LEVELS = {False: 0, True: 1}
 _SOURCES = {source.value: source for source in InterruptSource}
 _CLAIMS = {claim.value: claim for claim in Claim}
 
@@ -99,7 +100,7 @@ _MSR_WRITTEN = Decoder[MsrAccess](lambda response: MsrAccess(response.claimed, r
 def _word(value: int) -> int:
     """A value of 32 bits, unchanged. ValueError for any other: a record has more room than the request's field."""
     if not 0 <= value <= 0xFFFF_FFFF:
-        raise ValueError(f"{value} is out of range: 0 to {0xFFFF_FFFF:#x}")
+        raise ValueError(f"{value} is out of range: use 0 to {0xFFFF_FFFF:#x}")
     return value
 
 
@@ -128,7 +129,7 @@ def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
 
     The fastest way to drive lines: it saves most of the time of a batch of 256 changes. At most 4096.
     """
-    packed = [gsi << 1 | bool(level) for gsi, level in changes]
+    packed = [gsi << 1 | _LEVELS[level] for gsi, level in changes]
     return Call("irq_lines", pb.IrqLinesRequest(changes=packed), lambda response: list(response.statuses))
 
 

@@ -28,7 +28,47 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
     return click.option(flag, type=click.IntRange(least, _MOST), default=default, show_default=True, help=text)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """The command: says what to write in place of what it refuses."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)  # Parsing empties it.
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in _LISTENING:
+                raise
+            where = given[given.index(error.option_name) + 1 :] if error.option_name in given else []
+            raise click.UsageError(f"there is no {error.option_name}: {_listen(*where[:1])}", ctx) from None
+        except click.BadParameter as error:
+            if error.param is None or error.param.default is None:
+                raise
+            example = f"{error.param.opts[0]} {error.param.default}"
+            raise click.UsageError(f"{error.format_message()} Write, for example: {example}", ctx) from None
+        if ctx.args and not ctx.resilient_parsing:
+            raise click.UsageError(
+                f"irqchipd takes options alone, not {ctx.args[0]!r:.200}: {_listen(ctx.args[0])}", ctx
+            )
+        return rest
+
+
+# Options that others have for where to listen.
+_LISTENING = ("--address", "--bind", "--host", "--port", "--socket", "-p")
+
+
+def _listen(where: str = "") -> str:
+    """Advice: where to listen is --listen."""
+    if where.isdigit():
+        return f"write --listen tcp://127.0.0.1:{where:.20}"
+    if where.startswith("/"):
+        return f"write --listen unix://{where:.200}"
+    return "where to listen is --listen unix:///PATH or --listen tcp://127.0.0.1:PORT"
+
+
+@click.command(
+    cls=_Command,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "allow_extra_args": True},
+)
 @click.version_option(version("irqchipd"), prog_name="irqchipd")
 @click.option(
     "--listen",

@@ -69,12 +69,15 @@ def test_ack_asks_the_source_that_is_named(run: Run, vm: Vm) -> None:
 
 
 def test_what_does_not_fit_is_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
-    assert fails(run("in", vm.name, "0x20", "--vcpu", 7)) == f"VM '{vm.name}' has no vCPU 7; it has 0, 1 (ENOENT)"
+    assert fails(run("in", vm.name, "0x20", "--vcpu", 7)) == (
+        f"VM '{vm.name}' has no vCPU 7; it has 0, 1: use one of these, or create vCPU 7 first; "
+        "`irqchipctl create --vcpus N` makes a VM with N (ENOENT)"
+    )
     for arguments, why in (
         (("out", vm.name, "0x21", "0x100"), "0x100 does not fit into 1 byte, 0 to 0xff; --size 2 is wide enough"),
         (("write", vm.name, "0xfee000b0", 1 << 32), "does not fit into 4 bytes, 0 to 0xffffffff; --size 8 is"),
         (("read", vm.name, "0x1ffffffffffffffff"), "'ADDRESS': 0x1ffffffffffffffff is out of range"),
-        (("in", vm.name, "0x20", "--vcpu", "-1"), "'--vcpu': -1 is out of range: 0 to"),
+        (("in", vm.name, "0x20", "--vcpu", "-1"), "'--vcpu': -1 is out of range: use 0 to"),
     ):
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (2, "")

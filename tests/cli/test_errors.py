@@ -116,7 +116,7 @@ def test_help(arguments: list[str]) -> None:
 def test_a_long_name_is_refused_and_not_repeated(fails: Callable[[Result], str], command: list[str]) -> None:
     arguments = [command[0], "a" * 9000, *command[2:]]
     line = fails(CliRunner().invoke(main, ["--target", "unix:///nonexistent/socket", *arguments]))
-    assert line == f"the name of a VM has at most 64 characters; {'a' * 32!r}... has 9000 (EINVAL)"
+    assert line == f"a VM's name has at most 64 characters: shorten {'a' * 32!r}..., which has 9000 (EINVAL)"
 
 
 @pytest.mark.parametrize("command", [["raise", "vm"], ["advance", "vm"], ["create", "vm", "--tsc-khz"]])

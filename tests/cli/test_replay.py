@@ -204,7 +204,7 @@ def test_a_file_that_can_t_be_used_names_its_line_and_nothing_is_run(run: Run, f
     ("arguments", "complaint"),
     [
         (["--in-process", "/nonexistent.jsonl"], "Error: /nonexistent.jsonl: can't be read: "),
-        (["--in-process"], "Missing argument 'FILE...'"),
+        (["--in-process"], "FILE... is missing: `replay` takes FILE..."),
         (["--in-process", "--jobs", "2", "{file}"], "--jobs is for a daemon"),
         (["--in-process", "--family", "lapic", "{file}"], "no trace is of family lapic; there are pic"),
     ],

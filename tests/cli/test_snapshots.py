@@ -64,7 +64,7 @@ def test_what_is_refused(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
     file.write_bytes(b"nonsense")
     assert (
         fails(run("restore", file))
-        == f"{file}: these 8 bytes are no snapshot of a VM, as `irqchipctl save` and Vm.snapshot() make (EINVAL)"
+        == f"{file}: these 8 bytes are no snapshot of a VM: give what `irqchipctl save` or Vm.snapshot() made (EINVAL)"
     )
     assert run("restore", file.with_name("missing")).exit_code == 2
 

@@ -50,10 +50,10 @@ def test_create_with_a_split_irqchip(run: Run, irqchip_client: Client) -> None:
     ("options", "complaint"),
     [
         (["--split", "24", "--no-irqchip"], "--split is of an irqchip, which --no-irqchip leaves out"),
-        (["--split", "4097"], "out of range: 0 to 4096"),
+        (["--split", "4097"], "out of range: use 0 to 4096"),
         (["--split", "24", "--pit"], "--pit needs the whole irqchip"),
         (["--pit", "--no-irqchip"], "--pit needs the whole irqchip"),
-        (["--tsc-khz", "100000001"], "out of range: 0 to 100000000"),
+        (["--tsc-khz", "100000001"], "out of range: use 0 to 100000000"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

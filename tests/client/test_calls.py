@@ -203,7 +203,7 @@ def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
     )
     assert ops.halt(0, timeout=0).request == pb.HaltRequest(timeout_ns=1)  # 0 would be for ever.
     for timeout in (-1, float("nan"), float("inf"), 1e12):
-        with pytest.raises(InvalidArgument, match="a timeout is a number of seconds, 0 to"):
+        with pytest.raises(InvalidArgument, match="use a number of seconds from 0 to"):
             ops.halt(0, timeout=timeout)
     with pytest.raises(InvalidArgument, match="timeout is '1'"):
         ops.halt(0, timeout=cast(float, "1"))
@@ -269,10 +269,10 @@ NONE: Any = None
     "make", [lambda: ops.irq_line(NONE, True), lambda: ops.create_vcpu(vcpu=NONE), lambda: ops.halt(vcpu=NONE)]
 )
 def test_none_does_not_mean_zero(make: Callable[[], object]) -> None:
-    with pytest.raises(InvalidArgument, match=r": (gsi|vcpu) is None, and no number; .* is 0 to"):
+    with pytest.raises(InvalidArgument, match=r": (gsi|vcpu) is None, and no number; use a .* from 0 to"):
         make()
 
 
 def test_an_error_names_the_argument() -> None:
-    with pytest.raises(InvalidArgument, match=r"irq_line: gsi is -1, out of range; a GSI is 0 to 0xffffffff"):
+    with pytest.raises(InvalidArgument, match=r"irq_line: gsi is -1, out of range: use a GSI from 0 to 0xffffffff"):
         ops.irq_line(-1, True)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from irqchip_client import IrqchipError, NotFound
 from irqchip_client.devices.block import SECTOR, BlockDevice, Command, Error, Register, Status
 from tests.devices.bench import Bench
 
@@ -249,3 +250,10 @@ def test_no_access_raises_and_the_line_is_pending_and_enabled(
         assert disk.level(GSI) == bool(disk.pending and disk.read(BASE + Register.CONTROL) & 1)
         assert disk.status in (0, Status.BUSY, Status.DATA, Status.ERROR)
     disk.block.close()
+
+
+def test_a_file_that_cant_be_opened_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"none can't be opened .*: check the path, or make the file with `truncate"):
+        BlockDevice(tmp_path / "none")
+    with pytest.raises(IrqchipError, match=r"can't be opened .*: give a file that this user may read and write, or"):
+        BlockDevice(tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client.devices import Device, FwCfg
+from irqchip_client import InvalidArgument
+from irqchip_client.devices import Device, FwCfg, Uart
 from tests.devices.bench import Bench
 
 TEXT = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
@@ -66,8 +67,25 @@ def test_a_timer_that_was_started_before_the_device_was_run_goes_on_then() -> No
     ("start", "length"), [("0x20", 1), (-1, 1), (0x10000, 1), (0xFFFF, 2), (0x20, 0), (0x20, None)]
 )
 def test_a_region_that_is_none_is_refused_where_it_is_made(start: object, length: object) -> None:
-    with pytest.raises(ValueError, match="a region"):
+    with pytest.raises(InvalidArgument, match="a region"):
         Device("wrong").pio(start, length, lambda *_: 0, lambda *_: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"output": 1, "colour": 3}])
+def test_a_constructor_says_which_arguments_it_takes(arguments: dict[str, int]) -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"Uart: .*'(output|colour)'; write Uart\(output, input_fd=None, .* gsi=4, "
+    ):
+        Uart(**arguments)  # type: ignore[arg-type]
+
+
+def test_what_a_constructor_raises_itself_stays_as_it_is() -> None:
+    class Broken(Device):
+        def __init__(self, port: int) -> None:
+            raise TypeError(f"port {port}")
+
+    with pytest.raises(TypeError, match="port 5"):
+        Broken(5)
 
 
 def test_fw_cfg_gives_an_items_bytes_and_then_zeros() -> None:

@@ -407,3 +407,12 @@ def test_regions_that_nobody_may_claim_for_now_are_claimed_later(vm: Vm, monkeyp
         eventually(lambda: len(vm.info().sessions[0].regions) == 2)
         assert refusals == [0x300, 0x300]
         host.stop()
+
+
+def test_a_line_without_a_route_is_warned_of(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    """KVM_IRQ_LINE_STATUS answers -1, as it does for a pin that is masked: GSI 8 has a route."""
+    for gsi in (8, 5000):
+        with local(vm, Toy(gsi)):
+            pass
+    (warning,) = caplog.messages
+    assert "toy: no route for GSI 5000, so its interrupts are lost: choose a GSI that `irqchipctl routes`" in warning

@@ -101,7 +101,7 @@ class Bus:
             shorthand=shorthand,
             redirection_hint=hint,
         )
-        status = self.bus.deliver(message, source=source)
+        status = self.bus.deliver(message, sender=source)
         got = [cpu for cpu, lapic in enumerate(lapics) if lapic.irr >> vector & 1]
         for lapic in lapics:
             lapic.irr = 0

@@ -265,7 +265,7 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm]
     [
         (lambda vm: vm.pio_read(0, 0x10020, 3), "an access's size is 1, 2, 4 bytes, and not 3"),
         (lambda vm: vm.mmio_write(0, 1 << 64, 5, 1 << 64), "an access's size is 1, 2, 4, 8 bytes, and not 5"),
-        (lambda vm: vm.pio_write(0, 0x10020, 1, 0x111), "port 0x10020 is out of range: 0 to 0xffff"),
+        (lambda vm: vm.pio_write(0, 0x10020, 1, 0x111), "port 0x10020 is out of range: use 0 to 0xffff"),
         (
             lambda vm: vm.pio_write(0, 0xFFFF, 1, 0x111),
             "value 0x111 does not fit into an access of 1 bytes, whose values are 0 to 0xff",

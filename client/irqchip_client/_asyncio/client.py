@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from irqchip_client import _calls
-from irqchip_client._call import Call, check_name, seconds
+from irqchip_client._call import Call, check_flag, check_name, seconds
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable
 from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
@@ -60,6 +60,7 @@ class Client:
         AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
         begin with a letter or digit; LimitReached.
         """
+        check_flag("ephemeral", ephemeral)
         call = _calls.create_vm(name, virtual_clock, tsc_khz)
         if not ephemeral:
             return Vm(self, await self._connection.unary(call))

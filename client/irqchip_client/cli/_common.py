@@ -14,7 +14,7 @@ import click
 
 import irqchip_client
 
-from ._group import VM, command
+from ._group import SHARED_CLIENT, VM, command
 
 __all__ = [
     "COUNT",
@@ -36,9 +36,6 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Where a shell keeps its Client, for the commands in it.
-SHARED_CLIENT = "irqchip_client.cli.client"
-
 # The most VMs that are compared with an unknown name, and that are shown.
 _COMPARED, _SHOWN = 1000, 8
 _PATIENCE = 1.0  # seconds to wait after Tab
@@ -52,6 +49,7 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
     def __init__(self, least: int, most: int) -> None:
         self.least = least
         self.most = most
+        self.example = least or 1
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -62,7 +60,7 @@ class _Number(click.ParamType):  # type: ignore[type-arg]  # No generic in click
             self.fail(f"{value!r:.100} is no number: write 16, 0x10 or 0b10000{_as_hexadecimal(value)}", param, ctx)
         if not self.least <= number <= self.most:
             show = hex if self.most > _DECIMAL else str
-            self.fail(f"{value:.100} is out of range: {self.least} to {show(self.most)}", param, ctx)
+            self.fail(f"{value:.100} is out of range: use {self.least} to {show(self.most)}", param, ctx)
         return number
 
 
@@ -133,6 +131,9 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
         try:
             return function(client.vm(vm_name), *args, **kwargs)
         except irqchip_client.NotFound as error:
+            if "has no vCPU" in error.message:
+                more = f"{error.message}; `irqchipctl create --vcpus N` makes a VM with N"
+                raise irqchip_client.NotFound(error.errno, more) from None
             raise _with_others(client, vm_name, error) from None
 
     return made

@@ -20,15 +20,24 @@ import click
 
 import irqchip_client
 
+from ._advice import advice, refuse_extra
+
 _NEGATIVE = re.compile(r"-\d.*")
 VM = "vm_name"  # The parameter that is a command's VM.
+# Where a shell keeps its Client, for the commands in it.
+SHARED_CLIENT = "irqchip_client.cli.client"
 
 
 class Command(click.Command):
-    """A command of irqchipctl."""
+    """A command of irqchipctl.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    example  arguments that work, without the VM: for --help, and for who got them wrong
+    """
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.allow_extra_args = True  # Refused below, with advice.
+        self._example = example
         if self._takes_vm:
             self.params.append(click.Option(["--vm", "named_vm"], metavar="NAME", expose_value=False, help=_VM_HELP))
         self.params.append(_target_option())
@@ -38,25 +47,39 @@ class Command(click.Command):
         return any(parameter.name == VM for parameter in self.params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at_a_prompt = SHARED_CLIENT in ctx.find_root().meta
+        example = self.example(ctx, prompt=at_a_prompt, with_vm=not (at_a_prompt and "--vm" in args))
         if self._takes_vm:
             args = _vm_first(args)
-        try:
-            return super().parse_args(ctx, args)
-        except click.MissingParameter as error:
-            if error.param is not None and error.param.name == VM:
+        with advice(ctx, example):
+            try:
+                rest = super().parse_args(ctx, args)
+            except click.MissingParameter as error:
+                if error.param is None or error.param.name != VM:
+                    raise
                 raise click.UsageError(
                     "name the VM, as the first argument; `irqchipctl list` shows which there are", ctx
                 ) from None
-            if isinstance(error.param, click.Option):
-                raise click.UsageError(f"{error.param.opts[0]} is missing: {error.param.help}", ctx) from None
-            raise
-        except click.NoSuchOption as error:
-            if _NEGATIVE.fullmatch(error.option_name) or any(map(_NEGATIVE.fullmatch, args)):
+            except click.NoSuchOption as error:
+                if not _NEGATIVE.fullmatch(error.option_name) and not any(map(_NEGATIVE.fullmatch, args)):
+                    raise
                 number = next(filter(_NEGATIVE.fullmatch, args), error.option_name)
                 raise click.UsageError(
-                    f"{number:.100} is negative; numbers are 0 or more, 16 or 0x10 say", ctx
+                    f"{number:.100} is negative; numbers are 0 or more: write 16 or 0x10", ctx
                 ) from None
-            raise
+        refuse_extra(ctx, example)
+        return rest
+
+    def example(self, ctx: click.Context, *, prompt: bool = False, with_vm: bool = True) -> str:
+        """A command line that works; `prompt`: one for the shell's prompt."""
+        program = "" if prompt else ctx.find_root().info_name
+        vm = "vm1" if self._takes_vm and with_vm else ""
+        return " ".join(filter(None, (program, self.name, vm, self._example)))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Example"):
+            formatter.write_text(self.example(ctx))
 
 
 _VM_HELP = "The VM, where it is not the first argument."
@@ -93,6 +116,10 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self._modules = modules
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with advice(ctx, f"{ctx.info_name} --target unix:///run/irqchipd.sock list"):
+            return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the name is click's
         return list(self._modules)
 
@@ -111,7 +138,7 @@ class Group(click.Group):
         name = args[0]
         if name not in self._modules and not name.startswith("-"):
             close = get_close_matches(name, self._modules, 3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self._modules)}"
+            hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(self._modules)}"
             ctx.fail(f"there is no command {name!r:.100}; {hint}")
         return super().resolve_command(ctx, args)
 

@@ -14,7 +14,7 @@ from ._common import LONG, PORT, WORD, command, pass_vm, size_option, vcpu_optio
 from .output import echo_json, json_option
 
 
-@command("in")
+@command("in", example="0x3f8")
 @pass_vm
 @click.argument("port", type=PORT)
 @size_option(1, 1, 2, 4)
@@ -28,7 +28,7 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -
     _echo(vm.vcpu(vcpu).pio_read(port, int(size)), int(size), as_json)
 
 
-@command()
+@command(example="0x3f8 0x41")
 @pass_vm
 @click.argument("port", type=PORT)
 @click.argument("value", type=LONG)
@@ -44,7 +44,7 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_j
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)), as_json)
 
 
-@command()
+@command(example="0xfee00030")
 @pass_vm
 @click.argument("address", type=LONG)
 @size_option(4, 1, 2, 4, 8)
@@ -58,7 +58,7 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: boo
     _echo(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size), as_json)
 
 
-@command()
+@command(example="0xfee000b0 0")
 @pass_vm
 @click.argument("address", type=LONG)
 @click.argument("value", type=LONG)
@@ -74,7 +74,7 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int,
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)), as_json)
 
 
-@command("msr-read")
+@command("msr-read", example="0x1b")
 @pass_vm
 @click.argument("msr", type=WORD)
 @vcpu_option
@@ -94,7 +94,7 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bo
         click.echo(_refused(access) or f"0x{access.data:016x}")
 
 
-@command("msr-write")
+@command("msr-write", example="0x1b 0xfee00900")
 @pass_vm
 @click.argument("msr", type=WORD)
 @click.argument("value", type=LONG)

@@ -11,7 +11,7 @@ from .durations import DURATION, show_duration
 from .output import echo_json, json_option
 
 
-@command()
+@command(example="10ms")
 @pass_vm
 @click.argument("duration", type=DURATION)
 @json_option

@@ -31,6 +31,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
     name = "size"
+    example = "10M"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -42,7 +43,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
         return size
 
 
-@command()
+@command(example="Rtc --vm vm1")
 @click.argument("model", metavar="MODEL")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option(
@@ -173,7 +174,7 @@ def leave() -> None:
 def _check_option(option: str, given: object, cls: type[Device], *models: type[Device]) -> None:
     if given and not issubclass(cls, models):
         whose = " and ".join(model.__name__ for model in models)
-        raise click.BadParameter(f"it is of {whose}, and not of {cls.__name__}", param_hint=option)
+        raise click.BadParameter(f"it is of {whose}, and not of {cls.__name__}: leave it out", param_hint=option)
 
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
@@ -236,9 +237,11 @@ def _restore(made: Device, path: str) -> None:
     except FileNotFoundError:
         pass
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
-        raise click.ClickException(f"{path} is no device's state: {error}") from error
+        raise click.ClickException(
+            f"{path} is no device's state: {error}; name another file, or remove this one"
+        ) from error
     except irqchip_client.InvalidArgument as error:
-        raise click.ClickException(f"{path}: {error.message}") from error
+        raise click.ClickException(f"{path}: {error.message}; name another file, or remove this one") from error
 
 
 def _save(made: Device, path: str) -> None:

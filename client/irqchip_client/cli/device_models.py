@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import inspect
 import os
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import irqchip_client
+
 if TYPE_CHECKING:
     from irqchip_client.devices import Device
 
-_OWN = "one of your own is FILE.py:CLASS, or MODULE:CLASS"
 _READABLE = (bool, int, float, str)  # the types of arguments on a command line, the narrowest first
 _MISSING = inspect.Parameter.empty
 
@@ -43,13 +43,20 @@ def find_model(model: str) -> type[Device]:
 
 
 def _packaged(name: str) -> type[Device]:
+    models = _models()
+    if name not in models:
+        raise _refused(f"there is no {name!r:.100}. {_choices()}{_nearest(name, models)}")
+    return models[name]
+
+
+def _models() -> dict[str, type[Device]]:
     from irqchip_client import devices
 
-    models = {each: getattr(devices, each) for each in devices.__all__ if _is_device(getattr(devices, each))}
-    if name not in models:
-        there = ", ".join(sorted(models, key=str.lower))
-        raise _refused(f"there is no {name!r:.100}. There are {there}; {_OWN}.{_nearest(name, models)}")
-    return typing.cast("type[Device]", models[name])
+    return {each: getattr(devices, each) for each in devices.__all__ if _is_device(getattr(devices, each))}
+
+
+def _choices() -> str:
+    return f"Use {', '.join(sorted(_models(), key=str.lower))}, or your own: FILE.py:CLASS or MODULE:CLASS."
 
 
 def _load(where: str) -> dict[str, Any]:
@@ -62,11 +69,11 @@ def _load(where: str) -> dict[str, Any]:
         return vars(importlib.import_module(where))
     except OSError as error:
         if error.filename is not None and os.path.abspath(error.filename) == os.path.abspath(where):
-            raise _refused(f"there is no {where}: {error.strerror}") from error
+            raise _refused(f"{where} can't be read: {error.strerror}; check the path. {_choices()}") from error
         raise _broken(where, error) from error
     except ModuleNotFoundError as error:
         if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
-            raise _refused(f"there is no module {where}; {_OWN}") from error
+            raise _refused(f"there is no module {where}. {_choices()}") from error
         raise _broken(where, error) from error
     except Exception as error:
         raise _broken(where, error) from error
@@ -79,7 +86,11 @@ def _broken(where: str, error: Exception) -> click.ClickException:
 def own_traceback(error: BaseException) -> str:
     """A traceback without the frames of this command, and of Python's loading."""
     frames = traceback.extract_tb(error.__traceback__)
-    callers = [at for at, frame in enumerate(frames, 1) if frame.filename == __file__ or "<frozen" in frame.filename]
+    callers = [
+        at
+        for at, frame in enumerate(frames, 1)
+        if frame.filename == __file__ or "<frozen" in frame.filename or frame.name == "_construct"
+    ]
     lines = traceback.format_list(frames[max(callers, default=0) :]) + traceback.format_exception_only(error)
     return "".join(lines).rstrip()
 
@@ -137,10 +148,11 @@ def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]
         name, equals, value = text.partition("=")
         if not equals:
             raise click.BadParameter(
-                f"{text!r:.100} is not NAME=VALUE. {_list(cls, allowed, ours)}", param_hint="NAME=VALUE"
+                f"{text!r:.100} is no NAME=VALUE: write one. {_list(cls, allowed, ours)}",
+                param_hint="NAME=VALUE",
             )
         if name in values:
-            raise click.BadParameter("it is given twice", param_hint=f"{name}=")
+            raise click.BadParameter("it is given twice: leave one out", param_hint=f"{name}=")
         if name not in allowed and (name in takes or not anything):
             near = _nearest(name, allowed)
             raise click.BadParameter(
@@ -157,7 +169,10 @@ def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]
     ]
     if missing:
         needs = ", ".join(f"{name}=" for name in missing)
-        raise click.BadParameter(f"{cls.__name__} needs {needs}. {_list(cls, allowed, ours)}", param_hint="NAME=VALUE")
+        raise click.BadParameter(
+            f"{cls.__name__} needs {needs}: add {missing[0]}=VALUE. {_list(cls, allowed, ours)}",
+            param_hint="NAME=VALUE",
+        )
     return values
 
 
@@ -165,13 +180,19 @@ def make(cls: type[Device], values: dict[str, Any]) -> Device:
     """The device. Its constructor's exception becomes an error of the command line, or shows its traceback."""
     try:
         return cls(**values)
+    except irqchip_client.NotFound as error:
+        hint = ", or with --create SIZE" if cls is _models()["BlockDevice"] else ""
+        raise click.ClickException(f"{cls.__name__} can't be made: {error.message}{hint}") from error
+    except (irqchip_client.InvalidArgument, TypeError, ValueError) as error:
+        raise click.BadParameter(
+            f"{cls.__name__} can't be made so: {getattr(error, 'message', error)}", param_hint="NAME=VALUE"
+        ) from error
+    except irqchip_client.IrqchipError as error:
+        raise click.ClickException(f"{cls.__name__} can't be made: {error.message}") from error
     except OSError as error:
         if error.filename is None:
             raise click.ClickException(f"{cls.__name__} can't be made:\n{own_traceback(error)}") from error
-        hint = "; --create SIZE makes it" if cls is _packaged("BlockDevice") and error.errno == errno.ENOENT else ""
-        raise click.ClickException(f"{cls.__name__} can't be made: {error.filename}: {error.strerror}{hint}") from error
-    except (TypeError, ValueError) as error:
-        raise click.BadParameter(f"{cls.__name__} can't be made so: {error}", param_hint="NAME=VALUE") from error
+        raise click.ClickException(f"{cls.__name__} can't be made: {error.filename}: {error.strerror}") from error
     except Exception as error:
         raise click.ClickException(f"{cls.__name__} can't be made:\n{own_traceback(error)}") from error
 

@@ -14,6 +14,7 @@ _LENGTH = re.compile(r"(?P<number>[0-9]{1,40}(\.[0-9]{1,40})?)(?P<unit>s|ms|us|n
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
     name = "duration"
+    example = "10ms"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -42,6 +43,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg]
     """A number of seconds, more than 0."""
 
     name = "seconds"
+    example = 10
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
@@ -49,7 +51,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             self.fail(f"{value!r:.100} is no number of seconds: write 10 or 0.5", param, ctx)
         if not 0 < seconds <= _MOST_SECONDS:
-            self.fail(f"{value} is out of range: it is more than 0, and at most {_MOST_SECONDS:,}", param, ctx)
+            self.fail(f"{value} is out of range: use more than 0, and at most {_MOST_SECONDS:,}", param, ctx)
         return seconds
 
 

@@ -16,7 +16,7 @@ _CHIPS = ("pic0", "pic1", "ioapic0")  # by KVM's chip ids
 _SHOWN = 8  # GSIs that have routes
 
 
-@command("raise")
+@command("raise", example="4")
 @pass_vm
 @click.argument("gsi", type=GSI)
 @json_option
@@ -29,7 +29,7 @@ def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     _echo_status(vm.line(gsi).raise_(), _raised(vm, gsi), as_json)
 
 
-@command()
+@command(example="4")
 @pass_vm
 @click.argument("gsi", type=GSI)
 @json_option
@@ -41,7 +41,7 @@ def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     _echo_status(vm.line(gsi).lower(), _Meaning(vm, gsi, "lowered", "lowered"), as_json)
 
 
-@command()
+@command(example="4")
 @pass_vm
 @click.argument("gsi", type=GSI)
 @click.option("--count", type=COUNT, default=1, show_default=True, metavar="N", help="The number of edges.")
@@ -63,7 +63,7 @@ def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
         click.echo(f"{times} of {count}: {status} {meaning.of(status)}")
 
 
-@command()
+@command(example="0xfee00000 0x31")
 @pass_vm
 @click.argument("address", type=LONG)
 @click.argument("data", type=WORD)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHIPS = ("pic", "ioapic", "lapic", "pit")
 
 
-@command()
+@command(example="--chip lapic")
 @pass_vm
 @click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
 @click.option("--raw", is_flag=True, help="Print the bytes of the kernel's structs.")

@@ -67,7 +67,7 @@ class Report:
         self.mismatches += mismatches
 
 
-@command()
+@command(example="trace.jsonl")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--in-process", is_flag=True, help="Replay against the chips alone, in this process; needs no daemon.")
 @click.option(
@@ -87,7 +87,9 @@ def replay(
     fails; 2 if a file can't be used, and then nothing is run.
     """
     if in_process and jobs:
-        raise click.UsageError("--jobs is for a daemon; --in-process runs one trace after the other")
+        raise click.UsageError(
+            "--jobs is for a daemon; --in-process runs one trace after the other: leave one of them out"
+        )
     traces = _load(files, families)
     run = _in_process() if in_process else _against_daemon(target, jobs or 16)
     # The traces are many objects that stay: without this, garbage collection takes a fifth of the time.

@@ -52,7 +52,7 @@ class _Ended(BaseException):
     """A signal ended the run, before there was a vCPU to stop."""
 
 
-@command()
+@command(example="--kernel guest.elf")
 @click.option(
     "--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes the guest. [default: kvm where /dev/kvm is]"
 )

@@ -13,14 +13,14 @@ import click
 
 import irqchip_client
 
-from ._common import SHARED_CLIENT, vms_there_are
-from ._group import VM, Group, command
+from ._common import vms_there_are
+from ._group import SHARED_CLIENT, VM, Group, command
 
 _HISTORY = 1000  # lines of history
 _LEAVING = ("exit", "quit")
 
 
-@command()
+@command(example="vm1")
 @click.argument("vm", required=False)
 @click.pass_context
 def shell(context: click.Context, vm: str | None) -> None:

@@ -13,7 +13,7 @@ from ._common import command, pass_client, pass_vm
 from .files import write_file
 
 
-@command()
+@command(example="vm1.state")
 @pass_vm
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 def save(vm: irqchip_client.Vm, file: str) -> None:
@@ -36,7 +36,7 @@ def save(vm: irqchip_client.Vm, file: str) -> None:
         write_file(file, saved)
 
 
-@command()
+@command(example="vm1.state vm2")
 @click.argument("file", type=click.File("rb"))
 @click.argument("vm", default="")
 @pass_client

@@ -18,7 +18,7 @@ from .durations import show_duration
 from .output import echo_json, echo_table, json_option
 
 
-@command()
+@command(example="vm1 --vcpus 2")
 @click.argument("vm", required=False)
 @click.option(
     "--vcpus", type=number(0, 255), default=1, show_default=True, help="The number of vCPUs, with ids from 0."
@@ -162,7 +162,7 @@ def reset(vm: irqchip_client.Vm) -> None:
     vm.reset()
 
 
-@command()
+@command(example="vm1 vm2")
 @click.argument("vms", nargs=-1, metavar="[VM]...")
 @click.option("--all", "every", is_flag=True, help="All VMs of the daemon, of all users.")
 def delete(vms: tuple[str, ...], every: bool) -> None:

@@ -114,7 +114,7 @@ def _body(event: irqchip_client.TraceEvent) -> str:
     return " ".join(f"{name}={value}" for name, value in event.fields.items())
 
 
-@command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.")
+@command(epilog=f"Tracepoints: {', '.join(_FORMATS)}.", example="kvm_set_irq")
 @pass_vm
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
 @click.option(
@@ -144,7 +144,11 @@ def watch(
     there = vm.info().vcpus if vcpus else ()
     if missing := [vcpu for vcpu in vcpus if vcpu not in there]:
         have = ", ".join(map(str, there)) or "none"
-        click.echo(f"VM {vm.name!r} has no vCPU {missing[0]} yet; it has {have}", err=True)
+        click.echo(
+            f"VM {vm.name!r} has no vCPU {missing[0]} yet; it has {have}:"
+            f" create vCPU {missing[0]}, or press Ctrl-C and name another",
+            err=True,
+        )
     concerns = _filter(vm, gsis, vcpus)
     with suppress(KeyboardInterrupt), vm.watch(names) as events:
         for event in events:

@@ -15,10 +15,13 @@ docs/devices.md has the commands, step by step.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
+
+from irqchip_client._errors import IrqchipError, make_error
 
 from .device import Device
 from .saving import FLAG, Choice, Fields, Number, Octets, refused
@@ -72,10 +75,18 @@ INTERRUPT_PENDING = 0x01
 CONTROL_ENABLE, CONTROL_RESET = 0x01, 0x02
 
 
+def _not_opened(path: str | os.PathLike[str], error: OSError, read_only: bool) -> IrqchipError:
+    if error.errno == errno.ENOENT:
+        advice = f"check the path, or make the file with `truncate -s 64M {os.fspath(path)}`"
+    else:
+        advice = f"give a file that this user may read{'' if read_only else ' and write, or read_only=True'}"
+    return make_error(error.errno or errno.EIO, f"{os.fspath(path)} can't be opened ({error.strerror}): {advice}")
+
+
 class BlockDevice(Device):
     """A file as a block device. Bytes behind the last whole sector can't be reached.
 
-    path       a file or a block device; OSError where it can't be opened
+    path       a file or a block device; NotFound or IrqchipError where it can't be opened
     base, gsi  where it is; the line is a level
     read_only  whether writes are refused
     seek       seconds that a command takes
@@ -108,7 +119,10 @@ class BlockDevice(Device):
         super().__init__("block device")
         self.read_only = read_only
         self.seek = seek
-        self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        try:
+            self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as error:
+            raise _not_opened(path, error, read_only) from None
         self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
         self.pio(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)

@@ -20,11 +20,15 @@ A host calls a device from one thread at a time, so that a model needs no lock.
 
 from __future__ import annotations
 
+import errno
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from irqchip_client._errors import InvalidArgument
 from irqchip_client._model import Space
 
 from .saving import (
@@ -190,6 +194,11 @@ class Device:
     STATE: ClassVar[Fields] = {}
     STATE_VERSION: ClassVar[int] = 1
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", _with_named_arguments(cls.__init__))  # noqa: B010 - mypy refuses the assignment
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.host: Host = _NoHost()
@@ -217,7 +226,7 @@ class Device:
     def line(self, gsi: int, *, retries: bool = False) -> OutputLine:
         """Adds a line. With `retries` a coalesced edge is made again: those of GSI 8 KVM would lose."""
         if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
-            raise ValueError(f"a line's GSI is {gsi!r:.100}, and not a number from 0 on")
+            raise InvalidArgument(errno.EINVAL, f"a line's GSI is {gsi!r:.100}: use a number from 0 on")
         line = OutputLine(self, gsi, retries)
         self.lines.append(line)
         return line
@@ -293,11 +302,37 @@ class Device:
         """Called when a state was restored: update here what follows from it. Before or after started()."""
 
 
+def _with_named_arguments(make: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says of arguments that it can't take which ones it takes: InvalidArgument."""
+
+    @wraps(make)
+    def _construct(self: Device, *args: Any, **kwargs: Any) -> None:
+        try:
+            make(self, *args, **kwargs)
+        except TypeError:
+            signature = inspect.signature(make)
+            try:
+                signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                _, *parameters = signature.parameters.values()
+                takes = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
+                raise InvalidArgument(
+                    errno.EINVAL, f"{type(self).__name__}: {error}; write {type(self).__name__}({takes})"
+                ) from None
+            raise
+
+    return _construct
+
+
 def _check_region(what: str, start: object, length: object, limit: int) -> None:
-    """Raises ValueError for an invalid range."""
+    """Raises InvalidArgument for an invalid range."""
     if not isinstance(start, int) or not 0 <= start < limit:
-        raise ValueError(f"the first {what} of a region is {start!r:.100}, and not a number from 0 to {limit - 1:#x}")
+        raise InvalidArgument(
+            errno.EINVAL, f"the first {what} of a region is {start!r:.100}: use a number from 0 to {limit - 1:#x}"
+        )
     if not isinstance(length, int) or not 0 < length <= limit - start:
-        raise ValueError(
-            f"a region at {what} {start:#x} has a length of {length!r:.100}, and not 1 to {limit - start:#x}"
+        raise InvalidArgument(
+            errno.EINVAL,
+            f"a region at {what} {start:#x} has a length of {length!r:.100}: use 1 to {limit - start:#x}"
+            f", or begin lower: the last {what} is {limit - 1:#x}",
         )

@@ -60,7 +60,10 @@ class _Host:
         lines = [line for device in self.devices for line in device.lines]
         for device in self.devices:
             device.run_by(self)
-        self.session.run([ops.irq_line(line.gsi, line.level) for line in lines])  # NotReady without an irqchip
+        # NotReady without an irqchip.
+        statuses = self.session.run([ops.irq_line(line.gsi, line.level) for line in lines])
+        if any(status < 0 for status in statuses):
+            self._warn_of_lost_lines()
         with self.turn():
             for device in self.devices:
                 _call(device, "started", device.started)
@@ -69,6 +72,17 @@ class _Host:
     def stop(self) -> None:
         """Calls the devices no more."""
         self._reactor.stop()
+
+    def _warn_of_lost_lines(self) -> None:
+        routed = {route.gsi for route in self.session.routing()}
+        for device in self.devices:
+            if lost := [str(line.gsi) for line in device.lines if line.gsi not in routed]:
+                log.warning(
+                    "%s: no route for GSI %s, so its interrupts are lost: choose a GSI that `irqchipctl routes` shows,"
+                    " or add a route",
+                    device.name,
+                    ", ".join(lost),
+                )
 
     def reset(self) -> None:
         """Resets the devices: the VM was reset."""

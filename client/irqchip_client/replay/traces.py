@@ -246,7 +246,7 @@ def parse_trace(line: bytes | str) -> Trace:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: what is not JSON, not UTF-8, or a monstrous number
-        raise TraceError(f"is not JSON: {error}; a trace is one object a line") from error
+        raise TraceError(f"is not JSON: {error}; write one object a line") from error
     if not isinstance(found, dict):
         raise TraceError("is not a JSON object")
     family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))

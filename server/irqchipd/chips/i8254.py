@@ -84,7 +84,7 @@ class Pit:
     wires: PitWires
     channels: list[PitChannel]
     flags: int = 0
-    # Whether a tick waits until the one before it is acknowledged. Otherwise it is delivered whatever became of that.
+    # Whether a tick waits until the one before it is acknowledged. Otherwise the tick is delivered in any case.
     reinject: bool = True
     # Ticks that have not been acknowledged: the one that was delivered last, and those that wait.
     pending: int = 0

@@ -204,7 +204,7 @@ def _numbers(what: str, numbers: Iterable[int], highest: int) -> Sequence[int]:
     """The numbers that a Session names, without repetitions; two bytes each, as there may be thousands."""
     once = sorted(set(numbers))
     if once and once[-1] > highest:
-        raise invalid(f"{what} {once[-1]} is out of range: 0 to {highest}")
+        raise invalid(f"{what} {once[-1]} is out of range: use 0 to {highest}")
     return array("H", once)
 
 

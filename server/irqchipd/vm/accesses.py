@@ -134,9 +134,9 @@ class Accesses(Vcpus):
 def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
     """The reason why an access is invalid."""
     if size not in sizes:
-        return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}")
+        return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}: use one of these")
     if address > limit:
         what = "port" if limit == MAX_PORT else "address"
-        return invalid(f"{what} {address:#x} is out of range: 0 to {limit:#x}")
+        return invalid(f"{what} {address:#x} is out of range: use 0 to {limit:#x}")
     most = (1 << 8 * size) - 1
     return invalid(f"value {value:#x} does not fit into an access of {size} bytes, whose values are 0 to {most:#x}")

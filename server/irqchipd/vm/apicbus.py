@@ -1,4 +1,4 @@
-"""The bus between senders of messages and local APICs: which CPUs a message addresses, and which of them take it."""
+"""The bus that carries messages to local APICs: which CPUs a message addresses, and which of them take it."""
 
 from __future__ import annotations
 
@@ -200,10 +200,10 @@ class ApicBus:
                 found |= 1 << cpu
         return found
 
-    def _is_broadcast(self, destination: int, source: int | None) -> bool:
-        """Whether a destination means all CPUs; source is an IPI's CPU. KVM: kvm_apic_is_broadcast_dest."""
+    def _is_broadcast(self, destination: int, sender: int | None) -> bool:
+        """Whether a destination means all CPUs; sender is the CPU that sent an IPI. KVM: kvm_apic_is_broadcast_dest."""
         if not self.no_broadcast_quirk:
-            x2apic = source is not None and self.lapics[source].x2apic
+            x2apic = sender is not None and self.lapics[sender].x2apic
             return destination == (X2APIC_BROADCAST if x2apic else BROADCAST)
         if destination != BROADCAST:
             return destination == X2APIC_BROADCAST
@@ -276,15 +276,15 @@ class ApicBus:
         return not (self.x2apic_format and address >> 32 & 0xFF)
 
     def deliver(
-        self, message: Message, accepted: MutableMapping[int, int] | None = None, source: int | None = None
+        self, message: Message, accepted: MutableMapping[int, int] | None = None, sender: int | None = None
     ) -> int:
         """Deliver a message and return how many CPUs took it, or -1 where the message addresses none.
 
-        accepted notes the CPUs that took it, with the vector; source is an IPI's CPU. KVM: kvm_irq_delivery_to_apic.
+        accepted notes the CPUs that took it, with the vector; sender is an IPI's CPU. KVM: kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
             to = message.destination, message.logical
-            if message.destination in _BROADCASTS and self._is_broadcast(message.destination, source):
+            if message.destination in _BROADCASTS and self._is_broadcast(message.destination, sender):
                 slots = None
             else:
                 slots = self._slots[to] if to in self._slots else self._find_slots(*to)
@@ -297,22 +297,22 @@ class ApicBus:
                     if cpu is not None:
                         status += self.offer(cpu, message, accepted)
                 return status
-        elif message.shorthand == Shorthand.SELF and source is not None:
-            return self.offer(source, message, accepted)
+        elif message.shorthand == Shorthand.SELF and sender is not None:
+            return self.offer(sender, message, accepted)
         if message.lowest_priority and message.destination == BROADCAST and not message.logical:
             # KVM: whatever its mode was; a redirection hint still asks for one of them.
             message = replace(message, delivery_mode=DeliveryMode.FIXED)
-        cpus = self._unmapped(message, source)
+        cpus = self._unmapped(message, sender)
         return sum([self.offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
 
-    def _unmapped(self, message: Message, source: int | None) -> list[int]:
+    def _unmapped(self, message: Message, sender: int | None) -> list[int]:
         """The CPUs that get a message without the map's help: a broadcast, a shorthand, or ambiguous addresses."""
         if message.shorthand == Shorthand.NONE:
-            matching = self._matching(message.destination, message.logical, ipi=source is not None)
+            matching = self._matching(message.destination, message.logical, ipi=sender is not None)
         else:
             matching = (1 << len(self.lapics)) - 1
-            if message.shorthand == Shorthand.ALL_EXCLUDING_SELF and source is not None:
-                matching &= ~(1 << source)
+            if message.shorthand == Shorthand.ALL_EXCLUDING_SELF and sender is not None:
+                matching &= ~(1 << sender)
         cpus = [cpu for cpu, lapic in enumerate(self.lapics) if matching >> cpu & 1 and lapic.hardware_enabled]
         if message.lowest_priority:
             cpus = [cpu for cpu in cpus if self.lapics[cpu].enabled]

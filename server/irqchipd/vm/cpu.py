@@ -98,7 +98,7 @@ class Cpu(Touchable):
     def send_ipi(self, icr: int, message: Message) -> None:
         if self.apics.observer is not None:
             self.apics.observer.kvm_apic_ipi(icr, message.destination)
-        self.apics.deliver(message, source=self.index)
+        self.apics.deliver(message, sender=self.index)
 
     def local_interrupt(self, message: Message) -> None:
         self.apics.offer(self.index, message)

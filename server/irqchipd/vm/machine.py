@@ -116,7 +116,7 @@ class Vm(Accesses):
             board = self._board
             ids = board.max_vcpu_ids or MAX_VCPU_ID + 1
             if not 0 <= vcpu < ids:
-                raise invalid(f"vCPU id {vcpu} is out of range: 0 to {ids - 1}")
+                raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {ids - 1}")
             if len(self._cpus) >= self._max_vcpus:
                 raise invalid(f"VM {self.name!r} has {self._max_vcpus} vCPUs, the most that are allowed")
             if vcpu in self._cpus:

@@ -81,7 +81,7 @@ class Registry:
         """Take a name, or pick one."""
         if name and not is_name(name):
             raise invalid(
-                f"{quoted(name)} is no VM name: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+                f"{quoted(name)} is no VM name: use 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
             )
         with self._lock:
             if name in self._vms or name in self._reserved:

@@ -92,7 +92,7 @@ def check_routes(routes: Sequence[Route]) -> None:
     for route in routes:
         gsi = route.gsi
         if gsi >= MAX_GSIS:
-            raise invalid(f"GSI {gsi} is out of range: 0 to {MAX_GSIS - 1}")
+            raise invalid(f"GSI {gsi} is out of range: use 0 to {MAX_GSIS - 1}")
         chip = _check_route(route)
         if (gsi, chip) in led and chip is not None:
             raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
@@ -114,5 +114,5 @@ def _check_route(route: Route) -> int | None:
     if pins is None:
         raise invalid(f"GSI {route.gsi}: chip {route.chip} is invalid; 0 and 1 are the PICs, 2 the IOAPIC")
     if route.pin >= pins:
-        raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}")
+        raise invalid(f"GSI {route.gsi}: chip {route.chip} has pins 0 to {pins - 1}, not {route.pin}: use one of these")
     return route.chip

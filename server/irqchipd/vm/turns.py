@@ -100,7 +100,8 @@ class Turns:
 
     def _no_vcpu(self, vcpu: int) -> VmError:
         ids = ", ".join(map(str, list(self._cpus)[:_SHOWN])) + (", ..." if len(self._cpus) > _SHOWN else "")
-        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; it has {ids or 'none'}")
+        what = f"it has {ids}: use one of these, or create" if ids else "it has none: create"
+        return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; {what} vCPU {vcpu} first")
 
     def _enter(self, vcpu: int) -> Cpu:
         """The vCPU enters its guest."""

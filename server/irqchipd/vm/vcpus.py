@@ -88,7 +88,7 @@ class Vcpus(Lines):
         with self._turn:
             cpu = self._cpu(vcpu)
             if not 0 <= vector <= 0xFF:
-                raise invalid(f"vector {vector} is out of range: 0 to 255")
+                raise invalid(f"vector {vector} is out of range: use 0 to 255")
             self._lapic(vcpu, errno.ENXIO)
             if self._board.pic is not None:
                 raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
