@@ -176,6 +176,7 @@ class LocalSession:
         self._awaited: Pending | None = None  # before the work goes on
         self._packets: deque[bytes] = deque()
         self._ending: VmError | None = None  # why the Session ends, where that is not the client's doing
+        self._finishing = False
         self._closed = False
         self.direct: SessionCaller | None = None
 
@@ -185,16 +186,19 @@ class LocalSession:
             if not self._closed:
                 self._inbox.append((packet, descriptors))
                 self._go_on()
+                if self._packets:
+                    self._wake()
 
     def take(self) -> bytes | None:
         """The next packet for the client, or None; empty at the end of the Session."""
         with self._busy:
-            if self._inbox or self._work is not None:
+            if self._inbox or self._work is not None or self._finishing:
                 self._go_on()
             if self._packets:
                 return self._packets.popleft()
             session = self._session
             if session is not None and (packet := session.take()) is not None:
+                session.sending = None  # it is received at once
                 self._go_on()  # if that was what further packets have waited for
                 return packet
             ending, self._ending = self._ending, None
@@ -202,6 +206,13 @@ class LocalSession:
                 self._close(ending.message)
                 return pb.SessionResponse(ended=errors.message(ending)).SerializeToString()
             return b"" if self._closed else None
+
+    def finish(self) -> None:
+        """Close when what has been sent is done."""
+        with self._busy:
+            self._finishing = True
+            self._go_on()
+        self._wake()
 
     def end(self, error: VmError) -> None:
         """End the Session with an error; from any thread."""
@@ -225,6 +236,9 @@ class LocalSession:
                 break
             if self._work is None:
                 if not self._inbox:
+                    if self._finishing:
+                        self._close("its client closed it")
+                        return
                     self.direct = None if session is None else session.caller
                     return
                 packet, descriptors = self._inbox.popleft()
