@@ -9,7 +9,7 @@ from irqchipd import daemon
 from irqchipd.__main__ import main
 from irqchipd.edge import session
 from irqchipd.edge.batch import Batch, BeginHalt, execute
-from irqchipd.edge.caller import SessionCaller
+from irqchipd.edge.operations import SessionCaller
 from irqchipd.holdings import Holdings
 from irqchipd.vm.pending import Slices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -48,6 +48,11 @@ class Call(Generic[T]):
     def request(self) -> Message:
         """The request without the VM, which the caller knows."""
         return self._request
+
+    @property
+    def vcpu(self) -> int:
+        """The vCPU of a call that has one."""
+        return self.request.vcpu  # type: ignore[attr-defined, no-any-return]
 
     @property
     def method(self) -> str:
@@ -98,6 +103,8 @@ class RecordCall(Call[T]):
 
     __slots__ = ("fields", "parse_record", "record")
 
+    record: bytes
+
     def __init__(
         self,
         operation: str,
@@ -118,11 +125,23 @@ class RecordCall(Call[T]):
     def request(self) -> Message:
         """The request without the VM, which the caller knows."""
         if self._request is None:
-            assert self.record is not None
-            values = zip(FIELDS[self.operation], OPERATION.unpack(self.record)[1:], strict=True)
-            message: type[Message] = getattr(pb, f"{self.method}Request")
-            self._request = message(**{name: value for name, value in values if name is not None})
+            _, size, index, address, value = OPERATION.unpack(self.record)
+            self._request = _request_maker(self.operation)(size, index, address, value)
         return self._request
+
+    @property
+    def vcpu(self) -> int:
+        """The vCPU of a call that has one."""
+        vcpu: int = OPERATION.unpack(self.record)[2]
+        return vcpu
+
+
+@cache
+def _request_maker(operation: str) -> Callable[[int, int, int, int], Message]:
+    """What makes an operation's request of the fields of its record."""
+    fields = [(name, position) for position, name in enumerate(FIELDS[operation]) if name is not None]
+    message: type[Message] = getattr(pb, f"{operation.title().replace('_', '')}Request")
+    return lambda *values: message(**{name: values[position] for name, position in fields})
 
 
 def check_name(what: str, name: str) -> None:

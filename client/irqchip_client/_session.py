@@ -266,7 +266,7 @@ class SessionCore:
         self._next_serial += 1
         if calls and calls[-1].is_halt:
             self._halting[serial] = batch
-            self._halts[cast(pb.HaltRequest, calls[-1].request).vcpu] = serial
+            self._halts[calls[-1].vcpu] = serial
         else:
             self._in_flight.append(batch)
         return request, serial

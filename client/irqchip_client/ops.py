@@ -464,4 +464,4 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
         raise protocol_error("no reason for a Halt to end")
 
     fields = (interrupts_masked, vcpu, 0, timeout_ns)
-    return RecordCall("halt", fields, Decoder[Wake](from_message, from_record), waits=timeout)
+    return RecordCall("halt", fields, Decoder(from_message, from_record), waits=timeout)

@@ -25,13 +25,12 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.daemon import Daemon
 from irqchipd.edge import errors
 from irqchipd.edge.admission import Peer
-from irqchipd.edge.caller import SessionCaller
 from irqchipd.edge.daemon_calls import DAEMON_CALLS, LONG_CALLS
 from irqchipd.edge.eventfds import PortEventfds
 from irqchipd.edge.grpc_service import SERVICE
 from irqchipd.edge.loop import Loop
 from irqchipd.edge.messages import execute_unary
-from irqchipd.edge.operations import OPERATIONS
+from irqchipd.edge.operations import OPERATIONS, SessionCaller
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, opening
 from irqchipd.edge.trace import TraceLog

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import resource
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from irqchip.port import POLL_NS
+from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.regions import ACCESS_NS
 
 # The most bytes that an operation's result takes in its batch's answer, but for what can be large, and an error without
 # its words.
 LEAST_RESULT = 24
+
+# Bytes that a result may take beyond those that each operation has: AdvanceClock's, and a status of IrqLines.
+_ADVANCE_BYTES: Final = 20
+_STATUS_BYTES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +54,39 @@ def allow_descriptors() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # a hard limit of more than the kernel's own: then it stays as it is
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Room:
+    """What is left for results that can be large, and for the texts of errors. E2BIG where that is not enough."""
+
+    __slots__ = ("_bytes", "_changes", "_limits")
+
+    def __init__(self, limits: Limits, least_bytes: int) -> None:
+        self._limits = limits
+        self._bytes = limits.message_bytes - least_bytes
+        self._changes = limits.batch_operations
+
+    def take(self, size: int) -> None:
+        """Use some bytes."""
+        if size > self._bytes:
+            raise VmError(errno.E2BIG, f"the results of this batch have {self._limits.message_bytes} bytes; split it")
+        self._bytes -= size
+
+    def take_changes(self, changes: Sequence[int]) -> None:
+        """Use the room for an irq_lines: its changes, and the bytes of their statuses."""
+        self._changes -= len(changes)
+        if self._changes < 0:
+            raise VmError(errno.E2BIG, f"a batch has {self._limits.batch_operations} changes at the most; split it")
+        self.take(_STATUS_BYTES * len(changes))
+
+    def take_advance(self, _: int) -> None:
+        """Use the room for the result of an advance_clock."""
+        self.take(_ADVANCE_BYTES)
+
+    def text(self, error: VmError) -> str:
+        """The text of an error, or nothing where it finds no room."""
+        size = len(error.message.encode())
+        if size > self._bytes:
+            return ""
+        self._bytes -= size
+        return error.message

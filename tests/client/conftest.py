@@ -63,11 +63,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def irqchip_server(
-    request: pytest.FixtureRequest, kind: str, monkeypatch: pytest.MonkeyPatch
+    irqchip_server: Daemon, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Daemon | _InThisProcess]:
     """A daemon's process, one for the whole run; or a daemon in this process, one a test."""
     if kind == "daemon":
-        yield request.getfixturevalue("irqchip_process")
+        yield irqchip_server
         return
     shared = _Shared()
     monkeypatch.setattr("irqchip_client._embedded.daemon.Embedded", lambda _: shared)

@@ -156,10 +156,10 @@ class HeldGate(Gate):
         self.open = asyncio.Event()
         self.waits = asyncio.Event()
 
-    async def begin(self, holder: object) -> int:
+    async def _begin(self, holder: object) -> int:
         self.waits.set()
         await self.open.wait()
-        return await super().begin(holder)
+        return await super()._begin(holder)
 
 
 class Call:

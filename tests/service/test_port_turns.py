@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import socket
@@ -162,6 +163,23 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     eventually(lambda: len(begun) == 3)
     here.port.unwatch(eventfd)
     os.close(eventfd)
+
+
+def test_a_batch_that_was_begun_at_once_and_waits_is_finished_before_the_next(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other work comes between, and the next batch is there already."""
+    here.vm()
+    with closing(here.peer(vm="vm")) as peer:
+        monkeypatch.setattr(batch, "SLICE_NS", 0)
+        monkeypatch.setattr(port, "PASS_NS", 0)
+        allowed = itertools.cycle((True, False))
+        monkeypatch.setattr(here.port, "allows", lambda _: next(allowed))
+        busy = Work("other", lambda: here.port.do_later(busy))
+        here.port.do_later(busy)
+        for serial in range(20):
+            peer.submit(serial, *[pb.Operation(pio_read=pb.PioReadRequest(vcpu=0, port=0x21, size=1))] * 3)
+        assert [peer.receive().batch_result.serial for _ in range(20)] == list(range(20))
 
 
 # Connections that are no Sessions.

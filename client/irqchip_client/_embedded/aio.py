@@ -17,11 +17,10 @@ from irqchip_client._errors import IrqchipError, client_closed, error_from_messa
 from irqchip_client._session import SessionCore
 from irqchip_client._target import Target
 from irqchipd.edge.batch import caught_up
-from irqchipd.edge.caller import Caller
 from irqchipd.edge.daemon_calls import LONG_CALLS
 from irqchipd.edge.loop import call as call_in_loop
 from irqchipd.edge.loop import ended, resolve
-from irqchipd.edge.operations import access_result
+from irqchipd.edge.operations import Caller, access_result
 from irqchipd.embedded import LocalSession, LocalWatch
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.pending import Slices

@@ -20,8 +20,7 @@ from irqchip_client._sync.packets import PacketTransport
 from irqchip_client._sync.streams import Watch
 from irqchip_client._target import Target
 from irqchipd.edge.batch import caught_up
-from irqchipd.edge.caller import Caller
-from irqchipd.edge.operations import access_result
+from irqchipd.edge.operations import Caller, access_result
 from irqchipd.embedded import LocalSession, LocalWatch
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError

@@ -18,9 +18,8 @@ from irqchip_client._errors import IrqchipError, Unavailable, client_closed, mak
 from irqchip_client._model import InterruptSource
 from irqchip_client._target import Target
 from irqchipd.edge import errors
-from irqchipd.edge.caller import Caller
 from irqchipd.edge.convert import signal_to
-from irqchipd.edge.operations import HALT, RECORDS, Result
+from irqchipd.edge.operations import HALT, RECORDS, Caller, Result
 from irqchipd.embedded import Embedded
 from irqchipd.listen import ListenError
 from irqchipd.vm.errors import VmError

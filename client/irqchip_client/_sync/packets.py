@@ -250,8 +250,8 @@ class PacketTransport(Transport):
     def _receive_one(self, receive: Callable[[], bytes | None]) -> None:
         """Receives a packet for all, and takes it in, if one comes."""
         self._receiving = True
-        self.changed.release()
         try:
+            self.changed.release()  # Within the try: Ctrl-C may come as soon as it returns.
             packet = receive()
         finally:
             self.changed.acquire()

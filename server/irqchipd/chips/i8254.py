@@ -9,7 +9,7 @@ Nothing here counts: a count is worked out from the time when it is asked for, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Protocol
 
 from irqchipd.chips.i8254_state import (
@@ -33,11 +33,11 @@ _SECOND: Final = 1_000_000_000  # ns
 class Port:
     """Where the chip and the speaker's port are on the I/O bus."""
 
-    CHANNEL_0 = 0x40
-    CHANNEL_1 = 0x41
-    CHANNEL_2 = 0x42
-    CONTROL = 0x43
-    SPEAKER = 0x61
+    CHANNEL_0: Final = 0x40
+    CHANNEL_1: Final = 0x41
+    CHANNEL_2: Final = 0x42
+    CONTROL: Final = 0x43
+    SPEAKER: Final = 0x61
 
 
 # Control word, datasheet order: counter in bits 7:6, Access in 5:4, Mode in 3:1, BCD in 0.
@@ -110,8 +110,8 @@ class Pit:
         self._stop_timer()
         fresh = Pit.at_reset(self.wires)
         fresh.reinject = self.reinject
-        for name in Pit.__slots__:
-            setattr(self, name, getattr(fresh, name))
+        for field in fields(Pit):
+            setattr(self, field.name, getattr(fresh, field.name))
 
     # Ports.
 

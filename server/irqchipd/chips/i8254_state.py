@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final
 
@@ -26,23 +26,23 @@ STATE_SIZE: Final = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
 class Access:
     """Which halves of a count are read and written."""
 
-    LATCH = 0  # no access mode but a command: latch the count
-    LSB = 1
-    MSB = 2
-    WORD = 3  # the low half, then the high one
-    WORD_MSB = 4  # the high half of a word is next; only in read_state and write_state
+    LATCH: Final = 0  # no access mode but a command: latch the count
+    LSB: Final = 1
+    MSB: Final = 2
+    WORD: Final = 3  # the low half, then the high one
+    WORD_MSB: Final = 4  # the high half of a word is next; only in read_state and write_state
 
 
 class Mode:
     """What a counter does."""
 
-    TERMINAL_COUNT = 0
-    ONE_SHOT = 1
-    RATE_GENERATOR = 2
-    SQUARE_WAVE = 3
-    SOFTWARE_STROBE = 4
-    HARDWARE_STROBE = 5
-    NONE = 0xFF  # KVM: i8254.c kvm_pit_reset; before the first control word
+    TERMINAL_COUNT: Final = 0
+    ONE_SHOT: Final = 1
+    RATE_GENERATOR: Final = 2
+    SQUARE_WAVE: Final = 3
+    SOFTWARE_STROBE: Final = 4
+    HARDWARE_STROBE: Final = 5
+    NONE: Final = 0xFF  # KVM: i8254.c kvm_pit_reset; before the first control word
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class PitChannel:
                 return int(ticks >= self.count)
 
 
-_values = attrgetter(*PitChannel.__slots__)
+_values = attrgetter(*(field.name for field in fields(PitChannel)))
 
 
 def _ticks(elapsed: int) -> int:

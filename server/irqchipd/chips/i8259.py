@@ -7,7 +7,7 @@ what a read gives. Edge or level is not ICW1's to choose: each line has a bit in
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, Protocol
 
@@ -18,12 +18,12 @@ LINES: Final = 8  # inputs of one 8259
 class Port:
     """Where the pair is on the I/O bus."""
 
-    PRIMARY_COMMAND = 0x20
-    PRIMARY_DATA = 0x21
-    SECONDARY_COMMAND = 0xA0
-    SECONDARY_DATA = 0xA1
-    PRIMARY_ELCR = 0x4D0
-    SECONDARY_ELCR = 0x4D1
+    PRIMARY_COMMAND: Final = 0x20
+    PRIMARY_DATA: Final = 0x21
+    SECONDARY_COMMAND: Final = 0xA0
+    SECONDARY_DATA: Final = 0xA1
+    PRIMARY_ELCR: Final = 0x4D0
+    SECONDARY_ELCR: Final = 0x4D1
 
 
 # Command port, datasheet order: ICW1 has bit 4, OCW3 has bit 3, OCW2 neither.
@@ -43,23 +43,23 @@ OCW3_SPECIAL_MASK: Final = 0x20
 class Ocw2:
     """Bits 7:5 of OCW2: rotate, specific level, end of interrupt. Bits 2:0 are the level."""
 
-    CLEAR_ROTATE_ON_AUTO_EOI = 0
-    EOI = 1
-    NO_OPERATION = 2
-    SPECIFIC_EOI = 3
-    SET_ROTATE_ON_AUTO_EOI = 4
-    ROTATE_ON_EOI = 5
-    SET_PRIORITY = 6
-    ROTATE_ON_SPECIFIC_EOI = 7
+    CLEAR_ROTATE_ON_AUTO_EOI: Final = 0
+    EOI: Final = 1
+    NO_OPERATION: Final = 2
+    SPECIFIC_EOI: Final = 3
+    SET_ROTATE_ON_AUTO_EOI: Final = 4
+    ROTATE_ON_EOI: Final = 5
+    SET_PRIORITY: Final = 6
+    ROTATE_ON_SPECIFIC_EOI: Final = 7
 
 
 class Expect:
     """What the data port takes next."""
 
-    OCW1 = 0
-    ICW2 = 1
-    ICW3 = 2
-    ICW4 = 3
+    OCW1: Final = 0
+    ICW2: Final = 1
+    ICW3: Final = 2
+    ICW4: Final = 3
 
 
 POLL_INTERRUPT: Final = 0x80  # bit 7 of a poll's answer
@@ -174,7 +174,8 @@ class I8259:
         return -1
 
 
-_values = attrgetter(*I8259.__slots__)
+_FIELDS: Final = tuple(field.name for field in fields(I8259))
+_values = attrgetter(*_FIELDS)
 
 
 @dataclass(slots=True)
@@ -420,7 +421,7 @@ class PicPair:
 
     def restore(self, chip: I8259, state: I8259) -> None:
         """Replace the state of one of the two chips. KVM: irq.c kvm_vm_ioctl_set_irqchip, a raw copy, then update."""
-        for name in I8259.__slots__:
+        for name in _FIELDS:
             setattr(chip, name, getattr(state, name))
         self.update()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Protocol
 
 from irqchipd.chips.message import Message, from_redirection
@@ -24,17 +24,17 @@ RTC_PIN: Final = 8
 class Offset:
     """What is where in the window; the rest reads as 0 and ignores writes."""
 
-    REGISTER_SELECT = 0x00
-    REGISTER_WINDOW = 0x10
+    REGISTER_SELECT: Final = 0x00
+    REGISTER_WINDOW: Final = 0x10
 
 
 class Reg:
     """The indirect registers. From REDIRECTION on, two a pin: the low half, then the high half."""
 
-    ID = 0x00
-    VERSION = 0x01
-    ARBITRATION = 0x02
-    REDIRECTION = 0x10
+    ID: Final = 0x00
+    VERSION: Final = 0x01
+    ARBITRATION: Final = 0x02
+    REDIRECTION: Final = 0x10
 
 
 # Redirection entry, 64 bits:
@@ -390,8 +390,8 @@ class Ioapic:
     def reset(self) -> None:
         """RESET: as it powers on. KVM: ioapic.c kvm_ioapic_reset."""
         fresh = Ioapic(self.wires)
-        for name in Ioapic.__slots__:
-            setattr(self, name, getattr(fresh, name))
+        for each in fields(Ioapic):
+            setattr(self, each.name, getattr(fresh, each.name))
         self.wires.entries_replaced()
 
     def state(self) -> IoapicState:

@@ -19,6 +19,7 @@ from irqchipd.chips.lapic_registers import (
     ICR_BUSY,
     LVT_EXTINT,
     LVT_MASKED,
+    REGISTERS,
     STATE_SIZE,
     SVR_ENABLED,
     VERSION,
@@ -38,12 +39,12 @@ from irqchipd.chips.xapic import LapicWires, Xapic, lint0_is_nmi
 class Msr:
     """Model-specific registers, SDM vol. 4. The x2APIC's are the register page's, one for every 16 bytes."""
 
-    TSC = 0x10
-    APIC_BASE = 0x1B
-    TSC_ADJUST = 0x3B
-    TSC_DEADLINE = 0x6E0
-    X2APIC = 0x800
-    X2APIC_END = 0x900
+    TSC: Final = 0x10
+    APIC_BASE: Final = 0x1B
+    TSC_ADJUST: Final = 0x3B
+    TSC_DEADLINE: Final = 0x6E0
+    X2APIC: Final = 0x800
+    X2APIC_END: Final = 0x900
 
 
 # Of a physical address. The page is below 4 GiB at first.
@@ -54,7 +55,7 @@ FAULT: Final = -1  # what an access to an MSR gives that raises a general protec
 # What an x2APIC has no register for, or none that is read.
 _NOT_READ_AS_MSR: Final = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
 
-_values = attrgetter(*LapicRegisters.__slots__)
+_values = attrgetter(*REGISTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Lapic(Xapic):
         icr2 = self.icr2 if self.x2apic else 0
         icr_high = 0 if self.x2apic else self.icr_high
         reset = LapicRegisters(id=apic_id, ldr=ldr, icr2=icr2, icr_high=icr_high, version=self.version, page=page)
-        for name in LapicRegisters.__slots__:
+        for name in REGISTERS:
             setattr(self, name, getattr(reset, name))
         self.timer.set_mode(self.lvt_timer)
         self.timer.set_divide(self.timer_divide)
@@ -322,7 +323,7 @@ class Lapic(Xapic):
         The timer runs on from the current count. An x2APIC's IDs are not to be set.
         """
         was, version = _addressing(self), self.version
-        for name in LapicRegisters.__slots__:
+        for name in REGISTERS:
             setattr(self, name, getattr(registers, name))
         self.version = version
         self.nmi_watchdog = lint0_is_nmi(self.lvt_lint0)
@@ -358,7 +359,7 @@ class Lapic(Xapic):
         """Go on from a snapshot, which has been checked."""
         assert saved.lapic is not None
         registers = LapicRegisters.unpack(saved.lapic)
-        for name in LapicRegisters.__slots__:
+        for name in REGISTERS:
             setattr(self, name, getattr(registers, name))
         self._take_base(saved.apic_base)
         self.nmi_watchdog = lint0_is_nmi(self.lvt_lint0) if saved.nmi_watchdog is None else saved.nmi_watchdog

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from irqchipd.chips.lapic_timer import TIMER_MODE
@@ -19,32 +19,32 @@ ALL_VECTORS: Final = (1 << VECTORS) - 1
 class Reg:
     """Offsets in the register page, SDM table 11-1. ISR, TMR and IRR are eight words each, 10h apart."""
 
-    ID = 0x020
-    VERSION = 0x030
-    TPR = 0x080
-    ARBITRATION = 0x090
-    PPR = 0x0A0
-    EOI = 0x0B0
-    LDR = 0x0D0
-    DFR = 0x0E0
-    SVR = 0x0F0
-    ISR = 0x100
-    TMR = 0x180
-    IRR = 0x200
-    ESR = 0x280
-    ICR = 0x300
-    ICR_HIGH = 0x304  # KVM: where the upper half of an x2APIC's 64-bit ICR is kept
-    ICR2 = 0x310
-    LVT_TIMER = 0x320
-    LVT_THERMAL = 0x330
-    LVT_PERFORMANCE = 0x340
-    LVT_LINT0 = 0x350
-    LVT_LINT1 = 0x360
-    LVT_ERROR = 0x370
-    TIMER_INITIAL_COUNT = 0x380
-    TIMER_CURRENT_COUNT = 0x390
-    TIMER_DIVIDE = 0x3E0
-    SELF_IPI = 0x3F0  # of an x2APIC
+    ID: Final = 0x020
+    VERSION: Final = 0x030
+    TPR: Final = 0x080
+    ARBITRATION: Final = 0x090
+    PPR: Final = 0x0A0
+    EOI: Final = 0x0B0
+    LDR: Final = 0x0D0
+    DFR: Final = 0x0E0
+    SVR: Final = 0x0F0
+    ISR: Final = 0x100
+    TMR: Final = 0x180
+    IRR: Final = 0x200
+    ESR: Final = 0x280
+    ICR: Final = 0x300
+    ICR_HIGH: Final = 0x304  # KVM: where the upper half of an x2APIC's 64-bit ICR is kept
+    ICR2: Final = 0x310
+    LVT_TIMER: Final = 0x320
+    LVT_THERMAL: Final = 0x330
+    LVT_PERFORMANCE: Final = 0x340
+    LVT_LINT0: Final = 0x350
+    LVT_LINT1: Final = 0x360
+    LVT_ERROR: Final = 0x370
+    TIMER_INITIAL_COUNT: Final = 0x380
+    TIMER_CURRENT_COUNT: Final = 0x390
+    TIMER_DIVIDE: Final = 0x3E0
+    SELF_IPI: Final = 0x3F0  # of an x2APIC
 
 
 # IA32_APIC_BASE.
@@ -58,8 +58,8 @@ BASE_RESERVED: Final = 0x2FF  # and what is no physical address
 class Quirk:
     """Where KVM departs from a local APIC, unless the quirk is disabled: KVM_X86_QUIRK_*."""
 
-    LINT0_REENABLED = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
-    LAPIC_MMIO_HOLE = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
+    LINT0_REENABLED: Final = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
+    LAPIC_MMIO_HOLE: Final = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
 
 
 QUIRKS: Final = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
@@ -202,3 +202,6 @@ class LapicRegisters:
             words = (_WORD.unpack_from(page, offset + 0x10 * word)[0] << 32 * word for word in range(8))
             setattr(registers, name, sum(words))
         return registers
+
+
+REGISTERS: Final = tuple(field.name for field in fields(LapicRegisters))

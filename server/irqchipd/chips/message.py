@@ -13,23 +13,23 @@ X2APIC_BROADCAST: Final = 0xFFFF_FFFF  # the same of an x2APIC's
 class DeliveryMode:
     """Bits 10:8 of an ICR, an LVT, a redirection entry and an MSI's data."""
 
-    FIXED = 0
-    LOWEST_PRIORITY = 1
-    SMI = 2
-    REMOTE_READ = 3
-    NMI = 4
-    INIT = 5
-    STARTUP = 6
-    EXTINT = 7
+    FIXED: Final = 0
+    LOWEST_PRIORITY: Final = 1
+    SMI: Final = 2
+    REMOTE_READ: Final = 3
+    NMI: Final = 4
+    INIT: Final = 5
+    STARTUP: Final = 6
+    EXTINT: Final = 7
 
 
 class Shorthand:
     """Bits 19:18 of an ICR."""
 
-    NONE = 0
-    SELF = 1
-    ALL_INCLUDING_SELF = 2
-    ALL_EXCLUDING_SELF = 3
+    NONE: Final = 0
+    SELF: Final = 1
+    ALL_INCLUDING_SELF: Final = 2
+    ALL_EXCLUDING_SELF: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from irqchipd.edge.gate import Waiters
 
 
 class Background:
-    """A thread, which is there from the beginning, and the calls that wait for it. Only the work is the thread's."""
+    """A thread, which is started at once, and the calls that wait for it. All but the work runs on the event loop."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "irqchipd background")

@@ -8,10 +8,8 @@ from time import perf_counter_ns
 from typing import Any, Final
 
 from irqchipd.edge import errors
-from irqchipd.edge.caller import SessionCaller
-from irqchipd.edge.operations import HALT, Operation, access_result
-from irqchipd.edge.room import Room
-from irqchipd.limits import Limits
+from irqchipd.edge.operations import HALT, Operation, SessionCaller, access_result
+from irqchipd.limits import Limits, Room
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
@@ -121,7 +119,8 @@ def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -
                 if operation is HALT and position == last:
                     halt = arguments
                     break
-                operation.reserve(batch.room, *arguments)
+                if operation.reserve is not None:
+                    operation.reserve(batch.room, *arguments)
                 result = yield from operation.call(on, *arguments)
             else:
                 result = operation.call(on, *arguments)

@@ -1,4 +1,4 @@
-"""Closing what clients have sent. It may wait: for a socket that lingers, for a file system that is a client's."""
+"""Closing descriptors that clients sent. A close may wait: for a lingering socket, or a client's file system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_LINGER = struct.pack("ii", 0, 0)
 
 
 class Closer:
-    """Closes descriptors in threads of its own, which may wait. From any thread."""
+    """Closes descriptors in threads of its own, which may wait. Any thread may call it."""
 
     def __init__(self) -> None:
         self._descriptors: queue.SimpleQueue[tuple[int, Callable[[], None]]] = queue.SimpleQueue()
@@ -47,7 +47,7 @@ class Closer:
 
 
 def _do_not_linger(descriptor: int) -> None:
-    """A socket's close then waits for nothing, unless its other holders change that at this very moment."""
+    """Have a socket's close not wait, unless another process that has the socket changes that at this very moment."""
     try:
         connection = socket.socket(fileno=descriptor)
     except OSError:  # Not a socket.

@@ -95,14 +95,15 @@ class Connection(Work):
             data, ancillary = b"", []
         if ancillary:
             self._receive_descriptors(ancillary)
-        elif data and session is not None and (self._port.alone or self._port.allows(session.vm.share)):
-            if self._execute(session, data):
-                if self._work is not None:
-                    self._port.do(self)
-                elif self._more:
+        if data and not ancillary and session is not None and (self._port.alone or self._port.allows(session.vm.share)):
+            if not self._execute(session, data):
+                return
+            if self._work is None:
+                if self._more:
                     self._wake()
-            return
-        self._packet = data
+                return
+        else:
+            self._packet = data
         self._port.do(self)
         if self.queued:
             with self._busy:

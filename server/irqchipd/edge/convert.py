@@ -20,7 +20,7 @@ from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
 _PIC_FIELDS = I8259.__slots__
 _PIT_FIELDS = PitChannel.__slots__
-_PIT_WIDTHS = {"count": 32, "latched_count": 16}  # bits, of those that have not 8
+_PIT_WIDTHS = {"count": 32, "latched_count": 16}  # bits, where not 8
 _LAPIC_WORDS = tuple(
     field.name
     for field in pb.LapicState.DESCRIPTOR.fields
@@ -45,7 +45,7 @@ _MODES = {"none": pb.IRQCHIP_MODE_NONE, "full": pb.IRQCHIP_MODE_FULL, "split": p
 
 
 def routes_from(entries: Iterable[pb.RoutingEntry]) -> list[Route]:
-    """The routes that a message asks for; whether they are good is the VM's to say."""
+    """The routes of a message. The VM checks them."""
     return [route_from(entry) for entry in entries]
 
 
@@ -60,13 +60,13 @@ def route_from(entry: pb.RoutingEntry) -> Route:
             raise invalid(f"the routing entry of GSI {entry.gsi} has no destination: an irqchip pin or an MSI")
 
 
-def routes_to(routes: Iterable[Route]) -> list[pb.RoutingEntry]:
-    """The reverse of routes_from."""
-    return [route_to(route) for route in routes]
+def routing_to(routes: Iterable[Route], response: pb.GetGsiRoutingResponse) -> None:
+    """The message of some routes."""
+    response.entries.extend(route_to(route) for route in routes)
 
 
 def route_to(route: Route) -> pb.RoutingEntry:
-    """The reverse of route_from."""
+    """The entry of a route."""
     if isinstance(route, PinRoute):
         pin = pb.IrqchipPin(chip_id=route.chip, pin=route.pin)
         return pb.RoutingEntry(gsi=route.gsi, irqchip=pin, flags=route.flags)
@@ -106,7 +106,7 @@ def _ioapic_from(state: pb.IoapicState) -> IoapicState:
 
 
 def irqchip_to(state: I8259 | IoapicState, response: pb.GetIrqchipResponse) -> None:
-    """The reverse of irqchip_from, with the kernel's struct."""
+    """The message of a chip's state, with the kernel's struct."""
     response.kvm_struct = state.pack()
     if isinstance(state, I8259):
         for name in _PIC_FIELDS:
@@ -146,7 +146,7 @@ def _bits(name: str, vectors: Iterable[int]) -> int:
 
 
 def lapic_to(registers: LapicRegisters, response: pb.GetLapicResponse) -> None:
-    """The reverse of lapic_from, with the kernel's struct."""
+    """The message of a local APIC's registers, with the kernel's struct."""
     response.kvm_struct = registers.pack()
     for name in _LAPIC_WORDS:
         setattr(response.lapic, name, getattr(registers, name))
@@ -180,7 +180,7 @@ def _pit_channel_from(channel: pb.PitChannel) -> PitChannel:
 
 
 def pit_to(state: PitState, response: pb.GetPitResponse) -> None:
-    """The reverse of pit_from, with the kernel's struct."""
+    """The message of the PIT's state, with the kernel's struct."""
     response.kvm_struct = state.pack()
     response.pit.flags = state.flags
     for channel in state.channels:
@@ -191,22 +191,23 @@ def pit_to(state: PitState, response: pb.GetPitResponse) -> None:
 
 
 def features_from(request: pb.SetCpuidRequest) -> Features:
-    """What a guest's CPUID has."""
+    """The features that a guest's CPUID has."""
     return Features(request.x2apic, request.tsc_deadline, request.tsc_adjust, request.physical_address_bits)
 
 
-def vcpu_events_from(events: Any) -> VcpuEvents:
-    """What a message says of a vCPU's events; what it leaves out is None."""
+def vcpu_events_from(request: pb.SetVcpuEventsRequest) -> VcpuEvents:
+    """A vCPU's events. A field that the message leaves out is None."""
+    events: Any = request.events
     given = {name: getattr(events, name) for name in _OPTIONAL_EVENTS if events.HasField(name)}
     return VcpuEvents(interrupt_vector=events.interrupt_vector, **given)
 
 
-def vcpu_events_to(events: VcpuEvents) -> pb.VcpuEvents:
-    """The reverse of vcpu_events_from."""
-    return pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__})
+def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
+    """The message of a vCPU's events."""
+    response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__}))
 
 
-# What a vCPU takes, and what Sessions are told.
+# What a vCPU takes, and regions.
 
 
 def interrupt_to(taken: tuple[int, bool]) -> pb.Interrupt:
@@ -222,7 +223,7 @@ def signal_to(signal: Signal) -> pb.Signal:
 
 
 def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:
-    """What ended a halt, or its error."""
+    """The message of what ended a halt. Raises the error that ended it."""
     if isinstance(outcome, VmError):
         raise outcome
     if outcome is None:

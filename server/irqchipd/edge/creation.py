@@ -1,4 +1,4 @@
-"""VMs that are made as a client asks, by a call of its own or with a Session."""
+"""Creating a VM for a client, by CreateVm or with a Session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from irqchipd.vm.registry import Registry
 
 
 def create_vm(registry: Registry, request: pb.CreateVmRequest) -> Vm:
-    """See CreateVmRequest."""
     if request.clock not in pb.ClockKind.values():
         raise invalid(
             f"clock {request.clock} is invalid; {pb.CLOCK_KIND_REAL} is real, {pb.CLOCK_KIND_VIRTUAL} is virtual"

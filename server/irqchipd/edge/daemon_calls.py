@@ -69,5 +69,5 @@ DAEMON_CALLS: Final[dict[str, DaemonCall]] = {
     "CreatePit": _create_pit,
     "SetBootCpuId": _set_boot_cpu_id,
 }
-# These take their time, and hold no VM's lock for long.
+# These take long without holding a VM's lock for long.
 LONG_CALLS: Final[dict[str, DaemonCall]] = {"ListVms": list_vms, "SaveVm": _save_vm, "RestoreVm": _restore_vm}

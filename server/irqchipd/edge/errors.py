@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def refusal(error: Exception) -> VmError:
-    """What a client is told of an exception: the VM's own words, or that the daemon is at fault, as its log says."""
+    """The error that a client gets for an exception: a VmError as it is, else EIO, and the log says why."""
     if isinstance(error, VmError):
         if log.isEnabledFor(logging.DEBUG):
             log.debug("refused: %s", error.message, extra=fields(errno=error.reason))

@@ -1,4 +1,4 @@
-"""eventfds that interrupt, irqfds, and those that doorbells ring. KVM: virt/kvm/eventfd.c."""
+"""irqfds, and the eventfds of doorbells. KVM: virt/kvm/eventfd.c."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from irqchipd.vm.pending import Pending
 from irqchipd.vm.sources import LineSource
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
-PASSING = 64  # descriptors that may be here beside those of irqfds and doorbells, to deassign one say
+PASSING = 64  # descriptors that may be held beside those of irqfds and doorbells, for example to deassign one
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
 
@@ -38,10 +38,10 @@ def _nothing() -> None:
 
 
 class EventfdsInUse:
-    """What the daemon holds of clients' eventfds, of all VMs and Sessions; from any thread.
+    """Counts the clients' descriptors that the daemon holds, for all VMs and Sessions; from any thread.
 
-    most  irqfds, and doorbells' eventfds. Each has a descriptor or two. Descriptors count from when they arrive until
-          they are closed, whatever they are.
+    There are at most so many irqfds and eventfds of doorbells, each with one or two descriptors. A descriptor counts
+    from its arrival until it is closed, whatever it is.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,19 +51,19 @@ class EventfdsInUse:
         self._identities: set[object] = set()
 
     def hold(self, count: int) -> int:
-        """Descriptors have arrived; how many of them may be kept."""
+        """Count descriptors that have arrived. Returns how many of them may be kept."""
         with self._lock:
             kept = min(count, 2 * self._most + PASSING - self._held)
             self._held += kept
         return kept
 
     def let_go(self) -> None:
-        """A descriptor that was kept has been closed."""
+        """Count a descriptor that was kept and has been closed."""
         with self._lock:
             self._held -= 1
 
     def add(self, identity: object) -> None:
-        """One more: EBUSY where it is an irqfd already, ENOSPC at the limit."""
+        """Count an eventfd. EBUSY if it is an irqfd already, ENOSPC at the limit."""
         with self._lock:
             if identity in self._identities:
                 raise VmError(errno.EBUSY, "the eventfd is an irqfd already")
@@ -72,31 +72,31 @@ class EventfdsInUse:
             self._identities.add(identity)
 
     def remove(self, identity: object) -> None:
-        """One less."""
+        """Undo add."""
         with self._lock:
             self._identities.discard(identity)
 
     def full(self) -> VmError:
-        """There are too many."""
+        """The error at the limit."""
         return VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
 
 
 class _Signalled:
-    """An eventfd that is written, from any thread. It owns its descriptor."""
+    """An eventfd that any thread may write. Owns the descriptor."""
 
     def __init__(self, descriptor: int, closed: Callable[[], None] = _nothing) -> None:
         self._descriptor: int | None = descriptor
         self._closed = closed
-        self._lock = threading.Lock()  # a write may come while it is closed
+        self._lock = threading.Lock()  # another thread may write while this one closes
 
     def signal(self) -> None:
-        """Add 1, and wait for nothing."""
+        """Add 1, without waiting."""
         with self._lock:
             if self._descriptor is not None:
                 writer().add_one(self._descriptor)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
@@ -113,17 +113,17 @@ class Bell:
         self._eventfd = _Signalled(descriptor, in_use.let_go)
 
     def ring(self, _: Event) -> None:
-        """There was a write."""
+        """The guest wrote to the doorbell."""
         self._eventfd.signal()
 
     def close(self) -> None:
-        """The doorbell is no more."""
+        """The doorbell was removed."""
         self._eventfd.close()
         self._in_use.remove(self)
 
 
 class _Assigned(Work):
-    """An eventfd that interrupts. It owns its descriptors."""
+    """An irqfd. Owns the descriptors."""
 
     def __init__(self, in_use: EventfdsInUse, vm: Vm, gsi: int, eventfd: int, resamplefd: int | None) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _Assigned(Work):
         self._in_use = in_use
         self._resamplefd = None if resamplefd is None else _Signalled(resamplefd, in_use.let_go)
         self.irqfd: Irqfd | None = None
-        # Its counter when it was assigned, which KVM leaves, until there is a write.
+        # The counter when the eventfd was assigned. KVM does not clear it until there is a write.
         self.untouched = 0
 
     @property
@@ -141,13 +141,13 @@ class _Assigned(Work):
         return self.vm.share
 
     def resampled(self, _: Event) -> None:
-        """Its interrupt was acknowledged; from any thread."""
+        """The interrupt was acknowledged; from any thread."""
         if self._resamplefd is not None:
             self._resamplefd.signal()
 
     def go_on(self) -> Pending | None:
         # There was a write, or the eventfd was just assigned.
-        if self.irqfd is None:  # deassigned meanwhile
+        if self.irqfd is None:  # it was deassigned meanwhile
             return None
         if self.vm.agenda.backlog is not None:
             return self.vm.agenda.backlog
@@ -155,13 +155,13 @@ class _Assigned(Work):
             untouched, self.untouched = self.untouched, 0
             if _eventfd(self.eventfd)[1] == untouched:
                 return None
-        with suppress(OSError):  # its client may have read it
+        with suppress(OSError):  # the client may have read the counter
             os.preadv(self.eventfd, (bytearray(8),), -1, os.RWF_NOWAIT)
         self.vm.trigger(self.irqfd)
         return None
 
     def close(self) -> None:
-        """It interrupts no more. Let go of the descriptors."""
+        """End the irqfd, and close the descriptors."""
         irqfd, self.irqfd = self.irqfd, None
         if irqfd is not None:
             self.vm.remove_irqfd(irqfd)
@@ -172,10 +172,10 @@ class _Assigned(Work):
 
 
 class Eventfds:
-    """What an edge makes of the eventfds that come with a Session's batches: none, where it carries no descriptors."""
+    """The eventfds that come with a Session's batches. This base class is for a transport without descriptors."""
 
     def begin_message(self, is_records: bool) -> None:
-        """A message has come. Only a batch that was announced, and is not records, has a use for descriptors."""
+        """A message begins. Descriptors are for a batch of messages that was announced; close any others."""
 
     def announce(self) -> None:
         """The next message carries descriptors."""
@@ -195,20 +195,20 @@ def _no_descriptors() -> VmError:
 
 
 class PortEventfds(Eventfds):
-    """Those of a Session on the port."""
+    """The eventfds of a Session on the port."""
 
     def __init__(self, in_use: EventfdsInUse, watcher: Watcher) -> None:
         self._in_use = in_use
         self._watcher = watcher
         self._assigned: dict[int, _Assigned] = {}
-        # What came with the message that is executed; and whether there was more, for which there is no room.
+        # The descriptors that came with the current message; and whether others came that found no room.
         self._descriptors: list[int] = []
         self._refused = False
-        self.unused = False  # whether any of these, or a refused one, is left
+        self.unused = False  # whether descriptors have come since the last discard
         self._announced = False
 
     def receive(self, descriptors: Sequence[int]) -> None:
-        """Descriptors have come with a message."""
+        """Keep descriptors that came with a message, as far as there is room."""
         kept = self._in_use.hold(len(descriptors))
         self.unused = True
         self._descriptors.extend(descriptors[:kept])
@@ -248,7 +248,7 @@ class PortEventfds(Eventfds):
             vm.trigger(irqfd.irqfd)
 
     def bell(self) -> Bell:
-        """The next descriptor, for a doorbell. EBADF where there is none, EINVAL where it is no eventfd, ENOSPC."""
+        """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
         descriptor = self._take()
         try:
             _eventfd(descriptor)
@@ -301,13 +301,13 @@ class PortEventfds(Eventfds):
         assigned.close()
 
     def discard(self) -> None:
-        """The message is done; what nobody took of what came with it goes."""
+        """The message is done: close the descriptors that no operation took."""
         while self._descriptors:
             self._close(self._descriptors.pop())
         self._refused = self.unused = False
 
     def close(self) -> None:
-        """The Session is over, and none of its eventfds interrupts any more."""
+        """The Session ends: close all of its descriptors."""
         self.discard()
         for identity in list(self._assigned):
             self._remove(identity)

@@ -36,7 +36,7 @@ _SIGNALS: Final = 2
 
 
 class _Bounded(Generic[_T]):
-    """A queue of so many; where more would be, there is a count of what was dropped, in its place."""
+    """A queue of limited length. In the place of items that found no room it has a count of them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -44,7 +44,7 @@ class _Bounded(Generic[_T]):
         self._kept = 0
 
     def put(self, item: _T) -> bool:
-        """Whether there was room."""
+        """Add an item, or count it as dropped. Whether there was room."""
         if self._kept < self._limit:
             self._kept += 1
             self.items.append(item)
@@ -57,7 +57,7 @@ class _Bounded(Generic[_T]):
         return False
 
     def take(self) -> _T | int:
-        """The first, or how many were dropped here."""
+        """The first item, or how many were dropped in this place."""
         item = self.items.popleft()
         if not isinstance(item, int):
             self._kept -= 1
@@ -81,11 +81,10 @@ class _Unread:
 
 
 class EventQueue:
-    """A Session's events. wake is called, from any thread, when there is something to take where there was nothing.
+    """A Session's events. Equal events are one event as long as they are unread.
 
-    on_dropped is called with the queue's lock, on_lost without.
-
-    Events that say the same are one event while they are unread.
+    wake is called, from any thread, when the queue was empty and is not any more. on_dropped is called with the queue's
+    lock held, on_lost without.
     """
 
     def __init__(
@@ -99,17 +98,17 @@ class EventQueue:
         self._on_dropped = on_dropped
         self._on_lost = on_lost
         self._lock = threading.Lock()
-        # Events of which one stands for several, with their counts, by what they are about; the oldest is the first.
-        # They need no bound but the numbers of vCPUs and GSIs: a vCPU's IoapicEois are one bit for each vector.
+        # Events that are merged, with their counts, by subject, the oldest subject first. The numbers of vCPUs and GSIs
+        # bound them: the IoapicEois of a vCPU are one bit per vector.
         self._merged: dict[object, tuple[Event, int]] = {}
         self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
-        self._unread_signals: dict[int, VcpuSignal] = {}  # each vCPU's last
+        self._unread_signals: dict[int, VcpuSignal] = {}  # the last of each vCPU
         # What happened to regions, and resets, in their order.
         self._accesses: deque[_Unread | bytes] = deque()
         self._limit = limit
         self._doorbells = 0
-        self.is_empty = True  # may be read without the lock, by whoever is woken
-        # Which of the three kinds is looked at first: none waits while others keep coming.
+        self.is_empty = True  # the function that wakes a Session may read this without the lock
+        # The kind that is looked at first. The kinds take turns, so that none waits while others keep coming.
         self._kind = _ACCESSES
 
     def put(self, event: Event) -> None:
@@ -138,38 +137,26 @@ class EventQueue:
             self._on_dropped()
 
     def _put_reset(self, event: VmReset) -> None:
-        """Of unread resets the last counts, and has its place among the accesses."""
+        """Only the last of several unread resets is kept, at its place among the accesses."""
         unread = next((unread for unread in self._accesses if _is_reset(unread)), None)
         if unread is not None:
             self._accesses.remove(unread)
         self._accesses.append(_Unread(event, as_record=False))
 
-    def put_access(self, event: Event) -> None:
+    def put_access(self, event: Event, as_record: bool = False) -> None:
         """Queue what happened to a region."""
         with self._lock:
             idle, self.is_empty = self.is_empty, False
             if isinstance(event, Doorbell):
-                self._put_doorbell(event, as_record=False)
+                self._put_doorbell(event, as_record)
+            elif as_record and isinstance(event, RegionAccess):
+                self._accesses.append(event_record(event))
             else:
                 self._accesses.append(event_message(event_to(event)))
         if idle:
             self._wake()
         if isinstance(event, RegionsLost):
             self._on_lost(event)
-
-    def put_access_as_record(self, event: Event) -> None:
-        """As put_access, for a region that was registered by a record."""
-        if isinstance(event, RegionsLost):
-            self.put_access(event)  # which has no record
-            return
-        with self._lock:
-            idle, self.is_empty = self.is_empty, False
-            if isinstance(event, RegionAccess):
-                self._accesses.append(event_record(event))
-            elif isinstance(event, Doorbell):
-                self._put_doorbell(event, as_record=True)
-        if idle:
-            self._wake()
 
     def _put_doorbell(self, event: Doorbell, as_record: bool) -> None:
         accesses = self._accesses
@@ -180,7 +167,7 @@ class EventQueue:
             self._doorbells += 1
             accesses.append(_Unread(event, as_record))
         else:
-            # Not by the VmReset, which moves: counts on either side of it would pile up.
+            # Skip the VmReset, which moves: counts on either side of it would pile up.
             last = next((unread for unread in reversed(accesses) if not _is_reset(unread)), b"")
             if not isinstance(last, _Unread) or last.event is not None:
                 last = _Unread(None, as_record, 0)
@@ -244,7 +231,7 @@ def _dropped(count: int) -> bytes:
 
 
 def _subject(event: Event) -> tuple[object, int]:
-    """What an event is about, and how often it happened, or its vector's bit. A later one of the subject is merged."""
+    """The subject of an event, and its count, or the bit of its vector. Events of one subject are merged."""
     match event:
         case GsiMasked(gsi):
             return (GsiMasked, gsi), 1

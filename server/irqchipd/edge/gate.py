@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter_ns
-from types import TracebackType
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -15,7 +15,7 @@ from irqchipd.edge.rpc import decoded
 from irqchipd.fair import FairQueue
 from irqchipd.vm.pending import Pending, Slices
 
-BUSY_NS = 1_000_000  # of work, less the time that has passed since, from which on pieces of work wait for each other
+BUSY_NS = 1_000_000  # of work, less the time since; from here on pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
 PIECE_NS = 300_000  # after which a piece ends: a pass of the loop costs more than a slice of a batch
 GRANTS = 2  # pieces that may begin in one pass, where others wait
@@ -28,7 +28,7 @@ class Waiters(FairQueue["asyncio.Future[None]"]):
     """Coroutines that wait until a piece of their holder's work may begin."""
 
     async def wait(self, holder: object, unused: Callable[[], object]) -> None:
-        """Wait; unused is called where the caller is cancelled when its piece has just been let begin."""
+        """Wait. If the caller is cancelled when its piece has just been admitted, unused is called."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.put(holder, future)
         try:
@@ -39,7 +39,7 @@ class Waiters(FairQueue["asyncio.Future[None]"]):
             raise
 
     def admit(self) -> bool:
-        """Let the next piece begin. False where none waits."""
+        """Let the next piece begin. False if none waits."""
         while self:
             _, future = self.take()
             if not future.done():  # else its coroutine was cancelled
@@ -49,26 +49,31 @@ class Waiters(FairQueue["asyncio.Future[None]"]):
 
 
 class Gate:
-    """Lets pieces of work begin on an event loop: at once where there is little to do, else by holder (see FairQueue).
+    """Lets pieces of work begin on an event loop: at once if there is little to do, else by holder (see FairQueue).
 
-    A piece is what is done without awaiting: the loop serves everything else between two of them.
+    A piece does not await anything: the loop serves everything else between two pieces.
     """
 
     def __init__(self) -> None:
         self._waiting = Waiters()
-        # Nanoseconds of work, less those since; and when the last piece ended.
+        # Nanoseconds of work, less the time since; and the time when the last piece ended.
         self._worked = 0
         self._ended = 0
-        self._passing = False  # whether the next pass of the loop is asked for
+        self._passing = False  # whether the next pass of the loop is requested
 
-    def piece(self, holder: object) -> _Piece:
+    @asynccontextmanager
+    async def piece(self, holder: object) -> AsyncIterator[None]:
         """A piece of the holder's work: `async with gate.piece(vm.share):`."""
-        return _Piece(self, holder)
+        begun = await self._begin(holder)
+        try:
+            yield
+        finally:
+            self._end(holder, begun)
 
     async def run(self, holder: object, work: Slices[_T]) -> _T:
         """Do some work in pieces of PIECE_NS."""
         while True:
-            begun = await self.begin(holder)
+            begun = await self._begin(holder)
             awaited: Pending | None = None
             try:
                 while awaited is None and perf_counter_ns() - begun < PIECE_NS:
@@ -77,25 +82,25 @@ class Gate:
                 result: _T = done.value
                 return result
             finally:
-                self.end(holder, begun)
+                self._end(holder, begun)
             if awaited is not None:
                 await ended(awaited)
 
     async def decode(self, message_class: type[_M], data: bytes) -> _M:
-        """The message of some bytes, which do not say yet whose they are: EBADMSG where they are not one."""
+        """Decode a message, whose VM is not known yet. EBADMSG if the bytes are not a message."""
         if len(data) <= SMALL:
             return decoded(message_class, data)
         async with self.piece(None):
             return decoded(message_class, data)
 
-    async def begin(self, holder: object) -> int:
-        """Wait until a piece of the holder's work may begin. When it began, for end()."""
+    async def _begin(self, holder: object) -> int:
+        """Wait until a piece of the holder's work may begin. Returns the time, for _end()."""
         if self._is_busy():
             self._ask_for_next_pass()
             await self._waiting.wait(holder, self._waiting.admit)
         return perf_counter_ns()
 
-    def end(self, holder: object, begun: int) -> None:
+    def _end(self, holder: object, begun: int) -> None:
         """A piece of the holder's work is done."""
         self._ended = perf_counter_ns()
         self._worked += self._ended - begun
@@ -120,19 +125,3 @@ class Gate:
             self._waiting.admit()
         if self._waiting:
             self._ask_for_next_pass()
-
-
-class _Piece:
-    __slots__ = ("_begun", "_gate", "_holder")
-
-    def __init__(self, gate: Gate, holder: object) -> None:
-        self._gate = gate
-        self._holder = holder
-
-    async def __aenter__(self) -> None:
-        self._begun = await self._gate.begin(self._holder)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._gate.end(self._holder, self._begun)

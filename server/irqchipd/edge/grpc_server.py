@@ -1,4 +1,4 @@
-"""gRPC's asyncio server, less one fault: a call of a method whose name is not UTF-8 ended it for everybody.
+"""gRPC's asyncio server without one fault: a call of a method whose name was not UTF-8 ended the server.
 
 Its loop decodes the name of a method that is not registered, and the exception ends it. So all methods are registered
 here, and the calls of others never get to the loop: they are answered before.
@@ -15,11 +15,11 @@ import grpc
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-_REFUSALS = 1000  # at once; calls that come then wait
+_REFUSALS = 1000  # at once; further calls wait
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]
-    """Of the calls that the loop asks for it gives only those of registered methods."""
+    """Gives the loop only calls of registered methods, and refuses the others."""
 
     async def _request_call(self) -> NoReturn:
         loop = asyncio.get_running_loop()
@@ -34,7 +34,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
 
 
 async def _refuse(context: Any) -> None:
-    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # it is done; or the client has gone
+    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # abort raises; or the client has gone
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "irqchipd has no such method")
 
 

@@ -1,4 +1,4 @@
-"""The gRPC edge: message in, one call of the core, message out."""
+"""The gRPC edge: a message comes, the VM does one operation, a message goes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class GrpcService:
         self._background = Background()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """What a server is given to serve, by the methods' names."""
+        """The handlers that a gRPC server serves, by method name."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             if method.name == "Session":
@@ -60,7 +60,7 @@ class GrpcService:
         return handlers
 
     async def stop(self, timeout: float) -> None:
-        """End every stream and halt with a status, new ones too, and wait so many seconds for them to be gone."""
+        """End every stream and halt with a status, also later ones. Wait at most so many seconds for them."""
         self._stopping = True
         self._streams.end()
         for ended in self._halts:
@@ -74,7 +74,7 @@ class GrpcService:
     def _unary(
         self, method: str, request_class: type[Message], response_class: type[Message]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        """The handler of a unary call: one of the daemon's own, or the operation of the same name."""
+        """The handler of a unary RPC: a call of the daemon's own, or the operation of the same name."""
         daemon_call = DAEMON_CALLS.get(method)
         long_call = LONG_CALLS.get(method)
         operation = _snake_case(method)
@@ -94,7 +94,7 @@ class GrpcService:
 
         async def answer(data: bytes) -> bytes:
             if long_call is not None:
-                # RestoreVm and ListVms are no VM's; each kind of them waits for its like alone.
+                # RestoreVm and ListVms belong to no VM; each of the two waits only for calls of its own kind.
                 holder = method if method != "SaveVm" else self._share_of(await self._gate.decode(request_class, data))
                 return await self._background.run(holder, partial(execute_long, long_call, data))
             request: Any = await self._gate.decode(request_class, data)
@@ -122,7 +122,7 @@ class GrpcService:
             return None
 
     async def _halt(self, data: bytes, context: Context) -> bytes:
-        """Halt, the one unary call that waits."""
+        """Halt, the only unary RPC that waits."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Outcome] = loop.create_future()
         self._halts.add(ended)
@@ -137,7 +137,7 @@ class GrpcService:
                 halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
             try:
                 return convert.outcome_to(await ended).SerializeToString()
-            except BaseException:  # the call has been cancelled, the halt, if it has ended too, for nothing
+            except BaseException:  # the call was cancelled: what the halt took is given back
                 vm.abandon(halt)
                 raise
         except Exception as error:

@@ -12,7 +12,7 @@ from irqchipd.vm.pending import Pending
 
 log = logging.getLogger(__name__)
 
-EVENTS_A_PASS = 256  # some microseconds each
+EVENTS_A_PASS = 256  # each takes some microseconds
 
 _T = TypeVar("_T")
 
@@ -25,7 +25,7 @@ class Loop(asyncio.SelectorEventLoop):
     """
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *arguments: Any) -> None:  # type: ignore[override]
-        """See asyncio: the callback is called again, up to EVENTS_A_PASS times, while there is more to read."""
+        """As asyncio's, but the callback is called again, up to EVENTS_A_PASS times, while there is more to read."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
 
@@ -39,15 +39,15 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
-    """Have a loop call back, from any thread."""
+    """Have an event loop call a function; from any thread."""
     try:
         loop.call_soon_threadsafe(callback, *arguments)
-    except RuntimeError:  # the loop is closed: there is nobody left to tell
+    except RuntimeError:  # the loop is closed, and its streams have ended
         log.debug("a stream was woken after the end")
 
 
 def resolve(future: asyncio.Future[_T], result: _T) -> None:
-    """The first result of a future counts."""
+    """Set the result of a future, unless it has one."""
     if not future.done():
         future.set_result(result)
 
@@ -61,7 +61,7 @@ async def ended(pending: Pending) -> None:
 
 
 async def first_of(*work: Coroutine[Any, Any, None]) -> None:
-    """Run until the first is done, or fails, and cancel the others."""
+    """Run coroutines until one is done or fails, and cancel the others."""
     tasks = [asyncio.ensure_future(part) for part in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

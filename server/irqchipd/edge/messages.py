@@ -8,8 +8,7 @@ from typing import Any
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import convert, errors
 from irqchipd.edge.batch import Batch, caught_up, ended
-from irqchipd.edge.caller import Caller
-from irqchipd.edge.operations import OPERATIONS, REFUSED, Operation, access_result
+from irqchipd.edge.operations import OPERATIONS, REFUSED, Caller, Operation, access_result
 from irqchipd.limits import LEAST_RESULT, Limits
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import Vm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
@@ -16,15 +17,19 @@ from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WIT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert
-from irqchipd.edge.caller import Caller, SessionCaller
-from irqchipd.edge.room import Room
+from irqchipd.edge.eventfds import Eventfds
+from irqchipd.edge.events import EventQueue
+from irqchipd.fields import fields
+from irqchipd.limits import Room
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access, Space
-from irqchipd.vm.routing import Route
+from irqchipd.vm.sources import LineSource
 from irqchipd.vm.turns import Advance
-from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal, VcpuEvents
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal
+
+log = logging.getLogger("irqchipd.edge.session")
 
 MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
 
@@ -36,6 +41,35 @@ TAKEN: Final[Result] = (CLAIMED, 0, 0)
 _PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
 _LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
 CONTROLLERS: Final = (_LAPIC, _PIC)  # by whether the PIC gave an interrupt
+
+
+class Caller:
+    """A unary call has no line source: it drives the shared one."""
+
+    __slots__ = ("source", "vm")
+
+    def __init__(self, vm: Vm, source: LineSource | None = None) -> None:
+        self.vm = vm
+        self.source = source
+
+
+class SessionCaller(Caller):
+    """A Session has a line source, events, and perhaps eventfds."""
+
+    __slots__ = ("eventfds", "events")
+
+    source: LineSource
+
+    def __init__(self, vm: Vm, source: LineSource, events: EventQueue, eventfds: Eventfds) -> None:
+        super().__init__(vm, source)
+        self.events = events
+        self.eventfds = eventfds
+
+    def log(self, level: int, message: str, **values: object) -> None:
+        """Log something for the operator; to be called without the VM's lock."""
+        if log.isEnabledFor(level):
+            about = fields(vm=self.vm.name, source=self.source.number, client=self.source.client, **values)
+            log.log(level, message, extra=about, stacklevel=2)  # the log limits each line of code by itself
 
 
 # Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
@@ -143,42 +177,36 @@ def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
 
 
 def register_region(
-    on: SessionCaller, space: int, address: int, length: int, doorbell: bool, datamatch: int | None, eventfd: bool
+    on: SessionCaller,
+    space: int,
+    address: int,
+    length: int,
+    doorbell: bool,
+    datamatch: int | None,
+    eventfd: bool,
+    as_records: bool = False,
 ) -> None:
     bell = on.eventfds.bell() if eventfd else None
+    listener = partial(on.events.put_access, as_record=as_records) if bell is None else bell.ring
+    removed = None if bell is None else bell.close
     try:
         if bell is not None and not doorbell:
             raise invalid("an eventfd is a doorbell's")
         on.vm.register_region(
-            on.source,
-            space,
-            address,
-            length,
-            on.events.put_access if bell is None else bell.ring,
-            doorbell=doorbell,
-            datamatch=datamatch,
-            removed=None if bell is None else bell.close,
+            on.source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
         )
     except BaseException:
-        if bell is not None:
-            bell.close()
+        if removed is not None:
+            removed()
         raise
-    _log_claim(on, space, address, length, doorbell)
+    what, level = ("doorbell claimed", logging.DEBUG) if doorbell else ("region claimed", logging.INFO)
+    on.log(level, what, space=Space(space).name, address=hex(address), length=length)
 
 
 def register_region_by_record(on: SessionCaller, space: int, _: int, address: int, length: int) -> Result:
-    """register_region by a record: the owner is sent records, too."""
-    doorbell = bool(space & IS_DOORBELL)
-    space &= ~IS_DOORBELL
-    on.vm.register_region(on.source, space, address, length, on.events.put_access_as_record, doorbell=doorbell)
-    _log_claim(on, space, address, length, doorbell)
+    doorbell = space & IS_DOORBELL != 0
+    register_region(on, space & ~IS_DOORBELL, address, length, doorbell, None, False, as_records=True)
     return NOTHING
-
-
-def _log_claim(on: SessionCaller, space: int, address: int, length: int, doorbell: bool) -> None:
-    what = "doorbell claimed" if doorbell else "region claimed"
-    level = logging.DEBUG if doorbell else logging.INFO
-    on.log(level, what, space=Space(space).name, address=hex(address), length=length)
 
 
 def unregister_region(on: SessionCaller, space: int, address: int, datamatch: int | None) -> None:
@@ -229,14 +257,10 @@ class Operation:
         self.call = call
         self.is_long = reserve is not None or call is halt
         self.large = large
-        self.reserve: Callable[..., None] = _keep_no_room if reserve is None else reserve
+        self.reserve = reserve
         # The arguments of a request; and a result put into a response.
         self.arguments: Callable[[Any], Sequence[Any]] = request if callable(request) else _getter(request)
         self.fill: Callable[[Any, Any], None] = response if callable(response) else _setter(response)
-
-
-def _keep_no_room(*_: object) -> None:
-    pass
 
 
 def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
@@ -249,12 +273,7 @@ def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
 
 def _setter(field: str | None) -> Callable[[Any, Any], None]:
     """A function that puts a result into a field of a message, if there is one."""
-
-    def fill(result: Any, response: Any) -> None:
-        if field is not None:
-            setattr(response, field, result)
-
-    return fill
+    return lambda result, response: setattr(response, field, result) if field is not None else None
 
 
 def _refuse(on: Caller, error: Exception) -> Result:
@@ -292,7 +311,8 @@ def _with_record(
     return Operation(call.__name__, call, (*FIELDS[call.__name__], *more), fill)
 
 
-# Results that are more than a field of the response.
+def _statuses_to(statuses: list[int], response: pb.IrqLinesResponse) -> None:
+    response.statuses.extend(statuses)
 
 
 def _interrupt_to(result: Result, response: pb.AckInterruptResponse) -> None:
@@ -305,22 +325,6 @@ def _interrupt_to(result: Result, response: pb.AckInterruptResponse) -> None:
 def _signal_to(signal: Signal | None, response: pb.TakeSignalResponse) -> None:
     if signal is not None:
         response.signal.CopyFrom(convert.signal_to(signal))
-
-
-def _statuses_to(statuses: list[int], response: pb.IrqLinesResponse) -> None:
-    response.statuses.extend(statuses)
-
-
-def _routes_to(routes: Sequence[Route], response: pb.GetGsiRoutingResponse) -> None:
-    response.entries.extend(convert.routes_to(routes))
-
-
-def _events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
-    response.events.CopyFrom(convert.vcpu_events_to(events))
-
-
-def _events_from(request: pb.SetVcpuEventsRequest) -> tuple[int, VcpuEvents]:
-    return request.vcpu, convert.vcpu_events_from(request.events)
 
 
 def _advance_to(advance: Advance, response: pb.AdvanceClockResponse) -> None:
@@ -353,7 +357,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("reset_vm", reset_vm, ("reason",)),
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
-        _of_vm("get_gsi_routing", Vm.routing, (), _routes_to, large=True),
+        _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),
         _of_vm("get_irqchip", Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
         _of_vm("set_irqchip", Vm.set_irqchip, lambda request: (request.chip_id, convert.irqchip_from(request))),
         _of_vm("get_lapic", Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),
@@ -365,8 +369,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_vm("set_cpuid", Vm.set_cpuid, lambda request: (request.vcpu, convert.features_from(request))),
         _of_vm("cr8_read", Vm.cr8_read, ("vcpu",), "value"),
         _of_vm("cr8_write", Vm.cr8_write, ("vcpu", "value")),
-        _of_vm("get_vcpu_events", Vm.get_events, ("vcpu",), _events_to),
-        _of_vm("set_vcpu_events", Vm.set_events, _events_from),
+        _of_vm("get_vcpu_events", Vm.get_events, ("vcpu",), convert.vcpu_events_to),
+        _of_vm("set_vcpu_events", Vm.set_events, lambda request: (request.vcpu, convert.vcpu_events_from(request))),
         _of_vm("interrupt", Vm.interrupt, ("vcpu", "vector")),
         _of_vm("nmi", Vm.nmi, ("vcpu",)),
         _of_vm("take_signal", Vm.take_signal, ("vcpu",), _signal_to),

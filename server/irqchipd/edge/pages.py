@@ -1,4 +1,4 @@
-"""ListVms and GetVm, a page at a time. A page is bounded in bytes, and in the work that it is.
+"""ListVms and GetVm, a page at a time. A page is bounded in bytes and in work.
 
 Page tokens say behind what a page begins, so that they hold while others come and go: VMs have a name, and line sources
 a serial number.
@@ -13,9 +13,9 @@ from irqchipd.vm.registry import Registry, is_name
 
 PAGE_BYTES = 256 << 10
 PAGE_VMS = 256
-PAGE_VCPUS = 1024  # of these VMs, whose timers have to be looked at
-LISTED_BYTES = 32 << 10  # of the Sessions of a VM in a list
-_FIELD_BYTES = 4  # that stand before a message in another
+PAGE_VCPUS = 1024  # of these VMs: the timer of each has to be looked at
+LISTED_BYTES = 32 << 10  # for the Sessions of each VM in a list
+_FIELD_BYTES = 4  # before a message within another
 _SERIAL_DIGITS = 20
 
 
@@ -32,7 +32,7 @@ def list_vms(registry: Registry, request: pb.ListVmsRequest, response: pb.ListVm
             break
         try:
             info = vm_to(vm.describe(room=LISTED_BYTES))
-        except VmError:  # it has just been deleted
+        except VmError:  # the VM has just been deleted
             continue
         size += info.ByteSize() + _FIELD_BYTES
         vcpus += len(info.vcpus)
@@ -55,7 +55,7 @@ def get_vm(registry: Registry, request: pb.GetVmRequest, response: pb.GetVmRespo
 
 
 def _serial(token: str) -> int:
-    # int takes other digits, too, and blanks; and a long number would be a lot of work.
+    # int accepts other digits and blanks, too; and a long number takes long to convert.
     if not (len(token) < _SERIAL_DIGITS and token.isascii() and token.isdecimal()):
         raise _no_token()
     return int(token)

@@ -1,7 +1,7 @@
-"""The AF_UNIX port: a Session a connection, over SOCK_SEQPACKET and without HTTP/2. docs/port.md describes it.
+"""The AF_UNIX port: one Session per connection, over SOCK_SEQPACKET and without HTTP/2. docs/port.md describes it.
 
-One thread serves all connections and irqfds of a port: a device's write and the vCPU that it wakes are one turn of it,
-and nobody else wants the interpreter. What other threads tell a Session they send themselves.
+One thread serves all connections and irqfds of a port. So a device's write and the vCPU that it wakes are one pass of
+this thread, and no other thread needs the interpreter in between. Other threads send what they notify Sessions of.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-EVENTS = 64  # that are asked for at once
-PASS_NS = 30_000  # after which the port looks whether somebody else has come
+EVENTS = 64  # per call of epoll_wait
+PASS_NS = 30_000  # after which the port looks for new events
 STRETCH_NS = 1_000_000  # of work without a pause
-PAUSE = 0.00005  # seconds
+PAUSE = 0.00005  # seconds; long enough for another thread to get the interpreter
 _READ = select.EPOLLIN
-_EVENTFD = select.EPOLLIN | select.EPOLLET  # each write is told
+_EVENTFD = select.EPOLLIN | select.EPOLLET  # every write is an event
 
 
 class Port(Watcher):
-    """Listens on one path, and serves whoever connects."""
+    """Listens on one path, and serves the clients that connect."""
 
     def __init__(
         self, registry: Registry, limits: Limits, quota: SessionQuota, in_use: EventfdsInUse, path: Path
@@ -52,32 +52,32 @@ class Port(Watcher):
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
         self.quota = quota
         self.in_use = in_use
-        # Whether only one descriptor is ready and no work is left: what it brings is done at once.
+        # Whether only one descriptor is ready and no work waits: then what comes is done at once.
         self.alone = False
         self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
-        # What each was watched for at first, and which of them have been given up in this turn.
+        # The events that each descriptor was watched for at first; and the descriptors unwatched in this pass.
         self._watched: dict[int, int] = {}
         self._unwatched: set[int] = set()
-        # What is to be done, by VM; and what other threads have added to that.
+        # The work that waits, by VM; and the work that has arrived since, from any thread.
         self._work: FairQueue[Work] = FairQueue()
         self._arrived: deque[Work] = deque()
-        # Until when what comes may be done at once; and whose work was.
+        # The time until which what comes may be done at once; the holder of what was; and the end of the last pause.
         self._pass_ends = 0
         self._holder: object = None
         self._paused = 0
-        # Connections that are no Sessions yet, the oldest first, and until when they have to be.
+        # Connections that are no Sessions yet, the oldest first, with their deadlines.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
         self._stopping = False
-        self._accept_again = 0.0
+        self._accept_again = 0.0  # the time to accept connections again, after a failure; 0: now
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._at = SocketPath(path)
         with self._at.binding() as passing:
             self._listener.bind(str(passing))
             self._listener.listen(socket.SOMAXCONN)
-        # Written by other threads, to have this one look at what has arrived, or stop.
+        # Other threads write this to have the port's thread look at what has arrived, or stop.
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
         self.watch(self._woken, lambda _: None, _EVENTFD)
@@ -85,13 +85,13 @@ class Port(Watcher):
         self._thread.start()
 
     def begin_to_stop(self) -> None:
-        """End all Sessions with STOPPING, and listen no more."""
+        """Stop to listen, and have the thread end all Sessions with STOPPING."""
         self.remove_socket()
         self._stopping = True
         os.eventfd_write(self._woken, 1)
 
     def stop(self) -> None:
-        """Begin to, and wait for it, but not for ever."""
+        """Stop, and wait for the thread, but not for ever."""
         self.begin_to_stop()
         self._thread.join(1.0)
         if self.stopped:
@@ -104,13 +104,13 @@ class Port(Watcher):
         return not self._thread.is_alive()
 
     def remove_socket(self) -> None:
-        """Clients find the port no more; from any thread."""
+        """Remove the socket, so that no client finds the port; from any thread."""
         self._at.remove()
 
     # Descriptors that are watched.
 
     def watch(self, descriptor: int, handler: Callable[[int], None], events: int = _READ) -> None:
-        """Call the handler when something happens to a descriptor."""
+        """Call a handler, with the events, when a descriptor has some."""
         self._epoll.register(descriptor, events)
         self._handlers[descriptor] = handler
         self._watched[descriptor] = events
@@ -119,20 +119,20 @@ class Port(Watcher):
         self.watch(descriptor, lambda _: self.do(work), _EVENTFD)
 
     def unwatch(self, descriptor: int) -> None:
-        """The reverse of watch."""
+        """Undo watch."""
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
             self._unwatched.add(descriptor)
 
     def watch_for(self, descriptor: int, events: int) -> None:
-        """What else than before is to be waited for; from any thread."""
-        with suppress(OSError):  # it is watched no more
+        """Change the events that a descriptor is watched for; from any thread."""
+        with suppress(OSError):  # it is not watched any more
             self._epoll.modify(descriptor, events)
 
     # Work.
 
     def do(self, work: Work) -> None:
-        """Do some work: at once where it would be next, else when it is its holder's turn."""
+        """Do a piece of some work: at once if it would be the next, else in the order of the holders."""
         if work.queued:
             return
         if self.alone or self.allows(work.holder):
@@ -141,7 +141,7 @@ class Port(Watcher):
             self._queue(work)
 
     def allows(self, holder: object) -> bool:
-        """Whether something that has just come may be done at once, beside what else has: it is the holder's turn."""
+        """Whether a piece that has just come, beside others, may be done at once: it would be the next."""
         now = time.perf_counter_ns()
         if now >= self._pass_ends or not self._work.leads(holder):
             return False
@@ -149,7 +149,7 @@ class Port(Watcher):
         return True
 
     def do_later(self, work: Work) -> None:
-        """Do some work when it is its holder's turn; from any thread."""
+        """Do a piece of some work in the order of the holders; from any thread."""
         self._arrived.append(work)
         if threading.current_thread() is not self._thread and not self._stopping:
             os.eventfd_write(self._woken, 1)
@@ -195,11 +195,11 @@ class Port(Watcher):
                     continue
                 self._holder = None
                 try:
-                    if descriptor in self._unwatched:  # it was another's, who had this number
+                    if descriptor in self._unwatched:  # the events are of a descriptor that had this number before
                         self.watch_for(descriptor, self._watched[descriptor])
                     else:
                         handler(events)
-                except Exception:  # one client's trouble is not the others', whose eventfds are reported once
+                except Exception:  # other clients are not to suffer: epoll reports their eventfds once
                     log.exception("the port failed at something")
                 if begun:
                     now = time.perf_counter_ns()
@@ -235,8 +235,8 @@ class Port(Watcher):
     def _wait(self) -> list[tuple[int, int]]:
         poll = self._epoll.poll
         if self._work.waiting or self._arrived:
-            # A system call lets go of the interpreter, but for so short a time that no other thread gets it; and a
-            # thread that waits for it asks for it only when it was not let go of for a while.
+            # A system call releases the interpreter, but for too short a time for another thread to get it. And a
+            # waiting thread asks for the interpreter only after an interval in which it was not released.
             if time.perf_counter_ns() - self._paused > STRETCH_NS:
                 time.sleep(PAUSE)
                 self._paused = time.perf_counter_ns()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from typing import Any
+from struct import Struct
+from typing import Any, Final, NoReturn
 
 from irqchip.records import (
     CLAIMED,
@@ -21,10 +22,22 @@ from irqchip.records import (
 from irqchipd.edge import errors
 from irqchipd.edge.batch import Batch
 from irqchipd.edge.convert import signal_to
-from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, REFUSED, Operation
+from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, Operation
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
+
+
+def _without_record(number: int) -> Operation:
+    def refuse(*_: object) -> NoReturn:
+        raise invalid(f"operation {number} has no record; send it in a Batch")
+
+    return Operation(f"operation {number}", refuse, ())
+
+
+# By the number that is the first byte of a record. And what follows that.
+_OPERATIONS: Final = [RECORDS.get(number) or _without_record(number) for number in range(256)]
+_ARGUMENTS: Final = Struct("<x" + OPERATION.format.removeprefix("<B"))
 
 
 class RecordBatch(Batch):
@@ -40,12 +53,10 @@ class RecordBatch(Batch):
         self._texts: list[bytes] = []
 
     def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
-        for record in OPERATION.iter_unpack(memoryview(self._packet)[HEADER.size :]):
-            operation = RECORDS.get(record[0])
-            if operation is not None:
-                yield operation, record[1:]
-            else:
-                yield REFUSED, (invalid(f"operation {record[0]} has no record; send it in a Batch"),)
+        records = memoryview(self._packet)[HEADER.size :]
+        return zip(
+            map(_OPERATIONS.__getitem__, records[:: OPERATION.size]), _ARGUMENTS.iter_unpack(records), strict=True
+        )
 
     def least_bytes(self) -> int:
         return HEADER.size + RESULT.size * self.count

@@ -1,4 +1,4 @@
-"""What every RPC does: it decodes its message, and fails with a status."""
+"""What all RPCs share: decoding a message, and failing with a status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 def decoded(message_class: type[_M], data: bytes) -> _M:
-    """The message of some bytes: EBADMSG where they are not one."""
+    """Decode a message. EBADMSG if the bytes are not a message."""
     try:
         return message_class.FromString(data)
     except DecodeError:
@@ -25,14 +25,14 @@ def decoded(message_class: type[_M], data: bytes) -> _M:
 
 
 def not_a_message() -> VmError:
-    """The error of bytes that are no message: EBADMSG."""
+    """The error for bytes that are not a message: EBADMSG."""
     return VmError(errno.EBADMSG, "these bytes are not the message that this call takes")
 
 
 async def abort(context: Context, error: VmError) -> NoReturn:
     """End a call with an error's status."""
-    # gRPC's context keeps what its abort raises, and with that the frames on its way, until the garbage collector finds
-    # them: none of them is to have a large message.
+    # gRPC's context keeps the exception that abort raises, and with that the frames on its way, until the garbage
+    # collector runs. None of these frames may hold a large message.
     error.__traceback__ = error.__context__ = None
     trailing: Any = ((errors.DETAILS_KEY, errors.details(error)),)
     await context.abort(errors.STATUS_CODES[error.number], error.message, trailing)

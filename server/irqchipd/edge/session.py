@@ -14,13 +14,12 @@ from irqchip.records import SINGLE, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.admission import UNKNOWN, Peer
 from irqchipd.edge.batch import Batch, Late, caught_up, execute
-from irqchipd.edge.caller import SessionCaller
 from irqchipd.edge.creation import create_vm
 from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.events import EventQueue
 from irqchipd.edge.halts import Halts
 from irqchipd.edge.messages import MessageBatch
-from irqchipd.edge.operations import RECORDS_ALONE
+from irqchipd.edge.operations import RECORDS_ALONE, SessionCaller
 from irqchipd.edge.records import RecordBatch, answer_alone, error_alone
 from irqchipd.edge.rpc import decoded
 from irqchipd.limits import Limits

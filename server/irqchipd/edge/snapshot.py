@@ -27,7 +27,7 @@ VERSION = 2
 
 _T = TypeVar("_T")
 
-# How many parts of a kind there are at the most.
+# The most parts of each kind.
 _MOST = {"routing": MAX_GSIS, "vcpus": MAX_VCPUS, "sources": MAX_SOURCES, "queued": MAX_QUEUED}
 
 
@@ -46,7 +46,7 @@ def snapshot_from(snapshot: pb.VmSnapshot) -> VmState:
 
 
 class _Field:
-    """What there is to know of a field before its value: a VM has hundreds of parts of the same few kinds."""
+    """What is known of a field without its value. It is kept, as a VM has hundreds of parts of the same few kinds."""
 
     __slots__ = ("enum", "has_presence", "is_map", "is_repeated", "most", "name", "parts")
 
@@ -60,7 +60,7 @@ class _Field:
         self.most = _MOST.get(field.name)
 
 
-_FIELDS: dict[str, list[_Field]] = {}  # of the parts, by their messages' names
+_FIELDS: dict[str, list[_Field]] = {}  # by the name of the part's message
 
 
 def _fields_of(part: Any, message: type[Message]) -> list[_Field]:
@@ -79,7 +79,7 @@ def _message_of(kind: type[Message], state: Any) -> Any:
 
 
 def _wire_value(field: _Field, value: Any) -> Any:
-    """What a message's constructor takes for a field."""
+    """The value of a field for the constructor of a message."""
     if value is None or field.parts is None:
         return value
     convert, _ = field.parts
@@ -92,7 +92,7 @@ def _state_of(kind: type[_T], message: Message) -> _T:
 
 
 def _plain_value(field: _Field, message: Message) -> Any:
-    """What a state has for a field."""
+    """The value of a field for a state."""
     if field.has_presence and not message.HasField(field.name):
         return None
     value = getattr(message, field.name)
@@ -100,7 +100,7 @@ def _plain_value(field: _Field, message: Message) -> Any:
         _, convert = field.parts
         if not field.is_repeated:
             return convert(value)
-        if field.most is not None and len(value) > field.most:  # to convert them all would be a lot of work
+        if field.most is not None and len(value) > field.most:  # converting them all would take long
             raise invalid(f"no VM has this state: {len(value)} {field.name}; at most {field.most} are allowed")
         return tuple(convert(part) for part in value)
     if field.is_map:
@@ -122,7 +122,7 @@ def _interrupt_from(message: pb.Interrupt) -> tuple[int, bool]:
     return message.vector, message.source == pb.INTERRUPT_SOURCE_PIC
 
 
-# How the messages within a snapshot are made of the parts of a state, and the reverse.
+# How the parts of a state become messages within a snapshot, and back.
 _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "RoutingEntry": (route_to, route_from),
     "Interrupt": (interrupt_to, _interrupt_from),

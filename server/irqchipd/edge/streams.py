@@ -40,15 +40,15 @@ class Streams:
         self._quota = quota
         self._gate = gate
         self._open: set[_Stream] = set()
-        self._unopened: dict[_Stream, None] = {}  # Sessions that are not opened yet, the oldest first
-        self._traces: dict[Vm, _Trace] = {}  # of the VMs that are watched
+        self._unopened: dict[_Stream, None] = {}  # Sessions that are not open yet, the oldest first
+        self._traces: dict[Vm, _Trace] = {}  # of VMs that have Watches
         self._stopping = False
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
     def end(self) -> None:
-        """End every stream with STOPPING, new ones too."""
+        """End every stream with STOPPING, also those that begin later."""
         self._stopping = True
         for stream in self._open:
             stream.end(errors.STOPPING)
@@ -62,7 +62,7 @@ class Streams:
         await self._serve(context, lambda stream: self._run_watch(data, context, stream))
 
     async def _serve(self, context: Context, work: Callable[[_Stream], Coroutine[Any, Any, None]]) -> None:
-        """Serve a stream until its work is done, the client leaves, or the stream is ended with an error."""
+        """Serve a stream until its work is done, the client leaves, or end() is called."""
         if self._stopping:
             await abort(context, errors.STOPPING)
         stream = _Stream()
@@ -107,7 +107,7 @@ class Streams:
                 session.close(stream.ending or why)
 
     async def _read_opening(self, context: Context, stream: _Stream) -> pb.SessionOpen | None:
-        """The message that opens a Session, or None where the client leaves instead."""
+        """The message that opens a Session, or None if the client leaves instead."""
         if len(self._unopened) >= MAX_UNOPENED:
             oldest = next(iter(self._unopened))
             del self._unopened[oldest]
@@ -136,12 +136,12 @@ class Streams:
             return answer if answer is None or isinstance(answer, bytes) else (yield from answer)
 
         async def execute_batches() -> None:
-            # A client that does not read its results is not read from: the stream's flow control bounds the queue.
+            # Nothing is read from a client that does not read its results: the stream's flow control bounds the queue.
             while (data := await context.read()) is not grpc.aio.EOF:
                 answer = await self._gate.run(vm.share, work(data))
                 if answer is not None:
                     await send(answer)
-                else:  # it halts; but if the client reads nothing, it is the last
+                else:  # a halt goes on; but wait here for a client that does not read
                     async with writing:
                         pass
 
@@ -155,7 +155,7 @@ class Streams:
         next_message: Callable[[], bytes | None],
         send: Callable[[bytes], Coroutine[Any, Any, None]],
     ) -> None:
-        """Send what there is whenever the stream is woken, each message in a piece of the VM's."""
+        """Send all messages there are whenever the stream is woken. Each takes a piece of the VM's work."""
         while True:
             await stream.woken()
             while True:
@@ -182,7 +182,7 @@ class Streams:
                 await context.write(traced)
 
             try:
-                # The head tells the client that from here on nothing is missed.
+                # The head lets the client know that from here on it misses nothing.
                 await _begin(context.send_initial_metadata(()))
                 await self._send_all(vm, stream, next_message, send)
             finally:
@@ -210,20 +210,20 @@ class Streams:
 
 
 class _Stream:
-    """What the rest of the daemon does to an open stream, from its task; wake and end may be called from any thread."""
+    """How the rest of the daemon reaches an open stream. Any thread may call wake and end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._ended: VmError | None = None
-        self.something = asyncio.Event()  # There is something to send.
+        self.something = asyncio.Event()  # there is something to send
 
     def wake(self) -> None:
         """There is something to send."""
         call(self._loop, self.something.set)
 
     def end(self, error: VmError) -> None:
-        """End it with a status."""
+        """End the stream with a status."""
         call(self._loop, self._end, error)
 
     def _end(self, error: VmError) -> None:
@@ -232,7 +232,7 @@ class _Stream:
             self._task.cancel()
 
     def close(self) -> VmError | None:
-        """It is over, and end() does nothing any more; why it was ended, if it was."""
+        """The stream is over: end() does nothing any more. Returns the error that end() was called with, if it was."""
         if self._task is not None and self._ended is not None:
             self._task.uncancel()
         self._task = None
@@ -240,7 +240,7 @@ class _Stream:
 
     @property
     def ending(self) -> str | None:
-        """Why it was ended, if it was."""
+        """The message of the error that end() was called with, if it was."""
         return None if self._ended is None else self._ended.message
 
     async def woken(self) -> None:
@@ -250,7 +250,7 @@ class _Stream:
 
 
 def _peer(context: Context) -> Peer:
-    """gRPC does not know whose process is at the other end of a unix socket."""
+    """The client. gRPC does not know the process at the other end of a unix socket."""
     address = context.peer()
     return Peer("grpc", None if address.startswith("unix:") else address)
 
@@ -261,7 +261,7 @@ class _Trace:
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.streams: set[_Stream] = set()
-        self.ended = False  # whether the streams have been told that the VM is deleted
+        self.ended = False  # whether the streams were ended because the VM was deleted
         self.log = TraceLog(limit, lambda: call(self._loop, self._wake_all))
 
     def _wake_all(self) -> None:
@@ -269,7 +269,7 @@ class _Trace:
             stream.something.set()
 
     def ending(self, vm: str) -> Callable[[], None]:
-        """What to call, from any thread, when the VM is deleted."""
+        """A function to call when the VM is deleted, from any thread."""
 
         def end_all() -> None:
             self.ended = True
@@ -280,9 +280,9 @@ class _Trace:
 
 
 async def _begin(sending: Coroutine[Any, Any, None]) -> None:
-    """Send the first of a stream whole, even if cancelled: gRPC would else send the head again before a status."""
+    """Complete the first send of a stream, even if cancelled: otherwise gRPC sends the head again before the status."""
     task = asyncio.ensure_future(sending)
-    # Of a stream that was cancelled nobody waits for how this ends; asyncio would log that.
+    # Nobody awaits the task of a cancelled stream, and asyncio would log its exception.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""The trace of a VM: one log, from which every Watch reads at its own pace."""
+"""The trace of a VM: one log, which every Watch reads at its own pace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:
 
 
 class TraceLog(Observer):
-    """The last trace events of a VM, as many as the limit. What happens costs the same however many Watches read it.
+    """The last trace events of a VM, as many as the limit. An event costs the same however many Watches read it.
 
     Its methods may be called from any thread. wake is called, from any thread, when there is something to read and a
     reader had found nothing.
@@ -27,9 +27,9 @@ class TraceLog(Observer):
         self._limit = limit
         self._wake = wake
         self._lock = threading.Lock()
-        self._events: list[tuple[int, str, tuple[int, ...]]] = []  # a ring, once there are as many as the limit
+        self._events: list[tuple[int, str, tuple[int, ...]]] = []  # a ring, when there are as many as the limit
         self._number = 0  # of the next event
-        self._overwritten: Counter[str] = Counter()  # how many events of each tracepoint are in the ring no more
+        self._overwritten: Counter[str] = Counter()  # how many events of each tracepoint were overwritten
         self._asleep = False  # whether a reader found nothing
         self._readers: set[TraceReader] = set()
         self._wanted: frozenset[str] = frozenset()
@@ -40,7 +40,7 @@ class TraceLog(Observer):
         return bool(self._readers)
 
     def open(self, tracepoints: Iterable[str]) -> TraceReader:
-        """A reader of what happens from now on, of some tracepoints or all; EINVAL for one that is not a tracepoint."""
+        """A reader of the events from now on, of some tracepoints or all. EINVAL for any other name."""
         wanted = frozenset(tracepoints) or frozenset(TRACEPOINTS)
         for name in wanted:
             if name not in _FIELDS:
@@ -53,7 +53,7 @@ class TraceLog(Observer):
         return reader
 
     def close(self, reader: TraceReader) -> None:
-        """Nobody reads with this reader any more."""
+        """A reader is not used any more."""
         with self._lock:
             self._readers.discard(reader)
             self._look_at_readers()
@@ -79,7 +79,7 @@ class TraceLog(Observer):
             self._wake()
 
     def read(self, reader: TraceReader) -> pb.WatchResponse | None:
-        """The next message for a reader, or None: what was overwritten before it was read is counted as dropped."""
+        """The next message for a reader, or None. Events that were overwritten unread are counted as dropped."""
         with self._lock:
             oldest = max(self._number - self._limit, 0)
             if reader.number < oldest:
@@ -105,7 +105,7 @@ class TraceLog(Observer):
 
 
 class TraceReader:
-    """Where a Watch is in its log: the number of the next event, and how many of each tracepoint came before it."""
+    """A Watch's position in the log: the number of the next event, and how many of each tracepoint came before."""
 
     __slots__ = ("_log", "counted", "number", "wanted")
 

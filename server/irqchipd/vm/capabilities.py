@@ -19,12 +19,12 @@ MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests
 class Cap:
     """The capabilities that can be enabled."""
 
-    DISABLE_QUIRKS = 116
-    SPLIT_IRQCHIP = 121
-    MAX_VCPU_ID = 128
-    X2APIC_API = 129
-    DISABLE_QUIRKS2 = 213
-    X86_APIC_BUS_CYCLES_NS = 237
+    DISABLE_QUIRKS: Final = 116
+    SPLIT_IRQCHIP: Final = 121
+    MAX_VCPU_ID: Final = 128
+    X2APIC_API: Final = 129
+    DISABLE_QUIRKS2: Final = 213
+    X86_APIC_BUS_CYCLES_NS: Final = 237
 
 
 # Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is one, not all x2APICs.
