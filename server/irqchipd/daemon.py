@@ -146,7 +146,8 @@ class Daemon:
             await self._server.stop(CALLS_GRACE)
 
     def close(self) -> None:
-        """Let go of the sockets' descriptors, after stop()."""
+        """Let go of threads and descriptors, after stop()."""
+        self._service.close()
         for port in self._ports:
             port.stop()
         for socket in self._sockets:

@@ -163,7 +163,9 @@ class EmbeddedTransport(GrpcTransport):
 
     async def call(self, call: Call[T]) -> T:
         on = self._local.direct if self._local is not None else None
-        if on is None or call.operation not in FUNCTIONS or call.fields is None or on.vm.agenda.backlog is not None:
+        # A region that is registered by a record is sent records, which a stream has not.
+        direct = call.fields is not None and call.operation in FUNCTIONS and call.operation != "register_region"
+        if on is None or not direct or on.vm.agenda.backlog is not None:
             return await super().call(call)
         try:
             async with asyncio.timeout(self.peer.timeout):

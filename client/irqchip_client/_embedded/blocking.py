@@ -238,7 +238,9 @@ class EmbeddedTransport(PacketTransport):
         self.changed = threading.Condition()
         self._channel = _Channel(self._lifetime)
         self._local = self._channel.local
-        self._end(forked())
+        self._halts = Halts()
+        with self.changed:
+            self._end(forked())
 
 
 class _Channel:

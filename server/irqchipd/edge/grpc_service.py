@@ -69,6 +69,10 @@ class GrpcService:
         while (self._streams or self._halts) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
 
+    def close(self) -> None:
+        """End the thread, after stop()."""
+        self._background.close()
+
     # Unary calls.
 
     def _unary(
