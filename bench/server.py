@@ -1,4 +1,4 @@
-"""irqchipd with what it is measured against on the same server: a no-op RPC, and VMs whose batches execute nothing."""
+"""irqchipd with two references on the same server: a no-op RPC, and VMs that execute nothing of their batches."""
 
 from __future__ import annotations
 

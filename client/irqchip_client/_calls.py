@@ -58,7 +58,7 @@ def save_vm() -> Call[VmSnapshot]:
 def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
     if not isinstance(snapshot, VmSnapshot):
         raise TypeError(
-            f"it is of type {type(snapshot).__name__}, and no VmSnapshot, which VmSnapshot.from_bytes() makes of bytes"
+            f"it is of type {type(snapshot).__name__}, and no VmSnapshot: use VmSnapshot.from_bytes() for bytes"
         )
     check_name("VM", name)
     return Call("restore_vm", pb.RestoreVmRequest(vm=name, snapshot=snapshot.to_proto()), _made_vm)

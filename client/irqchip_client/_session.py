@@ -30,7 +30,7 @@ from irqchip.records import ERROR, HEADER, RESULT, SINGLE_RESULT
 from irqchip.v1 import irqchip_pb2 as pb
 
 from ._arguments import what_is_wrong
-from ._call import Call, check_calls, check_name
+from ._call import Call, check_calls, check_flag, check_name
 from ._channels import Peer
 from ._errors import (
     InvalidArgument,
@@ -242,6 +242,7 @@ class SessionCore:
         if not self.has_room:
             raise LimitReached(errno.ENOSPC, f"{self._max_in_flight} batches are in flight; wait for one of them")
         check_calls(calls)
+        check_flag("return_errors", return_errors)
         if len(calls) > self.max_operations:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"

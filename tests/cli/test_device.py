@@ -120,7 +120,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
             "BlockDevice needs path=: add path=VALUE. What it takes: path= base=0x620 gsi=11 read_only=false seek=0.0",
         ),
         (["OWN:Constant", "value=x"], "value for value=: 'x' is not a whole number"),
-        (["OWN:Loose", "port=abc"], "the first port of a region is 'abc': use a number from 0 to 0xffff"),
+        (["OWN:Loose", "port=abc"], "base is 'abc': write a whole number"),
         (["Rtc", "--listen", "/tmp/x"], "--listen: it is of Uart and I8042, and not of Rtc"),
         (["Uart", "--create", "64K"], "--create: it is of BlockDevice, and not of Uart"),
         (["Uart", "--delete-vm"], "--delete-vm: it is of DebugExit, and not of Uart"),

@@ -7,6 +7,7 @@ usage and "Try '... --help' for help.", count for none of these.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
         "No such file",
         "check the path, or make the file",
     ),
+    (["device", "Rtc", "--vm", "vm1", "--state", "UART"], "model is 'Uart'", "'Rtc'", "name another file, or remove"),
     (["list", "--target"], "'--target'", "requires an argument", "Write, for example: irqchipctl list --target"),
     (["list", "-x"], "'-x'", "--json, --target", "leave it out, or use"),
     (["--target"], "'--target'", "requires an argument", "Write, for example: irqchipctl --target unix:///"),
@@ -262,6 +264,10 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, __: Uart(), "'output'", "Uart(output, input_fd=None"),  # type: ignore[call-arg]
         "write",
     ),
+    "a text for a device's choice": (
+        *(lambda _, __: BlockDevice("/nope", read_only=wrong("no")), "read_only is 'no'", "True or False"),
+        "write",
+    ),
     "a disk without a file": (
         lambda _, __: BlockDevice("/nope"),
         "/nope",
@@ -314,7 +320,11 @@ def said(output: str) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "what", "allowed", "advice"), COMMANDS, ids=shown)
-def test_a_command(irqchip_server: Daemon, vm1: Vm, arguments: list[str], what: str, allowed: str, advice: str) -> None:
+def test_a_command(
+    irqchip_server: Daemon, vm1: Vm, tmp_path: Path, arguments: list[str], what: str, allowed: str, advice: str
+) -> None:
+    (state := tmp_path / "uart").write_text(json.dumps(Uart(1).save()))
+    arguments = [str(state) if argument == "UART" else argument for argument in arguments]
     result = CliRunner(env={"IRQCHIP_TARGET": irqchip_server.target}).invoke(main, arguments, prog_name="irqchipctl")
     assert result.exit_code in (1, 2)
     assert result.stdout == ""

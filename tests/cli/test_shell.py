@@ -114,3 +114,8 @@ def test_what_tab_completes(irqchip_client: Client, vm: Vm) -> None:
     assert complete("pulse --vm ", "") == [vm.name]
     assert complete("delete ", vm.name[:2]) == [vm.name]
     assert complete("bogus ", "--") == []
+
+
+def test_an_example_is_one_for_the_prompt(irqchip_server: Daemon, vm: Vm) -> None:
+    assert piped(irqchip_server, "pulse\n", vm.name).stderr.endswith("Write, for example: pulse 4\n")
+    assert piped(irqchip_server, f"pulse {vm.name}\n").stderr.endswith("Write, for example: pulse vm1 4\n")

@@ -104,6 +104,13 @@ def test_a_session_that_is_refused_is_not_opened(vm: Vm) -> None:
         vm.session("x", resume="no")  # type: ignore[arg-type]
 
 
+def test_a_batch_that_is_refused_is_not_sent(vm: Vm) -> None:
+    wrong: Any = "no"
+    with vm.session("x") as session, pytest.raises(InvalidArgument, match="return_errors is 'no': write True or False"):
+        session.run([ops.create_vcpu(5), ops.create_vcpu(6)], return_errors=wrong)
+    assert 5 not in vm.info().vcpus
+
+
 def test_the_levels_of_many_lines() -> None:
     with pytest.raises(
         InvalidArgument, match=r"irq_lines: changes\[1\] is \(4, 'low'\): level is 'low': write True or False"

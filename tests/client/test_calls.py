@@ -223,7 +223,7 @@ def test_what_is_no_call_is_refused(wrong: Any) -> None:
 
 
 def test_a_snapshots_bytes_are_no_snapshot() -> None:
-    with pytest.raises(InvalidArgument, match=r"VmSnapshot\.from_bytes\(\) makes of bytes"):
+    with pytest.raises(InvalidArgument, match=r"use VmSnapshot\.from_bytes\(\) for bytes"):
         restore_vm(cast(VmSnapshot, SNAPSHOT.to_bytes()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,22 @@ def test_a_constructor_says_which_arguments_it_takes(arguments: dict[str, int]) 
         InvalidArgument, match=r"Uart: .*'(output|colour)'; write Uart\(output, input_fd=None, .* gsi=4, "
     ):
         Uart(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ({"output": "x"}, "output is 'x': write a descriptor or a function"),
+        ({"output": 1, "gsi": "4"}, "gsi is '4': write a whole number"),
+        ({"output": 1, "base": None}, "base is None: write a whole number"),
+        ({"output": 1, "paced": "no"}, "paced is 'no': write True or False"),
+        ({"output": 1, "input_fd": 0.5}, "input_fd is 0.5: write a whole number"),
+    ],
+)
+def test_a_constructor_names_the_argument_that_is_wrong(arguments: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"Uart: {wrong}"):
+        Uart(**arguments)
+    assert Uart(1, None, paced=True).paced
 
 
 def test_what_a_constructor_raises_itself_stays_as_it_is() -> None:

@@ -268,7 +268,7 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm]
         (lambda vm: vm.pio_write(0, 0x10020, 1, 0x111), "port 0x10020 is out of range: use 0 to 0xffff"),
         (
             lambda vm: vm.pio_write(0, 0xFFFF, 1, 0x111),
-            "value 0x111 does not fit into an access of 1 bytes, whose values are 0 to 0xff",
+            "value 0x111 does not fit into an access of 1 bytes: use 0 to 0xff, or more bytes",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-# Made from _asyncio/client.py by tools/unasync.py: change that, and run `make proto`.
+# Made from _asyncio/client.py by tools/unasync.py. Edit the original, then run `make proto`.
 """A connection to the daemon, and its VMs."""
 
 from __future__ import annotations

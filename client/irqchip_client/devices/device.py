@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from irqchip_client._call import is_flag
 from irqchip_client._errors import InvalidArgument
 from irqchip_client._model import Space
 
@@ -197,7 +198,7 @@ class Device:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            setattr(cls, "__init__", _with_named_arguments(cls.__init__))  # noqa: B010 - mypy refuses the assignment
+            setattr(cls, "__init__", _with_checked_arguments(cls.__init__))  # noqa: B010 - mypy refuses the assignment
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -302,26 +303,38 @@ class Device:
         """Called when a state was restored: update here what follows from it. Before or after started()."""
 
 
-def _with_named_arguments(make: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that says of arguments that it can't take which ones it takes: InvalidArgument."""
+def _with_checked_arguments(make: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that names the argument that is wrong, by its annotation, and the arguments it takes."""
+    signature = inspect.signature(make)
+    cls = make.__qualname__.split(".")[-2]
 
     @wraps(make)
     def _construct(self: Device, *args: Any, **kwargs: Any) -> None:
         try:
-            make(self, *args, **kwargs)
-        except TypeError:
-            signature = inspect.signature(make)
-            try:
-                signature.bind(self, *args, **kwargs)
-            except TypeError as error:
-                _, *parameters = signature.parameters.values()
-                takes = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
-                raise InvalidArgument(
-                    errno.EINVAL, f"{type(self).__name__}: {error}; write {type(self).__name__}({takes})"
-                ) from None
-            raise
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError as error:
+            _, *parameters = signature.parameters.values()
+            takes = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
+            raise InvalidArgument(errno.EINVAL, f"{cls}: {error}; write {cls}({takes})") from None
+        for name, value in given.items():
+            kind = signature.parameters[name].annotation
+            kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+            if value is None and kind.endswith(" | None"):
+                continue
+            is_one, advice = _KINDS.get(kind.removesuffix(" | None"), (None, ""))
+            if is_one is not None and not is_one(value):
+                raise InvalidArgument(errno.EINVAL, f"{cls}: {name} is {value!r:.100}: write {advice}")
+        make(self, *args, **kwargs)
 
     return _construct
+
+
+# By an annotation: whether a value is such a one, and what to write.
+_KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "bool": (is_flag, "True or False"),
+    "int": (lambda value: hasattr(value, "__index__"), "a whole number"),
+    "float": (lambda value: hasattr(value, "__float__") or hasattr(value, "__index__"), "a number"),
+}
 
 
 def _check_region(what: str, start: object, length: object, limit: int) -> None:

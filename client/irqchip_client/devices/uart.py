@@ -7,11 +7,14 @@ seen that most.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
+
+from irqchip_client._errors import InvalidArgument
 
 from .device import Device
 from .output import Output, output_to
@@ -124,6 +127,8 @@ class Uart(Device):
         patient: bool = False,
     ) -> None:
         super().__init__("16550A")
+        if not callable(output) and not isinstance(output, int):
+            raise InvalidArgument(errno.EINVAL, f"Uart: output is {output!r:.100}: write a descriptor or a function")
         self._output = output_to(output) if isinstance(output, int) else output
         self.input_fd = input_fd
         self.paced = paced

@@ -222,7 +222,7 @@ def load_traces(path: Path) -> list[Trace]:
             except TraceError as error:
                 raise TraceError(f"{path}:{at}: {error}") from error
     except OSError as error:
-        raise TraceError(f"{path}: can't be read: {error.strerror or error}") from error
+        raise TraceError(f"{path}: can't be read: {error.strerror or error}; check the path") from error
     except (EOFError, zlib.error) as error:  # also of a file that is cut off or damaged within
         raise TraceError(f"{path}: can't be read: {error}") from error
     if not traces:

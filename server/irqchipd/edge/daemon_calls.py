@@ -10,10 +10,7 @@ from irqchipd.edge.creation import create_vm
 from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.vm.capabilities import check_extension
-from irqchipd.vm.errors import invalid
 from irqchipd.vm.registry import Registry
-
-MAX_CAP_ARGS: Final = 4  # of struct kvm_enable_cap
 
 # Fills in a response.
 DaemonCall = Callable[[Registry, Any, Any], None]
@@ -39,35 +36,11 @@ def _check_extension(_: Registry, request: pb.CheckExtensionRequest, response: p
     response.value = check_extension(request.capability)
 
 
-def _enable_cap(registry: Registry, request: pb.EnableCapRequest, _: pb.EnableCapResponse) -> None:
-    vm = registry.get(request.vm)
-    if len(request.args) > MAX_CAP_ARGS:
-        raise invalid(f"there are {len(request.args)} args; at most {MAX_CAP_ARGS} are allowed")
-    missing = MAX_CAP_ARGS - len(request.args)
-    vm.enable_cap(request.capability, request.flags, (*request.args, *[0] * missing))
-
-
-def _create_irqchip(registry: Registry, request: pb.CreateIrqchipRequest, _: pb.CreateIrqchipResponse) -> None:
-    registry.get(request.vm).create_irqchip()
-
-
-def _create_pit(registry: Registry, request: pb.CreatePitRequest, _: pb.CreatePitResponse) -> None:
-    registry.get(request.vm).create_pit(request.flags)
-
-
-def _set_boot_cpu_id(registry: Registry, request: pb.SetBootCpuIdRequest, _: pb.SetBootCpuIdResponse) -> None:
-    registry.get(request.vm).set_boot_vcpu(request.vcpu)
-
-
 DAEMON_CALLS: Final[dict[str, DaemonCall]] = {
     "CreateVm": _create_vm,
     "DeleteVm": _delete_vm,
     "GetVm": get_vm,
     "CheckExtension": _check_extension,
-    "EnableCap": _enable_cap,
-    "CreateIrqchip": _create_irqchip,
-    "CreatePit": _create_pit,
-    "SetBootCpuId": _set_boot_cpu_id,
 }
 # These take long without holding a VM's lock for long.
 LONG_CALLS: Final[dict[str, DaemonCall]] = {"ListVms": list_vms, "SaveVm": _save_vm, "RestoreVm": _restore_vm}

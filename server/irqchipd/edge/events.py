@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
@@ -26,42 +26,11 @@ from irqchipd.vm.events import (
 from irqchipd.vm.regions import Space
 from irqchipd.vm.vcpu_state import Signal
 
-_T = TypeVar("_T")
-
 _READS: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_read"], Space.MMIO: NUMBERS["mmio_read"]}
 _WRITES: Final[dict[int, int]] = {Space.PIO: NUMBERS["pio_write"], Space.MMIO: NUMBERS["mmio_write"]}
 _ACCESSES: Final = 0  # and resets
 _MERGED: Final = 1
 _SIGNALS: Final = 2
-
-
-class _Bounded(Generic[_T]):
-    """A queue of limited length. In the place of items that found no room it has a count of them."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.items: deque[_T | int] = deque()
-        self._kept = 0
-
-    def put(self, item: _T) -> bool:
-        """Add an item, or count it as dropped. Whether there was room."""
-        if self._kept < self._limit:
-            self._kept += 1
-            self.items.append(item)
-            return True
-        last = self.items[-1]
-        if isinstance(last, int):
-            self.items[-1] = last + 1
-        else:
-            self.items.append(1)
-        return False
-
-    def take(self) -> _T | int:
-        """The first item, or how many were dropped in this place."""
-        item = self.items.popleft()
-        if not isinstance(item, int):
-            self._kept -= 1
-        return item
 
 
 class _Unread:
@@ -101,7 +70,9 @@ class EventQueue:
         # Events that are merged, with their counts, by subject, the oldest subject first. The numbers of vCPUs and GSIs
         # bound them: the IoapicEois of a vCPU are one bit per vector.
         self._merged: dict[object, tuple[Event, int]] = {}
-        self._signals: _Bounded[VcpuSignal] = _Bounded(limit)
+        # vCPUs' signals, and in the place of those that found no room a count of them.
+        self._signals: deque[VcpuSignal | int] = deque()
+        self._kept_signals = 0
         self._unread_signals: dict[int, VcpuSignal] = {}  # the last of each vCPU
         # What happened to regions, and resets, in their order.
         self._accesses: deque[_Unread | bytes] = deque()
@@ -131,9 +102,16 @@ class EventQueue:
     def _put_signal(self, signal: VcpuSignal) -> None:
         if self._unread_signals.get(signal.vcpu) == signal:
             return
-        if self._signals.put(signal):
+        if self._kept_signals < self._limit:
+            self._kept_signals += 1
+            self._signals.append(signal)
             self._unread_signals[signal.vcpu] = signal
         else:
+            last = self._signals[-1]
+            if isinstance(last, int):
+                self._signals[-1] = last + 1
+            else:
+                self._signals.append(1)
             self._on_dropped()
 
     def _put_reset(self, event: VmReset) -> None:
@@ -186,11 +164,11 @@ class EventQueue:
                     message = unread if isinstance(unread, bytes) else self._taken(unread)
                 elif kind == _MERGED and self._merged:
                     message = self._take_merged()
-                elif kind == _SIGNALS and self._signals.items:
+                elif kind == _SIGNALS and self._signals:
                     message = self._take_signal()
                 if message is not None:
                     break
-            self.is_empty = not (self._accesses or self._merged or self._signals.items)
+            self.is_empty = not (self._accesses or self._merged or self._signals)
         return message
 
     def _taken(self, unread: _Unread) -> bytes:
@@ -204,9 +182,10 @@ class EventQueue:
         return event_message(event_to(event, unread.count))
 
     def _take_signal(self) -> bytes:
-        signal = self._signals.take()
+        signal = self._signals.popleft()
         if isinstance(signal, int):
             return _dropped(signal)
+        self._kept_signals -= 1
         if self._unread_signals.get(signal.vcpu) is signal:
             del self._unread_signals[signal.vcpu]
         return event_message(event_to(signal))

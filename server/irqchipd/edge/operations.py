@@ -32,6 +32,7 @@ from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal
 log = logging.getLogger("irqchipd.edge.session")
 
 MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
+MAX_CAP_ARGS: Final = 4  # of struct kvm_enable_cap
 
 # The result of an operation that has a record: flags, a status and a value.
 Result = tuple[int, int, int]
@@ -56,19 +57,18 @@ class Caller:
 class SessionCaller(Caller):
     """A Session has a line source, events, and perhaps eventfds."""
 
-    __slots__ = ("eventfds", "events")
-
-    source: LineSource
+    __slots__ = ("eventfds", "events", "own_source")
 
     def __init__(self, vm: Vm, source: LineSource, events: EventQueue, eventfds: Eventfds) -> None:
         super().__init__(vm, source)
+        self.own_source = source  # which is not None, as the type of `source` allows
         self.events = events
         self.eventfds = eventfds
 
     def log(self, level: int, message: str, **values: object) -> None:
         """Log something for the operator; to be called without the VM's lock."""
         if log.isEnabledFor(level):
-            about = fields(vm=self.vm.name, source=self.source.number, client=self.source.client, **values)
+            about = fields(vm=self.vm.name, source=self.own_source.number, client=self.own_source.client, **values)
             log.log(level, message, extra=about, stacklevel=2)  # the log limits each line of code by itself
 
 
@@ -163,6 +163,12 @@ def set_mp_state(on: Caller, vcpu: int, state: int) -> None:
     on.vm.set_mp_state(vcpu, state - MP_STATE_OFFSET)
 
 
+def enable_cap(on: Caller, capability: int, flags: int, args: Sequence[int]) -> None:
+    if len(args) > MAX_CAP_ARGS:
+        raise invalid(f"there are {len(args)} args; at most {MAX_CAP_ARGS} are allowed")
+    on.vm.enable_cap(capability, flags, (*args, *[0] * (MAX_CAP_ARGS - len(args))))
+
+
 def reset_vm(on: Caller, reason: int) -> None:
     if reason not in pb.ResetReason.values():
         raise invalid(f"reset reason {reason} is invalid: 0 to {max(pb.ResetReason.values())}")
@@ -173,7 +179,7 @@ def reset_vm(on: Caller, reason: int) -> None:
 
 
 def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
-    on.eventfds.irqfd(on.vm, on.source, flags, gsi)
+    on.eventfds.irqfd(on.vm, on.own_source, flags, gsi)
 
 
 def register_region(
@@ -193,7 +199,7 @@ def register_region(
         if bell is not None and not doorbell:
             raise invalid("an eventfd is a doorbell's")
         on.vm.register_region(
-            on.source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
+            on.own_source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
         )
     except BaseException:
         if removed is not None:
@@ -210,14 +216,14 @@ def register_region_by_record(on: SessionCaller, space: int, _: int, address: in
 
 
 def unregister_region(on: SessionCaller, space: int, address: int, datamatch: int | None) -> None:
-    on.vm.unregister_region(on.source, space, address, datamatch)
+    on.vm.unregister_region(on.own_source, space, address, datamatch)
     on.log(logging.DEBUG, "region given up", space=Space(space).name, address=hex(address))
 
 
 def complete_access(on: SessionCaller, unanswered: int, _: int, access: int, data: int) -> Result:
     if unanswered > 1:
         raise invalid(f"an access is answered, 0, or unanswered, 1, and not {unanswered}")
-    return TAKEN if on.vm.complete_access(on.source, access, data, unanswered=unanswered != 0) else NOTHING
+    return TAKEN if on.vm.complete_access(on.own_source, access, data, unanswered=unanswered != 0) else NOTHING
 
 
 # The table.
@@ -296,13 +302,13 @@ def _with_record(
 
     def fill(result: Result, response: Any) -> None:
         flags, number, data = result
-        if flags:
-            if claimed is not None:
-                setattr(response, claimed, True)
-            if flags & FAULT:
-                response.fault = True
-            if flags & UNANSWERED:
-                response.unanswered = True
+        if flags and claimed is not None:
+            setattr(response, claimed, True)
+            if flags != CLAIMED:
+                if flags & FAULT:
+                    response.fault = True
+                if flags & UNANSWERED:
+                    response.unanswered = True
         if status is not None:
             setattr(response, status, number)
         if value is not None:
@@ -355,6 +361,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),
         Operation("reset_vm", reset_vm, ("reason",)),
+        Operation("enable_cap", enable_cap, ("capability", "flags", "args")),
+        _of_vm("create_irqchip", Vm.create_irqchip, ()),
+        _of_vm("create_pit", Vm.create_pit, ("flags",)),
+        _of_vm("set_boot_cpu_id", Vm.set_boot_vcpu, ("vcpu",)),
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
         _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),

@@ -139,4 +139,4 @@ def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value
         what = "port" if limit == MAX_PORT else "address"
         return invalid(f"{what} {address:#x} is out of range: use 0 to {limit:#x}")
     most = (1 << 8 * size) - 1
-    return invalid(f"value {value:#x} does not fit into an access of {size} bytes, whose values are 0 to {most:#x}")
+    return invalid(f"value {value:#x} does not fit into an access of {size} bytes: use 0 to {most:#x}, or more bytes")

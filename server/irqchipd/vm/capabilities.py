@@ -95,7 +95,7 @@ class Capabilities(Turns):
                     self._set_apic_bus(argument)
                 case _:
                     numbers = ", ".join(str(number) for name, number in vars(Cap).items() if name.isupper())
-                    raise invalid(f"capability {capability} can't be enabled; these can: {numbers}")
+                    raise invalid(f"capability {capability} can't be enabled: use one of {numbers}")
 
     def _split_irqchip(self, reserved: int) -> None:
         board = self._board

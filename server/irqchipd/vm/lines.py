@@ -189,7 +189,7 @@ class Lines(Capabilities):
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
             if flags & ~MSI_VALID_DEVID:
-                raise invalid(f"flags {flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
+                raise invalid(f"flags {flags:#x} of an MSI: use 0 or {MSI_VALID_DEVID}")
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
             if not self._board.apics.can_send(address):

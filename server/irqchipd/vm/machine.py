@@ -95,7 +95,7 @@ class Vm(Accesses):
         """KVM_CREATE_IRQCHIP: EEXIST with an irqchip, or a region at its addresses; EINVAL once a vCPU exists."""
         with self._turn:
             if self._board.has_irqchip:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip already, and a VM has one")
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip already: use that one")
             if self._cpus:
                 raise invalid(f"VM {self.name!r} has vCPUs; the irqchip must be created before them")
             self._board.regions.check_apic_page()
@@ -105,7 +105,7 @@ class Vm(Accesses):
         """KVM_CREATE_PIT2: EEXIST with a PIT, or where its ports are claimed; ENOENT without a PIC."""
         with self._turn:
             if self._board.pit is not None:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT already, and a VM has one")
+                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT already: use that one")
             if self._board.pic is None:
                 raise VmError(errno.ENOENT, f"a PIT needs PICs to interrupt: {self._no_irqchip().message}")
             self._board.add_pit(bool(flags & PIT_SPEAKER_DUMMY))
@@ -404,7 +404,7 @@ def _state_of(kind: type[_S], size: int, state: object) -> _S:
     """A chip's state, unpacked if need be."""
     if isinstance(state, bytes):
         if len(state) != size:
-            raise invalid(f"the state is {len(state)} bytes long; this chip's has {size}")
+            raise invalid(f"the state is {len(state)} bytes long; this chip's has {size}: give all of them")
         return kind.unpack(state)
     if not isinstance(state, kind):
         raise invalid("the state is another kind of chip's")

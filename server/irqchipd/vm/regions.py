@@ -193,9 +193,7 @@ class Regions:
             raise invalid(f"address space {space} is invalid; 1 is ports, 2 memory")
         limit = LIMITS[Space(space)]
         if not (0 <= start < limit and 0 < length <= limit - start):
-            raise invalid(
-                f"a range of {length} bytes at {start:#x}; it must have 1 or more, within 0 to {limit - 1:#x}"
-            )
+            raise invalid(f"a range of {length} bytes at {start:#x}; use 1 or more, within 0 to {limit - 1:#x}")
         if datamatch is not None:
             if not doorbell:
                 raise invalid("datamatch is a doorbell's: set doorbell, or leave datamatch out")

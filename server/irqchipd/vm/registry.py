@@ -125,8 +125,9 @@ class Registry:
         self._delete(vm)
 
     def _delete(self, vm: Vm) -> None:
-        vm.delete()
+        # Before the Sessions' threads learn of the deletion, and log their ends.
         log.info("VM deleted", extra=fields(vm=vm.name, vms=len(self._names)))
+        vm.delete()
 
     def _remove(self, vm: Vm) -> None:
         del self._vms[vm.name]

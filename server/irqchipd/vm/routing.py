@@ -106,7 +106,7 @@ def _check_route(route: Route) -> int | None:
     """Refuse what is wrong by itself; return the chip, or None for an MSI."""
     if isinstance(route, MsiRoute):
         if route.flags & ~MSI_VALID_DEVID:
-            raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI; 0 or {MSI_VALID_DEVID} are allowed")
+            raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI: use 0 or {MSI_VALID_DEVID}")
         return None
     if route.flags:
         raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of a pin; only 0 is allowed")

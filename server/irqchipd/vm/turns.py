@@ -47,7 +47,7 @@ class Turns:
 
     def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
         if not 1 <= tsc_khz <= MAX_TSC_KHZ:
-            raise invalid(f"a TSC of {tsc_khz} kHz; 1 to {MAX_TSC_KHZ} kHz are allowed")
+            raise invalid(f"a TSC of {tsc_khz} kHz is out of range: use 1 to {MAX_TSC_KHZ} kHz")
         self.name = agenda.name
         self.agenda = self._turn = agenda  # `with self._turn:` is an operation
         self.share = agenda.share

@@ -64,7 +64,7 @@ class Vcpus(Lines):
         """A vCPU's MOV to CR8: EINVAL for more than four bits, which would be a fault."""
         with self._turn:
             if not 0 <= value <= 0xF:
-                raise invalid(f"CR8 is {value:#x}; it has 4 bits")
+                raise invalid(f"CR8 is {value:#x}; it has 4 bits: use 0 to 15")
             self._enter(vcpu)
             self._lapic(vcpu, errno.ENXIO).write_cr8(value)
 
