@@ -127,7 +127,7 @@ def test_single_operations_make_no_packet(client: Client, monkeypatch: pytest.Mo
         assert session.vcpu(0).pio_read(0x21) == Access(True, 0xEF)
         assert session.line(4).raise_() == 1
         assert session.signal_msi(0xFEE0_0000, 0x51) == 1
-        assert session.vcpu(0).halt() == TAKEN
+        assert session.vcpu(0).halt() == Interrupt(4, InterruptSource.PIC)
         with pytest.raises(NotFound, match="no vCPU 9"):
             session.vcpu(9).pio_read(0x21)
         monkeypatch.undo()
