@@ -35,7 +35,8 @@ LAYERS: Mapping[str, set[str]] = {
     "irqchipd.edge": {*VM, *GRPC, "irqchip", "irqchipd.fair", "irqchipd.fields", "irqchipd.limits", "irqchipd.listen"},
     "irqchipd": {*GRPC, "click", "irqchip"},  # the daemon and its start, which import all of the server
     # The client. The modules outside the packages below are the SDK.
-    "irqchip_client": SDK,
+    "irqchip_client": {*SDK, "irqchip_client._embedded"},
+    "irqchip_client._embedded": {*SDK, *VM, "irqchipd", "irqchipd.edge", "irqchipd.listen"},
     "irqchip_client.pytest_plugin": {*SDK, "pytest"},
     "irqchip_client.devices": SDK,
     "irqchip_client.vmm": {*SDK, "irqchip_client.devices"},
