@@ -1,4 +1,4 @@
-"""What docs/guests.md and docs/devices.md say has been run."""
+"""The examples of docs/guests.md and docs/devices.md run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from irqchip_client import Access, Client, IrqchipError, Vm
 from irqchip_client._daemon import Daemon
 
 DOCS = Path(__file__).parent.parent / "docs"
-ON_KVM, ON_UNICORN, COUNTER = re.findall(r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL)
+ON_KVM, ON_UNICORN, EMBEDDED, COUNTER = re.findall(r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL)
 (DEVICE,) = re.findall(r"```python\n(.*?)```", (DOCS / "devices.md").read_text(), re.DOTALL)
 KERNEL = bytes.fromhex("b0 2a e6 f4 eb fe")  # mov al, 42; out 0xf4, al; jmp $
 MULTIBOOT = bytes.fromhex(
@@ -25,11 +25,11 @@ MULTIBOOT = bytes.fromhex(
 
 
 class GuestIsDoneError(Exception):
-    """How a device of this process ends the run."""
+    """Raised by a device of this process to end the run."""
 
 
 class Devices:
-    """The debug exit alone."""
+    """A machine with the debug exit alone."""
 
     def pio_read(self, port: int, size: int) -> int | None:  # noqa: ARG002
         return None
@@ -68,6 +68,11 @@ def test_a_vmm_on_unicorn(irqchip_client: Client) -> None:
             exec(ON_UNICORN, {"memory": memory, "vm": vm, "devices": Devices(), "start": start})
 
 
+def test_a_daemon_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EMBEDDED, {})
+    assert capsys.readouterr().out == "0\n"
+
+
 @pytest.fixture
 def vm1(irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch) -> Vm:
     monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
@@ -84,7 +89,7 @@ def claimed(vm: Vm, port: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_region_is_answered_for(vm1: Vm) -> None:
+def test_a_device_answers_for_its_region(vm1: Vm) -> None:
     def serve() -> None:
         with pytest.raises(IrqchipError, match="deleted"):
             exec(COUNTER, {"vm": vm1})
