@@ -75,9 +75,12 @@ class Ring:
         """The next packet; empty where the socket has it; None where none has come. EBADMSG."""
         self.used = True
         try:
-            return self.end.take()
+            packet = self.end.take()
         except BadSlotError as error:
             raise VmError(errno.EBADMSG, f"the ring: {error}") from None
+        if packet and packet[0]:
+            raise VmError(errno.EBADMSG, "the ring carries records, and messages go over the socket")
+        return packet
 
     def send(self, packet: bytes, send_elsewhere: Callable[[bytes], object]) -> None:
         """Send a packet in its order, over the socket if it is too long or no records. BlockingIOError: no room."""
