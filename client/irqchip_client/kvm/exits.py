@@ -26,14 +26,22 @@ class Exits:
     signalled  set when the guest may have sent itself an NMI or INIT
     """
 
-    def __init__(self, run: mmap.mmap, session: Session, vcpu: int, local: LocalDevices | None, apic: Apic) -> None:
+    def __init__(
+        self,
+        run: mmap.mmap,
+        session: Session,
+        vcpu: int,
+        accesses: Accesses,
+        local: LocalDevices | None,
+        apic: Apic,
+    ) -> None:
         self.wrote = False
         self.signalled = False
         self._run = run
         self._session = session
         self._id = vcpu
         self._local = local
-        self._accesses = Accesses(session.vcpu(vcpu), local)
+        self._accesses = accesses
         self._apic = apic
         self._batch = min(MAX_BATCH, session.max_operations)
 

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from irqchipd.chips.lapic_registers import WINDOW, Reg
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
 from irqchipd.vm.regions import Access, Region, RegionDevice, Space
@@ -16,6 +17,7 @@ MAX_PORT: Final = 0xFFFF
 MAX_ADDRESS: Final = (1 << 64) - 1
 PIO_SIZES: Final = (1, 2, 4)
 MMIO_SIZES: Final = (1, 2, 4, 8)
+_OFFSET: Final = WINDOW - 1  # in a register page
 
 
 class Accesses(Vcpus):
@@ -80,7 +82,8 @@ class Accesses(Vcpus):
             if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
                 raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
             board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
+            cpu = self._enter(vcpu)
+            device = board.find_mmio(cpu, address, size)
             if device is None:
                 return False
             if isinstance(device, RegionDevice):
@@ -88,6 +91,8 @@ class Accesses(Vcpus):
             if board.observer is not None:
                 board.observer.kvm_mmio(True, address, size, value)
             device.write(address, size, value)
+            if cpu.copy is not None and device is cpu.lapic and address & _OFFSET != Reg.EOI:
+                cpu.publish()
             return True
 
     # Regions.

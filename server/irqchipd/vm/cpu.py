@@ -15,6 +15,7 @@ from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending, IoapicEoi, Listener, VcpuSignal
+from irqchipd.vm.lapic_copy import LapicCopy
 from irqchipd.vm.vcpu_state import (
     HANDLED_BYTES,
     MAX_NMIS,
@@ -63,6 +64,8 @@ class Cpu(Touchable):
         self.pic = pic
         self.id = vcpu_id
         self.lapic: Lapic | None = None
+        # Of its registers, for the process that executes the vCPU.
+        self.copy: LapicCopy | None = None
         self.alarm = Alarm(_FIRST_RANK + index, self._ring)
         # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
         # the highest of them that no entry sends here any more; and the bus's count of scans then.
@@ -92,6 +95,15 @@ class Cpu(Touchable):
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
+
+    def publish(self) -> None:
+        """The local APIC's registers may have changed: copy them, but not while an observer is to see each access."""
+        if self.copy is not None:
+            assert self.lapic is not None
+            if self.apics.observer is None:
+                self.copy.publish(self.lapic)
+            else:
+                self.copy.withdraw()
 
     # Wires of the local APIC, as its LapicWires and TimerWires describe them.
 
@@ -218,6 +230,7 @@ class Cpu(Touchable):
         else:
             self.mp_state = _INIT_RECEIVED
         self.lapic.reset(init=True)
+        self.publish()
         self._report_signal(DeliveryMode.INIT)
 
     def reset(self) -> None:
@@ -230,6 +243,7 @@ class Cpu(Touchable):
         if self.lapic is not None:
             self.mp_state = _RUNNABLE if self.lapic.boot_cpu else _UNINITIALIZED
             self.lapic.reset(init=False)
+            self.publish()
         self.priorities_changed()
 
     def _forget(self) -> None:
