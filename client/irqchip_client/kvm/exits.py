@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from irqchip_client import Session
 
 READ = 0  # kvm_run.io.direction
+_WHOLE = frozenset((1, 2, 4, 8))  # lengths of an access that comes in one part
+_unpack_mmio, _pack_quad = Run.MMIO.unpack_from, QWORD.pack_into
 MAX_BATCH = 256  # operations of a string, or fewer where the daemon allows no more
 
 
@@ -64,7 +66,10 @@ class Exits:
     def mmio(self) -> None:
         """A load or store where there is no RAM. An access across pages comes in parts, of any length."""
         run = self._run
-        address, data, length, is_write = Run.MMIO.unpack_from(run, Run.UNION)
+        address, data, length, is_write = _unpack_mmio(run, Run.UNION)
+        if not is_write and length in _WHOLE:
+            _pack_quad(run, Run.MMIO_DATA, self._accesses.mmio_read(address, length))
+            return
         done = 0
         if is_write:
             self.wrote = True
@@ -80,7 +85,7 @@ class Exits:
             size = _largest_power(length - done)
             value |= self._accesses.mmio_read(address + done, size) << 8 * done
             done += size
-        QWORD.pack_into(run, Run.MMIO_DATA, value)
+        _pack_quad(run, Run.MMIO_DATA, value)
 
     def rdmsr(self) -> None:
         """RDMSR of an MSR that KVM lacks."""
