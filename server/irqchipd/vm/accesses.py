@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from irqchipd.chips.lapic_registers import WINDOW, Reg
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
 from irqchipd.vm.regions import Access, Region, RegionDevice, Space
@@ -17,7 +16,6 @@ MAX_PORT: Final = 0xFFFF
 MAX_ADDRESS: Final = (1 << 64) - 1
 PIO_SIZES: Final = (1, 2, 4)
 MMIO_SIZES: Final = (1, 2, 4, 8)
-_OFFSET: Final = WINDOW - 1  # in a register page
 
 
 class Accesses(Vcpus):
@@ -91,8 +89,8 @@ class Accesses(Vcpus):
             if board.observer is not None:
                 board.observer.kvm_mmio(True, address, size, value)
             device.write(address, size, value)
-            if cpu.copy is not None and device is cpu.lapic and address & _OFFSET != Reg.EOI:
-                cpu.publish()
+            if cpu.copy is not None:
+                cpu.wrote(device, address)
             return True
 
     # Regions.

@@ -8,7 +8,7 @@ from typing import Final
 
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.lapic import Lapic
-from irqchipd.chips.lapic_registers import BASE_BOOT_CPU
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, WINDOW, Reg
 from irqchipd.chips.message import DeliveryMode, Message
 from irqchipd.vm.agenda import Agenda, Touchable
 from irqchipd.vm.apicbus import ApicBus
@@ -31,6 +31,7 @@ from irqchipd.vm.vcpu_state import (
 
 # An alarm of a local APIC's timer rings behind the PIT's and the IOAPIC's of the same time.
 _FIRST_RANK: Final = 2
+_OFFSET: Final = WINDOW - 1  # in a register page
 # An enumeration's members take long to look up.
 _RUNNABLE: Final = MpState.RUNNABLE
 _UNINITIALIZED: Final = MpState.UNINITIALIZED
@@ -104,6 +105,11 @@ class Cpu(Touchable):
                 self.copy.publish(self.lapic)
             else:
                 self.copy.withdraw()
+
+    def wrote(self, device: object, address: int) -> None:
+        """This vCPU has stored something in a device: copy what that may have changed."""
+        if device is self.lapic and address & _OFFSET != Reg.EOI:
+            self.publish()
 
     # Wires of the local APIC, as its LapicWires and TimerWires describe them.
 
