@@ -25,6 +25,7 @@ __all__ = [
     "WORD",
     "command",
     "connect",
+    "is_named",
     "number",
     "pass_client",
     "pass_vm",
@@ -88,7 +89,7 @@ GSI = WORD
 VCPU = WORD
 
 vcpu_option = click.option(
-    "--vcpu", type=VCPU, default=0, show_default=True, metavar="ID", help="The vCPU that does it."
+    "--vcpu", type=VCPU, default=0, show_default=True, metavar="ID", help="The vCPU that does this."
 )
 
 
@@ -99,7 +100,7 @@ def size_option(default: int, *sizes: int) -> Callable[[Callable[..., T]], Calla
         type=click.Choice([str(size) for size in sizes]),
         default=str(default),
         show_default=True,
-        help="Bytes.",
+        help="The number of bytes.",
     )
 
 
@@ -172,3 +173,9 @@ def connect() -> irqchip_client.Client:
     if shared is not None and context.obj in (None, shared.target):
         return shared
     return context.with_resource(irqchip_client.connect(context.obj))
+
+
+def is_named() -> bool:
+    """Whether the user has named a daemon, or the command is in a shell, which has one."""
+    context = click.get_current_context()
+    return context.obj is not None or SHARED_CLIENT in context.find_root().meta
