@@ -75,7 +75,7 @@ class Irqfd:
 
 
 class EventfdCalls:
-    """The calls of a Session that pass eventfds. A Session of asyncio has none, because gRPC carries no descriptors."""
+    """The calls of a Session that pass descriptors. A Session of asyncio has none: gRPC carries no descriptors."""
 
     _transport: Transport
 
@@ -119,6 +119,14 @@ class EventfdCalls:
     def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
         """Undoes assign_irqfd(). Does nothing if the eventfd is not an irqfd of this GSI and Session."""
         self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
+
+    def share_lapic(self, vcpu: int, memfd: int) -> None:
+        """Makes the daemon keep a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
+
+        Over gRPC: IrqchipError(EOPNOTSUPP). Busy if a Session shares this local APIC already; InvalidArgument if the
+        memfd is not one page, or is not sealed; LimitReached at the daemon's limit of descriptors.
+        """
+        self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
     def assign_ioeventfd(
         self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None
