@@ -121,7 +121,7 @@ class EventfdCalls:
         self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
 
     def share_lapic(self, vcpu: int, memfd: int) -> None:
-        """Makes the daemon keep a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
+        """Shares a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
 
         Over gRPC: IrqchipError(EOPNOTSUPP). Busy if a Session shares this local APIC already; InvalidArgument if the
         memfd is not one page, or is not sealed; LimitReached at the daemon's limit of descriptors.
