@@ -44,6 +44,7 @@ from irqchip_client._calls import (
     restore_vm,
     save_vm,
     set_boot_cpu_id,
+    share_lapic,
 )
 from irqchip_client.ops import Call
 
@@ -88,6 +89,7 @@ OPERATIONS: list[Call[Any]] = [
     ops.set_pit(PitState()),
     ops.set_pit_reinject(False),
     ops.advance_clock(1),
+    share_lapic(0),
 ]
 # The same operations with other arguments.
 VARIANTS: list[Call[Any]] = [
@@ -96,7 +98,7 @@ VARIANTS: list[Call[Any]] = [
     ops.irq_line(8, True, without_status=True),
 ]
 # The operations without an RPC: they concern a Session's events, or need its descriptors.
-ONLY_OF_SESSIONS = {"Irqfd", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
+ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
@@ -106,7 +108,7 @@ OTHERS: list[Call[Any]] = [
 def test_the_contracts_calls_are_all_here() -> None:
     operations = [field.name for field in pb.Operation.DESCRIPTOR.fields]
     assert [call.operation for call in OPERATIONS] == operations
-    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd"}
+    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd", "share_lapic"}
     assert {call.operation for call in OPERATIONS} == public
     unary = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods][:-2]
     assert sorted({call.method for call in OTHERS + OPERATIONS} - ONLY_OF_SESSIONS) == sorted(unary)
