@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from irqchip import ring as layout
 from irqchip_client import (
     Client,
     Interrupt,
@@ -27,8 +26,9 @@ from irqchip_client import (
 from irqchip_client._daemon import start_daemon
 from irqchip_client._sync.packets import PacketTransport
 from irqchip_client._sync.ring import RingChannel
+from tests.service.test_port import needs_rings
 
-pytestmark = pytest.mark.skipif(not layout.OFFERED, reason="this processor may reorder stores")
+pytestmark = needs_rings
 
 LAPIC = 0xFEE0_0000
 VECTOR = Interrupt(0x51, InterruptSource.LAPIC)

@@ -34,9 +34,20 @@ from tests.service.ring_peer import (
     RingPeer,
     eventually_true,
 )
-from tests.service.test_port import HALT, HEADER, IRQ_LINE, LAPIC, PIO_READ, PIO_WRITE, SIGNAL_MSI, Peer, line
+from tests.service.test_port import (
+    HALT,
+    HEADER,
+    IRQ_LINE,
+    LAPIC,
+    PIO_READ,
+    PIO_WRITE,
+    SIGNAL_MSI,
+    Peer,
+    line,
+    needs_rings,
+)
 
-pytestmark = pytest.mark.skipif(not layout.OFFERED, reason="this processor may reorder stores")
+pytestmark = needs_rings
 
 MASK = (PIO_READ, 1, 0, 0x21, 0)
 MSI = (SIGNAL_MSI, 0, 0, LAPIC, 0x51)
