@@ -1,4 +1,4 @@
-"""`make fuzz`: a million messages over both edges; ends with status 1 where something is found."""
+"""`make fuzz`: a million messages over both edges and rings; ends with status 1 where something is found."""
 
 from __future__ import annotations
 
