@@ -82,10 +82,15 @@ class Connection(Work):
 
     def ready(self, events: int) -> None:
         """Something happened to the socket; called by the port's thread, as is all but wake and end."""
-        if not self._may_receive(events):
+        session = self._session
+        if (self._watched != self._idle_events or (session is not None and session.awaited is not None)) and (
+            not self._may_receive(events)
+        ):
             return
-        ring = self._ring
-        data = self._from_socket() if ring is None or not ring.end.has_input() else self._from_ring(ring)
+        if self._ring is not None and self._ring.end.has_input():
+            data = self._from_ring(self._ring)
+        else:
+            data = self._from_socket()
         if data is not None:
             self._take(data)
 

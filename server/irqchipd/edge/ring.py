@@ -126,6 +126,7 @@ class Rings:
 
     def __init__(self, most: int) -> None:
         self._most = most if OFFERED else 0
+        writer()  # has a descriptor, which is taken from no client
         self._count = 0
         self.polled: list[Ring] = []
         # Those to poll again, of any thread.
