@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -355,6 +356,18 @@ def test_an_irqfd_interrupts(client: Client) -> None:
             vm.vcpu(0).pio_write(0x20, 0x20)
     client.close()
     assert soon(lambda: "irqchipd irqfds" not in own_threads())
+
+
+def test_a_doorbell_rings_an_eventfd(client: Client) -> None:
+    vm = machine(client)
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    with vm.session("device") as device, vm.session("vcpu 0") as session:
+        device.assign_ioeventfd(eventfd, Space.PIO, PORT, 1)
+        assert session.vcpu(0).pio_write(PORT, 1)
+        assert soon(lambda: select.select([eventfd], [], [], 0)[0])
+        assert os.eventfd_read(eventfd) == 1
+    assert not vm.vcpu(0).pio_write(PORT, 1)
+    os.close(eventfd)
 
 
 # The end.

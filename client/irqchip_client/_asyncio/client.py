@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
+    """A Client of the daemon at `target`: `unix:///absolute/path`, `tcp://host:port`, or as embedded(), `embedded:`.
 
     The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
     or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
@@ -37,11 +37,11 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
 
 
 def embedded(listen: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of a daemon in this process, which ends with the Client: connect("embedded:").
+    """A Client of a daemon in this process, as of connect("embedded:"). Both end together.
 
-    Calls are calls of its functions, and no message. With `listen` it listens on the unix socket of this path, and
-    other processes, such as those of devices, connect to `unix:///that/path` as to any daemon. If this process dies,
-    the VMs are gone. IrqchipError(EADDRINUSE) where the daemon can't listen.
+    A call runs the daemon's function, without a message. With `listen`, the path of a unix socket, other processes
+    connect to `unix:///that/path` as to any daemon. If this process dies, the VMs are gone. IrqchipError(EADDRINUSE)
+    where the daemon cannot listen.
     """
     return connect(embedded_target(listen), timeout=timeout)
 
