@@ -126,6 +126,8 @@ def irqfds(random: Random, messages: Messages) -> bytes:
             operation.irqfd.gsi = random.randrange(26)
             operation.irqfd.flags = random.choice((0, 0, 0, 1, 2, 2, 3, 4))
         elif random.random() < 0.5:
+            operation.share_lapic.vcpu = random.randrange(4)
+        elif random.random() < 0.5:
             region = operation.register_region
             region.space, region.address, region.length = pb.ADDRESS_SPACE_PIO, random.randrange(0x500, 0x520), 1
             region.doorbell = region.eventfd = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
+from irqchip.lapic_page import PAGE_SIZE
 from irqchip.records import EVENT, HEADER, NUMBERS, OPERATION
 from tests.fuzz.messages import ADDRESSES, MSRS, PORTS, WIDE
 
@@ -67,15 +69,15 @@ class Descriptors:
 
     def __init__(self) -> None:
         self._kept: list[int] = []
-        for make in (_eventfds, _pipe, _sockets, _files, _others):
+        for make in (_eventfds, _memory, _pipe, _sockets, _files, _others):
             self._kept += make()
-        # Eventfds are what is right, and so more likely.
-        self._eventfds = self._kept[:4]
+        # Eventfds, and a page of memory, are what is right, and so more likely.
+        self._eventfds, self._right = self._kept[:4], [*self._kept[:4], self._kept[5]]
 
     def some(self, random: Random, own: int) -> list[int]:
         """For one packet; own is the descriptor of the connection that it goes over."""
         count = random.choice((0, 1, 1, 1, 2, 2, 3, 8, 253))
-        kinds = self._eventfds if random.random() < 0.4 else [*self._kept, own]
+        kinds = self._right if random.random() < 0.4 else [*self._kept, own]
         return [random.choice(kinds) for _ in range(count)]
 
     def ring(self, random: Random) -> None:
@@ -94,6 +96,13 @@ def _eventfds() -> list[int]:
     full = os.eventfd(0, os.EFD_NONBLOCK)
     os.eventfd_write(full, 2**64 - 2)
     return [*made, full, os.eventfd(0)]
+
+
+def _memory() -> list[int]:
+    sealed = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING)
+    os.ftruncate(sealed, PAGE_SIZE)
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return [sealed]
 
 
 def _pipe() -> list[int]:

@@ -1,4 +1,4 @@
-"""What waits for a Session that has not read it yet: events that stand for several, and signals that are counted."""
+"""A Session's unread events: some merge, and signals beyond the limit are counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from irqchipd.vm.events import (
 
 
 class Queue(EventQueue):
-    """A queue with room for two signals, that counts."""
+    """A queue with room for two signals; it counts the events it dropped."""
 
     def __init__(self, *events: Event) -> None:
         super().__init__(2, self._woken, self._dropped)
@@ -37,28 +37,28 @@ class Queue(EventQueue):
         self.drops += 1
 
     def next(self) -> pb.Event | None:
-        """What there is to take."""
+        """The next event."""
         message = self.take()
         return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:
-        """All that there is to take."""
+        """All remaining events."""
         return list(iter(self.next, None))
 
 
 def signal(vector: int) -> VcpuSignal:
-    """A start-up for vCPU 1."""
+    """A start-up signal for vCPU 1."""
     return VcpuSignal(1, DeliveryMode.STARTUP, vector, True)
 
 
 def sipi(vector: int) -> pb.Event:
-    """The message of the same."""
+    """The message for that signal."""
     sipi = pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=vector)
     return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, signal=sipi, ignored=True))
 
 
 def dropped(count: int) -> pb.Event:
-    """The message that says how many were dropped."""
+    """The message for a number of dropped events."""
     return pb.Event(events_dropped=pb.EventsDropped(count=count))
 
 
@@ -91,7 +91,7 @@ def dropped(count: int) -> pb.Event:
         ([signal(vector) for vector in (1, 1, 2, 2)], [sipi(1), sipi(2)]),
     ],
 )
-def test_what_has_not_been_taken_is_merged_as_its_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
+def test_unread_events_are_merged_as_their_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
     queue = Queue(*events)
     assert queue.wakes == 1, "there was nothing to take before the first"
     assert queue.all() == messages
@@ -109,7 +109,7 @@ def test_events_of_different_kinds_about_one_gsi_are_not_merged() -> None:
     ]
 
 
-def test_signals_that_find_no_room_are_counted_and_all_else_has_room() -> None:
+def test_signals_beyond_the_limit_are_counted_and_other_events_have_room() -> None:
     queue = Queue(*(signal(vector) for vector in range(5)), *(GsiAcknowledged(gsi) for gsi in range(4096)))
     assert queue.drops == 3
     told = queue.all()
@@ -117,7 +117,7 @@ def test_signals_that_find_no_room_are_counted_and_all_else_has_room() -> None:
     assert [event for event in told if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
 
 
-def test_doorbells_that_find_no_room_are_counted_where_they_would_be() -> None:
+def test_doorbells_beyond_the_limit_are_counted_in_their_place() -> None:
     def doorbell(value: int) -> Doorbell:
         return Doorbell(1, 0x300, 1, value)
 
@@ -136,7 +136,7 @@ def test_doorbells_that_find_no_room_are_counted_where_they_would_be() -> None:
     assert told == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
 
 
-def test_neither_kind_waits_for_the_other_to_cease() -> None:
+def test_neither_kind_of_event_starves_the_other() -> None:
     queue = Queue()
     told = []
     for _ in range(6):
@@ -152,7 +152,7 @@ def kinds(events: list[pb.Event]) -> list[str | None]:
     return [event.WhichOneof("event") for event in events]
 
 
-def test_of_unread_resets_the_last_counts_and_has_its_place_among_the_accesses() -> None:
+def test_only_the_last_unread_reset_is_kept_in_its_place_among_the_accesses() -> None:
     queue = Queue(VmReset(1))
     queue.put_access(RegionAccess(1, 0, 1, 0x300, 1, False, 0))
     queue.put(VmReset(2))
@@ -162,7 +162,7 @@ def test_of_unread_resets_the_last_counts_and_has_its_place_among_the_accesses()
     assert told[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
 
 
-def test_resets_between_doorbells_that_find_no_room_do_not_pile_up() -> None:
+def test_resets_between_dropped_doorbells_do_not_pile_up() -> None:
     queue = Queue()
     for value in range(100):
         queue.put_access(Doorbell(1, 0x300, 1, value))

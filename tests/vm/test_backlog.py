@@ -1,4 +1,4 @@
-"""What is told to many: in pieces, in order, and others wait until it is done."""
+"""Events for many listeners are sent in pieces and in order, and others wait until all are sent."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Told = list[tuple[int, Event]]
 
 
 class Later(Deadlines):
-    """What is to be done later is done when the test says so."""
+    """Deadlines whose alarms ring when the test says so."""
 
     def do_one(self) -> None:
-        """The next alarm."""
+        """Ring the next alarm."""
         alarm = self.alarms.pop_due(self.time)
         assert alarm is not None
         alarm.ring()
@@ -42,7 +42,7 @@ def later() -> Later:
 
 
 class SetClock(Clock):
-    """A real clock that a test sets."""
+    """A real clock that the test sets."""
 
     virtual = False
 
@@ -58,7 +58,7 @@ class SetClock(Clock):
 
 
 def listened_to(pc: Pc) -> Told:
-    """What many listeners to all vCPUs are told from now on."""
+    """Subscribe many listeners to all vCPUs; returns the events they receive from now on."""
     told: Told = []
     for number in range(LISTENERS):
         pc.vm.subscribe(range(VCPUS), lambda event, number=number: told.append((number, event)))  # type: ignore[misc]
@@ -69,7 +69,7 @@ def all_told() -> Told:
     return [(number, InterruptPending(vcpu)) for vcpu in range(VCPUS) for number in range(LISTENERS)]
 
 
-def test_a_broadcast_is_told_in_pieces_and_in_order(later: Later) -> None:
+def test_a_broadcast_is_sent_in_pieces_and_in_order(later: Later) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
@@ -81,25 +81,25 @@ def test_a_broadcast_is_told_in_pieces_and_in_order(later: Later) -> None:
     assert told == all_told()
 
 
-def test_what_happens_meanwhile_is_told_behind_it(later: Later) -> None:
+def test_later_events_are_sent_after_the_backlog(later: Later) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
-    ends: list[int] = []  # how much had been told when each halt ended
+    ends: list[int] = []  # how many events had been sent when each halt ended
     outcomes: list[Outcome] = []
 
     def done(outcome: Outcome) -> None:
         ends.append(len(told))
         outcomes.append(outcome)
 
-    pc.vm.halt(0, done)  # it has an interrupt to take
+    pc.vm.halt(0, done)  # an interrupt is pending
     assert ends == []
     later.do_all()
     assert (told, ends) == (all_told(), [len(told)])
     assert outcomes == [(VECTOR, False)]
 
 
-def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
+def test_work_in_turns_waits_until_the_backlog_is_sent(later: Later) -> None:
     pc = Pc(VCPUS, deadlines=later)
     listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
@@ -118,7 +118,7 @@ def test_work_in_turns_waits_until_all_has_been_told(later: Later) -> None:
     assert len(turns.finish(driving)) == 300
 
 
-def test_nothing_comes_due_until_all_has_been_told(later: Later) -> None:
+def test_no_timer_expires_until_the_backlog_is_sent(later: Later) -> None:
     clock = SetClock()
     pc = Pc(VCPUS, clock=clock, deadlines=later)
     pc.count_apic(0, 0x61, 1_000_000)
@@ -134,7 +134,7 @@ def test_nothing_comes_due_until_all_has_been_told(later: Later) -> None:
     assert pc.vm.ack_interrupt(0) == (0x61, False)
 
 
-def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(later: Later) -> None:
+def test_deleting_the_vm_loses_no_event_and_ends_all_waiting(later: Later) -> None:
     pc = Pc(VCPUS, deadlines=later)
     outcomes: list[Outcome] = []
     pc.start(1)
@@ -153,7 +153,7 @@ def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(late
     assert later.alarms.earliest() is None
 
 
-def test_an_irq_lines_whose_changes_are_msis_has_turns_bounded_by_work() -> None:
+def test_the_turns_of_an_irq_lines_with_msis_are_bounded_by_work() -> None:
     pc = Pc(VCPUS)
     pc.vm.set_routing([MsiRoute(24, BROADCAST, VECTOR)])
     driving = pc.vm.driving([24 << 1 | 1] * 100)

@@ -74,7 +74,7 @@ class Irqfd:
 
 
 class EventfdCalls:
-    """The calls of a Session that eventfds go with: asyncio's has none of them, as gRPC carries no descriptors."""
+    """The calls of a Session that descriptors go with: asyncio's has none of them, as gRPC carries no descriptors."""
 
     _transport: Transport
 
@@ -118,6 +118,14 @@ class EventfdCalls:
     def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
         """Undoes assign_irqfd(); does nothing where the eventfd is no irqfd of this GSI and Session."""
         self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
+
+    def share_lapic(self, vcpu: int, memfd: int) -> None:
+        """Has the daemon keep a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
+
+        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. Busy where a Session shares this local APIC already;
+        InvalidArgument where the memfd has not one page, or is not sealed; LimitReached.
+        """
+        self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
     def assign_ioeventfd(
         self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None

@@ -1,10 +1,12 @@
-"""The way of a vCPU's accesses: to devices in this process, or to the daemon."""
+"""The way of a vCPU's accesses: to devices in this process, to its local APIC as known here, or to the daemon."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from irqchip_client._sync.machine import Vcpu
+
+from .local_apic import LocalApic
 
 
 class LocalDevices(Protocol):
@@ -26,8 +28,9 @@ class LocalDevices(Protocol):
 class Accesses:
     """A vCPU's IN, OUT, loads and stores. A read that no device claims returns all ones."""
 
-    def __init__(self, vcpu: Vcpu, local: LocalDevices | None = None) -> None:
+    def __init__(self, vcpu: Vcpu, apic: LocalApic, local: LocalDevices | None = None) -> None:
         self._vcpu = vcpu
+        self._apic = apic
         self._local = local
 
     def pio_read(self, port: int, size: int) -> int:
@@ -45,6 +48,8 @@ class Accesses:
     def mmio_read(self, address: int, size: int) -> int:
         """A load of 1, 2, 4 or 8 bytes."""
         if self._local is not None and (value := self._local.mmio_read(address, size)) is not None:
+            return value
+        if (value := self._apic.read(address, size)) is not None:
             return value
         access = self._vcpu.mmio_read(address, size)
         return access.data if access.claimed else (1 << 8 * size) - 1

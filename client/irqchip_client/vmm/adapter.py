@@ -12,6 +12,7 @@ from irqchip_client._errors import Busy, SessionClosed
 from irqchip_client._events import Event, InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 
+from .local_apic import share_local_apic
 from .start import Start
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Adapter:
         self.id = vcpu
         self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
         self._vcpu = self._session.vcpu(vcpu)
+        self._local_apic = share_local_apic(self._session, vcpu)
+        made.callback(self._local_apic.close)
         self._made = ExitStack()
         self._halt: Halt | None = None  # under way
         # The vCPU executes nothing: it is in HLT, or waits for INIT or SIPI.

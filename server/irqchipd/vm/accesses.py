@@ -80,7 +80,8 @@ class Accesses(Vcpus):
             if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
                 raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
             board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
+            cpu = self._enter(vcpu)
+            device = board.find_mmio(cpu, address, size)
             if device is None:
                 return False
             if isinstance(device, RegionDevice):
@@ -88,6 +89,8 @@ class Accesses(Vcpus):
             if board.observer is not None:
                 board.observer.kvm_mmio(True, address, size, value)
             device.write(address, size, value)
+            if cpu.copy is not None:
+                cpu.wrote(device, address)
             return True
 
     # Regions.
