@@ -68,10 +68,20 @@ def machine(client: Client) -> Vm:
     return vm
 
 
+BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_threads() -> None:
+    """Other tests may have left some."""
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def own_threads() -> set[str]:
-    """Those of daemons in this process; whatever closes descriptors is there for all of them."""
-    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("irqchipd ")}
-    return names - {"irqchipd closer"}
+    """Those of daemons of this test; whatever closes descriptors serves all daemons."""
+    new = {thread.name for thread in threading.enumerate() if thread not in BEFORE}
+    return {name for name in new if name.startswith("irqchipd ")} - {"irqchipd closer"}
 
 
 def soon(condition: Callable[[], object]) -> bool:
