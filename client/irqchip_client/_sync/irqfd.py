@@ -124,7 +124,7 @@ class EventfdCalls:
         """Shares a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
 
         Over gRPC: IrqchipError(EOPNOTSUPP). Busy if a Session shares this local APIC already; InvalidArgument if the
-        memfd is not one page, or is not sealed; LimitReached at the daemon's limit of descriptors.
+        memfd is not one page, or is not sealed; LimitReached at the daemon's limit of eventfds.
         """
         self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
