@@ -43,13 +43,13 @@ from irqchipd.embedded import LocalSession
 from tests.client.guest import IRQ_BASE, init_pics
 from tests.client.test_halt import MSI, TAKEN, wait_until_halted
 
-SPURIOUS = ops.mmio_write(0, 0xFEE0_00F0, 0x1FF)  # with which the local APIC is enabled
+SPURIOUS = ops.mmio_write(0, 0xFEE0_00F0, 0x1FF)  # enables the local APIC
 PORT = 0x5000
 
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """Of a socket: pytest's own directories have names that are too long."""
+    """A path for a socket; pytest's own directories have names that are too long."""
     with TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder) / "vmm"
 
@@ -79,7 +79,7 @@ def other_threads() -> None:
 
 
 def own_threads() -> set[str]:
-    """Those of daemons of this test; whatever closes descriptors serves all daemons."""
+    """The threads of this test's daemons, without the shared one that closes descriptors."""
     new = {thread.name for thread in threading.enumerate() if thread not in BEFORE}
     return {name for name in new if name.startswith("irqchipd ")} - {"irqchipd closer"}
 
@@ -119,7 +119,7 @@ def test_a_malformed_target_says_how_it_is_written(uri: str) -> None:
         connect(uri)
 
 
-def test_where_it_can_not_listen_it_says_why(path: Path) -> None:
+def test_a_failure_to_listen_is_reported_with_the_reason(path: Path) -> None:
     with embedded(str(path)), pytest.raises(IrqchipError, match="is in use, perhaps by another irqchipd") as caught:
         embedded(str(path))
     assert caught.value.reason == "EADDRINUSE"
@@ -204,7 +204,7 @@ def test_the_end_of_the_client_ends_the_sessions_of_others(path: Path) -> None:
 # Waiting.
 
 
-def test_a_halt_keeps_nobody_from_anything(client: Client) -> None:
+def test_a_halt_does_not_block_other_threads(client: Client) -> None:
     vm = machine(client)
     with vm.session() as session, ThreadPoolExecutor() as pool:
         halted = pool.submit(session.vcpu(0).halt)
