@@ -30,7 +30,7 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
     with open(f"/proc/self/fdinfo/{descriptor}") as file:
         found = _FDINFO.search(file.read())
     if found is None:
-        raise invalid("the descriptor that came with the message is no eventfd")
+        raise invalid("the descriptor is not an eventfd")
     return int(found[2]), int(found[1], 16)
 
 
@@ -256,7 +256,7 @@ class PortEventfds(Eventfds):
 
     def announce(self) -> None:
         if self._descriptors or self._refused:
-            raise invalid("descriptors go with a batch, and this message is none")
+            raise invalid("descriptors must come with a batch")
         self._announced = True
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
