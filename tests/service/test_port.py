@@ -325,7 +325,7 @@ def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> No
 def test_an_accesss_record_says_whether_it_was_claimed(peer: Peer) -> None:
     peer.send_records(5, (COMPLETE, 0, 0, 1, 2), (COMPLETE, 1, 0, 1, 0), (COMPLETE, 2, 0, 1, 0), (COMPLETE, 1, 0, 1, 2))
     _, results, texts = peer.receive_results(4)
-    assert results[:2] == [(COMPLETE, 0, 0, 0)] * 2, "nobody waits"
+    assert results[:2] == [(COMPLETE, 0, 0, 0)] * 2, "no vCPU waits for these accesses"
     assert [result[2] for result in results[2:]] == [errno.EINVAL] * 2
     assert b"unanswered" in texts
 

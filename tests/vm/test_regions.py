@@ -86,7 +86,7 @@ def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Own
     assert access.result() == (0x60, True)
     assert not owner.complete(access, 0x61), "it is answered once"
     access.when_done(lambda: done.append("late"))
-    assert done == ["told", "late"], "who asks afterwards is told at once"
+    assert done == ["told", "late"], "a later caller is notified at once"
 
 
 def test_a_write_goes_to_the_owner_and_waits_too(vm: Vm, owner: Owner) -> None:
@@ -397,7 +397,7 @@ def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> 
     assert vm.pio_write(0, 0xC010, 2, 1)
     assert other.told == [Doorbell(PIO, 0xC010, 2, 1)]
     assert not owner.told
-    assert not vm.pio_write(0, 0xC010, 2, 2), "nobody's value"
+    assert not vm.pio_write(0, 0xC010, 2, 2), "no doorbell has this value"
     assert not vm.pio_write(0, 0xC010, 1, 1), "another length"
     vm.unregister_region(other.source, PIO, 0xC010, 1)
     assert not vm.pio_write(0, 0xC010, 2, 1)
