@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,10 +68,20 @@ def machine(client: Client) -> Vm:
     return vm
 
 
+BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_threads() -> None:
+    """Other tests may have left some."""
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def own_threads() -> set[str]:
-    """The threads of daemons in this process, without the shared one that closes descriptors."""
-    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("irqchipd ")}
-    return names - {"irqchipd closer"}
+    """The threads of this test's daemons, without the shared one that closes descriptors."""
+    new = {thread.name for thread in threading.enumerate() if thread not in BEFORE}
+    return {name for name in new if name.startswith("irqchipd ")} - {"irqchipd closer"}
 
 
 def soon(condition: Callable[[], object]) -> bool:
@@ -355,6 +366,18 @@ def test_an_irqfd_interrupts(client: Client) -> None:
             vm.vcpu(0).pio_write(0x20, 0x20)
     client.close()
     assert soon(lambda: "irqchipd irqfds" not in own_threads())
+
+
+def test_a_doorbell_rings_an_eventfd(client: Client) -> None:
+    vm = machine(client)
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    with vm.session("device") as device, vm.session("vcpu 0") as session:
+        device.assign_ioeventfd(eventfd, Space.PIO, PORT, 1)
+        assert session.vcpu(0).pio_write(PORT, 1)
+        assert soon(lambda: select.select([eventfd], [], [], 0)[0])
+        assert os.eventfd_read(eventfd) == 1
+    assert not vm.vcpu(0).pio_write(PORT, 1)
+    os.close(eventfd)
 
 
 # The end.
