@@ -152,8 +152,8 @@ def test_descriptors_come_over_the_socket(peer: RingPeer) -> None:
     eventfd = os.eventfd(0)
     peer.send_on_socket(descriptors=pb.DescriptorsFollow())
     batch = pb.Batch(serial=4, operations=[pb.Operation(irqfd=pb.IrqfdRequest(gsi=20))])
-    socket.send_fds(peer.socket, [pb.SessionRequest(batch=batch).SerializeToString()], [eventfd])
     peer.fill(b"", ON_THE_SOCKET)
+    socket.send_fds(peer.socket, [pb.SessionRequest(batch=batch).SerializeToString()], [eventfd])
     assert pb.SessionResponse.FromString(peer.take()).batch_result.results[0].HasField("irqfd")
     peer.put(5, MASK)
     assert peer.take_results()[0] == 5
@@ -230,9 +230,37 @@ def test_a_message_in_a_slot_ends_the_session(peer: RingPeer) -> None:
     assert peer.end() == "EBADMSG"
 
 
-def test_a_packet_that_is_not_on_the_socket_ends_the_session(peer: RingPeer) -> None:
-    peer.fill(b"", ON_THE_SOCKET)
+def test_a_packet_without_a_place_in_the_ring_ends_the_session(peer: RingPeer) -> None:
+    peer.put(1, MASK)
+    assert peer.take_results()[0] == 1
+    peer.send(batch=pb.Batch(serial=3))
     assert peer.end() == "EBADMSG"
+
+
+def test_a_place_in_the_ring_waits_for_its_packet(peer: RingPeer) -> None:
+    peer.fill(b"", ON_THE_SOCKET)
+    peer.put(4, MASK)
+    time.sleep(0.05)
+    assert peer.word(peer.next_answer) == 0
+    peer.send(batch=pb.Batch(serial=3))
+    assert pb.SessionResponse.FromString(peer.take()).batch_result.serial == 3
+    assert peer.take_results()[0] == 4
+
+
+def test_a_client_that_dies_before_its_packet_is_gone(peer: RingPeer, vm: Vm) -> None:
+    peer.fill(b"", ON_THE_SOCKET)
+    peer.put(4, MSI)
+    peer.close()
+    eventually_true(lambda: not vm.info().sessions)
+
+
+def test_a_client_that_leaves_its_own_socket_on_the_way_is_gone(peer: RingPeer, vm: Vm) -> None:
+    """As long as nobody receives the socket from itself, nothing closes it."""
+    socket.send_fds(
+        peer.socket, [pb.SessionRequest(batch=pb.Batch(serial=3)).SerializeToString()], [peer.socket.fileno()]
+    )
+    peer.close()
+    eventually_true(lambda: not vm.info().sessions)
 
 
 def test_a_slot_before_its_turn_is_not_looked_at(peer: RingPeer) -> None:

@@ -32,6 +32,7 @@ class RingChannel(PortChannel):
         self._is_first = True
         self._end: End | None = None
         self._bell = self._woken = -1
+        self._has_place = False  # Whether the next packet for the socket has its place in the ring.
 
     def _receive_first(self, flags: int) -> bytes:
         """Receives the first packet, and maps the rings that come with it."""
@@ -56,10 +57,13 @@ class RingChannel(PortChannel):
             super().send(packet, descriptors)
             return
         if packet[0] or descriptors or len(packet) > PACKET_BYTES:
-            if not end.has_room():
-                raise BlockingIOError
+            if not self._has_place:
+                if not end.has_room():
+                    raise BlockingIOError
+                end.put_elsewhere()
+                self._has_place = True
             super().send(packet, descriptors)
-            end.put_elsewhere()
+            self._has_place = False
         elif not end.put(packet):
             raise BlockingIOError
         end.fence()
