@@ -11,6 +11,7 @@ from mmap import mmap
 
 import pytest
 
+from irqchip_client import NotFound, SessionClosed
 from irqchip_client.kvm import GuestMemory, KvmVm, Start, StartMode
 from irqchip_client.kvm.ioctls import Exit, Request, Run, ioctl
 from irqchip_client.kvm.registers import Registers
@@ -32,6 +33,15 @@ def test_a_change_by_others_comes_before_what_the_guest_is_told_of_it_by_its_mem
             machine.memory.write(FLAG, struct.pack("<I", 1))
             done.result(10)
         assert machine.word(SEEN) == tpr
+
+
+def test_a_guest_that_asks_the_daemon_nothing_ends_with_its_vm(machine: Machine) -> None:
+    machine.load_protected(reads_id(0))  # 2^32 times
+    with machine.running() as done:
+        time.sleep(0.05)
+        machine.vm.delete()
+        with pytest.raises((SessionClosed, NotFound), match="deleted"):
+            done.result(10)
 
 
 @pytest.mark.long

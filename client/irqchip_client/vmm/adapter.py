@@ -55,7 +55,7 @@ class Adapter:
         """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
 
         Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
-        daemon or the VM has gone; Busy where it runs already.
+        daemon or the VM has gone, or NotFound for the VM; Busy where it runs already.
         """
         with self._not_running():
             self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP
