@@ -120,8 +120,8 @@ class _Ended(BaseException):
 @click.option(
     "--listen",
     metavar="PATH",
-    help="Without --target: listen for device processes on the unix socket PATH. [default: none; with --await, the"
-    " default of --target]",
+    help="Without --target: listen on the unix socket PATH. [default: the default socket with --await, otherwise no"
+    " socket]",
 )
 def run(
     cpu: str | None,
@@ -143,8 +143,8 @@ def run(
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
     510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
 
-    Without --target, this process is also the daemon. Other processes can then reach the VM only with --listen PATH, at
-    --target unix:///PATH; or with --await, at the default of --target.
+    Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
+    --target unix:///PATH. With --await and without --listen, they connect to the default socket.
 
     Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if Ctrl-] or the VM's deletion ended the
     run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the

@@ -10,16 +10,16 @@ from .local_apic import LocalApic
 
 
 class LocalDevices(Protocol):
-    """Devices in this process: an access that they claim goes to them, and not to the daemon."""
+    """Devices in this process. An access that they claim does not go to the daemon."""
 
     def pio_read(self, port: int, size: int) -> int | None:
-        """The value; None where no device here has the port."""
+        """Returns the value, or None if no device here has the port."""
 
     def pio_write(self, port: int, value: int, size: int) -> bool:
         """Returns whether a device here has the port."""
 
     def mmio_read(self, address: int, size: int) -> int | None:
-        """The value; None where no device here has the address."""
+        """Returns the value, or None if no device here has the address."""
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:
         """Returns whether a device here has the address."""
