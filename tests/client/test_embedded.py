@@ -277,7 +277,7 @@ def test_the_end_of_the_session_gives_a_halt_up(client: Client) -> None:
     assert vm.vcpu(0).halt(timeout=10) == TAKEN
 
 
-def test_close_ends_those_who_wait_for_events_and_traces() -> None:
+def test_close_ends_waits_for_events_and_traces() -> None:
     client = embedded()
     vm = machine(client)
     session, watch = vm.session(), vm.watch()
