@@ -20,14 +20,17 @@ from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
 from bench.workers import ANSWERED_PORT, BATCH, answerer, device, flooder, prepare, session_over, vcpu, worker
+from irqchip.ring import OFFERED
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Client, Session, ops
+from irqchip_client import Client, Session, embedded, ops
 from irqchip_client._daemon import start_daemon
+from irqchipd.vm.machine import Vm
 from tests.conformance.kvm import Kvm, KvmVm
 
 POLL_US = 100  # how long both sides poll, where they poll
 IN_FLIGHT = 8
 PAUSE = 500e-6  # seconds before each operation that blocks
+REPEATED = 200
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
@@ -36,7 +39,7 @@ def main() -> None:
     """Run the benchmarks and write the reports."""
     figures: list[Figure] = []
     series: dict[str, Series] = {}
-    for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_the_kernel):
+    for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_this_process, in_the_kernel):
         measure(figures, series)
     by_name = {figure.name: figure for figure in figures}
     figures = [by_name[name] for name in ORDER if name in by_name]
@@ -59,6 +62,10 @@ ORDER = (
     "one operation with 10,000 VMs / with 1 VM",
     "one operation with 200 open Sessions / with 1",
     "p99 of a quiet VM's port round trip while another VM is flooded by 4 clients / undisturbed",
+    "embedded: PioRead / the same PioRead of its VM, called in a loop",
+    "ring: PioRead round trip / bare Python ping-pong, both polling",
+    "ring: PioRead round trip / QEMU qtest inb round trip",
+    "by rings, from the assert in a device process to the end of Halt in a vCPU / bare ping-pong, both polling",
 )
 
 
@@ -118,6 +125,9 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
                 f"port, PioRead, {kind}": (reads(session), count, 1),
                 f"port, MmioWrite, always another value, {kind}": (different_writes(session), count, 1),
             }
+            if polling and OFFERED:
+                ring = stack.enter_context(session_over(client, "vm", "ring", poll))
+                work["ring, PioRead, both polling"] = (reads(ring), count, 1)
             qemu = stack.enter_context(qtest()) if polling else None
             if qemu is not None:
                 work["QEMU qtest, inb"] = (qemu.inb, 50, 1)
@@ -127,6 +137,11 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
         figures.append(Figure.ratio(ORDER[3 + polling], read, reference, 2.5 if polling else 1.5))
         if "QEMU qtest, inb" in measured:
             figures.append(Figure.ratio(ORDER[5], read, measured["QEMU qtest, inb"], 0.4))
+        by_ring = measured.get("ring, PioRead, both polling")
+        if by_ring is not None:
+            figures.append(Figure.ratio(ORDER[14], by_ring, reference, 0.6))
+            if "QEMU qtest, inb" in measured:
+                figures.append(Figure.ratio(ORDER[15], by_ring, measured["QEMU qtest, inb"], 0.15))
 
 
 def by_device(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
@@ -158,8 +173,8 @@ def different_writes(session: Session) -> Callable[[], object]:
 
 def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
     """From a device's process to a vCPU's, through the daemon."""
-    for polling in (False, True):
-        kind = "both polling" if polling else "blocking"
+    for polling, rings in ((False, False), (True, False), (True, True))[: 2 + OFFERED]:
+        kind = ("both polling" if polling else "blocking") + (", by rings" if rings else "")
         poll = 2 * POLL_US if polling else 0  # a vCPU waits for the device's pause, too
         with ExitStack() as stack:
             memory = SharedMemory(create=True, size=64)
@@ -173,10 +188,10 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
             stack.enter_context(pinned(0))
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
-            halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll))
+            halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll, rings=rings))
             pause = 20e-6 if polling else PAUSE
             asserting = stack.enter_context(
-                worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll)
+                worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll, rings=rings)
             )
             times: dict[str, list[float]] = {f"{how}, {kind}": [] for how in ("assert to Halt", "irqfd to Halt")}
             reference = f"bare ping-pong beside interrupts, {kind}"
@@ -197,6 +212,9 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
         measured = {name: Series(values[100:]) for name, values in times.items()}
         series.update(measured)
         bare_hop = measured[reference]
+        if rings:
+            figures.append(Figure.ratio(ORDER[16], measured[f"assert to Halt, {kind}"], bare_hop, 3.5))
+            continue
         figures.append(
             Figure.ratio(ORDER[6 + polling], measured[f"assert to Halt, {kind}"], bare_hop, 3.5 if polling else 2.0)
         )
@@ -248,6 +266,39 @@ def create(client: Client, count: int) -> None:
     first.create_vcpu(0)
     for _ in range(count - 1):
         client.create_vm().create_irqchip()
+
+
+def in_this_process(figures: list[Figure], series: dict[str, Series]) -> None:
+    """A read of a daemon in this process, beside the VM's own function and the chip's."""
+    with ExitStack() as stack:
+        stack.enter_context(pinned(0))
+        client = stack.enter_context(embedded())
+        session = stack.enter_context(prepare(client, "vm").session())
+        vm = Vm("vm")
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        pic = vm._board.pic
+        assert pic is not None
+        measured = round_robin(
+            {
+                "the PIC's read": (repeated(lambda: pic.read(0x21, 1)), 20, REPEATED),
+                "a VM's PioRead": (repeated(lambda: vm.pio_read(0, 0x21, 1)), 20, REPEATED),
+                "embedded, PioRead": (repeated(reads(session)), 20, REPEATED),
+            },
+            rounds=20,
+        )
+    series.update(measured)
+    figures.append(Figure.ratio(ORDER[13], measured["embedded, PioRead"], measured["a VM's PioRead"], 3.0))
+
+
+def repeated(do: Callable[[], object]) -> Callable[[], None]:
+    """Do it so often that the clock's own time does not count."""
+
+    def repeat() -> None:
+        for _ in range(REPEATED):
+            do()
+
+    return repeat
 
 
 def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure

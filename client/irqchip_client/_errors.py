@@ -187,7 +187,7 @@ def not_running(target: str, why: str) -> Unavailable:
 
 
 def client_interrupted() -> IrqchipError:
-    return IrqchipError(errno.EINTR, "a call was interrupted while it was sent: nobody knows whether it went out")
+    return IrqchipError(errno.EINTR, "a call was interrupted while it was sent, and may or may not have been sent")
 
 
 def client_closed() -> Unavailable:

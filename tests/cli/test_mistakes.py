@@ -30,7 +30,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["crate"], "no command 'crate'", "create", "did you mean"),
     (["frobnicate"], "no command 'frobnicate'", "create, list, show", "use one of"),
     (["list", "--jsno"], "'--jsno'", "'--json'", "Did you mean"),
-    (["create", ""], "VM: it is empty", "or none", "give the VM a name"),
+    (["create", ""], "VM: the name is empty", "leave VM out", "give the VM a name"),
     (["create", "a b"], "'a b' is no VM name", "64 of A-Z a-z 0-9 . _ -", "use 1 to"),
     (["create", "vm1"], "a VM 'vm1' already", "another name", "delete that VM first"),
     (
@@ -46,11 +46,11 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
         "needs the whole irqchip",
         "leave --split and --no-irqchip out",
     ),
-    (["create", "x", "--split", "24", "--no-irqchip"], "--split", "of an irqchip", "give one of them"),
+    (["create", "x", "--split", "24", "--no-irqchip"], "--split", "makes an irqchip", "leave one out"),
     (["show"], "VM", "the first argument", "`irqchipctl list`"),
     (["show", "vm2"], "no VM 'vm2'", "vm1", "did you mean"),
     (["show", "VM1"], "no VM 'VM1'", "vm1", "did you mean"),
-    (["delete"], "name the VMs", "--all", "say --all"),
+    (["delete"], "name the VMs", "--all", "or give --all"),
     (["pulse", "vm1"], "GSI is missing", "VM GSI", "irqchipctl pulse vm1 4"),
     (["pulse", "vm1", "-1"], "-1 is negative", "0 or more", "write 16 or 0x10"),
     (["pulse", "vm1", "four"], "'GSI': 'four' is no number", "16, 0x10 or 0b10000", "write"),
@@ -74,7 +74,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["advance", "vm1", "10minutes"], "'10minutes'", "1.5s, 10ms, 500us or 20ns", "write"),
     (["advance", "vm1", "1.5"], "'1.5'", "a whole number of ns", "write 1.5s"),
     (["regs", "vm1", "--chip", "pit"], "has no PIT", "a VM that has one", "irqchipctl create --pit"),
-    (["watch", "vm1", "kvm_nope"], "'kvm_nope' is no tracepoint", "kvm_pio, kvm_mmio", "use one of"),
+    (["watch", "vm1", "kvm_nope"], "'kvm_nope' is not a tracepoint", "kvm_pio, kvm_mmio", "use one of"),
     (["save", "vm1", "/nonexistent/file"], "/nonexistent/file", "the folder /nonexistent", "make it first"),
     (["restore", HERE], HERE, "no snapshot of a VM", "give what `irqchipctl save` or"),
     (["replay", HERE], f"{HERE}:1: is not JSON", "one object a line", "write"),
@@ -166,15 +166,15 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
     "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "not 3", "1, 2, 4 bytes", "use one of these"),
     "a port out of range": (lambda _, vm: vm.vcpu(0).pio_read(70000), "port 0x11170", "0 to 0xffff", "use"),
     "a second vCPU 0": (lambda _, vm: vm.create_vcpu(0), "has a vCPU 0 already", "another id", "choose"),
-    "a route that is none": (
+    "an invalid route": (
         *(lambda _, vm: vm.set_routing([wrong(5)]), "routes[0] is 5", "PinRoute or an MsiRoute"),
         "use a",
     ),
-    "a pin that is none": (
+    "an invalid pin": (
         *(lambda _, vm: vm.set_routing([PinRoute(1, Chip.IOAPIC, 99)]), "GSI 1", "pins 0 to 23"),
         "use one of these",
     ),
-    "a chip that is none": (
+    "an invalid chip": (
         lambda _, vm: vm.get_irqchip(wrong("x")),
         "chip is 'x'",
         "Chip.PIC_PRIMARY, ",
@@ -237,7 +237,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, vm: vm.set_routing(wrong(None)), "routes is None", "list of PinRoute and MsiRoute"),
         "write [PinRoute(...)]",
     ),
-    "a reason that is none": (
+    "an invalid reason": (
         *(lambda _, vm: vm.reset(wrong("guest")), "reason is 'guest'", "ResetReason.OPERATOR, ResetReason.GUEST"),
         "use one of",
     ),

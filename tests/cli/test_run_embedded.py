@@ -17,7 +17,7 @@ from irqchip_client import connect, embedded
 from tests.cli.test_run import CPUS, HELLO, SPIN
 
 COMMAND = [sys.executable, "-m", "irqchip_client.cli"]
-# 16-bit code: select the RTC's register D, read it, and end with that.
+# 16-bit code: select the RTC's register D, read it, and exit with its value.
 RTC_D = "b0 0d e6 70  e4 71  e6 f4 f4"
 
 
@@ -28,14 +28,14 @@ def cpu(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a short name, for sockets."""
+    """A folder with a short name, for sockets."""
     with TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def environment(folder: Path) -> Mapping[str, str]:
-    """No daemon is named, and none is at the default."""
+    """An environment that names no daemon, with no daemon at the default address."""
     return {**{k: v for k, v in os.environ.items() if k != "IRQCHIP_TARGET"}, "XDG_RUNTIME_DIR": str(folder)}
 
 

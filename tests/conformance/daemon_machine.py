@@ -1,4 +1,4 @@
-"""irqchipd as a machine: a VM in this process, whose time stands still unless it is told to go on."""
+"""irqchipd as a machine: a VM in this process, whose time moves only when the test moves it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
-TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
+TICK = 1_000_000  # nanoseconds; a tick that is due in a microsecond comes within this time
 
 
-class ToldClock(Clock):
-    """To a VM it is a real clock, one that rings late: whatever comes due in between when its time is told."""
+class SteppedClock(Clock):
+    """A real clock to the VM, but one that rings late: an alarm rings when the test next sets the time."""
 
     virtual = False
 
@@ -44,8 +44,8 @@ class ToldClock(Clock):
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
         self._ring, self._deadline = ring, deadline
 
-    def tell(self, time: int) -> None:
-        """It is so late."""
+    def step_to(self, time: int) -> None:
+        """Set the time, and ring all alarms due since the last call."""
         self.time = time
         while self._ring is not None and self._deadline is not None and self._deadline <= time:
             self._deadline = None
@@ -53,13 +53,13 @@ class ToldClock(Clock):
 
 
 class DaemonMachine:
-    """See Machine."""
+    """A Machine of irqchipd: a VM in this process."""
 
     tsc_khz = KHZ
 
     def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
         self._host = host
-        self._clock = ToldClock() if real_clock else VirtualClock()
+        self._clock = SteppedClock() if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
         self._resampled: list[int] = []
@@ -84,7 +84,7 @@ class DaemonMachine:
             "await_tick": self._await_tick,
             "take": self._take,
             "take_if_enabled": self._take_if_enabled,
-            "visit": self._enter,  # its timer is always heard at once
+            "visit": self._enter,  # its timer's expiry is always handled at once
             "ended": self._take_ended,
             "start_page": self._start_page,
             "resampler": self._resampler,
@@ -92,7 +92,7 @@ class DaemonMachine:
             "resampled": self._take_resampled,
             "drop": lambda number: self.vm.close_source(self._resamplers[number]),
         }
-        # These answer 0.
+        # The answer of these is 0.
         self._procedures: dict[str, Callable[..., object]] = {
             "create_irqchip": self.vm.create_irqchip,
             "enable_cap": lambda capability, *args: self.vm.enable_cap(capability, 0, args),
@@ -111,17 +111,16 @@ class DaemonMachine:
         }
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
     def advance_to(self, time: int) -> None:
-        """Its time goes on, nanoseconds from its beginning."""
-        if isinstance(self._clock, ToldClock):
-            self._clock.tell(time)
+        """Advance the time, in nanoseconds from the machine's creation."""
+        if isinstance(self._clock, SteppedClock):
+            self._clock.step_to(time)
         else:
             self.vm.advance(time - self._clock.now())
 
     def perform(self, op: Op) -> Answer:
-        """See Machine."""
         name, *arguments = op
         try:
             if name in self._procedures:

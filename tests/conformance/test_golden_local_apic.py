@@ -1,4 +1,4 @@
-"""The golden traces where a vCPU's process answers what it can itself: these answers are the kernel's, too."""
+"""The golden traces with reads that a vCPU's process answers itself: these answers are the kernel's, too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.vmm.sharing import shared
 
 
 class SharingVm(Vm):
-    """A VM whose vCPUs look into their own processes first, as an adapter's do."""
+    """A VM whose vCPUs first try the shared local APIC, as an adapter's do."""
 
     answered = 0
 

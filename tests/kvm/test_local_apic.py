@@ -1,4 +1,4 @@
-"""What a KVM vCPU's process answers itself of the local APIC."""
+"""Reads of the local APIC that a KVM vCPU's process answers itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.vmm.guests import FLAG, SEEN, WAITS_FOR_FLAG, reads_id
 READS, RUNS = 20_000, 7
 
 
-def test_a_change_by_others_comes_before_what_the_guest_is_told_of_it_by_its_memory(machine: Machine) -> None:
+def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: Machine) -> None:
     machine.load_protected(WAITS_FOR_FLAG)
     assert machine.cpu._local_apic.read(APIC + 0x80, 4) == 0
     for tpr in range(0x10, 0x100, 0x10):
@@ -46,7 +46,7 @@ def test_a_guest_that_asks_the_daemon_nothing_ends_with_its_vm(machine: Machine)
 
 @pytest.mark.long
 def test_a_read_costs_its_exit_and_little_more(machine: Machine) -> None:
-    """As many a second as exits allow: 100,000 where those are 150,000."""
+    """The reads per second reach two thirds of the exits per second: 100,000 of 150,000."""
     machine.load_protected(reads_id(READS))
     own, bare = [], []
     for _ in range(RUNS):
@@ -61,7 +61,7 @@ def test_a_read_costs_its_exit_and_little_more(machine: Machine) -> None:
 
 
 def exits_a_second() -> float:
-    """Of the same guest, without anything that would answer it."""
+    """The exits per second of the same guest, with nothing that answers its reads."""
     with GuestMemory(1 << 16) as memory, KvmVm(memory) as kvm:
         memory.write(ENTRY, reads_id(READS))
         fd = ioctl(kvm.fd, Request.CREATE_VCPU, 0)

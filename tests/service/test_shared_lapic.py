@@ -46,7 +46,7 @@ def apic(session: Session) -> Iterator[LocalApic]:
     apic.close()
 
 
-def test_what_others_have_done_is_seen_by_the_next_read(
+def test_the_next_read_sees_the_changes_of_others(
     irqchip_client: irqchip.Client, vm: Vm, session: Session, apic: LocalApic
 ) -> None:
     lapic = vm.vcpu(0).lapic()
@@ -69,7 +69,7 @@ def test_what_others_have_done_is_seen_by_the_next_read(
     assert apic.read(TPR, 4) is None
 
 
-def test_a_read_beside_a_change_gives_what_was_or_what_is(vm: Vm, apic: LocalApic) -> None:
+def test_a_read_during_a_change_gives_the_old_or_the_new_value(vm: Vm, apic: LocalApic) -> None:
     """The daemon's process writes while this one reads."""
     done = threading.Event()
     values = 0x1100_0000, 0xEE00_0000
@@ -167,7 +167,7 @@ def test_it_is_shared_once_and_free_again_when_the_session_ends(vm: Vm, session:
             assert not os.pread(two, 1, 0)[0] & 1
 
 
-def test_what_there_is_not_can_t_be_shared(irqchip_client: irqchip.Client, session: Session) -> None:
+def test_a_missing_local_apic_cannot_be_shared(irqchip_client: irqchip.Client, session: Session) -> None:
     with memfd() as descriptor:
         with pytest.raises(NotFound, match="no vCPU 7"):
             session.share_lapic(7, descriptor)
@@ -200,7 +200,7 @@ def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.pid}/fd"))
 
 
-def test_over_grpc_each_read_is_the_daemon_s(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_grpc_the_daemon_answers_every_read(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", "off")
     with vm.session() as session, memfd() as descriptor:
         with pytest.raises(irqchip.IrqchipError, match="port"):

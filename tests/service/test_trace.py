@@ -107,7 +107,7 @@ def test_readers_are_woken_once_for_unread_events() -> None:
     assert log.wakes == 1
     assert readers[0].read() is not None
     log.happen(LINE, 3)
-    assert log.wakes == 1, "nobody has found nothing since"
+    assert log.wakes == 1, "no reader has run out of events since"
     while readers[0].read() is not None:
         pass
     log.happen(LINE, 4)

@@ -1,4 +1,4 @@
-"""What a Unicorn vCPU's process answers itself of the local APIC."""
+"""Reads of the local APIC that a Unicorn vCPU's process answers itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ APIC = 0xFEE0_0000
 READS, RUNS = 100_000, 5
 
 
-def test_a_change_by_others_comes_before_what_the_guest_is_told_of_it_by_its_memory(machine: Machine) -> None:
+def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: Machine) -> None:
     assert machine.cpu._local_apic.read(APIC + 0x80, 4) == 0
     for tpr in range(0x10, 0x100, 0x10):
         machine.memory.write(FLAG, bytes(4))

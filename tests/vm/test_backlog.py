@@ -73,7 +73,7 @@ def test_a_broadcast_is_sent_in_pieces_and_in_order(later: Later) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
-    assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its turn told nobody"
+    assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its own turn notified no listener"
     while pc.vm.agenda.backlog is not None:
         before = len(told)
         later.do_one()
@@ -114,7 +114,7 @@ def test_work_in_turns_waits_until_the_backlog_is_sent(later: Later) -> None:
     later.do_all()
     assert gone_on == ["before the end"]
     backlog.when_done(lambda: gone_on.append("after it"))
-    assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
+    assert gone_on == ["before the end", "after it"], "a later operation does not wait"
     assert len(turns.finish(driving)) == 300
 
 
@@ -130,7 +130,7 @@ def test_no_timer_expires_until_the_backlog_is_sent(later: Later) -> None:
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
     later.do_all()
     assert told == all_told()
-    assert clock.deadline == 1_000_000, "the clock is told anew, of a time that is past"
+    assert clock.deadline == 1_000_000, "the clock is woken again, for a time in the past"
     assert pc.vm.ack_interrupt(0) == (0x61, False)
 
 
@@ -158,7 +158,7 @@ def test_the_turns_of_an_irq_lines_with_msis_are_bounded_by_work() -> None:
     pc.vm.set_routing([MsiRoute(24, BROADCAST, VECTOR)])
     driving = pc.vm.driving([24 << 1 | 1] * 100)
     next(driving)
-    assert pc.vm.agenda.backlog is None, "it has a turn's work behind it, and nothing is left to tell"
+    assert pc.vm.agenda.backlog is None, "a turn's work was done, and no event is left"
     done = min(TURN_WORK // VCPUS, TURN_CHANGES)
     assert done < 100
     pieces = 1

@@ -8,7 +8,7 @@ FLAG, SEEN = 0x504, 0x508
 
 
 def reads_id(times: int) -> bytes:
-    """Reads the APIC ID so many times."""
+    """A guest that reads the APIC ID this many times."""
     return (
         b"\xb9"
         + struct.pack("<I", times)

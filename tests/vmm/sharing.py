@@ -1,4 +1,4 @@
-"""A local APIC that is shared with this process, without a daemon: of a Vm that is here, too."""
+"""A local APIC shared with this process by a Vm in the same process, without a daemon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from irqchipd.vm.machine import Vm
 
 
 class _Session:
-    """Of a real one, what the sharing takes."""
+    """The part of a Session that sharing needs."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -20,6 +20,6 @@ class _Session:
 
 
 def shared(vm: Vm, vcpu: int) -> LocalApic:
-    """The local APIC of a vCPU, as an adapter has it."""
+    """A vCPU's local APIC, as an adapter sees it."""
     session: Any = _Session(vm)
     return share_local_apic(session, vcpu)

@@ -38,7 +38,7 @@ def new_vm() -> Vm:
     return vm
 
 
-def test_what_no_other_changes_is_answered_here_and_the_rest_is_not() -> None:
+def test_only_registers_that_can_be_shared_are_answered_here() -> None:
     vm = new_vm()
     apic = shared(vm, 1)
     assert apic.read(PAGE + ID, 4) == 0x0100_0000
@@ -76,7 +76,7 @@ def test_a_change_by_others_is_seen_as_soon_as_it_is_done(change: Callable[[Vm],
 
 
 def check(vm: Vm, vcpu: int, apic: Any, size: int = 4) -> int:
-    """What is answered here is what the daemon answers; returns how many answers there were."""
+    """Check that the answers given here are the daemon's; returns their number."""
     base = vm.msr_read(vcpu, Msr.APIC_BASE) or 0
     answers = 0
     for page in {base & ~0xFFF, PAGE, ELSEWHERE}:
@@ -132,7 +132,7 @@ operations = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(operations, max_size=25), st.sampled_from((1, 2, 4)))
-def test_whatever_is_done_by_whom_the_answer_is_the_daemon_s(script: list[tuple[Any, ...]], size: int) -> None:
+def test_after_any_operations_the_answer_is_the_daemons(script: list[tuple[Any, ...]], size: int) -> None:
     vm, observer = new_vm(), Observer()
     observed = False
     apics = [shared(vm, vcpu) for vcpu in range(VCPUS)]
@@ -154,7 +154,7 @@ def test_whatever_is_done_by_whom_the_answer_is_the_daemon_s(script: list[tuple[
             assert answers >= len(READABLE) + 2 or not in_memory
 
 
-def test_while_somebody_watches_each_read_is_the_daemon_s() -> None:
+def test_while_an_observer_is_attached_the_daemon_answers_every_read() -> None:
     vm, observer = new_vm(), Observer()
     apic = shared(vm, 0)
     vm.attach(observer)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
+    """A Client of the daemon at `target`: `unix:///absolute/path`, `tcp://host:port`, or `embedded:`, see embedded().
 
     Without `target`, the environment variable IRQCHIP_TARGET names the daemon. Without that variable, the socket is
     `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`, or `/tmp/irqchipd-UID/irqchipd.sock` if XDG_RUNTIME_DIR is not set.
@@ -39,7 +39,7 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
 
 
 def embedded(listen: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of a daemon in this process, which ends with the Client: connect("embedded:").
+    """A Client of a new daemon in this process, like connect("embedded:"). The daemon ends with the Client.
 
     The Client calls the daemon's functions, and sends no messages. With `listen`, the daemon also listens on the unix
     socket of this path. Other processes, such as devices, connect to `unix:///that/path` as to any daemon. When this

@@ -162,7 +162,7 @@ class _Machine:
             log.warning("the guest's reset of VM %r failed: %s", self._vm, error)
 
     def delete(self) -> None:
-        """Deletes the VM, which nobody needs any more."""
+        """Deletes the VM, which is no longer needed."""
         with suppress(irqchip_client.NotFound), irqchip_client.connect(self._target) as client:
             client.delete_vm(self._vm)
 
@@ -175,7 +175,9 @@ def leave() -> None:
 def _check_option(option: str, given: object, cls: type[Device], *models: type[Device]) -> None:
     if given and not issubclass(cls, models):
         whose = " and ".join(model.__name__ for model in models)
-        raise click.BadParameter(f"it is of {whose}, and not of {cls.__name__}: leave it out", param_hint=option)
+        raise click.BadParameter(
+            f"this is an option of {whose}, and not of {cls.__name__}: leave it out", param_hint=option
+        )
 
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class _Host:
     def restore(self, saved: Plain) -> None:
         """Restores what save() returned, before or after start(). InvalidArgument for an invalid state: no change."""
         if type(saved) is not list or len(saved) != len(self.devices):
-            raise refused("all", saved, f"a list of {len(self.devices)}, one of each device")
+            raise refused("all", saved, f"a list of {len(self.devices)}, one per device")
         checked = [device.check_saved(each) for device, each in zip(self.devices, saved, strict=True)]
         with self.turn():
             for device, state in zip(self.devices, checked, strict=True):

@@ -30,7 +30,7 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
     with open(f"/proc/self/fdinfo/{descriptor}") as file:
         found = _FDINFO.search(file.read())
     if found is None:
-        raise invalid("the descriptor that came with the message is no eventfd")
+        raise invalid("the descriptor is not an eventfd")
     return int(found[2]), int(found[1], 16)
 
 
@@ -41,7 +41,7 @@ def _nothing() -> None:
 class EventfdsInUse:
     """Counts the clients' descriptors that the daemon holds, for all VMs and Sessions; from any thread.
 
-    There are at most so many irqfds and eventfds of doorbells, each with one or two descriptors. A descriptor counts
+    The number of irqfds and doorbell eventfds is limited; each has one or two descriptors. A descriptor counts
     from its arrival until it is closed, whatever it is.
     """
 
@@ -256,7 +256,7 @@ class PortEventfds(Eventfds):
 
     def announce(self) -> None:
         if self._descriptors or self._refused:
-            raise invalid("descriptors go with a batch, and this message is none")
+            raise invalid("descriptors are sent with a batch, and this message is not a batch")
         self._announced = True
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:

@@ -28,7 +28,7 @@ class Halts:
         self._wake = wake
         # Batches whose answers have not been taken, in their order.
         self.unsent: dict[Late, Batch] = {}
-        # The last of each vCPU, which the client can give up even after its answer has been sent.
+        # Per vCPU its last halt, which the client can give up even after the answer has been sent.
         self._last: dict[int, Batch] = {}
 
     def begin(self, batch: Batch, arguments: Sequence[Any]) -> bytes | None:
@@ -44,7 +44,10 @@ class Halts:
             batch.size = batch.answer_size()
             if sum(other.size for other in self.unsent.values()) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
-                raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
+                raise VmError(
+                    errno.E2BIG,
+                    f"the results that wait for halts have at most {room} bytes; halt in a batch of its own",
+                )
             batch.halt = self._vm.halt(vcpu, done, interrupts_masked != 0, timeout_ns)
         except Exception as error:
             batch.outcome = errors.refusal(error)

@@ -124,7 +124,7 @@ class Accesses(Vcpus):
             self._board.regions.unregister(source, space, start, datamatch)
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
-        """Take an owner's answer to an access, or that there is none; whether the access still waited.
+        """Take an owner's answer to an access, or its refusal to answer. Returns whether the access was still waiting.
 
         EINVAL where the value is too large, or comes with unanswered.
         """
