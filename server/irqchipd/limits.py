@@ -69,14 +69,19 @@ class Room:
     def take(self, size: int) -> None:
         """Use some bytes."""
         if size > self._bytes:
-            raise VmError(errno.E2BIG, f"the results of this batch have {self._limits.message_bytes} bytes; split it")
+            raise VmError(
+                errno.E2BIG, f"the results of a batch have at most {self._limits.message_bytes} bytes; split the batch"
+            )
         self._bytes -= size
 
     def take_changes(self, changes: Sequence[int]) -> None:
         """Use the room for an irq_lines: its changes, and the bytes of their statuses."""
         self._changes -= len(changes)
         if self._changes < 0:
-            raise VmError(errno.E2BIG, f"a batch has {self._limits.batch_operations} changes at the most; split it")
+            raise VmError(
+                errno.E2BIG,
+                f"the irq_lines of a batch have at most {self._limits.batch_operations} changes; split the batch",
+            )
         self.take(_STATUS_BYTES * len(changes))
 
     def take_advance(self, _: int) -> None:

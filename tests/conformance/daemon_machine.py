@@ -28,7 +28,7 @@ from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparabl
 TICK = 1_000_000  # nanoseconds; a tick that is due in a microsecond comes within this time
 
 
-class ToldClock(Clock):
+class SteppedClock(Clock):
     """A real clock to the VM, but one that rings late: an alarm rings when the test next sets the time."""
 
     virtual = False
@@ -44,7 +44,7 @@ class ToldClock(Clock):
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
         self._ring, self._deadline = ring, deadline
 
-    def tell(self, time: int) -> None:
+    def step_to(self, time: int) -> None:
         """Set the time, and ring all alarms due since the last call."""
         self.time = time
         while self._ring is not None and self._deadline is not None and self._deadline <= time:
@@ -59,7 +59,7 @@ class DaemonMachine:
 
     def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
         self._host = host
-        self._clock = ToldClock() if real_clock else VirtualClock()
+        self._clock = SteppedClock() if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
         self._resampled: list[int] = []
@@ -115,8 +115,8 @@ class DaemonMachine:
 
     def advance_to(self, time: int) -> None:
         """Advance the time, in nanoseconds from the machine's creation."""
-        if isinstance(self._clock, ToldClock):
-            self._clock.tell(time)
+        if isinstance(self._clock, SteppedClock):
+            self._clock.step_to(time)
         else:
             self.vm.advance(time - self._clock.now())
 

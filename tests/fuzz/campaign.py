@@ -50,13 +50,13 @@ class Outcome:
             self.findings.append(f"memory: {before} KiB after the warm-up, {after} KiB in the end")
 
 
-def run(seed: int, messages: int, tell: Callable[[str], None]) -> Outcome:
+def run(seed: int, messages: int, show: Callable[[str], None]) -> Outcome:
     """Send `messages` messages to a new daemon; stops early if the daemon ends or cannot be used."""
     outcome = Outcome()
     with start_daemon() as fuzzed, start_daemon() as alone:
         try:
             with witness(fuzzed, alone, f"{seed}/witness") as other, _workers(fuzzed.target) as workers:
-                _rounds(outcome, fuzzed, other, workers, seed, messages, tell)
+                _rounds(outcome, fuzzed, other, workers, seed, messages, show)
         except Exception as error:
             outcome.findings.append(f"the fuzzer could not go on: {type(error).__name__}: {error}")
         now = vitals(fuzzed)
@@ -78,7 +78,7 @@ def _rounds(
     workers: list[Connection],
     seed: int,
     messages: int,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> None:
     total = max(round(messages / ROUND), 1)
     clear(fuzzed.target, [NAME])
@@ -103,13 +103,13 @@ def _rounds(
         outcome.findings += [f"round {number}: another VM: {found}" for found in other.differences]
         other.differences.clear()
         sent = outcome.report.sent
-        tell(
+        show(
             f"{sent:,} messages, {share / took:,.0f}/s; {now.rss_kib / 1024:.1f} MiB, {now.descriptors} descriptors,"
             f" {now.tracebacks} tracebacks, log {now.log_bytes:,} bytes; another VM answered {other.asked:,} times, in"
             f" {other.slowest:.2f} s at the most; found {outcome.report.kinds.total() + len(outcome.findings)}"
         )
         if now.tracebacks and number and not outcome.rounds[-2].tracebacks:
-            tell(first_traceback(fuzzed))
+            show(first_traceback(fuzzed))
         if not now.alive:
             return
 

@@ -48,7 +48,7 @@ def end(vm: Vm) -> None:
     vm.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
 
 
-def told(session: Session) -> list[object]:
+def received(session: Session) -> list[object]:
     """The events that have arrived."""
     return list(session.events(timeout=0.2))
 
@@ -57,11 +57,11 @@ def test_subscribers_are_notified_of_a_gsis_acknowledgements(vm: Vm) -> None:
     with vm.session("asks", gsis=[GSI, 4]) as asks, vm.session("does not", gsis=[21]) as other:
         vm.line(GSI).raise_()
         assert take(vm) == VECTOR
-        assert told(asks) == []
+        assert received(asks) == []
         vm.line(GSI).lower()
         end(vm)
         assert asks.next_event(5) == GsiAcknowledged(GSI, 1)
-        assert (told(asks), told(other)) == ([], [])
+        assert (received(asks), received(other)) == ([], [])
 
 
 def test_unread_acknowledgements_add_up(vm: Vm) -> None:
@@ -84,7 +84,7 @@ def test_the_pic_acknowledges_too(vm: Vm) -> None:
     with vm.session("asks", gsis=[4]) as session:
         vm.line(4).pulse()
         assert cpu.acknowledge() == Interrupt(0x24, InterruptSource.PIC)
-        assert told(session) == []
+        assert received(session) == []
         cpu.pio_write(0x20, 0x20)
         assert session.next_event(5) == GsiAcknowledged(4, 1)
 
@@ -95,7 +95,7 @@ def test_masking_is_reported_with_the_last_state(vm: Vm) -> None:
         assert session.next_event(5) == GsiMasked(GSI, True)
         write_entry(vm, GSI, VECTOR | LEVEL)
         assert session.next_event(5) == GsiMasked(GSI, False)
-        assert told(session) == []
+        assert received(session) == []
 
 
 def test_a_closed_session_is_not_notified(vm: Vm) -> None:
@@ -120,13 +120,13 @@ def test_a_resampled_line_is_held_until_acknowledged_and_both_devices_are_notifi
         assert high(vm, GSI)
         end(vm)
         assert not high(vm, GSI)
-        assert (told(one), told(two)) == ([GsiResampled(GSI, 1)],) * 2
+        assert (received(one), received(two)) == ([GsiResampled(GSI, 1)],) * 2
         assert take(vm) is None
 
         two.line(GSI).raise_()  # its device still needs service
         assert take(vm) == VECTOR
         end(vm)
-        assert (told(one), told(two)) == ([GsiResampled(GSI, 1)],) * 2
+        assert (received(one), received(two)) == ([GsiResampled(GSI, 1)],) * 2
         assert take(vm) is None
 
 
@@ -170,7 +170,7 @@ def test_the_vmms_ioapic_is_notified_of_its_own_eois_alone(split: Vm) -> None:
             assert session.next_event(5) == InterruptPending(0)
             assert take(split) == vector
             end(split)
-            assert told(session) == events
+            assert received(session) == events
 
 
 def test_the_vmms_pic_interrupts(split: Vm) -> None:

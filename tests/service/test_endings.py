@@ -37,20 +37,20 @@ class Scene:
         self.peer: Peer = here.peer(vm="vm", vcpus=[0])
         self.later = Later()
 
-    def nobody_is_left(self) -> bool:
+    def has_no_client(self) -> bool:
         """Whether the port has no connection any more, after all pending events have been sent."""
         self.later.do_all()
         return self.here.connections == 0
 
     def serves(self) -> None:
         """Check that nothing is left of the client, and that another client's Session works."""
-        eventually(self.nobody_is_left)
+        eventually(self.has_no_client)
         assert self.here.quota._used == 0
         self.here.vm("other")
         with closing(self.here.peer(vm="other")) as other:
             other.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
             assert other.receive_results(1)[0] == 1
-        eventually(self.nobody_is_left)
+        eventually(self.has_no_client)
         eventually(lambda: self.here.in_use._held == 0)
 
     # States.

@@ -112,9 +112,9 @@ def test_events_of_different_kinds_about_one_gsi_are_not_merged() -> None:
 def test_signals_beyond_the_limit_are_counted_and_other_events_have_room() -> None:
     queue = Queue(*(signal(vector) for vector in range(5)), *(GsiAcknowledged(gsi) for gsi in range(4096)))
     assert queue.drops == 3
-    told = queue.all()
-    assert len(told) == 4096 + 3
-    assert [event for event in told if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
+    taken = queue.all()
+    assert len(taken) == 4096 + 3
+    assert [event for event in taken if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
 
 
 def test_doorbells_beyond_the_limit_are_counted_in_their_place() -> None:
@@ -128,24 +128,24 @@ def test_doorbells_beyond_the_limit_are_counted_in_their_place() -> None:
     first = queue.next()
     for value in (5, 6):
         queue.put_access(doorbell(value))
-    told = [first, *queue.all()]
+    taken = [first, *queue.all()]
     rung = [
         pb.Event(doorbell=pb.Doorbell(space=pb.ADDRESS_SPACE_PIO, address=0x300, size=1, data=value, count=1))
         for value in (1, 2, 5)
     ]
-    assert told == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
+    assert taken == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
 
 
 def test_neither_kind_of_event_starves_the_other() -> None:
     queue = Queue()
-    told = []
+    taken = []
     for _ in range(6):
         queue.put(signal(3))
         queue.put(GsiAcknowledged(4))
         message = queue.next()
         assert message is not None
-        told.append(message.HasField("vcpu_signal"))
-    assert sorted(told) == [False] * 3 + [True] * 3
+        taken.append(message.HasField("vcpu_signal"))
+    assert sorted(taken) == [False] * 3 + [True] * 3
 
 
 def kinds(events: list[pb.Event]) -> list[str | None]:
@@ -157,9 +157,9 @@ def test_only_the_last_unread_reset_is_kept_in_its_place_among_the_accesses() ->
     queue.put_access(RegionAccess(1, 0, 1, 0x300, 1, False, 0))
     queue.put(VmReset(2))
     queue.put_access(RegionAccess(2, 0, 1, 0x300, 1, False, 0))
-    told = queue.all()
-    assert kinds(told) == ["region_access", "vm_reset", "region_access"]
-    assert told[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
+    taken = queue.all()
+    assert kinds(taken) == ["region_access", "vm_reset", "region_access"]
+    assert taken[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
 
 
 def test_resets_between_dropped_doorbells_do_not_pile_up() -> None:
@@ -167,6 +167,6 @@ def test_resets_between_dropped_doorbells_do_not_pile_up() -> None:
     for value in range(100):
         queue.put_access(Doorbell(1, 0x300, 1, value))
         queue.put(VmReset(1))
-    told = queue.all()
-    assert kinds(told) == ["doorbell", "doorbell", "events_dropped", "vm_reset"]
-    assert told[2] == dropped(98)
+    taken = queue.all()
+    assert kinds(taken) == ["doorbell", "doorbell", "events_dropped", "vm_reset"]
+    assert taken[2] == dropped(98)

@@ -67,7 +67,7 @@ class Client:
         answer = received(self.session, pb.SessionRequest(batch=batch))
         return None if answer is None else answer.batch_result
 
-    def told(self) -> list[pb.SessionResponse]:
+    def received(self) -> list[pb.SessionResponse]:
         """All messages the daemon has to send."""
         return list(iter(self.take, None))
 
@@ -93,11 +93,11 @@ def test_answers_come_in_the_order_of_the_halts_ends(registry: Registry, vm: Vm)
     client = Client(registry)
     assert client.halt(1) is None
     assert client.halt(2, vcpu=1) is None
-    assert (client.wakes, client.told()) == (0, [])
+    assert (client.wakes, client.received()) == (0, [])
     interrupt(vm, 0x41, vcpu=1)
     interrupt(vm, 0x31)
     assert client.wakes == 2
-    assert client.told() == [answer(2, 0x41), answer(1, 0x31)]
+    assert client.received() == [answer(2, 0x41), answer(1, 0x31)]
 
 
 def test_a_session_that_ends_gives_back_unsent_interrupts(registry: Registry, vm: Vm) -> None:
@@ -125,7 +125,7 @@ def test_a_session_does_not_give_back_sent_interrupts(registry: Registry, vm: Vm
     client = Client(registry)
     client.halt(1)
     interrupt(vm, 0x31)
-    assert client.told() == [answer(1, 0x31)]
+    assert client.received() == [answer(1, 0x31)]
     client.session.close()
     assert vm.ack_interrupt(0) is None
 
@@ -136,7 +136,7 @@ def test_halts_are_answered_before_events_and_do_not_block_them(registry: Regist
     client.halt(1)
     interrupt(vm, 0x31)
     pending = pb.Event(interrupt_pending=pb.InterruptPending(vcpu=1))
-    assert client.told() == [answer(1, 0x31), pb.SessionResponse(event=pending)]
+    assert client.received() == [answer(1, 0x31), pb.SessionResponse(event=pending)]
 
 
 def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> None:
@@ -148,7 +148,7 @@ def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> 
     assert [result.WhichOneof("result") for result in refused.results[:-1]] == ["get_lapic"] * 12
     assert client.halt(3, vcpu=1) is None
     interrupt(vm, 0x31)
-    assert len(client.told()[0].batch_result.results) == 13
+    assert len(client.received()[0].batch_result.results) == 13
     assert client.halt(4, before=12) is None
 
 

@@ -371,7 +371,7 @@ def test_an_ioeventfd_is_written(vm: Vm) -> None:
             assert vm.vcpu(0).pio_write(0xC010, 6, 2) is Claim.NOBODY
             assert os.eventfd_read(eventfd) == 2
             read, write = os.pipe()
-            with pytest.raises(InvalidArgument, match="no eventfd"):
+            with pytest.raises(InvalidArgument, match="not an eventfd"):
                 session.assign_ioeventfd(read, PIO, 0xC020, 2)
             os.close(read)
             os.close(write)

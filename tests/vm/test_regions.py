@@ -28,11 +28,11 @@ class Owner:
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
         self.source = vm.open_source("owner")
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         self.lost = False
 
     def hear(self, event: Event) -> None:
-        self.told.append(event)
+        self.events.append(event)
         if isinstance(event, RegionsLost):
             self.lost = True
 
@@ -77,22 +77,22 @@ def refused(call: Callable[[], object]) -> int:
 def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3FD, 1))
-    assert owner.told == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
+    assert owner.events == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
     assert not access.done
     done: list[str] = []
-    access.when_done(lambda: done.append("told"))
+    access.when_done(lambda: done.append("completed"))
     assert owner.complete(access, 0x60)
-    assert done == ["told"]
+    assert done == ["completed"]
     assert access.result() == (0x60, True)
     assert not owner.complete(access, 0x61), "it is answered once"
     access.when_done(lambda: done.append("late"))
-    assert done == ["told", "late"], "a later caller is notified at once"
+    assert done == ["completed", "late"], "a later caller is notified at once"
 
 
 def test_a_write_goes_to_the_owner_and_waits_too(vm: Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x1000)
     access = forwarded(lambda: vm.mmio_write(0, 0xD000_0010, 8, 0x1122_3344_5566_7788))
-    assert owner.told == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
+    assert owner.events == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
     assert owner.complete(access, 99)
     assert access.result() == (0, True)
 
@@ -102,7 +102,7 @@ def test_an_access_that_exceeds_the_region_is_unclaimed(vm: Vm, owner: Owner) ->
     owner.register(PIO, 0x400, 8)
     assert vm.pio_read(0, 0x3FE, 4) is None
     assert vm.pio_read(0, 0x3F7, 2) is None
-    assert not owner.told
+    assert not owner.events
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_an_owner_that_does_not_answer_in_time_loses_its_regions(vm: Vm, owner: 
     move(vm, LIMIT - 1)
     assert not owner.lost
     move(vm, 1)
-    assert owner.told[-1] == RegionsLost(PIO, 0x3F9)
+    assert owner.events[-1] == RegionsLost(PIO, 0x3F9)
     assert late.result() == (0xFF, False)
     assert later.result() == (0xFFFF_FFFF, False)
     assert vm.describe().sources[0].regions == []
@@ -369,7 +369,7 @@ def test_an_access_to_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     assert refused(lambda: vm.pio_read(0, 0x3F8, 1, owner.source)) == errno.EDEADLK
     assert refused(lambda: vm.pio_write(0, 0x3F8, 1, 0, owner.source)) == errno.EDEADLK
-    assert not owner.told
+    assert not owner.events
 
 
 def test_waiting_accesses_are_bounded() -> None:
@@ -386,7 +386,7 @@ def test_waiting_accesses_are_bounded() -> None:
 def test_a_doorbell_is_reported_and_the_vcpu_does_not_wait(vm: Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x100, doorbell=1)
     assert vm.mmio_write(0, 0xD000_0004, 4, 7)
-    assert owner.told == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
+    assert owner.events == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
     assert vm.mmio_read(0, 0xD000_0004, 4) is None, "as of an ioeventfd, which takes writes only"
 
 
@@ -395,8 +395,8 @@ def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> 
     owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
     other.register(PIO, 0xC010, 2, doorbell=1, datamatch=1)
     assert vm.pio_write(0, 0xC010, 2, 1)
-    assert other.told == [Doorbell(PIO, 0xC010, 2, 1)]
-    assert not owner.told
+    assert other.events == [Doorbell(PIO, 0xC010, 2, 1)]
+    assert not owner.events
     assert not vm.pio_write(0, 0xC010, 2, 2), "no doorbell has this value"
     assert not vm.pio_write(0, 0xC010, 1, 1), "another length"
     vm.unregister_region(other.source, PIO, 0xC010, 1)

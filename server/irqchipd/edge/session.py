@@ -55,12 +55,14 @@ class Session:
         peer: Peer = UNKNOWN,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
-            raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: 64 printable characters at most")
+            raise invalid(
+                f"{request.client[:MAX_CLIENT_NAME]!r} is not a client name: use at most 64 printable characters"
+            )
         self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
         self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
         resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)
         if request.HasField("new_vm") and request.vm:
-            raise invalid("leave vm empty where new_vm is set: the Session is of the VM that is made for it")
+            raise invalid("leave vm empty if new_vm is set")
         self._registry = registry
         self._owns_vm = request.HasField("new_vm")
         self.vm = create_vm(registry, request.new_vm) if self._owns_vm else registry.get(request.vm)
