@@ -297,7 +297,7 @@ def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client, mon
         session.line(4).raise_()
 
 
-def test_close_ends_those_who_wait_for_events_and_traces() -> None:
+def test_close_ends_waits_for_events_and_traces() -> None:
     client = embedded()
     vm = machine(client)
     session, watch = vm.session(), vm.watch()
