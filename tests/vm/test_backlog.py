@@ -114,7 +114,7 @@ def test_work_in_turns_waits_until_the_backlog_is_sent(later: Later) -> None:
     later.do_all()
     assert gone_on == ["before the end"]
     backlog.when_done(lambda: gone_on.append("after it"))
-    assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
+    assert gone_on == ["before the end", "after it"], "a later operation does not wait"
     assert len(turns.finish(driving)) == 300
 
 

@@ -106,13 +106,14 @@ class Session:
         space, address = Space(lost.space).name, hex(lost.address)
         self.caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
 
-    def opened(self) -> bytes:
-        """The answer to the message that opened the Session."""
+    def opened(self, *, rings: bool = False) -> bytes:
+        """The answer to the message that opened the Session; with the descriptors of rings, where it says so."""
         opened = pb.SessionOpened(
             source=self._source.number,
             max_operations=self._most,
             max_message_bytes=self._limits.message_bytes,
             vm=self.vm.name if self._owns_vm else "",
+            rings=rings,
         )
         return pb.SessionResponse(opened=opened).SerializeToString()
 
