@@ -14,7 +14,7 @@ from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm import board
-from irqchipd.vm.clock import Clock, VirtualClock
+from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
@@ -28,30 +28,6 @@ from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparabl
 TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
 
 
-class ToldClock(Clock):
-    """To a VM it is a real clock, one that rings late: whatever comes due in between when its time is told."""
-
-    virtual = False
-
-    def __init__(self) -> None:
-        self.time = 0
-        self._ring: Callable[[], None] | None = None
-        self._deadline: int | None = None
-
-    def now(self) -> int:
-        return self.time
-
-    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
-        self._ring, self._deadline = ring, deadline
-
-    def tell(self, time: int) -> None:
-        """It is so late."""
-        self.time = time
-        while self._ring is not None and self._deadline is not None and self._deadline <= time:
-            self._deadline = None
-            self._ring()
-
-
 class DaemonMachine:
     """See Machine."""
 
@@ -59,7 +35,9 @@ class DaemonMachine:
 
     def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
         self._host = host
-        self._clock = ToldClock() if real_clock else VirtualClock()
+        # The real clock's time: it stands still until the next one is known, and what is due by then rings late.
+        self._time = Deadlines()
+        self._clock = RealClock(self._time) if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
         self._resampled: list[int] = []
@@ -115,8 +93,9 @@ class DaemonMachine:
 
     def advance_to(self, time: int) -> None:
         """Its time goes on, nanoseconds from its beginning."""
-        if isinstance(self._clock, ToldClock):
-            self._clock.tell(time)
+        if isinstance(self._clock, RealClock):
+            self._time.time = time
+            self._time.move(0)
         else:
             self.vm.advance(time - self._clock.now())
 

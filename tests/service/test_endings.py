@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.vm.clock import Deadlines
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Space
 from tests.service.inprocess import Served, eventually, served
 from tests.service.test_port import HALT, PIO_READ, Peer
-from tests.vm.test_backlog import Later
+from tests.vm.test_backlog import do_all
 
 PORT = 0x300
 READ_PIC = pb.Operation(pio_read=pb.PioReadRequest(port=0x21, size=1))
@@ -35,11 +36,11 @@ class Scene:
         self.patch = patch
         self.vm: Vm | None = here.vm()
         self.peer: Peer = here.peer(vm="vm", vcpus=[0])
-        self.later = Later()
+        self.later = Deadlines()
 
     def nobody_is_left(self) -> bool:
         """Whether the port has no connection any more, now that what VMs have left to be told is told."""
-        self.later.do_all()
+        do_all(self.later)
         return self.here.connections == 0
 
     def serves(self) -> None:

@@ -21,11 +21,12 @@ from irqchipd.vm.events import (
 )
 
 
-class Queue(EventQueue):
-    """A queue with room for two signals, that counts."""
+class Queue:
+    """A queue with room for two signals, and what it counts."""
 
     def __init__(self, *events: Event) -> None:
-        super().__init__(2, self._woken, self._dropped)
+        self.queue = EventQueue(2, self._woken, self._dropped)
+        self.put, self.put_access = self.queue.put, self.queue.put_access
         self.wakes = self.drops = 0
         for event in events:
             self.put(event)
@@ -38,7 +39,7 @@ class Queue(EventQueue):
 
     def next(self) -> pb.Event | None:
         """What there is to take."""
-        message = self.take()
+        message = self.queue.take()
         return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:

@@ -19,11 +19,12 @@ from irqchipd.edge.messages import execute_unary
 from irqchipd.edge.operations import OPERATIONS
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
+from irqchipd.vm.clock import Deadlines
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
 from tests.vm.pc import Pc
-from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, Later, all_told, listened_to
+from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, all_told, do_all, listened_to
 
 Order = list[object]
 
@@ -135,14 +136,14 @@ def iter_nothing() -> Slices[None]:
 
 
 def test_a_reset_waits_until_all_has_been_told_that_came_before_it() -> None:
-    later = Later()
+    later = Deadlines()
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
     reset = execute_unary(OPERATIONS["reset_vm"], pc.vm, pb.ResetVmRequest(), pb.ResetVmResponse())
     assert next(reset) is pc.vm.agenda.backlog
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
-    later.do_all()
+    do_all(later)
     assert told == all_told()
     finish(reset)
     assert pc.vm.ack_interrupt(1) is None

@@ -20,6 +20,7 @@ from irqchipd.edge import batch, port
 from irqchipd.edge.work import Work as PortWork
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.pending import Pending
+from tests.builds import needs_sources
 from tests.service.inprocess import Served, eventually, served
 from tests.service.test_port import MSR_READ, PIO_READ
 
@@ -83,6 +84,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
 # Whose turn it is.
 
 
+@needs_sources
 def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served) -> None:
     order: list[object] = []
 
@@ -140,6 +142,7 @@ def test_a_vm_whose_packet_is_done_at_once_does_not_pay_for_what_came_before_it(
             os.close(eventfd)
 
 
+@needs_sources
 def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     backlog = Backlog()
     begun: list[int] = []
@@ -165,6 +168,7 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     os.close(eventfd)
 
 
+@needs_sources
 def test_a_batch_that_was_begun_at_once_and_waits_is_finished_before_the_next(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from queue import SimpleQueue
 
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.timers import Timers
+from irqchipd.vm.board import Board
 from irqchipd.vm.clock import Alarm, Alarms, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.events import InterruptPending
 from irqchipd.vm.machine import Vm
@@ -190,11 +190,11 @@ def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
     pc.lapic_write(0, Reg.TIMER_DIVIDE, 0xA)  # by 128
     pc.lapic_write(0, Reg.LVT_TIMER, 0x31)
     pc.lapic_write(0, Reg.TIMER_INITIAL_COUNT, 0xFFFF_FFFF)
-    vm, deadlines = weakref.ref(pc.vm), pc.deadlines
+    board, deadlines = id(pc.vm._board), pc.deadlines
     pc.vm.delete()
     del pc
     gc.collect()
-    assert vm() is None
+    assert board not in {id(thing) for thing in gc.get_objects() if isinstance(thing, Board)}
     assert deadlines.alarms.earliest() is None
 
 

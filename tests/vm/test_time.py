@@ -18,6 +18,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, PinRoute
 from irqchipd.vm.snapshot import VmState
 from irqchipd.vm.vcpu_state import Signal
+from tests.builds import needs_sources
 from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, Ear, Pc, refused, to
 
 MS = 1_000_000
@@ -371,6 +372,7 @@ def test_what_is_due_at_one_time_happens_in_the_same_order_each_time() -> None:
     assert run_in_lockstep() == run_in_lockstep()
 
 
+@needs_sources
 def test_nobody_sees_a_timer_that_has_run_out_and_not_interrupted() -> None:
     """The thread that rings may be late, as it is here for ever; each operation first does what is due."""
 

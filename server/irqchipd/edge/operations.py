@@ -57,19 +57,18 @@ class Caller:
 class SessionCaller(Caller):
     """A Session has a line source, events, and perhaps eventfds."""
 
-    __slots__ = ("eventfds", "events")
-
-    source: LineSource
+    __slots__ = ("eventfds", "events", "own_source")
 
     def __init__(self, vm: Vm, source: LineSource, events: EventQueue, eventfds: Eventfds) -> None:
         super().__init__(vm, source)
+        self.own_source = source
         self.events = events
         self.eventfds = eventfds
 
     def log(self, level: int, message: str, **values: object) -> None:
         """Log something for the operator; to be called without the VM's lock."""
         if log.isEnabledFor(level):
-            about = fields(vm=self.vm.name, source=self.source.number, client=self.source.client, **values)
+            about = fields(vm=self.vm.name, source=self.own_source.number, client=self.own_source.client, **values)
             log.log(level, message, extra=about, stacklevel=2)  # the log limits each line of code by itself
 
 
@@ -180,7 +179,7 @@ def reset_vm(on: Caller, reason: int) -> None:
 
 
 def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
-    on.eventfds.irqfd(on.vm, on.source, flags, gsi)
+    on.eventfds.irqfd(on.vm, on.own_source, flags, gsi)
 
 
 def register_region(
@@ -200,7 +199,7 @@ def register_region(
         if bell is not None and not doorbell:
             raise invalid("an eventfd is a doorbell's")
         on.vm.register_region(
-            on.source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
+            on.own_source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
         )
     except BaseException:
         if removed is not None:
@@ -217,14 +216,14 @@ def register_region_by_record(on: SessionCaller, space: int, _: int, address: in
 
 
 def unregister_region(on: SessionCaller, space: int, address: int, datamatch: int | None) -> None:
-    on.vm.unregister_region(on.source, space, address, datamatch)
+    on.vm.unregister_region(on.own_source, space, address, datamatch)
     on.log(logging.DEBUG, "region given up", space=Space(space).name, address=hex(address))
 
 
 def complete_access(on: SessionCaller, unanswered: int, _: int, access: int, data: int) -> Result:
     if unanswered > 1:
         raise invalid(f"an access is answered, 0, or unanswered, 1, and not {unanswered}")
-    return TAKEN if on.vm.complete_access(on.source, access, data, unanswered=unanswered != 0) else NOTHING
+    return TAKEN if on.vm.complete_access(on.own_source, access, data, unanswered=unanswered != 0) else NOTHING
 
 
 # The table.

@@ -81,8 +81,8 @@ class Port(Watcher):
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
         self.watch(self._woken, lambda _: None, _EVENTFD)
-        self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
-        self._thread.start()
+        self._runner = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
+        self._runner.start()
 
     def begin_to_stop(self) -> None:
         """Stop to listen, and have the thread end all Sessions with STOPPING."""
@@ -93,7 +93,7 @@ class Port(Watcher):
     def stop(self) -> None:
         """Stop, and wait for the thread, but not for ever."""
         self.begin_to_stop()
-        self._thread.join(1.0)
+        self._runner.join(1.0)
         if self.stopped:
             os.close(self._woken)
             self._at.close()
@@ -101,7 +101,7 @@ class Port(Watcher):
     @property
     def stopped(self) -> bool:
         """Whether all Sessions have ended."""
-        return not self._thread.is_alive()
+        return not self._runner.is_alive()
 
     def remove_socket(self) -> None:
         """Remove the socket, so that no client finds the port; from any thread."""
@@ -151,7 +151,7 @@ class Port(Watcher):
     def do_later(self, work: Work) -> None:
         """Do a piece of some work in the order of the holders; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._thread and not self._stopping:
+        if threading.current_thread() is not self._runner and not self._stopping:
             os.eventfd_write(self._woken, 1)
 
     def _queue(self, work: Work) -> None:
@@ -180,7 +180,7 @@ class Port(Watcher):
 
     def _serve(self) -> None:
         """Pass after pass: handle what has come, and do some of the work that waits."""
-        handlers, work, waiting, arrived = self._handlers, self._work, self._work.waiting, self._arrived
+        handlers, waiting, arrived = self._handlers, self._work.waiting, self._arrived
         while not self._stopping:
             self._unwatched.clear()
             ready = self._wait()
@@ -203,13 +203,17 @@ class Port(Watcher):
                     log.exception("the port failed at something")
                 if begun:
                     now = time.perf_counter_ns()
-                    if self._holder is not None:
-                        work.charge(self._holder, now - begun)
+                    self._charge_holder(now - begun)
                     begun = now
             if waiting or arrived:
                 self._do_work()
             if self._unopened or self._accept_again:
                 self._check_deadlines()
+
+    def _charge_holder(self, nanoseconds: int) -> None:
+        """Charge the holder of what a handler has done at once."""
+        if self._holder is not None:
+            self._work.charge(self._holder, nanoseconds)
 
     def _do_work(self) -> None:
         self.alone = False
