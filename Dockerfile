@@ -1,7 +1,7 @@
-# irqchipd, and the processes of its demo.
+# irqchipd, and the programs of its demo.
 ARG BASE_IMAGE=python:3.12-slim
 
-# The project's wheel, in an environment of its own. What builds it stays behind here, and pip does too.
+# The project's wheel, in an environment of its own. The build tools and pip stay in this stage.
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -17,7 +17,7 @@ COPY --from=build /opt/irqchipd /opt/irqchipd
 WORKDIR /app
 COPY LICENSE ./
 COPY examples examples
-# The volumes take their owner from these.
+# New volumes take their owner from these folders.
 RUN mkdir -p /run/irqchip /run/serial /run/keyboard /run/disk \
     && chown 10001:10001 /run/irqchip /run/serial /run/keyboard /run/disk
 USER 10001:10001

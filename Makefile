@@ -1,25 +1,25 @@
-# Every target does its own set-up, in .venv.
+# Every target sets up .venv itself.
 #
-#   make demo    a guest on a vCPU, devices and the daemon, each a process; ends by itself
+#   make demo    a guest on a vCPU, five devices and the daemon, each in a process of its own; ends by itself
 #   make demo-shell  the same, with this terminal as its serial port
 #   make test    the tests
-#   make test-long  those that take their time: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
+#   make test-long  the slow tests: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
 #                and the KVM adapter on a standard KVM in QEMU
-#   make check   lint, types, the contract, and that what is generated is current
+#   make check   lint, types, the contract, and whether generated files are current
 #   make proto   generate the stubs from the contract, and the SDK's blocking half from its asyncio half
-#   make baseline  at a release: what the contract is now is what `make check` compares it with from then on
+#   make baseline  at a release: record the contract that `make check` compares later versions with
 #   make bench   the benchmarks
-#   make stall   what others see while one client or guest does its worst, six minutes
+#   make stall   how much one hostile client or guest slows down others, in six minutes
 #   make ticks   500 VMs with a timer each, for a minute
-#   make fuzz    a million messages that are nearly right, over both edges; MESSAGES and SEED choose others
-#   make explore compare with this machine's /dev/kvm for five minutes, on programs never run before
+#   make fuzz    a million almost valid messages over both edges; set MESSAGES and SEED to choose others
+#   make explore compare with this machine's /dev/kvm for five minutes, on new random programs
 #   make explore-standard  the same with a standard KVM in QEMU, whatever KVM this machine has
 
 VENV := .venv
 BIN := $(VENV)/bin
 BASELINE := proto/baseline.binpb
 
-# The newest Python of 3.11 or more; a name that is on PATH need not work (version managers put up shims).
+# The newest Python from 3.11 on. A name on PATH may not work, because version managers install shims.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
@@ -79,7 +79,7 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/it"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[unicorn]'

@@ -25,15 +25,15 @@ from irqchip_client import Client, Session, ops
 from irqchip_client._daemon import start_daemon
 from tests.conformance.kvm import Kvm, KvmVm
 
-POLL_US = 100  # with polling on: the bound on both sides, and the bare ping-pong's
+POLL_US = 100  # how long both sides poll, where they poll
 IN_FLIGHT = 8
-PAUSE = 500e-6  # seconds, before what blocks
+PAUSE = 500e-6  # seconds before each operation that blocks
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the benchmarks and write the reports."""
     figures: list[Figure] = []
     series: dict[str, Series] = {}
     for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_the_kernel):
@@ -63,7 +63,7 @@ ORDER = (
 
 
 def over_grpc(figures: list[Figure], series: dict[str, Series]) -> None:
-    """Unary calls and one stream, against calls and batches that do nothing on the same server."""
+    """Unary calls and one stream, against no-op calls and empty batches on the same server."""
     with ExitStack() as stack:
         daemon = stack.enter_context(start_daemon(module="bench.server"))
         client = stack.enter_context(daemon.connect())
@@ -93,7 +93,7 @@ def over_grpc(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def pipelined(session: Session) -> None:
-    """16 batches, so many in flight."""
+    """Send 16 batches and keep them all in flight."""
     futures = [session.submit(CHANGES) for _ in range(IN_FLIGHT)]
     for future in [*futures, *(session.submit(CHANGES) for _ in range(16 - IN_FLIGHT))]:
         future.result(10)
@@ -130,7 +130,7 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def by_device(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
-    """A round trip to a chip, and to a device's process: there are two more hops."""
+    """A round trip to a chip, and one to a device in a process of its own, which takes two more hops."""
     for polling in (False, True):
         with ExitStack() as stack:
             poll = POLL_US if polling else 0
@@ -151,7 +151,7 @@ def by_device(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa
 
 
 def different_writes(session: Session) -> Callable[[], object]:
-    """Stores of which none is like the one before."""
+    """Stores with ever different values."""
     cpu, values = session.vcpu(0), itertools.count(1)
     return lambda: cpu.mmio_write(0xFEE0_0080, next(values) & 0xFFFF_FFFF)
 
@@ -168,7 +168,7 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
             bare = PingPong(polling)
             stack.callback(bare.close)
             daemon = stack.enter_context(start_daemon(arguments=["--poll", str(poll)]))
-            # The daemon has a processor, and the others, of whom one at a time has something to do, the other.
+            # The daemon has one processor. The other processes share the other: only one of them is busy at a time.
             pin(daemon.pid, 1)
             stack.enter_context(pinned(0))
             client = stack.enter_context(daemon.connect())
@@ -205,7 +205,7 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def at_rest(figures: list[Figure], series: dict[str, Series]) -> None:
-    """What many VMs and Sessions cost that nobody uses."""
+    """The cost of many idle VMs and Sessions."""
     with ExitStack() as stack:
         stack.enter_context(pinned(0))
         sessions: dict[str, Session] = {}
@@ -230,19 +230,19 @@ def at_rest(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def reads(session: Session, port: int = 0x21) -> Callable[[], object]:
-    """The same read, again and again."""
+    """Repeat one read."""
     cpu = session.vcpu(0)
     return lambda: cpu.pio_read(port)
 
 
 def string(session: Session) -> Callable[[], object]:
-    """A string instruction's reads, in one batch."""
+    """Read as a string instruction does, in one batch."""
     calls = [ops.pio_read(0, ANSWERED_PORT)] * 128
     return lambda: session.run(calls)
 
 
 def create(client: Client, count: int) -> None:
-    """So many VMs, the first of which has a vCPU."""
+    """Create `count` VMs; the first has a vCPU."""
     first = client.create_vm("vm-1")
     first.create_irqchip()
     first.create_vcpu(0)
@@ -251,7 +251,7 @@ def create(client: Client, count: int) -> None:
 
 
 def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
-    """What the kernel's own irqchip takes, where there is /dev/kvm: how far away the daemon is."""
+    """The time the kernel's own irqchip takes, where there is /dev/kvm, for comparison."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
     kvm = Kvm()
@@ -269,7 +269,7 @@ def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # 
 
 
 def under_flood(figures: list[Figure], series: dict[str, Series]) -> None:
-    """A VM with little to do, on a daemon with much."""
+    """The latency of a nearly idle VM while another VM floods the daemon."""
     quiet: list[float] = []
     flooded: list[float] = []
     with ExitStack() as stack:
@@ -296,7 +296,7 @@ def under_flood(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def paced(read: Callable[[], object], count: int) -> list[float]:
-    """Microseconds of each of so many reads, a millisecond apart."""
+    """The time of each of `count` reads, in microseconds, one read per millisecond."""
     times = []
     for _ in range(count):
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Measuring things beside each other."""
+"""Measuring several things under the same conditions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-# What to do, how often a round, and how many operations one is.
+# The function, how often to call it per round, and how many operations one call makes.
 Work = tuple[Callable[[], object], int, int]
 
-REST = 0.005  # seconds, for whoever polls to give up
+REST = 0.005  # seconds, longer than any side polls
 
 
 class Series:
-    """Times of one thing, microseconds."""
+    """The times of one benchmark, in microseconds."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self.values = sorted(values)
 
     @property
     def median(self) -> float:
-        """Half of them are less."""
+        """Half of the times are shorter."""
         return statistics.median(self.values)
 
     @property
     def p99(self) -> float:
-        """99 of 100 are less."""
+        """99 of 100 times are shorter."""
         return self.values[len(self.values) * 99 // 100]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One of the figures that are promised."""
+    """A figure with a goal."""
 
     name: str
     value: float
@@ -43,7 +43,7 @@ class Figure:
 
     @classmethod
     def ratio(cls, name: str, measured: Series, reference: Series, goal: float) -> Self:
-        """Of two medians."""
+        """The ratio of two medians."""
         return cls(name, measured.median / reference.median, "ratio", goal)
 
     @property
@@ -53,10 +53,10 @@ class Figure:
 
 
 def round_robin(work: Mapping[str, Work], rounds: int, pause: float = 0.0) -> dict[str, Series]:
-    """Do each in turn, round after round, and time every single one. The first rounds only warm up.
+    """Call the functions in turn, round after round, and time every call. The first rounds only warm up.
 
-    A pause before each has everybody block, and the processors rest, as where there is little to do: without it the
-    scheduler may keep both ends on one processor, which then never rests.
+    A pause before each call lets all processes block and the processors idle, as under a light load. Without it the
+    scheduler may keep both ends on one processor, which then never idles.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     warm = max(rounds // 10, 1)

@@ -1,4 +1,4 @@
-"""What irqchipd is measured against: two Python processes on a socket, QEMU, and the kernel's own irqchip."""
+"""The references irqchipd is measured against: two Python processes on a socket, QEMU, and the kernel's own irqchip."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PACKET = bytes(40)  # as long as an operation's
+PACKET = bytes(40)  # as long as a packet with one operation
 
 
 def pin(pid: int, processor: int) -> None:
-    """Keep a process to one processor: two that talk have one each, which else is the scheduler's to decide."""
-    with suppress(OSError):  # there is only one
+    """Pin a process to a processor, so that the scheduler cannot put two communicating processes on one."""
+    with suppress(OSError):  # the machine has only one
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.sched_setaffinity(int(thread), {processor})
 
 
 @contextmanager
 def pinned(processor: int) -> Iterator[None]:
-    """Keep this process, and what it starts, to one processor for a while."""
+    """Pin this process, and the processes it starts, to a processor for a while."""
     before = os.sched_getaffinity(0)
     pin(os.getpid(), processor)
     try:
@@ -35,7 +35,7 @@ def pinned(processor: int) -> Iterator[None]:
 
 
 class PingPong:
-    """The least that a hop can cost in Python: a packet to another process and back over AF_UNIX."""
+    """The least a hop can cost in Python: a packet to another process and back over AF_UNIX."""
 
     def __init__(self, polling: bool) -> None:
         self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -50,7 +50,7 @@ class PingPong:
         there.close()
 
     def hop(self) -> None:
-        """There and back."""
+        """Send a packet and receive it back."""
         self._here.send(PACKET)
         self._receive(self._here)
 
@@ -65,7 +65,7 @@ def _block(connection: socket.socket) -> bytes:
 
 
 def _poll(connection: socket.socket) -> bytes:
-    """Poll for 100 us, and then block."""
+    """Poll for 100 us, then block."""
     end = time.perf_counter_ns() + 100_000
     while time.perf_counter_ns() < end:
         try:
@@ -92,7 +92,7 @@ class Qtest:
 
 @contextmanager
 def qtest() -> Iterator[Qtest | None]:
-    """A QEMU, where it is installed."""
+    """A QEMU, where QEMU is installed."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         yield None

@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs."""
+"""The results, as a table for people and as files for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUT = Path(__file__).parent / "out"
 
 
 def machine() -> dict[str, object]:
-    """Where it was measured."""
+    """The machine that ran the benchmarks."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -34,7 +34,7 @@ def machine() -> dict[str, object]:
 
 
 def print_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
-    """Two tables."""
+    """Print the figures and the times, a table each."""
     console = Console(width=150)
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
     table = Table("figure", "value", "goal", "met")
@@ -49,7 +49,7 @@ def print_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> Non
 
 
 def write_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
-    """latest.json."""
+    """Write latest.json."""
     OUT.mkdir(exist_ok=True)
     content = {
         "machine": machine(),
@@ -66,7 +66,7 @@ def write_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> Non
 
 
 def write_plot(series: Mapping[str, Series]) -> None:
-    """latest.svg: medians and p99s, on a logarithmic axis."""
+    """Write latest.svg: medians and p99s on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("svg")

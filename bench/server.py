@@ -1,4 +1,4 @@
-"""irqchipd with what it is measured against on the same server: a no-op RPC, and VMs whose batches execute nothing."""
+"""irqchipd with two references on the same server: a no-op RPC, and VMs that execute nothing of their batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from irqchipd.__main__ import main
 from irqchipd.edge import session
 from irqchipd.edge.batch import Batch, BeginHalt, execute
 from irqchipd.edge.operations import SessionCaller
-from irqchipd.limits import Limits
+from irqchipd.holdings import Holdings
 from irqchipd.vm.pending import Slices
 
 NOOP_CALL = "/bench.Noop/Call"
@@ -22,8 +22,8 @@ async def _noop(request: pb.IrqLineRequest, context: object) -> pb.IrqLineRespon
 
 
 class _Daemon(daemon.Daemon):
-    def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
+    def __init__(self, holdings: Holdings, *, leaves: bool = True) -> None:
+        super().__init__(holdings, leaves=leaves)
         _, service, method = NOOP_CALL.split("/")
         handler = grpc.unary_unary_rpc_method_handler(
             _noop, pb.IrqLineRequest.FromString, pb.IrqLineResponse.SerializeToString

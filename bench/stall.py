@@ -1,9 +1,9 @@
-"""`make stall`: what others see while one client, or one guest, does its worst; and whether the daemon still stops.
+"""`make stall`: how much one hostile client or guest slows down others, and whether the daemon still stops.
 
-Each attack has a daemon of its own. Five processes that have nothing to do with it ping their VMs over the port and
-over gRPC, connect anew, halt for 10 ms, and take ticks of 10 ms of a PIT: first undisturbed, then beside the attack. In
-its midst comes SIGTERM. It takes less than six minutes, and writes bench/out/stall.json.
-"""
+Each attack has a daemon of its own. Five processes that take no part in the attack use VMs of their own: they send
+requests over the port and over gRPC, connect anew, halt for 10 ms, and take the 10 ms ticks of a PIT. They measure
+first without the attack, then during it. SIGTERM comes while the attack still runs. The whole takes less than six
+minutes and writes bench/out/stall.json."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from irqchip_client._daemon import Daemon, start_daemon
 SECONDS, QUIET = 2.0, 0.8
 PREPARATION = 30.0
 STOP_PATIENCE = 10.0
-ATTACKER_LIFE = 120  # seconds, whatever happens
-MEMORY = 4 << 30  # the daemon's address space: this machine is not the attack's
-DESCRIPTORS = 1024  # that the daemon may have when they are what it is attacked with: what is usual
+ATTACKER_LIFE = 120  # seconds, after which an attacker ends in any case
+MEMORY = 4 << 30  # the limit of the daemon's address space, to protect this machine
+DESCRIPTORS = 1024  # the usual limit, for attacks with descriptors
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -42,9 +42,9 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 def attack(pipe: Connection, target: str, number: int) -> None:
-    """Prepare. When the pipe says so, act until killed, and report after each act how long a vCPU was held."""
+    """Prepare the attack; repeat it from the first message on. Report after each act how long it held a vCPU."""
     signal.alarm(ATTACKER_LIFE)
-    os.nice(10)  # what it computes itself is not the attack
+    os.nice(10)  # the attacker's own computing is not part of the attack
     with suppress(ValueError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -65,7 +65,7 @@ def attack(pipe: Connection, target: str, number: int) -> None:
 
 @contextmanager
 def attackers(result: Result, target: str, number: int) -> Iterator[list[Connection]]:
-    """The processes of an attack, ready for it."""
+    """The processes of an attack, prepared."""
     pipes, processes = [], []
     for _ in range(result.attack.processes):
         here, there = _CONTEXT.Pipe()
@@ -96,18 +96,18 @@ def _is_ready(result: Result, pipe: Connection) -> bool:
 
 
 def measure(number: int, victims: Mapping[str, Victim], seconds: float) -> Result:
-    """One attack."""
+    """Run one attack and measure it."""
     result = Result(ATTACKS[number])
     try:
         _measure(result, number, victims, seconds)
-    except IrqchipError as error:  # the daemon can't be started, or used
+    except IrqchipError as error:  # the daemon does not start, or does not answer
         result.trouble.append(f"{type(error).__name__}: {str(error)[:60]}")
     return result
 
 
 def _measure(result: Result, number: int, victims: Mapping[str, Victim], seconds: float) -> None:
     few = result.attack.row == 4
-    # As it does itself where it starts with so few descriptors.
+    # The daemon raises its limit itself if it starts with so few descriptors.
     with start_daemon(arguments=["--max-irqfds", str(DESCRIPTORS // 8)] if few else []) as daemon:
         resource.prlimit(daemon.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
         if few:
@@ -138,7 +138,7 @@ def _pings(victims: Mapping[str, Victim], seconds: float) -> dict[str, Samples]:
 
 
 def _held(pipes: Sequence[Connection]) -> float | None:
-    """How long somebody of the attackers' own was held, at the most."""
+    """The longest time that a vCPU of the attacker's own waited."""
     longest: float | None = None
     for pipe in pipes:
         pipe.send("report")
@@ -148,9 +148,9 @@ def _held(pipes: Sequence[Connection]) -> float | None:
 
 
 def _stop(result: Result, daemon: Daemon) -> float:
-    """How long it takes to stop, in the midst of it."""
+    """How long the daemon takes to stop during the attack."""
     if daemon.process.poll() is not None:
-        result.trouble.append(f"it ended, status {daemon.process.returncode}")
+        result.trouble.append(f"the daemon ended with status {daemon.process.returncode}")
         return 0.0
     if tracebacks := daemon.stderr.count("Traceback"):
         result.trouble.append(f"{tracebacks} tracebacks")
@@ -166,12 +166,12 @@ def _stop(result: Result, daemon: Daemon) -> float:
     took = time.monotonic() - begun
     path = daemon.target.removeprefix("unix://")
     if os.path.exists(path) or os.path.exists(path + ".port"):
-        result.trouble.append("a socket is left")
+        result.trouble.append("a socket was left behind")
     return took
 
 
 def _memory(daemon: Daemon, name: str) -> float:
-    """A line of its status, MiB; VmHWM is the most that it ever had."""
+    """A line of the daemon's /proc status, in MiB; VmHWM is the peak."""
     with suppress(OSError):
         for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
             if line.startswith(name + ":"):
@@ -180,11 +180,11 @@ def _memory(daemon: Daemon, name: str) -> float:
 
 
 def main() -> int:
-    """Measure and report; status 1 where a goal is missed."""
+    """Measure and report. The exit status is 1 if a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.stall", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each attack")
-    parser.add_argument("--only", default="", help="the attacks whose names have this in them")
-    parser.add_argument("--row", type=int, help="the attacks of this row")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each phase of an attack")
+    parser.add_argument("--only", default="", help="run only the attacks whose names contain this")
+    parser.add_argument("--row", type=int, help="run only the attacks of this row")
     arguments = parser.parse_args()
     chosen = [
         number

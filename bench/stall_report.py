@@ -1,4 +1,4 @@
-"""What came of each attack, beside what was promised: a table for people, stall.json for programs."""
+"""The result of each attack beside its goals: a table for people, stall.json for programs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bench.victims import KINDS, Samples
 
 # The goals.
 WORST_MS = {"port": 50.0, "grpc": 200.0, "new": 200.0, "halt": 50.0, "tick": 50.0}
-HELD_SECONDS = 2.5  # of a vCPU at a region whose owner may take 2 s
+HELD_SECONDS = 2.5  # a vCPU's wait for a region whose owner has 2 s to answer
 STOP_SECONDS = 2.0
-GROWTH_MIB = 64.0  # under row 2
+GROWTH_MIB = 64.0  # for the attacks of row 2
 
 
 @dataclass
 class Result:
-    """One attack's."""
+    """The result of one attack."""
 
     attack: Attack
     quiet: dict[str, Samples] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Result:
 
     @property
     def missed(self) -> list[str]:
-        """The goals that were."""
+        """The goals this attack missed."""
         missed = [kind for kind, most in WORST_MS.items() if self.attacked and self.attacked[kind].worst > most]
         missed += [f"{kind} failed" for kind, samples in self.attacked.items() if samples.failures]
         if self.attack.row == 2 and self.growth_mib > GROWTH_MIB:
@@ -47,7 +47,7 @@ class Result:
 
 
 def print_report(results: Sequence[Result]) -> None:
-    """A table: of each victim p99 and worst, undisturbed and, below that, attacked, milliseconds."""
+    """Print a table: per victim the p99 and worst time in milliseconds, undisturbed and, a line below, attacked."""
     console = Console(width=170)
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
     table = Table(
@@ -81,7 +81,7 @@ def _cell(quiet: Samples | None, attacked: Samples | None) -> str:
 
 
 def write_report(results: Sequence[Result]) -> None:
-    """stall.json."""
+    """Write stall.json."""
     OUT.mkdir(exist_ok=True)
     content = {
         "machine": machine(),

@@ -1,7 +1,7 @@
-"""`make ticks`: hundreds of VMs on real clocks, each with a 100 Hz APIC timer; how late are the ticks, is one lost?
+"""`make ticks`: hundreds of VMs on real clocks, each with a 100 Hz APIC timer. How late are ticks, and are any lost?
 
-Some of the VMs have a vCPU that halts, takes its tick and ends it; the others' ticks find nobody. CPU time is the
-daemon's, of one processor.
+In some of the VMs a vCPU halts, takes its tick and ends it; in the others no vCPU takes the ticks. CPU time is the
+daemon's, as a share of one processor.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ PERIODIC, BY_ONE = 1 << 17, 0b1011
 
 @dataclass
 class Observed:
-    """A VM whose ticks are taken."""
+    """A VM whose vCPU takes the ticks."""
 
     ticks: int = 0
-    # Microseconds from when a tick was due to when its taker had it.
+    # Microseconds from when a tick was due until the vCPU had taken it.
     late: list[float] = field(default_factory=list)
-    # How many ticks there can have been, by the clocks read before and after the timer started and ended.
+    # The possible numbers of ticks, by the clocks read before and after the timer started and ended.
     at_least: int = 0
     at_most: int = 0
 
     @property
     def complete(self) -> bool:
-        """Whether no tick was lost or doubled."""
+        """Whether every tick came exactly once."""
         return self.at_least <= self.ticks <= self.at_most
 
     @property
     def dawdled(self) -> bool:
-        """Whether its taker was so late that the next tick was due: then it can have lost one itself."""
+        """Whether the vCPU was so late that the next tick was due: then it may have lost a tick itself."""
         return max(self.late, default=0.0) * 1e3 > PERIOD
 
 
 @dataclass
 class Result:
-    """What came of it. CPU is a share of one processor."""
+    """The result. CPU is a share of one processor."""
 
     observed: list[Observed]
     cpu_empty: float
@@ -56,12 +56,12 @@ class Result:
 
     @property
     def late(self) -> list[float]:
-        """All ticks' lateness, ascending, microseconds."""
+        """The lateness of all ticks, ascending, in microseconds."""
         return sorted(late for vm in self.observed for late in vm.late)
 
 
 def measure(daemon: Daemon, *, vms: int, observed: int, seconds: float, quiet_seconds: float) -> Result:
-    """Make the VMs on a new daemon, and let them tick."""
+    """Create the VMs on a new daemon, and let them tick."""
     with daemon.connect(timeout=60) as client:
         cpu_empty = cpu_share(daemon, quiet_seconds)
         machines = [new_vm(client) for _ in range(vms)]
@@ -100,7 +100,7 @@ def timer() -> Sequence[ops.Call[object]]:
 
 
 def observe(vm: Vm, result: Observed, stop: threading.Event) -> None:
-    """Take a VM's ticks until told to stop."""
+    """Take a VM's ticks until `stop` is set."""
     with vm.session("cpu") as session:
         before = time.monotonic_ns()
         session.run(timer())
@@ -110,34 +110,34 @@ def observe(vm: Vm, result: Observed, stop: threading.Event) -> None:
             now = time.monotonic_ns()
             result.ticks += 1
             result.late.append((now - before - result.ticks * PERIOD) / 1e3)
-        # The last taken may be the last there was, or there is one more that waits.
+        # The last tick taken may be the last there was, or one more may be pending.
         result.at_least = (now - after) // PERIOD - 1
         result.at_most = (now - before) // PERIOD
 
 
 def take_tick(session: Session) -> None:
-    """End the last tick and halt until the next."""
+    """End the last tick and halt until the next tick."""
     *_, wake = session.run([ops.mmio_write(0, EOI, 0), ops.halt(0, timeout=5)])
     assert isinstance(wake, Interrupt), wake
     assert wake.vector == VECTOR, wake
 
 
 def cpu_share(daemon: Daemon, seconds: float) -> float:
-    """What a daemon uses of a processor for a while."""
+    """The daemon's share of a processor over a while."""
     before = cpu_seconds(daemon)
     time.sleep(seconds)
     return (cpu_seconds(daemon) - before) / seconds
 
 
 def cpu_seconds(daemon: Daemon) -> float:
-    """What a daemon has used, user and system."""
+    """The CPU time a daemon has used so far, user and system."""
     with open(f"/proc/{daemon.pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=500)
     parser.add_argument("--observed", type=int, default=4)
@@ -151,9 +151,9 @@ def main() -> None:
     print(f"{arguments.vms} VMs, 100 Hz each, {arguments.seconds:g} s; {os.cpu_count()} processors")
     for number, vm in enumerate(result.observed):
         verdict = "none lost or doubled" if vm.complete else "LOST OR DOUBLED"
-        print(f"VM {number}: {vm.ticks} ticks, {vm.at_least} to {vm.at_most} were due: {verdict}")
+        print(f"VM {number}: {vm.ticks} ticks, {vm.at_least} to {vm.at_most} due: {verdict}")
     quantiles = ", ".join(f"p{share:g} {late[int(len(late) * share / 100)]:.0f}" for share in (50, 99, 99.9))
-    print(f"late, us, until their takers had them: {quantiles}, at most {late[-1]:.0f}")
+    print(f"ticks' lateness when taken, us: {quantiles}, at most {late[-1]:.0f}")
     print(
         f"the daemon's CPU: {result.cpu_empty:.2%} empty, {result.cpu_idle:.2%} with idle VMs,"
         f" {result.cpu_ticking:.1%} while they tick"

@@ -1,4 +1,4 @@
-"""Those who must not notice: a process each, which pings a VM of its own, or waits there, and says how long it took."""
+"""The victims: processes that each use a VM of their own during an attack, and measure how long they wait."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from multiprocessing.connection import Connection
 
 from irqchip_client import Client, Interrupt, IrqchipError, Session, TimedOut, Vm, connect, ops
 
-PATIENCE = 5.0  # seconds, for an answer
+PATIENCE = 5.0  # seconds to wait for an answer
 HALT, TICK = 0.010, 0.010
-PAUSES = {"port": 0.004, "grpc": 0.004, "new": 0.05}  # between pings
+PAUSES = {"port": 0.004, "grpc": 0.004, "new": 0.05}  # seconds between pings
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SVR, EOI = LAPIC + 0xF0, LAPIC + 0xB0
-PIT_COUNT = 11932  # 10 ms
+PIT_COUNT = 11932  # a period of 10 ms
 VECTOR = 0x51
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
-# Does it once, and returns by how many seconds it came late.
+# Pings once, and returns how many seconds late the answer was.
 Ping = Callable[[], float]
 
 
 @dataclass
 class Samples:
-    """What one noticed."""
+    """The times one victim measured."""
 
     late_ms: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> float:
-        """Milliseconds."""
+        """The longest time, in milliseconds."""
         return max(self.late_ms, default=float("inf"))
 
     @property
     def p99(self) -> float:
-        """Milliseconds."""
+        """The p99, in milliseconds."""
         ordered = sorted(self.late_ms)
         return ordered[len(ordered) * 99 // 100] if ordered else float("inf")
 
 
 def prepare(client: Client) -> None:
-    """Their VMs."""
+    """Create the victims' VMs."""
     for name in KINDS:
         vm = client.create_vm(name)
         vm.create_irqchip()
@@ -66,12 +66,12 @@ def _grpc(vm: Vm) -> Ping:
 
 def _halt(vm: Vm) -> Ping:
     session = _session(vm)
-    calls = [ops.halt(0, timeout=HALT)]  # that its time is up is an error's place
+    calls = [ops.halt(0, timeout=HALT)]  # a halt whose time is up is an error in its place
     return lambda: _timed(lambda: session.run(calls, return_errors=True, timeout=PATIENCE)) - HALT
 
 
 def _tick(vm: Vm) -> Ping:
-    """From one tick of a PIT until the next, less its period."""
+    """The time from one tick of a PIT to the next, less the period."""
     session = _session(vm)
     writes = ((IOAPIC, 0x11), (IOAPIC + 0x10, 0), (IOAPIC, 0x10), (IOAPIC + 0x10, VECTOR))
     cpu = session.vcpu(0)
@@ -94,7 +94,7 @@ def _tick(vm: Vm) -> Ping:
 
 
 def _new(vm: Vm) -> Ping:
-    """A client that was not there before."""
+    """The time a new client takes to connect."""
 
     def ping() -> float:
         begun = time.perf_counter()
@@ -139,7 +139,7 @@ def run(pipe: Connection, kind: str) -> None:
         assert client is not None
         samples = Samples()
         if kind == "tick" and ping is not None:
-            ping()  # the first gap has a pause in it
+            ping()  # the first interval includes a pause
         while not pipe.poll():
             try:
                 if ping is None:
@@ -148,7 +148,7 @@ def run(pipe: Connection, kind: str) -> None:
             except TimedOut:
                 samples.late_ms.append(PATIENCE * 1e3)
                 samples.failures.append("TimedOut")
-            except (IrqchipError, AssertionError) as error:  # the Session may be lost
+            except (IrqchipError, AssertionError) as error:  # the Session may have ended
                 samples.failures.append(f"{type(error).__name__}: {str(error)[:80]}")
                 ping = None
                 time.sleep(0.02)
@@ -158,7 +158,7 @@ def run(pipe: Connection, kind: str) -> None:
 
 
 class Victim:
-    """One of them, a process; it is made anew where it hangs."""
+    """A victim's process. It is replaced if it hangs."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -171,26 +171,26 @@ class Victim:
         there.close()
 
     def connect(self, target: str) -> None:
-        """To a daemon."""
+        """Connect to a daemon."""
         self._pipe.send(target)
 
     def connected(self) -> bool:
-        """Whether it has come to be."""
+        """Whether the victim has connected."""
         try:
             return self._pipe.poll(4 * PATIENCE) and self._pipe.recv() == "ready"
         except EOFError:
             return False
 
     def begin(self) -> None:
-        """Ping from now on."""
+        """Start pinging."""
         self._pipe.send("begin")
 
     def end(self) -> None:
-        """No more."""
+        """Stop pinging."""
         self._pipe.send("end")
 
     def samples(self) -> Samples:
-        """What it noticed; nothing where it hangs."""
+        """The times measured; empty if the victim hangs."""
         try:
             if self._pipe.poll(4 * PATIENCE):
                 samples: Samples = self._pipe.recv()
@@ -202,7 +202,7 @@ class Victim:
         return Samples(failures=["it hangs"])
 
     def close(self) -> None:
-        """The process."""
+        """End the process."""
         self._pipe.close()
         self._process.kill()
         self._process.join()

@@ -1,4 +1,4 @@
-"""The processes of the benchmarks: a device, a vCPU, and those who flood. Each is told what to do over a pipe."""
+"""The processes of the benchmarks: a device, a vCPU and flooders. Each takes its commands from a pipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _port(setting: str) -> Iterator[None]:
 
 
 def session_over(client: Client, vm: str, transport: str, poll_us: int | None = None) -> Session:
-    """A Session that goes over gRPC, or over the port and polls for so long."""
+    """A Session over gRPC, or over the port with this polling time."""
     with _port("off" if transport == "grpc" else "" if poll_us is None else str(poll_us)):
         session = client.vm(vm).session("bench")
     assert session.transport == transport
@@ -43,7 +43,7 @@ def session_over(client: Client, vm: str, transport: str, poll_us: int | None = 
 
 @contextmanager
 def worker(target: Callable[..., None], *arguments: Any, poll_us: int | None = None) -> Iterator[Connection]:
-    """A process that runs a function of a pipe; it ends when the pipe does."""
+    """A process that runs a function with a pipe, until the pipe is closed."""
     here, there = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=target, args=(there, *arguments), daemon=True)
     with _port("" if poll_us is None else str(poll_us)):
@@ -59,7 +59,7 @@ def worker(target: Callable[..., None], *arguments: Any, poll_us: int | None = N
 
 
 def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
-    """Halt again and again, and write down when each halt ended: word 0 counts them, word 1 is the time."""
+    """Halt repeatedly, and record when each halt ended: word 0 is the count, word 1 the time."""
     shared = SharedMemory(memory)
     words = memoryview(shared.buf or b"").cast("q")
     with connect(target) as client, client.vm(vm).session("vcpu") as session:
@@ -77,7 +77,7 @@ def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
 
 
 def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, polling: bool) -> None:
-    """Asked for a number of interrupts, answer with how many microseconds each took until the vCPU had it."""
+    """For each number received, raise so many interrupts and answer with how many microseconds each took to arrive."""
     shared = SharedMemory(memory)
     words = memoryview(shared.buf or b"").cast("q")
     with connect(target) as client, client.vm(vm).session("device") as session:
@@ -91,7 +91,7 @@ def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, po
             times = []
             for _ in range(count):
                 seen = words[0]
-                # By then the vCPU has halted again, and whoever blocks does.
+                # By then the vCPU has halted again, and a side that does not poll blocks.
                 if polling:
                     session.vcpu(0).pio_read(0x21)
                 else:
@@ -112,7 +112,7 @@ def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, po
 
 
 class _Ones(Device):
-    """What it has reads as 1s."""
+    """A device whose registers read as 1."""
 
     def __init__(self) -> None:
         super().__init__("bench")
@@ -120,7 +120,7 @@ class _Ones(Device):
 
 
 def answerer(pipe: Connection, target: str, vm: str) -> None:
-    """A device that answers for a port."""
+    """A device that answers reads of a port."""
     with connect(target) as client, client.vm(vm).session("answerer") as session:
         host = RemoteHost(session, [_Ones()])
         host.start()
@@ -131,7 +131,7 @@ def answerer(pipe: Connection, target: str, vm: str) -> None:
 
 
 def flooder(pipe: Connection, target: str, vm: str) -> None:
-    """Drive lines as fast as it goes, a batch at a time, when told to, and until told not to."""
+    """Drive lines as fast as possible, a batch at a time, between the pipe's start and stop."""
     with connect(target) as client, client.vm(vm).session("flood") as session:
         calls = [ops.irq_lines([(GSI + 1, bool(n % 2)) for n in range(BATCH)])]
         pipe.send("ready")
@@ -147,7 +147,7 @@ def flooder(pipe: Connection, target: str, vm: str) -> None:
 
 
 def prepare(client: Client, name: str) -> Vm:
-    """A VM whose GSI interrupts vCPU 0 with an edge."""
+    """Create a VM with a GSI that interrupts vCPU 0, edge-triggered."""
     vm = client.create_vm(name)
     vm.create_irqchip()
     cpu = vm.create_vcpu(0)

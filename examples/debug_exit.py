@@ -16,10 +16,14 @@ from irqchip_client.devices import DebugExit, run_device
 
 
 def main() -> None:
-    """Run it until the guest has written, SIGTERM or SIGINT."""
+    """Run the device until the guest writes, or until SIGTERM or SIGINT."""
     options = parser(__doc__)
-    options.add_argument("--delete-vm", action="store_true", help="delete the VM then, which ends all its processes")
-    options.add_argument("--status-file", type=Path, metavar="PATH", help="write the status there, and end with 0")
+    options.add_argument(
+        "--delete-vm",
+        action="store_true",
+        help="delete the VM when the guest exits, which ends all processes of the VM",
+    )
+    options.add_argument("--status-file", type=Path, metavar="PATH", help="write the status to PATH, and exit with 0")
     arguments = options.parse_args()
     statuses: list[int] = []
 

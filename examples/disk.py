@@ -13,14 +13,14 @@ from irqchip_client.devices.block import SECTOR
 
 
 def main() -> None:
-    """Run it until SIGTERM or SIGINT."""
+    """Run the disk until SIGTERM or SIGINT."""
     options = parser(__doc__)
-    options.add_argument("--image", required=True, metavar="FILE", help="the file")
+    options.add_argument("--image", required=True, metavar="FILE", help="the file with the disk's contents")
     options.add_argument(
-        "--create", type=int, metavar="SECTORS", help="make it, of so many sectors, if it is not there"
+        "--create", type=int, metavar="SECTORS", help="create FILE with SECTORS sectors if it does not exist"
     )
     options.add_argument("--read-only", action="store_true", help="refuse writes")
-    options.add_argument("--seek", type=float, default=0.0, metavar="SECONDS", help="that a command takes (0)")
+    options.add_argument("--seek", type=float, default=0.0, metavar="SECONDS", help="how long each command takes (0)")
     arguments = options.parse_args()
     with short_errors():
         if arguments.create and not Path(arguments.image).exists():

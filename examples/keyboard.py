@@ -1,7 +1,7 @@
-"""An i8042 with a keyboard and a mouse, at ports 60h and 64h, GSI 1 and 12. It types what comes from a terminal.
+"""An i8042 with a keyboard and a mouse, at ports 60h and 64h, GSIs 1 and 12. It types the characters of a terminal.
 
-python -m examples.keyboard                          # from this one; Ctrl-] leaves
-python -m examples.keyboard --listen /tmp/keyboard   # from whoever connects: echo help | socat - /tmp/keyboard
+python -m examples.keyboard                          # from this terminal; Ctrl-] leaves
+python -m examples.keyboard --listen /tmp/keyboard   # from a client of the socket: echo help | socat - /tmp/keyboard
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from irqchip_client.devices.terminal import terminal_input
 
 
 def main() -> None:
-    """Run it until SIGTERM, SIGINT or Ctrl-]."""
+    """Run the keyboard until SIGTERM, SIGINT or Ctrl-]."""
     options = parser(__doc__)
     options.add_argument("--listen", metavar="PATH", help="listen on a unix socket")
-    options.add_argument("--interval", type=float, default=0.01, metavar="SECONDS", help="between characters (0.01)")
+    options.add_argument(
+        "--interval", type=float, default=0.01, metavar="SECONDS", help="the pause between characters (0.01)"
+    )
     arguments = options.parse_args()
     with short_errors():
         if arguments.listen:

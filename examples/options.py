@@ -1,4 +1,4 @@
-"""What the devices' command lines have in common."""
+"""The options that the devices' command lines share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from irqchip_client import IrqchipError
 
 
 def parser(what: str | None) -> argparse.ArgumentParser:
-    """A parser with the common options; the first line of a docstring says what it is."""
+    """A parser with the common options, described by the first line of a docstring."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = argparse.ArgumentParser(description=(what or "").splitlines()[0])
-    options.add_argument("--vm", default="demo", metavar="NAME", help="the VM that it is a device of (demo)")
-    options.add_argument("--target", metavar="ADDRESS", help="the daemon; by default as irqchipctl finds it")
+    options.add_argument("--vm", default="demo", metavar="NAME", help="the VM the device belongs to (demo)")
+    options.add_argument("--target", metavar="ADDRESS", help="the daemon's address [default: the same as irqchipctl's]")
     return options
 
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """What goes wrong is one line, and exit status 1."""
+    """Print an error as one line, and exit with status 1."""
     try:
         yield
     except (IrqchipError, OSError) as error:

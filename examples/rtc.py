@@ -1,4 +1,4 @@
-"""An MC146818 real-time clock, at ports 70h and GSI 8. It begins with the host's time, UTC.
+"""An MC146818 real-time clock, at ports 70h and GSI 8. It starts at the host's time, in UTC.
 
 python -m examples.rtc
 """
@@ -10,7 +10,7 @@ from irqchip_client.devices import Rtc, run_device
 
 
 def main() -> None:
-    """Run it until SIGTERM or SIGINT."""
+    """Run the clock until SIGTERM or SIGINT."""
     arguments = parser(__doc__).parse_args()
     with short_errors():
         run_device(Rtc(), vm=arguments.vm, target=arguments.target)

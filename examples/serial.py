@@ -1,7 +1,7 @@
-"""A 16550A serial port, at ports 3f8h and GSI 4. Its other end is this terminal, or a unix socket.
+"""A 16550A serial port, at ports 3f8h and GSI 4. It is connected to this terminal, or to a unix socket.
 
 python -m examples.serial                        # the terminal; Ctrl-] leaves
-python -m examples.serial --listen /tmp/serial   # for socat, a script, one after the other
+python -m examples.serial --listen /tmp/serial   # for socat or a script, one client at a time
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from irqchip_client.devices.terminal import terminal_input
 
 
 def main() -> None:
-    """Run it until SIGTERM, SIGINT or Ctrl-]."""
+    """Run the serial port until SIGTERM, SIGINT or Ctrl-]."""
     options = parser(__doc__)
     options.add_argument(
-        "--listen", metavar="PATH", help="listen on a unix socket, and keep 64 KiB while nobody is there"
+        "--listen",
+        metavar="PATH",
+        help="listen on a unix socket, and keep up to 64 KiB of output while no client is connected",
     )
-    options.add_argument("--paced", action="store_true", help="take the time that the guest's baud rate says")
+    options.add_argument("--paced", action="store_true", help="send and receive at the guest's baud rate")
     arguments = options.parse_args()
     with short_errors():
         if arguments.listen:

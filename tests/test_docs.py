@@ -1,4 +1,4 @@
-"""What docs/vcpu.md says has been run."""
+"""The examples of docs/vcpu.md run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOOP, BATCH, ENDED, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findal
 
 @pytest.fixture
 def vm1(irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vm]:
-    """What `irqchipctl create vm1` makes, of the daemon that the snippets find."""
+    """The VM that `irqchipctl create vm1` makes, on the daemon that the snippets connect to."""
     monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
     with suppress(NotFound):
         irqchip_client.delete_vm("vm1")
@@ -74,7 +74,7 @@ def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
     irqchipctl(DONE)
 
 
-def test_what_a_vmm_says_is_taken(irqchip_client: Client) -> None:
+def test_the_vmms_calls_are_accepted(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm()
     vm.create_irqchip()
     exec(BEFORE, {"vm": vm})
@@ -105,7 +105,7 @@ def test_a_halt_is_ended(vm1: Vm, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class DeviceIsDone(Exception):  # noqa: N818 - it is no error
-    """How the test leaves a loop that has no end."""
+    """Raised by a test to leave an endless loop."""
 
 
 def test_a_resampled_line_is_raised_as_long_as_the_device_asks(vm1: Vm) -> None:
@@ -229,7 +229,7 @@ def test_an_errno_is_read_without_the_sdk(irqchip_server: Daemon, capsys: pytest
     assert capsys.readouterr().out == "NOT_FOUND ENOENT there is no VM 'missing'\n"
 
 
-def test_an_errno_is_where_the_bytes_are_said_to_be() -> None:
+def test_an_errno_is_at_the_documented_bytes() -> None:
     def fields(data: bytes) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         while data:

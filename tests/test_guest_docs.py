@@ -1,4 +1,4 @@
-"""What docs/guests.md and docs/devices.md say has been run."""
+"""The examples of docs/guests.md and docs/devices.md run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MULTIBOOT = bytes.fromhex(
 
 
 class GuestIsDoneError(Exception):
-    """How a device of this process ends the run."""
+    """Raised by a device of this process to end the run."""
 
 
 class Devices:
-    """The debug exit alone."""
+    """A machine with the debug exit alone."""
 
     def pio_read(self, port: int, size: int) -> int | None:  # noqa: ARG002
         return None
@@ -84,7 +84,7 @@ def claimed(vm: Vm, port: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_region_is_answered_for(vm1: Vm) -> None:
+def test_a_device_answers_for_its_region(vm1: Vm) -> None:
     def serve() -> None:
         with pytest.raises(IrqchipError, match="deleted"):
             exec(COUNTER, {"vm": vm1})

@@ -1,4 +1,4 @@
-"""The thread that rings alarms: each in time, and fairly when more is due than there is time for."""
+"""The thread that rings alarms: on time, and fairly when more alarms are due than it has time for."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SECOND = 1_000_000_000
 SOON, LATER = 5 * MS, 3600 * SECOND
 
 
-# In time.
+# On time.
 
 
 @pytest.fixture(scope="module")
 def timers() -> Timers:
-    return Timers()  # its thread has no end
+    return Timers()  # its thread never ends
 
 
 class Bell:
@@ -41,11 +41,11 @@ class Bell:
         self._also()
 
     def rang(self) -> int:
-        """When, as soon as it has."""
+        """When the alarm rang; waits until it has."""
         return self._times.get(timeout=PATIENCE)
 
     def is_silent(self, seconds: float = 0.03) -> bool:
-        """Whether it does not ring within a while."""
+        """Whether the alarm does not ring for a while."""
         try:
             self._times.get(timeout=seconds)
         except Empty:
@@ -74,7 +74,7 @@ def test_what_is_due_already_rings_at_once(timers: Timers) -> None:
 def test_an_earlier_one_from_another_ringer_does_not_wait_for_the_later(timers: Timers) -> None:
     late, early = Bell(), Bell()
     timers.set(late.alarm, in_a_while(LATER))
-    time.sleep(0.02)  # it waits for that one by now
+    time.sleep(0.02)  # by now the thread waits for that alarm
     due = in_a_while()
     threading.Thread(target=timers.set, args=(early.alarm, due)).start()
     assert 0 <= early.rang() - due < SECOND
@@ -173,7 +173,7 @@ def test_an_alarm_that_fails_does_not_silence_the_others() -> None:
 
 
 class Rung:
-    """A thread that is busy until told to go on, and the names of the alarms that have rung since, in order."""
+    """A thread that is busy until `all` is called, and the names of the alarms that rang afterwards, in order."""
 
     def __init__(self) -> None:
         self.timers = Timers()
@@ -201,7 +201,7 @@ class Rung:
         return alarm
 
     def all(self, count: int) -> list[str]:
-        """Go on until so many have rung."""
+        """Let the thread go on until `count` alarms have rung."""
         self._go_on.set()
         deadline = time.monotonic() + PATIENCE
         while len(self.names) < count:
@@ -218,7 +218,7 @@ def rung() -> Iterator[Rung]:
 
 
 def burn(nanoseconds: int) -> None:
-    """Use the processor for so long."""
+    """Use the processor for a while."""
     end = time.thread_time_ns() + nanoseconds
     while time.thread_time_ns() < end:
         pass
@@ -239,8 +239,8 @@ def test_a_timeout_does_not_wait_behind_the_timeouts_of_another_vm(rung: Rung) -
     assert "quiet" in rung.all(101)[:2]
 
 
-def test_a_vm_that_is_behind_falls_behind_alone(rung: Rung) -> None:
-    """Its alarm is always due, and each ringing takes a millisecond; a quiet VM's rings after one of these at most."""
+def test_a_late_vm_does_not_delay_other_vms(rung: Rung) -> None:
+    """The late VM's alarm is always due, and rings for 1 ms; a quiet VM's alarm waits for one ringing at most."""
     behind = Alarm(0, lambda: None, "noisy")
     waited: list[int] = []
     noisy = 0
@@ -281,7 +281,7 @@ def test_timers_leave_others_half_of_the_time(rung: Rung) -> None:
     assert used <= (time.monotonic_ns() - begun) * 2 / 3
 
 
-def test_timeouts_ring_while_timers_rest(rung: Rung) -> None:
+def test_timeouts_ring_while_timers_are_held_back(rung: Rung) -> None:
     def work() -> None:
         burn(10 * MS)
         rung.set("timer", "noisy")

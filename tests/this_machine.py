@@ -1,4 +1,4 @@
-"""Files of this machine, copied to another root folder: programs, the libraries that they need, and Python."""
+"""Copies files of this machine to another root folder: programs, the libraries they need, and Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sysconfig
 from importlib.metadata import Distribution
 from pathlib import Path
 
-# Of the standard library: what has another's packages, what is for building Python, and what is large and not needed.
+# Parts of the standard library not to copy: other packages' folders, build files, and large unneeded modules.
 LEFT_OUT = re.compile(r"(site|dist)-packages|config-.*|ensurepip|idlelib|lib2to3|test|tests|tkinter|turtledemo")
 
 
@@ -20,12 +20,12 @@ class MissingError(Exception):
 
 
 def interpreter() -> Path:
-    """The Python that runs this, outside of any virtual environment."""
+    """The Python that runs this process, outside any virtual environment."""
     return Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}").resolve()
 
 
 def find(program: str) -> str:
-    """Where a program is."""
+    """The path of a program."""
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
     if path is None:
         raise MissingError(f"without {program}")
@@ -33,18 +33,18 @@ def find(program: str) -> str:
 
 
 def output(*command: str) -> str:
-    """What a command prints."""
+    """A command's output."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def copy(root: Path, path: Path) -> None:
-    """A file or link of this machine's, with the links that lead to it."""
+    """Copy a file or link, with the links that lead to it."""
     for here in (*reversed(path.parents), path):
         there = root / here.relative_to("/")
         if here.is_symlink():
             if not there.is_symlink():
                 there.symlink_to(os.readlink(here))
-            # What the link says may lead over links, too.
+            # The link's target may itself lead over links.
             copy(root, Path(os.path.normpath(here.parent / os.readlink(here))) / path.relative_to(here))
             return
         if here.is_dir():
@@ -54,14 +54,14 @@ def copy(root: Path, path: Path) -> None:
 
 
 def copy_program(root: Path, path: Path) -> None:
-    """A program or a shared library, and the libraries that it needs."""
+    """Copy a program or a shared library, and the libraries it needs."""
     copy(root, path)
     for library in re.findall(r"(/\S+) \(0x", output("ldd", str(path))):
         copy(root, Path(library))
 
 
 def copy_package(root: Path, folder: Path) -> None:
-    """A folder of Python, with the libraries that its extensions need."""
+    """Copy a folder of Python, with the libraries its extensions need."""
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
         for path in (Path(where, name) for name in files):
@@ -72,7 +72,7 @@ def copy_package(root: Path, folder: Path) -> None:
 
 
 def copy_python(root: Path) -> Path:
-    """The interpreter and its standard library, at the same places as here; its path."""
+    """Copy the interpreter and its standard library to the same places; returns the interpreter's path."""
     python = interpreter()
     copy_program(root, python)
     (root / python.relative_to("/")).with_name("python3").symlink_to(python.name)
@@ -83,7 +83,7 @@ def copy_python(root: Path) -> Path:
 
 
 def copy_distribution(root: Path, distribution: Distribution) -> None:
-    """An installed distribution, at the same place as here, without its programs."""
+    """Copy an installed distribution to the same place, without its programs."""
     for file in distribution.files or []:
         path = Path(str(file.locate()))
         if file.parts[0] == ".." or not path.exists():

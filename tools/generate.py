@@ -16,7 +16,7 @@ SERVICE = CONTRACT / "irqchip.proto"  # the only file with a service
 
 
 def generate(directory: Path) -> None:
-    """Write the stubs of the contract below a directory."""
+    """Write the contract's stubs into a directory."""
     _protoc(directory, ["python", "mypy"], sorted(CONTRACT.glob("*.proto")))
     _protoc(directory, ["grpc_python", "mypy_grpc"], [SERVICE])
 
@@ -37,7 +37,7 @@ def _protoc(directory: Path, kinds: list[str], sources: list[Path]) -> None:
 
 
 def outdated() -> list[str]:
-    """The stubs that are not what the contract generates."""
+    """The stubs that differ from those the contract generates."""
     with tempfile.TemporaryDirectory() as directory:
         generate(Path(directory))
         fresh = {path.name: path.read_bytes() for path in (Path(directory) / "irqchip" / "v1").iterdir()}

@@ -1,7 +1,7 @@
 """Make the blocking half of the SDK from the asyncio half, or with --check prove that it is current.
 
-Two comments in the source direct this: `# sync: TEXT` puts TEXT in place of its line, or adds it where the comment has
-a line of its own; `# only async` leaves its line out.
+Two comments in the source direct this script: `# sync: TEXT` replaces its line by TEXT, or inserts TEXT if the
+comment has a line of its own; `# only async` drops its line.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sysconfig
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "client" / "irqchip_client"
-MODULES = ("client", "machine", "session")  # the others do I/O, each half in its own way
-NOTICE = "# Made from _asyncio/{name}.py by tools/unasync.py: change that, and run `make proto`.\n"
+MODULES = ("client", "machine", "session")  # in the others the two halves do I/O differently
+NOTICE = "# Made from _asyncio/{name}.py by tools/unasync.py. Edit the original, then run `make proto`.\n"
 
 # Phrases of docstrings first.
 SUBSTITUTIONS = [
@@ -43,7 +43,7 @@ SUBSTITUTIONS = [
 
 
 def blocking(source: str) -> str:
-    """A module's blocking counterpart, before it is formatted."""
+    """The blocking counterpart of a module's source, before formatting."""
     lines = []
     for line in source.splitlines():
         _, directive, text = line.partition("# sync: ")
@@ -57,7 +57,7 @@ def blocking(source: str) -> str:
 
 
 def formatted(source: str, path: Path) -> str:
-    """As the formatter leaves it."""
+    """The source as the formatter leaves it."""
     ruff = [str(Path(sysconfig.get_path("scripts")) / "ruff")]
     for arguments in (["check", "--quiet", "--select=I,F401", "--fix"], ["format"]):
         command = [*ruff, *arguments, f"--stdin-filename={path}", "-"]
@@ -66,7 +66,7 @@ def formatted(source: str, path: Path) -> str:
 
 
 def made() -> dict[Path, str]:
-    """The modules of _sync, and what they should be."""
+    """The modules of _sync, and the source each should have."""
     fresh = {}
     for name in MODULES:
         path = CLIENT / "_sync" / f"{name}.py"
@@ -78,7 +78,7 @@ def made() -> dict[Path, str]:
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         if names := [path.name for path, text in made().items() if path.read_text() != text]:
-            sys.exit(f"_sync is not what _asyncio makes: {', '.join(names)}; run `make proto`")
+            sys.exit(f"_sync is out of date: {', '.join(names)}; run `make proto`")
     else:
         for path, text in made().items():
             path.write_text(text)

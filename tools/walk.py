@@ -1,13 +1,13 @@
-"""Count what the daemon does for one event: Python calls, the files that they are in, and how often the file changes.
+"""Count what the daemon does for one event: Python calls, files they are in, and changes from one file to another.
 
-Three walks, each with a Session on the port for everybody concerned and a daemon that is otherwise idle:
+Each of the three walks uses Sessions on the port and a daemon that is otherwise idle:
 
     IrqLine to a halted vCPU   a device's record; the vCPU's halt is answered
     region access              a vCPU's record, the event for the region's owner, the owner's record, the vCPU's answer
     port read                  a vCPU's record that a chip answers
 
-    python tools/walk.py             the table
-    python tools/walk.py --calls     with every call, in its order
+    python tools/walk.py             print the table
+    python tools/walk.py --calls     print every call in order, too
 
 Before the edges had one batch loop and one table of operations the table was:
 
@@ -35,8 +35,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DAEMON = (f"{ROOT}/server/irqchipd/", f"{ROOT}/proto/irqchip/")
 THREADS = ("MainThread", "irqchipd ")  # of the daemon
-QUIET = 0.03  # seconds after which the daemon has gone to sleep again
-TIMES = 5  # a walk is done; the most frequent count is the walk's
+QUIET = 0.03  # seconds until the daemon is idle again
+TIMES = 5  # each walk is repeated; the most frequent count is reported
 
 GSI, VECTOR, PORT = 20, 0x51, 0x300
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
@@ -46,21 +46,21 @@ Calls = tuple[tuple[str, str], ...]
 
 
 class Counting:
-    """Writes down the daemon's calls while it is on."""
+    """Records the daemon's calls while it is on."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, str]] = []
         self._on = False
 
     def profile(self, frame: FrameType, event: str, _: object) -> None:
-        """A call of a thread; the client's threads use proto/irqchip, too."""
+        """Record a call by a daemon's thread; the client's threads use proto/irqchip, too."""
         if self._on and event == "call" and threading.current_thread().name.startswith(THREADS):
             code = frame.f_code
             if code.co_filename.startswith(DAEMON):
                 self._calls.append((os.path.relpath(code.co_filename, ROOT), code.co_qualname))
 
     def walk(self, do: Callable[[], object], undo: Callable[[], object]) -> Calls:
-        """The calls of something that is done several times, and undone without being counted."""
+        """The calls of an action that is repeated, and undone each time without being counted."""
         seen: Counter[Calls] = Counter()
         for _ in range(TIMES):
             time.sleep(QUIET)
@@ -75,12 +75,12 @@ class Counting:
 
 
 def changes(calls: Calls) -> int:
-    """How often a call is in another file than the call before it."""
+    """How many calls are in another file than the call before."""
     return sum(one[0] != other[0] for one, other in pairwise(calls))
 
 
 def walks(target: str, counting: Counting) -> dict[str, Calls]:
-    """Do the walks as a client of a daemon."""
+    """Do the walks, as a client of the daemon."""
     from irqchip_client import Space, connect, ops
     from irqchip_client import Vm as ClientVm
 
@@ -146,8 +146,8 @@ def report(found: dict[str, Calls], every_call: bool) -> None:
 
 
 def main() -> None:
-    """The daemon is this process's main thread, the client another."""
-    os.environ["IRQCHIP_PORT"] = "0"  # nobody polls: that would be calls by the clock
+    """Run the daemon in this process's main thread, and the client in another."""
+    os.environ["IRQCHIP_PORT"] = "0"  # without polling, whose calls depend on time
     sys.path[:0] = [str(ROOT / folder) for folder in ("proto", "server", "client")]
     from irqchipd.__main__ import main as daemon
 

@@ -1,4 +1,4 @@
-"""What a client or a guest can do to hold up others, by its kind."""
+"""The attacks: how a client or a guest may hold up others, one module per kind."""
 
 from bench.attacks import descriptors, owners, shares, timers, work
 from bench.attacks.common import Attack

@@ -1,4 +1,4 @@
-"""What the attacks have in common: an attacker's connections, and the VMs that it makes."""
+"""What the attacks share: an attacker's connections and its VMs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 
-# One step of an attack; the seconds that it took somebody of the attacker's own, where these are promised.
+# One step of an attack. Returns how many seconds the attacker's own vCPU was held, where a bound is promised.
 Act = Callable[[], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A row of the table: prepare makes what is needed and returns the act, which is repeated."""
+    """One row of the attack table. prepare() sets up the attack and returns the act, which is then repeated."""
 
     row: int  # the kind: 1 timers, 2 work, 3 and 4 descriptors, 5 shares, 13 owners of regions
     name: str
@@ -48,7 +48,7 @@ class Attack:
 
 
 class Foe:
-    """An attacker, by the target of its daemon."""
+    """An attacker, connected to one daemon."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -57,11 +57,11 @@ class Foe:
         self.kept: list[Any] = []
 
     def stub(self) -> IrqchipServiceStub:
-        """The calls, over a connection of their own."""
+        """The RPC stub, over a connection of its own."""
         return IrqchipServiceStub(grpc.insecure_channel(self.target, options=_OPTIONS))
 
     def connection(self) -> socket.socket:
-        """To the port; not opened."""
+        """A socket connected to the port, without a Session."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         made.settimeout(PATIENCE)
         made.connect(self.path + SUFFIX)
@@ -77,7 +77,7 @@ class Foe:
         return made
 
     def ports(self, count: int, vm: str = VM, **opening: Any) -> list[socket.socket]:
-        """Open this number of Sessions over the port, and keep them open."""
+        """Open `count` Sessions over the port and keep them open."""
         made = [self.port(vm, **opening) for _ in range(count)]
         self.kept.append(made)
         return made
@@ -85,9 +85,9 @@ class Foe:
     def make(
         self, name: str = VM, vcpus: int = 1, *, virtual: bool = False, pit: bool = False, broadcast: bool = False
     ) -> str:
-        """A VM. A broadcast GSI sends an NMI to all vCPUs."""
+        """Create a VM. With `broadcast`, a GSI sends an NMI to all vCPUs."""
         clock = pb.CLOCK_KIND_VIRTUAL if virtual else pb.CLOCK_KIND_REAL
-        with suppress(grpc.RpcError):  # of another process of the same attack
+        with suppress(grpc.RpcError):  # another process of the same attack created the VM
             self.rpcs.CreateVm(pb.CreateVmRequest(vm=name, clock=clock), timeout=PATIENCE)
             self.rpcs.CreateIrqchip(pb.CreateIrqchipRequest(vm=name), timeout=PATIENCE)
             if pit:
@@ -104,7 +104,7 @@ class Foe:
         return name
 
     def run(self, vm: str, operations: Iterable[pb.Operation]) -> None:
-        """A batch, on a Session for it alone."""
+        """Execute a batch on a new Session."""
         connection = self.port(vm)
         connection.send(batch(*operations))
         while pb.SessionResponse.FromString(connection.recv(MESSAGE_BYTES + 1)).WhichOneof("message") == "event":
@@ -113,27 +113,27 @@ class Foe:
 
 
 def batch(*operations: pb.Operation, serial: int = 1) -> bytes:
-    """A batch as a packet."""
+    """A batch, encoded as a packet."""
     return pb.SessionRequest(batch=pb.Batch(serial=serial, operations=operations)).SerializeToString()
 
 
 def store(vcpu: int, address: int, data: int) -> pb.Operation:
-    """A guest's store of 4 bytes."""
+    """A 4-byte store by the guest."""
     return pb.Operation(mmio_write=pb.MmioWriteRequest(vcpu=vcpu, address=address, size=4, data=data))
 
 
 def out(port: int, data: int) -> pb.Operation:
-    """A guest's OUT of a byte."""
+    """A 1-byte OUT by the guest."""
     return pb.Operation(pio_write=pb.PioWriteRequest(port=port, size=1, data=data))
 
 
 def records(name: str, count: int, size: int = 0, index: int = 0, address: int = 0, value: int = 0) -> bytes:
-    """A batch of the same record."""
+    """A batch that repeats one record."""
     return HEADER.pack(0, 1) + OPERATION.pack(NUMBERS[name], size, index, address, value) * count
 
 
 def once(start: Callable[[], None]) -> Act:
-    """What goes on by itself, once it has been started."""
+    """An act that starts something on the first call; it then runs by itself."""
     started: list[bool] = []
 
     def act() -> None:
@@ -146,7 +146,7 @@ def once(start: Callable[[], None]) -> Act:
 
 
 def pump(connections: Iterable[socket.socket], data: bytes) -> None:
-    """Send to each, as far as it takes it, and throw away what it says."""
+    """Send to each connection as much as its socket takes, and discard the answers."""
     idle = True
     for connection in connections:
         connection.setblocking(False)
@@ -161,7 +161,7 @@ def pump(connections: Iterable[socket.socket], data: bytes) -> None:
 
 
 def stream(rpcs: IrqchipServiceStub, request: pb.SessionRequest, in_flight: int, **opening: Any) -> None:
-    """A thread with a Session over gRPC, which keeps this number of batches under way."""
+    """Start a thread with a Session over gRPC that keeps `in_flight` batches in flight."""
     outbox: SimpleQueue[pb.SessionRequest] = SimpleQueue()
     outbox.put(pb.SessionRequest(open=pb.SessionOpen(**opening)))
     for _ in range(in_flight):
@@ -177,7 +177,7 @@ def stream(rpcs: IrqchipServiceStub, request: pb.SessionRequest, in_flight: int,
 
 
 def in_threads(count: int, work: Callable[[], object]) -> Act:
-    """Call the function again and again, from this number of threads."""
+    """Call a function repeatedly from `count` threads."""
 
     def loop() -> None:
         while True:

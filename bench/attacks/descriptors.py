@@ -1,4 +1,4 @@
-"""Rows 3 and 4: descriptors whose closing waits, and descriptors that are kept."""
+"""Rows 3 and 4: descriptors whose close() blocks, and descriptors the daemon has to keep."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bench.attacks.work import FOLLOW
 from irqchip.v1 import irqchip_pb2 as pb
 
 LINGER = 20  # seconds
-MOST = 253  # descriptors of a packet
+MOST = 253  # descriptors in one packet
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def _sticky(foe: Foe) -> int:
-    """A TCP connection whose last close() waits for data that nobody reads."""
+    """A TCP connection whose last close() blocks, because its peer does not read."""
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or it would all be taken after all
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # otherwise the socket buffer takes all the data
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     client = socket.create_connection(listener.getsockname())
@@ -36,10 +36,10 @@ def _sticky(foe: Foe) -> int:
 
 
 def _give_away(connection: socket.socket, data: bytes, descriptor: int) -> None:
-    """The daemon has the only reference, once it has received."""
+    """Send a descriptor and close it here: the daemon then holds the only reference."""
     with suppress(OSError):
         socket.send_fds(connection, [data], [descriptor])
-    # Not closed before it is under way: whoever closes the last reference waits.
+    # Wait until the packet is received: the process that closes the last reference blocks.
     os.close(descriptor)
 
 
@@ -62,7 +62,7 @@ def _lingering(foe: Foe, how: str, each: int) -> Act:
                 connection.send(FOLLOW)
                 data = {"irqfd": irqfd, "no batch": FOLLOW, "record": bytes([0]) * 40}[how]
                 _give_away(connection, data, descriptor)
-                if how == "no batch":  # or it is kept until then
+                if how == "no batch":  # otherwise the daemon keeps the descriptor until the batch
                     connection.close()
             foe.kept.append(connection)
         time.sleep(0.2)
@@ -71,7 +71,7 @@ def _lingering(foe: Foe, how: str, each: int) -> Act:
 
 
 def _hoard(foe: Foe, opened: bool) -> Act:
-    """Packets full of descriptors without a batch, and then silence."""
+    """Send packets full of descriptors without a batch, then nothing."""
     foe.make()
     null = os.open("/dev/null", os.O_RDONLY)
 
@@ -87,7 +87,7 @@ def _hoard(foe: Foe, opened: bool) -> Act:
 
 
 def _filled(foe: Foe) -> Act:
-    """irqfds up to the limit, and beyond it, in many Sessions."""
+    """Assign irqfds up to the limit and beyond, in many Sessions."""
     foe.make()
     operations = [pb.Operation(irqfd=pb.IrqfdRequest(gsi=gsi % 24)) for gsi in range(MOST)]
 

@@ -1,4 +1,4 @@
-"""Row 13: whoever answers for a region, late or never."""
+"""Row 13: region owners that answer late or never."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REGISTER = batch(
 
 
 def _own(foe: Foe, late: float | None) -> None:
-    """A region whose owner answers so late, one access after the other, or never; lost, it is registered again."""
+    """Own a region; answer each access after `late` seconds, or never. Register a region that was lost again."""
     owner = foe.port()
     owner.settimeout(None)
     owner.send(REGISTER)
@@ -37,7 +37,7 @@ def _own(foe: Foe, late: float | None) -> None:
 
 
 def _waiting(foe: Foe, late: float | None, vcpus: int) -> Act:
-    """vCPUs that read from it; how long the slowest waits."""
+    """vCPUs that read the region. Returns how long the slowest read waits."""
     foe.make(VM, vcpus)
     _own(foe, late)
 

@@ -1,4 +1,4 @@
-"""Row 5: one client, of one VM, that asks for much."""
+"""Row 5: one client of one VM that sends as much as possible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _grpc_sessions(foe: Foe, count: int, operation: pb.Operation, operations: in
 
 
 def _calls(foe: Foe, count: int, channels: int) -> Act:
-    """Keep this number of unary calls under way, spread over this number of connections."""
+    """Keep `count` unary calls in flight over `channels` connections."""
     foe.make()
     stubs = [foe.stub() for _ in range(channels)]
     request = pb.GetVmRequest(vm=VM)
@@ -57,7 +57,7 @@ def _port_clients(foe: Foe, count: int, data: bytes) -> Act:
 
 
 def _halts(foe: Foe) -> Act:
-    """Every vCPU of 255 halts, from 8 Sessions, for a nanosecond."""
+    """Halt each of 255 vCPUs for one nanosecond, from 8 Sessions, again and again."""
     foe.make(VM, 255)
     connections = foe.ports(8)
     halts = cycle([records("halt", 1, index=vcpu, value=1) for vcpu in range(255)])
@@ -87,7 +87,7 @@ def _unary_halts(foe: Foe) -> Act:
 
 
 def _churn(path: str, family: socket.SocketKind, data: bytes) -> Act:
-    """Connect, say something perhaps, and close."""
+    """Connect, optionally send, and close."""
 
     def work() -> None:
         with socket.socket(socket.AF_UNIX, family) as connection:
@@ -111,7 +111,7 @@ def _watch_churn(foe: Foe) -> Act:
 
 
 def _never_read(foe: Foe) -> Act:
-    """Clients of both edges that send and do not read, while events come for them."""
+    """Clients of both edges that send and subscribe to events, and never read."""
     foe.make(VM, 4)
     connections = foe.ports(64, vcpus=range(4), gsis=range(24))
     for connection in connections:
@@ -132,14 +132,14 @@ def _never_read(foe: Foe) -> Act:
 
 
 def _refused(foe: Foe) -> Act:
-    """Messages of almost a megabyte, for nothing."""
+    """Messages of almost a megabyte that the daemon refuses."""
     foe.make()
     request = pb.IrqLinesRequest(vm=VM, changes=[3] * 1_000_000)
     return in_threads(8, lambda: foe.rpcs.IrqLines(request, timeout=PATIENCE))
 
 
 def _health(foe: Foe) -> Act:
-    """What every gRPC server has: 2,000 calls under way."""
+    """2,000 calls in flight to gRPC's health service."""
     channel = grpc.insecure_channel(foe.target)
     foe.kept.append(channel)
     check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
@@ -152,7 +152,7 @@ def _health(foe: Foe) -> Act:
 
 
 def _unopened(foe: Foe) -> Act:
-    """Connections to the port that say nothing, as many as there are places."""
+    """Connections to the port that send nothing, as many as the port accepts."""
 
     def act() -> None:
         for _ in range(64):

@@ -1,4 +1,4 @@
-"""Row 1: timers that need more than the daemon has."""
+"""Row 1: timers that expire faster than the daemon can handle them."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from bench.attacks.common import (
 )
 from irqchip.v1 import irqchip_pb2 as pb
 
-PERIOD = 200_000  # nanoseconds, the shortest that there is
-PIT_COUNT = 240  # the same
+PERIOD = 200_000  # nanoseconds, the shortest period the daemon accepts
+PIT_COUNT = 240  # the same period, in PIT ticks
 BY_ONE, PERIODIC, NMI = 0xB, 0x20000, 0x400
 
 
 def pits(count: int) -> list[pb.Operation]:
-    """What starts a PIT of this count."""
+    """The operations that start a PIT with this count."""
     return [out(0x43, 0x34), out(0x40, count & 0xFF), out(0x40, count >> 8)]
 
 
 def timers(vcpus: int, lvt: int) -> list[pb.Operation]:
-    """What starts the APIC timers of vCPUs."""
+    """The operations that start the vCPUs' APIC timers."""
     writes = ((SVR, 0x1FF), (DIVIDE, BY_ONE), (LVT_TIMER, lvt), (INITIAL_COUNT, PERIOD))
     return [store(vcpu, address, data) for vcpu in range(vcpus) for address, data in writes]
 
 
 def _many_pits(foe: Foe, count: int, nmi: bool) -> Act:
-    """Ticks that wait until one is acknowledged, which nobody does; or each an NMI."""
+    """PITs whose ticks are NMIs, or interrupts that stay pending because no vCPU acknowledges them."""
     names = [foe.make(f"pit-{number}", pit=True) for number in range(count)]
     for name in names if nmi else ():
         foe.rpcs.SetPitReinject(pb.SetPitReinjectRequest(vm=name, reinject=False), timeout=PATIENCE)
@@ -69,7 +69,7 @@ def _guest_timers(foe: Foe, vcpus: int, watches: int) -> Act:
 
 
 def _restored(foe: Foe, vms: int, vcpus: int) -> Act:
-    """States whose timers send NMIs, which a guest can't have made."""
+    """Restored states whose timers send NMIs, which no guest could have programmed."""
     template = foe.make("template", vcpus, virtual=True)
     for vcpu in range(vcpus):
         state = bytearray(foe.rpcs.GetLapic(pb.GetLapicRequest(vm=template, vcpu=vcpu), timeout=PATIENCE).kvm_struct)

@@ -1,4 +1,4 @@
-"""Row 2: few messages that make much work: operations times vCPUs times those who listen."""
+"""Row 2: few messages that cause much work: operations times vCPUs times listeners."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FOLLOW = pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString
 
 
 def _advance(foe: Foe, sessions: int, batches: bool) -> Act:
-    """A PIT whose ticks are NMIs of every vCPU."""
+    """A PIT whose ticks send an NMI to every vCPU."""
     foe.make(VM, VCPUS, virtual=True, pit=True)
     foe.rpcs.SetPitReinject(pb.SetPitReinjectRequest(vm=VM, reinject=False), timeout=PATIENCE)
     foe.run(VM, (store(vcpu, *write) for vcpu in range(VCPUS) for write in ((SVR, 0x1FF), (LVT_LINT0, NMI))))
@@ -67,7 +67,7 @@ def _lines(foe: Foe, sessions: int, batches: bool = False) -> Act:
 def _watched_lines(foe: Foe, watches: int) -> Act:
     foe.make()
     stubs = [foe.stub() for _ in range(4)]
-    for number in range(watches):  # none of which is read
+    for number in range(watches):  # no Watch is read
         foe.kept.append(stubs[number % 4].Watch(pb.WatchRequest(vm=VM)))
     for watch in foe.kept:
         watch.initial_metadata()
@@ -85,7 +85,7 @@ def _messages(foe: Foe, sessions: int, as_records: bool) -> Act:
 
 
 def _ipis(foe: Foe) -> Act:
-    """A guest's NMIs to all others, by its local APIC."""
+    """A guest that sends NMIs to all other vCPUs through its local APIC."""
     _broadcasting(foe, 16)
     foe.run(VM, (store(vcpu, SVR, 0x1FF) for vcpu in range(VCPUS)))
     senders = foe.ports(4)
@@ -93,7 +93,7 @@ def _ipis(foe: Foe) -> Act:
 
 
 def _irqfds(foe: Foe) -> Act:
-    """16 eventfds whose writes are broadcasts."""
+    """16 eventfds, each write to which is a broadcast."""
     _broadcasting(foe, 16)
     session = foe.port()
     eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(16)]
@@ -110,7 +110,7 @@ def _irqfds(foe: Foe) -> Act:
 
 
 def _acknowledged(foe: Foe) -> Act:
-    """A guest that ends interrupts, of which 300 Sessions hear. KVM: of an idle line, too."""
+    """A guest that ends interrupts, with 300 listening Sessions. KVM: an EOI is reported for an idle line, too."""
     foe.make()
     foe.ports(300, gsis=[4])
     senders = foe.ports(4)
@@ -118,7 +118,7 @@ def _acknowledged(foe: Foe) -> Act:
 
 
 def _resampled(foe: Foe) -> Act:
-    """A guest that ends interrupts, for each of which 500 resamplefds are signalled."""
+    """A guest that ends interrupts, each of which signals 500 resamplefds."""
     foe.make()
     for _ in range(4):
         session = foe.port()
@@ -139,7 +139,7 @@ def _resampled(foe: Foe) -> Act:
 
 
 def _big_states(foe: Foe) -> Act:
-    """RestoreVm of a megabyte, again and again, and the lists and copies of it."""
+    """Restore, list and copy a VM whose state is a megabyte, again and again."""
     foe.make(VM, VCPUS)
     snapshot = foe.rpcs.SaveVm(pb.SaveVmRequest(vm=VM), timeout=PATIENCE).snapshot
     for number in range(60):
@@ -162,7 +162,7 @@ def _big_states(foe: Foe) -> Act:
 
 
 def _listed(foe: Foe) -> Act:
-    """Lists of many VMs."""
+    """List many VMs."""
     made = [foe.rpcs.CreateVm.future(pb.CreateVmRequest(vm=f"{number:05}" + "x" * 59)) for number in range(4000)]
     for call in made:
         call.result()
@@ -186,7 +186,7 @@ def _resets(foe: Foe) -> Act:
 
 
 def _opened(foe: Foe) -> Act:
-    """Sessions that hear of everything are opened, and closed again, while NMIs come."""
+    """Open and close Sessions that subscribe to everything, while NMIs arrive."""
     _broadcasting(foe, 8)
 
     def work() -> None:

@@ -80,7 +80,7 @@ if TYPE_CHECKING:
         PitState,
         RedirectionEntry,
     )
-    from ._sync.client import Client, Vm, connect
+    from ._sync.client import Client, Vm, connect, embedded
     from ._sync.irqfd import Irqfd
     from ._sync.machine import Line, Machine, Vcpu
     from ._sync.session import Halt, Session
@@ -152,6 +152,7 @@ __all__ = [
     "aio",
     "connect",
     "default_socket",
+    "embedded",
     "ops",
 ]
 

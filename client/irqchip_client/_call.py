@@ -35,6 +35,7 @@ class Call(Generic[T]):
 
     # The request in the port's short form, if there is one, and what makes the result of the answer's three fields.
     record: bytes | None = None
+    fields: tuple[int, int, int, int] | None = None  # of that record
     parse_record: Callable[[int, int, int], T]
 
     def __init__(self, operation: str, request: Message, parse: Callable[[Any], T], waits: float | None = 0.0) -> None:
@@ -100,7 +101,7 @@ class RecordCall(Call[T]):
     request  if those fields do not say all of it
     """
 
-    __slots__ = ("parse_record", "record")
+    __slots__ = ("fields", "parse_record", "record")
 
     record: bytes
 
@@ -113,6 +114,7 @@ class RecordCall(Call[T]):
         request: Message | None = None,
         waits: float | None = 0.0,
     ) -> None:
+        self.fields = fields
         self.record = OPERATION.pack(NUMBERS[operation], *fields)
         self.operation = operation
         self.parse, self.parse_record = decoder

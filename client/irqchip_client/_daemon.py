@@ -94,7 +94,7 @@ def start_daemon(
     for address in addresses:
         command += ["--listen", address]
     try:
-        # Into files: a pipe that nobody reads would stop the daemon once it is full.
+        # Into files: an unread pipe would stop the daemon once it is full.
         with (directory / "stdout").open("wb") as stdout, (directory / "stderr").open("wb") as stderr:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         daemon = Daemon(process, directory)

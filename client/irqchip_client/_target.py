@@ -1,10 +1,10 @@
-"""Where the daemon is: `unix:///absolute/path` or `tcp://host:port`."""
+"""Where the daemon is: `unix:///absolute/path`, `tcp://host:port`, or in this process, `embedded:`."""
 
 import errno
 import ipaddress
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from irqchip.place import default_socket, is_own, is_private
 from irqchip.port import POLL_NS, SUFFIX
@@ -12,6 +12,7 @@ from irqchip.port import POLL_NS, SUFFIX
 from ._errors import InvalidArgument, make_error, not_running
 
 _SOCKET_PATH_BYTES = 107  # sizeof sun_path, less its end
+_EMBEDDED = "embedded:"
 _MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
 
 
@@ -22,6 +23,7 @@ class Target:
     uri: str  # As users write it.
     address: str  # As gRPC takes it.
     local: bool  # A socket of this host.
+    listen: tuple[str, ...] | None = None  # Where a daemon in this process listens; None for any other daemon.
     folder: str | None = (
         None  # This folder must belong to this user alone, because the address is the default: check().
     )
@@ -100,6 +102,8 @@ def resolve_target(target: str | None = None) -> Target:
         )
     named = target or os.environ.get("IRQCHIP_TARGET")
     uri = named or f"unix://{default_socket()}"
+    if uri.startswith(_EMBEDDED):
+        return Target(uri, "", local=True, listen=_listen_of(uri))
     if uri.startswith("unix:///"):
         if len(os.fsencode(uri.removeprefix("unix://"))) > _SOCKET_PATH_BYTES or not uri.isprintable():
             raise InvalidArgument(
@@ -113,7 +117,28 @@ def resolve_target(target: str | None = None) -> Target:
             return Target(uri, parts.netloc, local=_is_loopback(parts.hostname))
     except ValueError:  # urlsplit's, of a port or an IPv6 address.
         pass
-    raise InvalidArgument(errno.EINVAL, f"{uri!r:.200} is no target: write unix:///absolute/path or tcp://host:port")
+    raise InvalidArgument(
+        errno.EINVAL, f"{uri!r:.200} is no target: write unix:///absolute/path or tcp://host:port, or embedded:"
+    )
+
+
+def embedded_target(listen: str | None) -> str:
+    """The target that is a daemon in this process."""
+    return _EMBEDDED if listen is None else f"{_EMBEDDED}?listen={quote(listen)}"
+
+
+def _listen_of(uri: str) -> tuple[str, ...]:
+    """Where the daemon of an embedded: target listens. InvalidArgument."""
+    query = uri.removeprefix(_EMBEDDED)
+    try:
+        settings = parse_qsl(query.removeprefix("?"), keep_blank_values=True, strict_parsing=query != "")
+    except ValueError:
+        settings = [("", "")]
+    if query[:1] not in ("", "?") or any(name != "listen" or not value for name, value in settings):
+        raise InvalidArgument(
+            errno.EINVAL, f"{uri!r:.200} is no target: write embedded: or embedded:?listen=/path/of/a/socket"
+        )
+    return tuple(value for _, value in settings)
 
 
 def _is_loopback(host: str) -> bool:

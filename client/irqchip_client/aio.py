@@ -10,9 +10,9 @@
 The names without I/O, such as errors, states and events, are in irqchip_client.
 """
 
-from ._asyncio.client import Client, Vm, connect
+from ._asyncio.client import Client, Vm, connect, embedded
 from ._asyncio.machine import Line, Machine, Vcpu
 from ._asyncio.session import Halt, Session
 from ._asyncio.streams import Watch
 
-__all__ = ["Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect"]
+__all__ = ["Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect", "embedded"]

@@ -3,5 +3,5 @@
 VM = "demo"
 SECTOR = 512  # bytes
 SECTORS = 4096
-# The clients that the guest needs, by what their Sessions call themselves.
+# The clients the guest needs, by the names of their Sessions.
 CLIENTS = ("16550A", "MC146818", "i8042", "block device", "debug exit")

@@ -1,4 +1,4 @@
-"""`make demo`: the demo's machine on Unicorn and, where it is, on KVM; one script, and the same transcript."""
+"""`make demo`: runs the demo's machine on Unicorn and, if there is /dev/kvm, on KVM. The transcripts must be equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIT = 42
 
 
 def play(stage: Stage, cpu: str) -> list[str]:
-    """One run. Returns the transcript. DemoError where something is not as it should be."""
+    """Run the demo once. Returns the transcript. DemoError if an answer is wrong."""
     stage.show("stage", f"a machine on {cpu}: seven processes")
     stage.start_daemon()
     stage.start_vcpu(cpu)
@@ -32,7 +32,7 @@ def play(stage: Stage, cpu: str) -> list[str]:
     try:
         monitor_session(monitor, stage.folder / "keyboard")
         if not stage.image.read_bytes()[5 * SECTOR :].startswith(TEXT.encode()):
-            raise DemoError("what the guest wrote is not in the disk's file")
+            raise DemoError("the disk's file does not have the data that the guest wrote")
         check_sum(stage, monitor)
         kill_disk(stage, monitor)
         kill_serial(stage, monitor)
@@ -40,7 +40,7 @@ def play(stage: Stage, cpu: str) -> list[str]:
     finally:
         monitor.close()
     if (status := stage.wait("debug_exit")) != EXIT << 1 | 1:
-        raise DemoError(f"debug_exit ended with status {status}, and not {EXIT << 1 | 1}")
+        raise DemoError(f"debug_exit ended with status {status} instead of ~{EXIT << 1 | 1}")
     for name in ("vcpu", "daemon"):
         if status := stage.wait(name) if name == "vcpu" else stage.stop(name):
             raise DemoError(f"{name} ended with status {status}")
@@ -48,20 +48,20 @@ def play(stage: Stage, cpu: str) -> list[str]:
 
 
 def check_sum(stage: Stage, monitor: Monitor) -> None:
-    """What the guest reads is what is there."""
+    """Check that the guest reads what is on the disk."""
     crc = zlib.crc32(stage.image.read_bytes()[: 32 * SECTOR])
     monitor.expect("sum 0 32", f"crc32 {crc:08x} of 32 sectors")
 
 
 def kill_disk(stage: Stage, monitor: Monitor) -> None:
-    """In the middle of a read: the guest sees an error, goes on, and reads again when the disk is back."""
+    """Kill the disk during a read: the guest sees an error, goes on, and reads again when the disk is back."""
     monitor.say(f"sum 0 {SECTORS}")
     monitor.hear(".")
     stage.show("stage", "the disk's process is killed in the middle of this read")
     stage.kill("disk")
     said = monitor.hear("\r\n> ")
     if "disk: no" not in said:
-        raise DemoError(f"the guest should see an error, and says {said!r}")
+        raise DemoError(f"the guest should report an error, but prints {said!r}")
     stage.show("guest", said.strip(".\r\n"))
     monitor.expect("read 5", "disk: none")
     monitor.expect("echo the guest goes on", "the guest goes on")
@@ -69,15 +69,15 @@ def kill_disk(stage: Stage, monitor: Monitor) -> None:
     stage.start_device("disk")
     deadline = time.monotonic() + 20
     while monitor.command("disk") == ["disk: none"]:
-        monitor.transcript[-2:] = []  # how often is a matter of time
+        monitor.transcript[-2:] = []  # the number of attempts depends on timing
         if time.monotonic() > deadline:
-            raise DemoError("the disk does not come back")
+            raise DemoError("the disk did not come back")
         time.sleep(0.2)
     monitor.expect("read 5", rf".*{TEXT[:16]}")
 
 
 def kill_serial(stage: Stage, monitor: Monitor) -> None:
-    """The guest notices, and sets the new one up."""
+    """Kill the serial port: the guest notices, and sets up the new one."""
     stage.show("stage", "the serial port's process is killed, and started again")
     stage.kill("serial")
     stage.start_device("serial")
@@ -87,13 +87,13 @@ def kill_serial(stage: Stage, monitor: Monitor) -> None:
 
 
 def main() -> int:
-    """Run the demo; 0 if all went as it should."""
+    """Run the demo. The exit status is 0 if everything went as it should."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--cpu", choices=["unicorn", "kvm"], action="append", help="on this alone")
+    options.add_argument("--cpu", choices=["unicorn", "kvm"], action="append", help="run only on this CPU")
     arguments = options.parse_args()
     cpus = arguments.cpu or ["unicorn", *["kvm"] * os.access("/dev/kvm", os.R_OK | os.W_OK)]
     os.environ["PYTHONUNBUFFERED"] = "1"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and no process is left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left
     transcripts: list[list[str]] = []
     stage = None
     try:
@@ -107,7 +107,7 @@ def main() -> int:
         assert stage is not None
         if any(transcript != transcripts[0] for transcript in transcripts):
             raise DemoError(f"the transcripts differ: {transcripts}")
-        stage.show("stage", f"done, on {' and '.join(cpus)}: {len(transcripts[0])} lines as they should be")
+        stage.show("stage", f"done, on {' and '.join(cpus)}: {len(transcripts[0])} lines as expected")
     except (DemoError, IrqchipError) as error:
         assert stage is not None
         stage.show("stage", f"FAILED: {error}")

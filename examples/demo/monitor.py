@@ -1,4 +1,4 @@
-"""The other end of the demo guest's serial line: commands go to its monitor, and its answers are checked."""
+"""The terminal end of the demo guest's serial line: types commands at the monitor and checks the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 PROMPT = "\r\n> "
 LATE_TICKS = " more than asked for"
 PATIENCE = 30.0  # seconds, for an answer
-# What these answer tells of time, or of this machine's speed: it is in the transcript without its numbers.
+# Answers that contain times or this machine's speed. The transcript has them without their numbers.
 OF_TIME = frozenset({"time", "uptime", "irqs", "timer", "ticks", "rtc", "ports"})
 
 
@@ -22,9 +22,9 @@ class DemoError(Exception):
 
 
 class Monitor:
-    """A connection to the socket of a serial port whose other end is the guest.
+    """A connection to the socket of the guest's serial port.
 
-    transcript  what the guest said, line by line, without the numbers that tell of time
+    transcript  the guest's output, line by line, without the numbers that depend on time
     show        is called with each line as it comes
     """
 
@@ -36,52 +36,52 @@ class Monitor:
         self._connection = _connect(path)
 
     def reconnect(self) -> None:
-        """The port is another process now."""
+        """Connect to the serial port's new process."""
         self._connection.close()
         self._connection = _connect(self._path)
         self._heard = ""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def banner(self) -> None:
-        """What the guest says first."""
+        """Read the guest's first output."""
         self._keep(self.hear(PROMPT).splitlines())
 
     def hear(self, until: str, patience: float = PATIENCE) -> str:
-        """What is said, up to some text and without it. DemoError where it does not come."""
+        """Read up to some text, and return the output before it. DemoError if the text does not come."""
         deadline = time.monotonic() + patience
         while until not in self._heard:
             if not select.select([self._connection], [], [], max(deadline - time.monotonic(), 0))[0]:
-                raise DemoError(f"the guest did not say {until!r} within {patience:g} s; it said {self._heard!r}")
+                raise DemoError(f"the guest did not print {until!r} within {patience:g} s; it printed {self._heard!r}")
             data = self._connection.recv(4096)
             if not data:
-                raise DemoError(f"the serial port hung up; the guest had said {self._heard!r}")
+                raise DemoError(f"the serial port hung up; the guest had printed {self._heard!r}")
             self._heard += data.decode(errors="replace")
         said, _, self._heard = self._heard.partition(until)
         return said
 
     def say(self, line: str) -> None:
-        """Type a line, and take its echo."""
+        """Type a line, and read its echo."""
         self._connection.sendall(line.encode() + b"\r")
         self.hear(f"{line}\r\n")
 
     def command(self, line: str) -> list[str]:
-        """A command, and the lines of its answer."""
+        """Type a command, and return the lines of its answer."""
         self.say(line)
         return self.answer(line)
 
     def answer(self, line: str, patience: float = PATIENCE) -> list[str]:
-        """The rest of what a command answers, up to the prompt."""
-        # The prompt follows a line end, but for a command that answers nothing.
+        """The rest of a command's answer, up to the prompt."""
+        # The prompt follows a line end, except after a command without an answer.
         said = "" if self._heard == "> " else self.hear(PROMPT, patience)
         lines = said.replace("\r", "").splitlines()
         self._keep([f"> {line}", *lines], line.split()[0] in OF_TIME)
         return lines
 
     def expect(self, line: str, *answer: str) -> list[str]:
-        """A command whose answer has these lines, as regular expressions. DemoError where it has not."""
+        """Type a command, and match its answer against regular expressions, one per line. DemoError if they differ."""
         lines = self.command(line)
         for expected in answer:
             if not any(re.fullmatch(expected, one) for one in lines):
@@ -89,23 +89,23 @@ class Monitor:
         return lines
 
     def again(self) -> None:
-        """A prompt, whatever went before, and how often that has to be asked for: a new port may lose what is typed."""
+        """Get a prompt in any state, and return the number of attempts: a new serial port may lose what is typed."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(DemoError):
                 self._connection.sendall(b"\r")
                 self.hear(PROMPT, 0.5)
-                while True:  # the prompts of what was asked before
+                while True:  # the prompts of earlier attempts
                     self.hear(PROMPT, 0.2)
             if not self._heard.strip("\r\n> "):
                 self._heard = ""
                 return
-        raise DemoError(f"the guest does not say {PROMPT!r} any more; it said {self._heard!r}")
+        raise DemoError(f"the guest no longer prints {PROMPT!r}; it printed {self._heard!r}")
 
     def _keep(self, lines: list[str], of_time: bool = False) -> None:
         for line in lines:
             self._show(line)
-            if of_time and LATE_TICKS in line:  # which a busy machine makes, and another does not
+            if of_time and LATE_TICKS in line:  # which only a busy machine reports
                 continue
             self.transcript.append(re.sub(r"\s*\d+", " #", line) if of_time and not line.startswith(">") else line)
 
@@ -119,13 +119,13 @@ def _connect(path: Path) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() > deadline:
-                raise DemoError(f"nobody listens at {path}: {error}") from error
+                raise DemoError(f"no process listens at {path}: {error}") from error
             time.sleep(0.05)
         else:
             return connection
 
 
 def type_keys(path: Path, text: str) -> None:
-    """Type at the keyboard whose socket this is."""
+    """Type a text at the keyboard behind this socket."""
     with _connect(path) as connection:
         connection.sendall(text.encode())

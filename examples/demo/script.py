@@ -1,4 +1,4 @@
-"""The demo's script: what is typed at the guest's monitor, and what it has to answer.
+"""The demo's script: the commands for the guest's monitor, and the answers expected.
 
 python -m examples.demo.script --serial run/serial --keyboard run/keyboard
 """
@@ -23,7 +23,7 @@ SEVERAL_KINDS = ("timer", "keyboard", "serial", "rtc", "disk")
 
 
 def monitor_session(monitor: Monitor, keyboard: Path) -> None:
-    """Every device once, by interrupt."""
+    """Use every device once, by interrupt."""
     monitor.banner()
     monitor.expect("help", r"irqs\s+interrupts so far.*")
     (said,) = monitor.expect("time", r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -50,11 +50,11 @@ def monitor_session(monitor: Monitor, keyboard: Path) -> None:
 
 
 def await_death_of_disk(monitor: Monitor, patience: float) -> None:
-    """Read until the disk is gone, and until it is there again."""
+    """Read until the disk is gone, and again until it is back."""
     deadline = time.monotonic() + patience
     while not _failed(monitor.command(f"sum 0 {SECTORS}")):
         if time.monotonic() > deadline:
-            raise DemoError(f"nobody killed the disk within {patience:g} s")
+            raise DemoError(f"the disk was not killed within {patience:g} s")
     while _failed(monitor.command("read 5")):
         if time.monotonic() > deadline:
             raise DemoError("the disk did not come back")
@@ -66,7 +66,7 @@ def _failed(lines: list[str]) -> bool:
 
 
 def main() -> int:
-    """Run it; 0 if all was answered as it should be."""
+    """Run the script. The exit status is 0 if every answer was as expected."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--serial", type=Path, required=True, help="the serial port's socket")
     options.add_argument("--keyboard", type=Path, required=True, help="the keyboard's socket")
@@ -75,7 +75,7 @@ def main() -> int:
         type=float,
         default=os.environ.get("DISK_DIES"),
         metavar="S",
-        help="somebody kills the disk within so many seconds [env DISK_DIES]",
+        help="expect the disk to be killed within SECONDS [env DISK_DIES]",
     )
     arguments = options.parse_args()
     try:
@@ -85,13 +85,13 @@ def main() -> int:
             print("-- kill the disk now", flush=True)
             await_death_of_disk(monitor, arguments.disk_dies)
             print("-- the disk was gone, and is back", flush=True)
-        # Then everything ends, and whoever watches over it may stop this too, whose status is not known yet.
+        # Then all services end. A supervisor may stop this process too, before its exit status is recorded.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         monitor.say("exit 0")
     except DemoError as error:
         print(f"FAILED: {error}", flush=True)
         return 1
-    print("-- everything was answered as it should be", flush=True)
+    print("-- every answer was as expected", flush=True)
     return 0
 
 

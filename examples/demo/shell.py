@@ -16,7 +16,7 @@ from examples.demo.__main__ import DEVICES
 from examples.demo.stage import Stage
 
 ROOT = Path(__file__).parents[2]
-# A terminal's lines, to a unix socket.
+# Connects a terminal to a unix socket, line by line.
 TYPE = (
     "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
     "[s.sendall(line.encode()) for line in sys.stdin]"
@@ -24,12 +24,12 @@ TYPE = (
 
 
 def irqchipctl(stage: Stage, *arguments: str) -> str:
-    """A command as it can be copied to another terminal."""
+    """An irqchipctl command to copy to another terminal."""
     return shlex.join([sys.executable, "-m", "irqchip_client.cli", "--target", stage.target, *arguments])
 
 
 def watch_over(stage: Stage, over: threading.Event) -> None:
-    """Tell of a device that has ended, and how to start it again."""
+    """Report a device that has ended, and how to restart it."""
     gone: set[str] = set()
     while not over.wait(0.5):
         for name in DEVICES:
@@ -44,9 +44,11 @@ def watch_over(stage: Stage, over: threading.Event) -> None:
 
 
 def main() -> int:
-    """Run it until Ctrl-], or the guest's `exit`."""
+    """Run the demo until Ctrl-], or the guest's `exit`."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--cpu", choices=["unicorn", "kvm"], help="kvm, where it is there")
+    options.add_argument(
+        "--cpu", choices=["unicorn", "kvm"], help="the vCPU to run on [default: kvm, where there is /dev/kvm]"
+    )
     arguments = options.parse_args()
     cpu = arguments.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
     with tempfile.TemporaryDirectory(prefix="irqchip-demo-") as folder:

@@ -18,19 +18,19 @@ from examples.demo.monitor import DemoError
 
 COLOURS = {"daemon": "white", "vcpu": "green", "guest": "bold green", "stage": "red"}
 GUEST = Path(__file__).parents[1] / "guest" / "guest.elf"
-SEEK = 0.002  # seconds, of the disk
+SEEK = 0.002  # seconds per disk command
 
 
 @dataclass
 class Stage:
-    """Where they run; what they say is shown as it comes, unless it is to be quiet."""
+    """The demo's processes and their folder. Their output is shown as it comes, unless `quiet`."""
 
     folder: Path
     quiet: bool = False
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     began: float = field(default_factory=time.monotonic)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-    # What started each, also those that have ended.
+    # The command line of each process, including those that have ended.
     commands: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -40,11 +40,11 @@ class Stage:
 
     @property
     def image(self) -> Path:
-        """The disk's."""
+        """The disk's file."""
         return self.folder / "disk.img"
 
     def start_daemon(self) -> None:
-        """The daemon, and a disk with something on it."""
+        """Start the daemon, and create a disk with data."""
         self.image.write_bytes(random.Random(8259).randbytes(SECTOR * SECTORS))
         self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning")
         deadline = time.monotonic() + 20
@@ -54,7 +54,7 @@ class Stage:
             time.sleep(0.02)
 
     def start_device(self, name: str) -> None:
-        """One of the devices."""
+        """Start a device."""
         more = {
             "serial": ("--listen", f"{self.folder}/serial"),
             "keyboard": ("--listen", f"{self.folder}/keyboard"),
@@ -64,7 +64,7 @@ class Stage:
         self.start(name, "-m", f"examples.{name}", "--target", self.target, *more.get(name, ()))
 
     def start_vcpu(self, cpu: str, *more: str) -> None:
-        """The vCPU, with the demo's guest, which waits for its devices."""
+        """Start the vCPU with the demo's guest. It waits for the devices."""
         awaited = [word for client in CLIENTS for word in ("--await", client)]
         command = ["-m", "irqchip_client.cli", "--target", self.target, "run", "--cpu", cpu, "--vm", VM]
         self.start(
@@ -72,7 +72,7 @@ class Stage:
         )
 
     def start(self, name: str, *arguments: str) -> None:
-        """A process of Python's; its lines are shown as they come."""
+        """Start a Python process, and show its output as it comes."""
         self.commands[name] = [sys.executable, *arguments]
         process = subprocess.Popen(
             self.commands[name],
@@ -91,29 +91,29 @@ class Stage:
                 self.show(name, line.rstrip())
 
     def show(self, name: str, line: str) -> None:
-        """One line, and whose it is."""
+        """Show one line, with the name of its process."""
         elapsed = f"{time.monotonic() - self.began:7.3f}  "
         self.console.print(Text(elapsed, "dim") + Text(f"{name:11}", COLOURS.get(name, "cyan")) + Text(line))
 
     def kill(self, name: str) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
 
     def wait(self, name: str, patience: float = 10.0) -> int:
-        """A process's end, and its exit status. DemoError where it does not come."""
+        """Wait for a process to end, and return its exit status. DemoError if it does not end in time."""
         try:
             return self.processes.pop(name).wait(patience)
         except subprocess.TimeoutExpired:
-            raise DemoError(f"{name} does not end") from None
+            raise DemoError(f"{name} did not end") from None
 
     def stop(self, name: str) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM, and return the exit status."""
         self.processes[name].terminate()
         return self.wait(name)
 
     def close(self) -> None:
-        """No process is left."""
+        """End all processes."""
         for name in list(self.processes):
             self.kill(name)

@@ -1,6 +1,6 @@
-"""Makes guest.elf, the same bytes wherever the compiler is the same: `python -m examples.guest.build [FILE]`.
+"""Builds guest.elf: `python -m examples.guest.build [FILE]`. The same compiler produces the same bytes.
 
-Needs a gcc that makes 32-bit code, and GNU ld; $CC may name another gcc. The C library is not needed.
+Needs a gcc that produces 32-bit code, and GNU ld. $CC may name another gcc. The C library is not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 BINARY = HERE / "guest.elf"
 FLAGS = [
     *["-m32", "-march=i686", "-mgeneral-regs-only", "-std=gnu17", "-O2", "-Wall", "-Wextra"],
-    # No host's libraries, unwinder, stack guards or loader.
+    # Without the host's libraries, unwinder, stack guards and loader.
     *["-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fcf-protection=none"],
     *["-fno-tree-loop-distribute-patterns", "-fno-pie"],
     *["-nostdlib", "-static", "-no-pie", "-Wl,-T,kernel.ld", "-Wl,--build-id=none", "-Wl,-z,noexecstack"],
@@ -28,15 +28,15 @@ def compiler() -> str:
 
 
 def build(binary: Path, folder: Path = HERE) -> None:
-    """Compiles and links a folder's sources. CalledProcessError where that fails, FileNotFoundError without gcc."""
+    """Compiles and links the sources in a folder. CalledProcessError if that fails, FileNotFoundError without gcc."""
     sources = ["boot.S", *sorted(path.name for path in folder.glob("*.c"))]
-    # Among the sources, so that no path gets into the file.
+    # Run in the sources' folder, so that the binary contains no paths.
     command = [compiler(), *FLAGS, f"-ffile-prefix-map={folder}=.", "-o", str(binary.resolve()), *sources]
     subprocess.run(command, cwd=folder, check=True)
 
 
 def recorded_compiler(binary: Path) -> bytes:
-    """The compiler that a binary says it was made by: its section .comment."""
+    """The compiler recorded in a binary's .comment section."""
     with tempfile.TemporaryDirectory() as folder:
         section = Path(folder) / "comment"
         subprocess.run(["objcopy", "-O", "binary", "-j", ".comment", str(binary), str(section)], check=True)

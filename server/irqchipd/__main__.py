@@ -86,19 +86,27 @@ def _listen(where: str = "") -> str:
 @click.option(
     "--allow-insecure",
     is_flag=True,
-    help="Allow tcp:// on addresses other machines can reach. Nothing is encrypted and nobody authenticated.",
+    help="Allow tcp:// on addresses that other machines can reach. The daemon neither encrypts nor authenticates.",
 )
-@_limit("--max-vms", DEFAULTS.vms, "VMs.")
-@_limit("--max-vcpus", DEFAULTS.vcpus, "vCPUs a VM.")
-@_limit("--max-sessions", DEFAULTS.sessions, "Sessions and Watches, of all VMs together.")
+@_limit("--max-vms", DEFAULTS.vms, "The most VMs.")
+@_limit("--max-vcpus", DEFAULTS.vcpus, "The most vCPUs of a VM.")
+@_limit("--max-sessions", DEFAULTS.sessions, "The most Sessions and Watches, of all VMs together.")
 @_limit(
-    "--max-message", DEFAULTS.message_bytes, "Bytes of a message of a client, and of a batch's results.", least=4096
+    "--max-message",
+    DEFAULTS.message_bytes,
+    "The most bytes of a client's message, and of a batch's results.",
+    least=4096,
 )
-@_limit("--max-batch", DEFAULTS.batch_operations, "Operations of a batch.")
-@_limit("--max-events", DEFAULTS.queued_events, "Events queued for a Session or a Watch.")
-@_limit("--max-irqfds", DEFAULTS.irqfds, "Eventfds: irqfds, and those of doorbells, of all Sessions together.", least=0)
+@_limit("--max-batch", DEFAULTS.batch_operations, "The most operations of a batch.")
+@_limit("--max-events", DEFAULTS.queued_events, "The most events queued for a Session or a Watch.")
 @_limit(
-    "--poll", DEFAULTS.poll_us, "Microseconds that the port polls before it blocks, where it pays; 0: never.", least=0
+    "--max-irqfds", DEFAULTS.irqfds, "The most eventfds, for irqfds and doorbells, of all Sessions together.", least=0
+)
+@_limit(
+    "--poll",
+    DEFAULTS.poll_us,
+    "The most microseconds that the port polls before it blocks. 0 turns polling off.",
+    least=0,
 )
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
@@ -106,10 +114,10 @@ def _listen(where: str = "") -> str:
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What goes to standard error. info has VMs and Sessions; debug also what is refused.",
+    help="What the log on standard error has. info: VMs, Sessions and regions; debug: also refused operations.",
 )
 @click.option(
-    "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="json: an object a line."
+    "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="json: one object per line."
 )
 def main(
     listen: tuple[str, ...],

@@ -13,17 +13,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irqchip.port import SUFFIX
-from irqchipd.edge.admission import SessionQuota
-from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.grpc_server import Server
 from irqchipd.edge.grpc_service import SERVICE, GrpcService
 from irqchipd.edge.port import Port
 from irqchipd.fields import fields
+from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
 from irqchipd.stopping import stop_on_signal
 from irqchipd.timers import Timers
-from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +48,14 @@ SWITCH_INTERVAL = 0.0005
 class Daemon:
     """Serves until stopped. Everything but the VMs and their timers belongs to one event loop."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.timers = Timers()
-        self._registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000, self.timers)
-        self._quota = SessionQuota(limits.sessions)
-        self._eventfds = EventfdsInUse(limits.irqfds)
-        self._service = GrpcService(self._registry, limits, self._quota)
+    def __init__(self, holdings: Holdings, *, leaves: bool = True) -> None:
+        self._leaves = leaves  # the process ends after stop()
+        self.holdings = holdings
+        self._service = GrpcService(holdings.registry, holdings.limits, holdings.quota)
         self._health = health.aio.HealthServicer()
         self._server = Server(
             [
-                ("grpc.max_receive_message_length", limits.message_bytes),
+                ("grpc.max_receive_message_length", holdings.limits.message_bytes),
                 ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
                 # Overload protection refuses a new stream while gRPC still remembers the one it replaces.
                 ("grpc.http.overload_protection", 0),
@@ -107,7 +102,8 @@ class Daemon:
                 if not refuse_descriptors(passing):
                     self._grpc_may_wait = True
             port = address.path.with_name(address.path.name + SUFFIX)
-            self._ports.append(Port(self._registry, self._limits, self._quota, self._eventfds, port))
+            held = self.holdings
+            self._ports.append(Port(held.registry, held.limits, held.quota, held.eventfds, port))
         except OSError as error:
             raise ListenError(f"{address} can't be listened on: {error.strerror}; choose another path") from error
         return address
@@ -142,10 +138,20 @@ class Daemon:
         deadline = time.monotonic() + PORTS_GRACE
         while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if self._grpc_may_wait:  # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile
+        if (
+            self._leaves and self._grpc_may_wait
+        ):  # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile
             await asyncio.sleep(CALLS_GRACE)
         else:
             await self._server.stop(CALLS_GRACE)
+
+    def close(self) -> None:
+        """Let go of threads and descriptors, after stop()."""
+        self._service.close()
+        for port in self._ports:
+            port.stop()
+        for socket in self._sockets:
+            socket.close()
 
 
 async def _report_lateness(timers: Timers) -> None:
@@ -161,7 +167,7 @@ async def _report_lateness(timers: Timers) -> None:
 
 async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
     """Run a daemon until a signal stops the process; call started with each address that it listens on."""
-    daemon = Daemon(limits)
+    daemon = Daemon(Holdings(limits))
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # the collector need not visit what stays for good
     stop = asyncio.Event()
@@ -171,7 +177,7 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
         for address in await daemon.start(addresses):
             started(address)
             log.info("listening", extra=fields(address=address))
-        lateness = asyncio.create_task(_report_lateness(daemon.timers))
+        lateness = asyncio.create_task(_report_lateness(daemon.holdings.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")

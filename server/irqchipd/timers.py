@@ -39,6 +39,7 @@ class Timers(Deadlines):
         # The longest time that a due alarm waited for its call, nanoseconds; a reader sets this to 0.
         self.latest = 0
         self._ringer: threading.Thread | None = None
+        self._stopped = False
 
     def now(self) -> int:
         return time.monotonic_ns()
@@ -47,7 +48,7 @@ class Timers(Deadlines):
         """Ring an alarm at a time, and not at the time given before; None stops an alarm that does not ring yet."""
         with self._changed:
             self.alarms.set(alarm, deadline)
-            if deadline is None:
+            if deadline is None or self._stopped:
                 return
             if self._ringer is None:
                 ringer = threading.Thread(target=self._run, name="irqchipd timers", daemon=True)
@@ -56,10 +57,18 @@ class Timers(Deadlines):
             elif self._waits_until is None or deadline < self._waits_until:
                 self._changed.notify()
 
+    def stop(self) -> None:
+        """Ring no more alarms, and end the thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed:
                 alarm = self._next()
+            if alarm is None:
+                return
             begun = time.thread_time_ns()
             try:
                 alarm.ring()
@@ -67,9 +76,9 @@ class Timers(Deadlines):
                 log.exception("a timer failed")
             self._charge(alarm, time.thread_time_ns() - begun)
 
-    def _next(self) -> Alarm:
-        """Wait for the alarm that rings next."""
-        while True:
+    def _next(self) -> Alarm | None:
+        """Wait for the alarm that rings next; None after stop()."""
+        while not self._stopped:
             now = self.now()
             while (alarm := self.alarms.pop_due(now)) is not None:
                 if not alarm.queued:
@@ -90,6 +99,7 @@ class Timers(Deadlines):
                 self._waits_until = self._rests_until
             self._changed.wait(self._seconds_to_wait())
             self._waits_until = 0
+        return None
 
     def _queue_of(self, alarm: Alarm) -> FairQueue[Alarm]:
         return self._timeouts if alarm.timeout else self._timers

@@ -1,4 +1,4 @@
-"""irqchipctl, run in this process against a real daemon, and as a process of its own."""
+"""irqchipctl against a real daemon: in this process, and as a process of its own."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def fails() -> Callable[[Result], str]:
-    """fails(result) is the one line that a command that was refused wrote to stderr."""
+    """fails(result) is the one line on stderr with which a refused command ends."""
 
     def check(result: Result) -> str:
         assert result.exit_code == 1

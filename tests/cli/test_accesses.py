@@ -48,7 +48,7 @@ def test_msrs(run: Run, vm: Vm) -> None:
     assert run("msr-read", vm.name, "0x1b").stdout == "0x00000000fee00d00\n"
 
 
-def test_msrs_as_a_vmm_has_them(run: Run, vm: Vm) -> None:
+def test_msrs_with_a_vmms_rights(run: Run, vm: Vm) -> None:
     run("msr-write", vm.name, "0x1b", "0xfee00d00")
     assert run("msr-write", vm.name, "0x1b", "0xfee00900").stdout == "#GP\n"
     assert run("msr-write", vm.name, "0x1b", "0xfee00900", "--host").stdout == ""
@@ -57,18 +57,18 @@ def test_msrs_as_a_vmm_has_them(run: Run, vm: Vm) -> None:
 
 @pytest.mark.parametrize("command", [("msr-read", "0x802"), ("msr-write", "0x808", 1)], ids=lambda c: str(c[0]))
 def test_a_fault_of_the_guest_is_a_result_and_not_an_error(run: Run, vm: Vm, command: tuple[object, ...]) -> None:
-    name, *arguments = command  # x2APIC's registers, of an APIC that is not in that mode.
+    name, *arguments = command  # x2APIC registers, while the APIC is not in x2APIC mode.
     result = run(name, vm.name, *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "#GP\n", "")
 
 
-def test_ack_asks_the_source_that_is_named(run: Run, vm: Vm) -> None:
+def test_ack_asks_only_the_named_source(run: Run, vm: Vm) -> None:
     vm.line(4).pulse()
     assert run("ack", vm.name, "--source", "lapic").stdout == "none\n"
     assert run("ack", vm.name, "--source", "pic").stdout == "0x04 pic\n"
 
 
-def test_what_does_not_fit_is_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
+def test_values_that_do_not_fit_are_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
     assert fails(run("in", vm.name, "0x20", "--vcpu", 7)) == (
         f"VM '{vm.name}' has no vCPU 7; it has 0, 1: use one of these, or create vCPU 7 first; "
         "`irqchipctl create --vcpus N` makes a VM with N (ENOENT)"
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(run: Run, fails: Callable[[Result], str], 
 
 
 @pytest.mark.parametrize("text", ["x", "", "0x", "1.5"])
-def test_what_is_no_number_is_refused_with_how_to_write_one(run: Run, vm: Vm, text: str) -> None:
+def test_an_invalid_number_is_refused_with_the_allowed_forms(run: Run, vm: Vm, text: str) -> None:
     result = run("in", vm.name, text)
     assert result.exit_code == 2
     assert f"{text!r} is no number: write 16, 0x10 or 0b10000" in result.stderr

@@ -39,7 +39,7 @@ def test_a_length_of_time(text: str, nanoseconds: int) -> None:
         *["1h", "10min", "1e3", "1e3ms", "1_0", "1/2s", ".5s", "1.s", "\u0661s", "9" * 5000],
     ],
 )
-def test_what_is_no_length_of_time_is_refused(text: str) -> None:
+def test_an_invalid_length_of_time_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         DURATION.convert(text, None, None)
 
@@ -56,7 +56,7 @@ def test_a_length_of_time_is_shown_exactly(nanoseconds: int, text: str) -> None:
 
 
 @given(st.integers(0, (1 << 64) - 1))
-def test_what_is_shown_can_be_written(nanoseconds: int) -> None:
+def test_a_length_of_time_that_is_shown_can_be_typed(nanoseconds: int) -> None:
     assert DURATION.convert(show_duration(nanoseconds), None, None) == nanoseconds
 
 
@@ -78,7 +78,7 @@ def test_a_real_clock_does_not_advance(run: Run, fails: Callable[[Result], str],
     assert fails(run("advance", vm.name, "1s")).endswith("(EINVAL)")
 
 
-def test_a_wrong_duration_says_how_to_write_one(run: Run, vm: Vm) -> None:
+def test_an_invalid_duration_is_refused_with_the_allowed_forms(run: Run, vm: Vm) -> None:
     result = run("advance", vm.name, "1d")
     assert result.exit_code == 2
     assert "'1d' is no length of time: write 1.5s, 10ms, 500us or 20ns; without a unit it is ns" in result.stderr

@@ -1,4 +1,4 @@
-"""`make demo-shell`: what it prints can be copied, and it tells of a device that has died."""
+"""`make demo-shell`: the commands it prints can be copied, and it reports a device that has died."""
 
 from __future__ import annotations
 

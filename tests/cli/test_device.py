@@ -65,7 +65,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_class_of_ones_own_runs_until_told_to_stop(start: Start, vm: Vm, model: Path) -> None:
+def test_a_users_class_runs_until_it_is_stopped(start: Start, vm: Vm, model: Path) -> None:
     with start(
         "device", f"{model}:Constant", "base=0x300", "value=0x55", "name=mine", "loud=true", "--vm", vm.name
     ) as process:
@@ -76,7 +76,7 @@ def test_a_class_of_ones_own_runs_until_told_to_stop(start: Start, vm: Vm, model
     assert not vm.vcpu(0).pio_read(0x300).claimed
 
 
-def test_a_model_of_the_package_says_what_it_has(start: Start, vm: Vm) -> None:
+def test_a_model_of_the_package_prints_its_ports_and_lines(start: Start, vm: Vm) -> None:
     with start("device", "Rtc", "--vm", vm.name) as process:
         claimed(vm, 0x71)
         vm.delete()
@@ -128,7 +128,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
         (["Uart", "--listen", "/nonexistent/socket"], "--listen: /nonexistent/socket: No such file"),
     ],
 )
-def test_what_is_no_device_is_refused_with_what_there_is(run: Run, model: Path, arguments: list[str], why: str) -> None:
+def test_an_unknown_device_is_refused_with_a_hint(run: Run, model: Path, arguments: list[str], why: str) -> None:
     result = run("device", *(argument.replace("OWN", str(model)) for argument in arguments), "--vm", "vm")
     assert result.exit_code == 2
     assert why.replace("OWN", str(model)) in result.stderr
@@ -154,7 +154,7 @@ def test_a_file_that_does_not_load_shows_its_own_lines_alone(
     assert "runpy" not in result.stderr
 
 
-def test_what_a_device_raises_is_told_with_its_own_lines_alone(start: Start, vm: Vm, model: Path) -> None:
+def test_an_exception_of_a_device_is_reported_with_its_own_lines_alone(start: Start, vm: Vm, model: Path) -> None:
     with start("device", f"{model}:Broken", "base=0x300", "--vm", vm.name) as process:
         assert claimed(vm, 0x300) == Access(True, 0xFF, unanswered=True)
         _, said = process.communicate(timeout=10)
@@ -165,7 +165,7 @@ def test_what_a_device_raises_is_told_with_its_own_lines_alone(start: Start, vm:
     assert [line.split(",")[0] for line in frames if "File" in line] == [f'  File "{model}"']
 
 
-def test_a_vm_is_waited_for_as_long_as_told(run: Run, start: Start, irqchip_client: Client) -> None:
+def test_wait_limits_how_long_a_device_waits_for_its_vm(run: Run, start: Start, irqchip_client: Client) -> None:
     began = time.monotonic()
     result = run("device", "Rtc", "--vm", "late", "--wait", "1")
     assert result.exit_code == 1
@@ -197,7 +197,7 @@ def test_a_serial_port_listens_at_a_path(start: Start, vm: Vm, tmp_path: Path) -
         assert process.wait(10) == 0
 
 
-def test_a_serial_port_is_at_its_standard_streams_else(start: Start, vm: Vm, tmp_path: Path) -> None:
+def test_a_serial_port_uses_its_standard_streams_by_default(start: Start, vm: Vm, tmp_path: Path) -> None:
     typed = tmp_path / "typed"
     typed.write_text("hi")
     with typed.open() as stdin, start("device", "Uart", "--vm", vm.name, stdin=stdin) as process:
@@ -223,7 +223,7 @@ def test_on_a_terminal_it_says_how_to_leave(start: Start, vm: Vm) -> None:
     os.close(main)
 
 
-def test_a_keyboards_keys_are_what_is_typed_and_its_reset_is_the_vms(start: Start, vm: Vm, tmp_path: Path) -> None:
+def test_a_keyboard_sends_what_is_typed_and_resets_the_vm(start: Start, vm: Vm, tmp_path: Path) -> None:
     typed = tmp_path / "typed"
     typed.write_text("a")
     cpu = vm.vcpu(0)
@@ -238,9 +238,9 @@ def test_a_keyboards_keys_are_what_is_typed_and_its_reset_is_the_vms(start: Star
         assert process.wait(10) == 0
 
 
-def test_a_disk_is_made_where_it_is_not_there(start: Start, vm: Vm, tmp_path: Path) -> None:
+def test_a_missing_disk_is_created(start: Start, vm: Vm, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
-    for size in ("64K", "1M"):  # the second is for nothing
+    for size in ("64K", "1M"):  # the second has no effect
         with start("device", "BlockDevice", f"path={image}", "--create", size, "--vm", vm.name) as process:
             claimed(vm, 0x624)
             assert vm.vcpu(0).pio_read(0x62C, 4).data == 128
@@ -290,7 +290,7 @@ def test_a_device_goes_on_from_what_it_saved_in_a_vm_that_has_moved(
         ('{"model": "Uart", "version": 1, "lines": [], "timers": [], "state": {}}', "model is 'Uart', and not 'Rtc'"),
     ],
 )
-def test_a_file_that_is_no_state_is_refused(
+def test_an_invalid_state_file_is_refused(
     run: Run, fails: Callable[[Result], str], tmp_path: Path, content: str, why: str
 ) -> None:
     state = tmp_path / "state"

@@ -1,4 +1,4 @@
-"""Whatever goes wrong is one line that says what to do, and never a traceback."""
+"""Every error is one line that says what to do, and never a traceback."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from irqchip_client import Vm
 from irqchip_client.cli import main
 from tests.cli.conftest import Run, Start
 
-# Every command but replay --in-process talks to the daemon.
+# Every command but replay --in-process connects to the daemon.
 COMMANDS = [
     ["create", "vm"],
     ["list"],
@@ -120,7 +120,7 @@ def test_a_long_name_is_refused_and_not_repeated(fails: Callable[[Result], str],
 
 
 @pytest.mark.parametrize("command", [["raise", "vm"], ["advance", "vm"], ["create", "vm", "--tsc-khz"]])
-def test_a_long_argument_that_is_no_number_is_not_repeated(run: Run, command: list[str]) -> None:
+def test_a_long_invalid_number_is_not_repeated(run: Run, command: list[str]) -> None:
     result = run(*command, "a" * 9000)
     assert result.exit_code == 2
     assert len(result.stderr) < 1000

@@ -1,4 +1,4 @@
-"""--json: its shape is a promise, which docs/irqchipctl.md makes."""
+"""--json: docs/irqchipctl.md promises its shape."""
 
 import json
 import signal
@@ -129,8 +129,8 @@ def test_advance(run: Run, irqchip_client: Any) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_watch_tells_only_of_what_is_asked_for(start: Start, vm: Vm, options: list[str], seen: set[str]) -> None:
-    # The last GSI's events say that what came before them has been seen.
+def test_watch_reports_only_the_requested_events(start: Start, vm: Vm, options: list[str], seen: set[str]) -> None:
+    # The last GSI's events show that all earlier events have been seen.
     with start("watch", vm.name, "--json", *options, "--gsi", "9") as watcher:
         assert watcher.stdout is not None
         lines: list[Any] = []

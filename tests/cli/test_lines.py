@@ -11,7 +11,7 @@ def test_an_edge_reaches_the_vcpu(run: Run, vm: Vm) -> None:
     assert run("ack", vm.name).stdout == "none\n"
 
 
-def test_raise_says_what_became_of_it(run: Run, vm: Vm) -> None:
+def test_raise_reports_the_outcome(run: Run, vm: Vm) -> None:
     vm.vcpu(0).pio_write(0x21, 0xFF & ~(1 << 5))
     vm.vcpu(0).pio_write(0x4D0, 1 << 5)  # Level-triggered: a second one is coalesced with the first.
     assert run("raise", vm.name, 5).stdout == "1 delivered\n"
@@ -21,7 +21,7 @@ def test_raise_says_what_became_of_it(run: Run, vm: Vm) -> None:
     assert run("raise", vm.name, 5).stdout == "-1 masked, at ioapic0's pin 5 and pic0's pin 5\n"
 
 
-def test_a_gsi_without_a_route_is_not_said_to_be_masked(run: Run, vm: Vm) -> None:
+def test_a_gsi_without_a_route_is_not_reported_as_masked(run: Run, vm: Vm) -> None:
     without = "-1 without a route; routes are of GSIs 0, 1, 2, 3, 4, 5, 6, 7, ...\n"
     for command in ("raise", "lower", "pulse"):
         assert run(command, vm.name, 5000).stdout == without
@@ -31,7 +31,7 @@ def test_a_gsi_without_a_route_is_not_said_to_be_masked(run: Run, vm: Vm) -> Non
     assert run("pulse", vm.name, 24).stdout == "-1 without a route; no GSI has one\n"
 
 
-def test_several_edges_are_counted_by_what_became_of_them(run: Run, vm: Vm) -> None:
+def test_several_edges_are_counted_by_outcome(run: Run, vm: Vm) -> None:
     vm.vcpu(0).pio_write(0x21, 0xFF & ~(1 << 4))
     assert run("pulse", vm.name, 4, "--count", 3).stdout.splitlines() == [
         "1 of 3: 1 delivered",
@@ -41,7 +41,7 @@ def test_several_edges_are_counted_by_what_became_of_them(run: Run, vm: Vm) -> N
 
 def test_msi(run: Run, vm: Vm) -> None:
     assert run("msi", vm.name, "0xfee00000", "0x31").stdout == "0 not accepted\n"  # All local APICs are disabled.
-    assert run("msi", vm.name, "0xfeeff004", "0x131").stdout == "-1 addressed to nobody\n"  # Lowest priority of none.
+    assert run("msi", vm.name, "0xfeeff004", "0x131").stdout == "-1 addressed to nobody\n"  # No local APIC is enabled.
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)
     assert run("msi", vm.name, "0xfee00000", "0x31").stdout == "1 accepted\n"
     assert run("ack", vm.name).stdout == "0x31 lapic\n"

@@ -1,8 +1,8 @@
-"""Deliberate mistakes: each gets a message that says what was wrong, what is allowed, and in words what to do.
+"""Deliberate mistakes: each message says what was wrong, what is allowed, and what to do.
 
-A row has a command line of irqchipctl or irqchipd, or a call of the SDK; a part of the message that names what is
-wrong; one that says what is allowed; and one that says what to do. The lines that click puts above each message, the
-usage and "Try '... --help' for help.", count for none of these.
+A row has a command line of irqchipctl or irqchipd, or a call of the SDK, and three parts that the message must contain:
+one names the mistake, one says what is allowed, and one says what to do. The lines that click puts above each message,
+the usage and "Try '... --help' for help.", do not count.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
 
 
 class Hasty(Device):
-    """A device whose constructor has forgotten Device's."""
+    """A device whose constructor does not call Device's."""
 
     def __init__(self) -> None:
         self.line(4)
@@ -308,12 +308,12 @@ def test_there_are_fifty_and_each_says_what_to_do() -> None:
 
 
 def shown(value: list[str] | str) -> str:
-    """A row's command line, as the name of its test."""
+    """A row's command line, as part of its test's name."""
     return " ".join(value)[-40:] if isinstance(value, list) else ""
 
 
 def said(output: str) -> str:
-    """A message, in one line: what follows "Error:"."""
+    """A message as one line: the text that follows "Error:"."""
     _, error, message = output.partition("Error: ")
     assert error
     return " ".join(message.split())
@@ -353,7 +353,7 @@ def test_a_call(irqchip_client: Client, vm1: Vm, call: Call, what: str, allowed:
 
 
 def test_the_example_of_each_command_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--help shows what messages end with."""
+    """--help shows the example that messages end with."""
     assert isinstance(main, Group)
     monkeypatch.chdir(tmp_path)
     for name in ("guest.elf", "vm1.state", "trace.jsonl"):

@@ -1,4 +1,4 @@
-"""regs, and the text it is made of."""
+"""regs, and the text it prints."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,7 +133,7 @@ def test_a_timer_that_runs_says_when_it_expires(lvt: int, line: str) -> None:
     assert "expire" not in dump_lapic(0, lapic(lvt_timer=lvt), pb.VcpuSnapshot())
 
 
-def test_a_timer_that_expired_unheard_says_so() -> None:
+def test_a_timer_whose_expiry_is_masked_says_so() -> None:
     text = dump_lapic(0, lapic(lvt_timer=0x10031), pb.VcpuSnapshot(timer_pending=True))
     assert "\n         expired while it was masked\n" in text
 
@@ -147,7 +147,7 @@ def test_a_pit_that_has_not_been_programmed() -> None:
     ]
 
 
-def test_a_pit_with_something_latched_or_awaited() -> None:
+def test_a_pit_with_a_latched_or_half_read_count() -> None:
     timer = PitChannel(count=11932, mode=2, rw_mode=3, status_latched=1, status=0xB4, read_state=4)
     other = PitChannel(count=1, mode=0, rw_mode=1, count_latched=3, latched_count=7, write_state=4, write_latch=0x9C)
     speaker = PitChannel(count=1193, mode=3, rw_mode=2, bcd=1)

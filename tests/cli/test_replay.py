@@ -1,4 +1,4 @@
-"""replay: what it reports, and how it ends. That the daemon answers as the kernel did is tests/conformance's."""
+"""replay: its report and its exit status. tests/conformance checks that the daemon answers as the kernel did."""
 
 import importlib
 import json
@@ -67,13 +67,13 @@ def test_a_trace_runs_on_after_a_mismatch_and_all_are_counted(
 
 @WAYS
 def test_every_operation(run: Run, file: Callable[..., Path], way: list[str]) -> None:
-    """Values that a new VM gives; a batch of them all, cut where ack_lapic needs an answer."""
+    """Each operation with the answer of a new VM, in one batch, which is cut where ack_lapic needs an answer."""
     path = file(
         trace(
             ["pio_write", 0, 0x21, 1, 0xEF, None],
             ["pio_read", 0, 0x21, 1, 0xEF],
             ["pio_read", 0, 0x80, 1, 0],  # Unclaimed.
-            ["signal_msi", 0xFEEFF004, 0x131, 0, "-EPERM"],  # Lowest priority of none: all are disabled.
+            ["signal_msi", 0xFEEFF004, 0x131, 0, "-EPERM"],  # Lowest priority: all local APICs are disabled.
             ["mmio_write", 0, 0xFEE000F0, 4, 0x1FF, None],
             ["mmio_read", 0, 0xFEE000F0, 4, 0x1FF],
             ["irq_line", 4, 1, 1],
@@ -88,7 +88,7 @@ def test_every_operation(run: Run, file: Callable[..., Path], way: list[str]) ->
             ["ack_lapic", 0, 0x45],
             ["mmio_write", 0, 0xFEE00080, 4, 0x3F, None],
             ["mmio_write", 0, 0xFEE000B0, 4, 0, None],
-            ["ack_lapic", 0, None],  # Its class is TPR's.
+            ["ack_lapic", 0, None],  # TPR blocks its class.
             ["signal_msi", 0xFEE00000, 0x31, 2, "-EINVAL"],
             ["set_gsi_routing", [[4, "irqchip", 2, 9], [5, "msi", 0xFEE00000, 0x61]], 0],
             ["set_gsi_routing", [[4, "irqchip", 3, 9]], "-EINVAL"],
@@ -119,7 +119,7 @@ PROGRAMMED = CHANNEL | {"status_latched": 1, "status": 0x34, "read_state": 4, "w
 def test_the_operations_of_the_pit_and_of_x2apic(run: Run, file: Callable[..., Path], way: list[str]) -> None:
     path = file(
         trace(
-            ["create_pit", 1, 0],  # The first, and once more in the middle of a batch.
+            ["create_pit", 1, 0],  # The first operation, and again in the middle of a batch.
             ["pio_write", 0, 0x43, 1, 0x34, None],
             ["create_pit", 0, "-EEXIST"],
             ["pio_read", 0, 0x40, 1, "time"],
@@ -248,7 +248,7 @@ def test_a_daemon_that_dies_is_one_line(start: Start, file: Callable[..., Path])
     assert errors.count("\n") == 1
 
 
-def test_in_a_pipe_it_says_now_and_then_how_far_it_is(
+def test_in_a_pipe_it_reports_progress_now_and_then(
     run: Run, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = file(trace(["ack_lapic", 5, None]), trace(["ack_lapic", 5, "-ENOENT"], seed=2))

@@ -1,4 +1,4 @@
-"""irqchipctl run: guests, and what their runs end with."""
+"""irqchipctl run: guests, and how their runs end."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def no_vm_is_left(irqchip_client: Client) -> Iterator[None]:
     assert irqchip_client.vms() == before
 
 
-def test_what_a_guest_writes_to_port_f4h_ends_the_run(run: Run, cpu: str) -> None:
+def test_a_write_to_port_f4h_ends_the_run_with_its_value(run: Run, cpu: str) -> None:
     done = run(HELLO, "--cpu", cpu)
     assert (done.returncode, done.stdout, done.stderr) == (1, "Hi", "")
     assert run("b0 15" + EXIT_WITH_AL, "--cpu", cpu).returncode == 0x15 << 1 | 1
 
 
-def test_fw_cfg_knows_how_many_cpus_there_are(run: Run, cpu: str) -> None:
+def test_fw_cfg_has_the_number_of_cpus(run: Run, cpu: str) -> None:
     assert run(CPUS_OF_FW_CFG, "--cpu", cpu).returncode == 1 << 1 | 1
 
 
@@ -88,7 +88,7 @@ def test_ports_2000h_and_up_drive_gsis(run: Run, cpu: str) -> None:
     assert run(LINE_4, "--cpu", cpu).returncode == (1 << 4) << 1 | 1
 
 
-def test_what_is_typed_comes_through_the_serial_port(run: Run, cpu: str) -> None:
+def test_typed_text_arrives_at_the_serial_port(run: Run, cpu: str) -> None:
     done = run(ECHO, "--cpu", cpu, typed="x")
     assert (done.returncode, done.stdout) == (5, "x")
 
@@ -108,7 +108,7 @@ def test_a_guest_that_can_not_go_on_says_where(run: Run, cpu: str) -> None:
 
 
 def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> None:
-    # What is typed waits until the guest has set its port up, and cleared the FIFOs.
+    # Typed characters wait until the guest has set up its port and cleared the FIFOs.
     typed = "cmdline\recho Hello\rexit 3\r"
     for mode in ("ioapic", "pic"):
         done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "30", typed=typed)
@@ -138,7 +138,7 @@ def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Cl
 def at_a_terminal(
     irqchip_server: Daemon, irqchip_client: Client, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
-    """Runs a guest that spins, at a terminal of its own, until there is its VM; and gives the terminal's other end."""
+    """Run a spinning guest at a terminal of its own, until its VM exists; returns the terminal's other end."""
     typist, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_leaves_no_vm(
         time.sleep(0.02)
 
 
-def test_a_terminal_is_told_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -> None:
+def test_a_terminal_shows_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -> None:
     kernel = tmp_path / "guest.bin"
     kernel.write_bytes(bytes.fromhex(ECHO))
     typist, terminal = pty.openpty()
@@ -248,7 +248,7 @@ def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
     command += ["--kernel", str(kernel), "--timeout", "0.5"]
     process = subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, start_new_session=True, text=True)
-    while termios.tcgetattr(terminal)[3] & termios.ECHO:  # it is not read from yet
+    while termios.tcgetattr(terminal)[3] & termios.ECHO:  # the run does not read from the terminal yet
         time.sleep(0.02)
     os.close(terminal)
     os.close(typist)
@@ -277,14 +277,14 @@ def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path
         (SPIN, ("--await", "nobody", "--vm", "!"), "is no VM name"),
     ],
 )
-def test_what_can_not_be_run_is_refused(run: Run, image: str, options: tuple[str, ...], why: str) -> None:
+def test_an_image_that_cannot_run_is_refused(run: Run, image: str, options: tuple[str, ...], why: str) -> None:
     done = run(image, *options)
     assert done.returncode == 2
     assert why in done.stderr
 
 
-# 32-bit code at 100020h: copies 16-bit code to 8000h, enables the local APIC, sends INIT and SIPI 8 to all but itself,
-# and waits for the others to count themselves at a000h, as many as fw_cfg says.
+# 32-bit code at 100020h: copies 16-bit code to 8000h, enables the local APIC, sends INIT and SIPI 8 to all other CPUs,
+# and waits until all CPUs that fw_cfg reports have counted themselves at a000h.
 SMP = (
     "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
     "c7 05 00 80 00 00 31 c0 8e d8"  # mov dword [8000h], the code: xor ax, ax; mov ds, ax
@@ -294,7 +294,7 @@ SMP = (
     "c7 05 00 03 e0 fe 00 45 0c 00"  # ICR: INIT to all but itself
     "c7 05 00 03 e0 fe 08 46 0c 00"  # ICR: SIPI 8
     "66 ba 10 05  66 b8 05 00  66 ef  42  ec"  # fw_cfg: the number of CPUs
-    "fe c8  3a 05 00 a0 00 00  75 f8"  # less this one; wait until so many have come
+    "fe c8  3a 05 00 a0 00 00  75 f8"  # less this CPU; wait until all others have counted
     "e6 f4 f4"
 )
 

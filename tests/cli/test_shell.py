@@ -1,4 +1,4 @@
-"""shell: the commands at a prompt, and from a pipe."""
+"""shell: commands at a prompt, and from a pipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_commands_of_a_pipe_are_run_in_one_process(irqchip_server: Daemon, vm: V
     assert done.stdout == f"1 delivered\n0x04 pic\n{vm.name}\tfull\t2\t0\treal\n"
 
 
-def test_the_first_that_fails_ends_a_pipe(irqchip_server: Daemon, vm: Vm) -> None:
+def test_the_first_failure_ends_a_pipe(irqchip_server: Daemon, vm: Vm) -> None:
     done = piped(irqchip_server, "in 0x20 --vcpu 7\nlist\n", vm.name)
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no vCPU 7" in done.stderr
@@ -44,7 +44,7 @@ def test_another_vm_is_named(irqchip_server: Daemon, irqchip_client: Client, vm:
     assert piped(irqchip_server, "show other\n").stdout.startswith("VM        other\n")
 
 
-def test_a_vm_that_is_not_there_is_told_at_once(irqchip_server: Daemon, vm: Vm) -> None:
+def test_a_missing_vm_is_reported_at_once(irqchip_server: Daemon, vm: Vm) -> None:
     done = piped(irqchip_server, "list\n", "missing")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"there is no VM 'missing'; there is {vm.name}" in done.stderr
@@ -61,7 +61,7 @@ class Terminal:
         self.said = ""
 
     def hear(self, text: str) -> str:
-        """What is said, up to some text."""
+        """Read up to some text, and return the output."""
         deadline = time.monotonic() + 20
         while text not in self.said:
             assert select.select([self.descriptor], [], [], max(deadline - time.monotonic(), 0))[0], self.said
@@ -70,11 +70,11 @@ class Terminal:
         return heard
 
     def type(self, text: str) -> None:
-        """Type at it."""
+        """Type a text at the prompt."""
         os.write(self.descriptor, text.encode())
 
     def status(self) -> int:
-        """Its exit status."""
+        """The shell's exit status."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -116,6 +116,6 @@ def test_what_tab_completes(irqchip_client: Client, vm: Vm) -> None:
     assert complete("bogus ", "--") == []
 
 
-def test_an_example_is_one_for_the_prompt(irqchip_server: Daemon, vm: Vm) -> None:
+def test_an_error_at_the_prompt_shows_an_example_for_the_prompt(irqchip_server: Daemon, vm: Vm) -> None:
     assert piped(irqchip_server, "pulse\n", vm.name).stderr.endswith("Write, for example: pulse 4\n")
     assert piped(irqchip_server, f"pulse {vm.name}\n").stderr.endswith("Write, for example: pulse vm1 4\n")

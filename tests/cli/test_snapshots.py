@@ -58,7 +58,7 @@ def test_through_a_pipe(start: Start, vm: Vm, irqchip_client: Client) -> None:
     assert irqchip_client.vm("piped").info().vcpus == (0, 1)
 
 
-def test_what_is_refused(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
+def test_unusable_files_are_refused(run: Run, fails: Fails, vm: Vm, file: Path) -> None:
     run("save", vm.name, file)
     assert fails(run("restore", file, vm.name)).endswith("(EEXIST)")
     file.write_bytes(b"nonsense")
@@ -84,7 +84,7 @@ def test_a_full_disk(start: Start, vm: Vm, to: str, name: str) -> None:
 
 
 def only(file: Path) -> bool:
-    """Whether nothing else is in its folder, as a temporary file would be."""
+    """Whether the file's folder has no other file, such as a temporary one."""
     return list(file.parent.iterdir()) == [file]
 
 
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_leaves_the_file_as_it_was(run: Run, fails: Fails, 
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_whatever_fails_leaves_the_file_as_it_was(
+def test_any_failure_leaves_the_file_as_it_was(
     run: Run, fails: Fails, vm: Vm, file: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -137,7 +137,7 @@ def test_a_new_file_has_the_mode_of_any_other(run: Run, vm: Vm, file: Path) -> N
 def test_a_link_stays_a_link(run: Run, vm: Vm, file: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     file.symlink_to("elsewhere/x")
-    for _ in range(2):  # What it leads to is made, and then replaced.
+    for _ in range(2):  # First the link's target is created, then it is replaced.
         assert run("save", vm.name, file).exit_code == 0
         assert file.is_symlink()
         assert VmSnapshot.from_bytes((tmp_path / "elsewhere/x").read_bytes())
@@ -148,7 +148,7 @@ def test_a_loop_of_links_is_an_error(run: Run, fails: Fails, vm: Vm, file: Path)
     assert "links" in fails(run("save", vm.name, file))
 
 
-def test_a_file_that_is_not_to_be_written_is_not_replaced(
+def test_a_read_only_file_is_not_replaced(
     run: Run, fails: Fails, vm: Vm, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.touch()
@@ -156,7 +156,7 @@ def test_a_file_that_is_not_to_be_written_is_not_replaced(
     assert fails(run("save", vm.name, file)) == f"{file}: Permission denied"
 
 
-def test_what_is_no_file_is_written_as_it_is(start: Start, vm: Vm, file: Path, tmp_path: Path) -> None:
+def test_a_device_or_pipe_is_written_in_place(start: Start, vm: Vm, file: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with start("save", vm.name, str(pipe)) as process:
@@ -169,7 +169,7 @@ def test_what_is_no_file_is_written_as_it_is(start: Start, vm: Vm, file: Path, t
         assert os.path.samestat(os.fstat(output.fileno()), file.stat())
 
 
-def test_a_file_that_cannot_be_made_is_named(run: Run, fails: Fails, vm: Vm, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_created_is_named(run: Run, fails: Fails, vm: Vm, tmp_path: Path) -> None:
     file = tmp_path / "missing" / "vm.snapshot"
     assert fails(run("save", vm.name, file)) == f"{file}: the folder {file.parent} does not exist: make it first"
     assert run("save", vm.name, tmp_path).exit_code == 2

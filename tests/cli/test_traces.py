@@ -1,4 +1,4 @@
-"""The traces' format: what is read, and what is refused."""
+"""The traces' format: the lines that are read, and the lines that are refused."""
 
 import gzip
 import json
@@ -70,7 +70,7 @@ def test_every_operation_has_its_executors() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_malformed_is_refused(line: str | bytes, complaint: str) -> None:
+def test_a_malformed_line_is_refused(line: str | bytes, complaint: str) -> None:
     with pytest.raises(TraceError) as error:
         parse_trace(line)
     assert complaint in str(error.value)
@@ -136,6 +136,6 @@ def test_a_mismatch_of_states_says_where(expected: Any, actual: Any, where: str)
     assert str(found).splitlines()[-1] == where
 
 
-def test_a_mismatch_is_not_longer_than_people_read() -> None:
+def test_a_mismatch_is_reported_in_bounded_length() -> None:
     found = Mismatch(parse_trace(trace(["set_gsi_routing", [[1, "msi", 1, 1]] * 4096, "0" * 9000])), 0, "1" * 9000)
     assert len(str(found)) < 5000

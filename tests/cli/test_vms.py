@@ -57,7 +57,7 @@ def test_create_with_a_split_irqchip(run: Run, irqchip_client: Client) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_create_refuses_what_does_not_go_together(
+def test_create_refuses_options_that_exclude_each_other(
     run: Run, irqchip_client: Client, options: list[str], complaint: str
 ) -> None:
     result = run("create", "odd", *options)
@@ -81,7 +81,7 @@ def test_create_that_fails_half_way_leaves_nothing(
     assert [vm.name for vm in irqchip_client.vms() if vm.name == "half"] == []
 
 
-def test_create_does_not_touch_a_vm_that_is_there(run: Run, fails: Fails, vm: Vm) -> None:
+def test_create_does_not_touch_an_existing_vm(run: Run, fails: Fails, vm: Vm) -> None:
     assert fails(run("create", vm.name)) == (
         f"there is a VM '{vm.name}' already: choose another name, or delete that VM first (EEXIST)"
     )
@@ -124,7 +124,7 @@ def test_show(run: Run, vm: Vm) -> None:
         ]
 
 
-def test_show_tells_the_time_of_a_virtual_clock(run: Run, irqchip_client: Client) -> None:
+def test_show_prints_the_time_of_a_virtual_clock(run: Run, irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm(virtual_clock=True, tsc_khz=2_000_000)
     vm.create_irqchip()
     vm.create_pit()
@@ -159,7 +159,7 @@ def test_delete(run: Run, fails: Fails, vm: Vm) -> None:
         )
 
 
-def test_delete_takes_several_and_deletes_those_that_it_can(run: Run, fails: Fails, irqchip_client: Client) -> None:
+def test_delete_deletes_the_existing_ones_of_several_names(run: Run, fails: Fails, irqchip_client: Client) -> None:
     for name in ("one", "two", "three"):
         irqchip_client.create_vm(name)
     assert fails(run("delete", "one", "tow", "two")) == ("there is no VM 'tow'; there is three (ENOENT)")

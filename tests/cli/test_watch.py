@@ -67,12 +67,12 @@ def test_events_read_as_in_the_kernel_s_trace(tracepoint: str, fields: dict[str,
     assert trace_line(TraceEvent(12_000_345_678, tracepoint, fields)) == f"   12.000345: {tracepoint}: {body}"
 
 
-def test_lost_events_are_told() -> None:
+def test_lost_events_are_reported() -> None:
     assert trace_line(EventsDropped(7)) == "[LOST 7 EVENTS]"
 
 
 def first_line(watcher: "subprocess.Popen[str]", vm: Vm) -> str:
-    """What a watcher prints first, when it has come to watch."""
+    """The first line a watcher prints; pulses a line until it comes."""
     assert watcher.stdout is not None
     seen = threading.Event()
 
@@ -89,7 +89,7 @@ def first_line(watcher: "subprocess.Popen[str]", vm: Vm) -> str:
         thread.join()
 
 
-def test_what_happens_is_printed_at_once_and_ctrl_c_ends_it_quietly(start: Start, vm: Vm) -> None:
+def test_events_are_printed_at_once_and_ctrl_c_ends_it_quietly(start: Start, vm: Vm) -> None:
     with start("watch", vm.name, "set_irq", "kvm_inj_virq") as watcher:
         assert first_line(watcher, vm).split(": ", 1)[1] == "kvm_set_irq: gsi 4 level 1 source 0\n"
         watcher.send_signal(signal.SIGINT)
@@ -106,7 +106,7 @@ def test_it_ends_with_its_vm(start: Start, vm: Vm) -> None:
     assert (watcher.returncode, errors) == (1, f"Error: VM '{vm.name}' has been deleted (ENOENT)\n")
 
 
-def test_a_vcpu_that_is_not_there_yet_is_told(start: Start, vm: Vm) -> None:
+def test_a_vcpu_that_does_not_exist_yet_is_reported(start: Start, vm: Vm) -> None:
     with start("watch", vm.name, "--vcpu", "7", "--gsi", "4") as watcher:
         first_line(watcher, vm)
         watcher.send_signal(signal.SIGINT)
@@ -117,5 +117,5 @@ def test_a_vcpu_that_is_not_there_yet_is_told(start: Start, vm: Vm) -> None:
     )
 
 
-def test_a_tracepoint_that_is_none(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
+def test_an_invalid_tracepoint_is_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
     assert fails(run("watch", vm.name, "nonsense")).startswith("'kvm_nonsense' is no tracepoint: use one of kvm_pio, ")

@@ -8,12 +8,71 @@ import grpc
 import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Client, Vm
+from irqchip_client import Client, Vm, connect
+from irqchip_client._daemon import Daemon
+from irqchipd.embedded import Embedded
 
 # What a Session of such a server does, given the requests.
 Script = Callable[[Iterator[pb.SessionRequest], grpc.ServicerContext], Iterator[pb.SessionResponse]]
 Serve = Callable[[Script], str]
 Stub = Callable[..., str]
+
+# Their tests are also made of a daemon in this process, but for those that are marked only_daemon.
+EMBEDDED_TOO = frozenset(
+    f"tests.client.test_{name}"
+    for name in (
+        *("aio", "calls", "halt", "lifetimes", "model", "pages", "public", "service", "session", "snapshots"),
+        *("state", "time", "vmm_calls", "without_waiting", "names", "arguments"),
+    )
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if (
+        metafunc.module.__name__ in EMBEDDED_TOO
+        and "irqchip_server" in metafunc.fixturenames
+        and metafunc.definition.get_closest_marker("only_daemon") is None
+    ):
+        metafunc.parametrize("kind", ["daemon", "embedded"], indirect=True)
+
+
+class _Shared(Embedded):
+    """A daemon in this process, which all its Clients share and none ends."""
+
+    def stop(self) -> None:
+        pass
+
+    def end(self) -> None:
+        super().stop()
+
+
+class _InThisProcess:
+    """What a test uses of a Daemon."""
+
+    target = "embedded:"
+
+    def connect(self, *, timeout: float = 10.0) -> Client:
+        return connect(self.target, timeout=timeout)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which daemon it is."""
+    return getattr(request, "param", "daemon")
+
+
+@pytest.fixture
+def irqchip_server(
+    irqchip_server: Daemon, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Daemon | _InThisProcess]:
+    """A daemon's process, one for the whole run; or a daemon in this process, one a test."""
+    if kind == "daemon":
+        yield irqchip_server
+        return
+    shared = _Shared()
+    monkeypatch.setattr("irqchip_client._embedded.daemon.Embedded", lambda _: shared)
+    yield _InThisProcess()
+    shared.end()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Run states, signals and halts, through the SDK."""
 
-import _thread
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -185,7 +185,7 @@ def test_closing_the_client_ends_its_halts(irqchip_server: Daemon, vm: Vm, pool:
 def test_ctrl_c_cancels_a_halt(vm: Vm) -> None:
     def interrupt() -> None:
         wait_until_halted(vm)
-        _thread.interrupt_main(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):

@@ -61,6 +61,7 @@ def test_an_ephemeral_vm_ends_with_its_client(
         other.next_event(10)
 
 
+@pytest.mark.only_daemon
 @PORT
 def test_an_ephemeral_vm_ends_with_its_process(irqchip_server: Daemon, irqchip_client: Client, port: str) -> None:
     program = (

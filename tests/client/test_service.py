@@ -126,6 +126,7 @@ def test_states_go_out_and_come_back(vm: Vm) -> None:
         vm.set_irqchip(Chip.PIC_PRIMARY, ioapic)
 
 
+@pytest.mark.only_daemon
 def test_the_sdk_decodes_the_bytes_as_the_daemon_does(vm: Vm, irqchip_client: Client) -> None:
     from irqchip.v1 import irqchip_pb2 as pb
 
@@ -236,6 +237,7 @@ def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
         assert list(session.events(timeout=0.2)) == [InterruptPending(0)]
 
 
+@pytest.mark.only_daemon
 def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", "off")  # over the port nothing is read until somebody waits for it
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC is addressed once it has been enabled

@@ -112,6 +112,7 @@ def test_msrs(vm: Vm) -> None:
         cpu.msr_write(IA32_APIC_BASE, 1 << 64)
 
 
+@pytest.mark.only_daemon
 def test_the_sdk_decodes_a_pit_as_the_daemon_does(virtual: Vm, irqchip_client: Client) -> None:
     from irqchip.v1 import irqchip_pb2 as pb
 

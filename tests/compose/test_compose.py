@@ -11,7 +11,7 @@ from tests.compose.composition import Composition
 
 # The demo: the service whose exit status is its own, what it says when all went well, and one that can be killed.
 DECIDES = "script"
-SAYS = "everything was answered as it should be"
+SAYS = "every answer was as expected"
 KILLED = "disk"
 
 # An engine is started and an image built before the first of these.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -252,8 +253,11 @@ def test_no_access_raises_and_the_line_is_pending_and_enabled(
     disk.block.close()
 
 
-def test_a_file_that_cant_be_opened_is_refused_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_file_that_cant_be_opened_is_refused_with_what_to_do(tmp_path: Path, read_only: bool) -> None:
     with pytest.raises(NotFound, match=r"none can't be opened .*: check the path, or make the file with `truncate"):
         BlockDevice(tmp_path / "none")
     with pytest.raises(IrqchipError, match=r"can't be opened .*: give a file that this user may read and write, or"):
-        BlockDevice(tmp_path)
+        BlockDevice(sys.executable)
+    with pytest.raises(IrqchipError, match=r"can't be opened .*: give a file, or a block device"):
+        BlockDevice(tmp_path, read_only=read_only)

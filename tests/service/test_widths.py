@@ -43,7 +43,7 @@ def by_record(session: Session, name: str, size: int, index: int, address: int, 
     packet = SINGLE.pack(0, 7, NUMBERS[name], size, index, address, value)
     alone = session.receive(packet)
     assert isinstance(alone, bytes)
-    batched = finish(execute(session._caller, RecordBatch(packet, Limits()), 1, session._halts.begin))
+    batched = finish(execute(session.caller, RecordBatch(packet, Limits()), 1, session._halts.begin))
     assert batched is not None
     (number, _, status, _), again = (RESULT.unpack_from(answer, HEADER.size) for answer in (alone, batched))
     assert (again[0], again[2]) == (number, status)

@@ -12,9 +12,9 @@ from irqchip_client._call import Call, check_flag, check_name, seconds
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable
 from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
-from irqchip_client._target import Target, resolve_target
+from irqchip_client._target import Target, embedded_target, resolve_target
 
-from .connection import Connection
+from .connection import make_connection
 from .machine import Machine
 
 if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
@@ -36,13 +36,23 @@ def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
     return Client(resolve_target(target), seconds(timeout))
 
 
+def embedded(listen: str | None = None, *, timeout: float = 10.0) -> Client:
+    """A Client of a daemon in this process, which ends with the Client: connect("embedded:").
+
+    Calls are calls of its functions, and no message. With `listen` it listens on the unix socket of this path, and
+    other processes, such as those of devices, connect to `unix:///that/path` as to any daemon. If this process dies,
+    the VMs are gone. IrqchipError(EADDRINUSE) where the daemon can't listen.
+    """
+    return connect(embedded_target(listen), timeout=timeout)
+
+
 class Client:
     """A connection to the daemon, for the event loop it was made in. Made by connect()."""
 
     def __init__(self, target: Target, timeout: float) -> None:
         self.target = target.uri
         self.timeout = timeout
-        self._connection = Connection(target, timeout)
+        self._connection = make_connection(target, timeout)
         self._owners: dict[str, Session] = {}  # By the names of the ephemeral VMs.
 
     async def create_vm(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import grpc
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LastingCall = TypeVar("LastingCall", bound=grpc.aio.Call)
+
+
+def make_connection(target: Target, timeout: float) -> Connection:
+    """The connection of a new Client."""
+    if target.listen is None:
+        return Connection(target, timeout)
+    from irqchip_client._embedded.aio import EmbeddedConnection
+
+    return cast(Connection, EmbeddedConnection(target, timeout))  # It has the same methods.
 
 
 class _Channel(NamedTuple):

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import grpc
 
@@ -28,6 +28,15 @@ if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of 
 
 T = TypeVar("T")
 LastingCall = TypeVar("LastingCall", bound=grpc.Call)
+
+
+def make_connection(target: Target, timeout: float) -> Connection:
+    """The connection of a new Client."""
+    if target.listen is None:
+        return Connection(target, timeout)
+    from irqchip_client._embedded.blocking import EmbeddedConnection
+
+    return cast(Connection, EmbeddedConnection(target, timeout))  # It has the same methods.
 
 
 class _Channel(NamedTuple):

@@ -1,4 +1,4 @@
-# Made from _asyncio/machine.py by tools/unasync.py: change that, and run `make proto`.
+# Made from _asyncio/machine.py by tools/unasync.py. Edit the original, then run `make proto`.
 """The calls that a Vm and a Session have in common: on lines, vCPUs and chips."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Made from _asyncio/session.py by tools/unasync.py: change that, and run `make proto`.
+# Made from _asyncio/session.py by tools/unasync.py. Edit the original, then run `make proto`.
 """A Session: a core, which knows the protocol, and a transport, which carries it."""
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ GSI = WORD
 VCPU = WORD
 
 vcpu_option = click.option(
-    "--vcpu", type=VCPU, default=0, show_default=True, metavar="ID", help="The vCPU that does it."
+    "--vcpu", type=VCPU, default=0, show_default=True, metavar="ID", help="The vCPU that does this."
 )
 
 
@@ -99,7 +99,7 @@ def size_option(default: int, *sizes: int) -> Callable[[Callable[..., T]], Calla
         type=click.Choice([str(size) for size in sizes]),
         default=str(default),
         show_default=True,
-        help="Bytes.",
+        help="The number of bytes.",
     )
 
 

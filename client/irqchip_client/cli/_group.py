@@ -82,7 +82,7 @@ class Command(click.Command):
             formatter.write_text(self.example(ctx))
 
 
-_VM_HELP = "The VM, where it is not the first argument."
+_VM_HELP = "The VM, if it is not the first argument."
 
 command = partial(click.command, cls=Command)
 

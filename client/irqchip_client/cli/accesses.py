@@ -21,9 +21,10 @@ from .output import echo_json, json_option
 @vcpu_option
 @json_option
 def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -> None:
-    """Read an I/O port, as a vCPU's IN does. Prints "unclaimed" where no device claims it, with exit status 0.
+    """Read an I/O port, as a vCPU's IN does.
 
-    Prints "unanswered" where the device died, or did not answer in time.
+    Prints "unclaimed" if no chip and no device claims the port, and "unanswered" if the device died or did not answer
+    in time. Both have exit status 0.
     """
     _echo(vm.vcpu(vcpu).pio_read(port, int(size)), int(size), as_json)
 
@@ -36,9 +37,10 @@ def in_(vm: irqchip_client.Vm, port: int, size: str, vcpu: int, as_json: bool) -
 @vcpu_option
 @json_option
 def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
-    """Write an I/O port, as a vCPU's OUT does. Prints "unclaimed" where no device claims it, with exit status 0.
+    """Write an I/O port, as a vCPU's OUT does.
 
-    Prints "unanswered" where the device died, or did not answer in time.
+    Prints "unclaimed" if no chip and no device claims the port, and "unanswered" if the device died or did not answer
+    in time. Both have exit status 0.
     """
     _check_width(value, int(size), (1, 2, 4))
     _written(vm.vcpu(vcpu).pio_write(port, value, int(size)), as_json)
@@ -51,9 +53,10 @@ def out(vm: irqchip_client.Vm, port: int, value: int, size: str, vcpu: int, as_j
 @vcpu_option
 @json_option
 def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: bool) -> None:
-    """Load from a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
+    """Load from a physical address of the guest.
 
-    Prints "unanswered" where the device died, or did not answer in time.
+    Prints "unclaimed" if no chip and no device claims the address, and "unanswered" if the device died or did not
+    answer in time. Both have exit status 0.
     """
     _echo(vm.vcpu(vcpu).mmio_read(address, int(size)), int(size), as_json)
 
@@ -66,9 +69,10 @@ def read(vm: irqchip_client.Vm, address: int, size: str, vcpu: int, as_json: boo
 @vcpu_option
 @json_option
 def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int, as_json: bool) -> None:
-    """Store to a physical address of the guest. Prints "unclaimed" where no device claims it, with exit status 0.
+    """Store to a physical address of the guest.
 
-    Prints "unanswered" where the device died, or did not answer in time.
+    Prints "unclaimed" if no chip and no device claims the address, and "unanswered" if the device died or did not
+    answer in time. Both have exit status 0.
     """
     _check_width(value, int(size), (1, 2, 4, 8))
     _written(vm.vcpu(vcpu).mmio_write(address, value, int(size)), as_json)
@@ -78,13 +82,13 @@ def write(vm: irqchip_client.Vm, address: int, value: int, size: str, vcpu: int,
 @pass_vm
 @click.argument("msr", type=WORD)
 @vcpu_option
-@click.option("--host", is_flag=True, help="Read as the host, by KVM_GET_MSRS, and not as the guest.")
+@click.option("--host", is_flag=True, help="Read as the host does, with KVM_GET_MSRS.")
 @json_option
 def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Read a model-specific register, as a vCPU's RDMSR does.
 
-    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where irqchipd does
-    not have the register, with exit status 0.
+    Prints "#GP" if the guest would get a general protection fault, and "unclaimed" if irqchipd does not have the
+    register. Both have exit status 0.
     """
     cpu = vm.vcpu(vcpu)
     access = cpu.host_msr_read(msr) if host else cpu.msr_read(msr)
@@ -99,13 +103,13 @@ def msr_read(vm: irqchip_client.Vm, msr: int, vcpu: int, host: bool, as_json: bo
 @click.argument("msr", type=WORD)
 @click.argument("value", type=LONG)
 @vcpu_option
-@click.option("--host", is_flag=True, help="Write as the host, by KVM_SET_MSRS, and not as the guest.")
+@click.option("--host", is_flag=True, help="Write as the host does, with KVM_SET_MSRS.")
 @json_option
 def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool, as_json: bool) -> None:
     """Write a model-specific register, as a vCPU's WRMSR does.
 
-    Prints "#GP" where the guest would get a general protection fault, and "unclaimed" where irqchipd does
-    not have the register, with exit status 0.
+    Prints "#GP" if the guest would get a general protection fault, and "unclaimed" if irqchipd does not have the
+    register. Both have exit status 0.
     """
     cpu = vm.vcpu(vcpu)
     access = cpu.host_msr_write(msr, value) if host else cpu.msr_write(msr, value)
@@ -123,11 +127,14 @@ def msr_write(vm: irqchip_client.Vm, msr: int, value: int, vcpu: int, host: bool
     type=click.Choice(["any", "pic", "lapic"]),
     default="any",
     show_default=True,
-    help="The interrupt's source; `any` takes the PIC's first, where the local APIC lets it through.",
+    help="The chip to ask. `any` asks the PIC if the local APIC accepts its interrupts, and then the local APIC.",
 )
 @json_option
 def ack(vm: irqchip_client.Vm, vcpu: int, source: str, as_json: bool) -> None:
-    """Accept the interrupt that a vCPU would take now. Prints its vector and source, or "none"."""
+    """Accept the interrupt that a vCPU would take now.
+
+    Prints the vector and the source of the interrupt, or "none".
+    """
     taken = vm.vcpu(vcpu).acknowledge(irqchip_client.InterruptSource[source.upper()])
     if as_json:
         echo_json(taken)

@@ -55,28 +55,28 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
     default=30.0,
     show_default=True,
     metavar="S",
-    help="How long the VM, with its irqchip, may take to appear.",
+    help="How long to wait until the VM exists and has an irqchip, in seconds.",
 )
-@click.option("--name", metavar="TEXT", help="The device's name for itself. [default: its model's name]")
+@click.option("--name", metavar="TEXT", help="The client name of the device's Session. [default: the model's name]")
 @click.option(
     "--listen",
     metavar="PATH",
-    help="For Uart and I8042: a unix socket as the other end, for one client at a time; 64 KiB of output are kept while"
-    " nobody is there. [default: this terminal; Ctrl-] leaves]",
+    help="For Uart and I8042: listen on this unix socket for a terminal, one at a time. While none is connected, the"
+    " last 64 KiB of output are kept. [default: use this terminal; Ctrl-] ends the command]",
 )
 @click.option(
     "--create",
     type=_Size(),
     metavar="SIZE",
-    help="For BlockDevice: make the file path= with this size, as 64K, 10M or 1G, if it is missing.",
+    help="For BlockDevice: if the file of path= does not exist, create it with this size, for example 64K, 10M or 1G.",
 )
-@click.option("--delete-vm", is_flag=True, help="For DebugExit: delete the VM when its guest has ended.")
+@click.option("--delete-vm", is_flag=True, help="For DebugExit: delete the VM after the guest's write.")
 @click.option(
     "--state",
     "state_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Restore the device from this file, if it is there, and save the device to it in the end.",
+    help="Restore the device from this file if it exists, and save the device to it at the end.",
 )
 @click.pass_context
 def device(
@@ -91,13 +91,14 @@ def device(
     delete_vm: bool,
     state_file: str | None,
 ) -> None:
-    """Run a device for a VM, until SIGTERM or Ctrl-C, or until the VM is deleted.
+    """Run a device for a VM.
 
-    MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit, or a class of your own in a file or module: my_device.py:Timer.
-    The arguments of its constructor follow by name: path=disk.img read_only=true base=0x620.
+    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit; or
+    a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE is an argument of its
+    constructor, for example path=disk.img, read_only=true or base=0x620.
 
-    With a DebugExit, the exit status is (value << 1) | 1 of the value that the guest wrote. With an I8042, the VM is
-    reset when the guest resets the machine.
+    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote. For an I8042, the command
+    resets the VM when the guest resets the machine.
     """
     from irqchip_client import devices
     from irqchip_client.devices.failures import describe_failure

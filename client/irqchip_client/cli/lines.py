@@ -23,8 +23,8 @@ _SHOWN = 8  # GSIs that have routes
 def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
     """Drive a GSI high.
 
-    Prints KVM_IRQ_LINE_STATUS's status and what it means. The line source is 0, which all clients without a Session
-    share: the GSI stays high until it is lowered.
+    Prints the status of KVM_IRQ_LINE_STATUS, and its meaning. The command drives line source 0, which all clients
+    without a Session share. So the GSI stays high until `lower`.
     """
     _echo_status(vm.line(gsi).raise_(), _raised(vm, gsi), as_json)
 
@@ -34,9 +34,9 @@ def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
 @click.argument("gsi", type=GSI)
 @json_option
 def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
-    """Cease to drive a GSI high.
+    """Stop driving a GSI high.
 
-    Prints KVM_IRQ_LINE_STATUS's status and what it means. The GSI stays high while a Session holds it.
+    Prints the status of KVM_IRQ_LINE_STATUS, and its meaning. The GSI stays high while a Session holds it high.
     """
     _echo_status(vm.line(gsi).lower(), _Meaning(vm, gsi, "lowered", "lowered"), as_json)
 
@@ -49,7 +49,7 @@ def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
 def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
     """Raise and lower a GSI: an edge, or --count of them.
 
-    Prints the status of raising the GSI, and what it means; for several edges, the number with each status.
+    Prints the status of raising the GSI, and its meaning. With --count, prints how many edges had each status.
     """
     line, meaning = vm.line(gsi), _raised(vm, gsi)
     if count == 1:
@@ -71,7 +71,7 @@ def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
 def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
     """Send an MSI, for example 0xfee00000 0x31.
 
-    Prints KVM_SIGNAL_MSI's status, the number of local APICs that accepted it, and what it means.
+    Prints the status of KVM_SIGNAL_MSI, which is the number of local APICs that accepted the MSI, and its meaning.
     """
     status = vm.signal_msi(address, data)
     meaning = "addressed to nobody" if status < 0 else "accepted" if status else "not accepted"
@@ -87,7 +87,8 @@ def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
 def routes(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show the GSI routing table.
 
-    In the order in which it was set. Into a pipe: without the headings, and with tabs between.
+    The routes are in the order in which they were set. In a pipe, the output has no headings, and tabs separate the
+    columns.
     """
     if as_json:
         echo_json(vm.routing())

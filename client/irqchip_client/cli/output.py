@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the SDK's names.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names that the SDK uses.")
 
 
 def echo_json(value: object) -> None:

@@ -21,14 +21,15 @@ _CHIPS = ("pic", "ioapic", "lapic", "pit")
 
 @command(example="--chip lapic")
 @pass_vm
-@click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Only this kind; may be repeated.")
+@click.option("--chip", type=click.Choice(_CHIPS), multiple=True, help="Show only chips of this kind. May be repeated.")
 @click.option("--raw", is_flag=True, help="Print the bytes of the kernel's structs.")
 @json_option
 def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
     """Show the registers of PICs, IOAPIC, local APICs and PIT.
 
-    As QEMU's monitor does (info pic, info lapic), and with the vCPUs' run states. All registers are read in one batch,
-    so that they belong together; the rest, such as the times at which timers expire, is read right after it.
+    The output is like that of QEMU's monitor (info pic, info lapic), and also has the vCPUs' run states. All registers
+    are read in one batch, and so belong to one moment. Other values, such as the times at which timers expire, are read
+    right afterwards.
     """
     info = vm.info()
     wanted = list(chip) or _chips(info)

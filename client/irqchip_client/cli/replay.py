@@ -69,22 +69,25 @@ class Report:
 
 @command(example="trace.jsonl")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--in-process", is_flag=True, help="Replay against the chips alone, in this process; needs no daemon.")
+@click.option("--in-process", is_flag=True, help="Replay against the chips alone, in this process, without a daemon.")
 @click.option(
-    "--jobs", type=number(1, 1024), help="The number of traces at a time, against a daemon.  [default: 16]", metavar="N"
+    "--jobs", type=number(1, 1024), help="How many traces run at a time, against a daemon.  [default: 16]", metavar="N"
 )
-@click.option("--family", "families", multiple=True, metavar="F", help="Only traces of this family; may be repeated.")
+@click.option(
+    "--family", "families", multiple=True, metavar="F", help="Replay only traces of this family. May be repeated."
+)
 @click.pass_obj
 def replay(
     target: str | None, files: Sequence[Path], in_process: bool, jobs: int | None, families: Sequence[str]
 ) -> None:
-    """Replay golden traces, and compare every answer with the kernel's.
+    """Replay golden traces, and compare the answers.
 
-    Each trace runs on a VM of its own, which is deleted after it, and to its end, also after a mismatch. Operations
-    are numbered from 0, by their place in the trace's "ops". Files are JSON lines, plain or gzipped.
+    The answers are compared with those that the kernel gave. Each trace runs in a VM of its own, which the command
+    deletes afterwards. A trace runs to its end, even after a mismatch. Operations are numbered from 0, by their
+    position in the trace's "ops". A file has a JSON object per line, and may be gzipped.
 
-    The last line is "N traces, M operations, K mismatches". Exit status: 0 if K is 0; 1 if it is not, or the daemon
-    fails; 2 if a file can't be used, and then nothing is run.
+    The last line is "N traces, M operations, K mismatches". Exit status: 0 if there is no mismatch; 1 if there is one,
+    or the daemon fails; 2 if a file cannot be used, and then nothing runs.
     """
     if in_process and jobs:
         raise click.UsageError(

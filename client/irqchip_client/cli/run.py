@@ -54,13 +54,15 @@ class _Ended(BaseException):
 
 @command(example="--kernel guest.elf")
 @click.option(
-    "--cpu", type=click.Choice(["kvm", "unicorn"]), help="What executes the guest. [default: kvm where /dev/kvm is]"
+    "--cpu",
+    type=click.Choice(["kvm", "unicorn"]),
+    help="What executes the guest. [default: kvm if /dev/kvm can be used]",
 )
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="A multiboot image, or a flat binary, which is entered in real mode at 7c00h.",
+    help="A multiboot image, or a flat binary. A flat binary starts in real mode at 7c00h.",
 )
 @click.option(
     "--initrd",
@@ -68,7 +70,12 @@ class _Ended(BaseException):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Load FILE as the kernel's multiboot module.",
 )
-@click.option("--append", metavar="TEXT", default="", help="The kernel's command line, after its name.")
+@click.option(
+    "--append",
+    metavar="TEXT",
+    default="",
+    help="Append TEXT to the kernel's command line, which begins with the kernel's name.",
+)
 @click.option(
     "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
 )
@@ -78,7 +85,7 @@ class _Ended(BaseException):
     default=1,
     show_default=True,
     metavar="N",
-    help="The number of vCPUs; more than 1 with KVM alone.",
+    help="The number of vCPUs. Unicorn supports only 1.",
 )
 @click.option(
     "--timeout",
@@ -86,19 +93,19 @@ class _Ended(BaseException):
     metavar="S",
     help="End the run after S seconds, including the wait for --await. [default: no limit]",
 )
-@click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon picks one]")
+@click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon chooses one]")
 @click.option(
     "--without",
     type=click.Choice(LOCAL),
     multiple=True,
-    help="Leave out this device, which another process has; may be repeated.",
+    help="Do not run this device here, because another process does. May be repeated.",
 )
 @click.option(
     "--await",
     "awaited",
     metavar="CLIENT",
     multiple=True,
-    help="Begin only when this client has claimed its ports or addresses; may be repeated.",
+    help="Wait until a client of this name has claimed its ports or addresses. May be repeated.",
 )
 @click.option(
     "--await-timeout",
@@ -107,7 +114,7 @@ class _Ended(BaseException):
     default=60,
     show_default=True,
     metavar="S",
-    help="Seconds to wait for these clients.",
+    help="How long --await waits, in seconds.",
 )
 @pass_client
 def run(
@@ -124,16 +131,15 @@ def run(
     awaited: tuple[str, ...],
     await_timeout: float,
 ) -> None:
-    """Run a guest, in a new VM with an irqchip, a PIT and vCPUs, which is deleted in the end.
+    """Run a guest in a new VM, and delete the VM at the end.
 
-    This process has the vCPUs, and devices: a 16550A serial port at 3f8h with GSI 4, which is the terminal (Ctrl-] ends
-    the run); port f4h, where a write ends the run; fw_cfg at 510h, with the number of CPUs; and ports 2000h + n, which
-    drive GSI n. Other processes may run further devices: see `device`.
+    The VM has an irqchip, a PIT and vCPUs. This process executes the vCPUs, and has these devices: a 16550A serial port
+    at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
+    510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
 
-    The exit status is (value << 1) | 1 of the value that the guest wrote to port f4h; 0 where Ctrl-] or the VM's
-    deletion ended the run; 124 where the time of --timeout or --await-timeout is up; 126 where the guest can't go on,
-    by its own fault or because the daemon or a device of this process failed; 2 where the guest never began.
-    SIGINT, SIGTERM and SIGHUP delete the VM, too.
+    Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if Ctrl-] or the VM's deletion ended the
+    run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the
+    daemon or a device of this process failed. SIGINT, SIGTERM and SIGHUP also delete the VM.
     """
     from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory

@@ -24,13 +24,13 @@ _LEAVING = ("exit", "quit")
 @click.argument("vm", required=False)
 @click.pass_context
 def shell(context: click.Context, vm: str | None) -> None:
-    """Take commands at a prompt, in one process.
+    """Run commands at a prompt, in one process.
 
-    The commands are irqchipctl's, without that word: `pulse 1`. With VM given, the commands for one VM take no name and
-    use VM; --vm NAME chooses another. Tab completes commands, options and VMs; the history is kept in
-    $XDG_STATE_HOME/irqchipctl, by default ~/.local/state/irqchipctl. `exit` or Ctrl-D ends it.
+    The commands are those of irqchipctl, without that word: `pulse 1`. If VM is given, commands for one VM apply to VM,
+    and do not take its name; --vm NAME chooses another. Tab completes commands, options and VMs. The history is in
+    $XDG_STATE_HOME/irqchipctl, by default ~/.local/state/irqchipctl. `exit` or Ctrl-D ends the shell.
 
-    Lines from a pipe are run until one fails; its exit status is then this command's.
+    In a pipe, the shell runs lines until one fails, and ends with the exit status of that line.
     """
     root = context.find_root()
     group = root.command

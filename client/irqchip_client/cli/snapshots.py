@@ -19,8 +19,8 @@ from .files import write_file
 def save(vm: irqchip_client.Vm, file: str) -> None:
     """Save a VM's whole state to a file.
 
-    FILE may be -, for standard output, but not a terminal. An existing file is replaced once the whole state is
-    written, and stays as it is if that fails. The VM goes on; `restore` makes another from the file, here or elsewhere.
+    FILE may be -, for standard output, if that is not a terminal. An existing file is replaced only after the whole
+    state is written. The VM continues. `restore` makes another VM from the file, in this daemon or another.
     """
     if file == "-" and sys.stdout.isatty():
         raise click.UsageError("a snapshot is bytes and not for a terminal: name a file, or send the output elsewhere")
@@ -43,8 +43,8 @@ def save(vm: irqchip_client.Vm, file: str) -> None:
 def restore(client: irqchip_client.Client, file: BinaryIO, vm: str) -> None:
     """Make a VM from a file that `save` wrote.
 
-    Prints the VM's name; without a name the daemon picks one. FILE may be -, for standard input. The VM's clock
-    goes on from where it was saved, and the lines that Sessions held stay held until their clients resume them.
+    Prints the VM's name. Without a name, the daemon chooses one. FILE may be -, for standard input. The VM's clock
+    continues from the saved time. Lines that Sessions held stay high until their clients resume the Sessions.
     """
     try:
         data = file.read()

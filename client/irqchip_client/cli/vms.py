@@ -23,17 +23,21 @@ from .output import echo_json, echo_table, json_option
 @click.option(
     "--vcpus", type=number(0, 255), default=1, show_default=True, help="The number of vCPUs, with ids from 0."
 )
-@click.option("--no-irqchip", is_flag=True, help="Leave the irqchip out; vCPUs then have no local APIC.")
+@click.option("--no-irqchip", is_flag=True, help="Create no irqchip; vCPUs then have no local APIC.")
 @click.option(
     "--split",
     type=number(0, 4096),
     metavar="N",
-    help="Only local APICs; the first N GSIs are the pins of the VMM's IOAPIC.",
+    help="Create a split irqchip: only the local APICs. GSIs 0 to N - 1 are the pins of the VMM's IOAPIC.",
 )
-@click.option("--pit", is_flag=True, help="Add a PIT, and port 61h; needs the whole irqchip.")
-@click.option("--virtual-clock", is_flag=True, help="Let the VM's time move by `advance` alone.")
+@click.option("--pit", is_flag=True, help="Add a PIT, and port 61h. Not with --split or --no-irqchip.")
+@click.option("--virtual-clock", is_flag=True, help="Give the VM a clock that only `advance` moves.")
 @click.option(
-    "--tsc-khz", type=number(0, 100_000_000), default=0, metavar="KHZ", help="The TSCs' frequency.  [default: 1000000]"
+    "--tsc-khz",
+    type=number(0, 100_000_000),
+    default=0,
+    metavar="KHZ",
+    help="The frequency of the TSCs.  [default: 1000000]",
 )
 @click.option("--ephemeral", is_flag=True, help="Wait for Ctrl-C or SIGTERM, and then delete the VM.")
 @pass_client
@@ -50,8 +54,8 @@ def create(
 ) -> None:
     """Create a VM with an irqchip and vCPUs, and print its name.
 
-    Without a name the daemon picks one. If a part of the VM can't be made, nothing is left behind. With --ephemeral
-    the daemon deletes the VM when this command ends, however it ends.
+    Without a name, the daemon chooses one. If a part of the VM cannot be created, the command deletes the rest. With
+    --ephemeral, the daemon deletes the VM when this command ends, even if the command is killed.
     """
     if vm == "":
         raise click.BadParameter("it is empty: give the VM a name, or none, and the daemon picks one", param_hint="VM")
@@ -108,8 +112,8 @@ def _until_a_signal() -> Iterator[Any]:
 def list_(client: irqchip_client.Client, as_json: bool) -> None:
     """List the VMs.
 
-    Name, irqchip (full, split or none), number of vCPUs and of Sessions, clock (real or virtual). Into a pipe: without
-    the headings, and with tabs between.
+    The columns are: name, irqchip (full, split or none), number of vCPUs, number of Sessions, clock (real or virtual).
+    In a pipe, the output has no headings, and tabs separate the columns.
     """
     vms = client.vms()
     if as_json:
@@ -125,10 +129,12 @@ def list_(client: irqchip_client.Client, as_json: bool) -> None:
 def show(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show a VM: its irqchip, clock, vCPUs and Sessions.
 
-    The clock: when the next timer is due, and how late timers are, if the VM needs more of the daemon than its share.
-    Source 0, which `raise` drives: the GSIs it holds high. Each Session: its line source, its client's name, the GSIs
-    it holds high, those it resamples, and the events it lost; "detached" if it was restored, and its client has not
-    come back. Below it the ports and addresses that it has claimed.
+    The line "clock" has the time at which the next timer is due. If the VM's timers need more than the VM's share of
+    the daemon's time, the line also says how late they are. The line "source 0" has the GSIs that `raise` holds high.
+
+    Each Session has a line: its line source, its client's name, the GSIs that it holds high, the GSIs that it
+    resamples, and the number of dropped events. "detached" means that the line source was restored and that its client
+    has not resumed it. The lines below a Session are the ports and addresses that it has claimed.
     """
     info = vm.info()
     if as_json:
@@ -157,18 +163,19 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
 def reset(vm: irqchip_client.Vm) -> None:
     """Reset a VM's chips and vCPUs.
 
-    Chips and vCPUs are then as when they were made. Time, routing, Sessions and the lines they hold stay.
+    The chips and vCPUs get the state that they had when they were created. The time, the routing, the Sessions and the
+    lines that Sessions hold do not change.
     """
     vm.reset()
 
 
 @command(example="vm1 vm2")
 @click.argument("vms", nargs=-1, metavar="[VM]...")
-@click.option("--all", "every", is_flag=True, help="All VMs of the daemon, of all users.")
+@click.option("--all", "every", is_flag=True, help="Delete all VMs of the daemon, including those of other clients.")
 def delete(vms: tuple[str, ...], every: bool) -> None:
     """Delete VMs. Their Sessions and Watches end.
 
-    If one of the VMs can't be deleted, the others are deleted all the same.
+    If one VM cannot be deleted, the command still deletes the others.
     """
     if bool(vms) == every:
         raise click.UsageError("name the VMs to delete, or say --all for all that there are, and not both")

@@ -123,10 +123,10 @@ def _body(event: irqchip_client.TraceEvent) -> str:
     type=number(0, _LAST_GSI),
     multiple=True,
     metavar="N",
-    help="Only events of this GSI; may be repeated.",
+    help="Print only events of this GSI. May be repeated.",
 )
 @click.option(
-    "--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Only events of this vCPU; may be repeated."
+    "--vcpu", "vcpus", type=VCPU, multiple=True, metavar="ID", help="Print only events of this vCPU. May be repeated."
 )
 @json_option
 def watch(
@@ -134,11 +134,12 @@ def watch(
 ) -> None:
     """Print what happens in a VM, until Ctrl-C.
 
-    One line per trace event, in the format of the kernel's trace. The tracepoints have the kernel's names, with or
-    without "kvm_"; by default all are shown. The time is that of the daemon's monotonic clock, in seconds.
+    Each trace event is a line, in the format of the kernel's trace. Tracepoints have the kernel's names, with or
+    without "kvm_". Without TRACEPOINT, all are printed. The time is the daemon's monotonic clock, in seconds.
 
-    --gsi shows kvm_set_irq, and the events of those chips' pins that the GSI led to at the beginning. --vcpu shows the
-    interrupts that the vCPU's local APIC is asked for, accepts and ends. With both, events that match either are shown.
+    --gsi selects events of the GSI, and of the chips' pins to which the GSI led when the command started. --vcpu
+    selects the interrupts that the vCPU's local APIC is sent, accepts and ends. With both, an event that matches either
+    is printed.
     """
     names = [name if name.startswith("kvm_") else f"kvm_{name}" for name in tracepoints]
     there = vm.info().vcpus if vcpus else ()

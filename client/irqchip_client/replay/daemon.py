@@ -24,7 +24,7 @@ RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11, "get_pit": 1 << 9}
 
 
 def replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
-    """Runs traces to their ends, `jobs` of them at once, and tells of each that is done. Raises IrqchipError."""
+    """Runs traces to their ends, `jobs` of them at once, and calls `done` after each. Raises IrqchipError."""
     asyncio.run(_replay_all(target, jobs, traces, done))
 
 

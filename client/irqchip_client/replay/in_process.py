@@ -18,7 +18,7 @@ from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_ex
 
 
 def replay_all(traces: Sequence[Trace], done: Done) -> None:
-    """Runs traces, and tells of each that is done."""
+    """Runs traces, and calls `done` after each."""
     for trace in traces:
         done(trace, replay(trace))
 

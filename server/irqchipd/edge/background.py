@@ -31,6 +31,10 @@ class Background:
             self._waiting.charge(holder, perf_counter_ns() - begun)
             self._free()
 
+    def close(self) -> None:
+        """End the thread when its work is done."""
+        self._thread.shutdown(wait=False)
+
     def _free(self) -> None:
         """The thread is free, unless another call waits."""
         self._busy = self._waiting.admit()

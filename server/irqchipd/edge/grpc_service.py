@@ -16,17 +16,14 @@ from irqchipd.edge import convert, errors
 from irqchipd.edge.admission import SessionQuota
 from irqchipd.edge.background import Background
 from irqchipd.edge.batch import caught_up
-from irqchipd.edge.creation import create_vm
+from irqchipd.edge.daemon_calls import DAEMON_CALLS, LONG_CALLS, DaemonCall
 from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, resolve
 from irqchipd.edge.messages import execute_unary
 from irqchipd.edge.operations import OPERATIONS
-from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.rpc import Context, abort, decoded
-from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
-from irqchipd.vm.capabilities import check_extension
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
@@ -45,18 +42,6 @@ class GrpcService:
         self._streams = Streams(registry, limits, quota, self._gate)
         self._halts: set[asyncio.Future[Outcome]] = set()
         self._stopping = False
-        self._daemon_calls: dict[str, Callable[[Any, Any], None]] = {
-            "CreateVm": self._create_vm,
-            "DeleteVm": self._delete_vm,
-            "GetVm": partial(get_vm, registry),
-            "CheckExtension": self._check_extension,
-        }
-        # Calls that take long without holding a VM's lock for long have a thread of their own.
-        self._long_calls: dict[str, Callable[[Any, Any], None]] = {
-            "ListVms": partial(list_vms, registry),
-            "SaveVm": self._save_vm,
-            "RestoreVm": self._restore_vm,
-        }
         self._background = Background()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -84,22 +69,26 @@ class GrpcService:
         while (self._streams or self._halts) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
 
+    def close(self) -> None:
+        """End the thread, after stop()."""
+        self._background.close()
+
     # Unary calls.
 
     def _unary(
         self, method: str, request_class: type[Message], response_class: type[Message]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         """The handler of a unary RPC: a call of the daemon's own, or the operation of the same name."""
-        daemon_call = self._daemon_calls.get(method)
-        long_call = self._long_calls.get(method)
+        daemon_call = DAEMON_CALLS.get(method)
+        long_call = LONG_CALLS.get(method)
         operation = _snake_case(method)
 
-        def execute(own: Callable[[Any, Any], None], request: Message) -> bytes:
+        def execute(own: DaemonCall, request: Message) -> bytes:
             response = response_class()
-            own(request, response)
+            own(self._registry, request, response)
             return response.SerializeToString()
 
-        def execute_long(own: Callable[[Any, Any], None], data: bytes) -> bytes:
+        def execute_long(own: DaemonCall, data: bytes) -> bytes:
             return execute(own, decoded(request_class, data))
 
         def work(vm: Vm, request: Any) -> Slices[bytes]:
@@ -135,21 +124,6 @@ class GrpcService:
             return self._registry.get(getattr(request, "vm", "")).share
         except VmError:
             return None
-
-    def _create_vm(self, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
-        response.vm = create_vm(self._registry, request).name
-
-    def _delete_vm(self, request: pb.DeleteVmRequest, response: pb.DeleteVmResponse) -> None:
-        self._registry.delete(request.vm)
-
-    def _save_vm(self, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
-        response.snapshot.CopyFrom(snapshot_to(self._registry.get(request.vm).save()))
-
-    def _restore_vm(self, request: pb.RestoreVmRequest, response: pb.RestoreVmResponse) -> None:
-        response.vm = self._registry.restore(request.vm, snapshot_from(request.snapshot)).name
-
-    def _check_extension(self, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
-        response.value = check_extension(request.capability)
 
     async def _halt(self, data: bytes, context: Context) -> bytes:
         """Halt, the only unary RPC that waits."""

@@ -61,7 +61,7 @@ class SessionCaller(Caller):
 
     def __init__(self, vm: Vm, source: LineSource, events: EventQueue, eventfds: Eventfds) -> None:
         super().__init__(vm, source)
-        self.own_source = source
+        self.own_source = source  # which is not None, as the type of `source` allows
         self.events = events
         self.eventfds = eventfds
 

@@ -88,21 +88,21 @@ class Session:
         except BaseException:
             self._delete_own_vm()
             raise
-        self._caller = SessionCaller(self.vm, self._source, self.events, eventfds)
+        self.caller = SessionCaller(self.vm, self._source, self.events, eventfds)
         try:
             self.vm.subscribe(self._vcpus, self.events.put, self._gsis)
         except BaseException:
             self.vm.close_source(self._source)
             self._delete_own_vm()
             raise
-        self._caller.log(logging.INFO, "Session opened", **peer._asdict())
+        self.caller.log(logging.INFO, "Session opened", **peer._asdict())
 
     def _count_dropped(self) -> None:
         self._source.dropped_events += 1
 
     def _log_loss(self, lost: RegionsLost) -> None:
         space, address = Space(lost.space).name, hex(lost.address)
-        self._caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
+        self.caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
 
     def opened(self) -> bytes:
         """The answer to the message that opened the Session."""
@@ -126,7 +126,7 @@ class Session:
             function = RECORDS_ALONE.get(number)
             if function is not None:
                 try:
-                    result = function(self._caller, size, index, address, value)
+                    result = function(self.caller, size, index, address, value)
                 except Exception as error:
                     answer = error_alone(serial, error)
                 else:
@@ -138,7 +138,7 @@ class Session:
                     answer = _pack(0, serial, number, flags, status, value)
                 return answer if vm.agenda.backlog is None else self._caught_up(answer)
         batch = self._batch(data)
-        return None if batch is None else execute(self._caller, batch, self._most, self._halts.begin)
+        return None if batch is None else execute(self.caller, batch, self._most, self._halts.begin)
 
     def _batch(self, data: bytes) -> Batch | None:
         """The batch of a message, or None where it is another message, which is done."""
@@ -182,7 +182,7 @@ class Session:
         message = self.events.take()
         if self._source.dropped_events != self._dropped_logged:
             self._dropped_logged = self._source.dropped_events
-            self._caller.log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_logged)
+            self.caller.log(logging.WARNING, "events dropped: not read in time", dropped=self._dropped_logged)
         return message
 
     def close(self, why: str = "") -> None:
@@ -190,7 +190,7 @@ class Session:
         self._halts.abandon(self.sending)
         self.vm.unsubscribe(self._vcpus, self.events.put, self._gsis)
         self.vm.close_source(self._source)
-        self._caller.log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
+        self.caller.log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
         self._delete_own_vm()
 
     def _delete_own_vm(self) -> None:

@@ -1,0 +1,1 @@
+"""A Client whose daemon is in this process. Nothing else of the SDK imports irqchipd."""

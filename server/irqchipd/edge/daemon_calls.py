@@ -1,0 +1,46 @@
+"""The unary calls that are no operations on a VM: a function on messages for each, and a table by the RPCs' names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.edge.creation import create_vm
+from irqchipd.edge.pages import get_vm, list_vms
+from irqchipd.edge.snapshot import snapshot_from, snapshot_to
+from irqchipd.vm.capabilities import check_extension
+from irqchipd.vm.registry import Registry
+
+# Fills in a response.
+DaemonCall = Callable[[Registry, Any, Any], None]
+
+
+def _create_vm(registry: Registry, request: pb.CreateVmRequest, response: pb.CreateVmResponse) -> None:
+    response.vm = create_vm(registry, request).name
+
+
+def _delete_vm(registry: Registry, request: pb.DeleteVmRequest, _: pb.DeleteVmResponse) -> None:
+    registry.delete(request.vm)
+
+
+def _save_vm(registry: Registry, request: pb.SaveVmRequest, response: pb.SaveVmResponse) -> None:
+    response.snapshot.CopyFrom(snapshot_to(registry.get(request.vm).save()))
+
+
+def _restore_vm(registry: Registry, request: pb.RestoreVmRequest, response: pb.RestoreVmResponse) -> None:
+    response.vm = registry.restore(request.vm, snapshot_from(request.snapshot)).name
+
+
+def _check_extension(_: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
+    response.value = check_extension(request.capability)
+
+
+DAEMON_CALLS: Final[dict[str, DaemonCall]] = {
+    "CreateVm": _create_vm,
+    "DeleteVm": _delete_vm,
+    "GetVm": get_vm,
+    "CheckExtension": _check_extension,
+}
+# These take long without holding a VM's lock for long.
+LONG_CALLS: Final[dict[str, DaemonCall]] = {"ListVms": list_vms, "SaveVm": _save_vm, "RestoreVm": _restore_vm}

@@ -1,0 +1,423 @@
+"""A daemon without a process of its own: whoever holds the VMs calls them, and other processes' devices connect.
+
+The edges, if any are asked for, are threads of the process. Nothing here sets what belongs to the whole process: its
+signals, its limits, its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from irqchip.place import default_socket
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.daemon import Daemon
+from irqchipd.edge import errors
+from irqchipd.edge.admission import Peer
+from irqchipd.edge.daemon_calls import DAEMON_CALLS, LONG_CALLS
+from irqchipd.edge.eventfds import PortEventfds
+from irqchipd.edge.grpc_service import SERVICE
+from irqchipd.edge.loop import Loop
+from irqchipd.edge.messages import execute_unary
+from irqchipd.edge.operations import OPERATIONS, SessionCaller
+from irqchipd.edge.rpc import decoded
+from irqchipd.edge.session import Session, opening
+from irqchipd.edge.trace import TraceLog
+from irqchipd.edge.work import Watcher, Work
+from irqchipd.holdings import Holdings
+from irqchipd.limits import Limits
+from irqchipd.listen import Address, default_address, parse_address
+from irqchipd.vm.errors import VmError, deleted
+from irqchipd.vm.pending import Pending, Slices
+from irqchipd.vm.registry import Registry
+
+log = logging.getLogger(__name__)
+
+_WRITTEN = select.EPOLLIN | select.EPOLLET  # each write is reported
+_RESPONSES = {method.name: GetMessageClass(method.output_type) for method in SERVICE.methods}
+_INTERRUPTED = VmError(errno.EIO, "a batch was interrupted while it was executed")
+
+
+class Embedded:
+    """The VMs of this process, and the edges by which others reach them."""
+
+    def __init__(self, listen: Sequence[str] = ()) -> None:
+        """listen has unix:///PATH, tcp://HOST:PORT, or paths of sockets. ListenError where that is impossible."""
+        addresses = [_address(text) for text in listen]
+        self.holdings = Holdings(Limits().within_descriptors())
+        self.watcher = _EventfdWatcher()
+        self._process = os.getpid()
+        self._stopping = threading.Lock()
+        self._stopped = False
+        self._edges = _Edges(self.holdings, addresses) if addresses else None
+
+    @property
+    def registry(self) -> Registry:
+        """The VMs."""
+        return self.holdings.registry
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Where it listens."""
+        return () if self._edges is None else self._edges.addresses
+
+    def unary(self, operation: str, method: str, request: Any) -> Slices[Message]:
+        """Make a unary call, and return its response."""
+        response = _RESPONSES[method]()
+        call = DAEMON_CALLS.get(method) or LONG_CALLS.get(method)
+        if call is None:
+            yield from execute_unary(OPERATIONS[operation], self.registry.get(request.vm), request, response)
+        else:
+            call(self.registry, request, response)
+        return response
+
+    def stop(self) -> None:
+        """End the edges, and delete all VMs. In a process that was forked off, do nothing: they are its parent's."""
+        if os.getpid() != self._process:
+            return
+        with self._stopping:
+            if not self._stopped:
+                self._stopped = True
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._edges is not None:
+            self._edges.stop()
+        while vms := self.registry.after("", 256):
+            for vm in vms:
+                self.registry.delete_vm(vm)
+        self.watcher.stop()
+        self.holdings.timers.stop()
+
+    def remove_sockets(self) -> None:
+        """Hide from new clients, as the process ends."""
+        if self._edges is not None and os.getpid() == self._process:
+            self._edges.remove_sockets()
+
+
+def _address(text: str) -> Address:
+    if "://" in text:
+        return parse_address(text, allow_insecure=False)
+    path = os.path.abspath(text)
+    return default_address() if path == default_socket() else parse_address(f"unix://{path}", allow_insecure=False)
+
+
+class _Edges:
+    """The daemon's edges, in a thread with an event loop, and the threads of its ports."""
+
+    def __init__(self, holdings: Holdings, addresses: Sequence[Address]) -> None:
+        self._holdings = holdings
+        self._started: Future[tuple[Daemon, list[Address]]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(addresses,), name="irqchipd edges", daemon=True)
+        self._thread.start()
+        self._daemon, self.addresses = self._started.result()
+
+    def stop(self) -> None:
+        """End all Sessions with a status, and wait for the threads."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def remove_sockets(self) -> None:
+        self._daemon.remove_sockets()
+
+    def _run(self, addresses: Sequence[Address]) -> None:
+        try:
+            with asyncio.Runner(loop_factory=Loop) as runner:
+                runner.run(self._serve(addresses))
+        except BaseException as error:
+            if self._started.done():
+                log.exception("the edges failed")
+            else:
+                self._started.set_exception(error)
+
+    async def _serve(self, addresses: Sequence[Address]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        daemon = Daemon(self._holdings, leaves=False)
+        try:
+            self._started.set_result((daemon, await daemon.start(addresses)))
+            await self._stop.wait()
+        finally:
+            await daemon.stop()
+            await self._loop.run_in_executor(None, daemon.close)
+
+
+class LocalSession:
+    """A Session of this process: packets in and out, as the port's, and no socket in between.
+
+    wake is called, from any thread, when take may have something to give; it must take no lock that is held while
+    anything here is called. One packet at a time is executed, by whichever thread calls send or take; what waits for
+    something goes on in a later take.
+
+    direct  what operations may be executed for right now, from any thread: None while an earlier packet is not done,
+            and when the Session has ended
+    """
+
+    def __init__(self, embedded: Embedded, wake: Callable[[], None]) -> None:
+        self._held = embedded.holdings
+        self._wake = wake
+        self._busy = threading.Lock()
+        self._eventfds = PortEventfds(self._held.eventfds, embedded.watcher)
+        self._session: Session | None = None
+        self._inbox: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._work: Slices[bytes | None] | None = None
+        self._awaited: Pending | None = None  # before the work goes on
+        self._packets: deque[bytes] = deque()
+        self._ending: VmError | None = None  # why the Session ends, where that is not the client's doing
+        self._finishing = False
+        self._closed = False
+        self.direct: SessionCaller | None = None
+
+    def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Do what a packet says, behind those before it. The descriptors go to the Session."""
+        with self._busy:
+            if not self._closed:
+                self._inbox.append((packet, descriptors))
+                self._go_on()
+                if self._packets:
+                    self._wake()
+
+    def take(self) -> bytes | None:
+        """The next packet for the client, or None; empty at the end of the Session."""
+        with self._busy:
+            if self._inbox or self._work is not None or self._finishing:
+                self._go_on()
+            if self._packets:
+                return self._packets.popleft()
+            session = self._session
+            if session is not None and (packet := session.take()) is not None:
+                session.sending = None  # it is received at once
+                self._go_on()  # if that was what further packets have waited for
+                return packet
+            ending, self._ending = self._ending, None
+            if ending is not None:
+                self._close(ending.message)
+                return pb.SessionResponse(ended=errors.message(ending)).SerializeToString()
+            return b"" if self._closed else None
+
+    def finish(self) -> None:
+        """Close when what has been sent is done."""
+        with self._busy:
+            self._finishing = True
+            self._go_on()
+        self._wake()
+
+    def end(self, error: VmError) -> None:
+        """End the Session with an error; from any thread."""
+        self.direct = None
+        self._ending = self._ending or error
+        self._wake()
+
+    def close(self, why: str) -> None:
+        """End the Session: its levels drop, and take gives what has not been taken."""
+        with self._busy:
+            self._close(why)
+        self._wake()
+
+    # Everything here runs with _busy.
+
+    def _go_on(self) -> None:
+        """Execute packets, as far as nothing has to be waited for."""
+        while not self._closed and self._ending is None:
+            session = self._session
+            if session is not None and session.awaited is not None:
+                break
+            if self._work is None:
+                if not self._inbox:
+                    if self._finishing:
+                        self._close("its client closed it")
+                        return
+                    self.direct = None if session is None else session.caller
+                    return
+                packet, descriptors = self._inbox.popleft()
+                self._execute(packet, descriptors)
+            elif self._awaited is not None and not self._awaited.done:
+                break
+            elif (awaited := self._do_slice(self._work)) is not None:
+                self._awaited = awaited
+                awaited.when_done(self._wake)
+        self.direct = None
+
+    def _execute(self, packet: bytes, descriptors: Sequence[int]) -> None:
+        if descriptors:
+            self._eventfds.receive(descriptors)
+        try:
+            if self._session is None:
+                self._open(packet)
+            else:
+                answer = self._session.receive(packet)
+                if isinstance(answer, bytes):
+                    self._packets.append(answer)
+                else:
+                    self._work = answer
+        except Exception as error:
+            self.end(errors.refusal(error))
+        except BaseException:  # Ctrl-C: nobody knows how much of it has been done
+            self.end(_INTERRUPTED)
+            raise
+        if self._eventfds.unused and self._work is None:
+            self._eventfds.discard()
+
+    def _do_slice(self, work: Slices[bytes | None]) -> Pending | None:
+        """Do a slice of a batch, and return what has to end before the next."""
+        try:
+            return next(work)
+        except StopIteration as done:
+            if done.value is not None:
+                self._packets.append(done.value)
+        except Exception as error:
+            self.end(errors.refusal(error))
+        except BaseException:
+            self.end(_INTERRUPTED)
+            raise
+        self._work = None
+        if self._eventfds.unused:
+            self._eventfds.discard()
+        return None
+
+    def _open(self, packet: bytes) -> None:
+        held = self._held
+        request = opening(decoded(pb.SessionRequest, packet))
+        held.quota.acquire()
+        try:
+            session = Session(
+                held.registry, held.limits, request, self._wake, self.end, self._eventfds, Peer("embedded")
+            )
+        except BaseException:
+            held.quota.release()
+            raise
+        self._session = session
+        self._packets.append(session.opened())
+
+    def _close(self, why: str) -> None:
+        self._closed = True
+        self.direct = None
+        self._inbox.clear()
+        self._work = None
+        session, self._session = self._session, None
+        try:
+            self._eventfds.close()
+            if session is not None:
+                session.close(why)
+        finally:
+            if session is not None:
+                self._held.quota.release()
+
+
+class LocalWatch:
+    """A VM's trace in this process. wake is called, from any thread, when take may have something to give."""
+
+    def __init__(self, embedded: Embedded, request: pb.WatchRequest, wake: Callable[[], None]) -> None:
+        self._held = embedded.holdings
+        self._wake = wake
+        self._vm = self._held.registry.get(request.vm)
+        self._log = TraceLog(self._held.limits.queued_events, wake)
+        self._reader = self._log.open(request.tracepoints)
+        self._ending: VmError | None = None
+        self._held.quota.acquire()
+        try:
+            self._vm.attach(self._log, lambda: self.end(deleted(self._vm.name)))
+        except BaseException:
+            self._held.quota.release()
+            raise
+        self._attached = True
+
+    def end(self, error: VmError) -> None:
+        """End it with an error, behind what has happened so far; from any thread."""
+        self._ending = self._ending or error
+        self._wake()
+
+    def take(self) -> pb.WatchResponse | None:
+        """The next message, or None. VmError at the end."""
+        response = self._log.read(self._reader)
+        if response is None and self._ending is not None:
+            self.close()
+            raise self._ending
+        return response
+
+    def close(self) -> None:
+        """Watch no more."""
+        attached, self._attached = self._attached, False
+        if attached:
+            self._vm.detach(self._log)
+            self._held.quota.release()
+
+
+class _EventfdWatcher(Watcher):
+    """Waits for irqfds, in a thread that begins with the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held while an irqfd interrupts, so that none is closed meanwhile
+        self._epoll: select.epoll | None = None
+        self._woken = -1
+        self._work: dict[int, Work] = {}
+        self._unwatched: set[int] = set()  # since the last look: their numbers may be others' by now
+        self._again: deque[int] = deque()
+        self._stopping = False
+
+    def watch_eventfd(self, descriptor: int, work: Work) -> None:
+        with self._lock:
+            if self._epoll is None:
+                self._begin()
+            assert self._epoll is not None
+            self._epoll.register(descriptor, _WRITTEN)
+            self._work[descriptor] = work
+
+    def unwatch(self, descriptor: int) -> None:
+        with self._lock:
+            if self._work.pop(descriptor, None) is not None and self._epoll is not None:
+                self._epoll.unregister(descriptor)
+                self._unwatched.add(descriptor)
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._lock:
+            if self._epoll is not None and not self._stopping:
+                self._stopping = True
+                os.eventfd_write(self._woken, 1)
+
+    def _begin(self) -> None:
+        self._epoll = select.epoll()
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._woken, _WRITTEN)
+        threading.Thread(target=self._run, args=(self._epoll,), name="irqchipd irqfds", daemon=True).start()
+
+    def _run(self, epoll: select.epoll) -> None:
+        while not self._stopping:
+            ready = [descriptor for descriptor, _ in epoll.poll()]
+            with self._lock:
+                ready += [self._again.popleft() for _ in range(len(self._again))]
+                for descriptor in ready:
+                    if descriptor in self._work:
+                        self._look_at(descriptor, epoll)
+                self._unwatched.clear()
+        epoll.close()
+        os.close(self._woken)
+
+    def _look_at(self, descriptor: int, epoll: select.epoll) -> None:
+        if descriptor in self._unwatched:
+            epoll.modify(descriptor, _WRITTEN)  # which reports it anew if it has been written
+            return
+        try:
+            pending = self._work[descriptor].go_on()
+        except Exception:  # one irqfd's trouble is not the others'
+            log.exception("an irqfd failed")
+            return
+        if pending is not None:
+            pending.when_done(lambda: self._look_again(descriptor))
+
+    def _look_again(self, descriptor: int) -> None:
+        self._again.append(descriptor)
+        if not self._stopping:
+            os.eventfd_write(self._woken, 1)

@@ -1,0 +1,20 @@
+"""What a daemon holds, whichever edges serve it: the VMs, and what its limits count."""
+
+from __future__ import annotations
+
+from irqchipd.edge.admission import SessionQuota
+from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.limits import Limits
+from irqchipd.timers import Timers
+from irqchipd.vm.registry import Registry
+
+
+class Holdings:
+    """The VMs with their timers, and the Sessions and eventfds in use."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.timers = Timers()
+        self.registry = Registry(limits.vms, limits.vcpus, limits.access_ms * 1_000_000, self.timers)
+        self.quota = SessionQuota(limits.sessions)
+        self.eventfds = EventfdsInUse(limits.irqfds)
