@@ -34,7 +34,7 @@ from irqchipd.edge.operations import OPERATIONS, SessionCaller
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, opening
 from irqchipd.edge.trace import TraceLog
-from irqchipd.edge.work import Watcher, Work
+from irqchipd.edge.work import Work
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, default_address, parse_address
@@ -119,14 +119,14 @@ class _Edges:
     def __init__(self, holdings: Holdings, addresses: Sequence[Address]) -> None:
         self._holdings = holdings
         self._started: Future[tuple[Daemon, list[Address]]] = Future()
-        self._thread = threading.Thread(target=self._run, args=(addresses,), name="irqchipd edges", daemon=True)
-        self._thread.start()
+        self._runner = threading.Thread(target=self._run, args=(addresses,), name="irqchipd edges", daemon=True)
+        self._runner.start()
         self._daemon, self.addresses = self._started.result()
 
     def stop(self) -> None:
         """End all Sessions with a status, and wait for the threads."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        self._runner.join()
 
     def remove_sockets(self) -> None:
         self._daemon.remove_sockets()
@@ -354,7 +354,7 @@ class LocalWatch:
             self._held.quota.release()
 
 
-class _EventfdWatcher(Watcher):
+class _EventfdWatcher:
     """Waits for irqfds, in a thread that begins with the first of them."""
 
     def __init__(self) -> None:

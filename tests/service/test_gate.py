@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import weakref
 from collections.abc import Awaitable, Callable
 from time import perf_counter_ns
 from typing import Any
@@ -20,9 +19,11 @@ from irqchipd.edge.operations import OPERATIONS
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.clock import Deadlines
+from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
+from tests.builds import exists
 from tests.vm.pc import Pc
 from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, all_told, do_all, listened_to
 
@@ -123,10 +124,10 @@ def test_a_vm_that_is_deleted_is_not_kept_for_the_time_that_it_had() -> None:
         vm = registry.create("gone")
         await gate.run(vm.share, iter_nothing())
         registry.delete("gone")
-        reference = weakref.ref(vm)
+        identity = id(vm)
         del vm
         gc.collect()
-        assert reference() is None
+        assert not exists(Vm, identity)
 
     run(work)
 

@@ -18,6 +18,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import MAX_EXPIRATIONS, MAX_TIME
 from irqchipd.vm.vcpu_state import Outcome
+from tests.builds import exists
 from tests.vm.pc import LEVEL, Ear, Pc, refused
 
 MS = 1_000_000
@@ -194,7 +195,7 @@ def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
     pc.vm.delete()
     del pc
     gc.collect()
-    assert board not in {id(thing) for thing in gc.get_objects() if isinstance(thing, Board)}
+    assert not exists(Board, board)
     assert deadlines.alarms.earliest() is None
 
 

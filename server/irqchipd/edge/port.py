@@ -24,7 +24,7 @@ from irqchipd.edge import errors
 from irqchipd.edge.admission import MAX_UNOPENED, OPENING_TIMEOUT, SessionQuota, not_opened, too_many_unopened
 from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse
-from irqchipd.edge.work import Watcher, Work
+from irqchipd.edge.work import Work
 from irqchipd.fair import FairQueue
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
@@ -41,7 +41,7 @@ _READ = select.EPOLLIN
 _EVENTFD = select.EPOLLIN | select.EPOLLET  # every write is an event
 
 
-class Port(Watcher):
+class Port:
     """Listens on one path, and serves the clients that connect."""
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from irqchipd.vm.pending import Pending
 
 
@@ -21,13 +23,11 @@ class Work:
         raise NotImplementedError
 
 
-class Watcher:
+class Watcher(Protocol):
     """Waits for descriptors."""
 
     def watch_eventfd(self, descriptor: int, work: Work) -> None:
         """Have some work done whenever an eventfd is written."""
-        raise NotImplementedError
 
     def unwatch(self, descriptor: int) -> None:
         """Wait for a descriptor no more."""
-        raise NotImplementedError
