@@ -95,7 +95,7 @@ $(VENV)/installed: pyproject.toml
 	IRQCHIPD_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[unicorn]'
 	@touch $@
 
-$(COMPILED)/built: $(VENV)/installed hatch_build.py $(shell find proto server client -name '*.py')
+$(COMPILED)/built: pyproject.toml hatch_build.py $(shell find proto server client -name '*.py')
 	@$(CC) --version >/dev/null || { echo "a C compiler is missing: on Debian, apt-get install gcc"; exit 1; }
 	test -e $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
 	$(COMPILED)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
