@@ -29,6 +29,7 @@ COMPILED = (
     "server/irqchipd/edge/connection.py",
     "server/irqchipd/edge/convert.py",
     "server/irqchipd/edge/errors.py",
+    "server/irqchipd/edge/eventfd_watcher.py",
     "server/irqchipd/edge/eventfds.py",
     "server/irqchipd/edge/events.py",
     "server/irqchipd/edge/halts.py",

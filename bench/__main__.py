@@ -21,13 +21,15 @@ from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
 from bench.workers import ANSWERED_PORT, BATCH, answerer, device, flooder, prepare, session_over, vcpu, worker
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Client, Session, ops
+from irqchip_client import Client, Session, embedded, ops
 from irqchip_client._daemon import start_daemon
+from irqchipd.vm.machine import Vm
 from tests.conformance.kvm import Kvm, KvmVm
 
 POLL_US = 100  # how long both sides poll, where they poll
 IN_FLIGHT = 8
 PAUSE = 500e-6  # seconds before each operation that blocks
+REPEATED = 200
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
@@ -36,7 +38,7 @@ def main() -> None:
     """Run the benchmarks and write the reports."""
     figures: list[Figure] = []
     series: dict[str, Series] = {}
-    for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_the_kernel):
+    for measure in (over_grpc, by_port, by_device, by_interrupt, at_rest, under_flood, in_this_process, in_the_kernel):
         measure(figures, series)
     by_name = {figure.name: figure for figure in figures}
     figures = [by_name[name] for name in ORDER if name in by_name]
@@ -59,6 +61,7 @@ ORDER = (
     "one operation with 10,000 VMs / with 1 VM",
     "one operation with 200 open Sessions / with 1",
     "p99 of a quiet VM's port round trip while another VM is flooded by 4 clients / undisturbed",
+    "embedded: PioRead / the same PioRead of its VM, called in a loop",
 )
 
 
@@ -248,6 +251,39 @@ def create(client: Client, count: int) -> None:
     first.create_vcpu(0)
     for _ in range(count - 1):
         client.create_vm().create_irqchip()
+
+
+def in_this_process(figures: list[Figure], series: dict[str, Series]) -> None:
+    """A read of a daemon in this process, beside the VM's own function and the chip's."""
+    with ExitStack() as stack:
+        stack.enter_context(pinned(0))
+        client = stack.enter_context(embedded())
+        session = stack.enter_context(prepare(client, "vm").session())
+        vm = Vm("vm")
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        pic = vm._board.pic
+        assert pic is not None
+        measured = round_robin(
+            {
+                "the PIC's read": (repeated(lambda: pic.read(0x21, 1)), 20, REPEATED),
+                "a VM's PioRead": (repeated(lambda: vm.pio_read(0, 0x21, 1)), 20, REPEATED),
+                "embedded, PioRead": (repeated(reads(session)), 20, REPEATED),
+            },
+            rounds=20,
+        )
+    series.update(measured)
+    figures.append(Figure.ratio(ORDER[13], measured["embedded, PioRead"], measured["a VM's PioRead"], 3.0))
+
+
+def repeated(do: Callable[[], object]) -> Callable[[], None]:
+    """Do it so often that the clock's own time does not count."""
+
+    def repeat() -> None:
+        for _ in range(REPEATED):
+            do()
+
+    return repeat
 
 
 def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure

@@ -16,7 +16,7 @@ from irqchip_client import Access, Client, IrqchipError, Vm
 from irqchip_client._daemon import Daemon
 
 DOCS = Path(__file__).parent.parent / "docs"
-ON_KVM, ON_UNICORN, COUNTER = re.findall(r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL)
+ON_KVM, ON_UNICORN, EMBEDDED, COUNTER = re.findall(r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL)
 (DEVICE,) = re.findall(r"```python\n(.*?)```", (DOCS / "devices.md").read_text(), re.DOTALL)
 KERNEL = bytes.fromhex("b0 2a e6 f4 eb fe")  # mov al, 42; out 0xf4, al; jmp $
 MULTIBOOT = bytes.fromhex(
@@ -66,6 +66,11 @@ def test_a_vmm_on_unicorn(irqchip_client: Client) -> None:
         start = load(memory, parse_image(KERNEL))
         with pytest.raises(GuestIsDoneError):
             exec(ON_UNICORN, {"memory": memory, "vm": vm, "devices": Devices(), "start": start})
+
+
+def test_a_daemon_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EMBEDDED, {})
+    assert capsys.readouterr().out == "0\n"
 
 
 @pytest.fixture

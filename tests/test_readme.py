@@ -50,6 +50,7 @@ def test_the_demo_runs_to_its_end() -> None:
     for what in ("crc32 89cdff97", "keyboard: Hello, irqchipd", "disk: no answer at sector", "the line is back"):
         assert what in said
     assert "ended with status 85" in said
+    assert "done, on unicorn, with a daemon and without" in said
 
 
 @pytest.mark.long

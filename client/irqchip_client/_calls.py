@@ -108,12 +108,17 @@ def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
         raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None
 
 
-# Calls of a Session that eventfds go with.
+# Calls of a Session that descriptors go with.
 
 
 @checked
 def irqfd(gsi: int, flags: int = 0) -> Call[None]:
     return Call("irqfd", pb.IrqfdRequest(gsi=gsi, flags=flags), _nothing)
+
+
+@checked
+def share_lapic(vcpu: int) -> Call[None]:
+    return Call("share_lapic", pb.ShareLapicRequest(vcpu=vcpu), _nothing)
 
 
 @checked

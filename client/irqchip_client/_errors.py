@@ -18,23 +18,23 @@ class IrqchipError(Exception):
 
     errno    the number, for example errno.EEXIST
     reason   its name, "EEXIST"
-    message  what was wrong, and what to do about it
+    message  what is wrong, and what to do
 
-    IrqchipError                anything else; look at .errno
-    ├── AlreadyExists           EEXIST                   the name, the vCPU or the irqchip is there already
-    ├── NotFound                ENOENT                   no such VM or vCPU
-    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value out of range; the message says what is allowed
+    IrqchipError                any other error: see .errno
+    ├── AlreadyExists           EEXIST                   the VM, vCPU, irqchip or PIT exists, or a range is claimed
+    ├── NotFound                ENOENT                   there is no such VM, vCPU, region or line source
+    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value is invalid; the message says what is allowed
     ├── NotReady                ENXIO, EAGAIN            the VM has no irqchip or no PIT; the vCPU has no local APIC
     ├── Busy                    EBUSY                    the vCPU halts already; the eventfd is an irqfd already
-    ├── LimitReached            E2BIG, ENOSPC            more than the daemon, or this client, allows
+    ├── LimitReached            E2BIG, ENOSPC            a limit of the daemon or of this client is reached
     ├── Unavailable             ECONNREFUSED, ESHUTDOWN, no daemon answers, it is stopping, or this Client is closed; or
-    │                           ECONNABORTED             the transport broke the call off, as under overload: try again
+    │                           ECONNABORTED             the transport broke the call off (under overload): try again
     ├── TimedOut                ETIMEDOUT                no answer in time; the call may still have been executed. Of
-    │                                                    halt(): nothing to take in time, and nothing is taken
+    │                                                    halt(): the vCPU took nothing
     ├── SessionClosed           EPIPE                    the Session has ended; __cause__ is the error that ended it
-    └── GuestError              EFAULT                   a vCPU can't go on: the guest's fault, or beyond its adapter
+    └── GuestError              EFAULT                   a guest cannot continue, or needs what its adapter lacks
 
-    A failed call has changed nothing, except where TimedOut, or Unavailable of ECONNABORTED, says otherwise.
+    A failed call has changed nothing. After TimedOut, and Unavailable with ECONNABORTED, it may have been executed.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -51,15 +51,15 @@ class IrqchipError(Exception):
 
 
 class AlreadyExists(IrqchipError):
-    """EEXIST: the name, the vCPU or the irqchip is there already."""
+    """EEXIST: the VM, vCPU, irqchip or PIT exists already, or a range is claimed."""
 
 
 class NotFound(IrqchipError):
-    """ENOENT: no such VM or vCPU."""
+    """ENOENT: there is no such VM, vCPU, region or line source."""
 
 
 class InvalidArgument(IrqchipError):
-    """EINVAL, EBADMSG, EBADF: a value out of range; the message says what is allowed."""
+    """EINVAL, EBADMSG, EBADF: a value is invalid; the message says what is allowed."""
 
 
 class NotReady(IrqchipError):
@@ -67,33 +67,33 @@ class NotReady(IrqchipError):
 
 
 class Busy(IrqchipError):
-    """EBUSY: the vCPU halts already, or the eventfd is an irqfd already."""
+    """EBUSY: the vCPU halts already, the eventfd is an irqfd already, or the owners of a range were too slow."""
 
 
 class LimitReached(IrqchipError):
-    """E2BIG, ENOSPC: more than the daemon, or this client, allows."""
+    """E2BIG, ENOSPC: a limit of the daemon or of this client is reached."""
 
 
 class Unavailable(IrqchipError):
     """ECONNREFUSED, ESHUTDOWN: no daemon answers, it is stopping, or this Client is closed.
 
-    ECONNABORTED: the transport broke the call off, as it does under overload; the call may still have been executed.
+    ECONNABORTED: the transport broke the call off, for example under overload. The call may have been executed.
     """
 
 
 class TimedOut(IrqchipError):
-    """ETIMEDOUT: no answer in time. The call may still have been executed.
+    """ETIMEDOUT: no answer in time. The call may have been executed.
 
-    From halt(): the vCPU had nothing to take in time, and has taken nothing.
+    From halt(): nothing came in time, and the vCPU took nothing.
     """
 
 
 class SessionClosed(IrqchipError):
-    """EPIPE: the Session has ended, and the levels it drove have dropped. The message says why."""
+    """EPIPE: the Session has ended, and its levels have dropped. The message says why."""
 
 
 class GuestError(IrqchipError):
-    """EFAULT: a vCPU can't go on, by the guest's fault or as its adapter can't do what it asks. It says what, where."""
+    """EFAULT: a guest cannot continue, or needs what its adapter lacks. The message says what happened, and where."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EFAULT, message)
@@ -187,7 +187,7 @@ def not_running(target: str, why: str) -> Unavailable:
 
 
 def client_interrupted() -> IrqchipError:
-    return IrqchipError(errno.EINTR, "a call was interrupted while it was sent: nobody knows whether it went out")
+    return IrqchipError(errno.EINTR, "a call was interrupted while it was sent, and may or may not have been sent")
 
 
 def client_closed() -> Unavailable:

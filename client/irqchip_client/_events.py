@@ -12,7 +12,7 @@ from ._model import ResetReason, SignalKind, Space
 
 @dataclass(frozen=True, slots=True)
 class InterruptPending:
-    """A vCPU has an interrupt to take. One event stands for any number: acknowledge until there is none left."""
+    """A vCPU has an interrupt to take. One event stands for any number: acknowledge until none is left."""
 
     vcpu: int
 
@@ -32,7 +32,7 @@ class VcpuSignal:
 
 @dataclass(frozen=True, slots=True)
 class GsiAcknowledged:
-    """The guest ended a GSI's interrupt `count` times: the kernel's ack notifiers. Unread events add up."""
+    """The guest ended a GSI's interrupt `count` times: the kernel's ack notifiers. Unread events merge."""
 
     gsi: int
     count: int = 1
@@ -40,7 +40,7 @@ class GsiAcknowledged:
 
 @dataclass(frozen=True, slots=True)
 class GsiMasked:
-    """The mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Only the newest is kept."""
+    """The mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Only the last is kept."""
 
     gsi: int
     masked: bool
@@ -48,9 +48,9 @@ class GsiMasked:
 
 @dataclass(frozen=True, slots=True)
 class GsiResampled:
-    """A GSI the Session resamples was acknowledged and went low `count` times: raise it if the device still asserts.
+    """A GSI that the Session resamples was acknowledged and went low, `count` times: KVM's resamplefd.
 
-    KVM's resamplefd. Unread events add up.
+    Raise the GSI again if the device still asserts its line. Unread events merge.
     """
 
     gsi: int
@@ -67,14 +67,14 @@ class IoapicEoi:
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped:
-    """`count` events were lost at this place, because they were not read in time."""
+    """`count` events were dropped here, because they were not read in time."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class RegionAccess:
-    """A vCPU accesses a region of the Session, and waits for complete_access() of this number."""
+    """A vCPU accesses a region of the Session. It waits until complete_access() answers the access of this number."""
 
     access: int
     vcpu: int
@@ -87,7 +87,7 @@ class RegionAccess:
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A vCPU wrote to a doorbell of the Session, `count` times the same value."""
+    """A vCPU wrote the same value to a doorbell of the Session, `count` times."""
 
     space: Space
     address: int
@@ -98,7 +98,7 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True)
 class RegionsLost:
-    """The Session lost its regions, as it did not answer an access to this address in time. Register them again."""
+    """The Session lost its regions: it did not answer an access to this address in time. It may register again."""
 
     space: Space
     address: int
@@ -106,9 +106,9 @@ class RegionsLost:
 
 @dataclass(frozen=True, slots=True)
 class VmReset:
-    """The VM was reset: a process that has a part of the VM resets that part. Only the newest event is kept.
+    """The VM was reset. A process that holds a part of the VM resets that part. Only the last event is kept.
 
-    It comes in order with RegionAccesses: the guest makes those behind it after the reset.
+    The event is in order with RegionAccesses: those that follow it are accesses after the reset.
     """
 
     reason: ResetReason = ResetReason.UNSPECIFIED
@@ -188,7 +188,7 @@ def event_from_record(packet: bytes) -> Event | None:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """A tracepoint was passed."""
+    """An event of a tracepoint."""
 
     time_ns: int  # By the daemon's monotonic clock.
     tracepoint: str  # The kernel's name, for example "kvm_pic_set_irq".

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class InterruptSource(IntEnum):
-    """The chip that a vCPU's interrupt comes from."""
+    """The chip that supplies a vCPU's interrupt."""
 
-    ANY = 0  # In a request: the PIC first, where the local APIC accepts it (LINT0 unmasked, ExtINT), then the LAPIC.
+    ANY = 0  # In a request: the PIC if the local APIC accepts it (LINT0 unmasked, ExtINT), then the local APIC.
     PIC = 1
     LAPIC = 2
 
 
 class SignalKind(IntEnum):
-    """A kind of signal to a vCPU: it does not go through the local APIC's IRR."""
+    """A kind of signal. A signal is what a vCPU takes besides interrupts."""
 
     NMI = 1
     SMI = 2
@@ -40,7 +40,7 @@ class MpState(IntEnum):
     """A vCPU's run state: KVM's numbers."""
 
     RUNNABLE = 0  # The vCPU runs.
-    UNINITIALIZED = 1  # Never started, it waits for INIT; all vCPUs but the boot CPU begin so.
+    UNINITIALIZED = 1  # It was never started, and waits for INIT. All vCPUs but the boot CPU begin so.
     INIT_RECEIVED = 2  # After INIT, it waits for SIPI.
     HALTED = 3  # It is in HLT.
     SIPI_RECEIVED = 4  # For set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
@@ -55,7 +55,7 @@ class MpState(IntEnum):
 
 
 class IrqchipMode(StrEnum):
-    """The chips that irqchipd has; in KVM, those that the kernel has."""
+    """The part of an irqchip that irqchipd holds. KVM has the same modes for the kernel."""
 
     NONE = "none"
     FULL = "full"  # PICs, IOAPIC and local APICs.
@@ -87,12 +87,12 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """An open Session, or a line source that was restored and waits for one."""
+    """An open Session, or a restored line source that waits for its Session."""
 
-    client: str  # The client's name for itself.
+    client: str  # The name that the client gave the Session.
     source: int  # Its line source, 1 or more.
     asserted_gsis: tuple[int, ...]  # The GSIs it drives high now, ascending.
-    dropped_events: int  # Events it did not read in time.
+    dropped_events: int  # The number of events that were dropped because the client did not read them in time.
     detached: bool = False  # The source waits for a Session that is opened with `resume`.
     resampled_gsis: tuple[
         int, ...
@@ -117,19 +117,19 @@ class VmInfo:
     """A VM.
 
     name
-    irqchip                  whether create_irqchip() was called
+    irqchip                  whether it has PICs, an IOAPIC and local APICs
     vcpus                    the ids of its vCPUs, in order of creation
     sessions                 its Sessions, in order of opening
-    asserted_gsis            GSIs that line source 0, which all unary callers share, drives high, ascending
-    irqchip_mode             the chips that irqchipd has
-    pit                      whether create_pit() was called
+    asserted_gsis            the GSIs that line source 0 drives high, ascending; all unary callers share source 0
+    irqchip_mode             the part of an irqchip that irqchipd holds
+    pit                      whether it has a PIT
     asynchronous_interrupts  whether lines may be driven without stopping a vCPU
     halt_in_kernel           whether irqchipd serves a vCPU's HLT
-    virtual                  whether its clock is virtual: it moves by advance() alone
+    virtual                  whether its clock is virtual: only advance() moves it
     now_ns                   its time, nanoseconds since its creation; == ignores this field
-    next_timer_ns            when its next timer is due, in the same time; None where none runs
+    next_timer_ns            when its next timer is due, in the same time; None if no timer runs
     tsc_khz                  the frequency of its vCPUs' TSCs
-    lateness_ns              how late its timers are, because the daemon bounds the work per VM; == ignores this field
+    lateness_ns              how late its timers are, if they need more than its share; == ignores this field
     """
 
     name: str
@@ -173,8 +173,8 @@ class Advance:
     """The time of a virtual clock after advance_clock().
 
     now_ns         the VM's time, nanoseconds since its creation
-    remaining_ns   how far short of the request it stopped, so that other VMs get their turn; after advance() 0
-    next_timer_ns  when the next timer is due: a time of the VM, not a distance from now; None where none runs
+    remaining_ns   the rest of the way, if the operation stopped after 10,000 expirations; 0 after advance()
+    next_timer_ns  when the next timer is due: a time of the VM, not a distance from now; None if no timer runs
     """
 
     now_ns: int
@@ -189,9 +189,9 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VmSnapshot:
-    """The whole state of a VM: bytes to keep, and to restore the VM from, in this daemon or another.
+    """The whole state of a VM, as bytes. This daemon or another can restore a VM from it.
 
-    Snapshots are equal where their bytes are. On a virtual clock, the same operations give the same bytes.
+    Snapshots are equal if their bytes are equal. On a virtual clock, the same operations give the same bytes.
     """
 
     _data: bytes
@@ -201,7 +201,7 @@ class VmSnapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """InvalidArgument where the bytes are no snapshot. The daemon decides whether a snapshot can be restored."""
+        """InvalidArgument if the bytes are not a snapshot. The daemon decides whether a snapshot can be restored."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidArgument(
                 errno.EINVAL, f"data is of type {type(data).__name__}; it is the bytes that to_bytes() gave"
@@ -219,7 +219,7 @@ class VmSnapshot:
         return cls.from_proto(message)
 
     def to_bytes(self) -> bytes:
-        """The bytes: the same for every snapshot of the same state."""
+        """Returns the bytes. They are the same for every snapshot of the same state."""
         return self._data
 
     @classmethod
@@ -233,9 +233,9 @@ class VmSnapshot:
 class Access(NamedTuple):
     """A guest's read.
 
-    claimed     whether a device claims the address; where none does, the vCPU process emulates the access
-    data        the value read, zero-extended; 0 where unclaimed, all ones where unanswered
-    unanswered  the device that claims the address died, or did not answer in time
+    claimed     whether a chip or a device claims the address; the vCPU's process emulates an unclaimed access
+    data        the value read, zero-extended; 0 if unclaimed, all ones if unanswered
+    unanswered  whether the device that claims the address gave no answer, for example because it died
     """
 
     claimed: bool
@@ -244,20 +244,20 @@ class Access(NamedTuple):
 
 
 class Claim(IntEnum):
-    """What took a guest's write. False where nothing did: the vCPU process emulates the access."""
+    """What claimed a guest's write. NOBODY is false: the vCPU's process emulates the access."""
 
     NOBODY = 0
     DEVICE = CLAIMED
-    UNANSWERED = CLAIMED | UNANSWERED  # The device that claims the address died, or did not answer in time.
+    UNANSWERED = CLAIMED | UNANSWERED  # The device that claims the address gave no answer.
 
 
 class ResetReason(IntEnum):
     """Why a VM was reset."""
 
     UNSPECIFIED = pb.RESET_REASON_UNSPECIFIED
-    OPERATOR = pb.RESET_REASON_OPERATOR  # Somebody outside the guest, as by a machine's reset button.
-    GUEST = pb.RESET_REASON_GUEST  # The guest, as by the keyboard controller.
-    FAULT = pb.RESET_REASON_FAULT  # The guest could not go on, as after a triple fault.
+    OPERATOR = pb.RESET_REASON_OPERATOR  # Someone outside the guest: the machine's reset button.
+    GUEST = pb.RESET_REASON_GUEST  # The guest, for example through the keyboard controller.
+    FAULT = pb.RESET_REASON_FAULT  # The guest could not continue, for example after a triple fault.
     WATCHDOG = pb.RESET_REASON_WATCHDOG
 
 
@@ -272,9 +272,9 @@ class Space(IntEnum):
 class MsrAccess:
     """A guest's RDMSR or WRMSR.
 
-    claimed  whether irqchipd has the register; where it has not, the vCPU process emulates the access
+    claimed  whether irqchipd has the register; the vCPU's process emulates an unclaimed access
     fault    whether the guest gets a general protection fault; then nothing was read or written
-    data     the value read; 0 where unclaimed, after a fault, and for a write
+    data     the value read; 0 if unclaimed, after a fault, and for a write
     """
 
     claimed: bool
@@ -303,16 +303,18 @@ Wake = Interrupt | Signal  # A halt ends with one of these.
 
 @dataclass(frozen=True, slots=True)
 class VcpuEvents:
-    """Events on their way to a vCPU that no chip holds: struct kvm_vcpu_events.
+    """What waits for delivery to a vCPU and is in no chip: struct kvm_vcpu_events.
 
-    In set_events(), a field that is None stays as it is.
+    In set_events(), a field that is None keeps its value.
     """
 
-    nmi_injected: bool | None = None  # An NMI is on its way: the vCPU takes it next.
+    nmi_injected: bool | None = None  # An NMI was taken and not delivered: the vCPU takes it next.
     nmi_pending: int | None = None  # NMIs to take: at most 2, or 1 while one is injected or masked.
     nmi_masked: bool | None = None  # The vCPU is in an NMI's handler, and takes no NMI.
     smi_pending: bool | None = None
-    interrupt_injected: bool | None = None  # An acknowledged interrupt is on its way: the next one to be acknowledged.
+    interrupt_injected: bool | None = (
+        None  # An acknowledged interrupt was not delivered: acknowledge() returns it next.
+    )
     interrupt_vector: int = 0  # That interrupt's vector.
     sipi_vector: int | None = None  # The SIPI's vector for a vCPU that is set to SIPI_RECEIVED; events() leaves None.
 

@@ -74,7 +74,7 @@ class PicState:
 
     @property
     def kvm_struct(self) -> bytes:
-        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
+        """The kernel's struct. Raises InvalidArgument if a field does not fit."""
         return _pack(_PIC, *astuple(self))
 
 
@@ -116,7 +116,7 @@ class RedirectionEntry:
 
     @property
     def raw(self) -> int:
-        """The 64 bits. Raises InvalidArgument where a field does not fit."""
+        """The 64 bits. Raises InvalidArgument if a field does not fit."""
         if not (0 <= self.vector < 256 and 0 <= self.destination < 256 and 0 <= self.reserved < 1 << 39):
             raise InvalidArgument(errno.EINVAL, f"vector and destination are 0 to 255, reserved has 39 bits: {self}")
         return (
@@ -155,7 +155,7 @@ class IoapicState:
 
     @property
     def kvm_struct(self) -> bytes:
-        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
+        """The kernel's struct. Raises InvalidArgument if a field does not fit."""
         entries = [entry.raw for entry in self.entries]
         return _pack(_IOAPIC, self.base_address, self.ioregsel, self.id, self.irr, 0, *entries)
 
@@ -229,7 +229,7 @@ class LapicState:
 
     @property
     def kvm_struct(self) -> bytes:
-        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
+        """The kernel's struct. Raises InvalidArgument if a field does not fit."""
         _check_length(self.rest, _LAPIC_BYTES, "rest")
         page = bytearray(self.rest)
         for name, offset in _LAPIC_REGISTERS.items():
@@ -280,7 +280,7 @@ class PitState:
 
     @property
     def kvm_struct(self) -> bytes:
-        """The kernel's struct. Raises InvalidArgument where a field does not fit."""
+        """The kernel's struct. Raises InvalidArgument if a field does not fit."""
         if len(self.channels) != 3:
             raise InvalidArgument(errno.EINVAL, f"a PIT has 3 channels, not {len(self.channels)}")
         channels = [_pack(_PIT_CHANNEL, *astuple(channel)) for channel in self.channels]

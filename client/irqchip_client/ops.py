@@ -1,8 +1,8 @@
 """The catalogue of operations: `session.run([ops.irq_line(4, True), ops.pio_read(0, 0x20)])`.
 
-Each function here describes a call and does nothing. A Session makes the calls in batches; the methods of a Vm, a
-Vcpu and a Line make the same ones singly. An operation's request, its result and its record are described here and
-nowhere else in this package. A function raises InvalidArgument for a number that its field can't hold.
+Each function here describes a call, and does nothing else. A Session executes calls in batches; the methods of a Vm, a
+Vcpu and a Line make the same calls one by one. A function raises InvalidArgument for a number that its field cannot
+hold. In this package, an operation's request, result and record are described here alone.
 """
 
 from __future__ import annotations
@@ -106,18 +106,19 @@ def _word(value: int) -> int:
 
 @_operation
 def create_vcpu(vcpu: int) -> Call[None]:
-    """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
+    """KVM_CREATE_VCPU. AlreadyExists if the id is taken, InvalidArgument if it is out of range."""
     return Call("create_vcpu", pb.CreateVcpuRequest(vcpu=vcpu), _nothing)
 
 
 @_repeated
 def irq_line(gsi: int, level: bool, *, without_status: bool = False) -> Call[int]:
-    """KVM_IRQ_LINE_STATUS: the level that the caller's source drives on a GSI. NotReady without an irqchip.
+    """KVM_IRQ_LINE_STATUS: sets the level that the caller's line source drives on a GSI. NotReady without an irqchip.
 
-    without_status  KVM_IRQ_LINE: the count of the RTC's ticks, on GSI 8, neither holds it back nor includes it
+    without_status  KVM_IRQ_LINE instead. The two differ for the RTC's GSI 8: an edge is then delivered even if the
+                    guest has not ended the last tick, and is not counted as a tick
 
-    The result is the status, summed over the chips the GSI is routed to: -1 masked or ignored, 0 coalesced with an
-    interrupt still pending, 1 or more the number of deliveries. Lowering a line gives 1 per chip.
+    The result is the status, summed over the chips that the GSI leads to: -1 masked or ignored; 0 coalesced with an
+    interrupt that is still pending; 1 or more the number of deliveries. Lowering a line adds 1 per chip.
     """
     size = WITHOUT_STATUS if without_status else 0
     return RecordCall("irq_line", (size, gsi, 0, level), _STATUS)
@@ -125,9 +126,9 @@ def irq_line(gsi: int, level: bool, *, without_status: bool = False) -> Call[int
 
 @_operation
 def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
-    """Many irq_line in one operation, each a GSI and its level: all are done, in order; if one is refused, none is.
+    """Several irq_line in one operation, in order; each is a GSI and its level. If one is refused, none is done.
 
-    The fastest way to drive lines: it saves most of the time of a batch of 256 changes. At most 4096.
+    This is the fastest way to drive many lines. At most 4096 changes.
     """
     packed = [gsi << 1 | _LEVELS[level] for gsi, level in changes]
     return Call("irq_lines", pb.IrqLinesRequest(changes=packed), lambda response: list(response.statuses))
@@ -137,12 +138,13 @@ def irq_lines(changes: Iterable[tuple[int, bool]]) -> Call[list[int]]:
 def register_region(
     space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
 ) -> Call[None]:
-    """Claims a range of ports or addresses for the Session: it gets a RegionAccess, and complete_access() answers.
+    """Claims a range of ports or addresses. Each access is a RegionAccess event, which complete_access() answers.
 
-    doorbell   a write becomes a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
-    datamatch  only a write of this value and of the range's length rings; any other is unclaimed
+    doorbell   a write is a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
+    datamatch  only a write of this value, and of the range's length, rings; any other write is unclaimed
 
-    AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+    AlreadyExists if part of the range is claimed; Busy if it is barred because its owners were too slow;
+    InvalidArgument for an invalid range; LimitReached at the VM's limit of regions.
     """
     request = region_request(space, address, length, doorbell, datamatch)
     if datamatch is not None:
@@ -161,9 +163,9 @@ def region_request(
 
 @_operation
 def unregister_region(space: Space, address: int, datamatch: int | None = None) -> Call[None]:
-    """Undoes register_region(); accesses that wait for an answer are completed as unanswered.
+    """Gives a region up. Accesses that wait for an answer are completed as unanswered.
 
-    NotFound where the Session has no such region.
+    NotFound if the Session has no such region.
     """
     request = pb.UnregisterRegionRequest(space=pb.AddressSpace.ValueType(space), address=address, datamatch=datamatch)
     return Call("unregister_region", request, _nothing)
@@ -171,24 +173,25 @@ def unregister_region(space: Space, address: int, datamatch: int | None = None) 
 
 @_operation
 def complete_access(access: int, data: int = 0, *, unanswered: bool = False) -> Call[bool]:
-    """Answers a RegionAccess with the data that the vCPU reads. The result: whether the access still waited.
+    """Answers a RegionAccess with the data that the vCPU reads. The result is whether the access was still waiting.
 
-    unanswered  the device has no answer (it is broken, say): the vCPU reads all ones, and its result says so
+    unanswered  the device has no answer, for example because it is broken: the vCPU reads all ones, and its result
+                says `unanswered`
 
-    InvalidArgument where the data does not fit the access's size, or comes with `unanswered`: the vCPU still waits.
+    InvalidArgument if the data does not fit the access's size, or comes with `unanswered`. Then the vCPU still waits.
     """
     return RecordCall("complete_access", (int(unanswered), 0, access, data), _COMPLETED)
 
 
 @_operation
 def signal_msi(address: int, data: int, flags: int = 0) -> Call[int]:
-    """KVM_SIGNAL_MSI. The number of local APICs that accepted the interrupt; -1 where the MSI addresses none."""
+    """KVM_SIGNAL_MSI. The result is how many local APICs accepted the MSI, or -1 if it addresses none."""
     return RecordCall("signal_msi", (0, flags, address, _word(data)), _STATUS)
 
 
 @_operation
 def set_gsi_routing(routes: Iterable[Route]) -> Call[None]:
-    """KVM_SET_GSI_ROUTING: replaces the whole table. InvalidArgument where KVM refuses it; the old table stays."""
+    """KVM_SET_GSI_ROUTING: replaces the table. If KVM refuses it: InvalidArgument, and the old table stays."""
     request = pb.SetGsiRoutingRequest(entries=[route.to_proto() for route in routes])
     return Call("set_gsi_routing", request, _nothing)
 
@@ -211,7 +214,7 @@ def pio_read(vcpu: int, port: int, size: int = 1) -> Call[Access]:
 
 @_operation
 def pio_write(vcpu: int, port: int, data: int, size: int = 1) -> Call[Claim]:
-    """A vCPU's OUT to a port, of 1, 2 or 4 bytes. False where no device claims the port."""
+    """A vCPU's OUT to a port, of 1, 2 or 4 bytes. False if no device claims the port."""
     return RecordCall("pio_write", (size, vcpu, _word(port), _word(data)), _CLAIM)
 
 
@@ -223,15 +226,15 @@ def mmio_read(vcpu: int, address: int, size: int = 4) -> Call[Access]:
 
 @_operation
 def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[Claim]:
-    """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. False where no device claims the address."""
+    """A vCPU's store to a guest physical address, of 1, 2, 4 or 8 bytes. False if no device claims the address."""
     return RecordCall("mmio_write", (size, vcpu, address, data), _CLAIM)
 
 
 @_repeated
 def ack_interrupt(vcpu: int, source: InterruptSource = InterruptSource.ANY) -> Call[Interrupt | None]:
-    """A vCPU's INTA: the vCPU accepts the interrupt that it would take now. None where there is none.
+    """A vCPU's INTA: the vCPU accepts the interrupt that it would take now. None if there is none.
 
-    NotReady where the vCPU has no local APIC.
+    NotReady if the vCPU has no local APIC.
     """
     return RecordCall("ack_interrupt", (source, vcpu, 0, 0), _INTERRUPT)
 
@@ -261,7 +264,7 @@ def set_irqchip(chip: Chip, state: PicState | IoapicState | bytes) -> Call[None]
 
 @_operation
 def get_lapic(vcpu: int) -> Call[LapicState]:
-    """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
+    """KVM_GET_LAPIC. InvalidArgument if the vCPU has no local APIC."""
     from ._state import LapicState
 
     request = pb.GetLapicRequest(vcpu=vcpu)
@@ -270,16 +273,16 @@ def get_lapic(vcpu: int) -> Call[LapicState]:
 
 @_operation
 def set_lapic(vcpu: int, state: LapicState | bytes) -> Call[None]:
-    """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
+    """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument if the vCPU has no local APIC."""
     data = state if isinstance(state, bytes) else state.kvm_struct
     return Call("set_lapic", pb.SetLapicRequest(vcpu=vcpu, kvm_struct=data), _nothing)
 
 
 @_operation
 def advance_clock(nanoseconds: int) -> Call[Advance]:
-    """Moves a virtual clock. It stops short after 10,000 expirations: call again with `remaining_ns`.
+    """Moves a virtual clock. It stops early after 10,000 expirations: repeat it with `remaining_ns`.
 
-    InvalidArgument where the clock is real.
+    InvalidArgument if the clock is real.
     """
     return Call("advance_clock", pb.AdvanceClockRequest(nanoseconds=nanoseconds), Advance.from_proto)
 
@@ -294,9 +297,9 @@ def get_pit() -> Call[PitState]:
 
 @_operation
 def set_pit(state: PitState | bytes) -> Call[None]:
-    """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady without a PIT.
+    """KVM_SET_PIT2, from a state or the kernel's struct. It reloads the count of every channel.
 
-    From the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+    With the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. NotReady without a PIT.
     """
     data = state if isinstance(state, bytes) else state.kvm_struct
     return Call("set_pit", pb.SetPitRequest(kvm_struct=data), _nothing)
@@ -304,33 +307,34 @@ def set_pit(state: PitState | bytes) -> Call[None]:
 
 @_operation
 def set_pit_reinject(reinject: bool) -> Call[None]:
-    """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait or are lost. NotReady without a PIT."""
+    """KVM_REINJECT_CONTROL: whether a tick that cannot be delivered waits or is lost. NotReady without a PIT."""
     return Call("set_pit_reinject", pb.SetPitReinjectRequest(reinject=reinject), _nothing)
 
 
 @_repeated
 def msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
-    """A vCPU's RDMSR. NotReady where the vCPU has no local APIC."""
+    """A vCPU's RDMSR. NotReady if the vCPU has no local APIC."""
     return RecordCall("msr_read", (0, vcpu, _word(msr), 0), _MSR)
 
 
 @_operation
 def msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
-    """A vCPU's WRMSR. NotReady where the vCPU has no local APIC."""
+    """A vCPU's WRMSR. NotReady if the vCPU has no local APIC."""
     return RecordCall("msr_write", (0, vcpu, _word(msr), data), _MSR_WRITTEN)
 
 
 @_operation
 def host_msr_read(vcpu: int, msr: int) -> Call[MsrAccess]:
-    """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady where the vCPU has no local APIC."""
+    """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady if the vCPU has no local APIC."""
     return Call("msr_read", pb.MsrReadRequest(vcpu=vcpu, msr=msr, host_initiated=True), _MSR.message)
 
 
 @_operation
 def host_msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
-    """KVM_SET_MSRS of one MSR: IA32_APIC_BASE may go from any mode to any other, and IA32_TSC leaves IA32_TSC_ADJUST.
+    """KVM_SET_MSRS of one MSR: the host writes, not the guest.
 
-    NotReady where the vCPU has no local APIC.
+    IA32_APIC_BASE may change from any mode to any other. Writing IA32_TSC does not change IA32_TSC_ADJUST. NotReady if
+    the vCPU has no local APIC.
     """
     request = pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data, host_initiated=True)
     return Call("msr_write", request, _MSR_WRITTEN.message)
@@ -345,9 +349,9 @@ def set_cpuid(
     tsc_adjust: bool = True,
     physical_address_bits: int = 52,
 ) -> Call[None]:
-    """KVM_SET_CPUID2: those features of the guest's CPUID that the local APIC depends on. A new vCPU has all of them.
+    """KVM_SET_CPUID2: the features of the guest's CPUID that the local APIC depends on. A new vCPU has all.
 
-    InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
+    InvalidArgument for less than 32 or more than 52 bits; NotReady if the vCPU has no local APIC.
     """
     request = pb.SetCpuidRequest(
         vcpu=vcpu,
@@ -361,26 +365,32 @@ def set_cpuid(
 
 @_operation
 def cr8_read(vcpu: int) -> Call[int]:
-    """A vCPU's MOV from CR8: TPR's upper half. NotReady where the vCPU has no local APIC."""
+    """A vCPU's MOV from CR8: the upper half of TPR. NotReady if the vCPU has no local APIC."""
     return Call("cr8_read", pb.Cr8ReadRequest(vcpu=vcpu), lambda response: int(response.value))
 
 
 @_operation
 def cr8_write(vcpu: int, value: int) -> Call[None]:
-    """A vCPU's MOV to CR8; it sets TPR also while the local APIC is disabled. InvalidArgument above 15; NotReady."""
+    """A vCPU's MOV to CR8. It sets TPR even if the local APIC is disabled.
+
+    InvalidArgument above 15; NotReady if the vCPU has no local APIC.
+    """
     return Call("cr8_write", pb.Cr8WriteRequest(vcpu=vcpu, value=value), _nothing)
 
 
 @_operation
 def get_vcpu_events(vcpu: int) -> Call[VcpuEvents]:
-    """KVM_GET_VCPU_EVENTS, those fields that irqchipd keeps. NotReady where the vCPU has no local APIC."""
+    """KVM_GET_VCPU_EVENTS: what waits for a vCPU and is in no chip. NotReady if the vCPU has no local APIC."""
     request = pb.GetVcpuEventsRequest(vcpu=vcpu)
     return Call("get_vcpu_events", request, lambda response: VcpuEvents.from_proto(response.events))
 
 
 @_operation
 def set_vcpu_events(vcpu: int, events: VcpuEvents) -> Call[None]:
-    """KVM_SET_VCPU_EVENTS: a field that is None stays as it is. InvalidArgument for a number above 255; NotReady."""
+    """KVM_SET_VCPU_EVENTS. A field that is None keeps its value.
+
+    InvalidArgument for a number above 255; NotReady if the vCPU has no local APIC.
+    """
     if not isinstance(events, VcpuEvents):
         raise TypeError("events is no VcpuEvents")
     return Call("set_vcpu_events", pb.SetVcpuEventsRequest(vcpu=vcpu, events=events.to_proto()), _nothing)
@@ -388,17 +398,17 @@ def set_vcpu_events(vcpu: int, events: VcpuEvents) -> Call[None]:
 
 @_operation
 def interrupt(vcpu: int, vector: int) -> Call[None]:
-    """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
+    """KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends the vCPU an external interrupt.
 
-    AlreadyExists while the vCPU has not taken the previous one; NotReady where irqchipd has the PIC, or the vCPU has
-    no local APIC.
+    AlreadyExists until the vCPU has taken the last one; NotReady if irqchipd holds the PIC, or the vCPU has no local
+    APIC.
     """
     return Call("interrupt", pb.InterruptRequest(vcpu=vcpu, vector=vector), _nothing)
 
 
 @_operation
 def nmi(vcpu: int) -> Call[None]:
-    """KVM_NMI. NotReady where the vCPU has no local APIC."""
+    """KVM_NMI. NotReady if the vCPU has no local APIC."""
     return Call("nmi", pb.NmiRequest(vcpu=vcpu), _nothing)
 
 
@@ -410,17 +420,17 @@ def get_mp_state(vcpu: int) -> Call[MpState]:
 
 @_operation
 def set_mp_state(vcpu: int, state: MpState) -> Call[None]:
-    """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
+    """KVM_SET_MP_STATE. InvalidArgument for any state but RUNNABLE if the vCPU has no local APIC."""
     request = pb.SetMpStateRequest(vcpu=vcpu, state=MpState(state).to_proto())
     return Call("set_mp_state", request, _nothing)
 
 
 @_operation
 def take_signal(vcpu: int) -> Call[Signal | None]:
-    """Takes the signal that waits for a vCPU: INIT, else SIPI, SMI or NMI. None where no signal waits.
+    """Takes one signal that waits for a vCPU. None if no signal waits.
 
-    While the vCPU waits for INIT or SIPI, an SMI or NMI stays until it has started; an INIT discards them.
-    NotReady where the vCPU has no local APIC.
+    The order is INIT, SIPI, an injected NMI, SMI, NMI. While the vCPU waits for INIT or SIPI, it takes no SMI and no
+    NMI. An INIT discards them. NotReady if the vCPU has no local APIC.
     """
     return Call(
         "take_signal",
@@ -431,10 +441,10 @@ def take_signal(vcpu: int) -> Call[Signal | None]:
 
 @_operation
 def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
-    """A vCPU's HLT, answered when the vCPU has an interrupt or a signal to take; the answer is what it has taken.
+    """A vCPU's HLT. It is answered when the vCPU has an interrupt or a signal to take; the result is what it took.
 
-    A halt is the last operation of its batch, and later batches do not wait for it. TimedOut where nothing came
-    within `timeout` seconds; Busy while the vCPU halts already; NotReady where the vCPU has no local APIC.
+    A halt is the last operation of its batch, and later batches do not wait for it. TimedOut if nothing came within
+    `timeout` seconds; Busy while the vCPU halts already; NotReady if the vCPU has no local APIC.
     """
     timeout_ns = 0  # no limit
     if timeout is not None:

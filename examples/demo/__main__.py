@@ -23,7 +23,8 @@ EXIT = 42
 
 def play(stage: Stage, cpu: str) -> list[str]:
     """Run the demo once. Returns the transcript. DemoError if an answer is wrong."""
-    stage.show("stage", f"a machine on {cpu}: seven processes")
+    processes = "six processes, of which the vCPU's is the daemon, too" if stage.embedded else "seven processes"
+    stage.show("stage", f"a machine on {cpu}: {processes}")
     stage.start_daemon()
     stage.start_vcpu(cpu)
     for device in DEVICES:
@@ -41,7 +42,7 @@ def play(stage: Stage, cpu: str) -> list[str]:
         monitor.close()
     if (status := stage.wait("debug_exit")) != EXIT << 1 | 1:
         raise DemoError(f"debug_exit ended with status {status} instead of ~{EXIT << 1 | 1}")
-    for name in ("vcpu", "daemon"):
+    for name in ("vcpu", "daemon")[: 1 if stage.embedded else 2]:
         if status := stage.wait(name) if name == "vcpu" else stage.stop(name):
             raise DemoError(f"{name} ended with status {status}")
     return monitor.transcript
@@ -97,9 +98,9 @@ def main() -> int:
     transcripts: list[list[str]] = []
     stage = None
     try:
-        for cpu in cpus:
+        for cpu, embedded in [*((cpu, False) for cpu in cpus), (cpus[-1], True)]:
             with tempfile.TemporaryDirectory(prefix="irqchip-demo-") as folder:
-                stage = Stage(Path(folder))
+                stage = Stage(Path(folder), embedded=embedded)
                 try:
                     transcripts.append(play(stage, cpu))
                 finally:
@@ -107,7 +108,10 @@ def main() -> int:
         assert stage is not None
         if any(transcript != transcripts[0] for transcript in transcripts):
             raise DemoError(f"the transcripts differ: {transcripts}")
-        stage.show("stage", f"done, on {' and '.join(cpus)}: {len(transcripts[0])} lines as expected")
+        stage.show(
+            "stage",
+            f"done, on {' and '.join(cpus)}, with a daemon and without: {len(transcripts[0])} lines as expected",
+        )
     except (DemoError, IrqchipError) as error:
         assert stage is not None
         stage.show("stage", f"FAILED: {error}")

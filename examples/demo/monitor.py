@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROMPT = "\r\n> "
+RATE = ": # a second"  # which is missing where all took less than a tick
 LATE_TICKS = " more than asked for"
 PATIENCE = 30.0  # seconds, for an answer
 # Answers that contain times or this machine's speed. The transcript has them without their numbers.
@@ -107,7 +108,9 @@ class Monitor:
             self._show(line)
             if of_time and LATE_TICKS in line:  # which only a busy machine reports
                 continue
-            self.transcript.append(re.sub(r"\s*\d+", " #", line) if of_time and not line.startswith(">") else line)
+            if of_time and not line.startswith(">"):
+                line = re.sub(r"\s*\d+", " #", line).removesuffix(RATE)
+            self.transcript.append(line)
 
 
 def _connect(path: Path) -> socket.socket:

@@ -27,6 +27,7 @@ class Stage:
 
     folder: Path
     quiet: bool = False
+    embedded: bool = False  # the vCPU's process is the daemon, too
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     began: float = field(default_factory=time.monotonic)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
@@ -44,9 +45,13 @@ class Stage:
         return self.folder / "disk.img"
 
     def start_daemon(self) -> None:
-        """Start the daemon, and create a disk with data."""
+        """Create a disk with data, and start the daemon, if it has a process of its own."""
         self.image.write_bytes(random.Random(8259).randbytes(SECTOR * SECTORS))
-        self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning")
+        if not self.embedded:
+            self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning")
+            self._await_daemon()
+
+    def _await_daemon(self) -> None:
         deadline = time.monotonic() + 20
         while not (self.folder / "irqchipd.sock").exists():
             if time.monotonic() > deadline:
@@ -66,10 +71,12 @@ class Stage:
     def start_vcpu(self, cpu: str, *more: str) -> None:
         """Start the vCPU with the demo's guest. It waits for the devices."""
         awaited = [word for client in CLIENTS for word in ("--await", client)]
-        command = ["-m", "irqchip_client.cli", "--target", self.target, "run", "--cpu", cpu, "--vm", VM]
+        place = ("--listen", self.target.removeprefix("unix://")) if self.embedded else ("--target", self.target)
+        command = ["-m", "irqchip_client.cli", "run", *place, "--cpu", cpu, "--vm", VM]
         self.start(
             "vcpu", *command, "--kernel", str(GUEST), "--without", "serial", "--without", "exit", *awaited, *more
         )
+        self._await_daemon()
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a Python process, and show its output as it comes."""

@@ -1,4 +1,4 @@
-/* The block device by interrupt. Its process may end at any time, and come back; then the next command begins anew. */
+/* The block device, by interrupt. Its process may end at any time and come back; the next command then sets it up. */
 
 #include "guest.h"
 #include "x86.h"
@@ -39,7 +39,7 @@ static const char *fail(void)
     return no_answer;
 }
 
-/* There is a device, and it is set up. One that has gone since the last command is told from one that never was. */
+/* Checks for a device and sets it up. A device that ended after the last command is distinguished from none at all. */
 static const char *find(void)
 {
     bool was_ready = ready;
@@ -59,7 +59,7 @@ static const char *begin(unsigned char command, unsigned sector)
     return NULL;
 }
 
-/* Waits for the interrupt. Each tick, which wakes it too, looks whether there is still somebody to wait for. */
+/* Waits for the interrupt. Each tick wakes it too, to check whether the device is still there. */
 static const char *finish(void)
 {
     unsigned deadline = milliseconds() + PATIENCE;
@@ -98,7 +98,7 @@ const char *disk_write(unsigned sector, const void *data)
     const char *error = begin(WRITE, sector);
     if (error != NULL)
         return error;
-    if (inb(STATUS) == STATUS_DATA) /* else it was refused, which finish() finds */
+    if (inb(STATUS) == STATUS_DATA) /* otherwise it was refused, which finish() detects */
         outsl(DATA, data, SECTOR_SIZE / 4);
     return finish();
 }
@@ -109,7 +109,7 @@ const char *disk_flush(void)
     return error != NULL ? error : finish();
 }
 
-/* The line is a level: it must be low before the interrupt ends, or it comes again. */
+/* The line is level-triggered: it must be low before the EOI, or the interrupt comes again. */
 void disk_interrupt(void)
 {
     if (inb(INTERRUPT) != INTERRUPT_PENDING)

@@ -1,4 +1,4 @@
-/* What the parts of the guest have for each other. */
+/* The interfaces between the guest's parts. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,11 +9,11 @@
 __attribute__((format(printf, 1, 2))) void print(const char *format, ...); /* %s %c %u %x, width, 0 and - */
 bool text_equal(const char *a, const char *b);
 bool has_word(const char *text, const char *word); /* words are separated by spaces */
-char *next_word(char **text);                      /* ends it with a NUL and moves on; "" where there is none */
+char *next_word(char **text);                      /* ends it with a NUL and advances; "" at the end */
 bool next_number(char **text, unsigned *value);    /* decimal, or hexadecimal after 0x */
 unsigned crc32(unsigned crc, const unsigned char *bytes, size_t size); /* begin with 0 */
 
-/* Bytes from an interrupt handler to the rest or the other way: each end is moved by one of the two alone. */
+/* A queue of bytes between an interrupt handler and other code: each side moves only one end. */
 #define RING_SIZE 4096
 
 struct ring {
@@ -31,7 +31,7 @@ static inline bool ring_full(const struct ring *ring)
     return ring->in - ring->out == RING_SIZE;
 }
 
-/* What does not fit is lost. */
+/* Bytes that do not fit are lost. */
 static inline void ring_put(struct ring *ring, unsigned char byte)
 {
     if (!ring_full(ring)) {
@@ -60,8 +60,8 @@ __attribute__((noreturn)) void panic(const char *what);
 __attribute__((noreturn)) void debug_exit(unsigned char value);
 
 extern bool use_ioapic;
-void controllers_init(unsigned gsis);        /* a mask of those that are used */
-bool controllers_spurious(unsigned vector);  /* the PICs' way to take back an interrupt */
+void controllers_init(unsigned gsis);        /* a mask of the GSIs in use */
+bool controllers_spurious(unsigned vector);  /* whether the PICs withdrew the interrupt */
 void controllers_eoi(unsigned vector);
 
 enum { LAPIC_TIMER = 0x320, LAPIC_TIMER_INITIAL = 0x380, LAPIC_TIMER_CURRENT = 0x390, LAPIC_TIMER_DIVIDE = 0x3E0 };
@@ -80,7 +80,7 @@ unsigned milliseconds(void); /* since timer_start, as far as ticks came; not mon
 bool timer_due(unsigned deadline);
 unsigned apic_timer_hz(void); /* before its divider, rounded to 1 MHz */
 
-/* Ticks on the whole, and those of them that no interrupt came for, by a clock that is not theirs. */
+/* All ticks, and those without an interrupt, measured by an independent clock. */
 struct tick_count {
     unsigned came, lost, milliseconds;
 };
@@ -90,13 +90,13 @@ struct tick_count timer_count(unsigned ticks, unsigned hz);
 /* uart.c */
 
 extern struct ring uart_input;
-extern volatile bool uart_break; /* Ctrl-C was received: whoever waits may give up */
+extern volatile bool uart_break; /* Ctrl-C was received: waiting code may give up */
 void uart_init(void);
 void uart_interrupt(void);
 void uart_watch(void); /* now and then: the port may have been away */
 void uart_put(char character);
 void uart_flush(void);
-void uart_panic_mode(void); /* sends what waits, and from then on without interrupts */
+void uart_panic_mode(void); /* sends the queue, then works without interrupts */
 
 /* keyboard.c */
 

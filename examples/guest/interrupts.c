@@ -1,4 +1,4 @@
-/* The IDT, and what becomes of an interrupt or an exception. */
+/* The IDT, and the handling of interrupts and exceptions. */
 
 #include "guest.h"
 #include "x86.h"
@@ -16,7 +16,7 @@ struct gate {
 static struct gate idt[256];
 extern char interrupt_stubs[]; /* boot.S */
 
-/* What PUSHA, the stub and the processor pushed. */
+/* The registers pushed by PUSHA, the stub and the processor. */
 struct frame {
     unsigned edi, esi, ebp, esp, ebx, edx, ecx, eax;
     unsigned vector, error;

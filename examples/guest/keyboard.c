@@ -10,9 +10,9 @@ enum { READ_CONFIGURATION = 0x20, WRITE_CONFIGURATION = 0x60, DISABLE_AUXILIARY 
 enum { ENABLE_KEYBOARD = 0xAE, KEYBOARD_ENABLE_SCANNING = 0xF4 };
 enum { CONFIGURATION_INTERRUPT = 1, CONFIGURATION_NO_KEYBOARD = 0x10, CONFIGURATION_TRANSLATE = 0x40 };
 
-#define PATIENCE 1000 /* looks at the status */
+#define PATIENCE 1000 /* reads of the status */
 
-/* Scan codes, set 1. Those of keys that are released have bit 7 set. */
+/* Scan codes, set 1. Bit 7 is set when a key is released. */
 enum { SHIFT_LEFT = 0x2A, SHIFT_RIGHT = 0x36, CAPS_LOCK = 0x3A, EXTENDED = 0xE0, RELEASED = 0x80 };
 
 static const char plain[] = "\0\033"
@@ -42,7 +42,7 @@ static void put(unsigned short port, unsigned char value)
         outb(port, value);
 }
 
-/* Harmless where there is none. With interrupts off. */
+/* Harmless without a keyboard. Call with interrupts off. */
 void keyboard_init(void)
 {
     put(COMMAND, DISABLE_KEYBOARD);
@@ -56,7 +56,7 @@ void keyboard_init(void)
     put(COMMAND, WRITE_CONFIGURATION);
     put(DATA, configuration | CONFIGURATION_INTERRUPT | CONFIGURATION_TRANSLATE);
     put(COMMAND, ENABLE_KEYBOARD);
-    put(DATA, KEYBOARD_ENABLE_SCANNING); /* what it answers comes as an interrupt, and is no key */
+    put(DATA, KEYBOARD_ENABLE_SCANNING); /* its answer comes as an interrupt, and is not a key */
     shift_left = shift_right = extended = false;
 }
 

@@ -12,7 +12,7 @@ struct multiboot {
     const char *command_line;
 };
 
-/* From boot.S. Interrupts are off until everybody is ready for them. */
+/* From boot.S. Interrupts are off until all drivers are ready. */
 __attribute__((used, noreturn)) void guest_main(unsigned magic, const struct multiboot *info)
 {
     interrupts_init();

@@ -1,4 +1,4 @@
-/* The monitor: lines from the serial port or the keyboard, and what they ask for. */
+/* The monitor: executes command lines from the serial port or the keyboard. */
 
 #include "guest.h"
 #include "x86.h"
@@ -8,7 +8,7 @@
 #define DELETE 0x7F
 #define CTRL_U 0x15
 
-/* A line, with echo. False: Ctrl-C. */
+/* Reads a line, with echo. False after Ctrl-C. */
 static bool read_line(char line[LINE_SIZE], bool from_serial)
 {
     static bool after_return; /* a terminal that ends lines in CR LF ends one, and not two */
@@ -41,7 +41,7 @@ static bool read_line(char line[LINE_SIZE], bool from_serial)
 static const char *boot_command_line;
 static unsigned char sector_data[SECTOR_SIZE];
 
-/* A command gets what follows its name, and returns false where that is not what it takes. */
+/* A command gets its arguments as text, and returns false if they are invalid. */
 
 static bool command_time(char *arguments)
 {
@@ -190,7 +190,7 @@ static bool command_keys(char *arguments)
     char line[LINE_SIZE];
     (void)arguments;
     cli();
-    keyboard_init(); /* it may be another one than before */
+    keyboard_init(); /* it may be a new device */
     sti();
     print("type a line at the keyboard: ");
     if (read_line(line, false))

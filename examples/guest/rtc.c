@@ -12,11 +12,11 @@ enum { C_PERIODIC = 0x40, C_UNUSED = 0x0F };
 enum { HOUR_PM = 0x80, D_UNUSED = 0x7F };
 
 #define HIGHEST_RATE 32768 /* that of rate 1; each further rate halves it */
-#define PATIENCE 100000 /* looks at A */
+#define PATIENCE 100000 /* reads of A */
 
 static volatile unsigned wanted, came;
 
-/* Index and data are two accesses, and the interrupt handler has its own: with interrupts off. */
+/* Index and data are two accesses, and the interrupt handler makes such accesses too: call with interrupts off. */
 static unsigned char read(unsigned char index)
 {
     outb(INDEX, index);
@@ -39,7 +39,7 @@ static unsigned from_bcd(unsigned char value)
     return (value >> 4) * 10u + (value & 0x0F);
 }
 
-/* An update takes 2 ms, and UIP tells of it 244 us ahead: enough to read all of them, unless the host stops us. */
+/* An update takes 2 ms, and UIP is set 244 us before: enough to read all registers, unless the host stops the guest. */
 static bool read_registers(unsigned char registers[YEAR + 1])
 {
     for (int looks = 0; read(A) & A_UPDATE_IN_PROGRESS; looks++)
@@ -56,7 +56,7 @@ static bool read_date(struct date *date)
     bool same;
     if (!is_present())
         return false;
-    do { /* so read until they are the same twice */
+    do { /* so read until two readings are equal */
         if (!read_registers(first) || !read_registers(second))
             return false;
         same = true;
@@ -91,7 +91,7 @@ bool rtc_date(struct date *date)
     return answered;
 }
 
-/* To read C acknowledges: the line falls, and without it no other interrupt would come. */
+/* Reading C acknowledges: the line falls. Otherwise no other interrupt would come. */
 void rtc_interrupt(void)
 {
     unsigned char causes = read(C);
@@ -120,7 +120,7 @@ unsigned rtc_count(unsigned interrupts, unsigned hz)
     }
     sti();
     unsigned before;
-    do { /* until a second passes in which none comes */
+    do { /* until a second passes without one */
         before = came;
         unsigned deadline = milliseconds() + 1000;
         WAIT_UNTIL(came == wanted || timer_due(deadline) || uart_break);

@@ -10,8 +10,8 @@ enum { PIT_WORD = 0x30, PIT_RATE_GENERATOR = 0x04, PIT_READ_BACK_COUNTS_1_AND_2 
 enum { SPEAKER_GATE = 1, SPEAKER_DATA = 2 };
 #define PIT_HZ 1193182
 
-/* The clock's two channels wrap after so many of its clocks, 55 and 51 ms. With each wrap of channel 2 they are DRIFT
-   further apart, which tells how often it has wrapped: for 0.8 s. */
+/* The clock's two channels wrap after these numbers of clocks, 55 and 51 ms. With each wrap of channel 2 their distance
+   grows by DRIFT, so the distance is the number of wraps, for 0.8 s. */
 #define DRIFT 4096
 #define WRAP_2 0x10000
 #define WRAP_1 (WRAP_2 - DRIFT)
@@ -21,7 +21,7 @@ enum { DIVIDE_BY_16 = 3, DIVIDER = 16, LVT_PERIODIC = 1 << 17, LVT_MASKED = 1 <<
 
 #define CALIBRATION (PIT_HZ / 10) /* 100 ms, in clocks of the PIT */
 
-#define LOOKS_HZ 100 /* how often ticks are held against the clock, which is slow to read */
+#define LOOKS_HZ 100 /* how often ticks are compared with the clock, which is slow to read */
 
 bool use_apic_timer;
 static unsigned apic_hz; /* behind the divider */
@@ -53,20 +53,20 @@ static void pit_start(unsigned channel, unsigned initial)
     outb(PIT + channel, initial >> 8);
 }
 
-/* What was latched. */
+/* The latched value. */
 static unsigned pit_read(unsigned channel)
 {
     unsigned low = inb(PIT + channel);
     return low | inb(PIT + channel) << 8;
 }
 
-/* How many clocks channel 2 has counted, but for its wraps. They count down. */
+/* How many clocks channel 2 has counted, without its wraps. The channels count down. */
 static unsigned by_channel_2(struct moment then, struct moment now)
 {
     return (then.channel_2 + WRAP_2 - now.channel_2) % WRAP_2;
 }
 
-/* How much further apart they are: about DRIFT for each wrap. */
+/* The channels' additional distance: about DRIFT per wrap. */
 static unsigned apart(struct moment then, struct moment now)
 {
     unsigned by_channel_1 = (then.channel_1 + WRAP_1 - now.channel_1) % WRAP_1;
@@ -79,8 +79,8 @@ static unsigned between(struct moment then, struct moment now)
     return by_channel_2(then, now) + WRAP_2 * ((apart(then, now) + DRIFT / 2) / DRIFT % WRAPS);
 }
 
-/* The chip latches both channels at once, but an emulated one may be stopped in between: then the distance is none that
-   wraps make, and they are read again. */
+/* The chip latches both channels at once, but an emulated chip may be stopped in between: then no number of wraps has
+   that distance, and the channels are read again. */
 static struct moment now(struct moment last)
 {
     struct moment moment;
@@ -93,7 +93,7 @@ static struct moment now(struct moment last)
     return moment;
 }
 
-/* What the APIC timer counts in a second. It is always read right after the clock, so that the delay is the same. */
+/* The APIC timer's counts per second. It is always read right after the clock, so that the delay is the same. */
 static unsigned measure_apic_timer(void)
 {
     lapic_write(LAPIC_TIMER_INITIAL, 0xFFFFFFFF);
@@ -108,7 +108,7 @@ static unsigned measure_apic_timer(void)
     return multiply_divide(first - current, PIT_HZ, elapsed);
 }
 
-/* The middle of three: a host that takes the processor away at the wrong moment spoils one. */
+/* The median of three: the host may spoil one by taking the processor away at the wrong moment. */
 static unsigned calibrate(void)
 {
     unsigned a = measure_apic_timer(), b = measure_apic_timer(), c = measure_apic_timer();
@@ -145,7 +145,7 @@ void timer_start(unsigned hz)
     }
 }
 
-/* How long ago the counter began the period that it is in, in clocks of the PIT. */
+/* The time since the counter's period began, in clocks of the PIT. */
 static unsigned phase(void)
 {
     if (use_apic_timer)
@@ -154,10 +154,10 @@ static unsigned phase(void)
     return tick.initial - pit_read(0);
 }
 
-/* Whole periods between two looks are the time between them, less what the second came later into its period than the
-   first: a tick that is merely late is not taken for a lost one. What remains when that is rounded is mostly a delay
-   between clock and timer, which the next look takes back; an eighth of it is believed, so that an error of the
-   calibration does not add up. */
+/* The whole periods between two looks are the time between them, less the difference of their positions within a period:
+   so a late tick is not counted as lost. The rest after rounding is mostly a delay between reading clock and timer,
+   which cancels out at the next look. An eighth of the rest is used as a correction, so that errors of the calibration
+   do not add up. */
 static void count_periods(void)
 {
     struct moment moment = now(count.last);
@@ -187,7 +187,7 @@ static void count_tick(void)
     if (!enough && count.came % (tick.hz / LOOKS_HZ + 1) != 0)
         return;
     count_periods();
-    /* The last may be late, and others wait behind it, as the PIT's do in KVM: half a second for them. */
+    /* The last tick may be late, and others may wait behind it, as the PIT's do in KVM: allow half a second. */
     if (enough && (count.periods <= count.came || count.came >= count.goal + tick.hz / 2))
         count.state = IDLE;
 }

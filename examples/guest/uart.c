@@ -13,7 +13,7 @@ enum { MCR_DTR_RTS = 0x03, MCR_OUT2 = 0x08 }; /* on a PC OUT2 passes the interru
 enum { LSR_DATA = 0x01, LSR_THR_EMPTY = 0x20, LSR_EMPTY = 0x40, LSR_ABSENT = 0xFF };
 
 #define FIFO_SIZE 16
-#define COOKIE 0xA5 /* in the scratch register: a port that lost it is another one, or was reset */
+#define COOKIE 0xA5 /* in the scratch register: a port without it is new, or was reset */
 #define WATCH_PERIOD 100 /* ms */
 #define CTRL_C 0x03
 
@@ -32,7 +32,7 @@ static void enable(unsigned char causes)
     outb(IER, causes);
 }
 
-/* Sets the port up, if there is one, and goes on with what waits to be sent. With interrupts off. */
+/* Sets the port up, if present, and continues sending. Call with interrupts off. */
 void uart_init(void)
 {
     outb(SCR, COOKIE);
@@ -48,7 +48,7 @@ void uart_init(void)
     outb(MCR, MCR_DTR_RTS | MCR_OUT2);
     inb(LSR);
     inb(MSR);
-    /* The line rises with the first cause that is enabled and so is an edge, whatever it was before. */
+    /* The line rises with the first enabled cause, so there is an edge whatever the line was before. */
     enable(IER_RECEIVED | IER_LINE_STATUS | (ring_empty(&output) ? 0 : IER_THR_EMPTY));
 }
 
@@ -63,7 +63,7 @@ static void receive(void)
     }
 }
 
-/* Fills the FIFO, which is empty; when there is no more, there is nothing to ask for. */
+/* Fills the empty FIFO; disables the interrupt when nothing is left to send. */
 static void transmit(void)
 {
     for (int room = FIFO_SIZE; room > 0 && !ring_empty(&output); room--)
@@ -77,7 +77,7 @@ void uart_interrupt(void)
 {
     for (int causes = 0; causes < 1000; causes++) {
         unsigned char cause = inb(IIR);
-        if (cause & IIR_NONE) /* and where the port has gone */
+        if (cause & IIR_NONE) /* also if the port is gone */
             return;
         switch (cause & IIR_CAUSE) {
         case CAUSE_LINE:
@@ -94,7 +94,7 @@ void uart_interrupt(void)
             inb(MSR);
         }
     }
-    present = false; /* it does not come to rest: it is set up anew, which gives an edge again */
+    present = false; /* causes do not end: the port is set up again, which gives an edge */
 }
 
 void uart_watch(void)
@@ -106,7 +106,7 @@ void uart_watch(void)
         uart_init();
 }
 
-/* Where the port is away, what there is no room for is lost: nobody waits for it. */
+/* While the port is absent, output without room is lost; the guest does not wait. */
 static void put_byte(char byte)
 {
     if (panicking) {
@@ -120,7 +120,7 @@ static void put_byte(char byte)
     cli();
     ring_put(&output, byte);
     if (present && !(enabled & IER_THR_EMPTY))
-        enable(enabled | IER_THR_EMPTY); /* an interrupt at once, if the port has nothing to send */
+        enable(enabled | IER_THR_EMPTY); /* interrupts at once if the port is idle */
     sti();
 }
 

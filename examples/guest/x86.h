@@ -1,4 +1,4 @@
-/* The instructions that C has no words for. */
+/* Instructions that C cannot express. */
 #pragma once
 
 static inline void outb(unsigned short port, unsigned char value)
@@ -45,7 +45,7 @@ static inline void sti(void)
     asm volatile("sti" : : : "memory");
 }
 
-/* No interrupt comes between the two: STI takes effect after the instruction that follows it. */
+/* No interrupt comes between STI and HLT: STI takes effect after the next instruction. */
 static inline void sti_hlt(void)
 {
     asm volatile("sti; hlt" : : : "memory");

@@ -22,5 +22,5 @@ def is_own(folder: str | os.PathLike[str]) -> bool:
 
 
 def is_private(folder: str | os.PathLike[str]) -> bool:
-    """Whether nobody but its owner can enter a directory: who can, could have put a socket into it."""
+    """Whether only its owner can enter a directory: any other user who can might have put a socket into it."""
     return not os.lstat(folder).st_mode & 0o077

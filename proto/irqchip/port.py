@@ -7,7 +7,7 @@ from time import perf_counter_ns
 
 SUFFIX = ".port"  # behind the path of the daemon's other socket
 MESSAGE_BYTES = 1 << 16  # of a packet; sockets do not take much more as one
-POLL_NS = 50_000  # how long to poll at the most, unless told otherwise
+POLL_NS = 50_000  # how long to poll by default
 
 _FIRST_POLL_NS = 10_000
 _EXPECTED_NS = (

@@ -10,11 +10,11 @@ import asyncio
 import errno
 import logging
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf.message import Message
@@ -26,6 +26,7 @@ from irqchipd.daemon import Daemon
 from irqchipd.edge import errors
 from irqchipd.edge.admission import Peer
 from irqchipd.edge.daemon_calls import DAEMON_CALLS, LONG_CALLS
+from irqchipd.edge.eventfd_watcher import EventfdWatcher
 from irqchipd.edge.eventfds import PortEventfds
 from irqchipd.edge.grpc_service import SERVICE
 from irqchipd.edge.loop import Loop
@@ -34,7 +35,6 @@ from irqchipd.edge.operations import OPERATIONS, SessionCaller
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, opening
 from irqchipd.edge.trace import TraceLog
-from irqchipd.edge.work import Work
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, default_address, parse_address
@@ -44,7 +44,7 @@ from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-_WRITTEN = select.EPOLLIN | select.EPOLLET  # each write is reported
+_NO_POLLING = 0  # a port that polls would take the interpreter from the threads that call the VMs
 _RESPONSES = {method.name: GetMessageClass(method.output_type) for method in SERVICE.methods}
 _INTERRUPTED = VmError(errno.EIO, "a batch was interrupted while it was executed")
 
@@ -55,8 +55,8 @@ class Embedded:
     def __init__(self, listen: Sequence[str] = ()) -> None:
         """listen has unix:///PATH, tcp://HOST:PORT, or paths of sockets. ListenError where that is impossible."""
         addresses = [_address(text) for text in listen]
-        self.holdings = Holdings(Limits().within_descriptors())
-        self.watcher = _EventfdWatcher()
+        self.holdings = Holdings(Limits(poll_us=_NO_POLLING).within_descriptors())
+        self.watcher = EventfdWatcher()
         self._process = os.getpid()
         self._stopping = threading.Lock()
         self._stopped = False
@@ -88,8 +88,8 @@ class Embedded:
             return
         with self._stopping:
             if not self._stopped:
-                self._stopped = True
                 self._stop()
+                self._stopped = True
 
     def _stop(self) -> None:
         if self._edges is not None:
@@ -119,14 +119,15 @@ class _Edges:
     def __init__(self, holdings: Holdings, addresses: Sequence[Address]) -> None:
         self._holdings = holdings
         self._started: Future[tuple[Daemon, list[Address]]] = Future()
-        self._runner = threading.Thread(target=self._run, args=(addresses,), name="irqchipd edges", daemon=True)
-        self._runner.start()
+        self._thread = threading.Thread(target=self._run, args=(addresses,), name="irqchipd edges", daemon=True)
+        self._thread.start()
         self._daemon, self.addresses = self._started.result()
 
     def stop(self) -> None:
         """End all Sessions with a status, and wait for the threads."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._runner.join()
+        with suppress(RuntimeError):  # an earlier stop was interrupted, and the loop has ended
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
 
     def remove_sockets(self) -> None:
         self._daemon.remove_sockets()
@@ -352,72 +353,3 @@ class LocalWatch:
         if attached:
             self._vm.detach(self._log)
             self._held.quota.release()
-
-
-class _EventfdWatcher:
-    """Waits for irqfds, in a thread that begins with the first of them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # held while an irqfd interrupts, so that none is closed meanwhile
-        self._epoll: select.epoll | None = None
-        self._woken = -1
-        self._work: dict[int, Work] = {}
-        self._unwatched: set[int] = set()  # since the last look: their numbers may be others' by now
-        self._again: deque[int] = deque()
-        self._stopping = False
-
-    def watch_eventfd(self, descriptor: int, work: Work) -> None:
-        with self._lock:
-            if self._epoll is None:
-                self._begin()
-            assert self._epoll is not None
-            self._epoll.register(descriptor, _WRITTEN)
-            self._work[descriptor] = work
-
-    def unwatch(self, descriptor: int) -> None:
-        with self._lock:
-            if self._work.pop(descriptor, None) is not None and self._epoll is not None:
-                self._epoll.unregister(descriptor)
-                self._unwatched.add(descriptor)
-
-    def stop(self) -> None:
-        """End the thread."""
-        with self._lock:
-            if self._epoll is not None and not self._stopping:
-                self._stopping = True
-                os.eventfd_write(self._woken, 1)
-
-    def _begin(self) -> None:
-        self._epoll = select.epoll()
-        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._woken, _WRITTEN)
-        threading.Thread(target=self._run, args=(self._epoll,), name="irqchipd irqfds", daemon=True).start()
-
-    def _run(self, epoll: select.epoll) -> None:
-        while not self._stopping:
-            ready = [descriptor for descriptor, _ in epoll.poll()]
-            with self._lock:
-                ready += [self._again.popleft() for _ in range(len(self._again))]
-                for descriptor in ready:
-                    if descriptor in self._work:
-                        self._look_at(descriptor, epoll)
-                self._unwatched.clear()
-        epoll.close()
-        os.close(self._woken)
-
-    def _look_at(self, descriptor: int, epoll: select.epoll) -> None:
-        if descriptor in self._unwatched:
-            epoll.modify(descriptor, _WRITTEN)  # which reports it anew if it has been written
-            return
-        try:
-            pending = self._work[descriptor].go_on()
-        except Exception:  # one irqfd's trouble is not the others'
-            log.exception("an irqfd failed")
-            return
-        if pending is not None:
-            pending.when_done(lambda: self._look_again(descriptor))
-
-    def _look_again(self, descriptor: int) -> None:
-        self._again.append(descriptor)
-        if not self._stopping:
-            os.eventfd_write(self._woken, 1)

@@ -111,9 +111,9 @@ def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
 class SocketPath:
     """The path of a unix socket that one daemon at a time listens on; the socket is for its user alone.
 
-    Who looks at the path, and then binds or removes what is there, holds a lock on its directory meanwhile: nobody
-    binds between a look and what follows from it. The lock is flock's, on the directory itself: there is no further
-    file that could be left over, and the lock is gone when its process is.
+    A daemon checks the path, and then binds or removes the socket, under one lock on its directory, so that no other
+    daemon binds in between. The lock is flock's, on the directory itself: it leaves no file behind, and ends with its
+    process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,7 +176,7 @@ class SocketPath:
         os.close(self._directory)
 
     def _make_way(self) -> None:
-        """Refuse a path that somebody listens on, or that is another file's; a socket nobody listens on may go."""
+        """Refuse a path with a listener or another kind of file; a socket without a listener may be removed."""
         try:
             mode = os.lstat(self._path.name, dir_fd=self._directory).st_mode
         except FileNotFoundError:

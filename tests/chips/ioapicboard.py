@@ -1,4 +1,4 @@
-"""A board for the IOAPIC: a guest that programs it, and a bus that notes what it sends."""
+"""A board for the IOAPIC: a guest that programs it, and a bus that records the messages it sends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from irqchipd.chips.ioapic import DEFAULT_BASE, Ioapic
 from irqchipd.chips.message import Message
 
 SELECT, WINDOW = 0x00, 0x10
-NOBODY = 0xEE  # a destination that no CPU of the board matches
+NO_CPU = 0xEE  # a destination that no CPU of the board matches
 MASKED, LEVEL, REMOTE_IRR = 1 << 16, 1 << 15, 1 << 14
 
 
@@ -23,7 +23,7 @@ def level(vector: int, *, masked: bool = False, destination: int = 0) -> int:
 
 
 class _Matching(dict[int, int]):
-    """Which CPUs match the address bits of a redirection entry."""
+    """The CPUs that match the address bits of a redirection entry."""
 
     def __init__(self, board: Board) -> None:
         super().__init__()
@@ -32,21 +32,21 @@ class _Matching(dict[int, int]):
     def __missing__(self, address: int) -> int:
         destination, logical = address >> 56, bool(address & 1 << 11)
         self._board.asked.append((destination, logical))
-        return self._board.matching if destination != NOBODY else 0
+        return self._board.matching if destination != NO_CPU else 0
 
 
 class Board:
-    """What stands around the IOAPIC."""
+    """The IOAPIC's surroundings."""
 
     def __init__(self) -> None:
         self.ioapic = Ioapic(self)
-        # What the bus answers, and who accepts what is sent.
+        # The bus's status, and the CPUs that accept a message.
         self.status = 1
         self.takers: list[int] = [0]
-        # Which CPUs match a destination, and which have the vector that is asked about.
+        # The CPUs that match a destination, and those that have a given vector pending.
         self.matching = 0
         self.pending: dict[int, int] = {}
-        # What happened.
+        # A record of the IOAPIC's calls.
         self.sent: list[Message] = []
         self.acked: list[int] = []
         self.entries_at_ack: list[int] = []
@@ -56,7 +56,7 @@ class Board:
         self.masks: list[tuple[int, bool]] = []
         self.resampled: list[int] = []
         self.served_later: list[int] = []
-        # Whether somebody resamples its pins, and which somebody wants to hear of.
+        # Whether the pins are resampled, and which pins have a listener.
         self.resamples = False
         self.ioapic_noticed = 0
 
@@ -115,7 +115,7 @@ class Board:
         return self.read(WINDOW)
 
     def program(self, pin: int, entry: int) -> None:
-        """Write an entry as drivers do: the high half first, since the low one unmasks."""
+        """Write an entry as drivers do: the high half first, because the low half unmasks."""
         self.write_register(0x11 + 2 * pin, entry >> 32)
         self.write_register(0x10 + 2 * pin, entry & 0xFFFF_FFFF)
 

@@ -1,4 +1,4 @@
-"""A board for the local APIC: a CPU that reads and writes its page, and wires that note what it tells."""
+"""A board for the local APIC: a CPU that reads and writes its page, and wires that record its calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mode(delivery_mode: int, *, vector: int = 0, level_triggered: bool = False, 
 
 
 class Board:
-    """What stands around a local APIC, which software has enabled unless told otherwise."""
+    """A local APIC's surroundings. Software has enabled the APIC, unless `enabled` is False."""
 
     def __init__(self, *, apic_id: int = 0, enabled: bool = True) -> None:
         self.ipis: list[tuple[int, Message]] = []
@@ -85,7 +85,7 @@ class Board:
         return self.lapic.read(DEFAULT_BASE + register, size)
 
     def vectors(self, register: int) -> list[int]:
-        """The vectors that ISR, TMR or IRR has, as a guest reads them."""
+        """The vectors in ISR, TMR or IRR, as a guest reads them."""
         words = [self.read(register + 0x10 * word) for word in range(8)]
         return [32 * word + bit for word in range(8) for bit in range(32) if words[word] >> bit & 1]
 
@@ -96,7 +96,7 @@ class Board:
             assert self.lapic.accept(fixed(vector)) == 1
 
     def take(self) -> int | None:
-        """The interrupt that the CPU gets, or none."""
+        """Take the CPU's next interrupt; returns its vector, or None."""
         vector = self.lapic.acknowledge()
         return vector if vector >= 0 else None
 

@@ -31,7 +31,7 @@ SPECIAL_MASK_MODE = 0x68
 
 
 class Board:
-    """What stands around the pair."""
+    """The pair's surroundings."""
 
     def __init__(self, *, takes_interrupts: bool = True) -> None:
         self.pair = PicPair.at_reset(self)
@@ -64,7 +64,7 @@ class Board:
         return self.pair.read(port, 1)
 
     def initialise(self, *, icw4: int = 0x01) -> None:
-        """As a BIOS does it: bases 20h and 28h, cascade on line 2."""
+        """Initialise the pair as a BIOS does: bases 20h and 28h, cascade on line 2."""
         self.out(Port.PRIMARY_COMMAND, 0x11)
         self.out(Port.PRIMARY_DATA, PRIMARY, 0x04, icw4)
         self.out(Port.SECONDARY_COMMAND, 0x11)
@@ -81,7 +81,7 @@ class Board:
         return self.selected(READ_ISR, port)
 
     def inta(self) -> int | None:
-        """What the CPU gets: it runs the acknowledge cycles only while INTR is high."""
+        """Take the CPU's next interrupt: the CPU runs the acknowledge cycles only while INTR is high."""
         return self.pair.acknowledge() if self.pair.output else None
 
     def drain(self) -> list[int]:

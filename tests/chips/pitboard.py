@@ -21,19 +21,19 @@ def read_back(*channels: int, count: bool = True, status: bool = True) -> int:
 
 
 def clocks(count: int) -> int:
-    """The ns after which so many whole clocks have passed."""
+    """The nanoseconds after which `count` whole clocks have passed."""
     return -(-count * 1_000_000_000 // FREQUENCY)
 
 
 class Board:
-    """What stands around the chip. Ticks are acknowledged as they come, unless acknowledges is turned off."""
+    """The chip's surroundings. Ticks are acknowledged immediately, unless `acknowledges` is turned off."""
 
     def __init__(self, *, now: int = 0) -> None:
         self.time = now
         self.alarm: int | None = None
         self.acknowledges = True
         self.later = False
-        self.ticks: list[int] = []  # when
+        self.ticks: list[int] = []  # their times
         self.pit = Pit.at_reset(self)
         self.speaker = Speaker(self.pit)
 
@@ -54,7 +54,7 @@ class Board:
         self.later = True
 
     def settle(self) -> None:
-        """What the kernel's thread does."""
+        """Do the work of the kernel's thread: deliver waiting ticks."""
         while self.later:
             self.later = False
             self.pit.deliver()
@@ -84,11 +84,11 @@ class Board:
         self.load(channel, count)
 
     def load(self, channel: int, count: int) -> None:
-        """A count's two halves."""
+        """Write a count's two halves."""
         self.out(Port.CHANNEL_0 + channel, count & 0xFF, count >> 8 & 0xFF)
 
     def word(self, channel: int) -> int:
-        """Two reads of a channel."""
+        """Read a channel twice, as a word."""
         return self.read(Port.CHANNEL_0 + channel) | self.read(Port.CHANNEL_0 + channel) << 8
 
     def count(self, channel: int) -> int:

@@ -29,7 +29,7 @@ def with_channel(board: Board, index: int, channel: PitChannel, flags: int = 0) 
     return PitState(tuple(channels), flags)
 
 
-# Modes: after so many clocks, the count and OUT.
+# Modes: the count and OUT after a number of clocks.
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_bcd_is_stored_and_counts_in_binary(board: Board) -> None:
     assert board.status(2) == 0x31
 
 
-def test_a_counter_without_a_control_word_counts_from_65536_over_and_over(board: Board) -> None:
+def test_a_counter_without_a_control_word_counts_from_65536_repeatedly(board: Board) -> None:
     board.advance(clocks(3))
     assert board.read(Port.CHANNEL_1) == 0xFD
     board.advance(clocks(MAX_COUNT))
@@ -151,7 +151,7 @@ def test_reading_a_count(board: Board, access: int, read: list[int], latched: bo
     assert [board.read(Port.CHANNEL_1) for _ in read] == read
 
 
-def test_the_halves_of_an_unlatched_count_are_of_two_moments(board: Board) -> None:
+def test_the_halves_of_an_unlatched_count_are_read_at_two_moments(board: Board) -> None:
     board.program(1, Mode.RATE_GENERATOR, 0x1200)
     assert board.read(Port.CHANNEL_1) == 0x00
     board.advance(clocks(1))
@@ -169,7 +169,7 @@ def test_a_control_word_starts_words_over(board: Board) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_an_access_of_more_than_a_byte_is_its_low_byte(board: Board, size: int) -> None:
+def test_a_wide_access_uses_its_low_byte(board: Board, size: int) -> None:
     board.pit.write(Port.CONTROL, size, 0xABCD00 | control(1, Mode.RATE_GENERATOR))
     board.pit.write(Port.CHANNEL_1, size, 0xFFFF34)
     board.pit.write(Port.CHANNEL_1, size, 0xFFFF12)
@@ -212,7 +212,7 @@ def test_a_second_latch_is_ignored_while_half_of_the_first_is_unread(board: Boar
     assert board.read(Port.CHANNEL_1) == 0x12
 
 
-def test_a_control_word_and_a_new_count_leave_what_is_latched(board: Board) -> None:
+def test_a_control_word_and_a_new_count_leave_the_latches(board: Board) -> None:
     board.program(1, Mode.RATE_GENERATOR, 0x1234)
     board.out(Port.CONTROL, latch(1))
     board.program(1, Mode.SQUARE_WAVE, 0x5678)
@@ -223,7 +223,7 @@ def test_a_counter_that_has_no_access_mode_does_not_latch(board: Board) -> None:
     board.advance(clocks(0x11))
     board.out(Port.CONTROL, latch(1))
     assert board.pit.channels[1].count_latched == 0
-    assert board.pit.channels[1].latched_count == 0xFFEF  # though the kernel writes the count down
+    assert board.pit.channels[1].latched_count == 0xFFEF  # though the kernel stores the count
     board.advance(clocks(0x11))
     assert board.read(Port.CHANNEL_1) == 0xDE
 
@@ -254,7 +254,7 @@ def test_a_second_status_is_ignored_until_the_first_is_read(board: Board) -> Non
     assert board.status(1) == STATUS_OUT | 0x30
 
 
-def test_read_back_of_nothing_does_nothing(board: Board) -> None:
+def test_read_back_without_a_channel_does_nothing(board: Board) -> None:
     board.program(1, Mode.RATE_GENERATOR, 5)
     before = board.pit.state()
     board.out(Port.CONTROL, read_back(), read_back(0, 1, 2, count=False, status=False))
@@ -342,14 +342,14 @@ def test_the_largest_count_is_18_times_a_second(board: Board) -> None:
 
 
 @pytest.mark.parametrize("mode", PERIODIC)
-def test_a_periodic_timer_is_slowed_down_but_for_its_first_tick(board: Board, mode: int) -> None:
+def test_a_periodic_timer_is_slowed_down_except_for_its_first_tick(board: Board, mode: int) -> None:
     start = board.time
     board.program(0, mode, 100)
     board.advance(MS)
     assert [tick - start for tick in board.ticks] == [83_809 + MIN_PERIOD * n for n in range(5)]
 
 
-def test_a_timer_that_is_slowed_down_reads_as_though_it_had_begun_earlier(board: Board) -> None:
+def test_a_slowed_down_timer_reads_as_if_it_had_begun_earlier(board: Board) -> None:
     board.program(0, Mode.RATE_GENERATOR, 100)
     assert board.count(0) == 100 - 138 % 100  # 200 us less 83,809 ns are 138 clocks
     board.advance(83_809)
@@ -357,7 +357,7 @@ def test_a_timer_that_is_slowed_down_reads_as_though_it_had_begun_earlier(board:
 
 
 @pytest.mark.parametrize("mode", ONCE)
-def test_a_one_shot_timer_is_as_quick_as_it_is_told(board: Board, mode: int) -> None:
+def test_a_one_shot_timer_is_not_slowed_down(board: Board, mode: int) -> None:
     start = board.time
     board.program(0, mode, 1)
     board.advance(MS)
@@ -370,7 +370,7 @@ def test_channel_0_counts_as_its_timer_runs(board: Board) -> None:
         assert (board.count(0), board.output(0)) == (COUNT, 0)
         board.advance(clocks(1000))
         assert (board.count(0), board.output(0)) == (COUNT - 1000, 0)
-        board.advance(INTERVAL - clocks(1000))  # with each tick it begins again
+        board.advance(INTERVAL - clocks(1000))  # the count begins again with each tick
 
 
 def test_channel_0_counts_on_after_a_one_shot(board: Board) -> None:
@@ -392,7 +392,7 @@ def test_channel_0_counts_on_from_its_timer_when_that_is_stopped(board: Board) -
     assert board.count(0) == 3000
 
 
-def test_late_ticks_are_made_up_for_one_by_one(board: Board) -> None:
+def test_late_ticks_are_delivered_one_by_one(board: Board) -> None:
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.time += 3 * INTERVAL
     board.advance(0)
@@ -414,7 +414,7 @@ def test_an_alarm_that_was_not_set_does_nothing(board: Board) -> None:
 
 
 @pytest.mark.parametrize("channel", [1, 2])
-def test_the_other_channels_interrupt_nobody(board: Board, channel: int) -> None:
+def test_the_other_channels_do_not_interrupt(board: Board, channel: int) -> None:
     board.program(channel, Mode.RATE_GENERATOR, COUNT)
     assert board.alarm is None
 
@@ -422,7 +422,7 @@ def test_the_other_channels_interrupt_nobody(board: Board, channel: int) -> None
 # Ticks that wait for an acknowledgement.
 
 
-def test_ticks_that_nobody_acknowledges_wait_and_none_is_lost(board: Board) -> None:
+def test_unacknowledged_ticks_wait_and_none_is_lost(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(5 * INTERVAL)
@@ -437,7 +437,7 @@ def test_ticks_that_nobody_acknowledges_wait_and_none_is_lost(board: Board) -> N
     assert len(board.ticks) == 6
 
 
-def test_an_acknowledgement_delivers_when_the_operation_is_done(board: Board) -> None:
+def test_an_acknowledgement_delivers_the_next_tick_after_the_operation(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(2 * INTERVAL)
@@ -447,7 +447,7 @@ def test_an_acknowledgement_delivers_when_the_operation_is_done(board: Board) ->
     assert len(board.ticks) == 2
 
 
-def test_delivering_twice_gives_one_tick_an_acknowledgement(board: Board) -> None:
+def test_delivering_twice_gives_one_tick_per_acknowledgement(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(3 * INTERVAL)
@@ -456,12 +456,12 @@ def test_delivering_twice_gives_one_tick_an_acknowledgement(board: Board) -> Non
     assert len(board.ticks) == 2
 
 
-def test_an_acknowledgement_of_no_tick_does_nothing(board: Board) -> None:
+def test_an_acknowledgement_without_a_tick_does_nothing(board: Board) -> None:
     board.ack()
     assert (board.ticks, board.pit.pending, board.pit.acknowledged) == ([], 0, True)
 
 
-def test_unmasking_forgets_the_ticks_that_wait(board: Board) -> None:
+def test_unmasking_drops_waiting_ticks(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(5 * INTERVAL)
@@ -470,11 +470,11 @@ def test_unmasking_forgets_the_ticks_that_wait(board: Board) -> None:
     board.pit.gsi_masked(False)
     assert board.pit.pending == 0
     board.advance(INTERVAL)
-    assert len(board.ticks) == 2  # it does not wait for the first
+    assert len(board.ticks) == 2  # the second does not wait for the first
 
 
 @pytest.mark.parametrize("mode", [Mode.RATE_GENERATOR, Mode.TERMINAL_COUNT])
-def test_a_new_count_forgets_the_ticks_that_wait(board: Board, mode: int) -> None:
+def test_a_new_count_drops_waiting_ticks(board: Board, mode: int) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(5 * INTERVAL)
@@ -484,7 +484,7 @@ def test_a_new_count_forgets_the_ticks_that_wait(board: Board, mode: int) -> Non
     assert len(board.ticks) == 2
 
 
-def test_stopping_the_timer_keeps_the_ticks_that_wait(board: Board) -> None:
+def test_stopping_the_timer_keeps_waiting_ticks(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(2 * INTERVAL)
@@ -503,7 +503,7 @@ def test_without_reinjection_every_tick_is_delivered_at_once(board: Board) -> No
     assert len(board.ticks) == 5
 
 
-def test_turning_reinjection_off_keeps_what_waits_and_stops_listening(board: Board) -> None:
+def test_turning_reinjection_off_keeps_waiting_ticks_and_ignores_acknowledgements(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(3 * INTERVAL)
@@ -515,7 +515,7 @@ def test_turning_reinjection_off_keeps_what_waits_and_stops_listening(board: Boa
     assert (len(board.ticks), board.pit.pending) == (3, 3)
 
 
-def test_turning_reinjection_on_forgets_what_waits_unless_it_is_on(board: Board) -> None:
+def test_turning_reinjection_on_drops_waiting_ticks_unless_it_is_already_on(board: Board) -> None:
     board.acknowledges = False
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(3 * INTERVAL)
@@ -526,10 +526,10 @@ def test_turning_reinjection_on_forgets_what_waits_unless_it_is_on(board: Board)
     assert (board.pit.pending, board.pit.acknowledged) == (0, True)
 
 
-# The HPET in channel 0's place.
+# The HPET replaces channel 0.
 
 
-def test_the_hpet_takes_over_and_gives_back(board: Board) -> None:
+def test_the_hpet_replaces_channel_0_and_gives_it_back(board: Board) -> None:
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     board.advance(INTERVAL // 2)
     state = board.pit.state()
@@ -544,7 +544,7 @@ def test_the_hpet_takes_over_and_gives_back(board: Board) -> None:
     assert board.ticks == [start + INTERVAL]
 
 
-def test_while_the_hpet_is_in_its_place_a_count_starts_no_timer(board: Board) -> None:
+def test_while_the_hpet_replaces_it_a_count_starts_no_timer(board: Board) -> None:
     board.pit.restore(PitState(board.pit.state().channels, FLAG_HPET_LEGACY))
     board.program(0, Mode.RATE_GENERATOR, COUNT)
     assert board.pit.channels[0].count == COUNT
@@ -552,7 +552,7 @@ def test_while_the_hpet_is_in_its_place_a_count_starts_no_timer(board: Board) ->
     board.pit.restore(board.pit.state())
     assert board.alarm is None
     board.advance(clocks(1))
-    assert board.count(0) == COUNT  # it was never started
+    assert board.count(0) == COUNT  # the timer was never started
 
 
 # Port 61h: the speaker.
@@ -596,11 +596,11 @@ def test_a_rising_gate_starts_some_modes_over(board: Board, mode: int, starts_ov
     assert board.pit.channels[2].count_load_time == (risen if starts_over else loaded)
     board.advance(clocks(100))
     board.beep(3)  # high already
-    board.beep(2)  # falls, which stops nothing
+    board.beep(2)  # the falling gate stops nothing
     assert board.pit.channels[2].count_load_time == (risen if starts_over else loaded)
 
 
-def test_a_low_gate_does_not_hold_the_count(board: Board) -> None:
+def test_a_low_gate_does_not_stop_the_count(board: Board) -> None:
     board.program(2, Mode.TERMINAL_COUNT, 1000)
     board.beep(0)
     board.advance(clocks(100))
@@ -633,17 +633,17 @@ def test_at_power_on_the_structure_is_the_kernels() -> None:
     assert PitState.unpack(AT_RESET) == state
 
 
-def test_every_field_has_its_place() -> None:
+def test_every_field_has_its_offset() -> None:
     channel = PitChannel(0x04030201, 0x0605, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x1817161514131211)
     assert channel.pack() == bytes(range(1, 25))
     assert PitChannel.unpack(bytes(range(1, 25))) == channel
     data = bytes(range(72)) + bytes([1, 2, 3, 4]) + bytes([0xFF] * 36)
     state = PitState.unpack(data)
     assert state.flags == 0x04030201
-    assert state.pack() == data[:76] + bytes(36)  # what is reserved is not kept
+    assert state.pack() == data[:76] + bytes(36)  # reserved bytes are not kept
 
 
-def test_a_state_is_on_its_own(board: Board) -> None:
+def test_a_state_is_a_copy(board: Board) -> None:
     state = board.pit.state()
     board.program(1, Mode.SQUARE_WAVE, 5)
     assert state.channels[1] == Board(now=12_345_678).pit.channels[1]
@@ -688,27 +688,27 @@ def test_a_restored_count_of_32_bits_is_kept_and_counts(board: Board) -> None:
     assert board.output(1) == 0  # the kernel's half of it overflows
 
 
-def test_restored_access_modes_that_are_none_are_the_low_half(board: Board) -> None:
+def test_invalid_restored_access_modes_read_the_low_half(board: Board) -> None:
     channel = PitChannel(0x1234, 0x5678, count_latched=Access.WORD_MSB, read_state=77, write_state=88, rw_mode=99)
     board.pit.restore(with_channel(board, 1, channel))
-    assert board.word(1) == 0x3478  # the latched one, then the count as it is
+    assert board.word(1) == 0x3478  # the latched low half, then the current count's
     board.out(Port.CONTROL, latch(1))
     assert board.pit.channels[1].count_latched == 99
     board.out(Port.CHANNEL_1, 0x55)
     assert board.pit.channels[1].count == 0x55
 
 
-def test_a_restored_status_is_what_is_read(board: Board) -> None:
+def test_a_restored_status_is_read(board: Board) -> None:
     board.pit.restore(with_channel(board, 1, PitChannel(status_latched=9, status=0xA5)))
     assert board.status(1) == 0xA5
 
 
-def test_a_status_is_eight_bits_of_any_fields(board: Board) -> None:
+def test_a_status_has_eight_bits_whatever_the_fields(board: Board) -> None:
     board.pit.restore(with_channel(board, 1, PitChannel(rw_mode=0xFF, mode=0xFF, bcd=0xFF)))
     assert board.status(1) == 0xFF
 
 
-def test_reset_is_power_on_but_for_reinjection(board: Board) -> None:
+def test_reset_is_power_on_except_for_reinjection(board: Board) -> None:
     board.acknowledges = False
     board.pit.set_reinject(False)
     board.program(0, Mode.RATE_GENERATOR, COUNT)
@@ -722,7 +722,7 @@ def test_reset_is_power_on_but_for_reinjection(board: Board) -> None:
     assert board.pit == fresh
 
 
-# Nothing that is restored makes a later operation fail.
+# No restored state makes a later operation fail.
 
 BYTE = st.integers(0, 0xFF)
 RAW_CHANNEL = st.builds(
@@ -750,7 +750,7 @@ OPERATION = st.one_of(
 
 @settings(max_examples=150)
 @given(RAW_STATE, st.booleans(), st.lists(OPERATION, max_size=30))
-def test_any_state_bears_any_operation(
+def test_no_operation_fails_in_any_state(
     state: PitState, acknowledges: bool, operations: list[tuple[object, ...]]
 ) -> None:
     board = Board()

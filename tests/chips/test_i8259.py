@@ -36,13 +36,13 @@ def test_every_line_has_its_vector(board: Board, line: int) -> None:
     assert board.inta() is None
 
 
-def test_at_power_on_everything_is_zero_but_what_the_elcr_may_hold() -> None:
+def test_at_power_on_everything_is_zero_except_the_elcr_mask() -> None:
     board = Board()
     assert board.pair.primary.pack() == bytes(15) + b"\xf8"
     assert board.pair.secondary.pack() == bytes(15) + b"\xde"
 
 
-def test_a_pic_that_was_never_initialised_gives_its_lines_as_vectors() -> None:
+def test_an_uninitialised_pic_gives_its_lines_as_vectors() -> None:
     board = Board()
     board.pulse(1, 0)
     assert board.inta() == 0
@@ -90,7 +90,7 @@ def test_icw1_forgets_edges_and_keeps_level_requests(board: Board) -> None:
     assert board.drain() == [PRIMARY + 5]
 
 
-def test_icw1_lets_a_line_that_is_still_high_be_an_edge_again(board: Board) -> None:
+def test_after_icw1_a_line_that_is_still_high_is_a_new_edge(board: Board) -> None:
     board.rise(3)
     board.initialise()
     board.rise(3)
@@ -104,7 +104,7 @@ def test_icw1_acknowledges_the_edges_that_it_discards(board: Board) -> None:
     assert board.acked == [8, 15]
 
 
-def test_icw1_acknowledges_nothing_where_no_cpu_listens_to_the_pic() -> None:
+def test_icw1_acknowledges_nothing_if_no_cpu_takes_pic_interrupts() -> None:
     board = Board(takes_interrupts=False)
     board.pulse(3)
     board.out(Port.PRIMARY_COMMAND, 0x11)
@@ -141,7 +141,7 @@ def test_icw1_resets_the_priorities_the_special_mask_and_what_a_read_selects(boa
     assert board.inta() == PRIMARY
 
 
-def test_icw1_keeps_a_poll_that_was_asked_for(board: Board) -> None:
+def test_icw1_keeps_a_requested_poll(board: Board) -> None:
     board.out(Port.PRIMARY_COMMAND, POLL, 0x11)
     assert board.read(Port.PRIMARY_DATA) == 0x07
 
@@ -173,7 +173,7 @@ def test_icw1_keeps_rotation_on_auto_eoi(board: Board) -> None:
     assert board.inta() == PRIMARY + 3
     board.fall(3)
     board.rise(3)
-    assert board.drain() == [PRIMARY + 4, PRIMARY + 3]  # 3 went to the end of the row
+    assert board.drain() == [PRIMARY + 4, PRIMARY + 3]  # 3 now has the lowest priority
 
 
 # OCW1: the mask.
@@ -201,10 +201,10 @@ def test_masking_the_cascade_silences_the_secondary(board: Board) -> None:
     assert board.inta() == SECONDARY + 3
 
 
-# Who is told that a line was masked. KVM: i8259.c pic_ioport_write.
+# Reports of masked lines. KVM: i8259.c pic_ioport_write.
 
 
-def test_ocw1_tells_of_every_line_whose_mask_it_changes(board: Board) -> None:
+def test_ocw1_reports_every_line_whose_mask_it_changes(board: Board) -> None:
     board.out(Port.PRIMARY_DATA, 0b0000_0101)
     assert board.masks == [(0, True), (2, True)]
     board.masks.clear()
@@ -218,31 +218,31 @@ def test_the_secondarys_lines_are_8_to_15(board: Board) -> None:
     assert board.masks == [(8, True), (15, True), (8, False), (15, False)]
 
 
-def test_ocw1_that_changes_nothing_tells_nobody(board: Board) -> None:
+def test_ocw1_that_changes_nothing_reports_nothing(board: Board) -> None:
     board.out(Port.PRIMARY_DATA, 0xFF)
     board.masks.clear()
     board.out(Port.PRIMARY_DATA, 0xFF)
     assert board.masks == []
 
 
-def test_of_what_icw1_unmasks_nobody_is_told(board: Board) -> None:
+def test_icw1_does_not_report_the_lines_it_unmasks(board: Board) -> None:
     board.out(Port.PRIMARY_DATA, 0xFF)
     board.out(Port.SECONDARY_DATA, 0xFF)
     board.masks.clear()
-    board.initialise()  # of which ICW2 to ICW4 go to the mask's port
+    board.initialise()  # ICW2 to ICW4 go to the mask's port
     assert board.read(Port.PRIMARY_DATA) == board.read(Port.SECONDARY_DATA) == 0
     assert board.masks == []
     board.out(Port.PRIMARY_DATA, 0x01)
     assert board.masks == [(0, True)]
 
 
-def test_of_a_restored_mask_nobody_is_told(board: Board) -> None:
+def test_a_restored_mask_is_not_reported(board: Board) -> None:
     board.pair.restore(board.pair.primary, I8259(imr=0xFF))
     board.pair.restore(board.pair.primary, I8259())
     assert board.masks == []
 
 
-def test_the_mask_is_told_before_the_interrupt_that_it_held_is_asked_for() -> None:
+def test_the_mask_is_reported_before_the_interrupt_it_held_is_requested() -> None:
     class Watched(Board):
         def pic_masked(self, line: int, masked: bool) -> None:
             super().pic_masked(line, masked)
@@ -277,14 +277,14 @@ def test_reset_is_as_the_pair_powers_on(board: Board) -> None:
     assert board.inta() == 3
 
 
-def test_reset_tells_that_the_output_fell(board: Board) -> None:
+def test_reset_reports_that_the_output_fell(board: Board) -> None:
     board.rise(5)
     board.output_changes.clear()
     board.pair.reset()
     assert board.output_changes == [False]
 
 
-# What raising and lowering a line answers.
+# The status of raising and lowering a line.
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_the_status_of_driving_a_line(board: Board, elcr: int, mask: int, status
     assert [board.pair.set_line(5, level) for level in (1, 1, 0, 0, 1, 0, 1)] == statuses
 
 
-def test_only_changes_of_the_output_are_told(board: Board) -> None:
+def test_only_changes_of_the_output_are_reported(board: Board) -> None:
     board.rise(5, 6)
     board.fall(6)
     board.out(Port.PRIMARY_DATA, 0xFF)
@@ -341,7 +341,7 @@ def test_lines_that_are_always_edge_have_no_elcr_bit(board: Board, written: int,
     assert (board.read(Port.PRIMARY_ELCR), board.read(Port.SECONDARY_ELCR)) == (primary, secondary)
 
 
-def test_a_change_of_the_elcr_does_not_look_at_the_requests_again(board: Board) -> None:
+def test_a_change_of_the_elcr_does_not_re_evaluate_requests(board: Board) -> None:
     board.pulse(4)
     board.out(Port.PRIMARY_ELCR, 1 << 4)
     assert board.irr() == 1 << 4
@@ -350,7 +350,7 @@ def test_a_change_of_the_elcr_does_not_look_at_the_requests_again(board: Board) 
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_accesses_that_are_no_bytes_do_nothing_and_read_zero(board: Board, size: int) -> None:
+def test_accesses_wider_than_a_byte_do_nothing_and_read_zero(board: Board, size: int) -> None:
     board.out(Port.PRIMARY_DATA, 0xA5)
     board.out(Port.PRIMARY_COMMAND, POLL)
     for port in (Port.PRIMARY_COMMAND, Port.PRIMARY_DATA, Port.PRIMARY_ELCR):
@@ -385,10 +385,10 @@ def test_a_restored_line_that_was_high_is_no_new_edge(board: Board) -> None:
     assert board.inta() is None
 
 
-def test_raw_values_that_no_guest_could_set_are_kept(board: Board) -> None:
+def test_raw_values_that_no_guest_can_set_are_kept(board: Board) -> None:
     state = I8259(elcr=0xFF, elcr_mask=0x00, priority_add=200, init_state=77, irq_base=0xFF)
     board.pair.restore(board.pair.primary, state)
-    board.out(Port.PRIMARY_DATA, 0xFF)  # expected by nobody
+    board.out(Port.PRIMARY_DATA, 0xFF)  # not expected in this state
     assert board.pair.primary == state
     board.rise(0)
     assert board.inta() == 0xFF

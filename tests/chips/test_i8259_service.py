@@ -58,7 +58,7 @@ def test_lines_are_served_by_priority_with_the_secondary_in_the_place_of_line_2(
     ]
 
 
-def test_a_higher_line_interrupts_a_lower_ones_service_and_not_the_other_way_round(board: Board) -> None:
+def test_a_higher_line_interrupts_a_lower_ones_service_but_not_vice_versa(board: Board) -> None:
     board.pulse(5)
     assert board.inta() == PRIMARY + 5
     board.pulse(6, 5)
@@ -120,7 +120,7 @@ def test_eoi_with_nothing_in_service_does_nothing(board: Board, command: int) ->
     assert board.pair.primary.pack() == before
 
 
-def test_specific_eoi_of_an_idle_line_is_acknowledged_all_the_same(board: Board) -> None:
+def test_specific_eoi_of_an_idle_line_is_acknowledged_too(board: Board) -> None:
     board.out(Port.SECONDARY_COMMAND, specific_eoi(3))
     assert board.acked == [11]
 
@@ -237,7 +237,7 @@ def test_special_mask_mode_is_ignored(board: Board) -> None:
     assert board.pair.primary.special_mask == 0
 
 
-def test_line_2_itself_can_be_driven_and_finds_nothing_at_the_secondary(board: Board) -> None:
+def test_line_2_itself_can_be_driven_without_a_request_of_the_secondary(board: Board) -> None:
     board.pulse(2)
     assert board.inta() == SECONDARY + 7
 
@@ -269,7 +269,7 @@ def test_a_level_on_the_primary_that_drops_before_the_acknowledge_is_no_interrup
 
 def test_a_level_on_the_secondary_that_drops_before_the_acknowledge_is_spurious(board: Board) -> None:
     board.out(Port.SECONDARY_ELCR, 1 << 4)
-    board.pulse(12)  # the cascade is latched, and nothing takes it back
+    board.pulse(12)  # the cascade is latched, and stays latched
     assert board.inta() == SECONDARY + 7
     assert board.isr() == 1 << 2
     assert board.isr(Port.SECONDARY_COMMAND) == 0
@@ -307,7 +307,7 @@ def test_a_poll_that_finds_nothing_reads_07_and_acknowledges_nothing(board: Boar
     assert board.acked == []
 
 
-def test_a_poll_that_finds_nothing_works_the_output_out_again(board: Board) -> None:
+def test_a_poll_that_finds_nothing_updates_the_output(board: Board) -> None:
     board.pulse(5)
     board.out(Port.PRIMARY_COMMAND, 0x11)  # the request is gone, and the output still high
     assert board.selected(POLL) == 0x07
@@ -355,5 +355,5 @@ def test_a_poll_of_the_primary_that_finds_the_cascade_leaves_the_secondary_alone
     assert board.irr(Port.SECONDARY_COMMAND) == 1 << 3
     assert board.irr() == 0
     assert board.pair.output
-    board.pulse(12)  # works the cascade out again
+    board.pulse(12)  # updates the cascade
     assert board.inta() == SECONDARY + 3

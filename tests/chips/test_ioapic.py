@@ -37,7 +37,7 @@ def test_at_reset_every_pin_is_masked(board: Board) -> None:
         (0x11, 0xFFFF_FFFF, 0xFFFF_FFFF),
     ],
 )
-def test_what_a_register_keeps_of_a_write(board: Board, register: int, written: int, read: int) -> None:
+def test_the_bits_that_a_register_keeps(board: Board, register: int, written: int, read: int) -> None:
     board.write_register(register, written)
     assert board.read_register(register) == read
 
@@ -115,13 +115,13 @@ def test_the_rest_of_the_window_reads_zero_and_ignores_writes(board: Board, offs
         (0xFF00_0000_0000_0451, Message(0x51, DeliveryMode.NMI, 0xFF, logical=False, level_triggered=False)),
     ],
 )
-def test_an_entry_says_what_to_whom_and_how(board: Board, entry: int, message: Message) -> None:
+def test_an_entry_determines_the_message(board: Board, entry: int, message: Message) -> None:
     board.program(7, entry)
     board.ioapic.set_pin(7, 1)
     assert board.sent == [message]
 
 
-def test_a_pin_sends_what_its_own_entry_says(board: Board) -> None:
+def test_a_pin_sends_its_own_entrys_message(board: Board) -> None:
     for pin in range(PINS):
         board.program(pin, edge(0x30 + pin))
     for pin in reversed(range(PINS)):
@@ -129,7 +129,7 @@ def test_a_pin_sends_what_its_own_entry_says(board: Board) -> None:
     assert board.vectors() == [0x30 + pin for pin in reversed(range(PINS))]
 
 
-def test_a_rewritten_entry_tells_who_was_and_is_concerned(board: Board) -> None:
+def test_a_rewritten_entry_reports_its_old_and_new_destinations(board: Board) -> None:
     board.program(3, edge(0x31, destination=1))
     board.changed.clear()
     board.write_register(0x17, 2 << 24)
@@ -157,7 +157,7 @@ def test_the_status_of_driving_a_pin(
     assert board.vectors() == [0x31] * sent
 
 
-def test_the_status_is_how_many_took_the_message(board: Board) -> None:
+def test_the_status_is_the_number_of_accepting_cpus(board: Board) -> None:
     board.program(5, edge(0x31))
     board.status = 3
     assert board.ioapic.set_pin(5, 1) == 3
@@ -186,7 +186,7 @@ def test_a_level_that_dropped_under_a_mask_is_not_delivered_when_unmasked(board:
 
 
 @pytest.mark.parametrize(("entry", "pending"), [(level(0x31), 1 << 5), (edge(0x31), 0)], ids=["level", "edge"])
-def test_a_level_that_nobody_takes_stays_pending_and_an_edge_is_spent(board: Board, entry: int, pending: int) -> None:
+def test_an_unaccepted_level_stays_pending_and_an_edge_is_lost(board: Board, entry: int, pending: int) -> None:
     board.program(5, entry)
     board.status = 0
     assert board.ioapic.set_pin(5, 1) == 0
@@ -194,7 +194,7 @@ def test_a_level_that_nobody_takes_stays_pending_and_an_edge_is_spent(board: Boa
     assert board.ioapic.state().irr == pending
 
 
-def test_a_level_that_nobody_takes_is_tried_again_when_its_entry_is_written(board: Board) -> None:
+def test_an_unaccepted_level_is_tried_again_when_its_entry_is_written(board: Board) -> None:
     board.program(5, level(0x31, destination=9))
     board.status = 0
     board.ioapic.set_pin(5, 1)
@@ -238,10 +238,10 @@ def test_any_write_to_an_edge_entry_clears_its_remote_irr(board: Board) -> None:
     assert board.entry(5) == edge(0x31, destination=1)
 
 
-# Who is told that a pin was masked.
+# Reports of masked pins.
 
 
-def test_a_change_of_the_mask_is_told(board: Board) -> None:
+def test_a_change_of_the_mask_is_reported(board: Board) -> None:
     board.program(5, edge(0x31))
     board.program(6, level(0x32))
     assert board.masks == [(5, False), (6, False)]
@@ -249,17 +249,17 @@ def test_a_change_of_the_mask_is_told(board: Board) -> None:
     assert board.masks == [(5, False), (6, False), (5, True)]
 
 
-def test_a_write_that_does_not_change_the_mask_tells_nobody(board: Board) -> None:
+def test_a_write_that_does_not_change_the_mask_reports_nothing(board: Board) -> None:
     board.program(5, edge(0x31, masked=True))
     board.program(5, level(0x32, masked=True, destination=3))
     board.program(6, edge(0x31))
     board.masks.clear()
     board.program(6, level(0x33, destination=3))
-    board.write_register(0x11 + 2 * 6, MASKED)  # bit 16 of the high half is another one
+    board.write_register(0x11 + 2 * 6, MASKED)  # bit 16 of the high half is not the mask
     assert board.masks == []
 
 
-def test_the_mask_is_told_before_the_interrupt_that_it_held_is_sent() -> None:
+def test_the_mask_is_reported_before_the_interrupt_it_held_is_sent() -> None:
     class Watched(Board):
         def ioapic_masked(self, pin: int, masked: bool) -> None:
             super().ioapic_masked(pin, masked)
@@ -274,7 +274,7 @@ def test_the_mask_is_told_before_the_interrupt_that_it_held_is_sent() -> None:
     assert board.vectors() == [0x31]
 
 
-def test_a_restored_mask_is_told_to_nobody(board: Board) -> None:
+def test_a_restored_mask_is_not_reported(board: Board) -> None:
     board.program(5, edge(0x31))
     board.masks.clear()
     board.ioapic.restore(IoapicState())
@@ -288,21 +288,21 @@ def test_a_restored_mask_is_told_to_nobody(board: Board) -> None:
 
 @pytest.fixture
 def resampled(board: Board) -> Board:
-    """A masked level pin that went high, and that somebody resamples."""
+    """A board with a masked level pin that went high and is resampled."""
     board.resamples = True
     board.program(5, level(0x31, masked=True))
     board.ioapic.set_pin(5, 1)
     return board
 
 
-def test_unmasking_a_resampled_pin_asks_whether_it_is_still_high(resampled: Board) -> None:
+def test_unmasking_a_resampled_pin_resamples_it(resampled: Board) -> None:
     resampled.program(5, level(0x31))
     assert resampled.resampled == [5]
     assert resampled.vectors() == []
     assert resampled.ioapic.state().irr == 0
     resampled.program(5, level(0x31))
     assert resampled.resampled == [5]  # nothing is pending any more
-    assert resampled.ioapic.set_pin(5, 1) == 1  # it is
+    assert resampled.ioapic.set_pin(5, 1) == 1  # the pin is still high
     assert resampled.vectors() == [0x31]
 
 
@@ -313,7 +313,7 @@ def test_unmasking_a_resampled_pin_leaves_the_others_pending(resampled: Board) -
     assert resampled.ioapic.state().irr == 1 << 6
 
 
-def test_unmasking_a_pin_that_nobody_resamples_asks_and_delivers(resampled: Board) -> None:
+def test_unmasking_a_pin_without_a_resampler_delivers(resampled: Board) -> None:
     resampled.resamples = False
     resampled.program(5, level(0x31))
     assert resampled.resampled == [5]
@@ -326,14 +326,14 @@ def test_unmasking_a_pin_that_nobody_resamples_asks_and_delivers(resampled: Boar
     [(level(0x31, masked=True), 1), (edge(0x31), 1), (level(0x31), 0)],
     ids=["still masked", "edge", "low"],
 )
-def test_nobody_is_asked_about_a_pin_that_would_not_interrupt(resampled: Board, entry: int, high: int) -> None:
+def test_a_pin_that_would_not_interrupt_is_not_resampled(resampled: Board, entry: int, high: int) -> None:
     resampled.ioapic.set_pin(5, high)
     resampled.program(5, entry)
     assert resampled.resampled == []
     assert resampled.vectors() == []
 
 
-def test_nobody_is_asked_about_a_pin_that_was_not_ended(board: Board) -> None:
+def test_a_pin_in_service_is_not_resampled(board: Board) -> None:
     board.resamples = True
     board.program(5, level(0x31))
     board.ioapic.set_pin(5, 1)
@@ -359,7 +359,7 @@ def test_reset_is_as_it_powers_on(board: Board) -> None:
     assert board.ioapic.state() == IoapicState()
     assert board.replaced == 1
     board.program(6, edge(0x32))
-    assert board.ioapic.set_pin(6, 1) == 1  # an edge anew, though the line never fell
+    assert board.ioapic.set_pin(6, 1) == 1  # a new edge, though the line never fell
     assert board.vectors() == [0x31, 0x32, 0x32]
 
 
@@ -406,7 +406,7 @@ def test_restored_requests_of_pins_that_do_not_exist_are_dropped(board: Board) -
     assert board.ioapic.state().irr == 0x00FF_FFFF
 
 
-def test_raw_values_that_no_guest_could_set_are_kept(board: Board) -> None:
+def test_raw_values_that_no_guest_can_set_are_kept(board: Board) -> None:
     state = IoapicState(ioregsel=0x1FF, id=0xDEAD_BEEF, pad=0x1234)
     board.ioapic.restore(state)
     assert board.ioapic.state() == state
@@ -423,7 +423,7 @@ def test_a_restored_base_address_moves_the_window(board: Board) -> None:
     assert board.ioapic.claims(0xFED0_0000)
 
 
-def test_a_restored_state_replaces_every_pins_past(board: Board) -> None:
+def test_a_restored_state_replaces_every_pins_history(board: Board) -> None:
     board.program(5, edge(0x31))
     board.ioapic.set_pin(5, 1)
     restore(board, irr=0, pin=5, entry=edge(0x32))

@@ -7,7 +7,7 @@ import pytest
 from irqchipd.chips import ioapic
 from irqchipd.chips.ioapic import IoapicState
 from tests.builds import COMPILED, WHY
-from tests.chips.ioapicboard import NOBODY, REMOTE_IRR, Board, edge, level
+from tests.chips.ioapicboard import NO_CPU, REMOTE_IRR, Board, edge, level
 
 RTC = 8
 
@@ -105,13 +105,13 @@ def test_a_pin_is_acknowledged_before_its_remote_irr_is_cleared(board: Board) ->
     assert board.entries_at_ack == [level(0x31) | REMOTE_IRR]
 
 
-# A storm: a level line that nobody silences. KVM: ioapic.c kvm_ioapic_update_eoi_one.
+# A storm: a level line that stays high. KVM: ioapic.c kvm_ioapic_update_eoi_one.
 
 MAX_EOIS = 10_000
 
 
 def storm(board: Board, *pins: int) -> None:
-    """Level pins 5 to 7, of vectors 35h to 37h; some of them are high."""
+    """Program level pins 5 to 7 with vectors 35h to 37h, and raise some of them."""
     for pin in (5, 6, 7):
         board.program(pin, level(0x30 + pin))
     for pin in pins:
@@ -120,7 +120,7 @@ def storm(board: Board, *pins: int) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Make the fourth EOI in a row one too many; how many are not."""
+    """Lower the limit, so that the fourth EOI in a row is delayed; returns the number of EOIs that are not."""
     if COMPILED:
         pytest.skip(WHY)
     monkeypatch.setattr(ioapic, "MAX_SUCCESSIVE_EOIS", 4)
@@ -143,7 +143,7 @@ def test_the_ten_thousandth_eoi_in_a_row_is_served_10_ms_later(board: Board) -> 
     assert len(board.sent) == 2 * MAX_EOIS + 1
 
 
-def test_an_eoi_that_finds_the_line_low_begins_the_count_anew(board: Board, short: int) -> None:
+def test_an_eoi_that_finds_the_line_low_restarts_the_count(board: Board, short: int) -> None:
     storm(board, 5)
     for _ in range(short):
         eoi(board, 0x35)
@@ -157,7 +157,7 @@ def test_an_eoi_that_finds_the_line_low_begins_the_count_anew(board: Board, shor
     assert board.served_later == [10_000_000]
 
 
-def test_an_eoi_under_a_mask_begins_the_count_anew(board: Board, short: int) -> None:
+def test_an_eoi_under_a_mask_restarts_the_count(board: Board, short: int) -> None:
     storm(board, 5)
     for _ in range(short):
         eoi(board, 0x35)
@@ -169,7 +169,7 @@ def test_an_eoi_under_a_mask_begins_the_count_anew(board: Board, short: int) -> 
     assert board.served_later == []
 
 
-def test_a_line_that_falls_between_two_eois_does_not_begin_the_count_anew(board: Board, short: int) -> None:
+def test_a_line_that_falls_between_two_eois_does_not_restart_the_count(board: Board, short: int) -> None:
     storm(board, 5)
     for _ in range(short + 1):
         board.ioapic.set_pin(5, 0)
@@ -217,7 +217,7 @@ def test_a_storm_on_one_of_two_pins_that_share_a_vector_leaves_the_other_alone(b
 
 
 def test_the_delayed_service_serves_all_level_pins_that_are_high_and_not_in_service(board: Board) -> None:
-    board.status = 0  # nobody takes them, so they are not in service
+    board.status = 0  # no CPU accepts them, so they are not in service
     storm(board, 5, 6)
     board.program(9, edge(0x39))
     board.program(10, level(0x3A, masked=True))
@@ -252,7 +252,7 @@ def test_a_line_that_rises_before_the_delayed_service_is_delivered_at_once(board
     assert board.vectors() == [0x35]
 
 
-def test_reset_begins_the_count_anew(board: Board, short: int) -> None:
+def test_reset_restarts_the_count(board: Board, short: int) -> None:
     storm(board, 5)
     for _ in range(short):
         eoi(board, 0x35)
@@ -263,18 +263,18 @@ def test_reset_begins_the_count_anew(board: Board, short: int) -> None:
     assert board.served_later == []
 
 
-# Which EOIs a CPU has to report.
+# The EOIs that a CPU has to report.
 
 
 def vectors(bits: int) -> set[int]:
     return {vector for vector in range(256) if bits >> vector & 1}
 
 
-def test_a_cpu_reports_the_level_vectors_that_come_to_it(board: Board) -> None:
+def test_a_cpu_reports_the_level_vectors_sent_to_it(board: Board) -> None:
     board.matching = 0b10
     board.program(3, level(0x31))
     board.program(4, edge(0x32))
-    board.program(5, level(0x33, destination=NOBODY))
+    board.program(5, level(0x33, destination=NO_CPU))
     board.program(6, level(0x34, masked=True))
     board.program(RTC, edge(0x38))
     for cpu, expected in ((0, set()), (1, {0x31, 0x34, 0x38})):
@@ -284,34 +284,34 @@ def test_a_cpu_reports_the_level_vectors_that_come_to_it(board: Board) -> None:
 
 
 @pytest.mark.parametrize("logical", [False, True])
-def test_whether_an_entry_comes_to_a_cpu_is_asked_with_its_destination_and_mode(board: Board, logical: bool) -> None:
+def test_an_entrys_cpus_are_found_by_its_destination_and_mode(board: Board, logical: bool) -> None:
     board.program(3, level(0x31, destination=0x42) | logical << 11)
     board.asked.clear()
     board.ioapic.handled_vectors(0, pending=0)
-    assert board.asked == [(0x42, logical), (0, False)]  # pin 8 always is
+    assert board.asked == [(0x42, logical), (0, False)]  # pin 8 is always looked up
     board.program(RTC, edge(0x38, destination=0x43) | logical << 11)
     board.asked.clear()
     board.ioapic.retrack_rtc(0)
     assert board.asked == [(0x43, logical)]
 
 
-def test_a_cpu_reports_what_it_still_has_of_entries_that_were_pointed_elsewhere(board: Board) -> None:
-    board.program(3, level(0x31, destination=NOBODY))
-    board.program(4, level(0x45, destination=NOBODY))
-    board.program(5, level(0x33, destination=NOBODY))
-    board.program(6, edge(0x50, destination=NOBODY))
+def test_a_cpu_reports_pending_vectors_of_redirected_entries(board: Board) -> None:
+    board.program(3, level(0x31, destination=NO_CPU))
+    board.program(4, level(0x45, destination=NO_CPU))
+    board.program(5, level(0x33, destination=NO_CPU))
+    board.program(6, edge(0x50, destination=NO_CPU))
     handled, stale = board.ioapic.handled_vectors(0, pending=1 << 0x31 | 1 << 0x45 | 1 << 0x50)
     assert vectors(handled) - {0} == {0x31, 0x45}
     assert stale == 0x45
 
 
-def test_a_cpu_reports_the_edges_that_somebody_wants_to_hear_of(board: Board) -> None:
+def test_a_cpu_reports_edges_that_have_a_listener(board: Board) -> None:
     board.matching = 0b1
     board.ioapic_noticed = 1 << 4 | 1 << 5 | 1 << 7
     for pin in (3, 4, 6):
         board.program(pin, edge(0x30 + pin))
     board.program(5, edge(0x35, masked=True))
-    board.program(7, edge(0x37, destination=NOBODY))
+    board.program(7, edge(0x37, destination=NO_CPU))
     board.program(RTC, edge(0x38))
     for pending, expected, stale_expected in ((0, {0x34, 0x35, 0x38}, -1), (1 << 0x37, {0x34, 0x35, 0x37, 0x38}, 0x37)):
         handled, stale = board.ioapic.handled_vectors(0, pending)
@@ -324,7 +324,7 @@ def test_a_cpu_reports_the_edges_that_somebody_wants_to_hear_of(board: Board) ->
 def test_a_cpu_reports_a_tracked_tick_after_pin_8_has_got_another_vector(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.ioapic.set_pin(RTC, 1)
-    board.program(RTC, edge(0x39, destination=NOBODY))
+    board.program(RTC, edge(0x39, destination=NO_CPU))
     handled, _ = board.ioapic.handled_vectors(0, pending=0)
     assert vectors(handled) == {0x38}
 
@@ -346,19 +346,19 @@ def test_only_pin_8_is_tracked(board: Board) -> None:
     assert [board.ioapic.set_pin(9, high) for high in (1, 0, 1, 0)] == [1, 1, 1, 1]
 
 
-def test_a_caller_that_does_not_look_at_the_status_is_not_tracked(board: Board) -> None:
+def test_a_tick_whose_caller_ignores_the_status_is_not_tracked(board: Board) -> None:
     board.program(RTC, edge(0x38))
     assert [board.ioapic.set_pin(RTC, high, line_status=False) for high in (1, 0, 1, 0)] == [1, 1, 1, 1]
     assert board.ioapic.set_pin(RTC, 1) == 1
 
 
-def test_a_level_tick_that_is_sent_again_by_the_ioapic_itself_is_not_tracked(board: Board) -> None:
+def test_a_level_tick_repeated_by_the_ioapic_itself_is_not_tracked(board: Board) -> None:
     board.program(RTC, level(0x38))
     board.ioapic.set_pin(RTC, 1)
     assert board.ioapic.set_pin(RTC, 1) == 0  # coalesced: the tick is tracked
     eoi(board, 0x38)
     assert board.vectors() == [0x38, 0x38]
-    assert board.ioapic.set_pin(RTC, 1) == -1  # under remote IRR: it is not
+    assert board.ioapic.set_pin(RTC, 1) == -1  # under remote IRR: the tick is not tracked
     eoi(board, 0x38)
     board.ioapic.set_pin(RTC, 0)
     eoi(board, 0x38)
@@ -368,7 +368,7 @@ def test_a_level_tick_that_is_sent_again_by_the_ioapic_itself_is_not_tracked(boa
     assert board.ioapic.set_pin(RTC, 1) == -1
 
 
-def test_a_tick_that_nobody_took_is_not_waited_for(board: Board) -> None:
+def test_an_unaccepted_tick_is_not_waited_for(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.status, board.takers = -1, []
     board.ioapic.set_pin(RTC, 1)
@@ -405,7 +405,7 @@ def test_a_restored_ioapic_waits_for_ticks_that_cpus_still_have(board: Board) ->
     assert board.ioapic.set_pin(RTC, 1) == 1
 
 
-def test_a_restored_ioapic_has_forgotten_the_ticks_of_before(board: Board) -> None:
+def test_a_restored_ioapic_forgets_earlier_ticks(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.ioapic.set_pin(RTC, 1)
     restore_with_rtc(board, edge(0x38))
@@ -413,7 +413,7 @@ def test_a_restored_ioapic_has_forgotten_the_ticks_of_before(board: Board) -> No
 
 
 @pytest.mark.parametrize("matching", [0b0, 0b1])
-def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: Board, matching: int) -> None:
+def test_a_restored_tick_is_delivered_before_tracking_restarts(board: Board, matching: int) -> None:
     board.matching = matching
     restore_with_rtc(board, edge(0x38), irr=1 << RTC)
     assert board.vectors() == [0x38]
@@ -421,19 +421,19 @@ def test_a_restored_tick_is_delivered_before_the_ticks_are_tracked_anew(board: B
     assert board.ioapic.set_pin(RTC, 1) == 1  # the board's CPU has nothing pending
 
 
-def test_a_restored_tick_is_not_held_back_by_one_of_before(board: Board) -> None:
+def test_a_restored_tick_is_not_held_back_by_an_earlier_one(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.ioapic.set_pin(RTC, 1)
     restore_with_rtc(board, edge(0x39), irr=1 << RTC)
     assert board.vectors() == [0x38, 0x39]
 
 
-def test_a_cpu_whose_state_was_replaced_is_looked_at_again(board: Board) -> None:
+def test_a_cpu_whose_state_was_replaced_is_checked_again(board: Board) -> None:
     board.matching = 0b1
     board.program(RTC, edge(0x38))
     board.ioapic.set_pin(RTC, 1)
     board.ioapic.set_pin(RTC, 0)
-    board.ioapic.retrack_rtc(0)  # it has lost the vector
+    board.ioapic.retrack_rtc(0)  # the CPU no longer has the vector
     assert board.ioapic.set_pin(RTC, 1) == 1
     board.ioapic.set_pin(RTC, 0)
     board.pending = {0x38: 0b1}
@@ -441,7 +441,7 @@ def test_a_cpu_whose_state_was_replaced_is_looked_at_again(board: Board) -> None
     assert board.ioapic.set_pin(RTC, 1) == 0
 
 
-def test_a_cpu_that_pin_8_does_not_lead_to_is_not_looked_at(board: Board) -> None:
+def test_a_cpu_that_is_not_pin_8s_destination_is_not_checked(board: Board) -> None:
     board.program(RTC, edge(0x38))
     board.pending = {0x38: 0b10}
     board.matching = 0b1

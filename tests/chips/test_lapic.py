@@ -1,4 +1,4 @@
-"""The local APIC: what it accepts, what its CPU takes, and how an interrupt ends."""
+"""The local APIC: the messages it accepts, the interrupts its CPU takes, and how an interrupt ends."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def test_the_processor_priority_is_the_higher_of_task_and_service(
     assert board.read(Reg.PPR) == ppr
 
 
-# What arrives.
+# Arriving messages.
 
 
-def test_a_vector_sent_twice_before_it_is_taken_is_taken_once_though_never_called_coalesced(board: Board) -> None:
+def test_a_vector_sent_twice_before_it_is_taken_is_taken_once_but_not_reported_as_coalesced(board: Board) -> None:
     assert [board.lapic.accept(fixed(0x31)) for _ in range(2)] == [1, 1]
     assert board.take() == 0x31
     board.eoi()
@@ -114,7 +114,7 @@ def test_vectors_below_16_are_accepted_and_no_error_is_recorded(board: Board) ->
 
 
 @pytest.mark.parametrize("delivery_mode", [DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY])
-def test_one_that_software_disabled_accepts_nothing(delivery_mode: int) -> None:
+def test_a_software_disabled_apic_accepts_nothing(delivery_mode: int) -> None:
     board = Board(enabled=False)
     assert board.lapic.accept(mode(delivery_mode, vector=0x31)) == 0
     board.write(Reg.SVR, 0x1FF)
@@ -148,7 +148,7 @@ def test_a_level_message_that_deasserts_is_not_accepted(board: Board) -> None:
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
-def test_messages_that_go_past_the_request_register(
+def test_messages_that_bypass_the_request_register(
     message: Message, status: int, signals: list[tuple[int, int]], enabled: bool
 ) -> None:
     board = Board(enabled=enabled)
@@ -278,13 +278,13 @@ def test_lint0_passes_the_pic_on_where_it_is_extint_and_unmasked(apic_id: int, l
     assert board.lapic.passes_extint == passes
 
 
-def test_disabling_the_apic_shuts_the_pic_out(board: Board) -> None:
+def test_software_disabling_the_apic_blocks_the_pic(board: Board) -> None:
     board.write(Reg.SVR, 0x0FF)
     assert not board.lapic.passes_extint
     assert board.read(Reg.LVT_LINT0) == LVT_MASKED | 0x700
 
 
-# Who is told.
+# Reports to the bus.
 
 
 @pytest.mark.parametrize(
@@ -300,12 +300,12 @@ def test_disabling_the_apic_shuts_the_pic_out(board: Board) -> None:
         (Reg.LVT_LINT1, 0x400, []),
     ],
 )
-def test_a_write_tells_what_it_may_have_changed(board: Board, register: int, value: int, told: list[str]) -> None:
+def test_a_write_reports_what_it_may_have_changed(board: Board, register: int, value: int, told: list[str]) -> None:
     board.write(register, value)
     assert board.events == told
 
 
-def test_accepting_taking_and_ending_may_change_what_the_cpu_takes_next(board: Board) -> None:
+def test_accepting_taking_and_ending_report_a_possible_change_of_the_next_interrupt(board: Board) -> None:
     for step in (lambda: board.accept(0x31), board.take, board.eoi):
         board.events.clear()
         step()

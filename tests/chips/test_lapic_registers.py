@@ -1,4 +1,4 @@
-"""The local APIC's register page: reset values, what a write keeps, accesses, and the kernel's structure."""
+"""The local APIC's register page: reset values, the bits that a write changes, accesses, and the kernel's structure."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_only_the_boot_cpus_lint0_lets_the_pic_through_at_reset() -> None:
         (0x3F0, 0),
     ],
 )
-def test_what_a_register_keeps_of_a_write_of_ones(board: Board, register: int, kept: int) -> None:
+def test_the_bits_that_a_register_keeps(board: Board, register: int, kept: int) -> None:
     board.write(register, 0xFFFF_FFFF)
     assert board.read(register) == kept
 
@@ -128,9 +128,9 @@ def test_disabling_masks_every_lvt_entry_and_enabling_leaves_it_so(board: Board,
         (0x0, 1, 0xCD),
         (0x1, 1, 0x01),
         (0x3, 1, 0xAB),
-        (0x2, 4, 0),  # leaves the word
+        (0x2, 4, 0),  # crosses the end of the word
         (0x3, 2, 0),
-        (0x4, 4, 0),  # leaves the register: only its first word is there
+        (0x4, 4, 0),  # outside the register, which is only its first word
         (0x0, 8, 0),
         (0x8, 1, 0),
     ],
@@ -141,7 +141,7 @@ def test_a_read_stays_within_its_word(board: Board, offset: int, size: int, valu
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 1), (0, 2), (0, 8), (4, 4), (1, 4), (8, 4)])
-def test_a_write_that_is_no_aligned_word_is_dropped(board: Board, offset: int, size: int) -> None:
+def test_a_write_other_than_an_aligned_word_is_dropped(board: Board, offset: int, size: int) -> None:
     board.write(Reg.TPR, 0x20)
     board.write(Reg.TPR + offset, 0x30, size)
     assert board.read(Reg.TPR) == 0x20
@@ -230,7 +230,7 @@ def test_the_structure_is_the_register_page(board: Board) -> None:
     }
 
 
-def test_every_word_has_its_place_in_the_structure() -> None:
+def test_every_word_has_its_offset_in_the_structure() -> None:
     page = b"".join((offset if offset % 16 == 0 else 0).to_bytes(4, "little") for offset in range(0, 1024, 4))
     registers = LapicRegisters.unpack(page)
     places = {field.name: getattr(registers, field.name) for field in fields(registers)}
@@ -246,7 +246,7 @@ def test_every_word_has_its_place_in_the_structure() -> None:
         "svr": 0x0F0,
         "esr": 0x280,
         "icr": 0x300,
-        "icr_high": 0,  # 0x304, which of the words of an xAPIC's page is none
+        "icr_high": 0,  # 0x304, which is no register of an xAPIC
         "icr2": 0x310,
         "lvt_timer": 0x320,
         "lvt_thermal": 0x330,
@@ -282,7 +282,7 @@ def test_restored_registers_interrupt(board: Board) -> None:
     assert other.read(Reg.ID) == 0
 
 
-def test_words_that_are_no_registers_are_kept(board: Board) -> None:
+def test_words_outside_the_registers_are_kept(board: Board) -> None:
     page = bytearray(board.lapic.pack())
     page[0x010:0x014] = b"\x01\x02\x03\x04"
     page[0x084:0x088] = b"\x05\x06\x07\x08"
@@ -298,7 +298,7 @@ def test_a_restored_current_count_is_not_kept(board: Board) -> None:
     assert word(board.lapic.pack(), 0x390) == 0
 
 
-def test_all_256_vectors_in_service_are_none(board: Board) -> None:
+def test_all_256_vectors_in_service_count_as_none(board: Board) -> None:
     # KVM: lapic.c count_vectors counts them in 8 bits.
     board.lapic.restore(LapicRegisters(svr=0x1FF, tpr=0x20, isr=(1 << 256) - 1))
     assert board.read(Reg.PPR) == 0x20
@@ -313,7 +313,7 @@ def test_restoring_does_not_change_the_version(board: Board) -> None:
     assert board.read(Reg.VERSION) == 0x0005_0014
 
 
-def test_values_that_no_guest_could_write_are_kept(board: Board) -> None:
+def test_values_that_no_guest_can_write_are_kept(board: Board) -> None:
     state = LapicRegisters(id=0x12345678, tpr=0xFFFF_FF10, svr=0xFFFF_FFFF, ldr=1, dfr=0, icr=0x1000, esr=0xAA)
     board.lapic.restore(state)
     assert board.lapic.registers() == state
@@ -334,6 +334,6 @@ def test_values_that_no_guest_could_write_are_kept(board: Board) -> None:
         (LapicRegisters(svr=0x1FF, dfr=0x0FFF_FFFF), "addressing"),
     ],
 )
-def test_restoring_tells_whether_the_addressing_changed(board: Board, state: LapicRegisters, told: str) -> None:
+def test_restoring_reports_whether_the_addressing_changed(board: Board, state: LapicRegisters, told: str) -> None:
     board.lapic.restore(state)
     assert board.events == [told, "priorities"]

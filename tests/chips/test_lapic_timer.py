@@ -13,11 +13,11 @@ from tests.chips.lapicboard import ENABLED, Board
 VECTOR = 0xEC
 ONE_SHOT, PERIODIC, TSC_DEADLINE, RESERVED = (mode << 17 | VECTOR for mode in range(4))
 MODES = {"one-shot": ONE_SHOT, "periodic": PERIODIC, "TSC-deadline": TSC_DEADLINE, "reserved": RESERVED}
-# The divide configuration register, SDM figure 11-10; bit 2 is not one of its own.
+# The divide configuration register, SDM figure 11-10; bit 2 is not used.
 DIVIDE_BY = {1: 0xB, 2: 0x0, 4: 0x1, 8: 0x2, 16: 0x3, 32: 0x8, 64: 0x9, 128: 0xA}
 DISABLED = ENABLED & ~0x100  # SVR
 BASE_ENABLED, BASE_DISABLED = 0xFEE0_0900, 0xFEE0_0100
-LATER = 10**18  # when all is over
+LATER = 10**18  # a time after everything has expired
 
 
 @pytest.fixture(params=[False, True], ids=["", "lazy"])
@@ -34,7 +34,7 @@ def start(board: Board, mode: int, count: int, divisor: int = 1) -> None:
 
 
 def interrupts(board: Board, nanoseconds: int) -> list[int]:
-    """Let time pass, with a CPU that takes and ends every interrupt; when they came, from now."""
+    """Let time pass, with a CPU that takes and ends every interrupt. Returns the interrupts' times, relative to now."""
     came: list[int] = []
     begin = board.time
     end = begin + nanoseconds
@@ -115,7 +115,7 @@ def test_bit_2_of_the_divide_configuration_is_not_kept(board: Board) -> None:
     assert board.read(Reg.TIMER_DIVIDE) == 0xB
 
 
-def test_at_reset_it_divides_by_2(board: Board) -> None:
+def test_at_reset_the_divider_is_2(board: Board) -> None:
     board.write(Reg.LVT_TIMER, ONE_SHOT)
     board.write(Reg.TIMER_INITIAL_COUNT, 1000)
     assert interrupts(board, LATER) == [2000]
@@ -170,7 +170,7 @@ def test_an_initial_count_of_0_stops(board: Board, mode: int) -> None:
     board.write(Reg.TIMER_INITIAL_COUNT, 0)
     assert count(board) == 0
     assert interrupts(board, LATER) == []
-    board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[2])  # there is nothing left to be counted faster
+    board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[2])  # no count is left to be rescaled
     assert interrupts(board, LATER) == []
 
 
@@ -199,17 +199,17 @@ def test_a_one_shot_can_be_shorter(board: Board) -> None:
     assert interrupts(board, LATER) == [1]
 
 
-def test_the_current_count_of_a_period_that_was_too_short_begins_above_the_initial_one(board: Board) -> None:
+def test_the_current_count_of_a_lengthened_period_begins_above_the_initial_one(board: Board) -> None:
     start(board, PERIODIC, 1000, divisor=4)
     board.advance(100_000)
     assert count(board) == 25_000
     assert board.read(Reg.TIMER_INITIAL_COUNT) == 1000
 
 
-# What the LVT entry says when the time has come. KVM: lapic.c apic_has_pending_timer; what is masked waits.
+# The LVT entry at the expiry decides. KVM: lapic.c apic_has_pending_timer; a masked expiry stays pending.
 
 
-def test_the_vector_is_that_of_the_time_it_expires(board: Board) -> None:
+def test_the_vector_is_the_one_at_the_expiry(board: Board) -> None:
     start(board, ONE_SHOT, 1000)
     board.write(Reg.LVT_TIMER, 0x31)
     board.advance(1000)
@@ -217,7 +217,7 @@ def test_the_vector_is_that_of_the_time_it_expires(board: Board) -> None:
 
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC], ids=["one-shot", "periodic"])
-def test_what_expires_masked_interrupts_once_it_is_unmasked(board: Board, mode: int) -> None:
+def test_a_masked_expiry_interrupts_when_unmasked(board: Board, mode: int) -> None:
     start(board, mode | LVT_MASKED, 300_000)
     assert interrupts(board, 1_000_000) == []
     board.write(Reg.LVT_TIMER, mode)
@@ -226,13 +226,13 @@ def test_what_expires_masked_interrupts_once_it_is_unmasked(board: Board, mode: 
     assert interrupts(board, LATER) == []
 
 
-def test_what_waits_is_not_counted(board: Board) -> None:
+def test_masked_expiries_are_not_counted(board: Board) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 1000)
     board.advance(2000)
     assert count(board) == 0
 
 
-def test_what_waits_has_the_vector_of_the_time_it_is_unmasked(board: Board) -> None:
+def test_a_masked_expiry_has_the_vector_at_the_unmasking(board: Board) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 1000)
     board.advance(1000)
     board.write(Reg.LVT_TIMER, LVT_MASKED | 0x31)
@@ -251,7 +251,7 @@ def test_a_masked_timer_counts_on(board: Board) -> None:
 
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC, RESERVED], ids=["one-shot", "periodic", "reserved"])
-def test_what_waits_outlives_a_change_of_the_mode(board: Board, mode: int) -> None:
+def test_a_pending_expiry_survives_a_change_of_the_mode(board: Board, mode: int) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 300_000)
     board.advance(300_000)
     board.write(Reg.LVT_TIMER, mode)
@@ -260,7 +260,7 @@ def test_what_waits_outlives_a_change_of_the_mode(board: Board, mode: int) -> No
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC], ids=["one-shot", "periodic"])
 @pytest.mark.parametrize("initial", [0, 400_000])
-def test_a_new_initial_count_forgets_what_waits(board: Board, mode: int, initial: int) -> None:
+def test_a_new_initial_count_drops_a_pending_expiry(board: Board, mode: int, initial: int) -> None:
     start(board, mode | LVT_MASKED, 300_000)
     board.advance(300_000)
     board.write(Reg.TIMER_INITIAL_COUNT, initial)
@@ -268,7 +268,7 @@ def test_a_new_initial_count_forgets_what_waits(board: Board, mode: int, initial
     assert interrupts(board, 500_000) == ([400_000] if initial else [])
 
 
-def test_a_deadline_that_waits_is_still_read(board: Board) -> None:
+def test_a_pending_deadline_is_still_read(board: Board) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE | LVT_MASKED)
     when = tsc(board) + 1000
     arm(board, when)
@@ -280,7 +280,7 @@ def test_a_deadline_that_waits_is_still_read(board: Board) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1000])
-def test_a_new_deadline_forgets_what_waits(board: Board, after: int) -> None:
+def test_a_new_deadline_drops_a_pending_expiry(board: Board, after: int) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE | LVT_MASKED)
     arm(board, tsc(board) - 1)
     arm(board, tsc(board) + after if after else 0)
@@ -292,7 +292,7 @@ def test_a_new_deadline_forgets_what_waits(board: Board, after: int) -> None:
     ("mode", "crossed"),
     [(ONE_SHOT, TSC_DEADLINE), (PERIODIC, TSC_DEADLINE), (TSC_DEADLINE, ONE_SHOT), (TSC_DEADLINE, PERIODIC)],
 )
-def test_going_to_or_from_tsc_deadline_mode_forgets_what_waits(board: Board, mode: int, crossed: int) -> None:
+def test_going_to_or_from_tsc_deadline_mode_drops_a_pending_expiry(board: Board, mode: int, crossed: int) -> None:
     start(board, mode | LVT_MASKED, 300_000)
     arm(board, tsc(board) + 300_000)
     board.advance(300_000)
@@ -300,7 +300,7 @@ def test_going_to_or_from_tsc_deadline_mode_forgets_what_waits(board: Board, mod
     assert interrupts(board, LATER) == []
 
 
-def test_software_disabling_masks_it_and_forgets_what_waits(board: Board) -> None:
+def test_software_disabling_masks_the_timer_and_drops_a_pending_expiry(board: Board) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 1000)
     board.advance(1000)
     board.write(Reg.SVR, DISABLED)
@@ -309,7 +309,7 @@ def test_software_disabling_masks_it_and_forgets_what_waits(board: Board) -> Non
     assert interrupts(board, LATER) == []
 
 
-def test_a_deadline_that_waited_when_software_disabled_it_is_read_though_it_never_comes(board: Board) -> None:
+def test_a_deadline_dropped_by_software_disabling_is_still_read(board: Board) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE | LVT_MASKED)
     arm(board, 5)
     board.write(Reg.SVR, DISABLED)
@@ -319,8 +319,8 @@ def test_a_deadline_that_waited_when_software_disabled_it_is_read_though_it_neve
     assert deadline(board) == 5
 
 
-def test_software_enabling_delivers_what_waits_where_it_is_not_masked(board: Board) -> None:
-    # Only a restored entry is not masked in an APIC that software disabled.
+def test_software_enabling_delivers_an_unmasked_pending_expiry(board: Board) -> None:
+    # Only a restored entry can be unmasked in a software-disabled APIC.
     board.lapic.restore(LapicRegisters(svr=DISABLED, lvt_timer=ONE_SHOT, timer_initial_count=1000))
     assert interrupts(board, 1000) == []
     board.write(Reg.SVR, ENABLED)
@@ -328,7 +328,7 @@ def test_software_enabling_delivers_what_waits_where_it_is_not_masked(board: Boa
 
 
 @pytest.mark.parametrize("before", [100_000, 400_000, 1_000_000])
-def test_what_expires_while_software_disabled_it_waits(board: Board, before: int) -> None:
+def test_an_expiry_while_software_disabled_waits(board: Board, before: int) -> None:
     start(board, PERIODIC | LVT_MASKED, 300_000)
     board.advance(before)
     board.write(Reg.SVR, DISABLED)
@@ -341,7 +341,7 @@ def test_what_expires_while_software_disabled_it_waits(board: Board, before: int
 
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC, TSC_DEADLINE], ids=["one-shot", "periodic", "TSC-deadline"])
-def test_what_expires_while_the_apic_is_disabled_waits(board: Board, mode: int) -> None:
+def test_an_expiry_while_the_apic_is_disabled_waits(board: Board, mode: int) -> None:
     start(board, mode, 300_000)
     arm(board, tsc(board) + 300_000)
     assert board.lapic.write_msr(Msr.APIC_BASE, BASE_DISABLED) == 0
@@ -351,7 +351,7 @@ def test_what_expires_while_the_apic_is_disabled_waits(board: Board, mode: int) 
 
 
 def test_a_restored_entry_can_say_nmi(board: Board) -> None:
-    # KVM: lapic.c kvm_apic_local_deliver goes by the delivery mode, which no guest can write.
+    # KVM: lapic.c kvm_apic_local_deliver uses the delivery mode, which no guest can write.
     lvt = DeliveryMode.NMI << 8 | PERIODIC
     board.lapic.restore(LapicRegisters(svr=ENABLED, lvt_timer=lvt, timer_initial_count=300_000))
     assert interrupts(board, 1_500_000) == []
@@ -366,7 +366,7 @@ def test_an_interrupt_of_another_vector_does_not_wait_for_one_that_is_not_taken(
     assert board.vectors(Reg.IRR) == [0x31, VECTOR]
 
 
-# Changes of the divider: what is left is counted at the new rate.
+# Changes of the divider: the rest is counted at the new rate.
 
 
 @pytest.mark.parametrize(
@@ -379,9 +379,7 @@ def test_an_interrupt_of_another_vector_does_not_wait_for_one_that_is_not_taken(
         (1, 128, 999, 128),
     ],
 )
-def test_a_change_of_the_divider_stretches_what_is_left(
-    board: Board, old: int, new: int, elapsed: int, left: int
-) -> None:
+def test_a_change_of_the_divider_stretches_the_rest(board: Board, old: int, new: int, elapsed: int, left: int) -> None:
     start(board, ONE_SHOT, 1000, divisor=old)
     board.advance(elapsed)
     before = count(board)
@@ -390,7 +388,7 @@ def test_a_change_of_the_divider_stretches_what_is_left(
     assert interrupts(board, LATER) == [left]
 
 
-def test_a_change_of_the_divider_changes_the_periods_after_this_one(board: Board) -> None:
+def test_a_change_of_the_divider_changes_later_periods(board: Board) -> None:
     start(board, PERIODIC, 400_000)
     board.advance(100_000)
     board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[2])
@@ -405,7 +403,7 @@ def test_a_change_of_the_divider_can_make_the_period_too_short(board: Board) -> 
 
 
 def test_an_expired_one_shot_expires_again_when_the_divider_changes(board: Board) -> None:
-    # KVM: lapic.c kvm_lapic_reg_write restarts whatever has a period, and there is nothing left of it.
+    # KVM: lapic.c kvm_lapic_reg_write restarts any timer with a period, even if nothing of it is left.
     start(board, ONE_SHOT, 1000)
     assert interrupts(board, 5000) == [1000]
     board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[4])
@@ -416,7 +414,7 @@ def test_an_expired_one_shot_expires_again_when_the_divider_changes(board: Board
     assert interrupts(board, LATER) == [0]
 
 
-def test_an_expired_one_shot_that_waits_does_not_expire_again_when_the_divider_changes(board: Board) -> None:
+def test_a_pending_one_shot_does_not_expire_again_when_the_divider_changes(board: Board) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 1000)
     board.advance(1000)
     board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[4])
@@ -424,8 +422,8 @@ def test_an_expired_one_shot_that_waits_does_not_expire_again_when_the_divider_c
     assert interrupts(board, LATER) == [0]
 
 
-def test_a_one_shot_that_is_not_over_is_stopped_by_a_change_of_the_divider_while_one_waits(board: Board) -> None:
-    # KVM: lapic.c restart_apic_timer; what waits is of the time when it was periodic.
+def test_a_change_of_the_divider_stops_a_running_one_shot_while_an_expiry_is_pending(board: Board) -> None:
+    # KVM: lapic.c restart_apic_timer; the pending expiry is from the time when the timer was periodic.
     start(board, PERIODIC | LVT_MASKED, 300_000)
     board.advance(400_000)
     board.write(Reg.LVT_TIMER, ONE_SHOT | LVT_MASKED)
@@ -435,7 +433,7 @@ def test_a_one_shot_that_is_not_over_is_stopped_by_a_change_of_the_divider_while
     assert interrupts(board, LATER) == [0]
 
 
-def test_a_divider_that_was_written_and_not_changed_does_nothing(board: Board) -> None:
+def test_writing_the_same_divider_does_nothing(board: Board) -> None:
     start(board, ONE_SHOT, 1000, divisor=4)
     board.advance(400)
     board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[4])
@@ -444,7 +442,7 @@ def test_a_divider_that_was_written_and_not_changed_does_nothing(board: Board) -
     assert interrupts(board, LATER) == []
 
 
-def test_a_change_of_the_divider_does_not_concern_a_deadline(board: Board) -> None:
+def test_a_change_of_the_divider_does_not_affect_a_deadline(board: Board) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE)
     arm(board, tsc(board) + 1000)
     board.write(Reg.TIMER_DIVIDE, DIVIDE_BY[128])
@@ -534,7 +532,7 @@ def test_in_the_reserved_mode_nothing_is_started(board: Board) -> None:
 
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC], ids=["one-shot", "periodic"])
-def test_what_ran_before_the_reserved_mode_runs_out(board: Board, mode: int) -> None:
+def test_a_timer_started_before_the_reserved_mode_expires(board: Board, mode: int) -> None:
     # KVM: lapic.c apic_update_lvtt stops the timer for TSC-deadline mode alone.
     start(board, mode, 300_000)
     board.advance(100_000)
@@ -610,7 +608,7 @@ def test_a_deadline_does_not_disturb_a_count(board: Board) -> None:
     assert interrupts(board, LATER) == [1000]
 
 
-def test_a_deadline_does_not_disturb_a_count_that_is_over(board: Board) -> None:
+def test_a_deadline_does_not_disturb_an_expired_count(board: Board) -> None:
     start(board, ONE_SHOT, 1000)
     assert interrupts(board, 2000) == [1000]
     arm(board, 5)
@@ -652,7 +650,7 @@ def test_a_deadline_later_than_any_time_never_comes(board: Board) -> None:
     arm(board, (1 << 64) - 1)
     assert interrupts(board, LATER) == []
     assert board.expires is not None
-    assert board.expires < 1 << 63  # a time that the VM can have
+    assert board.expires < 1 << 63  # within a VM's range of time
     assert deadline(board) == (1 << 64) - 1
 
 
@@ -676,7 +674,7 @@ def test_the_tsc_has_the_vms_frequency(board: Board, khz: int) -> None:
 @pytest.mark.parametrize(
     ("khz", "ticks", "nanoseconds"), [(2_500_000, 5000, 2000), (500_000, 1000, 2000), (1, 2, 2_000_000)]
 )
-def test_a_deadline_comes_when_the_tsc_gets_there(board: Board, khz: int, ticks: int, nanoseconds: int) -> None:
+def test_a_deadline_expires_when_the_tsc_reaches_it(board: Board, khz: int, ticks: int, nanoseconds: int) -> None:
     board.lapic.timer.tsc_khz = khz
     board.write(Reg.LVT_TIMER, TSC_DEADLINE)
     when = tsc(board) + ticks
@@ -685,7 +683,7 @@ def test_a_deadline_comes_when_the_tsc_gets_there(board: Board, khz: int, ticks:
     assert tsc(board) == when
 
 
-def test_the_counts_do_not_go_by_the_tsc(board: Board) -> None:
+def test_the_counts_do_not_depend_on_the_tsc(board: Board) -> None:
     board.lapic.timer.tsc_khz = 2_500_000
     start(board, ONE_SHOT, 1000)
     assert interrupts(board, LATER) == [1000]
@@ -693,7 +691,7 @@ def test_the_counts_do_not_go_by_the_tsc(board: Board) -> None:
 
 @pytest.mark.parametrize("khz", [700_001, 1_000_000, 2_500_000])
 @pytest.mark.parametrize("value", [0, 5, 1 << 40, (1 << 64) - 1])
-def test_the_tsc_goes_on_from_what_was_written(board: Board, khz: int, value: int) -> None:
+def test_the_tsc_continues_from_the_written_value(board: Board, khz: int, value: int) -> None:
     board.lapic.timer.tsc_khz = khz
     board.advance(7)
     assert board.lapic.write_msr(Msr.TSC, value) == 0
@@ -702,7 +700,7 @@ def test_the_tsc_goes_on_from_what_was_written(board: Board, khz: int, value: in
     assert tsc(board) == (value + khz) % (1 << 64)
 
 
-def test_a_deadline_goes_by_the_tsc_that_was_written(board: Board) -> None:
+def test_a_deadline_uses_the_written_tsc(board: Board) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE)
     board.lapic.write_msr(Msr.TSC, 5_000_000)
     arm(board, 4_999_999)
@@ -712,7 +710,7 @@ def test_a_deadline_goes_by_the_tsc_that_was_written(board: Board) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1 << 40])
-def test_a_deadline_that_runs_is_a_time_and_does_not_move_with_the_tsc(board: Board, value: int) -> None:
+def test_a_running_deadline_does_not_move_with_the_tsc(board: Board, value: int) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE)
     when = tsc(board) + 1000
     arm(board, when)
@@ -725,7 +723,7 @@ def test_a_deadline_that_runs_is_a_time_and_does_not_move_with_the_tsc(board: Bo
 
 
 def move(board: Board, **changes: int) -> Board:
-    """Another board, whose time is another one, with the registers of this and some of them changed."""
+    """Another board, at another time, with this board's registers, some of them changed."""
     registers = LapicRegisters.unpack(board.lapic.registers().pack())
     for name, value in changes.items():
         setattr(registers, name, value)
@@ -759,7 +757,7 @@ def test_a_restored_timer_runs_on_from_its_current_count(board: Board, mode: int
 
 
 def test_a_restored_one_shot_without_a_current_count_has_expired(board: Board) -> None:
-    # KVM: lapic.c set_target_expiration; it is due now, even if it had expired before it was saved.
+    # KVM: lapic.c set_target_expiration; it expires now, even if it had expired before it was saved.
     start(board, ONE_SHOT, 300_000)
     assert interrupts(board, 400_000) == [300_000]
     other = move(board)
@@ -767,7 +765,7 @@ def test_a_restored_one_shot_without_a_current_count_has_expired(board: Board) -
     assert interrupts(other, LATER) == [0]
 
 
-def test_a_restored_periodic_timer_without_a_current_count_begins_anew(board: Board) -> None:
+def test_a_restored_periodic_timer_without_a_current_count_begins_again(board: Board) -> None:
     start(board, PERIODIC, 300_000)
     board.advance(100_000)
     other = move(board, timer_current_count=0)
@@ -777,7 +775,7 @@ def test_a_restored_periodic_timer_without_a_current_count_begins_anew(board: Bo
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC], ids=["one-shot", "periodic"])
 @pytest.mark.parametrize("current", [300_001, 0xFFFF_FFFF])
-def test_a_restored_current_count_that_is_larger_than_the_initial_one_is_the_initial_one(
+def test_a_restored_current_count_above_the_initial_one_becomes_the_initial_one(
     board: Board, mode: int, current: int
 ) -> None:
     start(board, mode, 300_000)
@@ -786,7 +784,7 @@ def test_a_restored_current_count_that_is_larger_than_the_initial_one_is_the_ini
     assert interrupts(other, 400_000) == [300_000]
 
 
-def test_a_restored_period_that_is_too_short_is_longer_after_the_current_count(board: Board) -> None:
+def test_a_restored_short_period_is_lengthened_after_the_current_count(board: Board) -> None:
     start(board, PERIODIC, 1000)
     other = move(board, timer_current_count=500)
     assert interrupts(other, 500_000) == [500, 200_500, 400_500]
@@ -808,7 +806,7 @@ def test_a_restored_timer_in_the_reserved_mode_does_not_run(board: Board) -> Non
     assert interrupts(other, LATER) == []
 
 
-def test_a_restored_timer_that_is_masked_expires_all_the_same(board: Board) -> None:
+def test_a_restored_masked_timer_expires_too(board: Board) -> None:
     start(board, PERIODIC | LVT_MASKED, 300_000)
     board.advance(100_000)
     other = move(board)
@@ -817,7 +815,7 @@ def test_a_restored_timer_that_is_masked_expires_all_the_same(board: Board) -> N
     assert interrupts(other, 300_000) == [0, 250_000]
 
 
-def test_restoring_forgets_what_waits(board: Board) -> None:
+def test_restoring_drops_a_pending_expiry(board: Board) -> None:
     start(board, ONE_SHOT | LVT_MASKED, 1000)
     board.advance(1000)
     registers = board.lapic.registers()
@@ -826,7 +824,7 @@ def test_restoring_forgets_what_waits(board: Board) -> None:
     assert interrupts(board, LATER) == [500]
 
 
-def test_a_deadline_that_waits_is_past_again_when_restored(board: Board) -> None:
+def test_a_pending_deadline_expires_again_when_restored(board: Board) -> None:
     board.write(Reg.LVT_TIMER, TSC_DEADLINE | LVT_MASKED)
     arm(board, 5)
     board.lapic.restore(board.lapic.registers())
@@ -843,8 +841,8 @@ def test_restoring_to_tsc_deadline_mode_forgets_the_counts(board: Board) -> None
     assert interrupts(other, LATER) == []
 
 
-def test_a_deadline_outlives_a_restore_in_its_mode(board: Board) -> None:
-    # KVM: lapic.c __start_apic_timer; the deadline is no part of the state, and nothing sets it to 0.
+def test_a_deadline_survives_a_restore_in_its_mode(board: Board) -> None:
+    # KVM: lapic.c __start_apic_timer; the deadline is not part of the state, and nothing clears it.
     board.write(Reg.LVT_TIMER, TSC_DEADLINE)
     when = tsc(board) + 1000
     arm(board, when)
@@ -854,7 +852,7 @@ def test_a_deadline_outlives_a_restore_in_its_mode(board: Board) -> None:
 
 
 def test_the_current_count_has_32_bits(board: Board) -> None:
-    # In the reserved mode a restore changes the divider, and what is left of before it is not counted anew.
+    # In the reserved mode a restore changes the divider without rescaling the rest of the count.
     start(board, ONE_SHOT, 0xFFFF_FFFF, divisor=128)
     registers = board.lapic.registers()
     registers.lvt_timer, registers.timer_divide = RESERVED, DIVIDE_BY[1]
@@ -869,7 +867,7 @@ def test_the_current_count_has_32_bits(board: Board) -> None:
 
 @pytest.mark.parametrize("init", [True, False], ids=["INIT", "RESET"])
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_init_and_reset_stop_it(board: Board, mode: int, init: bool) -> None:
+def test_init_and_reset_stop_the_timer(board: Board, mode: int, init: bool) -> None:
     start(board, ONE_SHOT, 1000)
     board.write(Reg.LVT_TIMER, mode)
     arm(board, tsc(board) + 1000)
@@ -888,7 +886,7 @@ def test_init_and_reset_stop_it(board: Board, mode: int, init: bool) -> None:
 
 
 @pytest.mark.parametrize("init", [True, False], ids=["INIT", "RESET"])
-def test_after_init_and_reset_it_divides_by_2(board: Board, init: bool) -> None:
+def test_after_init_and_reset_the_divider_is_2(board: Board, init: bool) -> None:
     start(board, ONE_SHOT, 1000, divisor=128)
     board.lapic.reset(init=init)
     board.write(Reg.SVR, ENABLED)
@@ -907,7 +905,7 @@ def test_the_tsc_goes_on_over_init_and_reset(board: Board, init: bool) -> None:
 
 @pytest.mark.parametrize("khz", [1, 999, 1_000_000, 2_300_007, 3_000_000, 100_000_000])
 @pytest.mark.parametrize("ticks", [1, 4, 12_345])
-def test_a_deadline_is_met_at_the_first_nanosecond_at_which_the_tsc_is_there(khz: int, ticks: int) -> None:
+def test_a_deadline_expires_at_the_first_nanosecond_at_which_the_tsc_has_reached_it(khz: int, ticks: int) -> None:
     board = Board()
     board.lapic.timer.tsc_khz = khz
     board.time = 1_234_567

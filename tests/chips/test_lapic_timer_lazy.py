@@ -1,4 +1,4 @@
-"""Expiries that change nothing are left out where nobody can tell; here somebody tries to."""
+"""Expiries that change nothing are skipped, and no operation can detect that."""
 
 from __future__ import annotations
 
@@ -75,24 +75,24 @@ def new_board(*, lazy: bool) -> Board:
 
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=25))
-def test_nobody_can_tell_that_expiries_are_left_out(history: list[Step]) -> None:
+def test_skipped_expiries_cannot_be_detected(history: list[Step]) -> None:
     diligent, lazy = new_board(lazy=False), new_board(lazy=True)
     for step in history:
         assert do(lazy, step) == do(diligent, step), step
-        # Looking at one wakes it, so only what can be seen without: what the CPU would get, and who waits.
+        # Inspecting a timer wakes it; this uses only what is visible without: the next interrupt, and pending expiries.
         assert lazy.lapic.irr == diligent.lapic.irr
         assert lazy.lapic.tmr == diligent.lapic.tmr
     assert lazy.lapic.registers() == diligent.lapic.registers()
 
 
-def test_ticks_that_nobody_takes_cost_nothing() -> None:
+def test_ticks_that_are_not_taken_cost_nothing() -> None:
     board = new_board(lazy=True)
     board.advance(1000 * PERIOD)
-    assert len(board.expirations) == 2  # the first is delivered, the second finds it requested still
+    assert len(board.expirations) == 2  # the first is delivered, the second finds the vector still requested
     assert board.expires is None
 
 
-def test_the_tick_after_the_one_that_is_taken_comes_when_it_is_due() -> None:
+def test_the_tick_after_a_taken_one_comes_on_time() -> None:
     board = new_board(lazy=True)
     start = board.time
     board.advance(10 * PERIOD + 7)

@@ -1,4 +1,4 @@
-"""Messages, decoded from the three places that they come from."""
+"""Messages, decoded from their three sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from irqchipd.chips.message import DeliveryMode, Message, Shorthand, from_icr, f
         (0x7 << 8, Message(0, DeliveryMode.EXTINT, 0, logical=False, level_triggered=False)),
         (0xFF, Message(0xFF, DeliveryMode.FIXED, 0, logical=False, level_triggered=False)),
         (0xAB << 56, Message(0, DeliveryMode.FIXED, 0xAB, logical=False, level_triggered=False)),
-        # Pending, polarity, remote IRR, the mask and the reserved bits say nothing about the message.
+        # Pending, polarity, remote IRR, the mask and the reserved bits do not affect the message.
         (0x00FF_FFFF_FFFF_7000, Message(0, DeliveryMode.FIXED, 0, logical=False, level_triggered=False)),
     ],
 )
@@ -36,13 +36,13 @@ def test_a_redirection_entry(entry: int, message: Message) -> None:
             0x0031,
             Message(0x31, DeliveryMode.FIXED, 1, logical=False, level_triggered=False, redirection_hint=True),
         ),
-        # KVM asks neither for FEEh nor for a vector of 16 or more.
+        # KVM checks neither for FEEh nor for a vector of 16 or more.
         (0x1230_0000, 0x0005, Message(0x05, DeliveryMode.FIXED, 0, logical=False, level_triggered=False)),
     ],
 )
 def test_an_msi(address: int, data: int, message: Message) -> None:
     assert from_msi(address, data) == message
-    assert from_msi(address, data).asserted  # bit 14 of the data is not looked at
+    assert from_msi(address, data).asserted  # bit 14 of the data is ignored
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The modes of a local APIC: IA32_APIC_BASE, x2APIC and its MSRs, disabled, and what INIT and RESET leave."""
+"""The modes of a local APIC: IA32_APIC_BASE, x2APIC and its MSRs, disabled, and the effects of INIT and RESET."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chips.lapicboard import ENABLED, Board, fixed, mode
 BOOT_CPU = 1 << 8
 XAPIC, X2APIC, DISABLED = DEFAULT_BASE | 0x800, DEFAULT_BASE | 0xC00, DEFAULT_BASE
 INVALID = DEFAULT_BASE | 0x400  # an x2APIC that is disabled
-# How to get to a mode from RESET.
+# How to reach a mode from RESET.
 WAYS: dict[int, list[int]] = {XAPIC: [], X2APIC: [X2APIC], DISABLED: [DISABLED]}
 MODES = {XAPIC: "xAPIC", X2APIC: "x2APIC", DISABLED: "disabled", INVALID: "invalid"}
 SVR = 0x1FF
@@ -47,7 +47,7 @@ def in_mode(base: int, *, apic_id: int = 3, enabled: bool = True) -> Board:
 
 @pytest.fixture
 def board() -> Board:
-    """One in xAPIC mode."""
+    """A board in xAPIC mode."""
     return in_mode(XAPIC)
 
 
@@ -107,7 +107,7 @@ def test_the_bases_other_bits_do_not(board: Board, bit: int) -> None:
     assert rdmsr(board, Msr.APIC_BASE) == XAPIC ^ 1 << bit
 
 
-def test_writing_what_the_base_is_never_faults(board: Board) -> None:
+def test_writing_the_bases_own_value_never_faults(board: Board) -> None:
     board.lapic.base = XAPIC | 1
     assert wrmsr(board, Msr.APIC_BASE, XAPIC | 1) == 0
     assert wrmsr(board, Msr.APIC_BASE, DISABLED | 1) == FAULT
@@ -128,7 +128,7 @@ def test_the_page_moves_with_the_base(board: Board) -> None:
 
 
 def test_the_page_is_anywhere_in_52_bits_of_address(board: Board) -> None:
-    # KVM: MSR_IA32_APICBASE_BASE, a negative int, is not cut to 32 bits.
+    # KVM: MSR_IA32_APICBASE_BASE, a negative int, is not truncated to 32 bits.
     base = 0xF_0002_FEE0_0000
     switch(board, base | 0x800)
     assert rdmsr(board, Msr.APIC_BASE) == base | 0x800
@@ -149,7 +149,7 @@ def test_the_page_is_anywhere_in_52_bits_of_address(board: Board) -> None:
         (XAPIC, XAPIC, []),
     ],
 )
-def test_a_change_of_the_base_tells_what_it_may_have_changed(before: int, after: int, told: list[str]) -> None:
+def test_a_change_of_the_base_reports_what_it_may_have_changed(before: int, after: int, told: list[str]) -> None:
     board = in_mode(before)
     switch(board, after)
     assert board.events == told
@@ -162,7 +162,7 @@ def test_a_change_of_the_base_tells_what_it_may_have_changed(before: int, after:
     ("apic_id", "logical_id"),
     [(0, 0x0000_0001), (5, 0x0000_0020), (15, 0x0000_8000), (16, 0x0001_0001), (0xFE, 0x000F_4000)],
 )
-def test_an_x2apic_is_named_by_its_cpu(apic_id: int, logical_id: int) -> None:
+def test_an_x2apics_ids_come_from_its_cpu(apic_id: int, logical_id: int) -> None:
     board = Board(apic_id=apic_id)
     board.write(Reg.ID, 0x7700_0000)
     board.write(Reg.LDR, 0x8800_0000)
@@ -201,7 +201,7 @@ def test_the_other_registers_outlive_a_change_of_the_mode(board: Board) -> None:
     assert board.vectors(Reg.ISR) == [0x45]
 
 
-# The register page is a hole where it is not an xAPIC's.
+# In another mode than xAPIC the register page is a hole.
 
 
 @pytest.mark.parametrize("base", [X2APIC, DISABLED], ids=lambda value: MODES.get(value))
@@ -214,7 +214,7 @@ def test_the_page_of_another_mode_reads_ones(base: int, size: int, ones: int, of
 
 
 @pytest.mark.parametrize("base", [X2APIC, DISABLED], ids=lambda value: MODES.get(value))
-def test_the_page_of_another_mode_drops_what_is_written(base: int) -> None:
+def test_the_page_of_another_mode_ignores_writes(base: int) -> None:
     board = in_mode(base)
     before = board.lapic.registers()
     board.write(Reg.TPR, 0x20)
@@ -298,12 +298,12 @@ def test_the_upper_halves_are_reserved(msr: int, bit: int) -> None:
         (Reg.TIMER_DIVIDE, 0x0000_000B),
     ],
 )
-def test_an_msr_keeps_what_the_page_would(x2apic: Board, register: int, kept: int) -> None:
+def test_an_msr_keeps_the_same_bits_as_the_page(x2apic: Board, register: int, kept: int) -> None:
     assert wrmsr(x2apic, number(register), 0xFFFF_FFFF) == 0
     assert rdmsr(x2apic, number(register)) == kept
 
 
-def test_the_vector_registers_are_read_a_word_an_msr(x2apic: Board) -> None:
+def test_the_vector_registers_are_read_one_word_per_msr(x2apic: Board) -> None:
     for vector in (0x31, 0x45, 0xFE):
         x2apic.lapic.accept(fixed(vector, level_triggered=True))
     assert x2apic.take() == 0xFE
@@ -321,7 +321,7 @@ def test_the_vector_registers_are_read_a_word_an_msr(x2apic: Board) -> None:
 
 @pytest.mark.parametrize("value", [0, 0x1234_5678])
 def test_an_eoi_ends_whatever_is_written(x2apic: Board, value: int) -> None:
-    # KVM: lapic.c kvm_lapic_reg_write looks at no bit of it; a processor faults on all but 0.
+    # KVM: lapic.c kvm_lapic_reg_write ignores the value; a processor faults on all but 0.
     x2apic.lapic.accept(fixed(0x31, level_triggered=True))
     assert x2apic.take() == 0x31
     assert wrmsr(x2apic, number(Reg.EOI), value) == 0
@@ -424,7 +424,7 @@ def test_a_saved_x2apic_has_its_id_and_its_icr_where_an_xapic_has_them() -> None
         0x020: 0x1300_0000,
         0x0D0: 0x0001_0008,
         0x300: 0x0000_4031,
-        0x304: 0x1234_5678,  # KVM: and the upper half where it keeps it
+        0x304: 0x1234_5678,  # KVM: the upper half is also where KVM keeps it
         0x310: 0x1234_5678,
     }
     assert rdmsr(board, number(Reg.ID)) == 0x13
@@ -450,7 +450,7 @@ def test_a_saved_x2apic_is_restored_as_it_was(x2apic: Board) -> None:
     assert other.lapic.registers().pack() == x2apic.lapic.registers().pack()
 
 
-def test_a_restored_xapic_does_take_its_ids(board: Board) -> None:
+def test_a_restored_xapic_takes_its_ids_from_the_state(board: Board) -> None:
     board.lapic.restore(LapicRegisters(id=0x7700_0000, ldr=0x8800_0000, svr=SVR, icr2=0x0900_0000))
     assert [board.read(register) for register in (Reg.ID, Reg.LDR, Reg.ICR2)] == [0x7700_0000, 0x8800_0000, 0x0900_0000]
 
@@ -472,8 +472,8 @@ def test_a_disabled_apic_accepts_no_interrupt(board: Board, delivery_mode: int) 
 
 
 @pytest.mark.parametrize("delivery_mode", [DeliveryMode.NMI, DeliveryMode.SMI, DeliveryMode.INIT])
-def test_a_disabled_apic_accepts_what_goes_past_it(board: Board, delivery_mode: int) -> None:
-    # KVM: lapic.c __apic_accept_irq; that nobody offers it any is the bus's to see to.
+def test_a_disabled_apic_accepts_signals(board: Board, delivery_mode: int) -> None:
+    # KVM: lapic.c __apic_accept_irq; the bus offers a disabled APIC no signals.
     switch(board, DISABLED)
     assert board.lapic.accept(mode(delivery_mode)) == 1
     assert board.signals == [(delivery_mode, 0)]
@@ -496,7 +496,7 @@ def test_a_request_is_taken_in_x2apic_mode(board: Board) -> None:
 
 
 @pytest.mark.parametrize("lint0", [0x1_0000, 0x31, 0x400, 0x1_0700, 0x700])
-def test_a_disabled_apic_passes_the_pic_on_whatever_lint0_says(board: Board, lint0: int) -> None:
+def test_a_disabled_apic_passes_the_pic_on_whatever_lint0_is(board: Board, lint0: int) -> None:
     board.write(Reg.LVT_LINT0, lint0)
     assert board.lapic.passes_extint == (lint0 == 0x700)
     switch(board, DISABLED)
@@ -515,8 +515,8 @@ def test_lint0_makes_the_pits_ticks_nmis_where_it_says_nmi(board: Board, lint0: 
     assert ((DeliveryMode.NMI, 0) in board.signals) == nmi
 
 
-def test_the_nmi_watchdog_is_as_lint0_was_written_last(board: Board) -> None:
-    """Not as it is: a software disable masks it. KVM: lapic.c apic_manage_nmi_watchdog."""
+def test_the_nmi_watchdog_follows_the_last_write_to_lint0(board: Board) -> None:
+    """It does not follow LINT0's value, which a software disable masks. KVM: lapic.c apic_manage_nmi_watchdog."""
     board.write(Reg.LVT_LINT0, 0x400)
     board.write(Reg.SVR, 0xFF)
     assert board.read(Reg.LVT_LINT0) == 0x1_0400
@@ -546,7 +546,7 @@ BOTH = pytest.mark.parametrize("init", [True, False], ids=["INIT", "RESET"])
 
 
 def scribble(board: Board) -> None:
-    """Write all that can be written, and have an interrupt requested and one in service."""
+    """Write everything that can be written, and leave one interrupt requested and one in service."""
     board.accept(0x31, 0x45)
     board.lapic.accept(fixed(0x32, level_triggered=True))
     assert board.take() == 0x45
@@ -568,7 +568,7 @@ def scribble(board: Board) -> None:
 
 @BOTH
 @pytest.mark.parametrize("apic_id", [0, 3])
-def test_init_and_reset_leave_an_xapic_as_it_powered_on_but_for_its_id(apic_id: int, init: bool) -> None:
+def test_init_and_reset_leave_an_xapic_as_at_power_on_except_for_its_id(apic_id: int, init: bool) -> None:
     board = Board(apic_id=apic_id)
     scribble(board)
     board.lapic.reset(init=init)
@@ -633,7 +633,7 @@ def test_an_icr_of_the_other_mode_is_kept(init: bool) -> None:
 
 
 @BOTH
-def test_words_that_are_no_registers_outlive_init_and_reset(board: Board, init: bool) -> None:
+def test_words_outside_the_registers_survive_init_and_reset(board: Board, init: bool) -> None:
     page = bytearray(board.lapic.pack())
     page[0x010:0x014] = b"\x01\x02\x03\x04"
     board.lapic.restore(LapicRegisters.unpack(bytes(page)))
@@ -641,11 +641,11 @@ def test_words_that_are_no_registers_outlive_init_and_reset(board: Board, init: 
     assert board.lapic.pack()[0x010:0x014] == b"\x01\x02\x03\x04"
 
 
-# Directed EOI comes with x2APIC, but not where KVM's IOAPIC is, which has no EOI register to go with it.
+# Directed EOI comes with x2APIC, but not together with KVM's IOAPIC, which has no EOI register.
 
 
 @pytest.mark.parametrize(("ioapic", "version", "svr"), [(True, 0x0005_0014, 0x3FF), (False, 0x0105_0014, 0x13FF)])
-def test_directed_eoi_is_there_where_the_ioapic_is_not_the_kernels(ioapic: bool, version: int, svr: int) -> None:
+def test_directed_eoi_exists_without_the_kernels_ioapic(ioapic: bool, version: int, svr: int) -> None:
     board = Board()
     board.lapic = Lapic.at_reset(board, 0, ioapic=ioapic)
     assert not board.lapic.directed_eoi

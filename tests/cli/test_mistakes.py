@@ -166,15 +166,15 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
     "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "not 3", "1, 2, 4 bytes", "use one of these"),
     "a port out of range": (lambda _, vm: vm.vcpu(0).pio_read(70000), "port 0x11170", "0 to 0xffff", "use"),
     "a second vCPU 0": (lambda _, vm: vm.create_vcpu(0), "has a vCPU 0 already", "another id", "choose"),
-    "a route that is none": (
+    "an invalid route": (
         *(lambda _, vm: vm.set_routing([wrong(5)]), "routes[0] is 5", "PinRoute or an MsiRoute"),
         "use a",
     ),
-    "a pin that is none": (
+    "an invalid pin": (
         *(lambda _, vm: vm.set_routing([PinRoute(1, Chip.IOAPIC, 99)]), "GSI 1", "pins 0 to 23"),
         "use one of these",
     ),
-    "a chip that is none": (
+    "an invalid chip": (
         lambda _, vm: vm.get_irqchip(wrong("x")),
         "chip is 'x'",
         "Chip.PIC_PRIMARY, ",
@@ -237,7 +237,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, vm: vm.set_routing(wrong(None)), "routes is None", "list of PinRoute and MsiRoute"),
         "write [PinRoute(...)]",
     ),
-    "a reason that is none": (
+    "an invalid reason": (
         *(lambda _, vm: vm.reset(wrong("guest")), "reason is 'guest'", "ResetReason.OPERATOR, ResetReason.GUEST"),
         "use one of",
     ),

@@ -1,4 +1,4 @@
-"""A VM with all its parts, and a server that breaks the rules."""
+"""A VM with all its parts, and a server that breaks the protocol."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from irqchip_client import Client, Vm, connect
 from irqchip_client._daemon import Daemon
 from irqchipd.embedded import Embedded
 
-# What a Session of such a server does, given the requests.
+# What the server's Session does, given the requests.
 Script = Callable[[Iterator[pb.SessionRequest], grpc.ServicerContext], Iterator[pb.SessionResponse]]
 Serve = Callable[[Script], str]
 Stub = Callable[..., str]
@@ -86,7 +86,7 @@ def vm(irqchip_client: Client) -> Vm:
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    """Starts a server that has these methods, by name, and gives its target."""
+    """Start a server that has these methods, by name; returns its target."""
     servers = []
 
     def start(threads: int = 16, /, **methods: Callable[..., Any]) -> str:
@@ -104,7 +104,7 @@ def stub() -> Iterator[Stub]:
                 request_deserializer=getattr(pb, described.input_type.name).FromString,
                 response_serializer=getattr(pb, described.output_type.name).SerializeToString,
             )
-        # As irqchipd, it takes no more calls over a connection.
+        # The limit of calls per connection is irqchipd's.
         server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.max_concurrent_streams", 100)])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -119,5 +119,5 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def serve(stub: Stub) -> Serve:
-    """Starts a server whose Sessions follow a script, and gives its target."""
+    """Start a server whose Sessions follow a script; returns its target."""
     return lambda script: stub(Session=script)

@@ -1,4 +1,4 @@
-"""What a guest does to its PICs."""
+"""The guest's part: it initialises its PICs."""
 
 from irqchip_client import Machine, aio, ops
 

@@ -1,4 +1,4 @@
-"""The asyncio SDK against a real daemon: what differs from the blocking one, and one walk through all of it."""
+"""The asyncio SDK against a real daemon: its differences from the blocking SDK, and one test with every call."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -31,7 +31,7 @@ Run = Callable[[Callable[[aio.Vm], Coroutine[Any, Any, None]]], None]
 
 @pytest.fixture
 def run(irqchip_server: Daemon, vm: Vm) -> Run:
-    """Runs a coroutine function with an asyncio handle on a VM that has an irqchip and vCPU 0."""
+    """Run a coroutine function with an asyncio handle on a VM that has an irqchip and vCPU 0."""
 
     def run(story: Callable[[aio.Vm], Coroutine[Any, Any, None]]) -> None:
         async def main() -> None:

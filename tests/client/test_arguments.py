@@ -1,4 +1,4 @@
-"""Every number and every choice of the SDK's calls: a value of another type is refused by its name."""
+"""Every number and every bool among the SDK's arguments: a value of another type is refused, and the argument named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from irqchip_client import (
     ops,
 )
 
-# What the other arguments are meanwhile.
+# The values of the other arguments.
 RIGHT: dict[str, Any] = {
     "args": [],
     "changes": [],
@@ -66,14 +66,14 @@ def call_with(name: str, argument: str, value: object) -> None:
     call(**others, **{argument: value})
 
 
-def test_the_catalogue_has_numbers_and_choices() -> None:
+def test_the_catalogue_has_numbers_and_bools() -> None:
     assert len(arguments_of("int")) > 50
     assert {argument for _, argument in arguments_of("bool")} >= {"level", "virtual_clock", "speaker", "unanswered"}
 
 
 @pytest.mark.parametrize(("name", "argument"), arguments_of("bool"))
 @pytest.mark.parametrize("value", ["yes", 2, -1, 1.5])
-def test_a_choice_is_false_or_true(name: str, argument: str, value: object) -> None:
+def test_a_bool_is_false_or_true(name: str, argument: str, value: object) -> None:
     with pytest.raises(InvalidArgument) as raised:
         call_with(name, argument, value)
     assert raised.value.message == f"{name}: {argument} is {value!r}: write True or False"
@@ -81,13 +81,13 @@ def test_a_choice_is_false_or_true(name: str, argument: str, value: object) -> N
 
 @pytest.mark.parametrize(("name", "argument"), arguments_of("bool"))
 @pytest.mark.parametrize("value", [False, True, 0, 1])
-def test_a_choice_may_be_a_number_that_equals_it(name: str, argument: str, value: object) -> None:
+def test_a_bool_may_be_0_or_1(name: str, argument: str, value: object) -> None:
     call_with(name, argument, value)
 
 
 @pytest.mark.parametrize(("name", "argument"), arguments_of("int"))
 @pytest.mark.parametrize("value", ["4", 4.5, 4.0, -1, 1 << 70])
-def test_a_number_is_a_number(name: str, argument: str, value: object) -> None:
+def test_another_type_is_no_number(name: str, argument: str, value: object) -> None:
     with pytest.raises(InvalidArgument, match=f"^{name}: {argument} is .*(use|write) "):
         call_with(name, argument, value)
 

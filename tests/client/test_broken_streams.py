@@ -1,4 +1,4 @@
-"""Sessions with a server that breaks the rules, falls silent, or dies. Nothing hangs, and nothing falls silent."""
+"""Sessions with a server that breaks the protocol, stops answering, or dies: every wait ends, and with an error."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ OPENED = pb.SessionResponse(opened=pb.SessionOpened(source=1, max_operations=16)
 
 
 def silent(_requests: Requests, context: grpc.ServicerContext) -> Iterator[pb.SessionResponse]:
-    """Opens, and then neither answers nor ends, not even when the client does."""
+    """Opens the Session, then neither answers nor ends, even when the client ends."""
     yield OPENED
     released = threading.Event()
     context.add_callback(released.set)
@@ -34,7 +34,7 @@ def silent(_requests: Requests, context: grpc.ServicerContext) -> Iterator[pb.Se
 
 
 def mute(_requests: Requests, context: grpc.ServicerContext) -> Iterator[pb.SessionResponse]:
-    """Does not even open."""
+    """Does not open the Session."""
     released = threading.Event()
     context.add_callback(released.set)
     released.wait(30)
@@ -85,7 +85,7 @@ def test_a_session_that_breaks_fails_its_batches_and_says_why(serve: Serve, scri
 
 
 @pytest.mark.parametrize(("script", "reason"), BROKEN)
-def test_and_so_for_asyncio(serve: Serve, script: Any, reason: str | None) -> None:
+def test_a_broken_asyncio_session_fails_its_batches_and_says_why(serve: Serve, script: Any, reason: str | None) -> None:
     async def main() -> None:
         async with aio.connect(serve(script)) as client, client.vm("demo").session() as session:
             future = await session.submit(RAISE)
@@ -145,7 +145,7 @@ def test_opening_times_out(serve: Serve) -> None:
 
 
 def test_a_callback_does_not_wait_for_room(serve: Serve) -> None:
-    """It runs on the thread that makes room."""
+    """A callback runs on the thread that makes room for batches."""
     refused: Future[BaseException | None] = Future()
     with irqchip.connect(serve(leave)) as client, client.vm("demo").session(max_in_flight=1) as session:
 
@@ -159,7 +159,7 @@ def test_a_callback_does_not_wait_for_room(serve: Serve) -> None:
         assert isinstance(refused.result(5), irqchip.SessionClosed)
 
 
-def test_no_daemon_is_told_at_once() -> None:
+def test_a_missing_daemon_is_reported_at_once() -> None:
     begin = time.monotonic()
     with irqchip.connect("unix:///tmp/irqchipd-nowhere.sock") as client:
         with pytest.raises(irqchip.Unavailable, match="start it with `irqchipd`"):
@@ -194,7 +194,7 @@ def test_a_daemon_that_is_stopped_says_so() -> None:
             list(watch)
 
 
-async def hear_nothing(target: str) -> None:
+async def wait_in_vain(target: str) -> None:
     async with aio.connect(target, timeout=0.3) as client:
         for call in (client.vms(), client.vm("demo").session(), client.vm("demo").watch()):
             with pytest.raises(irqchip.TimedOut):
@@ -213,7 +213,7 @@ def test_a_daemon_that_hangs_meets_the_timeout() -> None:
                 session.run(RAISE)
             with pytest.raises(irqchip.TimedOut):
                 vm.watch()
-            asyncio.run(hear_nothing(daemon.target))
+            asyncio.run(wait_in_vain(daemon.target))
             begin = time.monotonic()
             session.close()
             assert time.monotonic() - begin < 3

@@ -44,13 +44,14 @@ from irqchip_client._calls import (
     restore_vm,
     save_vm,
     set_boot_cpu_id,
+    share_lapic,
 )
 from irqchip_client.ops import Call
 
 LAPIC = bytes(1024)
 SNAPSHOT = VmSnapshot.from_proto(pb.VmSnapshot(version=2, now_ns=5))
 
-# One of every operation.
+# One call of every operation.
 OPERATIONS: list[Call[Any]] = [
     ops.irq_line(4, True),
     ops.irq_lines([(4, True), (4, False)]),
@@ -88,15 +89,16 @@ OPERATIONS: list[Call[Any]] = [
     ops.set_pit(PitState()),
     ops.set_pit_reinject(False),
     ops.advance_clock(1),
+    share_lapic(0),
 ]
-# The same operations, asked otherwise.
+# The same operations with other arguments.
 VARIANTS: list[Call[Any]] = [
     ops.host_msr_read(0, 0x1B),
     ops.host_msr_write(0, 0x1B, 1),
     ops.irq_line(8, True, without_status=True),
 ]
-# Which no RPC makes: they are about what comes to a Session, or with its packets.
-ONLY_OF_SESSIONS = {"Irqfd", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
+# The operations without an RPC: they concern a Session's events, or need its descriptors.
+ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
@@ -106,7 +108,7 @@ OTHERS: list[Call[Any]] = [
 def test_the_contracts_calls_are_all_here() -> None:
     operations = [field.name for field in pb.Operation.DESCRIPTOR.fields]
     assert [call.operation for call in OPERATIONS] == operations
-    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd"}
+    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd", "share_lapic"}
     assert {call.operation for call in OPERATIONS} == public
     unary = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods][:-2]
     assert sorted({call.method for call in OTHERS + OPERATIONS} - ONLY_OF_SESSIONS) == sorted(unary)
@@ -176,7 +178,7 @@ def test_responses_become_results() -> None:
 
 
 @pytest.mark.parametrize("state", MpState)
-def test_run_states_have_kvms_numbers_and_the_protos_are_one_more(state: MpState) -> None:
+def test_run_states_have_kvms_numbers_and_the_contracts_are_one_more(state: MpState) -> None:
     on_the_wire = pb.MpState.Value(f"MP_STATE_{state.name}")
     assert on_the_wire == state + 1
     assert ops.get_mp_state(0).parse(pb.GetMpStateResponse(state=on_the_wire)) is state
@@ -190,13 +192,13 @@ def test_a_halt_ends_with_what_was_taken() -> None:
     assert halt.parse(pb.HaltResponse(signal=signal)) == Signal(SignalKind.INIT)
     with pytest.raises(TimedOut, match=r"nothing for vCPU 3 to take came within 1\.5 s"):
         ops.halt(3, timeout=1.5).parse(pb.HaltResponse(timeout=pb.HaltTimeout()))
-    with pytest.raises(TimedOut, match="nothing for vCPU 3 to take came in time"):  # One that was given up.
+    with pytest.raises(TimedOut, match="nothing for vCPU 3 to take came in time"):  # A halt that was given up.
         halt.parse(pb.HaltResponse(timeout=pb.HaltTimeout()))
     with pytest.raises(IrqchipError, match="no reason for a Halt to end"):
         halt.parse(pb.HaltResponse())
 
 
-def test_a_halts_timeout_is_the_daemons_to_keep() -> None:
+def test_the_daemon_keeps_a_halts_timeout() -> None:
     assert ops.halt(0, timeout=None).request == pb.HaltRequest(vcpu=0)
     assert ops.halt(0, interrupts_masked=True, timeout=1.5).request == pb.HaltRequest(
         vcpu=0, interrupts_masked=True, timeout_ns=1_500_000_000
@@ -217,12 +219,12 @@ def test_an_answer_may_take_as_long_as_its_calls_wait_and_the_timeout() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["x", 5, None])
-def test_what_is_no_call_is_refused(wrong: Any) -> None:
+def test_an_argument_that_is_not_a_call_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"{wrong!r} is no operation; irqchip_client.ops makes operations"):
         time_allowed([ops.nmi(0), wrong], 10)
 
 
-def test_a_snapshots_bytes_are_no_snapshot() -> None:
+def test_bytes_are_refused_where_a_snapshot_is_expected() -> None:
     with pytest.raises(InvalidArgument, match=r"use VmSnapshot\.from_bytes\(\) for bytes"):
         restore_vm(cast(VmSnapshot, SNAPSHOT.to_bytes()))
 
@@ -257,7 +259,7 @@ def test_routes_survive() -> None:
         lambda: ops.set_mp_state(0, cast(MpState, 5)),
     ],
 )
-def test_a_number_that_no_field_holds_is_an_error_of_ours(make: Any) -> None:
+def test_a_number_beyond_its_field_is_an_irqchip_error(make: Any) -> None:
     with pytest.raises(InvalidArgument):
         make()
 

@@ -1,6 +1,6 @@
-"""Calls that last have channels of their own, each used by a bounded number of them; whatever their number, none waits.
+"""Long calls have channels of their own, each with a bounded number of calls, so that any number of calls runs at once.
 
-The server here takes no more calls over a connection than irqchipd does, and counts the connections.
+The test's server accepts as many calls per connection as irqchipd does, and counts the connections.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from irqchip_client._channels import MOST_CALLS, Lasting
 from .conftest import Stub
 
 OPENED = pb.SessionResponse(opened=pb.SessionOpened(source=1, max_operations=16))
-MANY = 150  # More than a connection carries.
+MANY = 150  # More calls than one connection carries.
 
 
 class Server:
     """Sessions, Watches and Halts that last until the client ends them."""
 
     def __init__(self) -> None:
-        self.peers: dict[str, int] = {}  # By the client's connection, how many calls last.
+        self.peers: dict[str, int] = {}  # The number of open calls per client connection.
         self.most = 0
         self.woken = threading.Event()
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ def begin(vm: irqchip.Vm, turn: int) -> irqchip.Session | irqchip.Watch:
     return vm.session() if turn % 2 else vm.watch()
 
 
-def test_many_sessions_and_watches_share_channels_by_the_dozen(server: Server, target: str) -> None:
+def test_many_sessions_and_watches_share_few_channels(server: Server, target: str) -> None:
     with connect(target) as client, ExitStack() as stack:
         vm = client.vm("a")
         opened = [begin(vm, turn) for turn in range(MANY)]
@@ -108,7 +108,7 @@ def test_many_sessions_and_watches_share_channels_by_the_dozen(server: Server, t
         assert server.lasting() == MANY
         assert server.most == MOST_CALLS
         assert len(server.peers) == len(client._connection.lasting) == 5
-        assert vm.info().name == "a"  # Over none of these.
+        assert vm.info().name == "a"  # Over another channel.
         for one in opened[:-1]:
             one.close()
         eventually(lambda: len(client._connection.lasting) == 1 and server.lasting() == 1)
@@ -200,7 +200,7 @@ def test_a_client_for_asyncio_that_closes_says_why(server: Server, target: str) 
     server.woken.set()
 
 
-def test_a_call_that_the_server_cancels_is_not_taken_for_a_client_that_closed(stub: Stub) -> None:
+def test_a_call_that_the_server_cancels_is_not_reported_as_a_closed_client(stub: Stub) -> None:
     def cancel(_request: Any, context: grpc.ServicerContext) -> Any:
         context.abort(grpc.StatusCode.CANCELLED, "")
 
@@ -228,7 +228,7 @@ def test_a_call_that_the_server_cancels_is_not_taken_for_a_client_that_closed(st
             calls: list[Callable[[], Awaitable[object]]] = [vm.info, vm.session, vm.vcpu(0).halt, lambda: read(vm)]
             for call in calls:
                 reason = "EIO"
-                # Now and then gRPC's asyncio half loses a stream's status to an error of its own.
+                # gRPC's asyncio half sometimes loses a stream's status to an error of its own.
                 for _ in range(5):
                     if reason == "EIO":
                         with pytest.raises(irqchip.IrqchipError) as caught:
@@ -253,11 +253,11 @@ def test_a_watch_shows_values_of_64_bits(stub: Stub) -> None:
 # The pool itself.
 
 
-def test_a_channel_is_made_when_those_there_are_full_and_closed_when_another_has_room() -> None:
+def test_a_channel_is_made_when_all_are_full_and_closed_when_another_has_room() -> None:
     made = iter("abcdef")
     lasting = Lasting(lambda: next(made))
     assert [lasting.take() for _ in range(MOST_CALLS + 1)] == ["a"] * MOST_CALLS + ["b"]
-    assert not lasting.give_back("b")  # The other is full: to close it would be to make one soon.
+    assert not lasting.give_back("b")  # The other is full, so the next call would need a new channel.
     assert len(lasting) == 2
     assert not lasting.give_back("a")
     assert lasting.take() == "a"
@@ -269,7 +269,7 @@ def test_a_channel_is_made_when_those_there_are_full_and_closed_when_another_has
     assert len(lasting) == 1  # The last stays.
 
 
-def test_what_is_closed_takes_no_more() -> None:
+def test_a_closed_pool_gives_no_channels() -> None:
     lasting = Lasting(lambda: "a")
     lasting.take()
     assert lasting.close() == ["a"]

@@ -23,12 +23,12 @@ def test_it_serves_and_leaves_nothing_behind() -> None:
     assert not directory.exists()
 
 
-def test_one_that_does_not_start_shows_why() -> None:
+def test_a_daemon_that_does_not_start_shows_why() -> None:
     with pytest.raises(irqchip.IrqchipError, match="No such option"), start_daemon(arguments=["--nonsense"]):
         pass
 
 
-def test_one_that_is_killed_within_is_no_error() -> None:
+def test_a_daemon_that_the_test_kills_is_no_error() -> None:
     with start_daemon() as daemon:
         os.kill(daemon.pid, 9)
     assert daemon.process.returncode == -9
@@ -48,7 +48,7 @@ def test_users_have_the_fixtures_by_installing_the_package(pytester: pytest.Pyte
     pytester.runpytest_subprocess().assert_outcomes(passed=2)
 
 
-def test_a_daemon_that_died_in_between_is_told(pytester: pytest.Pytester) -> None:
+def test_a_daemon_that_died_between_tests_is_reported(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_it(irqchip_server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -42,13 +43,13 @@ from irqchipd.embedded import LocalSession
 from tests.client.guest import IRQ_BASE, init_pics
 from tests.client.test_halt import MSI, TAKEN, wait_until_halted
 
-SPURIOUS = ops.mmio_write(0, 0xFEE0_00F0, 0x1FF)  # with which the local APIC is enabled
+SPURIOUS = ops.mmio_write(0, 0xFEE0_00F0, 0x1FF)  # enables the local APIC
 PORT = 0x5000
 
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """Of a socket: pytest's own directories have names that are too long."""
+    """A path for a socket; pytest's own directories have names that are too long."""
     with TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder) / "vmm"
 
@@ -67,10 +68,20 @@ def machine(client: Client) -> Vm:
     return vm
 
 
+BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_threads() -> None:
+    """Other tests may have left some."""
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def own_threads() -> set[str]:
-    """Those of daemons in this process; whatever closes descriptors is there for all of them."""
-    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("irqchipd ")}
-    return names - {"irqchipd closer"}
+    """The threads of this test's daemons, without the shared one that closes descriptors."""
+    new = {thread.name for thread in threading.enumerate() if thread not in BEFORE}
+    return {name for name in new if name.startswith("irqchipd ")} - {"irqchipd closer"}
 
 
 def soon(condition: Callable[[], object]) -> bool:
@@ -108,7 +119,7 @@ def test_a_malformed_target_says_how_it_is_written(uri: str) -> None:
         connect(uri)
 
 
-def test_where_it_can_not_listen_it_says_why(path: Path) -> None:
+def test_a_failure_to_listen_is_reported_with_the_reason(path: Path) -> None:
     with embedded(str(path)), pytest.raises(IrqchipError, match="is in use, perhaps by another irqchipd") as caught:
         embedded(str(path))
     assert caught.value.reason == "EADDRINUSE"
@@ -193,7 +204,7 @@ def test_the_end_of_the_client_ends_the_sessions_of_others(path: Path) -> None:
 # Waiting.
 
 
-def test_a_halt_keeps_nobody_from_anything(client: Client) -> None:
+def test_a_halt_does_not_block_other_threads(client: Client) -> None:
     vm = machine(client)
     with vm.session() as session, ThreadPoolExecutor() as pool:
         halted = pool.submit(session.vcpu(0).halt)
@@ -355,6 +366,18 @@ def test_an_irqfd_interrupts(client: Client) -> None:
             vm.vcpu(0).pio_write(0x20, 0x20)
     client.close()
     assert soon(lambda: "irqchipd irqfds" not in own_threads())
+
+
+def test_a_doorbell_rings_an_eventfd(client: Client) -> None:
+    vm = machine(client)
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    with vm.session("device") as device, vm.session("vcpu 0") as session:
+        device.assign_ioeventfd(eventfd, Space.PIO, PORT, 1)
+        assert session.vcpu(0).pio_write(PORT, 1)
+        assert soon(lambda: select.select([eventfd], [], [], 0)[0])
+        assert os.eventfd_read(eventfd) == 1
+    assert not vm.vcpu(0).pio_write(PORT, 1)
+    os.close(eventfd)
 
 
 # The end.

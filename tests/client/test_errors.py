@@ -76,7 +76,7 @@ def test_no_daemon_says_how_to_start_one_and_what_the_system_says() -> None:
         assert words in error.message
 
 
-def test_a_socket_of_another_user_s_is_no_daemon_that_has_to_be_started() -> None:
+def test_a_socket_of_another_user_is_not_reported_as_a_missing_daemon() -> None:
     details = "failed to connect to all addresses; last error: UNKNOWN: unix:/x: connect: Permission denied (13)"
     error = error_from_rpc(Failure(grpc.StatusCode.UNAVAILABLE, details), TARGET)
     assert (type(error), error.reason) == (irqchip.IrqchipError, "EACCES")
@@ -122,7 +122,7 @@ def test_a_status_of_grpcs_own_has_an_errno_and_says_what_it_means(
         assert "closed" not in error.message
 
 
-def test_every_status_is_one_of_those() -> None:
+def test_every_grpc_status_is_in_the_table() -> None:
     for code in set(grpc.StatusCode) - {grpc.StatusCode.OK}:
         assert TARGET in error_from_rpc(Failure(code, ""), TARGET).message
 
@@ -147,11 +147,11 @@ def test_no_error_repeats_a_long_text_whole() -> None:
         assert len(str(error)) < 1500
 
 
-def test_a_reason_that_only_looks_like_an_errno_is_none() -> None:
+def test_a_reason_that_only_looks_like_an_errno_becomes_eio() -> None:
     assert error_from_message(pb.Error(code=2, reason="errorcode", message="why")).reason == "EIO"
 
 
-def test_somebody_elses_details_are_not_taken_for_irqchipds() -> None:
+def test_error_details_of_another_domain_are_ignored() -> None:
     foreign = failure(grpc.StatusCode.INTERNAL, "why", "EEXIST", domain="proxy.example")
     assert error_from_rpc(foreign, TARGET).reason == "EIO"
     contradicting = failure(grpc.StatusCode.INTERNAL, "why", "EEXIST")

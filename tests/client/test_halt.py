@@ -147,7 +147,7 @@ def test_a_session_does_other_things_while_its_vcpus_halt(vm: Vm) -> None:
         assert session.run([EOI, ops.nmi(0), ops.halt(0)])[-1] == Signal(SignalKind.NMI)
 
 
-def test_nothing_stands_behind_a_halt(vm: Vm) -> None:
+def test_an_operation_behind_a_halt_is_refused(vm: Vm) -> None:
     with vm.session() as session:
         with pytest.raises(irqchip.InvalidArgument, match="halt is the last operation of its batch"):
             session.run([ops.halt(0), EOI])
@@ -194,13 +194,13 @@ def test_ctrl_c_cancels_a_halt(vm: Vm) -> None:
 
 
 def assert_free_again(vm: Vm) -> None:
-    """A Halt that was cancelled has taken nothing, and leaves the vCPU to the next."""
+    """A cancelled halt has taken nothing, and the vCPU can halt again."""
     vm._run([MSI])
     deadline = time.monotonic() + 10
     while True:
         try:
             assert vm.vcpu(0).halt(timeout=10) == TAKEN
-        except irqchip.Busy:  # The daemon has not yet heard of it.
+        except irqchip.Busy:  # The cancellation has not reached the daemon yet.
             assert time.monotonic() < deadline
             time.sleep(0.01)
         else:
@@ -248,7 +248,7 @@ def test_a_halt_of_a_session_that_is_given_up_takes_nothing(vm: Vm) -> None:
 
 
 def test_a_halt_of_a_session_that_is_given_up_as_it_ends_gives_back_what_it_took(vm: Vm) -> None:
-    """However the two meet: the interrupt is the halt's, or the next to be taken."""
+    """In either order, the halt returns the interrupt or the next halt does."""
     with vm.session() as session, ThreadPoolExecutor() as pool:
         for attempt in range(100):
             woken = pool.submit(vm._run, [MSI])

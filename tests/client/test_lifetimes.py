@@ -1,4 +1,4 @@
-"""VMs that are deleted by themselves: with a `with`, with their Client, and with its process."""
+"""VMs that are deleted automatically: at the end of a `with`, with their Client, and with its process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORT = pytest.mark.parametrize("port", ["", "off"], ids=["port", "gRPC"])
 
 
 def gone(client: Client, patience: float = 10.0) -> bool:
-    """Whether no VM is left, soon."""
+    """Whether no VM is left within the time."""
     deadline = time.monotonic() + patience
     while client.vms():
         if time.monotonic() > deadline:
@@ -94,7 +94,7 @@ def test_a_with_ends_an_ephemeral_vm(irqchip_client: Client) -> None:
 
 
 @PORT
-def test_an_ephemeral_vm_that_is_refused_is_refused_as_any(
+def test_a_refused_ephemeral_vm_raises_the_usual_error(
     irqchip_client: Client, monkeypatch: pytest.MonkeyPatch, port: str
 ) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", port)

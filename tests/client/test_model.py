@@ -1,4 +1,4 @@
-"""What calls return, made from the contract's messages."""
+"""The SDK's results, made from the contract's messages."""
 
 from contextlib import suppress
 
@@ -10,7 +10,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import InvalidArgument, IrqchipMode, SessionInfo, VmInfo, VmSnapshot
 
 
-def test_a_vm_says_all_that_a_vmm_asks() -> None:
+def test_vm_info_has_all_that_a_vmm_asks_for() -> None:
     message = pb.VmInfo(
         name="demo",
         irqchip=True,
@@ -41,7 +41,7 @@ def test_a_vm_says_all_that_a_vmm_asks() -> None:
         next_timer_ns=0,
         tsc_khz=2_000_000,
     )
-    assert info.now_ns == 5  # Which no two descriptions of a VM that runs have in common.
+    assert info.now_ns == 5  # Equality ignores it: a running VM's time differs in every VmInfo.
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_vm_says_all_that_a_vmm_asks() -> None:
     [
         (pb.VmInfo(irqchip_mode=pb.IRQCHIP_MODE_NONE), IrqchipMode.NONE),
         (pb.VmInfo(irqchip=True, irqchip_mode=pb.IRQCHIP_MODE_SPLIT), IrqchipMode.SPLIT),
-        (pb.VmInfo(irqchip=True), IrqchipMode.FULL),  # A daemon that knows no modes.
+        (pb.VmInfo(irqchip=True), IrqchipMode.FULL),  # A daemon without modes.
         (pb.VmInfo(), IrqchipMode.NONE),
     ],
 )
@@ -72,17 +72,17 @@ def test_a_snapshot_is_its_bytes() -> None:
 
 
 def test_a_snapshot_of_a_newer_daemon_survives() -> None:
-    newer = pb.VmSnapshot(version=3).SerializeToString() + b"\xfa\x3e\x03new"  # A field that is not known here.
+    newer = pb.VmSnapshot(version=3).SerializeToString() + b"\xfa\x3e\x03new"  # A field unknown to this version.
     assert VmSnapshot.from_bytes(newer).to_bytes() == newer
 
 
 @given(st.binary(max_size=64))
-def test_bytes_that_are_no_snapshot_are_refused_or_are_one(data: bytes) -> None:
+def test_any_bytes_are_a_snapshot_or_refused(data: bytes) -> None:
     with suppress(InvalidArgument):
         assert VmSnapshot.from_bytes(data).to_proto().version
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08", b"nonsense", pb.VmSnapshot(now_ns=5).SerializeToString()])
-def test_what_has_no_version_is_no_snapshot(data: bytes) -> None:
+def test_bytes_without_a_version_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidArgument, match=f"these {len(data)} bytes are no snapshot of a VM"):
         VmSnapshot.from_bytes(data)

@@ -1,4 +1,4 @@
-"""A name that is longer than any is refused before it is sent, and no error repeats it whole."""
+"""An overlong name is refused before it is sent, and no error repeats it whole."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_long_name_is_refused_before_it_is_sent(call: Callable[[Any], Any]) ->
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_and_so_for_asyncio(call: Callable[[Any], Any]) -> None:
+def test_a_long_name_is_refused_before_it_is_sent_by_asyncio(call: Callable[[Any], Any]) -> None:
     async def main() -> None:
         async with aio.connect("unix:///tmp/irqchipd-nowhere.sock") as client:
             with pytest.raises(irqchip.InvalidArgument) as caught:
@@ -53,14 +53,14 @@ def test_and_so_for_asyncio(call: Callable[[Any], Any]) -> None:
     asyncio.run(main())
 
 
-def test_the_longest_name_is_taken(irqchip_client: Client) -> None:
+def test_the_longest_name_is_accepted(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm("a" * 64)
     with vm.session("b" * 64), vm.watch(["kvm_pio"]):
         assert vm.info().sessions[0].client == "b" * 64
 
 
 @pytest.mark.parametrize("name", ["\udc80", "a\udc80"])
-def test_a_name_that_is_no_text_is_refused(name: str) -> None:
+def test_a_name_that_is_invalid_unicode_is_refused(name: str) -> None:
     with irqchip.connect("unix:///tmp/irqchipd-nowhere.sock") as client:
         for call in (client.vm(name).info, client.vm(name).session, client.vm(name).watch):
             with pytest.raises(irqchip.InvalidArgument):

@@ -1,4 +1,4 @@
-"""vms() and info() put together what the daemon gives in pages, and end whatever it gives."""
+"""vms() and info() combine the daemon's pages, and end whatever the daemon answers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Ask = Callable[[str], list[VmInfo]]
 
 
 class Paging:
-    """A daemon whose pages have two VMs, or two Sessions."""
+    """A daemon with two VMs or two Sessions per page."""
 
     def __init__(self, **sessions: int) -> None:
-        self.sessions = sessions  # By VM, how many.
+        self.sessions = sessions  # The number of Sessions per VM.
         self.gone: set[str] = set()
         self.asked: list[tuple[str, str]] = []
 
@@ -124,7 +124,7 @@ def test_info_of_a_vm_that_is_gone(stub: Stub) -> None:
         client.vm("a").info()
 
 
-def test_a_session_that_two_pages_have_is_there_once(stub: Stub) -> None:
+def test_a_session_on_two_pages_is_listed_once(stub: Stub) -> None:
     def get_vm(request: pb.GetVmRequest, _context: Any) -> pb.GetVmResponse:
         first = 2 if request.page_token else 1
         page = [pb.SessionInfo(source=source) for source in (first, first + 1)]
@@ -161,7 +161,7 @@ def test_a_list_without_an_end_is_an_error(stub: Stub, monkeypatch: pytest.Monke
         client.vms()
 
 
-def test_a_daemon_that_knows_no_pages_is_asked_once(stub: Stub) -> None:
+def test_a_daemon_without_pages_is_asked_once(stub: Stub) -> None:
     asked = []
 
     def list_vms(request: pb.ListVmsRequest, _context: Any) -> pb.ListVmsResponse:
@@ -174,7 +174,7 @@ def test_a_daemon_that_knows_no_pages_is_asked_once(stub: Stub) -> None:
     assert len(asked) == 1
 
 
-def test_the_daemon_itself(irqchip_client: Client) -> None:
+def test_vms_and_info_against_the_daemon(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm()
     sessions = [vm.session(f"client {number}") for number in range(20)]
     try:

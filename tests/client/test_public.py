@@ -1,4 +1,4 @@
-"""The public page: what is on it, and that its two halves are the same."""
+"""The SDK's public names: they are listed and documented, and alike in both halves."""
 
 import inspect
 import subprocess
@@ -23,7 +23,7 @@ def members(cls: type) -> dict[str, Any]:
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    # Without the annotations: those of a result differ.
+    # Without the annotations, because results differ.
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
@@ -39,8 +39,8 @@ def test_every_public_name_is_there_and_is_listed() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_sync_and_async_have_the_same_names_and_signatures(name: str) -> None:
     sync, asynchronous = members(getattr(irqchip_client, name)), members(getattr(aio, name))
-    if name == "Session":  # Whose asyncio half goes over gRPC, which carries no descriptors.
-        for member in ("irqfd", "assign_irqfd", "deassign_irqfd", "assign_ioeventfd"):
+    if name == "Session":  # The asyncio half uses gRPC, which carries no descriptors.
+        for member in ("irqfd", "assign_irqfd", "deassign_irqfd", "assign_ioeventfd", "share_lapic"):
             del sync[member]
     assert sync.keys() == asynchronous.keys()
     for member, function in sync.items():
@@ -63,7 +63,7 @@ def test_connect_is_the_same_in_both() -> None:
 
 
 @pytest.mark.parametrize("module", [irqchip_client, aio, ops])
-def test_what_is_public_is_documented(module: Any) -> None:
+def test_every_public_name_is_documented(module: Any) -> None:
     for name in module.__all__:
         member = getattr(module, name)
         assert name in ("Event", "Route", "Wake") or member.__doc__
@@ -81,20 +81,20 @@ def test_help_explains_every_field(name: str) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), 1e12, "1", None])
-def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
+def test_an_invalid_timeout_is_refused(timeout: Any) -> None:
     for connect in (irqchip_client.connect, aio.connect):
         with pytest.raises(irqchip_client.InvalidArgument, match="use a number of seconds from 0 to 1,000,000,000"):
             connect("unix:///run/irqchipd.sock", timeout=timeout)
 
 
-def test_the_errors_are_drawn_where_help_finds_them() -> None:
+def test_help_shows_the_tree_of_errors() -> None:
     drawn = str(irqchip_client.IrqchipError.__doc__)
     for error in irqchip_client.IrqchipError.__subclasses__():
         assert f"── {error.__name__} " in drawn
     assert "help(irqchip_client.IrqchipError)" in str(irqchip_client.__doc__)
 
 
-def test_the_pytest_plugin_costs_no_import_of_grpc() -> None:
+def test_the_pytest_plugin_does_not_import_grpc() -> None:
     program = (
         "import sys, irqchip_client.pytest_plugin; print([m for m in ('grpc', 'google.protobuf') if m in sys.modules])"
     )

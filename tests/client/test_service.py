@@ -44,7 +44,7 @@ def test_a_vm_from_creation_to_deletion(irqchip_client: Client) -> None:
         vm.info()
 
 
-def test_errors_are_of_the_class_and_tell_the_errno(irqchip_client: Client) -> None:
+def test_errors_have_their_class_and_errno(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm()
     with pytest.raises(irqchip.AlreadyExists):
         irqchip_client.create_vm(vm.name)
@@ -69,7 +69,7 @@ def test_an_interrupt_arrives_at_the_vcpu(vm: Vm) -> None:
         assert cpu.acknowledge() is None
 
 
-def test_lines_tell_what_became_of_them(vm: Vm) -> None:
+def test_line_changes_return_the_outcome(vm: Vm) -> None:
     init_pics(vm)
     vm.set_routing([irqchip.PinRoute(4, Chip.PIC_PRIMARY, 4)])
     line = vm.line(4)
@@ -89,11 +89,11 @@ def test_a_sessions_levels_drop_when_it_ends(vm: Vm) -> None:
         with session.line(5):
             assert 5 in vm.info().sessions[0].asserted_gsis
         assert 5 not in vm.info().sessions[0].asserted_gsis
-    assert vm.info().sessions == ()  # At once: close() has waited for it.
+    assert vm.info().sessions == ()  # close() has waited for that.
     assert vm.get_irqchip(Chip.PIC_PRIMARY).last_irr == 0
 
 
-def test_guest_accesses_say_who_claims_them(vm: Vm) -> None:
+def test_guest_accesses_report_the_claim(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     assert cpu.pio_write(0x21, 0xFB) == Claim.DEVICE
     assert cpu.pio_read(0x21) == Access(True, 0xFB)
@@ -179,7 +179,7 @@ def test_a_batch_is_executed_in_order_with_an_error_in_its_place(vm: Vm) -> None
             session.run([EOI] * (session.max_operations + 1))
 
 
-def test_a_session_does_what_a_vm_does(irqchip_client: Client) -> None:
+def test_a_session_has_a_vms_operations(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm()
     vm.create_irqchip()
     with vm.session(vcpus=[0]) as session:
@@ -239,8 +239,8 @@ def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
 
 @pytest.mark.only_daemon
 def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IRQCHIP_PORT", "off")  # over the port nothing is read until somebody waits for it
-    vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC is addressed once it has been enabled
+    monkeypatch.setenv("IRQCHIP_PORT", "off")  # over the port a Session reads nothing until a caller waits
+    vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC takes no messages before it is enabled
     with vm.session(vcpus=[0], event_buffer=3) as session:
         session.run([ops.signal_msi(0xFEE00000, 0x600 | vector) for vector in range(20)])
         deadline = time.monotonic() + 10
@@ -250,7 +250,7 @@ def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkey
         assert list(session.events(timeout=0.1)) == [*first, irqchip.EventsDropped(17)]
 
 
-def test_a_session_on_no_vm_is_not_opened(irqchip_client: Client) -> None:
+def test_a_session_on_a_missing_vm_is_not_opened(irqchip_client: Client) -> None:
     with pytest.raises(irqchip.NotFound, match="nowhere"):
         irqchip_client.vm("nowhere").session()
     with pytest.raises(irqchip.InvalidArgument):
@@ -322,7 +322,7 @@ def test_an_unknown_tracepoint_is_refused(vm: Vm) -> None:
         next(watch)
 
 
-def test_what_is_no_operation_is_refused(vm: Vm) -> None:
+def test_an_argument_that_is_not_an_operation_is_refused(vm: Vm) -> None:
     wrong: Any = ["x"]
     with vm.session() as session:
         with pytest.raises(irqchip.InvalidArgument, match="'x' is no operation"):

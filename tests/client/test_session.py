@@ -1,4 +1,4 @@
-"""The core of a Session, told as what the daemon says and what the client hears."""
+"""The core of a Session, without a transport: messages in, messages out."""
 
 import errno
 from concurrent.futures import Future
@@ -86,7 +86,7 @@ TIME_IS_UP = pb.OperationResult(halt=pb.HaltResponse(timeout=pb.HaltTimeout()))
 REFUSED = pb.Error(code=9, reason="ENXIO", message="no irqchip")
 
 
-def test_it_opens_with_what_it_wants_and_learns_its_source() -> None:
+def test_it_opens_with_its_subscriptions_and_learns_its_source() -> None:
     core = SessionCore("demo", "test", [0, 1], 8, 8)
     assert core.open_request().open == pb.SessionOpen(vm="demo", client="test", vcpus=[0, 1])
     assert not core.is_open
@@ -94,7 +94,7 @@ def test_it_opens_with_what_it_wants_and_learns_its_source() -> None:
     assert (core.is_open, core.source, core.max_operations) == (True, 3, 4)
 
 
-def test_it_opens_with_the_gsis_it_wants_and_to_go_on_where_another_was() -> None:
+def test_it_opens_with_its_gsis_and_resumes_a_source() -> None:
     core = SessionCore("demo", "test", [], 8, 8, gsis=[4], resampled_gsis=iter([10, 11]), resume=True)
     opening = pb.SessionOpen(vm="demo", client="test", gsis=[4], resampled_gsis=[10, 11], resume=True)
     assert core.open_request().open == opening
@@ -125,7 +125,7 @@ def test_the_first_error_is_raised_and_says_where_it_was() -> None:
     assert caught.value.__notes__ == ["It was operation 1 of the batch, irq_line."]
 
 
-def test_errors_stand_in_their_places_where_asked_for() -> None:
+def test_errors_are_returned_in_their_places_on_request() -> None:
     core = opened()
     future, batch = submit(core, ops.irq_line(4, True), ops.irq_line(5, True), return_errors=True)
     answer(core, batch.serial, pb.OperationResult(error=REFUSED), status(1))
@@ -134,7 +134,7 @@ def test_errors_stand_in_their_places_where_asked_for() -> None:
     assert result == 1
 
 
-def test_a_refused_batch_fails_even_where_errors_are_asked_for() -> None:
+def test_a_refused_batch_fails_even_if_errors_are_to_be_returned() -> None:
     core = opened()
     future, batch = submit(core, ops.irq_line(4, True), return_errors=True)
     answer(core, batch.serial, error=pb.Error(code=8, reason="E2BIG", message="too many"))
@@ -162,7 +162,7 @@ def test_batches_in_flight_are_bounded() -> None:
     submit(core, ops.irq_line(4, True))
 
 
-def test_a_halt_is_answered_when_its_time_comes_and_the_others_in_order() -> None:
+def test_halts_are_answered_when_they_end_and_other_batches_in_order() -> None:
     core = opened()
     sleeper, halt = submit(core, ops.pio_write(0, 0x20, 0x20), ops.halt(0))
     first, one = submit(core, ops.irq_line(4, True))
@@ -179,7 +179,7 @@ def test_a_halt_is_answered_when_its_time_comes_and_the_others_in_order() -> Non
     assert core.end(None, PEER) == []
 
 
-def test_a_halt_stands_at_the_end_of_its_batch_or_nothing_is_sent() -> None:
+def test_a_batch_with_a_halt_before_its_end_is_not_sent() -> None:
     core = opened()
     for calls in ([ops.halt(0), ops.pio_read(0, 0x20)], [ops.halt(0), ops.halt(0)]):
         with pytest.raises(InvalidArgument, match="halt is the last operation of its batch"):
@@ -201,7 +201,7 @@ def test_a_halt_whose_time_is_up_has_timed_out() -> None:
     assert isinstance(error, TimedOut)
 
 
-def test_a_halt_is_in_flight_as_any_other_batch() -> None:
+def test_a_halt_counts_as_a_batch_in_flight() -> None:
     core = opened(max_in_flight=2)
     _, halt = submit(core, ops.halt(0))
     submit(core, ops.irq_line(4, True))
@@ -237,7 +237,7 @@ def test_an_end_of_a_halt_without_a_reason_leaves_the_batch_to_the_end(result: p
         answer(core, batch.serial, result)
     assert caught.value.errno == errno.EPROTO
     assert [settled.serial for settled in core.end(caught.value, PEER)] == [batch.serial]
-    assert not future.done()  # That is the shell's.
+    assert not future.done()  # The transport ends the batch.
 
 
 def test_the_end_fails_those_that_halt_with_the_others_in_the_order_of_sending() -> None:
@@ -284,7 +284,7 @@ def test_the_end_fails_what_is_in_flight_and_what_comes_later_with_the_reason() 
         submit(core, ops.irq_line(4, True))
     with pytest.raises(SessionClosed):
         core.take_event()
-    assert core.has_room  # Nobody waits for it.
+    assert core.has_room  # No caller waits for it.
     assert core.has_event
 
 
@@ -299,7 +299,7 @@ def test_a_closing_session_takes_no_more_but_hears_its_answers() -> None:
     assert core.end(None, PEER) == []
 
 
-def test_closing_what_has_ended_does_not_hide_why_it_ended() -> None:
+def test_closing_an_ended_session_does_not_hide_why_it_ended() -> None:
     core = opened()
     core.end(NotFound(errno.ENOENT, "VM 'demo' has been deleted"), PEER)
     core.close()
@@ -344,7 +344,7 @@ def test_a_batch_that_its_caller_gave_up_is_left_alone() -> None:
     assert future.cancelled()
 
 
-def test_events_are_read_in_the_order_in_which_they_came() -> None:
+def test_events_are_read_in_the_order_of_arrival() -> None:
     core = opened()
     for message in (nmi(1), pending(0), nmi(0)):
         core.receive(message)
@@ -356,7 +356,7 @@ def test_events_are_read_in_the_order_in_which_they_came() -> None:
     assert not core.has_event
 
 
-def test_an_unread_interrupt_stands_for_any_number() -> None:
+def test_unread_interrupts_of_a_vcpu_are_one_event() -> None:
     core = opened(event_buffer=1)
     for _ in range(3):
         core.receive(pending(0))
@@ -368,7 +368,7 @@ def test_an_unread_interrupt_stands_for_any_number() -> None:
     assert core.events.dropped == 0
 
 
-def test_what_the_buffer_cannot_hold_is_counted_in_its_place() -> None:
+def test_events_dropped_for_lack_of_room_are_counted_in_their_place() -> None:
     core = opened(event_buffer=1)
     for message in (nmi(0), nmi(1), nmi(2), pending(0)):
         core.receive(message)
@@ -392,7 +392,7 @@ def test_the_buffer_stays_bounded_whatever_comes() -> None:
     assert len(core.events) <= 2 * (2 + 4 + 3 + 3 + 5) + 1
 
 
-def test_of_unread_resets_the_last_counts_behind_what_came_before_it() -> None:
+def test_only_the_last_unread_reset_is_kept_behind_earlier_events() -> None:
     core = opened()
     core.receive(happened(vm_reset=pb.VmReset(reason=pb.RESET_REASON_FAULT)))
     core.receive(happened(regions_lost=pb.RegionsLost(space=pb.ADDRESS_SPACE_PIO, address=0x300)))
@@ -400,13 +400,13 @@ def test_of_unread_resets_the_last_counts_behind_what_came_before_it() -> None:
     assert [core.take_event() for _ in range(2)] == [RegionsLost(Space.PIO, 0x300), VmReset(ResetReason.GUEST)]
 
 
-def test_a_reset_for_a_reason_that_this_version_does_not_know_is_heard() -> None:
+def test_a_reset_for_an_unknown_reason_is_reported() -> None:
     core = opened()
     core.receive(happened(vm_reset=pb.VmReset(reason=pb.ResetReason.ValueType(99))))
     assert core.take_event() == VmReset(ResetReason.UNSPECIFIED)
 
 
-def test_unread_acknowledgements_add_up_and_the_last_mask_counts() -> None:
+def test_unread_acknowledgements_add_up_and_the_last_mask_is_kept() -> None:
     core = opened(event_buffer=1)
     for gsi in (4, 9):
         core.receive(happened(gsi_acknowledged=pb.GsiAcknowledged(gsi=gsi, count=2)))
@@ -425,7 +425,7 @@ def test_unread_acknowledgements_add_up_and_the_last_mask_counts() -> None:
     assert core.events.dropped == 0
 
 
-def test_an_unread_eoi_stands_for_any_number_of_its_vector() -> None:
+def test_unread_eois_of_a_vector_are_one_event() -> None:
     core = opened(event_buffer=1)
     for vcpu, vector in [(0, 0x31), (1, 0x31), (0, 0x41), (0, 0x31)]:
         core.receive(happened(ioapic_eoi=pb.IoapicEoi(vcpu=vcpu, vector=vector)))
@@ -449,7 +449,7 @@ def test_events_that_came_before_the_end_are_read_before_it() -> None:
         core.take_event()
 
 
-def test_an_event_of_a_newer_daemon_is_passed_over() -> None:
+def test_an_unknown_event_is_skipped() -> None:
     core = opened()
     core.receive(pb.SessionResponse(event=pb.Event()))
     core.receive(pb.SessionResponse())
@@ -457,6 +457,6 @@ def test_an_event_of_a_newer_daemon_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"event_buffer": 0}, {"max_in_flight": 0}])
-def test_a_bound_of_nothing_is_refused(sizes: dict[str, int]) -> None:
+def test_a_bound_of_0_is_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(InvalidArgument, match="1 or more"):
         opened(**sizes)

@@ -1,4 +1,4 @@
-"""The short way of one record over the port, as the core of a Session sees it."""
+"""The fast path for single records over the port, in the core of a Session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBER = NUMBERS["pio_read"]
 
 
 def single(core: SessionCore) -> int:
-    """Sends one record the short way; its batch's serial."""
+    """Sends one record on the fast path; returns its batch's serial."""
     assert READ.record is not None
     request = core.begin_single(READ.record)
     assert request[HEADER.size :] == READ.record

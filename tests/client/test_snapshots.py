@@ -25,7 +25,7 @@ def test_a_vm_moves_to_another_daemon_and_goes_on(vm: Vm) -> None:
     assert vm.vcpu(0).acknowledge() == Interrupt(IRQ_BASE + 4, PIC)
 
 
-def test_what_was_restored_is_what_was_saved(irqchip_client: Client) -> None:
+def test_a_restored_vm_has_the_saved_state(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm(virtual_clock=True)
     vm.create_irqchip()
     vm.create_pit()
@@ -56,7 +56,7 @@ def test_a_session_resumes_its_lines(irqchip_client: Client, vm: Vm) -> None:
     assert moved.get_irqchip(irqchip.Chip.PIC_PRIMARY).last_irr == 0
 
 
-def test_what_no_vm_can_be_is_not_restored(irqchip_client: Client, vm: Vm) -> None:
+def test_an_impossible_state_is_not_restored(irqchip_client: Client, vm: Vm) -> None:
     saved = vm.snapshot()
     with pytest.raises(irqchip.AlreadyExists):
         irqchip_client.restore_vm(saved, vm.name)
@@ -86,7 +86,7 @@ def split(irqchip_client: Client) -> Vm:
     return vm
 
 
-def test_a_split_irqchip_takes_the_vmms_interrupts(split: Vm) -> None:
+def test_a_split_irqchip_accepts_the_vmms_interrupts(split: Vm) -> None:
     info = split.info()
     assert (info.irqchip_mode, info.asynchronous_interrupts) == (IrqchipMode.SPLIT, True)
     cpu = split.vcpu(0)
@@ -99,7 +99,7 @@ def test_a_split_irqchip_takes_the_vmms_interrupts(split: Vm) -> None:
         split.get_irqchip(irqchip.Chip.IOAPIC)
 
 
-def test_a_split_irqchip_tells_of_eois(split: Vm) -> None:
+def test_a_split_irqchip_reports_eois(split: Vm) -> None:
     split.set_routing([irqchip.MsiRoute(3, 0xFEE00000, 0x8041)])  # Level-triggered.
     cpu = split.vcpu(0)
     with split.session(vcpus=[0]) as session:
@@ -121,7 +121,7 @@ def test_capabilities_are_enabled_by_number(irqchip_client: Client, vm: Vm) -> N
         vm.enable_split_irqchip()
 
 
-def test_acknowledgements_and_masks_are_told(vm: Vm) -> None:
+def test_acknowledgements_and_masks_are_reported(vm: Vm) -> None:
     init_pics(vm)
     with vm.session("device", gsis=[4]) as session:
         session.line(4).pulse()
@@ -152,7 +152,7 @@ def test_a_resampled_line_can_be_held_and_is_not_lowered(irqchip_server: Daemon,
         for call in (session.line(10).lower, session.line(10).pulse):
             with pytest.raises(irqchip.InvalidArgument, match="is resampled"):
                 call()
-    assert vm.get_irqchip(irqchip.Chip.PIC_SECONDARY).last_irr == 0  # It fell with the Session.
+    assert vm.get_irqchip(irqchip.Chip.PIC_SECONDARY).last_irr == 0  # The end of the Session lowered it.
 
     async def hold() -> None:
         async with (

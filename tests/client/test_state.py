@@ -21,7 +21,7 @@ RANDOM_PAGE = random.Random(1).randbytes(1024)
 
 
 @given(st.integers(0, (1 << 64) - 1))
-def test_every_bit_of_a_redirection_entry_survives(raw: int) -> None:
+def test_every_bit_of_a_redirection_entry_round_trips(raw: int) -> None:
     assert RedirectionEntry.from_raw(raw).raw == raw
 
 
@@ -40,13 +40,13 @@ def test_a_redirection_entry_reads_like_the_datasheet() -> None:
 
 
 @pytest.mark.parametrize("entry", [RedirectionEntry(vector=256), RedirectionEntry(destination=-1)])
-def test_an_entry_that_does_not_fit_is_refused(entry: RedirectionEntry) -> None:
+def test_an_entry_with_a_value_out_of_range_is_refused(entry: RedirectionEntry) -> None:
     with pytest.raises(InvalidArgument, match="0 to 255"):
         _ = entry.raw
 
 
 @given(st.binary(min_size=16, max_size=16))
-def test_a_pic_survives(data: bytes) -> None:
+def test_a_pic_round_trips(data: bytes) -> None:
     assert PicState.from_kvm_struct(data).kvm_struct == data
 
 
@@ -56,7 +56,7 @@ def test_a_pics_fields_are_in_the_kernels_order() -> None:
     assert (state.init4, state.elcr, state.elcr_mask) == (13, 14, 15)
 
 
-def test_an_ioapic_survives() -> None:
+def test_an_ioapic_round_trips() -> None:
     data = struct.pack("<QIIII24Q", 0xFEC00000, 0x10, 2, 1 << 4, 0, *(0x1FFFF - pin for pin in range(24)))
     state = IoapicState.from_kvm_struct(data)
     assert (state.base_address, state.ioregsel, state.id, state.irr) == (0xFEC00000, 0x10, 2, 1 << 4)
@@ -64,7 +64,7 @@ def test_an_ioapic_survives() -> None:
     assert state.kvm_struct == data
 
 
-def test_a_lapic_survives_with_the_bytes_that_have_no_name() -> None:
+def test_a_lapic_round_trips_with_its_unnamed_bytes() -> None:
     state = LapicState.from_kvm_struct(RANDOM_PAGE)
     assert state.kvm_struct == RANDOM_PAGE
     assert state.tpr == int.from_bytes(RANDOM_PAGE[0x80:0x84], "little")
@@ -88,7 +88,7 @@ def test_a_replaced_field_is_in_the_kernels_struct() -> None:
 
 
 @given(st.binary(min_size=76, max_size=76))
-def test_a_pit_survives_but_for_what_the_kernel_keeps_for_later(data: bytes) -> None:
+def test_a_pit_round_trips_except_for_its_reserved_bytes(data: bytes) -> None:
     assert PitState.from_kvm_struct(data + bytes(range(36))).kvm_struct == data + bytes(36)
 
 
@@ -111,12 +111,12 @@ def test_a_pits_defaults_are_its_reset_state() -> None:
     "state",
     [PicState(imr=256), IoapicState(irr=-1), IoapicState(entries=()), PitState((PitChannel(gate=256),) * 3)],
 )
-def test_a_state_that_does_not_fit_is_refused(state: PicState | IoapicState | PitState) -> None:
+def test_a_state_with_a_value_out_of_range_is_refused(state: PicState | IoapicState | PitState) -> None:
     with pytest.raises(InvalidArgument, match="does not fit"):
         _ = state.kvm_struct
 
 
-def test_a_lapic_that_does_not_fit_is_refused() -> None:
+def test_a_lapic_with_a_value_out_of_range_is_refused() -> None:
     lapic = LapicState.from_kvm_struct(bytes(1024))
     with pytest.raises(InvalidArgument, match="irr holds vectors"):
         _ = replace(lapic, irr=(256,)).kvm_struct

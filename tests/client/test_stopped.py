@@ -1,4 +1,4 @@
-"""A daemon that is stopped, or takes nothing, holds nobody up for longer than the Client's timeout."""
+"""A daemon that is stopped, or reads nothing, holds no caller up for longer than the Client's timeout."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from irqchip_client import Vm, aio, connect, ops
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client._sync.port import connect_port
 
-LARGE: list[ops.Call[object]] = [ops.set_lapic(0, bytes(1024))] * 60  # Nearly a packet's most.
+LARGE: list[ops.Call[object]] = [ops.set_lapic(0, bytes(1024))] * 60  # Almost the largest packet.
 
 
 @pytest.fixture
 def crowded() -> Iterator[str]:
-    """The path of a socket whose port accepts nobody, and has as many waiting as it takes."""
+    """The path of a socket whose port accepts no connection and whose backlog is full."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, ExitStack() as stack:
         path = f"{folder}/socket"
         port = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
@@ -41,14 +41,14 @@ def crowded() -> Iterator[str]:
         yield path
 
 
-def test_a_port_that_accepts_nobody_meets_the_timeout(crowded: str) -> None:
+def test_connecting_to_a_full_port_ends_at_the_timeout(crowded: str) -> None:
     begin = time.monotonic()
     with connect(f"unix://{crowded}", timeout=0.3) as client, pytest.raises(irqchip.TimedOut, match=r"within 0\.3 s"):
         client.vm("demo").session()
     assert 0.3 <= time.monotonic() - begin < 5
 
 
-def test_and_also_where_signals_come_meanwhile(crowded: str) -> None:
+def test_connecting_to_a_full_port_ends_at_the_timeout_despite_signals(crowded: str) -> None:
     heard = []
     before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
@@ -68,14 +68,14 @@ def test_connecting_and_opening_share_the_timeout() -> None:
         path = f"{folder}/socket"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as port:
             port.bind(f"{path}.port")
-            port.listen(5)  # It connects, and nobody answers.
+            port.listen(5)  # The connection succeeds, but no answer comes.
             begin = time.monotonic()
             with connect(f"unix://{path}", timeout=0.3) as client, pytest.raises(irqchip.TimedOut, match="opening"):
                 client.vm("demo").session()
             assert time.monotonic() - begin < 5
 
 
-def test_a_connection_is_afterwards_as_any(irqchip_server: Daemon) -> None:
+def test_a_connection_is_blocking_after_connecting_with_a_timeout(irqchip_server: Daemon) -> None:
     connection = connect_port(irqchip_server.target.removeprefix("unix://") + ".port", 3)
     assert connection is not None
     with connection:
@@ -85,7 +85,7 @@ def test_a_connection_is_afterwards_as_any(irqchip_server: Daemon) -> None:
             assert connection.getsockopt(socket.SOL_SOCKET, option, size) == bytes(size)
 
 
-def test_where_there_is_no_port_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_port_is_no_error(tmp_path: Path) -> None:
     assert connect_port(None, 1) is None
     assert connect_port(str(tmp_path / "none.port"), 1) is None
 
@@ -111,7 +111,7 @@ def fill(session: irqchip.Session, futures: list[Future[list[object]]]) -> None:
         futures.append(session.submit(LARGE))
 
 
-def test_a_daemon_that_takes_nothing_more_meets_the_timeout_and_gets_it_all_in_the_end() -> None:
+def test_sending_to_a_stopped_daemon_ends_at_the_timeout_and_arrives_when_it_continues() -> None:
     with start_daemon() as daemon, daemon.connect(timeout=0.3) as client:
         session = made(client).session(max_in_flight=1000)
         futures: list[Future[list[object]]] = []
@@ -128,14 +128,14 @@ def test_a_daemon_that_takes_nothing_more_meets_the_timeout_and_gets_it_all_in_t
             assert time.monotonic() - begin < 20
         client._connection.peer.timeout = 10
         assert {len(future.result(10)) for future in futures} == {60}
-        # All of it goes out before what comes now, in order, and the descriptors with it.
+        # All of this goes out before later batches, in order, and with its descriptors.
         assert session.run([ops.irq_line(8, True)])
         (info,) = client.vm(session.vm).info().sessions
         assert {4, 5, 8} <= set(info.asserted_gsis)
         session.close()
 
 
-def test_to_give_up_does_not_wait_again() -> None:
+def test_giving_up_a_halt_does_not_wait_again() -> None:
     with start_daemon() as daemon, daemon.connect(timeout=1) as client:
         session = made(client).session(max_in_flight=1000)
         with stopped(daemon):
@@ -153,7 +153,7 @@ def suppress_timeout(session: irqchip.Session) -> None:
         session.run([ops.halt(0)], timeout=0.5)
 
 
-def test_close_is_prompt_also_where_nothing_goes_out() -> None:
+def test_close_is_prompt_even_if_nothing_can_be_sent() -> None:
     with start_daemon() as daemon, daemon.connect(timeout=0.3) as client:
         vm = made(client)
         session, streamed = vm.session(max_in_flight=1000), vm.watch()
@@ -167,7 +167,7 @@ def test_close_is_prompt_also_where_nothing_goes_out() -> None:
             assert time.monotonic() - begin < 6
 
 
-def test_no_descriptor_is_left_by_what_could_not_be_sent() -> None:
+def test_an_unsent_batch_leaves_no_descriptor() -> None:
     with start_daemon() as daemon, daemon.connect(timeout=0.1) as client:
         session = made(client).session(max_in_flight=1000)
         before = len(os.listdir("/proc/self/fd"))
@@ -181,7 +181,7 @@ def test_no_descriptor_is_left_by_what_could_not_be_sent() -> None:
         assert len(os.listdir("/proc/self/fd")) < before
 
 
-def test_a_descriptor_that_is_none_ends_nothing(irqchip_client: irqchip.Client) -> None:
+def test_an_invalid_descriptor_does_not_end_the_session(irqchip_client: irqchip.Client) -> None:
     with made(irqchip_client).session() as session:
         for none in (-1, 1_000_000):
             with pytest.raises(irqchip.InvalidArgument, match="is no descriptor"):

@@ -41,7 +41,7 @@ def test_the_default_is_the_users_own_socket(monkeypatch: pytest.MonkeyPatch) ->
         ("tcp://192.0.2.1:5000", "192.0.2.1:5000", False),
     ],
 )
-def test_what_grpc_is_given(uri: str, address: str, local: bool) -> None:
+def test_the_address_for_grpc(uri: str, address: str, local: bool) -> None:
     target = resolve_target(uri)
     assert (target.address, target.local) == (address, local)
     assert (("grpc.enable_http_proxy", 0) in target.channel_options) == local
@@ -78,7 +78,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def refused() -> str:
-    """Why no call is made to the default target."""
+    """Why a call to the default target is refused."""
     with connect() as client:
         calls: list[Callable[[], object]] = [
             client.vms,
@@ -124,7 +124,7 @@ def test_a_strangers_default_folder_is_refused(runtime: Path, monkeypatch: pytes
 
 
 def test_without_xdg_runtime_dir_the_rule_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A user's that nobody has, so that the folder among the temporary files is the test's own.
+    # A user ID that no user has, so that only this test uses the folder in /tmp.
     nobody = 3_000_000_000 + os.getpid()
     monkeypatch.setattr(os, "getuid", lambda: nobody)
     folder = Path(f"/tmp/irqchipd-{nobody}")
@@ -149,16 +149,16 @@ def test_asyncio_refuses_it_too(runtime: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_folder_that_is_not_there_is_not_waited_for(runtime: Path) -> None:
+def test_a_missing_folder_is_not_waited_for(runtime: Path) -> None:
     with connect() as client:
         with pytest.raises(Unavailable, match=r"No such file or directory.*start it with `irqchipd`"):
             client.vms()
-        (runtime / "irqchipd").mkdir(mode=0o700)  # It may come later, as its daemon does.
+        (runtime / "irqchipd").mkdir(mode=0o700)  # The folder may be created later, by the daemon.
         with pytest.raises(Unavailable, match="start it with `irqchipd`"):
             client.vms()
 
 
-def test_a_folder_that_somebody_names_is_theirs_to_judge(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_by_the_user_is_not_checked(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runtime / "irqchipd"
     folder.mkdir()
     folder.chmod(0o777)

@@ -48,8 +48,8 @@ def test_a_real_clock_goes_by_itself(vm: Vm) -> None:
         vm.advance(1)
 
 
-def test_advance_goes_on_until_it_is_there(virtual: Vm) -> None:
-    """10,000 expirations are the most that one call gets to."""
+def test_advance_repeats_its_call_until_the_time_is_reached(virtual: Vm) -> None:
+    """One call handles 10,000 expirations at most."""
     cpu = virtual.vcpu(0)
     cpu.set_lapic(replace(cpu.lapic(), svr=0x1FF, lvt_timer=0x20031, timer_divide=0xB))
     cpu.mmio_write(0xFEE00380, MS)  # A tick a millisecond.
@@ -87,7 +87,7 @@ def test_a_pits_state_goes_out_and_comes_back(virtual: Vm) -> None:
     virtual.set_pit_reinject(False)
 
 
-def test_what_needs_a_pit_and_what_a_pit_needs(irqchip_client: Client, vm: Vm) -> None:
+def test_errors_without_a_pit_and_without_an_irqchip_for_it(irqchip_client: Client, vm: Vm) -> None:
     for call in (vm.pit, lambda: vm.set_pit(irqchip.PitState()), lambda: vm.set_pit_reinject(True)):
         with pytest.raises(irqchip.NotReady):
             call()

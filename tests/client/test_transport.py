@@ -1,4 +1,4 @@
-"""A Session goes over the daemon's AF_UNIX port where it can, and nobody can tell but by the time it takes."""
+"""A Session uses the daemon's AF_UNIX port where possible; the only difference from gRPC is the time it takes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_daemon_elsewhere_is_reached_by_grpc() -> None:
             assert session.transport == "grpc"
 
 
-def test_a_port_that_is_gone_is_done_without() -> None:
+def test_a_session_uses_grpc_if_the_port_is_gone() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
         Path(daemon.target.removeprefix("unix://") + ".port").unlink()
         with client.create_vm().session() as session:
@@ -59,7 +59,7 @@ def test_a_port_that_is_gone_is_done_without() -> None:
 
 
 @pytest.mark.parametrize("value", ["on", "-1", "1e3", "1000001"])
-def test_a_setting_that_is_none_is_refused(vm: Vm, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_setting_is_refused(vm: Vm, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", value)
     with pytest.raises(irqchip.InvalidArgument, match="IRQCHIP_PORT"):
         vm.session()
@@ -74,7 +74,7 @@ def test_asyncio_goes_over_grpc(irqchip_server: Daemon, vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("poll", ["0", "50", "1000"])
-def test_many_threads_have_each_its_own_answers(vm: Vm, monkeypatch: pytest.MonkeyPatch, poll: str) -> None:
+def test_each_of_many_threads_gets_its_own_answers(vm: Vm, monkeypatch: pytest.MonkeyPatch, poll: str) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", poll)
     with vm.session() as session, ThreadPoolExecutor(8) as pool:
 
@@ -87,7 +87,7 @@ def test_many_threads_have_each_its_own_answers(vm: Vm, monkeypatch: pytest.Monk
             future.result(30)
 
 
-def test_answers_come_to_those_who_do_not_wait(session: irqchip.Session) -> None:
+def test_futures_are_answered_without_a_waiting_caller(session: irqchip.Session) -> None:
     told = threading.Event()
     futures = [session.submit([READ]) for _ in range(200)]
     futures[-1].add_done_callback(lambda _: told.set())
@@ -96,7 +96,7 @@ def test_answers_come_to_those_who_do_not_wait(session: irqchip.Session) -> None
     assert session.run([READ])[0].claimed
 
 
-def test_one_waits_for_events_while_others_work(session: irqchip.Session, vm: Vm) -> None:
+def test_a_thread_waits_for_events_while_others_work(session: irqchip.Session, vm: Vm) -> None:
     with ThreadPoolExecutor() as pool:
         event = pool.submit(session.next_event, 10)
         for _ in range(50):
@@ -105,7 +105,7 @@ def test_one_waits_for_events_while_others_work(session: irqchip.Session, vm: Vm
         assert event.result(10) == InterruptPending(0)
 
 
-def test_one_halts_while_others_work(session: irqchip.Session, vm: Vm) -> None:
+def test_a_thread_halts_while_others_work(session: irqchip.Session, vm: Vm) -> None:
     with ThreadPoolExecutor() as pool:
         halting = pool.submit(session.vcpu(0).halt)
         for _ in range(50):
@@ -133,7 +133,7 @@ def test_a_batch_is_bounded_by_what_a_packet_holds(session: irqchip.Session) -> 
     assert session.run([READ])[0].claimed
 
 
-def test_a_session_that_nobody_uses_knows_that_it_has_ended(session: irqchip.Session, vm: Vm) -> None:
+def test_an_idle_session_notices_its_end(session: irqchip.Session, vm: Vm) -> None:
     assert not session.closed
     vm.delete()
     deadline = time.monotonic() + 10
@@ -144,7 +144,7 @@ def test_a_session_that_nobody_uses_knows_that_it_has_ended(session: irqchip.Ses
 
 
 @pytest.mark.parametrize("how", ["session", "client", "daemon"])
-def test_whoever_waits_learns_of_the_end(how: str) -> None:
+def test_every_waiting_caller_learns_of_the_end(how: str) -> None:
     with start_daemon() as daemon, daemon.connect() as client, ThreadPoolExecutor() as pool:
         vm = client.create_vm()
         vm.create_irqchip()
@@ -170,20 +170,20 @@ def test_whoever_waits_learns_of_the_end(how: str) -> None:
         session.close()
 
 
-def test_what_is_in_flight_is_answered_before_it_closes(vm: Vm) -> None:
+def test_batches_in_flight_are_answered_before_close_returns(vm: Vm) -> None:
     session = vm.session()
     futures = [session.submit([READ] * 100) for _ in range(20)]
     session.close()
     assert [len(future.result(0)) for future in futures] == [100] * 20
 
 
-def test_a_session_on_a_vm_that_is_none(irqchip_client: Client) -> None:
+def test_a_session_on_a_missing_vm_is_refused(irqchip_client: Client) -> None:
     with pytest.raises(irqchip.NotFound):
         irqchip_client.vm("nobody").session()
 
 
 def test_neither_side_waits_for_the_other_to_read(session: irqchip.Session) -> None:
-    """Answers that fill the daemon's socket, and behind them batches that fill ours."""
+    """Answers fill the daemon's socket, and behind them batches fill the client's."""
     large_answers: list[ops.Call[Any]] = [ops.get_lapic(0)] * 28
     large_batch: list[ops.Call[Any]] = [ops.set_lapic(0, bytes(1024))] * 60
     with ThreadPoolExecutor(4) as pool:
@@ -194,7 +194,7 @@ def test_neither_side_waits_for_the_other_to_read(session: irqchip.Session) -> N
 
 
 def test_ctrl_c_never_gives_one_call_the_answer_of_another(vm: Vm) -> None:
-    """Wherever it comes, what is read after it is right, or the Session has ended."""
+    """Wherever Ctrl-C comes, later answers are right, or the Session has ended."""
 
     class CtrlC(Exception):  # noqa: N818 - as KeyboardInterrupt
         pass

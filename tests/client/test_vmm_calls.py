@@ -1,4 +1,4 @@
-"""What a VMM says of a VM and its vCPUs: boot CPU, CPUID, events, CR8, MSRs that it writes, lines without status."""
+"""A VMM's calls on a VM and its vCPUs: boot CPU, CPUID, events, CR8, MSR writes, lines without status."""
 
 import asyncio
 
@@ -34,7 +34,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("IRQCHIP_PORT", request.param)
 
 
-def test_the_boot_cpu_and_what_else_is_said_before_there_are_vcpus(irqchip_client: Client) -> None:
+def test_the_boot_cpu_and_other_settings_before_the_first_vcpu(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm(virtual_clock=True)
     vm.create_irqchip()
     vm.set_boot_cpu_id(1)
@@ -53,7 +53,7 @@ def test_the_boot_cpu_and_what_else_is_said_before_there_are_vcpus(irqchip_clien
 
 
 @pytest.mark.parametrize("of_a_session", [False, True])
-def test_a_line_without_a_status_is_another_call_to_the_rtc(vm: Vm, of_a_session: bool) -> None:
+def test_a_line_without_a_status_is_not_coalesced_by_the_rtc(vm: Vm, of_a_session: bool) -> None:
     vm.vcpu(0).mmio_write(LAPIC + 0xF0, 0x1FF)
     for register, value in ((0x20, 0x31), (0x21, 0)):
         vm.vcpu(0).mmio_write(0xFEC0_0000, register)
@@ -100,7 +100,7 @@ def test_cr8(vm: Vm) -> None:
         cpu.cr8_write(16)
 
 
-def test_what_waits_to_be_delivered(vm: Vm) -> None:
+def test_pending_vcpu_events(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     assert cpu.events() == VcpuEvents(False, 0, False, False, False)
     cpu.set_events(VcpuEvents(nmi_masked=True))
@@ -129,12 +129,12 @@ def test_a_remote_read_wakes_a_halted_vcpu(vm: Vm) -> None:
     assert vm.vcpu(0).halt(timeout=5) == Signal(SignalKind.UNHALT)
 
 
-def test_a_run_state_of_kvms_with_another_number(vm: Vm) -> None:
+def test_a_run_state_whose_number_differs_from_kvms(vm: Vm) -> None:
     vm.vcpu(0).set_mp_state(MpState.AP_RESET_HOLD)
     assert vm.vcpu(0).mp_state() is MpState.AP_RESET_HOLD
 
 
-def test_without_a_local_apic_there_is_none_of_it(irqchip_client: Client) -> None:
+def test_a_vcpu_without_a_local_apic_refuses_these_calls(irqchip_client: Client) -> None:
     cpu = irqchip_client.create_vm().create_vcpu(0)
     for call in (cpu.events, cpu.cr8_read, cpu.set_cpuid, lambda: cpu.host_msr_read(APIC_BASE)):
         with pytest.raises(NotReady):

@@ -1,4 +1,4 @@
-"""What a Session does while its caller goes on: batches are posted, halts are begun, events are taken."""
+"""A Session's calls that do not block: batches are posted, halts are begun, events are taken."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_another_thread_ends_a_halt_and_nothing_is_taken(vm: Vm) -> None:
 
 
 def test_a_halt_that_ends_as_it_is_answered_loses_nothing(vm: Vm) -> None:
-    """However the two meet: wait() returns the interrupt, or it is the next to be taken."""
+    """In either order, wait() returns the interrupt or the next halt does."""
     with vm.session() as session:
         for attempt in range(100):
             halt = session.begin_halt(0)
@@ -102,7 +102,7 @@ def test_asyncio_ends_a_halt_too(irqchip_server: Daemon, vm: Vm) -> None:
     asyncio.run(main())
 
 
-def test_what_is_posted_is_answered_to_a_function(vm: Vm) -> None:
+def test_the_answer_to_a_posted_batch_goes_to_its_function(vm: Vm) -> None:
     answers: list[list[Any]] = []
     with vm.session() as session:
         session.post([ops.pio_write(0, 0x21, 0xFB), ops.pio_read(0, 0x21)], answers.append)
@@ -114,7 +114,7 @@ def test_what_is_posted_is_answered_to_a_function(vm: Vm) -> None:
     assert isinstance(error, irqchip.NotFound)
 
 
-def test_what_is_posted_is_not_answered_behind_the_sessions_end(vm: Vm) -> None:
+def test_a_posted_batch_is_not_answered_after_the_session_ends(vm: Vm) -> None:
     answers: list[list[Any]] = []
     with vm.session() as session:
         vm.delete()

@@ -1,8 +1,8 @@
-"""A stand-in for the Python image that the Dockerfile builds on, for where no registry can be reached.
+"""A substitute for the Python image that the Dockerfile builds on, for machines that cannot reach a registry.
 
-It is made of this machine's files: the interpreter that runs the tests, its standard library and pip, a shell, and the
-shared libraries of these. It also has what `pip install` needs to reach an index from here: the certificates that this
-machine trusts, and the addresses in its pip configuration. It is made anew every time, in two seconds.
+It consists of this machine's files: the interpreter that runs the tests, its standard library and pip, a shell, and
+their shared libraries. It also has what `pip install` needs to reach an index: the certificates that this machine
+trusts, and the addresses in its pip configuration. It is built anew every time, in two seconds.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tests.this_machine import MissingError, copy, copy_program, copy_python, fi
 REAL_IMAGE = "python:3.12-slim"
 STAND_IN = "irqchipd-tests/python"
 PROGRAMS = ("sh", "cat", "chmod", "chown", "cp", "env", "id", "ln", "ls", "mkdir", "mv", "rm", "sleep", "touch")
-# What wheels of compiled code may take for granted.
+# Libraries that wheels with compiled code may rely on.
 LIBRARIES = ("libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "librt.so.1", "libstdc++.so.6")
 CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
-# Of pip's configuration, what is about reaching an index.
+# The options of pip's configuration for reaching an index.
 PIP_OPTIONS = {"index-url", "extra-index-url", "trusted-host", "proxy", "retries", "timeout", "default-timeout"}
 
 
 def provide_base_image(engine: Engine) -> str:
-    """The name of a Python image that the engine has: the real one from its registry, or else a stand-in.
+    """The name of a Python image in the engine: the real one from its registry, or else a substitute.
 
-    Raises NoEngineError where this machine lacks something that the stand-in is made of.
+    Raises NoEngineError if this machine lacks a file that the substitute needs.
     """
     if _registry_is_near() and _pull(engine):
         return REAL_IMAGE
@@ -68,7 +68,7 @@ def _pull(engine: Engine) -> bool:
 
 
 def _fill(root: Path) -> str:
-    """Make the stand-in's root file system in a folder, and return its PATH."""
+    """Build the substitute's root file system in a folder; returns its PATH."""
     python = copy_python(root)
     _copy_pip(root, Path(output(str(python), "-I", "-c", "import site; print(site.getsitepackages()[0])").strip()))
     for folder in ("/bin", "/sbin"):
@@ -79,7 +79,7 @@ def _fill(root: Path) -> str:
     _write_configuration(root)
     for name in ("tmp", "var/tmp"):
         (root / name).mkdir(parents=True)
-    subprocess.run(["chmod", "-R", "a+rX", str(root)], check=True)  # root's home, say, may be closed here
+    subprocess.run(["chmod", "-R", "a+rX", str(root)], check=True)  # root's home may be unreadable
     for name in ("tmp", "var/tmp"):
         (root / name).chmod(0o1777)
     return f"{python.parent}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,7 +110,7 @@ def _write_configuration(root: Path) -> None:
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\n")
     pip = {}
-    # Its own lines come as section.option='value', the environment's as :env:.option='value' and before the others.
+    # Its own lines are section.option='value'; those of the environment are :env:.option='value' and come first.
     for line in reversed(output(sys.executable, "-m", "pip", "config", "list").splitlines()):
         name, _, value = line.partition("=")
         pip[name.rpartition(".")[2]] = str(ast.literal_eval(value))

@@ -24,16 +24,16 @@ class Composition:
     compose_command: Sequence[str]
 
     def compose(self, *arguments: str, seconds: float = 90.0, **override: Any) -> tuple[int, str]:
-        """Compose's exit status and all that it and the services say.
+        """Run docker compose; returns its exit status, and its and the services' output.
 
         Arguments:
-            arguments: the command, as "up" and its options.
-            seconds: how long it may take; TimeoutExpired if it takes longer.
-            override: what a second file says of services, which goes beyond docker-compose.yml.
+            arguments: the command, such as "up", and its options.
+            seconds: the time limit; TimeoutExpired if it is exceeded.
+            override: settings of services that override docker-compose.yml.
         """
         files = ["--file", str(ROOT / "docker-compose.yml")]
         if override:
-            path = self.engine.folder / "override.json"  # which is YAML, too
+            path = self.engine.folder / "override.json"  # JSON is valid YAML
             path.write_text(json.dumps({"services": override}))
             files += ["--file", str(path)]
         done = subprocess.run(
@@ -49,7 +49,7 @@ class Composition:
         return done.returncode, done.stdout
 
     def up(self, *arguments: str, **override: Any) -> None:
-        """Start services in the background, once what they wait for is healthy."""
+        """Start services in the background, after the services they depend on are healthy."""
         status, output = self.compose("up", "--detach", *arguments, **override)
         assert status == 0, output
 
@@ -58,18 +58,18 @@ class Composition:
         self.compose("down", "--volumes", "--timeout", "2")
 
     def docker(self, *arguments: str) -> str:
-        """What a docker command prints; CalledProcessError if it fails."""
+        """A docker command's output; CalledProcessError if the command fails."""
         command = ["docker", *arguments]
         return subprocess.run(command, env=self.engine.environment, capture_output=True, text=True, check=True).stdout
 
     def services(self) -> set[str]:
-        """All that docker-compose.yml has."""
+        """The names of all services."""
         status, output = self.compose("config", "--services")
         assert status == 0, output
         return set(output.split())
 
     def containers(self) -> dict[str, Any]:
-        """What `docker inspect` says of each service's container."""
+        """The output of `docker inspect` for each service's container."""
         ids = self.docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
         found = json.loads(self.docker("inspect", *ids)) if ids else []
         return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
@@ -81,21 +81,21 @@ class Composition:
     def kill(self, service: str) -> None:
         """Kill a service's processes, as a crash would.
 
-        Not with `docker kill`: the engine restarts no container that was stopped on purpose, which that counts as.
+        `docker kill` does not do: the engine does not restart a container that was stopped on purpose.
         """
         command = ["docker", "exec", self.containers()[service]["Id"], "sh", "-c", "kill -KILL -1"]
-        # The container ends before the command's own status can be told.
+        # The container ends before the command's own status arrives.
         subprocess.run(command, env=self.engine.environment, capture_output=True, check=False)
 
     def wait_until_said(self, container: str, what: str, seconds: float = 60.0) -> None:
-        """Wait until a container's log has something."""
+        """Wait until a container's log contains a text."""
         deadline = time.monotonic() + seconds
         while what not in (said := self.docker("logs", container)):
             assert time.monotonic() < deadline, said
             time.sleep(0.1)
 
     def wait_until_restarted(self, service: str, before: int, seconds: float = 20.0) -> None:
-        """Wait until the engine has restarted a service's container more often than before, and it runs."""
+        """Wait until the engine has restarted a service's container more than `before` times and it runs."""
         deadline = time.monotonic() + seconds
         while True:
             container = self.containers()[service]

@@ -9,13 +9,13 @@ from tests.compose.base_image import provide_base_image
 from tests.compose.composition import Composition
 from tests.compose.engine import NoEngineError, compose_command, running_engine
 
-# A build reaches the index over the network of the machine, which has its own way out.
+# A build reaches the index over the machine's network.
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[Composition]:
-    """The composition, with its image built from the Dockerfile; nothing of it runs."""
+    """The composition, with its image built from the Dockerfile; no service runs."""
     try:
         command = compose_command()
         with running_engine() as engine:
@@ -31,7 +31,7 @@ def built() -> Iterator[Composition]:
 
 @pytest.fixture
 def composition(built: Composition) -> Iterator[Composition]:
-    """The composition; what a test started is taken down after it."""
+    """The composition; it is taken down after each test."""
     try:
         yield built
     finally:
@@ -40,7 +40,7 @@ def composition(built: Composition) -> Iterator[Composition]:
 
 @pytest.fixture(scope="module")
 def running(built: Composition) -> Iterator[Composition]:
-    """The composition, with all of its services started; the script waits for somebody to kill the disk."""
+    """The composition with all services running; the script waits until the disk is killed."""
     try:
         built.up(script={"environment": {"DISK_DIES": "60"}})
         yield built

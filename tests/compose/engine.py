@@ -1,8 +1,8 @@
 """A Docker engine of the tests' own, which leaves nothing behind.
 
-It lives in a PID and a mount namespace of its own: when its first process ends, for whatever reason, the kernel ends
-all others, those in containers too, and drops what they have mounted. It uses no bridge and no firewall rules, and its
-socket, state and images are in one folder. A keeper, which is this module run as a program, ends the engine and removes
+It lives in a PID and a mount namespace of its own: when its first process ends, for whatever reason, the kernel kills
+all others, including those in containers, and drops their mounts. It uses no bridge and no firewall rules, and its
+socket, state and images are in one folder. A keeper (this module, run as a program) ends the engine and removes
 that folder when the tests' process has ended, in whatever way.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
-# What engine and containerd write outside of their folders, whatever they are told.
+# Paths outside their folders that the engine and containerd always write to.
 SHADOWED = ("/etc/docker", "/run/containerd", "/run/docker")
 IN_NAMESPACE = f"""
 set -e
@@ -46,14 +46,14 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """With which docker and Compose reach it, and nothing else."""
+        """The environment with which docker and Compose reach this engine and no other."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
         # BuildKit needs a component of its own (buildx) that not every installation has.
         return {**own, "DOCKER_HOST": f"unix://{self.folder}/docker.sock", "DOCKER_BUILDKIT": "0"}
 
 
 def compose_command() -> list[str]:
-    """The installed Docker Compose; NoEngineError if there is none."""
+    """The installed Docker Compose; NoEngineError without one."""
     for command in (["docker", "compose"], ["docker-compose"]):
         with suppress(FileNotFoundError):
             if subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0:
@@ -71,7 +71,7 @@ def _check_can_run() -> None:
 
 @contextmanager
 def running_engine() -> Iterator[Engine]:
-    """An engine for as long as the context lasts; NoEngineError where none can run."""
+    """An engine for the duration of the context; NoEngineError if none can run."""
     _check_can_run()
     keeper = subprocess.Popen(
         [sys.executable, "-m", __name__],
@@ -79,7 +79,7 @@ def running_engine() -> Iterator[Engine]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # so that Ctrl-C is the tests' alone, who still have to take their containers down
+        start_new_session=True,  # Ctrl-C must reach only the tests, which then take their containers down
     )
     assert keeper.stdin is not None
     assert keeper.stdout is not None
@@ -95,7 +95,7 @@ def running_engine() -> Iterator[Engine]:
 
 
 def keep() -> None:
-    """Run an engine until standard input ends, and say where its folder is, or why there is none."""
+    """Run an engine until standard input ends; prints its folder, or why there is none."""
     folder = Path(tempfile.mkdtemp(prefix="irqchipd-engine-"))
     process = None
     try:
@@ -125,7 +125,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     }
     (folder / "daemon.json").write_text(json.dumps(configuration))
     with (folder / "log").open("wb") as log:
-        # The kernel kills unshare when the keeper ends, and then unshare's child: that is PID 1 in there.
+        # The kernel kills unshare when the keeper ends, then unshare's child, which is PID 1 in the namespace.
         unshare = "setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc"
         return subprocess.Popen(
             [*unshare.split(), "sh", "-c", IN_NAMESPACE, "sh", str(folder / "daemon.json")],
@@ -147,7 +147,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], engine: Engine) -> 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
-    # When a PID namespace's first process has ended, all others in it have.
+    # When a PID namespace's first process has ended, all its other processes have ended too.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children or [str(process.pid)]:
         os.kill(int(child), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""docker-compose.yml, run for real."""
+"""docker-compose.yml, run in a real engine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from tests.compose.composition import Composition
 
-# The demo: the service whose exit status is its own, what it says when all went well, and one that can be killed.
+# The demo: the service whose exit status decides, its output on success, and the service that the test kills.
 DECIDES = "script"
 SAYS = "every answer was as expected"
 KILLED = "disk"
 
-# An engine is started and an image built before the first of these.
+# An engine is started, and an image built, before the first test.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
-# What the processes of a container look like from inside.
+# Reports on a container's processes, run inside it.
 LOOK = """
 import errno, glob, json, os
 def fields(path):
@@ -41,7 +41,7 @@ print(json.dumps({
 """
 
 
-def test_the_image_is_small_and_has_the_projects_wheel_and_not_what_built_it(built: Composition) -> None:
+def test_the_image_is_small_and_has_the_projects_wheel_without_build_tools(built: Composition) -> None:
     program = (
         "import importlib.metadata as m, importlib.util as u, json;"
         "print(json.dumps([json.loads(m.distribution('irqchipd').read_text('direct_url.json'))['url'],"
@@ -68,7 +68,7 @@ def test_a_failed_health_check_fails_the_demo(composition: Composition) -> None:
     assert "is unhealthy" in output
 
 
-def test_services_have_no_rights_that_they_do_not_need(running: Composition) -> None:
+def test_services_have_no_unneeded_rights(running: Composition) -> None:
     containers = running.containers()
     assert containers.keys() == running.services()
     for service, container in containers.items():
@@ -87,7 +87,7 @@ def test_services_have_no_rights_that_they_do_not_need(running: Composition) -> 
         }, service
 
 
-def test_a_volume_of_sockets_can_be_written_by_the_service_that_listens_there(running: Composition) -> None:
+def test_only_the_listening_service_can_write_to_a_volume_of_sockets(running: Composition) -> None:
     mounts = [mount for container in running.containers().values() for mount in container["Mounts"]]
     assert {mount["Type"] for mount in mounts} == {"volume"}
     writers = Counter(mount["Name"] for mount in mounts if mount["RW"])
@@ -95,7 +95,7 @@ def test_a_volume_of_sockets_can_be_written_by_the_service_that_listens_there(ru
 
 
 def test_a_killed_device_is_restarted_and_the_demo_goes_on(running: Composition) -> None:
-    """The guest, which reads the disk just then, sees an error, and reads again when the disk is back."""
+    """The guest is reading the disk just then: it sees an error, and reads again when the disk is back."""
     decides = running.containers()[DECIDES]["Id"]
     running.wait_until_said(decides, "kill the disk now")
     running.kill(KILLED)

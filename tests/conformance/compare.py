@@ -1,4 +1,4 @@
-"""The same operations on two machines, and the fewest of them that are answered differently."""
+"""Runs the same operations on two machines, and minimises the sequence that shows a difference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import Answer, Machine, Op
 
-MAX_SHOWN = 300  # characters of an answer
+MAX_SHOWN = 300  # characters per answer
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Operations of which the last is answered differently by the kernel and by irqchipd."""
+    """A sequence of operations whose last one the kernel and irqchipd answer differently."""
 
     ops: Sequence[Op]
     kernel: Answer
@@ -38,7 +38,7 @@ def _shorten(answer: Answer) -> str:
 
 
 def _answer(machine: Machine, op: Op) -> Answer:
-    """A machine's answer; what it must not do, which is to fail in any other way than by an errno, is one too."""
+    """A machine's answer. An error other than an errno, which must not happen, counts as an answer too."""
     try:
         return machine.perform(op)
     except Exception as error:
@@ -46,7 +46,7 @@ def _answer(machine: Machine, op: Op) -> Answer:
 
 
 class Comparison:
-    """Compares two kinds of machine, on new ones each time."""
+    """Compares two kinds of machine, on new machines each time."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Comparison:
         self.new_kernel = new_kernel
         self.new_daemon = new_daemon
         self.host = host
-        self.filtered = 0  # answers that differ by what is filtered
+        self.filtered = 0  # answers that differ only in filtered parts
 
     def compare(self, ops: Sequence[Op]) -> Difference | None:
-        """The first difference, if there is one."""
+        """The first difference, or None."""
         with closing(self.new_kernel()) as kernel, closing(self.new_daemon()) as daemon:
             for number, op in enumerate(ops):
                 answers = _answer(kernel, op), _answer(daemon, op)
@@ -71,9 +71,9 @@ class Comparison:
         return None
 
     def minimise(self, found: Difference) -> Difference:
-        """Leave out what is not needed for a difference at the same kind of operation: half at first, then less.
+        """Leave out operations while the same kind of operation still differs: first half of them, then fewer.
 
-        What is created stays, since operations name it.
+        Creations stay, because other operations refer to what they create.
         """
         size = len(found.ops) // 2
         while size:

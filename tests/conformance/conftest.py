@@ -1,4 +1,4 @@
-"""The kernel of this machine beside irqchipd, or the reason why not."""
+"""This machine's kernel beside irqchipd, or a skip with the reason."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.conformance.kernel_machine import KernelMachine
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.timed import TimedComparison
 
-# The first whose KVM finds out anew which EOIs concern its IOAPIC after one that concerned a former routing.
+# The first release whose KVM rescans the IOAPIC's EOIs after an EOI that concerned an earlier routing.
 OLDEST_KERNEL = (6, 16)
 VECTOR_HASHING = Path("/sys/module/kvm/parameters/vector_hashing")
 
 
 def why_not() -> str | None:
-    """Why this machine's KVM can't be compared with, if it can't."""
+    """Why this machine's KVM cannot be compared with irqchipd, or None."""
     if platform.machine() != "x86_64":
         return f"KVM's irqchip is another one on {platform.machine()}"
     release = platform.release()
@@ -63,12 +63,12 @@ def kvm() -> Iterator[Kvm]:
 
 @pytest.fixture
 def live(kvm: Kvm) -> Comparison:
-    """Compares a VM of the kernel's and one of irqchipd's."""
+    """Compares a VM of the kernel with one of irqchipd."""
     host = this_host()
     return Comparison(lambda: KernelMachine(kvm), lambda: DaemonMachine(host), host)
 
 
 @pytest.fixture
 def timed(kvm: Kvm) -> TimedComparison:
-    """Compares them where time matters; irqchipd with both kinds of clock."""
+    """Compares them where time matters, with irqchipd on both kinds of clock."""
     return TimedComparison(lambda: KernelMachine(kvm), DaemonMachine, partial(DaemonMachine, real_clock=True))

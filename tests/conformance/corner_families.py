@@ -1,5 +1,5 @@
-"""Families of random operations (see families.py) that go where differences were found: many vCPUs, registers that
-move, states that no guest sets, and chips that act on each other in between.
+"""Families of random operations (see families.py) in areas where differences were found: many vCPUs, registers that
+move, states that no guest sets, and chips that act on each other.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from tests.conformance.script import (
 
 LEVEL, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 11, 1 << 14
 RTC = 8
-# Where a VM has no memory, and so registers may be: beside where they are by default, over the IOAPIC's, and elsewhere.
+# Addresses without memory, where registers may be: beside their defaults, over the IOAPIC's, and elsewhere.
 LOW_BASES = (0xFEE0_1000, 0xFEDF_F000, 0xFEC0_0000, 0xFEC0_1000, 0xFEBF_F000, 0xFFFF_F000, 0x8000_0000, 0x0010_0000)
-ABOVE_4_GIB = (0x1_0000_0000, 0x2_FEE0_0000, 0x7F_C123_4000)  # in the gibibytes that guest.py maps
+ABOVE_4_GIB = (0x1_0000_0000, 0x2_FEE0_0000, 0x7F_C123_4000)  # within the gibibytes that guest.py maps
 READABLE = sorted(WORDS.keys() - {Reg.TIMER_CURRENT_COUNT, Reg.ICR_HIGH})  # the last is half a register
 BYTES = (0, 1, 2, 3, 4, 5, 0x7F, 0xFF)
 
 
 def many(rng: Random) -> list[Op]:
-    """Ten vCPUs and more, with IDs from all over, addressed in each way there is, and in several at once."""
+    """At least ten vCPUs with IDs from the whole range, addressed in every way, and in several ways at once."""
     ids = rng.sample(range(255), rng.randrange(10, 17))
     for number in (0, 1, 254):
         if number not in ids and not rng.randrange(3):
@@ -128,7 +128,7 @@ def many(rng: Random) -> list[Op]:
 
 
 def bases(rng: Random) -> list[Op]:
-    """Registers that move: beside, over and far from where others are. Reads are of words that are registers."""
+    """Registers that move beside, over and far from other registers. Only words that are registers are read."""
     script = ModeScript(rng, rng.choice(([0], [0, 1], [0, 1, 2], [3, 0, 1])))
     script.enable_all()
     places = [LAPIC_BASE, LAPIC_BASE, *rng.sample(LOW_BASES, 2), rng.randrange(0x1_0000, 0xF_0000) << 12]
@@ -175,7 +175,7 @@ def bases(rng: Random) -> list[Op]:
 
 
 def odd_lapic(rng: Random) -> list[Op]:
-    """States of a local APIC that none ever has, restored in each of its modes; and what comes of them."""
+    """States that a local APIC never reaches, restored in each of its modes, and their consequences."""
     script = ModeScript(rng, rng.choice(([0], [0, 1], [0, 1, 2], [5, 0, 254])))
     script.enable_all()
     script.pins = [RTC, *rng.sample(range(PINS), 2)]
@@ -183,7 +183,7 @@ def odd_lapic(rng: Random) -> list[Op]:
     def restore() -> None:
         vcpu = script.vcpu()
         page = bytearray(script.page())
-        if not script.one_in(3):  # such as an x2APIC takes, or almost
+        if not script.one_in(3):  # an ID that an x2APIC accepts, or almost
             apic_id = rng.choice((vcpu, vcpu, vcpu, vcpu << 24, vcpu + 1, vcpu | 1 << 31))
             struct.pack_into("<I", page, Reg.ID, apic_id)
         if script.one_in(3):
@@ -191,7 +191,7 @@ def odd_lapic(rng: Random) -> list[Op]:
                 if register != Reg.LVT_TIMER:
                     struct.pack_into("<I", page, register, script.word())
         if script.one_in(4):
-            page[Reg.ISR : Reg.ESR] = rng.randbytes(Reg.ESR - Reg.ISR)  # ISR, TMR and IRR, and between their words
+            page[Reg.ISR : Reg.ESR] = rng.randbytes(Reg.ESR - Reg.ISR)  # ISR, TMR and IRR, and the words between them
         if script.one_in(6):
             page[Reg.SVR + 1] = rng.choice((0, 1, 0x10, 0x11, 0xFF))
         script.add("set_lapic", vcpu, page.hex())
@@ -224,7 +224,7 @@ def odd_lapic(rng: Random) -> list[Op]:
 
 
 def raw_pit(rng: Random) -> list[Op]:
-    """States of the PIT that no guest sets, and what its ports make of them. No answer depends on the time."""
+    """States of the PIT that no guest sets, and how its ports behave then. No answer depends on time."""
     script = Script(rng, [0])
     script.ops.insert(1, ["create_pit", rng.choice((0, 1, 1))])
 
@@ -248,7 +248,7 @@ def raw_pit(rng: Random) -> list[Op]:
     def restore() -> None:
         channels = channel(), channel(), channel()
         script.add("set_pit", PitState(channels, rng.choice((0, 0, 1, 2, 3, script.word()))).pack().hex())
-        for number, one in enumerate(channels):  # what is latched, and no more
+        for number, one in enumerate(channels):  # only the latches
             latched = bool(one.status_latched) + (0 if not one.count_latched else 1 + (one.count_latched == 3))
             for _ in range(rng.randrange(latched + 1)):
                 script.add("pio_read", 0, PitPort.CHANNEL_0 + number, rng.choice((1, 1, 1, 2, 4)))
@@ -288,7 +288,7 @@ def raw_pit(rng: Random) -> list[Op]:
 def running(rng: Random) -> list[Op]:
     """Run states, INIT and SIPI, mixed with the IOAPIC and its RTC: some vCPUs run, others are started and stopped.
 
-    Nothing that would stop a guest is sent to those that run.
+    No signal that would stop a guest is sent to a running vCPU.
     """
     vcpus = rng.choice(([0, 1, 2], [0, 1, 2, 3], [3, 0, 1, 2], [1, 2, 0, 3], [0, 200, 254]))
     script = Script(rng, vcpus)
@@ -303,7 +303,7 @@ def running(rng: Random) -> list[Op]:
         script.lapic_write(vcpu, Reg.LDR, rng.choice((1, 2, 4, 8)) << 24)
 
     def guest() -> int:
-        """One that runs now."""
+        """A vCPU that runs now."""
         vcpu = rng.choice(guests)
         if vcpu in stopped:
             script.add("set_mp_state", vcpu, MpState.RUNNABLE)
@@ -312,13 +312,13 @@ def running(rng: Random) -> list[Op]:
 
     def entry() -> int:
         flags = script.one_in(2) * LEVEL | script.one_in(6) * MASKED | script.one_in(4) * REMOTE_IRR
-        if script.one_in(2):  # anything to one that need not run
+        if script.one_in(2):  # any mode, to a vCPU that need not run
             return rng.choice(others) << 56 | rng.choice((*ALL_MODES, INIT, STARTUP)) << 8 | script.vector() | flags
         destination = rng.choice((*vcpus, 0xFF, 1, 3, 0xF))
         return destination << 56 | rng.choice(harmless) << 8 | script.one_in(2) * LOGICAL | script.vector() | flags
 
     def program() -> None:
-        """A mode that stops guests is never beside another entry's destination."""
+        """An entry with a mode that stops guests is never together with another entry's destination."""
         pin, value = rng.choice(script.pins), entry()
         low, high = (0, value & U32), (1, value >> 32)
         for half, word in ((0, MASKED), high, low) if value >> 8 & 7 in (NMI, INIT, STARTUP) else (low, high):
@@ -387,7 +387,7 @@ def running(rng: Random) -> list[Op]:
 
 
 def resamplers(rng: Random) -> list[Op]:
-    """Devices that hold a line until they hear of its acknowledgement, several of them on one pin."""
+    """Devices that hold a line until they are notified of its acknowledgement, several of them on one pin."""
     script = Script(rng, rng.choice(([0], [0, 1], [0, 1], [1, 0])))
     script.vectors = rng.sample((0x31, 0x32, 0x41, 0xFE), 2)
     script.pins = rng.sample((1, 3, 5, RTC, 10, 14, 16, 20, 23), 3)
@@ -426,7 +426,7 @@ def resamplers(rng: Random) -> list[Op]:
             script.add("irq_line", rng.choice(gsis), level)
 
     def share() -> None:
-        """Several GSIs to one pin, and one GSI to several chips."""
+        """Route several GSIs to one pin, and one GSI to several chips."""
         table: list[list[object]] = []
         for gsi in gsis:
             pin = rng.choice(script.pins)
@@ -468,7 +468,7 @@ def resamplers(rng: Random) -> list[Op]:
 
 
 def watchdog(rng: Random) -> list[Op]:
-    """The PIT's tick at the local APICs' LINT0: the NMI watchdog of old kernels, and who else gets it."""
+    """The PIT's tick at the local APICs' LINT0: the NMI watchdog of old kernels, and its effect on other CPUs."""
     script = Script(rng, rng.choice(([0], [0, 1], [0, 1, 2], [2, 0, 1])))
     script.ops.insert(1, ["create_pit", 0])
     script.add("pit_reinject", 0)
@@ -476,7 +476,7 @@ def watchdog(rng: Random) -> list[Op]:
     script.pins = [0, *rng.sample(range(1, PINS), 2)]
     script.modes = tuple(mode for mode in HARMLESS_MODES if mode != REMOTE_READ)
     script.enable_all()
-    # The PIC keeps the ticks to itself, and shows that there was one.
+    # The PIC does not deliver the ticks, but its IRR shows that there was one.
     pic = I8259(imr=0xFF, elcr_mask=0xF8).pack().hex()
     stop = [["pio_write", 0, PitPort.CONTROL, 1, 0x30 | Mode.HARDWARE_STROBE << 1]]
     stop += [["pio_write", 0, PitPort.CHANNEL_0, 1, 0]] * 2
@@ -509,9 +509,9 @@ def watchdog(rng: Random) -> list[Op]:
         script.add("pio_write", 0, PitPort.CHANNEL_0, 1, 1)
         script.add("pio_write", 0, PitPort.CHANNEL_0, 1, 0)
         script.add("await_tick")
-        for op in stop:  # KVM: i8254.c destroy_pit_timer, which waits for all that a tick does
+        for op in stop:  # KVM: i8254.c destroy_pit_timer, which waits for a tick's work to end
             script.add(*op)
-        take_nmis()  # no guest runs with one
+        take_nmis()  # no guest may run with a pending NMI
         for vcpu in script.vcpus:
             script.add("get_lapic_page", vcpu)
 

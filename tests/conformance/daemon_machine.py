@@ -1,4 +1,4 @@
-"""irqchipd as a machine: a VM in this process, whose time stands still unless it is told to go on."""
+"""irqchipd as a machine: a VM in this process, whose time moves only when the test moves it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
-TICK = 1_000_000  # nanoseconds, in which one comes that is due in a microsecond
+TICK = 1_000_000  # nanoseconds; a tick that is due in a microsecond comes within this time
 
 
 class DaemonMachine:
-    """See Machine."""
+    """A Machine of irqchipd: a VM in this process."""
 
     tsc_khz = KHZ
 
     def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
         self._host = host
-        # The real clock's time: it stands still until the next one is known, and what is due by then rings late.
+        # The time of a real clock, which stands still until the test sets it; alarms due by then ring late.
         self._time = Deadlines()
         self._clock = RealClock(self._time) if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
@@ -62,7 +62,7 @@ class DaemonMachine:
             "await_tick": self._await_tick,
             "take": self._take,
             "take_if_enabled": self._take_if_enabled,
-            "visit": self._enter,  # its timer is always heard at once
+            "visit": self._enter,  # its timer's expiry is always handled at once
             "ended": self._take_ended,
             "start_page": self._start_page,
             "resampler": self._resampler,
@@ -70,7 +70,7 @@ class DaemonMachine:
             "resampled": self._take_resampled,
             "drop": lambda number: self.vm.close_source(self._resamplers[number]),
         }
-        # These answer 0.
+        # The answer of these is 0.
         self._procedures: dict[str, Callable[..., object]] = {
             "create_irqchip": self.vm.create_irqchip,
             "enable_cap": lambda capability, *args: self.vm.enable_cap(capability, 0, args),
@@ -89,10 +89,10 @@ class DaemonMachine:
         }
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
     def advance_to(self, time: int) -> None:
-        """Its time goes on, nanoseconds from its beginning."""
+        """Advance the time, in nanoseconds from the machine's creation."""
         if isinstance(self._clock, RealClock):
             self._time.time = time
             self._time.move(0)
@@ -100,7 +100,6 @@ class DaemonMachine:
             self.vm.advance(time - self._clock.now())
 
     def perform(self, op: Op) -> Answer:
-        """See Machine."""
         name, *arguments = op
         try:
             if name in self._procedures:

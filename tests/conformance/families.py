@@ -1,10 +1,10 @@
-"""Random sequences of operations, one function a family. They are drawn blind: no answer decides what comes next.
+"""Random sequences of operations, one function per family. They do not depend on the machine's answers.
 
-Everything is drawn from small pools that a sequence chooses at its start, so that it soon meets itself: vectors, pins
-and destinations collide, and what was said is taken back.
+Each sequence chooses small pools at its start and draws everything from them, so that its operations soon interact:
+vectors, pins and destinations collide, and later operations undo earlier ones.
 
-Guests run in every family but `creation`, `messages` and `startup`, so no other family sends what would stop one (NMI,
-SMI, INIT, start-up) to where a guest runs, and none lets a local APIC's timer interrupt, which depends on time.
+Guests run in every family except `creation`, `messages` and `startup`. The other families therefore send no signal that
+would stop a running guest (NMI, SMI, INIT, start-up). No local APIC timer interrupts, because that depends on time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tests.conformance.script import ALL_MODES, EXTINT, FIXED, LOWEST, MASKED, P
 
 
 def creation(rng: Random) -> list[Op]:
-    """Everything in any order, before there is anything to do it with."""
+    """Creations and other operations in any order, before there is anything to operate on."""
     script = Script(rng, [0])
     script.ops.clear()
-    # Of a vCPU whose creation fails irqchipd keeps no trace, but KVM's map of destinations does: with other delivery
-    # modes that would show.
+    # irqchipd keeps no trace of a vCPU whose creation failed, but KVM's map of destinations does; other delivery
+    # modes would show that.
     script.modes = (FIXED, LOWEST, EXTINT)
     vcpus: list[int] = []
 
@@ -54,7 +54,7 @@ def creation(rng: Random) -> list[Op]:
 
 
 def lines(rng: Random) -> list[Op]:
-    """Statuses on the default and on random routings."""
+    """The statuses of lines, with the default routing and with random ones."""
     script = Script(rng, rng.choice(VCPU_IDS))
     script.enable_all()
     return script.some_of(
@@ -73,7 +73,7 @@ def lines(rng: Random) -> list[Op]:
 
 
 def pic(rng: Random) -> list[Op]:
-    """The pair, programmed well and badly, restored, and read by several vCPUs."""
+    """The PIC pair, programmed validly and invalidly, restored, and read by several vCPUs."""
     script = Script(rng, rng.choice(([0], [0], [0, 1], [1, 0], [1, 2])))
     if not script.one_in(4):
         script.pic_init(Port.PRIMARY_COMMAND, Port.PRIMARY_DATA)
@@ -125,9 +125,9 @@ def apic(rng: Random) -> list[Op]:
 
 
 def service(rng: Random) -> list[Op]:
-    """Interrupts ended late, elsewhere, or never: entries re-pointed and APICs re-addressed while in service.
+    """Interrupts that end late, elsewhere, or never: entries and APICs get other destinations while in service.
 
-    Two vectors, three pins of which one is the RTC's, and few CPUs, so that most EOIs mean something to some pin.
+    With two vectors, three pins (one of them the RTC's) and few CPUs, most EOIs concern some pin.
     """
     script = Script(rng, rng.choice(([0], [0, 1], [0, 1], [0, 1, 2], [2, 0])))
     script.vectors = rng.sample((0x31, 0x32, 0x41, 0xFE), 2)
@@ -142,7 +142,7 @@ def service(rng: Random) -> list[Op]:
             script.add(name, rng.choice(script.pins), level)
 
     def entry() -> int:
-        """A plain one: unmasked, fixed or of lowest priority."""
+        """An unmasked entry, fixed or lowest-priority."""
         value = script.destination() << 56 | rng.choice((FIXED, FIXED, FIXED, LOWEST)) << 8 | script.vector()
         return value | script.one_in(3) << 11 | (not script.one_in(3)) << 15 | script.one_in(8) << 16
 
@@ -180,7 +180,7 @@ def service(rng: Random) -> list[Op]:
         (4, lambda: script.add("get_irqchip", 2)),
         (1, lambda: script.add("set_gsi_routing", script.default_table())),
     ]
-    if script.one_in(2):  # what makes KVM look anew which EOIs to expect, of every vCPU, and so hides where it should
+    if script.one_in(2):  # makes KVM rescan the EOIs of every vCPU, which hides missing rescans
         choices += [
             (8, script.eoi),
             (rng.choice((0, 8)), script.ack),
@@ -196,7 +196,7 @@ def service(rng: Random) -> list[Op]:
 
 
 def state(rng: Random) -> list[Op]:
-    """Raw states restored at any time, and life going on with them."""
+    """Raw states restored at any time, and further operations on them."""
     script = Script(rng, rng.choice(VCPU_IDS))
     return script.some_of(
         [
@@ -222,12 +222,12 @@ def state(rng: Random) -> list[Op]:
 
 
 def messages(rng: Random) -> list[Op]:
-    """MSIs, routings and IOAPIC entries of every delivery mode, and what is refused; no guest runs."""
+    """MSIs, routings and IOAPIC entries of every delivery mode, valid and invalid; no guest runs."""
     script = Script(rng, rng.choice((*VCPU_IDS, [0], [1])))
     script.modes = ALL_MODES
 
     def reset_lapic() -> None:
-        """Restores what a vCPU has at first, all or in part."""
+        """Restore a vCPU's initial state, completely or in part."""
         vcpu = script.vcpu()
         script.add("set_lapic", vcpu, LapicRegisters(id=vcpu << 24, svr=rng.choice((0xFF, 0x1FF))).pack().hex())
 

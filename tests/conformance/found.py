@@ -1,9 +1,9 @@
-"""Differences that comparing with a live kernel has found: operations and what the kernel answered, one JSON line each.
+"""Differences found by comparing with a live kernel: operations with the kernel's answers, one JSON line each.
 
     {"about": "what it shows", "kernel": "6.18.44", "ops": [[op, arguments..., answer], ...]}
 
-The operations are those of machines.py. Of standard.jsonl the kernel is the one that tests/nested boots: there its
-answers are not irqchipd's, each for one of the reasons in hosts.py.
+The operations are those of machines.py. standard.jsonl has the answers of the kernel that tests/nested boots, where
+irqchipd answers differently for one of the reasons in hosts.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.conformance.machines import Answer, Machine, Op
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One line."""
+    """One recorded difference."""
 
     about: str
     ops: tuple[Op, ...]
@@ -28,7 +28,7 @@ class Found:
         return self.about
 
     def answers_of(self, machine: Machine) -> tuple[Answer, ...]:
-        """What a machine answers; it is closed after that."""
+        """A machine's answers; closes the machine."""
         with closing(machine):
             return tuple(machine.perform(op) for op in self.ops)
 

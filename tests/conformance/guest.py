@@ -1,8 +1,8 @@
-"""A guest that does one thing a run: an access to a port or to memory, or opening its interrupt window.
+"""A guest that does one thing per run: it accesses a port or memory, or opens its interrupt window.
 
-It has no program. Every run points RIP at one instruction, loads the registers that it takes, and steps over it:
-KVM_RUN enters the guest, the access happens, and no second entry follows. How often a guest is entered can be seen
-(KVM finds out then which EOIs concern its IOAPIC), so it has to be known.
+It has no program. Every run points RIP at one instruction, loads the instruction's registers, and steps over it:
+KVM_RUN enters the guest once, and the access happens. The number of entries matters and has to be known, because KVM
+rescans the IOAPIC's EOIs at an entry.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from tests.conformance.kvm import Exit, KvmVcpu, KvmVm
 IDT = 0x0000  # 256 gates of 16 bytes
 GDT = 0x1000
 CODE = 0x2000  # one instruction every 16 bytes
-HANDLERS = 0x3000  # of vector n, 16n further
+HANDLERS = 0x3000  # the handler of vector n is 16n bytes further
 STACK_TOP = 0x5000
 PAGE_TABLES = 0x5000  # PML4, PDPT, and page directories that map some GiB onto themselves
-GIBIBYTES = (0, 1, 2, 3, 4, 11, 511)  # of addresses
+GIBIBYTES = (0, 1, 2, 3, 4, 11, 511)  # mapped
 SIZE = PAGE_TABLES + 0x1000 * (2 + len(GIBIBYTES))
 
 CODE_SELECTOR, DATA_SELECTOR, TASK_SELECTOR = 0x08, 0x10, 0x18
-HANDLER_PORT = 0xF4  # nobody claims it
+HANDLER_PORT = 0xF4  # unclaimed
 
 SLOT = 16
 LONGEST_ACCESS = 8
 NO_REGISTER = 0xFEC0_0020
 GENERAL_PROTECTION = 13
 
-# Instructions with DX a port, RBX an address and RAX the value.
+# Instructions with a port in DX, an address in RBX and a value in RAX.
 _NOP = b"\x90"
 _IN = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}
 _OUT = {1: b"\xee", 2: b"\x66\xef", 4: b"\xef"}
 _LOAD = {1: b"\x8a\x03", 2: b"\x66\x8b\x03", 4: b"\x8b\x03", 8: b"\x48\x8b\x03"}
 _STORE = {1: b"\x88\x03", 2: b"\x66\x89\x03", 4: b"\x89\x03", 8: b"\x48\x89\x03"}
 _OUT_HANDLER_PORT = bytes((0xE6, HANDLER_PORT))
-_READ_CR8, _WRITE_CR8 = b"\x44\x0f\x20\xc0", b"\x44\x0f\x22\xc0"  # with RAX
+_READ_CR8, _WRITE_CR8 = b"\x44\x0f\x20\xc0", b"\x44\x0f\x22\xc0"  # from and to RAX
 _RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"  # ECX the register, EDX:EAX the value
-# CPUID, which no processor lets a guest do alone, and 1: dec r8d, jnz 1; some KVMs emulate 1,024 instructions in a row.
+# CPUID, which always exits, and 1: dec r8d, jnz 1; some KVMs emulate 1,024 instructions in a row.
 _VISIT_KERNEL = b"\x0f\xa2\x41\xff\xc8\x75\xfb" + _OUT_HANDLER_PORT
 VISIT_LOOPS = 1500
 _INSTRUCTIONS = [
@@ -56,7 +56,7 @@ _INSTRUCTIONS = [
 _ADDRESS_OF = {instruction: CODE + SLOT * number for number, instruction in enumerate(_INSTRUCTIONS)}
 
 RFLAGS = 1 << 1
-# KVM: x86.c __kvm_set_rflags, which steps by itself only from where RIP was when it was told to.
+# KVM: x86.c __kvm_set_rflags, which single-steps only from the RIP at which stepping was requested.
 RFLAGS_STEP = RFLAGS | 1 << 8
 RFLAGS_INTERRUPTS = 1 << 9
 
@@ -101,12 +101,12 @@ IMAGE = _image()
 
 
 def add_memory(vm: KvmVm) -> None:
-    """Give a VM the memory that its guests share: they keep nothing in it, and take turns."""
+    """Give a VM the memory that all its guests share: they take turns, and keep nothing in it."""
     vm.add_memory(0, IMAGE)
 
 
 class Guest:
-    """What runs on one vCPU."""
+    """The guest of one vCPU."""
 
     def __init__(self, vcpu: KvmVcpu) -> None:
         self.vcpu = vcpu
@@ -134,8 +134,8 @@ class Guest:
 
     def mmio_read(self, address: int, size: int) -> int | None:
         """A load of 1, 2, 4 or 8 bytes."""
-        # KVM: lapic.c kvm_lapic_reg_read; where there is no register it gives nothing, and the load gets what the
-        # emulator's buffer still holds of the one before. Let that be 0: the IOAPIC gives 0 where it has no register.
+        # KVM: lapic.c kvm_lapic_reg_read; where there is no register it gives nothing, and the load returns the rest of
+        # the emulator's previous buffer. The buffer is set to 0 here: the IOAPIC reads 0 where it has no register.
         self._step(_LOAD[LONGEST_ACCESS], address=NO_REGISTER)
         return self.vcpu.registers[0] if self._step(_LOAD[size], address=address) else None
 
@@ -164,7 +164,7 @@ class Guest:
         self._run(_WRITE_CR8, rax=value)
 
     def take_interrupt(self) -> int | None:
-        """Open the interrupt window once: the vector that was delivered, if one was."""
+        """Open the interrupt window once; returns the delivered vector, or None."""
         self.vcpu.step_singly(interrupts=True)
         reason = self._run(_NOP, flags=RFLAGS_STEP | RFLAGS_INTERRUPTS)
         self.vcpu.step_singly(interrupts=False)
@@ -173,9 +173,9 @@ class Guest:
         return self._handler
 
     def visit_kernel(self) -> None:
-        """Enter the guest more than once: in between, KVM lets the local APIC know that its timer has expired.
+        """Enter the guest more than once: in between, KVM delivers the local APIC timer's expiry.
 
-        KVM: x86.c vcpu_run, which does so only where it need not return to user space.
+        KVM: x86.c vcpu_run, which does so only if it need not return to user space.
         """
         self.vcpu.step_singly(singly=False)
         reason = self._run(_VISIT_KERNEL, r8=VISIT_LOOPS, flags=RFLAGS)
@@ -183,16 +183,16 @@ class Guest:
         assert reason == Exit.IO, f"KVM_RUN returned with reason {reason}"
 
     def ended_vectors(self) -> list[int]:
-        """The vectors whose EOI the IOAPIC of a VMM with a split irqchip was to hear of, since the last time."""
+        """The vectors of EOIs reported to the IOAPIC of a VMM with a split irqchip, since the last call."""
         self._run(_NOP)
         ended, self._ended = self._ended, []
         return ended
 
     @property
     def _handler(self) -> int | None:
-        """The vector whose handler the guest has come to."""
+        """The vector whose handler the guest has reached."""
         handler = self.vcpu.registers[16] - HANDLERS
-        # At its instruction or behind it: KVM need not step into a handler.
+        # At the handler's instruction or behind it: KVM need not step into a handler.
         return handler // SLOT if 0 <= handler < 256 * SLOT else None
 
     def _step(self, instruction: bytes, value: int = 0, *, port: int = 0, address: int = 0) -> bool:
@@ -202,7 +202,7 @@ class Guest:
         while reason in (Exit.IO, Exit.MMIO):
             claimed = False
             self.vcpu.answer_mmio(0)
-            # Stepping on: of a store KVM has forgotten it (x86.c x86_emulate_instruction).
+            # Step on: after a store KVM has forgotten the request (x86.c x86_emulate_instruction).
             reason = self.vcpu.run((*self.vcpu.registers[:-1], RFLAGS_STEP))
         assert reason == Exit.DEBUG, f"KVM_RUN returned with reason {reason}"
         return claimed
@@ -221,7 +221,7 @@ class Guest:
         # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
         rest = (0,) * 7
         reason = self.vcpu.run((rax, rbx, rcx, rdx, 0, 0, STACK_TOP, 0, r8, *rest, _ADDRESS_OF[code], flags))
-        while reason == Exit.IOAPIC_EOI:  # of an EOI before; nothing has been executed yet
+        while reason == Exit.IOAPIC_EOI:  # for an earlier EOI; nothing has been executed yet
             self._ended.append(self.vcpu.ended_vector)
             reason = self.vcpu.run()
         return reason

@@ -1,7 +1,7 @@
-"""How this host's KVM departs from the one that irqchipd answers like: one table, which docs/exactness.md explains.
+"""How this host's KVM departs from the KVM that irqchipd reproduces: one table, explained in docs/exactness.md.
 
-A departure is imitated: irqchipd with one method changed has to answer all that this host's KVM answers. Only what an
-entry into the guest makes of TPR is filtered from irqchipd's answers, because a comparison does not see every entry.
+A departure is imitated: irqchipd with one changed method has to give this host's answers. The exception is the effect
+of a guest entry on TPR, which is filtered from irqchipd's answers, because a comparison does not see every entry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Filter = Callable[[Op, Answer], Answer]
 
 
 class SplitIcr(Lapic):
-    """An x2APIC whose ICR is the two registers of an xAPIC."""
+    """An x2APIC whose ICR consists of an xAPIC's two registers."""
 
     __slots__ = ()
 
@@ -66,7 +66,7 @@ class KeepsNmiMask(Cpu):
 
 
 class KeepsRemoteRead(Cpu):
-    """A vCPU that only the end of a halt makes forget a remote read."""
+    """A vCPU that forgets a remote read only at the end of a halt."""
 
     __slots__ = ()
 
@@ -82,7 +82,7 @@ class KeepsRemoteRead(Cpu):
 
 
 class KeepsScan(Cpu):
-    """A vCPU that goes on to send the IOAPIC the EOIs of a vector that an entry was once pointed away from."""
+    """A vCPU that still reports the EOIs of a vector after its entry was redirected."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ class KeepsScan(Cpu):
 
 
 def without_low_priority(op: Op, answer: Answer) -> Answer:
-    """TPR, and the PPR that comes of it, after an entry that kept CR8 alone."""
+    """An answer without TPR, and the PPR derived from it, after an entry that kept CR8 alone."""
     match op:
         case ["get_lapic_page", _] if isinstance(answer, str) and len(answer) == PAGE_HEX:
             page = bytearray.fromhex(answer)
@@ -108,14 +108,14 @@ def without_low_priority(op: Op, answer: Answer) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """One of them: whose it is, why, and what imitates or filters it."""
+    """One departure: the kernel code, the reason, and the imitation or filter."""
 
     about: str
     kernel: str  # the file and function
     imitation: type[Cpu] | type[Lapic] | None = None
     filter: Filter | None = None
-    trait: str | None = None  # of the hosts that depart
-    before: tuple[int, int] | None = None  # or the first kernel that no longer does
+    trait: str | None = None  # the trait of hosts that depart
+    before: tuple[int, int] | None = None  # or the first kernel without the departure
 
     def __str__(self) -> str:
         return f"{self.about} ({self.kernel})"
@@ -156,7 +156,7 @@ DEPARTURES = (
 
 
 class Host:
-    """What a KVM answers like, given its departures."""
+    """The behaviour of a KVM, given its departures."""
 
     def __init__(self, departures: Iterable[Departure] = ()) -> None:
         self.departures = tuple(departures)
@@ -166,7 +166,7 @@ class Host:
         self._filters = [departure.filter for departure in self.departures if departure.filter]
 
     def filtered(self, op: Op, answer: Answer) -> Answer:
-        """An answer of irqchipd's, without what the host does not show."""
+        """irqchipd's answer without the parts that the host does not show."""
         for one in self._filters:
             answer = one(op, answer)
         return answer
@@ -178,17 +178,17 @@ def _imitating(base: type, imitations: Iterable[type]) -> type:
 
 
 def departures(release: str, traits: Collection[str] = ()) -> tuple[Departure, ...]:
-    """Those of a kernel's KVM on a host."""
+    """The departures of a kernel's KVM on a host."""
     major, minor = map(int, re.findall(r"\d+", release)[:2])
     return tuple(one for one in DEPARTURES if one.trait in traits or (one.before and (major, minor) < one.before))
 
 
 PLAIN = Host()
-STANDARD = Host(departures("6.12", (SVM, SVM_WITHOUT_VNMI)))  # the one that tests/nested boots
+STANDARD = Host(departures("6.12", (SVM, SVM_WITHOUT_VNMI)))  # the KVM that tests/nested boots
 
 
 def this_host() -> Host:
-    """By the kernel's release, the module that its KVM uses, and whether that leaves NMIs to the processor."""
+    """This host, by the kernel's release, its KVM module, and whether the processor handles NMIs."""
     traits, vnmi = [], KVM_AMD / "parameters/vnmi"
     if KVM_AMD.exists():
         has_vnmi = vnmi.exists() and vnmi.read_text().strip() == "Y"

@@ -32,14 +32,14 @@ from tests.conformance.kvm import (
 )
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
 
-TICK_PATIENCE = 30.0  # seconds, for one that is due in a microsecond: a busy machine lets KVM's thread wait
+TICK_PATIENCE = 30.0  # seconds for a tick due in a microsecond: on a busy machine KVM's thread waits
 
 LEAF_1 = {"x2apic": X2APIC, "tsc_deadline": TSC_DEADLINE_TIMER}  # in ECX
 
 
 @cache
 def ends_what_it_delivers(kvm: Kvm) -> bool:
-    """Whether this kernel's KVM ends an interrupt as it delivers it; a flavour without the hardware's help does."""
+    """Whether this kernel's KVM ends an interrupt as it delivers it, as a flavour without the hardware's help does."""
     with KvmVm(kvm) as vm:
         vm.create_irqchip()
         add_memory(vm)
@@ -50,7 +50,7 @@ def ends_what_it_delivers(kvm: Kvm) -> bool:
 
 
 class KernelMachine:
-    """See Machine."""
+    """A Machine of the kernel: a KVM VM."""
 
     def __init__(self, kvm: Kvm) -> None:
         self.vm = KvmVm(kvm)
@@ -60,7 +60,7 @@ class KernelMachine:
         self._resamplers: list[tuple[int, int, int]] = []
 
     def close(self) -> None:
-        """The VM is no more."""
+        """Close the VM."""
         self.vm.close()
         for _, *eventfds in self._resamplers:
             for eventfd in eventfds:
@@ -68,18 +68,16 @@ class KernelMachine:
 
     @property
     def tsc_khz(self) -> int:
-        """See Machine."""
         return self.vm.vcpus[0].tsc_khz
 
     def perform(self, op: Op) -> Answer:
-        """See Machine."""
         name, *arguments = op
         operation: Callable[..., Answer] = getattr(self, name)
         try:
             answer = operation(*arguments)
         except OSError as error:
             answer = "-" + errno.errorcode[error.errno or 0]
-        for vcpu in self.vm.vcpus.values():  # an INIT or start-up takes effect, and an NMI counts, when somebody looks
+        for vcpu in self.vm.vcpus.values():  # reading the state makes an INIT, start-up or NMI take effect
             vcpu.get_mp_state()
             vcpu.get_events()
         return answer
@@ -181,8 +179,8 @@ class KernelMachine:
         return len(self._resamplers) - 1
 
     def assert_gsi(self, number: int) -> Answer:
-        # A worker of the kernel raises the line, when it gets its turn. By another resampler of the GSI, which asserts
-        # it as well: taking that one away again waits for its worker.
+        # A worker thread of the kernel raises the line in its own time. A second resampler of the GSI asserts the
+        # line too, because removing that resampler waits for its worker.
         gsi, *_ = self._resamplers[number]
         eventfd, resamplefd = os.eventfd(0), os.eventfd(0)
         self.vm.irqfd(eventfd, gsi, IRQFD_RESAMPLE, resamplefd)
@@ -215,7 +213,7 @@ class KernelMachine:
         return self.take(vcpu) if self.msr_read(vcpu, Msr.APIC_BASE) & BASE_ENABLED else None
 
     def ack_lapic(self, vcpu: int) -> Answer:
-        # Not by delivering it to the guest, which not every kernel's KVM could do without ending it.
+        # Not by delivering the interrupt to the guest: not every kernel's KVM could do that without ending it.
         kernel = self.guests[vcpu].vcpu
         registers = LapicRegisters.unpack(kernel.get_lapic())
         vector = accept(registers)
@@ -257,7 +255,7 @@ class KernelMachine:
 
     def get_events(self, vcpu: int) -> Answer:
         injected, number, *nmi = self._vcpu(vcpu).get_events()
-        return [injected, injected * number, *nmi]  # KVM keeps the number of one that has been forgotten
+        return [injected, injected * number, *nmi]  # KVM keeps the number of an interrupt that is no longer injected
 
     def set_events(
         self, vcpu: int, interrupt: list[int], injected: int, pending: int | None, masked: int, sipi: int | None

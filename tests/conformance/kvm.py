@@ -1,6 +1,6 @@
-"""Linux KVM through its ioctls: the real thing, to compare irqchipd with. <linux/kvm.h>, x86-64.
+"""Linux KVM through its ioctls, to compare irqchipd with. <linux/kvm.h>, x86-64.
 
-What an ioctl refuses is an OSError with its errno. Nothing here interprets: states are the kernel's own bytes.
+A refused ioctl raises OSError with its errno. Nothing is interpreted here: states are the kernel's own bytes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-# System.
+# System ioctls.
 GET_API_VERSION = 0xAE00
 CREATE_VM = 0xAE01
 CHECK_EXTENSION = 0xAE03
 GET_VCPU_MMAP_SIZE = 0xAE04
 GET_SUPPORTED_CPUID = 0xC008_AE05
 
-# Of a VM.
+# VM ioctls.
 CREATE_VCPU = 0xAE41
 SET_USER_MEMORY_REGION = 0x4020_AE46
 CREATE_IRQCHIP = 0xAE60
@@ -41,7 +41,7 @@ SET_PIT2 = 0x4070_AEA0
 ENABLE_CAP = 0x4068_AEA3
 SIGNAL_MSI = 0x4020_AEA5
 
-# Of a vCPU.
+# vCPU ioctls.
 RUN = 0xAE80
 GET_SREGS = 0x8138_AE83
 SET_SREGS = 0x4138_AE84
@@ -69,7 +69,7 @@ SYNC_REGS = 1  # KVM_SYNC_X86_REGS
 IRQCHIP_HEADER, IRQCHIP_UNION = struct.Struct("<II"), 512
 CHIP_STATE_SIZES = {0: 16, 1: 16, 2: 216}
 PIT_STATE_SIZE, OLD_PIT_STATE_SIZE = 112, 72  # struct kvm_pit_state2, kvm_pit_state
-# struct kvm_vcpu_events: of the interrupt injected, number; of the NMI injected, pending, masked; SIPI, flags.
+# struct kvm_vcpu_events: the injected interrupt's flag and number; the NMI's injected, pending, masked; SIPI, flags.
 VCPU_EVENTS = struct.Struct("<8x BB2x BBBx II 40x")
 EVENTS_NMI_PENDING, EVENTS_SIPI_VECTOR = 1 << 0, 1 << 1
 IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1 << 0, 1 << 1
@@ -77,15 +77,15 @@ LAPIC_STATE_SIZE = 1024
 SREGS_CS_BASE = slice(0, 8)  # in struct kvm_sregs
 MAX_CPUID_ENTRIES = 256
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")
-MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
-TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX: KVM implements it, and does not list it
+MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs with one MSR
+TSC_DEADLINE_TIMER = 1 << 24  # of leaf 1, ECX: KVM implements it but does not list it
 X2APIC = 1 << 21  # of leaf 1, ECX
 TSC_ADJUST = 1 << 1  # of leaf 7, EBX
 ADDRESS_SIZES = 0x8000_0008
 
 
 class Exit:
-    """kvm_run.exit_reason, as far as this guest gets to see them."""
+    """The values of kvm_run.exit_reason that this guest can see."""
 
     IO, DEBUG, MMIO, IOAPIC_EOI = 2, 4, 6, 26
 
@@ -99,7 +99,7 @@ class Kvm:
         self.cpuid = self._supported_cpuid()
 
     def close(self) -> None:
-        """Let go of it; its VMs stay."""
+        """Close the descriptor; its VMs stay."""
         os.close(self.fd)
 
     def api_version(self) -> int:
@@ -111,7 +111,7 @@ class Kvm:
         return fcntl.ioctl(self.fd, CHECK_EXTENSION, capability)
 
     def _supported_cpuid(self) -> bytearray:
-        """struct kvm_cpuid2 of all that KVM can offer, and the TSC deadline timer."""
+        """struct kvm_cpuid2 with everything that KVM can offer, and the TSC deadline timer."""
         cpuid = bytearray(CPUID_HEADER.size + MAX_CPUID_ENTRIES * CPUID_ENTRY.size)
         CPUID_HEADER.pack_into(cpuid, 0, MAX_CPUID_ENTRIES, 0)
         fcntl.ioctl(self.fd, GET_SUPPORTED_CPUID, cpuid)
@@ -125,7 +125,7 @@ class Kvm:
 
 
 class KvmVm:
-    """A VM. Close it, or use it in a with statement: a file descriptor a vCPU adds up."""
+    """A VM. Close it or use it in a with statement: each vCPU has a file descriptor."""
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
@@ -140,7 +140,7 @@ class KvmVm:
         self.close()
 
     def close(self) -> None:
-        """The VM is no more."""
+        """Close the VM with its vCPUs and memory."""
         for vcpu in self.vcpus.values():
             vcpu.close()
         os.close(self.fd)
@@ -172,12 +172,12 @@ class KvmVm:
         return created
 
     def add_memory(self, address: int, image: bytes) -> mmap.mmap:
-        """Give the guest memory, with something in it, and return it. A VM can have it once at an address."""
+        """Give the guest memory with this content, and return it. Each address can be used once per VM."""
         memory = mmap.mmap(-1, len(image))
         memory[:] = image
         pointer = ctypes.c_char.from_buffer(memory)
         region = struct.pack("<IIQQQ", len(self._memory), 0, address, len(image), ctypes.addressof(pointer))
-        del pointer  # it would keep the mapping from being closed
+        del pointer  # a pointer would keep the mapping from being closed
         fcntl.ioctl(self.fd, SET_USER_MEMORY_REGION, region)
         self._memory.append(memory)
         return memory
@@ -185,14 +185,14 @@ class KvmVm:
     # Lines and messages.
 
     def irq_line(self, gsi: int, level: int) -> int:
-        """KVM_IRQ_LINE_STATUS: its status."""
+        """KVM_IRQ_LINE_STATUS; returns the status."""
         event = bytearray(struct.pack("<II", gsi, level))
         fcntl.ioctl(self.fd, IRQ_LINE_STATUS, event)
         status: int = struct.unpack_from("<i", event)[0]
         return status
 
     def irq_line_without_status(self, gsi: int, level: int) -> None:
-        """KVM_IRQ_LINE, which is not the same to the RTC's pin."""
+        """KVM_IRQ_LINE, which differs for the RTC's pin."""
         fcntl.ioctl(self.fd, IRQ_LINE, struct.pack("<II", gsi, level))
 
     def irqfd(self, eventfd: int, gsi: int, flags: int = 0, resamplefd: int = 0) -> None:
@@ -200,15 +200,15 @@ class KvmVm:
         fcntl.ioctl(self.fd, IRQFD, struct.pack("<IIII16x", eventfd, gsi, flags, resamplefd))
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI. An answer of -1 is indistinguishable from EPERM, and raised as such."""
-        # A bytearray: with bytes, fcntl.ioctl returns those and not the number.
+        """KVM_SIGNAL_MSI. A status of -1 is indistinguishable from EPERM, and raised as such."""
+        # A bytearray: given bytes, fcntl.ioctl returns bytes and not the number.
         taken: int = fcntl.ioctl(self.fd, SIGNAL_MSI, bytearray(struct.pack("<QIII12x", address, data, flags, 0)))
         return taken
 
     def set_routing(self, entries: Iterable[bytes], flags: int = 0) -> None:
         """KVM_SET_GSI_ROUTING, from route_to_pin and route_to_msi."""
         entries = list(entries)
-        # A bytearray: fcntl.ioctl takes at most 1,024 bytes of what it may not write to.
+        # A bytearray: fcntl.ioctl accepts at most 1,024 bytes of a read-only buffer.
         fcntl.ioctl(self.fd, SET_GSI_ROUTING, bytearray(struct.pack("<II", len(entries), flags) + b"".join(entries)))
 
     # State.
@@ -265,7 +265,7 @@ class KvmVcpu:
     _REASON, _REASON_OFFSET = struct.Struct("<I"), 8
     _EOI_VECTOR_OFFSET = 32
     _MMIO_DATA, _MMIO_DATA_OFFSET = struct.Struct("<Q"), 40
-    _SYNC, _SYNC_OFFSET = struct.Struct("<QQ"), 288  # the classes of registers that are wanted, and that are new
+    _SYNC, _SYNC_OFFSET = struct.Struct("<QQ"), 288  # the classes of registers to copy out, and those that are dirty
     _REGISTERS, _REGISTERS_OFFSET = struct.Struct("<18Q"), 304
 
     def __init__(self, vm: KvmVm, fd: int) -> None:
@@ -274,18 +274,18 @@ class KvmVcpu:
         self._run = mmap.mmap(fd, vm.kvm.run_size)
 
     def close(self) -> None:
-        """The VM keeps the vCPU until it ends itself."""
+        """Close the vCPU's descriptor. The VM keeps the vCPU."""
         self._run.close()
         os.close(self.fd)
 
     # Set-up.
 
     def set_cpuid(self) -> None:
-        """KVM_SET_CPUID2, to all that KVM can offer."""
+        """KVM_SET_CPUID2 with everything that KVM can offer."""
         fcntl.ioctl(self.fd, SET_CPUID2, self.vm.kvm.cpuid)
 
     def set_other_cpuid(self, *, lacks: int, lacks_7: int, address_bits: int) -> None:
-        """KVM_SET_CPUID2, to that without bits of leaf 1's ECX and leaf 7's EBX, and with addresses of so many bits."""
+        """KVM_SET_CPUID2 without some bits of leaf 1's ECX and leaf 7's EBX, and with this physical address width."""
         cpuid = bytearray(self.vm.kvm.cpuid)
         for number in range(CPUID_HEADER.unpack_from(cpuid)[0]):
             offset = CPUID_HEADER.size + number * CPUID_ENTRY.size
@@ -300,7 +300,7 @@ class KvmVcpu:
         fcntl.ioctl(self.fd, SET_CPUID2, cpuid)
 
     def set_runnable(self) -> None:
-        """It need not wait for INIT and start-up."""
+        """Make the vCPU runnable without INIT and start-up."""
         self.set_mp_state(MP_STATE_RUNNABLE)
 
     def get_sregs(self) -> bytearray:
@@ -316,7 +316,7 @@ class KvmVcpu:
     def step_singly(self, *, interrupts: bool = False, singly: bool = True) -> None:
         """KVM_SET_GUEST_DEBUG: KVM_RUN returns after every instruction.
 
-        Without interrupts, KVM also emulates all of the local APIC itself, on processors that could help it too.
+        Without interrupts, KVM also emulates the whole local APIC itself, even where the processor could help.
         """
         control = GUESTDBG_ENABLE | singly * GUESTDBG_SINGLESTEP | (not interrupts) * GUESTDBG_BLOCKIRQ
         fcntl.ioctl(self.fd, SET_GUEST_DEBUG, struct.pack("<II64x", control, 0))
@@ -334,7 +334,7 @@ class KvmVcpu:
         fcntl.ioctl(self.fd, SET_LAPIC, state)
 
     def get_mp_state(self) -> int:
-        """KVM_GET_MP_STATE; an INIT or start-up that waits takes effect first."""
+        """KVM_GET_MP_STATE; a pending INIT or start-up takes effect first."""
         state = bytearray(4)
         fcntl.ioctl(self.fd, GET_MP_STATE, state)
         return int.from_bytes(state, "little")
@@ -349,14 +349,14 @@ class KvmVcpu:
         return fcntl.ioctl(self.fd, GET_TSC_KHZ)
 
     def get_msr(self, msr: int) -> int | None:
-        """KVM_GET_MSRS of one; None where the kernel refuses it."""
+        """KVM_GET_MSRS for one MSR; None if the kernel refuses it."""
         registers = bytearray(MSRS.pack(1, 0, msr, 0, 0))
         done: int = fcntl.ioctl(self.fd, GET_MSRS, registers)
         value: int = MSRS.unpack(registers)[4]
         return value if done else None
 
     def set_msr(self, msr: int, value: int) -> bool:
-        """KVM_SET_MSRS of one; False where the kernel refuses it."""
+        """KVM_SET_MSRS for one MSR; False if the kernel refuses it."""
         done: int = fcntl.ioctl(self.fd, SET_MSRS, bytearray(MSRS.pack(1, 0, msr, 0, value)))
         return done == 1
 
@@ -371,7 +371,7 @@ class KvmVcpu:
         fcntl.ioctl(self.fd, NMI)
 
     def get_events(self) -> list[int]:
-        """KVM_GET_VCPU_EVENTS: interrupt injected, number; NMI injected, pending, masked."""
+        """KVM_GET_VCPU_EVENTS: the injected interrupt's flag and number; the NMI's injected, pending, masked."""
         events = bytearray(VCPU_EVENTS.size)
         fcntl.ioctl(self.fd, GET_VCPU_EVENTS, events)
         return list(VCPU_EVENTS.unpack(events)[:5])
@@ -379,7 +379,7 @@ class KvmVcpu:
     def set_events(
         self, interrupt: tuple[int, int], injected: int, pending: int | None, masked: int, sipi: int | None
     ) -> None:
-        """KVM_SET_VCPU_EVENTS; None stays as it is."""
+        """KVM_SET_VCPU_EVENTS; a field that is None stays unchanged."""
         flags = (pending is not None) * EVENTS_NMI_PENDING | (sipi is not None) * EVENTS_SIPI_VECTOR
         events = VCPU_EVENTS.pack(*interrupt, injected, pending or 0, masked, sipi or 0, flags)
         fcntl.ioctl(self.fd, SET_VCPU_EVENTS, events)
@@ -392,7 +392,7 @@ class KvmVcpu:
         return self._REGISTERS.unpack_from(self._run, self._REGISTERS_OFFSET)
 
     def run(self, registers: tuple[int, ...] | None = None) -> int:
-        """KVM_RUN, with other general registers if need be, and the reason why it returned."""
+        """KVM_RUN, with these general registers if given; returns the exit reason."""
         if registers is not None:
             self._REGISTERS.pack_into(self._run, self._REGISTERS_OFFSET, *registers)
         self._SYNC.pack_into(self._run, self._SYNC_OFFSET, SYNC_REGS, SYNC_REGS if registers is not None else 0)
@@ -404,10 +404,10 @@ class KvmVcpu:
         return reason
 
     def answer_mmio(self, value: int) -> None:
-        """Of Exit.MMIO: what a load that nobody claimed gets when the vCPU runs on."""
+        """After Exit.MMIO: the value that an unclaimed load returns when the vCPU runs on."""
         self._MMIO_DATA.pack_into(self._run, self._MMIO_DATA_OFFSET, value)
 
     @property
     def ended_vector(self) -> int:
-        """Of Exit.IOAPIC_EOI: the vector."""
+        """After Exit.IOAPIC_EOI: the vector."""
         return self._run[self._EOI_VECTOR_OFFSET]

@@ -28,13 +28,13 @@ class ModeScript(Script):
     """A script that reads and writes model-specific registers."""
 
     def base(self) -> None:
-        """Mostly a mode that a local APIC can go into."""
+        """An IA32_APIC_BASE, mostly with a mode that can be entered."""
         bits = self.rng.choice((0, BASE_ENABLED, BASE_ENABLED, X2APIC, X2APIC, X2APIC, BASE_X2APIC))
         bits |= self.one_in(4) * BASE_BOOT_CPU | self.one_in(12) << self.rng.choice((0, 7, 9, 52, 63))
         self.add("msr_write", self.vcpu(), Msr.APIC_BASE, LAPIC_BASE | bits)
 
     def register(self) -> int:
-        """One whose value does not depend on time."""
+        """A register whose value does not depend on time."""
         if self.one_in(6):
             return self.rng.choice((Msr.APIC_BASE, Msr.TSC_DEADLINE))
         register = Msr.X2APIC + self.rng.randrange(0x100 if self.one_in(4) else 0x40)
@@ -67,7 +67,7 @@ class ModeScript(Script):
         self.add("msr_write", self.vcpu(), Msr.X2APIC + (register >> 4), value)
 
     def icr(self) -> None:
-        """An IPI."""
+        """Send an IPI."""
         low = self.mode() << 8 | self.vector() | self.rng.randrange(4) << 18 * self.one_in(3)
         low = self.sane_low(low | self.one_in(2) << 11 | self.one_in(2) << 14 | self.one_in(3) << 15)
         destination = self.rng.choice((self.destination(), self.vcpu(), U32, 1 << 16 | 3, self.few_bits(32)))
@@ -90,7 +90,7 @@ class ModeScript(Script):
 
 
 def x2apic(rng: Random) -> list[Op]:
-    """Local APICs that are disabled, xAPICs and x2APICs, one beside the other, programmed in either way."""
+    """Disabled local APICs, xAPICs and x2APICs side by side, programmed through the page and through MSRs."""
     script = ModeScript(rng, rng.choice(VCPU_IDS))
     script.enable_all()
     return script.some_of(
@@ -155,7 +155,7 @@ def startup(rng: Random) -> list[Op]:
 
 
 def split(rng: Random) -> list[Op]:
-    """Local APICs alone: routes to MSIs, EOIs for the VMM's IOAPIC, and interrupts from its PIC."""
+    """A split irqchip: routes to MSIs, EOIs for the VMM's IOAPIC, and interrupts from the VMM's PIC."""
     script = ModeScript(rng, rng.choice(([0], [0, 1], [0, 1, 2], [2, 0])))
     script.ops[0] = ["enable_cap", SPLIT_IRQCHIP, rng.choice((24, 24, 24, 0, 6, 255))]
     script.vectors = rng.sample((0x31, 0x32, 0x41, 0xFE), 3)
@@ -201,7 +201,7 @@ def split(rng: Random) -> list[Op]:
 
 
 def wide(rng: Random) -> list[Op]:
-    """APIC IDs of more than 8 bits, with KVM_CAP_X2APIC_API and without, in every mode and mixed."""
+    """APIC IDs wider than 8 bits, with and without KVM_CAP_X2APIC_API, in every mode and mixed."""
     vcpus = rng.choice(([0, 255, 256, 300], [1, 257, 511, 4095], [0, 1, 300], [256, 0], [4095, 44, 300]))
     script, flags = ModeScript(rng, vcpus), rng.randrange(4)
     script.ops.insert(0, ["enable_cap", Cap.X2APIC_API, flags])
@@ -234,7 +234,7 @@ def wide(rng: Random) -> list[Op]:
         script.add("host_msr_write", script.vcpu(), Msr.APIC_BASE, LAPIC_BASE | bits)
 
     def restore() -> None:
-        """A page with any ID, but for one that KVM refuses, halfway."""
+        """Restore a page with any ID except one that KVM refuses halfway."""
         vcpu = script.vcpu()
         identity = vcpu if flags & X2APIC_32BIT_IDS else rng.choice((vcpu, vcpu << 24 & U32, 1, 2 << 24))
         registers = LapicRegisters(id=identity, ldr=rng.choice((0, 1 << 24)), svr=rng.choice((0x1FF, 0xFF)))

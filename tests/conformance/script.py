@@ -1,4 +1,4 @@
-"""What random sequences of operations are made of: small pools to draw from, and things to do with what is drawn."""
+"""The parts of random sequences: small pools to draw from, and operations on what is drawn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VCPU_IDS = (
 )
 FIXED, LOWEST, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
 HARMLESS_MODES = (FIXED, FIXED, FIXED, FIXED, LOWEST, LOWEST, LOWEST, REMOTE_READ, EXTINT)
-ALL_MODES = (*HARMLESS_MODES, NMI, INIT, STARTUP)  # and SMI, which not every kernel is built to take
+ALL_MODES = (*HARMLESS_MODES, NMI, INIT, STARTUP)  # without SMI, which not every kernel supports
 MASKED = 1 << 16
 U32 = 0xFFFF_FFFF
 LVTS = (
@@ -56,7 +56,7 @@ LVTS = (
 
 
 class Script:
-    """A sequence in the making, and the pools it draws from."""
+    """A sequence under construction, and its pools."""
 
     def __init__(self, rng: Random, vcpus: Sequence[int]) -> None:
         self.rng = rng
@@ -87,7 +87,7 @@ class Script:
         return self.rng.choice(self.destinations)
 
     def word(self) -> int:
-        """32 bits: any, a single one, or a plain value."""
+        """32 bits: random, a single bit, or a common value."""
         match self.rng.randrange(4):
             case 0:
                 return self.rng.getrandbits(32)
@@ -99,7 +99,7 @@ class Script:
                 return self.rng.randrange(256)
 
     def few_bits(self, width: int) -> int:
-        """A number of so many bits, of which a few are set."""
+        """A number of this width with a few bits set."""
         return self.rng.getrandbits(width) & self.rng.getrandbits(width) & self.rng.getrandbits(width)
 
     def mode(self) -> int:
@@ -126,7 +126,7 @@ class Script:
         return address, data
 
     def table(self) -> list[list[Any]]:
-        """A routing table, mostly one that is allowed."""
+        """A routing table, mostly a valid one."""
         table: list[list[Any]] = []
         destinations: dict[int, set[object]] = {}
         for _ in range(self.rng.randrange(12)):
@@ -149,7 +149,7 @@ class Script:
         return table
 
     def _break(self, entry: list[Any]) -> None:
-        """Make a routing entry one that is refused, mostly."""
+        """Change a routing entry, mostly into an invalid one."""
         match self.rng.randrange(3):
             case 0:
                 entry[0] = self.rng.choice((MAX_GSIS, MAX_GSIS + 1, U32))
@@ -168,7 +168,7 @@ class Script:
     # Adding operations.
 
     def grow(self) -> None:
-        """One more vCPU."""
+        """Create one more vCPU."""
         vcpu = next(number for number in range(254) if number not in self.vcpus)
         self.vcpus = [*self.vcpus, vcpu]
         self.add("create_vcpu", vcpu)
@@ -177,7 +177,7 @@ class Script:
         self.ops.append(list(op))
 
     def some_of(self, choices: Sequence[tuple[int, Callable[[], None]]], length: int = LENGTH) -> list[Op]:
-        """Operations by weight until there are enough."""
+        """Add operations by weight until the sequence is long enough."""
         weights = [weight for weight, _ in choices]
         actions = [action for _, action in choices]
         end = len(self.ops) + length
@@ -216,7 +216,7 @@ class Script:
     # PIC.
 
     def pic_access(self) -> None:
-        """Anything to any of its ports."""
+        """Access any port of the pair with any value."""
         port = self.rng.choice(PORTS)
         size = 1 if not self.one_in(12) else self.rng.choice((2, 4))
         if self.one_in(12):
@@ -227,7 +227,7 @@ class Script:
             self.add("pio_write", self.vcpu(), port, size, self.rng.getrandbits(8 * size))
 
     def pic_command(self) -> None:
-        """A command that makes sense, alone or followed up."""
+        """Write a meaningful command, alone or with a subsequent access."""
         vcpu = self.vcpu()
         command, data = self.rng.choice(
             ((Port.PRIMARY_COMMAND, Port.PRIMARY_DATA), (Port.SECONDARY_COMMAND, Port.SECONDARY_DATA))
@@ -268,7 +268,7 @@ class Script:
         self.add("take", self.vcpu())
 
     def set_pic(self) -> None:
-        """A raw state, sane or not."""
+        """Restore a raw state, valid or not."""
         rng = self.rng
         state = [self.few_bits(8), self.few_bits(8), self.few_bits(8), self.few_bits(8)]  # last_irr irr imr isr
         state += [
@@ -295,7 +295,7 @@ class Script:
         self.add("mmio_write", vcpu, IOAPIC_BASE, 4, register)
 
     def ioapic_write(self) -> None:
-        """A register, seldom in an odd size."""
+        """Write a register, seldom with an unusual size."""
         vcpu = self.vcpu()
         size = 4 if not self.one_in(12) else self.rng.choice((1, 2, 8))
         self.select(vcpu, self.ioapic_register())
@@ -303,13 +303,13 @@ class Script:
         self.add("mmio_write", self.vcpu(), IOAPIC_BASE + 0x10, size, self.sane_low(value) & (1 << 8 * size) - 1)
 
     def sane_low(self, value: int) -> int:
-        """The low half of an entry without a delivery mode that this family does not send."""
+        """The low half of an entry, without delivery modes that this family does not send."""
         if value >> 8 & 7 not in self.modes:
             value &= ~(7 << 8)
         return value
 
     def program(self) -> None:
-        """An entry, both halves, in either order."""
+        """Write both halves of an entry, in either order."""
         vcpu, pin, entry = self.vcpu(), self.rng.choice(self.pins), self.entry()
         halves = [(0x10 + 2 * pin, entry & U32), (0x11 + 2 * pin, entry >> 32)]
         if self.one_in(2):
@@ -357,7 +357,7 @@ class Script:
             self.lapic_write(vcpu, Reg.LDR, logical_id << 24)
 
     def address(self) -> None:
-        """Something that decides who is addressed."""
+        """Change something that decides which APICs a message reaches."""
         vcpu = self.vcpu()
         match self.rng.randrange(5):
             case 0:
@@ -377,7 +377,7 @@ class Script:
         return value
 
     def lapic_program(self) -> None:
-        """The other registers."""
+        """Write one of the other registers."""
         vcpu = self.vcpu()
         match self.rng.randrange(5):
             case 0 | 1:
@@ -410,7 +410,7 @@ class Script:
         self.lapic_write(self.vcpu(), Reg.EOI, self.rng.choice((0, 0, U32)))
 
     def serve(self) -> None:
-        """Accept and end, with something in between at times."""
+        """Accept an interrupt and end it, sometimes with another operation in between."""
         vcpu = self.vcpu()
         for _ in range(self.rng.randrange(1, 4)):
             self.add("ack_lapic", vcpu)
@@ -419,7 +419,7 @@ class Script:
             self.lapic_write(vcpu, Reg.EOI, 0)
 
     def vector_map(self) -> int:
-        """IRR, ISR or TMR."""
+        """A word of IRR, ISR or TMR."""
         match self.rng.randrange(8):
             case 0:
                 return self.rng.getrandbits(256)
@@ -431,7 +431,7 @@ class Script:
                 return sum({1 << self.vector() for _ in range(self.rng.randrange(4))})
 
     def page(self) -> bytes:
-        """A local APIC's whole page, anything in it but a timer that could interrupt."""
+        """A local APIC's page with random content, except for a timer that could interrupt."""
         rng = self.rng
         if self.one_in(10):
             page = bytearray(rng.choice((rng.randbytes(1024), b"\xff" * 1024, bytes(1024))))

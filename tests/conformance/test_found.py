@@ -1,4 +1,4 @@
-"""What comparing with a live kernel has found, on any machine."""
+"""The differences found by comparing with a live kernel, replayed on any machine."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.conformance.found import FOUND, Found
 
 
 @pytest.mark.parametrize("found", FOUND, ids=str)
-def test_the_answers_are_those_the_kernel_gave(found: Found) -> None:
+def test_the_answers_are_the_kernels(found: Found) -> None:
     assert found.answers_of(DaemonMachine()) == found.answers

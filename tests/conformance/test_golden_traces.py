@@ -1,4 +1,4 @@
-"""The golden traces: what Linux KVM answered, 282,882 times, and what irqchipd answers."""
+"""The golden traces: 282,882 answers of Linux KVM, compared with irqchipd's."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def test_every_answer_is_the_kernel_s(replay: Replay) -> None:
 
 
 def altered(answer: Any) -> Any:
-    """Another answer of the same kind: what a defect might give."""
+    """Another answer of the same kind, such as a defect might give."""
     match answer:
         case None:
             return 49
@@ -87,7 +87,7 @@ def first_of_each() -> dict[str, dict[str, Any]]:
         ("x2apic", "msr_write"),
     ],
 )
-def test_one_answer_that_is_altered_is_reported_exactly(
+def test_a_single_altered_answer_is_reported_exactly(
     replay: Replay, first_of_each: dict[str, dict[str, Any]], tmp_path: Path, family: str, operation: str
 ) -> None:
     trace = json.loads(json.dumps(first_of_each[family]))
@@ -116,5 +116,5 @@ def compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def test_the_families_are_all_there(first_of_each: dict[str, dict[str, Any]]) -> None:
+def test_all_families_are_present(first_of_each: dict[str, dict[str, Any]]) -> None:
     assert tuple(first_of_each) == FAMILIES

@@ -1,4 +1,4 @@
-"""How a standard KVM departs from what irqchipd answers like, on any machine: what it answered was recorded."""
+"""How a standard KVM departs from irqchipd, tested on any machine with its recorded answers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def imitated(found: Found, host: Host) -> tuple[Answer, ...]:
 
 
 @pytest.mark.parametrize("found", STANDARD_FOUND, ids=str)
-def test_a_standard_kvm_departs_as_the_table_has_it(found: Found) -> None:
+def test_a_standard_kvm_departs_as_the_table_says(found: Found) -> None:
     assert found.answers_of(DaemonMachine()) != found.answers
     assert imitated(found, STANDARD) == found.answers
 
 
 @pytest.mark.parametrize("departure", STANDARD.departures, ids=lambda one: one.about)
-def test_nothing_is_in_the_table_without_a_recording_that_needs_it(departure: Departure) -> None:
+def test_every_departure_in_the_table_is_needed_by_a_recording(departure: Departure) -> None:
     host = Host(one for one in STANDARD.departures if one is not departure)
     assert any(imitated(found, host) != found.answers for found in STANDARD_FOUND)
 
 
-def test_a_kernel_departs_by_its_age_and_its_processor() -> None:
+def test_a_kernels_departures_depend_on_its_release_and_processor() -> None:
     assert not departures("6.18.44")
     assert len(departures("6.15.2-amd64")) == 1
     assert len(departures("6.14")) == 2

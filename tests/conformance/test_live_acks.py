@@ -24,7 +24,7 @@ NON_SPECIFIC_EOI, SPECIFIC_EOI, POLL = 0x20, 0x60, 0x0C
 
 
 def agree(live: Comparison, *ops: Op) -> None:
-    """Fail with the fewest operations that are answered differently."""
+    """Fail with the fewest operations that show a difference."""
     if difference := live.compare(ops):
         pytest.fail(str(live.minimise(difference)), pytrace=False)
 
@@ -47,7 +47,7 @@ SEE: list[Op] = [["resampled", 0], *CHIPS, ["get_lapic_page", 0]]
 
 
 def pics(*, level: bool, icw4: int = 1) -> list[Op]:
-    """Both PICs, every line unmasked, and a resampler of GSI 5."""
+    """Both PICs with every line unmasked, and a resampler of GSI 5."""
     return [
         ["create_irqchip"],
         ["create_vcpu", 0],
@@ -61,7 +61,7 @@ def pics(*, level: bool, icw4: int = 1) -> list[Op]:
 
 
 def ioapic(low: int) -> list[Op]:
-    """Pin 5 with a redirection entry, the PICs masked, and a resampler of GSI 5."""
+    """Pin 5 with a redirection entry, masked PICs, and a resampler of GSI 5."""
     return [
         ["create_irqchip"],
         ["create_vcpu", 0],
@@ -74,7 +74,7 @@ def ioapic(low: int) -> list[Op]:
 
 ASSERT: Op = ["assert_gsi", 0]
 TAKE: Op = ["take", 0]
-# What may acknowledge GSI 5 at the PIC.
+# The accesses that may acknowledge GSI 5 at the PIC.
 AT_THE_PIC: dict[str, list[Op]] = {
     "EOI": [TAKE, *out(Port.PRIMARY_COMMAND, NON_SPECIFIC_EOI)],
     "specific EOI": [TAKE, *out(Port.PRIMARY_COMMAND, SPECIFIC_EOI | GSI)],
@@ -104,7 +104,7 @@ def test_the_pic_acknowledges(live: Comparison, how: str, level: bool, asserted:
 
 
 @pytest.mark.parametrize("level", [True, False])
-def test_automatic_eoi_acknowledges_as_it_is_taken(live: Comparison, level: bool) -> None:
+def test_automatic_eoi_acknowledges_when_the_interrupt_is_taken(live: Comparison, level: bool) -> None:
     agree(live, *pics(level=level, icw4=3), ASSERT, *SEE, TAKE, *SEE, ASSERT, ASSERT, TAKE, *SEE)
 
 
@@ -159,20 +159,20 @@ def test_both_chips_acknowledge(live: Comparison) -> None:
     agree(live, *ops, ASSERT, ACCEPT, EOI, *SEE, ASSERT, TAKE, *out(Port.PRIMARY_COMMAND, 0x20), *SEE)
 
 
-def test_every_resampler_of_a_gsi_is_told(live: Comparison) -> None:
+def test_every_resampler_of_a_gsi_is_notified(live: Comparison) -> None:
     see: list[Op] = [["resampled", 0], ["resampled", 1], *CHIPS]
     ops = [*ioapic(LEVEL | VECTOR), ["resampler", GSI], ASSERT, ACCEPT, EOI, *see, ["assert_gsi", 1], *see]
     agree(live, *ops, ["drop", 0], *see, ["drop", 1], *see[1:], ["irq_line", GSI, 1], *see[1:])
 
 
-def test_what_a_resampler_has_asserted_falls_with_the_last(live: Comparison) -> None:
+def test_an_asserted_line_falls_when_its_last_resampler_ends(live: Comparison) -> None:
     ops = [*ioapic(LEVEL | VECTOR), ["resampler", GSI], ASSERT, ["drop", 0], *CHIPS]
     agree(live, *ops, ["irq_line", GSI, 1], ["drop", 1], *CHIPS, ["irq_line", GSI, 0], *CHIPS)
 
 
 @pytest.mark.parametrize("resampled", [False, True])
 def test_a_tick_of_the_rtc_coalesces_until_it_is_ended(live: Comparison, resampled: bool) -> None:
-    """Those that a resampler asserts are not tracked."""
+    """Ticks that a resampler asserts are not tracked."""
     rise: Op = ["assert_gsi", 1] if resampled else ["irq_line", RTC_GSI, 1]
     tick = [
         rise,
@@ -195,12 +195,12 @@ def _take_all(machine: Machine) -> int:
     return taken
 
 
-def test_a_line_that_is_ended_too_often_in_a_row_has_to_wait(kvm: Kvm) -> None:
+def test_too_many_eois_of_a_line_in_a_row_delay_its_next_interrupt(kvm: Kvm) -> None:
     lower = MAX_SUCCESSIVE_EOIS - 1000
     for machine in (KernelMachine(kvm), DaemonMachine()):
         for this in [*ioapic(LEVEL | VECTOR), ["drop", 0], ["irq_line", GSI, 1]]:
             machine.perform(this)
-        # A line that is low at an EOI is as if nothing had been.
+        # An EOI while the line is low restarts the count.
         assert [machine.perform(TAKE) for _ in range(lower)] == lower * [VECTOR]
         assert machine.perform(["irq_line", GSI, 0]) == 1
         assert [machine.perform(TAKE), machine.perform(TAKE)] == [VECTOR, None]
@@ -213,7 +213,7 @@ def test_a_line_that_is_ended_too_often_in_a_row_has_to_wait(kvm: Kvm) -> None:
             assert machine.perform(["get_irqchip", 2]) == waiting
             machine.advance_to(DELAYED_EOI)
         else:
-            # KVM: ioapic.c kvm_ioapic_update_eoi_one; after HZ / 100 ticks, of which the first is under way.
+            # KVM: ioapic.c kvm_ioapic_update_eoi_one; after HZ / 100 ticks, the first of which has already begun.
             while machine.perform(["get_irqchip", 2]) == waiting:
                 assert time.monotonic_ns() - stopped < 1000 * DELAYED_EOI
             assert time.monotonic_ns() - stopped > DELAYED_EOI // 4

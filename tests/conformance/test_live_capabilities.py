@@ -1,4 +1,4 @@
-"""What can be changed of a VM and its vCPUs: capabilities, CPUID, events, and what a VMM does instead of the guest."""
+"""A VM's and its vCPUs' settings: capabilities, CPUID, events, and a VMM's accesses in place of the guest."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def has_more_ids(kvm: Kvm) -> bool:
     return kvm.check_extension(Cap.MAX_VCPU_ID) > MAX_VCPU_ID + 1
 
 
-# What CheckExtension answers.
+# Answers of CheckExtension.
 
 
 def test_a_capability_is_1_where_the_kernels_is(kvm: Kvm) -> None:
-    """Numbers are of what each has: vCPUs, ids, quirks, flags of the x2APIC API."""
+    """Numbers may differ where the two differ: vCPUs, ids, quirks, flags of the x2APIC API."""
     for capability, value in CAPABILITIES.items():
         kernel = kvm.check_extension(capability)
         assert kernel == value or (value > 1 and kernel), capability
@@ -59,7 +59,7 @@ ARGUMENTS: dict[int, list[int]] = {
 
 
 @pytest.mark.parametrize("capability", ARGUMENTS)
-def test_what_can_be_enabled_and_when(live: Comparison, kvm: Kvm, capability: int) -> None:
+def test_capabilities_can_be_enabled_as_in_the_kernel(live: Comparison, kvm: Kvm, capability: int) -> None:
     for argument in ARGUMENTS[capability]:
         if capability == Cap.MAX_VCPU_ID and argument > MAX_VCPU_ID + 1 and has_more_ids(kvm):
             continue
@@ -76,7 +76,7 @@ def test_lint0_of_the_boot_cpu_is_masked_without_its_quirk(live: Comparison) -> 
         agree(live, *TWO, *pages, ["enable_cap", Cap.DISABLE_QUIRKS2, quirks], *pages, msi(0, INIT), *pages)
 
 
-def test_the_page_of_a_disabled_apic_is_nobodys_without_its_quirk(live: Comparison) -> None:
+def test_the_page_of_a_disabled_apic_is_unclaimed_without_its_quirk(live: Comparison) -> None:
     accesses: list[Op] = [["mmio_read", 0, LAPIC_BASE + Reg.ID, 4], write(0, Reg.TPR, 0x20), ["get_lapic_page", 0]]
     for quirks in (0, 1, 4):
         for bits in (0, BASE_ENABLED, X2APIC):
@@ -87,7 +87,7 @@ def test_the_page_of_a_disabled_apic_is_nobodys_without_its_quirk(live: Comparis
 
 
 @pytest.mark.parametrize("boot", [0, 1, 3, 4095, 4096, 4097, 5000])
-def test_the_boot_cpu_is_chosen_before_there_are_any(live: Comparison, kvm: Kvm, boot: int) -> None:
+def test_the_boot_cpu_is_chosen_before_the_first_vcpu(live: Comparison, kvm: Kvm, boot: int) -> None:
     if boot > MAX_VCPU_ID + 1 and has_more_ids(kvm):
         pytest.skip("this kernel was built for more vCPU ids")
     rest: list[Op] = []
@@ -104,7 +104,7 @@ def test_the_boot_cpu_is_chosen_before_there_are_any(live: Comparison, kvm: Kvm,
 
 
 @pytest.mark.parametrize("boot", [0, 1])
-def test_init_starts_who_has_the_boot_cpus_bit(live: Comparison, boot: int) -> None:
+def test_init_starts_the_vcpu_with_the_boot_cpus_bit(live: Comparison, boot: int) -> None:
     states: list[Op] = [["get_mp_state", 0], ["get_mp_state", 1], ["get_lapic_page", 0], ["get_lapic_page", 1]]
     for bits in (0, BASE_BOOT_CPU):
         for vcpu in (0, 1):
@@ -118,7 +118,7 @@ LACKS: list[list[str]] = [[], ["x2apic"], ["tsc_deadline"], ["x2apic", "tsc_dead
 
 
 @pytest.mark.parametrize("lacks", LACKS, ids=" ".join)
-def test_what_a_local_apic_has_follows_the_cpuid(live: Comparison, lacks: list[str]) -> None:
+def test_a_local_apics_features_follow_the_cpuid(live: Comparison, lacks: list[str]) -> None:
     ops: list[Op] = [["create_bare_vcpu", 0], ["set_cpuid", 0, lacks, 40], ["get_lapic_page", 0]]
     for lvt in (0x7_0031, 0x5_0031, 0x3_0031, 0x1_0031):
         ops += [["set_lapic", 0, LapicRegisters(svr=0x1FF, lvt_timer=lvt).pack().hex()], ["get_lapic_page", 0]]
@@ -132,7 +132,7 @@ def test_what_a_local_apic_has_follows_the_cpuid(live: Comparison, lacks: list[s
 
 
 @pytest.mark.parametrize("lacks", LACKS, ids=" ".join)
-def test_what_a_guest_may_write_follows_the_cpuid(live: Comparison, lacks: list[str]) -> None:
+def test_the_values_a_guest_may_write_follow_the_cpuid(live: Comparison, lacks: list[str]) -> None:
     ops: list[Op] = [*ONE, ["set_cpuid", 0, lacks, 40], write(0, Reg.SVR, 0x1FF)]
     for lvt in (0x7_0031, 0x5_0031, 0x3_0031, 0x1_0031):
         ops += [write(0, Reg.LVT_TIMER, lvt), ["mmio_read", 0, LAPIC_BASE + Reg.LVT_TIMER, 4], ["get_lapic_page", 0]]
@@ -142,7 +142,7 @@ def test_what_a_guest_may_write_follows_the_cpuid(live: Comparison, lacks: list[
 
 
 @pytest.mark.parametrize("bits", range(36, 41))
-def test_the_base_goes_as_far_as_physical_addresses(live: Comparison, bits: int) -> None:
+def test_the_base_has_the_width_of_physical_addresses(live: Comparison, bits: int) -> None:
     ops: list[Op] = [["create_irqchip"], ["create_bare_vcpu", 0], ["set_cpuid", 0, [], bits]]
     for bit in range(64):
         value = (LAPIC_BASE | BASE_ENABLED) ^ 1 << bit
@@ -151,7 +151,7 @@ def test_the_base_goes_as_far_as_physical_addresses(live: Comparison, bits: int)
 
 
 @pytest.mark.parametrize("address", [0x1_0000_0000, 0x2_FEE0_0000, 0x7F_C123_4000, 0xFED0_0000])
-def test_the_registers_are_where_the_base_says(live: Comparison, address: int) -> None:
+def test_the_registers_are_at_the_base(live: Comparison, address: int) -> None:
     reads: list[Op] = [["mmio_read", 1, at + Reg.VERSION, 4] for at in (LAPIC_BASE, address)]
     ops: list[Op] = [*TWO, base(1, BASE_ENABLED, address), ["msr_read", 1, Msr.APIC_BASE], *reads]
     ops += [["mmio_write", 1, address + Reg.TPR, 4, 0x30], ["get_lapic_page", 1], msi(1, 0x41)]
@@ -165,7 +165,7 @@ MODES = {"disabled": 0, "xAPIC": BASE_ENABLED, "x2APIC": X2APIC, "invalid": BASE
 
 @pytest.mark.parametrize("second", MODES)
 @pytest.mark.parametrize("first", MODES)
-def test_a_vmm_has_a_local_apic_in_any_mode(live: Comparison, first: str, second: str) -> None:
+def test_a_vmm_can_set_any_mode_of_a_local_apic(live: Comparison, first: str, second: str) -> None:
     ops: list[Op] = [*TWO, write(1, Reg.ID, 7 << 24)]
     for mode in (first, second, first):
         ops += [["host_msr_write", 1, Msr.APIC_BASE, LAPIC_BASE | MODES[mode]], ["host_msr_read", 1, Msr.APIC_BASE]]
@@ -174,7 +174,7 @@ def test_a_vmm_has_a_local_apic_in_any_mode(live: Comparison, first: str, second
     agree(live, *ops)
 
 
-def test_what_is_added_to_the_tsc(live: Comparison) -> None:
+def test_tsc_adjust(live: Comparison) -> None:
     for value in (0, 1, 5000, 1 << 40, (1 << 64) - 5000):
         for name in ("msr", "host_msr"):
             write_, read = f"{name}_write", ["msr_read", 0, Msr.TSC_ADJUST]
@@ -197,7 +197,7 @@ def test_cr8_is_tpr_whatever_the_mode(live: Comparison, bits: int) -> None:
 # KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
 
 
-def test_how_many_nmis_wait(live: Comparison) -> None:
+def test_the_number_of_pending_nmis(live: Comparison) -> None:
     nmis: list[Op] = [["nmi", 0], ["get_events", 0]] * 3
     agree(live, ["create_irqchip"], ["create_bare_vcpu", 0], *nmis)
     for injected in (0, 1):
@@ -210,7 +210,7 @@ def test_how_many_nmis_wait(live: Comparison) -> None:
                 agree(live, *ops, events, msi(0, 0x400), ["get_events", 0], msi(0, INIT), ["get_events", 0])
 
 
-def test_an_interrupt_on_its_way_is_kept(live: Comparison) -> None:
+def test_an_injected_interrupt_is_kept(live: Comparison) -> None:
     ops: list[Op] = [["create_irqchip"], ["create_bare_vcpu", 0]]
     for interrupt in ([1, 0x55], [1, 0xFF], [0, 0]):
         ops += [["set_events", 0, interrupt, 0, None, 0, None], ["get_events", 0]]
@@ -218,7 +218,7 @@ def test_an_interrupt_on_its_way_is_kept(live: Comparison) -> None:
 
 
 @pytest.mark.parametrize("first", [[], [msi(1, SIPI | 0x12)], [msi(1, INIT), msi(1, SIPI | 0x12)]], ids=str)
-def test_where_a_start_up_that_is_set_starts(live: Comparison, first: list[Op]) -> None:
+def test_a_start_up_that_is_set_has_its_vector(live: Comparison, first: list[Op]) -> None:
     ops: list[Op] = [*TWO, *first, ["get_mp_state", 1]]
     sipi: list[Op] = [["set_mp_state", 1, MpState.SIPI_RECEIVED], ["get_mp_state", 1], ["start_page", 1]]
     agree(live, *ops, *sipi)
@@ -240,7 +240,7 @@ def test_a_remote_read_wakes(live: Comparison, state: MpState) -> None:
 
 
 def test_the_rtcs_ticks_without_a_status(live: Comparison) -> None:
-    """They come through where one that has a status would be coalesced, and are not counted."""
+    """They are delivered where a tick with a status would be coalesced, and are not counted."""
     rng = Random(8)
     for _ in range(40):
         ops: list[Op] = [*TWO, write(0, Reg.SVR, 0x1FF), *ioapic(0x11, 0), *ioapic(0x20, 0x31), *ioapic(0x21, 0)]

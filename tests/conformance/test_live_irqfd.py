@@ -1,4 +1,4 @@
-"""irqfds beside the kernel's own: who may assign what, and what becomes of the counter."""
+"""irqfds beside the kernel's own: which may be assigned, and the values of their counters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conformance.kvm import Kvm, KvmVm
 DEASSIGN, RESAMPLE = 1, 2
 GSI = 20
 
-# Assigns: eventfd, GSI, flags, resamplefd.
+# Assigns an irqfd: eventfd, GSI, flags, resamplefd.
 Assign = Callable[[int, int, int, int], int]
 
 
@@ -59,7 +59,7 @@ def _assign_to(session: Session) -> Assign:
 
 
 def story(assign: Assign) -> list[int]:
-    """What a VMM may try, and what it is answered."""
+    """Assignments that a VMM may try, and their errnos."""
     first, second, third = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3))
     copy = os.dup(first)
     reader, writer = os.pipe()
@@ -86,7 +86,7 @@ def story(assign: Assign) -> list[int]:
 
 
 def counters(assign: Assign) -> list[int]:
-    """What is left in an eventfd after each step; 0 is drained."""
+    """The value left in an eventfd after each step; 0 is drained."""
     eventfd = os.eventfd(7, os.EFD_NONBLOCK)
     poll = select.poll()
     poll.register(eventfd, select.POLLIN)
@@ -110,14 +110,14 @@ def counters(assign: Assign) -> list[int]:
     return seen
 
 
-def test_who_may_assign_what(kernel: Assign, daemon: Assign) -> None:
+def test_assignments_have_the_kernels_errnos(kernel: Assign, daemon: Assign) -> None:
     answers = story(kernel)
     assert errno.EBUSY in answers
     assert errno.EINVAL in answers
     assert story(daemon) == answers
 
 
-def test_what_becomes_of_the_counter(kernel: Assign, daemon: Assign) -> None:
+def test_counters_have_the_kernels_values(kernel: Assign, daemon: Assign) -> None:
     seen = counters(kernel)
     assert seen == [0, 1, 0, 0, 0, 1]
     assert counters(daemon) == seen

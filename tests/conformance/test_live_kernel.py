@@ -1,11 +1,11 @@
 """irqchipd and the kernel of this machine, side by side: random operations, and every answer compared.
 
-By default the seeds are fixed. `make explore` looks where no one has looked; its environment variables:
+By default the seeds are fixed. `make explore` uses new seeds; its environment variables:
 
-    IRQCHIPD_LIVE_SECONDS   how long to explore, all families together (by default 0: not at all)
-    IRQCHIPD_LIVE_SEED      where exploring begins; by default the time, so that every run is another one
+    IRQCHIPD_LIVE_SECONDS   how long to explore, for all families together (default 0: not at all)
+    IRQCHIPD_LIVE_SEED      the first seed (default: the time, so that every run differs)
 
-A failure gives the family, the seed, and the fewest operations that show the difference, as in found.jsonl.
+A failure shows the family, the seed, and the fewest operations with the difference, as in found.jsonl.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIXED_SEEDS = range(40)
 
 
 def check(live: Comparison, family: str, seed: int) -> int:
-    """Compare one sequence; the number of its operations."""
+    """Compare one sequence; returns its number of operations."""
     ops = FAMILIES[family](Random(f"{family} {seed}"))
     if difference := live.compare(ops):
         pytest.fail(f"family {family}, IRQCHIPD_LIVE_SEED={seed}:\n{live.minimise(difference)}", pytrace=False)
@@ -41,7 +41,7 @@ def test_every_answer_is_the_kernels(live: Comparison, family: str) -> None:
 
 @pytest.mark.timeout(120 + SECONDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_answer_is_the_kernels_where_no_one_has_looked(live: Comparison, family: str) -> None:
+def test_every_answer_is_the_kernels_for_new_seeds(live: Comparison, family: str) -> None:
     if not SECONDS:
         pytest.skip("not asked to explore: make explore")
     seed, operations = SEED, 0
@@ -53,5 +53,5 @@ def test_every_answer_is_the_kernels_where_no_one_has_looked(live: Comparison, f
 
 
 @pytest.mark.parametrize("found", FOUND, ids=str)
-def test_what_was_found_is_still_what_this_kernel_answers(live: Comparison, found: Found) -> None:
+def test_this_kernel_still_gives_the_recorded_answers(live: Comparison, found: Found) -> None:
     assert found.answers_of(live.new_kernel()) == found.answers

@@ -1,4 +1,4 @@
-"""The PIT as time goes by, on the kernel of this machine and on irqchipd. See timed.py for how they are compared."""
+"""The PIT over time, on the kernel of this machine and on irqchipd. timed.py explains the comparison."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEAKER_DUMMY = 1
 NEW_VM = [op("create_irqchip"), op("create_pit", SPEAKER_DUMMY), op("create_vcpu", 0)]
 REFRESH = 0x10  # of port 61h: it toggles every 16 us
 START_OVER = (Mode.RATE_GENERATOR, Mode.SQUARE_WAVE)
-QUIET = 0.015  # seconds: if no tick has come for so long, none waits
+QUIET = 0.015  # seconds: if no tick comes in this time, none is waiting
 
 
 def out(port: int, value: int, *, sets_time: bool = False) -> Step:
@@ -28,7 +28,7 @@ def out(port: int, value: int, *, sets_time: bool = False) -> Step:
 
 
 def load(channel: int, mode: int, initial: int) -> list[Step]:
-    """Start a channel: it counts from the moment at which the high half is written."""
+    """Start a channel: it counts from the time at which the high half is written."""
     port = PitPort.CHANNEL_0 + channel
     return [
         out(PitPort.CONTROL, channel << 6 | 0x30 | mode << 1),
@@ -38,7 +38,7 @@ def load(channel: int, mode: int, initial: int) -> list[Step]:
 
 
 def look(channel: int, turn: int) -> Step:
-    """Latch a channel's status and count at once, and read both; the count turns after so many."""
+    """Latch a channel's status and count together, and read both; the count starts over after `turn`."""
 
     def do(machine: Machine) -> Answer:
         machine.perform(["pio_write", 0, PitPort.CONTROL, 1, 0xC0 | 2 << channel])
@@ -49,7 +49,7 @@ def look(channel: int, turn: int) -> Step:
 
     def among(answer: Answer, answers: Sequence[Answer], apart: int) -> bool:
         counts, statuses = zip(*answers, strict=True)
-        # OUT changes only when the count turns; for one clock, in the modes that strobe.
+        # OUT changes only when the count starts over; in the strobe modes for one clock.
         turned = max(counts) - min(counts) > turn // 2
         return among_counts(answer[0], counts, apart) and (turned or answer[1] in statuses)
 
@@ -80,7 +80,7 @@ def test_channel_0_is_given_another_mode(timed: TimedComparison, first: int) -> 
 
 
 @pytest.mark.parametrize("mode", range(6))
-def test_the_gate_of_channel_2_starts_it_over(timed: TimedComparison, mode: int) -> None:
+def test_the_gate_of_channel_2_restarts_it(timed: TimedComparison, mode: int) -> None:
     this = look(2, turn_of(mode, 30_000))
     gates = [step for level in (1, 0, 1, 1) for step in (out(PitPort.SPEAKER, level, sets_time=True), wait(3), this)]
     timed.check(*NEW_VM, *load(2, mode, 30_000), wait(2), *gates)
@@ -140,7 +140,7 @@ INIT = {"pic": PIC_INIT, "ioapic": IOAPIC_INIT}
 
 
 def take_all(machine: Machine) -> Answer:
-    """Take and end ticks until none has come for a while; how many."""
+    """Take and end ticks until none comes for a while; returns their number."""
     ticks, last = 0, time.monotonic()
     while time.monotonic() - last < QUIET:
         if machine.perform(["take", 0]) is not None:
@@ -156,28 +156,28 @@ TICKS = Step("take all ticks", take_all, lambda ticks, others, _apart: min(other
 
 @pytest.mark.parametrize("chip", ["pic", "ioapic"])
 @pytest.mark.parametrize("reinject", [1, 0])
-def test_ticks_that_nobody_took_wait_if_they_are_to(timed: TimedComparison, chip: str, reinject: int) -> None:
+def test_missed_ticks_wait_if_reinjection_is_on(timed: TimedComparison, chip: str, reinject: int) -> None:
     start = [*NEW_VM, *INIT[chip], op("pit_reinject", reinject), *load(0, Mode.RATE_GENERATOR, PERIOD)]
     timed.check(*start, wait(LONG), TICKS, wait(LONG / 2), TICKS)
 
 
 @pytest.mark.parametrize("chip", ["pic", "ioapic"])
-def test_unmasking_forgets_the_ticks_that_wait(timed: TimedComparison, chip: str) -> None:
+def test_unmasking_drops_waiting_ticks(timed: TimedComparison, chip: str) -> None:
     start = [*NEW_VM, *INIT[chip], *load(0, Mode.RATE_GENERATOR, PERIOD)]
     timed.check(*start, wait(LONG), *MASK_AND_UNMASK[chip], TICKS)
 
 
-def test_a_new_count_forgets_the_ticks_that_wait(timed: TimedComparison) -> None:
+def test_a_new_count_drops_waiting_ticks(timed: TimedComparison) -> None:
     start = [*NEW_VM, *PIC_INIT, *load(0, Mode.RATE_GENERATOR, PERIOD)]
     timed.check(*start, wait(LONG), *load(0, Mode.RATE_GENERATOR, MAX_COUNT - 1), TICKS)
 
 
 @pytest.mark.parametrize("mode", range(6))
-def test_a_mode_ticks_once_or_again_and_again(timed: TimedComparison, mode: int) -> None:
+def test_a_mode_ticks_once_or_repeatedly(timed: TimedComparison, mode: int) -> None:
     timed.check(*NEW_VM, *PIC_INIT, *load(0, mode, PERIOD), wait(3), TICKS, wait(LONG / 2), TICKS)
 
 
-# The NMI watchdog: LINT0s that have the PIT's ticks be NMIs have them be whatever every other LINT0 says, too.
+# The NMI watchdog: if one LINT0 turns the PIT's ticks into NMIs, every LINT0 does so whatever its own value.
 
 
 def lint0(vcpu: int, value: int) -> Step:

@@ -1,4 +1,4 @@
-"""What has to come before what, and the split irqchip, on the kernel of this machine and on irqchipd."""
+"""The order of creation, and the split irqchip, on the kernel of this machine and on irqchipd."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ THINGS: dict[str, list[Op]] = {
     ],
     "resampler": [["resampler", 1]],
 }
-# Capabilities that KVM can enable, and irqchipd can't, are not here.
+# Without the capabilities that KVM can enable and irqchipd cannot.
 NO_CAPABILITY = 0xFFFF
 
 
 @pytest.mark.parametrize("thing", THINGS)
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_what_comes_before_what(live: Comparison, beginning: str, thing: str) -> None:
+def test_the_order_of_creation(live: Comparison, beginning: str, thing: str) -> None:
     agree(live, *BEGINNINGS[beginning], *THINGS[thing])
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_a_capability_that_is_none_is_refused(live: Comparison, beginning: str) -> None:
+def test_an_unknown_capability_is_refused(live: Comparison, beginning: str) -> None:
     agree(live, *BEGINNINGS[beginning], ["enable_cap", NO_CAPABILITY, 0])
 
 
@@ -92,7 +92,7 @@ def test_a_local_apic_can_suppress_the_broadcast_of_its_eois(live: Comparison) -
     )
 
 
-def test_the_pics_and_the_ioapic_are_not_there(live: Comparison) -> None:
+def test_the_pics_and_the_ioapic_are_absent(live: Comparison) -> None:
     ports: list[Op] = [["pio_read", 0, port, 1] for port in (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x40, 0x61)]
     agree(live, *new_vm(), *ports, ["mmio_read", 0, IOAPIC_BASE, 4], ["mmio_write", 0, IOAPIC_BASE, 4, 0])
 
@@ -108,7 +108,7 @@ def routes(*entries: list[object]) -> Op:
 @pytest.mark.parametrize("end", [EOI, ["msr_write", 0, Msr.X2APIC + (Reg.EOI >> 4), 0]], ids=["xAPIC", "x2APIC"])
 @pytest.mark.parametrize("data", [LEVEL, LEVEL | 1 << 14, LEVEL | 1 << 16, LEVEL | 0x100, 0, 1 << 14])
 @pytest.mark.parametrize(("gsi", "reserved"), [(5, 24), (23, 24), (24, 24), (0, 0), (4095, 4096)])
-def test_the_eoi_of_a_reserved_gsis_interrupt_is_told(
+def test_the_eoi_of_a_reserved_gsis_interrupt_is_reported(
     live: Comparison, gsi: int, reserved: int, data: int, end: Op
 ) -> None:
     mode = [X2APIC] if end is not EOI else []
@@ -122,13 +122,13 @@ def test_the_eoi_of_a_reserved_gsis_interrupt_is_told(
     agree(live, *ops, ["ack_lapic", 0], *SEE, end, *SEE, end, *SEE)
 
 
-def test_the_eoi_is_told_although_its_broadcast_is_suppressed(live: Comparison) -> None:
-    """KVM: lapic.c kvm_ioapic_send_eoi does not ask."""
+def test_the_eoi_is_reported_although_its_broadcast_is_suppressed(live: Comparison) -> None:
+    """KVM: lapic.c kvm_ioapic_send_eoi does not check SVR."""
     ops: list[Op] = [*new_vm(), write(0, Reg.SVR, 0x1FF | SVR_DIRECTED_EOI), routes(route(5, LEVEL | VECTOR))]
     agree(live, *ops, ["irq_line", 5, 1], ["ack_lapic", 0], EOI, *SEE)
 
 
-def test_the_eoi_of_each_of_several_is_told(live: Comparison) -> None:
+def test_each_of_several_eois_is_reported(live: Comparison) -> None:
     table = routes(route(5, LEVEL | 0x41), route(6, LEVEL | 0x51), route(7, LEVEL | 0x51), route(8, 0x61))
     lines: list[Op] = [["irq_line", gsi, 1] for gsi in (5, 6, 7, 8)]
     agree(live, *new_vm(), table, *lines, *SEE, *3 * [["ack_lapic", 0]], *3 * [EOI, *SEE])
@@ -138,8 +138,10 @@ def test_the_eoi_of_each_of_several_is_told(live: Comparison) -> None:
 
 @pytest.mark.parametrize("then", [[], [route(5, LEVEL | VECTOR, 1)], [route(5, VECTOR)], [route(5, LEVEL | 0x42)]])
 @pytest.mark.parametrize("enters", [True, False])
-def test_the_routes_change_while_one_is_in_service(live: Comparison, enters: bool, then: list[list[object]]) -> None:
-    """What matters is what the vCPU knew at its last entry into the guest."""
+def test_the_routes_change_while_a_vector_is_in_service(
+    live: Comparison, enters: bool, then: list[list[object]]
+) -> None:
+    """The routes at the vCPU's last entry into the guest decide."""
     ops: list[Op] = [*new_vm(), routes(route(5, LEVEL | VECTOR)), ["irq_line", 5, 1], ["ack_lapic", 0]]
     ops += [routes(*then)]
     if enters:

@@ -1,4 +1,4 @@
-"""The local APIC's timer as time goes by, on the kernel of this machine and on irqchipd. See timed.py."""
+"""The local APIC's timer over time, on the kernel of this machine and on irqchipd. timed.py explains the comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conformance.timed import Step, TimedComparison, count, op, wait
 
 VECTOR = 0x31
 MODES = {"one-shot": ONE_SHOT, "periodic": PERIODIC, "deadline": TSC_DEADLINE, "reserved": 3 << 17}
-BY_1, BY_2, BY_16 = 0xB, 0x0, 0x3  # of the divide configuration register
+BY_1, BY_2, BY_16 = 0xB, 0x0, 0x3  # values of the divide configuration register
 MS = 1_000_000  # counts, undivided
 NEW_VM = [op("create_irqchip"), op("create_vcpu", 0)]
 
@@ -32,13 +32,13 @@ def msr(number: int, value: int) -> Step:
 
 
 def start(mode: int, initial: int, divide: int = BY_1, *, masked: int = 0) -> list[Step]:
-    """A local APIC whose timer counts."""
+    """A local APIC with a running timer."""
     setup = [write(Reg.SVR, 0x1FF), write(Reg.LVT_TIMER, masked | mode | VECTOR), write(Reg.TIMER_DIVIDE, divide)]
     return [*NEW_VM, *setup, write(Reg.TIMER_INITIAL_COUNT, initial, sets_time=True)]
 
 
 def current_count(turn: int = 1 << 40) -> Step:
-    """Read the count, which starts over from a number, or never."""
+    """Read the current count, which starts over from `turn`, or never."""
     register = read(Reg.TIMER_CURRENT_COUNT)
     return Step("current count", register.do, count(turn))
 
@@ -73,7 +73,7 @@ def test_it_counts_at_1_ghz_through_the_divider(timed: TimedComparison, divide: 
 
 @pytest.mark.parametrize("cycle", [1, 7, 40])
 def test_the_bus_may_be_slower(timed: TimedComparison, cycle: int) -> None:
-    """KVM_CAP_X86_APIC_BUS_CYCLES_NS: so many nanoseconds a count."""
+    """KVM_CAP_X86_APIC_BUS_CYCLES_NS: the nanoseconds per count."""
     first, second, *rest = start(ONE_SHOT, 12 * MS // cycle)
     bus = op("enable_cap", Cap.X86_APIC_BUS_CYCLES_NS, cycle)
     counted = current_count()
@@ -110,7 +110,7 @@ def test_its_mode_changes(timed: TimedComparison, first: str, second: str, after
 @pytest.mark.parametrize("after", [4, 20])
 @pytest.mark.parametrize("mode", ["one-shot", "periodic", "reserved"])
 def test_the_divider_changes(timed: TimedComparison, mode: str, after: int, before: int, then: int) -> None:
-    """Of a one-shot that has expired, too: it expires again."""
+    """This includes an expired one-shot, which expires again."""
     initial = 8 * MS if before == BY_1 else 4 * MS
     change = write(Reg.TIMER_DIVIDE, then, sets_time=True)
     timed.check(*start(MODES[mode], initial, before), wait(after), TAKE, change, *2 * [TAKE, *COUNTS[:1], wait(6)])
@@ -131,7 +131,7 @@ FORGETTING = {
 
 @pytest.mark.parametrize("between", FORGETTING)
 @pytest.mark.parametrize("mode", ["one-shot", "periodic"])
-def test_what_expired_while_it_was_masked_waits(timed: TimedComparison, mode: str, between: str) -> None:
+def test_a_masked_expiry_waits(timed: TimedComparison, mode: str, between: str) -> None:
     timed.check(
         *start(MODES[mode], 6 * MS, masked=LVT_MASKED),
         wait(20),
@@ -155,7 +155,7 @@ STATES = {
 
 @pytest.mark.parametrize("mode", ["one-shot", "periodic"])
 @pytest.mark.parametrize("state", STATES)
-def test_it_runs_on_when_its_apic_becomes(timed: TimedComparison, state: str, mode: str) -> None:
+def test_the_timer_runs_on_when_its_apic_changes_state(timed: TimedComparison, state: str, mode: str) -> None:
     there, back = STATES[state]
     through_msr = op("msr_read", 0, Msr.X2APIC + (Reg.TIMER_CURRENT_COUNT >> 4))
     counted = Step("current count", through_msr.do, count(8 * MS)) if not back else current_count(8 * MS)
@@ -182,7 +182,7 @@ def test_it_counts_while_its_apic_is_disabled(timed: TimedComparison) -> None:
 
 @pytest.mark.parametrize(("initial", "current"), [(8, 0), (8, 3), (8, 20), (0, 3)])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_restored_one_goes_on(timed: TimedComparison, mode: str, initial: int, current: int) -> None:
+def test_a_restored_timer_goes_on(timed: TimedComparison, mode: str, initial: int, current: int) -> None:
     registers = LapicRegisters(svr=0x1FF, lvt_timer=MODES[mode] | VECTOR, timer_divide=BY_1)
     registers.timer_initial_count, registers.timer_current_count = initial * MS, current * MS
     restore = op("set_lapic", 0, registers.pack().hex(), sets_time=True)
@@ -190,13 +190,13 @@ def test_a_restored_one_goes_on(timed: TimedComparison, mode: str, initial: int,
 
 
 @pytest.mark.parametrize("after", [3, 12])
-def test_a_state_that_is_taken_and_restored_goes_on(timed: TimedComparison, after: int) -> None:
+def test_a_saved_and_restored_timer_goes_on(timed: TimedComparison, after: int) -> None:
     """A one-shot that has expired expires again."""
     pages: dict[Machine, bytearray] = {}
 
     def take(machine: Machine) -> Answer:
         pages[machine] = page = bytearray.fromhex(machine.perform(["get_lapic_page", 0]))
-        # Since it depends on time, it is left out there.
+        # The page lacks the current count, which depends on time.
         left = machine.perform(["mmio_read", 0, LAPIC_BASE + Reg.TIMER_CURRENT_COUNT, 4])
         page[Reg.TIMER_CURRENT_COUNT : Reg.TIMER_CURRENT_COUNT + 4] = left.to_bytes(4, "little")
 
@@ -223,12 +223,12 @@ def test_a_deadline_comes(timed: TimedComparison) -> None:
 
 
 @pytest.mark.parametrize("deadline", [0, 1, 1 << 63, (1 << 64) - 1])
-def test_a_deadline_is_none_or_past_or_far_away(timed: TimedComparison, deadline: int) -> None:
+def test_deadlines_of_0_in_the_past_and_far_away(timed: TimedComparison, deadline: int) -> None:
     timed.check(*DEADLINES, _arm(6), msr(Msr.TSC_DEADLINE, deadline), TAKE, ARMED, wait(9), TAKE, ARMED)
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "reserved"])
-def test_a_deadline_does_not_outlive_its_mode(timed: TimedComparison, mode: str) -> None:
+def test_a_deadline_does_not_survive_its_mode(timed: TimedComparison, mode: str) -> None:
     there, back = (write(Reg.LVT_TIMER, which | VECTOR) for which in (MODES[mode], TSC_DEADLINE))
     timed.check(*DEADLINES, _arm(4), there, ARMED, back, ARMED, wait(6), TAKE, ARMED)
 
@@ -255,7 +255,7 @@ def test_a_deadline_in_another_mode_is_ignored(timed: TimedComparison, mode: str
 
 
 @pytest.mark.parametrize("state", ["disabled by SVR", "disabled by IA32_APIC_BASE", "an x2APIC"])
-def test_a_deadline_outlives_its_apic(timed: TimedComparison, state: str) -> None:
+def test_a_deadline_survives_a_change_of_its_apics_state(timed: TimedComparison, state: str) -> None:
     there, back = STATES[state]
     unmask = [write(Reg.LVT_TIMER, TSC_DEADLINE | VECTOR)]
     timed.check(*DEADLINES, _arm(8), *there, ARMED, wait(11), TAKE, ARMED, *back, *unmask, TAKE, ARMED)

@@ -18,7 +18,7 @@ from tests.conformance.test_live_acks import agree, out
 INIT, SIPI, NMI, PAGE = 0x500, 0x600, 0x400, 0x9A
 ASSERT, LEVEL = 1 << 14, 1 << 15
 ALL_BUT_SELF = 3 << 18
-# All vCPUs are in the map of destinations when one more is made.
+# Creating one more vCPU puts all vCPUs into the map of destinations.
 NEW_VM: list[Op] = [["create_irqchip"], *(["create_vcpu", vcpu] for vcpu in range(4))]
 STATES: list[Op] = [["get_mp_state", vcpu] for vcpu in range(3)]
 PAGES: list[Op] = [["get_lapic_page", vcpu] for vcpu in range(3)]
@@ -37,7 +37,7 @@ def msi(apic_id: int, data: int) -> Op:
 
 
 def restored(vcpu: int) -> Op:
-    """A local APIC with something in every register."""
+    """A local APIC with a value in every register."""
     registers = LapicRegisters(id=vcpu << 24, svr=0x1FF, tpr=0x55, dfr=DFR_CLUSTER, ldr=0x21 << 24, esr=0xFF)
     registers.icr, registers.icr2, registers.timer_divide = 0x4C042, 0x22 << 24, 0xB
     for name in ("lvt_timer", "lvt_thermal", "lvt_performance", "lvt_lint0", "lvt_lint1", "lvt_error"):
@@ -51,7 +51,7 @@ def restored(vcpu: int) -> Op:
 
 
 @pytest.mark.parametrize("irqchip", [True, False])
-def test_who_runs_at_first(kvm: Kvm, irqchip: bool) -> None:
+def test_the_vcpus_that_run_at_first(kvm: Kvm, irqchip: bool) -> None:
     daemon = Vm("conformance")
     with KvmVm(kvm) as kernel:
         if irqchip:
@@ -66,7 +66,7 @@ def test_who_runs_at_first(kvm: Kvm, irqchip: bool) -> None:
 @pytest.mark.parametrize("irqchip", [True, False])
 @pytest.mark.parametrize("state", [*MpState, 5, 1 << 31])
 def test_a_state_is_set(live: Comparison, state: int, irqchip: bool) -> None:
-    """But for 9, in which a vCPU of an encrypted guest waits; irqchipd has none of those."""
+    """All states except 9, in which a vCPU of an encrypted guest waits; irqchipd has no such guests."""
     for first in MpState if irqchip else [0]:
         ops = NEW_VM if irqchip else NEW_VM[1:]
         agree(live, *ops, ["set_mp_state", 1, first], *STATES, ["set_mp_state", 1, state], *STATES)
@@ -102,8 +102,8 @@ def test_an_interrupt_that_is_taken_ends_a_halt(live: Comparison) -> None:
 
 
 @pytest.mark.parametrize("level", [0, LEVEL, ASSERT, LEVEL | ASSERT])
-def test_who_is_sent_init_and_sipi_by_another(live: Comparison, level: int) -> None:
-    """INIT's de-assertion, of old, is ignored."""
+def test_a_vcpu_receives_init_and_sipi_from_another(live: Comparison, level: int) -> None:
+    """INIT's de-assertion, which old software sends, is ignored."""
     ops = [*NEW_VM, write(0, Reg.ICR, ALL_BUT_SELF | INIT | level), *STATES, *PAGES]
     agree(live, *ops, write(0, Reg.ICR2, 1 << 24), write(0, Reg.ICR, SIPI | level | PAGE), *STATES)
 
@@ -114,7 +114,7 @@ def test_sipi_says_where_to_start(live: Comparison) -> None:
 
 
 def test_init_resets_the_local_apic(live: Comparison) -> None:
-    """Words that are no registers, the ID and the base address stay."""
+    """Words outside the registers, the ID and the base address stay."""
     for vcpu in (0, 1):
         page = bytearray(bytes.fromhex(restored(vcpu)[2]))
         page[0x000:0x004] = page[0x0C0:0x0C4] = page[0x2F0:0x2F4] = b"\x12\x34\x56\x78"
@@ -122,7 +122,7 @@ def test_init_resets_the_local_apic(live: Comparison) -> None:
         agree(live, *ops, write(2, Reg.ICR2, vcpu << 24), write(2, Reg.ICR, INIT), *STATES, *PAGES)
 
 
-def test_init_leaves_an_x2apic_one(live: Comparison) -> None:
+def test_an_x2apic_is_still_one_after_init(live: Comparison) -> None:
     enable = [base(1, BASE_ENABLED | BASE_X2APIC), ["msr_write", 1, Msr.X2APIC + (Reg.SVR >> 4), 0x1FF]]
     ops: list[Op] = [*NEW_VM, *enable, ["msr_write", 1, Msr.X2APIC + (Reg.ICR >> 4), 2 << 32 | 0x41], *PAGES]
     agree(live, *ops, msi(1, INIT), *STATES, *PAGES)
@@ -163,7 +163,7 @@ def test_a_disabled_apic_is_a_hole(live: Comparison) -> None:
 
 
 def test_a_disabled_apic_gets_no_messages(live: Comparison) -> None:
-    """What it has got before waits; and its state can be restored."""
+    """Messages accepted before stay pending, and the state can be restored."""
     messages = [msi(1, mode | 0x72) for mode in (0, 0x100, NMI, INIT, SIPI)]
     ops = [*NEW_VM, restored(1), write(1, Reg.TPR, 0), write(1, Reg.EOI, 0), write(1, Reg.EOI, 0), msi(1, 0x71)]
     ops += [base(1, 0), ["take", 1], *messages, msi(0xFF, 0x73), *STATES, *PAGES]
@@ -173,7 +173,7 @@ def test_a_disabled_apic_gets_no_messages(live: Comparison) -> None:
 
 @pytest.mark.parametrize("bits", [0, BASE_ENABLED, BASE_ENABLED | BASE_X2APIC])
 @pytest.mark.parametrize("vcpu", [0, 1])
-def test_who_takes_the_pics_interrupts(live: Comparison, vcpu: int, bits: int) -> None:
-    """One whose local APIC is disabled does, whatever its LINT0 says."""
+def test_the_vcpus_that_take_the_pics_interrupts(live: Comparison, vcpu: int, bits: int) -> None:
+    """A vCPU with a disabled local APIC takes them, whatever its LINT0 is."""
     init = out(Port.PRIMARY_COMMAND, 0x11) + out(Port.PRIMARY_DATA, 0x20, 4, 1, 0)
     agree(live, *NEW_VM, *init, base(vcpu, bits), ["irq_line", 1, 1], ["take", vcpu], ["get_irqchip", 0])

@@ -1,9 +1,9 @@
-"""The same steps on the kernel and on irqchipd, where the answers depend on when they are taken.
+"""The same steps on the kernel and on irqchipd, where the answers depend on time.
 
-The kernel does its steps in real time, and of each it is known between which times it was done. irqchipd does them at
-times that its clock is told: again and again, each step as early or as late as it may have been. An answer of the
-kernel's is right if it lies among irqchipd's. So nothing here depends on how busy this machine is: if it is, more is
-right.
+The kernel does its steps in real time, and each step is known to have been done between two times. irqchipd repeats
+the steps on a clock that the test sets, each step as early or as late as it may have been. An answer of the kernel is
+right if it lies among irqchipd's answers. A busy machine therefore causes no failures: it only makes more answers
+acceptable.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from typing import Protocol
 
 from tests.conformance.machines import Answer, Machine
 
-# Nanoseconds. KVM: lapic.c LAPIC_TIMER_ADVANCE_NS_INIT; a deadline may come early by so much.
+# Nanoseconds. KVM: lapic.c LAPIC_TIMER_ADVANCE_NS_INIT; a deadline may come early by this time.
 SLACK = 2_000
 POLL = 1_000_000
 SECOND = 1_000_000_000
 
-# On a busy machine it happens that something is due while a step is under way, and while a later one is, too; and not
-# every combination of what came first is tried.
+# On a busy machine something may fall due during one step and again during a later one. Not every combination of
+# orders is tried.
 ATTEMPTS = 5
 
 Action = Callable[[Machine], Answer]
 
 
 class TimedMachine(Machine, Protocol):
-    """A machine whose time is told."""
+    """A machine whose time the test sets."""
 
     def advance_to(self, time: int) -> None:
-        """Its time goes on, nanoseconds from its beginning."""
+        """Advance the time, in nanoseconds from the machine's creation."""
 
 
-# Whether an answer lies among others, which were taken at times that are so many nanoseconds apart at most.
+# Whether an answer lies among others that were taken at most this many nanoseconds apart.
 Among = Callable[[Answer, Sequence[Answer], int], bool]
 
 
 def one_of(answer: Answer, answers: Sequence[Answer], _apart: int) -> bool:
-    """Whether an answer is one of those there are."""
+    """Whether an answer is one of the answers."""
     return answer in answers
 
 
 def count(modulus: int, frequency: int = SECOND) -> Among:
-    """Whether a count that starts over lies between others; if these are half a turn apart, there is no saying."""
+    """Whether a count that starts over lies between others. If these are half a turn apart, any count is accepted."""
     half = modulus // 2
 
     def among(answer: Answer, answers: Sequence[Answer], apart: int) -> bool:
@@ -60,14 +60,14 @@ def count(modulus: int, frequency: int = SECOND) -> Among:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to do."""
+    """One step."""
 
     name: str
     do: Action
     among: Among = one_of
-    # Whether the time at which it is done decides what later steps answer.
+    # Whether the step's time decides what later steps answer.
     sets_time: bool = False
-    # Whether it goes on doing it, and gives the sum.
+    # Whether to repeat the step and add up its answers.
     lasts: bool = False
 
 
@@ -77,7 +77,7 @@ def op(*operation: object, sets_time: bool = False) -> Step:
 
 
 def wait(milliseconds: float) -> Step:
-    """Time goes by."""
+    """Let time pass."""
 
     def do(machine: Machine) -> None:
         if not hasattr(machine, "advance_to"):
@@ -88,7 +88,7 @@ def wait(milliseconds: float) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step that the kernel did."""
+    """A step that the kernel has done."""
 
     step: Step
     before: int
@@ -100,14 +100,14 @@ class Done:
 
 
 class TimedComparison:
-    """Compares the kernel's machine with some of irqchipd's, on new ones each time."""
+    """Compares the kernel's machine with several of irqchipd's, on new machines each time."""
 
     def __init__(self, new_kernel: Callable[[], Machine], *new_daemons: Callable[[], TimedMachine]) -> None:
         self.new_kernel = new_kernel
         self.new_daemons = new_daemons
 
     def check(self, *steps: Step) -> None:
-        """Fail if an answer is not irqchipd's, time and again."""
+        """Fail if an answer is repeatedly not among irqchipd's."""
         differences: list[str] = []
         for _ in range(ATTEMPTS):
             done = self._perform(steps)
@@ -117,7 +117,7 @@ class TimedComparison:
         raise AssertionError(differences[0])
 
     def _difference(self, done: Sequence[Done], new_daemon: Callable[[], TimedMachine]) -> str | None:
-        """The first answer of the kernel's that is not among irqchipd's, and what led to it."""
+        """The first answer of the kernel that is not among irqchipd's, and the steps before it."""
         free = sum(this.step.sets_time for this in done)
         replays = [self._replay(new_daemon(), done, late) for late in product((False, True), repeat=free + 1)]
         apart = 0
@@ -141,7 +141,7 @@ class TimedComparison:
         return done
 
     def _replay(self, daemon: TimedMachine, done: Sequence[Done], late: Sequence[bool]) -> list[Answer]:
-        """What irqchipd answers; late is which steps are as late as can be: those that set times, then all others."""
+        """irqchipd's answers. `late` selects steps to do as late as possible: those that set times, then all others."""
         *setting, others = late
         choices = iter(setting)
         answers = []

@@ -1,4 +1,4 @@
-"""A bench for device models: a bus, a clock that only `advance` moves, descriptors that are looked at when told to."""
+"""A bench for device models: a bus, a clock that moves only in `advance`, and descriptors that `look` polls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Bench:
         self.time = now
         self.timers: set[Timer] = set()
         self.watched: dict[int, Callable[[], None]] = {}
-        self.edges: list[tuple[int, bool]] = []  # GSI and level, as they came
+        self.edges: list[tuple[int, bool]] = []  # GSI and level, in order
         device.run_by(self)
         device.started()
 
@@ -37,11 +37,11 @@ class Bench:
     def now(self) -> float:
         return self.time
 
-    # What happens around it.
+    # The surroundings.
 
     @property
     def due(self) -> float | None:
-        """When the next timer is due; None where none is."""
+        """The time of the next timer; None if no timer runs."""
         return min((timer.due for timer in self.timers if timer.due is not None), default=None)
 
     def advance(self, seconds: float = 0.0) -> int:
@@ -58,7 +58,7 @@ class Bench:
         return expired
 
     def look(self) -> None:
-        """Tells of the descriptors that can be read, until none of those that are watched can."""
+        """Report readable descriptors to their handlers, until no watched descriptor is readable."""
         while self.watched and (ready := select.select(list(self.watched), [], [], 0)[0]):
             for descriptor in ready:
                 if descriptor in self.watched:

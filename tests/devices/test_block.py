@@ -1,4 +1,4 @@
-"""The block device: what docs/devices.md says of its registers and commands."""
+"""The block device: its registers and commands as docs/devices.md describes them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.devices.bench import Bench
 
 BASE, GSI = 0x620, 11
 SECTORS = 8
-CONTENT = random.Random(620).randbytes(SECTORS * SECTOR + 100)  # with a part of a sector that is not reached
+CONTENT = random.Random(620).randbytes(SECTORS * SECTOR + 100)  # the last, partial sector is out of reach
 SEEK = 0.01
 SIZES = (1, 2, 4)
 
 
 class Disk(Bench):
-    """A guest's driver, and the file behind."""
+    """A guest's driver, and the disk's file."""
 
     def __init__(self, path: Path, *, read_only: bool = False, seek: float = SEEK) -> None:
         self.path = path
@@ -99,10 +99,10 @@ def test_a_write_takes_data_without_an_interrupt_and_interrupts_when_it_is_in_th
     assert disk.path.read_bytes() == CONTENT[: 2 * SECTOR] + sector + CONTENT[3 * SECTOR :]
 
 
-def test_a_flush_is_the_files(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_syncs_the_file(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    disk.command(Command.FLUSH, 0xFFFF_FFFF)  # the sector is of no interest
+    disk.command(Command.FLUSH, 0xFFFF_FFFF)  # the sector is ignored
     assert disk.status == Status.BUSY
     disk.advance(SEEK)
     assert (disk.status, disk.error, disk.pending, len(synced)) == (0, 0, 1, 1)
@@ -128,7 +128,7 @@ def test_a_refused_command_fails_at_once(image: Path, command: int, sector: int,
 
 
 @pytest.mark.parametrize("command", [Command.READ, Command.WRITE, Command.FLUSH])
-def test_what_the_file_refuses_is_an_error_and_the_device_goes_on(
+def test_an_error_of_the_file_is_reported_and_the_device_goes_on(
     disk: Disk, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
@@ -147,7 +147,7 @@ def test_what_the_file_refuses_is_an_error_and_the_device_goes_on(
     assert disk.data(4) == CONTENT[SECTOR : 2 * SECTOR]
 
 
-def test_a_file_that_was_cut_behind_its_back_is_an_error(disk: Disk) -> None:
+def test_reading_a_truncated_file_is_an_error(disk: Disk) -> None:
     os.truncate(disk.path, SECTOR + 10)
     disk.command(Command.READ, 1)
     disk.advance(SEEK)
@@ -191,7 +191,7 @@ def test_the_line_is_pending_and_enabled(disk: Disk) -> None:
     assert levels == [False, True, False, True]
 
 
-def test_the_capacity_is_the_files_whole_sectors(disk: Disk) -> None:
+def test_the_capacity_counts_the_files_whole_sectors(disk: Disk) -> None:
     assert disk.read(BASE + Register.CAPACITY, 4) == SECTORS
     assert [disk.read(BASE + Register.CAPACITY + byte) for byte in range(4)] == [SECTORS, 0, 0, 0]
 
@@ -210,7 +210,7 @@ def test_the_bytes_of_a_register_can_be_written_one_by_one(disk: Disk) -> None:
         max_size=6,
     )
 )
-def test_what_is_written_is_read(tmp_path: Path, writes: list[tuple[int, bytes, int]]) -> None:
+def test_written_data_is_read_back(tmp_path: Path, writes: list[tuple[int, bytes, int]]) -> None:
     path = tmp_path / "written.img"
     path.write_bytes(bytes(SECTORS * SECTOR))
     disk = Disk(path, seek=0)

@@ -1,4 +1,4 @@
-"""The debug exit: QEMU's statuses."""
+"""The debug exit: its exit statuses are QEMU's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device is made of, by the example of docs/devices.md."""
+"""The parts of a device, shown with the example of docs/devices.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_example_interrupts_until_it_is_read_and_forgets(bench: Bench) -> No
     assert bench.read(PORT) == 0
 
 
-def test_an_access_wider_than_a_register_is_several_the_lowest_first() -> None:
+def test_a_wide_access_is_split_into_registers_lowest_first() -> None:
     seen: list[tuple[int, int, int]] = []
     device = Device("wide")
     device.pio(PORT, 8, lambda offset, size: offset << 4 | size, lambda *write: seen.append(write), width=2)
@@ -67,7 +67,7 @@ def test_a_timer_that_was_started_before_the_device_was_run_goes_on_then() -> No
 @pytest.mark.parametrize(
     ("start", "length"), [("0x20", 1), (-1, 1), (0x10000, 1), (0xFFFF, 2), (0x20, 0), (0x20, None)]
 )
-def test_a_region_that_is_none_is_refused_where_it_is_made(start: object, length: object) -> None:
+def test_an_invalid_region_is_refused_at_its_definition(start: object, length: object) -> None:
     with pytest.raises(InvalidArgument, match="a region"):
         Device("wrong").pio(start, length, lambda *_: 0, lambda *_: None)  # type: ignore[arg-type]
 
@@ -90,13 +90,13 @@ def test_a_constructor_says_which_arguments_it_takes(arguments: dict[str, int]) 
         ({"output": 1, "input_fd": 0.5}, "input_fd is 0.5: write a whole number"),
     ],
 )
-def test_a_constructor_names_the_argument_that_is_wrong(arguments: dict[str, Any], wrong: str) -> None:
+def test_a_constructor_names_the_invalid_argument(arguments: dict[str, Any], wrong: str) -> None:
     with pytest.raises(InvalidArgument, match=f"Uart: {wrong}"):
         Uart(**arguments)
     assert Uart(1, None, paced=True).paced
 
 
-def test_what_a_constructor_raises_itself_stays_as_it_is() -> None:
+def test_a_constructors_own_exception_is_not_changed() -> None:
     class Broken(Device):
         def __init__(self, port: int) -> None:
             raise TypeError(f"port {port}")

@@ -1,4 +1,4 @@
-"""The scripts in examples/: each a process of its own, whose registers a vCPU reaches through the daemon."""
+"""The scripts in examples/: each runs in a process of its own, and a vCPU reaches its registers through the daemon."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cpu(vm: Vm) -> Vcpu:
 
 @pytest.fixture
 def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
-    """Starts an example for the VM, and waits until it has its ports, or has failed."""
+    """Start an example for the VM, and wait until it has registered its ports, or failed."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def run(
@@ -87,7 +87,7 @@ def get(cpu: Vcpu, port: int, size: int = 1) -> int:
 
 
 def get_line(cpu: Vcpu) -> bytes:
-    """What the serial port receives, to the end of the line."""
+    """Read from the serial port up to the end of the line."""
     line = b""
     while not line.endswith(b"\n"):
         wait_until(lambda: bool(get(cpu, LSR) & 1))
@@ -130,7 +130,7 @@ def test_serial_between_its_standard_streams(cpu: Vcpu, start: Start) -> None:
 def test_serial_on_a_terminal_until_control_right_bracket(cpu: Vcpu, start: Start) -> None:
     main, terminal = pty.openpty()
     process = start("serial", stdin=terminal, stdout=terminal)
-    os.write(main, b"\x03\n")  # Control-C is the guest's
+    os.write(main, b"\x03\n")  # Control-C goes to the guest
     assert get_line(cpu) == b"\x03\n"
     put(cpu, b"out")
     assert read_exactly(main, 3) == b"out"
@@ -140,7 +140,7 @@ def test_serial_on_a_terminal_until_control_right_bracket(cpu: Vcpu, start: Star
     os.close(terminal)
 
 
-def test_serial_keeps_its_output_for_the_next_who_connects(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
+def test_serial_keeps_its_output_for_the_next_client(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
     path = tmp_path / "serial"
     start("serial", "--listen", str(path))
     for greeting in (b"one", b"two"):
@@ -148,13 +148,13 @@ def test_serial_keeps_its_output_for_the_next_who_connects(cpu: Vcpu, start: Sta
         with connect(path) as client:
             assert client.recv(100) == greeting
             client.sendall(b"hello\n")
-            client.shutdown(socket.SHUT_WR)  # a script that has said all and listens on
+            client.shutdown(socket.SHUT_WR)  # a script that has sent everything and still reads
             assert get_line(cpu) == b"hello\n"
             put(cpu, b"answer")
             assert client.recv(100) == b"answer"
 
 
-def test_serial_hears_a_client_out_that_has_left(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
+def test_serial_delivers_all_input_of_a_client_that_left(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
     path = tmp_path / "serial"
     start("serial", "--listen", str(path))
     lines = [f"{number:04}\n".encode() for number in range(40)]
@@ -164,7 +164,7 @@ def test_serial_hears_a_client_out_that_has_left(cpu: Vcpu, start: Start, tmp_pa
     assert [get_line(cpu) for _ in lines] == lines
 
 
-def test_keyboard_types_for_who_connects(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
+def test_keyboard_types_what_a_client_sends(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keyboard"
     start("keyboard", "--listen", str(path), "--interval", "0.001")
     with connect(path) as client:

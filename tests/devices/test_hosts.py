@@ -1,4 +1,4 @@
-"""Hosts: a device's turns, timers, descriptors and lines, in a process of its own and within a VMM."""
+"""Hosts: a device's turns, timers, descriptors and lines, in a process of its own and inside a VMM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VECTOR = 0x48
 
 
 class Toy(Device):
-    """A register; writing it drives the line. Reading port 1 raises an exception."""
+    """A register whose writes drive the line. Reading port 1 raises an exception."""
 
     STATE: ClassVar[Fields] = {"value": Number(0, (1 << 64) - 1)}
 
@@ -56,7 +56,7 @@ class Toy(Device):
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """GSI 8 is the IOAPIC's pin 8, an edge to vCPU 0."""
+    """A VM whose GSI 8 is pin 8 of the IOAPIC, edge-triggered to vCPU 0."""
     vm = irqchip_client.create_vm()
     vm.create_irqchip()
     cpu = vm.create_vcpu(0)
@@ -71,7 +71,7 @@ def vm(irqchip_client: Client) -> Vm:
 
 @contextmanager
 def remote(vm: Vm, device: Device) -> Iterator[list[BaseException]]:
-    """Runs a device, and gives what ended it."""
+    """Run a device; gives the exceptions that ended it."""
     ends: list[BaseException] = []
     with vm.session(device.name) as session:
         host = RemoteHost(session, [device])
@@ -112,7 +112,7 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_accesses_reach_the_model_and_its_lines_the_vm(vm: Vm) -> None:
+def test_accesses_reach_the_model_and_its_lines_reach_the_vm(vm: Vm) -> None:
     with remote(vm, Toy()):
         cpu = vm.vcpu(0)
         assert cpu.pio_write(0x300, 0x41)
@@ -123,7 +123,7 @@ def test_accesses_reach_the_model_and_its_lines_the_vm(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("port", ["on", "off"])
-def test_what_a_model_raises_ends_it_and_the_guest_has_no_answer(
+def test_an_exception_ends_the_device_and_its_access_is_unanswered(
     vm: Vm, port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", port) if port == "off" else monkeypatch.delenv("IRQCHIP_PORT", raising=False)
@@ -136,7 +136,7 @@ def test_what_a_model_raises_ends_it_and_the_guest_has_no_answer(
 
 
 @pytest.mark.parametrize("answer", [None, "1", 1.5])
-def test_a_read_that_gives_no_number_is_no_answer(vm: Vm, answer: Any) -> None:
+def test_a_read_without_a_number_is_unanswered(vm: Vm, answer: Any) -> None:
     class Mute(Toy):
         def read(self, offset: int, size: int) -> int:  # noqa: ARG002
             return answer  # type: ignore[no-any-return]
@@ -167,7 +167,7 @@ def test_a_write_that_raises_is_unanswered_too(vm: Vm) -> None:
     assert ["test_hosts.py" in line for line in frames if "File" in line] == [True], "its own frames alone"
 
 
-def test_what_a_device_did_not_raise_is_not_blamed_on_it() -> None:
+def test_an_exception_of_the_host_is_not_attributed_to_the_device() -> None:
     assert describe_failure(ValueError("no")) is None
 
 
@@ -190,11 +190,11 @@ def test_devices_of_this_process_are_reset_with_their_vm(vm: Vm) -> None:
         eventually(lambda: host.pio_read(0x300, 1) == 0)
         assert all(session.asserted_gsis == () for session in vm.info().sessions)
         host.pio_write(0x300, 0x41, 1)
-        host.reset()  # as a VMM may do by itself
+        host.reset()  # a VMM may reset the host directly
         assert host.pio_read(0x300, 1) == 0
 
 
-def test_what_a_reset_raises_is_its_owners_to_hear(vm: Vm) -> None:
+def test_an_exception_in_reset_reaches_the_hosts_owner(vm: Vm) -> None:
     class Failing(Toy):
         def reset(self) -> None:
             raise ZeroDivisionError
@@ -211,7 +211,7 @@ def test_what_a_reset_raises_is_its_owners_to_hear(vm: Vm) -> None:
 
 
 def test_devices_go_on_in_a_vm_that_has_moved(irqchip_client: Client, vm: Vm) -> None:
-    """The line is high, the timer half over; and the guest need not notice."""
+    """The line is high, and half of the timer has passed; the guest does not notice the move."""
     toy = Toy(gsi=9)
     with remote(vm, toy):
         vm.vcpu(0).pio_write(0x300, 0x41)
@@ -252,7 +252,7 @@ def test_states_of_other_devices_are_refused_and_none_is_restored(vm: Vm) -> Non
         host.stop()
 
 
-def test_what_a_timer_raises_ends_it_too(vm: Vm) -> None:
+def test_an_exception_in_a_timer_ends_the_device_too(vm: Vm) -> None:
     class Failing(Toy):
         def started(self) -> None:
             self.timer(self.fail).start(0.01)
@@ -283,7 +283,7 @@ def test_timers_expire_once_in_order_and_can_be_stopped_and_started_anew(vm: Vm)
         eventually(lambda: len(toy.expiries) == 2)
 
 
-def test_a_descriptor_is_watched_until_it_is_not(vm: Vm) -> None:
+def test_a_descriptor_is_watched_until_watching_stops(vm: Vm) -> None:
     read, write = os.pipe()
     seen: list[bytes] = []
 
@@ -317,7 +317,7 @@ def test_devices_of_this_process_need_no_region(vm: Vm) -> None:
         assert not any(session.regions for session in vm.info().sessions)
 
 
-def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_retries(vm: Vm) -> None:
+def test_a_line_that_retries_repeats_a_coalesced_edge(vm: Vm) -> None:
     """GSI 8's edges are dropped until the last one is ended. KVM: ioapic.c rtc_irq_check_coalesced."""
     cpu = vm.vcpu(0)
     for run in (remote, local):
@@ -327,7 +327,7 @@ def test_an_edge_that_is_coalesced_is_made_again_by_a_line_that_retries(vm: Vm) 
                 toy.interrupt.pulse()
             eventually(cpu.acknowledge)
             with toy.host.turn():  # type: ignore[attr-defined]
-                toy.interrupt.set(True)  # the guest has not ended the first
+                toy.interrupt.set(True)  # the guest has not ended the first interrupt
             time.sleep(0.01)
             assert cpu.acknowledge() is None
             cpu.mmio_write(EOI, 0)
@@ -363,12 +363,12 @@ def test_the_end_of_the_vm_ends_the_device(vm: Vm) -> None:
     assert isinstance(ends[0], SessionClosed)
 
 
-def test_what_a_device_has_is_described() -> None:
+def test_a_devices_ports_and_lines_are_described() -> None:
     assert describe(Toy()) == "PIO 0x300-0x301, MMIO 0xd0000000-0xd000000f, GSI 8"
 
 
-def test_a_session_is_told_of_regions_when_it_was_too_slow(vm: Vm) -> None:
-    """RegionsLost has the host claim them again; the daemon's limit is 2 s, so it is told here."""
+def test_a_host_claims_lost_regions_again(vm: Vm) -> None:
+    """The daemon's limit is 2 s, so the test sends RegionsLost itself."""
     from irqchip_client import RegionsLost, Space
 
     toy = Toy()
@@ -383,7 +383,7 @@ def test_a_session_is_told_of_regions_when_it_was_too_slow(vm: Vm) -> None:
         host.stop()
 
 
-def test_regions_that_nobody_may_claim_for_now_are_claimed_later(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_that_cannot_be_claimed_yet_are_claimed_later(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     from irqchip_client import RegionsLost, Space
 
     monkeypatch.setattr(hosts, "RECLAIM", 0.02)
@@ -409,8 +409,8 @@ def test_regions_that_nobody_may_claim_for_now_are_claimed_later(vm: Vm, monkeyp
         host.stop()
 
 
-def test_a_line_without_a_route_is_warned_of(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
-    """KVM_IRQ_LINE_STATUS answers -1, as it does for a pin that is masked: GSI 8 has a route."""
+def test_a_line_without_a_route_causes_a_warning(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    """KVM_IRQ_LINE_STATUS is -1 for a line without a route and for a masked pin; GSI 8 has a route."""
     for gsi in (8, 5000):
         with local(vm, Toy(gsi)):
             pass

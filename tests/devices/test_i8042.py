@@ -1,4 +1,4 @@
-"""The keyboard controller, the keyboard and the mouse: what Linux's i8042, atkbd and psmouse ask of them."""
+"""The keyboard controller, keyboard and mouse, as Linux's i8042, atkbd and psmouse use them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRANSLATED = 0x43
 
 
 class Pc(Bench):
-    """A controller, and how often it has reset the machine."""
+    """A controller, with a count of the machine's resets."""
 
     def __init__(self, *, input_fd: int | None = None) -> None:
         self.resets = 0
@@ -32,14 +32,14 @@ class Pc(Bench):
         self.resets += 1
 
     def command(self, command: int, *data: int) -> list[int]:
-        """A command, its argument, and what the output buffer holds after that."""
+        """Send a command with its arguments; returns the bytes then in the output buffer."""
         self.write(COMMAND, command)
         for byte in data:
             self.write(DATA, byte)
         return self.take()
 
     def take(self) -> list[int]:
-        """All that is there, without time passing."""
+        """All bytes in the output buffer, without time passing."""
         data = []
         while self.read(COMMAND) & FULL:
             data.append(self.read(DATA))
@@ -89,7 +89,7 @@ def test_the_command_byte_and_the_memory_behind_it_are_kept(pc: Pc) -> None:
     assert [pc.command(0x20 + at) for at in range(0x20)] == [[at ^ 0x47] for at in range(0x20)]
 
 
-def test_the_status_says_whose_the_last_byte_was(pc: Pc) -> None:
+def test_the_status_says_which_device_sent_the_last_byte(pc: Pc) -> None:
     pc.write(COMMAND, 0x60)
     assert pc.read(COMMAND) == 0x1C
     pc.write(DATA, 0x40)
@@ -116,7 +116,7 @@ def test_a_keyboard_that_is_off_keeps_its_keys(raw: Pc) -> None:
     assert raw.take() == [0x1C]
 
 
-def test_what_the_host_writes_to_the_buffers_comes_back_as_keyboards_and_mouses(pc: Pc) -> None:
+def test_bytes_written_to_the_buffers_are_read_as_keyboard_and_mouse_data(pc: Pc) -> None:
     pc.command(0x60, RAW)
     pc.write(COMMAND, 0xD2)
     pc.write(DATA, 0x12)
@@ -213,12 +213,12 @@ def test_its_answers_are_translated_too(pc: Pc) -> None:
     assert pc.keyboard(0xF0, 0) == [ACK, ACK, 0x41]
 
 
-def test_leds_are_what_was_set(pc: Pc) -> None:
+def test_leds_have_the_state_that_was_set(pc: Pc) -> None:
     pc.keyboard(0xED, 0x05)
     assert pc.i8042.keyboard.leds == 5
 
 
-def test_keys_are_scanned_when_that_is_enabled(raw: Pc) -> None:
+def test_keys_are_scanned_while_scanning_is_enabled(raw: Pc) -> None:
     raw.keyboard(0xF5)
     raw.i8042.press("a")
     assert raw.take() == []
@@ -230,12 +230,12 @@ def test_keys_are_scanned_when_that_is_enabled(raw: Pc) -> None:
 def test_a_queue_that_is_full_ends_in_the_overrun_code(raw: Pc) -> None:
     for _ in range(30):
         raw.i8042.press("a")
-    assert raw.take() == [0x1C] * 17 + [0x00]  # one was in the output buffer
+    assert raw.take() == [0x1C] * 17 + [0x00]  # one byte was in the output buffer
     raw.i8042.press("b")
     assert raw.take() == [0x32]
 
 
-def test_a_host_that_never_reads_fills_no_memory(raw: Pc) -> None:
+def test_a_guest_that_never_reads_uses_bounded_memory(raw: Pc) -> None:
     for _ in range(1000):
         raw.write(DATA, 0xF2)
         raw.write(COMMAND, 0xD4)
@@ -268,7 +268,7 @@ def test_the_mouse_answers_its_commands(pc: Pc, sent: list[int], answer: list[in
     assert pc.mouse(*sent) == answer
 
 
-def test_movement_is_reported_in_packets_when_that_is_enabled(raw: Pc) -> None:
+def test_movement_is_reported_in_packets_while_reporting_is_enabled(raw: Pc) -> None:
     raw.i8042.move(1, 1)
     assert raw.take() == []
     raw.mouse(0xF4)
@@ -281,7 +281,7 @@ def test_movement_is_reported_in_packets_when_that_is_enabled(raw: Pc) -> None:
     assert raw.take() == [0x1E, 0xFF, 0]
 
 
-def test_movement_that_one_packet_does_not_hold_is_reported_in_several(raw: Pc) -> None:
+def test_large_movement_is_reported_in_several_packets(raw: Pc) -> None:
     raw.mouse(0xF4)
     raw.i8042.move(300, -1)
     assert raw.take() == [0x28, 127, 0xFF, 0x08, 127, 0, 0x08, 46, 0]
@@ -294,19 +294,19 @@ def test_in_remote_mode_movement_waits_to_be_asked_for(raw: Pc) -> None:
     assert raw.mouse(0xEB) == [ACK, 0x0A, 7, 8]
 
 
-def test_a_wheel_is_there_for_those_who_knock(raw: Pc) -> None:
+def test_the_rate_sequence_200_100_80_enables_the_wheel(raw: Pc) -> None:
     raw.mouse(0xF3, 200, 0xF3, 100, 0xF3, 80, 0xF4)
     raw.i8042.move(0, 0, 0, wheel=-1)
     assert raw.take() == [0x08, 0, 0, 0xFF]
 
 
-def test_a_command_ends_the_packet_that_is_sent(raw: Pc) -> None:
+def test_a_command_discards_the_packet_being_sent(raw: Pc) -> None:
     raw.mouse(0xF4)
     raw.i8042.move(1, 2)
     assert raw.read(DATA) == 0x08
     raw.write(COMMAND, 0xD4)
     raw.write(DATA, 0xF5)
-    assert raw.take() == [1, ACK]  # one was in the output buffer
+    assert raw.take() == [1, ACK]  # one byte was in the output buffer
 
 
 # Typing.
@@ -316,7 +316,7 @@ SHIFT, CONTROL = 0x2A, 0x1D
 
 
 def typed(codes: list[int]) -> str:
-    """What a guest makes of set 1: upper case for Shift, ^ for Control."""
+    """The text that a guest decodes from set 1: upper case for Shift, ^ for Control."""
     text = ""
     held = set()
     for code in codes:
@@ -333,7 +333,7 @@ def typed(codes: list[int]) -> str:
 def test_text_is_typed_as_the_guest_takes_it(pc: Pc) -> None:
     pc.i8042.type_text("Read sector 7\r\x03é")
     codes = pc.take()
-    assert typed(codes) == "R"  # no faster than people, whoever reads
+    assert typed(codes) == "R"  # the keyboard types no faster than people, however fast the guest reads
     pc.advance(10)
     assert typed(pc.take()) == "e"
     assert pc.take() == []
@@ -397,7 +397,9 @@ def test_what_is_typed_waits_while_the_keyboard_is_off(pc: Pc) -> None:
     ),
     size=st.sampled_from((1, 2, 4)),
 )
-def test_whatever_happens_the_lines_are_a_full_buffer_of_theirs(steps: list[tuple[str, int]], size: int) -> None:
+def test_a_line_is_high_exactly_while_its_devices_byte_is_in_the_buffer(
+    steps: list[tuple[str, int]], size: int
+) -> None:
     pc = Pc()
     keys = list(KEYS)
     for name, value in steps:

@@ -1,4 +1,4 @@
-"""The MC146818: its time and calendar, its stops, its interrupts, its memory."""
+"""The MC146818: its time and calendar, stopping it, its interrupts, its memory."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Clock(Bench):
         self.write(BASE + 1, value)
 
     def date(self) -> tuple[int, ...]:
-        """Century to second, and the weekday."""
+        """The date from century to second, and the weekday."""
         return tuple(self.get(r) for r in (CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS, WEEKDAY))
 
     def set_date(self, *values: int) -> None:
-        """As drivers do: with SET."""
+        """Set the date as drivers do, with SET."""
         self.put(B, self.get(B) | SET)
         for register, value in zip((CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS, WEEKDAY), values, strict=True):
             self.put(register, value)
@@ -69,10 +69,10 @@ def test_it_shows_the_hosts_time_in_bcd_and_goes_on(clock: Clock) -> None:
     assert clock.get(SECONDS) == 0x59
     clock.advance(1)
     assert clock.date() == (0x20, 0x26, 0x11, 0x23, 0x13, 0x00, 0x00, 2)
-    assert clock.due is None  # all of it without a timer
+    assert clock.due is None  # the clock needs no timer for that
 
 
-def test_it_shows_it_in_binary(clock: Clock) -> None:
+def test_it_shows_the_hosts_time_in_binary(clock: Clock) -> None:
     clock.put(B, BINARY | H24)
     assert clock.date() == (20, 26, 11, 23, 12, 59, 58, 2)
 
@@ -121,7 +121,7 @@ def test_set_stops_the_time_and_takes_the_update_interrupt_back(clock: Clock) ->
     assert clock.get(C) & UF == 0
     clock.put(B, H24)
     assert clock.get(SECONDS) == 0x58
-    clock.advance(0.74)  # the divider has gone on
+    clock.advance(0.74)  # the divider has kept running
     assert clock.get(SECONDS) == 0x58
     clock.advance(0.02)
     assert clock.get(SECONDS) == 0x59
@@ -131,7 +131,7 @@ def test_the_first_update_is_half_a_second_after_the_dividers_reset(clock: Clock
     clock.put(A, 0x76)
     clock.advance(10.1)
     assert clock.get(SECONDS) == 0x58
-    assert clock.get(C) == 0  # not even periodic
+    assert clock.get(C) == 0  # not even the periodic flag
     clock.put(A, 0x26)
     clock.advance(0.499)
     assert clock.get(SECONDS) == 0x58
@@ -172,7 +172,7 @@ def test_update_ended_interrupts_every_second_until_c_is_read(clock: Clock) -> N
     clock.put(B, UIE | H24)
     clock.advance(0.751)
     assert clock.level(GSI)
-    assert clock.due is None  # nothing more to come while the line is high
+    assert clock.due is None  # no timer runs while the line is high
     assert clock.get(C) == IRQ | UF | PF
     assert not clock.level(GSI)
     assert clock.advance(3.0) == 1
@@ -213,7 +213,7 @@ def test_without_a_rate_there_is_no_periodic_interrupt(clock: Clock) -> None:
     [
         ((0x13, 0x00, 0x05), 6.75),
         ((0x12, 0x59, 0x59), 0.75),
-        ((0x12, 0x59, 0x58), 86_399.75),  # this second has gone
+        ((0x12, 0x59, 0x58), 86_399.75),  # this second has passed
         ((0xFF, 0xFF, 0xFF), 0.75),
         ((0xC0, 0x59, 0x58), 3599.75),
         ((0xFF, 0xFF, 0x00), 1.75),
@@ -269,7 +269,7 @@ def test_no_interrupt_enabled_needs_no_timer(clock: Clock) -> None:
 # The ports.
 
 
-def test_memory_is_kept_and_the_nmi_bit_is_none_of_the_index(clock: Clock) -> None:
+def test_memory_is_kept_and_the_nmi_bit_is_not_part_of_the_index(clock: Clock) -> None:
     for number in range(0x0E, 0x80):
         if number not in (CENTURY, PS2_CENTURY):
             clock.put(number | 0x80, number ^ 0x5A)
@@ -283,12 +283,12 @@ def test_37h_is_the_century_too_as_on_a_pc(clock: Clock) -> None:
     assert clock.date()[:2] == (0x19, 0x26)
     clock.put(CENTURY, 0x21)
     assert clock.get(PS2_CENTURY) == 0x21
-    clock.put(B, clock.get(B) | SET)  # while it stands still, too
+    clock.put(B, clock.get(B) | SET)  # while the clock is stopped, too
     clock.put(PS2_CENTURY, 0x20)
     assert clock.get(CENTURY) == 0x20
 
 
-def test_what_the_memory_holds_at_first_can_be_given() -> None:
+def test_the_initial_memory_can_be_given() -> None:
     bench = Bench(Rtc(cmos={0x10: 0x40}))
     bench.write(0x70, 0x10)
     assert bench.read(0x71) == 0x40
@@ -345,13 +345,15 @@ def test_any_date_is_set_read_and_counted_on(when: datetime, control: int, later
     ),
     control=st.integers(0, 255),
 )
-def test_whatever_happens_the_line_is_an_enabled_flag(steps: list[tuple[int, int | None]], control: int) -> None:
+def test_the_line_is_high_exactly_while_an_enabled_flag_is_set(
+    steps: list[tuple[int, int | None]], control: int
+) -> None:
     clock = Clock()
     clock.put(B, control)
     for register, value in steps:
         if register < 0:
             assert value is not None
-            assert clock.advance(value / 1e6) <= 1  # the line is high from then on
+            assert clock.advance(value / 1e6) <= 1  # afterwards the line stays high
         elif value is None:
             clock.get(register)
         else:

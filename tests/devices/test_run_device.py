@@ -1,4 +1,4 @@
-"""run_device(): how a process of one device ends, and what of it can be saved then."""
+"""run_device(): how the process of a device ends, and the state it can then save."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_second_signal_does_not_wait(irqchip_server: Daemon, vm: Vm) -> None:
         assert json.loads(said) == {"begun": 1, "ended": 0}
 
 
-def test_what_a_device_raises_comes_out_of_it(irqchip_server: Daemon, vm: Vm) -> None:
+def test_an_exception_of_the_device_leaves_run_device(irqchip_server: Daemon, vm: Vm) -> None:
     with slow(irqchip_server, vm) as process:
         vm.vcpu(0).pio_write(0x300, 9)
         _, said = process.communicate(timeout=10)

@@ -1,4 +1,4 @@
-"""Every model's state: what is saved goes on elsewhere as if nothing had been, and what no model can be is refused."""
+"""Every model's state: a restored device continues as the saved one would have, and an impossible state is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WALL = 1_800_000_000.25
 
 
 class Model:
-    """A model on its bench, or on its way there."""
+    """A model, on its bench or not yet."""
 
     def __init__(self, kind: str, image: Path, saved: Any = None, now: float = 1000.0) -> None:
         self.sent = b""
@@ -62,7 +62,7 @@ class Model:
         return self
 
     def step(self, step: Step) -> object:
-        """Something happens; what there is to see of it."""
+        """Do one step; returns its visible result."""
         what, where, value, size = step
         bench, device = self.bench, self.device
         assert bench is not None
@@ -98,7 +98,7 @@ class Model:
 
 
 KINDS = ["uart", "paced uart", "rtc", "i8042", "disk", "exit", "fw_cfg", "lines"]
-# Values that mean something to one or the other: commands, bits, sectors.
+# Values with a meaning to some model: commands, bits, sectors.
 VALUES = st.one_of(
     st.sampled_from([0, 1, 2, 3, 7, 0x0F, 0x13, 0x20, 0x60, 0x70, 0x71, 0x82, 0xAA, 0xAD, 0xAE, 0xA8, 0xC7, 0xD4]),
     st.sampled_from([0xED, 0xF2, 0xF3, 0xF4, 0xF5, 0xFF, 200, 100, 80]),
@@ -128,7 +128,7 @@ properties = settings(max_examples=60, deadline=None, suppress_health_check=[Hea
 @pytest.mark.parametrize("kind", KINDS)
 @given(before=STEPS, behind=STEPS)
 @properties
-def test_what_is_restored_goes_on_as_if_nothing_had_been(
+def test_a_restored_device_continues_like_the_original(
     kind: str, image: Path, before: list[Step], behind: list[Step]
 ) -> None:
     one = Model(kind, image).run()
@@ -149,7 +149,7 @@ def test_what_is_restored_goes_on_as_if_nothing_had_been(
 @pytest.mark.parametrize("kind", KINDS)
 @given(before=STEPS, behind=STEPS)
 @properties
-def test_a_device_that_runs_is_restored_to_what_it_was(
+def test_a_running_device_is_restored_to_an_earlier_state(
     kind: str, image: Path, before: list[Step], behind: list[Step]
 ) -> None:
     model = Model(kind, image).run()
@@ -166,13 +166,13 @@ def test_a_device_that_runs_is_restored_to_what_it_was(
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rtc"])
 @given(before=STEPS)
 @properties
-def test_a_reset_makes_of_it_what_it_was_when_it_was_made(kind: str, image: Path, before: list[Step]) -> None:
+def test_a_reset_restores_the_initial_state(kind: str, image: Path, before: list[Step]) -> None:
     model = Model(kind, image).run()
     for step in before:
         model.step(step)
     model.device.reset()
     if isinstance(model.device, I8042):
-        model.device._text.clear()  # the user's, who may type on
+        model.device._text.clear()  # typed characters belong to the user and survive a reset
         model.device.reset()
     assert model.save() == Model(kind, image).run().save()
 
@@ -204,7 +204,7 @@ PLAIN = st.recursive(
 
 
 def mutate(saved: Any, path: list[int], value: Any) -> Any:
-    """The same with another value at a place."""
+    """The saved state with another value at one place."""
     if not path or not isinstance(saved, dict | list) or not saved:
         return value
     changed = copy.copy(saved)
@@ -216,7 +216,7 @@ def mutate(saved: Any, path: list[int], value: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 @given(before=STEPS, path=st.lists(st.integers(0, 30), min_size=1, max_size=4), value=PLAIN | VALUES, behind=STEPS)
 @properties
-def test_what_no_model_can_be_is_refused_and_all_else_can_be_used(
+def test_an_impossible_state_is_refused_and_any_other_can_be_used(
     kind: str, image: Path, before: list[Step], path: list[int], value: Any, behind: list[Step]
 ) -> None:
     one = Model(kind, image).run()
@@ -267,7 +267,7 @@ def test_the_states_of_models_and_versions_are_not_mixed_up(image: Path) -> None
         ({"divisor": 10**5000}, "a very long number"),
     ],
 )
-def test_why_a_state_is_refused_is_said(changes: dict[str, Any], why: str) -> None:
+def test_a_refused_state_is_refused_with_a_reason(changes: dict[str, Any], why: str) -> None:
     uart = Uart(lambda _: None)
     with pytest.raises(InvalidArgument, match=why):
         uart.restore(state_of(uart, **changes))
@@ -281,7 +281,7 @@ def test_a_transmitter_without_its_timer_goes_on() -> None:
     assert sent == [b"A"]
 
 
-def test_a_clock_has_run_on_in_between_and_its_alarm_gone_off() -> None:
+def test_a_saved_clock_runs_on_and_its_alarm_goes_off() -> None:
     wall = [WALL]
     rtc = Rtc(clock=lambda: wall[0])
     bench = Bench(rtc)
@@ -289,7 +289,7 @@ def test_a_clock_has_run_on_in_between_and_its_alarm_gone_off() -> None:
     bench.write(0x71, 0x22)  # the alarm's interrupt
     for alarm in (1, 3, 5):
         bench.write(0x70, alarm)
-        bench.write(0x71, 0xFF)  # every second
+        bench.write(0x71, 0xFF)  # an alarm every second
     assert not bench.level(8)
     saved = rtc.save()
     wall[0] += 3600
@@ -318,7 +318,7 @@ def test_the_time_that_a_guest_has_set_moves_with_it() -> None:
 
 
 class Own(Device):
-    """A device of a user's, with all that there is to keep."""
+    """A user's device with everything that a device can save."""
 
     STATE: ClassVar[Fields] = {"rung": Number(0, 255)}
 
@@ -333,7 +333,7 @@ class Own(Device):
         self.expiries += 1
 
 
-def test_lines_and_timers_of_ones_own_device_are_kept() -> None:
+def test_lines_and_timers_of_a_users_device_are_saved() -> None:
     own = Own()
     bench = Bench(own)
     own.rung = 7

@@ -1,4 +1,4 @@
-"""The 16550A: its registers, FIFOs and interrupts, its two ends, and what drivers look for."""
+"""The 16550A: its registers, FIFOs and interrupts, its two ends, and the features that drivers probe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIFOS = 0xC0
 
 
 class Port(Bench):
-    """A UART, what it has sent, and whether that can go anywhere."""
+    """A UART with its output, which may be blocked."""
 
     def __init__(self, *, paced: bool = False, out2_gates: bool = True) -> None:
         self.sent = bytearray()
@@ -45,7 +45,7 @@ class Port(Bench):
         return self.read(BASE + register)
 
     def interrupt(self) -> int | None:
-        """IIR's bits 3:0; the line is as it says."""
+        """IIR's bits 3:0; checks that the line agrees."""
         level = self.level(GSI)
         cause = self.get(IIR) & 0x0F
         assert level == (cause != NONE)
@@ -66,7 +66,7 @@ def port() -> Port:
 # Data.
 
 
-def test_what_is_written_is_sent_at_once(port: Port) -> None:
+def test_a_written_character_is_sent_at_once(port: Port) -> None:
     for byte in b"hello":
         assert port.get(LSR) == 0x60
         port.put(DATA, byte)
@@ -74,7 +74,7 @@ def test_what_is_written_is_sent_at_once(port: Port) -> None:
     assert port.due is None
 
 
-def test_what_comes_is_read_in_its_order(port: Port) -> None:
+def test_received_characters_are_read_in_order(port: Port) -> None:
     port.put(FCR, 1)
     port.uart.receive(b"sixteen letters!")
     assert port.drain() == b"sixteen letters!"
@@ -112,15 +112,15 @@ def test_a_paced_character_takes_its_bits_of_time_and_thr_is_free_before_it_ends
     assert (bytes(port.sent), port.get(LSR)) == (b"AB", 0x60)
 
 
-# Output that does not go.
+# Blocked output.
 
 
-def test_where_nobody_takes_output_thr_stays_full_and_nothing_is_lost(port: Port) -> None:
+def test_while_output_is_blocked_thr_stays_full_and_nothing_is_lost(port: Port) -> None:
     port.put(FCR, 1)
     port.put(IER, THR_EMPTY)
     assert port.interrupt() == 2
     port.stuck = True
-    port.put(DATA, *b"0123456789abcdefg")  # one is in the shift register
+    port.put(DATA, *b"0123456789abcdefg")  # one character is in the shift register
     assert port.get(LSR) == 0
     assert port.interrupt() == NONE
     port.advance(1)
@@ -182,7 +182,7 @@ def test_a_descriptor_is_read_as_the_fifo_has_room(pipe: tuple[int, int]) -> Non
     bench.look()
     assert bench.watched == {}
     assert bench.read(BASE + LSR) == 0x61  # no overrun
-    bench.write(BASE + FCR, 0x01)  # what was in the receiver buffer is gone
+    bench.write(BASE + FCR, 0x01)  # this discards the receiver buffer
     received = bytearray()
     for _ in text:
         bench.look()
@@ -204,7 +204,7 @@ def test_in_loopback_input_waits_outside(pipe: tuple[int, int]) -> None:
     assert bench.read(BASE) == ord("A")
 
 
-def test_at_the_end_of_input_nothing_is_watched() -> None:
+def test_at_the_end_of_input_watching_stops() -> None:
     reader, writer = os.pipe()
     bench = Bench(Uart(lambda _: True, reader, BASE, GSI))
     os.write(writer, b"A")
@@ -217,7 +217,7 @@ def test_at_the_end_of_input_nothing_is_watched() -> None:
     os.close(reader)
 
 
-def test_a_terminal_is_both_ends() -> None:
+def test_a_terminal_is_input_and_output() -> None:
     main, terminal = pty.openpty()
     tty.setraw(terminal)
     bench = Bench(Uart(terminal, terminal, BASE, GSI))
@@ -247,13 +247,13 @@ def test_received_data_interrupt_at_the_trigger_level_and_not_below(port: Port, 
     assert port.interrupt() == NONE
 
 
-def test_what_stays_below_the_trigger_level_times_out_after_four_characters(port: Port) -> None:
+def test_data_below_the_trigger_level_times_out_after_four_characters(port: Port) -> None:
     character = 10 / 9600
     port.put(FCR, 0xC1)
     port.put(IER, RECEIVED)
     port.uart.receive(b"abc")
     port.advance(3 * character)
-    port.uart.receive(b"d")  # from here
+    port.uart.receive(b"d")  # the timeout starts here
     port.advance(3.9 * character)
     assert port.interrupt() == NONE
     port.advance(0.2 * character)
@@ -267,7 +267,7 @@ def test_what_stays_below_the_trigger_level_times_out_after_four_characters(port
     assert port.due is None
 
 
-def test_a_timeout_is_seen_by_who_enables_the_interrupt_later(port: Port) -> None:
+def test_a_timeout_is_pending_if_the_interrupt_is_enabled_later(port: Port) -> None:
     port.put(FCR, 0xC1)
     port.uart.receive(b"a")
     assert port.due is None
@@ -276,7 +276,7 @@ def test_a_timeout_is_seen_by_who_enables_the_interrupt_later(port: Port) -> Non
     assert port.interrupt() == 0x0C
 
 
-def test_thr_empty_goes_with_reading_iir_only_where_it_is_the_cause(port: Port) -> None:
+def test_reading_iir_clears_thr_empty_only_if_it_is_the_cause(port: Port) -> None:
     port.put(IER, THR_EMPTY | RECEIVED)
     port.uart.receive(b"a")
     assert [port.interrupt(), port.interrupt()] == [4, 4]
@@ -311,7 +311,7 @@ def test_enabling_thr_empty_anew_interrupts_again(port: Port) -> None:
         port.put(IER, 0)
 
 
-def test_an_overrun_keeps_the_fifo_and_is_told_until_lsr_is_read(port: Port) -> None:
+def test_an_overrun_keeps_the_fifo_and_is_reported_until_lsr_is_read(port: Port) -> None:
     port.put(FCR, 1)
     port.put(IER, LINE_STATUS)
     port.uart.receive(b"0123456789abcdefX")
@@ -321,7 +321,7 @@ def test_an_overrun_keeps_the_fifo_and_is_told_until_lsr_is_read(port: Port) -> 
     assert port.drain() == b"0123456789abcdef"
 
 
-def test_without_fifos_an_overrun_takes_the_newer_character(port: Port) -> None:
+def test_without_fifos_an_overrun_keeps_the_newer_character(port: Port) -> None:
     port.uart.receive(b"ab")
     assert port.get(LSR) == 0x63
     assert port.drain() == b"b"
@@ -348,13 +348,13 @@ def test_modem_status_interrupts_on_changes_until_it_is_read(port: Port) -> None
     assert port.interrupt() == 0
     assert [port.get(MSR), port.get(MSR)] == [0x29, 0x20]
     assert port.interrupt() == NONE
-    port.uart.set_modem(0x60)  # a ring begins, which is nothing yet
+    port.uart.set_modem(0x60)  # the start of a ring is not a change yet
     assert port.interrupt() == NONE
     port.uart.set_modem(0x20)
     assert port.get(MSR) == 0x24
 
 
-def test_causes_are_told_by_priority(port: Port) -> None:
+def test_causes_are_reported_by_priority(port: Port) -> None:
     port.put(FCR, 0x41)
     port.put(IER, 0x0F)
     port.uart.set_modem(0)
@@ -384,7 +384,7 @@ def test_out2_gates_the_line_and_not_iir(port: Port) -> None:
     assert ungated.level(GSI)
 
 
-# What drivers look for.
+# The features that drivers probe.
 
 
 def test_linux_finds_a_16550a(port: Port) -> None:
@@ -397,7 +397,7 @@ def test_linux_finds_a_16550a(port: Port) -> None:
     port.put(MCR, 0x1A)
     assert port.get(MSR) & 0xF0 == 0x90
     port.put(MCR, 0)
-    port.put(LCR, 0xBF)  # an EFR, if it were a 16650
+    port.put(LCR, 0xBF)  # on a 16650 this would select the EFR
     port.put(2, 0)
     port.put(LCR, 0)
     port.put(FCR, 1)
@@ -406,7 +406,7 @@ def test_linux_finds_a_16550a(port: Port) -> None:
         port.put(SCR, value)
         assert port.get(SCR) == value
     port.put(IER, 0x40)
-    assert port.get(IER) == 0  # no UUE: no XScale's
+    assert port.get(IER) == 0  # UUE is not set: this is no XScale UART
     port.put(LCR, 3)
     port.put(FCR, 7)
     port.put(MCR, 0x10)
@@ -420,7 +420,7 @@ def test_linux_finds_a_16550a(port: Port) -> None:
 
 
 def test_linux_trusts_the_thr_empty_interrupt(port: Port) -> None:
-    """8250_port.c serial8250_do_startup(): it comes when enabled, and again when enabled again."""
+    """8250_port.c serial8250_do_startup(): the interrupt comes when enabled, and again when enabled again."""
     for _ in range(2):
         port.put(IER, THR_EMPTY)
         assert not port.get(IIR) & NONE
@@ -440,7 +440,7 @@ def test_loopback_wires_every_output_to_an_input(port: Port) -> None:
 def test_without_its_enable_bit_fcr_changes_nothing(port: Port) -> None:
     port.put(FCR, 1)
     port.uart.receive(b"ab")
-    port.put(FCR, 0xC0)  # FIFOs off, and emptied
+    port.put(FCR, 0xC0)  # turns the FIFOs off, which empties them
     assert (port.get(IIR), port.get(LSR)) == (NONE, 0x60)
     port.uart.receive(b"a")
     port.put(FCR, 0x02)
@@ -465,7 +465,7 @@ STEPS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS, paced=st.booleans(), wide=st.sampled_from((1, 2, 4)))
-def test_whatever_happens_the_line_is_iirs_cause_and_out2(steps: list[Step], paced: bool, wide: int) -> None:
+def test_the_line_is_iirs_cause_gated_by_out2(steps: list[Step], paced: bool, wide: int) -> None:
     port = Port(paced=paced)
     for name, first, second in steps:
         match name:
@@ -490,7 +490,7 @@ def test_whatever_happens_the_line_is_iirs_cause_and_out2(steps: list[Step], pac
 @given(
     data=st.binary(max_size=300), reads=st.lists(st.integers(1, 20), max_size=300), fcr=st.sampled_from((0, 1, 0xC1))
 )
-def test_with_flow_control_all_that_comes_in_is_read_in_its_order(data: bytes, reads: list[int], fcr: int) -> None:
+def test_with_flow_control_all_input_is_read_in_order(data: bytes, reads: list[int], fcr: int) -> None:
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
@@ -509,7 +509,7 @@ def test_with_flow_control_all_that_comes_in_is_read_in_its_order(data: bytes, r
 
 @pytest.fixture
 def patient() -> Iterator[tuple[Port, int]]:
-    """A port whose input waits for the guest, and where that is written."""
+    """A port whose input waits for the guest, and the descriptor to write input to."""
     reader, writer = os.pipe()
     port = Port()
     port.uart = Uart(port.take, reader, BASE, GSI, patient=True)
@@ -523,7 +523,7 @@ def test_input_waits_for_a_guest_that_sets_the_port_up(patient: tuple[Port, int]
     port, writer = patient
     os.write(writer, b"early")
     port.put(IER, 0)
-    port.put(FCR, 7)  # which clears the FIFOs
+    port.put(FCR, 7)  # this clears the FIFOs
     port.get(LSR)
     port.get(DATA)
     port.get(LSR)
@@ -537,7 +537,7 @@ def test_input_waits_for_a_guest_that_polls(patient: tuple[Port, int]) -> None:
     port, writer = patient
     os.write(writer, b"x")
     port.put(DATA, ord("a"))
-    port.get(LSR)  # as before every character that is sent
+    port.get(LSR)  # as a driver does before every character it sends
     port.put(DATA, ord("b"))
     port.get(LSR)
     assert not port.watched

@@ -1,1 +1,1 @@
-"""The fuzzer: messages that are nearly right, on every way into a daemon. `make fuzz` sends a million."""
+"""The fuzzer: almost valid messages over every edge of a daemon. `make fuzz` sends a million."""

@@ -1,4 +1,4 @@
-"""`make fuzz`: a million messages over both edges; ends with status 1 where something is found."""
+"""`make fuzz`: a million messages over both edges; the exit status is 1 if something is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fuzz.campaign import run
 
 
 def main() -> int:
-    """Fuzz, and say what was found."""
+    """Fuzz, and report the findings."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=None, help="the same seed makes the same messages")

@@ -1,4 +1,4 @@
-"""The worker that sends what is nearly right over gRPC: every unary call, Sessions, and Watches."""
+"""The worker that sends almost valid messages over gRPC: every unary call, Sessions, and Watches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fuzz.mutation import mutate
 SERVICE = pb.DESCRIPTOR.services_by_name["IrqchipService"]
 METHODS = {method.name: method for method in SERVICE.methods}
 UNARY = [name for name in METHODS if name not in ("Session", "Watch")]
-# What makes VMs, or ends them, is tried less than what is done with them.
+# Calls that create or delete VMs are rarer than calls that use them.
 RARE = {"CreateVm", "RestoreVm", "DeleteVm", "ListVms", "SaveVm", "Halt"}
-EPISODE = 2000  # messages, and then there are other VMs
-WINDOW = 48  # calls under way
+EPISODE = 2000  # messages, before the VMs are replaced
+WINDOW = 48  # calls in flight
 STREAMS = 6
-A_STREAM = 40  # messages of a Session, at the most
-HALT = 0.02  # seconds until we give up
+A_STREAM = 40  # messages per Session, at most
+HALT = 0.02  # seconds until the fuzzer cancels a halt
 STREAM = 0.4
 MUTATED = 0.5
 
@@ -33,7 +33,7 @@ RawCall = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 class GrpcFuzzer:
-    """Over one channel; an episode at a time."""
+    """Sends over one channel, one episode at a time."""
 
     def __init__(self, target: str, prefix: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
@@ -49,12 +49,12 @@ class GrpcFuzzer:
         )
 
     async def close(self) -> None:
-        """The connections."""
+        """Close the connections."""
         await self._channel.close()
         self._machines.close()
 
     async def run(self, seed: str, count: int, report: Report) -> None:
-        """So many messages, the same for a seed."""
+        """Send `count` messages, which the seed determines."""
         begun, episode = report.sent, 0
         while report.sent - begun < count:
             size = min(EPISODE, count - (report.sent - begun))
@@ -62,7 +62,7 @@ class GrpcFuzzer:
             episode += 1
 
     async def _episode(self, name: str, count: int, report: Report) -> None:
-        # What is found is to be found again: messages are made of nothing but the seed.
+        # Findings must be reproducible: messages depend on nothing but the seed.
         snapshot = self._machines.make(name)
         random = Random(name)
         messages = Messages(random, self._machines.names)
@@ -112,7 +112,7 @@ class GrpcFuzzer:
     # Streams.
 
     async def _streams(self, random: Random, messages: Messages, count: int, report: Report) -> None:
-        """Some Sessions and Watches at once."""
+        """Run several Sessions and Watches at once."""
         tasks: list[Awaitable[None]] = []
         while count > 0 and len(tasks) < STREAMS:
             if random.random() < 0.2:
@@ -140,7 +140,7 @@ class GrpcFuzzer:
             report.found("no-WatchResponse", request, "Watch")
 
     async def _in_session(self, sent: Sequence[bytes], abrupt: bool, report: Report) -> None:
-        """All of the messages at once, and then the end, or only silence."""
+        """Send all messages at once, then end the Session or stay silent."""
 
         async def requests() -> AsyncIterator[bytes]:
             for message in sent:
@@ -155,7 +155,7 @@ class GrpcFuzzer:
                 check_message(report, received, whole, "Session")
         except grpc.aio.AioRpcError as error:
             check_status(report, error, whole, "Session")
-        except asyncio.CancelledError:  # by grpc.aio itself, when it writes to a stream that has just ended
+        except asyncio.CancelledError:  # raised by grpc.aio itself when it writes to a stream that has just ended
             report.outcomes["cancelled by grpc.aio"] += 1
 
 
@@ -171,7 +171,7 @@ def _request(random: Random, messages: Messages, snapshot: pb.VmSnapshot) -> tup
 
 
 def restoring(random: Random, messages: Messages, snapshot: pb.VmSnapshot) -> bytes:
-    """A state that a VM had, but for a little."""
+    """A RestoreVm request with a VM's slightly changed state."""
     request = pb.RestoreVmRequest(vm=random.choice((messages.vms[-1], "")), snapshot=snapshot)
     for _ in range(random.choice((0, 1, 1, 2, 4))):
         messages.alter(request.snapshot)
@@ -180,10 +180,10 @@ def restoring(random: Random, messages: Messages, snapshot: pb.VmSnapshot) -> by
 
 
 def session_messages(random: Random, messages: Messages, count: int) -> list[bytes]:
-    """What one client sends: mostly an opening, and then anything."""
+    """The messages of one client: mostly an opening first, then any message."""
     first = messages.opening() if random.random() < 0.95 else messages.make(pb.SessionRequest.DESCRIPTOR)
     made = [first.SerializeToString()]
-    # One that is malformed ends the Session, and what comes behind it is not read.
+    # A malformed message ends the Session, and messages after it are not read.
     spoilt = random.choice((0.0, 0.0, 0.05, 0.3))
     for _ in range(random.randint(0, count - 1)):
         message = messages.batch(12) if random.random() < 0.9 else messages.make(pb.SessionRequest.DESCRIPTOR)

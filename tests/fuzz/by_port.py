@@ -1,4 +1,4 @@
-"""The worker that sends packets to the port: messages, records, what looks like them, and descriptors of all kinds."""
+"""The worker that sends packets to the port: messages, records, malformed ones, and descriptors of all kinds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.fuzz.packets import Descriptors, packet
 
 EPISODE = 5000  # messages
 CONNECTIONS = 8  # at once
-A_CONNECTION = 60  # messages
-LINGERING = 0.02  # seconds that one waits for answers before it closes
+A_CONNECTION = 60  # messages per connection
+LINGERING = 0.02  # seconds to wait for answers before closing
 FOLLOW = pb.SessionRequest(descriptors=pb.DescriptorsFollow()).SerializeToString()
 
 
 class Packet:
-    """What goes out at once."""
+    """Data and descriptors for one send."""
 
     __slots__ = ("data", "descriptors")
 
@@ -34,7 +34,7 @@ class Packet:
 
 
 class PortFuzzer:
-    """Some connections at a time; an episode at a time."""
+    """Keeps several connections at a time, one episode at a time."""
 
     def __init__(self, target: str, prefix: str) -> None:
         self._path = target.removeprefix("unix://") + SUFFIX
@@ -42,12 +42,12 @@ class PortFuzzer:
         self._descriptors = Descriptors()
 
     def close(self) -> None:
-        """The connections."""
+        """Close the connections."""
         self._machines.close()
         self._descriptors.close()
 
     def run(self, seed: str, count: int, report: Report) -> None:
-        """So many packets, the same for a seed."""
+        """Send `count` packets, which the seed determines."""
         begun, episode = report.sent, 0
         while report.sent - begun < count:
             size = min(EPISODE, count - (report.sent - begun))
@@ -78,7 +78,7 @@ class PortFuzzer:
                         going_on.append(connection)
                     else:
                         connection.socket.close()
-                if len(going_on) == len(open_):  # nobody is done: let the daemon work
+                if len(going_on) == len(open_):  # no connection is done: let the daemon work
                     select.select([connection.socket for connection in open_], [], [], 0.002)
                 open_ = going_on
         finally:
@@ -87,11 +87,11 @@ class PortFuzzer:
             self._machines.delete()
 
     def _packets(self, random: Random, messages: Messages, own: int, count: int) -> list[Packet]:
-        """What one connection sends."""
+        """The packets of one connection."""
         packets: list[Packet] = []
         if random.random() < 0.95:
             packets.append(Packet(messages.opening().SerializeToString()))
-        # What ends the connection is to come late, mostly.
+        # Packets that end the connection mostly come last.
         spoilt = random.choice((0.0, 0.0, 0.02, 0.2))
         while len(packets) < count:
             choice = random.random()
@@ -118,13 +118,15 @@ class PortFuzzer:
 
 
 def irqfds(random: Random, messages: Messages) -> bytes:
-    """A batch that takes descriptors."""
+    """A batch of operations with descriptors."""
     batch = pb.Batch(serial=1)
     for _ in range(random.choice((1, 1, 2, 3, 8))):
         operation = batch.operations.add()
         if random.random() < 0.8:
             operation.irqfd.gsi = random.randrange(26)
             operation.irqfd.flags = random.choice((0, 0, 0, 1, 2, 2, 3, 4))
+        elif random.random() < 0.5:
+            operation.share_lapic.vcpu = random.randrange(4)
         elif random.random() < 0.5:
             region = operation.register_region
             region.space, region.address, region.length = pb.ADDRESS_SPACE_PIO, random.randrange(0x500, 0x520), 1
@@ -135,7 +137,7 @@ def irqfds(random: Random, messages: Messages) -> bytes:
 
 
 class _Connection:
-    """It sends as much as goes without waiting, and reads what there is."""
+    """Sends as much as possible without waiting, and reads the available answers."""
 
     def __init__(self, path: str, descriptors: Descriptors) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -149,12 +151,12 @@ class _Connection:
         self._until = 0.0
 
     def begin(self, packets: list[Packet], patient: bool) -> None:
-        """Send these; a patient one waits for some answers afterwards."""
+        """Start sending packets; a patient connection waits for some answers afterwards."""
         self._packets.extend(packets)
         self._patient = patient
 
     def go_on(self, report: Report) -> bool:
-        """Whether there is more to do."""
+        """Continue; returns whether there is more to do."""
         if not self._receive(report):
             return False
         for _ in range(8):
@@ -170,7 +172,7 @@ class _Connection:
         return self._patient and time.monotonic() < self._until
 
     def _send(self, packet: Packet) -> bool:
-        """Whether it went; what finds the connection ended did."""
+        """Whether the packet was sent; also true if the connection has ended."""
         try:
             if packet.descriptors:
                 socket.send_fds(self.socket, [packet.data or b"\0"], packet.descriptors)
@@ -183,7 +185,7 @@ class _Connection:
         return True
 
     def _receive(self, report: Report) -> bool:
-        """Whether the connection stands."""
+        """Whether the connection is still open."""
         while True:
             try:
                 received = self.socket.recv(MESSAGE_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Round after round: two workers send, another VM is watched, and after each round the daemon is as it was before."""
+"""Rounds of fuzzing: two workers send while another VM is checked; after each round the daemon must be unchanged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.fuzz.machines import clear
 from tests.fuzz.vitals import Vitals, first_traceback, settled, vitals
 from tests.fuzz.witness import NAME, Witness, witness
 
-MEMORY = 1.10  # of what it was after the warm-up
+MEMORY = 1.10  # relative to the memory after the warm-up
 ROUND = 25_000  # messages
-BY_GRPC = 0.3  # of the messages
-WARM_UP, LEAST_WARM_UP = 0.2, 4  # of the rounds; rounds
-STUCK = 300.0  # seconds without a word from a worker
+BY_GRPC = 0.3  # the share of messages sent over gRPC
+WARM_UP, LEAST_WARM_UP = 0.2, 4  # the share of warm-up rounds, and their least number
+STUCK = 300.0  # seconds without a report from a worker
 ASK_EVERY = 0.01
 
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """The result of a campaign."""
 
     report: Report = field(default_factory=Report)
     findings: list[str] = field(default_factory=list)
@@ -40,8 +40,8 @@ class Outcome:
     slowest: float = 0.0
 
     def judge_memory(self) -> None:
-        """Whether it is what it was after the warm-up."""
-        if len(self.rounds) < 2 * LEAST_WARM_UP:  # too few to tell
+        """Check that the memory is as it was after the warm-up."""
+        if len(self.rounds) < 2 * LEAST_WARM_UP:  # too few rounds to judge
             return
         warm = max(int(len(self.rounds) * WARM_UP), LEAST_WARM_UP)
         before = max(now.rss_kib for now in self.rounds[:warm])
@@ -50,13 +50,13 @@ class Outcome:
             self.findings.append(f"memory: {before} KiB after the warm-up, {after} KiB in the end")
 
 
-def run(seed: int, messages: int, tell: Callable[[str], None]) -> Outcome:
-    """So many messages to a daemon of its own; stops early where the daemon is no more, or can't be used."""
+def run(seed: int, messages: int, show: Callable[[str], None]) -> Outcome:
+    """Send `messages` messages to a new daemon; stops early if the daemon ends or cannot be used."""
     outcome = Outcome()
     with start_daemon() as fuzzed, start_daemon() as alone:
         try:
             with witness(fuzzed, alone, f"{seed}/witness") as other, _workers(fuzzed.target) as workers:
-                _rounds(outcome, fuzzed, other, workers, seed, messages, tell)
+                _rounds(outcome, fuzzed, other, workers, seed, messages, show)
         except Exception as error:
             outcome.findings.append(f"the fuzzer could not go on: {type(error).__name__}: {error}")
         now = vitals(fuzzed)
@@ -78,7 +78,7 @@ def _rounds(
     workers: list[Connection],
     seed: int,
     messages: int,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> None:
     total = max(round(messages / ROUND), 1)
     clear(fuzzed.target, [NAME])
@@ -93,7 +93,7 @@ def _rounds(
         took = time.monotonic() - begun
         other.compare_states()
         clear(fuzzed.target, [NAME])
-        if number == 0:  # its event loop, and gRPC, have what they need by now
+        if number == 0:  # by now its event loop and gRPC have allocated what they need
             before = settled(fuzzed, 0, patience=2.0)
         now = settled(fuzzed, before.descriptors)
         outcome.rounds.append(now)
@@ -103,19 +103,19 @@ def _rounds(
         outcome.findings += [f"round {number}: another VM: {found}" for found in other.differences]
         other.differences.clear()
         sent = outcome.report.sent
-        tell(
+        show(
             f"{sent:,} messages, {share / took:,.0f}/s; {now.rss_kib / 1024:.1f} MiB, {now.descriptors} descriptors,"
             f" {now.tracebacks} tracebacks, log {now.log_bytes:,} bytes; another VM answered {other.asked:,} times, in"
             f" {other.slowest:.2f} s at the most; found {outcome.report.kinds.total() + len(outcome.findings)}"
         )
         if now.tracebacks and number and not outcome.rounds[-2].tracebacks:
-            tell(first_traceback(fuzzed))
+            show(first_traceback(fuzzed))
         if not now.alive:
             return
 
 
 def _watch_until_done(outcome: Outcome, other: Witness, workers: list[Connection]) -> None:
-    """Ask the other VM while the workers send."""
+    """Check the other VM while the workers send."""
     pending = list(workers)
     deadline = time.monotonic() + STUCK
     while pending:
@@ -171,7 +171,7 @@ def _send_by_port(pipe: Connection, target: str) -> None:
 
 
 def _next(pipe: Connection) -> tuple[str, int] | None:
-    """The next seed and count; None: no more."""
+    """The next seed and count; None at the end."""
     try:
         order: tuple[str, int] = pipe.recv()
     except EOFError:

@@ -1,4 +1,4 @@
-"""What an answer must not be."""
+"""Checks of the daemon's answers."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 OURS = grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED
 AT_FAULT = grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED
-BY_THE_CLIENT = "Internal error from Core"  # grpc.aio's own
+BY_THE_CLIENT = "Internal error from Core"  # an error of grpc.aio itself
 DETAILS_KEY = "grpc-status-details-bin"
-SHOWN = 1500  # characters of a message
-KEPT = 3  # of the same kind
+SHOWN = 1500  # characters per message
+KEPT = 3  # per kind
 
 
 @dataclass
 class Report:
-    """What a worker has to tell of its share."""
+    """A worker's report on its share of the messages."""
 
     sent: int = 0
-    # What was found: how often, and with which message the first times.
+    # The findings: by kind, how often, and the first messages.
     kinds: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    # How often what became of a message, for people to see that it comes far.
+    # How often each outcome came, to show that messages get far.
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def found(self, kind: str, message: bytes, where: str = "") -> None:
-        """Something that must not be."""
+        """Record a finding."""
         self.kinds[kind] += 1
         if self.kinds[kind] <= KEPT:
             self.examples.append(f"{kind} {where}: {message.hex()[:SHOWN]}")
 
     def add(self, other: Report) -> None:
-        """Another's."""
+        """Add another report."""
         self.sent += other.sent
         self.outcomes += other.outcomes
         for example in other.examples:
@@ -49,11 +49,11 @@ class Report:
 
 
 def check_status(report: Report, error: grpc.aio.AioRpcError, sent: bytes, where: str) -> None:
-    """A call has failed so. Those that our own deadline ends have no details."""
+    """Check a failed call's status. Calls that the fuzzer's own deadline ended have no details."""
     code = error.code()
     report.outcomes[code.name] += 1
     where = f"{where} ({(error.details() or '')[:200]})"
-    if error.details() == BY_THE_CLIENT:  # it wrote to a stream that had just ended
+    if error.details() == BY_THE_CLIENT:  # grpc.aio wrote to a stream that had just ended
         return
     if code in AT_FAULT:
         report.found(f"status-{code.name}", sent, where)
@@ -62,7 +62,7 @@ def check_status(report: Report, error: grpc.aio.AioRpcError, sent: bytes, where
 
 
 def check_message(report: Report, received: bytes, sent: bytes, where: str) -> None:
-    """A Session has told this, in either form."""
+    """Check a Session's packet, which may be a message or records."""
     if not received[:1] or received[0]:
         try:
             response = pb.SessionResponse.FromString(received)
@@ -80,7 +80,7 @@ def check_message(report: Report, received: bytes, sent: bytes, where: str) -> N
 
 
 def check_records(report: Report, received: bytes, sent: bytes, where: str) -> None:
-    """Results in the short form, and behind them the errors' texts."""
+    """Check the records of results, and the texts of errors behind them."""
     at, texts = HEADER.size, 0
     while at + texts < len(received):
         if at + RESULT.size > len(received):
@@ -98,7 +98,7 @@ def check_records(report: Report, received: bytes, sent: bytes, where: str) -> N
 
 
 def check_error(report: Report, error: pb.Error, sent: bytes, where: str) -> None:
-    """An error in a message is the client's."""
+    """Check that an error in a message is the client's fault."""
     if error.code:
         report.outcomes[error.reason] += 1
     if error.reason == "EIO":

@@ -1,4 +1,4 @@
-"""The VMs that are fuzzed: one of each kind, made anew again and again, and what of theirs must go afterwards."""
+"""The fuzzed VMs: one of each kind, replaced again and again, and deleted at the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from tests.fuzz.messages import IOAPIC, LAPIC
 
-PATIENCE = 120.0  # seconds; the fuzzer's own calls wait behind what it sends
+PATIENCE = 120.0  # seconds; the fuzzer's own calls queue behind its messages
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0)]
 
-KINDS = ("full", "virtual", "split", "bare", "empty", "made")  # the last is for what the fuzzer makes itself
+KINDS = ("full", "virtual", "split", "bare", "empty", "made")  # the last kind is for VMs that messages create
 
 
 class Machines:
-    """The VMs of one worker, whose names begin with its own."""
+    """The VMs of one worker, whose names begin with the worker's prefix."""
 
     def __init__(self, target: str, prefix: str) -> None:
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
@@ -26,9 +26,9 @@ class Machines:
         self.names: list[str] = []
 
     def make(self, episode: str) -> pb.VmSnapshot:
-        """Make them, and return the state of one that has everything.
+        """Create the VMs; returns the state of the VM that has everything.
 
-        Each episode's have names of their own: what the last one's clients have sent may still come.
+        Each episode has names of its own, because messages of the last one may still arrive.
         """
         self.names = [f"{self._prefix}-{episode.replace('/', '.')}-{kind}" for kind in KINDS]
         full, virtual, split, bare, empty, _ = self.names
@@ -50,16 +50,16 @@ class Machines:
         return rpcs.SaveVm(pb.SaveVmRequest(vm=virtual), timeout=PATIENCE).snapshot
 
     def delete(self) -> None:
-        """Those that are still there."""
+        """Delete the remaining VMs."""
         remove(self._rpcs, self.names)
 
     def close(self) -> None:
-        """The connection."""
+        """Close the connection."""
         self._channel.close()
 
 
 def remove(rpcs: IrqchipServiceStub, names: Iterable[str]) -> None:
-    """Delete VMs, which others may delete too."""
+    """Delete VMs that others may delete at the same time."""
     for name in names:
         try:
             rpcs.DeleteVm(pb.DeleteVmRequest(vm=name), timeout=PATIENCE)
@@ -69,7 +69,7 @@ def remove(rpcs: IrqchipServiceStub, names: Iterable[str]) -> None:
 
 
 def clear(target: str, spared: Iterable[str]) -> None:
-    """Delete all VMs but some: also those for which the daemon picked a name."""
+    """Delete all VMs but some, including those whose names the daemon picked."""
     spared = set(spared)
     with grpc.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
         rpcs = IrqchipServiceStub(channel)

@@ -1,4 +1,4 @@
-"""Bytes that were a message, and are not quite one any more."""
+"""Mutations of encoded messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Mutation = Callable[[Random, bytearray], None]
 
 
 def mutate(random: Random, data: bytes) -> bytes:
-    """One to four changes."""
+    """Apply one to four mutations."""
     changed = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 4))):
         random.choice(MUTATIONS)(random, changed)
@@ -21,66 +21,66 @@ def _place(random: Random, data: bytearray) -> int:
 
 
 def flip_a_bit(random: Random, data: bytearray) -> None:
-    """Of any byte."""
+    """Flip a bit of any byte."""
     if data:
         data[random.randrange(len(data))] ^= 1 << random.randrange(8)
 
 
 def set_a_byte(random: Random, data: bytearray) -> None:
-    """To one that means something in a varint or a tag."""
+    """Set a byte to a value with a meaning in varints or tags."""
     if data:
         data[random.randrange(len(data))] = random.choice((0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)))
 
 
 def truncate(random: Random, data: bytearray) -> None:
-    """Anywhere."""
+    """Cut the message at any place."""
     del data[_place(random, data) :]
 
 
 def remove(random: Random, data: bytearray) -> None:
-    """A few bytes."""
+    """Remove a few bytes."""
     at = _place(random, data)
     del data[at : at + random.choice((1, 2, 8))]
 
 
 def duplicate(random: Random, data: bytearray) -> None:
-    """A slice, in place: fields come twice."""
+    """Repeat a slice in place, so that fields come twice."""
     at = _place(random, data)
     data[at:at] = data[at : at + random.choice((1, 2, 8, 64))]
 
 
 def splice(random: Random, data: bytearray) -> None:
-    """A slice goes elsewhere."""
+    """Copy a slice to another place."""
     at, to = _place(random, data), _place(random, data)
     data[to : to + random.choice((0, 1, 8))] = data[at : at + random.choice((1, 4, 16))]
 
 
 def insert(random: Random, data: bytearray) -> None:
-    """Bytes of no meaning."""
+    """Insert random bytes."""
     at = _place(random, data)
     data[at:at] = random.randbytes(random.choice((1, 2, 8)))
 
 
 def append_a_field(random: Random, data: bytearray) -> None:
-    """Of any number and wire type, groups and those that there are not included."""
+    """Append a field of any number and wire type, including groups and invalid wire types."""
     data += _varint(random.choice((0, 1, 2, 5, 31, 99, 2**29 - 1)) << 3 | random.randrange(8))
     data += random.choice((b"", b"\x00", b"\x01", b"\xff" * 10, b"\xff" * 9 + b"\x01", b"\x04abc", bytes(8)))
 
 
 def renumber(random: Random, data: bytearray) -> None:
-    """The first field becomes another."""
+    """Change the number of the first field."""
     if data:
         data[0] = random.randrange(32) << 3 & 0xFF | data[0] & 7
 
 
 def nest(random: Random, data: bytearray) -> None:
-    """Groups, or messages, in each other."""
+    """Append nested groups or messages."""
     depth = random.choice((2, 100, 300))
     data[:0] = b"\x0b" * depth if random.random() < 0.5 else b"\x12\x02" * depth
 
 
 def claim_a_length(random: Random, data: bytearray) -> None:
-    """Longer than what there is."""
+    """Append a length that exceeds the message."""
     at = _place(random, data)
     data[at : at + 1] = _varint(random.choice((0x7F, 0x4000, 2**31 - 1, 2**32 - 1, 2**63)))
 

@@ -1,7 +1,8 @@
-"""Packets for the port in its short form, and descriptors to go with any packet."""
+"""Packets of records for the port, and descriptors to send with any packet."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
+from irqchip.lapic_page import PAGE_SIZE
 from irqchip.records import EVENT, HEADER, NUMBERS, OPERATION
 from tests.fuzz.messages import ADDRESSES, MSRS, PORTS, WIDE
 
@@ -17,7 +19,7 @@ _LENGTHS = (0, 1, 2, 8, 15, 16, 17, 23, 24, 39, 40, 41, 63, 64, 65, 4096, 65535,
 
 
 def record(random: Random) -> bytes:
-    """One operation, mostly one that there is."""
+    """A record, mostly of an existing operation."""
     name = random.choice(_NAMES)
     number = NUMBERS[name] if random.random() < 0.95 else random.randrange(256)
     size = random.choice((0, 1, 1, 2, 4, 4, 8, 0x81, 0x82, 255) if random.random() < 0.1 else _SIZES.get(name, (0,)))
@@ -33,7 +35,7 @@ def record(random: Random) -> bytes:
 
 
 def packet(random: Random) -> bytes:
-    """A batch in the short form, or something that looks like one."""
+    """A batch of records, or something similar."""
     choice = random.random()
     serial = random.getrandbits(random.choice((4, 64)))
     if choice < 0.5:
@@ -63,28 +65,28 @@ _SIZES = {
 
 
 class Descriptors:
-    """One of each kind that a client may send for an eventfd, but for what blocks who closes it: see bench/stall.py."""
+    """One descriptor of each kind that a client may send, except those whose close() blocks (bench/stall.py)."""
 
     def __init__(self) -> None:
         self._kept: list[int] = []
-        for make in (_eventfds, _pipe, _sockets, _files, _others):
+        for make in (_eventfds, _memory, _pipe, _sockets, _files, _others):
             self._kept += make()
-        # Eventfds are what is right, and so more likely.
-        self._eventfds = self._kept[:4]
+        # Eventfds and a page of memory are valid, and therefore likelier.
+        self._eventfds, self._right = self._kept[:4], [*self._kept[:4], self._kept[5]]
 
     def some(self, random: Random, own: int) -> list[int]:
-        """For one packet; own is the descriptor of the connection that it goes over."""
+        """Descriptors for one packet; `own` is the descriptor of its connection."""
         count = random.choice((0, 1, 1, 1, 2, 2, 3, 8, 253))
-        kinds = self._eventfds if random.random() < 0.4 else [*self._kept, own]
+        kinds = self._right if random.random() < 0.4 else [*self._kept, own]
         return [random.choice(kinds) for _ in range(count)]
 
     def ring(self, random: Random) -> None:
-        """Write to an eventfd, as a device would."""
-        with suppress(BlockingIOError):  # it is full
+        """Write to an eventfd, as a device does."""
+        with suppress(BlockingIOError):  # the counter is full
             os.eventfd_write(random.choice(self._eventfds), random.choice((1, 2, 2**64 - 2)))
 
     def close(self) -> None:
-        """All of them."""
+        """Close all descriptors."""
         for descriptor in self._kept:
             os.close(descriptor)
 
@@ -94,6 +96,13 @@ def _eventfds() -> list[int]:
     full = os.eventfd(0, os.EFD_NONBLOCK)
     os.eventfd_write(full, 2**64 - 2)
     return [*made, full, os.eventfd(0)]
+
+
+def _memory() -> list[int]:
+    sealed = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING)
+    os.ftruncate(sealed, PAGE_SIZE)
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return [sealed]
 
 
 def _pipe() -> list[int]:

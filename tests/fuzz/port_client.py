@@ -1,4 +1,4 @@
-"""A client of the port that does everything right."""
+"""A correct client of the port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fuzz.machines import PATIENCE
 
 
 class PortClient:
-    """A Session that hears of nothing."""
+    """A Session without subscriptions."""
 
     def __init__(self, daemon: Daemon, vm: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -21,10 +21,10 @@ class PortClient:
         assert pb.SessionResponse.FromString(opened).HasField("opened"), opened
 
     def ask(self, packet: bytes) -> bytes:
-        """The answer."""
+        """Send a packet; returns the answer."""
         self._socket.send(packet)
         return self._socket.recv(MESSAGE_BYTES + 1)
 
     def close(self) -> None:
-        """The Session ends."""
+        """End the Session."""
         self._socket.close()

@@ -1,4 +1,4 @@
-"""Whatever comes in, over whichever edge: the daemon lives, logs no traceback, and another VM goes on as if alone."""
+"""Whatever arrives over either edge, the daemon survives, logs no traceback, and another VM is not affected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ quick = settings(max_examples=150, deadline=None, derandomize=True, database=Non
 seeds = st.integers(0, 2**32)
 
 
-def test_thousands_of_messages_that_are_nearly_right_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_almost_valid_messages_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "ROUND", 2000)
     outcome = campaign.run(1, 8000, print)
     assert outcome.findings == [], outcome.report.examples
@@ -35,12 +35,12 @@ def test_thousands_of_messages_that_are_nearly_right_find_nothing(monkeypatch: p
     assert outcome.asked > 50
 
 
-# By hypothesis, which makes a failure small.
+# With hypothesis, which minimises failures.
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    """One for these tests: what they send makes VMs, too."""
+    """A daemon for these tests alone, because their messages create VMs."""
     with start_daemon() as daemon:
         yield daemon
 
@@ -57,13 +57,13 @@ def vms(daemon: Daemon) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def channel(daemon: Daemon) -> Iterator[grpc.Channel]:
-    """A channel without an SDK, which would not send what is wrong."""
+    """A channel without the SDK, which would refuse to send bad input."""
     with grpc.insecure_channel(daemon.target) as channel:
         yield channel
 
 
 def answer(channel: grpc.Channel, method: str, request: bytes) -> str:
-    """How a call ends."""
+    """A call's outcome."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
         f"/irqchip.v1.IrqchipService/{method}", None, None
     )
@@ -76,7 +76,7 @@ def answer(channel: grpc.Channel, method: str, request: bytes) -> str:
 
 @quick
 @given(st.sampled_from(sorted(set(UNARY) - {"DeleteVm"})), st.binary(max_size=80))
-def test_a_call_of_any_bytes_has_a_status_of_its_own(
+def test_a_call_with_any_bytes_ends_with_a_proper_status(
     daemon: Daemon, channel: grpc.Channel, method: str, request: bytes
 ) -> None:
     assert answer(channel, method, request) not in ("UNKNOWN", "INTERNAL", "UNAVAILABLE")
@@ -85,7 +85,7 @@ def test_a_call_of_any_bytes_has_a_status_of_its_own(
 
 @quick
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=8), st.booleans())
-def test_a_connection_to_the_port_of_any_packets_is_answered_or_ended(
+def test_a_connection_to_the_port_with_any_packets_is_answered_or_ended(
     daemon: Daemon, vms: list[str], packets: list[bytes], opened: bool
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
@@ -93,7 +93,7 @@ def test_a_connection_to_the_port_of_any_packets_is_answered_or_ended(
         client.connect(daemon.target.removeprefix("unix://") + SUFFIX)
         if opened:
             client.send(pb.SessionRequest(open=pb.SessionOpen(vm=vms[0])).SerializeToString())
-        # This one is answered where no other has ended the connection.
+        # This packet is answered unless an earlier one has ended the connection.
         batch = pb.SessionRequest(batch=pb.Batch(serial=1)).SerializeToString()
         received = b""
         try:
@@ -108,7 +108,7 @@ def test_a_connection_to_the_port_of_any_packets_is_answered_or_ended(
 
 @quick
 @given(seeds)
-def test_a_state_that_was_changed_is_refused_or_is_one(channel: grpc.Channel, vms: list[str], seed: int) -> None:
+def test_a_changed_state_is_refused_or_restored(channel: grpc.Channel, vms: list[str], seed: int) -> None:
     rpcs = IrqchipServiceStub(channel)
     random = Random(seed)
     snapshot = rpcs.SaveVm(pb.SaveVmRequest(vm=vms[1]), timeout=30).snapshot
@@ -129,11 +129,11 @@ def test_a_state_that_was_changed_is_refused_or_is_one(channel: grpc.Channel, vm
         rpcs.DeleteVm(pb.DeleteVmRequest(vm="restored"), timeout=30)
 
 
-def test_nothing_was_logged_as_a_failure(daemon: Daemon) -> None:
+def test_no_failure_was_logged(daemon: Daemon) -> None:
     assert "Traceback" not in daemon.stderr
 
 
-# What the fuzzer itself is made of.
+# The fuzzer's own parts.
 
 
 @quick
@@ -142,13 +142,13 @@ def test_the_same_seed_makes_the_same_messages(seed: int, method: str) -> None:
     def made() -> list[bytes]:
         random = Random(seed)
         message: Message = Messages(random, ["a", "b", "c"]).make(METHODS[method].input_type)
-        # Maps have no order.
+        # Maps are unordered.
         return [message.SerializeToString(deterministic=True), packet(random), mutate(random, b"\x0a\x01a\x10\x05")]
 
     assert made() == made()
 
 
-def test_most_messages_are_still_messages_after_a_mutation_and_some_are_not() -> None:
+def test_most_but_not_all_mutated_messages_can_be_parsed() -> None:
     random = Random(1)
     whole = pb.PioReadRequest(vm="vm-1", vcpu=1, port=0x20, size=1).SerializeToString()
     good = 0
@@ -172,6 +172,6 @@ def test_every_operation_and_every_field_of_it_is_made() -> None:
         f"{operation.name}.{field.name}"
         for operation in pb.Operation.DESCRIPTOR.fields
         for field in (operation.message_type.fields if operation.message_type else ())
-        if field.name != "vm"  # the Session's is meant
+        if field.name != "vm"  # operations use the Session's VM
     }
     assert fields <= seen

@@ -1,4 +1,4 @@
-"""How a daemon is: memory, descriptors, what it wrote to its log."""
+"""A daemon's vital signs: memory, descriptors, and its log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from irqchip_client._daemon import Daemon
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """At one moment."""
+    """The vital signs at one time."""
 
     alive: bool
     rss_kib: int
@@ -23,7 +23,7 @@ class Vitals:
 
 
 def vitals(daemon: Daemon) -> Vitals:
-    """Now."""
+    """The current vital signs."""
     log = daemon.stderr
     alive = daemon.process.poll() is None
     if not alive:
@@ -32,7 +32,7 @@ def vitals(daemon: Daemon) -> Vitals:
 
 
 def _descriptors(daemon: Daemon) -> int:
-    """How many it has; but for that of its Signaller, which is opened when it first signals an eventfd, and stays."""
+    """The number of descriptors without the Signaller's, which is opened at the first signal and then stays."""
     count = 0
     folder = f"/proc/{daemon.pid}/fd"
     for descriptor in os.listdir(folder):
@@ -50,7 +50,7 @@ def rss_kib(daemon: Daemon) -> int:
 
 
 def settled(daemon: Daemon, descriptors: int, patience: float = 10.0) -> Vitals:
-    """When it has closed what its clients left behind, so that it has no more descriptors than these."""
+    """The vital signs once the daemon has closed its clients' leftovers, and has at most this many descriptors."""
     deadline = time.monotonic() + patience
     while True:
         now = vitals(daemon)
@@ -60,7 +60,7 @@ def settled(daemon: Daemon, descriptors: int, patience: float = 10.0) -> Vitals:
 
 
 def first_traceback(daemon: Daemon, length: int = 3000) -> str:
-    """What it was that failed first, and around it."""
+    """The first traceback in the log, with its context."""
     log = daemon.stderr
     at = log.find("Traceback")
     return log[max(at - 300, 0) : at + length]

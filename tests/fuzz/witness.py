@@ -1,4 +1,4 @@
-"""Another VM, of which the same is asked of two daemons: of the one that is fuzzed, and of one that is left alone."""
+"""A VM that exists on two daemons, the fuzzed one and an undisturbed one, and must give the same answers on both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REGISTERS = tuple(LAPIC + offset for offset in (0x20, 0x80, 0xA0, 0xD0, 0xF0, 0x
 
 
 class Witness:
-    """A VM on a virtual clock, so that the same operations give the same answers, on both daemons."""
+    """A VM on a virtual clock, so that the same operations give the same answers on both daemons."""
 
     def __init__(self, fuzzed: Daemon, alone: Daemon, seed: str) -> None:
         self._random = Random(seed)
@@ -34,7 +34,7 @@ class Witness:
         self.differences: list[str] = []
 
     def ask(self) -> None:
-        """A few operations, of one edge."""
+        """Send a few operations over one edge to both daemons, and compare the answers."""
         operations = [_operation(self._random) for _ in range(self._random.randint(1, 8))]
         how = self._random.choice(("grpc", "port", "records"))
         begun = time.monotonic()
@@ -44,15 +44,15 @@ class Witness:
         self._compare(f"{how} {' '.join(str(operations).split())}", answers)
 
     def compare_states(self) -> None:
-        """All of it."""
+        """Compare the two VMs' whole states."""
         self._compare("SaveVm", [side.state() for side in self._sides])
 
     def _compare(self, what: str, answers: list[bytes]) -> None:
-        if answers[0] != answers[1] and len(self.differences) < KEPT:  # after the first, all may be different
+        if answers[0] != answers[1] and len(self.differences) < KEPT:  # later answers may all differ
             self.differences.append(f"{what}: {answers[0].hex()} where an undisturbed VM has {answers[1].hex()}")
 
     def close(self) -> None:
-        """The connections."""
+        """Close the connections."""
         for side in self._sides:
             side.close()
 
@@ -70,7 +70,7 @@ class _Side:
         self._port = PortClient(daemon, NAME)
 
     def ask(self, how: str, operations: list[pb.Operation], serial: int) -> bytes:
-        """The answers."""
+        """Send operations; returns the answers."""
         if how == "records":
             packed = [_record(operation) for operation in operations]
             return self._port.ask(HEADER.pack(0, serial) + b"".join(record for record in packed if record))
@@ -100,7 +100,7 @@ class _Side:
 
 
 def _record(operation: pb.Operation) -> bytes:
-    """An operation's short form."""
+    """An operation as a record."""
     name = operation.WhichOneof("operation") or ""
     request = getattr(operation, name)
     if name == "irq_line":
@@ -119,7 +119,7 @@ def _record(operation: pb.Operation) -> bytes:
 
 
 def _operation(random: Random) -> pb.Operation:
-    """What devices, guests and vCPUs do."""
+    """A random operation of a device, guest or vCPU."""
     vcpu = random.randrange(2)
     match random.randrange(11):
         case 0 | 1:
@@ -151,7 +151,7 @@ def _write(vcpu: int, offset: int, data: int) -> pb.Operation:
 
 
 def _program(random: Random, vcpu: int) -> pb.Operation:
-    """The IOAPIC's entries, or the APIC timer."""
+    """Program an entry of the IOAPIC, or the APIC timer."""
     if random.random() < 0.3:
         return _write(vcpu, *random.choice(((0x320, 0x20040), (0x3E0, 0xB), (0x380, 50_000))))
     address, data = random.choice(((IOAPIC, 0x10 + random.randrange(48)), (IOAPIC + 0x10, random.choice(VECTORS))))
@@ -160,7 +160,7 @@ def _program(random: Random, vcpu: int) -> pb.Operation:
 
 @contextmanager
 def witness(fuzzed: Daemon, alone: Daemon, seed: str) -> Iterator[Witness]:
-    """One, for the length of a `with`."""
+    """A witness, for the duration of a `with`."""
     made = Witness(fuzzed, alone, seed)
     try:
         yield made

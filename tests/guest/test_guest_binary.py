@@ -1,4 +1,4 @@
-"""examples/guest/guest.elf is what its source makes."""
+"""examples/guest/guest.elf matches its source."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PROBE = ["-m32", "-c", "-x", "c", "/dev/null", "-o"]
 
 @pytest.fixture(scope="module")
 def same_compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where another compiler is installed than made the binary, or none."""
+    """Skip unless the installed compiler is the one that made the binary."""
     for tool in (compiler(), "ld", "objcopy"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     probe = tmp_path_factory.mktemp("probe") / "probe.o"
     if subprocess.run([compiler(), *PROBE, str(probe)], capture_output=True, check=False).returncode:
         pytest.skip(f"{compiler()} makes no 32-bit x86 code")
-    # An object's .comment begins with a NUL, which the linker takes away.
+    # An object's .comment begins with a NUL, which the linker removes.
     made_by, installed = (recorded_compiler(path).strip(b"\0").decode() for path in (BINARY, probe))
     if made_by != installed:
         pytest.skip(f"guest.elf was made by {made_by}, and here is {installed}")

@@ -1,4 +1,4 @@
-"""The demo's machine at work for longer: its ticks are counted, and its port accesses timed."""
+"""The demo's machine in a longer run: its ticks are counted, and its port accesses timed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PORTS = 5_000
     ]
 )
 def monitor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Monitor]:
-    """The guest's, whose interrupts come through the PIC, and its ticks from the PIT, which waits with them."""
+    """The monitor of a guest whose interrupts come through the PIC; the PIT waits for its ticks to be acknowledged."""
     stage = Stage(tmp_path, quiet=True)
     try:
         stage.start_daemon()
@@ -48,7 +48,7 @@ def monitor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Monitor]
         stage.close()
 
 
-def test_of_10000_timer_interrupts_none_is_lost(monitor: Monitor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_none_of_10000_timer_interrupts_is_lost(monitor: Monitor, capsys: pytest.CaptureFixture[str]) -> None:
     monitor.say(f"ticks {TICKS} {HZ}")
     counted, *_, rate = monitor.answer("ticks", 4 * TICKS / HZ)
     with capsys.disabled():

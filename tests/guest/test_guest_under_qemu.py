@@ -1,4 +1,4 @@
-"""The demo guest on a PC that is not ours: QEMU's devices and interrupt controllers."""
+"""The demo guest on an independent PC: QEMU's devices and interrupt controllers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")
 
 
 class Guest:
-    """A guest that runs, at its prompt."""
+    """A running guest, at its prompt."""
 
     def __init__(self, qemu: subprocess.Popen[bytes], keyboard: socket.socket) -> None:
         self._qemu = qemu
@@ -33,7 +33,7 @@ class Guest:
         self.banner = self.wait_for("\n> ")
 
     def wait_for(self, ending: str) -> str:
-        """What the guest says, as far as this; lines end in \\n."""
+        """The guest's output up to this ending; lines end in \\n."""
         assert self._qemu.stdout is not None
         said, deadline = b"", time.monotonic() + PATIENCE
         wanted = ending.replace("\n", "\r\n").encode()
@@ -45,29 +45,29 @@ class Guest:
         return said.decode().replace("\r\n", "\n")
 
     def type(self, text: str) -> None:
-        """At the serial port."""
+        """Type at the serial port."""
         assert self._qemu.stdin is not None
         self._qemu.stdin.write(text.encode())
 
     def ask(self, command: str) -> list[str]:
-        """The lines that answer a command."""
+        """Type a command; returns the lines of its answer."""
         self.type(command + "\r")
         return self.wait_for("\n> ").removesuffix("> ").splitlines()[1:]
 
     def press(self, *keys: str) -> None:
-        """At the keyboard; the keys' names are those of QEMU."""
+        """Press keys of the keyboard, by QEMU's names."""
         for key in keys:
             self._keyboard.sendall(f"sendkey {key} 10\n".encode())
-            time.sleep(0.05)  # beyond the 10 ms that it is held: keys that are held together come in another order
+            time.sleep(0.05)  # longer than the 10 ms that each key is held: keys held together arrive in another order
 
     def pause(self, seconds: float) -> None:
-        """It executes nothing, and its time goes on."""
+        """Stop the guest's execution for a while; its time goes on."""
         self._qemu.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
         self._qemu.send_signal(signal.SIGCONT)
 
     def wait(self) -> int:
-        """Its exit status."""
+        """Wait for the exit status."""
         return self._qemu.wait(timeout=PATIENCE)
 
 
@@ -117,31 +117,31 @@ def test_every_source_interrupts(append: str) -> None:
 
 
 @pytest.mark.parametrize("append", ["irq=pic", "irq=ioapic"])
-def test_ticks_and_lost_ticks_are_all_of_the_time_that_passed(append: str) -> None:
+def test_ticks_and_lost_ticks_add_up_to_the_elapsed_time(append: str) -> None:
     with running(append) as guest:
         asked = time.monotonic()
         came, lost, took = timed_ticks(guest.ask("ticks 100 200"))
         waited = (time.monotonic() - asked) * 1000
         assert 100 <= came <= 200
-        # Where QEMU was stopped by its host before the first, the others come early and none is lost.
+        # If the host stopped QEMU before the first tick, the other ticks come early and none is lost.
         assert (came + lost) * 5 >= took - 20
         assert lost == 0 or (came + lost) * 5 <= took + 20
         assert took <= waited + 20
 
 
-def test_a_pause_is_time_that_passed() -> None:
+def test_a_pause_counts_as_elapsed_time() -> None:
     with running("irq=ioapic") as guest:
         guest.type("ticks 200 200\r")
         guest.wait_for("\n")
         time.sleep(0.3)
         guest.pause(0.6)
         came, lost, took = timed_ticks(guest.wait_for("\n> ").splitlines())
-        assert took >= 900  # QEMU delivers then what it was late with
+        assert took >= 900  # QEMU then delivers the late ticks
         assert (came + lost) * 5 >= took - 20
 
 
 def timed_ticks(lines: list[str]) -> tuple[int, int, int]:
-    """How many came, were lost, and the milliseconds."""
+    """The ticks that came, the ticks that were lost, and the milliseconds."""
     came, lost = map(int, re.findall(r"\d+", lines[0]))
     took = next(line for line in lines if line.startswith("in "))
     return came, lost, int(took.split()[1])
@@ -161,7 +161,7 @@ def test_lines_are_edited_and_commands_answer() -> None:
         assert guest.ask("cmdline")[0].startswith(str(BINARY))
 
 
-def test_commands_that_are_typed_ahead_are_not_lost() -> None:
+def test_typed_ahead_commands_are_not_lost() -> None:
     with running("") as guest:
         guest.type("".join(f"echo {number}\r" for number in range(100)) + "exit\r")
         said = guest.wait_for("exit 0\n")
@@ -169,7 +169,7 @@ def test_commands_that_are_typed_ahead_are_not_lost() -> None:
         assert guest.wait() == 1
 
 
-def test_ctrl_c_ends_what_waits() -> None:
+def test_ctrl_c_ends_a_waiting_command() -> None:
     with running("") as guest:
         guest.type("keys\r")
         guest.wait_for("keyboard: ")
@@ -187,7 +187,7 @@ def test_without_the_disk_its_commands_say_so_at_once() -> None:
         assert guest.ask("sum 0 10") == ["", "disk: none at sector 0"]
 
 
-def test_an_exception_says_where_and_fails() -> None:
+def test_an_exception_reports_its_place_and_fails() -> None:
     with running("") as guest:
         guest.type("crash\r")
         said = guest.wait_for("panic: an exception\n")

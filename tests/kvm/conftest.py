@@ -1,4 +1,4 @@
-"""A machine, where KVM can be used."""
+"""A machine, if KVM can be used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.kvm.machine import Machine
 
 @pytest.fixture
 def machine(irqchip_client: Client) -> Iterator[Machine]:
-    """A PC, of this machine's KVM."""
+    """A PC on this machine's KVM."""
     if reason := why_not():
         pytest.skip(reason)
     with GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:

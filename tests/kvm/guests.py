@@ -1,19 +1,19 @@
-"""Guests in machine code: the bytes of each instruction, and the instruction. In 64-bit mode, unless said.
+"""Guests in machine code: the bytes of each instruction, and the instruction. They run in 64-bit mode unless noted.
 
-Port e9h takes what a guest has to say, and f4h ends its run. They count at 500h. Where they are, and their tables:
-machine.py says.
+A write to port E9h is a guest's output, and a write to F4h ends its run. Guests count at 500h. machine.py has their
+addresses and tables.
 """
 
 from __future__ import annotations
 
 
 def code(listing: str) -> bytes:
-    """The bytes of a listing: in each line those left of four spaces; a label has none."""
+    """The bytes of a listing: on each line the part before four spaces; a label has none."""
     lines = [line.strip().partition("    ") for line in listing.splitlines()]
     return b"".join(bytes.fromhex(left) for left, gap, _ in lines if gap)
 
 
-# In real mode: IN and OUT, one by one and strings of them: the PIC in the daemon, and ports 300h and 301h.
+# In real mode: IN and OUT, single and in strings, of the daemon's PIC and of ports 300h and 301h.
 PORTS = code(
     """
     b0 5a                       mov al, 0x5a
@@ -42,7 +42,7 @@ PORTS = code(
     """
 )
 
-# In protected mode: the IOAPIC's version, what nobody claims, and a store and a load across a page's end.
+# In protected mode: reads the IOAPIC's version and an unclaimed address, and accesses memory across a page boundary.
 MEMORY = code(
     """
     c7 05 00 00 c0 fe 01 00 00 00    mov dword ptr [0xfec00000], 1
@@ -57,7 +57,7 @@ MEMORY = code(
     """
 )
 
-# In real mode: counts, and ends the interrupt.
+# In real mode: counts the interrupt, and ends it.
 PIC_HANDLER = code(
     """
     50                          push ax
@@ -71,7 +71,7 @@ PIC_HANDLER = code(
     """
 )
 
-# In real mode: reports each time that it has been halted.
+# In real mode: reports every end of a halt.
 HALTS = code(
     """
     fb                          sti
@@ -82,7 +82,7 @@ HALTS = code(
     """
 )
 
-# In real mode: reports when there has been an interrupt.
+# In real mode: reports an interrupt.
 SPINS = code(
     """
     fb                          sti
@@ -94,7 +94,7 @@ SPINS = code(
     """
 )
 
-# In real mode: interrupts are off for a while, and then on until one has come.
+# In real mode: interrupts are off for a while, then on until one has come.
 SHUT = code(
     """
     b0 64                       mov al, 'd'
@@ -114,7 +114,7 @@ SHUT = code(
     """
 )
 
-# In real mode: alternates between HLT and spinning, until there were 300 interrupts.
+# In real mode: alternates between HLT and spinning, until 300 interrupts have come.
 COUNTS = code(
     """
     fb                          sti
@@ -129,7 +129,7 @@ COUNTS = code(
     """
 )
 
-# Counts, and ends the interrupt.
+# Counts the interrupt, and ends it.
 APIC_HANDLER = code(
     """
     ff 04 25 00 05 00 00        inc dword ptr [0x500]
@@ -154,7 +154,7 @@ TIMER = code(
     """
 )
 
-# Sends itself 100 IPIs, each of which has come before the next instruction but one.
+# Sends itself 100 IPIs; each must arrive at most one instruction later.
 SELF_IPIS = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -175,7 +175,7 @@ SELF_IPIS = code(
     """
 )
 
-# Sends itself an NMI, spins until there is a second, and halts.
+# Sends itself an NMI, spins until a second one comes, and halts.
 SELF_NMI = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -191,7 +191,7 @@ SELF_NMI = code(
     """
 )
 
-# INT n, whose handler is not present; #NP's own keeps its error code and what it returns to, and stops.
+# INT n without a present handler; the handler of #NP stores its error code and return address, and stops.
 ABSENT_HANDLER = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -206,7 +206,7 @@ NOT_PRESENT_HANDLER = code(
     """
 )
 
-# Stops; then says how many NMIs there have been.
+# Stops; then reports the number of NMIs.
 COUNTED_NMIS = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -227,7 +227,7 @@ NMI_HANDLER = code(
     """
 )
 
-# Moves the local APIC, disables it, tries to make it an x2APIC, and enables it where it was.
+# Moves the local APIC, disables it, tries to make it an x2APIC, and enables it at its old address.
 BASE = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -278,7 +278,7 @@ CR8_DISABLED = code(
     """
 )
 
-# Goes on behind the instruction, which is one of two bytes.
+# Continues after the instruction, which has two bytes.
 FAULT_HANDLER = code(
     """
     b0 47                       mov al, 'G'
@@ -289,7 +289,7 @@ FAULT_HANDLER = code(
     """
 )
 
-# Makes it an x2APIC, masks an IPI to itself, and unmasks it.
+# Makes its local APIC an x2APIC, masks an IPI to itself, and unmasks it.
 X2APIC = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -358,7 +358,7 @@ LEVEL = code(
     """
 )
 
-# Counts, tells the device, and ends the interrupt.
+# Counts the interrupt, notifies the device, and ends the interrupt.
 LEVEL_HANDLER = code(
     """
     ff 04 25 00 05 00 00        inc dword ptr [0x500]
@@ -368,7 +368,7 @@ LEVEL_HANDLER = code(
     """
 )
 
-# Begins in protected mode, goes to 64-bit mode, and there to 1200h.
+# Starts in protected mode, enters 64-bit mode, and jumps to 1200h.
 LONG = code(
     """
     b8 00 00 01 00              mov eax, 0x10000
@@ -386,7 +386,7 @@ LONG = code(
     """
 )
 
-# Writes CR8 and the TPR in turn, and reads the other.
+# Writes CR8 and the TPR alternately, and reads the other one.
 MASKS = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -432,7 +432,7 @@ LONG_HANDLER = code(
     """
 )
 
-# In protected mode: sends vCPU 1 INIT and SIPI, and waits until it has started.
+# In protected mode: sends vCPU 1 INIT and SIPI, and waits until vCPU 1 has started.
 STARTS_OTHER = code(
     """
     c7 05 10 03 e0 fe 00 00 00 01    mov dword ptr [0xfee00310], 0x01000000
@@ -445,7 +445,7 @@ STARTS_OTHER = code(
     """
 )
 
-# In real mode, at 9000h: tells that it has started.
+# In real mode, at 9000h: reports that it has started.
 OTHER = code(
     """
     c6 06 00 05 01              mov byte ptr [0x500], 1
@@ -453,7 +453,7 @@ OTHER = code(
     """
 )
 
-# In protected mode: INT3, INT n and an IPI to itself, all of one handler.
+# In protected mode: INT3, INT n and an IPI to itself, with one handler.
 SOFTWARE = code(
     """
     0f 01 1d 00 06 00 00        lidt [0x600]
@@ -483,7 +483,7 @@ SOFTWARE_HANDLER = code(
     """
 )
 
-# INT3 and INT n, of one handler.
+# INT3 and INT n, with one handler.
 LONG_SOFTWARE = code(
     """
     0f 01 1c 25 20 06 00 00     lidt [0x620]
@@ -498,7 +498,7 @@ LONG_SOFTWARE = code(
     """
 )
 
-# In protected mode: asks CPUID who it is.
+# In protected mode: reads its APIC ID from CPUID.
 IDENTIFIES = code(
     """
     b8 01 00 00 00              mov eax, 1

@@ -1,4 +1,4 @@
-"""A PC of a daemon's irqchip, a KVM vCPU and 1 MiB of RAM, in which a test can run a guest."""
+"""A PC with a daemon's irqchip, a KVM vCPU and 1 MiB of RAM, in which a test can run a guest."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.kvm.guests import LONG
 
 ENTRY, LONG_ENTRY, STACK = 0x1000, 0x1200, 0xF000
 HANDLER, NMI_HANDLER, FAULT_HANDLER = 0x2000, 0x2100, 0x2200
-COUNT = 0x500  # where handlers count
-# What IDTR and GDTR are loaded from, and the tables: those of 64-bit mode apart.
+COUNT = 0x500  # the counter of the handlers
+# The operands of LIDT and LGDT, and the tables; those of 64-bit mode are separate.
 IDTR, GDTR, LONG_IDTR, GDT, IDT, LONG_IDT = 0x600, 0x608, 0x620, 0x700, 0x800, 0x4000
-PAGE_TABLES = 0x10000  # of three levels: they map 4 GiB onto themselves
+PAGE_TABLES = 0x10000  # three levels that map 4 GiB onto themselves
 VECTOR, NMI, BREAKPOINT, PROTECTION_FAULT = 0x50, 2, 3, 13
 APIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SAY, STOP = 0xE9, 0xF4
@@ -30,7 +30,7 @@ def _ignore(_: int) -> None:
 
 
 class Devices:
-    """The local devices: a port to say something, one to stop, and whatever a test adds."""
+    """The local devices: a port for output, one to stop, and those that a test adds."""
 
     def __init__(self) -> None:
         self.said = bytearray()
@@ -64,7 +64,7 @@ class Devices:
 
 
 class Machine:
-    """vCPU 0 of it, and its memory."""
+    """vCPU 0 of the PC, and its memory."""
 
     def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory) -> None:
         self.client = client
@@ -80,7 +80,7 @@ class Machine:
     # Set-up.
 
     def load_real(self, guest: bytes) -> None:
-        """A guest in real mode. PICs whose vectors begin at 20h and 28h; all of them have one handler."""
+        """Load a guest in real mode. The PICs' vectors begin at 20h and 28h, and share one handler."""
         for vector in range(0x20, 0x30):
             self.memory.write(4 * vector, struct.pack("<HH", HANDLER, 0))
         for port, values in ((0x20, (0x11,)), (0x21, (0x20, 4, 1, 0)), (0xA0, (0x11,)), (0xA1, (0x28, 2, 1, 0))):
@@ -89,7 +89,7 @@ class Machine:
         self._start(StartMode.REAL, guest)
 
     def load_protected(self, guest: bytes) -> None:
-        """A guest in protected mode. Its local APIC is enabled, and its PICs are masked."""
+        """Load a guest in protected mode, with its local APIC enabled and its PICs masked."""
         for port in (0x21, 0xA1):
             self.vcpu.pio_write(port, 0xFF)
         self.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
@@ -97,7 +97,7 @@ class Machine:
         self._start(StartMode.PROTECTED, guest)
 
     def load_long(self, guest: bytes) -> None:
-        """The same in 64-bit mode, to which it goes by itself."""
+        """Load such a guest, which enters 64-bit mode itself."""
         self.memory.write(LONG_ENTRY, guest)
         self.load_protected(LONG)
 
@@ -125,26 +125,26 @@ class Machine:
         memory.write(pointers, struct.pack("<4Q", *(directories + 0x1000 * n | present for n in range(4))))
         memory.write(directories, struct.pack("<2048Q", *(n << 21 | large for n in range(2048))))
 
-    # While it runs.
+    # While the guest runs.
 
     @contextmanager
     def running(self) -> Iterator[Future[None]]:
-        """The guest runs in a thread; what becomes of run() is the future's."""
+        """Run the guest in a thread; the future has the result of run()."""
         with running(self.cpu) as done:
             yield done
 
     def word(self, address: int) -> int:
-        """Four bytes of memory."""
+        """A 4-byte word of memory."""
         return int.from_bytes(self.memory.read(address, 4), "little")
 
     def wait_until_halted(self) -> None:
-        """The daemon knows that it halts."""
+        """Wait until the daemon knows that the vCPU halts."""
         wait_for(lambda: self.vcpu.mp_state() is MpState.HALTED)
 
 
 @contextmanager
 def running(cpu: KvmVcpu) -> Iterator[Future[None]]:
-    """A vCPU runs in a thread."""
+    """Run a vCPU in a thread."""
     done: Future[None] = Future()
 
     def run() -> None:
@@ -166,7 +166,7 @@ def running(cpu: KvmVcpu) -> Iterator[Future[None]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Until it is so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not come"

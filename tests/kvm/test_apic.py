@@ -1,4 +1,4 @@
-"""TPR and CR8, IA32_APIC_BASE and the x2APIC's registers are the same to the guest, to KVM and to the daemon."""
+"""TPR and CR8, IA32_APIC_BASE and the x2APIC's registers agree in the guest, in KVM and in the daemon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CPUID_X2APIC, CPUID_TSC_DEADLINE = 1 << 21, 1 << 24
 BASE = 0x1B
 
 
-def test_cpuid_says_what_there_is(machine: Machine) -> None:
+def test_cpuid_reports_the_features(machine: Machine) -> None:
     machine.load_protected(guests.IDENTIFIES)
     machine.cpu.run()
     assert machine.word(COUNT) >> 24 == 0
@@ -31,18 +31,18 @@ def test_cr8_and_tpr_mask_and_unmask(machine: Machine) -> None:
     machine.load_long(guests.MASKS)
     machine.cpu.run()
     # CR8 of 5 is a TPR of 50h, and masks; 4 unmasks. A TPR of 70h is a CR8 of 7, and masks; 0 unmasks.
-    # A KVM that has no exit for that (some emulate it) unmasks with the next exit, at u.
+    # A KVM without an exit for that (some emulate it) unmasks with the next exit, at u.
     assert machine.devices.said.replace(b"u", b"") == b"\x50mI\x07mI\x00"
 
 
-def test_the_apic_moves_and_is_disabled_and_refuses_what_it_must(machine: Machine) -> None:
+def test_the_apic_moves_and_is_disabled_and_refuses_invalid_values(machine: Machine) -> None:
     machine.memory.write(FAULT_HANDLER, guests.FAULT_HANDLER)
     machine.load_long(guests.BASE)
     machine.cpu.run()
     version = 0x0005_0014
     assert [machine.word(address) for address in (0x500, 0x504, 0x508, 0x510)] == [
         version,
-        0xFFFF_FFFF,  # where it was
+        0xFFFF_FFFF,  # at the old address
         0xFFFF_FFFF,  # disabled
         version,
     ]
@@ -68,8 +68,8 @@ def test_cr8_of_a_disabled_apic_is_its_tpr(machine: Machine) -> None:
     assert machine.vcpu.lapic().tpr == 0x50
 
 
-def test_the_apics_timer_has_the_modes_that_cpuid_says(machine: Machine) -> None:
-    """Without the TSC deadline bit 18 of its LVT entry stays 0."""
+def test_the_apics_timer_has_the_modes_in_cpuid(machine: Machine) -> None:
+    """Without the TSC deadline feature bit 18 of the timer's LVT entry stays 0."""
     machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
     machine.vcpu.mmio_write(APIC + 0x320, 0x7_0031)
     assert machine.vcpu.mmio_read(APIC + 0x320).data == 0x3_0031

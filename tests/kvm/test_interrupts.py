@@ -1,4 +1,4 @@
-"""Interrupts of the daemon's chips reach a guest, each once and at its time."""
+"""Interrupts from the daemon's chips reach a guest, each exactly once and on time."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def test_no_interrupt_is_lost_whatever_the_guest_is_doing(machine: Machine, puls
 
 def test_a_thousand_apic_timer_interrupts(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.APIC_HANDLER)
-    machine.vcpu.mmio_write(APIC + 0x3E0, 0b1011)  # divides by 1: a nanosecond
+    machine.vcpu.mmio_write(APIC + 0x3E0, 0b1011)  # divides by 1: a count is a nanosecond
     machine.load_long(guests.TIMER)
     machine.vcpu.mmio_write(APIC + 0x320, VECTOR)
     machine.cpu.run()
     assert machine.word(COUNT) == 1000
 
 
-def test_an_ipi_to_itself_comes_before_the_next_instruction_but_one(machine: Machine) -> None:
+def test_a_self_ipi_arrives_at_most_one_instruction_later(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.APIC_HANDLER)
     machine.load_long(guests.SELF_IPIS)
     machine.cpu.run()
     assert machine.devices.said == b"+"
 
 
-def test_an_nmi_to_itself_and_to_one_that_spins_and_one_that_halts(machine: Machine) -> None:
+def test_nmis_to_itself_and_to_a_spinning_and_a_halted_vcpu(machine: Machine) -> None:
     machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
     machine.load_long(guests.SELF_NMI)  # with interrupts off
     with machine.running() as done:
@@ -100,7 +100,7 @@ def test_an_nmi_to_itself_and_to_one_that_spins_and_one_that_halts(machine: Mach
 
 
 @pytest.mark.parametrize(("kind", "error_code"), [(0x8E00, 0x20), (0x0E00, 0x60 * 8 + 2)], ids=["segment", "gate"])
-def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(
+def test_a_fault_of_an_int_without_a_present_handler_returns_to_the_int(
     machine: Machine, kind: int, error_code: int
 ) -> None:
     memory = machine.memory
@@ -114,7 +114,7 @@ def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(
     assert (machine.word(0x500), machine.word(0x508)) == (error_code, LONG_ENTRY + 8)
 
 
-def test_two_nmis_that_wait_come_one_behind_the_other(machine: Machine) -> None:
+def test_two_pending_nmis_come_one_after_the_other(machine: Machine) -> None:
     machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
     machine.load_long(guests.COUNTED_NMIS)
     machine.cpu.run()
@@ -127,7 +127,7 @@ def test_two_nmis_that_wait_come_one_behind_the_other(machine: Machine) -> None:
 def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.LEVEL_HANDLER)
     machine.load_long(guests.LEVEL)
-    low, high = 0x10 + 2 * 11, 0x10 + 2 * 11 + 1  # of GSI 11's redirection entry
+    low, high = 0x10 + 2 * 11, 0x10 + 2 * 11 + 1  # the registers of GSI 11's redirection entry
     for register, value in ((high, 0), (low, 1 << 15 | VECTOR)):
         machine.vcpu.mmio_write(IOAPIC, register)
         machine.vcpu.mmio_write(IOAPIC + 0x10, value)
@@ -143,7 +143,7 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
     with machine.vm.session("device") as session:
         device = threading.Thread(target=drive, args=(session,))
         device.start()
-        # The line falls at some time after the EOI, so that an interrupt may come twice; but there is none left behind.
+        # The line falls some time after the EOI, so an interrupt may come twice, but none is left pending.
         machine.cpu.run()
         machine.devices.on_say(0)
         device.join(10)

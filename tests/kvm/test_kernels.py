@@ -1,4 +1,4 @@
-"""Test kernels, in C and as multiboot images, run to their end and have nothing to complain of."""
+"""Test kernels in C, as multiboot images, run to their end without a failed check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bits(request: pytest.FixtureRequest) -> str:
 
 
 def build(name: str, bits: str, where: Path) -> Path:
-    """The image; skips where there is no compiler that makes one."""
+    """Build the image; skip if no compiler can."""
     if (gcc := shutil.which("gcc")) is None:
         pytest.skip("gcc is not installed")
     options = [

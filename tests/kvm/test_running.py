@@ -1,4 +1,4 @@
-"""A vCPU is started, stopped in whatever it does, and ended."""
+"""A vCPU is started, stopped in any activity, and closed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.kvm.machine import COUNT, HANDLER, Machine, running, wait_for
 SPIN = b"\xfe\x06\x00\x05\xeb\xfa"  # inc byte ptr [0x500]; jmp $ - 4
 
 
-def test_one_that_spins_is_stopped_and_goes_on(machine: Machine) -> None:
+def test_a_spinning_vcpu_is_stopped_and_continues(machine: Machine) -> None:
     machine.load_real(SPIN)
     for _ in range(20):
         with machine.running() as done:
@@ -26,7 +26,7 @@ def test_one_that_spins_is_stopped_and_goes_on(machine: Machine) -> None:
             done.result(10)
 
 
-def test_one_that_halts_is_stopped_and_goes_on_halting(machine: Machine) -> None:
+def test_a_halted_vcpu_is_stopped_and_halts_again(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.PIC_HANDLER)
     machine.load_real(guests.HALTS)
     with machine.vm.session("device") as session:
@@ -41,7 +41,7 @@ def test_one_that_halts_is_stopped_and_goes_on_halting(machine: Machine) -> None
     assert machine.devices.said == b"I"
 
 
-def test_stopped_while_interrupts_come_it_loses_none(machine: Machine) -> None:
+def test_stopping_a_vcpu_loses_no_interrupt(machine: Machine) -> None:
     machine.memory.write(HANDLER, guests.PIC_HANDLER)
     machine.load_real(guests.COUNTS)
     finished = threading.Event()
@@ -67,7 +67,7 @@ def test_stopped_while_interrupts_come_it_loses_none(machine: Machine) -> None:
     assert machine.devices.said == b"I" * 300
 
 
-def test_a_stop_before_it_runs_counts_once(machine: Machine) -> None:
+def test_a_stop_before_run_ends_one_run(machine: Machine) -> None:
     machine.load_real(SPIN)
     machine.cpu.stop()
     machine.cpu.run()
@@ -76,7 +76,7 @@ def test_a_stop_before_it_runs_counts_once(machine: Machine) -> None:
         wait_for(lambda: machine.word(COUNT))
 
 
-def test_it_runs_once_at_a_time(machine: Machine) -> None:
+def test_a_vcpu_runs_in_one_thread_at_a_time(machine: Machine) -> None:
     machine.load_real(SPIN)
     with machine.running():
         wait_for(lambda: machine.word(COUNT))
@@ -86,7 +86,7 @@ def test_it_runs_once_at_a_time(machine: Machine) -> None:
             machine.cpu.start(Start(StartMode.REAL, 0))
 
 
-def test_closing_ends_it(machine: Machine) -> None:
+def test_close_ends_run(machine: Machine) -> None:
     machine.load_real(SPIN)
     with machine.running() as done:
         wait_for(lambda: machine.word(COUNT))
@@ -97,7 +97,7 @@ def test_closing_ends_it(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("guest", [SPIN, b"\xf4"], ids=["spinning", "halted"])
-def test_it_ends_with_its_vm(machine: Machine, guest: bytes) -> None:
+def test_the_end_of_the_vm_ends_run(machine: Machine, guest: bytes) -> None:
     machine.load_real(guest)
     with machine.running() as done:
         time.sleep(0.02)
@@ -107,7 +107,7 @@ def test_it_ends_with_its_vm(machine: Machine, guest: bytes) -> None:
 
 
 @pytest.mark.parametrize("guest", [SPIN, b"\xf4"], ids=["spinning", "halted"])
-def test_what_a_signal_handler_raises_ends_it_and_it_goes_on(machine: Machine, guest: bytes) -> None:
+def test_a_signal_handlers_exception_ends_run_and_the_vcpu_can_continue(machine: Machine, guest: bytes) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:
     assert machine.word(COUNT) & 0xFF == 1
 
 
-def test_one_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
+def test_a_vcpu_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
     machine.vm.create_vcpu(1)
     with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other) as done:
         time.sleep(0.02)
@@ -151,7 +151,7 @@ def test_one_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
     assert machine.vm.vcpu(1).mp_state() is MpState.UNINITIALIZED
 
 
-def test_init_resets_a_vcpu_that_runs(machine: Machine) -> None:
+def test_init_resets_a_running_vcpu(machine: Machine) -> None:
     machine.vm.create_vcpu(1)
     machine.memory.write(0x9000, SPIN)
     machine.load_protected(guests.STARTS_OTHER)

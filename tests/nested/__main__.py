@@ -1,4 +1,4 @@
-"""`make explore-standard`: the standard KVM beside irqchipd; see compare.py.
+"""`make explore-standard`: compares the standard KVM with irqchipd, as compare.py describes.
 
 python -m tests.nested [SECONDS [SEED]]
 """
@@ -17,7 +17,7 @@ START_SECONDS = 600.0
 
 
 def main() -> int:
-    """Show what it says, as it says it."""
+    """Run the comparison, and show its output as it comes."""
     seconds, seed = (*sys.argv[1:], *("300", str(int(time.time())))[len(sys.argv) - 1 :])
     cache = Path(__file__).parents[2] / ".pytest_cache" / "d" / "nested"
     cache.mkdir(parents=True, exist_ok=True)

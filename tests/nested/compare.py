@@ -1,9 +1,9 @@
-"""A program for the machine of standard_kvm.py: its KVM beside irqchipd, by what was found and by random operations.
+"""A program for the machine of standard_kvm.py: compares its KVM with irqchipd, on recorded and random operations.
 
     python -m tests.nested.compare SECONDS SEED
 
-The host's departures (tests/conformance/hosts.py) are imitated. What differs otherwise is shown, as the fewest
-operations that show the difference, and the next sequence has its turn.
+The host's departures (tests/conformance/hosts.py) are imitated. Any other difference is shown as the fewest
+operations that show it, and the comparison goes on with the next sequence.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.conformance.kvm import Kvm
 from tests.conformance.machines import Op
 
 PROGRESS_SECONDS = 60.0
-MAX_SHOWN = 3  # differences of one family
+MAX_SHOWN = 3  # differences per family
 
 
 def sequences(seed: int) -> Iterator[tuple[str, str, Sequence[Op]]]:
-    """Families, what of each, and the operations: first what was found, then all at random, seed after seed."""
+    """Families, names and sequences of operations: first the recorded ones, then random ones, seed after seed."""
     for found in (*FOUND, *STANDARD_FOUND):
         yield "found", found.about, found.ops
     for number in count(seed):
@@ -40,7 +40,7 @@ def sequences(seed: int) -> Iterator[tuple[str, str, Sequence[Op]]]:
 
 
 def main() -> int:
-    """Compare for a while; 1 if anything differs."""
+    """Compare for a while; returns 1 if anything differs."""
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     kvm, host = Kvm(), this_host()
     print(f"Linux {platform.release()} departs, seed {seed}:", *host.departures, sep="\n  ", flush=True)

@@ -1,4 +1,4 @@
-"""One machine with a standard KVM, or the reason why not."""
+"""A machine with a standard KVM, or a skip with the reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.this_machine import MissingError, find
 
 @pytest.fixture(scope="session")
 def standard_kvm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandardKvm:
-    """What runs commands; the kernel is kept in pytest's cache."""
+    """Runs commands on the standard KVM; pytest's cache keeps the kernel."""
     try:
         find(QEMU)
         kernel = fetch_kernel(request.config.cache.mkdir("nested"))

@@ -1,6 +1,6 @@
-"""The first process of the machine that standard_kvm.py boots: it sets up what a program expects, and runs one.
+"""The first process of the machine that standard_kvm.py boots: it sets up the environment of a program, and runs it.
 
-Its argument, which comes through the kernel's command line, is JSON in base64: a command and its environment.
+Its argument, passed on the kernel's command line, is JSON in base64: a command and its environment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _check(result: int, what: str) -> None:
 
 
 def main() -> None:
-    """Run the command, and power off."""
+    """Run the command, then power off."""
     libc = ctypes.CDLL(None, use_errno=True)
     status = 125
     try:
@@ -51,7 +51,7 @@ def main() -> None:
         )
         status = done.returncode
     except Exception:
-        traceback.print_exc()  # or it is never seen
+        traceback.print_exc()  # otherwise the traceback is lost
     finally:
         print(f"\n{ENDS} {status}", flush=True)
         libc.reboot(POWER_OFF)

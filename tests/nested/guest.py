@@ -1,6 +1,6 @@
-"""A program for the machine of standard_kvm.py: the demo's guest there, with its devices and the daemon.
+"""A program for the machine of standard_kvm.py: runs the demo's guest with its devices and the daemon.
 
-The whole demo takes too long where each of its processors is emulated by another.
+The whole demo takes too long there, because every processor is emulated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEVICES_THAT_INTERRUPT = ("timer", "serial", "disk")
 
 
 def main() -> None:
-    """Ask the guest for one thing of each kind, and end it."""
+    """Give the guest one command of each kind, and end it."""
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
         try:

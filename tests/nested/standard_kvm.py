@@ -1,7 +1,7 @@
-"""A standard KVM on any x86-64 machine: Debian's kernel, and its kvm_amd, in QEMU, which emulates SVM.
+"""A standard KVM on any x86-64 machine: Debian's kernel with kvm_amd, in QEMU, which emulates SVM.
 
-Whatever KVM the machine has itself, or none. QEMU's instruction counter can be the clock there: it is always the same
-processor, however slow the machine is, so that a guest's ticks and a test's patience are not too much for it.
+It does not depend on the machine's own KVM. QEMU's instruction counter can be the clock, so that the emulated
+processor has the same speed on every machine and a guest's ticks do not overload it.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from tests.nested.first_process import BEGINS, ENDS
 from tests.this_machine import MissingError, copy, copy_distribution, copy_python, find
 
 ROOT = Path(__file__).parents[2]
-# Of the project, what runs there, and where its packages are.
+# The project's folders that are needed there, and where its packages are.
 SOURCES = ("proto", "server", "client", "examples", "tests", "pyproject.toml")
 IMPORTED_FROM = ("proto", "server", "client", ".")
-LARGE = re.compile(r"golden|\..*")  # folders that nothing there needs
+LARGE = re.compile(r"golden|\..*")  # folders that are not needed there
 DISTRIBUTIONS = ("irqchipd", "pytest", "pytest-timeout")
 PACKAGES = r"^linux-image-[0-9][0-9.]*[^ ]*-cloud-amd64$"
 MODULE = "kvm-amd"
 QEMU = "qemu-system-x86_64"
 OPTIONS = "-M q35 -accel tcg -cpu max,+svm -m 1536 -display none -nodefaults -no-reboot -serial stdio"
-OWN_CLOCK = "-icount shift=2,sleep=off"  # 4 ns an instruction
+OWN_CLOCK = "-icount shift=2,sleep=off"  # 4 ns per instruction
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 loglevel=3"
 DOWNLOAD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that ran there."""
+    """A command that has run."""
 
     status: int
     output: str
 
 
 class StandardKvm:
-    """Makes its machine anew for each command; all of it is in one folder."""
+    """Builds a new machine for each command, in one folder."""
 
     def __init__(self, folder: Path, kernel: Path) -> None:
         self.kernel = kernel
@@ -79,9 +79,9 @@ class StandardKvm:
         own_clock: bool = True,
         heard: Callable[[str], None] = lambda _: None,
     ) -> Done:
-        """Python with some arguments, in the project's folder. TimeoutError where it does not end.
+        """Run Python with some arguments in the project's folder. TimeoutError if it does not end in time.
 
-        Without a clock of its own it is faster, and what runs there must not care for time.
+        Without the instruction clock the machine is faster, but its time is not meaningful.
         """
         folders = [*(str(ROOT / name) for name in IMPORTED_FROM), *sorted(self._packages)]
         environment = {"PATH": f"{self._python.parent}", "HOME": "/tmp", "PYTHONPATH": ":".join(folders)}
@@ -114,7 +114,7 @@ class StandardKvm:
 
 
 def fetch_kernel(cache: Path) -> Path:
-    """Debian's kernel, unpacked in a folder that keeps it. MissingError where it can't be had."""
+    """Debian's kernel, unpacked into the cache folder. MissingError if it cannot be downloaded."""
     if platform.machine() != "x86_64":
         raise MissingError(f"on {platform.machine()}: what is booted is this machine's Python")
     unpacked = cache / "kernel"
@@ -125,7 +125,7 @@ def fetch_kernel(cache: Path) -> Path:
         [apt_cache, "search", "--names-only", PACKAGES], capture_output=True, text=True, check=False
     ).stdout.split("\n")
     names = sorted((line.split()[0] for line in known if line), key=_version)
-    names = [name for name in names if len(_version(name)) > 2]  # without those that only depend on one
+    names = [name for name in names if len(_version(name)) > 2]  # without metapackages
     if not names:
         raise MissingError("without a package of Debian's kernel for clouds (apt-get update?)")
     try:
@@ -153,7 +153,7 @@ def _version(name: str) -> list[int]:
 
 
 def _modules(kernel: Path, name: str) -> Iterator[bytes]:
-    """A module behind all that it depends on."""
+    """A module, after all modules that it depends on."""
     seen: set[str] = set()
 
     def load(name: str) -> Iterator[bytes]:
@@ -176,7 +176,7 @@ def _modules(kernel: Path, name: str) -> Iterator[bytes]:
 
 
 def _needed(names: Iterable[str]) -> Iterator[Distribution]:
-    """Installed distributions, and what they require."""
+    """Installed distributions, with those that they require."""
     waiting, seen = list(names), set()
     while waiting:
         name = waiting.pop()
@@ -193,7 +193,7 @@ def _needed(names: Iterable[str]) -> Iterator[Distribution]:
 
 
 def _copy(root: Path, one: Distribution) -> Path | None:
-    """Copy a distribution; the folder that it is imported from."""
+    """Copy a distribution; returns the folder that it is imported from."""
     copy_distribution(root, one)
     return Path(str(one.locate_file("")))
 
@@ -212,7 +212,7 @@ def _copy_sources(root: Path, path: Path) -> None:
 
 
 def write_cpio(file: BinaryIO, root: Path) -> None:
-    """The kernel's initial RAM disk of what is in a folder, with a console."""
+    """Pack a folder as the kernel's initial RAM disk, with a console."""
 
     def entry(name: str, mode: int, data: bytes = b"", mtime: int = 0, device: Sequence[int] = (0, 0)) -> None:
         encoded = name.encode() + b"\0"
@@ -225,7 +225,7 @@ def write_cpio(file: BinaryIO, root: Path) -> None:
         for path in (Path(where, name) for name in sorted((*folders, *files))):
             found = path.lstat()
             name = str(path.relative_to(root))
-            # Python goes by a source's time: its compiled one is good as long as that is the same.
+            # Python checks a source's modification time: the compiled file is valid as long as the time is unchanged.
             data = os.readlink(path).encode() if S_ISLNK(found.st_mode) else b""
             data = path.read_bytes() if S_ISREG(found.st_mode) else data
             entry(name, found.st_mode, data, int(found.st_mtime))

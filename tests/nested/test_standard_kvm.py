@@ -1,4 +1,4 @@
-"""The KVM adapter, the demo's guest on it, and the irqchip, where KVM is the one that everybody has."""
+"""The KVM adapter, the demo's guest and the irqchip, on a standard KVM."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.nested.standard_kvm import StandardKvm
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-SECONDS, SEED = "60", "1"  # to compare for, and where the random operations begin
-PATIENCE = 600.0  # seconds, of which most is the machine's being busy with others
+SECONDS, SEED = "60", "1"  # the duration of the comparison, and its first seed
+PATIENCE = 600.0  # seconds; most of it is for a machine that is busy otherwise
 
 
 def test_the_demos_guest_runs_to_its_end(standard_kvm: StandardKvm) -> None:
@@ -26,6 +26,6 @@ def test_the_adapters_tests_pass(standard_kvm: StandardKvm) -> None:
     assert " skipped" not in done.output, done.output
 
 
-def test_its_irqchip_answers_as_irqchipd_but_for_what_is_known(standard_kvm: StandardKvm) -> None:
+def test_its_irqchip_answers_like_irqchipd_except_for_known_departures(standard_kvm: StandardKvm) -> None:
     done = standard_kvm.run("-m", "tests.nested.compare", SECONDS, SEED, seconds=PATIENCE, own_clock=False)
     assert done.status == 0, done.output

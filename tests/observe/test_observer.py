@@ -1,4 +1,4 @@
-"""Observers: the tracepoints of a VM, what they carry, and that watching changes nothing."""
+"""Observers: the tracepoints of a VM, their fields, and that observing changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Trace = list[tuple[object, ...]]
 
 
 class Recorder(Observer):
-    """Notes every tracepoint with its fields."""
+    """Records every tracepoint with its fields."""
 
     def __init__(self) -> None:
         self.trace: Trace = []
@@ -38,7 +38,7 @@ def watched(vcpus: int = 1) -> tuple[Pc, Recorder]:
     return pc, recorder
 
 
-# What is told.
+# The tracepoints.
 
 
 def test_a_line_through_both_chips_to_the_eoi() -> None:
@@ -76,7 +76,7 @@ def test_an_acknowledge_of_the_secondary_pic_names_it() -> None:
 
 
 @pytest.mark.parametrize("line", range(16))
-def test_a_pics_input_is_told_with_the_mask_of_its_own_pic(line: int) -> None:
+def test_a_pics_input_is_traced_with_the_mask_of_its_own_pic(line: int) -> None:
     pc = Pc()
     pc.out(0x21, 0xA1)
     pc.out(0xA1, 0xB2)
@@ -86,7 +86,7 @@ def test_a_pics_input_is_told_with_the_mask_of_its_own_pic(line: int) -> None:
     assert recorder.noted()[-1] == ("kvm_pic_set_irq", line >> 3, line & 7, 0, 0xB2 if line >= 8 else 0xA1, False)
 
 
-def test_what_is_coalesced_is_said_to_be() -> None:
+def test_coalesced_edges_are_traced_as_coalesced() -> None:
     pc, recorder = watched()
     pc.out(0x4D1, 1 << 4)
     pc.mask_pics()
@@ -107,14 +107,14 @@ def test_what_is_coalesced_is_said_to_be() -> None:
     ]
 
 
-def test_a_line_is_told_with_the_number_of_its_source() -> None:
+def test_a_line_is_traced_with_the_number_of_its_source() -> None:
     pc, recorder = watched()
     source = pc.vm.open_source("device")
     pc.line(100, 1, source=source)
     assert recorder.noted() == [("kvm_set_irq", 100, 1, source.number)]
 
 
-def test_reads_are_told_with_what_they_gave_and_unclaimed_accesses_are_not_told() -> None:
+def test_reads_are_traced_with_their_data_and_unclaimed_accesses_are_not_traced() -> None:
     pc, recorder = watched()
     assert pc.vm.pio_read(0, 0x4D0, 1) == 0
     assert pc.vm.mmio_read(0, 0xFEE0_0030, 4) == 0x0005_0014
@@ -125,7 +125,7 @@ def test_reads_are_told_with_what_they_gave_and_unclaimed_accesses_are_not_told(
     assert recorder.noted() == [("kvm_pio", False, 0x4D0, 1, 0), ("kvm_mmio", False, 0xFEE0_0030, 4, 0x0005_0014)]
 
 
-def test_an_msi_and_who_was_offered_it() -> None:
+def test_an_msi_is_traced_with_the_vcpus_it_was_offered_to() -> None:
     pc, recorder = watched(2)
     pc.vm.signal_msi(0xFEEF_F000, 0x4431)
     assert recorder.noted() == [
@@ -135,19 +135,19 @@ def test_an_msi_and_who_was_offered_it() -> None:
     ]
 
 
-def test_an_ipi_and_who_was_offered_it() -> None:
+def test_an_ipi_is_traced_with_the_vcpus_it_was_offered_to() -> None:
     pc, recorder = watched(2)
     pc.ipi(0, 0x4031, 1)
     assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4031, 1), ("kvm_apic_accept_irq", 1, 0, False, 0x31)]
 
 
-def test_an_ipi_to_oneself_is_offered_like_any_other() -> None:
+def test_a_self_ipi_is_traced_like_any_other() -> None:
     pc, recorder = watched()
     pc.ipi(0, 0x4_0031)
     assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4_0031, 0), ("kvm_apic_accept_irq", 0, 0, False, 0x31)]
 
 
-def test_a_vcpu_is_told_by_its_id_and_not_by_its_index() -> None:
+def test_a_vcpu_is_traced_by_its_id_and_not_by_its_index() -> None:
     vm, recorder = Vm("sparse"), Recorder()
     vm.create_irqchip()
     vm.create_vcpu(9)
@@ -163,7 +163,7 @@ def test_a_vcpu_is_told_by_its_id_and_not_by_its_index() -> None:
     ]
 
 
-def test_nothing_to_take_and_nothing_to_end_are_not_told() -> None:
+def test_an_acknowledge_or_eoi_without_an_interrupt_is_not_traced() -> None:
     pc, recorder = watched()
     pc.take()
     pc.eoi()
@@ -173,7 +173,7 @@ def test_nothing_to_take_and_nothing_to_end_are_not_told() -> None:
 # Several observers, and none.
 
 
-def test_every_observer_is_told_from_when_it_is_attached_until_it_is_detached() -> None:
+def test_an_observer_is_called_while_it_is_attached() -> None:
     pc, first = watched()
     second = Recorder()
     pc.line(100, 1)
@@ -187,13 +187,13 @@ def test_every_observer_is_told_from_when_it_is_attached_until_it_is_detached() 
     assert [fields[1] for fields in second.trace] == [101, 102]
 
 
-def test_nobody_watching_is_no_observer_and_one_is_itself() -> None:
+def test_no_observer_is_none_and_a_single_one_is_itself() -> None:
     recorder = Recorder()
     assert combine([]) is None
     assert combine([recorder]) is recorder
 
 
-def test_several_are_passed_every_tracepoint_with_its_fields() -> None:
+def test_several_observers_get_every_tracepoint_with_its_fields() -> None:
     recorders = [Recorder(), Recorder(), Recorder()]
     both = combine(recorders)
     assert both is not None
@@ -204,7 +204,7 @@ def test_several_are_passed_every_tracepoint_with_its_fields() -> None:
     assert [fields[0] for fields in recorders[0].trace] == list(TRACEPOINTS)
 
 
-def test_an_observer_that_overrides_nothing_may_watch() -> None:
+def test_an_observer_may_override_nothing() -> None:
     pc = Pc()
     pc.vm.attach(Observer())
     pc.program(16, LEVEL | 0x31)
@@ -213,7 +213,7 @@ def test_an_observer_that_overrides_nothing_may_watch() -> None:
     assert pc.serve_all() == [0x41, 0x31]
 
 
-def test_an_observer_hears_of_the_vms_deletion_if_it_asked_to() -> None:
+def test_an_observer_is_notified_of_the_vms_deletion_on_request() -> None:
     told: list[str] = []
     pc, _ = watched()
     gone = Recorder()
@@ -224,7 +224,7 @@ def test_an_observer_hears_of_the_vms_deletion_if_it_asked_to() -> None:
     assert told == ["watcher"]
 
 
-def test_watching_changes_nothing() -> None:
+def test_observing_changes_nothing() -> None:
     plain = Pc(2)
     watching, _ = watched(2)
     for pc in (plain, watching):

@@ -1,4 +1,4 @@
-"""A port in the test's own process, which can be looked into."""
+"""A port in the test's own process, so that tests can inspect it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Served:
         return vm
 
     def peer(self, **opening: Any) -> Peer:
-        """A client, of a Session where it is told of which."""
+        """A client; it opens a Session if given an opening."""
         return Peer(self, **opening)  # type: ignore[arg-type]
 
     @property
@@ -50,7 +50,7 @@ class Served:
 
 @contextmanager
 def served(directory: Path, places: int = 100, irqfds: int = 100, access_ns: int = ACCESS_NS) -> Iterator[Served]:
-    """A port for as long."""
+    """A port for the duration of a `with`."""
     served = Served(directory, places, irqfds, access_ns)
     try:
         yield served
@@ -59,7 +59,7 @@ def served(directory: Path, places: int = 100, irqfds: int = 100, access_ns: int
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    """It comes to be so."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""irqchipd whose orderly end never comes, as STUCK says: the event loop waits, or so does who has the interpreter."""
+"""irqchipd that never stops in an orderly way. STUCK says whether its event loop hangs or its whole interpreter."""
 
 from __future__ import annotations
 

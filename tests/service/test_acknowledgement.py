@@ -1,4 +1,4 @@
-"""What devices are told: their interrupt was acknowledged, masked, resampled; and a VMM whose IOAPIC is its own."""
+"""Events for devices: their interrupt was acknowledged, masked, resampled; and for a VMM with an IOAPIC of its own."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def end(vm: Vm) -> None:
     vm.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
 
 
-def told(session: Session) -> list[object]:
-    """The events that have come."""
+def received(session: Session) -> list[object]:
+    """The events that have arrived."""
     return list(session.events(timeout=0.2))
 
 
-def test_a_gsis_acknowledgements_are_told_to_who_asked(vm: Vm) -> None:
+def test_subscribers_are_notified_of_a_gsis_acknowledgements(vm: Vm) -> None:
     with vm.session("asks", gsis=[GSI, 4]) as asks, vm.session("does not", gsis=[21]) as other:
         vm.line(GSI).raise_()
         assert take(vm) == VECTOR
-        assert told(asks) == []
+        assert received(asks) == []
         vm.line(GSI).lower()
         end(vm)
         assert asks.next_event(5) == GsiAcknowledged(GSI, 1)
-        assert (told(asks), told(other)) == ([], [])
+        assert (received(asks), received(other)) == ([], [])
 
 
 def test_unread_acknowledgements_add_up(vm: Vm) -> None:
@@ -84,21 +84,21 @@ def test_the_pic_acknowledges_too(vm: Vm) -> None:
     with vm.session("asks", gsis=[4]) as session:
         vm.line(4).pulse()
         assert cpu.acknowledge() == Interrupt(0x24, InterruptSource.PIC)
-        assert told(session) == []
+        assert received(session) == []
         cpu.pio_write(0x20, 0x20)
         assert session.next_event(5) == GsiAcknowledged(4, 1)
 
 
-def test_masking_is_told_and_the_last_of_it_counts(vm: Vm) -> None:
+def test_masking_is_reported_with_the_last_state(vm: Vm) -> None:
     with vm.session("asks", gsis=[GSI]) as session:
         write_entry(vm, GSI, VECTOR | LEVEL | MASKED)
         assert session.next_event(5) == GsiMasked(GSI, True)
         write_entry(vm, GSI, VECTOR | LEVEL)
         assert session.next_event(5) == GsiMasked(GSI, False)
-        assert told(session) == []
+        assert received(session) == []
 
 
-def test_nobody_is_told_after_its_session(vm: Vm) -> None:
+def test_a_closed_session_is_not_notified(vm: Vm) -> None:
     vm.session("gone", vcpus=[0], gsis=[GSI], resampled_gsis=[GSI]).close()
     vm.line(GSI).pulse()
     assert take(vm) == VECTOR
@@ -109,7 +109,7 @@ def test_nobody_is_told_after_its_session(vm: Vm) -> None:
 # Resampling.
 
 
-def test_a_resampled_line_is_held_until_it_is_acknowledged_and_both_its_devices_are_told(vm: Vm) -> None:
+def test_a_resampled_line_is_held_until_acknowledged_and_both_devices_are_notified(vm: Vm) -> None:
     with vm.session("one", resampled_gsis=[GSI, GSI]) as one, vm.session("two", resampled_gsis=[GSI]) as two:
         one.line(GSI).raise_()
         two.line(GSI).raise_()
@@ -120,17 +120,17 @@ def test_a_resampled_line_is_held_until_it_is_acknowledged_and_both_its_devices_
         assert high(vm, GSI)
         end(vm)
         assert not high(vm, GSI)
-        assert (told(one), told(two)) == ([GsiResampled(GSI, 1)],) * 2
+        assert (received(one), received(two)) == ([GsiResampled(GSI, 1)],) * 2
         assert take(vm) is None
 
-        two.line(GSI).raise_()  # its device still asks
+        two.line(GSI).raise_()  # its device still needs service
         assert take(vm) == VECTOR
         end(vm)
-        assert (told(one), told(two)) == ([GsiResampled(GSI, 1)],) * 2
+        assert (received(one), received(two)) == ([GsiResampled(GSI, 1)],) * 2
         assert take(vm) is None
 
 
-def test_a_resampled_line_falls_with_the_last_who_resamples_it(vm: Vm) -> None:
+def test_a_resampled_line_falls_when_its_last_resampler_ends(vm: Vm) -> None:
     one, two = vm.session("one", resampled_gsis=[GSI]), vm.session("two", resampled_gsis=[GSI])
     one.line(GSI).raise_()
     one.close()
@@ -155,7 +155,7 @@ def test_another_source_keeps_a_resampled_line_high(vm: Vm) -> None:
 
 @pytest.fixture
 def split(irqchip_client: Client) -> Vm:
-    """A VM with local APICs alone, one vCPU, and GSI 5 a level-triggered route of the VMM's IOAPIC to vector 51h."""
+    """A VM with a split irqchip and one vCPU; GSI 5 is a level-triggered route of the VMM's IOAPIC to vector 51h."""
     vm = irqchip_client.create_vm()
     vm.enable_split_irqchip(24)
     vm.create_vcpu(0).mmio_write(LAPIC + 0xF0, 0x1FF)
@@ -163,14 +163,14 @@ def split(irqchip_client: Client) -> Vm:
     return vm
 
 
-def test_the_vmms_ioapic_is_told_of_its_eois_and_of_no_others(split: Vm) -> None:
+def test_the_vmms_ioapic_is_notified_of_its_own_eois_alone(split: Vm) -> None:
     with split.session("vmm", vcpus=[0]) as session:
         for gsi, vector, events in ((5, 0x51, [IoapicEoi(0, 0x51)]), (24, 0x52, []), (6, 0x53, [])):
             assert split.line(gsi).raise_() == 1
             assert session.next_event(5) == InterruptPending(0)
             assert take(split) == vector
             end(split)
-            assert told(session) == events
+            assert received(session) == events
 
 
 def test_the_vmms_pic_interrupts(split: Vm) -> None:

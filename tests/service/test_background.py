@@ -1,4 +1,4 @@
-"""Calls that take their time wait for each other by holder, and none of them for ever."""
+"""Long calls: each holder's calls wait in a queue of their own, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def started(event: threading.Event) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_holders_call_does_not_wait_for_the_many_of_another() -> None:
+def test_a_call_does_not_wait_for_all_calls_of_another_holder() -> None:
     order: list[str] = []
 
     def work(name: str) -> Callable[[], bytes]:
@@ -65,7 +65,7 @@ def test_calls_that_are_given_up_or_fail_leave_the_thread_to_others() -> None:
             call.cancel()
         go_on.set()
         await blocking
-        waiting[3].cancel()  # it is its turn now, and it has not begun
+        waiting[3].cancel()  # its turn has come, but it has not begun
         assert await last == b""
         with pytest.raises(ZeroDivisionError):
             await failing
@@ -75,7 +75,7 @@ def test_calls_that_are_given_up_or_fail_leave_the_thread_to_others() -> None:
     run(calls)
 
 
-def test_a_call_that_is_given_up_while_it_is_done_is_no_others_end() -> None:
+def test_giving_up_a_running_call_does_not_end_another() -> None:
     async def calls(background: Background) -> None:
         inside, go_on = threading.Event(), threading.Event()
 

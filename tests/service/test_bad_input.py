@@ -1,4 +1,4 @@
-"""Whatever a client sends wrong has its status, its errno and a message that helps, and changes nothing."""
+"""Bad input gets a status, an errno and a helpful message, and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ STREAMS = {"Session", "Watch"}
 
 @pytest.fixture
 def channel(irqchip_server: Daemon) -> Iterator[grpc.Channel]:
-    """A channel without an SDK, which would not send what is wrong."""
+    """A channel without the SDK, which would refuse to send bad input."""
     with grpc.insecure_channel(irqchip_server.target) as channel:
         yield channel
 
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """A VM with an irqchip, a PIT and vCPU 0, beside others that lack something."""
+    """A VM with an irqchip, a PIT and vCPU 0; other VMs lack one of these."""
     vm = irqchip_client.create_vm("good")
     vm.create_irqchip()
     vm.create_pit()
@@ -56,7 +56,7 @@ def failure(call: Any) -> tuple[str, str, str]:
 
 
 def state(vm: Vm) -> list[object]:
-    """All that a rejected call must not have changed."""
+    """Everything that a rejected call must not change."""
     chips = [vm.get_irqchip(chip).kvm_struct for chip in Chip]
     cpu = vm.vcpu(0)
     return [*chips, cpu.lapic().kvm_struct, cpu.mp_state(), cpu.take_signal(), vm.pit(), vm.routing(), vm.info()]
@@ -76,13 +76,13 @@ RUNNABLE, HALTED = pb.MP_STATE_RUNNABLE, pb.MP_STATE_HALTED
 
 
 def pit(**fields: int) -> pb.SetPitRequest:
-    """A request whose last channel has these fields."""
+    """A SetPit request whose last channel has these fields."""
     channels = [pb.PitChannel(count=1), pb.PitChannel(count=1), pb.PitChannel(count=1, **fields)]
     return pb.SetPitRequest(vm="good", pit=pb.PitState(channels=channels))
 
 
 def snapshot(vm: str = "", **fields: Any) -> pb.RestoreVmRequest:
-    """A request for a VM that has nothing, but for these fields."""
+    """A RestoreVm request for a VM without chips, with these fields."""
     values = {"version": 2, "clock": 1, "irqchip_mode": 1, "tsc_khz": 1, **fields}
     return pb.RestoreVmRequest(vm=vm, snapshot=pb.VmSnapshot(**values))
 
@@ -282,7 +282,7 @@ def test_a_bad_request_is_refused_and_changes_nothing(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("garbage", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"not a message"])
-def test_bytes_that_are_no_message_are_refused(channel: grpc.Channel, method: str, garbage: bytes) -> None:
+def test_malformed_messages_are_refused(channel: grpc.Channel, method: str, garbage: bytes) -> None:
     path = f"/irqchip.v1.IrqchipService/{method}"
     raw: Any = channel
     calls = {
@@ -331,7 +331,7 @@ def test_a_session_that_breaks_the_rules_ends_with_a_status(
 
 
 def results(channel: grpc.Channel, batch: pb.Batch) -> pb.BatchResult:
-    """What a Session answers to one batch."""
+    """A Session's results for one batch."""
     answers = list(IrqchipServiceStub(channel).Session(iter([OPEN, pb.SessionRequest(batch=batch)])))
     assert answers[-1].batch_result.serial == batch.serial
     return answers[-1].batch_result
@@ -370,7 +370,7 @@ def test_a_batch_that_is_too_long_is_refused_whole(channel: grpc.Channel, vm: Vm
     assert len(results(channel, pb.Batch(serial=4, operations=fill)).results) == 4096
 
 
-def test_results_that_are_too_large_are_not_worked_out(channel: grpc.Channel, vm: Vm) -> None:
+def test_operations_whose_results_would_be_too_large_are_not_executed(channel: grpc.Channel, vm: Vm) -> None:
     vm.set_routing([MsiRoute(gsi, 0xFEE0_0000, 0x41) for gsi in range(4096)])
     raised = pb.Operation(irq_line=pb.IrqLineRequest(gsi=5, level=True))
     table = pb.Operation(get_gsi_routing=pb.GetGsiRoutingRequest())
@@ -392,7 +392,7 @@ def test_masked_unrouted_and_unclaimed_are_results_and_not_errors(channel: grpc.
     assert not stub.MmioWrite(pb.MmioWriteRequest(vm="bare", address=0xFEC0_0000, size=4)).claimed
 
 
-def test_what_a_client_says_is_cut_where_an_error_repeats_it(irqchip_server: Daemon) -> None:
+def test_an_error_shortens_long_text_from_the_client(irqchip_server: Daemon) -> None:
     long = "n" * 9000
     with grpc.insecure_channel(irqchip_server.target) as channel:
         stub = IrqchipServiceStub(channel)

@@ -1,4 +1,4 @@
-"""Closing what clients have sent, where that may wait."""
+"""Closing descriptors that clients have sent: a close() may block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINGER_S = 20
 
 
 class Slow:
-    """Pipes' ends whose closes wait until told."""
+    """Ends of pipes whose close() blocks until the test releases it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.descriptors: set[int] = set()
@@ -48,7 +48,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     slow.go_on.set()
 
 
-def test_a_close_that_waits_holds_up_no_other(slow: Slow) -> None:
+def test_a_blocked_close_does_not_delay_another(slow: Slow) -> None:
     closer, closed = Closer(), threading.Semaphore(0)
     for _ in range(MAX_THREADS - 1):
         closer.close(slow.open(), closed.release)
@@ -92,7 +92,7 @@ def test_where_no_thread_can_be_made_the_next_close_tries_again(monkeypatch: pyt
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:
-    """A socket whose last close waits for LINGER_S, and its peer, which reads nothing."""
+    """A socket whose last close() blocks for LINGER_S, and its peer, which reads nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         sender = socket.create_connection(server.getsockname())
         peer, _ = server.accept()

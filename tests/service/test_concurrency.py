@@ -15,18 +15,18 @@ from irqchip_client._daemon import Daemon
 
 PULSES = 150
 PIC_VECTOR = 0x20
-# Lines of the PICs, edges: the status 1 means that the edge was latched and will be acknowledged, once.
+# Edge-triggered lines of the PICs: status 1 means that the edge was latched and will be acknowledged once.
 EDGE_GSIS = [1, 3, 4, 5, 6, 9, 10, 12]
-# Pins of the IOAPIC, levels, with vector 0x60 + pin.
+# Level-triggered pins of the IOAPIC, with vector 0x60 + pin.
 LEVEL_GSIS = [20, 21]
-HELD_GSI = 23  # another, which nobody takes
+HELD_GSI = 23  # another pin, whose interrupt is never taken
 LAPIC_EOI = 0xFEE0_00B0
 
 CONTEXT = multiprocessing.get_context("spawn")
 
 
 def edges(target: str, vm: str, gsi: int, through_session: bool, report: Connection) -> None:
-    """A device process that pulses: it reports how many of its edges were delivered."""
+    """A device process that pulses its line. It reports how many edges were delivered."""
     with connect(target) as client:
         machine = client.vm(vm)
         if through_session:
@@ -42,7 +42,7 @@ def pulse(line: Line) -> int:
 
 
 def levels(target: str, vm: str, gsi: int, report: Connection) -> None:
-    """A device process that holds its line now and then: it reports how many of its raises were delivered."""
+    """A device process that raises and lowers its line. It reports how many of its raises were delivered."""
     delivered = 0
     with connect(target) as client, client.vm(vm).session(f"levels {gsi}") as session:
         line = session.line(gsi)
@@ -62,7 +62,7 @@ def hold(target: str, vm: str, gsi: int, report: Connection) -> None:
 
 
 def vcpu(target: str, vm: str, number: int, stop: Any, report: Connection) -> None:
-    """A vCPU process: it takes what comes and ends it, and reports how often each vector came."""
+    """A vCPU process: it takes and ends interrupts, and reports how often each vector came."""
     taken: Counter[int] = Counter()
     with connect(target) as client, client.vm(vm).session(f"vcpu {number}", vcpus=[number]) as session:
         cpu = session.vcpu(number)
@@ -112,12 +112,12 @@ class Worker:
         self.process.start()
 
     def report(self) -> Any:
-        """What it reports."""
+        """The process's report."""
         assert self._pipe.poll(90), "a process hangs"
         return self._pipe.recv()
 
     def last_report(self) -> Any:
-        """What it reports before it ends well."""
+        """The report of a process that then exits successfully."""
         result = self.report()
         self.process.join(10)
         assert self.process.exitcode == 0
@@ -154,7 +154,7 @@ def test_ten_devices_and_two_vcpus_at_once(irqchip_server: Daemon, irqchip_clien
 
     assert {gsi: taken[PIC_VECTOR + gsi] for gsi in EDGE_GSIS} == {gsi: delivered[gsi] for gsi in EDGE_GSIS}
     assert all(delivered[gsi] > 0 for gsi in devices)
-    # A level that is still high at its EOI is delivered again, so it can be taken more often than it was raised.
+    # A level still high at its EOI is delivered again, so an interrupt can be taken more often than it was raised.
     assert all(taken[0x60 + gsi] >= delivered[gsi] for gsi in LEVEL_GSIS)
     ioapic = machine.get_irqchip(Chip.IOAPIC)
     assert ioapic.irr == 0

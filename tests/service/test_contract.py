@@ -1,4 +1,4 @@
-"""The contract's files: what their comments list is what the daemon does."""
+"""The contract's comments list what the daemon really does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_table_of_errors_is_the_daemons() -> None:
 
 
 def raised() -> dict[str, str]:
-    """The errnos with which the daemon makes a VmError, or that it hands on to what does; each with a place."""
+    """The errnos that the daemon raises in a VmError, directly or through a helper; each with a place in the source."""
     found = {}
     for path in (ROOT / "server").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):

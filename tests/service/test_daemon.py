@@ -25,7 +25,7 @@ from irqchip_client._daemon import Daemon, start_daemon
 
 
 def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What a daemon that won't start says."""
+    """The error message of a daemon that refuses to start."""
     done = subprocess.run(
         [sys.executable, "-m", "irqchipd", *arguments],
         env={**os.environ, **(environment or {})},
@@ -38,7 +38,7 @@ def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
     return done.stderr
 
 
-def test_it_listens_on_a_socket_that_is_its_users_alone(irqchip_server: Daemon) -> None:
+def test_only_its_user_can_connect_to_its_socket(irqchip_server: Daemon) -> None:
     path = Path(irqchip_server.target.removeprefix("unix://"))
     assert path.stat().st_mode & 0o077 == 0
 
@@ -79,7 +79,7 @@ def test_it_refuses_to_listen(address: str, hint: str) -> None:
     assert hint in refused("--listen", address)
 
 
-def test_it_serves_tcp_where_it_is_told() -> None:
+def test_it_serves_tcp_on_request() -> None:
     with start_daemon(listen=["tcp://127.0.0.1:0"]) as daemon:
         assert daemon.targets[1].startswith("tcp://127.0.0.1:")
         assert not daemon.targets[1].endswith(":0")
@@ -159,7 +159,7 @@ def test_health_and_reflection_answer(irqchip_server: Daemon) -> None:
         assert "irqchip.v1.IrqchipService" in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
-def test_a_stream_that_says_nothing_takes_no_place_and_ends_with_the_daemon() -> None:
+def test_a_silent_stream_does_not_count_as_a_session_and_ends_with_the_daemon() -> None:
     with start_daemon(arguments=["--max-sessions", "1"]) as daemon, daemon.connect() as client:
         vm = client.create_vm("quiet")
         silent = threading.Event()
@@ -170,7 +170,7 @@ def test_a_stream_that_says_nothing_takes_no_place_and_ends_with_the_daemon() ->
                 yield from ()
 
             call = IrqchipServiceStub(channel).Session(nothing())
-            time.sleep(0.3)  # for the stream to arrive
+            time.sleep(0.3)  # until the stream has arrived
             with vm.session(), pytest.raises(LimitReached, match="1 Sessions"):
                 vm.session()
             started = time.monotonic()
@@ -183,14 +183,14 @@ def test_a_stream_that_says_nothing_takes_no_place_and_ends_with_the_daemon() ->
             silent.set()
 
 
-def test_the_place_of_a_closed_session_is_free() -> None:
+def test_a_closed_session_makes_room_for_another() -> None:
     with start_daemon(arguments=["--max-sessions", "1"]) as daemon, daemon.connect() as client:
         vm = client.create_vm("vm")
         for _ in range(200):
             vm.session().close()
 
 
-def test_its_limits_hold() -> None:
+def test_its_limits_are_enforced() -> None:
     arguments = ["--max-vms", "2", "--max-vcpus", "1", "--max-sessions", "2", "--max-batch", "3"]
     with start_daemon(arguments=arguments) as daemon, daemon.connect() as client:
         vm = client.create_vm("one")

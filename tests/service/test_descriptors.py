@@ -1,4 +1,4 @@
-"""How many descriptors the daemon may have, and what of them are eventfds."""
+"""How many descriptors the daemon may have, and how many of these may be eventfds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from irqchip_client._daemon import start_daemon
 from irqchipd.limits import Limits
 
 
-def test_it_may_have_as_many_descriptors_as_the_hard_limit_says() -> None:
+def test_it_raises_its_limit_of_descriptors_to_the_hard_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:

@@ -1,4 +1,4 @@
-"""A client that dies, and a VM that is deleted, whatever the client's connection to the port is in the middle of."""
+"""A client dies, or its VM is deleted, in any state of the client's connection to the port."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Scene:
         self.peer: Peer = here.peer(vm="vm", vcpus=[0])
         self.later = Deadlines()
 
-    def nobody_is_left(self) -> bool:
-        """Whether the port has no connection any more, now that what VMs have left to be told is told."""
+    def has_no_client(self) -> bool:
+        """Whether the port has no connection any more, after all pending events have been sent."""
         do_all(self.later)
         return self.here.connections == 0
 
     def serves(self) -> None:
-        """Nothing is left of the client, and another's Session is as ever."""
-        eventually(self.nobody_is_left)
+        """Check that nothing is left of the client, and that another client's Session works."""
+        eventually(self.has_no_client)
         assert self.here.quota._used == 0
         self.here.vm("other")
         with closing(self.here.peer(vm="other")) as other:
             other.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
             assert other.receive_results(1)[0] == 1
-        eventually(self.nobody_is_left)
+        eventually(self.has_no_client)
         eventually(lambda: self.here.in_use._held == 0)
 
     # States.
@@ -121,7 +121,7 @@ every_state = pytest.mark.parametrize(
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(0.0001)  # this thread is to see what the port's is at
+    sys.setswitchinterval(0.0001)  # this thread has to see the port's thread in the middle of its work
     with served(tmp_path, access_ns=200_000_000) as here:
         yield Scene(here, monkeypatch)
     sys.setswitchinterval(interval)

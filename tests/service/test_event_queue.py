@@ -1,4 +1,4 @@
-"""What waits for a Session that has not read it yet: events that stand for several, and signals that are counted."""
+"""A Session's unread events: some merge, and signals beyond the limit are counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from irqchipd.vm.events import (
 
 
 class Queue:
-    """A queue with room for two signals, and what it counts."""
+    """A queue with room for two signals; it counts the events it dropped."""
 
     def __init__(self, *events: Event) -> None:
         self.queue = EventQueue(2, self._woken, self._dropped)
@@ -38,28 +38,28 @@ class Queue:
         self.drops += 1
 
     def next(self) -> pb.Event | None:
-        """What there is to take."""
+        """The next event."""
         message = self.queue.take()
         return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:
-        """All that there is to take."""
+        """All remaining events."""
         return list(iter(self.next, None))
 
 
 def signal(vector: int) -> VcpuSignal:
-    """A start-up for vCPU 1."""
+    """A start-up signal for vCPU 1."""
     return VcpuSignal(1, DeliveryMode.STARTUP, vector, True)
 
 
 def sipi(vector: int) -> pb.Event:
-    """The message of the same."""
+    """The message for that signal."""
     sipi = pb.Signal(kind=pb.SIGNAL_KIND_SIPI, vector=vector)
     return pb.Event(vcpu_signal=pb.VcpuSignal(vcpu=1, signal=sipi, ignored=True))
 
 
 def dropped(count: int) -> pb.Event:
-    """The message that says how many were dropped."""
+    """The message for a number of dropped events."""
     return pb.Event(events_dropped=pb.EventsDropped(count=count))
 
 
@@ -92,7 +92,7 @@ def dropped(count: int) -> pb.Event:
         ([signal(vector) for vector in (1, 1, 2, 2)], [sipi(1), sipi(2)]),
     ],
 )
-def test_what_has_not_been_taken_is_merged_as_its_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
+def test_unread_events_are_merged_as_their_kind_allows(events: list[Event], messages: list[pb.Event]) -> None:
     queue = Queue(*events)
     assert queue.wakes == 1, "there was nothing to take before the first"
     assert queue.all() == messages
@@ -110,15 +110,15 @@ def test_events_of_different_kinds_about_one_gsi_are_not_merged() -> None:
     ]
 
 
-def test_signals_that_find_no_room_are_counted_and_all_else_has_room() -> None:
+def test_signals_beyond_the_limit_are_counted_and_other_events_have_room() -> None:
     queue = Queue(*(signal(vector) for vector in range(5)), *(GsiAcknowledged(gsi) for gsi in range(4096)))
     assert queue.drops == 3
-    told = queue.all()
-    assert len(told) == 4096 + 3
-    assert [event for event in told if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
+    taken = queue.all()
+    assert len(taken) == 4096 + 3
+    assert [event for event in taken if not event.HasField("gsi_acknowledged")] == [sipi(0), sipi(1), dropped(3)]
 
 
-def test_doorbells_that_find_no_room_are_counted_where_they_would_be() -> None:
+def test_doorbells_beyond_the_limit_are_counted_in_their_place() -> None:
     def doorbell(value: int) -> Doorbell:
         return Doorbell(1, 0x300, 1, value)
 
@@ -129,45 +129,45 @@ def test_doorbells_that_find_no_room_are_counted_where_they_would_be() -> None:
     first = queue.next()
     for value in (5, 6):
         queue.put_access(doorbell(value))
-    told = [first, *queue.all()]
+    taken = [first, *queue.all()]
     rung = [
         pb.Event(doorbell=pb.Doorbell(space=pb.ADDRESS_SPACE_PIO, address=0x300, size=1, data=value, count=1))
         for value in (1, 2, 5)
     ]
-    assert told == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
+    assert taken == [rung[0], rung[1], dropped(3), rung[2], dropped(1)]
 
 
-def test_neither_kind_waits_for_the_other_to_cease() -> None:
+def test_neither_kind_of_event_starves_the_other() -> None:
     queue = Queue()
-    told = []
+    taken = []
     for _ in range(6):
         queue.put(signal(3))
         queue.put(GsiAcknowledged(4))
         message = queue.next()
         assert message is not None
-        told.append(message.HasField("vcpu_signal"))
-    assert sorted(told) == [False] * 3 + [True] * 3
+        taken.append(message.HasField("vcpu_signal"))
+    assert sorted(taken) == [False] * 3 + [True] * 3
 
 
 def kinds(events: list[pb.Event]) -> list[str | None]:
     return [event.WhichOneof("event") for event in events]
 
 
-def test_of_unread_resets_the_last_counts_and_has_its_place_among_the_accesses() -> None:
+def test_only_the_last_unread_reset_is_kept_in_its_place_among_the_accesses() -> None:
     queue = Queue(VmReset(1))
     queue.put_access(RegionAccess(1, 0, 1, 0x300, 1, False, 0))
     queue.put(VmReset(2))
     queue.put_access(RegionAccess(2, 0, 1, 0x300, 1, False, 0))
-    told = queue.all()
-    assert kinds(told) == ["region_access", "vm_reset", "region_access"]
-    assert told[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
+    taken = queue.all()
+    assert kinds(taken) == ["region_access", "vm_reset", "region_access"]
+    assert taken[1] == pb.Event(vm_reset=pb.VmReset(reason=pb.RESET_REASON_GUEST))
 
 
-def test_resets_between_doorbells_that_find_no_room_do_not_pile_up() -> None:
+def test_resets_between_dropped_doorbells_do_not_pile_up() -> None:
     queue = Queue()
     for value in range(100):
         queue.put_access(Doorbell(1, 0x300, 1, value))
         queue.put(VmReset(1))
-    told = queue.all()
-    assert kinds(told) == ["doorbell", "doorbell", "events_dropped", "vm_reset"]
-    assert told[2] == dropped(98)
+    taken = queue.all()
+    assert kinds(taken) == ["doorbell", "doorbell", "events_dropped", "vm_reset"]
+    assert taken[2] == dropped(98)

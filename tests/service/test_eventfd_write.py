@@ -1,4 +1,4 @@
-"""An eventfd is signalled as the kernel does it: whoever has it can't make the daemon wait."""
+"""An eventfd is signalled as the kernel signals it, and its holder cannot make the daemon wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from irqchipd.edge.eventfd_write import AioWriter, writer
 from irqchipd.edge.eventfds import _Signalled
 
-FULL = (1 << 64) - 2  # as far as writes go
+FULL = (1 << 64) - 2  # the largest value that a write can reach
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_every_signal_adds_one(eventfd: int) -> None:
     assert os.eventfd_read(eventfd) == 1000
 
 
-def test_a_full_counter_holds_up_nobody(eventfd: int) -> None:
+def test_a_full_counter_does_not_block(eventfd: int) -> None:
     os.eventfd_write(eventfd, FULL)
     for _ in range(3):
         writer().add_one(eventfd)
@@ -36,7 +36,7 @@ def test_a_full_counter_holds_up_nobody(eventfd: int) -> None:
     assert os.eventfd_read(eventfd) == 1
 
 
-def test_nor_does_one_that_another_fills_meanwhile(eventfd: int) -> None:
+def test_a_counter_that_fills_meanwhile_does_not_block(eventfd: int) -> None:
     if not isinstance(writer(), AioWriter):
         pytest.skip("this system has no AIO")
     signalled = [_Signalled(os.dup(eventfd)) for _ in range(2)]
@@ -60,7 +60,7 @@ def test_nor_does_one_that_another_fills_meanwhile(eventfd: int) -> None:
         one.close()
 
 
-def test_what_is_no_eventfd_is_refused(eventfd: int) -> None:
+def test_another_descriptor_than_an_eventfd_is_refused(eventfd: int) -> None:
     if not isinstance(writer(), AioWriter):
         pytest.skip("this system has no AIO")
     read, write = os.pipe()

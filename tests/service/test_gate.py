@@ -1,4 +1,4 @@
-"""Whose turn it is on the gRPC edge's event loop."""
+"""The order of turns on the gRPC edge's event loop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(work: Callable[[Gate], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(with_gate(), 20))
 
 
-def test_a_holder_that_uses_little_waits_for_few_pieces_of_one_that_uses_much() -> None:
+def test_a_light_holder_waits_for_few_pieces_of_a_heavy_one() -> None:
     order: Order = []
 
     async def work(gate: Gate) -> None:
@@ -82,7 +82,7 @@ def test_work_in_slices_gives_others_their_turns_between_them() -> None:
     assert set(order[-4:]) == {"a", "b"}
 
 
-def test_what_is_cancelled_while_it_waits_takes_no_turn_from_others() -> None:
+def test_cancelled_waiters_take_no_turn_from_others() -> None:
     order: Order = []
 
     async def work(gate: Gate) -> None:
@@ -90,7 +90,7 @@ def test_what_is_cancelled_while_it_waits_takes_no_turn_from_others() -> None:
         waiting = [asyncio.ensure_future(piece(gate, "cancelled", order)) for _ in range(50)]
         last = asyncio.ensure_future(piece(gate, "cancelled", order, 0))
         await asyncio.sleep(0)
-        for task in waiting[:4]:  # granted perhaps already, and not begun
+        for task in waiting[:4]:  # perhaps granted already, but not begun
             task.cancel()
         await asyncio.sleep(0)
         for task in waiting[4:]:
@@ -118,7 +118,7 @@ def test_a_turn_that_fails_is_over() -> None:
     run(work)
 
 
-def test_a_vm_that_is_deleted_is_not_kept_for_the_time_that_it_had() -> None:
+def test_a_deleted_vm_is_not_kept_alive_by_its_accounted_time() -> None:
     async def work(gate: Gate) -> None:
         registry = Registry(1)
         vm = registry.create("gone")
@@ -136,7 +136,7 @@ def iter_nothing() -> Slices[None]:
     yield None
 
 
-def test_a_reset_waits_until_all_has_been_told_that_came_before_it() -> None:
+def test_a_reset_waits_until_earlier_events_have_been_sent() -> None:
     later = Deadlines()
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
@@ -151,7 +151,7 @@ def test_a_reset_waits_until_all_has_been_told_that_came_before_it() -> None:
 
 
 class HeldGate(Gate):
-    """Turns begin when the test lets them."""
+    """A gate whose turns begin when the test lets them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class HeldGate(Gate):
 
 
 class Call:
-    """What gRPC gives the handler of a Watch."""
+    """The context that gRPC passes to the handler of a Watch."""
 
     def __init__(self) -> None:
         self.status: str | None = None
@@ -196,7 +196,7 @@ def test_a_watch_that_opens_while_its_vm_is_deleted_ends() -> None:
         late = asyncio.ensure_future(streams.watch(request, calls[1]))
         await gate.waits.wait()
         registry.delete("vm")
-        await asyncio.sleep(0)  # the first is told, and has not gone yet
+        await asyncio.sleep(0)  # the first Watch has been notified, but has not ended yet
         gate.open.set()
         await asyncio.wait_for(asyncio.gather(watching, late, return_exceptions=True), 10)
         assert calls[0].status is not None

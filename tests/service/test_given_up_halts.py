@@ -1,4 +1,4 @@
-"""What a halt has taken for a client that is gone by then is the next to be taken: the edge, without a network."""
+"""An interrupt that a halt took for a client that is gone is delivered next: the edge, tested without a network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
 from irqchipd.vm.vcpu_state import MpState
 
-ENABLED = 0x1FF  # in the spurious-interrupt vector register
+ENABLED = 0x1FF  # written to the spurious-interrupt vector register
 
 
 @pytest.fixture
 def registry() -> Registry:
-    """A registry with one VM, which has two vCPUs that run."""
+    """A registry with one VM that has two running vCPUs."""
     registry = Registry(1)
     vm = registry.create("vm")
     vm.create_irqchip()
@@ -37,12 +37,12 @@ def registry() -> Registry:
 
 @pytest.fixture
 def vm(registry: Registry) -> Vm:
-    """That VM."""
+    """The registry's VM."""
     return registry.get("vm")
 
 
 def received(session: Session, message: pb.SessionRequest) -> pb.SessionResponse | None:
-    """Have a Session receive a message, and do all of the work; its answer."""
+    """Pass a message to a Session, and do all its work; returns the answer."""
     work = session.receive(message.SerializeToString())
     answer = work if work is None or isinstance(work, bytes) else finish(work)
     return None if answer is None else pb.SessionResponse.FromString(answer)
@@ -60,19 +60,19 @@ class Client:
         self.wakes += 1
 
     def halt(self, serial: int, vcpu: int = 0, before: int = 0, **fields: Any) -> pb.BatchResult | None:
-        """Send a batch that ends in a halt, with so many reads of a local APIC before it."""
+        """Send a batch that ends in a halt, with `before` reads of a local APIC before it."""
         reads = [pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=vcpu))] * before
         halt = pb.Operation(halt=pb.HaltRequest(vcpu=vcpu, **fields))
         batch = pb.Batch(serial=serial, operations=[*reads, halt])
         answer = received(self.session, pb.SessionRequest(batch=batch))
         return None if answer is None else answer.batch_result
 
-    def told(self) -> list[pb.SessionResponse]:
-        """All that the daemon has to send."""
+    def received(self) -> list[pb.SessionResponse]:
+        """All messages the daemon has to send."""
         return list(iter(self.take, None))
 
     def take(self) -> pb.SessionResponse | None:
-        """What the daemon has to send next."""
+        """The next message the daemon has to send."""
         message = self.session.take()
         return None if message is None else pb.SessionResponse.FromString(message)
 
@@ -89,18 +89,18 @@ def answer(serial: int, vector: int) -> pb.SessionResponse:
     return pb.SessionResponse(batch_result=pb.BatchResult(serial=serial, results=[result]))
 
 
-def test_answers_come_in_the_order_in_which_halts_end(registry: Registry, vm: Vm) -> None:
+def test_answers_come_in_the_order_of_the_halts_ends(registry: Registry, vm: Vm) -> None:
     client = Client(registry)
     assert client.halt(1) is None
     assert client.halt(2, vcpu=1) is None
-    assert (client.wakes, client.told()) == (0, [])
+    assert (client.wakes, client.received()) == (0, [])
     interrupt(vm, 0x41, vcpu=1)
     interrupt(vm, 0x31)
     assert client.wakes == 2
-    assert client.told() == [answer(2, 0x41), answer(1, 0x31)]
+    assert client.received() == [answer(2, 0x41), answer(1, 0x31)]
 
 
-def test_a_session_that_ends_gives_back_what_it_has_not_sent(registry: Registry, vm: Vm) -> None:
+def test_a_session_that_ends_gives_back_unsent_interrupts(registry: Registry, vm: Vm) -> None:
     client = Client(registry)
     client.halt(1)
     client.halt(2, vcpu=1)
@@ -112,7 +112,7 @@ def test_a_session_that_ends_gives_back_what_it_has_not_sent(registry: Registry,
     assert vm.ack_interrupt(1) == (0x41, False)
 
 
-def test_a_session_that_ends_while_it_sends_gives_that_back(registry: Registry, vm: Vm) -> None:
+def test_a_session_that_ends_while_sending_gives_the_interrupt_back(registry: Registry, vm: Vm) -> None:
     client = Client(registry)
     client.halt(1)
     interrupt(vm, 0x31)
@@ -121,22 +121,22 @@ def test_a_session_that_ends_while_it_sends_gives_that_back(registry: Registry, 
     assert vm.ack_interrupt(0) == (0x31, False)
 
 
-def test_a_session_keeps_what_it_has_sent(registry: Registry, vm: Vm) -> None:
+def test_a_session_does_not_give_back_sent_interrupts(registry: Registry, vm: Vm) -> None:
     client = Client(registry)
     client.halt(1)
     interrupt(vm, 0x31)
-    assert client.told() == [answer(1, 0x31)]
+    assert client.received() == [answer(1, 0x31)]
     client.session.close()
     assert vm.ack_interrupt(0) is None
 
 
-def test_halts_come_before_events_and_hold_none_up(registry: Registry, vm: Vm) -> None:
+def test_halts_are_answered_before_events_and_do_not_block_them(registry: Registry, vm: Vm) -> None:
     client = Client(registry, 1)
     interrupt(vm, 0x41, vcpu=1)
     client.halt(1)
     interrupt(vm, 0x31)
     pending = pb.Event(interrupt_pending=pb.InterruptPending(vcpu=1))
-    assert client.told() == [answer(1, 0x31), pb.SessionResponse(event=pending)]
+    assert client.received() == [answer(1, 0x31), pb.SessionResponse(event=pending)]
 
 
 def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> None:
@@ -148,11 +148,11 @@ def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> 
     assert [result.WhichOneof("result") for result in refused.results[:-1]] == ["get_lapic"] * 12
     assert client.halt(3, vcpu=1) is None
     interrupt(vm, 0x31)
-    assert len(client.told()[0].batch_result.results) == 13
+    assert len(client.received()[0].batch_result.results) == 13
     assert client.halt(4, before=12) is None
 
 
-def test_a_call_that_is_cancelled_when_its_halt_has_ended_gives_back_what_it_took(registry: Registry, vm: Vm) -> None:
+def test_a_call_cancelled_after_its_halt_ended_gives_back_its_interrupt(registry: Registry, vm: Vm) -> None:
     service = GrpcService(registry, Limits(), SessionQuota(1))
 
     async def cancel_too_late() -> None:

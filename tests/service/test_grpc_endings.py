@@ -1,4 +1,4 @@
-"""A client that leaves, and a VM that is deleted, whatever the client's Session over gRPC is in the middle of."""
+"""A client leaves, or its VM is deleted, in any state of the client's Session over gRPC."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_client_leaves(daemon: Daemon, scene: Scene, state: Callable[[Scene], 
     scene.channel.close()
     serves(daemon, scene.client)
     eventually(lambda: [session.client for session in scene.vm.info().sessions] in ([], ["owner"]))
-    with pytest.raises(TimedOut):  # and not Busy: its halt, if there was one, has gone with it
+    with pytest.raises(TimedOut):  # not Busy: the client's halt, if any, has ended with it
         scene.vm.vcpu(0).halt(timeout=0.001)
     scene.client.delete_vm(scene.vm.name)
 

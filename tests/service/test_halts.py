@@ -1,4 +1,4 @@
-"""Halt, as a daemon's clients have it: it ends once, with what ended it taken, and if given up it has taken nothing."""
+"""Halt over the daemon's edges: it ends once, with an interrupt taken; a halt that is given up has taken nothing."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ Halted = Future[Wake]
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """A VM with two vCPUs that run, their local APICs enabled."""
+    """A VM with two running vCPUs whose local APICs are enabled."""
     return halting_vm(irqchip_client)
 
 
 def halting_vm(client: Client) -> Vm:
-    """The same."""
+    """Such a VM."""
     vm = client.create_vm()
     vm.create_irqchip()
     for number in range(2):
@@ -60,14 +60,14 @@ def halting_vm(client: Client) -> Vm:
 
 @pytest.fixture
 def stub(irqchip_server: Daemon) -> Iterator[IrqchipServiceStub]:
-    """The calls without an SDK, so that one can be cancelled, or have a deadline."""
+    """The RPC stub, for calls with a deadline and calls to be cancelled."""
     with grpc.insecure_channel(irqchip_server.target) as channel:
         yield IrqchipServiceStub(channel)
 
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads to halt in."""
+    """Threads that halt."""
     with ThreadPoolExecutor() as threads:
         yield threads
 
@@ -83,7 +83,7 @@ def halted(vm: Vm, vcpu: int = 0) -> bool:
 
 
 def busy(vm: Vm, vcpu: int = 0) -> bool:
-    """Whether a Halt of a vCPU is under way: then, and only then, another is refused."""
+    """Whether a Halt of a vCPU is in progress: only then is another one refused."""
     try:
         vm.vcpu(vcpu).halt(interrupts_masked=True, timeout=1e-9)
     except Busy:
@@ -94,19 +94,19 @@ def busy(vm: Vm, vcpu: int = 0) -> bool:
 
 
 def idle(vm: Vm, vcpu: int = 0) -> bool:
-    """The opposite of busy."""
+    """Whether no Halt of a vCPU is in progress."""
     return not busy(vm, vcpu)
 
 
 def halt(threads: ThreadPoolExecutor, vm: Vm, vcpu: int = 0, **arguments: Any) -> Halted:
-    """Halt a vCPU that runs, in a thread; when this returns, it halts."""
+    """Halt a running vCPU in a thread; returns once the vCPU is halted."""
     assert not halted(vm, vcpu)
     future = threads.submit(vm.vcpu(vcpu).halt, **arguments)
     eventually(lambda: halted(vm, vcpu), within=5)
     return future
 
 
-def test_what_is_pending_ends_a_halt_at_once_and_is_taken(vm: Vm) -> None:
+def test_a_pending_interrupt_ends_a_halt_at_once_and_is_taken(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     interrupt(vm, 0x31)
     assert cpu.halt() == FIRST
@@ -117,7 +117,7 @@ def test_what_is_pending_ends_a_halt_at_once_and_is_taken(vm: Vm) -> None:
 
 def test_a_halt_waits_until_there_is_something_to_take(vm: Vm, threads: ThreadPoolExecutor) -> None:
     waiting = halt(threads, vm)
-    interrupt(vm, 0x31, vcpu=1)  # another's
+    interrupt(vm, 0x31, vcpu=1)  # for another vCPU
     time.sleep(0.1)
     assert not waiting.done()
     interrupt(vm, 0x31)
@@ -168,14 +168,14 @@ def test_a_vcpu_that_waits_to_be_started_halts_until_it_is(irqchip_client: Clien
             (0x4699, Signal(SignalKind.SIPI, 0x99), MpState.RUNNABLE),
         ):
             waiting = session.submit([ops.halt(1)])
-            session.signal_msi(0xFEE0_1000, 0x31)  # which does not start it
+            session.signal_msi(0xFEE0_1000, 0x31)  # an MSI does not start the vCPU
             boot.mmio_write(LAPIC + 0x310, 1 << 24)
             boot.mmio_write(LAPIC + 0x300, low)
             assert waiting.result(5) == [taken]
             assert other.mp_state() is state
 
 
-def test_a_halt_whose_time_is_up_has_taken_nothing(vm: Vm) -> None:
+def test_a_halt_that_timed_out_has_taken_nothing(vm: Vm) -> None:
     started = time.monotonic()
     with pytest.raises(TimedOut):
         vm.vcpu(0).halt(timeout=0.1)
@@ -185,7 +185,7 @@ def test_a_halt_whose_time_is_up_has_taken_nothing(vm: Vm) -> None:
     assert vm.vcpu(0).halt(timeout=0.1) == FIRST
 
 
-def test_a_vcpu_has_one_halt(vm: Vm, threads: ThreadPoolExecutor) -> None:
+def test_a_vcpu_has_one_halt_at_a_time(vm: Vm, threads: ThreadPoolExecutor) -> None:
     waiting = halt(threads, vm)
     with pytest.raises(Busy, match="vCPU 0"):
         vm.vcpu(0).halt()
@@ -282,7 +282,7 @@ def test_the_daemons_stop_ends_halts_with_a_status() -> None:
 # In a Session's batch.
 
 
-def test_later_batches_do_not_wait_for_a_halt_and_halts_not_for_each_other(vm: Vm) -> None:
+def test_neither_later_batches_nor_other_halts_wait_for_a_halt(vm: Vm) -> None:
     with vm.session() as session:
         first = session.submit([ops.irq_line(21, True), ops.halt(0)])
         second = session.submit([ops.halt(1)])
@@ -332,7 +332,7 @@ def test_halts_of_a_client_that_does_not_read_do_not_pile_up(irqchip_server: Dae
     with grpc.insecure_channel(irqchip_server.target) as channel:
         call = IrqchipServiceStub(channel).Session(requests())
         stalled = -1
-        while sent > stalled:  # until neither the daemon reads on, nor what lies between
+        while sent > stalled:  # until the daemon stops reading and all buffers are full
             stalled = sent
             time.sleep(0.5)
             assert sent < 20_000, "the daemon goes on reading from a client that does not read"
@@ -347,7 +347,7 @@ WAKES = 500
 
 @pytest.mark.parametrize("kind", ["unary", "session"])
 def test_no_wake_is_lost_or_doubled(vm: Vm, threads: ThreadPoolExecutor, kind: str) -> None:
-    """Two vCPUs, each woken by a client that sends it the next interrupt as soon as it has taken the last."""
+    """Two vCPUs; one client each sends the next interrupt as soon as the vCPU has taken the last one."""
     vectors = [0x20 + number % 0xC0 for number in range(WAKES)]
     taken: list[list[int]] = [[], []]
 

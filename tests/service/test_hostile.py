@@ -1,4 +1,4 @@
-"""A daemon beside whose clients one does its worst: others are served, and it stays small. Limits are generous: what
+"""While one client does its worst, the daemon serves others and stays small. The limits are generous: the failures
 they exclude took seconds, minutes or gigabytes.
 """
 
@@ -36,7 +36,7 @@ GSI = 24
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    """Its own, which obeys SIGTERM whatever has been done to it."""
+    """A daemon of the test's own, which must obey SIGTERM at the end."""
     with start_daemon() as daemon:
         yield daemon
         assert daemon.process.poll() is None
@@ -54,7 +54,7 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 @pytest.fixture
 def stub(daemon: Daemon) -> Iterator[Stub]:
-    # A connection of its own: channels of one process share theirs, where a client's calls wait for each other.
+    # A connection of its own: by default a process's channels share one, where a client's calls wait for each other.
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(daemon.target.replace("unix://", "unix:"), options) as channel:
         yield pb_grpc.IrqchipServiceStub(channel)
@@ -75,7 +75,7 @@ def make(client: Client, name: str, vcpus: int) -> None:
 
 
 def route_broadcast(daemon: Daemon, name: str) -> None:
-    """GSI sends every vCPU an NMI."""
+    """Route GSI to an NMI for every vCPU."""
     with closing(Peer(daemon, vm=name)) as peer:
         route = pb.RoutingEntry(gsi=GSI, msi=BROADCAST)
         (result,) = peer.run(pb.Operation(set_gsi_routing=pb.SetGsiRoutingRequest(entries=[route])))
@@ -83,7 +83,7 @@ def route_broadcast(daemon: Daemon, name: str) -> None:
 
 
 def start_timers(daemon: Daemon, name: str) -> None:
-    """Every vCPU has a timer of 200 us, which interrupts as an NMI: more than there is time for."""
+    """Start a 200 us timer on every vCPU, delivered as an NMI: more than the daemon has time for."""
     with closing(Peer(daemon, vm=name)) as peer:
         for vcpu in range(NOISY_VCPUS):
             (got,) = peer.run(pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=vcpu)))
@@ -100,7 +100,7 @@ def start_timers(daemon: Daemon, name: str) -> None:
 
 
 def longest(times: int, work: Callable[[], object]) -> float:
-    """How long something takes at the most, seconds."""
+    """The longest of several runs, in seconds."""
     took = []
     for _ in range(times):
         begun = time.monotonic()
@@ -136,7 +136,7 @@ def test_a_halts_timeout_does_not_wait_for_another_vms_timers(
         assert time.monotonic() - begun < 2
 
 
-def test_the_vm_that_is_behind_says_by_how_much(daemon: Daemon, client: Client, stub: Stub) -> None:
+def test_a_late_vm_reports_its_lateness(daemon: Daemon, client: Client, stub: Stub) -> None:
     make(client, "noisy", NOISY_VCPUS)
     start_timers(daemon, "noisy")
     eventually(lambda: stub.GetVm(pb.GetVmRequest(vm="noisy")).vm.lateness_ns > 0)
@@ -150,7 +150,7 @@ def test_a_broadcast_to_many_listeners_neither_fills_the_memory_nor_holds_up_oth
     make(client, "noisy", vcpus)
     route_broadcast(daemon, "noisy")
     with ExitStack() as stack:
-        for _ in range(sessions):  # which read nothing
+        for _ in range(sessions):  # whose clients read nothing
             stack.enter_context(closing(Peer(daemon, vm="noisy", vcpus=range(vcpus))))
         sender = stack.enter_context(closing(Peer(daemon, vm="noisy")))
         sender.socket.settimeout(60)
@@ -173,7 +173,7 @@ def test_a_broadcast_to_many_listeners_neither_fills_the_memory_nor_holds_up_oth
         assert largest - before < 64 * MIB
 
 
-def test_descriptors_whose_close_waits_hold_up_nobody(daemon: Daemon, quiet: Peer) -> None:
+def test_descriptors_whose_close_blocks_do_not_delay_others(daemon: Daemon, quiet: Peer) -> None:
     with ExitStack() as stack:
         for announced in (False, True) * 6:
             sender, peer = lingering()

@@ -1,4 +1,4 @@
-"""irqfds: eventfds that interrupt, handed to the daemon over its AF_UNIX port. KVM: virt/kvm/eventfd.c."""
+"""irqfds: eventfds, sent to the daemon over its AF_UNIX port, whose writes interrupt. KVM: virt/kvm/eventfd.c."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEVEL = 1 << 15
 
 @pytest.fixture
 def vm(irqchip_client: irqchip.Client) -> Vm:
-    """Its IOAPIC sends GSI 20 to vCPU 0, as an edge."""
+    """A VM whose IOAPIC sends GSI 20 to vCPU 0, edge-triggered."""
     vm = irqchip_client.create_vm()
     vm.create_irqchip()
     vm.create_vcpu(0).mmio_write(LAPIC + 0xF0, 0x1FF)
@@ -56,7 +56,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def taken(vm: Vm) -> int | None:
-    """The vector that the vCPU takes and ends."""
+    """The vector that the vCPU takes; it ends the interrupt."""
     interrupt = vm.vcpu(0).acknowledge()
     if interrupt is None:
         return None
@@ -92,8 +92,8 @@ def test_every_write_wakes_a_vcpu_that_halts(vm: Vm, session: Session) -> None:
             vcpu.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
 
 
-def test_what_was_written_before_interrupts_and_stays(vm: Vm, session: Session, eventfd: int) -> None:
-    """KVM does not drain a counter that it finds, but with the next write all of it."""
+def test_an_earlier_write_interrupts_and_is_not_drained(vm: Vm, session: Session, eventfd: int) -> None:
+    """KVM does not drain a counter that is set at assignment; the next write drains all of it."""
     os.eventfd_write(eventfd, 7)
     session.assign_irqfd(eventfd, GSI)
     assert taken(vm) == VECTOR
@@ -104,7 +104,7 @@ def test_what_was_written_before_interrupts_and_stays(vm: Vm, session: Session, 
     assert drained(eventfd)
 
 
-def test_a_write_after_what_was_there_drains_both(vm: Vm, session: Session, eventfd: int) -> None:
+def test_a_write_after_an_earlier_one_drains_both(vm: Vm, session: Session, eventfd: int) -> None:
     os.eventfd_write(eventfd, 7)
     session.assign_irqfd(eventfd, GSI)
     assert taken(vm) == VECTOR
@@ -113,7 +113,7 @@ def test_a_write_after_what_was_there_drains_both(vm: Vm, session: Session, even
     assert drained(eventfd)
 
 
-def test_an_eventfd_is_one_irqfd_of_any_gsi_and_vm(
+def test_an_eventfd_is_an_irqfd_once_over_all_gsis_and_vms(
     irqchip_client: irqchip.Client, session: Session, eventfd: int
 ) -> None:
     session.assign_irqfd(eventfd, GSI)
@@ -137,7 +137,7 @@ def test_several_eventfds_interrupt_one_gsi(vm: Vm, session: Session) -> None:
             eventually(lambda: taken(vm) == VECTOR)
 
 
-def test_deassigning_ends_it_and_never_fails(vm: Vm, session: Session, eventfd: int) -> None:
+def test_deassigning_ends_an_irqfd_and_never_fails(vm: Vm, session: Session, eventfd: int) -> None:
     session.deassign_irqfd(eventfd, GSI)
     session.assign_irqfd(eventfd, GSI)
     session.deassign_irqfd(eventfd, GSI + 1)
@@ -165,7 +165,7 @@ def test_it_ends_with_its_session(vm: Vm, eventfd: int) -> None:
         assert taken(vm) == VECTOR
 
 
-def test_a_resampled_line_is_held_until_all_are_told(vm: Vm, session: Session) -> None:
+def test_a_resampled_line_is_held_until_its_acknowledgement_notifies_all(vm: Vm, session: Session) -> None:
     redirect(vm, LEVEL | VECTOR)
     with session.irqfd(GSI, resample=True) as first, session.irqfd(GSI, resample=True) as second:
         first.trigger()
@@ -180,7 +180,7 @@ def test_a_resampled_line_is_held_until_all_are_told(vm: Vm, session: Session) -
     never(lambda: taken(vm) and taken(vm))
 
 
-def test_a_plain_one_on_a_level_pin_is_a_pulse(vm: Vm, session: Session) -> None:
+def test_a_plain_irqfd_on_a_level_pin_is_a_pulse(vm: Vm, session: Session) -> None:
     redirect(vm, LEVEL | VECTOR)
     with session.irqfd(GSI) as irqfd:
         irqfd.trigger()
@@ -188,7 +188,7 @@ def test_a_plain_one_on_a_level_pin_is_a_pulse(vm: Vm, session: Session) -> None
         never(lambda: taken(vm))
 
 
-def test_a_resamplefd_that_is_full_holds_up_nobody(vm: Vm, session: Session) -> None:
+def test_a_full_resamplefd_does_not_block(vm: Vm, session: Session) -> None:
     with session.irqfd(GSI, resample=True) as irqfd:
         assert irqfd.resamplefd is not None
         os.eventfd_write(irqfd.resamplefd, (1 << 64) - 2)
@@ -197,7 +197,7 @@ def test_a_resamplefd_that_is_full_holds_up_nobody(vm: Vm, session: Session) -> 
         assert session.vcpu(0).pio_read(0x21).claimed
 
 
-def test_what_can_be_no_irqfd(irqchip_client: irqchip.Client, session: Session, eventfd: int) -> None:
+def test_invalid_irqfds_are_refused(irqchip_client: irqchip.Client, session: Session, eventfd: int) -> None:
     reader, writer = os.pipe()
     with pytest.raises(InvalidArgument, match="no eventfd"):
         session.assign_irqfd(reader, GSI)
@@ -213,7 +213,7 @@ def test_what_can_be_no_irqfd(irqchip_client: irqchip.Client, session: Session, 
         bare.assign_irqfd(eventfd, GSI)
     assert early.value.errno == errno.EAGAIN
     without.delete()
-    session.assign_irqfd(eventfd, GSI)  # nothing was left behind
+    session.assign_irqfd(eventfd, GSI)  # the refused attempts left nothing behind
 
 
 def test_a_split_irqchip_resamples_nothing(irqchip_client: irqchip.Client, eventfd: int) -> None:
@@ -226,7 +226,7 @@ def test_a_split_irqchip_resamples_nothing(irqchip_client: irqchip.Client, event
     split.delete()
 
 
-def test_grpc_carries_none(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc_carries_no_irqfds(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", "off")
     with vm.session() as session, pytest.raises(irqchip.IrqchipError) as refused:
         session.irqfd(GSI)

@@ -1,4 +1,4 @@
-"""What the daemon logs: no more than a reader can bear, and nothing of what is a client's own affair."""
+"""The daemon's log: bounded in size, and without lines about a client's own affairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_repetitions_are_held_back_and_counted(monkeypatch: pytest.MonkeyPatch) 
     assert passes(1, "again") == "again"
 
 
-def test_clients_that_give_up_leave_nothing_in_the_log() -> None:
+def test_clients_that_give_up_are_not_logged() -> None:
     with start_daemon(arguments=QUIET) as daemon, daemon.connect() as client:
         vm = client.create_vm("vm")
         vm.create_irqchip()
@@ -68,7 +68,7 @@ def test_clients_that_give_up_leave_nothing_in_the_log() -> None:
         assert daemon.stderr == ""
 
 
-def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log() -> None:
+def test_calls_given_up_while_being_answered_are_not_logged() -> None:
     with (
         start_daemon(arguments=QUIET) as daemon,
         daemon.connect() as client,
@@ -92,21 +92,21 @@ def test_calls_that_are_given_up_as_they_are_answered_leave_nothing_in_the_log()
         assert daemon.stderr == ""
 
 
-def test_calls_that_are_given_up_before_they_have_begun_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It depends on the moment; test_hostile.py meets it now and then."""
+def test_calls_given_up_before_they_begin_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case depends on timing; test_hostile.py meets it now and then."""
     given_up = asyncio.CancelledError()
     record = logging.LogRecord(
         "grpc._cython.cygrpc", logging.ERROR, "", 1, "not handled", None, (type(given_up), given_up, None)
     )
     assert not logs._is_ours(record)
-    monkeypatch.setattr(cygrpc, "traceback", cygrpc.traceback)  # it has this to print with
+    monkeypatch.setattr(cygrpc, "traceback", cygrpc.traceback)  # gRPC prints errors with this module
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     logs.log_to_stderr("INFO")
     assert not hasattr(cygrpc.traceback, "format_exc"), "it is not the module any more"
 
 
 def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:
-    """What the daemon answers to a call with such a path and metadatum."""
+    """The daemon's answer to a call with this path and metadatum."""
 
     def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
         return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
@@ -127,14 +127,14 @@ def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:
 
 
 def no_trouble(daemon: Daemon, before: str) -> bool:
-    """Whether the log has nothing new but what other tests' VMs and Sessions left."""
+    """Whether the log's new lines are all about VMs and Sessions of other tests."""
     return not any(level in daemon.stderr[len(before) :] for level in ("WARNING", "ERROR", "Traceback"))
 
 
 @pytest.mark.parametrize(
     "path", [b"/irqchip.v1.IrqchipService/\xff", b"/\xc3\x28", b"\xff\xfe", b"/a\n\x1b[31m", b"/x/y"]
 )
-def test_a_method_of_any_name_is_refused_and_hurts_nobody(irqchip_server: Daemon, path: bytes) -> None:
+def test_a_method_of_any_name_is_refused_and_harmless(irqchip_server: Daemon, path: bytes) -> None:
     with irqchip_server.connect() as other:
         before = irqchip_server.stderr
         assert b"grpc-status\x0212" in http2_call(irqchip_server, path, b"x", b"y")  # UNIMPLEMENTED
@@ -148,7 +148,7 @@ def test_metadata_that_is_not_text_is_not_logged(irqchip_server: Daemon) -> None
     assert no_trouble(irqchip_server, before)
 
 
-def test_calls_that_wait_are_neither_refused_nor_ended_for_their_number() -> None:
+def test_many_waiting_calls_are_neither_refused_nor_ended() -> None:
     with start_daemon() as daemon, daemon.connect() as other:
         other.create_vm("storm").create_irqchip()
         channels = [
@@ -189,7 +189,7 @@ def without_times(log: str) -> list[str]:
 
 
 def settled(daemon: Daemon, last: str) -> str:
-    """What it has logged, when this is the last of it."""
+    """The daemon's log, once it has this last line."""
     deadline = time.monotonic() + 10
     while last not in daemon.stderr.rsplit("\n", 2)[-2:][0]:
         assert time.monotonic() < deadline, daemon.stderr
@@ -197,7 +197,7 @@ def settled(daemon: Daemon, last: str) -> str:
     return daemon.stderr
 
 
-def test_the_log_tells_of_vms_and_sessions_and_why_they_end() -> None:
+def test_vms_and_sessions_are_logged_with_the_reason_of_their_end() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
         vm = client.create_vm("vm1")
         with vm.session("a uart") as session:
@@ -220,7 +220,7 @@ def test_the_log_tells_of_vms_and_sessions_and_why_they_end() -> None:
     ]
 
 
-def test_sessions_over_grpc_tell_why_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_over_grpc_are_logged_with_the_reason_of_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRQCHIP_PORT", "off")
     with start_daemon() as daemon:
         with daemon.connect() as client:
@@ -237,7 +237,7 @@ def test_sessions_over_grpc_tell_why_they_end(monkeypatch: pytest.MonkeyPatch) -
     assert "client=two why='its client has gone'" in log
 
 
-def test_a_log_for_programs_is_an_object_a_line() -> None:
+def test_a_json_log_has_one_object_per_line() -> None:
     arguments = ("--log-level", "debug", "--log-format", "json", "--access-timeout", "50")
     with start_daemon(arguments=arguments) as daemon, daemon.connect() as client:
         vm = client.create_vm("vm1")
@@ -256,7 +256,7 @@ def test_a_log_for_programs_is_an_object_a_line() -> None:
     assert (refused["level"], refused["errno"]) == ("debug", "EEXIST")
 
 
-def test_events_that_are_dropped_are_told() -> None:
+def test_dropped_events_are_logged() -> None:
     with start_daemon(arguments=("--max-events", "1")) as daemon, daemon.connect() as client:
         vm = client.create_vm("vm1")
         vm.create_vcpu(0)
@@ -279,7 +279,7 @@ def test_a_client_can_not_flood_the_log() -> None:
         assert 4 <= daemon.stderr.count("VM made") < 60
 
 
-def test_nobody_waits_for_who_reads_the_log() -> None:
+def test_clients_do_not_wait_for_the_logs_reader() -> None:
     program = """
 import logging, os, time
 from irqchipd import daemon as daemon_module
@@ -292,7 +292,7 @@ for _ in range(5000):
 os.write(1, b"did not wait" if time.monotonic() - begun < 10 else b"waited")
 os._exit(0)
 """
-    reader, writer = os.pipe()  # which nobody reads, and has room for a tenth of that
+    reader, writer = os.pipe()  # a pipe without a reader, with room for a tenth of the log
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], stderr=writer, stdout=subprocess.PIPE, timeout=60, check=True
@@ -303,7 +303,7 @@ os._exit(0)
     assert done.stdout == b"did not wait"
 
 
-def test_timers_that_are_late_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_late_timers_are_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(daemon_module, "LATENESS_PERIOD", 0.01)
     timers = Timers()
 

@@ -1,4 +1,4 @@
-"""What a VM costs."""
+"""The memory that a VM takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VMS = 1000
 
 def test_a_thousand_vms_of_one_vcpu_take_64_kib_each_at_the_most() -> None:
     with start_daemon() as daemon, daemon.connect(timeout=60) as client:
-        client.create_vm("first").create_irqchip()  # whatever is made once is made before the measurement
+        client.create_vm("first").create_irqchip()  # so that one-time allocations come before the measurement
         before = resident(daemon)
         for number in range(VMS):
             vm = client.create_vm(f"vm{number}")
@@ -28,7 +28,7 @@ def test_a_thousand_vms_of_one_vcpu_take_64_kib_each_at_the_most() -> None:
         print(f"{each / 1024:.1f} KiB a VM")
         assert 0 < each <= 64 * 1024
 
-        # And it comes back: as many again, after deleting them, do not make the daemon grow.
+        # The memory is freed: as many VMs again, after these are deleted, do not make the daemon grow.
         full = resident(daemon)
         for number in range(VMS):
             client.delete_vm(f"vm{number}")
@@ -44,7 +44,7 @@ def test_messages_that_were_refused_are_not_kept() -> None:
     with start_daemon() as daemon, daemon.connect() as client, grpc.insecure_channel(daemon.target) as channel:
         client.create_vm("vm").create_irqchip()
         rpcs = IrqchipServiceStub(channel)
-        # A megabyte, of which protobuf makes eight.
+        # A megabyte, which protobuf decodes into eight.
         large = pb.IrqLinesRequest(vm="vm", changes=[3] * 1_000_000)
         for number in range(40):
             with pytest.raises(grpc.RpcError):

@@ -77,18 +77,18 @@ def test_pages_hold_while_vms_come_and_go(registry: Registry) -> None:
     listed = []
     for step, page in enumerate(pages(registry, 5)):
         listed += names(page)
-        registry.delete(page.next_page_token or "vm49")  # the token itself need not be a VM any more
+        registry.delete(page.next_page_token or "vm49")  # the VM that the token names may be gone
         registry.create(f"a{step}")
     assert listed == [f"vm{number}" for number in range(10, 50)]
 
 
-def test_a_page_has_so_many_vms(registry: Registry) -> None:
+def test_the_vms_of_a_page_are_bounded(registry: Registry) -> None:
     for number in range(PAGE_VMS + 1):
         registry.create(f"{number}")
     assert [len(page.vms) for page in pages(registry)] == [PAGE_VMS, 1]
 
 
-def test_a_page_has_so_many_vcpus(registry: Registry) -> None:
+def test_the_vcpus_of_a_page_are_bounded(registry: Registry) -> None:
     for number in range(PAGE_VCPUS // MAX_VCPUS + 2):
         vm = registry.create(f"{number}")
         for vcpu in range(MAX_VCPUS):
@@ -96,7 +96,7 @@ def test_a_page_has_so_many_vcpus(registry: Registry) -> None:
     assert [len(page.vms) for page in pages(registry)] == [PAGE_VCPUS // MAX_VCPUS, 2]
 
 
-def test_a_page_has_so_many_bytes_however_much_its_vms_hold(registry: Registry) -> None:
+def test_the_bytes_of_a_page_are_bounded_whatever_its_vms_hold(registry: Registry) -> None:
     for number in range(12):
         full_of_sessions(registry.create(f"{number:02}"))
     found = list(pages(registry))
@@ -138,14 +138,14 @@ def test_sessions_that_end_between_pages_do_no_harm(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("token", ["x y", "a" * 65, "-", "\n", "é"])
-def test_what_is_no_token_of_a_list_is_einval(registry: Registry, token: str) -> None:
+def test_an_invalid_token_of_a_list_is_einval(registry: Registry, token: str) -> None:
     with pytest.raises(VmError) as caught:
         list_vms(registry, pb.ListVmsRequest(page_token=token), pb.ListVmsResponse())
     assert (caught.value.reason, len(caught.value.message) < 100) == ("EINVAL", True)
 
 
 @pytest.mark.parametrize("token", ["x", "-1", " 1", "1_0", "1" * 20, "1" * 100_000, "²", "\u0661"])
-def test_what_is_no_token_of_a_vms_sessions_is_einval(registry: Registry, token: str) -> None:
+def test_an_invalid_token_of_a_vms_sessions_is_einval(registry: Registry, token: str) -> None:
     registry.create("vm")
     with pytest.raises(VmError) as caught:
         get_vm(registry, pb.GetVmRequest(vm="vm", page_token=token), pb.GetVmResponse())

@@ -1,4 +1,4 @@
-"""The AF_UNIX port, by bare sockets: what any client can rely on."""
+"""The AF_UNIX port, used with plain sockets: the behaviour that any client can rely on."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Peer:
         self.socket.send(HEADER.pack(0, serial) + b"".join(OPERATION.pack(*record) for record in records))
 
     def receive_results(self, count: int) -> tuple[int, list[tuple[int, ...]], bytes]:
-        """The serial, the results' fields and the texts of errors."""
+        """The serial, the fields of the results, and the texts of errors."""
         data = self.socket.recv(1 << 17)
         zero, serial = HEADER.unpack_from(data)
         assert zero == 0
@@ -72,7 +72,7 @@ class Peer:
         return list(result.results)
 
     def end(self) -> str:
-        """The reason of the error with which the Session ends, and nothing comes behind."""
+        """The reason of the error with which the Session ends; nothing may follow."""
         while (message := self.receive()).WhichOneof("message") != "ended":
             pass
         assert self.socket.recv(1) == b""
@@ -126,7 +126,7 @@ def test_many_changes_in_one_operation(peer: Peer) -> None:
     assert list(result.irq_lines.statuses) == [-1, 0, 1, -1]
 
 
-def test_what_happens_to_a_vcpu_is_told_at_once(peer: Peer, vm: Vm) -> None:
+def test_a_vcpus_events_arrive_at_once(peer: Peer, vm: Vm) -> None:
     vm.signal_msi(LAPIC, 0x51)
     assert peer.receive().event.interrupt_pending.vcpu == 0
 
@@ -171,7 +171,7 @@ def test_a_halt_that_is_given_up_is_answered_and_takes_nothing(peer: Peer, vm: V
         ({"vm": "x", "gsis": [4096]}, "EINVAL"),
     ],
 )
-def test_why_a_session_is_not_opened_is_told(irqchip_server: Daemon, opening: dict[str, Any], reason: str) -> None:
+def test_a_refused_session_is_given_the_reason(irqchip_server: Daemon, opening: dict[str, Any], reason: str) -> None:
     with closing(Peer(irqchip_server)) as peer:
         peer.send(open=pb.SessionOpen(**opening))
         assert peer.end() == reason
@@ -187,7 +187,7 @@ def test_a_session_begins_with_open(irqchip_server: Daemon) -> None:
     ("data", "reason"),
     [(b"\xff\xff", "EBADMSG"), (pb.SessionRequest(open=pb.SessionOpen()).SerializeToString(), "EINVAL")],
 )
-def test_what_is_no_batch_ends_the_session(peer: Peer, data: bytes, reason: str) -> None:
+def test_a_malformed_batch_ends_the_session(peer: Peer, data: bytes, reason: str) -> None:
     peer.socket.send(data)
     assert peer.end() == reason
 
@@ -209,7 +209,7 @@ def test_a_deleted_vm_ends_the_session(peer: Peer, vm: Vm) -> None:
     assert peer.end() == "ENOENT"
 
 
-def test_a_daemon_that_stops_says_so_and_takes_the_socket_away() -> None:
+def test_a_daemon_that_stops_says_so_and_removes_the_socket() -> None:
     with start_daemon() as daemon:
         with daemon.connect() as client:
             name = client.create_vm().name
@@ -220,8 +220,8 @@ def test_a_daemon_that_stops_says_so_and_takes_the_socket_away() -> None:
         assert not Path(path(daemon)).exists()
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
-    """It stops being served while it does not read; others are, and when it reads again, nothing is missing."""
+def test_a_client_that_does_not_read_delays_no_other(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
+    """It is not served while it does not read; others are. When it reads again, nothing is missing."""
     batches = 0
     peer.socket.settimeout(0.2)
     try:
@@ -306,7 +306,7 @@ def test_records_are_answered_with_records(peer: Peer) -> None:
         (ACK, 1, 2, 0x51),
     ]
     assert results[6][:2] == (MSR_READ, 1)
-    assert results[7] == (MSR_READ, 3, 0, 0)  # #GP: it is no x2APIC
+    assert results[7] == (MSR_READ, 3, 0, 0)  # #GP: the APIC is not in x2APIC mode
 
 
 def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> None:
@@ -322,10 +322,10 @@ def test_a_record_that_fails_says_why_and_the_next_is_executed(peer: Peer) -> No
         assert all(result == (PIO_READ, 1, 0, 0) for result in results if result[0])
 
 
-def test_the_record_of_an_access_says_whether_there_is_an_answer(peer: Peer) -> None:
+def test_an_accesss_record_says_whether_it_was_claimed(peer: Peer) -> None:
     peer.send_records(5, (COMPLETE, 0, 0, 1, 2), (COMPLETE, 1, 0, 1, 0), (COMPLETE, 2, 0, 1, 0), (COMPLETE, 1, 0, 1, 2))
     _, results, texts = peer.receive_results(4)
-    assert results[:2] == [(COMPLETE, 0, 0, 0)] * 2, "nobody waits"
+    assert results[:2] == [(COMPLETE, 0, 0, 0)] * 2, "no vCPU waits for these accesses"
     assert [result[2] for result in results[2:]] == [errno.EINVAL] * 2
     assert b"unanswered" in texts
 
@@ -351,7 +351,7 @@ def test_records_end_in_a_halt(irqchip_server: Daemon, peer: Peer, vm: Vm) -> No
 
 
 @pytest.mark.parametrize("data", [b"\0", bytes(16), bytes(39), bytes(41)])
-def test_what_is_no_batch_of_records_ends_the_session(peer: Peer, data: bytes) -> None:
+def test_a_malformed_batch_of_records_ends_the_session(peer: Peer, data: bytes) -> None:
     peer.socket.send(data)
     assert peer.end() == "EBADMSG"
 
@@ -364,8 +364,8 @@ def test_too_many_records_are_refused() -> None:
             assert small.end() == "E2BIG"
 
 
-def test_a_long_batch_holds_up_nobody(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
-    """It is done in slices: what another asks meanwhile is answered first."""
+def test_a_long_batch_delays_no_other_client(irqchip_server: Daemon, peer: Peer, vm: Vm) -> None:
+    """A batch is executed in slices: another client's request in between is answered first."""
     with closing(Peer(irqchip_server, vm=vm.name)) as other:
         changes = pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1 | 1, 20 << 1] * 2048))
         first = 0
@@ -378,7 +378,7 @@ def test_a_long_batch_holds_up_nobody(irqchip_server: Daemon, peer: Peer, vm: Vm
         assert first >= 5
 
 
-def test_descriptors_that_nobody_takes_are_closed(irqchip_server: Daemon, peer: Peer) -> None:
+def test_unused_descriptors_are_closed(irqchip_server: Daemon, peer: Peer) -> None:
     def descriptors() -> int:
         return len(list(Path(f"/proc/{irqchip_server.pid}/fd").iterdir()))
 
@@ -400,7 +400,7 @@ def test_descriptors_that_nobody_takes_are_closed(irqchip_server: Daemon, peer: 
         assert time.monotonic() < deadline
 
 
-def test_descriptors_are_none_of_the_next_batchs(peer: Peer) -> None:
+def test_unused_descriptors_are_not_kept_for_the_next_batch(peer: Peer) -> None:
     peer.send(descriptors=pb.DescriptorsFollow())
     record = HEADER.pack(0, 1) + OPERATION.pack(PIO_READ, 1, 0, 0x21, 0)
     eventfd = os.eventfd(0)
@@ -411,7 +411,7 @@ def test_descriptors_are_none_of_the_next_batchs(peer: Peer) -> None:
     assert result.error.reason == "EBADF"
 
 
-def test_results_that_no_packet_holds_are_refused_one_by_one(peer: Peer) -> None:
+def test_results_too_large_for_a_packet_are_refused_one_by_one(peer: Peer) -> None:
     states = [pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))] * 100
     changes = pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1] * 4000))
     first, *others = peer.run(changes, *states)
@@ -420,12 +420,12 @@ def test_results_that_no_packet_holds_are_refused_one_by_one(peer: Peer) -> None
     assert {other.error.reason for other in others if other.HasField("error")} == {"E2BIG"}
 
 
-def test_nothing_told_is_lost_while_the_socket_is_full(irqchip_server: Daemon, vm: Vm) -> None:
-    """Events that fill the socket between the slices of a batch, whose answer comes behind them."""
+def test_no_event_is_lost_while_the_socket_is_full(irqchip_server: Daemon, vm: Vm) -> None:
+    """Events fill the socket between the slices of a batch; the batch's answer comes after them."""
     peer, other = Peer(irqchip_server, vm=vm.name, vcpus=[0]), Peer(irqchip_server, vm=vm.name)
     with closing(peer), closing(other):
         batches = 0
-        while batches < 200:  # of answers of a size that fills it soon
+        while batches < 200:  # whose answers soon fill the socket
             peer.submit(batches, pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1] * 4000)))
             batches += 1
             other.run(pb.Operation(nmi=pb.NmiRequest(vcpu=0)))

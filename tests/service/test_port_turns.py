@@ -1,4 +1,4 @@
-"""The port's thread: whose turn it is, and what fails or never comes for one client is not the others'."""
+"""The port's thread: the order of turns, and one client's failures and delays do not affect others."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def here(tmp_path: Path) -> Iterator[Served]:
 
 
 def descriptors() -> int:
-    """How many this process has."""
+    """The number of descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 class Work(PortWork):
-    """Something that the port does in pieces."""
+    """Work that the port does in pieces."""
 
     def __init__(self, holder: object, do: Callable[[], Pending | None]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
         here.port.watch(eventfds[2], lambda _: heard.set(), select.EPOLLIN | select.EPOLLET)
         os.eventfd_write(eventfds[0], 1)
         assert inside.wait(5)
-        for eventfd in eventfds[1:]:  # both are told of in one turn
+        for eventfd in eventfds[1:]:  # both are reported in one turn
             os.eventfd_write(eventfd, 1)
         go_on.set()
         assert heard.wait(2)
@@ -81,11 +81,11 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
             os.close(eventfd)
 
 
-# Whose turn it is.
+# The order of turns.
 
 
 @needs_sources
-def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served) -> None:
+def test_a_lightly_used_vm_does_not_wait_for_a_heavily_used_one(here: Served) -> None:
     order: list[object] = []
 
     def add(holder: str) -> Callable[[], Pending | None]:
@@ -108,9 +108,7 @@ def test_a_vm_that_asks_little_does_not_wait_for_one_that_asks_much(here: Served
     assert order.index("quiet") <= 10 + 3
 
 
-def test_a_vm_whose_packet_is_done_at_once_does_not_pay_for_what_came_before_it(
-    here: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vm_does_not_pay_for_the_work_done_before_its_packet(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "PASS_NS", 10**10)
     eventfds = [os.eventfd(0) for _ in range(3)]
     inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
@@ -169,10 +167,10 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
 
 
 @needs_sources
-def test_a_batch_that_was_begun_at_once_and_waits_is_finished_before_the_next(
+def test_a_waiting_batch_is_finished_before_the_clients_next_batch(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other work comes between, and the next batch is there already."""
+    """Other work comes in between, and the next batch has already arrived."""
     here.vm()
     with closing(here.peer(vm="vm")) as peer:
         monkeypatch.setattr(batch, "SLICE_NS", 0)
@@ -186,10 +184,10 @@ def test_a_batch_that_was_begun_at_once_and_waits_is_finished_before_the_next(
         assert [peer.receive().batch_result.serial for _ in range(20)] == list(range(20))
 
 
-# Connections that are no Sessions.
+# Connections without a Session.
 
 
-def test_of_unopened_connections_the_oldest_goes_and_they_take_no_place(
+def test_the_oldest_unopened_connection_is_closed_and_none_counts_as_a_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(port, "MAX_UNOPENED", 4)
@@ -197,16 +195,16 @@ def test_of_unopened_connections_the_oldest_goes_and_they_take_no_place(
         here.vm()
         unopened = [here.peer() for _ in range(7)]
         assert [peer.end() for peer in unopened[:3]] == ["ENOSPC"] * 3
-        sessions = [here.peer(vm="vm")]  # puts out one more, and is then a Session
+        sessions = [here.peer(vm="vm")]  # closes one more, then becomes a Session
         assert unopened[3].end() == "ENOSPC"
-        sessions.append(here.peer(vm="vm"))  # there are as many places as Sessions
+        sessions.append(here.peer(vm="vm"))  # the Sessions alone fill the limit
         assert not select.select([peer.socket for peer in unopened[4:]], (), (), 0)[0]
         for peer in (*unopened, *sessions):
             peer.close()
         eventually(lambda: here.connections == 0)
 
 
-def test_connecting_and_leaving_beside_one_that_is_never_opened_keeps_nothing(here: Served) -> None:
+def test_connecting_and_leaving_beside_an_unopened_connection_keeps_nothing(here: Served) -> None:
     with closing(here.peer()):
         eventually(lambda: here.connections == 1)
         before = descriptors()
@@ -222,8 +220,8 @@ def test_connecting_and_leaving_beside_one_that_is_never_opened_keeps_nothing(he
 
 
 @pytest.mark.parametrize("announced", [0, 1, 2])
-def test_descriptors_that_no_message_has_a_use_for_are_closed_at_once(here: Served, announced: int) -> None:
-    """Before a Session, in one, and with the message that announces others."""
+def test_unused_descriptors_are_closed_at_once(here: Served, announced: int) -> None:
+    """Before a Session is opened, in a Session, and with the message that announces other descriptors."""
     here.vm()
     before = descriptors()
     with closing(here.peer(**({"vm": "vm"} if announced else {}))) as peer:
@@ -243,7 +241,7 @@ def test_descriptors_that_no_message_has_a_use_for_are_closed_at_once(here: Serv
     eventually(lambda: here.in_use._held == 0)
 
 
-def test_a_number_that_another_connection_had_is_served(here: Served) -> None:
+def test_a_reused_descriptor_number_is_served(here: Served) -> None:
     here.vm()
     for _ in range(200):
         with closing(here.peer(vm="vm")) as peer:
@@ -255,7 +253,7 @@ def test_a_number_that_another_connection_had_is_served(here: Served) -> None:
 # Answers.
 
 
-def test_no_answer_is_longer_than_a_message_may_be(here: Served) -> None:
+def test_no_answer_exceeds_the_size_of_a_message(here: Served) -> None:
     vm = here.vm()
     vm.msr_write(0, TSC, (1 << 64) - (1 << 40))
     with closing(here.peer(vm="vm")) as peer:

@@ -1,4 +1,4 @@
-"""The I/O bus between processes: devices that answer for ports and addresses, over both edges."""
+"""The I/O bus between processes: devices that own ports and addresses, over both edges."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def device(vm: Vm, answer: Answer, *regions: tuple[Space, int, int]) -> Iterator
 
 
 def echo(session: Session, access: RegionAccess) -> None:
-    """Reads give the address's low byte, in every byte."""
+    """Answer a read with the address's low byte in every byte."""
     value = int.from_bytes(bytes([access.address & 0xFF]) * access.size, "little")
     assert session.complete_access(access.access, 0 if access.write else value)
 
 
-def test_an_access_is_its_owners_to_answer(vm: Vm, vcpu: Session) -> None:
+def test_an_access_is_answered_by_its_regions_owner(vm: Vm, vcpu: Session) -> None:
     with device(vm, echo, (PIO, BASE, 8), (MMIO, 0xD000_0000, 0x1000)):
         for machine in (vcpu, vm):
             cpu = machine.vcpu(0)
@@ -109,7 +109,7 @@ def test_an_access_is_its_owners_to_answer(vm: Vm, vcpu: Session) -> None:
             assert cpu.pio_read(BASE + 8) == Access(False, 0)
 
 
-def test_a_write_says_what_and_where(vm: Vm, vcpu: Session) -> None:
+def test_a_write_has_its_data_and_address(vm: Vm, vcpu: Session) -> None:
     seen: list[RegionAccess] = []
 
     def keep(session: Session, access: RegionAccess) -> None:
@@ -170,7 +170,7 @@ def test_others_are_served_while_an_access_waits(vm: Vm, vcpu: Session) -> None:
         assert waiting.result(5) == [Access(True, 7), Access(True, 0x5A)]
 
 
-def test_a_line_that_rises_before_the_answer_is_there_when_the_access_is_done(vm: Vm, vcpu: Session) -> None:
+def test_a_line_raised_before_the_answer_is_high_when_the_access_completes(vm: Vm, vcpu: Session) -> None:
     for port, value in PICS:
         vcpu.vcpu(0).pio_write(port, value)
 
@@ -185,7 +185,7 @@ def test_a_line_that_rises_before_the_answer_is_there_when_the_access_is_done(vm
             vcpu.run([ops.pio_read(0, BASE), ops.pio_write(0, 0x20, 0x20)])
 
 
-def test_the_end_of_the_owner_answers_with_all_ones(vm: Vm, vcpu: Session) -> None:
+def test_an_access_whose_owner_ends_reads_all_ones(vm: Vm, vcpu: Session) -> None:
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
         waiting = vcpu.submit([ops.pio_read(0, BASE, 2), ops.pio_read(0, BASE), ops.pio_write(0, BASE, 1)])
@@ -206,7 +206,7 @@ with connect(sys.argv[1]) as client, client.vm(sys.argv[2]).session("device") as
 """
 
 
-def test_a_device_that_is_killed_in_the_middle_of_an_access(irqchip_server: Daemon, vm: Vm, vcpu: Session) -> None:
+def test_an_access_ends_when_its_device_is_killed(irqchip_server: Daemon, vm: Vm, vcpu: Session) -> None:
     arguments = [sys.executable, "-c", DEVICE, irqchip_server.target, vm.name]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -215,7 +215,7 @@ def test_a_device_that_is_killed_in_the_middle_of_an_access(irqchip_server: Daem
         assert process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGKILL)
         assert waiting.result(5) == [Claim.UNANSWERED]
-    with device(vm, echo):  # it is started again
+    with device(vm, echo):  # the device is started again
         assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 0xF8)
 
 
@@ -229,7 +229,7 @@ def impatient() -> Iterator[Vm]:
         yield vm
 
 
-def test_an_owner_that_is_too_slow_is_told_and_may_claim_again(impatient: Vm, transport: str) -> None:
+def test_an_owner_that_is_too_slow_is_notified_and_may_claim_again(impatient: Vm, transport: str) -> None:
     vm = impatient
     with vm.session("device") as session, vm.session("vcpu") as vcpu:
         assert vcpu.transport == transport
@@ -250,8 +250,8 @@ def test_an_owner_that_is_too_slow_is_told_and_may_claim_again(impatient: Vm, tr
         assert waiting.result(5) == [Access(True, 1)]
 
 
-def test_each_vcpu_is_held_up_no_longer_than_the_limit_however_many_wait(transport: str) -> None:
-    """The owner answers each access after 90 % of the limit, which is too late for all but the first."""
+def test_each_vcpu_waits_no_longer_than_the_limit_however_many_wait(transport: str) -> None:
+    """The owner answers each access after 90 % of the limit, which is too late for all accesses but the first."""
     limit = 0.2
     with (
         start_daemon(arguments=("--access-timeout", "200")) as daemon,
@@ -310,7 +310,7 @@ def test_a_vcpu_that_dies_while_its_access_waits_leaves_nothing(vm: Vm) -> None:
         ending = threading.Thread(target=dying.close)
         ending.start()
         time.sleep(0.05)
-        assert session.complete_access(event.access), "nobody reads the answer, and that is all"
+        assert session.complete_access(event.access), "the answer is accepted, although its reader is gone"
         ending.join()
         deadline = time.monotonic() + 5
         while len(vm.info().sessions) > 1:
@@ -319,7 +319,7 @@ def test_a_vcpu_that_dies_while_its_access_waits_leaves_nothing(vm: Vm) -> None:
             assert vm.vcpu(0).pio_read(0x2F8) == Access(True, 0xF8)
 
 
-def test_a_halt_behind_an_access_begins_when_that_is_done(vm: Vm, vcpu: Session) -> None:
+def test_a_halt_behind_an_access_begins_when_the_access_completes(vm: Vm, vcpu: Session) -> None:
     for port, value in PICS:
         vcpu.vcpu(0).pio_write(port, value)
     with vm.session("device") as session:
@@ -332,7 +332,7 @@ def test_a_halt_behind_an_access_begins_when_that_is_done(vm: Vm, vcpu: Session)
         assert (written, woken.vector) == (Claim.DEVICE, 0x24)
 
 
-def test_a_doorbell_is_told_and_the_same_write_counts(vm: Vm, vcpu: Session) -> None:
+def test_a_doorbell_is_reported_and_equal_writes_are_counted(vm: Vm, vcpu: Session) -> None:
     with vm.session("device") as session:
         session.register_region(MMIO, 0xD000_0000, 8, doorbell=True)
         rings = [ops.mmio_write(0, 0xD000_0000, 1, 4)] * 10 + [ops.mmio_write(0, 0xD000_0004, 2, 4)]
@@ -389,14 +389,14 @@ def test_grpc_carries_no_ioeventfd(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.errno == errno.EOPNOTSUPP
 
 
-def test_ones_own_region_is_anothers_to_access(vcpu: Session) -> None:
+def test_a_session_cannot_access_its_own_region(vcpu: Session) -> None:
     vcpu.register_region(PIO, BASE, 8)
     with pytest.raises(IrqchipError, match="access it from another") as caught:
         vcpu.vcpu(0).pio_read(BASE)
     assert caught.value.errno == errno.EDEADLK
 
 
-def test_the_vms_end_ends_accesses_that_wait(vm: Vm, vcpu: Session) -> None:
+def test_deleting_the_vm_ends_waiting_accesses(vm: Vm, vcpu: Session) -> None:
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
         waiting = vcpu.submit([ops.pio_read(0, BASE)])
@@ -406,7 +406,7 @@ def test_the_vms_end_ends_accesses_that_wait(vm: Vm, vcpu: Session) -> None:
             waiting.result(5)
 
 
-def test_a_region_is_told_of_in_the_form_in_which_it_was_registered(vm: Vm) -> None:
+def test_a_regions_events_have_the_form_of_its_registration(vm: Vm) -> None:
     """A doorbell with a value has no record, so it and its events are messages; other regions' are records."""
     with vm.session("device") as session, vm.session("vcpu") as vcpu:
         assert session.transport == "port"
@@ -419,7 +419,7 @@ def test_a_region_is_told_of_in_the_form_in_which_it_was_registered(vm: Vm) -> N
         assert session.next_event(5) == Doorbell(PIO, 0xC001, 1, 3)
 
 
-def test_what_a_session_answers_for_is_shown(vm: Vm) -> None:
+def test_a_sessions_regions_are_listed(vm: Vm) -> None:
     with vm.session("device") as session:
         session.register_region(MMIO, 0xD000_0000, 0x1000)
         session.register_region(PIO, BASE, 8)
@@ -433,7 +433,7 @@ def test_what_a_session_answers_for_is_shown(vm: Vm) -> None:
 
 @pytest.mark.usefixtures("transport")
 def test_many_vcpus_and_devices_at_once(vm: Vm) -> None:
-    """Every vCPU reads every device, and gets that device's answer to its own access."""
+    """Every vCPU reads every device, and gets the device's answer to its own access."""
     for number in range(1, 3):
         vm.create_vcpu(number)
 
@@ -460,7 +460,7 @@ def test_many_vcpus_and_devices_at_once(vm: Vm) -> None:
 
 
 def test_a_string_of_accesses_is_forwarded_at_once_and_in_order(vm: Vm, vcpu: Session) -> None:
-    """Those to one address need not wait for each other; what comes next waits for them all."""
+    """Accesses to one address do not wait for each other; a later operation waits for them all."""
     with vm.session("device", event_buffer=4096) as session:
         session.register_region(PIO, BASE, 8)
         string = vcpu.submit([*[ops.pio_write(0, BASE, n) for n in range(200)], ops.pio_read(0, BASE)])
@@ -497,7 +497,7 @@ def test_strings_of_many_vcpus_find_room(vm: Vm, transport: str) -> None:
         vcpus = [stack.enter_context(vm.session(f"vcpu {n}")) for n in range(6)]
         assert vcpus[0].transport == transport
         strings = [vcpu.submit([ops.pio_write(0, BASE, 0x41)] * 300, return_errors=True) for vcpu in vcpus]
-        time.sleep(0.2)  # all are forwarded, as far as they are
+        time.sleep(0.2)  # as many as possible are forwarded by now
         for _ in range(6 * 300):
             event = owner.next_event(5)
             assert isinstance(event, RegionAccess)
@@ -513,14 +513,14 @@ def test_an_owner_without_an_answer_says_so_and_keeps_its_regions(vm: Vm, vcpu: 
     with device(vm, refuse, (PIO, BASE, 8), (MMIO, 0xD000_0000, 0x1000)):
         for machine in (vcpu, vm):
             cpu = machine.vcpu(0)
-            for _ in range(3):  # no loss: nobody is kept from claiming it
+            for _ in range(3):  # refusing is no loss, so the region may be claimed again
                 assert cpu.pio_read(BASE, 2) == Access(True, 0xFFFF, unanswered=True)
             assert cpu.pio_write(BASE, 1) is Claim.UNANSWERED
             assert cpu.mmio_read(0xD000_0000, 8) == Access(True, (1 << 64) - 1, unanswered=True)
         assert [len(session.regions) for session in vm.info().sessions if session.client == "device"] == [2]
 
 
-def test_an_answer_that_is_none_has_no_value(vm: Vm, vcpu: Session) -> None:
+def test_an_unanswered_access_has_no_value(vm: Vm, vcpu: Session) -> None:
     refusals: list[InvalidArgument] = []
 
     def answer(session: Session, access: RegionAccess) -> None:

@@ -1,4 +1,4 @@
-"""What a VM's Sessions hear of its reset, over both edges."""
+"""The events that a VM's Sessions receive at its reset, over both edges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("IRQCHIP_PORT", "off")
 
 
-def test_every_session_hears_of_a_reset_and_why(vm: Vm) -> None:
+def test_every_session_is_notified_of_a_reset_and_its_reason(vm: Vm) -> None:
     with vm.session("device") as device, vm.session("vcpu", vcpus=[0]) as vcpu:
         vm.reset()
         assert device.next_event(10) == vcpu.next_event(10) == VmReset(ResetReason.OPERATOR)
@@ -37,23 +37,23 @@ def test_every_session_hears_of_a_reset_and_why(vm: Vm) -> None:
         assert device.next_event(10) == VmReset(ResetReason.GUEST)
 
 
-def test_the_sessions_of_other_vms_do_not(irqchip_client: Client, vm: Vm) -> None:
+def test_sessions_of_other_vms_are_not_notified(irqchip_client: Client, vm: Vm) -> None:
     with irqchip_client.create_vm().session() as other:
         vm.reset()
         assert list(other.events(timeout=0.05)) == []
 
 
-def test_a_session_that_resumed_its_source_hears_too(irqchip_client: Client, vm: Vm) -> None:
+def test_a_session_that_resumed_its_source_is_notified_too(irqchip_client: Client, vm: Vm) -> None:
     with vm.session("disk"):
         saved = vm.snapshot()
     moved = irqchip_client.restore_vm(saved)
-    moved.reset()  # while nobody is there
+    moved.reset()  # while no client is connected
     with moved.session("disk", resume=True) as disk:
         moved.reset(ResetReason.FAULT)
         assert disk.next_event(10) == VmReset(ResetReason.FAULT)
 
 
-def test_an_access_behind_the_reset_is_told_behind_it(vm: Vm) -> None:
+def test_an_access_after_the_reset_is_reported_after_it(vm: Vm) -> None:
     with vm.session("device") as device, vm.session("vcpu") as vcpu:
         device.register_region(Space.PIO, 0x300, 1)
         vm.reset()
@@ -65,7 +65,7 @@ def test_an_access_behind_the_reset_is_told_behind_it(vm: Vm) -> None:
         assert read.result(10)[0].data == 1
 
 
-def test_the_asyncio_half_hears_too(irqchip_server: Daemon, vm: Vm) -> None:
+def test_an_asyncio_session_is_notified_too(irqchip_server: Daemon, vm: Vm) -> None:
     async def listen() -> object:
         async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session() as session:
             await client.vm(vm.name).reset(ResetReason.WATCHDOG)
@@ -74,7 +74,7 @@ def test_the_asyncio_half_hears_too(irqchip_server: Daemon, vm: Vm) -> None:
     assert asyncio.run(listen()) == VmReset(ResetReason.WATCHDOG)
 
 
-def test_a_reason_that_is_none_resets_nothing(irqchip_server: Daemon, vm: Vm) -> None:
+def test_an_invalid_reason_resets_nothing(irqchip_server: Daemon, vm: Vm) -> None:
     with vm.session() as session, grpc.insecure_channel(irqchip_server.target.replace("unix://", "unix:")) as channel:
         with pytest.raises(grpc.RpcError, match="reset reason 9 is invalid: 0 to 4"):
             IrqchipServiceStub(channel).ResetVm(pb.ResetVmRequest(vm=vm.name, reason=pb.ResetReason.ValueType(9)))
@@ -83,8 +83,8 @@ def test_a_reason_that_is_none_resets_nothing(irqchip_server: Daemon, vm: Vm) ->
         vm.reset(9)  # type: ignore[arg-type]
 
 
-def test_a_reset_of_which_many_are_told_is_answered_when_they_have_been(vm: Vm) -> None:
-    """More than are told in one turn. Each call waits, so that nothing piles up in the daemon."""
+def test_a_reset_is_answered_after_its_many_listeners_have_been_notified(vm: Vm) -> None:
+    """There are more listeners than one turn notifies. Each call waits, so that nothing piles up in the daemon."""
     with ExitStack() as stack:
         sessions = [stack.enter_context(vm.session()) for _ in range(280)]
         callers = [threading.Thread(target=vm.reset, args=(reason,)) for reason in list(ResetReason)[:4]]

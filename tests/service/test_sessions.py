@@ -1,4 +1,4 @@
-"""Sessions as a daemon's clients have them: line sources that let go, events, and clients that die or dawdle."""
+"""Sessions over the daemon's edges: levels drop at a Session's end, events arrive, slow or dead clients do no harm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """A VM with two vCPUs, local APICs enabled, pin 20 level-triggered to vector 0x60 of CPU 0."""
+    """A VM with two vCPUs, local APICs enabled, pin 20 level-triggered to vector 60h of CPU 0."""
     vm = irqchip_client.create_vm()
     vm.create_irqchip()
     for number in range(2):
@@ -119,7 +119,7 @@ def test_a_level_that_is_held_is_delivered_again_at_eoi_until_its_source_goes(vm
     assert cpu.acknowledge() is None
 
 
-def test_a_vcpus_session_is_told_when_there_is_something_to_take(vm: Vm) -> None:
+def test_a_vcpus_session_is_notified_of_a_pending_interrupt(vm: Vm) -> None:
     with vm.session("vcpu", vcpus=[0]) as session:
         vm.line(20).raise_()
         assert session.next_event(5) == InterruptPending(0)
@@ -131,13 +131,13 @@ def test_a_vcpus_session_is_told_when_there_is_something_to_take(vm: Vm) -> None
         assert session.next_event(5) == InterruptPending(0)
 
 
-def test_what_is_pending_is_told_at_once(vm: Vm) -> None:
+def test_an_already_pending_interrupt_is_reported_at_once(vm: Vm) -> None:
     vm.line(20).raise_()
     with vm.session("vcpu", vcpus=[0]) as session:
         assert session.next_event(5) == InterruptPending(0)
 
 
-def test_signals_past_the_irr_carry_what_they_carry(vm: Vm) -> None:
+def test_signals_past_the_irr_are_reported_with_their_mode_and_vector(vm: Vm) -> None:
     with vm.session("vcpu", vcpus=[1]) as session:
         cpu = vm.vcpu(0)
         for low, kind, vector in [
@@ -150,7 +150,7 @@ def test_signals_past_the_irr_carry_what_they_carry(vm: Vm) -> None:
             assert session.next_event(5) == VcpuSignal(1, kind, vector)
 
 
-def test_deleting_a_vm_ends_its_sessions_and_no_others(irqchip_client: Client, vm: Vm) -> None:
+def test_deleting_a_vm_ends_its_sessions_alone(irqchip_client: Client, vm: Vm) -> None:
     other = irqchip_client.create_vm()
     with vm.session("gone") as session, other.session("stays") as staying:
         vm.delete()
@@ -168,7 +168,7 @@ def test_batches_are_pipelined_and_answered_in_order(vm: Vm) -> None:
         assert [future.result(10) for future in futures] == [[-1], [1]] * 100
 
 
-def test_a_client_that_does_not_read_is_not_read_from_and_harms_nobody(irqchip_server: Daemon, vm: Vm) -> None:
+def test_a_client_that_does_not_read_is_not_read_from_and_delays_no_other(irqchip_server: Daemon, vm: Vm) -> None:
     sent = 0
 
     def requests() -> Iterator[pb.SessionRequest]:
@@ -195,7 +195,7 @@ def test_a_client_that_does_not_read_is_not_read_from_and_harms_nobody(irqchip_s
         call.cancel()
 
 
-def test_a_watch_that_is_too_slow_loses_events_and_is_told_how_many() -> None:
+def test_a_watch_that_is_too_slow_loses_events_and_learns_how_many() -> None:
     with start_daemon(arguments=["--max-events", "16"]) as daemon, daemon.connect() as client:
         vm = client.create_vm()
         vm.create_irqchip()
@@ -211,13 +211,13 @@ def test_a_watch_that_is_too_slow_loses_events_and_is_told_how_many() -> None:
                     seen += 1
                     assert event.tracepoint == "kvm_set_irq"
                     assert dict(event.fields)["gsi"] == 21
-        # Over the port the batch has a thread of its own, and some may be taken while it runs.
+        # Over the port the batch runs in a thread of its own, so the Watch may read some events while it runs.
         assert seen + dropped == 1000
         assert seen >= 16
         assert dropped
 
 
 def resident(daemon: Daemon) -> int:
-    """The daemon's memory, bytes."""
+    """The daemon's memory, in bytes."""
     with open(f"/proc/{daemon.pid}/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""A VM's state and the message that holds it are the same, field by field, both ways."""
+"""A VM's state and its message are equal field by field, in both directions."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ EMPTY = VmState(
 
 
 @given(STATES)
-def test_a_state_comes_back_from_its_message_as_it_was(state: VmState) -> None:
+def test_a_state_round_trips_through_its_message(state: VmState) -> None:
     data = snapshot_to(state).SerializeToString()
     assert snapshot_from(pb.VmSnapshot.FromString(data)) == state
 
@@ -184,13 +184,13 @@ def test_a_state_comes_back_from_its_message_as_it_was(state: VmState) -> None:
         (SourceState, pb.SourceSnapshot),
     ],
 )
-def test_nothing_of_a_message_is_left_out(state: Any, message: type[Message]) -> None:
+def test_every_field_of_a_message_is_used(state: Any, message: type[Message]) -> None:
     assert {field.name for field in fields(state)} == {
         field.name for field in message.DESCRIPTOR.fields if field.name != "version"
     }
 
 
-def test_the_numbers_of_a_state_are_the_contracts() -> None:
+def test_the_enums_of_a_state_have_the_contracts_numbers() -> None:
     assert (plain.CLOCK_REAL, plain.CLOCK_VIRTUAL) == (pb.CLOCK_KIND_REAL, pb.CLOCK_KIND_VIRTUAL)
     assert (plain.IRQCHIP_NONE, plain.IRQCHIP_FULL, plain.IRQCHIP_SPLIT) == (
         pb.IRQCHIP_MODE_NONE,
@@ -202,7 +202,7 @@ def test_the_numbers_of_a_state_are_the_contracts() -> None:
     }
 
 
-def test_what_is_absent_and_what_is_zero_are_told_apart() -> None:
+def test_absent_and_zero_are_distinguished() -> None:
     zero = replace(VCPU, queued=((0, False),), external_vector=0, sipi_vector=0, timer_expires_ns=0, lapic=b"")
     absent = replace(VCPU, queued=(), external_vector=None, sipi_vector=None, timer_expires_ns=None, lapic=None)
     state = replace(EMPTY, vcpus=(zero, absent), mapped_vcpus=0)
@@ -228,7 +228,7 @@ VALID = snapshot_to(replace(EMPTY, vcpus=(VCPU,), routing=(PinRoute(1, 2, 1),)))
         ("routing.irqchip", None, "no destination"),
     ],
 )
-def test_what_no_state_can_hold_is_refused(path: str, value: int | None, hint: str) -> None:
+def test_a_value_that_no_state_can_hold_is_refused(path: str, value: int | None, hint: str) -> None:
     snapshot = pb.VmSnapshot.FromString(VALID.SerializeToString())
     part: Any = snapshot
     *parents, name = path.split(".")
@@ -246,7 +246,7 @@ def test_what_no_state_can_hold_is_refused(path: str, value: int | None, hint: s
 
 
 def sources(client: str, asserted: bytes, resampled: int) -> tuple[SourceState, ...]:
-    """As many sources of a kind as a VM can have."""
+    """As many sources of one kind as a VM can have."""
     each = bytes_of(client, reach_for(8 * len(asserted) - 1), resampled)
     return tuple(
         SourceState(

@@ -1,4 +1,4 @@
-"""A VM that is saved, and restored in another daemon, goes on as if it had stayed."""
+"""A VM that is saved, and restored in another daemon, continues as if it had not moved."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def elsewhere() -> Iterator[Client]:
 
 @pytest.fixture(params=[True, False], ids=["virtual", "real"])
 def vm(irqchip_client: Client, request: pytest.FixtureRequest) -> Machine:
-    """A VM with a PIT and two vCPUs that run; pin 20 leads, level-triggered, to vector 60h of vCPU 0."""
+    """A VM with a PIT and two running vCPUs; pin 20 is level-triggered to vector 60h of vCPU 0."""
     vm = irqchip_client.create_vm(virtual_clock=request.param, tsc_khz=2_500_000)
     vm.create_irqchip()
     vm.create_pit()
@@ -57,21 +57,21 @@ def vm(irqchip_client: Client, request: pytest.FixtureRequest) -> Machine:
 
 
 def move(vm: Machine, elsewhere: Client) -> Machine:
-    """The VM, restored in another daemon; the first is no more."""
+    """The VM, restored in another daemon; the original is deleted."""
     snapshot = VmSnapshot.from_bytes(vm.snapshot().to_bytes())
     vm.delete()
     return elsewhere.restore_vm(snapshot)
 
 
 def start_timer(vm: Machine, count: int, *, periodic: bool = False) -> None:
-    """Start vCPU 0's timer: a count is a nanosecond, its vector 31h."""
+    """Start vCPU 0's timer with vector 31h; a count is a nanosecond."""
     cpu = vm.vcpu(0)
     cpu.mmio_write(DIVIDE, 0xB)
     cpu.mmio_write(LVT_TIMER, 0x31 | periodic << 17)
     cpu.mmio_write(INITIAL_COUNT, count)
 
 
-def test_what_is_saved_is_restored(vm: Machine, elsewhere: Client) -> None:
+def test_the_saved_state_is_restored(vm: Machine, elsewhere: Client) -> None:
     vm.line(GSI).raise_()
     vm.vcpu(1).nmi()
     vm.vcpu(1).set_mp_state(MpState.HALTED)
@@ -112,7 +112,7 @@ def test_a_moved_timer_goes_on(vm: Machine, elsewhere: Client) -> None:
         assert time.monotonic() - started < 0.4
 
 
-def test_moved_or_not_it_goes_on_the_same(irqchip_client: Client, elsewhere: Client) -> None:
+def test_a_moved_vm_behaves_like_one_that_stayed(irqchip_client: Client, elsewhere: Client) -> None:
     stays, leaves = (irqchip_client.create_vm(name, virtual_clock=True) for name in ("stays", "leaves"))
     for vm in (stays, leaves):
         vm.create_irqchip()
@@ -133,7 +133,7 @@ def test_moved_or_not_it_goes_on_the_same(irqchip_client: Client, elsewhere: Cli
         assert leaves.snapshot() == stays.snapshot()
 
 
-def test_a_halt_is_not_saved_but_what_it_took_in_vain_is(
+def test_a_halt_is_not_saved_but_the_interrupt_it_gave_back_is(
     vm: Machine, irqchip_client: Client, elsewhere: Client
 ) -> None:
     with vm.session() as session:
@@ -172,7 +172,7 @@ def test_a_sessions_line_is_held_until_its_client_resumes_it(vm: Machine, elsewh
     assert moved.info().sessions == ()
 
 
-def test_a_resampler_is_told_what_it_missed(vm: Machine, elsewhere: Client) -> None:
+def test_a_resumed_resampler_is_notified_of_missed_acknowledgements(vm: Machine, elsewhere: Client) -> None:
     cpu = vm.vcpu(0)
     with vm.session("device", resampled_gsis=[GSI]) as session:
         session.line(GSI).raise_()

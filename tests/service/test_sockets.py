@@ -1,4 +1,4 @@
-"""Whose a socket's path is: one daemon's at a time, and only that one removes it."""
+"""A socket's path belongs to one daemon at a time, and only that daemon removes it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from irqchipd.listen import ListenError, SocketPath
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A path that is short enough."""
+    """A path that is short enough for a socket."""
     directory = Path(f"/proc/self/fd/{(opened := os.open(tmp_path, os.O_RDONLY))}")
     yield directory / "socket"
     os.close(opened)
 
 
 def bind(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[SocketPath, socket.socket]:
-    """A socket that listens at a path, by way of SocketPath."""
+    """Create a listening socket at a path through SocketPath."""
     at, listener = SocketPath(path), socket.socket(socket.AF_UNIX, kind)
     try:
         with at.binding() as passing:
@@ -43,7 +43,7 @@ def bind(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[Sock
     return at, listener
 
 
-def test_a_socket_is_its_users_alone_and_nothing_else_is_left_beside_it(path: Path) -> None:
+def test_only_its_user_can_connect_and_no_other_file_is_left(path: Path) -> None:
     at, listener = bind(path)
     with listener:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -55,7 +55,7 @@ def test_a_socket_is_its_users_alone_and_nothing_else_is_left_beside_it(path: Pa
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_a_dead_socket_is_taken_over_and_a_living_one_is_not_however_busy(path: Path, kind: socket.SocketKind) -> None:
+def test_a_dead_socket_is_taken_over_but_not_a_live_one_however_busy(path: Path, kind: socket.SocketKind) -> None:
     with socket.socket(socket.AF_UNIX, kind) as dead:
         dead.bind(str(path))
     at, listener = bind(path, kind)
@@ -63,7 +63,7 @@ def test_a_dead_socket_is_taken_over_and_a_living_one_is_not_however_busy(path: 
         with pytest.raises(ListenError, match="in use"):
             bind(path, kind)
         with suppress(BlockingIOError):
-            while True:  # until its backlog is full
+            while True:  # until the backlog is full
                 client = clients.enter_context(socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK))
                 client.connect(str(path))
         with pytest.raises(ListenError, match="in use"):
@@ -83,7 +83,7 @@ def test_a_failure_to_bind_leaves_what_was_there(path: Path) -> None:
     at.close()
 
 
-def test_a_socket_that_another_has_taken_over_is_not_removed(path: Path) -> None:
+def test_a_socket_that_another_daemon_took_over_is_not_removed(path: Path) -> None:
     first, first_listener = bind(path)
     path.unlink()
     second, second_listener = bind(path)
@@ -97,7 +97,7 @@ def test_a_socket_that_another_has_taken_over_is_not_removed(path: Path) -> None
     second.close()
 
 
-def test_who_holds_the_directorys_lock_for_ever_holds_up_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_lock_that_is_never_released_does_not_block(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "CLAIM_PATIENCE", 0.05)
     stranger = SocketPath(path)
     with stranger._locked(0):

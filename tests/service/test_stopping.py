@@ -1,4 +1,4 @@
-"""SIGTERM is obeyed, and in time, whatever clients do and whatever there is not enough of."""
+"""SIGTERM stops the daemon in time, whatever clients do and whatever resource is exhausted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOON = 4.0  # seconds; the daemon's own deadline is 1.5, and test machines are b
 
 
 def stop(daemon: Daemon) -> int:
-    """The status that a daemon ends with in time; its sockets must be gone."""
+    """The exit status of a daemon that must stop in time and remove its sockets."""
     daemon.process.send_signal(signal.SIGTERM)
     status = daemon.process.wait(SOON)
     path = Path(daemon.target.removeprefix("unix://"))
@@ -45,7 +45,7 @@ def test_it_stops_while_a_client_floods_it() -> None:
             channel.close()
 
 
-def test_it_stops_when_neither_thread_nor_descriptor_can_be_had_and_says_so_to_sessions() -> None:
+def test_it_stops_without_free_threads_and_descriptors_and_notifies_sessions() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
         vm = client.create_vm("vm")
         session = vm.session("device")
@@ -68,7 +68,7 @@ def test_it_stops_when_its_event_loop_is_stuck(monkeypatch: pytest.MonkeyPatch) 
         assert stop(daemon) == 0
 
 
-def test_it_is_ended_when_its_interpreter_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_killed_when_its_interpreter_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUCK", "interpreter")
     with start_daemon(module="tests.service.stuck_daemon") as daemon:
         assert stop(daemon) == -signal.SIGALRM
@@ -81,7 +81,7 @@ def test_sigint_stops_it_as_well() -> None:
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:
-    """A TCP socket whose close takes an hour, and the other end, which reads nothing."""
+    """A TCP socket whose close() takes an hour, and the other end, which reads nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         sender = socket.create_connection(server.getsockname())
         receiver, _ = server.accept()
@@ -95,7 +95,7 @@ def lingering() -> tuple[socket.socket, socket.socket]:
     return sender, receiver
 
 
-def test_it_stops_while_the_port_waits_to_close_what_a_client_sent() -> None:
+def test_it_stops_while_the_port_closes_a_blocking_descriptor() -> None:
     with start_daemon() as daemon, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(daemon.target.removeprefix("unix://") + ".port")
         sender, receiver = lingering()
@@ -104,9 +104,9 @@ def test_it_stops_while_the_port_waits_to_close_what_a_client_sent() -> None:
             while ") T " not in Path(f"/proc/{daemon.pid}/stat").read_text():
                 time.sleep(0.01)
             socket.send_fds(client, [b"x"], [sender.fileno()])
-            sender.close()  # which is not the last one: that comes to the daemon
+            sender.close()  # the daemon's copy is the last one
             daemon.process.send_signal(signal.SIGCONT)
-            time.sleep(0.2)  # for the port to wait, if it does
+            time.sleep(0.2)  # so that the port blocks, if it does
             assert stop(daemon) == 0
 
 

@@ -1,4 +1,4 @@
-"""Real clocks: ticks come, each once, and idle VMs cost nothing."""
+"""Real clocks: every tick comes exactly once, and idle VMs cost nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_no_tick_of_200_vms_is_lost_or_doubled_and_idle_vms_use_no_processor() -
         late = result.late
         print(f"late, us: p50 {late[len(late) // 2]:.0f}, p99 {late[len(late) * 99 // 100]:.0f}, {result.cpu_idle:.2%}")
         assert all(vm.ticks <= vm.at_most for vm in result.observed), "a tick was doubled"
-        # 2 s are 200 of the kernel's ticks, by which it counts.
+        # 2 s are 200 of the ticks in which the kernel counts CPU time.
         assert result.cpu_idle <= result.cpu_empty + 0.02
         if not any(vm.dawdled for vm in result.observed):
             break

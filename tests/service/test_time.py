@@ -1,4 +1,4 @@
-"""Time as a daemon's clients have it: clocks, timers that end halts, the PIT and model-specific registers."""
+"""Time over the daemon's edges: clocks, timers that end halts, the PIT and model-specific registers."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def timed_vm(client: Client, *, virtual: bool) -> Vm:
 
 
 def start_timer(cpu: Vcpu, count: int, *, periodic: bool = False) -> None:
-    """Start the local APIC's timer: a count is a nanosecond, its vector 31h."""
+    """Start the local APIC's timer with vector 31h; a count is a nanosecond."""
     cpu.mmio_write(DIVIDE, 0xB)
     cpu.mmio_write(LVT_TIMER, 0x31 | periodic << 17)
     cpu.mmio_write(INITIAL_COUNT, count)
 
 
 def start_pit(cpu: Vcpu, count: int) -> None:
-    """Have channel 0 tick for the PIC, whose vectors begin at 20h."""
+    """Let channel 0 tick through the PIC, whose vectors begin at 20h."""
     for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01), (0x21, 0x00)):
         cpu.pio_write(port, value)
     for port, value in ((0x43, 0x34), (0x40, count & 0xFF), (0x40, count >> 8)):
         cpu.pio_write(port, value)
 
 
-def test_a_virtual_clock_moves_by_what_it_is_told(vm: Vm) -> None:
+def test_a_virtual_clock_moves_only_by_advance(vm: Vm) -> None:
     assert vm.info().virtual
     assert vm.info().now_ns == 0
     time.sleep(0.01)
@@ -118,7 +118,7 @@ def test_the_pit_ends_halts(vm: Vm) -> None:
             cpu.pio_write(0x20, 0x20)
 
 
-def test_ticks_that_were_not_taken_wait_or_are_lost_as_is_asked(vm: Vm) -> None:
+def test_missed_ticks_are_reinjected_or_lost_as_configured(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     start_pit(cpu, 11_932)
     for reinject, taken in ((True, 5), (False, 1)):
@@ -131,7 +131,7 @@ def test_ticks_that_were_not_taken_wait_or_are_lost_as_is_asked(vm: Vm) -> None:
             cpu.halt(timeout=0.01)
 
 
-def test_advancing_stops_short_for_others_and_goes_on(vm: Vm) -> None:
+def test_advancing_stops_early_for_other_calls_and_continues(vm: Vm) -> None:
     start_timer(vm.vcpu(0), MILLISECOND, periodic=True)
     with vm.session() as session:
         (advance,) = session.run([ops.advance_clock(10_001 * MILLISECOND)])
@@ -140,7 +140,7 @@ def test_advancing_stops_short_for_others_and_goes_on(vm: Vm) -> None:
     assert vm.advance(20_000 * MILLISECOND) == Advance(30_000 * MILLISECOND, next_timer_ns=30_001 * MILLISECOND)
 
 
-def test_the_pits_state_is_the_kernels_and_can_be_set(vm: Vm) -> None:
+def test_the_pits_state_has_the_kernels_format_and_can_be_set(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     start_pit(cpu, 11_932)
     state = vm.pit()
@@ -170,7 +170,7 @@ def test_model_specific_registers(vm: Vm) -> None:
     assert cpu.msr_write(X2APIC_ID, 1) == MsrAccess(claimed=True, fault=True)
 
 
-def test_a_deadline_of_the_tsc_ends_a_halt(vm: Vm) -> None:
+def test_a_tsc_deadline_ends_a_halt(vm: Vm) -> None:
     with vm.session() as session:
         cpu = session.vcpu(0)
         cpu.mmio_write(LVT_TIMER, 0x31 | 2 << 17)

@@ -1,4 +1,4 @@
-"""One log of what happens in a VM, from which Watches read at their own pace."""
+"""One log of a VM's events, from which Watches read at their own pace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Steps = st.lists(
 
 
 class Log(TraceLog):
-    """Has room for LIMIT events, and counts how often it woke its readers."""
+    """A log with room for LIMIT events; it counts how often it woke its readers."""
 
     def __init__(self) -> None:
         super().__init__(LIMIT, self._woken)
@@ -34,12 +34,12 @@ class Log(TraceLog):
         self.wakes += 1
 
     def happen(self, name: str, number: int) -> None:
-        """An event that is told from others by a number."""
+        """Log an event, identified by a number."""
         getattr(self, name)(number, *([0] if name != LINE else [0, 0]))
 
 
 class Watch:
-    """A reader, what happened since it was opened, and how much of that it has been told or told to be lost."""
+    """A reader, with the events since it was opened, and how many of these it has read or been reported as lost."""
 
     def __init__(self, log: TraceLog, wanted: tuple[str, ...]) -> None:
         self.reader: TraceReader = log.open(wanted)
@@ -48,7 +48,7 @@ class Watch:
         self.accounted = 0
 
     def read(self) -> bool:
-        """Check one message against what happened; whether there was one."""
+        """Check one message against the events; returns whether there was a message."""
         message = self.reader.read()
         if message is None:
             assert self.accounted == len(self.happened)
@@ -63,7 +63,7 @@ class Watch:
 
 
 @given(Steps)
-def test_every_reader_is_told_each_event_or_exactly_how_many_it_missed(steps: list[str | tuple[str, object]]) -> None:
+def test_every_reader_gets_each_event_or_the_exact_number_it_missed(steps: list[str | tuple[str, object]]) -> None:
     log = Log()
     watches: list[Watch] = []
     for number, step in enumerate(steps):
@@ -87,7 +87,7 @@ def test_every_reader_is_told_each_event_or_exactly_how_many_it_missed(steps: li
     assert bool(log) == bool(watches)
 
 
-def test_what_is_lost_is_told_before_what_is_left() -> None:
+def test_lost_events_are_reported_before_the_remaining_ones() -> None:
     log = Log()
     watch = log.open(())
     for number in range(LIMIT + 3):
@@ -98,7 +98,7 @@ def test_what_is_lost_is_told_before_what_is_left() -> None:
     assert left == [3, 4, 5, 6]
 
 
-def test_readers_are_woken_once_for_what_none_has_read() -> None:
+def test_readers_are_woken_once_for_unread_events() -> None:
     log = Log()
     readers = [log.open(()) for _ in range(100)]
     assert all(reader.read() is None for reader in readers)
@@ -107,14 +107,14 @@ def test_readers_are_woken_once_for_what_none_has_read() -> None:
     assert log.wakes == 1
     assert readers[0].read() is not None
     log.happen(LINE, 3)
-    assert log.wakes == 1, "nobody has found nothing since"
+    assert log.wakes == 1, "no reader has run out of events since"
     while readers[0].read() is not None:
         pass
     log.happen(LINE, 4)
     assert log.wakes == 2
 
 
-def test_events_that_no_reader_wants_take_no_room() -> None:
+def test_events_without_a_subscriber_take_no_room() -> None:
     log = Log()
     reader = log.open((ACK,))
     log.happen(ACK, 1)

@@ -1,4 +1,4 @@
-"""What a VMM asks when it starts, and how it resets its machine."""
+"""The questions that a VMM asks when it starts, and how it resets its machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LAPIC = 0xFEE0_0000
 IRQCHIP, PIT2, IRQ_ROUTING, SIGNAL_MSI, IRQFD, IRQFD_RESAMPLE, MP_STATE, SPLIT = 0, 33, 25, 77, 32, 82, 14, 121
 
 
-def test_a_vmms_probe_walks_through(irqchip_client: Client) -> None:
-    """In the order of QEMU: KVM: accel/kvm/kvm-all.c kvm_init, kvm_irqchip_create."""
+def test_qemus_probe_succeeds(irqchip_client: Client) -> None:
+    """The calls and their order are QEMU's: accel/kvm/kvm-all.c kvm_init, kvm_irqchip_create."""
     ask = irqchip_client.check_extension
     assert ask(MP_STATE) == 1
     assert ask(IRQCHIP) == 1
@@ -46,7 +46,7 @@ def test_capabilities(irqchip_client: Client, capability: int, value: int) -> No
     assert irqchip_client.check_extension(capability) == value
 
 
-def test_a_vm_says_what_is_in_the_daemon(irqchip_client: Client) -> None:
+def test_vm_info_reports_what_the_vm_has(irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm()
 
     def said() -> tuple[object, ...]:
@@ -65,7 +65,7 @@ def test_a_vm_says_what_is_in_the_daemon(irqchip_client: Client) -> None:
 
 @pytest.fixture
 def vm(irqchip_client: Client) -> Vm:
-    """A VM in use: interrupts in service and pending, a PIT that counts, a vCPU that was started."""
+    """A VM in use: interrupts in service and pending, a running PIT, a vCPU that was started."""
     vm = irqchip_client.create_vm(virtual_clock=True)
     vm.create_irqchip()
     vm.create_pit()
@@ -84,7 +84,7 @@ def vm(irqchip_client: Client) -> Vm:
     return vm
 
 
-def test_a_reset_brings_back_what_was_made(irqchip_client: Client, vm: Vm) -> None:
+def test_a_reset_restores_the_initial_state(irqchip_client: Client, vm: Vm) -> None:
     fresh = irqchip_client.create_vm(virtual_clock=True)
     fresh.create_irqchip()
     fresh.create_pit()

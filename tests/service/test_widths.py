@@ -1,4 +1,4 @@
-"""A record's fields can be wider than those of the message it stands for: what the message can't say is refused."""
+"""A record's fields can be wider than the message's: a record with a value that the message cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def vm(session: Session) -> Vm:
 
 
 def by_record(session: Session, name: str, size: int, index: int, address: int, value: int) -> int:
-    """What becomes of a record: its errno, or 0. Alone, and in a batch, it is the same."""
+    """The errno of a record, or 0; the same alone and in a batch."""
     packet = SINGLE.pack(0, 7, NUMBERS[name], size, index, address, value)
     alone = session.receive(packet)
     assert isinstance(alone, bytes)
@@ -51,7 +51,7 @@ def by_record(session: Session, name: str, size: int, index: int, address: int, 
 
 
 def by_message(vm: Vm, name: str, fields: dict[str, int]) -> int | None:
-    """What becomes of a message: its errno, or 0; None where it can't say this."""
+    """The errno of a message, or 0; None where the message cannot hold a value."""
     operation, result = pb.Operation(), pb.OperationResult()
     try:
         request = getattr(operation, name)
@@ -66,7 +66,7 @@ def by_message(vm: Vm, name: str, fields: dict[str, int]) -> int | None:
     return 0
 
 
-# Of each operation the message's fields, in the order of a record's: size, index, address, value.
+# Per operation the message's fields, in the order of a record's: size, index, address, value.
 FIELDS = {
     "irq_line": (None, "gsi", None, None),
     "signal_msi": (None, "flags", "address", "data"),
@@ -93,7 +93,7 @@ VALUES = (2, 3, 0x7F, 0xFF, 0x100, 0xFFFF, 0x1_0000, 1 << 31, U32, 1 << 32, 1 <<
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_both_forms_refuse_the_same_and_a_record_what_no_message_can_say(session: Session, name: str) -> None:
+def test_records_and_messages_refuse_the_same_and_records_also_wider_values(session: Session, name: str) -> None:
     for place, field in enumerate(FIELDS[name]):
         width = (8, 32, 64, 64)[place]
         for value in VALUES if field is not None else ():

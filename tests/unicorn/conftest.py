@@ -1,4 +1,4 @@
-"""A machine of Unicorn, or a reason why there is none."""
+"""A Unicorn machine, or a skip with the reason."""
 
 from __future__ import annotations
 

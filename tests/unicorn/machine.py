@@ -22,7 +22,7 @@ INTERRUPT_GATE, TRAP_GATE = 0x8E, 0x8F
 
 
 class Devices:
-    """This process's devices: irqchip_client.unicorn.LocalDevices."""
+    """The local devices of this process: irqchip_client.unicorn.LocalDevices."""
 
     def __init__(self) -> None:
         self.stop: Callable[[], None] = lambda: None
@@ -71,7 +71,7 @@ class Machine:
         self.cpu.start(Start(StartMode.REAL, REAL_ENTRY, esp=0x7000))
 
     def start(self, code: bytes) -> None:
-        """In 32-bit protected mode, with a GDT and an IDT whose registers the guest is to load."""
+        """Start in 32-bit protected mode. The guest has to load the registers of the GDT and IDT given here."""
         self.memory.write(ENTRY, code)
         descriptors = (0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_9B00_0000_FFFF, 0x00CF_9B00_0000_FFFF)
         other = 0x0040_9B10_0000_FFFF  # Code with a base of 100000h
@@ -79,7 +79,7 @@ class Machine:
         self.memory.write(GDT, pack("<8Q", *descriptors, other, *tss))
         self.memory.write(GDTR, pack("<HI", 0x3F, GDT))
         self.memory.write(IDTR, pack("<HI", 0xFFF, IDT))
-        # 2 MiB pages, from the first linear address on, and the last 2 MiB are the first again.
+        # 2 MiB pages, from linear address 0 on; the last 2 MiB map to the first again.
         self.memory.write(PML4, pack("<Q", PDPT | 3))
         self.memory.write(PML4 + 511 * 8, pack("<Q", PDPT | 3))
         self.memory.write(PDPT, pack("<4Q", PD | 3, 0, 0, PD + 0x1000 | 3))
@@ -91,16 +91,16 @@ class Machine:
         self.cpu.start(Start(StartMode.PROTECTED, ENTRY))
 
     def vector(self, vector: int, at: int, code: bytes) -> None:
-        """A real-mode handler."""
+        """Set a real-mode handler."""
         self.memory.write(vector * 4, pack("<HH", at, 0))
         self.memory.write(at, code)
 
     def gate(self, vector: int, at: int, kind: int = INTERRUPT_GATE, selector: int = CODE32) -> None:
-        """A 32-bit one."""
+        """Set a 32-bit handler."""
         self.memory.write(IDT + vector * 8, pack("<HHBBH", at & 0xFFFF, selector, 0, kind, at >> 16))
 
     def gate64(self, vector: int, at: int, kind: int = INTERRUPT_GATE, ist: int = 0) -> None:
-        """A 64-bit one."""
+        """Set a 64-bit handler."""
         gate = pack("<HHBBHII", at & 0xFFFF, CODE64, ist, kind, at >> 16 & 0xFFFF, at >> 32, 0)
         self.memory.write(IDT + vector * 16, gate)
 
@@ -114,13 +114,13 @@ class Machine:
         return [int.from_bytes(self.memory.read(address + 8 * index, 8), "little") for index in range(count)]
 
     def initialise_pic(self) -> None:
-        """Vectors 20h to 2fh, nothing masked."""
+        """Initialise the PICs: vectors 20h to 2Fh, nothing masked."""
         for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)):
             self.daemon.pio_write(port, value)
 
     @contextmanager
     def running(self) -> Iterator[Running]:
-        """run() in a thread of its own; it is stopped at the end, unless it has ended."""
+        """run() in a thread of its own, stopped at the end of the `with` unless it has ended."""
         running = Running(self.cpu)
         try:
             yield running
@@ -135,7 +135,7 @@ class Machine:
 
 
 class Running:
-    """A run() under way."""
+    """A run() in progress."""
 
     def __init__(self, cpu: UnicornVcpu) -> None:
         self._cpu = cpu
@@ -154,7 +154,7 @@ class Running:
         return not self._thread.is_alive()
 
     def join(self) -> None:
-        """Waits for its end, and raises what it raised."""
+        """Wait for run() to end, and raise its exception."""
         self._thread.join(20)
         assert self.ended
         if self._error is not None:

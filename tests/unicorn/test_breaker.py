@@ -1,4 +1,4 @@
-"""Stopping from another thread: no instruction is executed twice, and none is left out."""
+"""Stopping from another thread: every instruction is executed exactly once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_it_stops_where_a_block_begins_with_interrupts_enabled(native: bool) -> 
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["machine code", "Python"])
-def test_it_stops_after_a_slice_of_time_whose_blocks_it_learns(native: bool) -> None:
+def test_it_stops_after_a_time_slice_whose_length_in_blocks_it_learns(native: bool) -> None:
     with GuestMemory(1 << 16) as memory:
         uc = emulator(memory, bytes.fromhex("ebfe"))
         breaker = Breaker(uc, native=native)

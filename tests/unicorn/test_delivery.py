@@ -1,4 +1,4 @@
-"""Delivery of interrupts and exceptions, as the SDM vol. 3 chapter 6 and section 20.1.4 have it."""
+"""Delivery of interrupts and exceptions as in the SDM, volume 3, chapter 6 and section 20.1.4."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Registers:
 
 @dataclass
 class Cpu:
-    """A delivery.Processor whose memory is a bytearray, with pages that are not there."""
+    """A delivery.Processor whose memory is a bytearray with some absent pages."""
 
     state: Registers = field(default_factory=Registers)
     ip: int = 0x1234
@@ -92,7 +92,7 @@ class Cpu:
         self.write(IDT + 16 * vector, pack("<HHBBHII", *parts))
 
     def stack(self, count: int, letter: str = "I") -> tuple[int, ...]:
-        """From the top."""
+        """Words on the stack, from the top."""
         size = {"H": 2, "I": 4, "Q": 8}[letter] * count
         at = self.state.ss.base + self.state.sp
         return unpack(f"<{count}{letter}", self.memory[at : at + size])
@@ -144,7 +144,7 @@ class TestRealMode:
         deliver(real, Event(0x21, EXTERNAL))
         assert real.state.sp == 0xFFFA
 
-    def test_a_vector_behind_the_tables_limit_and_no_handler_for_that_is_a_shutdown(self, real: Cpu) -> None:
+    def test_a_vector_beyond_the_tables_limit_without_a_handler_for_the_fault_is_a_shutdown(self, real: Cpu) -> None:
         real.state.idtr = Table(0, 0)
         with pytest.raises(TripleFault):
             deliver(real, Event(0x21, EXTERNAL))
@@ -198,7 +198,7 @@ class TestProtectedMode:
         assert cpu.stack(2) == (0x5A, 0x1234)
 
     @pytest.mark.parametrize("event", [exception(0), exception(6), Event(13, SOFTWARE), Event(14, EXTERNAL)])
-    def test_nothing_else_does(self, cpu: Cpu, event: Event) -> None:
+    def test_other_events_push_no_error_code(self, cpu: Cpu, event: Event) -> None:
         cpu.gate(event.vector)
         deliver(cpu, event)
         assert cpu.stack(1) == (0x1234,)
@@ -231,7 +231,7 @@ class TestProtectedMode:
         with pytest.raises(Unsupported, match="ring 3"):
             deliver(cpu, Event(0x21, EXTERNAL))
 
-    def test_nor_are_task_gates_and_virtual_8086_mode(self, cpu: Cpu) -> None:
+    def test_task_gates_and_virtual_8086_mode_are_not_supported(self, cpu: Cpu) -> None:
         cpu.gate(0x21, kind=0x85)
         with pytest.raises(Unsupported, match="task gate"):
             deliver(cpu, Event(0x21, EXTERNAL))
@@ -256,7 +256,7 @@ class TestFaultsOfDelivery:
             ({"selector": CODE_16, "offset": 0x1000}, Vector.GP, 1),  # behind the segment
         ],
     )
-    def test_its_error_code_says_what_was_wrong_and_that_it_was_external(
+    def test_the_error_code_names_the_cause_and_has_the_external_bit(
         self, cpu: Cpu, gate: dict[str, int], vector: int, error_code: int
     ) -> None:
         cpu.gate(0x21, **gate)
@@ -265,7 +265,7 @@ class TestFaultsOfDelivery:
         assert cpu.ip == 0x6000
         assert cpu.stack(2) == (error_code, 0x1234)
 
-    def test_of_int_n_it_was_not_external(self, cpu: Cpu) -> None:
+    def test_the_error_code_of_int_n_has_no_external_bit(self, cpu: Cpu) -> None:
         cpu.gate(13)
         cpu.gate(0x21, selector=DATA)
         deliver(cpu, Event(0x21, SOFTWARE))
@@ -286,14 +286,14 @@ class TestFaultsOfDelivery:
         assert cpu.ip == 0x6000
         assert cpu.stack(2) == (0, 0x1234)
 
-    def test_a_benign_exception_and_another_are_not(self, cpu: Cpu) -> None:
+    def test_a_benign_exception_and_another_are_no_double_fault(self, cpu: Cpu) -> None:
         cpu.gate(6, kind=0x0E)
         cpu.gate(11, 0x6000)
         deliver(cpu, exception(6))
         assert cpu.ip == 0x6000
         assert cpu.stack(1) == (6 * 8 | 3,)
 
-    def test_a_contributory_one_and_a_page_fault_are_not(self, cpu: Cpu) -> None:
+    def test_a_contributory_exception_and_a_page_fault_are_no_double_fault(self, cpu: Cpu) -> None:
         cpu.gate(14, 0x6000)
         cpu.absent = range(IDT + 13 * 8, IDT + 14 * 8)
         deliver(cpu, exception(13))
@@ -307,7 +307,7 @@ class TestFaultsOfDelivery:
         cpu.gate(0x21)
         cpu.gate(12, 0x6000)
         cpu.state.sp = 8
-        with pytest.raises(TripleFault):  # As its own handler would use the same.
+        with pytest.raises(TripleFault):  # Its own handler would use the same stack.
             deliver(cpu, Event(0x21, EXTERNAL))
 
 
@@ -334,7 +334,7 @@ class TestLongMode:
         deliver(long, Event(0x21, EXTERNAL))
         assert long.state.sp == 0x7000 - 5 * 8
 
-    def test_one_behind_the_tss_s_limit_is_a_fault(self, long: Cpu) -> None:
+    def test_an_interrupt_stack_beyond_the_tsss_limit_is_a_fault(self, long: Cpu) -> None:
         long.state.tr = Table(TSS, 0x2B)
         long.gate64(0x21, 0x5000, ist=3)
         long.gate64(10, 0x6000)
@@ -349,7 +349,7 @@ class TestLongMode:
         assert long.ip == 0x6000
         assert long.stack(1, "Q") == (selector | 1,)
 
-    def test_16_bit_gates_are_none(self, long: Cpu) -> None:
+    def test_16_bit_gates_are_invalid(self, long: Cpu) -> None:
         long.gate64(0x21, 0x5000, kind=0x86)
         long.gate64(13, 0x6000)
         deliver(long, Event(0x21, EXTERNAL))
@@ -357,7 +357,7 @@ class TestLongMode:
 
 
 class TestSoftwareInterruptsThatFault:
-    """To the fault's handler the INT is the next instruction; to its own it would be the last."""
+    """The fault returns to the INT itself; the INT's own frame returns to the next instruction."""
 
     @pytest.mark.parametrize(("vector", "length"), [(0x21, 2), (3, 1), (4, 1)])
     def test_the_faults_frame_has_the_ints_address(self, vector: int, length: int) -> None:
@@ -368,7 +368,7 @@ class TestSoftwareInterruptsThatFault:
         assert cpu.ip == 0x6000
         assert cpu.stack(3)[:2] == (ABSENT, 0x1234 - length)
 
-    def test_and_one_that_faults_no_further_has_the_address_behind(self) -> None:
+    def test_an_int_that_does_not_fault_has_the_next_address(self) -> None:
         cpu = Cpu()
         cpu.gate(0x21, 0x5000)
         deliver(cpu, Event(0x21, SOFTWARE, length=2))

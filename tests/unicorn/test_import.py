@@ -1,4 +1,4 @@
-"""Without the library."""
+"""The adapter without the Unicorn library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_importing_it_without_the_library_says_what_to_install() -> None:
+def test_importing_the_adapter_without_unicorn_says_what_to_install() -> None:
     code = "import sys; sys.modules['unicorn'] = None; import irqchip_client.unicorn"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Linear addresses, as the SDM vol. 3 chapter 4 has them."""
+"""Linear addresses as in the SDM, volume 3, chapter 4."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from irqchip_client.unicorn.paging import ACCESSED, CR0_PG, CR0_WP, CR4_PAE, CR4
 
 
 class Tables(dict[int, int]):
-    """Entries by their addresses; the others are not present."""
+    """Page-table entries by address; all others are not present."""
 
     def read_entry(self, address: int, size: int) -> int:  # noqa: ARG002
         return self.get(address, 0)
@@ -43,11 +43,11 @@ class Test32Bit:
         assert self.PAGING.translate(tables, 0x7F_FFFF, False) == 0x1_00FF_FFFF
         assert tables[0x1004] & (ACCESSED | DIRTY) == ACCESSED
 
-    def test_without_pse_there_are_none(self) -> None:
+    def test_without_pse_there_are_no_4_mib_pages(self) -> None:
         tables = Tables({0x1004: 0x2083, 0x2000: 0x9003})
         assert Paging(CR0_PG, 0x1000, 0, False).translate(tables, 0x40_0000, False) == 0x9000
 
-    def test_faults_say_whether_it_was_there_and_written(self) -> None:
+    def test_faults_say_whether_the_page_was_present_and_written(self) -> None:
         tables = Tables({0x1004: 0x2003, 0x2000: 0x9001})
         assert fault(self.PAGING, tables, 0x40_1234, False) == (Vector.PF, 0, 0x40_1234)
         assert fault(self.PAGING, tables, 0x40_1234, True) == (Vector.PF, 2, 0x40_1234)

@@ -1,4 +1,4 @@
-"""Guests in 32-bit protected mode: software interrupts and exceptions through the IDT, and what is trapped."""
+"""Guests in 32-bit protected mode: software interrupts and exceptions through the IDT, and trapped instructions."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_software_interrupts_and_exceptions_have_the_right_return_addresses(mach
         (0x1023, 8),  # at ud2
     ]
     assert [flags & RF for flags in records[2:12:3]] == [0, 0, RF, RF]
-    # The second is one of its own, and no double fault.
+    # The second fault is separate, not a double fault.
     assert records[12:] == [0xABCC, 0, 0x1029, 0xDEF0, 0, 0x102F]
 
 
@@ -180,7 +180,7 @@ def test_the_irqchips_msrs_are_the_daemons_and_cpuid_announces_an_apic(machine: 
     assert features & 1 << 9
 
 
-def test_an_msr_that_nobody_has_is_a_general_protection_fault(machine: Machine) -> None:
+def test_an_unknown_msr_is_a_general_protection_fault(machine: Machine) -> None:
     machine.start(
         FAULTS[:0x1A]
         + bytes.fromhex(
@@ -204,22 +204,22 @@ def test_loads_and_stores_beyond_ram_reach_devices_and_daemon(machine: Machine) 
     assert machine.word(0x600) == 0x0101_0101
     assert machine.devices.written == [(0xD000_0010, 0x1234, 2), (0xD000_0020, 3, 1)]
     assert machine.word(0x604) == 0x0005_0014  # The local APIC's version
-    assert machine.word(0x608) == 0xFFFF_FFFF  # Nobody's
+    assert machine.word(0x608) == 0xFFFF_FFFF  # Unclaimed
 
 
-def test_a_triple_fault_says_what_and_where(machine: Machine) -> None:
+def test_a_triple_fault_reports_its_cause_and_place(machine: Machine) -> None:
     machine.start(bytes.fromhex("90 cc"))  # nop; int3, without an IDT
     with pytest.raises(GuestError, match=r"double fault.*0x8:0x1001"):
         machine.cpu.run()
 
 
-def test_executing_where_there_is_no_ram_says_where(machine: Machine) -> None:
+def test_executing_outside_ram_reports_the_place(machine: Machine) -> None:
     machine.start(bytes.fromhex("b8000000d0 ffe0"))  # mov eax,0xd0000000; jmp eax
     with pytest.raises(GuestError, match=r"Unicorn can't execute.*0xd0000000"):
         machine.cpu.run()
 
 
-def test_what_a_device_raises_ends_the_run_and_the_guest_can_go_on(machine: Machine) -> None:
+def test_a_devices_exception_ends_the_run_and_the_guest_can_go_on(machine: Machine) -> None:
     def fail() -> None:
         machine.devices.stop = machine.cpu.stop
         raise ZeroDivisionError
@@ -241,7 +241,7 @@ def test_what_a_device_raises_ends_the_run_and_the_guest_can_go_on(machine: Mach
     assert machine.word(0x600) == 0
 
 
-def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(machine: Machine) -> None:
+def test_a_fault_of_an_int_without_a_present_handler_returns_to_the_int(machine: Machine) -> None:
     machine.start(
         FAULTS[:0x1A]
         + bytes.fromhex(
@@ -268,7 +268,7 @@ def test_an_int_whose_handler_is_not_present_is_what_the_fault_returns_to(machin
     ("before", "instruction"),
     [
         *(("", code) for code in ("66cd31", "f3cd31", "2e66cd31", "3ecc", "66f2cc")),
-        ("b066", "cd31"),  # mov al,0x66, which is no prefix
+        ("b066", "cd31"),  # mov al,0x66, 66h is data here, not a prefix
     ],
 )
 def test_prefixes_are_part_of_an_int(machine: Machine, before: str, instruction: str) -> None:

@@ -31,7 +31,7 @@ IO = bytes.fromhex(
     "f36d"  # 7c1f: rep ins WORD es:[di],dx
     "e6f4"  # 7c21: out 0xf4,al
     "ebfe"  # 7c23: jmp 7c23
-    "01020304"  # 7c25: what is written
+    "01020304"  # 7c25: the bytes that are written
 )
 SPIN = bytes.fromhex(
     "fb"  # 7c00: sti
@@ -66,7 +66,7 @@ HANDLER = bytes.fromhex(
     "58"  # 7d09: pop ax
     "cf"  # 7d0a: iret
 )
-# The same, which first keeps the address that it returns to.
+# The same, but first stores its return address.
 WINDOW_HANDLER = (
     bytes.fromhex(
         "5b"  # 7d00: pop bx
@@ -92,7 +92,7 @@ def test_in_and_out_with_their_string_forms_reach_a_local_device(machine: Machin
     assert machine.memory.read(0x510, 6) == bytes.fromhex("0303 0404 0505")
 
 
-def test_a_port_of_the_daemons_is_read_and_written_there(machine: Machine) -> None:
+def test_accesses_to_the_daemons_ports_go_to_the_daemon(machine: Machine) -> None:
     machine.start_real(
         bytes.fromhex(
             "b0a5"  # 7c00: mov al,0xa5
@@ -100,7 +100,7 @@ def test_a_port_of_the_daemons_is_read_and_written_there(machine: Machine) -> No
             "b000"  # 7c04: mov al,0x0
             "e421"  # 7c06: in al,0x21
             "a20005"  # 7c08: mov 0x500,al
-            "e480"  # 7c0b: in al,0x80, which nobody has
+            "e480"  # 7c0b: in al,0x80, unclaimed
             "a20105"  # 7c0d: mov 0x501,al
             "e6f4"  # 7c10: out 0xf4,al
             "ebfe"  # 7c12: jmp 7c12
@@ -135,7 +135,7 @@ def test_a_masked_interrupt_comes_when_the_guest_unmasks_it(machine: Machine) ->
         wait_for(lambda: machine.word(COUNT) & 0xFFFF == 1)
 
 
-def test_the_shortest_window_is_seen_and_the_shadow_of_sti_is_none(machine: Machine) -> None:
+def test_the_shortest_interrupt_window_is_used_and_the_shadow_of_sti_is_not(machine: Machine) -> None:
     machine.vector(0x21, 0x7D00, WINDOW_HANDLER)
     machine.start_real(WINDOWS)
     machine.initialise_pic()

@@ -115,7 +115,7 @@ def test_a_second_nmi_waits_for_the_first_ones_iret(machine: Machine) -> None:
         wait_for(lambda: machine.word(0x604) == 1)
         machine.daemon.nmi()
         wait_for(lambda: machine.word(COUNTER) == 1)
-        for _ in range(3):  # One is kept.
+        for _ in range(3):  # At most one stays pending.
             machine.daemon.nmi()
             time.sleep(0.02)
         assert machine.word(COUNTER) == 1
@@ -137,7 +137,7 @@ SELF_NMI = bytes.fromhex(
     "e6f4"  # 102d: out 0xf4,al
     "ebfe"  # 102f: jmp 102f
 )
-# Counts, keeps where it returns to, and the first time sends itself another.
+# Counts, stores its return address, and sends itself another NMI the first time.
 NESTING_NMI_HANDLER = bytes.fromhex(
     "ff0500060000"  # 1800: inc DWORD 0x600
     "a100060000"  # 1806: mov eax,ds:0x600
@@ -161,7 +161,7 @@ def test_an_nmi_that_a_store_sends_comes_before_the_next_block_and_one_that_wait
 
 
 def test_an_nmi_that_waits_lets_its_predecessors_handler_loop(machine: Machine) -> None:
-    """Of many blocks, each of which may be the one that ends with IRET."""
+    """Any of its many blocks may be the one that ends with IRET."""
     machine.start(SELF_NMI)
     machine.gate(2, HANDLER)
     loop = bytes.fromhex("b9e8030000 e2fe cf")  # mov ecx,1000; loop $; iret
@@ -261,7 +261,7 @@ def test_the_end_of_the_vm_ends_run(machine: Machine) -> None:
     machine.vm = machine.vm._client.create_vm()
 
 
-def test_only_one_runs_it(machine: Machine) -> None:
+def test_only_one_thread_runs_it(machine: Machine) -> None:
     machine.start(SPIN)
     with machine.running():
         time.sleep(0.01)
@@ -311,7 +311,7 @@ CALLS = bytes.fromhex(
 
 @pytest.mark.parametrize("through", ["write", "flush"])
 def test_code_that_the_host_writes_is_executed(machine: Machine, through: str) -> None:
-    """Though the guest has run there before, and without its help."""
+    """The guest has run there before, and does nothing to flush the code."""
 
     def load(value: int) -> None:
         code = bytes.fromhex("b8") + value.to_bytes(4, "little") + bytes.fromhex("c3")  # mov eax,value; ret
@@ -332,7 +332,7 @@ def test_code_that_the_host_writes_is_executed(machine: Machine, through: str) -
         wait_for(lambda: machine.word(COUNTER) == 20)
 
 
-def test_an_instruction_that_is_trapped_may_be_in_code_that_the_host_writes(machine: Machine) -> None:
+def test_trapped_instructions_in_code_written_by_the_host_are_trapped(machine: Machine) -> None:
     machine.start(CALLS)
     machine.memory.write(0x2000, bytes.fromhex("b801000000c3"))
     with machine.running():

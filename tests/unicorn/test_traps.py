@@ -1,4 +1,4 @@
-"""What is trapped, and what only looks like it."""
+"""Trapped instructions, and others that look similar."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_other_instructions(code: str) -> None:
     assert decode(bytes.fromhex(code), is_64bit=True) is None
 
 
-def test_cr8_is_64_bit_modes() -> None:
+def test_cr8_exists_in_64_bit_mode_alone() -> None:
     assert decode(bytes.fromhex("44"), is_64bit=False) is None
     assert decode(bytes.fromhex("440f22c0"), is_64bit=False) is None
 
 
-def test_iret_has_prefixes_too() -> None:
+def test_iret_may_have_prefixes() -> None:
     assert is_iret(bytes.fromhex("cf90"), is_64bit=False)
     assert is_iret(bytes.fromhex("6648cf"), is_64bit=True)
     assert not is_iret(bytes.fromhex("48cf"), is_64bit=False)

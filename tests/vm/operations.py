@@ -1,4 +1,4 @@
-"""Random operations on a VM: strategies that draw them, and apply, which does one."""
+"""Random operations on a VM: strategies that draw operations, and apply(), which executes one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from irqchipd.vm.vcpu_state import MpState, Outcome, VcpuEvents
 from tests.vm.pc import Pc
 
 VCPUS = 2
-SOURCES = 3  # the shared one and two more
+SOURCES = 3  # the shared source and two more
 
 Operation = tuple[str, tuple[object, ...]]
 
@@ -41,7 +41,7 @@ def bits(count: int) -> st.SearchStrategy[int]:
 
 @st.composite
 def pages(draw: st.DrawFn, size: int, likely: dict[int, int]) -> bytes:
-    """Any bytes of a length: a uniform fill, with some words of its own, and some that are often what makes sense."""
+    """Bytes of a given length: a uniform fill with some random words, and likely values at some offsets."""
     page = bytearray([draw(st.sampled_from([0x00, 0xFF]) | st.integers(0, 255))]) * size
     words = draw(st.dictionaries(st.integers(0, size // 4 - 1), bits(32), max_size=30))
     sensible = likely.items() if draw(st.sampled_from([True, True, False])) else ()
@@ -54,7 +54,7 @@ pic_structs = st.binary(min_size=PIC_SIZE, max_size=PIC_SIZE)
 ioapic_structs = pages(ioapic.STATE_SIZE, {0: ioapic.DEFAULT_BASE, 4: 0})
 lapic_structs = pages(STATE_SIZE, {Reg.SVR: 0x1FF, Reg.ID: 0, Reg.TPR: 0})
 
-# Entries and register values that do something are likelier than any number is.
+# Entries and register values that have an effect are likelier than random numbers.
 entries = st.one_of(
     bits(64),
     st.builds(
@@ -65,7 +65,7 @@ entries = st.one_of(
         st.sampled_from([0, 1, 2, 3, 0xFF]),
     ),
 )
-# End of interrupt, rotations, reads of ISR and a poll, the start of an initialisation.
+# End of interrupt, rotations, reads of ISR, a poll, the start of an initialisation.
 pic_values = bits(8) | st.sampled_from([0x20, 0x20, 0x61, 0xA0, 0xC3, 0x0B, 0x0C, 0x11, 0x00])
 lapic_values = bits(32) | st.sampled_from(
     [0, 0x1FF, 0x700, 0x0100_0000, 0x0300_0000, 0xFFFF_FFFF, 0x0FFF_FFFF, 0x8_4031]
@@ -133,10 +133,10 @@ operations = st.one_of(
 )
 
 
-# What takes time, or depends on it.
+# Operations that take time or depend on time.
 
 PIT_PORTS = [i8254.Port.CHANNEL_0, i8254.Port.CHANNEL_1, i8254.Port.CHANNEL_2, i8254.Port.CONTROL, i8254.Port.SPEAKER]
-# Control words of channel 0 that start something, latches, read-backs; counts.
+# Control words that start channel 0, latches, read-backs; counts.
 pit_values = bits(8) | st.sampled_from([0x14, 0x16, 0x34, 0x36, 0x30, 0x38, 0x00, 0x04, 0xC2, 0xE2, 0xDE, 0x03, 0x05])
 lvts = st.sampled_from([0x31, 0x2_0031, 0x2_0031, 0x4_0031, 0x6_0031, 0x1_0031, 0x3_0041])
 apic_counts = st.sampled_from([0, 1, 1000, 250_000, 5_000_000, 0xFFFF_FFFF])
@@ -220,17 +220,17 @@ everything = st.one_of(
 
 
 class Machine(Pc):
-    """A PC whose line sources operations name by number."""
+    """A PC whose line sources have numbers, for use in operations."""
 
     def __init__(self, *, pit: bool = False) -> None:
         super().__init__(VCPUS, pit=pit)
-        # Of each source, the GSIs that it resamples, and what it was told of them.
+        # Per source, the GSIs that it resamples, and the events it received about these.
         self.resampled: dict[int, list[int]] = {2: [5, 16]} if pit else {}
         self.told: list[Event] = []
         self.sources: list[LineSource | None] = [None, *(self._open_source(number) for number in range(1, SOURCES))]
 
     def moved(self) -> Machine:
-        """The same, saved and restored, whose Sessions have resumed; its clock is virtual."""
+        """The same PC, saved and restored on a virtual clock, with its sources resumed."""
         copy = Machine.__new__(Machine)
         copy.vm = Vm.restored("moved", MAX_VCPUS, self.vm.save())
         copy.clock, copy.resampled, copy.told = VirtualClock(), self.resampled, list(self.told)
@@ -243,7 +243,7 @@ class Machine(Pc):
         )
 
     def apply(self, operation: Operation) -> object:
-        """Do an operation; what it answers, or why the VM refused it. It fails in no other way."""
+        """Execute an operation, which may be refused but must not fail. Returns its result, or the refusal's reason."""
         name, arguments = operation
         try:
             match name:
@@ -281,7 +281,7 @@ class Machine(Pc):
         return claimed
 
     def _start_apic_timer(self, vcpu: int, lvt: int, divide: int, count: int) -> object:
-        """The count is a deadline where the timer is in that mode."""
+        """In TSC-deadline mode the count is the deadline."""
         for register, value in (
             (Reg.TIMER_DIVIDE, divide),
             (Reg.LVT_TIMER, lvt),
@@ -302,7 +302,7 @@ class Machine(Pc):
         return None
 
     def _halt(self, vcpu: int, masked: bool, abandoned: bool) -> object:
-        """A halt that ends at once or is over, and whether its caller is there to take what it brings."""
+        """A halt that ends at once or is given up. An abandoned halt's caller is gone when the halt ends."""
         outcomes: list[Outcome] = []
         halt = self.vm.halt(vcpu, outcomes.append, masked)
         if abandoned or not outcomes:
@@ -311,7 +311,7 @@ class Machine(Pc):
 
 
 def restore(vm: Vm, other: Vm) -> None:
-    """Give a VM the chips' states and the routes of another."""
+    """Copy the chips' states and the routes of another VM."""
     vm.set_routing(other.routing())
     for vcpu in other.describe().vcpus:
         vm.set_lapic(vcpu, other.get_lapic(vcpu).pack())

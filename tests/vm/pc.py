@@ -1,4 +1,4 @@
-"""A PC to test with: a VM and the few words in which tests talk to it."""
+"""A PC for tests: a VM, with short names for a guest's and a device's actions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ State = tuple[object, ...]
 
 
 def to(cpu: int) -> int:
-    """A redirection entry's destination."""
+    """A redirection entry's destination field."""
     return cpu << 56
 
 
@@ -59,14 +59,14 @@ class Pc:
             self.vm.create_pit()
 
     def start(self, *vcpus: int) -> None:
-        """Let vCPUs run that wait to be started."""
+        """Start vCPUs that wait for a start-up."""
         for vcpu in vcpus:
             self.vm.set_mp_state(vcpu, MpState.RUNNABLE)
 
     # Time.
 
     def elapse(self, nanoseconds: int) -> None:
-        """Move the virtual clock, all of the way."""
+        """Move the virtual clock by the whole time."""
         while nanoseconds:
             nanoseconds = self.vm.advance(nanoseconds).remaining
 
@@ -133,12 +133,12 @@ class Pc:
     # CPU.
 
     def take(self, vcpu: int = 0) -> int | None:
-        """The vector of the interrupt that a vCPU gets now, or none."""
+        """Take a vCPU's next interrupt; returns its vector, or None."""
         taken = self.vm.ack_interrupt(vcpu)
         return taken[0] if taken is not None else None
 
     def takers(self) -> dict[int, int]:
-        """Which vCPUs get an interrupt now, and which vector."""
+        """Take the next interrupt of every vCPU; returns the vectors by vCPU."""
         taken = {vcpu: self.take(vcpu) for vcpu in self.vm.describe().vcpus}
         return {vcpu: vector for vcpu, vector in taken.items() if vector is not None}
 
@@ -154,11 +154,11 @@ class Pc:
     # Devices.
 
     def msi(self, vcpu: int, vector: int) -> None:
-        """An edge to one vCPU."""
+        """Send an edge-triggered MSI to one vCPU."""
         assert self.vm.signal_msi(MSI | vcpu << 12, vector) == 1
 
     def line(self, gsi: int, *levels: int, source: LineSource | None = None) -> list[int]:
-        """Drive a GSI to some levels in turn, and what that answers."""
+        """Drive a GSI to some levels in turn; returns the statuses."""
         return [self.vm.irq_line(gsi, bool(level), source) for level in levels]
 
     def state(self) -> State:
@@ -166,21 +166,21 @@ class Pc:
 
 
 class Ear(list[Event]):
-    """A listener that notes what it is told."""
+    """A listener that records its events."""
 
     def __init__(self, vm: Vm, vcpus: Sequence[int] = (), gsis: Sequence[int] = ()) -> None:
         super().__init__()
         vm.subscribe(vcpus, self.append, gsis)
 
     def heard(self) -> list[Event]:
-        """What it was told since it was last asked."""
+        """The events since the last call."""
         events = list(self)
         self.clear()
         return events
 
 
 def state_of(vm: Vm) -> State:
-    """Everything that can be seen of a VM."""
+    """All visible state of a VM."""
     if vm.describe().irqchip_mode == "none":
         return (vm.describe().vcpus, vm.describe().sources)
     chips = [vm.get_irqchip(chip).pack() for chip in ChipId]

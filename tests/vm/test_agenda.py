@@ -1,4 +1,4 @@
-"""The agenda alone, without a chip: what a turn leaves, and in which order that is done."""
+"""The agenda alone, without chips: the work that a turn leaves, and its order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.vm.pc import refused
 
 
 class Looked(Touchable):
-    """Notes when it is looked at, and may touch others then."""
+    """Records when it is looked at, and may then touch others."""
 
     def __init__(self, agenda: Agenda, index: int, diary: list[object], *others: Looked) -> None:
         super().__init__(agenda, index)
@@ -47,7 +47,7 @@ def test_deferred_work_is_first_then_looks_in_order_then_notifications_without_t
 
 
 @needs_sources
-def test_what_is_touched_twice_is_looked_at_once_and_again_if_a_later_look_touches_it(agenda: Agenda) -> None:
+def test_a_vcpu_touched_twice_is_looked_at_once_and_again_if_a_later_look_touches_it(agenda: Agenda) -> None:
     diary: list[object] = []
     first = Looked(agenda, 0, diary)
     second = Looked(agenda, 1, diary, first)
@@ -58,7 +58,7 @@ def test_what_is_touched_twice_is_looked_at_once_and_again_if_a_later_look_touch
     assert diary == [0, 1, 0], "the touch of its own look does not count"
 
 
-def test_a_listener_that_fails_is_not_the_others_failure(agenda: Agenda, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_listener_does_not_affect_others(agenda: Agenda, caplog: pytest.LogCaptureFixture) -> None:
     heard: list[object] = []
 
     def fail(_: object) -> None:
@@ -70,7 +70,7 @@ def test_a_listener_that_fails_is_not_the_others_failure(agenda: Agenda, caplog:
     assert caplog.messages == ["a listener failed"]
 
 
-def test_a_turn_of_a_deleted_vm_is_refused_and_its_alarms_are_silent() -> None:
+def test_a_deleted_vm_refuses_turns_and_rings_no_alarms() -> None:
     deadlines, rung = Deadlines(), []
     agenda = Agenda("vm", RealClock(deadlines), deadlines)
     with agenda:
@@ -95,6 +95,6 @@ def test_an_alarm_rings_by_itself_or_before_the_next_turn_where_the_clock_is_lat
     assert rung == ["first", "second"]
     with agenda:
         agenda.set_alarm(Alarm(0, lambda: rung.append("late")), 15)
-    deadlines.time = 15  # nothing rings by itself
+    deadlines.time = 15  # without a thread that rings alarms
     with agenda:
         assert rung[2:] == ["late"]

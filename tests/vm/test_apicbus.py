@@ -1,4 +1,4 @@
-"""The bus between message sources and local APICs: who is addressed, and who of them takes a message."""
+"""The bus between message sources and local APICs: a message's destinations, and which of them accept it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIXED, LOWEST = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY
 
 
 class Wires:
-    """Tells the bus what a local APIC must: that its address changed. Notes what the CPU was signalled."""
+    """The wires of one local APIC: they report its changes of address to the bus, and record its CPU's signals."""
 
     def __init__(self, bus: ApicBus) -> None:
         self.bus = bus
@@ -58,7 +58,7 @@ class Wires:
 
 
 class Bus:
-    """A bus and its local APICs: CPU n has physical ID n, or another, and the logical ID that it is given."""
+    """A bus with local APICs: CPU n has physical ID n, or the given one, and the given logical ID."""
 
     def __init__(self, logical_ids: Sequence[int], dfr: int = DFR_FLAT, *, apic_ids: Sequence[int] = ()) -> None:
         self.bus = ApicBus(Agenda("bus", VirtualClock(), Deadlines()))
@@ -90,7 +90,7 @@ class Bus:
         shorthand: int = Shorthand.NONE,
         source: int | None = None,
     ) -> tuple[int, list[int]]:
-        """Deliver a message: its status, and the CPUs that got the vector."""
+        """Deliver a message; returns its status, and the CPUs that received the vector."""
         lapics = self.bus.lapics
         message = Message(
             vector,
@@ -127,10 +127,10 @@ def test_a_physical_broadcast_goes_to_all_that_are_enabled() -> None:
     assert bus.send(BROADCAST) == (3, [0, 1, 3])
 
 
-def test_nobody_is_0_where_the_map_is_asked_and_minus_1_where_every_cpu_is() -> None:
+def test_an_unmatched_destination_is_0_with_the_map_and_minus_1_without() -> None:
     bus = Bus(FLAT_IDS)
     assert bus.send(9) == (0, [])
-    bus.set(3, apic_id=2)  # two of one ID switch the map off
+    bus.set(3, apic_id=2)  # two equal IDs switch the map off
     assert bus.send(9) == (-1, [])
 
 
@@ -155,19 +155,19 @@ def test_a_physical_id_can_be_changed() -> None:
     assert bus.send(0x77) == (1, [1])
 
 
-def test_a_new_apic_is_not_in_the_map_until_something_makes_it_anew() -> None:
+def test_a_new_apic_is_not_in_the_map_until_the_map_is_rebuilt() -> None:
     bus = Bus(FLAT_IDS)
     bus.wires.append(Wires(bus.bus))
     bus.bus.add(Lapic.at_reset(bus.wires[4], 4))
     assert bus.send(4, mode=DeliveryMode.NMI) == (0, [])
     assert bus.send(1) == (1, [1])
-    assert bus.send(BROADCAST, mode=DeliveryMode.NMI) == (5, [])  # every CPU is asked, the new one too
+    assert bus.send(BROADCAST, mode=DeliveryMode.NMI) == (5, [])  # every CPU is checked, the new one too
     bus.disable(0)
     assert bus.send(4, mode=DeliveryMode.NMI) == (1, [])
     assert bus.wires[4].signals == [DeliveryMode.NMI] * 2
 
 
-def test_without_any_apic_nobody_is_minus_1() -> None:
+def test_without_apics_a_message_is_minus_1() -> None:
     assert Bus([]).send(0) == (-1, [])
 
 
@@ -188,18 +188,18 @@ def test_without_any_apic_nobody_is_minus_1() -> None:
         (CLUSTER_IDS, DFR_CLUSTER, 0x2F, (2, [2, 3])),
         (CLUSTER_IDS, DFR_CLUSTER, 0x3F, (0, [])),
         (CLUSTER_IDS, DFR_CLUSTER, 0xFF, (4, [0, 1, 2, 3])),
-        # IDs of several bits: every CPU is asked.
+        # IDs of several bits: every CPU is checked.
         ([0x03, 0x06, 0x80], DFR_FLAT, 0x02, (2, [0, 1])),
         ([0x03, 0x06, 0x80], DFR_FLAT, 0x40, (-1, [])),
         ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x11, (2, [0, 1])),
         ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x12, (1, [0])),
         ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x14, (-1, [])),
         ([0x13, 0x11, 0x21], DFR_CLUSTER, 0x31, (-1, [])),
-        # Two CPUs of one bit.
+        # Two CPUs with the same bit.
         ([0x01, 0x01, 0x02], DFR_FLAT, 0x01, (2, [0, 1])),
-        # Nobody has a logical ID.
+        # No CPU has a logical ID.
         ([0, 0], DFR_FLAT, 0x01, (0, [])),
-        # An ID without a bit in its cluster belongs to nobody.
+        # An ID without a bit in its cluster matches no CPU.
         ([0x10, 0x11], DFR_CLUSTER, 0x1F, (1, [1])),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_logical_destination(ids: list[int], dfr: int, destination: int, answe
     assert Bus(ids, dfr).send(destination, logical=True) == answer
 
 
-def test_with_both_models_at_once_every_cpu_is_asked_in_its_own() -> None:
+def test_with_both_models_at_once_every_cpu_is_checked_in_its_own() -> None:
     bus = Bus([0x01, 0x02])
     bus.set(1, ldr=0x12 << 24, dfr=DFR_CLUSTER)
     assert bus.send(0x13, logical=True) == (2, [0, 1])
@@ -242,7 +242,7 @@ def test_lowest_priority_goes_by_the_vector_modulo_the_destinations(
     assert bus.send(0x86, logical=True, mode=mode, hint=hint, vector=vector) == (1, [cpu])
 
 
-def test_lowest_priority_can_choose_a_bit_that_nobody_has() -> None:
+def test_lowest_priority_can_choose_a_bit_without_a_cpu() -> None:
     bus = Bus(FLAT_IDS)
     assert bus.send(0x30, logical=True, mode=LOWEST) == (0, [])
     assert bus.send(0x0C, logical=True, mode=LOWEST, vector=0x40) == (1, [2])
@@ -251,7 +251,7 @@ def test_lowest_priority_can_choose_a_bit_that_nobody_has() -> None:
     assert bus.send(0x0C, logical=True, mode=LOWEST, vector=0x40) == (0, [])
 
 
-def test_asked_one_by_one_lowest_priority_chooses_among_the_enabled() -> None:
+def test_without_the_map_lowest_priority_chooses_among_the_enabled() -> None:
     bus = Bus([0x01, 0x01, 0x01])
     assert [bus.send(0x01, logical=True, mode=LOWEST, vector=vector)[1] for vector in (0x41, 0x42, 0x43)] == [
         [2],
@@ -289,7 +289,7 @@ def test_a_hint_to_a_single_destination_keeps_the_mode() -> None:
     assert bus.wires[2].signals == [DeliveryMode.NMI]
 
 
-def test_a_lowest_priority_message_to_one_physical_destination_is_not_chosen_for() -> None:
+def test_lowest_priority_to_one_physical_destination_needs_no_choice() -> None:
     assert Bus(FLAT_IDS).send(3, mode=LOWEST, vector=0x41) == (1, [3])
 
 
@@ -308,7 +308,7 @@ def test_a_shorthand_goes_before_the_destination(shorthand: int, answer: tuple[i
     assert Bus(FLAT_IDS).send(2, shorthand=shorthand, source=1) == answer
 
 
-def test_all_but_self_of_a_single_cpu_is_nobody() -> None:
+def test_all_but_self_of_a_single_cpu_reaches_no_cpu() -> None:
     assert Bus([0x01]).send(0, shorthand=Shorthand.ALL_EXCLUDING_SELF, source=0) == (-1, [])
 
 
@@ -327,10 +327,10 @@ def test_lowest_priority_with_a_shorthand_chooses_unless_the_destination_is_a_br
     assert Bus(FLAT_IDS).send(destination, mode=LOWEST, shorthand=shorthand, source=1, vector=0x42) == answer
 
 
-# What the IOAPIC asks.
+# The IOAPIC's questions to the bus.
 
 
-def test_who_accepted_is_noted_for_interrupts_alone() -> None:
+def test_accepting_cpus_are_recorded_for_interrupts_alone() -> None:
     bus = Bus(FLAT_IDS)
     bus.disable(0)
     accepted: dict[int, int] = {}
@@ -342,7 +342,7 @@ def test_who_accepted_is_noted_for_interrupts_alone() -> None:
     assert accepted == {1: 0x51, 2: 0x51, 3: 0x61}
 
 
-def test_matching_asks_every_cpu_and_addressed_goes_by_the_map() -> None:
+def test_matching_checks_every_cpu_and_addressed_uses_the_map() -> None:
     bus = Bus(FLAT_IDS)
     bus.disable(1)
     assert bus.bus.matching(0x06, logical=True) == 0b0110
@@ -351,7 +351,7 @@ def test_matching_asks_every_cpu_and_addressed_goes_by_the_map() -> None:
     assert bus.bus.addressed(BROADCAST, logical=True) == 0b1111
 
 
-def test_what_is_remembered_of_an_address_is_forgotten_when_an_apic_changes_its_own() -> None:
+def test_cached_destinations_are_dropped_when_an_apic_changes_its_address() -> None:
     bus = Bus(FLAT_IDS)
     entry = 1 << 56
     remembered = (bus.bus.matching_entry, bus.bus.addressed_by_entry)
@@ -390,7 +390,7 @@ def test_a_physical_destination_names_one_x2apic_by_all_its_bits(
     assert x2apics().send(destination, source=source) == answer
 
 
-def test_an_x2apics_xapic_id_is_of_no_account() -> None:
+def test_an_x2apics_xapic_id_is_ignored() -> None:
     bus = Bus([0, 0])
     bus.set(1, apic_id=0x77)
     bus.switch(1, X2APIC)
@@ -441,7 +441,7 @@ def test_a_logical_destination_of_x2apics_is_a_cluster_of_16(
 def test_lowest_priority_chooses_among_the_bits_of_a_cluster(
     mode: int, hint: bool, vector: int, got: list[int]
 ) -> None:
-    # 10h, 11h, 12h, which is nobody, and 1Fh: four bits.
+    # 10h, 11h, 12h, which does not exist, and 1Fh: four bits.
     answer = (len(got), got)
     bus = x2apics()
     assert bus.send(0x0001_8007, logical=True, mode=mode, hint=hint, vector=vector) == answer
@@ -470,7 +470,7 @@ def test_a_software_disabled_x2apic_is_addressed_and_takes_no_interrupt() -> Non
     assert bus.wires[1].signals == [DeliveryMode.NMI]
 
 
-def test_what_the_ioapic_asks_of_x2apics() -> None:
+def test_the_ioapics_questions_about_x2apics() -> None:
     bus = x2apics([0, 1, 0x10])
     for addressing in (bus.bus.matching, bus.bus.addressed):
         assert addressing(0x10, logical=False) == 0b100
@@ -483,7 +483,7 @@ def test_what_the_ioapic_asks_of_x2apics() -> None:
 
 
 def mixed() -> Bus:
-    """CPUs 0 and 1 are x2APICs, 2 and 3 xAPICs of flat logical IDs 4 and 8."""
+    """CPUs 0 and 1 are x2APICs; CPUs 2 and 3 are xAPICs with flat logical IDs 4 and 8."""
     bus = Bus([0, 0, 0x04, 0x08])
     bus.switch(0, X2APIC)
     bus.switch(1, X2APIC)
@@ -530,10 +530,10 @@ def test_a_shorthand_goes_to_both_modes() -> None:
         (0x0F, (4, [0, 1, 2, 3])),
         (0x10, (-1, [])),
         (0x0001_0001, (-1, [])),  # another cluster
-        (0x0001_000C, (2, [2, 3])),  # of which an xAPIC looks at eight bits
+        (0x0001_000C, (2, [2, 3])),  # an xAPIC compares eight bits
     ],
 )
-def test_with_logical_ids_of_both_modes_every_cpu_is_asked(destination: int, answer: tuple[int, list[int]]) -> None:
+def test_with_logical_ids_of_both_modes_every_cpu_is_checked(destination: int, answer: tuple[int, list[int]]) -> None:
     assert mixed().send(destination, logical=True, source=0) == answer
 
 
@@ -555,7 +555,7 @@ def test_an_xapic_that_took_an_x2apics_id_shares_its_messages() -> None:
     assert bus.send(9) == (-1, [])
 
 
-def test_a_change_of_the_mode_makes_the_map_anew() -> None:
+def test_a_change_of_the_mode_rebuilds_the_map() -> None:
     bus = Bus(FLAT_IDS)
     assert bus.send(0x02, logical=True) == (1, [1])
     for cpu in range(4):
@@ -563,16 +563,16 @@ def test_a_change_of_the_mode_makes_the_map_anew() -> None:
     assert bus.send(0x80, logical=True) == (0, [])
     assert bus.send(0x08, logical=True) == (1, [3])
     bus.switch(3, OFF, XAPIC)
-    assert bus.send(0x08, logical=True) == (-1, [])  # flat, with an ID of no bits: what is left of the x2APIC's
+    assert bus.send(0x08, logical=True) == (-1, [])  # flat, with an ID without bits, left over from the x2APIC
     assert bus.send(0x07, logical=True) == (3, [0, 1, 2])
 
 
-# APICs that are disabled are not there.
+# Disabled APICs receive nothing.
 
 
 @pytest.mark.parametrize("mode", [FIXED, DeliveryMode.NMI, DeliveryMode.INIT])
 @pytest.mark.parametrize("source", [None, 0], ids=["MSI", "IPI"])
-def test_a_disabled_apic_is_nobody(mode: int, source: int | None) -> None:
+def test_a_disabled_apic_receives_nothing(mode: int, source: int | None) -> None:
     bus = Bus(FLAT_IDS)
     bus.switch(2, OFF)
     assert bus.send(2, mode=mode, source=source)[0] == 0
@@ -584,7 +584,7 @@ def test_a_disabled_apic_is_nobody(mode: int, source: int | None) -> None:
     assert bus.send(2, mode=mode, source=source)[0] == 1
 
 
-def test_where_all_are_disabled_nobody_is_minus_1_to_a_broadcast_alone() -> None:
+def test_where_all_are_disabled_only_a_broadcast_is_minus_1() -> None:
     bus = Bus([0x01, 0x02])
     for cpu in range(2):
         bus.switch(cpu, OFF)
@@ -625,10 +625,10 @@ def test_a_disabled_apic_matches_and_is_not_addressed() -> None:
     assert bus.bus.addressed(2, logical=False) == 0
 
 
-# What is remembered is bounded, as a guest can name 2^32 destinations.
+# The cache is bounded, because a guest can use 2^32 destinations.
 
 
-def test_destinations_are_remembered_up_to_a_bound() -> None:
+def test_the_cache_of_destinations_is_bounded() -> None:
     bus = x2apics([0, 1])
     for destination in range(3 * MAX_REMEMBERED):
         got = 2 if destination & 0x3 == 0x3 else 1 if destination & 0x3 else 0

@@ -1,4 +1,4 @@
-"""What is told to many: in pieces, in order, and others wait until it is done."""
+"""Events for many listeners are sent in pieces and in order, and others wait until all are sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Told = list[tuple[int, Event]]
 
 
 def do_one(later: Deadlines) -> None:
-    """Do the first thing that is to be done later."""
+    """Ring the next alarm."""
     alarm = later.alarms.pop_due(later.time)
     assert alarm is not None
     alarm.ring()
@@ -38,7 +38,7 @@ def later() -> Deadlines:
 
 
 def listened_to(pc: Pc) -> Told:
-    """What many listeners to all vCPUs are told from now on."""
+    """Subscribe many listeners to all vCPUs; returns the events they receive from now on."""
     told: Told = []
     for number in range(LISTENERS):
         pc.vm.subscribe(range(VCPUS), lambda event, number=number: told.append((number, event)))  # type: ignore[misc]
@@ -49,11 +49,11 @@ def all_told() -> Told:
     return [(number, InterruptPending(vcpu)) for vcpu in range(VCPUS) for number in range(LISTENERS)]
 
 
-def test_a_broadcast_is_told_in_pieces_and_in_order(later: Deadlines) -> None:
+def test_a_broadcast_is_sent_in_pieces_and_in_order(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
-    assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its turn told nobody"
+    assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its own turn notified no listener"
     while pc.vm.agenda.backlog is not None:
         before = len(told)
         do_one(later)
@@ -61,25 +61,25 @@ def test_a_broadcast_is_told_in_pieces_and_in_order(later: Deadlines) -> None:
     assert told == all_told()
 
 
-def test_what_happens_meanwhile_is_told_behind_it(later: Deadlines) -> None:
+def test_later_events_are_sent_after_the_backlog(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
-    ends: list[int] = []  # how much had been told when each halt ended
+    ends: list[int] = []  # how many events had been sent when each halt ended
     outcomes: list[Outcome] = []
 
     def done(outcome: Outcome) -> None:
         ends.append(len(told))
         outcomes.append(outcome)
 
-    pc.vm.halt(0, done)  # it has an interrupt to take
+    pc.vm.halt(0, done)  # an interrupt is pending
     assert ends == []
     do_all(later)
     assert (told, ends) == (all_told(), [len(told)])
     assert outcomes == [(VECTOR, False)]
 
 
-def test_work_in_turns_waits_until_all_has_been_told(later: Deadlines) -> None:
+def test_work_in_turns_waits_until_the_backlog_is_sent(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
@@ -98,7 +98,7 @@ def test_work_in_turns_waits_until_all_has_been_told(later: Deadlines) -> None:
     assert len(turns.finish(driving)) == 300
 
 
-def test_nothing_comes_due_until_all_has_been_told(later: Deadlines) -> None:
+def test_no_timer_expires_until_the_backlog_is_sent(later: Deadlines) -> None:
     host = Deadlines()
     pc = Pc(VCPUS, clock=RealClock(host), deadlines=later)
     pc.count_apic(0, 0x61, 1_000_000)
@@ -110,11 +110,11 @@ def test_nothing_comes_due_until_all_has_been_told(later: Deadlines) -> None:
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
     do_all(later)
     assert told == all_told()
-    assert host.alarms.earliest() == 1_000_000, "the clock is told anew, of a time that is past"
+    assert host.alarms.earliest() == 1_000_000, "the clock is woken again, for a time in the past"
     assert pc.vm.ack_interrupt(0) == (0x61, False)
 
 
-def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(later: Deadlines) -> None:
+def test_deleting_the_vm_loses_no_event_and_ends_all_waiting(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     outcomes: list[Outcome] = []
     pc.start(1)
@@ -133,12 +133,12 @@ def test_the_deletion_of_its_vm_loses_nothing_and_lets_go_of_those_who_wait(late
     assert later.alarms.earliest() is None
 
 
-def test_an_irq_lines_whose_changes_are_msis_has_turns_bounded_by_work() -> None:
+def test_the_turns_of_an_irq_lines_with_msis_are_bounded_by_work() -> None:
     pc = Pc(VCPUS)
     pc.vm.set_routing([MsiRoute(24, BROADCAST, VECTOR)])
     driving = pc.vm.driving([24 << 1 | 1] * 100)
     next(driving)
-    assert pc.vm.agenda.backlog is None, "it has a turn's work behind it, and nothing is left to tell"
+    assert pc.vm.agenda.backlog is None, "a turn's work was done, and no event is left"
     done = min(TURN_WORK // VCPUS, TURN_CHANGES)
     assert done < 100
     pieces = 1

@@ -1,4 +1,4 @@
-"""The I/O bus: ranges that do not overlap, and which of them an access belongs to."""
+"""The I/O bus: ranges do not overlap, and an access belongs to at most one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from irqchipd.vm.errors import VmError
 
 
 class Device:
-    """A device that no test reads or writes."""
+    """A device that is never accessed."""
 
     def read(self, address: int, size: int) -> int:
         raise NotImplementedError
@@ -25,7 +25,7 @@ LOW, MIDDLE, HIGH = Device(), Device(), Device()
 
 @pytest.fixture
 def bus() -> IoBus:
-    """10h-1Fh, 20h-27h next to it, and 40h-4Fh; registered out of order."""
+    """A bus with 10h-1Fh, the adjacent 20h-27h, and 40h-4Fh, registered out of order."""
     bus = IoBus()
     bus.register(0x40, 0x10, HIGH)
     bus.register(0x10, 0x10, LOW)
@@ -41,7 +41,7 @@ def bus() -> IoBus:
         (0x10, 1, LOW),
         (0x10, 8, LOW),
         (0x1C, 4, LOW),
-        (0x1D, 4, None),  # half in the next one's range
+        (0x1D, 4, None),  # half in the next range
         (0x1F, 1, LOW),
         (0x20, 4, MIDDLE),
         (0x27, 1, MIDDLE),
@@ -54,7 +54,7 @@ def bus() -> IoBus:
         ((1 << 64) - 1, 1, None),
     ],
 )
-def test_an_access_belongs_to_the_device_that_has_all_of_it(
+def test_an_access_belongs_to_the_device_whose_range_contains_it(
     bus: IoBus, address: int, size: int, device: Device | None
 ) -> None:
     assert bus.find(address, size) is device
@@ -89,13 +89,13 @@ def test_a_range_that_was_given_up_can_be_claimed_again(bus: IoBus) -> None:
     assert bus.find(0x3C, 4) is device
 
 
-def test_an_access_that_begins_behind_a_range_is_not_the_devices_whatever_its_reach(bus: IoBus) -> None:
+def test_an_access_that_begins_behind_a_range_is_never_its_devices(bus: IoBus) -> None:
     bus.register(0x60, 1, Device(), reach=4)
     assert [bus.find(address, 1) for address in (0x61, 0x63, 0x64)] == [None, None, None]
 
 
-def test_a_reach_is_longer_than_what_is_claimed(bus: IoBus) -> None:
-    """As KVM's speaker port: 61h, whose range goes to 64h, which is the keyboard controller's."""
+def test_a_devices_reach_may_exceed_its_claimed_range(bus: IoBus) -> None:
+    """Like KVM's speaker port 61h, whose range reaches 64h, which belongs to the keyboard controller."""
     speaker, keyboard = Device(), Device()
     bus.register(0x61, 1, speaker, reach=4)
     assert bus.find(0x61, 2) is speaker

@@ -1,4 +1,4 @@
-"""What a VMM may change of a VM, and what follows from it."""
+"""The capabilities that a VMM can enable, and their effects."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def moved(vm: Vm) -> Vm:
 
 
 @pytest.mark.parametrize("capability", [value for name, value in vars(Cap).items() if name.isupper()])
-def test_what_can_be_enabled_is_said_to_be_there(capability: int) -> None:
+def test_check_extension_reports_what_can_be_enabled(capability: int) -> None:
     assert check_extension(capability)
 
 
@@ -58,7 +58,7 @@ def test_without_its_quirk_lint0_of_the_boot_cpu_is_masked_also_after_a_reset_an
     assert new_vm(0).get_lapic(0).lvt_lint0 == 0x700
 
 
-def test_without_its_quirk_the_page_of_a_disabled_apic_is_whose_region_is_there() -> None:
+def test_without_its_quirk_the_page_of_a_disabled_apic_belongs_to_the_region_there() -> None:
     vm = new_vm(0)
     vm.msr_write(0, Msr.APIC_BASE, LAPIC_BASE)
     assert vm.mmio_read(0, LAPIC_BASE, 4) == 0xFFFF_FFFF
@@ -68,7 +68,7 @@ def test_without_its_quirk_the_page_of_a_disabled_apic_is_whose_region_is_there(
     assert moved(vm).mmio_read(0, LAPIC_BASE, 4) is None
 
 
-def test_quirks_that_are_not_known_are_refused_or_by_the_older_capability_ignored() -> None:
+def test_unknown_quirks_are_refused_or_ignored_by_the_older_capability() -> None:
     vm = new_vm()
     with refused("EINVAL"):
         vm.enable_cap(Cap.DISABLE_QUIRKS2, 0, [2])
@@ -79,7 +79,7 @@ def test_quirks_that_are_not_known_are_refused_or_by_the_older_capability_ignore
 # The boot CPU.
 
 
-def test_the_boot_cpu_is_another() -> None:
+def test_another_boot_cpu_can_be_chosen() -> None:
     vm = new_vm()
     vm.set_boot_vcpu(2)
     for vcpu in (0, 2):
@@ -91,7 +91,7 @@ def test_the_boot_cpu_is_another() -> None:
         assert [machine.get_lapic(vcpu).lvt_lint0 for vcpu in (0, 2)] == [0x1_0000, 0x700]
 
 
-def test_the_boot_cpu_is_not_chosen_any_more_once_there_is_a_vcpu() -> None:
+def test_the_boot_cpu_cannot_be_chosen_once_there_is_a_vcpu() -> None:
     with refused("EBUSY"):
         new_vm(0).set_boot_vcpu(1)
     with refused("EINVAL"):
@@ -99,7 +99,7 @@ def test_the_boot_cpu_is_not_chosen_any_more_once_there_is_a_vcpu() -> None:
 
 
 @pytest.mark.parametrize("bits", [0, BASE_BOOT_CPU])
-def test_init_starts_who_has_the_boot_cpus_bit(bits: int) -> None:
+def test_init_starts_the_vcpu_with_the_boot_cpus_bit(bits: int) -> None:
     pc = Pc(2)
     pc.vm.msr_write(0, Msr.APIC_BASE, LAPIC_BASE | BASE_ENABLED | bits)
     pc.vm.signal_msi(MSI, 0x500)
@@ -109,7 +109,7 @@ def test_init_starts_who_has_the_boot_cpus_bit(bits: int) -> None:
 # vCPU ids.
 
 
-def test_ids_are_less_than_was_said_and_that_is_said_once() -> None:
+def test_the_limit_of_ids_holds_and_is_set_once() -> None:
     vm = new_vm(cap=Cap.MAX_VCPU_ID, argument=3)
     vm.create_vcpu(2)
     with refused("EINVAL"):
@@ -121,7 +121,7 @@ def test_ids_are_less_than_was_said_and_that_is_said_once() -> None:
         moved(vm).create_vcpu(3)
 
 
-def test_the_first_vcpu_says_how_many_ids_there_are() -> None:
+def test_the_first_vcpu_fixes_the_limit_of_ids() -> None:
     vm = new_vm(4095)
     with refused("EINVAL"):
         vm.enable_cap(Cap.MAX_VCPU_ID, 0, [8])
@@ -147,7 +147,7 @@ def test_an_msi_reaches_a_wide_id_with_the_x2apic_api(flags: int) -> None:
     assert vm.get_lapic(300).id == (300 if flags else 300 << 24 & 0xFFFF_FFFF)
 
 
-def test_ffh_is_an_x2apic_and_not_all_without_the_broadcast_quirk() -> None:
+def test_without_the_broadcast_quirk_ffh_is_one_x2apic() -> None:
     for flags, takers in ((0, [0, 1]), (2, [])):
         vm = new_vm(0, 1, cap=Cap.X2APIC_API, argument=flags)
         for vcpu in (0, 1):
@@ -176,7 +176,7 @@ def test_a_vm_has_more_vcpus_than_an_xapic_can_address() -> None:
 # The bus of the APIC timers.
 
 
-def test_the_timers_count_as_the_bus_goes_also_after_a_move() -> None:
+def test_the_timers_count_bus_cycles_also_after_a_move() -> None:
     vm = new_vm(0, cap=Cap.X86_APIC_BUS_CYCLES_NS, argument=25)
     for register, value in ((Reg.SVR, 0x1FF), (Reg.TIMER_DIVIDE, 0xB), (Reg.LVT_TIMER, 0x31)):
         vm.mmio_write(0, LAPIC_BASE + register, 4, value)
@@ -215,7 +215,7 @@ def test_the_bus_is_set_before_there_are_vcpus_and_after_the_irqchip() -> None:
 # CPUID.
 
 
-def test_a_guest_without_x2apic_can_t_enable_it_nor_use_addresses_that_it_lacks() -> None:
+def test_a_guest_without_x2apic_cannot_enable_it_or_exceed_its_address_width() -> None:
     vm = new_vm(0)
     vm.set_cpuid(0, Features(x2apic=False, address_bits=36))
     for machine in (vm, moved(vm)):
@@ -232,7 +232,7 @@ def test_a_guest_without_tsc_deadline_has_two_modes_of_the_timer() -> None:
     assert pc.vm.get_lapic(0).lvt_timer == 0x3_0031
 
 
-def test_a_mode_that_the_timer_had_before_the_cpuid_changed_stays_also_after_a_move() -> None:
+def test_a_change_of_cpuid_keeps_the_timers_mode_also_after_a_move() -> None:
     pc = Pc()
     pc.lapic_write(0, Reg.LVT_TIMER, 0x4_0031)
     pc.vm.set_cpuid(0, Features(tsc_deadline=False))
@@ -273,7 +273,7 @@ def test_what_a_guest_adds_to_its_tsc() -> None:
         assert machine.msr_read(0, Msr.TSC_ADJUST) == 5
 
 
-def test_a_vmm_s_access_is_no_entry_into_the_guest() -> None:
+def test_a_vmms_access_does_not_count_as_an_entry_into_the_guest() -> None:
     pc = Pc()
     before = pc.vm.save().vcpus[0].scan
     pc.vm.signal_msi(MSI, 0x41)
@@ -301,11 +301,11 @@ def test_cr8_is_tpr_whatever_the_mode(base: int) -> None:
 # The RTC's line without a status, and the older state of the PIT.
 
 
-def test_the_rtcs_line_without_a_status_comes_through_where_a_tick_has_not_been_ended() -> None:
+def test_the_rtcs_line_without_a_status_is_delivered_before_the_last_ticks_eoi() -> None:
     pc = Pc()
     pc.program(8, 0x31)
     statuses = [pc.vm.irq_line(8, level) for level in (True, False, True)]
-    assert statuses == [2, 2, 0]  # of the PIC and the IOAPIC
+    assert statuses == [2, 2, 0]  # counted by the PIC and the IOAPIC
     assert pc.vm.irq_line(8, True, line_status=False) == 2
     assert pc.vm.irq_line(8, False, line_status=False) == 2
 

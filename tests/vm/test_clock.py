@@ -23,7 +23,7 @@ from tests.vm.pc import LEVEL, Ear, Pc, refused
 
 MS = 1_000_000
 SECOND = 1_000_000_000
-PATIENCE = 20.0  # seconds, after which something was lost
+PATIENCE = 20.0  # seconds; a longer wait means that something was lost
 SOON, LATER = 5 * MS, 3600 * SECOND
 
 
@@ -76,7 +76,7 @@ moves = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 12))
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(moves | st.integers(0, 12), max_size=80))
-def test_alarms_do_what_a_table_of_their_times_says(script: list[tuple[int, int | None] | int]) -> None:
+def test_alarms_behave_like_a_table_of_their_times(script: list[tuple[int, int | None] | int]) -> None:
     alarms, all_of_them = Alarms(), [silent(rank) for rank in range(5)]
     table: dict[int, int] = {}
     for step in script:
@@ -96,7 +96,7 @@ def test_alarms_do_what_a_table_of_their_times_says(script: list[tuple[int, int 
         assert {alarm.rank: alarm.deadline for alarm in all_of_them if alarm.deadline is not None} == table
 
 
-def test_a_million_moves_leave_a_heap_as_large_as_the_alarms() -> None:
+def test_a_million_moves_do_not_grow_the_heap() -> None:
     alarms, few, largest = Alarms(), [silent(rank) for rank in range(10)], 0
     for turn in range(100_000):
         for alarm in few:
@@ -224,7 +224,7 @@ def test_a_clock_goes_to_2_to_the_62_and_no_further() -> None:
         vm.advance(1)
 
 
-def test_it_says_where_it_is_and_when_the_next_timer_is_due() -> None:
+def test_it_reports_the_time_and_the_next_timer() -> None:
     pc = Pc()
     pc.elapse(100)
     pc.count_apic(0, 0x31, 500)
@@ -250,7 +250,7 @@ def test_it_stops_after_10000_expirations_and_goes_on_when_told_to() -> None:
 
 
 class Diary(Observer):
-    """Notes what was delivered, and when."""
+    """Records what was delivered, and when."""
 
     def __init__(self, pc: Pc) -> None:
         self._pc = pc
@@ -264,8 +264,8 @@ class Diary(Observer):
         self.entries.append((self._pc.clock.now(), f"apic {vcpu}", vector))
 
 
-def test_what_is_due_happens_in_order_and_each_at_its_time() -> None:
-    """Of one time: the PIT, then the local APICs in the order of their making, whatever order they were started in."""
+def test_timers_expire_in_order_and_each_at_its_time() -> None:
+    """At one time: the PIT first, then the local APICs in order of creation, whatever order they were started in."""
     pc = Pc(3, pit=True)
     pc.vm.set_pit_reinject(False)
     diary = Diary(pc)
@@ -284,7 +284,7 @@ def test_what_is_due_happens_in_order_and_each_at_its_time() -> None:
     assert pc.vm.describe().now == 10 * MS
 
 
-def test_the_pins_that_are_paced_are_served_before_the_local_apics() -> None:
+def test_delayed_pins_are_served_before_the_local_apics() -> None:
     pc = Pc(2)
     pc.program(16, LEVEL | 0x41)
     pc.line(16, 1)
@@ -305,7 +305,7 @@ def test_the_pins_that_are_paced_are_served_before_the_local_apics() -> None:
 
 
 def test_a_timer_that_is_set_while_the_clock_moves_is_due_as_well() -> None:
-    """A periodic one is, again and again."""
+    """This includes every expiry of a periodic timer."""
     pc = Pc()
     diary = Diary(pc)
     pc.count_apic(0, 0x31, MS, periodic=True)
@@ -314,7 +314,7 @@ def test_a_timer_that_is_set_while_the_clock_moves_is_due_as_well() -> None:
 
 
 def test_a_halt_that_a_timer_ends_takes_its_vector_at_that_time() -> None:
-    """Not when the clock has stopped, when there is a better one."""
+    """The vector is taken then, not when the clock has stopped and a higher one is pending."""
     pc = Pc(pit=True)
     pc.mask_pics()
     pc.program(0, 0x81)

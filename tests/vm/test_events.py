@@ -1,4 +1,4 @@
-"""What the listeners of a vCPU are told: that there comes to be something to take, and signals that go past it."""
+"""The events of a vCPU's listeners: an interrupt has become pending, or a signal bypassed the IRR."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MSI = 0xFEE0_0000
 
 
 class Ear(list[Event]):
-    """A listener that notes what it is told."""
+    """A listener that records its events."""
 
     def __init__(self, vm: Vm, *vcpus: int) -> None:
         super().__init__()
         vm.subscribe(vcpus, self.append)
 
     def heard(self) -> list[Event]:
-        """What it was told since it was last asked."""
+        """The events since the last call."""
         events = list(self)
         self.clear()
         return events
@@ -28,7 +28,7 @@ class Ear(list[Event]):
 PENDING = [InterruptPending(0)]
 
 
-def test_a_listener_is_told_on_each_rise_and_not_while_more_arrives() -> None:
+def test_a_listener_is_notified_once_until_the_interrupt_is_taken() -> None:
     pc = Pc()
     ear = Ear(pc.vm, 0)
     assert ear.heard() == []
@@ -37,18 +37,18 @@ def test_a_listener_is_told_on_each_rise_and_not_while_more_arrives() -> None:
     pc.vm.signal_msi(MSI, 0x41)
     assert ear.heard() == []
     assert pc.serve_all() == [0x41, 0x31]
-    assert ear.heard() == [InterruptPending(0)]  # 31h could be taken once 41h was ended
+    assert ear.heard() == [InterruptPending(0)]  # 31h can be taken after the EOI of 41h
     pc.vm.signal_msi(MSI, 0x31)
     assert ear.heard() == PENDING
 
 
-def test_a_listener_that_comes_late_is_told_at_once() -> None:
+def test_a_new_listener_is_notified_of_a_pending_interrupt() -> None:
     pc = Pc(2)
     pc.vm.signal_msi(MSI, 0x31)
     assert Ear(pc.vm, 0, 1).heard() == PENDING
 
 
-def test_a_second_listener_does_not_take_from_the_first() -> None:
+def test_a_second_listener_takes_no_event_from_the_first() -> None:
     pc = Pc()
     first = Ear(pc.vm, 0)
     pc.vm.signal_msi(MSI, 0x31)
@@ -59,7 +59,7 @@ def test_a_second_listener_does_not_take_from_the_first() -> None:
     assert (first.heard(), second.heard()) == (PENDING, PENDING)
 
 
-def test_a_listener_hears_of_its_vcpus_only() -> None:
+def test_a_listener_is_notified_about_its_vcpus_alone() -> None:
     pc = Pc(3)
     ear = Ear(pc.vm, 0, 2)
     pc.vm.signal_msi(0xFEEF_F000, 0x31)  # to all
@@ -76,7 +76,7 @@ def test_what_the_cpu_may_not_take_is_not_pending_until_it_may() -> None:
     assert ear.heard() == PENDING
 
 
-def test_an_eoi_tells_of_what_waited_behind_it() -> None:
+def test_an_eoi_notifies_of_the_interrupt_that_waited() -> None:
     pc = Pc()
     ear = Ear(pc.vm, 0)
     pc.program(16, LEVEL | 0x31)
@@ -87,7 +87,7 @@ def test_an_eoi_tells_of_what_waited_behind_it() -> None:
     assert ear.heard() == PENDING
 
 
-def test_the_pic_tells_those_vcpus_that_it_is_wired_to() -> None:
+def test_the_pic_notifies_the_vcpus_it_is_wired_to() -> None:
     pc = Pc(2)
     pc.initialise_pics()
     boot, other = Ear(pc.vm, 0), Ear(pc.vm, 1)
@@ -97,7 +97,7 @@ def test_the_pic_tells_those_vcpus_that_it_is_wired_to() -> None:
     assert (boot.heard(), other.heard()) == ([], [InterruptPending(1)])
 
 
-def test_unmasking_lint0_or_the_pic_tells_of_what_waits_there() -> None:
+def test_unmasking_lint0_or_the_pic_notifies_of_a_waiting_interrupt() -> None:
     pc = Pc()
     pc.initialise_pics()
     ear = Ear(pc.vm, 0)
@@ -115,7 +115,7 @@ def test_unmasking_lint0_or_the_pic_tells_of_what_waits_there() -> None:
     assert ear.heard() == PENDING
 
 
-def test_a_pic_interrupt_that_another_vcpu_took_is_told_of_again_when_the_next_comes() -> None:
+def test_a_vcpu_is_notified_again_after_another_took_the_pics_interrupt() -> None:
     pc = Pc(2)
     pc.initialise_pics()
     pc.lapic_write(1, Reg.LVT_LINT0, 0x700)
@@ -129,7 +129,7 @@ def test_a_pic_interrupt_that_another_vcpu_took_is_told_of_again_when_the_next_c
     assert [ear.heard() for ear in ears] == [PENDING, [InterruptPending(1)]]
 
 
-def test_it_is_told_of_even_if_it_never_looked_for_the_one_before() -> None:
+def test_a_vcpu_is_notified_again_even_if_it_never_looked() -> None:
     pc = Pc(2)
     pc.initialise_pics()
     pc.lapic_write(1, Reg.LVT_LINT0, 0x700)
@@ -143,7 +143,7 @@ def test_it_is_told_of_even_if_it_never_looked_for_the_one_before() -> None:
     assert [ear.heard() for ear in ears] == [PENDING, [InterruptPending(1)]]
 
 
-def test_a_restored_state_tells_of_what_is_in_it() -> None:
+def test_a_restored_state_notifies_of_its_pending_interrupt() -> None:
     pc = Pc()
     pc.vm.signal_msi(MSI, 0x31)
     saved = pc.vm.get_lapic(0)
@@ -153,7 +153,7 @@ def test_a_restored_state_tells_of_what_is_in_it() -> None:
     assert ear.heard() == PENDING
 
 
-def test_signals_that_go_past_the_request_register() -> None:
+def test_signals_that_bypass_the_request_register_are_reported() -> None:
     pc = Pc(2)
     ear = Ear(pc.vm, 1)
     for low in (0x4200, 0x4400, 0xC500, 0x8500, 0x469A):
@@ -166,7 +166,7 @@ def test_signals_that_go_past_the_request_register() -> None:
     ]
 
 
-def test_each_of_the_signals_of_one_operation_is_told() -> None:
+def test_each_signal_of_one_operation_is_reported() -> None:
     pc = Pc(3)
     ear = Ear(pc.vm, 0, 1, 2)
     pc.program(16, to(0xFF) | 0x400)
@@ -185,7 +185,7 @@ def test_a_vcpu_can_be_listened_to_before_it_is_created() -> None:
     assert ear.heard() == other.heard() == PENDING
 
 
-def test_a_vcpu_that_finds_an_interrupt_when_it_is_created_is_told_of() -> None:
+def test_a_new_vcpu_with_a_pending_interrupt_causes_a_notification() -> None:
     vm = Vm("early")
     vm.create_irqchip()
     ear = Ear(vm, 0)
@@ -196,7 +196,7 @@ def test_a_vcpu_that_finds_an_interrupt_when_it_is_created_is_told_of() -> None:
     assert vm.ack_interrupt(0) == (0x01, True)
 
 
-def test_a_listener_that_left_is_told_nothing() -> None:
+def test_a_removed_listener_is_not_notified() -> None:
     pc = Pc()
     left, stays = Ear(pc.vm, 0), Ear(pc.vm, 0)
     pc.vm.unsubscribe([0], left.append)
@@ -208,7 +208,7 @@ def test_a_listener_that_left_is_told_nothing() -> None:
     assert stays.heard() == []
 
 
-def test_a_vcpu_that_never_came_to_be_can_be_left() -> None:
+def test_a_listener_to_a_missing_vcpu_can_be_removed() -> None:
     pc = Pc()
     ear = Ear(pc.vm, 9)
     pc.vm.unsubscribe([9], ear.append)
@@ -233,7 +233,7 @@ def test_a_deleted_vm_can_still_be_unsubscribed_from() -> None:
     assert ear.heard() == []
 
 
-def test_a_listener_that_fails_silences_nobody_else() -> None:
+def test_a_failing_listener_does_not_silence_others() -> None:
     pc = Pc(2)
     ear = Ear(pc.vm, 1)
 

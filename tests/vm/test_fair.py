@@ -1,4 +1,4 @@
-"""Whose work is done next, and what is remembered of those who have none."""
+"""Whose work the queue does next, and what it keeps about holders without work."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Costs = st.integers(0, 5_000_000)
 
 
 def do_one(queue: FairQueue[int], cost: int) -> object:
-    """Do the next piece of work; whose it was."""
+    """Do the next piece of work; returns its holder."""
     holder, _ = queue.take()
     queue.charge(holder, cost)
     return holder
 
 
 @given(st.lists(st.tuples(st.sampled_from(BUSY), Costs)), st.lists(Costs, min_size=1))
-def test_a_holder_that_was_idle_waits_for_one_piece_of_each_other_at_the_most(
+def test_an_idle_holders_work_waits_for_at_most_one_piece_of_each_other_holder(
     before: list[tuple[str, int]], costs: list[int]
 ) -> None:
     queue: FairQueue[int] = FairQueue()
@@ -41,7 +41,7 @@ def test_a_holder_that_was_idle_waits_for_one_piece_of_each_other_at_the_most(
 
 
 @given(st.lists(st.tuples(st.sampled_from(BUSY), Costs), max_size=40))
-def test_holders_that_are_busy_have_the_same_time_but_for_one_piece(pieces: list[tuple[str, int]]) -> None:
+def test_busy_holders_get_equal_time_within_one_piece(pieces: list[tuple[str, int]]) -> None:
     cost = {holder: 1 + sum(cost for other, cost in pieces if other == holder) for holder in BUSY}
     queue: FairQueue[int] = FairQueue()
     for holder in BUSY:
@@ -69,7 +69,7 @@ def test_the_work_of_a_holder_is_done_in_its_order(holders: list[str]) -> None:
     }
 
 
-def test_time_that_nobody_else_wanted_is_not_held_against_a_holder() -> None:
+def test_time_used_while_others_were_idle_is_not_charged() -> None:
     queue: FairQueue[int] = FairQueue()
     for _ in range(1000):
         queue.charge("busy", 1_000_000)
@@ -94,7 +94,7 @@ def test_holders_that_come_and_go_are_forgotten() -> None:
     assert len(queue._used) <= 129, "also after many had work at once"
 
 
-def test_a_holder_that_had_much_is_not_forgotten_for_many_that_had_little() -> None:
+def test_a_heavy_holder_is_not_forgotten_because_of_many_light_ones() -> None:
     queue: FairQueue[int] = FairQueue()
     for holder in ("hog", "other"):
         for number in range(200):

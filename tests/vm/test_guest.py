@@ -28,7 +28,7 @@ def test_a_level_interrupts_until_its_line_drops(pc: Pc) -> None:
         assert pc.take() is None
         pc.eoi()
     pc.line(16, 0)
-    assert pc.serve_all() == [0x31]  # that one was on its way already
+    assert pc.serve_all() == [0x31]  # that interrupt had already been delivered
 
 
 def test_an_edge_interrupts_once(pc: Pc) -> None:
@@ -90,7 +90,7 @@ def test_a_level_msi_ends_a_pin_that_has_its_vector(pc: Pc) -> None:
 # Which EOIs reach the IOAPIC.
 
 
-def test_an_eoi_of_a_cpu_that_the_entry_does_not_lead_to_stays_with_it(pc: Pc) -> None:
+def test_an_eoi_of_a_cpu_that_is_no_destination_does_not_reach_the_ioapic(pc: Pc) -> None:
     pc.program(16, to(1) | LEVEL | 0x31)
     pc.line(16, 1, 0)
     assert pc.take(1) == 0x31
@@ -101,7 +101,7 @@ def test_an_eoi_of_a_cpu_that_the_entry_does_not_lead_to_stays_with_it(pc: Pc) -
     assert not pc.entry(16) & REMOTE_IRR
 
 
-def test_an_entry_pointed_elsewhere_in_service_still_gets_the_eoi(pc: Pc) -> None:
+def test_an_entry_redirected_in_service_still_gets_the_eoi(pc: Pc) -> None:
     pc.program(16, LEVEL | 0x31)
     pc.line(16, 1)
     assert pc.take(0) == 0x31
@@ -111,7 +111,7 @@ def test_an_entry_pointed_elsewhere_in_service_still_gets_the_eoi(pc: Pc) -> Non
 
 
 @pytest.mark.parametrize(("old", "new"), [(0, 1), (1, 0)])
-def test_an_entry_pointed_elsewhere_is_forgotten_once_its_last_eoi_was_reported(pc: Pc, old: int, new: int) -> None:
+def test_a_redirected_entry_is_forgotten_after_its_last_reported_eoi(pc: Pc, old: int, new: int) -> None:
     pc.program(16, to(old) | LEVEL | 0x31)
     pc.line(16, 1)
     assert pc.take(old) == 0x31
@@ -125,7 +125,7 @@ def test_an_entry_pointed_elsewhere_is_forgotten_once_its_last_eoi_was_reported(
 
 
 @pytest.mark.parametrize(("mode", "reported"), [(0, False), (LOWEST_PRIORITY, True)], ids=["fixed", "lowest priority"])
-def test_a_written_entry_makes_the_cpus_it_leads_to_look_again_and_all_where_it_is_not_fixed(
+def test_writing_an_entry_makes_its_destinations_rescan_and_all_cpus_unless_it_is_fixed(
     pc: Pc, mode: int, reported: bool
 ) -> None:
     pc.program(16, to(1) | LEVEL | mode | 0x31, vcpu=1)
@@ -185,7 +185,7 @@ def rtc_in_service(pc: Pc, vcpu: int) -> None:
 
 
 @pytest.mark.parametrize("vcpu", [0, 1])
-def test_a_restored_local_apic_that_has_the_tick_is_waited_for(pc: Pc, vcpu: int) -> None:
+def test_a_restored_local_apic_with_the_tick_is_waited_for(pc: Pc, vcpu: int) -> None:
     rtc_in_service(pc, vcpu)
     other = Pc(2)
     other.vm.set_routing([PinRoute(RTC, ChipId.IOAPIC, RTC)])
@@ -197,7 +197,7 @@ def test_a_restored_local_apic_that_has_the_tick_is_waited_for(pc: Pc, vcpu: int
 
 
 @pytest.mark.parametrize("vcpu", [0, 1])
-def test_a_restored_local_apic_that_has_not_the_tick_is_not_waited_for(pc: Pc, vcpu: int) -> None:
+def test_a_restored_local_apic_without_the_tick_is_not_waited_for(pc: Pc, vcpu: int) -> None:
     rtc_in_service(pc, vcpu)
     pc.vm.set_lapic(vcpu, LapicRegisters(id=vcpu << 24, svr=0x1FF))
     assert pc.line(RTC, 1) == [1]
@@ -241,12 +241,12 @@ def test_the_lines_are_not_part_of_a_state(pc: Pc) -> None:
     pc.line(16, 1, source=source)
     pc.vm.set_irqchip(ChipId.IOAPIC, IoapicState())
     pc.program(16, LEVEL | 0x31)
-    assert pc.take() is None  # by its state the pin is low
+    assert pc.take() is None  # in the restored state the pin is low
     pc.line(16, 0)  # yet the source drives it high
     assert pc.take() == 0x31
 
 
-def test_restoring_the_ioapic_works_the_pics_output_out_again(pc: Pc) -> None:
+def test_restoring_the_ioapic_updates_the_pics_output(pc: Pc) -> None:
     pc.initialise_pics()
     pc.line(3, 1)
     pc.out(0x20, 0x11)  # the request is gone, and the output still high
@@ -254,7 +254,7 @@ def test_restoring_the_ioapic_works_the_pics_output_out_again(pc: Pc) -> None:
     assert pc.take() is None
 
 
-def test_a_moved_ioapic_is_not_found_at_its_old_place_nor_at_its_new(pc: Pc) -> None:
+def test_a_moved_ioapic_is_at_neither_its_old_nor_its_new_address(pc: Pc) -> None:
     pc.vm.set_irqchip(ChipId.IOAPIC, IoapicState(base_address=0xFED0_0000))
     assert pc.vm.mmio_read(0, 0xFEC0_0000, 4) is None
     assert pc.vm.mmio_read(0, 0xFED0_0000, 4) is None
@@ -277,7 +277,7 @@ def test_a_moved_ioapic_is_not_found_at_its_old_place_nor_at_its_new(pc: Pc) -> 
         (0x4_8031, 9, {}),  # a level to itself that is not asserted
     ],
 )
-def test_an_ipi_arrives_where_it_was_sent(low: int, destination: int, takers: dict[int, int]) -> None:
+def test_an_ipi_arrives_at_its_destinations(low: int, destination: int, takers: dict[int, int]) -> None:
     pc = Pc(3)
     pc.ipi(0, low, destination)
     assert pc.takers() == takers

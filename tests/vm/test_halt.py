@@ -1,4 +1,4 @@
-"""Run states, what is taken beside interrupts, and the halt: it ends with what the vCPU takes, and nothing is lost."""
+"""Run states, signals, and the halt: it ends with what the vCPU takes next, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
 from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Ear, Pc, refused, to
 
 MS = 1_000_000
-PATIENCE = 20.0  # seconds, after which something was lost
+PATIENCE = 20.0  # seconds; a longer wait means that something was lost
 NMI, SMI, INIT = Signal(DeliveryMode.NMI), Signal(DeliveryMode.SMI), Signal(DeliveryMode.INIT)
 TO_SELF, TO_ALL, TO_OTHERS = 1 << 18, 2 << 18, 3 << 18
 AUTO_EOI = 0x03  # ICW4
@@ -33,7 +33,7 @@ def sipi(page: int) -> Signal:
 
 
 class Hlt:
-    """A halt, and how it ended."""
+    """A halt and its outcome."""
 
     def __init__(self, pc: Pc, vcpu: int = 0, *, interrupts_masked: bool = False, timeout_ns: int = 0) -> None:
         self._vm = pc.vm
@@ -46,7 +46,7 @@ class Hlt:
 
     @property
     def outcome(self) -> Outcome:
-        """It has ended, once."""
+        """The outcome; the halt must have ended exactly once."""
         (outcome,) = self.outcomes
         return outcome
 
@@ -56,7 +56,7 @@ class Hlt:
 
 @pytest.fixture
 def pc() -> Pc:
-    """Of two vCPUs that run, with a PIT, and with PICs that let everything through."""
+    """A PC with two running vCPUs, a PIT, and PICs with nothing masked."""
     pc = Pc(2, pit=True)
     pc.start(1)
     pc.initialise_pics()
@@ -67,10 +67,10 @@ def state(pc: Pc, vcpu: int) -> MpState:
     return pc.vm.get_mp_state(vcpu)
 
 
-# What ends it.
+# What ends a halt.
 
 
-def test_what_is_pending_ends_it_at_once(pc: Pc) -> None:
+def test_a_pending_interrupt_ends_it_at_once(pc: Pc) -> None:
     pc.msi(0, 0x31)
     hlt = Hlt(pc)
     assert hlt.outcome == (0x31, False)
@@ -80,7 +80,7 @@ def test_what_is_pending_ends_it_at_once(pc: Pc) -> None:
     assert Hlt(pc).waits
 
 
-def test_the_best_that_is_pending_is_taken_and_the_pic_s_first(pc: Pc) -> None:
+def test_the_highest_pending_interrupt_is_taken_and_the_pics_before_it(pc: Pc) -> None:
     pc.msi(0, 0x31)
     pc.msi(0, 0x41)
     pc.line(1, 1)
@@ -132,7 +132,7 @@ def test_a_level_that_is_still_high_at_its_eoi_ends_it(pc: Pc) -> None:
 
 
 def test_a_halt_that_ends_is_an_entry_into_the_guest(pc: Pc) -> None:
-    """Which is when the vCPU learns which EOIs to report."""
+    """At an entry the vCPU learns which EOIs to report."""
     pc.program(16, LEVEL | to(1) | 0x31)
     hlt = Hlt(pc, 1)
     assert pc.vm.save().vcpus[1].scan
@@ -185,7 +185,7 @@ def test_timers_end_it(pc: Pc) -> None:
     assert hlts[1].outcome == (0x31, False)
 
 
-def test_a_tick_that_waited_comes_when_a_halt_s_own_taking_acknowledges_the_last() -> None:
+def test_a_waiting_tick_comes_when_a_halt_acknowledges_the_last_one() -> None:
     pc = Pc(pit=True)
     pc.initialise_pics(icw4=AUTO_EOI)
     pc.count_pit(1193)
@@ -196,7 +196,7 @@ def test_a_tick_that_waited_comes_when_a_halt_s_own_taking_acknowledges_the_last
     pc.out(0x21, 0x01)
     pc.vm.advance(3 * 999_847)
     hlt = Hlt(pc)
-    pc.vm.set_irqchip(ChipId.PIC_PRIMARY, replace(primary(pc), imr=0))  # which forgets no tick
+    pc.vm.set_irqchip(ChipId.PIC_PRIMARY, replace(primary(pc), imr=0))  # this forgets no tick
     assert hlt.outcome == (PRIMARY, True)
     assert [pc.take() for _ in range(3)] == [PRIMARY, PRIMARY, None]
 
@@ -207,8 +207,8 @@ def primary(pc: Pc) -> I8259:
     return state
 
 
-def test_what_the_guest_does_elsewhere_can_end_it(pc: Pc) -> None:
-    """A lower task priority, an unmasked line, a restored state."""
+def test_a_guests_other_actions_can_end_it(pc: Pc) -> None:
+    """The actions are: lowering the task priority, unmasking a line, restoring a state."""
     pc.lapic_write(0, Reg.TPR, 0x40)
     pc.msi(0, 0x31)
     hlt = Hlt(pc)
@@ -229,7 +229,7 @@ def test_what_the_guest_does_elsewhere_can_end_it(pc: Pc) -> None:
     assert hlt.outcome == (0x61, False)
 
 
-def test_a_disabled_local_apic_s_vcpu_hears_the_pic() -> None:
+def test_a_vcpu_with_a_disabled_local_apic_gets_the_pics_interrupts() -> None:
     pc = Pc()
     pc.initialise_pics()
     pc.lapic_write(0, Reg.LVT_LINT0, LVT_MASKED)
@@ -250,7 +250,7 @@ def test_signals_end_it_whether_interrupts_are_masked_or_not(pc: Pc, low: int, s
     assert pc.vm.take_signal(1) is None
 
 
-def test_with_interrupts_masked_they_wait_for_the_next_halt(pc: Pc) -> None:
+def test_masked_interrupts_wait_for_the_next_halt(pc: Pc) -> None:
     hlt = Hlt(pc, interrupts_masked=True)
     pc.msi(0, 0x31)
     pc.line(1, 1)
@@ -268,13 +268,13 @@ def test_a_signal_comes_before_an_interrupt(pc: Pc) -> None:
     assert [Hlt(pc).outcome for _ in range(2)] == [NMI, (0x31, False)]
 
 
-def test_a_vcpu_that_sends_itself_something_as_another_thread_halts_it(pc: Pc) -> None:
+def test_a_self_ipi_ends_a_halt_of_another_thread(pc: Pc) -> None:
     hlt = Hlt(pc)
     pc.ipi(0, TO_SELF | 0x4000 | 0x31)
     assert hlt.outcome == (0x31, False)
 
 
-def test_its_end_may_start_the_next(pc: Pc) -> None:
+def test_the_end_of_a_halt_may_start_the_next(pc: Pc) -> None:
     outcomes: list[Outcome] = []
 
     def done(outcome: Outcome) -> None:
@@ -291,7 +291,7 @@ def test_its_end_may_start_the_next(pc: Pc) -> None:
     assert outcomes == [(0x41, False), (0x31, False), (0x51, False)]
 
 
-def test_the_time_that_is_up_ends_it_with_nothing_taken(pc: Pc) -> None:
+def test_a_timeout_ends_it_with_nothing_taken(pc: Pc) -> None:
     hlt = Hlt(pc, timeout_ns=5 * MS)
     pc.deadlines.move(5 * MS - 1)
     assert hlt.waits
@@ -305,7 +305,7 @@ def test_the_time_that_is_up_ends_it_with_nothing_taken(pc: Pc) -> None:
 
 
 @pytest.mark.parametrize("pending", [True, False])
-def test_a_halt_that_ended_is_not_ended_by_its_time(pc: Pc, pending: bool) -> None:
+def test_an_ended_halt_does_not_time_out(pc: Pc, pending: bool) -> None:
     if pending:
         pc.msi(0, 0x31)
     first = Hlt(pc, timeout_ns=10 * MS)
@@ -316,7 +316,7 @@ def test_a_halt_that_ended_is_not_ended_by_its_time(pc: Pc, pending: bool) -> No
     assert (first.outcomes, second.outcomes) == ([(0x31, False)], [])
 
 
-def test_times_leave_nothing_behind(pc: Pc) -> None:
+def test_timeouts_leave_nothing_behind(pc: Pc) -> None:
     for _ in range(100):
         Hlt(pc, timeout_ns=3600 * 1000 * MS).abandon()
         hlt = Hlt(pc, timeout_ns=3600 * 1000 * MS)
@@ -325,7 +325,7 @@ def test_times_leave_nothing_behind(pc: Pc) -> None:
     assert pc.deadlines.alarms.earliest() is None
 
 
-# Who may halt.
+# vCPUs that may halt.
 
 
 def test_a_vcpu_has_one_halt_at_a_time(pc: Pc) -> None:
@@ -338,7 +338,7 @@ def test_a_vcpu_has_one_halt_at_a_time(pc: Pc) -> None:
     assert Hlt(pc).waits
 
 
-def test_who_cannot_halt() -> None:
+def test_vcpus_that_cannot_halt() -> None:
     outcomes: list[Outcome] = []
     vm = Vm("bare")
     with refused("ENOENT"):
@@ -385,13 +385,13 @@ def test_an_abandoned_halt_s_vcpu_can_halt_again_and_is_still_halted(pc: Pc) -> 
 
 
 def take_any(pc: Pc, vcpu: int) -> Outcome:
-    """What a vCPU takes next, without a halt."""
+    """A vCPU's next interrupt or signal, taken without a halt that waits."""
     return pc.vm.take_signal(vcpu) or pc.vm.ack_interrupt(vcpu)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["by asking", "by halting"])
 @pytest.mark.parametrize("what", ["msi", "pic", "nmi", "smi", "init", "sipi"])
-def test_what_an_abandoned_halt_had_taken_is_taken_next(pc: Pc, what: str, again: bool) -> None:
+def test_what_an_abandoned_halt_took_is_taken_next(pc: Pc, what: str, again: bool) -> None:
     vcpu = 0
     match what:
         case "msi":
@@ -423,12 +423,12 @@ def test_what_an_abandoned_halt_had_taken_is_taken_next(pc: Pc, what: str, again
     )
     assert take_any(pc, vcpu) is None
     hlt.abandon()
-    hlt.abandon()  # which gives nothing back twice
+    hlt.abandon()  # nothing is given back twice
     assert (Hlt(pc, vcpu).outcome if again else take_any(pc, vcpu)) == outcome
     assert take_any(pc, vcpu) is None
 
 
-def test_what_is_given_back_ends_the_halt_that_waits_by_then(pc: Pc) -> None:
+def test_what_is_given_back_ends_a_later_halt(pc: Pc) -> None:
     pc.msi(0, 0x31)
     first, second = Hlt(pc), Hlt(pc)
     assert second.waits
@@ -436,7 +436,7 @@ def test_what_is_given_back_ends_the_halt_that_waits_by_then(pc: Pc) -> None:
     assert second.outcome == (0x31, False)
 
 
-def test_what_is_given_back_is_told_of(pc: Pc) -> None:
+def test_listeners_are_notified_of_what_is_given_back(pc: Pc) -> None:
     pc.msi(0, 0x31)
     hlt = Hlt(pc)
     ear = Ear(pc.vm, [0])
@@ -445,23 +445,23 @@ def test_what_is_given_back_is_told_of(pc: Pc) -> None:
     assert [type(event).__name__ for event in ear.heard()] == ["InterruptPending"]
 
 
-def test_what_is_given_back_comes_before_a_better_one_and_is_in_service_still(pc: Pc) -> None:
-    """Which the local APIC and the PIC know: it was acknowledged."""
+def test_what_is_given_back_comes_before_a_higher_vector_and_stays_in_service(pc: Pc) -> None:
+    """The local APIC and the PIC consider it acknowledged."""
     pc.msi(0, 0x31)
     hlt = Hlt(pc)
     pc.msi(0, 0x41)
     hlt.abandon()
-    assert pc.vm.ack_interrupt(0, lapic=False) is None  # it is the local APIC's
+    assert pc.vm.ack_interrupt(0, lapic=False) is None  # it came from the local APIC
     assert [pc.take() for _ in range(3)] == [0x31, 0x41, None]
     assert pc.vm.get_lapic(0).isr == 1 << 0x31 | 1 << 0x41
 
 
 def test_halts_in_a_row_that_are_all_abandoned_give_everything_back(pc: Pc) -> None:
-    """As at the end of a Session that had sent several batches."""
+    """This is the case at the end of a Session that had sent several batches."""
     for vector in (0x31, 0x41, 0x51):
         pc.msi(0, vector)
         pc.vm.nmi(0)
-    hlts = [Hlt(pc) for _ in range(2)]  # two NMIs are all that wait
+    hlts = [Hlt(pc) for _ in range(2)]  # at most two NMIs are pending
     pc.vm.nmi(0)
     for hlt in hlts:
         assert hlt.outcome == NMI
@@ -480,7 +480,7 @@ def test_interrupts_of_halts_in_a_row_that_are_all_abandoned_are_all_given_back(
     assert sorted(vector for vector in (pc.take(), pc.take()) if vector is not None) == [0x31, 0x41]
 
 
-def test_a_time_that_was_up_gives_nothing_back(pc: Pc) -> None:
+def test_a_halt_that_timed_out_gives_nothing_back(pc: Pc) -> None:
     hlt = Hlt(pc, timeout_ns=1)
     pc.deadlines.move(1)
     assert hlt.outcome is None
@@ -538,7 +538,7 @@ def test_without_a_local_apic_all_run_and_can_do_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("other", [-1, 5, 10])
-def test_a_run_state_that_is_none(pc: Pc, other: int) -> None:
+def test_an_invalid_run_state_is_refused(pc: Pc, other: int) -> None:
     with refused("EINVAL"):
         pc.vm.set_mp_state(0, other)
     for operation in (lambda: pc.vm.set_mp_state(7, 0), lambda: pc.vm.get_mp_state(7)):
@@ -577,14 +577,14 @@ def test_a_vcpu_that_waits_to_be_started_takes_init_and_sipi_alone(pc: Pc, waiti
     assert hlt.outcome == INIT
     assert state(pc, 1) == MpState.INIT_RECEIVED
     hlt = Hlt(pc, 1)
-    assert hlt.waits  # what waited before INIT is lost
+    assert hlt.waits  # signals pending before INIT are lost
     pc.ipi(0, IPI_STARTUP | 0x12, destination=1)
     assert hlt.outcome == sipi(0x12)
     assert state(pc, 1) == MpState.RUNNABLE
     assert Hlt(pc, 1).waits
 
 
-def test_what_waits_while_it_is_not_started_is_taken_once_it_runs(pc: Pc) -> None:
+def test_interrupts_pending_before_the_start_are_taken_once_it_runs(pc: Pc) -> None:
     pc.vm.set_mp_state(1, MpState.UNINITIALIZED)
     hlt = Hlt(pc, 1)
     pc.msi(1, 0x31)
@@ -596,7 +596,7 @@ def test_what_waits_while_it_is_not_started_is_taken_once_it_runs(pc: Pc) -> Non
 
 
 @pytest.mark.parametrize("running", [MpState.RUNNABLE, MpState.HALTED, MpState.UNINITIALIZED])
-def test_a_start_up_that_is_not_waited_for_is_ignored(pc: Pc, running: MpState) -> None:
+def test_a_start_up_for_a_running_vcpu_is_ignored(pc: Pc, running: MpState) -> None:
     ear = Ear(pc.vm, [1])
     pc.vm.set_mp_state(1, running)
     hlt = Hlt(pc, 1)
@@ -654,7 +654,7 @@ def test_a_signal_that_is_taken_ends_the_halted_state_and_so_does_an_interrupt(p
 
 
 def disturb(pc: Pc, vcpu: int) -> None:
-    """Change everything of a vCPU, and leave it something of every kind to take."""
+    """Change all state of a vCPU, and leave an interrupt or signal of every kind pending."""
     pc.lapic_write(vcpu, Reg.TPR, 0x20)
     pc.lapic_write(vcpu, Reg.LDR, 0x0400_0000)
     pc.lapic_write(vcpu, Reg.DFR, 0)
@@ -673,7 +673,7 @@ def disturb(pc: Pc, vcpu: int) -> None:
 
 
 def assert_reset(pc: Pc, vcpu: int) -> None:
-    """A vCPU's local APIC is as it was made, and nothing is to be taken."""
+    """Check that a vCPU's local APIC is in its initial state, and that nothing is pending."""
     registers, fresh = pc.vm.get_lapic(vcpu), Vm("fresh")
     fresh.create_irqchip()
     fresh.create_vcpu(vcpu)
@@ -685,7 +685,7 @@ def assert_reset(pc: Pc, vcpu: int) -> None:
 
 
 @pytest.mark.parametrize("vcpu", [0, 1])
-def test_init_resets_the_local_apic_and_clears_what_waits(pc: Pc, vcpu: int) -> None:
+def test_init_resets_the_local_apic_and_clears_pending_signals(pc: Pc, vcpu: int) -> None:
     disturb(pc, vcpu)
     pc.ipi(1 - vcpu, IPI_INIT, destination=vcpu)
     assert state(pc, vcpu) == (MpState.INIT_RECEIVED if vcpu else MpState.RUNNABLE)
@@ -704,14 +704,14 @@ def test_init_leaves_the_id_the_base_and_the_tsc(pc: Pc) -> None:
     assert pc.vm.msr_read(1, Msr.APIC_BASE) == 0xFEE1_0800
 
 
-def test_init_deassert_is_nothing(pc: Pc) -> None:
+def test_init_deassert_does_nothing(pc: Pc) -> None:
     pc.ipi(0, 0x8500, destination=1)
     assert pc.vm.take_signal(1) is None
     assert state(pc, 1) == MpState.RUNNABLE
 
 
 def test_a_vcpu_that_sends_itself_init_has_finished_sending(pc: Pc) -> None:
-    """Its local APIC is reset when the write that sent it is done, and all who were addressed are."""
+    """Its local APIC is reset after the write that sent INIT is done, when all other destinations have got it too."""
     pc.ipi(1, TO_ALL | IPI_INIT)
     assert [pc.vm.take_signal(vcpu) for vcpu in (0, 1)] == [INIT, INIT]
     assert pc.lapic_read(1, Reg.ICR) == 0
@@ -719,13 +719,13 @@ def test_a_vcpu_that_sends_itself_init_has_finished_sending(pc: Pc) -> None:
     assert [state(pc, vcpu) for vcpu in (0, 1)] == [MpState.RUNNABLE, MpState.INIT_RECEIVED]
 
 
-def test_init_clears_a_start_up_that_waits(pc: Pc) -> None:
+def test_init_clears_a_pending_start_up(pc: Pc) -> None:
     pc.vm.set_mp_state(1, MpState.SIPI_RECEIVED)
     pc.ipi(0, IPI_INIT, destination=1)
     assert [pc.vm.take_signal(1) for _ in range(2)] == [INIT, None]
 
 
-def test_a_reset_brings_everything_back_but_time_routes_and_lines(pc: Pc) -> None:
+def test_a_reset_restores_everything_but_time_routes_and_lines(pc: Pc) -> None:
     for vcpu in (0, 1):
         disturb(pc, vcpu)
     pc.count_pit(1193)
@@ -753,12 +753,12 @@ def test_a_reset_brings_everything_back_but_time_routes_and_lines(pc: Pc) -> Non
     for chip in range(3):
         assert pc.vm.get_irqchip(chip) == fresh.vm.get_irqchip(chip)
     assert pc.vm.get_pit().channels[0] == fresh.vm.get_pit().channels[0]
-    assert pc.take(0) == 5  # of a PIC that nobody has initialised
+    assert pc.take(0) == 5  # from an uninitialised PIC
     for vcpu in (0, 1):
         assert_reset(pc, vcpu)
 
 
-def test_a_halt_survives_a_reset_and_ends_when_there_is_something_to_take(pc: Pc) -> None:
+def test_a_halt_survives_a_reset_and_ends_with_the_next_interrupt(pc: Pc) -> None:
     hlts = Hlt(pc, 0), Hlt(pc, 1)
     pc.vm.reset()
     assert all(hlt.waits for hlt in hlts)

@@ -1,7 +1,7 @@
-"""A hundred vCPUs halt and are woken by everything at once, from many threads, and some of their halts are abandoned.
+"""A hundred vCPUs halt and are woken by all kinds of interrupts from many threads; some of the halts are abandoned.
 
-An edge that a local APIC is offered while the vector is not requested is one interrupt, and has to be taken once: by a
-halt that is not abandoned. An observer counts the former under the VM's lock, the vCPUs' threads count the latter.
+An edge that arrives at a local APIC while its vector is not requested is one interrupt. A halt that is not abandoned
+must take it, exactly once. An observer counts the arrivals under the VM's lock; the vCPUs' threads count the takings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.vm.pc import EOI, LEVEL, MSI, PRIMARY, Pc, to
 VCPUS = 100
 WAKES = 10_000
 SENDERS, WORKERS = 3, 2
-PATIENCE = 30.0  # seconds, after which something was lost
-ABANDONED = 0.15  # of the halts, and as many of the ends
+PATIENCE = 30.0  # seconds; a longer wait means that something was lost
+ABANDONED = 0.15  # the share of halts that are abandoned before and after they end
 PIC_GSI = 5
 LEVEL_PINS, EDGE_PINS = (16, 17), (18, 19, 20, 21)
 MSI_VECTORS = (0x31, 0x32, 0x41, 0x51, 0x91)
@@ -42,7 +42,7 @@ Key = tuple[int, int]
 
 
 class Ledger(Observer):
-    """What a vCPU has to take, counted under the lock of the VM."""
+    """The interrupts that each vCPU has to take, counted under the VM's lock."""
 
     def __init__(self, pc: Pc) -> None:
         self._cpus = pc.vm._board.cpus
@@ -57,7 +57,7 @@ class Ledger(Observer):
 
 
 class Attempt:
-    """A halt, which its vCPU or who abandons it has, whoever comes first."""
+    """A halt, which belongs to its vCPU or to the thread that abandons it, whichever claims it first."""
 
     def __init__(self, vcpu: int) -> None:
         self.vcpu = vcpu
@@ -69,7 +69,7 @@ class Attempt:
 
 
 class Storm:
-    """A VM, whoever interrupts it, and the threads of its vCPUs."""
+    """A VM, the threads that interrupt it, and the threads of its vCPUs."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -86,7 +86,7 @@ class Storm:
             self.pc.lapic_write(vcpu, Reg.LVT_TIMER, TIMER_VECTOR)
         self.ledger = Ledger(self.pc)
         self.pic_owed = self.abandoned = 0
-        # What its threads have taken: each its own, so that none is lost in counting.
+        # What each thread has taken; the counters are per thread, so that no count is lost.
         self.taken: list[Counter[Key]] = []
         self._ends: SimpleQueue[tuple[Attempt, Outcome] | None] = SimpleQueue()
         self._attempts: dict[int, Attempt] = {}
@@ -97,7 +97,7 @@ class Storm:
     def _pins() -> list[PinRoute]:
         return [PinRoute(pin, ChipId.IOAPIC, pin) for pin in (*LEVEL_PINS, *EDGE_PINS)]
 
-    # Who interrupts.
+    # Threads that interrupt.
 
     def send(self, number: int) -> None:
         """A device's thread, until it is stopped."""
@@ -105,12 +105,12 @@ class Storm:
         source = self.vm.open_source(f"device {number}")
         pins = [pin for pin in (*LEVEL_PINS, *EDGE_PINS) if pin % SENDERS == number]
         while not self._stop.is_set():
-            vcpu = rng.randrange(1, VCPUS)  # vCPU 0 has the PIC, and little else that would wake it in its stead
+            vcpu = rng.randrange(1, VCPUS)  # vCPU 0 has the PIC, and hardly anything else would wake it
             match rng.randrange(20):
                 case 0 | 1 | 2 | 3 | 4 | 5 | 6:
                     self.vm.signal_msi(MSI | vcpu << 12, rng.choice(MSI_VECTORS))
                 case 7 | 8 | 9 | 10:
-                    # Each thread sends from a vCPU of its own, as the two writes belong together.
+                    # Each thread sends from a vCPU of its own, because the two writes belong together.
                     self.pc.ipi(number, 0x4000 | IPI_VECTOR, destination=vcpu)
                 case 11 | 12 | 13:
                     for level in (True, False):
@@ -131,7 +131,7 @@ class Storm:
                 time.sleep(rng.random() / 2000)
         self.vm.close_source(source)
 
-    # Who halts.
+    # Threads that halt.
 
     def halt(self, vcpu: int) -> None:
         attempt = Attempt(vcpu)
@@ -139,14 +139,14 @@ class Storm:
         attempt.halt = self.vm.halt(vcpu, lambda outcome: self._ends.put((attempt, outcome)))
 
     def work(self, number: int) -> None:
-        """A thread that runs vCPUs: each takes what its halt brought, ends it and halts again."""
+        """A thread that runs vCPUs: it takes the interrupt of each ended halt, ends it and halts again."""
         rng = Random(self.seed * 100 + number)
         taken: Counter[Key] = Counter()
         self.taken.append(taken)
         while (end := self._ends.get(timeout=PATIENCE)) is not None:
             attempt, outcome = end
             vcpu = attempt.vcpu
-            while attempt.halt is None:  # it has ended before halt() has returned, in another thread
+            while attempt.halt is None:  # it ended in another thread before halt() returned
                 time.sleep(0)
             if not attempt.claim():
                 continue  # it was abandoned, and its vCPU halts again already
@@ -165,7 +165,7 @@ class Storm:
             self.halt(vcpu)
 
     def abandon_some(self) -> None:
-        """A thread that abandons halts, whether they have ended or not."""
+        """A thread that abandons halts, ended or not."""
         rng = Random(self.seed)
         while not self._stop.is_set():
             attempt = self._attempts[rng.randrange(VCPUS)]
@@ -175,7 +175,7 @@ class Storm:
                 self.halt(attempt.vcpu)
             time.sleep(rng.random() / 2000)
 
-    # All of it.
+    # The whole.
 
     def total(self) -> Counter[Key]:
         return sum((Counter(taken) for taken in list(self.taken)), Counter())
@@ -210,7 +210,7 @@ class Storm:
         return True
 
     def run(self) -> None:
-        """Until enough was taken, and then until there is nothing left."""
+        """Run until enough was taken, then until nothing is left."""
         for vcpu in range(VCPUS):
             self.halt(vcpu)
         with self._running(*(partial(self.work, number) for number in range(WORKERS))):
@@ -219,7 +219,7 @@ class Storm:
                 assert self._until(lambda: sum(taken.total() for taken in self.taken) >= WAKES)
                 self._stop.set()
             self._until(lambda: self.vm.describe().next_timer is None and self.total() == self.owed())
-            time.sleep(0.02)  # for what would be taken twice
+            time.sleep(0.02)  # so that a second taking would show
             for _ in range(WORKERS):
                 self._ends.put(None)
         assert self._failures == []
@@ -242,7 +242,7 @@ def test_every_interrupt_is_taken_once(impatient: bool) -> None:
     sources = {vector for _, vector in taken}
     assert sources >= {*MSI_VECTORS, IPI_VECTOR, TIMER_VECTOR, PRIMARY + PIC_GSI}, seed
     assert sources & {PIN_VECTOR + pin for pin in (*LEVEL_PINS, *EDGE_PINS)}
-    # Nothing is left anywhere: all halt, and nothing is requested, in service or given back.
+    # Nothing is left: all vCPUs halt, and no interrupt is requested, in service or given back.
     state = storm.vm.save()
     assert not any(vcpu.queued for vcpu in state.vcpus)
     registers = [storm.vm.get_lapic(vcpu) for vcpu in range(VCPUS)]

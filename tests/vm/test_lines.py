@@ -1,4 +1,4 @@
-"""Interrupt lines: what driving a GSI answers, and the OR over the sources that drive it."""
+"""Interrupt lines: the status of driving a GSI, and the OR over its sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc, refused
 UNROUTED = 100
 
 
-# The status: a sum over the chips, in which those that say -1 do not count unless all do.
+# The status is a sum over the chips; a chip's -1 counts only if all chips return -1.
 
 
 def test_at_reset_the_pic_takes_an_edge_and_the_ioapic_is_masked() -> None:
@@ -57,7 +57,7 @@ def test_both_chips_take_an_edge_and_both_count() -> None:
 
 
 @pytest.mark.parametrize(("destination", "enabled"), [(9, True), (0, False)], ids=["no such CPU", "disabled"])
-def test_a_level_that_nobody_takes_stays_pending(destination: int, enabled: bool) -> None:
+def test_a_level_that_no_cpu_accepts_stays_pending(destination: int, enabled: bool) -> None:
     pc = Pc()
     if not enabled:
         pc.lapic_write(0, 0xF0, 0x0FF)
@@ -106,14 +106,14 @@ def test_a_tick_is_coalesced_until_its_eoi() -> None:
 
 @pytest.fixture
 def pc() -> Pc:
-    """Pin 16 is a level."""
+    """A PC whose pin 16 is level-triggered."""
     pc = Pc()
     pc.program(16, LEVEL | 0x31)
     return pc
 
 
 def is_high(vm: Vm, pin: int) -> bool:
-    """The level of a level-triggered pin of the IOAPIC: it asks for an interrupt for as long as it is high."""
+    """Whether a level-triggered pin of the IOAPIC is high: it requests an interrupt while it is high."""
     return bool(vm.get_irqchip(ChipId.IOAPIC).irr >> pin & 1)
 
 
@@ -126,7 +126,7 @@ def test_a_pin_is_high_while_any_source_drives_it(pc: Pc) -> None:
     assert levels == [True, True, True, True, True, False]
 
 
-def test_a_source_that_lowers_a_line_which_another_holds_raises_no_new_interrupt(pc: Pc) -> None:
+def test_lowering_a_line_that_another_source_holds_raises_no_new_interrupt(pc: Pc) -> None:
     other = pc.vm.open_source("other")
     pc.line(16, 1)
     pc.line(16, 1, source=other)
@@ -139,7 +139,7 @@ def test_two_gsis_that_share_a_pin_share_each_sources_level(pc: Pc) -> None:
     pc.vm.set_routing([PinRoute(40, ChipId.IOAPIC, 16), PinRoute(41, ChipId.IOAPIC, 16)])
     pc.line(40, 1)
     pc.line(41, 1)
-    pc.line(40, 0)  # KVM keeps one bit a source and pin
+    pc.line(40, 0)  # KVM keeps one bit per source and pin
     assert not is_high(pc.vm, 16)
 
 
@@ -166,7 +166,7 @@ def test_a_closed_source_drops_levels_on_the_pics_too() -> None:
     assert pc.take() is None
 
 
-def test_a_closed_source_drops_pins_that_no_route_leads_to_any_more(pc: Pc) -> None:
+def test_a_closed_source_drops_pins_without_a_route(pc: Pc) -> None:
     source = pc.vm.open_source("device")
     pc.line(16, 1, source=source)
     pc.vm.set_routing([PinRoute(16, ChipId.IOAPIC, 20)])
@@ -216,14 +216,14 @@ def test_what_the_shared_source_drives_is_listed_too(pc: Pc) -> None:
     assert pc.vm.describe().asserted == [3, 20]
 
 
-def test_what_a_source_drives_is_bounded_by_the_gsis_that_there_can_be(pc: Pc) -> None:
+def test_a_source_drives_at_most_all_gsis(pc: Pc) -> None:
     source = pc.vm.open_source("fuzzer")
     for gsi in (UNROUTED, 4095, 4096, 1 << 31):
         pc.line(gsi, 1, source=source)
     assert gsis_of(source.asserted) == [UNROUTED, 4095]
 
 
-def test_a_line_that_leads_to_an_msi_sends_it_on_each_rise_of_each_source() -> None:
+def test_a_line_routed_to_an_msi_sends_it_on_each_rise_of_each_source() -> None:
     pc = Pc()
     pc.vm.set_routing([MsiRoute(30, 0xFEE0_0000, 0x41)])
     other: LineSource = pc.vm.open_source("other")

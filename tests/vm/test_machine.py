@@ -1,4 +1,4 @@
-"""A VM's life: the order of creation, what refuses to be created, accesses, acknowledging, and deletion."""
+"""A VM's life: the order of creation, refused creations, accesses, acknowledging, and deletion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.vm.pc import EOI, MASKED, PRIMARY, SECONDARY, Pc, refused
 
 
 class Ram:
-    """A device that claims everything it is registered for."""
+    """A device that claims every access in its range."""
 
     def read(self, address: int, size: int) -> int:  # noqa: ARG002
         return 0x5A
@@ -55,7 +55,7 @@ def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason
     assert vm.describe().irqchip_mode == "none"
 
 
-def test_what_a_vm_cannot_get_any_more_is_not_asked_for() -> None:
+def test_an_error_does_not_suggest_a_creation_that_is_no_longer_possible() -> None:
     split, late = Vm("split"), Vm("late")
     split.enable_cap(121, args=[24])
     late.create_vcpu(0)
@@ -74,7 +74,7 @@ def test_an_irqchip_comes_before_the_vcpus() -> None:
     assert vm.describe().irqchip_mode == "none"
 
 
-def test_a_second_irqchip_exists_already_with_vcpus_or_without() -> None:
+def test_a_second_irqchip_is_eexist_with_vcpus_or_without() -> None:
     vm = Vm("twice")
     vm.create_irqchip()
     with refused("EEXIST"):
@@ -139,12 +139,12 @@ def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
     vm.create_vcpu(1)
     with refused("EINVAL"):
         vm.create_vcpu(2)
-    with refused("EINVAL"):  # KVM counts before it looks
+    with refused("EINVAL"):  # KVM checks the count first
         vm.create_vcpu(0)
     assert vm.describe().vcpus == [0, 1]
 
 
-def test_all_the_vcpus_that_a_vm_can_have_get_interrupts() -> None:
+def test_the_maximum_of_vcpus_all_get_interrupts() -> None:
     vm = Vm("big")
     vm.create_irqchip()
     for vcpu in range(MAX_VCPUS):
@@ -181,7 +181,7 @@ def test_a_vcpu_that_does_not_exist_does_nothing(operation: Callable[[Vm], objec
     ("port", "size"),
     [(0x1F, 1), (0x22, 1), (0x21, 2), (0x20, 4), (0x9F, 1), (0xA2, 1), (0x4CF, 1), (0x4D2, 1), (0xFFFF, 4)],
 )
-def test_ports_that_nothing_claims(port: int, size: int) -> None:
+def test_unclaimed_ports(port: int, size: int) -> None:
     pc = Pc()
     before = pc.state()
     assert pc.vm.pio_read(0, port, size) is None
@@ -192,7 +192,7 @@ def test_ports_that_nothing_claims(port: int, size: int) -> None:
 @pytest.mark.parametrize(
     "address", [0, 0xFEBF_FFFF, 0xFEC0_0100, 0xFEDF_FFFF, 0xFEE0_1000, 0xFFFF_FFFF_FFFF_FFFF], ids=hex
 )
-def test_addresses_that_nothing_claims(address: int) -> None:
+def test_unclaimed_addresses(address: int) -> None:
     pc = Pc()
     before = pc.state()
     assert pc.vm.mmio_read(0, address, 1) is None
@@ -206,13 +206,13 @@ def test_an_access_that_leaves_the_ioapic_is_unclaimed() -> None:
     assert pc.vm.mmio_read(0, IOAPIC_BASE + 0xFD, 4) is None
 
 
-def test_the_ports_that_are_a_pcs() -> None:
+def test_the_claimed_ports_are_a_pcs() -> None:
     pc = Pc(pit=True)
     claimed = [port for port in range(0x500) if pc.vm.pio_read(0, port, 1) is not None]
     assert claimed == [0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x61, 0xA0, 0xA1, 0x4D0, 0x4D1]
 
 
-def test_an_ioapic_that_a_restored_state_moves_is_where_neither_the_bus_nor_the_chip_looks() -> None:
+def test_an_ioapic_moved_by_a_restored_state_is_unreachable() -> None:
     pc = Pc()
     state = pc.vm.get_irqchip(ChipId.IOAPIC)
     assert isinstance(state, IoapicState)
@@ -272,7 +272,7 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm]
         ),
     ],
 )
-def test_what_is_wrong_with_an_access_is_said(operation: Callable[[Vm], object], message: str) -> None:
+def test_an_invalid_access_is_refused_with_the_reason(operation: Callable[[Vm], object], message: str) -> None:
     with pytest.raises(VmError, match=message):
         operation(Pc().vm)
 
@@ -294,7 +294,7 @@ def test_what_is_wrong_with_an_access_is_said(operation: Callable[[Vm], object],
         lambda vm: vm.set_lapic(0, bytes(1023)),
     ],
 )
-def test_states_that_are_of_no_chip_change_nothing(operation: Callable[[Vm], object]) -> None:
+def test_invalid_states_change_nothing(operation: Callable[[Vm], object]) -> None:
     pc = Pc()
     pc.line(1, 1)
     before = pc.state()
@@ -303,7 +303,7 @@ def test_states_that_are_of_no_chip_change_nothing(operation: Callable[[Vm], obj
     assert pc.state() == before
 
 
-def test_a_state_that_was_got_is_a_copy() -> None:
+def test_a_saved_state_is_a_copy() -> None:
     pc = Pc()
     pic, registers = pc.vm.get_irqchip(ChipId.PIC_PRIMARY), pc.vm.get_lapic(0)
     before = pic.pack(), registers.pack()
@@ -337,7 +337,7 @@ def test_the_pic_comes_before_the_local_apic() -> None:
         (False, False, None),
     ],
 )
-def test_either_may_be_asked_alone(pic: bool, lapic: bool, taken: tuple[int, bool] | None) -> None:
+def test_either_source_may_be_acknowledged_alone(pic: bool, lapic: bool, taken: tuple[int, bool] | None) -> None:
     pc = Pc()
     pc.initialise_pics()
     pc.vm.signal_msi(0xFEE0_0000, 0x31)
@@ -345,7 +345,7 @@ def test_either_may_be_asked_alone(pic: bool, lapic: bool, taken: tuple[int, boo
     assert pc.vm.ack_interrupt(0, pic=pic, lapic=lapic) == taken
 
 
-def test_the_pic_is_asked_by_those_vcpus_alone_that_it_is_wired_to() -> None:
+def test_only_vcpus_wired_to_the_pic_take_its_interrupts() -> None:
     pc = Pc(2)
     pc.initialise_pics()
     pc.line(1, 1)
@@ -357,11 +357,11 @@ def test_the_pic_is_asked_by_those_vcpus_alone_that_it_is_wired_to() -> None:
 
 def test_vector_0_is_a_vector() -> None:
     pc = Pc()
-    pc.line(0, 1)  # of a PIC that was never initialised
+    pc.line(0, 1)  # from an uninitialised PIC
     assert pc.vm.ack_interrupt(0) == (0x00, True)
 
 
-def test_the_pic_goes_past_the_task_priority() -> None:
+def test_the_pic_ignores_the_task_priority() -> None:
     pc = Pc()
     pc.initialise_pics()
     pc.lapic_write(0, Reg.TPR, 0xF0)
@@ -369,7 +369,7 @@ def test_the_pic_goes_past_the_task_priority() -> None:
     assert pc.take() == PRIMARY + 1
 
 
-def test_an_interrupt_that_was_withdrawn_is_not_there() -> None:
+def test_a_withdrawn_interrupt_is_not_acknowledged() -> None:
     pc = Pc()
     pc.initialise_pics()
     pc.out(0x4D0, 1 << 5)
@@ -384,7 +384,7 @@ def test_an_interrupt_that_was_withdrawn_is_not_there() -> None:
 # Deletion.
 
 
-def test_a_deleted_vm_refuses_everything_and_tells_its_holders_once() -> None:
+def test_a_deleted_vm_refuses_everything_and_notifies_its_holders_once() -> None:
     told: list[str] = []
     vm = Vm("short")
     vm.create_irqchip()

@@ -1,4 +1,4 @@
-"""Who is told that a GSI's interrupt was acknowledged, or its pin masked; and lines that are held until it was."""
+"""Events about GSIs: an interrupt was acknowledged, a pin was masked; and lines that are held until acknowledged."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_eoi_of_the_local_apic_acknowledges_the_pin(pc: Pc, ear: Ear, trigger
 
 
 @pytest.mark.parametrize("trigger", [0, LEVEL], ids=["edge", "level"])
-def test_of_a_vector_that_pins_share_all_are_acknowledged(pc: Pc, ear: Ear, trigger: int) -> None:
+def test_all_pins_that_share_a_vector_are_acknowledged(pc: Pc, ear: Ear, trigger: int) -> None:
     for pin in (16, 17, 20):
         pc.program(pin, trigger | 0x31)
     ear.heard()
@@ -78,8 +78,8 @@ def test_of_a_vector_that_pins_share_all_are_acknowledged(pc: Pc, ear: Ear, trig
     assert ear.heard() == acks(16, 17, 20)
 
 
-def test_an_edge_that_nobody_hears_of_is_not_reported_to_the_ioapic(pc: Pc) -> None:
-    """And who comes while it is in service makes the CPU look again, which then reports it."""
+def test_an_edge_without_a_listener_is_not_reported_to_the_ioapic(pc: Pc) -> None:
+    """A listener that subscribes while the edge is in service makes the CPU rescan, and then report the edge."""
     pc.program(16, 0x31)
     pc.line(16, 1, 0)
     assert pc.take() == 0x31
@@ -193,9 +193,9 @@ def test_icw1_acknowledges_the_edges_that_it_discards(pc: Pc, ear: Ear, icw1: in
     pc.out(0x4D0, 0x20)
     pc.line(1, 1)
     pc.line(4, 1, 0)
-    pc.line(5, 1)  # a level
+    pc.line(5, 1)  # level-triggered
     pc.line(6, 1, 0)
-    pc.line(9, 1, 0)  # the other chip's, of which the cascade is an edge
+    pc.line(9, 1, 0)  # a line of the other chip, which makes the cascade an edge
     pc.out(0x21, 0x40)  # masked or not
     ear.heard()
     pc.out(0x20, icw1)
@@ -204,14 +204,14 @@ def test_icw1_acknowledges_the_edges_that_it_discards(pc: Pc, ear: Ear, icw1: in
     assert ear.heard() == acks(9)
 
 
-def test_icw1_acknowledges_nothing_where_no_vcpu_listens_to_the_pic(pc: Pc, ear: Ear) -> None:
+def test_icw1_acknowledges_nothing_where_no_vcpu_takes_pic_interrupts(pc: Pc, ear: Ear) -> None:
     pc.lapic_write(0, Reg.LVT_LINT0, MASKED | 0x700)
     pc.line(4, 1)
     pc.out(0x20, ICW1_WITH_ICW4)
     assert ear.heard() == []
 
 
-def test_each_who_listens_is_told_in_their_order_and_of_their_gsis_alone(pc: Pc) -> None:
+def test_listeners_are_notified_in_order_and_of_their_gsis_alone(pc: Pc) -> None:
     told: list[tuple[int, Event]] = []
     listeners: list[Callable[[Event], None]] = [lambda event, n=n: told.append((n, event)) for n in range(3)]  # type: ignore[misc]
     for listener, gsis in zip(listeners, ([4], [4, 5], [5]), strict=True):
@@ -226,7 +226,7 @@ def test_each_who_listens_is_told_in_their_order_and_of_their_gsis_alone(pc: Pc)
     assert told == [(0, GsiAcknowledged(4)), (2, GsiAcknowledged(5))]
 
 
-def test_an_operation_that_a_listener_does_comes_after_the_one_that_told_it(pc: Pc) -> None:
+def test_a_listeners_operation_comes_after_the_one_that_notified_it(pc: Pc) -> None:
     told: list[Event] = []
 
     def listener(event: Event) -> None:
@@ -242,7 +242,7 @@ def test_an_operation_that_a_listener_does_comes_after_the_one_that_told_it(pc: 
 # Masks.
 
 
-def test_ocw1_tells_of_each_line_whose_mask_it_changes(pc: Pc, ear: Ear) -> None:
+def test_ocw1_reports_each_line_whose_mask_it_changes(pc: Pc, ear: Ear) -> None:
     pc.out(0x21, 0x81)
     assert ear.heard() == masks(True, 0, 7)
     pc.out(0x21, 0x81)
@@ -253,7 +253,7 @@ def test_ocw1_tells_of_each_line_whose_mask_it_changes(pc: Pc, ear: Ear) -> None
     assert ear.heard() == masks(True, 9)
 
 
-def test_an_initialisation_tells_of_no_mask(pc: Pc, ear: Ear) -> None:
+def test_an_initialisation_reports_no_mask(pc: Pc, ear: Ear) -> None:
     pc.mask_pics()
     ear.heard()
     pc.initialise_pics()
@@ -262,7 +262,7 @@ def test_an_initialisation_tells_of_no_mask(pc: Pc, ear: Ear) -> None:
     assert ear.heard() == masks(True, 0)
 
 
-def test_the_ioapic_tells_of_its_mask_bits(pc: Pc, ear: Ear) -> None:
+def test_the_ioapic_reports_changes_of_its_mask_bits(pc: Pc, ear: Ear) -> None:
     pc.program(16, 0x31)
     assert ear.heard() == masks(False, 16)
     pc.program(16, 0x41)
@@ -271,7 +271,7 @@ def test_the_ioapic_tells_of_its_mask_bits(pc: Pc, ear: Ear) -> None:
     assert ear.heard() == masks(True, 16)
 
 
-def test_a_restored_state_tells_of_nothing(pc: Pc, ear: Ear) -> None:
+def test_a_restored_state_reports_no_mask(pc: Pc, ear: Ear) -> None:
     pc.program(16, LEVEL | 0x31)
     pc.line(16, 1)
     states = [(chip, pc.vm.get_irqchip(chip)) for chip in ChipId]
@@ -287,7 +287,7 @@ def test_a_restored_state_tells_of_nothing(pc: Pc, ear: Ear) -> None:
 # Pins and their GSIs.
 
 
-def test_a_pin_is_that_of_the_gsi_that_was_routed_to_it_last(pc: Pc, ear: Ear) -> None:
+def test_a_pin_reports_the_gsi_routed_to_it_last(pc: Pc, ear: Ear) -> None:
     pc.vm.set_routing([PinRoute(3, ChipId.IOAPIC, 20), PinRoute(9, ChipId.IOAPIC, 20), PinRoute(9, 0, 5)])
     pc.program(20, LEVEL | 0x31)
     assert ear.heard() == masks(False, 9)
@@ -302,7 +302,7 @@ def test_a_pin_is_that_of_the_gsi_that_was_routed_to_it_last(pc: Pc, ear: Ear) -
     assert ear.heard() == acks(3)
 
 
-def test_a_pin_that_no_gsi_leads_to_is_nobody_s(pc: Pc, ear: Ear) -> None:
+def test_a_pin_without_a_gsi_reports_nothing(pc: Pc, ear: Ear) -> None:
     pc.program(16, LEVEL | 0x31)
     pc.line(16, 1, 0)
     assert pc.take() == 0x31
@@ -315,7 +315,7 @@ def test_a_pin_that_no_gsi_leads_to_is_nobody_s(pc: Pc, ear: Ear) -> None:
     assert ear.heard() == []
 
 
-def test_routes_that_are_replaced_while_an_interrupt_is_in_service_say_whose_it_is(pc: Pc, ear: Ear) -> None:
+def test_the_routes_at_the_eoi_decide_which_gsi_is_acknowledged(pc: Pc, ear: Ear) -> None:
     pc.program(16, LEVEL | 0x31)
     ear.heard()
     pc.line(16, 1, 0)
@@ -329,7 +329,7 @@ def test_routes_that_are_replaced_while_an_interrupt_is_in_service_say_whose_it_
 
 
 class Device:
-    """Something that resamples GSIs."""
+    """A line source that resamples GSIs."""
 
     def __init__(self, pc: Pc, *gsis: int, client: str = "device") -> None:
         self.vm = pc.vm
@@ -349,7 +349,7 @@ class Device:
 
 
 class Falls(Observer):
-    """Notes what the source of all who resample does."""
+    """Records how the source of all resamplers drives lines."""
 
     def __init__(self, vm: Vm) -> None:
         self.levels: list[tuple[int, int]] = []
@@ -372,13 +372,13 @@ def test_a_level_is_held_until_it_is_acknowledged_and_falls_once(pc: Pc) -> None
     assert falls.levels == [(16, 1), (16, 0)]
     assert ioapic_irr(pc) == 0
     assert not pc.entry(16) & REMOTE_IRR
-    assert pc.take() is None  # it has fallen before the IOAPIC looked at it again
+    assert pc.take() is None  # it fell before the IOAPIC looked at it again
     assert device.raise_line(16) == 1
     assert pc.serve_all() == [0x31]
     assert device.heard() == resampled(16)
 
 
-def test_each_who_resamples_is_told_and_who_still_asks_raises_it_again(pc: Pc) -> None:
+def test_each_resampler_is_notified_and_may_raise_the_line_again(pc: Pc) -> None:
     devices = [Device(pc, 16), Device(pc, 16, 17), Device(pc, 17)]
     other = Ear(pc.vm, gsis=[16])
     falls = Falls(pc.vm)
@@ -395,8 +395,8 @@ def test_each_who_resamples_is_told_and_who_still_asks_raises_it_again(pc: Pc) -
     assert pc.serve_all() == [0x31]
 
 
-def test_an_acknowledgement_of_a_line_that_is_low_is_told_too(pc: Pc) -> None:
-    """As in the kernel, whose resamplefd is signalled at each."""
+def test_an_acknowledgement_of_a_low_line_is_reported_too(pc: Pc) -> None:
+    """The kernel, too, signals a resamplefd at each acknowledgement."""
     device = Device(pc, 4)
     pc.out(0x20, SPECIFIC_EOI | 4)
     assert device.heard() == resampled(4)
@@ -474,25 +474,25 @@ def test_it_stays_high_while_another_source_holds_it(pc: Pc) -> None:
     assert pc.take() is None
 
 
-def test_a_source_drives_what_it_does_not_resample_as_any_other(pc: Pc) -> None:
+def test_a_resampler_drives_its_other_gsis_normally(pc: Pc) -> None:
     device = Device(pc, 16)
     pc.program(17, LEVEL | 0x41)
     assert pc.line(17, 1, 0, source=device.source) == [1, 1]
     assert [source.asserted for source in pc.vm.describe().sources] == [[]]
 
 
-def test_it_can_be_raised_only(pc: Pc) -> None:
+def test_a_resampled_line_cannot_be_lowered_by_its_source(pc: Pc) -> None:
     device = Device(pc, 16)
     pc.program(16, LEVEL | 0x31)
     device.raise_line(16)
     with refused("EINVAL"):
         pc.vm.irq_line(16, False, device.source)
     assert pc.take() == 0x31
-    pc.line(16, 0)  # another's
+    pc.line(16, 0)  # another source
     assert ioapic_irr(pc) == 1 << 16
 
 
-def test_the_last_one_that_leaves_drops_the_line(pc: Pc) -> None:
+def test_the_last_resampler_that_ends_drops_the_line(pc: Pc) -> None:
     devices = [Device(pc, 16), Device(pc, 16)]
     pc.program(16, MASKED | LEVEL | 0x31)
     devices[0].raise_line(16)
@@ -503,7 +503,7 @@ def test_the_last_one_that_leaves_drops_the_line(pc: Pc) -> None:
     assert [device.heard() for device in devices] == [[], []]
 
 
-def test_who_left_is_told_nothing(pc: Pc) -> None:
+def test_a_resampler_that_ended_is_not_notified(pc: Pc) -> None:
     devices = [Device(pc, 16), Device(pc, 16)]
     pc.program(16, LEVEL | 0x31)
     devices[0].raise_line(16)
@@ -512,7 +512,7 @@ def test_who_left_is_told_nothing(pc: Pc) -> None:
     assert [device.heard() for device in devices] == [[], resampled(16)]
 
 
-def test_unmasking_a_pending_level_asks_instead_of_delivering(pc: Pc) -> None:
+def test_unmasking_a_pending_level_resamples_instead_of_delivering(pc: Pc) -> None:
     devices = [Device(pc, 16), Device(pc, 16)]
     listener = Ear(pc.vm, [0])
     pc.program(16, MASKED | LEVEL | 0x31)
@@ -527,7 +527,7 @@ def test_unmasking_a_pending_level_asks_instead_of_delivering(pc: Pc) -> None:
     assert pc.serve_all() == [0x31]
 
 
-def test_unmasking_without_anyone_who_resamples_delivers(pc: Pc) -> None:
+def test_unmasking_without_a_resampler_delivers(pc: Pc) -> None:
     device = Device(pc, 17)
     pc.program(16, MASKED | LEVEL | 0x31)
     pc.line(16, 1)
@@ -536,7 +536,7 @@ def test_unmasking_without_anyone_who_resamples_delivers(pc: Pc) -> None:
     assert pc.take() == 0x31
 
 
-def test_an_edge_is_not_asked_for_when_it_is_unmasked(pc: Pc) -> None:
+def test_unmasking_an_edge_does_not_resample(pc: Pc) -> None:
     device = Device(pc, 16)
     pc.program(16, MASKED | 0x31)
     device.raise_line(16)
@@ -545,7 +545,7 @@ def test_an_edge_is_not_asked_for_when_it_is_unmasked(pc: Pc) -> None:
     assert pc.take() is None
 
 
-def test_of_two_gsis_that_share_a_pin_the_last_is_the_one_that_is_acknowledged(pc: Pc) -> None:
+def test_of_two_gsis_that_share_a_pin_the_last_one_is_acknowledged(pc: Pc) -> None:
     devices = [Device(pc, 3), Device(pc, 9)]
     pc.vm.set_routing([PinRoute(3, ChipId.IOAPIC, 20), PinRoute(9, ChipId.IOAPIC, 20)])
     pc.program(20, LEVEL | 0x31)
@@ -559,15 +559,15 @@ def test_of_two_gsis_that_share_a_pin_the_last_is_the_one_that_is_acknowledged(p
     assert [device.heard() for device in devices] == [resampled(3), []]
 
 
-def test_a_line_that_was_routed_elsewhere_is_high_where_it_was(pc: Pc) -> None:
-    """As in the kernel, which does not lower what a table's replacement leaves high."""
+def test_a_rerouted_line_stays_high_at_its_old_pin(pc: Pc) -> None:
+    """The kernel, too, leaves a pin high when a new routing table no longer leads to it."""
     device = Device(pc, 16)
     pc.program(16, LEVEL | 0x31)
     pc.program(20, LEVEL | 0x41)
     device.raise_line(16)
     assert pc.take() == 0x31
     pc.vm.set_routing([PinRoute(16, ChipId.IOAPIC, 20)])
-    pc.eoi()  # of pin 16, to which no GSI leads
+    pc.eoi()  # for pin 16, to which no GSI leads
     assert device.heard() == []
     assert pc.take() == 0x31
     assert device.raise_line(16) == 1
@@ -580,11 +580,11 @@ def test_a_line_that_was_routed_elsewhere_is_high_where_it_was(pc: Pc) -> None:
     assert pc.take() is None
 
 
-def test_an_edge_pin_that_a_resampled_gsi_comes_to_lead_to_is_acknowledged(pc: Pc) -> None:
+def test_an_edge_pin_with_a_newly_routed_resampled_gsi_is_acknowledged(pc: Pc) -> None:
     device = Device(pc, 5)
     pc.program(20, 0x41)
     pc.vm.set_routing([PinRoute(5, ChipId.IOAPIC, 20)])
-    pc.lapic_write(0, Reg.LDR, 1 << 24)  # the vCPU looks again which EOIs concern the IOAPIC
+    pc.lapic_write(0, Reg.LDR, 1 << 24)  # makes the vCPU rescan which EOIs to report
     device.raise_line(5)
     assert pc.serve_all() == [0x41]
     assert device.heard() == resampled(5)
@@ -596,7 +596,7 @@ def no_pic() -> Sequence[Vm]:
     return bare, split
 
 
-def test_lines_are_resampled_where_the_pic_and_the_ioapic_are() -> None:
+def test_resampling_needs_the_pic_and_the_ioapic() -> None:
     for vm in no_pic():
         with refused("EINVAL"):
             vm.open_source("device", resampled=[4])
@@ -611,8 +611,8 @@ def test_a_gsi_without_a_route_can_be_resampled_and_leads_nowhere(pc: Pc) -> Non
     Device(pc, 100).leave()
 
 
-def test_the_rtc_s_tick_of_who_resamples_is_not_waited_for(pc: Pc) -> None:
-    """As it looks at no status: who does is not told that the tick before has not been ended."""
+def test_a_resamplers_rtc_tick_is_not_tracked(pc: Pc) -> None:
+    """A resampler ignores the status, so it would not learn that the previous tick has not been ended."""
     device = Device(pc, 8)
     pc.program(8, LEVEL | 0x38)
     pc.vm.set_routing([PinRoute(8, ChipId.IOAPIC, 8)])

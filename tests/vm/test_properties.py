@@ -1,4 +1,4 @@
-"""What holds for every sequence of operations, and for every state that a VM accepts."""
+"""Properties of every sequence of operations, and of every state that a VM accepts."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ sequences = st.lists(operations, max_size=30)
 @quick
 @example([("irq_line", (8, True, 0)), ("pio_write", (0, 0x20, 1, 0x10))])
 @given(sequences)
-def test_a_restored_pic_and_local_apic_are_the_same(history: list[Operation]) -> None:
+def test_a_restored_pic_and_local_apic_equal_the_saved_ones(history: list[Operation]) -> None:
     machine = Machine()
     machine.apply_all(history)
-    # KVM: i8259.c pic_update_irq, the primary looks at the secondary anew, which ICW1 may have had it forget.
+    # KVM: i8259.c pic_update_irq, the primary samples the secondary anew; ICW1 may have cleared that input.
     machine.vm.set_irqchip(ChipId.PIC_PRIMARY, machine.vm.get_irqchip(ChipId.PIC_PRIMARY).pack())
     before = machine.state()
     for chip in (ChipId.PIC_PRIMARY, ChipId.PIC_SECONDARY):
@@ -61,7 +61,7 @@ def test_a_restored_pic_and_local_apic_are_the_same(history: list[Operation]) ->
 
 @quick
 @given(sequences)
-def test_a_restored_ioapic_is_the_same_but_for_what_it_delivers(history: list[Operation]) -> None:
+def test_a_restored_ioapic_equals_the_saved_one_except_for_what_it_delivers(history: list[Operation]) -> None:
     machine = Machine()
     machine.apply_all(history)
     state = machine.vm.get_irqchip(ChipId.IOAPIC)
@@ -74,7 +74,7 @@ def test_a_restored_ioapic_is_the_same_but_for_what_it_delivers(history: list[Op
 @quick
 @given(sequences, st.lists(acks | lines, max_size=20))
 def test_a_copy_of_an_idle_vm_goes_on_as_the_vm_itself_would(history: list[Operation], future: list[Operation]) -> None:
-    """The lines are not part of a state, nor is what the IOAPIC hides of its edges, so they are low at the copy."""
+    """A state has neither the lines nor the IOAPIC's hidden record of edges, so at the copy all lines are low."""
     machine, copy = Machine(), Machine()
     machine.apply_all(history)
     machine.apply_all([("irq_line", (gsi, False, source)) for gsi in range(27) for source in range(SOURCES)])
@@ -102,7 +102,7 @@ def test_every_structure_is_a_state_and_unpacks_to_itself(pic: bytes, io: bytes,
     assert LapicRegisters.unpack(registers.pack()).pack() == registers.pack()
 
 
-# Whatever was restored, nothing ever fails but by refusing.
+# After restoring any state, operations may be refused but never fail.
 
 
 @settings(max_examples=400, deadline=None)
@@ -154,7 +154,7 @@ def test_what_is_refused_changes_nothing(history: list[Operation], refused: list
         with pytest.raises(VmError):
             getattr(machine.vm, name)(*arguments)
     assert machine.state() == before
-    # Nor is anything changed that shows later only.
+    # Nor may a refused operation change anything that only shows later.
     everything: list[Operation] = [("irq_line", (gsi, level, 0)) for gsi in range(24) for level in (True, False)]
     assert machine.apply_all(everything) == other.apply_all(everything)
     assert machine.state() == other.state()
@@ -173,7 +173,7 @@ def test_the_same_operations_give_the_same_answers_and_the_same_state(history: l
 
 @quick
 @given(st.lists(lines | lines | acks | acks | operations | raw_restores, max_size=40))
-def test_a_listener_is_told_whenever_there_comes_to_be_an_interrupt_to_take(history: list[Operation]) -> None:
+def test_a_listener_is_notified_whenever_an_interrupt_becomes_pending(history: list[Operation]) -> None:
     machine = Machine()
     machine.lapic_write(1, Reg.LVT_LINT0, 0x700)
     told: list[Event] = []
@@ -185,7 +185,7 @@ def test_a_listener_is_told_whenever_there_comes_to_be_an_interrupt_to_take(hist
         machine.apply(operation)
         after = {cpu.id for cpu in cpus if cpu.has_interrupt()}
         pending = [event.vcpu for event in told if isinstance(event, InterruptPending)]
-        if operation[0] in ("write_entry", "close_source"):  # several operations in one
+        if operation[0] in ("write_entry", "close_source"):  # these are several operations in one
             assert set(pending) >= after - before
         else:
             assert sorted(pending) == sorted(after - before)
@@ -245,7 +245,7 @@ ORDER = [0, 1, *range(8, 16), 3, 4, 5, 6, 7]  # line 2 is the secondary
 
 @quick
 @given(st.lists(st.sampled_from(ORDER) | st.just("serve"), max_size=60))
-def test_edges_are_served_best_first_each_once_and_a_better_one_interrupts(script: list[int | str]) -> None:
+def test_edges_are_served_by_priority_each_once_and_a_higher_one_interrupts(script: list[int | str]) -> None:
     pc = Pc()
     pc.initialise_pics()
     pending: set[int] = set()
@@ -290,7 +290,7 @@ def test_a_local_apic_gives_each_vector_above_its_priority_once_and_the_highest_
 
 @quick
 @given(st.lists(lines, max_size=40))
-def test_every_level_that_is_high_is_served_and_nothing_is_left_once_its_driver_has_lowered_it(
+def test_every_high_level_is_served_and_none_after_it_was_lowered(
     history: list[Operation],
 ) -> None:
     machine = Machine()
@@ -314,7 +314,7 @@ def test_every_level_that_is_high_is_served_and_nothing_is_left_once_its_driver_
 
 @quick
 @given(st.integers(0, 23), entries, st.booleans())
-def test_an_entry_reads_back_as_written_but_for_its_read_only_bits(pin: int, entry: int, high: bool) -> None:
+def test_an_entry_reads_back_as_written_except_for_read_only_bits(pin: int, entry: int, high: bool) -> None:
     pc = Pc()
     pc.line(pin, high)
     pc.program(pin, entry)

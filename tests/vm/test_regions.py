@@ -1,4 +1,4 @@
-"""Regions: ranges of a bus that a line source answers for. KVM: kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*."""
+"""Regions: bus ranges that a line source owns and answers. KVM: kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LIMIT = 20 * MS
 
 
 class Owner:
-    """A line source, and what it is told."""
+    """A line source, and the events it receives."""
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
         self.source = vm.open_source("owner")
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         self.lost = False
 
     def hear(self, event: Event) -> None:
-        self.told.append(event)
+        self.events.append(event)
         if isinstance(event, RegionsLost):
             self.lost = True
 
@@ -77,32 +77,32 @@ def refused(call: Callable[[], object]) -> int:
 def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3FD, 1))
-    assert owner.told == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
+    assert owner.events == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
     assert not access.done
     done: list[str] = []
-    access.when_done(lambda: done.append("told"))
+    access.when_done(lambda: done.append("completed"))
     assert owner.complete(access, 0x60)
-    assert done == ["told"]
+    assert done == ["completed"]
     assert access.result() == (0x60, True)
     assert not owner.complete(access, 0x61), "it is answered once"
     access.when_done(lambda: done.append("late"))
-    assert done == ["told", "late"], "who asks afterwards is told at once"
+    assert done == ["completed", "late"], "a later caller is notified at once"
 
 
-def test_a_write_goes_there_too_and_waits(vm: Vm, owner: Owner) -> None:
+def test_a_write_goes_to_the_owner_and_waits_too(vm: Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x1000)
     access = forwarded(lambda: vm.mmio_write(0, 0xD000_0010, 8, 0x1122_3344_5566_7788))
-    assert owner.told == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
+    assert owner.events == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
     assert owner.complete(access, 99)
     assert access.result() == (0, True)
 
 
-def test_an_access_that_is_not_in_it_whole_is_unclaimed(vm: Vm, owner: Owner) -> None:
+def test_an_access_that_exceeds_the_region_is_unclaimed(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     owner.register(PIO, 0x400, 8)
     assert vm.pio_read(0, 0x3FE, 4) is None
     assert vm.pio_read(0, 0x3F7, 2) is None
-    assert not owner.told
+    assert not owner.events
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_access_that_is_not_in_it_whole_is_unclaimed(vm: Vm, owner: Owner) ->
         (MMIO, 0xFEC0_0080, 4),  # the IOAPIC
     ],
 )
-def test_a_range_that_is_claimed_is_eexist(vm: Vm, owner: Owner, space: Space, start: int, length: int) -> None:
+def test_a_claimed_range_is_eexist(vm: Vm, owner: Owner, space: Space, start: int, length: int) -> None:
     owner.register(PIO, 0x3F8, 8)
     assert refused(lambda: Owner(vm).register(space, start, length)) == errno.EEXIST
 
@@ -146,12 +146,12 @@ def test_a_chip_finds_its_ports_claimed() -> None:
         (PIO, 0, 3, {"doorbell": 1, "datamatch": 0}),
     ],
 )
-def test_what_is_no_region_is_einval(owner: Owner, space: int, start: int, length: int, what: dict[str, int]) -> None:
+def test_an_invalid_region_is_einval(owner: Owner, space: int, start: int, length: int, what: dict[str, int]) -> None:
     assert refused(lambda: owner.register(space, start, length, **what)) == errno.EINVAL
 
 
 def test_a_bus_has_1000_devices(vm: Vm, owner: Owner) -> None:
-    for number in range(MAX_DEVICES - 3):  # there are the PICs' three
+    for number in range(MAX_DEVICES - 3):  # the PICs have three
         owner.register(PIO, 0x1000 + number, 1)
     assert refused(lambda: owner.register(PIO, 0x8000, 1)) == errno.ENOSPC
     owner.register(MMIO, 0x8000, 1)
@@ -171,7 +171,7 @@ def test_every_doorbell_is_a_device_of_the_bus(vm: Vm, owner: Owner) -> None:
     Owner(vm).register(PIO, 0x300, 4)
 
 
-def test_what_is_not_ones_own_is_enoent(vm: Vm, owner: Owner) -> None:
+def test_another_owners_region_is_enoent(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     other = Owner(vm)
     assert refused(lambda: vm.unregister_region(other.source, PIO, 0x3F8)) == errno.ENOENT
@@ -182,7 +182,7 @@ def test_what_is_not_ones_own_is_enoent(vm: Vm, owner: Owner) -> None:
     assert not access.done
 
 
-def test_an_answer_that_does_not_fit_is_refused_and_the_vcpu_waits_on(vm: Vm, owner: Owner) -> None:
+def test_an_answer_out_of_range_is_refused_and_the_vcpu_waits_on(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3F8, 2))
     assert refused(lambda: owner.complete(access, 0x1_0000)) == errno.EINVAL
@@ -205,7 +205,7 @@ def test_an_owner_that_leaves_answers_with_all_ones(vm: Vm, owner: Owner, how: s
     Owner(vm).register(PIO, 0x3F8, 8)
 
 
-def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, owner: Owner) -> None:
+def test_an_owner_that_does_not_answer_in_time_loses_its_regions(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     owner.register(MMIO, 0xD000_0000, 4)
     answered = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
@@ -215,7 +215,7 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
     move(vm, LIMIT - 1)
     assert not owner.lost
     move(vm, 1)
-    assert owner.told[-1] == RegionsLost(PIO, 0x3F9)
+    assert owner.events[-1] == RegionsLost(PIO, 0x3F9)
     assert late.result() == (0xFF, False)
     assert later.result() == (0xFFFF_FFFF, False)
     assert vm.describe().sources[0].regions == []
@@ -224,7 +224,7 @@ def test_an_owner_that_does_not_answer_in_time_has_no_regions_any_more(vm: Vm, o
 
 
 def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Owner, list[Access]]:
-    """An owner that needs 60 of the 100 ms for each of five accesses, and may leave out the first."""
+    """An owner that needs 60 of the 100 ms for each of five accesses, and may skip the first."""
     vm = Vm("slow", access_ns=100 * MS)
     vm.create_irqchip()
     vm.create_vcpu(0)
@@ -238,14 +238,14 @@ def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Own
     return owner, accesses
 
 
-def test_an_accesss_time_begins_when_it_is_forwarded_whoever_else_waits() -> None:
+def test_an_accesss_time_begins_when_it_is_forwarded_even_if_others_wait() -> None:
     owner, accesses = slow_owner(of_one_session=False)
     assert owner.lost
     assert accesses[-1].result() == (0xFF, False)
     assert not owner.complete(accesses[-1], 7)
 
 
-def test_in_a_string_of_accesses_it_begins_when_the_one_before_is_answered() -> None:
+def test_in_a_string_of_accesses_each_time_begins_at_the_previous_answer() -> None:
     owner, accesses = slow_owner(of_one_session=True)
     assert [access.result() for access in accesses] == [(7, True)] * 5
     assert not owner.lost
@@ -258,14 +258,14 @@ def test_answers_to_others_do_not_make_up_for_the_first_of_a_string() -> None:
 
 
 def lose(vm: Vm, owner: Owner, port: int) -> None:
-    """An owner does not answer in time."""
+    """Let an owner miss the time for an access."""
     owner.lost = False
     forwarded(lambda: vm.pio_read(0, port, 1))
     move(vm, LIMIT)
     assert owner.lost
 
 
-def test_a_range_that_is_lost_twice_is_nobodys_for_a_while(vm: Vm, owner: Owner) -> None:
+def test_a_range_that_is_lost_twice_cannot_be_claimed_for_a_while(vm: Vm, owner: Owner) -> None:
     for _ in range(2):
         owner.register(PIO, 0x300, 8)
         lose(vm, owner, 0x301)
@@ -274,7 +274,7 @@ def test_a_range_that_is_lost_twice_is_nobodys_for_a_while(vm: Vm, owner: Owner)
         assert refused(partial(who.register, PIO, start, 8)) == errno.EBUSY
     another.register(PIO, 0x308, 8)
     another.register(MMIO, 0x300, 8)
-    another.register(PIO, 0x300, 8, doorbell=1)  # for which no vCPU waits
+    another.register(PIO, 0x300, 8, doorbell=1)  # no vCPU waits for a doorbell
     vm.unregister_region(another.source, PIO, 0x300)
     assert vm.pio_read(0, 0x301, 1) is None
     move(vm, BARRED_PERIODS * LIMIT)
@@ -310,13 +310,13 @@ def test_losses_long_ago_are_forgiven(vm: Vm, owner: Owner) -> None:
     ("start", "length"), [(0xFEE0_0000, 1), (0xFEE0_0FFF, 1), (0xFEDF_FFFF, 2), (0xFEC0_1000, 0x100_0000)]
 )
 @pytest.mark.parametrize("doorbell", [0, 1])
-def test_the_local_apics_page_is_theirs(owner: Owner, start: int, length: int, doorbell: int) -> None:
+def test_the_local_apics_page_cannot_be_claimed(owner: Owner, start: int, length: int, doorbell: int) -> None:
     assert refused(lambda: owner.register(MMIO, start, length, doorbell=doorbell)) == errno.EEXIST
     owner.register(MMIO, 0xFEDF_F000, 0x1000)
     owner.register(MMIO, 0xFEE0_1000, 0x1000)
 
 
-def test_without_local_apics_the_page_is_free_and_with_a_region_there_can_be_none() -> None:
+def test_without_local_apics_the_page_is_free_and_a_region_there_excludes_them() -> None:
     vm = Vm("test")
     owner = Owner(vm)
     owner.register(MMIO, 0xFEE0_0000, 0x1000)
@@ -341,7 +341,7 @@ def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: 
     forwarded(lambda: vm.pio_read(0, 0x300, 1))
     alarm = vm._board.regions._owners[owner.source].alarm
     assert alarm is not None
-    ring = alarm.ring  # the scheduler's thread has it in its hands, and waits for the VM's lock
+    ring = alarm.ring  # the scheduler's thread has taken the alarm, and waits for the VM's lock
     vm.close_source(owner.source)
     ring()
 
@@ -358,21 +358,21 @@ def test_a_prompt_owner_keeps_its_regions() -> None:
     assert not owner.lost
 
 
-def test_the_end_of_the_vm_is_told(vm: Vm, owner: Owner) -> None:
+def test_owners_are_notified_of_the_vms_end(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
     vm.delete()
     assert refused(access.result) == errno.ENOENT
 
 
-def test_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
+def test_an_access_to_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     assert refused(lambda: vm.pio_read(0, 0x3F8, 1, owner.source)) == errno.EDEADLK
     assert refused(lambda: vm.pio_write(0, 0x3F8, 1, 0, owner.source)) == errno.EDEADLK
-    assert not owner.told
+    assert not owner.events
 
 
-def test_so_many_accesses_may_wait() -> None:
+def test_waiting_accesses_are_bounded() -> None:
     vm = Vm("test")
     vm.create_vcpu(0)
     owner = Owner(vm)
@@ -383,10 +383,10 @@ def test_so_many_accesses_may_wait() -> None:
     forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
 
 
-def test_a_doorbell_is_told_and_nobody_waits(vm: Vm, owner: Owner) -> None:
+def test_a_doorbell_is_reported_and_the_vcpu_does_not_wait(vm: Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x100, doorbell=1)
     assert vm.mmio_write(0, 0xD000_0004, 4, 7)
-    assert owner.told == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
+    assert owner.events == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
     assert vm.mmio_read(0, 0xD000_0004, 4) is None, "as of an ioeventfd, which takes writes only"
 
 
@@ -395,9 +395,9 @@ def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> 
     owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
     other.register(PIO, 0xC010, 2, doorbell=1, datamatch=1)
     assert vm.pio_write(0, 0xC010, 2, 1)
-    assert other.told == [Doorbell(PIO, 0xC010, 2, 1)]
-    assert not owner.told
-    assert not vm.pio_write(0, 0xC010, 2, 2), "nobody's value"
+    assert other.events == [Doorbell(PIO, 0xC010, 2, 1)]
+    assert not owner.events
+    assert not vm.pio_write(0, 0xC010, 2, 2), "no doorbell has this value"
     assert not vm.pio_write(0, 0xC010, 1, 1), "another length"
     vm.unregister_region(other.source, PIO, 0xC010, 1)
     assert not vm.pio_write(0, 0xC010, 2, 1)
@@ -428,17 +428,17 @@ def test_accesses_are_traced_as_a_chips_are(vm: Vm, owner: Owner) -> None:
     assert trace.seen == [(False, 0x3F8, 1, 0x41), (True, 0x3F8, 1, 0x42)]
 
 
-def test_a_closed_source_can_have_none(vm: Vm, owner: Owner) -> None:
+def test_a_closed_source_cannot_have_regions(vm: Vm, owner: Owner) -> None:
     source: LineSource = owner.source
     vm.close_source(source)
     assert refused(lambda: owner.register(PIO, 0x3F8, 8)) == errno.ENOENT
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8), st.booleans()), max_size=12))
-def test_no_two_regions_overlap_and_a_port_is_of_the_one_that_has_it(ranges: list[tuple[int, int, bool]]) -> None:
+def test_regions_do_not_overlap_and_a_port_belongs_to_the_region_around_it(ranges: list[tuple[int, int, bool]]) -> None:
     vm = Vm("test")
     vm.create_vcpu(0)
-    owner, claimed = Owner(vm), dict[int, int]()  # by port, where its region begins
+    owner, claimed = Owner(vm), dict[int, int]()  # by port, the start of its region
     for start, length, stays in ranges:
         ports = range(start, start + length)
         if any(port in claimed for port in ports):

@@ -38,12 +38,12 @@ def test_a_name_is_taken_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "0", "A-b_c.9", "x" * 64])
-def test_names_that_are_well_formed(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert Registry(max_vms=1).create(name).name == name
 
 
 @pytest.mark.parametrize("name", [" ", "-a", ".a", "_a", "a b", "a/b", "a\n", "ä", "x" * 65])
-def test_names_that_are_not(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     registry = Registry(max_vms=1)
     with refused("EINVAL"):
         registry.create(name)
@@ -80,7 +80,7 @@ def test_the_vms_have_as_many_vcpus_as_are_allowed() -> None:
         vm.create_vcpu(1)
 
 
-def test_a_deleted_vm_is_gone_for_those_who_still_hold_it() -> None:
+def test_a_deleted_vm_refuses_calls_of_its_holders() -> None:
     registry = Registry(max_vms=1)
     told: list[str] = []
     vm = registry.create("web")
@@ -95,7 +95,7 @@ def test_a_deleted_vm_is_gone_for_those_who_still_hold_it() -> None:
 
 @contextmanager
 def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A VM that takes its time to be made, in another thread: until the event."""
+    """A VM whose creation takes its time in another thread, until the event is set."""
     begun, go_on = threading.Event(), threading.Event()
     real = Vm.__init__
 
@@ -116,7 +116,7 @@ def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -
         made.result(5)
 
 
-def test_a_vm_that_is_being_made_holds_its_name_and_its_place_and_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_being_created_holds_its_name_and_its_place_but_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(max_vms=3)
     with being_made(registry, "vm-1", monkeypatch):
         assert registry.create("quick").name == "quick"
@@ -132,7 +132,7 @@ def test_a_vm_that_is_being_made_holds_its_name_and_its_place_and_nobody_up(monk
     assert names(registry) == ["quick", "vm-1", "vm-2"]
 
 
-def test_a_vm_that_can_not_be_made_leaves_its_name_and_its_place() -> None:
+def test_a_failed_creation_frees_its_name_and_its_place() -> None:
     registry = Registry(max_vms=1)
     state = registry.create("web").save()
     registry.delete("web")
@@ -142,7 +142,7 @@ def test_a_vm_that_can_not_be_made_leaves_its_name_and_its_place() -> None:
     assert registry.restore("web", state).name == "web"
 
 
-def test_the_list_goes_on_behind_any_name() -> None:
+def test_the_list_continues_after_any_name() -> None:
     registry = Registry(max_vms=10)
     for name in ("b", "d", "a", "c", "B"):
         registry.create(name)

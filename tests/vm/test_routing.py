@@ -1,4 +1,4 @@
-"""GSI routing: what a table may contain, and where it leads."""
+"""GSI routing: the tables that are accepted, and where they lead."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_table_that_kvm_refuses_is_refused_and_the_old_one_stays(routes: list[
         [PinRoute(gsi, IOAPIC, 0) for gsi in range(MAX_GSIS)],
     ],
 )
-def test_a_table_that_kvm_takes_is_taken(routes: list[Route]) -> None:
+def test_a_table_that_kvm_accepts_is_accepted(routes: list[Route]) -> None:
     check_routes(routes)
 
 
@@ -75,7 +75,7 @@ def test_by_default_a_gsi_leads_to_the_pin_of_its_number(gsi: int) -> None:
     pc.program(gsi, 0x40 + gsi)
     pc.line(gsi, 1)
     taken = [pc.take(), pc.take()]
-    if gsi == 2:  # the cascade input: the secondary is asked, and has nothing
+    if gsi == 2:  # the cascade input: the secondary has no request
         assert taken == [SECONDARY + 7, 0x42]
     elif gsi < 16:
         assert taken == [PRIMARY + gsi, 0x40 + gsi]
@@ -113,7 +113,7 @@ def test_one_gsi_can_lead_to_all_three_chips() -> None:
     assert [pc.take(), pc.take()] == [SECONDARY + 3, 0x37]
 
 
-def test_replacing_the_routes_does_not_lower_what_is_high() -> None:
+def test_replacing_the_routes_does_not_lower_high_lines() -> None:
     pc = Pc()
     pc.program(16, LEVEL | 0x31)
     pc.line(16, 1)
@@ -135,7 +135,7 @@ def test_a_gsi_that_leads_to_an_msi_sends_it_when_raised() -> None:
     pc = Pc(2)
     pc.vm.set_routing([MsiRoute(60, MSI | 1 << 12, 0x41), MsiRoute(61, 0x1234_5678_FEE0_0000, 0x42, flags=1)])
     assert pc.line(60, 1, 0) == [1, -1]
-    assert pc.line(61, 1) == [1]  # the high half of the address is no matter
+    assert pc.line(61, 1) == [1]  # the high half of the address is ignored
     assert pc.takers() == {0: 0x42, 1: 0x41}
 
 
@@ -145,14 +145,14 @@ def test_a_gsi_that_leads_to_an_msi_sends_it_when_raised() -> None:
         (MSI, 0x31, 1, 0x31),
         (0x1230_0000, 0x31, 1, 0x31),  # the address need not be FEEh
         (0xABCD_0000_FEE0_0000, 0x31, 1, 0x31),
-        (MSI, 0x05, 1, None),  # accepted, and never above any priority
-        (MSI | 9 << 12, 0x31, 0, None),  # nobody
+        (MSI, 0x05, 1, None),  # accepted, but never above any priority
+        (MSI | 9 << 12, 0x31, 0, None),  # no such vCPU
         (MSI, 0x331, 1, None),  # remote read
         (MSI, 0x631, 1, None),  # start-up
         (MSI, 0x731, 0, None),  # ExtINT
     ],
 )
-def test_what_signalling_an_msi_answers(address: int, data: int, status: int, vector: int | None) -> None:
+def test_the_status_of_signalling_an_msi(address: int, data: int, status: int, vector: int | None) -> None:
     pc = Pc()
     assert pc.vm.signal_msi(address, data) == status
     assert pc.take() == vector

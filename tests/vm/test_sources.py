@@ -1,4 +1,4 @@
-"""Line sources: what those of a VM may hold together, and their bitmaps."""
+"""Line sources: how much a VM's sources may hold together, and their bitmaps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vm_with_irqchip() -> Vm:
 
 
 def held(vm: Vm) -> int:
-    """What the sources hold by their own account, which is that of all together."""
+    """The total that the sources hold, by their own accounts; checks that the VM's total agrees."""
     size = sum(source.bytes for source in vm._sources.values())
     assert vm._sources_bytes._total == size
     return size
@@ -44,7 +44,7 @@ def test_a_bitmap_has_the_gsis_that_it_was_made_of(gsis: set[int]) -> None:
     assert gsis_of(bits_of(gsis)) == sorted(gsis)
 
 
-def test_a_vm_has_so_many_sources() -> None:
+def test_the_sources_of_a_vm_are_bounded() -> None:
     vm = vm_with_irqchip()
     sources = [vm.open_source("") for _ in range(MAX_SOURCES)]
     with refused("ENOSPC"):
@@ -54,7 +54,7 @@ def test_a_vm_has_so_many_sources() -> None:
     assert restored(vm).describe(room=0).source_count == MAX_SOURCES
 
 
-def test_long_names_and_high_lines_and_resampled_gsis_find_their_bound() -> None:
+def test_names_lines_and_resampled_gsis_are_bounded_together() -> None:
     vm = vm_with_irqchip()
     high, many = vm.open_source("high"), vm.open_source("many", resampled=range(1000))
     while held(vm) + bytes_of(LONGEST, 0, 0) <= SOURCES_BYTES:
@@ -73,7 +73,7 @@ def test_long_names_and_high_lines_and_resampled_gsis_find_their_bound() -> None
     assert vm.describe().sources[:-1] == before.sources
     assert vm.irq_line(MAX_GSIS - 1, False, high) == -1, "what falls needs no room"
     assert vm.irq_line(MAX_GSIS, True, high) == -1, "nor does what leads nowhere"
-    vm.irq_line(MAX_GSIS - 1, True)  # source 0 has always room
+    vm.irq_line(MAX_GSIS - 1, True)  # source 0 always has room
     assert snapshot_to(vm.save()).ByteSize() < Limits().message_bytes
     assert restored(vm).save().sources == vm.save().sources
     vm.close_source(many)
@@ -95,7 +95,7 @@ def test_a_hundred_sources_of_all_lines_can_be_moved() -> None:
     assert held(moved) <= held(vm)
 
 
-def test_sources_restored_hold_no_more_than_others() -> None:
+def test_restored_sources_are_bounded_too() -> None:
     vm = vm_with_irqchip()
     state = vm.save()
     one = SourceState(source=1, client="x", asserted=b"\xff" * (MAX_GSIS // 8), resampled_gsis={})
@@ -127,10 +127,10 @@ def test_a_vm_whose_sources_hold_the_most_is_a_few_mebibytes(resampled: int) -> 
     assert held < 6 << 20
 
 
-# What Halts gave back.
+# Interrupts that halts gave back.
 
 
-def test_interrupts_that_nobody_got_are_bounded() -> None:
+def test_interrupts_given_back_are_bounded() -> None:
     pc = Pc()
     cpu = pc.vm._board.cpus[0]
     for vector in range(100, 100 + 2 * MAX_QUEUED):
@@ -143,8 +143,8 @@ def test_interrupts_that_nobody_got_are_bounded() -> None:
         Vm.restored("more", MAX_VCPUS, replace(state, vcpus=(replace(vcpu, queued=((33, False),) * (MAX_QUEUED + 1)),)))
 
 
-def test_what_can_wait_at_once_has_room() -> None:
-    """One of each class of the local APIC, taken from below, and none of them ended."""
+def test_every_interrupt_that_can_be_given_back_has_room() -> None:
+    """One interrupt per class of the local APIC, taken from the lowest up, and none ended."""
     pc = Pc()
     vectors = list(range(0x1F, 0x100, 0x10))
     halts = []
@@ -169,7 +169,7 @@ def pages(vm: Vm, room: int) -> list[list[str]]:
     return found
 
 
-def test_sources_are_described_in_pages_of_so_many_bytes() -> None:
+def test_sources_are_listed_in_pages_of_bounded_size() -> None:
     vm = vm_with_irqchip()
     for number in range(10):
         vm.open_source(f"client {number}")

@@ -17,13 +17,13 @@ from tests.vm.pc import MSI, Ear, Pc, refused
 
 SPLIT_IRQCHIP = 121
 RESERVED = 24
-LEVEL = 1 << 15  # of an MSI's data
+LEVEL = 1 << 15  # in an MSI's data
 LOGICAL, EXTINT = 1 << 2, 0x700
 SVR_ENABLED = 0x1FF
 
 
 class SplitPc(Pc):
-    """A VM whose local APICs alone are here, all of them enabled."""
+    """A VM with a split irqchip, all of whose local APICs are enabled."""
 
     def __init__(self, vcpus: int = 1, reserved: int = RESERVED) -> None:
         self.clock = VirtualClock()
@@ -44,10 +44,10 @@ def route(gsi: int, vector: int, *, vcpu: int = 0, level: bool = True) -> MsiRou
     return MsiRoute(gsi, MSI | vcpu << 12, (LEVEL | 0x4000 if level else 0) | vector)
 
 
-# Splitting it.
+# Enabling it.
 
 
-def test_it_is_split_once_and_has_no_whole_irqchip_then() -> None:
+def test_an_irqchip_is_split_once_and_cannot_become_full() -> None:
     vm = Vm("vm")
     assert vm.describe().irqchip_mode == "none"
     vm.enable_cap(SPLIT_IRQCHIP, 0, [24])
@@ -58,10 +58,10 @@ def test_it_is_split_once_and_has_no_whole_irqchip_then() -> None:
         vm.create_irqchip()
 
 
-def test_it_comes_before_the_vcpus_and_instead_of_the_whole() -> None:
+def test_splitting_comes_before_the_vcpus_and_excludes_a_full_irqchip() -> None:
     vm = Vm("vm")
     vm.create_vcpu(0)
-    with refused("EEXIST"):  # of the whole it is EINVAL
+    with refused("EEXIST"):  # with a full irqchip it is EINVAL
         vm.enable_cap(SPLIT_IRQCHIP)
     vm = Vm("vm")
     vm.create_irqchip()
@@ -71,7 +71,7 @@ def test_it_comes_before_the_vcpus_and_instead_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("args", [[], [0], [4096], [24, 1, 2, 3]])
-def test_arguments_that_it_takes(args: list[int]) -> None:
+def test_accepted_arguments(args: list[int]) -> None:
     vm = Vm("vm")
     vm.enable_cap(SPLIT_IRQCHIP, 0, args)
     assert vm.describe().irqchip_mode == "split"
@@ -89,7 +89,7 @@ def test_arguments_that_it_takes(args: list[int]) -> None:
         (1 << 31, 0, []),
     ],
 )
-def test_what_it_does_not_take_changes_nothing(capability: int, flags: int, args: list[int]) -> None:
+def test_refused_arguments_change_nothing(capability: int, flags: int, args: list[int]) -> None:
     vm = Vm("vm")
     with refused("EINVAL"):
         vm.enable_cap(capability, flags, args)
@@ -120,7 +120,7 @@ def test_of_several_errors_the_argument_comes_first() -> None:
         (lambda vm: vm.open_source("device", resampled=[4]), "EINVAL"),
     ],
 )
-def test_what_needs_the_chips_that_are_not_here(pc: SplitPc, operation: Callable[[Vm], object], reason: str) -> None:
+def test_operations_on_the_vmms_chips_are_refused(pc: SplitPc, operation: Callable[[Vm], object], reason: str) -> None:
     pc.vm.set_routing([route(4, 0x34)])
     with refused(reason):
         operation(pc.vm)
@@ -128,7 +128,7 @@ def test_what_needs_the_chips_that_are_not_here(pc: SplitPc, operation: Callable
 
 
 @pytest.mark.parametrize("port", [0x20, 0x21, 0x40, 0x43, 0x61, 0xA0, 0x4D0])
-def test_ports_and_the_ioapic_are_the_vmm_s(pc: SplitPc, port: int) -> None:
+def test_ports_and_the_ioapics_page_are_unclaimed(pc: SplitPc, port: int) -> None:
     assert pc.vm.pio_read(0, port, 1) is None
     assert not pc.vm.pio_write(0, port, 1, 0)
     assert pc.vm.mmio_read(0, 0xFEC0_0000, 4) is None
@@ -138,7 +138,7 @@ def test_ports_and_the_ioapic_are_the_vmm_s(pc: SplitPc, port: int) -> None:
 # Local APICs.
 
 
-def test_its_local_apics_can_keep_their_eois_from_the_ioapic(pc: SplitPc) -> None:
+def test_its_local_apics_have_directed_eoi(pc: SplitPc) -> None:
     assert pc.lapic_read(0, Reg.VERSION) == VERSION | VERSION_DIRECTED_EOI
     pc.lapic_write(0, Reg.SVR, SVR_ENABLED | SVR_DIRECTED_EOI)
     assert pc.lapic_read(0, Reg.SVR) == SVR_ENABLED | SVR_DIRECTED_EOI
@@ -159,7 +159,7 @@ def test_neither_a_reset_nor_a_restored_state_changes_the_version(pc: SplitPc) -
     assert pc.lapic_read(0, Reg.VERSION) == VERSION | VERSION_DIRECTED_EOI
 
 
-def test_interrupts_between_vcpus_timers_and_signals_are_as_ever(pc: SplitPc) -> None:
+def test_ipis_timers_and_signals_work_as_in_a_full_irqchip(pc: SplitPc) -> None:
     pc.msi(1, 0x31)
     pc.ipi(0, 0x4041, destination=1)
     pc.count_apic(0, 0x51, 100)
@@ -173,7 +173,7 @@ def test_interrupts_between_vcpus_timers_and_signals_are_as_ever(pc: SplitPc) ->
 # Lines.
 
 
-def test_lines_lead_to_msis_alone_and_at_first_nowhere(pc: SplitPc) -> None:
+def test_lines_are_routed_to_msis_alone_and_at_first_nowhere(pc: SplitPc) -> None:
     assert pc.vm.routing() == ()
     assert pc.line(4, 1, 0, 1) == [-1, -1, -1]
     pc.vm.set_routing([route(4, 0x34, vcpu=1), route(30, 0x41, level=False)])
@@ -185,7 +185,7 @@ def test_lines_lead_to_msis_alone_and_at_first_nowhere(pc: SplitPc) -> None:
     assert pc.line(4, 0, 1) == [-1, 0]
 
 
-def test_what_sources_drive_is_listed_and_dropped(pc: SplitPc) -> None:
+def test_a_sources_levels_are_listed_and_dropped(pc: SplitPc) -> None:
     source = pc.vm.open_source("device")
     pc.line(4, 1, source=source)
     assert pc.vm.describe().sources[0].asserted == [4]
@@ -206,7 +206,7 @@ def serve(pc: SplitPc, gsi: int, vcpu: int = 0) -> None:
     pc.eoi(vcpu)
 
 
-def test_an_eoi_of_a_reserved_level_route_is_told(pc: SplitPc) -> None:
+def test_an_eoi_of_a_reserved_level_route_is_reported(pc: SplitPc) -> None:
     ear, other = Ear(pc.vm, [0]), Ear(pc.vm, [1])
     pc.vm.set_routing([route(4, 0x34), route(5, 0x45, vcpu=1)])
     assert pc.line(4, 1) == [1]
@@ -216,12 +216,12 @@ def test_an_eoi_of_a_reserved_level_route_is_told(pc: SplitPc) -> None:
     assert eois(ear) == [IoapicEoi(0, 0x34)]
     serve(pc, 5, 1)
     assert (eois(ear), eois(other)) == ([], [IoapicEoi(1, 0x45)])
-    pc.eoi()  # of nothing
+    pc.eoi()  # with nothing in service
     assert eois(ear) == []
 
 
-def test_an_eoi_is_told_whoever_sent_the_vector(pc: SplitPc) -> None:
-    """As KVM knows the vector alone."""
+def test_an_eoi_is_reported_whatever_sent_the_vector(pc: SplitPc) -> None:
+    """KVM knows the vector alone, not what sent it."""
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(4, 0x34)])
     pc.msi(0, 0x34)
@@ -229,7 +229,7 @@ def test_an_eoi_is_told_whoever_sent_the_vector(pc: SplitPc) -> None:
     assert eois(ear) == [IoapicEoi(0, 0x34)]
 
 
-def test_of_edges_and_of_gsis_beyond_the_reserved_ones_nothing_is_told() -> None:
+def test_eois_of_edges_and_of_unreserved_gsis_are_not_reported() -> None:
     pc = SplitPc(reserved=8)
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(7, 0x37), route(8, 0x48), route(6, 0x56, level=False)])
@@ -240,7 +240,7 @@ def test_of_edges_and_of_gsis_beyond_the_reserved_ones_nothing_is_told() -> None
     assert eois(ear) == [IoapicEoi(0, 0x37)]
 
 
-def test_with_none_reserved_nothing_is_told() -> None:
+def test_without_reserved_gsis_no_eoi_is_reported() -> None:
     pc = SplitPc(reserved=0)
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(0, 0x37)])
@@ -248,16 +248,16 @@ def test_with_none_reserved_nothing_is_told() -> None:
     assert eois(ear) == []
 
 
-def test_a_vcpu_that_the_route_does_not_lead_to_tells_nothing(pc: SplitPc) -> None:
+def test_an_eoi_of_a_vcpu_that_is_no_destination_is_not_reported(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [1])
     pc.vm.set_routing([route(4, 0x34)])
-    assert pc.take(1) is None  # it looks at the routes now; a vector that it had by then would count
+    assert pc.take(1) is None  # it scans the routes now; a vector it already had would count
     pc.msi(1, 0x34)
     assert pc.serve_all(1) == [0x34]
     assert eois(ear) == []
 
 
-def test_a_logical_route_leads_to_its_members(pc: SplitPc) -> None:
+def test_eois_of_all_vcpus_of_a_logical_route_are_reported(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [0, 1])
     for vcpu in (0, 1):
         pc.lapic_write(vcpu, Reg.LDR, 1 << 24 + vcpu)
@@ -268,8 +268,8 @@ def test_a_logical_route_leads_to_its_members(pc: SplitPc) -> None:
     assert eois(ear) == [IoapicEoi(0, 0x34), IoapicEoi(1, 0x34)]
 
 
-def test_who_keeps_its_eois_from_the_ioapic_still_leaves_the_guest_with_them(pc: SplitPc) -> None:
-    """KVM: lapic.c kvm_ioapic_send_eoi; the VMM is told, and has to look at SVR itself."""
+def test_eois_are_reported_despite_directed_eoi(pc: SplitPc) -> None:
+    """KVM: lapic.c kvm_ioapic_send_eoi; the VMM is notified, and has to check SVR itself."""
     ear = Ear(pc.vm, [0])
     pc.lapic_write(0, Reg.SVR, SVR_ENABLED | SVR_DIRECTED_EOI)
     pc.vm.set_routing([route(4, 0x34)])
@@ -277,7 +277,7 @@ def test_who_keeps_its_eois_from_the_ioapic_still_leaves_the_guest_with_them(pc:
     assert eois(ear) == [IoapicEoi(0, 0x34)]
 
 
-def test_replaced_routes_are_looked_at_again(pc: SplitPc) -> None:
+def test_replaced_routes_are_scanned_again(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(4, 0x34)])
     serve(pc, 4)
@@ -293,7 +293,7 @@ def test_replaced_routes_are_looked_at_again(pc: SplitPc) -> None:
     assert eois(ear) == []
 
 
-def test_an_interrupt_whose_route_was_pointed_elsewhere_meanwhile_is_told_of_once(pc: SplitPc) -> None:
+def test_an_interrupt_rerouted_in_service_is_reported_once(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(4, 0x34)])
     pc.line(4, 1)
@@ -307,7 +307,7 @@ def test_an_interrupt_whose_route_was_pointed_elsewhere_meanwhile_is_told_of_onc
     assert eois(ear) == []
 
 
-def test_a_vcpu_that_comes_to_have_the_destination_s_id_is_looked_at_again(pc: SplitPc) -> None:
+def test_a_vcpu_that_gets_the_destinations_id_scans_the_routes(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [1])
     pc.vm.set_routing([route(4, 0x34, vcpu=7)])
     pc.lapic_write(1, Reg.ID, 7 << 24)
@@ -315,7 +315,7 @@ def test_a_vcpu_that_comes_to_have_the_destination_s_id_is_looked_at_again(pc: S
     assert eois(ear) == [IoapicEoi(1, 0x34)]
 
 
-def test_with_a_whole_irqchip_no_such_eoi_is_told() -> None:
+def test_a_full_irqchip_reports_no_such_eoi() -> None:
     pc = Pc()
     ear = Ear(pc.vm, [0])
     pc.vm.set_routing([route(4, 0x34)])
@@ -337,7 +337,7 @@ def test_a_vector_of_the_vmm_s_pic_goes_through_lint0(pc: SplitPc) -> None:
     assert pc.vm.get_lapic(0).isr == 0
 
 
-def test_it_waits_for_lint0_to_let_it_through(pc: SplitPc) -> None:
+def test_the_vector_waits_until_lint0_is_unmasked(pc: SplitPc) -> None:
     ear = Ear(pc.vm, [1])
     pc.vm.interrupt(1, 0x08)  # its LINT0 is masked
     assert ear.heard() == []
@@ -347,7 +347,7 @@ def test_it_waits_for_lint0_to_let_it_through(pc: SplitPc) -> None:
     assert pc.vm.ack_interrupt(1) == (0x08, True)
 
 
-def test_one_waits_at_a_time(pc: SplitPc) -> None:
+def test_one_vector_waits_at_a_time(pc: SplitPc) -> None:
     pc.vm.interrupt(0, 0x08)
     for vector in (0x08, 0x09):
         with refused("EEXIST"):
@@ -358,13 +358,13 @@ def test_one_waits_at_a_time(pc: SplitPc) -> None:
     assert pc.take() == 0x09
 
 
-def test_it_comes_before_the_local_apic_s(pc: SplitPc) -> None:
+def test_the_vector_is_taken_before_the_local_apics(pc: SplitPc) -> None:
     pc.msi(0, 0xF1)
     pc.vm.interrupt(0, 0x00)
     assert [pc.take() for _ in range(3)] == [0x00, 0xF1, None]
 
 
-def test_it_ends_a_halt(pc: SplitPc) -> None:
+def test_the_vector_ends_a_halt(pc: SplitPc) -> None:
     outcomes: list[Outcome] = []
     pc.vm.halt(0, outcomes.append)
     pc.vm.interrupt(0, 0x08)
@@ -374,8 +374,8 @@ def test_it_ends_a_halt(pc: SplitPc) -> None:
     assert outcomes == [(0x08, True), (0x09, True)]
 
 
-def test_it_does_not_go_with_init_but_with_a_reset(pc: SplitPc) -> None:
-    """KVM: x86.c kvm_vcpu_reset clears what was injected, and not what is to be."""
+def test_a_reset_clears_the_vector_but_init_does_not(pc: SplitPc) -> None:
+    """KVM: x86.c kvm_vcpu_reset clears the injected interrupt, but not the one waiting to be injected."""
     pc.lapic_write(1, Reg.LVT_LINT0, EXTINT)
     pc.vm.interrupt(1, 0x08)
     pc.ipi(0, 0x4500, destination=1)
@@ -391,13 +391,13 @@ def test_it_does_not_go_with_init_but_with_a_reset(pc: SplitPc) -> None:
 
 
 @pytest.mark.parametrize("vector", [-1, 256, 1 << 31])
-def test_a_vector_that_is_none(pc: SplitPc, vector: int) -> None:
+def test_an_invalid_vector_is_refused(pc: SplitPc, vector: int) -> None:
     with refused("EINVAL"):
         pc.vm.interrupt(0, vector)
     assert pc.take() is None
 
 
-def test_who_has_no_pic_of_its_own_to_interrupt_for() -> None:
+def test_only_a_split_irqchip_takes_the_vmms_vectors() -> None:
     bare, whole = Vm("bare"), Pc().vm
     with refused("ENOENT"):
         whole.interrupt(5, 0x08)
@@ -405,5 +405,5 @@ def test_who_has_no_pic_of_its_own_to_interrupt_for() -> None:
     for vm in (bare, whole):
         with refused("ENXIO"):
             vm.interrupt(0, 0x08)
-        with refused("EINVAL"):  # which comes first
+        with refused("EINVAL"):  # the vector is checked first
             vm.interrupt(0, 256)

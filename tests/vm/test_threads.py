@@ -1,4 +1,4 @@
-"""A VM is driven by many threads at once: nothing is lost, and nothing is taken twice."""
+"""Many threads drive one VM: nothing is lost, and nothing is taken twice."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.vm.pc import LEVEL, Pc, to
 DEVICES = 4
 PULSES = 100
 VCPUS = 2
-PATIENCE = 30.0  # seconds, after which something was lost
+PATIENCE = 30.0  # seconds; a longer wait means that something was lost
 
 
 @pytest.fixture(autouse=True)
 def impatient_scheduler() -> Iterator[None]:
-    """Threads are switched far more often than usual."""
+    """Switch threads far more often than usual."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -33,7 +33,7 @@ def impatient_scheduler() -> Iterator[None]:
 
 
 def run_all(*tasks: Callable[[], object]) -> None:
-    """Run each in a thread of its own, and fail if one does."""
+    """Run each task in a thread of its own, and fail if one fails."""
     with ThreadPoolExecutor(len(tasks)) as pool:
         futures = [pool.submit(task) for task in tasks]
         for future in futures:
@@ -41,7 +41,7 @@ def run_all(*tasks: Callable[[], object]) -> None:
 
 
 class VcpuLoop:
-    """What a VMM does for a vCPU: wait to be told, then take and end all there is."""
+    """A VMM's thread for a vCPU: it waits for a notification, then takes and ends all interrupts."""
 
     def __init__(self, pc: Pc, vcpu: int, served: Callable[[int], None]) -> None:
         self._pc, self._vcpu, self._served = pc, vcpu, served
@@ -64,7 +64,7 @@ class VcpuLoop:
         self._stopped.set()
 
 
-def test_every_edge_that_waits_for_the_last_to_be_served_is_served_once() -> None:
+def test_every_edge_sent_after_the_last_was_served_is_served_once() -> None:
     pc = Pc(VCPUS)
     for device in range(DEVICES):
         pc.program(16 + device, to(device % VCPUS) | 0x40 + 0x10 * device)
@@ -133,7 +133,7 @@ def test_levels_from_many_sources_on_shared_pins_all_drop_in_the_end() -> None:
 
 
 class Dawdler(Observer):
-    """Lets other threads run in the middle of every operation, and counts those that are in the middle of one too."""
+    """Lets other threads run in the middle of every operation, and counts the threads that are inside an operation."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()

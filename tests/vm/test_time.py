@@ -1,4 +1,4 @@
-"""A guest's timers, on a virtual clock: every tick is counted, in its order, and twice the same."""
+"""A guest's timers on a virtual clock: every tick is counted, in order, and two runs are equal."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, Ear, Pc, refused, to
 MS = 1_000_000
 SECOND = 1_000_000_000
 PIT_FREQUENCY = 1_193_182
-HZ_100 = 11_932  # the count that guests use
+HZ_100 = 11_932  # the usual count of a guest
 TSC_DEADLINE_MSR, TSC_MSR = 0x6E0, 0x10
 NMI = Signal(DeliveryMode.NMI)
 
 
 def pit_period(count: int) -> int:
-    """Whole nanoseconds."""
+    """A PIT period in whole nanoseconds."""
     return int(Fraction(count * SECOND, PIT_FREQUENCY))
 
 
@@ -42,7 +42,7 @@ PIT_VECTOR, APIC_VECTOR = 0x30, 0xE0
 
 
 def run_ten_minutes(through: str) -> tuple[Counter[tuple[int, int]], list[tuple[int, int, int]], VmState]:
-    """How often each vCPU took each vector, the first and last it took and when, and the VM in the end."""
+    """How often each vCPU took each vector, the first and last vectors with their times, and the state at the end."""
     pc = Pc(2, pit=True)
     pc.start(1)
     if through == "PIC":
@@ -89,7 +89,7 @@ def test_ten_minutes_have_every_tick_once_at_its_time_and_twice_the_same(through
     ]
     assert sorted(log) == sorted(expected)
     assert end.now_ns == TEN_MINUTES
-    if through == "PIC":  # once is enough for the time that it takes
+    if through == "PIC":  # a run is slow, so only one of the two is repeated
         assert run_ten_minutes(through) == (counts, log, end)
 
 
@@ -98,7 +98,7 @@ def test_ten_minutes_have_every_tick_once_at_its_time_and_twice_the_same(through
 
 @pytest.fixture
 def pc() -> Pc:
-    """Through the PIC, 100 times a second."""
+    """A PC whose PIT ticks through the PIC 100 times a second."""
     pc = Pc(pit=True)
     pc.initialise_pics()
     return pc
@@ -108,7 +108,7 @@ PERIOD = pit_period(HZ_100)
 
 
 def serve_pic(pc: Pc) -> int:
-    """How many of the PIC's interrupts there are to take, one after the other."""
+    """Take the PIC's interrupts one after the other; returns their number."""
     served = 0
     while (vector := pc.take()) is not None:
         assert vector == PRIMARY
@@ -117,7 +117,7 @@ def serve_pic(pc: Pc) -> int:
     return served
 
 
-def test_ticks_that_were_not_taken_wait_and_come_one_after_the_other(pc: Pc) -> None:
+def test_missed_ticks_are_reinjected_one_after_the_other(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.vm.advance(7 * PERIOD)
     assert serve_pic(pc) == 7
@@ -127,7 +127,7 @@ def test_ticks_that_were_not_taken_wait_and_come_one_after_the_other(pc: Pc) -> 
     assert serve_pic(pc) == 1
 
 
-def test_each_waits_for_the_acknowledgement_of_the_last(pc: Pc) -> None:
+def test_each_tick_waits_for_the_acknowledgement_of_the_last(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.vm.advance(3 * PERIOD)
     assert pc.take() == PRIMARY
@@ -138,19 +138,19 @@ def test_each_waits_for_the_acknowledgement_of_the_last(pc: Pc) -> None:
     assert serve_pic(pc) == 3
 
 
-def test_without_reinjection_ticks_that_were_not_taken_are_lost(pc: Pc) -> None:
+def test_without_reinjection_missed_ticks_are_lost(pc: Pc) -> None:
     pc.vm.set_pit_reinject(False)
     pc.count_pit(HZ_100)
     pc.vm.advance(7 * PERIOD)
     assert serve_pic(pc) == 1
     pc.vm.advance(PERIOD)
     assert pc.take() == PRIMARY
-    pc.vm.advance(PERIOD)  # an edge behind the one in service
+    pc.vm.advance(PERIOD)  # an edge while one is in service
     pc.out(0x20, EOI)
     assert serve_pic(pc) == 1
 
 
-def test_reinjection_that_is_turned_on_begins_with_nothing_and_turned_off_keeps_no_tick_waiting(pc: Pc) -> None:
+def test_turning_reinjection_on_or_off_drops_waiting_ticks(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.vm.advance(5 * PERIOD)
     pc.vm.set_pit_reinject(False)
@@ -161,7 +161,7 @@ def test_reinjection_that_is_turned_on_begins_with_nothing_and_turned_off_keeps_
     assert serve_pic(pc) == 2
 
 
-def test_unmasking_the_pic_s_line_forgets_what_waits(pc: Pc) -> None:
+def test_unmasking_the_pics_line_drops_waiting_ticks(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.out(0x21, 0x01)
     pc.vm.advance(5 * PERIOD)
@@ -172,7 +172,7 @@ def test_unmasking_the_pic_s_line_forgets_what_waits(pc: Pc) -> None:
     assert serve_pic(pc) == 1
 
 
-def test_masking_it_forgets_nothing_and_nor_does_another_line(pc: Pc) -> None:
+def test_masking_it_or_changing_another_line_drops_no_tick(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.vm.advance(5 * PERIOD)
     pc.out(0x21, 0x02)
@@ -186,7 +186,7 @@ def test_masking_it_forgets_nothing_and_nor_does_another_line(pc: Pc) -> None:
     assert serve_pic(pc) == 1
 
 
-def test_unmasking_the_ioapic_s_pin_forgets_what_waits() -> None:
+def test_unmasking_the_ioapics_pin_drops_waiting_ticks() -> None:
     pc = Pc(pit=True)
     pc.mask_pics()
     pc.program(0, 0x30)
@@ -199,20 +199,20 @@ def test_unmasking_the_ioapic_s_pin_forgets_what_waits() -> None:
     assert pc.serve_all() == [0x30] * 3
 
 
-def test_the_pin_is_that_of_the_gsi_that_was_routed_there_last() -> None:
-    """The PIT's ticks wait for the acknowledgement of GSI 0, wherever that leads to."""
+def test_the_acknowledgement_is_that_of_the_gsi_routed_to_the_pin_last() -> None:
+    """The PIT's ticks wait for the acknowledgement of GSI 0, wherever GSI 0 is routed."""
     pc = Pc(pit=True)
     pc.mask_pics()
     pc.vm.set_routing([route for route in pc.vm.routing() if route.gsi != 0])
     pc.count_pit(HZ_100)
     pc.vm.advance(3 * PERIOD)
     pc.vm.set_routing([PinRoute(0, ChipId.IOAPIC, 2)])
-    pc.program(2, 0x32)  # which unmasks it
+    pc.program(2, 0x32)  # this unmasks the pin
     pc.vm.advance(2 * PERIOD)
     assert pc.serve_all() == [0x32, 0x32]
 
 
-def test_a_new_count_forgets_what_waits(pc: Pc) -> None:
+def test_a_new_count_drops_waiting_ticks(pc: Pc) -> None:
     pc.count_pit(HZ_100)
     pc.vm.advance(5 * PERIOD)
     pc.count_pit(HZ_100)
@@ -228,7 +228,7 @@ def test_a_one_shot_ticks_once(pc: Pc) -> None:
     assert pc.vm.describe().next_timer is None
 
 
-def test_a_tick_s_acknowledgement_is_told(pc: Pc) -> None:
+def test_a_ticks_acknowledgement_is_reported(pc: Pc) -> None:
     ear = Ear(pc.vm, gsis=[0])
     pc.count_pit(HZ_100)
     pc.vm.advance(2 * PERIOD)
@@ -236,7 +236,7 @@ def test_a_tick_s_acknowledgement_is_told(pc: Pc) -> None:
     assert ear.heard() == [GsiAcknowledged(0)] * 2
 
 
-def test_there_is_no_pit_without_a_pic_and_one_at_most() -> None:
+def test_a_pit_needs_an_irqchip_and_is_created_once() -> None:
     vm = Vm("bare")
     with refused("ENOENT"):
         vm.create_pit()
@@ -279,8 +279,8 @@ def test_lint0_can_make_each_tick_an_nmi() -> None:
     assert [signals(pc, vcpu) for vcpu in range(3)] == [[], [], []]
 
 
-def test_nmis_go_with_the_ticks_that_are_delivered() -> None:
-    """Those that wait for the last one's acknowledgement are not; without reinjection all are."""
+def test_each_delivered_tick_is_an_nmi() -> None:
+    """A tick that waits for an acknowledgement is no NMI; without reinjection every tick is one."""
     pc = Pc(pit=True)
     pc.mask_pics()
     pc.lapic_write(0, Reg.LVT_LINT0, 0x400)
@@ -311,7 +311,7 @@ def test_a_one_shot_interrupts_once_and_counts_down_to_0() -> None:
     assert pc.serve_all() == []
 
 
-def test_periodic_ticks_that_are_not_taken_are_one() -> None:
+def test_periodic_ticks_that_are_not_taken_merge_into_one() -> None:
     pc = Pc()
     pc.count_apic(0, 0x31, MS, periodic=True)
     pc.vm.advance(5 * MS)
@@ -349,7 +349,7 @@ def test_a_tsc_deadline_is_met_to_the_nanosecond(tsc_khz: int) -> None:
 
 
 def run_in_lockstep() -> tuple[list[tuple[int, int]], VmState]:
-    """Two guests' timers and the PIT, all due at the same times, each served by whoever has something to take."""
+    """Two guests' timers and the PIT, all due at the same times; every pending interrupt is served."""
     pc = Pc(3, pit=True)
     pc.start(1, 2)
     pc.mask_pics()
@@ -368,13 +368,13 @@ def run_in_lockstep() -> tuple[list[tuple[int, int]], VmState]:
     return taken, pc.vm.save()
 
 
-def test_what_is_due_at_one_time_happens_in_the_same_order_each_time() -> None:
+def test_timers_due_at_one_time_expire_in_the_same_order_in_each_run() -> None:
     assert run_in_lockstep() == run_in_lockstep()
 
 
 @needs_sources
-def test_nobody_sees_a_timer_that_has_run_out_and_not_interrupted() -> None:
-    """The thread that rings may be late, as it is here for ever; each operation first does what is due."""
+def test_no_operation_sees_an_expired_timer_that_has_not_interrupted() -> None:
+    """The thread that rings alarms may be late, here for ever; each operation first handles the timers that are due."""
 
     class NeverRings(RealClock):
         def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
@@ -391,5 +391,5 @@ def test_nobody_sees_a_timer_that_has_run_out_and_not_interrupted() -> None:
         pass
     irr = vm.mmio_read(0, lapic + 0x200 + 0x10 * (0x31 // 32), 4)
     assert irr == 1 << 0x31 % 32
-    vm.mmio_write(0, lapic + 0x320, 4, 0x31 | 1 << 17)  # periodic, now: nothing starts it anew
+    vm.mmio_write(0, lapic + 0x320, 4, 0x31 | 1 << 17)  # periodic, now: no write restarts it
     assert vm.mmio_read(0, lapic + 0x390, 4) == 0

@@ -1,4 +1,4 @@
-"""What waits to be delivered to a vCPU, as a VMM sees and sets it; and what wakes one that has nothing to take."""
+"""A vCPU's pending events, as a VMM reads and sets them; and what wakes a vCPU without an interrupt to take."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def moved(vm: Vm) -> Vm:
     return Vm.restored("moved", 255, vm.save())
 
 
-def test_nothing_waits_at_first() -> None:
+def test_at_first_nothing_is_pending() -> None:
     assert Pc().vm.get_events(0) == VcpuEvents(False, 0, False, False, False, 0, None)
 
 
 @pytest.mark.parametrize("events", [VcpuEvents(nmi_masked=True), VcpuEvents(nmi_injected=True)], ids=str)
-def test_one_nmi_waits_while_one_is_handled_and_else_two(events: VcpuEvents) -> None:
+def test_one_nmi_is_kept_while_one_is_handled_otherwise_two(events: VcpuEvents) -> None:
     pc = Pc()
     for limit in (2, 1):
         for _ in range(3):
@@ -37,7 +37,7 @@ def test_one_nmi_waits_while_one_is_handled_and_else_two(events: VcpuEvents) -> 
     assert moved(pc.vm).get_events(0) == pc.vm.get_events(0)
 
 
-def test_a_masked_nmi_is_taken_when_it_is_not_masked_any_more() -> None:
+def test_a_masked_nmi_is_taken_once_unmasked() -> None:
     pc = Pc()
     pc.vm.set_events(0, VcpuEvents(nmi_masked=True))
     pc.vm.nmi(0)
@@ -56,7 +56,7 @@ def test_an_nmi_on_its_way_is_taken_first_though_one_is_masked() -> None:
     assert [vm.take_signal(0) for _ in range(3)] == [NMI, Signal(DeliveryMode.SMI), None]
 
 
-def test_init_forgets_them() -> None:
+def test_init_clears_pending_events() -> None:
     pc = Pc()
     everything = VcpuEvents(True, 1, True, True, True, 0x41)
     pc.vm.set_events(0, everything)
@@ -78,7 +78,7 @@ def test_an_interrupt_on_its_way_is_the_next_to_be_acknowledged() -> None:
     assert vm.ack_interrupt(0) is None
 
 
-def test_what_is_absent_stays() -> None:
+def test_absent_fields_stay_unchanged() -> None:
     pc = Pc()
     everything = VcpuEvents(False, 2, False, True, True, 0x41)
     pc.vm.set_events(0, everything)
@@ -94,9 +94,9 @@ def test_numbers_have_8_bits(name: str) -> None:
         pc.vm.set_events(0, VcpuEvents(**values))
 
 
-def test_a_start_up_that_is_set_has_the_last_ones_vector() -> None:
+def test_a_start_up_that_is_set_has_the_last_start_ups_vector() -> None:
     pc = Pc(2)
-    pc.vm.signal_msi(MSI | 1 << 12, 0x612)  # ignored: it has not got INIT
+    pc.vm.signal_msi(MSI | 1 << 12, 0x612)  # ignored: without an INIT before it
     for vm in (pc.vm, moved(pc.vm)):
         vm.set_mp_state(1, MpState.SIPI_RECEIVED)
         assert vm.take_signal(1) == Signal(DeliveryMode.STARTUP, 0x12)
@@ -105,7 +105,7 @@ def test_a_start_up_that_is_set_has_the_last_ones_vector() -> None:
         assert vm.take_signal(1) == Signal(DeliveryMode.STARTUP, 0x34)
 
 
-def test_a_vcpu_without_a_local_apic_has_none() -> None:
+def test_a_vcpu_without_a_local_apic_has_no_events() -> None:
     vm = Vm("bare")
     vm.create_vcpu(0)
     with refused("ENXIO"):
@@ -133,7 +133,7 @@ def test_a_remote_read_ends_a_halt_and_brings_nothing() -> None:
     assert len(ended) == 1
 
 
-def test_one_that_came_before_ends_the_next_halt() -> None:
+def test_an_earlier_remote_read_ends_the_next_halt() -> None:
     pc = Pc()
     remote_read(pc.vm)
     vm, ended = moved(pc.vm), list[Outcome]()
@@ -142,7 +142,7 @@ def test_one_that_came_before_ends_the_next_halt() -> None:
     assert ended == [UNHALT]
 
 
-def test_one_whose_halts_caller_was_gone_ends_the_next() -> None:
+def test_a_remote_read_whose_halt_was_abandoned_ends_the_next() -> None:
     pc = Pc()
     ended: list[Outcome] = []
     remote_read(pc.vm)
@@ -152,7 +152,7 @@ def test_one_whose_halts_caller_was_gone_ends_the_next() -> None:
 
 
 @pytest.mark.parametrize("state", [MpState.HALTED, MpState.AP_RESET_HOLD])
-def test_anything_ends_a_halt_that_was_set(state: MpState) -> None:
+def test_anything_ends_a_halted_state_that_was_set(state: MpState) -> None:
     pc = Pc()
     pc.vm.set_mp_state(0, state)
     vm, ended = moved(pc.vm), list[Outcome]()
@@ -167,7 +167,7 @@ def test_anything_ends_a_halt_that_was_set(state: MpState) -> None:
 # INIT and start-ups that one operation sends.
 
 
-def test_init_loses_a_start_up_that_came_with_it_before_it() -> None:
+def test_init_discards_a_start_up_of_the_same_operation_before_it() -> None:
     pc = Pc(2)
     for pin, mode in ((1, 0x500), (2, 0x612), (3, 0x500)):
         pc.program(pin, 1 << 56 | mode)
@@ -176,7 +176,7 @@ def test_init_loses_a_start_up_that_came_with_it_before_it() -> None:
     assert pc.vm.get_mp_state(1) is MpState.INIT_RECEIVED
 
 
-def test_of_start_ups_that_come_together_the_last_counts() -> None:
+def test_of_start_ups_in_one_operation_the_last_is_kept() -> None:
     pc = Pc(2)
     for pin, mode in ((1, 0x500), (2, 0x612), (3, 0x634)):
         pc.program(pin, 1 << 56 | mode)

@@ -62,20 +62,20 @@ def test_an_entry_point_by_its_virtual_address_is_entered_at_its_physical_one() 
     assert parse_image(bytes(higher_half)).entry == MIB + 12
 
 
-def test_a_64_bit_elf_image_is_too(memory: GuestMemory) -> None:
+def test_a_64_bit_elf_image_is_loaded_and_entered_too(memory: GuestMemory) -> None:
     start = load(memory, parse_image(elf64(MIB + 12, MIB, CODE)))
     assert (start.mode, start.entry) == (StartMode.PROTECTED, MIB + 12)
     assert memory.read(MIB + 12, len(CODE)) == CODE
 
 
-def test_addresses_in_the_header_say_where_it_goes(memory: GuestMemory) -> None:
+def test_addresses_in_the_header_determine_where_an_image_is_loaded(memory: GuestMemory) -> None:
     image = b"junk" + header(1 << 16, MIB + 4, MIB, MIB + 4 + 32 + len(CODE), 2 * MIB, MIB + 36) + CODE
     start = load(memory, parse_image(image))
     assert start.entry == MIB + 36
     assert memory.read(MIB, len(image)) == image
 
 
-def test_the_boot_information_tells_of_memory_command_line_and_module(memory: GuestMemory) -> None:
+def test_the_boot_information_has_memory_command_line_and_module(memory: GuestMemory) -> None:
     start = load(memory, parse_image(elf(MIB, MIB, CODE, 0x5001)), command_line="irq=pic x", initrd=b"initrd!")
     info = start.ebx
     flags = word(memory, info)
@@ -99,7 +99,7 @@ def test_the_boot_information_tells_of_memory_command_line_and_module(memory: Gu
     assert text(memory, word(memory, info + 64)) == "irqchipctl run"
 
 
-def test_anything_else_is_flat_and_begins_in_real_mode(memory: GuestMemory) -> None:
+def test_any_other_image_is_flat_and_starts_in_real_mode(memory: GuestMemory) -> None:
     assert load(memory, parse_image(CODE)) == Start(StartMode.REAL, 0x7C00, edx=0x80)
     assert memory.read(0x7C00, len(CODE)) == CODE
     assert load(memory, parse_image(CODE, flat_address=0x10000)).entry == 0x10000
@@ -120,7 +120,7 @@ def test_anything_else_is_flat_and_begins_in_real_mode(memory: GuestMemory) -> N
         (elf(0, MIB, CODE, 300)[:200], "a segment is not in the file"),
     ],
 )
-def test_what_is_damaged_is_refused(image: bytes, why: str) -> None:
+def test_a_damaged_image_is_refused(image: bytes, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
         parse_image(image)
 
@@ -140,13 +140,15 @@ def test_what_is_damaged_is_refused(image: bytes, why: str) -> None:
         (CODE, {"initrd": b"x"}, "a flat binary is given no command line and no initrd"),
     ],
 )
-def test_what_does_not_fit_is_refused(memory: GuestMemory, image: bytes, what: dict[str, str], why: str) -> None:
+def test_an_image_that_is_too_large_is_refused(
+    memory: GuestMemory, image: bytes, what: dict[str, str], why: str
+) -> None:
     with pytest.raises(InvalidArgument, match=why):
         load(memory, parse_image(image), **what)  # type: ignore[arg-type]
 
 
 @given(st.binary(max_size=300), st.integers(0, 0xFFFF_FFFF), st.integers(0, 6))
-def test_no_image_does_anything_but_boot_or_be_refused(junk: bytes, number: int, word_index: int) -> None:
+def test_any_image_boots_or_is_refused(junk: bytes, number: int, word_index: int) -> None:
     memory = GuestMemory(MIB)
     for image in (junk, header(1 << 16) + junk, bytearray(elf(MIB // 2, MIB // 2, CODE, 300))):
         damaged = bytearray(image)

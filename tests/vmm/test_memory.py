@@ -10,7 +10,7 @@ from irqchip_client import InvalidArgument
 from irqchip_client.vmm.memory import GuestMemory
 
 
-def test_it_is_zero_and_holds_what_is_written() -> None:
+def test_memory_is_zero_at_first_and_keeps_what_is_written() -> None:
     with GuestMemory(8192) as memory:
         assert memory.read(0, 8192) == bytes(8192)
         memory.write(8190, b"ab")
@@ -25,7 +25,7 @@ def test_its_size_is_in_pages(size: int) -> None:
 
 
 @pytest.mark.parametrize(("address", "length"), [(4096, 1), (4095, 2), (-1, 1), (0, -1)])
-def test_there_is_nothing_beyond_it(address: int, length: int) -> None:
+def test_accesses_beyond_the_memory_are_refused(address: int, length: int) -> None:
     with GuestMemory(4096) as memory:
         with pytest.raises(InvalidArgument, match="not in a guest's memory"):
             memory.read(address, length)
@@ -34,7 +34,7 @@ def test_there_is_nothing_beyond_it(address: int, length: int) -> None:
                 memory.write(address, bytes(length))
 
 
-def test_who_watches_hears_of_what_is_written_and_flushed() -> None:
+def test_watchers_are_notified_of_writes_and_flushes() -> None:
     heard: list[tuple[int, int]] = []
 
     def written(address: int, length: int) -> None:

@@ -25,23 +25,25 @@ T = TypeVar("T")
 
 
 def connect(target: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of the daemon at `target`: `unix:///absolute/path` or `tcp://host:port`.
+    """A Client of the daemon at `target`: `unix:///absolute/path`, `tcp://host:port`, or `embedded:`, see embedded().
 
-    The default is the environment variable IRQCHIP_TARGET, else the socket `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`,
-    or `/tmp/irqchipd-UID/irqchipd.sock` where XDG_RUNTIME_DIR is not set. No I/O: the first call connects, and raises
-    Unavailable where no daemon answers. For the default socket it raises IrqchipError(EACCES) where the folder does not
-    belong to this user alone: another user might answer. A call that takes longer than `timeout` seconds raises
-    TimedOut. Raises InvalidArgument for a malformed target or timeout.
+    Without `target`, the environment variable IRQCHIP_TARGET names the daemon. Without that variable, the socket is
+    `$XDG_RUNTIME_DIR/irqchipd/irqchipd.sock`, or `/tmp/irqchipd-UID/irqchipd.sock` if XDG_RUNTIME_DIR is not set.
+
+    connect() does no I/O. The first call connects, and raises Unavailable if no daemon answers. A call raises
+    IrqchipError(EACCES) if the folder of the default socket belongs to another user or is open to others, because
+    another user might answer. A call that takes longer than `timeout` seconds raises TimedOut. connect() raises
+    InvalidArgument for a malformed target or timeout.
     """
     return Client(resolve_target(target), seconds(timeout))
 
 
 def embedded(listen: str | None = None, *, timeout: float = 10.0) -> Client:
-    """A Client of a daemon in this process, which ends with the Client: connect("embedded:").
+    """A Client of a new daemon in this process, like connect("embedded:"). The daemon ends with the Client.
 
-    Calls are calls of its functions, and no message. With `listen` it listens on the unix socket of this path, and
-    other processes, such as those of devices, connect to `unix:///that/path` as to any daemon. If this process dies,
-    the VMs are gone. IrqchipError(EADDRINUSE) where the daemon can't listen.
+    The Client calls the daemon's functions, and sends no messages. With `listen`, the daemon also listens on the unix
+    socket of this path. Other processes, such as devices, connect to `unix:///that/path` as to any daemon. When this
+    process dies, the VMs are gone. IrqchipError(EADDRINUSE) if the daemon cannot listen.
     """
     return connect(embedded_target(listen), timeout=timeout)
 
@@ -58,17 +60,18 @@ class Client:
     async def create_vm(
         self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0, ephemeral: bool = False
     ) -> Vm:
-        """Makes an empty VM: no irqchip and no vCPU. Without a name the daemon picks one.
+        """Creates an empty VM, without an irqchip and vCPUs. If `name` is empty, the daemon chooses one.
 
-        `async with await client.create_vm() as vm:` deletes it in the end.
+        `async with await client.create_vm() as vm:` deletes the VM at the end of the block.
 
-        virtual_clock  its time moves by advance() alone: the same operations give the same state, to the bit
-        tsc_khz        the frequency of its vCPUs' TSCs, 1 to 100,000,000; 0 is 1,000,000, one tick a nanosecond
-        ephemeral      the daemon deletes the VM when this Client is closed or its process ends, however it ends: when
-                       the Session "owner" ends, which this opens
+        name           1 to 64 of the characters A-Z a-z 0-9 . _ -, the first a letter or a digit
+        virtual_clock  only advance() moves the VM's clock: the same operations give the same state, to the bit
+        tsc_khz        the frequency of the vCPUs' TSCs, 1 to 100,000,000; 0 means 1,000,000, one tick per nanosecond
+        ephemeral      the daemon deletes the VM when this Client is closed, or when its process ends or is killed. For
+                       this, create_vm() opens a Session "owner"
 
-        AlreadyExists where the name is taken; InvalidArgument where it is not 1 to 64 of A-Z a-z 0-9 . _ - that
-        begin with a letter or digit; LimitReached.
+        Raises AlreadyExists if the name is taken, InvalidArgument if an argument is invalid, and LimitReached at the
+        daemon's limit of VMs.
         """
         check_flag("ephemeral", ephemeral)
         call = _calls.create_vm(name, virtual_clock, tsc_khz)
@@ -79,11 +82,11 @@ class Client:
         return Vm(self, owner.vm)
 
     async def restore_vm(self, snapshot: VmSnapshot, name: str = "") -> Vm:
-        """Makes a VM from a snapshot(), here or elsewhere; its clock goes on from where it was saved.
+        """Creates a VM from a snapshot() of this daemon or another. The VM's clock continues from the saved time.
 
-        The line sources of Sessions come back with the levels that they held: session(resume=True) takes them over.
-        AlreadyExists where the name is taken; InvalidArgument where no VM can be in that state; LimitReached.
-        VmSnapshot.from_bytes() makes a snapshot from bytes.
+        The line sources of Sessions are restored with their levels. session(resume=True) takes a line source over.
+        VmSnapshot.from_bytes() makes a snapshot from bytes. Raises AlreadyExists if the name is taken, InvalidArgument
+        if no VM can have this state, and LimitReached at the daemon's limit of VMs.
         """
         return Vm(self, await self._connection.unary(_calls.restore_vm(snapshot, name)))
 
@@ -95,21 +98,21 @@ class Client:
         return Vm(self, name)
 
     async def vms(self) -> list[VmInfo]:
-        """All VMs, ordered by name."""
+        """Returns all VMs, in the order of their names."""
         return await self._follow(every_vm())
 
     async def delete_vm(self, name: str) -> None:
-        """Removes a VM. Its Sessions and Watches end. NotFound."""
+        """Deletes a VM. Its Sessions and Watches end. Raises NotFound if there is no such VM."""
         await self._connection.unary(_calls.delete_vm(), name)
         if (owner := self._owners.pop(name, None)) is not None:
             await owner.close()
 
     async def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION of a KVM_CAP_* number: 0 where irqchipd lacks it."""
+        """KVM_CHECK_EXTENSION of a KVM_CAP_* number. Returns 0 for a capability that irqchipd lacks."""
         return await self._connection.unary(_calls.check_extension(capability))
 
     async def close(self) -> None:
-        """Closes the connection: its Sessions and Watches end."""
+        """Closes the connection. Its Sessions and Watches end."""
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -147,7 +150,7 @@ class Client:
 
 
 class Vm(Machine):
-    """A VM. Every call raises NotFound where no VM has this name."""
+    """A VM. Every call raises NotFound if no VM has this name."""
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
@@ -165,54 +168,56 @@ class Vm(Machine):
             await self.delete()
 
     async def info(self) -> VmInfo:
-        """The VM's irqchip, its vCPUs, its open Sessions and the lines they hold."""
+        """Returns the VM's irqchip, its vCPUs, its Sessions, and the lines that the Sessions hold."""
         return await self._client._follow(whole_vm(self.name))
 
     async def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: both PICs, the IOAPIC and the default routing; vCPUs created later have a local APIC.
+        """KVM_CREATE_IRQCHIP: creates both PICs, the IOAPIC and the default routing.
 
-        AlreadyExists where it has one, InvalidArgument once a vCPU exists.
+        vCPUs that are created later have a local APIC. Raises AlreadyExists if the VM has an irqchip, and
+        InvalidArgument once a vCPU exists.
         """
         await self._connection.unary(_calls.create_irqchip(), self.name)
 
     async def create_pit(self, speaker: bool = True) -> None:
-        """KVM_CREATE_PIT2: an 8254 at ports 40h to 43h that drives GSI 0, and with `speaker` port 61h.
+        """KVM_CREATE_PIT2: creates an 8254 at ports 40h to 43h, which drives GSI 0. `speaker` adds port 61h.
 
-        AlreadyExists where it has one, NotFound without a PIC: also where the irqchip is split.
+        Raises AlreadyExists if the VM has a PIT, and NotFound if the VM has no PIC (as with a split irqchip).
         """
         await self._connection.unary(_calls.create_pit(speaker), self.name)
 
     async def enable_cap(self, capability: int, *args: int) -> None:
-        """KVM_ENABLE_CAP of a KVM_CAP_* number. InvalidArgument for one that irqchipd can't enable."""
+        """KVM_ENABLE_CAP of a KVM_CAP_* number. Raises InvalidArgument for one that irqchipd cannot enable."""
         await self._connection.unary(_calls.enable_cap(capability, args), self.name)
 
     async def enable_split_irqchip(self, reserved_gsis: int = 24) -> None:
-        """KVM_CAP_SPLIT_IRQCHIP: local APICs alone. The VMM has PICs and IOAPIC, and the routes of the first GSIs.
+        """KVM_CAP_SPLIT_IRQCHIP: irqchipd holds only the local APICs, and the VMM holds the PICs and the IOAPIC.
 
-        AlreadyExists where it has an irqchip or a vCPU, InvalidArgument above 4096.
+        The first `reserved_gsis` GSIs are routes of the VMM's IOAPIC. Raises AlreadyExists if the VM has an irqchip or
+        a vCPU, and InvalidArgument for more than 4096 GSIs.
         """
         await self.enable_cap(_calls.KVM_CAP_SPLIT_IRQCHIP, reserved_gsis)
 
     async def set_boot_cpu_id(self, vcpu: int) -> None:
-        """KVM_SET_BOOT_CPU_ID: makes a vCPU the boot CPU, which by default is vCPU 0.
+        """KVM_SET_BOOT_CPU_ID: chooses the boot CPU. The default is vCPU 0.
 
-        Busy once a vCPU exists, InvalidArgument for an id that none can have.
+        Raises Busy once a vCPU exists, and InvalidArgument for an id that no vCPU can have.
         """
         await self._connection.unary(_calls.set_boot_cpu_id(vcpu), self.name)
 
     async def reset(self, reason: ResetReason = ResetReason.OPERATOR) -> None:
-        """Resets chips, local APICs and run states to the state in which they were made.
+        """Resets the chips, the local APICs and the run states of the vCPUs to their initial state.
 
-        Time, routing, Sessions and the levels that they drive stay. Every Session gets a VmReset.
+        Time, routing, Sessions and the levels that Sessions drive do not change. Every Session gets a VmReset.
         """
         await self._connection.unary(_calls.reset_vm(reason), self.name)
 
     async def snapshot(self) -> VmSnapshot:
-        """The VM's whole state, for restore_vm(): also the parts that the kernel's structs leave out."""
+        """Returns the VM's whole state, for restore_vm(). It includes the state that the kernel's structs lack."""
         return await self._connection.unary(_calls.save_vm(), self.name)
 
     async def delete(self) -> None:
-        """Removes the VM. Its Sessions and Watches end."""
+        """Deletes the VM. Its Sessions and Watches end."""
         await self._client.delete_vm(self.name)
 
     def session(
@@ -228,21 +233,23 @@ class Vm(Machine):
     ) -> Session:
         """Opens a Session, with `async with` or `await`: a line source of its own, batches of operations, and events.
 
-        client          your name for the Session, for people to read; at most 64 characters
-        vcpus           receive InterruptPending, VcpuSignal and IoapicEoi events of these; they need not exist yet
-        gsis            receive GsiAcknowledged and GsiMasked events of these
-        resampled_gsis  level lines to resample, as a KVM_IRQFD with a resamplefd does: such a line, once raised, stays
-                        high until it is acknowledged; then it goes low, and a GsiResampled comes. lower() and pulse()
-                        raise InvalidArgument. Several Sessions may resample a GSI: each gets the event, and the line
-                        goes low at the latest when the last of them ends. InvalidArgument without a full irqchip
-        resume          take over the line source that a restored VM kept for the client of this name, with its
-                        levels and the GSIs that it resamples. NotFound without such a source
-        event_buffer    the most VcpuSignals that may wait to be read; further ones are dropped, and counted
-        max_in_flight   the most batches that may wait for their answers, halts among them
+        client          a name for people to read; at most 64 characters
+        vcpus           the vCPUs whose InterruptPending, VcpuSignal and IoapicEoi events the Session gets; they need
+                        not exist yet
+        gsis            the GSIs whose GsiAcknowledged and GsiMasked events the Session gets
+        resampled_gsis  level-triggered lines to resample, like a KVM_IRQFD with a resamplefd. Such a line stays high
+                        until its interrupt is acknowledged. Then it goes low, and the Session gets a GsiResampled.
+                        lower() and pulse() raise InvalidArgument. Several Sessions may resample a GSI: each gets the
+                        event, and the line also goes low when the last of them ends. InvalidArgument without a full
+                        irqchip
+        resume          take over the line source that a restored VM holds for a client of this name, with its levels
+                        and the GSIs that it resamples. NotFound if there is none
+        event_buffer    the most VcpuSignals that may wait to be read; further ones are dropped and counted
+        max_in_flight   the most batches, including halts, that may wait for their answers
 
-        A blocking Session goes over the daemon's AF_UNIX port where that is on this host, else over gRPC; asyncio's
-        always goes over gRPC. The environment's IRQCHIP_PORT has the microseconds to poll the port before blocking, or
-        "off" for gRPC alone.
+        A blocking Session uses the daemon's AF_UNIX port if the daemon is on this host, and gRPC otherwise. A Session
+        of asyncio uses gRPC. IRQCHIP_PORT in the environment sets how many microseconds a Session polls the port before
+        it blocks; "off" restricts Sessions to gRPC.
         """
         return self._client._session(
             self.name,
@@ -256,10 +263,10 @@ class Vm(Machine):
         )
 
     def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
-        """Trace events, by the names of the kernel's tracepoints; without names, all of them.
+        """Returns the events of these tracepoints, which have the kernel's names. Without names: all events.
 
-        What happens within its `async with`, or after `await`, is seen. An unknown name raises InvalidArgument, at
-        the latest when read.
+        What happens within its `async with`, or after `await`, is traced. An unknown name raises InvalidArgument, when
+        the first event is read or earlier.
         """
         return self._connection.watch(_calls.watch_request(self.name, tracepoints))
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
-    """A client's connection to one VM: a line source, whose levels drop when it ends, however it ends.
+    """A client's connection to one VM, and a line source: when the Session ends, for any reason, its levels drop.
 
     Any number of tasks may use it. Made by Vm.session(), and opened by `async with` or `await`.
     """
@@ -47,7 +47,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
 
     @property
     def transport(self) -> str:
-        """The way the Session goes: "grpc", or "port", the daemon's AF_UNIX port."""
+        """What carries the Session: "grpc", "port" (the AF_UNIX port) or "embedded" (a daemon in this process)."""
         return self._transport.name
 
     @property
@@ -62,12 +62,12 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
 
     @property
     def max_message_bytes(self) -> int:
-        """The most bytes that a batch may have, and its results."""
+        """The most bytes of a batch, and the most bytes of its results."""
         return self._core.max_message_bytes
 
     @property
     def dropped_events(self) -> int:
-        """Events lost because they were not read in time, in the daemon and here; an EventsDropped stood for them."""
+        """The number of events that were dropped, by the daemon or here, because they were not read in time."""
         return self._core.events.dropped
 
     @property
@@ -79,12 +79,14 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
     async def run(
         self, calls: Iterable[Call[Any]], *, return_errors: bool = False, timeout: float | None = None
     ) -> list[Any]:
-        """Runs a batch of irqchip_client.ops, in order, and returns one result a call.
+        """Executes a batch of calls of irqchip_client.ops, in order, and returns their results.
 
-        After an operation that fails the next ones are executed all the same. The first error is raised; with
-        `return_errors`, each stands in its operation's place. TimedOut after `timeout` seconds, by default the
-        Client's and what a halt at the batch's end may take: the batch may still be executed. A halt whose wait
-        ends so, or by the task's cancellation, has taken nothing.
+        An operation that fails does not stop the next one. run() raises the first error. With `return_errors` it
+        returns each error in the place of the result.
+
+        TimedOut after `timeout` seconds; the daemon may still execute the batch. The default is the Client's timeout
+        plus the timeout of a halt in the batch. A halt that ends by the timeout, or by the task's cancellation, has
+        taken nothing.
         """
         calls = as_list(calls)
         timeout = time_allowed(calls, self._transport.peer.timeout) if timeout is None else timeout
@@ -93,17 +95,17 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
         return await self._transport.result(answer, serial, timeout)
 
     async def submit(self, calls: Iterable[Call[Any]], *, return_errors: bool = False) -> Future[list[Any]]:
-        """As run(), but without waiting for the answer: batches may follow each other closely.
+        """Sends a batch as run() does, and returns a future of the results.
 
-        Waits only while max_in_flight batches are in flight: TimedOut if that lasts for the Client's timeout.
+        Waits only while max_in_flight batches wait for their answers: TimedOut if that lasts for the Client's timeout.
         Cancelling the future gives up a halt at the batch's end.
         """
         return await self._transport.future(as_list(calls), return_errors)
 
     async def post(self, calls: Iterable[Call[Any]], answered: Callable[[list[Any]], None] | None = None) -> None:
-        """Sends a batch without waiting: `answered` is called with the results, with errors in their places.
+        """Sends a batch without waiting. `answered` is called with the results; an error is in its result's place.
 
-        The call comes from whichever task reads the Session: over the port, one that waits in another method.
+        The call comes from whichever task reads the Session. Over the port, that is one that waits in another method.
         `answered` must not wait for an answer. It is not called if the Session ends first.
         """
         await self._transport.submit(as_list(calls), Posted(answered), True)
@@ -121,7 +123,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
             return self._core.take_event()
 
     async def take_events(self) -> list[Event]:
-        """The events that have come, without waiting. SessionClosed once the Session has ended and all are read."""
+        """Returns the unread events, without waiting. SessionClosed once the Session has ended and all are read."""
         core = self._core
         async with self._transport.changed:
             self._transport.poll()
@@ -131,7 +133,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
             return events
 
     async def events(self, timeout: float | None = None) -> AsyncIterator[Event]:
-        """Iterates over events as they come, and stops when none has come for `timeout` seconds.
+        """Iterates over events as they arrive, and stops when no event has arrived for `timeout` seconds.
 
         Each event goes to one reader. SessionClosed once the Session has ended.
         """
@@ -145,33 +147,39 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
     async def register_region(
         self, space: Space, address: int, length: int, *, doorbell: bool = False, datamatch: int | None = None
     ) -> None:
-        """Claims a range of ports or addresses: a RegionAccess comes, and complete_access() answers it.
+        """Claims a range of ports or addresses. Each access is a RegionAccess event, which complete_access() answers.
 
-        If the Session ends, or takes longer than the daemon allows (see RegionsLost), vCPUs read all ones. A
-        device and a vCPU need a Session each: a vCPU's operations wait for its accesses.
+        If the Session ends, or answers too late (see RegionsLost), the vCPU reads all ones. A device and a vCPU need a
+        Session each, because a vCPU's later operations wait for its access.
 
-        doorbell   a write becomes a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
-        datamatch  only a write of this value and of the range's length rings; any other is unclaimed
+        doorbell   a write is a Doorbell event, and no vCPU waits: KVM_IOEVENTFD; a read is unclaimed
+        datamatch  only a write of this value, and of the range's length, rings; any other write is unclaimed
 
-        AlreadyExists where part of the range is claimed; InvalidArgument; LimitReached.
+        AlreadyExists if part of the range is claimed; Busy if it is barred because its owners were too slow;
+        InvalidArgument for an invalid range; LimitReached at the VM's limit of regions.
         """
         await self._call(ops.register_region(space, address, length, doorbell=doorbell, datamatch=datamatch))
 
     async def unregister_region(self, space: Space, address: int, datamatch: int | None = None) -> None:
-        """Undoes register_region(); accesses that wait for an answer are completed as unanswered. NotFound."""
+        """Gives a region up. Accesses that wait for an answer are completed as unanswered.
+
+        NotFound if the Session has no such region.
+        """
         await self._call(ops.unregister_region(space, address, datamatch=datamatch))
 
     async def complete_access(self, access: int, data: int = 0, *, unanswered: bool = False) -> bool:
-        """Answers a RegionAccess with the data that the vCPU reads. Returns whether the access still waited.
+        """Answers a RegionAccess with the data that the vCPU reads. Returns whether the access was still waiting.
 
-        unanswered  the device has no answer (it is broken, say): the vCPU reads all ones, and its result says so
+        unanswered  the device has no answer, for example because it is broken: the vCPU reads all ones, and its result
+                    says `unanswered`
 
-        InvalidArgument where the data does not fit the access's size, or comes with `unanswered`: the vCPU still waits.
+        InvalidArgument if the data does not fit the access's size, or comes with `unanswered`. Then the vCPU still
+        waits.
         """
         return await self._call(ops.complete_access(access, data, unanswered=unanswered))
 
     async def close(self) -> None:
-        """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
+        """Ends the Session, after waiting up to a second for the answers to batches."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -192,7 +200,7 @@ class Session(Machine):  # sync: class Session(EventfdCalls, Machine):
 
 
 class Halt:
-    """A halt under way, which another task can end. Made by Session.begin_halt()."""
+    """A halt, which another task can end. Made by Session.begin_halt()."""
 
     def __init__(self, transport: Transport, answer: Answer, serial: int) -> None:
         self._transport = transport
@@ -202,7 +210,7 @@ class Halt:
         self._ended = False
 
     async def wait(self) -> Wake | None:
-        """Waits for what the vCPU takes, and returns it. None after end(): then the vCPU has taken nothing.
+        """Waits until the halt ends, and returns what the vCPU took. None after end(): the vCPU took nothing.
 
         Call it once. TimedOut after the halt's timeout.
         """
@@ -218,7 +226,7 @@ class Halt:
             return None if self._ended else wake
 
     async def end(self) -> None:
-        """Ends the halt, if it is not over. From any task."""
+        """Ends the halt, unless it is over. May be called from any task."""
         async with self._transport.changed:
             if not (self._over or self._ended):
                 self._ended = True

@@ -149,7 +149,7 @@ class GrpcTransport:
 class Watch:
     """A VM's trace events, as they happen: an iterator. Made by Vm.watch(), and opened by `async with` or `await`.
 
-    It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
+    It ends when it is closed. It raises NotFound when the VM is deleted, and Unavailable when the daemon ends.
     """
 
     def __init__(self, start: Callable[[], WatchStream], peer: Peer) -> None:
@@ -188,7 +188,7 @@ class Watch:
         return trace_from_proto(response)
 
     async def close(self) -> None:
-        """Ends it, also for a task that waits in it."""
+        """Ends the Watch, even if another task waits in it."""
         self._closed = True
         if self._stream is not None:
             self._stream.cancel()

@@ -20,10 +20,10 @@ KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
 class Irqfd:
     """An eventfd that interrupts a GSI: KVM_IRQFD. Made by Session.irqfd(); it ends with its Session.
 
-    A process that has the descriptor interrupts by writing to it, without a message: a device in C, say.
+    Any process that has the descriptor interrupts by writing to it, without a message.
 
     gsi         the GSI
-    resamplefd  the eventfd that is written when the interrupt was acknowledged; None without `resample`
+    resamplefd  the eventfd that the daemon writes when the interrupt is acknowledged; None without `resample`
     """
 
     def __init__(self, gsi: int, eventfd: int, resamplefd: int | None, close: Callable[[], None]) -> None:
@@ -36,17 +36,18 @@ class Irqfd:
         return f"<Irqfd of GSI {self.gsi}, {'closed' if self._eventfd < 0 else f'descriptor {self._eventfd}'}>"
 
     def fileno(self) -> int:
-        """The eventfd, to write to, or to give to another process; -1 once the Irqfd is closed."""
+        """Returns the eventfd, to write to it or to pass it to another process; -1 once the Irqfd is closed."""
         return self._eventfd
 
     def trigger(self) -> None:
-        """Makes an edge; with `resample`, a level that stays until it is acknowledged."""
+        """Makes an edge; with `resample`, raises a level that stays until its interrupt is acknowledged."""
         os.eventfd_write(self._eventfd, 1)
 
     def wait_resampled(self, timeout: float | None = None) -> bool:
-        """Waits until the interrupt was acknowledged since the last call. False after `timeout` seconds.
+        """Waits until the interrupt is acknowledged. Returns at once if that happened since the last call.
 
-        If the device still asserts its interrupt, trigger() again. ValueError without `resample`.
+        False after `timeout` seconds. If the device still asserts its line, trigger() again. ValueError without
+        `resample`.
         """
         if self.resamplefd is None:
             raise ValueError(f"the irqfd of GSI {self.gsi} is not resampled: make it with resample=True")
@@ -56,7 +57,7 @@ class Irqfd:
         return True
 
     def close(self) -> None:
-        """Ends the connection to the GSI, and closes the descriptors."""
+        """Deassigns the irqfd, and closes the descriptors."""
         if self._eventfd >= 0:
             eventfd, self._eventfd = self._eventfd, -1
             try:
@@ -74,7 +75,7 @@ class Irqfd:
 
 
 class EventfdCalls:
-    """The calls of a Session that eventfds go with: asyncio's has none of them, as gRPC carries no descriptors."""
+    """The calls of a Session that pass descriptors. A Session of asyncio has none: gRPC carries no descriptors."""
 
     _transport: Transport
 
@@ -84,10 +85,10 @@ class EventfdCalls:
         raise NotImplementedError
 
     def irqfd(self, gsi: int, *, resample: bool = False) -> Irqfd:
-        """KVM_IRQFD: an eventfd whose writes interrupt a GSI, without a message and an answer.
+        """KVM_IRQFD: makes an eventfd whose writes interrupt a GSI, without a message.
 
-        With `resample` a write raises the GSI until it is acknowledged. Only over the port: IrqchipError(EOPNOTSUPP)
-        elsewhere. NotReady without an irqchip.
+        With `resample`, a write raises the GSI until its interrupt is acknowledged. Over gRPC:
+        IrqchipError(EOPNOTSUPP). NotReady without an irqchip.
         """
         eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         resamplefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if resample else None
@@ -107,24 +108,32 @@ class EventfdCalls:
         return Irqfd(gsi, eventfd, resamplefd, deassign)
 
     def assign_irqfd(self, eventfd: int, gsi: int, resamplefd: int | None = None) -> None:
-        """As irqfd(), for an eventfd of the caller's. The daemon has it too, until the Session ends.
+        """As irqfd(), with an eventfd of the caller. The daemon holds a copy of the descriptor until the Session ends.
 
-        Busy where it is an irqfd already; InvalidArgument where it is no eventfd, or the GSI can't be resampled.
+        Busy if it is an irqfd already; InvalidArgument if it is not an eventfd, or the GSI cannot be resampled.
         """
         flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
         descriptors = [eventfd] if resamplefd is None else [eventfd, resamplefd]
         self._transport.run_with_descriptors(_calls.irqfd(gsi, flags), descriptors)
 
     def deassign_irqfd(self, eventfd: int, gsi: int) -> None:
-        """Undoes assign_irqfd(); does nothing where the eventfd is no irqfd of this GSI and Session."""
+        """Undoes assign_irqfd(). Does nothing if the eventfd is not an irqfd of this GSI and Session."""
         self._transport.run_with_descriptors(_calls.irqfd(gsi, KVM_IRQFD_FLAG_DEASSIGN), [eventfd])
+
+    def share_lapic(self, vcpu: int, memfd: int) -> None:
+        """Shares a copy of a local APIC's registers in a memfd, until the Session ends: see docs/port.md.
+
+        Over gRPC: IrqchipError(EOPNOTSUPP). Busy if a Session shares this local APIC already; InvalidArgument if the
+        memfd is not one page, or is not sealed; LimitReached at the daemon's limit of eventfds.
+        """
+        self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
     def assign_ioeventfd(
         self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None
     ) -> None:
-        """KVM_IOEVENTFD: a doorbell that adds 1 to an eventfd, and sends no event; unregister_region() ends it.
+        """KVM_IOEVENTFD: makes a doorbell that adds 1 to an eventfd instead of sending an event.
 
-        Only over the port: IrqchipError(EOPNOTSUPP) elsewhere. AlreadyExists, InvalidArgument, LimitReached as for
+        unregister_region() ends it. Over gRPC: IrqchipError(EOPNOTSUPP). The other errors are those of
         register_region().
         """
         self._transport.run_with_descriptors(

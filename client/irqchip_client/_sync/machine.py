@@ -32,35 +32,36 @@ T = TypeVar("T")
 
 
 class Machine:
-    """The calls that a Vm makes by RPCs of their own, and a Session in batches."""
+    """The calls that a Vm and a Session have in common. A Vm makes an RPC per call; a Session sends batches."""
 
     def vcpu(self, vcpu: int) -> Vcpu:
         """A handle on a vCPU. No I/O: if there is no such vCPU, the handle's first call raises NotFound."""
         return Vcpu(self, vcpu)
 
     def create_vcpu(self, vcpu: int) -> Vcpu:
-        """KVM_CREATE_VCPU. AlreadyExists where the id is taken, InvalidArgument where it is out of range."""
+        """KVM_CREATE_VCPU. AlreadyExists if the id is taken, InvalidArgument if it is out of range."""
         self._call(ops.create_vcpu(vcpu))
         return Vcpu(self, vcpu)
 
     def line(self, gsi: int, *, without_status: bool = False) -> Line:
         """A handle on a GSI. No I/O.
 
-        without_status  the line is driven by KVM_IRQ_LINE, and not by KVM_IRQ_LINE_STATUS. The count of the RTC's
-                        ticks, on GSI 8, neither holds such an edge back nor includes it
+        without_status  drive the line with KVM_IRQ_LINE instead of KVM_IRQ_LINE_STATUS. The two differ for the RTC's
+                        GSI 8: an edge is then delivered even if the guest has not ended the last tick, and is not
+                        counted as a tick
         """
         return Line(self, gsi, without_status=without_status)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI. The number of local APICs that accepted the interrupt; -1 where the MSI addresses none."""
+        """KVM_SIGNAL_MSI. Returns how many local APICs accepted the MSI, or -1 if it addresses none."""
         return self._call(ops.signal_msi(address, data, flags))
 
     def routing(self) -> list[Route]:
-        """The GSI routing table, in the order in which it was set. NotReady without an irqchip."""
+        """Returns the GSI routing table, in the order in which it was set. NotReady without an irqchip."""
         return self._call(ops.get_gsi_routing())
 
     def set_routing(self, routes: Iterable[Route]) -> None:
-        """KVM_SET_GSI_ROUTING: replaces the whole table. InvalidArgument, and the old one stays, if KVM refuses it."""
+        """KVM_SET_GSI_ROUTING: replaces the table. If KVM refuses it: InvalidArgument, and the old table stays."""
         self._call(ops.set_gsi_routing(routes))
 
     @overload
@@ -82,20 +83,23 @@ class Machine:
         return self._call(ops.get_pit())
 
     def set_pit(self, state: PitState | bytes) -> None:
-        """KVM_SET_PIT2, from a state or the kernel's struct: every channel's count is loaded anew. NotReady.
+        """KVM_SET_PIT2, from a state or the kernel's struct. It reloads the count of every channel.
 
-        From the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay.
+        With the 72 bytes of struct kvm_pit_state it is KVM_SET_PIT: the flags stay. NotReady without a PIT.
         """
         self._call(ops.set_pit(state))
 
     def set_pit_reinject(self, reinject: bool) -> None:
-        """KVM_REINJECT_CONTROL: whether ticks that could not be delivered wait (the default), or are lost. NotReady."""
+        """KVM_REINJECT_CONTROL: whether a tick that cannot be delivered waits (the default) or is lost.
+
+        NotReady without a PIT.
+        """
         self._call(ops.set_pit_reinject(reinject))
 
     def advance(self, nanoseconds: int) -> Advance:
-        """Moves a virtual clock, and everything that comes due happens in order. InvalidArgument for a real one.
+        """Moves a virtual clock, at most to 2^62 ns. Timers expire in order. InvalidArgument for a real clock.
 
-        At most 2^62. What others do meanwhile may come anywhere in between.
+        The daemon may execute other clients' operations during the advance.
         """
         while True:
             advance = self._call(ops.advance_clock(nanoseconds))
@@ -113,7 +117,7 @@ class Machine:
 
 
 class Vcpu:
-    """A vCPU: the accesses it makes, and the interrupts it takes. Every call raises NotFound without such a vCPU."""
+    """A vCPU: the accesses that it makes, and the interrupts that it takes. Calls raise NotFound if there is none."""
 
     def __init__(self, machine: Machine, vcpu: int) -> None:
         self.id = vcpu
@@ -127,7 +131,7 @@ class Vcpu:
         return self._machine._call(ops.pio_read(self.id, port, size))
 
     def pio_write(self, port: int, data: int, size: int = 1) -> Claim:
-        """OUT of 1, 2 or 4 bytes. False where no device claims the port."""
+        """OUT of 1, 2 or 4 bytes. False if no device claims the port."""
         return self._machine._call(ops.pio_write(self.id, port, data, size))
 
     def mmio_read(self, address: int, size: int = 4) -> Access:
@@ -135,35 +139,41 @@ class Vcpu:
         return self._machine._call(ops.mmio_read(self.id, address, size))
 
     def mmio_write(self, address: int, data: int, size: int = 4) -> Claim:
-        """Store of 1, 2, 4 or 8 bytes to a guest physical address. False where no device claims it."""
+        """Store of 1, 2, 4 or 8 bytes to a guest physical address. False if no device claims it."""
         return self._machine._call(ops.mmio_write(self.id, address, data, size))
 
     def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:
-        """INTA: accepts the interrupt that the vCPU would take now. None where there is none."""
+        """INTA: accepts the interrupt that the vCPU would take now. None if there is none."""
         return self._machine._call(ops.ack_interrupt(self.id, source))
 
     def lapic(self) -> LapicState:
-        """KVM_GET_LAPIC. InvalidArgument where the vCPU has no local APIC."""
+        """KVM_GET_LAPIC. InvalidArgument if the vCPU has no local APIC."""
         return self._machine._call(ops.get_lapic(self.id))
 
     def set_lapic(self, state: LapicState | bytes) -> None:
-        """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument where the vCPU has no local APIC."""
+        """KVM_SET_LAPIC, from a state or the kernel's struct. InvalidArgument if the vCPU has no local APIC."""
         self._machine._call(ops.set_lapic(self.id, state))
 
     def msr_read(self, msr: int) -> MsrAccess:
-        """RDMSR: of IA32_TSC, IA32_TSC_ADJUST, IA32_APIC_BASE, IA32_TSC_DEADLINE, 800h to 8ffh (x2APIC). NotReady."""
+        """RDMSR of IA32_TSC, IA32_TSC_ADJUST, IA32_APIC_BASE, IA32_TSC_DEADLINE, or 800h to 8ffh (x2APIC).
+
+        NotReady without a local APIC.
+        """
         return self._machine._call(ops.msr_read(self.id, msr))
 
     def msr_write(self, msr: int, data: int) -> MsrAccess:
-        """WRMSR of the MSRs of msr_read(). NotReady where the vCPU has no local APIC."""
+        """WRMSR of the MSRs of msr_read(). NotReady if the vCPU has no local APIC."""
         return self._machine._call(ops.msr_write(self.id, msr, data))
 
     def host_msr_read(self, msr: int) -> MsrAccess:
-        """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady where the vCPU has no local APIC."""
+        """KVM_GET_MSRS of one MSR: the host reads, not the guest. NotReady if the vCPU has no local APIC."""
         return self._machine._call(ops.host_msr_read(self.id, msr))
 
     def host_msr_write(self, msr: int, data: int) -> MsrAccess:
-        """KVM_SET_MSRS of one MSR: IA32_APIC_BASE goes from any mode to any; IA32_TSC leaves IA32_TSC_ADJUST."""
+        """KVM_SET_MSRS of one MSR: the host writes, not the guest. NotReady without a local APIC.
+
+        IA32_APIC_BASE may change from any mode to any other. Writing IA32_TSC does not change IA32_TSC_ADJUST.
+        """
         return self._machine._call(ops.host_msr_write(self.id, msr, data))
 
     def set_cpuid(
@@ -174,9 +184,9 @@ class Vcpu:
         tsc_adjust: bool = True,
         physical_address_bits: int = 52,
     ) -> None:
-        """KVM_SET_CPUID2: the features of the guest's CPUID that the local APIC depends on. A new vCPU has all of them.
+        """KVM_SET_CPUID2: the features of the guest's CPUID that the local APIC depends on. A new vCPU has all.
 
-        InvalidArgument for less than 32 or more than 52 bits; NotReady where the vCPU has no local APIC.
+        InvalidArgument for less than 32 or more than 52 bits; NotReady if the vCPU has no local APIC.
         """
         call = ops.set_cpuid(
             self.id,
@@ -188,31 +198,34 @@ class Vcpu:
         self._machine._call(call)
 
     def cr8_read(self) -> int:
-        """MOV from CR8: TPR's upper half, also while the local APIC is disabled. NotReady without a local APIC."""
+        """MOV from CR8: the upper half of TPR, even if the local APIC is disabled. NotReady without a local APIC."""
         return self._machine._call(ops.cr8_read(self.id))
 
     def cr8_write(self, value: int) -> None:
-        """MOV to CR8. InvalidArgument above 15; NotReady."""
+        """MOV to CR8. InvalidArgument above 15; NotReady without a local APIC."""
         self._machine._call(ops.cr8_write(self.id, value))
 
     def events(self) -> VcpuEvents:
-        """KVM_GET_VCPU_EVENTS: events on their way to the vCPU that no chip holds. NotReady."""
+        """KVM_GET_VCPU_EVENTS: what waits for the vCPU and is in no chip. NotReady without a local APIC."""
         return self._machine._call(ops.get_vcpu_events(self.id))
 
     def set_events(self, events: VcpuEvents) -> None:
-        """KVM_SET_VCPU_EVENTS: a field that is None stays. InvalidArgument for a number above 255; NotReady."""
+        """KVM_SET_VCPU_EVENTS. A field that is None keeps its value.
+
+        InvalidArgument for a number above 255; NotReady without a local APIC.
+        """
         self._machine._call(ops.set_vcpu_events(self.id, events))
 
     def interrupt(self, vector: int) -> None:
-        """KVM_INTERRUPT: with a split irqchip, an external interrupt of the VMM's own PIC.
+        """KVM_INTERRUPT: with a split irqchip, the VMM's PIC sends the vCPU an external interrupt.
 
-        AlreadyExists while the vCPU has not taken the previous one; NotReady where irqchipd has the PIC, or the vCPU
-        has no local APIC.
+        AlreadyExists until the vCPU has taken the last one; NotReady if irqchipd holds the PIC, or the vCPU has no
+        local APIC.
         """
         self._machine._call(ops.interrupt(self.id, vector))
 
     def nmi(self) -> None:
-        """KVM_NMI. NotReady where the vCPU has no local APIC."""
+        """KVM_NMI. NotReady if the vCPU has no local APIC."""
         self._machine._call(ops.nmi(self.id))
 
     def mp_state(self) -> MpState:
@@ -220,24 +233,27 @@ class Vcpu:
         return self._machine._call(ops.get_mp_state(self.id))
 
     def set_mp_state(self, state: MpState) -> None:
-        """KVM_SET_MP_STATE. InvalidArgument for any but RUNNABLE where the vCPU has no local APIC."""
+        """KVM_SET_MP_STATE. InvalidArgument for any state but RUNNABLE if the vCPU has no local APIC."""
         self._machine._call(ops.set_mp_state(self.id, state))
 
     def take_signal(self) -> Signal | None:
-        """Takes the signal that waits for the vCPU: INIT, else SIPI, SMI or NMI. None where no signal waits. NotReady.
+        """Takes one signal that waits for the vCPU. None if no signal waits.
 
-        While the vCPU waits for INIT or SIPI, an SMI or NMI stays until it has started; an INIT discards them.
+        The order is INIT, SIPI, an injected NMI, SMI, NMI. While the vCPU waits for INIT or SIPI, it takes no SMI and
+        no NMI. An INIT discards them. NotReady without a local APIC.
         """
         return self._machine._call(ops.take_signal(self.id))
 
     def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
-        """HLT: waits until the vCPU has something to take, and takes it. A vCPU waits for INIT or SIPI so, too.
+        """HLT: waits until the vCPU has an interrupt or a signal to take, and takes it.
 
-        interrupts_masked  the guest's RFLAGS.IF is 0: no interrupt ends the halt
-        timeout            seconds, after which TimedOut is raised, and nothing has been taken; None: no limit
+        A vCPU that has not started also waits for INIT or SIPI with halt().
 
-        Busy while the vCPU halts already; NotReady where it has no local APIC. Ctrl-C, or the cancellation of the task,
-        gives the halt up. A Session's halt has then taken nothing; with a Vm's, an interrupt on its way is lost.
+        interrupts_masked  the guest's RFLAGS.IF is 0, so that no interrupt ends the halt
+        timeout            seconds after which halt() raises TimedOut, and has taken nothing; None: no limit
+
+        Busy while the vCPU halts already; NotReady if it has no local APIC. Ctrl-C, or cancelling the task, gives the
+        halt up. A Session's halt has then taken nothing. A Vm's halt loses an interrupt that is on its way.
         """
         call = ops.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
         return self._machine._call(call)
@@ -246,11 +262,12 @@ class Vcpu:
 class Line:
     """A GSI, driven by a Session's line source, or through a Vm by source 0. `with line:` holds it high.
 
-    Each method gives KVM_IRQ_LINE_STATUS's status, summed over the chips the GSI is routed to: -1 masked or
-    ignored, 0 coalesced with an interrupt still pending, 1 or more the number of deliveries; lowering gives 1 per chip.
+    Each method returns the status of KVM_IRQ_LINE_STATUS, summed over the chips that the GSI leads to: -1 masked or
+    ignored; 0 coalesced with an interrupt that is still pending; 1 or more the number of deliveries. Lowering a line
+    adds 1 per chip.
 
-    A GSI that the Session resamples stays high until it is acknowledged, and goes low then: lower() and pulse() raise
-    InvalidArgument, and the end of `with line:` leaves it as it is.
+    A GSI that the Session resamples stays high until its interrupt is acknowledged, and then goes low. lower() and
+    pulse() raise InvalidArgument, and the end of `with line:` does not lower such a line.
     """
 
     def __init__(self, machine: Machine, gsi: int, *, without_status: bool = False) -> None:
@@ -267,11 +284,11 @@ class Line:
         return self._machine._call(self._raise())
 
     def lower(self) -> int:
-        """Ceases to drive the line high. The line stays high while another source drives it."""
+        """Stops driving the line high. The line stays high while another line source drives it."""
         return self._machine._call(self._lower())
 
     def pulse(self) -> int:
-        """Raises and lowers the line: an edge. Returns the status of the first."""
+        """Raises and lowers the line: an edge. Returns the status of raising it."""
         raised, _ = self._machine._run([self._raise(), self._lower()])
         return int(raised)
 

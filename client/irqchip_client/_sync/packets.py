@@ -171,7 +171,7 @@ class PacketTransport(Transport):
                     self._channel.send(request)
                 except OSError:  # The daemon has gone, as receive() finds out; there is room, for nothing is unsent.
                     pass
-                except BaseException:  # Ctrl-C: nobody knows whether it went out.
+                except BaseException:  # Ctrl-C: the packet may or may not have been sent.
                     self._end(client_interrupted())
                     raise
                 held = False

@@ -73,7 +73,7 @@ class GrpcTransport(Transport):
 class Watch:
     """A VM's trace events, as they happen: an iterator. Made by Vm.watch().
 
-    It ends when it is closed. When the VM goes it raises NotFound, and when the daemon goes, Unavailable.
+    It ends when it is closed. It raises NotFound when the VM is deleted, and Unavailable when the daemon ends.
     """
 
     def __init__(self, stream: grpc._CallIterator[pb.WatchResponse], peer: Peer) -> None:
@@ -112,7 +112,7 @@ class Watch:
         self._stream.cancel()
 
     def close(self) -> None:
-        """Ends it, also for a thread that waits in it."""
+        """Ends the Watch, even if another thread waits in it."""
         self._closed = True
         self._stream.cancel()
 

@@ -79,7 +79,7 @@ class Transport:
         raise IrqchipError(errno.EOPNOTSUPP, "gRPC carries no eventfd: irqfds need the port, on the daemon's own host")
 
     def close(self) -> None:
-        """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
+        """Ends the Session, after waiting up to a second for the answers to batches."""
         raise NotImplementedError
 
     # All transports share these.

@@ -6,7 +6,7 @@ from ._group import Group
 
 __all__ = ["main"]
 
-# The module of each command, in the order of --help. A module is loaded with its command, so that no command waits for
+# Each command's module, in the order of --help. A module is loaded with its command, so that no command waits for
 # the imports of another.
 _COMMANDS = {
     **dict.fromkeys(("create", "list", "show", "delete"), "vms"),

@@ -25,6 +25,7 @@ __all__ = [
     "WORD",
     "command",
     "connect",
+    "is_named",
     "number",
     "pass_client",
     "pass_vm",
@@ -172,3 +173,9 @@ def connect() -> irqchip_client.Client:
     if shared is not None and context.obj in (None, shared.target):
         return shared
     return context.with_resource(irqchip_client.connect(context.obj))
+
+
+def is_named() -> bool:
+    """Whether the user has named a daemon, or the command is in a shell, which has one."""
+    context = click.get_current_context()
+    return context.obj is not None or SHARED_CLIENT in context.find_root().meta

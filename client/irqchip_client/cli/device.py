@@ -162,7 +162,7 @@ class _Machine:
             log.warning("the guest's reset of VM %r failed: %s", self._vm, error)
 
     def delete(self) -> None:
-        """Deletes the VM, which nobody needs any more."""
+        """Deletes the VM, which is no longer needed."""
         with suppress(irqchip_client.NotFound), irqchip_client.connect(self._target) as client:
             client.delete_vm(self._vm)
 

@@ -17,7 +17,7 @@ import click
 
 import irqchip_client
 
-from ._common import command, number, pass_client
+from ._common import command, connect, is_named, number
 from .durations import SECONDS
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 # Signals that end the run; a second one ends the process at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
+SWITCH_INTERVAL = 0.0005  # seconds that a vCPU's thread may keep the interpreter from a device's message
 SILENCE = 3  # seconds of waiting before a message says so
 BIGGEST = 3072  # MiB: the chips' addresses are above
 
@@ -116,9 +117,13 @@ class _Ended(BaseException):
     metavar="S",
     help="How long --await waits, in seconds.",
 )
-@pass_client
+@click.option(
+    "--listen",
+    metavar="PATH",
+    help="Without --target: listen on the unix socket PATH. [default: the default socket with --await, otherwise no"
+    " socket]",
+)
 def run(
-    client: irqchip_client.Client,
     cpu: str | None,
     kernel: Path,
     initrd: Path | None,
@@ -130,12 +135,16 @@ def run(
     without: tuple[str, ...],
     awaited: tuple[str, ...],
     await_timeout: float,
+    listen: str | None,
 ) -> None:
     """Run a guest in a new VM, and delete the VM at the end.
 
     The VM has an irqchip, a PIT and vCPUs. This process executes the vCPUs, and has these devices: a 16550A serial port
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
     510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
+
+    Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
+    --target unix:///PATH. With --await and without --listen, they connect to the default socket.
 
     Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if Ctrl-] or the VM's deletion ended the
     run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the
@@ -166,6 +175,7 @@ def run(
                 command_line=f"{kernel} {append}".rstrip() if image.multiboot else append,
                 initrd=None if initrd is None else initrd.read_bytes(),
             )
+            client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(create_machine(client, name, vcpus))
             devices = stack.enter_context(_devices(end, vcpus, memory << 20, without))
             host = stack.enter_context(local_devices(vm, devices))
@@ -192,6 +202,26 @@ def run(
     if not ended and over.is_set():
         raise _TimeIsUp(f"the guest has not ended within {timeout:g} s, which --timeout allows")
     sys.exit(ended[0] & 0xFF if ended else 0)
+
+
+def _connect(listen: str | None, awaits: bool) -> irqchip_client.Client:
+    """The daemon that is named, or else one in this process."""
+    if is_named():
+        if listen is not None:
+            raise click.UsageError("--listen is for a run without --target: devices connect to that daemon")
+        return connect()
+    if listen is None and not awaits:
+        return irqchip_client.embedded()
+    path = irqchip_client.default_socket() if listen is None else os.path.abspath(listen)
+    try:
+        client = irqchip_client.embedded(path)
+    except irqchip_client.IrqchipError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        error.message += f"; --listen PATH chooses another, and --target unix://{path} uses the daemon that is there"
+        raise
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    return client
 
 
 def _about(kernel: Path, image: BootImage) -> str:

@@ -82,7 +82,7 @@ def _coalesced(f: Fields) -> str:
     return " (coalesced)" if f["coalesced"] else ""
 
 
-# The kernel's TP_printk of each. For kvm_inj_virq the kernel has no vCPU: the task has its own column there.
+# The kernel's TP_printk formats. For kvm_inj_virq the kernel has no vCPU: the task has its own column there.
 _FORMATS: dict[str, Callable[[Fields], str]] = {
     "kvm_pio": _pio,
     "kvm_mmio": _mmio,

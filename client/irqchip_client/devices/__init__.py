@@ -1,4 +1,4 @@
-"""Device models, and their hosts: run_device() runs one in a process of its own, LocalHost in a VMM's process."""
+"""Device models and their hosts. run_device() runs a device in its own process, LocalHost in a VMM's process."""
 
 from .block import BlockDevice
 from .device import Device, DeviceRegion, Host, OutputLine, Timer

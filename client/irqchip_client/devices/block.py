@@ -87,14 +87,14 @@ def _not_opened(path: str | os.PathLike[str], error: OSError, read_only: bool) -
 
 
 class BlockDevice(Device):
-    """A file as a block device. Bytes behind the last whole sector can't be reached.
+    """A file as a block device. The guest cannot reach the bytes behind the last whole sector.
 
-    path       a file or a block device; NotFound or IrqchipError where it can't be opened
-    base, gsi  where it is; the line is a level
-    read_only  whether writes are refused
+    path       a file or a block device; NotFound or IrqchipError if it cannot be opened
+    base, gsi  the first port, and the level-triggered line
+    read_only  refuse writes
     seek       seconds that a command takes
 
-    What is saved of it is not the file: it goes on with one that has the same in it.
+    A saved state does not contain the file. Restore the device with a file of the same content.
     """
 
     STATE: ClassVar[Fields] = {
@@ -183,7 +183,7 @@ class BlockDevice(Device):
     # Ports.
 
     def read(self, offset: int, size: int) -> int:
-        """A guest's IN of 1, 2 or 4 bytes; of several registers, lowest first. Other bytes are ffh."""
+        """A guest's IN of 1, 2 or 4 bytes, the lowest register first. Bytes without a register are ffh."""
         if offset == Register.DATA:
             return self._read_data(size)
         return int.from_bytes(bytes(self._read_byte(offset + byte) for byte in range(size)), "little")
@@ -206,7 +206,7 @@ class BlockDevice(Device):
                 return 0xFF
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """A guest's OUT of 1, 2 or 4 bytes; to several registers, lowest first."""
+        """A guest's OUT of 1, 2 or 4 bytes, the lowest register first."""
         if offset == Register.DATA:
             self._write_data(value.to_bytes(size, "little"))
             return

@@ -54,16 +54,16 @@ class Host(Protocol):
     """Runs devices."""
 
     def drive(self, line: OutputLine) -> None:
-        """A line has another level."""
+        """Called when a line has another level."""
 
     def arm(self, timer: Timer) -> None:
-        """A timer is due at another time, or no longer due."""
+        """Called when a timer is due at another time, or no longer due."""
 
     def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
-        """Calls `ready` whenever a descriptor can be read; with None, no longer."""
+        """Calls `ready` whenever a descriptor can be read. None ends this."""
 
     def now(self) -> float:
-        """Seconds of a clock that only runs forward."""
+        """Returns the seconds of a monotonic clock."""
 
 
 class _NoHost:
@@ -86,8 +86,8 @@ class _NoHost:
 class DeviceRegion:
     """A range of ports or addresses of a device.
 
-    read, write  take offsets into it
-    width        bytes of its registers: a wider access is as many of this width, the lowest first
+    read, write  functions of an offset into the range
+    width        the bytes of a register; a wider access is split into several, lowest address first
     """
 
     space: Space
@@ -129,7 +129,7 @@ class DeviceRegion:
 class OutputLine:
     """A GSI that the device drives.
 
-    retries  an edge that is coalesced is made again a little later, while the line is high
+    retries  repeat a coalesced edge a little later, while the line is high
     """
 
     __slots__ = ("_device", "gsi", "level", "retries")
@@ -141,7 +141,7 @@ class OutputLine:
         self.level = False
 
     def set(self, level: bool) -> None:
-        """Drives the line high or low; does nothing if it is so already."""
+        """Drives the line high or low. Does nothing if it has this level."""
         if level != self.level:
             self.level = level
             self._device.host.drive(self)
@@ -153,7 +153,7 @@ class OutputLine:
 
 
 class Timer:
-    """Calls the device back once, when it is due."""
+    """Calls the device once, when the timer is due."""
 
     __slots__ = ("device", "due", "expired")
 
@@ -163,16 +163,16 @@ class Timer:
         self.due: float | None = None  # on the host's clock
 
     def start(self, seconds: float) -> None:
-        """Makes the timer due in some seconds, whenever it was due before."""
+        """Makes the timer due in `seconds`, and forgets its earlier time."""
         self.start_at(self.device.host.now() + seconds)
 
     def start_at(self, due: float | None) -> None:
-        """Makes the timer due at a time of the host's clock; with None, never."""
+        """Makes the timer due at a time of the host's clock, or with None never."""
         self.due = due
         self.device.host.arm(self)
 
     def stop(self) -> None:
-        """Makes the timer due never."""
+        """Stops the timer."""
         self.start_at(None)
 
 
@@ -186,10 +186,10 @@ class _Restored:
 
 
 class Device:
-    """A device model. A subclass has a constructor that adds its parts, and a name of at most 64 characters.
+    """A device model. The constructor of a subclass adds regions, lines and timers. A name has at most 64 characters.
 
-    STATE          which of its attributes are its state, beside the levels of its lines and its timers: see saving.py
-    STATE_VERSION  of these; what another version saved is refused
+    STATE          the attributes that are its state, and their kinds (see saving.py); lines and timers are saved anyway
+    STATE_VERSION  the version of STATE; restore() refuses the state of another version
     """
 
     STATE: ClassVar[Fields] = {}
@@ -225,7 +225,7 @@ class Device:
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
     def line(self, gsi: int, *, retries: bool = False) -> OutputLine:
-        """Adds a line. With `retries` a coalesced edge is made again: those of GSI 8 KVM would lose."""
+        """Adds a line. `retries` repeats coalesced edges; KVM would otherwise lose edges of GSI 8."""
         if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
             raise InvalidArgument(errno.EINVAL, f"a line's GSI is {gsi!r:.100}: use a number from 0 on")
         line = OutputLine(self, gsi, retries)
@@ -241,7 +241,7 @@ class Device:
     # Running and resetting.
 
     def run_by(self, host: Host) -> None:
-        """Connects the device to a host, by whose clock its timers run."""
+        """Connects the device to a host. The device's timers use the host's clock."""
         ahead = host.now() - self.host.now()
         self.host = host
         for timer in self.timers:
@@ -252,10 +252,10 @@ class Device:
         """Called when a host begins to run the device: watch descriptors and start timers here."""
 
     def reset(self) -> None:
-        """Called when the VM is reset: reset registers, and make lines low here."""
+        """Called when the VM is reset: reset registers and lower lines here."""
 
     def save(self) -> dict[str, Plain]:
-        """The device's state, as JSON has it, for restore() of a device that is made with the same arguments."""
+        """Returns the state as plain data, for restore() of a device that was constructed with the same arguments."""
         now = self.host.now()
         return {
             "model": type(self).__name__,
@@ -266,14 +266,14 @@ class Device:
         }
 
     def restore(self, saved: Plain) -> None:
-        """Restores a save()d state, before or while a host runs the device. InvalidArgument: then nothing has changed.
+        """Restores a state from save(). InvalidArgument for an invalid state: nothing changes.
 
         While a host runs the device, call the host's restore() instead.
         """
         self.put_restored(self.check_saved(saved))
 
     def check_saved(self, saved: Plain) -> _Restored:
-        """A state for put_restored(). InvalidArgument where the device can't have that state."""
+        """Checks a state, and returns it for put_restored(). InvalidArgument if the device cannot have this state."""
         check_keys(saved, ("model", "version", "lines", "timers", "state"), "it")
         for key, own in (("model", type(self).__name__), ("version", self.STATE_VERSION)):
             if type(saved[key]) is not type(own) or saved[key] != own:
@@ -285,7 +285,7 @@ class Device:
         return _Restored(lines, timers, values)
 
     def check_state(self, values: Mapping[str, Any]) -> None:
-        """Raises InvalidArgument, as refused() makes it, where attributes don't go together."""
+        """Override this to refuse attributes that contradict each other: raise the error that refused() returns."""
 
     def put_restored(self, restored: _Restored) -> None:
         """Restores a state from check_saved()."""
@@ -300,7 +300,7 @@ class Device:
         self.restored()
 
     def restored(self) -> None:
-        """Called when a state was restored: update here what follows from it. Before or after started()."""
+        """Called after a state was restored, before or after started(): update here what depends on the state."""
 
 
 def _with_checked_arguments(make: Callable[..., None]) -> Callable[..., None]:

@@ -11,9 +11,9 @@ WIDTH = 4  # bytes of the widest access
 
 
 class DebugExit(Device):
-    """Four ports. A write to any of them calls `ended` with (value << 1) | 1, so that 0 is never a status.
+    """QEMU's isa-debug-exit. A write to one of its four ports calls `ended` with (value << 1) | 1, which is never 0.
 
-    ended   ends the run; a process can exit with 8 bits of the status
+    ended   called with the exit status; a process keeps only the low 8 bits of its exit status
     base    the first port
     """
 

@@ -91,14 +91,14 @@ class _Host:
                 _call(device, "reset", device.reset)
 
     def save(self) -> list[Plain]:
-        """The state of each device, as plain data, at one moment. From any thread."""
+        """Returns the state of all devices at one moment, as plain data. From any thread."""
         with self.turn():
             return [device.save() for device in self.devices]
 
     def restore(self, saved: Plain) -> None:
-        """Restores what save() returned, before start() or after. InvalidArgument: then nothing has changed."""
+        """Restores what save() returned, before or after start(). InvalidArgument for an invalid state: no change."""
         if type(saved) is not list or len(saved) != len(self.devices):
-            raise refused("all", saved, f"a list of {len(self.devices)}, one of each device")
+            raise refused("all", saved, f"a list of {len(self.devices)}, one per device")
         checked = [device.check_saved(each) for device, each in zip(self.devices, saved, strict=True)]
         with self.turn():
             for device, state in zip(self.devices, checked, strict=True):
@@ -199,7 +199,7 @@ class RemoteHost(_Host):
         self.session.close()
 
     def serve(self) -> None:
-        """Answers accesses. Raises SessionClosed at the Session's end, or what a device raised."""
+        """Answers accesses. Raises SessionClosed when the Session ends, or the exception of a device."""
         try:
             while True:
                 event = self.session.next_event()
@@ -244,9 +244,9 @@ class RemoteHost(_Host):
 
 
 class LocalHost(_Host):
-    """Runs devices within a VMM, whose vCPUs ask them before the daemon: vmm.accesses.LocalDevices.
+    """Runs devices in a VMM's process. Its vCPUs' accesses go to them first, and then to the daemon.
 
-    events  a Session of the same VM for this host alone, where it receives the VM's resets; without it, call reset()
+    events  a Session of the same VM that only this host uses, to receive the VM's resets; without it, call reset()
     """
 
     on_failure: Callable[[], None] | None = None  # Called when `failure` is set, on any thread.
@@ -361,16 +361,17 @@ def _call(device: Device, what: str, call: Callable[[], None]) -> None:
 
 
 def run_device(device: Device, vm: str, *, target: str | None = None, start_timeout: float = 30.0) -> None:
-    """Runs a device in this process, for the VM of this name, until SIGTERM or SIGINT, or until the VM is deleted.
+    """Runs a device in this process, for the VM of this name, until SIGTERM, SIGINT or the VM's deletion.
 
-    target         the daemon's address; by default as connect() finds it
-    start_timeout  seconds to wait for a daemon, for the VM, and for its irqchip
+    target         the daemon's address; the default is that of connect()
+    start_timeout  how many seconds to wait for the daemon, the VM and its irqchip
 
-    If the VM was restored, and keeps the levels of a device of this name, the device takes them over. However the run
-    ends, device.save() then returns the state at its end. A device that was restored before this goes on from there.
+    If the VM was restored and holds a line source of this device's name, the device takes the line source over. A
+    device that was restored before run_device() continues from that state. After run_device(), device.save() returns
+    the state at the end.
 
-    Raises SessionClosed where the daemon stops; AlreadyExists where something claims the device's ports or addresses;
-    NotFound or Unavailable after start_timeout; and whatever the device raises, with a note that names the call.
+    Raises SessionClosed if the daemon stops; AlreadyExists if the device's ports or addresses are claimed; NotFound or
+    Unavailable after start_timeout; and any exception of the device, with a note that names the call.
     """
     if not isinstance(device, Device):
         hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""

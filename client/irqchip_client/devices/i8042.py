@@ -70,13 +70,13 @@ TYPED = 64  # bytes to read from a descriptor at once
 
 
 class I8042(Device):
-    """Keyboard and mouse behind ports 60h and 64h. It starts as a PC's firmware leaves it: translating, mouse off.
+    """Keyboard and mouse at ports 60h and 64h, at first as a PC's firmware leaves them: translating, mouse off.
 
     gsi_keyboard, gsi_mouse  its lines
     data, command            its ports
-    reset                    called where the guest resets the machine (FEh)
-    input_fd                 what can be read from this descriptor is typed
-    interval                 seconds between characters that are typed, at least
+    reset                    called when the guest resets the machine (FEh)
+    input_fd                 a descriptor; the device types the characters that it reads from the descriptor
+    interval                 the least seconds between typed characters
     """
 
     STATE: ClassVar[Fields] = {
@@ -141,7 +141,7 @@ class I8042(Device):
         self._settle()
 
     def reset(self) -> None:
-        """Resets controller, keyboard and mouse. Text that the user has typed ahead is typed after that."""
+        """Resets controller, keyboard and mouse. Text that waits to be typed is typed afterwards."""
         self._pause.stop()
         self._power_on()
         self._settle()
@@ -284,26 +284,26 @@ class I8042(Device):
     # The user.
 
     def press(self, key: str) -> None:
-        """A key goes down: names as in keys.KEYS; KeyError for others."""
+        """Presses a key. keys.KEYS has the names; KeyError for any other name."""
         self.keyboard.press(key)
         self._settle()
 
     def release(self, key: str) -> None:
-        """A key goes up."""
+        """Releases a key."""
         self.keyboard.release(key)
         self._settle()
 
     def move(self, dx: int, dy: int, buttons: int = 0, wheel: int = 0) -> None:
-        """Moves the mouse by counts, to the right and up.
+        """Moves the mouse to the right and up, in counts.
 
-        buttons  those that are down: 1 left, 2 right, 4 middle
-        wheel    steps, downwards
+        buttons  the buttons that are down: 1 left, 2 right, 4 middle
+        wheel    the steps that the wheel turns down
         """
         self.mouse.move(dx, dy, buttons, wheel)
         self._settle()
 
     def type_text(self, text: str) -> None:
-        """Types on a US keyboard, as fast as the guest reads. Characters without a key are left out."""
+        """Types on a US keyboard, as fast as the guest reads. Skips characters without a key."""
         self._text.extend(text)
         self._settle()
 
@@ -327,7 +327,7 @@ class I8042(Device):
             self.host.watch(self.input_fd, self._input_ready if watching else None)
 
     def attach(self, input_fd: int | None) -> None:
-        """Types from another descriptor; from none with None."""
+        """Types from another descriptor, or with None from no descriptor."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False

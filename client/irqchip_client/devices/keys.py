@@ -1,4 +1,4 @@
-"""A US keyboard: the scan codes of its keys, and the keys of each character."""
+"""A US keyboard: the scan codes of its keys, and the keys for every character."""
 
 from __future__ import annotations
 

@@ -68,13 +68,13 @@ _WHOLE = Number(-FARTHEST, FARTHEST)
 
 
 class Rtc(Device):
-    """The clock at ports 70h and 71h. The plain fields are its registers, with what a PC's firmware leaves in them.
+    """The clock at ports 70h and 71h. The public attributes are its registers, at first as a PC's firmware leaves them.
 
-    base, gsi  where it is
-    clock      the host's time, in seconds since 1970, UTC; what a guest sets is kept as a difference to it
-    cmos       what the memory holds at first, by number, from 0eh
+    base, gsi  the first port, and the line
+    clock      the host's time, in seconds since 1970, UTC; the device keeps the guest's time as a difference to it
+    cmos       the memory's first content, by number, from 0eh
 
-    Saved, it goes on as if its battery had kept it running: the host's clock says for how long.
+    A restored Rtc continues as if its battery had kept it running since it was saved.
     """
 
     STATE: ClassVar[Fields] = {
@@ -133,7 +133,7 @@ class Rtc(Device):
             self._go_on(*self._goes_on_from)
 
     def reset(self) -> None:
-        """RESET disables the interrupts; the time, the alarm and the memory stay."""
+        """Disables the interrupts. The time, the alarm and the memory do not change."""
         self._catch_up()
         self.b &= ~(B_PERIODIC | B_ALARM | B_UPDATE | B_SQUARE_WAVE)
         self.c = 0
@@ -185,7 +185,7 @@ class Rtc(Device):
     # Ports.
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - both ports are bytes
-        """A guest's IN. The index port can't be read."""
+        """A guest's IN. The index port cannot be read."""
         if offset == 0:
             return 0xFF
         match self._register:
@@ -206,7 +206,7 @@ class Rtc(Device):
                 return self.bytes[index]
 
     def write(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - both ports are bytes
-        """A guest's OUT. Bit 7 of the index port masks NMI, which is not this chip's."""
+        """A guest's OUT. Bit 7 of the index port would mask NMIs, and is ignored."""
         if offset == 0:
             self.index = value & 0x7F
             return

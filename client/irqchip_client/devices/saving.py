@@ -142,7 +142,7 @@ class OrNone(Kind):
 
 
 class TupleOf(Kind):
-    """A tuple, with one value of each kind."""
+    """A tuple with these kinds of values, one each."""
 
     def __init__(self, *kinds: Kind) -> None:
         self._kinds = kinds

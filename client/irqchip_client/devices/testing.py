@@ -17,9 +17,9 @@ LINES, FIRST_LINE_PORT = 24, 0x2000
 
 
 class FwCfg(Device):
-    """fw_cfg: a 16-bit write to 510h selects an item, whose bytes are then read at 511h, and after them zeros.
+    """fw_cfg. A 16-bit write to 510h selects an item. Reads of 511h return its bytes, and then zeros.
 
-    items  by number; each a bytes
+    items  the content of each item, by number
     """
 
     STATE: ClassVar[Fields] = {"_selected": Number(0, 0xFFFF), "_position": Number(0, 0xFFFF_FFFF)}
@@ -48,7 +48,7 @@ class FwCfg(Device):
         return item[self._position - 1]
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """The selector. Items can't be written."""
+        """Selects an item. Items cannot be written."""
         if offset == 0 and size == 2:
             self._selected, self._position = value, 0
 

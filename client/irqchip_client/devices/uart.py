@@ -85,16 +85,16 @@ MSR_TRAILING_RI = 0x04
 
 
 class Uart(Device):
-    """A serial port; the plain fields are its registers, and their defaults what a PC's firmware leaves.
+    """A serial port. The public attributes are its registers, at first as a PC's firmware leaves them.
 
-    output      what is transmitted goes to this descriptor, or into this function; while it takes nothing (a pipe that
-                is full, or has no reader), the transmitter waits, and nothing is lost
-    input_fd    what can be read from this descriptor is received, as the FIFO has room for it
-    base, gsi   where it is
-    paced       whether a character takes its time on the wire; else none
-    out2_gates  whether the line needs MCR's OUT2, as on a PC; QEMU's does not
-    patient     whether what input_fd has waits until the guest is ready for it: it has enabled the interrupt, or polls.
-                A guest that sets the port up loses what has come before
+    output      a descriptor, or a function, that gets the transmitted characters; while it accepts nothing (a pipe that
+                is full or has no reader), the transmitter waits, and nothing is lost
+    input_fd    a descriptor, from which the device receives characters while the FIFO has room
+    base, gsi   the first port, and the line
+    paced       a character takes its time on the wire; otherwise it takes none
+    out2_gates  the line needs MCR's OUT2, as on a PC; QEMU's 16550A does not need it
+    patient     input waits until the guest is ready, that is, until it enables the interrupt or polls; without this,
+                a guest loses input that came before it set the port up
     """
 
     STATE: ClassVar[Fields] = {
@@ -293,7 +293,7 @@ class Uart(Device):
 
     @property
     def character_time(self) -> float:
-        """Seconds that a character takes on the wire: start, data, parity and stop bits."""
+        """Returns how many seconds a character takes on the wire: start, data, parity and stop bits."""
         bits = 1 + 5 + (self.lcr & LCR_WORD_LENGTH) + bool(self.lcr & LCR_PARITY) + 1 + bool(self.lcr & LCR_STOP_BITS)
         return bits * 16 * max(self.divisor, 1) / CLOCK
 
@@ -364,7 +364,7 @@ class Uart(Device):
         self.changes |= changes
 
     def set_modem(self, lines: int) -> None:
-        """The other end drives CTS, DSR, RI and DCD, as MSR's bits 7:4."""
+        """Sets the modem lines CTS, DSR, RI and DCD, in the order of MSR's bits 7:4."""
         before, self.modem = self._modem_lines(), lines & 0xF0
         self._modem_changed(before)
         self._settle()
@@ -372,13 +372,13 @@ class Uart(Device):
     # Receiver.
 
     def receive(self, data: bytes, errors: int = 0) -> None:
-        """Receives characters, even without room for them; `errors` has LSR's bits for parity, framing and break."""
+        """Receives characters, even without room (an overrun). `errors` is LSR's bits for parity, framing, break."""
         for character in data:
             self._receive(character, errors & LSR_CHARACTER)
         self._settle()
 
     def receive_break(self) -> None:
-        """The other end sends a break: one character, 0."""
+        """Receives a break: one character, 0."""
         self.receive(b"\0", LSR_BREAK)
 
     def _receive(self, character: int, errors: int) -> None:
@@ -425,7 +425,7 @@ class Uart(Device):
             self._settle()
 
     def attach(self, input_fd: int | None) -> None:
-        """Receives from another descriptor; from none with None."""
+        """Receives from another descriptor, or with None from no descriptor."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False

@@ -1,4 +1,4 @@
-"""vCPUs on Linux KVM, in VMs without an in-kernel irqchip: their interrupt controllers are irqchipd's.
+"""vCPUs on Linux KVM, in VMs without an in-kernel irqchip. irqchipd has their interrupt controllers.
 
     with connect() as client, GuestMemory(16 << 20) as memory, KvmVm(memory) as kvm:
         vm = client.create_vm()
@@ -9,12 +9,12 @@
             cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
             cpu.run()  # until cpu.stop()
 
-x86-64 and Linux 5.10 or newer; why_not() says what is missing.
+This needs x86-64 and Linux 5.10 or newer; why_not() says what is missing.
 
-CPUID shows a local APIC and x2APIC, and hides KVM's paravirtual leaves, the TSC deadline timer and performance
-counters, which need an APIC of KVM's own. An APIC whose page is moved onto RAM is not seen there: the RAM is. Where a
-KVM does not exit for a lower CR8, as one without hardware's help may not, it counts from the next exit on. While a vCPU
-runs, SIGRTMIN is blocked in its thread, and used to wake it; no handler is installed, so that any thread may run one.
+CPUID shows a local APIC and x2APIC. It hides KVM's paravirtual leaves, the TSC deadline timer and performance counters,
+which need KVM's own APIC. If a guest moves its APIC's page onto RAM, it sees the RAM there. Some KVMs without hardware
+support do not exit when the guest lowers CR8; then the new CR8 counts from the next exit on. While a vCPU runs, its
+thread blocks SIGRTMIN, which another thread sends to wake it. No handler is installed, so a vCPU may run on any thread.
 """
 
 from irqchip_client.vmm.accesses import LocalDevices

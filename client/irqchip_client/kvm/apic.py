@@ -6,6 +6,7 @@ import mmap
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError
+from irqchip_client.vmm.local_apic import LocalApic
 
 from .ioctls import MSRS, Request, Run, ioctl
 from .vm import IA32_APIC_BASE
@@ -29,11 +30,12 @@ class Apic:
     cr8  the daemon's TPR; where kvm_run.cr8 differs, the guest has written CR8
     """
 
-    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu) -> None:
+    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, local: LocalApic) -> None:
         self.cr8 = 0
         self._fd = fd
         self._run = run
         self._vcpu = vcpu
+        self._local = local
         self._base = 0
 
     def learn(self) -> None:
@@ -69,6 +71,8 @@ class Apic:
         """RDMSR; None: a general protection fault."""
         if msr not in X2APIC:
             return None
+        if (value := self._local.read_msr(msr)) is not None:
+            return value
         access = self._vcpu.msr_read(msr)
         return None if access.fault or not access.claimed else access.data
 

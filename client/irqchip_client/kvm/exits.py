@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from irqchip_client import Session
 
 READ = 0  # kvm_run.io.direction
+_WHOLE = frozenset((1, 2, 4, 8))  # lengths of an access that comes in one part
+_unpack_mmio, _pack_quad = Run.MMIO.unpack_from, QWORD.pack_into
 MAX_BATCH = 256  # operations of a string, or fewer where the daemon allows no more
 
 
@@ -26,14 +28,22 @@ class Exits:
     signalled  set when the guest may have sent itself an NMI or INIT
     """
 
-    def __init__(self, run: mmap.mmap, session: Session, vcpu: int, local: LocalDevices | None, apic: Apic) -> None:
+    def __init__(
+        self,
+        run: mmap.mmap,
+        session: Session,
+        vcpu: int,
+        accesses: Accesses,
+        local: LocalDevices | None,
+        apic: Apic,
+    ) -> None:
         self.wrote = False
         self.signalled = False
         self._run = run
         self._session = session
         self._id = vcpu
         self._local = local
-        self._accesses = Accesses(session.vcpu(vcpu), local)
+        self._accesses = accesses
         self._apic = apic
         self._batch = min(MAX_BATCH, session.max_operations)
 
@@ -56,7 +66,10 @@ class Exits:
     def mmio(self) -> None:
         """A load or store where there is no RAM. An access across pages comes in parts, of any length."""
         run = self._run
-        address, data, length, is_write = Run.MMIO.unpack_from(run, Run.UNION)
+        address, data, length, is_write = _unpack_mmio(run, Run.UNION)
+        if not is_write and length in _WHOLE:
+            _pack_quad(run, Run.MMIO_DATA, self._accesses.mmio_read(address, length))
+            return
         done = 0
         if is_write:
             self.wrote = True
@@ -72,7 +85,7 @@ class Exits:
             size = _largest_power(length - done)
             value |= self._accesses.mmio_read(address + done, size) << 8 * done
             done += size
-        QWORD.pack_into(run, Run.MMIO_DATA, value)
+        _pack_quad(run, Run.MMIO_DATA, value)
 
     def rdmsr(self) -> None:
         """RDMSR of an MSR that KVM lacks."""

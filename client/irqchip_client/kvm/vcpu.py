@@ -11,7 +11,7 @@ from fcntl import ioctl as run_ioctl
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, IrqchipError, TimedOut
-from irqchip_client.vmm.accesses import LocalDevices
+from irqchip_client.vmm.accesses import Accesses, LocalDevices
 from irqchip_client.vmm.adapter import Adapter, announced_by
 from irqchip_client.vmm.start import Start
 
@@ -64,8 +64,9 @@ class KvmVcpu(Adapter):
             self._vcpu.set_cpuid(
                 tsc_deadline=False, tsc_adjust=False, physical_address_bits=physical_address_bits(kvm.cpuid)
             )
-            self._apic = Apic(self._fd, self._run, self._vcpu)
-            self._exits = Exits(self._run, self._session, vcpu, local, self._apic)
+            self._apic = Apic(self._fd, self._run, self._vcpu, self._local_apic)
+            accesses = Accesses(self._vcpu, self._local_apic, local)
+            self._exits = Exits(self._run, self._session, vcpu, accesses, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()
         # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it

@@ -127,7 +127,7 @@ class _Pipeline:
         if not self._calls:
             return
         sent = await self._session.submit(self._calls, return_errors=True)
-        # Looked at even if another fails first: asyncio would else complain, of each, to standard error.
+        # Every result is retrieved, even if another task fails first: otherwise asyncio complains on standard error.
         sent.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._sent.append(sent)
         self._calls = []
@@ -143,7 +143,7 @@ def _route(gsi: int, to: str, *where: int) -> PinRoute | MsiRoute:
     if to == "msi":
         return MsiRoute(gsi, *where)
     chip, pin = where
-    return PinRoute(gsi, chip, pin)  # type: ignore[arg-type]  # A chip that is none is the daemon's to refuse.
+    return PinRoute(gsi, chip, pin)  # type: ignore[arg-type]  # The daemon refuses an invalid chip.
 
 
 def _lapic_answer(response: pb.GetLapicResponse) -> dict[str, Any]:

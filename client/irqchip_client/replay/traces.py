@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 
 def number(bits: int) -> Kind:
-    """An unsigned number. JSON's true is none, though Python's is."""
+    """An unsigned number. A JSON true is not a number, although Python's True is an int."""
     limit = 1 << bits
     return Kind(f"a number of {bits} bits", lambda value: type(value) is int and 0 <= value < limit)
 

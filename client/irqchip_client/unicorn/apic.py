@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from irqchip_client.vmm.local_apic import LocalApic
+
 from .exceptions import Fault, Vector
 from .features import (
     IA32_APIC_BASE,
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 class Apic:
     """The local APIC of a vCPU. Raises Fault for an access that the guest may not make."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    def __init__(self, vcpu: Vcpu, local: LocalApic) -> None:
         self._vcpu = vcpu
+        self._local = local
 
     def read_msr(self, msr: int) -> int:
         """RDMSR, also of an MSR that neither Unicorn nor the daemon has."""
+        if (value := self._local.read_msr(msr)) is not None:
+            return value
         access = self._vcpu.msr_read(msr) if is_irqchip_msr(msr) else None
         if access is None or access.fault or not access.claimed:
             raise Fault(Vector.GP, 0)
@@ -37,7 +42,8 @@ class Apic:
 
     def read_cr8(self) -> int:
         """TPR's upper half: the SDM vol. 3 section 11.8.6.1."""
-        return self._vcpu.cr8_read()
+        cr8 = self._local.read_cr8()
+        return self._vcpu.cr8_read() if cr8 is None else cr8
 
     def write_cr8(self, cr8: int) -> None:
         """Sets TPR's upper half, and its lower half to 0."""
@@ -48,4 +54,4 @@ class Apic:
     @property
     def base(self) -> int:
         """IA32_APIC_BASE"""
-        return self._vcpu.msr_read(IA32_APIC_BASE).data
+        return self.read_msr(IA32_APIC_BASE)

@@ -50,8 +50,8 @@ class UnicornVcpu(Adapter):
             super().__init__(vm, vcpu, made)
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._vcpu.set_cpuid(tsc_adjust=False, physical_address_bits=PHYSICAL_BITS)
-            self._apic = Apic(self._vcpu)
-            self._accesses = Accesses(self._vcpu, local)
+            self._apic = Apic(self._vcpu, self._local_apic)
+            self._accesses = Accesses(self._vcpu, self._local_apic, local)
             self._breaker = self._engine.breaker
             self._engine.reset()
             self._made = made.pop_all()

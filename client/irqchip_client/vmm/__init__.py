@@ -1,1 +1,1 @@
-"""What a VMM around irqchipd is made of: guest memory, how a vCPU starts, where its accesses go, and boot images."""
+"""The parts of a VMM around irqchipd: guest memory, a vCPU's start, the way of its accesses, and boot images."""

@@ -1,4 +1,4 @@
-"""The way of a vCPU's accesses: to devices in this process, or to the daemon."""
+"""The way of a vCPU's accesses: to devices in this process, to its local APIC as known here, or to the daemon."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from typing import Protocol
 
 from irqchip_client._sync.machine import Vcpu
 
+from .local_apic import LocalApic
+
 
 class LocalDevices(Protocol):
-    """Devices in this process: an access that they claim goes to them, and not to the daemon."""
+    """Devices in this process. An access that they claim does not go to the daemon."""
 
     def pio_read(self, port: int, size: int) -> int | None:
-        """The value; None where no device here has the port."""
+        """Returns the value, or None if no device here has the port."""
 
     def pio_write(self, port: int, value: int, size: int) -> bool:
         """Returns whether a device here has the port."""
 
     def mmio_read(self, address: int, size: int) -> int | None:
-        """The value; None where no device here has the address."""
+        """Returns the value, or None if no device here has the address."""
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:
         """Returns whether a device here has the address."""
@@ -26,8 +28,9 @@ class LocalDevices(Protocol):
 class Accesses:
     """A vCPU's IN, OUT, loads and stores. A read that no device claims returns all ones."""
 
-    def __init__(self, vcpu: Vcpu, local: LocalDevices | None = None) -> None:
+    def __init__(self, vcpu: Vcpu, apic: LocalApic, local: LocalDevices | None = None) -> None:
         self._vcpu = vcpu
+        self._apic = apic
         self._local = local
 
     def pio_read(self, port: int, size: int) -> int:
@@ -45,6 +48,8 @@ class Accesses:
     def mmio_read(self, address: int, size: int) -> int:
         """A load of 1, 2, 4 or 8 bytes."""
         if self._local is not None and (value := self._local.mmio_read(address, size)) is not None:
+            return value
+        if (value := self._apic.read(address, size)) is not None:
             return value
         access = self._vcpu.mmio_read(address, size)
         return access.data if access.claimed else (1 << 8 * size) - 1

@@ -12,6 +12,7 @@ from irqchip_client._errors import Busy, SessionClosed
 from irqchip_client._events import Event, InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 
+from .local_apic import share_local_apic
 from .start import Start
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ _WAITS_FOR_STARTUP = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
 class Adapter:
-    """A vCPU that executes a guest, on one thread at a time. Close it, or use it in a with statement."""
+    """A vCPU that executes a guest, on one thread at a time. Close it, or use a with statement."""
 
     def __init__(self, vm: Vm, vcpu: int, made: ExitStack) -> None:
         """`made` closes what the adapter is made of. The adapter keeps it as `_made` when it is complete."""
         self.id = vcpu
         self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
         self._vcpu = self._session.vcpu(vcpu)
+        self._local_apic = share_local_apic(self._session, vcpu)
+        made.callback(self._local_apic.close)
         self._made = ExitStack()
         self._halt: Halt | None = None  # under way
         # The vCPU executes nothing: it is in HLT, or waits for INIT or SIPI.
@@ -42,17 +45,17 @@ class Adapter:
         self._running = threading.Lock()
 
     def start(self, start: Start) -> None:
-        """Sets where the vCPU begins, even if it waits for INIT and SIPI. Not while it runs: Busy."""
+        """Sets where the vCPU starts, even if it waits for INIT and SIPI. Busy while it runs."""
         with self._not_running():
             self._start_at(start)
             self._forget()
             self._vcpu.set_mp_state(MpState.RUNNABLE)
 
     def run(self) -> None:
-        """Executes guest code, until stop(): then it returns, and a further run() goes on from there.
+        """Executes guest code until stop(). A later run() continues there.
 
-        Raises GuestError where the guest can't go on; what a local device raises in an access; SessionClosed where the
-        daemon or the VM has gone; Busy where it runs already.
+        Raises GuestError if the guest cannot continue; the exception of a local device in an access; SessionClosed if
+        the daemon has ended or the VM is deleted; Busy if the vCPU runs already.
         """
         with self._not_running():
             self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP
@@ -61,14 +64,14 @@ class Adapter:
             self._stop.clear()
 
     def stop(self) -> None:
-        """Ends run(), or the next run() where none is under way. From any thread, a local device, a signal handler."""
+        """Ends run(), or the next run() if none is under way. From any thread, local device or signal handler."""
         self._stop.set()
         self._interrupt_guest()
         if (halt := self._halt) is not None:
             halt.end()
 
     def close(self) -> None:
-        """Ends run(), and the vCPU. Not from a local device."""
+        """Ends run(), and closes the vCPU. Do not call it from a local device."""
         if self._closed:
             return
         self._closed = True

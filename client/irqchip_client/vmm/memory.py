@@ -14,9 +14,9 @@ PAGE = 4096
 
 
 class GuestMemory:
-    """RAM from guest physical address 0 on: `size` bytes, a multiple of 4096. It begins as zeros.
+    """RAM at guest physical address 0: `size` bytes, a multiple of 4096. It is zero at first.
 
-    host_address  where it is in this process, for those who map it into a guest
+    host_address  its address in this process, to map it into a guest
     """
 
     def __init__(self, size: int) -> None:
@@ -42,9 +42,9 @@ class GuestMemory:
             written(address, len(data))
 
     def flush(self, address: int, length: int) -> None:
-        """Reports a write through host_address: an emulator that has translated code there discards it.
+        """Reports a write through host_address, so that an emulator translates the code there again.
 
-        From any thread; write() does so itself. InvalidArgument outside of it.
+        From any thread. write() does this itself. InvalidArgument outside of the RAM.
         """
         self._check(address, length)
         for written in self._watchers:
@@ -65,7 +65,7 @@ class GuestMemory:
             )
 
     def close(self) -> None:
-        """Gives the RAM back to the system. Nothing may map it any more."""
+        """Frees the RAM. Nothing may map it any more."""
         self._pointer = None
         self._memory.close()
 

@@ -64,7 +64,7 @@ class PioReadResponse(_message.Message):
     data: _builtins.int
     """The value, zero-extended. 0 if the access is unclaimed, all ones if it is unanswered."""
     unanswered: _builtins.bool
-    """Whether a region claims the port whose owner gave no answer (see RegisterRegionRequest)."""
+    """Whether the port is in a region whose owner gave no answer (see RegisterRegionRequest)."""
     def __init__(
         self,
         *,
@@ -129,7 +129,7 @@ class PioWriteResponse(_message.Message):
     claimed: _builtins.bool
     """Whether a chip or a region claims the port."""
     unanswered: _builtins.bool
-    """Whether a region claims the port whose owner gave no answer."""
+    """Whether the port is in a region whose owner gave no answer."""
     def __init__(
         self,
         *,
@@ -192,7 +192,7 @@ class MmioReadResponse(_message.Message):
     data: _builtins.int
     """The value, zero-extended. 0 if the access is unclaimed, all ones if it is unanswered."""
     unanswered: _builtins.bool
-    """Whether a region claims the address whose owner gave no answer (see RegisterRegionRequest)."""
+    """Whether the address is in a region whose owner gave no answer (see RegisterRegionRequest)."""
     def __init__(
         self,
         *,
@@ -257,7 +257,7 @@ class MmioWriteResponse(_message.Message):
     claimed: _builtins.bool
     """Whether a chip or a region claims the address."""
     unanswered: _builtins.bool
-    """Whether a region claims the address whose owner gave no answer."""
+    """Whether the address is in a region whose owner gave no answer."""
     def __init__(
         self,
         *,

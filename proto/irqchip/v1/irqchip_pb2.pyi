@@ -194,6 +194,8 @@ from irqchip.v1.vcpu_pb2 import SetMpStateRequest as SetMpStateRequest
 from irqchip.v1.vcpu_pb2 import SetMpStateResponse as SetMpStateResponse
 from irqchip.v1.vcpu_pb2 import SetVcpuEventsRequest as SetVcpuEventsRequest
 from irqchip.v1.vcpu_pb2 import SetVcpuEventsResponse as SetVcpuEventsResponse
+from irqchip.v1.vcpu_pb2 import ShareLapicRequest as ShareLapicRequest
+from irqchip.v1.vcpu_pb2 import ShareLapicResponse as ShareLapicResponse
 from irqchip.v1.vcpu_pb2 import Signal as Signal
 from irqchip.v1.vcpu_pb2 import SignalKind as SignalKind
 from irqchip.v1.vcpu_pb2 import TakeSignalRequest as TakeSignalRequest

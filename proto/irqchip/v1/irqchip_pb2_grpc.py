@@ -494,7 +494,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetIrqchip(self, request, context):
-        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here.
+        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if irqchipd does not hold the VM's PICs and
+        IOAPIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -502,7 +503,7 @@ class IrqchipServiceServicer:
 
     def SetIrqchip(self, request, context):
         """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-        the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
+        the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

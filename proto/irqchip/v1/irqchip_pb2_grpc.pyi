@@ -203,6 +203,8 @@ from irqchip.v1.vcpu_pb2 import SetMpStateRequest as SetMpStateRequest
 from irqchip.v1.vcpu_pb2 import SetMpStateResponse as SetMpStateResponse
 from irqchip.v1.vcpu_pb2 import SetVcpuEventsRequest as SetVcpuEventsRequest
 from irqchip.v1.vcpu_pb2 import SetVcpuEventsResponse as SetVcpuEventsResponse
+from irqchip.v1.vcpu_pb2 import ShareLapicRequest as ShareLapicRequest
+from irqchip.v1.vcpu_pb2 import ShareLapicResponse as ShareLapicResponse
 from irqchip.v1.vcpu_pb2 import Signal as Signal
 from irqchip.v1.vcpu_pb2 import SignalKind as SignalKind
 from irqchip.v1.vcpu_pb2 import TakeSignalRequest as TakeSignalRequest
@@ -388,10 +390,12 @@ class IrqchipServiceStub:
     an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]
-    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
+    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if irqchipd does not hold the VM's PICs and
+    IOAPIC.
+    """
     SetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]
     """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-    the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
+    the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
     """
     GetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]
     """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
@@ -591,10 +595,12 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]  # type: ignore[assignment]
-    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
+    """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if irqchipd does not hold the VM's PICs and
+    IOAPIC.
+    """
     SetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]  # type: ignore[assignment]
     """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-    the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
+    the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
     """
     GetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]  # type: ignore[assignment]
     """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
@@ -941,7 +947,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.GetIrqchipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetIrqchipResponse, _abc.Awaitable[_state_pb2.GetIrqchipResponse]]:
-        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if the VM has no PICs and IOAPIC here."""
+        """GetIrqchip is KVM_GET_IRQCHIP. EINVAL for an invalid chip_id. ENXIO if irqchipd does not hold the VM's PICs and
+        IOAPIC.
+        """
 
     @_abc_1.abstractmethod
     def SetIrqchip(
@@ -950,7 +958,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetIrqchipResponse, _abc.Awaitable[_state_pb2.SetIrqchipResponse]]:
         """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-        the wrong length or kind. ENXIO if the VM has no PICs and IOAPIC here.
+        the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
         """
 
     @_abc_1.abstractmethod

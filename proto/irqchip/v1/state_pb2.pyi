@@ -534,7 +534,7 @@ class PitChannel(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     COUNT_LOAD_TIME_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """The initial count, 1 to 65536; with 32 bits if SetPit set it."""
+    """The initial count, 1 to 65536. SetPit can set any value of 32 bits."""
     latched_count: _builtins.int
     """The latched count, 16 bits."""
     count_latched: _builtins.int
@@ -544,7 +544,9 @@ class PitChannel(_message.Message):
     status: _builtins.int
     """The latched status byte."""
     read_state: _builtins.int
-    """The half of the count that a read returns: 1 the low one, 2 the high one, 3 and 4 each in turn."""
+    """The half of the count that a read returns: 1 the low one, 2 the high one. If reads return both in turn: 3 the low
+    one, 4 the high one.
+    """
     write_state: _builtins.int
     """The half of the count that a write sets, in the same numbers."""
     write_latch: _builtins.int
@@ -558,7 +560,7 @@ class PitChannel(_message.Message):
     gate: _builtins.int
     """The gate input."""
     count_load_time: _builtins.int
-    """When the count was loaded, in nanoseconds, 64 bits; only for channels 1 and 2. KVM: of the host's time."""
+    """When the count was loaded, in nanoseconds, 64 bits; only for channels 1 and 2. In KVM it is the host's time."""
     def __init__(
         self,
         *,

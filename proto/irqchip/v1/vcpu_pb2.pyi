@@ -787,3 +787,52 @@ class SetCpuidResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCpuidResponse: _TypeAlias = SetCpuidResponse  # noqa: Y015
+
+@_typing.final
+class ShareLapicRequest(_message.Message):
+    """ShareLapicRequest shares memory in which the daemon keeps a copy of a vCPU's local APIC registers, for the process
+    that executes the vCPU: it reads there without a message. The copy has the registers that change only by an access or
+    a command. The daemon changes the copy within the operation that changes the registers, before that operation's
+    result is sent. docs/port.md describes the memory. It is a memfd of 4096 bytes, sealed with F_SEAL_SHRINK and
+    F_SEAL_GROW: the first file descriptor of the batch's packet that no earlier operation of the batch has used. The
+    daemon stops copying when the Session ends or the VM is deleted, and pauses while a Watch observes the VM.
+
+    EINVAL: another kind of descriptor. EBADF: no descriptor is left. EBUSY: a Session shares this local APIC already.
+    ENXIO: the vCPU has no local APIC. ENOSPC: the daemon's limit of eventfds is reached, in which these memfds count.
+    EOPNOTSUPP: the Session is not on the AF_UNIX port, or the host is not x86-64.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.int
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareLapicRequest: _TypeAlias = ShareLapicRequest  # noqa: Y015
+
+@_typing.final
+class ShareLapicResponse(_message.Message):
+    """ShareLapicResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareLapicResponse: _TypeAlias = ShareLapicResponse  # noqa: Y015

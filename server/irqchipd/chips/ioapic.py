@@ -180,7 +180,7 @@ class Ioapic:
     # The padding of the kernel's struct, which it restores like the rest.
     pad: int = 0
     redirection: list[int] = field(default_factory=lambda: [MASKED] * PINS)
-    # KVM: edges that were delivered; they stay in irr to tell a new edge from a line still high, hidden from a reader.
+    # KVM: delivered edges. They stay in irr, hidden from readers, so that a line still high is not a new edge.
     irr_delivered: int = 0
     rtc: RtcTracking = field(default_factory=RtcTracking)
     # Of each pin: EOIs in a row that found it high.

@@ -92,7 +92,7 @@ BeginHalt = Callable[[Batch, Sequence[Any]], bytes | None]
 
 
 def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -> Slices[bytes | None]:
-    """Execute a batch of at most so many operations, in order, and return its answer: a result or an error for each.
+    """Execute a batch of at most `most` operations, in order, and return its answer: a result or an error for each.
 
     A batch that ends in a halt has its answer later.
     """

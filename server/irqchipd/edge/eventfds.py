@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from irqchipd.edge.closing import CLOSER
 from irqchipd.edge.eventfd_write import writer
+from irqchipd.edge.lapic_page import LapicPage
 from irqchipd.edge.work import Watcher, Work
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Event
@@ -40,7 +41,7 @@ def _nothing() -> None:
 class EventfdsInUse:
     """Counts the clients' descriptors that the daemon holds, for all VMs and Sessions; from any thread.
 
-    There are at most so many irqfds and eventfds of doorbells, each with one or two descriptors. A descriptor counts
+    The number of irqfds and doorbell eventfds is limited; each has one or two descriptors. A descriptor counts
     from its arrival until it is closed, whatever it is.
     """
 
@@ -171,6 +172,33 @@ class _Assigned(Work):
             self._resamplefd.close()
 
 
+class SharedLapic:
+    """A local APIC whose registers are copied to a client's page. Owns the descriptor."""
+
+    def __init__(self, in_use: EventfdsInUse, vm: Vm, vcpu: int, descriptor: int) -> None:
+        """EINVAL, EBUSY, ENOENT, ENXIO, ENOSPC; the descriptor is then the caller's."""
+        self._in_use, self._vm, self._vcpu, self._descriptor = in_use, vm, vcpu, descriptor
+        in_use.add(self)
+        try:
+            self._page = LapicPage(descriptor)
+            try:
+                vm.share_lapic(vcpu, self._page)
+            except BaseException:
+                self._page.close()
+                raise
+        except BaseException:
+            in_use.remove(self)
+            raise
+
+    def close(self) -> None:
+        """The Session ends."""
+        self._vm.unshare_lapic(self._vcpu, self._page)
+        self._page.close()
+        os.close(self._descriptor)
+        self._in_use.let_go()
+        self._in_use.remove(self)
+
+
 class Eventfds:
     """The eventfds that come with a Session's batches. This base class is for a transport without descriptors."""
 
@@ -189,9 +217,13 @@ class Eventfds:
         """The next eventfd, for a doorbell to ring."""
         raise _no_descriptors()
 
+    def share_lapic(self, vm: Vm, vcpu: int) -> None:
+        """Keep a copy of a local APIC's registers in the next descriptor, a memfd."""
+        raise _no_descriptors()
+
 
 def _no_descriptors() -> VmError:
-    return VmError(errno.EOPNOTSUPP, "gRPC carries no eventfd; open the Session on the AF_UNIX port")
+    return VmError(errno.EOPNOTSUPP, "gRPC carries no descriptor; open the Session on the AF_UNIX port")
 
 
 class PortEventfds(Eventfds):
@@ -201,6 +233,7 @@ class PortEventfds(Eventfds):
         self._in_use = in_use
         self._watcher = watcher
         self._assigned: dict[int, _Assigned] = {}
+        self._shared: list[SharedLapic] = []
         # The descriptors that came with the current message; and whether others came that found no room.
         self._descriptors: list[int] = []
         self._refused = False
@@ -223,7 +256,7 @@ class PortEventfds(Eventfds):
 
     def announce(self) -> None:
         if self._descriptors or self._refused:
-            raise invalid("descriptors go with a batch, and this message is none")
+            raise invalid("descriptors are sent with a batch, and this message is not a batch")
         self._announced = True
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
@@ -256,6 +289,15 @@ class PortEventfds(Eventfds):
         except BaseException:
             self._close(descriptor)
             raise
+
+    def share_lapic(self, vm: Vm, vcpu: int) -> None:
+        descriptor = self._take()
+        try:
+            shared = SharedLapic(self._in_use, vm, vcpu, descriptor)
+        except BaseException:
+            self._close(descriptor)
+            raise
+        self._shared.append(shared)
 
     def _take(self) -> int:
         if self._descriptors:
@@ -311,3 +353,5 @@ class PortEventfds(Eventfds):
         self.discard()
         for identity in list(self._assigned):
             self._remove(identity)
+        while self._shared:
+            self._shared.pop().close()

@@ -73,7 +73,7 @@ class EventQueue:
         # vCPUs' signals, and in the place of those that found no room a count of them.
         self._signals: deque[VcpuSignal | int] = deque()
         self._kept_signals = 0
-        self._unread_signals: dict[int, VcpuSignal] = {}  # the last of each vCPU
+        self._unread_signals: dict[int, VcpuSignal] = {}  # per vCPU its last signal
         # What happened to regions, and resets, in their order.
         self._accesses: deque[_Unread | bytes] = deque()
         self._limit = limit

@@ -60,7 +60,7 @@ class GrpcService:
         return handlers
 
     async def stop(self, timeout: float) -> None:
-        """End every stream and halt with a status, also later ones. Wait at most so many seconds for them."""
+        """End every stream and halt with a status, also later ones. Wait at most this many seconds for them."""
         self._stopping = True
         self._streams.end()
         for ended in self._halts:

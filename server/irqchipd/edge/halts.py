@@ -28,7 +28,7 @@ class Halts:
         self._wake = wake
         # Batches whose answers have not been taken, in their order.
         self.unsent: dict[Late, Batch] = {}
-        # The last of each vCPU, which the client can give up even after its answer has been sent.
+        # Per vCPU its last halt, which the client can give up even after the answer has been sent.
         self._last: dict[int, Batch] = {}
 
     def begin(self, batch: Batch, arguments: Sequence[Any]) -> bytes | None:

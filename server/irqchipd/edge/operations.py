@@ -182,6 +182,10 @@ def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
     on.eventfds.irqfd(on.vm, on.own_source, flags, gsi)
 
 
+def share_lapic(on: SessionCaller, vcpu: int) -> None:
+    on.eventfds.share_lapic(on.vm, vcpu)
+
+
 def register_region(
     on: SessionCaller,
     space: int,
@@ -357,6 +361,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("register_region", register_region, convert.region_from),
         Operation("unregister_region", unregister_region, convert.unregistered_from),
         Operation("irqfd", irqfd, ("flags", "gsi")),
+        Operation("share_lapic", share_lapic, ("vcpu",)),
         Operation("irq_lines", irq_lines, ("changes",), _statuses_to, reserve=Room.take_changes),
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),

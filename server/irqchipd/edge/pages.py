@@ -13,8 +13,8 @@ from irqchipd.vm.registry import Registry, is_name
 
 PAGE_BYTES = 256 << 10
 PAGE_VMS = 256
-PAGE_VCPUS = 1024  # of these VMs: the timer of each has to be looked at
-LISTED_BYTES = 32 << 10  # for the Sessions of each VM in a list
+PAGE_VCPUS = 1024  # per page: the timer of every vCPU has to be looked at
+LISTED_BYTES = 32 << 10  # per VM in a list, for its Sessions
 _FIELD_BYTES = 4  # before a message within another
 _SERIAL_DIGITS = 20
 

@@ -27,7 +27,7 @@ VERSION = 2
 
 _T = TypeVar("_T")
 
-# The most parts of each kind.
+# The maximum number of parts, by kind.
 _MOST = {"routing": MAX_GSIS, "vcpus": MAX_VCPUS, "sources": MAX_SOURCES, "queued": MAX_QUEUED}
 
 

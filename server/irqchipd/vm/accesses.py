@@ -80,7 +80,8 @@ class Accesses(Vcpus):
             if size not in MMIO_SIZES or address > MAX_ADDRESS or value >> 8 * size:
                 raise _bad_access(MMIO_SIZES, MAX_ADDRESS, size, address, value)
             board = self._board
-            device = board.find_mmio(self._enter(vcpu), address, size)
+            cpu = self._enter(vcpu)
+            device = board.find_mmio(cpu, address, size)
             if device is None:
                 return False
             if isinstance(device, RegionDevice):
@@ -88,6 +89,8 @@ class Accesses(Vcpus):
             if board.observer is not None:
                 board.observer.kvm_mmio(True, address, size, value)
             device.write(address, size, value)
+            if cpu.copy is not None:
+                cpu.wrote(device, address)
             return True
 
     # Regions.
@@ -121,7 +124,7 @@ class Accesses(Vcpus):
             self._board.regions.unregister(source, space, start, datamatch)
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
-        """Take an owner's answer to an access, or that there is none; whether the access still waited.
+        """Take an owner's answer to an access, or its refusal to answer. Returns whether the access was still waiting.
 
         EINVAL where the value is too large, or comes with unanswered.
         """

@@ -225,6 +225,8 @@ class Board:
         """Report to an observer what happens from now on."""
         self.observer = self.apics.observer = self.regions.observer = observer
         self.wake_timers()
+        for cpu in self.cpus:
+            cpu.publish()
 
     def wake_timers(self) -> None:
         """Before something looks at the timers: see ApicTimer.dormant."""

@@ -8,13 +8,14 @@ from typing import Final
 
 from irqchipd.chips.i8259 import PicPair
 from irqchipd.chips.lapic import Lapic
-from irqchipd.chips.lapic_registers import BASE_BOOT_CPU
+from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, WINDOW, Reg
 from irqchipd.chips.message import DeliveryMode, Message
 from irqchipd.vm.agenda import Agenda, Touchable
 from irqchipd.vm.apicbus import ApicBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending, IoapicEoi, Listener, VcpuSignal
+from irqchipd.vm.lapic_copy import LapicCopy
 from irqchipd.vm.vcpu_state import (
     HANDLED_BYTES,
     MAX_NMIS,
@@ -30,6 +31,7 @@ from irqchipd.vm.vcpu_state import (
 
 # An alarm of a local APIC's timer rings behind the PIT's and the IOAPIC's of the same time.
 _FIRST_RANK: Final = 2
+_OFFSET: Final = WINDOW - 1  # in a register page
 # An enumeration's members take long to look up.
 _RUNNABLE: Final = MpState.RUNNABLE
 _UNINITIALIZED: Final = MpState.UNINITIALIZED
@@ -63,6 +65,8 @@ class Cpu(Touchable):
         self.pic = pic
         self.id = vcpu_id
         self.lapic: Lapic | None = None
+        # Of its registers, for the process that executes the vCPU.
+        self.copy: LapicCopy | None = None
         self.alarm = Alarm(_FIRST_RANK + index, self._ring)
         # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
         # the highest of them that no entry sends here any more; and the bus's count of scans then.
@@ -92,6 +96,20 @@ class Cpu(Touchable):
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
+
+    def publish(self) -> None:
+        """The local APIC's registers may have changed: copy them, but not while an observer is to see each access."""
+        if self.copy is not None:
+            assert self.lapic is not None
+            if self.apics.observer is None:
+                self.copy.publish(self.lapic)
+            else:
+                self.copy.withdraw()
+
+    def wrote(self, device: object, address: int) -> None:
+        """This vCPU has stored something in a device: copy what that may have changed."""
+        if device is self.lapic and address & _OFFSET != Reg.EOI:
+            self.publish()
 
     # Wires of the local APIC, as its LapicWires and TimerWires describe them.
 
@@ -218,6 +236,7 @@ class Cpu(Touchable):
         else:
             self.mp_state = _INIT_RECEIVED
         self.lapic.reset(init=True)
+        self.publish()
         self._report_signal(DeliveryMode.INIT)
 
     def reset(self) -> None:
@@ -230,6 +249,7 @@ class Cpu(Touchable):
         if self.lapic is not None:
             self.mp_state = _RUNNABLE if self.lapic.boot_cpu else _UNINITIALIZED
             self.lapic.reset(init=False)
+            self.publish()
         self.priorities_changed()
 
     def _forget(self) -> None:

@@ -144,6 +144,9 @@ class Vm(Accesses):
             for cpu in self._board.cpus:
                 if cpu.halt is not None:
                     cpu.end_halt(cpu.halt, gone)
+                if cpu.copy is not None:
+                    cpu.copy.withdraw()
+                    cpu.copy = None
             self._board.regions.end(gone)
             self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
@@ -222,6 +225,7 @@ class Vm(Accesses):
                 # KVM: lapic.c kvm_apic_state_fixup
                 raise invalid(f"APIC ID {registers.id:#x} of vCPU {vcpu}'s x2APIC, which has {lapic.apic_id:#x}")
             lapic.restore(registers)
+            cpu.publish()
             if self._board.ioapic is not None:
                 self._board.ioapic.retrack_rtc(cpu.index)
 

@@ -28,7 +28,7 @@ class Notices:
         self._lower = lower  # lowers a GSI from the source that resamplers share
         self._gsi_of: Mapping[int, int] = {}
         self.pit: Pit | None = None
-        # The GSIs of each listener, and of all, one bit each: a listener may subscribe to thousands.
+        # The GSIs per listener, and of all listeners, one bit per GSI: a listener may subscribe to thousands.
         self._listeners: dict[Listener, int] = {}
         self._subscribed = 0
         self._resamplers: dict[int, list[LineSource]] = {}

@@ -100,7 +100,7 @@ class Access(Pending):
 
     @property
     def crowded(self) -> bool:
-        """Whether the region has so many waiting accesses that the vCPU should not add another before this ends."""
+        """Whether the region has too many waiting accesses for the vCPU to add another before one ends."""
         return self.region.waiting >= _CROWDED
 
     def result(self) -> tuple[int, bool]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
-from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features
+from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features, Msr
+from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import InterruptPending, Listener
+from irqchipd.vm.lapic_copy import LapicCopy
 from irqchipd.vm.lines import Lines
 from irqchipd.vm.sources import bits_of
 from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, Taken, VcpuEvents
+
+_X2APIC_EOI: Final = Msr.X2APIC + (Reg.EOI >> 4)
 
 
 class Vcpus(Lines):
@@ -33,6 +38,7 @@ class Vcpus(Lines):
                 bits = f"{LEAST_ADDRESS_BITS} to {ADDRESS_BITS}"
                 raise invalid(f"physical addresses of {features.address_bits} bits; {bits} are allowed")
             lapic.set_features(features, ioapic=self._board.ioapic is not None)
+            self._cpu(vcpu).publish()
 
     # host is whether the VMM accesses the register, with KVM_GET_MSRS and KVM_SET_MSRS: that does not enter the guest.
 
@@ -52,7 +58,10 @@ class Vcpus(Lines):
                 raise invalid(f"value {value:#x} does not fit into a model-specific register, which has 64 bits")
             if not host:
                 self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).write_msr(msr, value, host=host)
+            result = self._lapic(vcpu, errno.ENXIO).write_msr(msr, value, host=host)
+            if msr != _X2APIC_EOI:
+                self._cpu(vcpu).publish()
+            return result
 
     def cr8_read(self, vcpu: int) -> int:
         """A vCPU's MOV from CR8."""
@@ -65,8 +74,29 @@ class Vcpus(Lines):
         with self._turn:
             if not 0 <= value <= 0xF:
                 raise invalid(f"CR8 is {value:#x}; it has 4 bits: use 0 to 15")
-            self._enter(vcpu)
+            cpu = self._enter(vcpu)
             self._lapic(vcpu, errno.ENXIO).write_cr8(value)
+            cpu.publish()
+
+    # A copy of the local APIC's registers.
+
+    def share_lapic(self, vcpu: int, copy: LapicCopy) -> None:
+        """Keep a copy until unshare_lapic or the VM's end: EBUSY where there is one, ENXIO without a local APIC."""
+        with self._turn:
+            self._lapic(vcpu, errno.ENXIO)
+            cpu = self._cpu(vcpu)
+            if cpu.copy is not None:
+                raise VmError(errno.EBUSY, f"the local APIC of vCPU {vcpu} of VM {self.name!r} is shared already")
+            cpu.copy = copy
+            cpu.publish()
+
+    def unshare_lapic(self, vcpu: int, copy: LapicCopy) -> None:
+        """Undo share_lapic, of a deleted VM, too."""
+        with self.agenda.lock:
+            cpu = self._cpus[vcpu]
+            if cpu.copy is copy:
+                cpu.copy = None
+                copy.withdraw()
 
     # The CPU side.
 

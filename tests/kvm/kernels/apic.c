@@ -1,4 +1,4 @@
-/* The local APIC: what a guest sends itself, priorities and the timer. */
+/* The local APIC: self-IPIs, priorities and the timer. */
 #include "kernel.h"
 
 static volatile int count, nmis, order[8];

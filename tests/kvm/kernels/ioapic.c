@@ -1,4 +1,4 @@
-/* The IOAPIC: edges and levels on its pins, and what becomes of them. */
+/* The IOAPIC: edges and levels on its pins, and their interrupts. */
 #include "kernel.h"
 
 enum { PIN = 14, OTHER = 15 };
@@ -45,7 +45,7 @@ static void edges(void)
     window();
     drive(PIN, 0);
     window();
-    report("a line that stays is none", count == 3);
+    report("a line that stays high is no new edge", count == 3);
     route(PIN, MASKED | 0x60);
     pulse(PIN);
     route(PIN, 0x60);

@@ -1,4 +1,4 @@
-/* What the test kernels share: a serial port that tells PASS and FAIL, interrupts, the local APIC and the IOAPIC. */
+/* What the test kernels share: a serial port that reports PASS and FAIL, interrupts, the local APIC and the IOAPIC. */
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -1,0 +1,29 @@
+"""The page in which the daemon keeps a copy of a local APIC's registers for the process that executes the vCPU.
+
+docs/port.md describes it. The copy holds what no other than an access or a command changes: what a guest reads there
+now is what the daemon would answer. It has no register that changes by itself or by what arrives: ISR, TMR, IRR, the
+processor priority and the timer's current count.
+
+The daemon changes the page within the operation that changes the registers, and before anybody can learn of that. The
+sequence number is odd while it does so, and while there is no copy. A reader takes a value between two reads of the
+same even number, or asks the daemon. That is sound where a processor sees another's stores in their order.
+"""
+
+from __future__ import annotations
+
+import platform
+
+PAGE_SIZE = 4096
+# Numbers of 64 bits, where a local APIC has nothing.
+SEQUENCE_AT, BASE_AT = 0x00, 0x08
+# The words of the page that are copied, at their own offsets: Intel SDM volume 3, table 11-1.
+ID, VERSION, TPR, LDR, DFR, SVR, ESR = 0x020, 0x030, 0x080, 0x0D0, 0x0E0, 0x0F0, 0x280
+ICR, ICR_HIGH, ICR2 = 0x300, 0x304, 0x310  # an x2APIC's upper half of the ICR is at 304h, as KVM has it
+LVTS = (0x320, 0x330, 0x340, 0x350, 0x360, 0x370)
+TIMER_INITIAL_COUNT, TIMER_DIVIDE = 0x380, 0x3E0
+COPIED = (*(ID, VERSION, TPR, LDR, DFR, SVR, ESR, ICR, ICR_HIGH, ICR2), *LVTS, TIMER_INITIAL_COUNT, TIMER_DIVIDE)
+
+
+def stores_are_ordered() -> bool:
+    """Whether a processor of this machine sees another's stores in their order."""
+    return platform.machine() == "x86_64"

@@ -1,0 +1,44 @@
+"""Reads of the local APIC that a Unicorn vCPU's process answers itself."""
+
+from __future__ import annotations
+
+import statistics
+import struct
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.vmm.guests import FLAG, SEEN, WAITS_FOR_FLAG, reads_id
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+APIC = 0xFEE0_0000
+READS, RUNS = 100_000, 5
+
+
+def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: Machine) -> None:
+    assert machine.cpu._local_apic.read(APIC + 0x80, 4) == 0
+    for tpr in range(0x10, 0x100, 0x10):
+        machine.memory.write(FLAG, bytes(4))
+        machine.start(WAITS_FOR_FLAG)
+        with machine.running() as running:
+            time.sleep(0.005)
+            machine.daemon.mmio_write(APIC + 0x80, tpr)
+            machine.memory.write(FLAG, struct.pack("<I", 1))
+            running.join()
+        assert machine.word(SEEN) == tpr
+
+
+@pytest.mark.long
+def test_a_guest_reads_its_apic_id_100_000_times_a_second(machine: Machine) -> None:
+    rates = []
+    for _ in range(RUNS):
+        machine.start(reads_id(READS))
+        began = time.perf_counter()
+        machine.cpu.run()
+        rates.append(READS / (time.perf_counter() - began))
+    reads = statistics.median(rates)
+    print(f"{reads:,.0f} reads of the APIC ID a second")
+    assert reads >= 100_000
