@@ -13,7 +13,7 @@
 #   make bench   the benchmarks
 #   make stall   how much one hostile client or guest slows down others, in six minutes
 #   make ticks   500 VMs with a timer each, for a minute
-#   make fuzz    a million almost valid messages over both edges; set MESSAGES and SEED to choose others
+#   make fuzz    a million almost valid messages over both edges and rings; set MESSAGES and SEED to choose others
 #   make explore compare with this machine's /dev/kvm for five minutes, on new random programs
 #   make explore-standard  the same with a standard KVM in QEMU, whatever KVM this machine has
 

@@ -20,6 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
 COMPILED = (
     "proto/irqchip/port.py",
+    "proto/irqchip/ring.py",
     "server/irqchipd/chips/[a-z]*.py",
     "server/irqchipd/vm/[a-z]*.py",
     "server/irqchipd/fair.py",
@@ -33,10 +34,12 @@ COMPILED = (
     "server/irqchipd/edge/eventfds.py",
     "server/irqchipd/edge/events.py",
     "server/irqchipd/edge/halts.py",
+    "server/irqchipd/edge/host.py",
     "server/irqchipd/edge/messages.py",
     "server/irqchipd/edge/operations.py",
     "server/irqchipd/edge/port.py",
     "server/irqchipd/edge/records.py",
+    "server/irqchipd/edge/ring.py",
     "server/irqchipd/edge/session.py",
     "server/irqchipd/edge/work.py",
 )

@@ -20,6 +20,7 @@ from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
 from bench.workers import ANSWERED_PORT, BATCH, answerer, device, flooder, prepare, session_over, vcpu, worker
+from irqchip.ring import OFFERED
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Session, embedded, ops
 from irqchip_client._daemon import start_daemon
@@ -62,6 +63,9 @@ ORDER = (
     "one operation with 200 open Sessions / with 1",
     "p99 of a quiet VM's port round trip while another VM is flooded by 4 clients / undisturbed",
     "embedded: PioRead / the same PioRead of its VM, called in a loop",
+    "ring: PioRead round trip / bare Python ping-pong, both polling",
+    "ring: PioRead round trip / QEMU qtest inb round trip",
+    "by rings, from the assert in a device process to the end of Halt in a vCPU / bare ping-pong, both polling",
 )
 
 
@@ -121,6 +125,9 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
                 f"port, PioRead, {kind}": (reads(session), count, 1),
                 f"port, MmioWrite, always another value, {kind}": (different_writes(session), count, 1),
             }
+            if polling and OFFERED:
+                ring = stack.enter_context(session_over(client, "vm", "ring", poll))
+                work["ring, PioRead, both polling"] = (reads(ring), count, 1)
             qemu = stack.enter_context(qtest()) if polling else None
             if qemu is not None:
                 work["QEMU qtest, inb"] = (qemu.inb, 50, 1)
@@ -130,6 +137,11 @@ def by_port(figures: list[Figure], series: dict[str, Series]) -> None:
         figures.append(Figure.ratio(ORDER[3 + polling], read, reference, 2.5 if polling else 1.5))
         if "QEMU qtest, inb" in measured:
             figures.append(Figure.ratio(ORDER[5], read, measured["QEMU qtest, inb"], 0.4))
+        by_ring = measured.get("ring, PioRead, both polling")
+        if by_ring is not None:
+            figures.append(Figure.ratio(ORDER[14], by_ring, reference, 0.6))
+            if "QEMU qtest, inb" in measured:
+                figures.append(Figure.ratio(ORDER[15], by_ring, measured["QEMU qtest, inb"], 0.15))
 
 
 def by_device(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
@@ -161,8 +173,8 @@ def different_writes(session: Session) -> Callable[[], object]:
 
 def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
     """From a device's process to a vCPU's, through the daemon."""
-    for polling in (False, True):
-        kind = "both polling" if polling else "blocking"
+    for polling, rings in ((False, False), (True, False), (True, True))[: 2 + OFFERED]:
+        kind = ("both polling" if polling else "blocking") + (", by rings" if rings else "")
         poll = 2 * POLL_US if polling else 0  # a vCPU waits for the device's pause, too
         with ExitStack() as stack:
             memory = SharedMemory(create=True, size=64)
@@ -176,10 +188,10 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
             stack.enter_context(pinned(0))
             client = stack.enter_context(daemon.connect())
             prepare(client, "vm")
-            halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll))
+            halting = stack.enter_context(worker(vcpu, daemon.target, "vm", memory.name, poll_us=poll, rings=rings))
             pause = 20e-6 if polling else PAUSE
             asserting = stack.enter_context(
-                worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll)
+                worker(device, daemon.target, "vm", memory.name, pause, polling, poll_us=poll, rings=rings)
             )
             times: dict[str, list[float]] = {f"{how}, {kind}": [] for how in ("assert to Halt", "irqfd to Halt")}
             reference = f"bare ping-pong beside interrupts, {kind}"
@@ -200,6 +212,9 @@ def by_interrupt(figures: list[Figure], series: dict[str, Series]) -> None:
         measured = {name: Series(values[100:]) for name, values in times.items()}
         series.update(measured)
         bare_hop = measured[reference]
+        if rings:
+            figures.append(Figure.ratio(ORDER[16], measured[f"assert to Halt, {kind}"], bare_hop, 3.5))
+            continue
         figures.append(
             Figure.ratio(ORDER[6 + polling], measured[f"assert to Halt, {kind}"], bare_hop, 3.5 if polling else 2.0)
         )

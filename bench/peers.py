@@ -17,9 +17,7 @@ PACKET = bytes(40)  # as long as a packet with one operation
 
 def pin(pid: int, processor: int) -> None:
     """Pin a process to a processor, so that the scheduler cannot put two communicating processes on one."""
-    with suppress(OSError):  # the machine has only one
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(thread), {processor})
+    _keep_to(pid, {processor})
 
 
 @contextmanager
@@ -30,8 +28,13 @@ def pinned(processor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), before)
+        _keep_to(os.getpid(), before)
+
+
+def _keep_to(pid: int, processors: set[int]) -> None:
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(OSError):  # the thread has ended meanwhile, or there is only one processor
+            os.sched_setaffinity(int(thread), processors)
 
 
 class PingPong:

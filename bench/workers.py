@@ -24,29 +24,31 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 @contextmanager
-def _port(setting: str) -> Iterator[None]:
-    before = os.environ.get("IRQCHIP_PORT", "")
-    os.environ["IRQCHIP_PORT"] = setting
+def _port(setting: str, *, rings: bool = False) -> Iterator[None]:
+    before = {name: os.environ.get(name, "") for name in ("IRQCHIP_PORT", "IRQCHIP_RINGS")}
+    os.environ |= {"IRQCHIP_PORT": setting, "IRQCHIP_RINGS": "" if rings else "off"}
     try:
         yield
     finally:
-        os.environ["IRQCHIP_PORT"] = before
+        os.environ |= before
 
 
 def session_over(client: Client, vm: str, transport: str, poll_us: int | None = None) -> Session:
-    """A Session over gRPC, or over the port with this polling time."""
-    with _port("off" if transport == "grpc" else "" if poll_us is None else str(poll_us)):
+    """A Session over gRPC, or over the port's socket or its rings with this polling time."""
+    with _port("off" if transport == "grpc" else "" if poll_us is None else str(poll_us), rings=transport == "ring"):
         session = client.vm(vm).session("bench")
-    assert session.transport == transport
+    assert session.transport == ("grpc" if transport == "grpc" else "port")
     return session
 
 
 @contextmanager
-def worker(target: Callable[..., None], *arguments: Any, poll_us: int | None = None) -> Iterator[Connection]:
+def worker(
+    target: Callable[..., None], *arguments: Any, poll_us: int | None = None, rings: bool = False
+) -> Iterator[Connection]:
     """A process that runs a function with a pipe, until the pipe is closed."""
     here, there = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=target, args=(there, *arguments), daemon=True)
-    with _port("" if poll_us is None else str(poll_us)):
+    with _port("" if poll_us is None else str(poll_us), rings=rings):
         process.start()
     there.close()
     try:

@@ -175,6 +175,7 @@ class SessionCore:
         self.events = EventBuffer(event_buffer)
         self.ended = False
         self.uses_records = False  # Whether a request may have the port's short form.
+        self.wants_rings = False  # Whether the daemon is to make rings, where it has some.
         self.client = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
@@ -220,6 +221,7 @@ class SessionCore:
                 resampled_gsis=self._resampled_gsis,
                 resume=self._resume,
                 new_vm=self._new_vm,
+                rings=self.wants_rings,
             )
         except ValueError as error:
             raise InvalidArgument(errno.EINVAL, f"session: {error!s:.200}") from None

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from irqchip.place import default_socket, is_own, is_private
 from irqchip.port import POLL_NS, SUFFIX
+from irqchip.ring import OFFERED
 
 from ._errors import InvalidArgument, make_error, not_running
 
@@ -89,6 +90,11 @@ def port_poll_ns() -> int | None:
             errno.EINVAL, f"IRQCHIP_PORT is {text!r:.200}: write off, or 0 to 1000000 microseconds to poll"
         )
     return int(text) * 1000 if text else POLL_NS
+
+
+def rings_are_wanted() -> bool:
+    """Whether Sessions over the port use rings: not where IRQCHIP_RINGS is "off", or the processor has none."""
+    return OFFERED and os.environ.get("IRQCHIP_RINGS", "") != "off"
 
 
 def resolve_target(target: str | None = None) -> Target:

@@ -24,6 +24,6 @@ TIMER_INITIAL_COUNT, TIMER_DIVIDE = 0x380, 0x3E0
 COPIED = (*(ID, VERSION, TPR, LDR, DFR, SVR, ESR, ICR, ICR_HIGH, ICR2), *LVTS, TIMER_INITIAL_COUNT, TIMER_DIVIDE)
 
 
-def stores_are_ordered() -> bool:
-    """Whether a processor of this machine sees another's stores in their order."""
-    return platform.machine() == "x86_64"
+def can_be_shared() -> bool:
+    """Whether this machine has memfds, and processors that see each other's stores in their order."""
+    return platform.system() == "Linux" and platform.machine() == "x86_64"

@@ -108,6 +108,7 @@ def _listen(where: str = "") -> str:
     "The most microseconds that the port polls before it blocks. 0 turns polling off.",
     least=0,
 )
+@_limit("--max-rings", DEFAULTS.rings, "Sessions of a port that have rings in shared memory; 0: none.", least=0)
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
     "--log-level",
@@ -129,6 +130,7 @@ def main(
     max_batch: int,
     max_events: int,
     max_irqfds: int,
+    max_rings: int,
     poll: int,
     access_timeout: int,
     log_level: str,
@@ -142,7 +144,16 @@ def main(
     log_to_stderr(log_level.upper(), log_format)
     allow_descriptors()
     limits = Limits(
-        max_vms, max_vcpus, max_sessions, max_message, max_batch, max_events, max_irqfds, poll, access_timeout
+        max_vms,
+        max_vcpus,
+        max_sessions,
+        max_message,
+        max_batch,
+        max_events,
+        max_irqfds,
+        poll,
+        access_timeout,
+        max_rings,
     ).within_descriptors()
     if limits.irqfds < max_irqfds:
         log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)

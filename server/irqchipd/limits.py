@@ -36,6 +36,7 @@ class Limits:
     irqfds: int = 1024  # and eventfds of doorbells, of all Sessions together; each has a descriptor or two
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
     access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access
+    rings: int = 256  # Sessions with rings, of a port; each ring has two descriptors and 20 KiB
 
     @property
     def operations(self) -> int:
@@ -43,10 +44,12 @@ class Limits:
         return min(self.batch_operations, self.message_bytes // LEAST_RESULT)
 
     def within_descriptors(self) -> Limits:
-        """These, with eventfds that leave three quarters of the process's descriptors for clients."""
+        """These, with eventfds and rings that leave more than half of the process's descriptors for clients."""
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each has a descriptor, and a second one if it is resampled.
-        return self if most == resource.RLIM_INFINITY else replace(self, irqfds=min(self.irqfds, most // 8))
+        if most == resource.RLIM_INFINITY:
+            return self
+        return replace(self, irqfds=min(self.irqfds, most // 8), rings=min(self.rings, most // 16))
 
 
 def allow_descriptors() -> None:
@@ -69,14 +72,19 @@ class Room:
     def take(self, size: int) -> None:
         """Use some bytes."""
         if size > self._bytes:
-            raise VmError(errno.E2BIG, f"the results of this batch have {self._limits.message_bytes} bytes; split it")
+            raise VmError(
+                errno.E2BIG, f"the results of a batch have at most {self._limits.message_bytes} bytes; split the batch"
+            )
         self._bytes -= size
 
     def take_changes(self, changes: Sequence[int]) -> None:
         """Use the room for an irq_lines: its changes, and the bytes of their statuses."""
         self._changes -= len(changes)
         if self._changes < 0:
-            raise VmError(errno.E2BIG, f"a batch has {self._limits.batch_operations} changes at the most; split it")
+            raise VmError(
+                errno.E2BIG,
+                f"the irq_lines of a batch have at most {self._limits.batch_operations} changes; split the batch",
+            )
         self.take(_STATUS_BYTES * len(changes))
 
     def take_advance(self, _: int) -> None:

@@ -201,7 +201,7 @@ class SocketPath:
                 if time.monotonic() < deadline:
                     time.sleep(0.01)
                     continue
-                log.warning("another process has locked the directory %s; going on without", self._path.parent)
+                log.warning("another process has locked the directory %s; continuing without", self._path.parent)
             except OSError as error:
                 log.debug("the directory %s can't be locked: %s", self._path.parent, error)
             break

@@ -47,7 +47,7 @@ def stop_on_signal(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
             with suppress(Exception):
                 stop()
             signal.sigtimedwait(SIGNALS, max(until - time.monotonic(), 0))
-            log.warning("leaving before all has ended in order")
+            log.warning("exiting before everything has stopped")
             clean_up()
         finally:
             leave(0)

@@ -49,7 +49,7 @@ def test_create_with_a_split_irqchip(run: Run, irqchip_client: Client) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--split", "24", "--no-irqchip"], "--split is of an irqchip, which --no-irqchip leaves out"),
+        (["--split", "24", "--no-irqchip"], "--split makes an irqchip, and --no-irqchip makes none"),
         (["--split", "4097"], "out of range: use 0 to 4096"),
         (["--split", "24", "--pit"], "--pit needs the whole irqchip"),
         (["--pit", "--no-irqchip"], "--pit needs the whole irqchip"),
@@ -178,7 +178,7 @@ def test_delete_all(run: Run, irqchip_client: Client) -> None:
 def test_delete_wants_names_or_all(run: Run, arguments: list[str]) -> None:
     result = run("delete", *arguments)
     assert result.exit_code == 2
-    assert "name the VMs to delete, or say --all" in result.stderr
+    assert "name the VMs to delete, or give --all" in result.stderr
 
 
 def test_a_vm_is_named_by_an_argument_or_an_option(run: Run, vm: Vm) -> None:

@@ -118,4 +118,6 @@ def test_a_vcpu_that_does_not_exist_yet_is_reported(start: Start, vm: Vm) -> Non
 
 
 def test_an_invalid_tracepoint_is_refused(run: Run, fails: Callable[[Result], str], vm: Vm) -> None:
-    assert fails(run("watch", vm.name, "nonsense")).startswith("'kvm_nonsense' is no tracepoint: use one of kvm_pio, ")
+    assert fails(run("watch", vm.name, "nonsense")).startswith(
+        "'kvm_nonsense' is not a tracepoint: use one of kvm_pio, "
+    )

@@ -1,4 +1,4 @@
-"""`make fuzz`: a million messages over both edges; the exit status is 1 if something is found."""
+"""`make fuzz`: a million messages over both edges and rings; the exit status is 1 if something is found."""
 
 from __future__ import annotations
 

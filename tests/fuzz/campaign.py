@@ -1,4 +1,4 @@
-"""Rounds of fuzzing: two workers send while another VM is checked; after each round the daemon must be unchanged."""
+"""Rounds of fuzzing: three workers send while another VM is checked; after each the daemon must be unchanged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
+from irqchip.ring import OFFERED
 from irqchip_client._daemon import Daemon, start_daemon
 from tests.fuzz.by_grpc import GrpcFuzzer
 from tests.fuzz.by_port import PortFuzzer
+from tests.fuzz.by_ring import RingFuzzer
 from tests.fuzz.findings import Report
 from tests.fuzz.machines import clear
 from tests.fuzz.vitals import Vitals, first_traceback, settled, vitals
@@ -21,7 +23,7 @@ from tests.fuzz.witness import NAME, Witness, witness
 
 MEMORY = 1.10  # relative to the memory after the warm-up
 ROUND = 25_000  # messages
-BY_GRPC = 0.3  # the share of messages sent over gRPC
+BY_GRPC, BY_RING = 0.3, 0.2  # the shares of messages sent over gRPC, and in rings
 WARM_UP, LEAST_WARM_UP = 0.2, 4  # the share of warm-up rounds, and their least number
 STUCK = 300.0  # seconds without a report from a worker
 ASK_EVERY = 0.01
@@ -86,8 +88,9 @@ def _rounds(
     for number in range(total):
         share = messages * (number + 1) // total - messages * number // total
         by_grpc = int(share * BY_GRPC)
+        by_ring = int(share * BY_RING) if OFFERED else 0
         begun = time.monotonic()
-        for worker, count in zip(workers, (by_grpc, share - by_grpc), strict=True):
+        for worker, count in zip(workers, (by_grpc, share - by_grpc - by_ring, by_ring), strict=True):
             worker.send((f"{seed}/{number}", count))
         _watch_until_done(outcome, other, workers)
         took = time.monotonic() - begun
@@ -132,7 +135,7 @@ def _watch_until_done(outcome: Outcome, other: Witness, workers: list[Connection
 @contextmanager
 def _workers(target: str) -> Iterator[list[Connection]]:
     pipes, processes = [], []
-    for work in (_send_by_grpc, _send_by_port):
+    for work in (_send_by_grpc, _send_by_port, _send_by_ring):
         here, there = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=work, args=(there, target), daemon=True)
         process.start()
@@ -162,7 +165,14 @@ def _send_by_grpc(pipe: Connection, target: str) -> None:
 
 
 def _send_by_port(pipe: Connection, target: str) -> None:
-    fuzzer = PortFuzzer(target, "by-port")
+    _send_by(PortFuzzer(target, "by-port"), pipe)
+
+
+def _send_by_ring(pipe: Connection, target: str) -> None:
+    _send_by(RingFuzzer(target, "by-ring"), pipe)
+
+
+def _send_by(fuzzer: PortFuzzer | RingFuzzer, pipe: Connection) -> None:
     while (order := _next(pipe)) is not None:
         report = Report()
         fuzzer.run(*order, report)

@@ -176,13 +176,13 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ),
     ("SetGsiRouting", routing(ROUTE(gsi=1, irqchip=pb.IrqchipPin(chip_id=3))), "INVALID_ARGUMENT", "EINVAL", "chip 3"),
     ("SetGsiRouting", routing(*[ROUTE(gsi=1, irqchip=PIN)] * 2), "INVALID_ARGUMENT", "EINVAL", "twice"),
-    ("SetGsiRouting", routing(*[ROUTE(gsi=1, msi=MSI)] * 2), "INVALID_ARGUMENT", "EINVAL", "alone"),
+    ("SetGsiRouting", routing(*[ROUTE(gsi=1, msi=MSI)] * 2), "INVALID_ARGUMENT", "EINVAL", "the only entry"),
     (
         "SetGsiRouting",
         routing(ROUTE(gsi=1, irqchip=PIN), ROUTE(gsi=1, msi=MSI)),
         "INVALID_ARGUMENT",
         "EINVAL",
-        "alone",
+        "the only entry",
     ),
     # Time.
     ("CreateVm", pb.CreateVmRequest(clock=3), "INVALID_ARGUMENT", "EINVAL", "1 is real, 2 is virtual"),  # type: ignore[arg-type]

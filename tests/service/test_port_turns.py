@@ -233,7 +233,7 @@ def test_unused_descriptors_are_closed_at_once(here: Served, announced: int) -> 
         os.close(read)
         poll = select.poll()
         poll.register(write, 0)
-        assert poll.poll(5000), "the daemon has none of them left, though the connection may last"
+        assert poll.poll(5000), "the daemon keeps no descriptor, even if the connection stays open"
         os.close(write)
         if announced != 1:
             assert peer.end() == "EINVAL"

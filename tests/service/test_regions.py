@@ -371,7 +371,7 @@ def test_an_ioeventfd_is_written(vm: Vm) -> None:
             assert vm.vcpu(0).pio_write(0xC010, 6, 2) is Claim.NOBODY
             assert os.eventfd_read(eventfd) == 2
             read, write = os.pipe()
-            with pytest.raises(InvalidArgument, match="no eventfd"):
+            with pytest.raises(InvalidArgument, match="not an eventfd"):
                 session.assign_ioeventfd(read, PIO, 0xC020, 2)
             os.close(read)
             os.close(write)
@@ -528,7 +528,7 @@ def test_an_unanswered_access_has_no_value(vm: Vm, vcpu: Session) -> None:
             session.complete_access(access.access, 1, unanswered=True)
         except InvalidArgument as error:
             refusals.append(error)
-        assert session.complete_access(access.access, 2), "it still waits"
+        assert session.complete_access(access.access, 2), "the access still waits"
 
     with device(vm, answer):
         assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 2)

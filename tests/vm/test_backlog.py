@@ -94,7 +94,7 @@ def test_work_in_turns_waits_until_the_backlog_is_sent(later: Deadlines) -> None
     do_all(later)
     assert gone_on == ["before the end"]
     backlog.when_done(lambda: gone_on.append("after it"))
-    assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
+    assert gone_on == ["before the end", "after it"], "a later operation does not wait"
     assert len(turns.finish(driving)) == 300
 
 

@@ -237,7 +237,7 @@ def test_it_reports_the_time_and_the_next_timer() -> None:
     assert pc.take() == 0x31
 
 
-def test_it_stops_after_10000_expirations_and_goes_on_when_told_to() -> None:
+def test_it_stops_after_10000_expirations_and_continues_at_the_next_call() -> None:
     pc = Pc()
     pc.count_apic(0, 0x31, MS, periodic=True)
     advanced = pc.vm.advance(25_000 * MS + 7)

@@ -17,7 +17,7 @@ from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import client_closed, error_from_rpc
-from irqchip_client._target import Target, port_poll_ns
+from irqchip_client._target import Target, port_poll_ns, rings_are_wanted
 
 if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
     from irqchip_client._session import SessionCore
@@ -76,6 +76,7 @@ class Connection:
         """Opens a Session, over the port where there is one, else over gRPC."""
         from .packets import PacketTransport
         from .port import PortChannel, connect_port
+        from .ring import RingChannel
         from .streams import GrpcTransport
 
         self._check()
@@ -88,7 +89,9 @@ class Connection:
             )
             transport.open(deadline)
             return transport
-        transport = PacketTransport("port", PortChannel(connection, poll_ns), core, self.peer)
+        core.wants_rings = poll_ns > 0 and rings_are_wanted()
+        channel = (RingChannel if core.wants_rings else PortChannel)(connection, poll_ns)
+        transport = PacketTransport("port", channel, core, self.peer)
         transport.open(deadline)
         self._port_sessions.add(transport)
         if self.peer.closed:  # Just now, and close() did not see it.

@@ -58,7 +58,7 @@ class Command(click.Command):
                 if error.param is None or error.param.name != VM:
                     raise
                 raise click.UsageError(
-                    "name the VM, as the first argument; `irqchipctl list` shows which there are", ctx
+                    "name the VM, as the first argument; `irqchipctl list` shows the VMs", ctx
                 ) from None
             except click.NoSuchOption as error:
                 if not _NEGATIVE.fullmatch(error.option_name) and not any(map(_NEGATIVE.fullmatch, args)):

@@ -175,7 +175,9 @@ def leave() -> None:
 def _check_option(option: str, given: object, cls: type[Device], *models: type[Device]) -> None:
     if given and not issubclass(cls, models):
         whose = " and ".join(model.__name__ for model in models)
-        raise click.BadParameter(f"it is of {whose}, and not of {cls.__name__}: leave it out", param_hint=option)
+        raise click.BadParameter(
+            f"this is an option of {whose}, and not of {cls.__name__}: leave it out", param_hint=option
+        )
 
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]
                 param_hint="NAME=VALUE",
             )
         if name in values:
-            raise click.BadParameter("it is given twice: leave one out", param_hint=f"{name}=")
+            raise click.BadParameter("given twice: leave one out", param_hint=f"{name}=")
         if name not in allowed and (name in takes or not anything):
             near = _nearest(name, allowed)
             raise click.BadParameter(
@@ -185,7 +185,8 @@ def make(cls: type[Device], values: dict[str, Any]) -> Device:
         raise click.ClickException(f"{cls.__name__} can't be made: {error.message}{hint}") from error
     except (irqchip_client.InvalidArgument, TypeError, ValueError) as error:
         raise click.BadParameter(
-            f"{cls.__name__} can't be made so: {getattr(error, 'message', error)}", param_hint="NAME=VALUE"
+            f"{cls.__name__} cannot be made with these arguments: {getattr(error, 'message', error)}",
+            param_hint="NAME=VALUE",
         ) from error
     except irqchip_client.IrqchipError as error:
         raise click.ClickException(f"{cls.__name__} can't be made: {error.message}") from error

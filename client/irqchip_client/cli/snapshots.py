@@ -23,7 +23,7 @@ def save(vm: irqchip_client.Vm, file: str) -> None:
     state is written. The VM continues. `restore` makes another VM from the file, in this daemon or another.
     """
     if file == "-" and sys.stdout.isatty():
-        raise click.UsageError("a snapshot is bytes and not for a terminal: name a file, or send the output elsewhere")
+        raise click.UsageError("a snapshot is binary, and not for a terminal: name a file, or redirect the output")
     saved = vm.snapshot().to_bytes()
     if file == "-":
         try:

@@ -58,11 +58,11 @@ def create(
     --ephemeral, the daemon deletes the VM when this command ends, even if the command is killed.
     """
     if vm == "":
-        raise click.BadParameter("it is empty: give the VM a name, or none, and the daemon picks one", param_hint="VM")
+        raise click.BadParameter("the name is empty: give the VM a name, or leave VM out", param_hint="VM")
     if pit and (no_irqchip or split is not None):
         raise click.UsageError("--pit needs the whole irqchip: leave --split and --no-irqchip out")
     if no_irqchip and split is not None:
-        raise click.UsageError("--split is of an irqchip, which --no-irqchip leaves out: give one of them")
+        raise click.UsageError("--split makes an irqchip, and --no-irqchip makes none: leave one out")
     with _until_a_signal() if ephemeral else _at_once() as wait:
         made = client.create_vm(vm or "", virtual_clock=virtual_clock, tsc_khz=tsc_khz, ephemeral=ephemeral)
         try:
@@ -178,7 +178,7 @@ def delete(vms: tuple[str, ...], every: bool) -> None:
     If one VM cannot be deleted, the command still deletes the others.
     """
     if bool(vms) == every:
-        raise click.UsageError("name the VMs to delete, or say --all for all that there are, and not both")
+        raise click.UsageError("name the VMs to delete, or give --all, but not both")
     client = connect()
     failures = []
     for vm in [client.vm(name) for name in (_names(client) if every else dict.fromkeys(vms))]:

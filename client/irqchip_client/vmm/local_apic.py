@@ -27,7 +27,7 @@ from irqchip.lapic_page import (
     PAGE_SIZE,
     SEQUENCE_AT,
     TPR,
-    stores_are_ordered,
+    can_be_shared,
 )
 from irqchip_client._errors import IrqchipError
 
@@ -116,16 +116,22 @@ def share_local_apic(session: Session, vcpu: int) -> LocalApic:
     Where the daemon can't share it, over gRPC for example, or has it shared with another process, each read is asked
     for.
     """
+    if not can_be_shared():
+        return LocalApic(_no_copy(-1))
     memory = os.memfd_create(f"irqchip vcpu {vcpu}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, PAGE_SIZE)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        page = mmap.mmap(memory, PAGE_SIZE)
-        local_apic = LocalApic(page)
-        page[SEQUENCE_AT] = 1  # until the daemon has it
-        if stores_are_ordered():
-            with suppress(IrqchipError):
-                session.share_lapic(vcpu, memory)
+        local_apic = LocalApic(_no_copy(memory))
+        with suppress(IrqchipError):
+            session.share_lapic(vcpu, memory)
         return local_apic
     finally:
         os.close(memory)
+
+
+def _no_copy(memory: int) -> mmap.mmap:
+    """The page before the daemon has it: there is no copy in it."""
+    page = mmap.mmap(memory, PAGE_SIZE)
+    page[SEQUENCE_AT] = 1
+    return page

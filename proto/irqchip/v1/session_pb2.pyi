@@ -83,6 +83,7 @@ class SessionOpen(_message.Message):
     VCPUS_FIELD_NUMBER: _builtins.int
     GSIS_FIELD_NUMBER: _builtins.int
     RESAMPLED_GSIS_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
     client: _builtins.str
@@ -91,6 +92,8 @@ class SessionOpen(_message.Message):
     """Whether to continue as the Session that had this client name when the VM was saved. The Session gets the line
     source that the restored VM holds detached, with its levels and its resampled GSIs. ENOENT if there is none.
     """
+    rings: _builtins.bool
+    """Only on the AF_UNIX port: whether to make rings in shared memory for the records of this Session (docs/port.md)."""
     @_builtins.property
     def new_vm(self) -> _vm_pb2.CreateVmRequest:
         """A VM to create for this Session; then `vm` is empty. The daemon deletes this VM when the Session ends, for any
@@ -124,10 +127,11 @@ class SessionOpen(_message.Message):
         vcpus: _abc.Iterable[_builtins.int] | None = ...,
         gsis: _abc.Iterable[_builtins.int] | None = ...,
         resampled_gsis: _abc.Iterable[_builtins.int] | None = ...,
+        rings: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["new_vm", b"new_vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "gsis", b"gsis", "new_vm", b"new_vm", "resampled_gsis", b"resampled_gsis", "resume", b"resume", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "gsis", b"gsis", "new_vm", b"new_vm", "resampled_gsis", b"resampled_gsis", "resume", b"resume", "rings", b"rings", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,6 +514,7 @@ class SessionOpened(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     MAX_OPERATIONS_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The name of the VM that SessionOpen.new_vm created; otherwise empty."""
     source: _builtins.int
@@ -520,6 +525,10 @@ class SessionOpened(_message.Message):
     """The most bytes of a message from the client, and of the results of a batch in total. An operation whose result does
     not fit any more fails with E2BIG and changes nothing.
     """
+    rings: _builtins.bool
+    """Whether three descriptors come with this message: the memory of the rings, and the eventfds that wake the daemon
+    and the client.
+    """
     def __init__(
         self,
         *,
@@ -527,10 +536,11 @@ class SessionOpened(_message.Message):
         source: _builtins.int = ...,
         max_operations: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        rings: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_operations", b"max_operations", "source", b"source", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_operations", b"max_operations", "rings", b"rings", "source", b"source", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import threading
@@ -9,7 +10,7 @@ from array import array
 from collections import deque
 from contextlib import suppress
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -18,14 +19,13 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge import errors
 from irqchipd.edge.admission import Peer
 from irqchipd.edge.eventfds import PortEventfds
+from irqchipd.edge.host import Host
+from irqchipd.edge.ring import Ring
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, check_size, opening
-from irqchipd.edge.work import Work
+from irqchipd.edge.work import ONCE_A_WRITE, Work
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.pending import Pending, Slices
-
-if TYPE_CHECKING:
-    from irqchipd.edge.port import Port
 
 SOCKET_BUFFER: Final = 4 * MESSAGE_BYTES
 PACKET: Final = MESSAGE_BYTES + 1  # more than there may be
@@ -37,12 +37,12 @@ _READ: Final = select.EPOLLIN
 
 
 class Connection(Work):
-    """A client's socket. The port's thread receives. Any thread may send, one at a time.
+    """A client's socket, and its rings, if it has some. The port's thread receives. Any thread may send, one at a time.
 
     No thread waits for a client that does not read: what the socket does not take is kept, and no more is received.
     """
 
-    def __init__(self, port: Port, client: socket.socket) -> None:
+    def __init__(self, port: Host[Connection], client: socket.socket) -> None:
         super().__init__()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         client.setblocking(False)
@@ -52,6 +52,7 @@ class Connection(Work):
         self.descriptor = client.fileno()
         self._receive = client.recvmsg
         self._eventfds = PortEventfds(port.in_use, port)
+        self._ring: Ring | None = None
         self._session: Session | None = None
         self._why = ""  # it ends, where that is not the client's doing
         self._has_quota = False
@@ -63,6 +64,9 @@ class Connection(Work):
         self._unsent: deque[bytes] = deque()
         self._packet: bytes | None = None
         self._work: Slices[bytes | None] | None = None
+        # The events that the socket is watched for while it is idle, and those for which it is watched. Packets on the
+        # socket have their places in the ring, if there is a ring. Only the client's end has none.
+        self._idle_events = _READ
         self._watched = _READ
 
     @property
@@ -79,23 +83,72 @@ class Connection(Work):
     def ready(self, events: int) -> None:
         """Something happened to the socket; called by the port's thread, as is all but wake and end."""
         session = self._session
-        if self._watched != _READ:
-            if not self._can_go_on(events):
-                return
-        elif session is not None and session.awaited is not None:
+        if (self._watched != self._idle_events or (session is not None and session.awaited is not None)) and (
+            not self._may_receive(events)
+        ):
+            return
+        if self._ring is not None and self._ring.end.has_input():
+            data = self._from_ring(self._ring)
+        else:
+            data = self._from_socket()
+        if data is not None:
+            self._take(data)
+
+    def look(self, _events: int) -> None:
+        """The ring has something, or the client rang its bell; called by the port's thread."""
+        ring = self._ring
+        if ring is None:
+            return
+        if not ring.is_polled:
+            self._port.rings.poll(ring)
+        if not self._may_receive(_READ):
+            return
+        data = self._from_ring(ring)
+        if data is not None:
+            self._take(data)
+
+    def _may_receive(self, events: int) -> bool:
+        """Whether all is done that came before; what can be sent now is sent."""
+        if self._watched != self._idle_events:
+            return self._can_go_on(events)
+        session = self._session
+        if session is not None and session.awaited is not None:
             with self._busy:
                 self._watch()
-            if self._watched != _READ:
-                return
+        return self._watched == self._idle_events
+
+    def _from_ring(self, ring: Ring) -> bytes | None:
+        """The next packet, from the ring or the socket; None where none has come."""
+        try:
+            data = ring.take()
+            if data == b"" and (data := self._from_socket()) is None:
+                raise VmError(errno.EBADMSG, "the ring says that a packet is on the socket, and there is none")
+        except VmError as error:
+            self._fail(error)
+            return None
+        return data
+
+    def _from_socket(self) -> bytes | None:
+        """A packet, empty at the end; None where none has come."""
         try:
             data, ancillary, _flags, _address = self._receive(PACKET, _ANCILLARY)
         except BlockingIOError:
-            return
+            return None
         except OSError:
-            data, ancillary = b"", []
+            return b""
         if ancillary:
             self._receive_descriptors(ancillary)
-        if data and not ancillary and session is not None and (self._port.alone or self._port.allows(session.vm.share)):
+        return data
+
+    def _take(self, data: bytes) -> None:
+        """A packet has come, empty at the end."""
+        session = self._session
+        if (
+            data
+            and session is not None
+            and not self._eventfds.unused
+            and (self._port.alone or self._port.allows(session.vm.share))
+        ):
             if not self._execute(session, data):
                 return
             if self._work is None:
@@ -151,6 +204,8 @@ class Connection(Work):
                     self._send(answer)
                 else:
                     self._work = answer
+                    if self._ring is not None:
+                        self._ring.offer_room()
         except Exception as error:
             self._fail(error)
             return False
@@ -169,7 +224,10 @@ class Connection(Work):
                 self._session = Session(
                     port.registry, self._limits, request, self._wake, self.end, self._eventfds, self._peer()
                 )
-                self._send(self._session.opened())
+                ring = self._ring = port.rings.make() if request.rings else None
+                self._send_opened(self._session.opened(rings=ring is not None), ring)
+            if ring is not None:
+                port.watch(ring.bell, self.look, ONCE_A_WRITE)
         except Exception as error:
             self._fail(error)
             return False
@@ -217,22 +275,44 @@ class Connection(Work):
     def _watch(self) -> None:
         """Wait for what the connection can go on with. The caller holds _busy."""
         # While it works, the kernel is to report once that the client has gone, and not over and over.
-        events = select.EPOLLOUT if self._unsent else _READ if self._is_idle else select.EPOLLONESHOT
+        events = select.EPOLLOUT if self._unsent else self._idle_events if self._is_idle else select.EPOLLONESHOT
+        ring = self._ring
+        if ring is not None:
+            ring.listens = events == self._idle_events
+            ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
+            if ring.wants_room:
+                events = select.EPOLLONESHOT
         if events != self._watched:
             self._watched = events
             self._port.watch_for(self.descriptor, events)
+        if ring is not None and not ring.is_polled and (ring.listens or ring.wants_room):
+            self._port.rouse(ring)
 
     def _send(self, data: bytes) -> None:
         """Send a message, or keep it. The caller holds _busy."""
         if not self._unsent:
             try:
-                self._client.send(data)
+                if self._ring is None:
+                    self._client.send(data)
+                else:
+                    self._ring.send(data, self._client.send)
                 return
             except BlockingIOError:
                 pass
             except OSError:
                 return  # the client has gone; that is found out by receiving
         self._unsent.append(data)
+        self._watch()
+
+    def _send_opened(self, data: bytes, ring: Ring | None) -> None:
+        """Send the first message, with the descriptors of the ring. The caller holds _busy."""
+        if ring is None:
+            self._send(data)
+            return
+        with suppress(OSError):  # the client has gone; that is found out by receiving
+            socket.send_fds(self._client, [data], ring.descriptors)
+        ring.close_memory()
+        self._idle_events = select.EPOLLRDHUP
         self._watch()
 
     def _send_late(self, gone: bool) -> None:
@@ -256,7 +336,7 @@ class Connection(Work):
                         self._send(message)
                     if not self._unsent:
                         session.sending = None
-                if self._watched != _READ:
+                if self._watched != self._idle_events:
                     self._watch()
             finally:
                 self._busy.release()
@@ -276,7 +356,11 @@ class Connection(Work):
         """Drop the Session's levels, and release its quota. Nothing is sent after this."""
         with self._busy:
             session, self._session = self._session, None
+            ring, self._ring = self._ring, None
             self._work = self._packet = None
+            if ring is not None:
+                self._port.unwatch(ring.bell)
+                self._port.rings.close(ring)
             self._eventfds.close()
             try:
                 if session is not None:

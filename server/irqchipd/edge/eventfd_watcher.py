@@ -9,14 +9,14 @@ import threading
 from collections import deque
 from typing import Final
 
-from irqchipd.edge.work import Work
+from irqchipd.edge.work import Watcher, Work
 
 _WRITTEN: Final = select.EPOLLIN | select.EPOLLET  # each write is reported
 
 log = logging.getLogger(__name__)
 
 
-class EventfdWatcher:
+class EventfdWatcher(Watcher):
     """Waits for irqfds, in a thread that begins with the first of them."""
 
     def __init__(self) -> None:

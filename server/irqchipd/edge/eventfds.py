@@ -30,7 +30,7 @@ def _eventfd(descriptor: int) -> tuple[int, int]:
     with open(f"/proc/self/fdinfo/{descriptor}") as file:
         found = _FDINFO.search(file.read())
     if found is None:
-        raise invalid("the descriptor that came with the message is no eventfd")
+        raise invalid("the descriptor is not an eventfd")
     return int(found[2]), int(found[1], 16)
 
 

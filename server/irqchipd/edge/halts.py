@@ -44,7 +44,10 @@ class Halts:
             batch.size = batch.answer_size()
             if sum(other.size for other in self.unsent.values()) + batch.size > self._limits.message_bytes:
                 room = self._limits.message_bytes
-                raise VmError(errno.E2BIG, f"results that wait for halts have {room} bytes; halt in a batch of its own")
+                raise VmError(
+                    errno.E2BIG,
+                    f"the results that wait for halts have at most {room} bytes; halt in a batch of its own",
+                )
             batch.halt = self._vm.halt(vcpu, done, interrupts_masked != 0, timeout_ns)
         except Exception as error:
             batch.outcome = errors.refusal(error)

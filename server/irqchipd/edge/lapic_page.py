@@ -12,7 +12,7 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Final
 
-from irqchip.lapic_page import BASE_AT, COPIED, PAGE_SIZE, SEQUENCE_AT, stores_are_ordered
+from irqchip.lapic_page import BASE_AT, COPIED, PAGE_SIZE, SEQUENCE_AT, can_be_shared
 from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import WORDS
 from irqchipd.vm.errors import VmError, invalid
@@ -38,8 +38,8 @@ class LapicPage:
 
     def __init__(self, descriptor: int) -> None:
         """Map a memfd. EINVAL for any other file, or one that its client could cut off."""
-        if not stores_are_ordered():
-            raise VmError(errno.EOPNOTSUPP, "a local APIC is shared on x86-64 only, whose stores are seen in order")
+        if not can_be_shared():
+            raise VmError(errno.EOPNOTSUPP, "a local APIC is shared on Linux on x86-64 only")
         _check(descriptor)
         try:
             self._memory = mmap.mmap(descriptor, PAGE_SIZE)

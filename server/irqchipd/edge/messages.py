@@ -37,7 +37,9 @@ class MessageBatch(Batch):
                 operation = OPERATIONS[name]
                 request = getattr(message, name)
                 if operation.has_vm and request.vm and request.vm != self._vm:
-                    raise invalid(f"the Session is VM {self._vm!r}'s; leave vm empty, and not {quoted(request.vm)}")
+                    raise invalid(
+                        f"vm is {quoted(request.vm)}, but the Session belongs to VM {self._vm!r}: leave vm empty"
+                    )
                 call = operation, operation.arguments(request)
             except Exception as error:
                 yield REFUSED, (error,)

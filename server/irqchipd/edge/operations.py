@@ -201,7 +201,7 @@ def register_region(
     removed = None if bell is None else bell.close
     try:
         if bell is not None and not doorbell:
-            raise invalid("an eventfd is a doorbell's")
+            raise invalid("eventfd is for doorbells: set doorbell, or leave eventfd out")
         on.vm.register_region(
             on.own_source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
         )
@@ -226,7 +226,7 @@ def unregister_region(on: SessionCaller, space: int, address: int, datamatch: in
 
 def complete_access(on: SessionCaller, unanswered: int, _: int, access: int, data: int) -> Result:
     if unanswered > 1:
-        raise invalid(f"an access is answered, 0, or unanswered, 1, and not {unanswered}")
+        raise invalid(f"unanswered is {unanswered}: use 0 or 1")
     return TAKEN if on.vm.complete_access(on.own_source, access, data, unanswered=unanswered != 0) else NOTHING
 
 

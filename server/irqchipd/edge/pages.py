@@ -62,4 +62,4 @@ def _serial(token: str) -> int:
 
 
 def _no_token() -> VmError:
-    return invalid("page_token is not one that a page before this has given")
+    return invalid("page_token is invalid: use the next_page_token of the page before")

@@ -1,7 +1,8 @@
 """The AF_UNIX port: one Session per connection, over SOCK_SEQPACKET and without HTTP/2. docs/port.md describes it.
 
-One thread serves all connections and irqfds of a port. So a device's write and the vCPU that it wakes are one pass of
-this thread, and no other thread needs the interpreter in between. Other threads send what they notify Sessions of.
+One thread serves all connections, rings and irqfds of a port. So a device's write and the vCPU that it wakes are one
+pass of this thread, and no other thread needs the interpreter in between. Other threads send what they notify Sessions
+of.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from irqchipd.edge import errors
 from irqchipd.edge.admission import MAX_UNOPENED, OPENING_TIMEOUT, SessionQuota, not_opened, too_many_unopened
 from irqchipd.edge.connection import Connection
 from irqchipd.edge.eventfds import EventfdsInUse
-from irqchipd.edge.work import Work
+from irqchipd.edge.host import Host
+from irqchipd.edge.ring import Ring, Rings
+from irqchipd.edge.work import ONCE_A_WRITE, Work
 from irqchipd.fair import FairQueue
 from irqchipd.limits import Limits
 from irqchipd.listen import SocketPath
@@ -38,10 +41,9 @@ PASS_NS = 30_000  # after which the port looks for new events
 STRETCH_NS = 1_000_000  # of work without a pause
 PAUSE = 0.00005  # seconds; long enough for another thread to get the interpreter
 _READ = select.EPOLLIN
-_EVENTFD = select.EPOLLIN | select.EPOLLET  # every write is an event
 
 
-class Port:
+class Port(Host[Connection]):
     """Listens on one path, and serves the clients that connect."""
 
     def __init__(
@@ -52,7 +54,7 @@ class Port:
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
         self.quota = quota
         self.in_use = in_use
-        # Whether only one descriptor is ready and no work waits: then what comes is done at once.
+        self.rings = Rings(limits.rings)
         self.alone = False
         self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
@@ -80,7 +82,7 @@ class Port:
         # Other threads write this to have the port's thread look at what has arrived, or stop.
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
-        self.watch(self._woken, lambda _: None, _EVENTFD)
+        self.watch(self._woken, lambda _: None, ONCE_A_WRITE)
         self._runner = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
         self._runner.start()
 
@@ -116,7 +118,7 @@ class Port:
         self._watched[descriptor] = events
 
     def watch_eventfd(self, descriptor: int, work: Work) -> None:
-        self.watch(descriptor, lambda _: self.do(work), _EVENTFD)
+        self.watch(descriptor, lambda _: self.do(work), ONCE_A_WRITE)
 
     def unwatch(self, descriptor: int) -> None:
         """Undo watch."""
@@ -128,6 +130,15 @@ class Port:
         """Change the events that a descriptor is watched for; from any thread."""
         with suppress(OSError):  # it is not watched any more
             self._epoll.modify(descriptor, events)
+
+    def rouse(self, ring: Ring) -> None:
+        """Poll a ring that has something to do again; from any thread."""
+        self.rings.roused.append(ring)
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        if threading.current_thread() is not self._runner and not self._stopping:
+            os.eventfd_write(self._woken, 1)
 
     # Work.
 
@@ -151,8 +162,7 @@ class Port:
     def do_later(self, work: Work) -> None:
         """Do a piece of some work in the order of the holders; from any thread."""
         self._arrived.append(work)
-        if threading.current_thread() is not self._runner and not self._stopping:
-            os.eventfd_write(self._woken, 1)
+        self._wake_thread()
 
     def _queue(self, work: Work) -> None:
         work.queued = True
@@ -237,18 +247,22 @@ class Port:
             begun = now
 
     def _wait(self) -> list[tuple[int, int]]:
-        poll = self._epoll.poll
+        poll, rings = self._epoll.poll, self.rings
+        while rings.roused:
+            rings.poll(rings.roused.popleft())
         if self._work.waiting or self._arrived:
-            # A system call releases the interpreter, but for too short a time for another thread to get it. And a
-            # waiting thread asks for the interpreter only after an interval in which it was not released.
-            if time.perf_counter_ns() - self._paused > STRETCH_NS:
-                time.sleep(PAUSE)
-                self._paused = time.perf_counter_ns()
-            return poll(0, EVENTS)
+            self._pause()
+            return [*rings.look(), *poll(0, EVENTS)]
         polling = self._polling
         if polling.most_ns:
             again = polling.begin()
             while again:
+                if rings.polled and (events := rings.look_often()):
+                    polling.polled()
+                    if rings.may_pass():
+                        return events
+                    self._pause()
+                    return [*events, *poll(0, EVENTS)]
                 events = poll(0, EVENTS)
                 if events:
                     polling.polled()
@@ -257,11 +271,23 @@ class Port:
         due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
+        if rings.polled and not rings.park():
+            return rings.look()
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
         if polling.most_ns:
             polling.blocked()
         self._paused = time.perf_counter_ns()
         return events
+
+    def _pause(self) -> None:
+        """Pause, unless the thread has just done so or waited.
+
+        A system call releases the interpreter, but for too short a time for another thread to get it. And a waiting
+        thread asks for the interpreter only after an interval in which it was not released.
+        """
+        if time.perf_counter_ns() - self._paused > STRETCH_NS:
+            time.sleep(PAUSE)
+            self._paused = time.perf_counter_ns()
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

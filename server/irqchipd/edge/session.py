@@ -55,12 +55,14 @@ class Session:
         peer: Peer = UNKNOWN,
     ) -> None:
         if len(request.client) > MAX_CLIENT_NAME or not request.client.isprintable():
-            raise invalid(f"{request.client[:MAX_CLIENT_NAME]!r} is no client name: 64 printable characters at most")
+            raise invalid(
+                f"{request.client[:MAX_CLIENT_NAME]!r} is not a client name: use at most 64 printable characters"
+            )
         self._vcpus = _numbers("vCPU id", request.vcpus, MAX_VCPU_ID)
         self._gsis = _numbers("GSI", request.gsis, MAX_GSIS - 1)
         resampled = _numbers("GSI", request.resampled_gsis, MAX_GSIS - 1)
         if request.HasField("new_vm") and request.vm:
-            raise invalid("leave vm empty where new_vm is set: the Session is of the VM that is made for it")
+            raise invalid("leave vm empty if new_vm is set")
         self._registry = registry
         self._owns_vm = request.HasField("new_vm")
         self.vm = create_vm(registry, request.new_vm) if self._owns_vm else registry.get(request.vm)
@@ -104,13 +106,14 @@ class Session:
         space, address = Space(lost.space).name, hex(lost.address)
         self.caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
 
-    def opened(self) -> bytes:
-        """The answer to the message that opened the Session."""
+    def opened(self, *, rings: bool = False) -> bytes:
+        """The answer to the message that opened the Session; with the descriptors of rings, where it says so."""
         opened = pb.SessionOpened(
             source=self._source.number,
             max_operations=self._most,
             max_message_bytes=self._limits.message_bytes,
             vm=self.vm.name if self._owns_vm else "",
+            rings=rings,
         )
         return pb.SessionResponse(opened=opened).SerializeToString()
 

@@ -44,7 +44,7 @@ class TraceLog(Observer):
         wanted = frozenset(tracepoints) or frozenset(TRACEPOINTS)
         for name in wanted:
             if name not in _FIELDS:
-                raise invalid(f"{quoted(name)} is no tracepoint: use one of {', '.join(TRACEPOINTS)}")
+                raise invalid(f"{quoted(name)} is not a tracepoint: use one of {', '.join(TRACEPOINTS)}")
         with self._lock:
             counted = self._overwritten + Counter(name for _, name, _ in self._events)
             reader = TraceReader(self, wanted, self._number, counted)

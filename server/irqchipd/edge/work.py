@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import select
+from collections.abc import Callable
+from typing import Final
 
 from irqchipd.vm.pending import Pending
+
+ONCE_A_WRITE: Final = select.EPOLLIN | select.EPOLLET  # of an eventfd: every write is an event
 
 
 class Work:
@@ -23,11 +27,17 @@ class Work:
         raise NotImplementedError
 
 
-class Watcher(Protocol):
+class Watcher:
     """Waits for descriptors."""
+
+    def watch(self, descriptor: int, handler: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        """Call a handler, with the events, when a descriptor has some."""
+        raise NotImplementedError
 
     def watch_eventfd(self, descriptor: int, work: Work) -> None:
         """Have some work done whenever an eventfd is written."""
+        raise NotImplementedError
 
     def unwatch(self, descriptor: int) -> None:
         """Wait for a descriptor no more."""
+        raise NotImplementedError

@@ -112,7 +112,7 @@ class Capabilities(Turns):
         if count > MAX_VCPU_ID + 1:
             raise invalid(f"{count} vCPU ids; at most {MAX_VCPU_ID + 1} are allowed")
         if board.boot_vcpu > count:
-            raise invalid(f"{count} vCPU ids, of which vCPU {board.boot_vcpu}, the boot CPU, has none")
+            raise invalid(f"{count} vCPU ids are too few for the boot CPU's id, {board.boot_vcpu}")
         if board.max_vcpu_ids not in (0, count):
             raise invalid(f"VM {self.name!r} has {board.max_vcpu_ids} vCPU ids, which can't be changed any more")
         board.max_vcpu_ids = count

@@ -224,7 +224,7 @@ class Lines(Capabilities):
 
     def _check_resampling(self, resampled: bool) -> None:
         if resampled and self._board.pic is None:
-            raise invalid(f"VM {self.name!r} has no PIC and IOAPIC, whose interrupts could be resampled")
+            raise invalid(f"VM {self.name!r} has no PICs and IOAPIC; only their interrupts can be resampled")
 
     def trigger(self, irqfd: Irqfd) -> None:
         """An irqfd was written: an edge, or a level until the acknowledgement. KVM: eventfd.c irqfd_inject."""

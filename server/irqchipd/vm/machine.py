@@ -223,7 +223,7 @@ class Vm(Accesses):
             registers = _state_of(LapicRegisters, lapic_registers.STATE_SIZE, state)
             if lapic.x2apic and self._board.apics.x2apic_format and registers.id != lapic.apic_id:
                 # KVM: lapic.c kvm_apic_state_fixup
-                raise invalid(f"APIC ID {registers.id:#x} of vCPU {vcpu}'s x2APIC, which has {lapic.apic_id:#x}")
+                raise invalid(f"APIC ID {registers.id:#x} is not that of vCPU {vcpu}'s x2APIC, {lapic.apic_id:#x}")
             lapic.restore(registers)
             cpu.publish()
             if self._board.ioapic is not None:

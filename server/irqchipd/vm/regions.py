@@ -196,7 +196,7 @@ class Regions:
             raise invalid(f"a range of {length} bytes at {start:#x}; use 1 or more, within 0 to {limit - 1:#x}")
         if datamatch is not None:
             if not doorbell:
-                raise invalid("datamatch is a doorbell's: set doorbell, or leave datamatch out")
+                raise invalid("datamatch is for doorbells: set doorbell, or leave datamatch out")
             if length not in MATCHED_LENGTHS or datamatch >> 8 * length:
                 raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
 
@@ -316,7 +316,9 @@ class Regions:
         if region.waiting >= MAX_REGION_ACCESSES:
             raise VmError(errno.ENOSPC, f"{MAX_REGION_ACCESSES} accesses wait for the region's owner, the most allowed")
         if source is by:
-            raise VmError(errno.EDEADLK, f"{address:#x} is this Session's own to answer: access it from another")
+            raise VmError(
+                errno.EDEADLK, f"this Session itself answers for {address:#x}: access it from another Session"
+            )
         self._last_number += 1
         access = Access(self._last_number, region, address, size, value is not None, by)
         self._owners[source].waiting[access.number] = access

@@ -95,10 +95,10 @@ def check_routes(routes: Sequence[Route]) -> None:
             raise invalid(f"GSI {gsi} is out of range: use 0 to {MAX_GSIS - 1}")
         chip = _check_route(route)
         if (gsi, chip) in led and chip is not None:
-            raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry a chip is allowed")
+            raise invalid(f"GSI {gsi} leads to chip {chip} twice; one entry per chip is allowed")
         others = [(gsi, None)] if chip is not None else [(gsi, chip) for chip in (None, *PINS)]
         if not led.isdisjoint(others):
-            raise invalid(f"GSI {gsi} leads to an MSI and to something else; an MSI stands alone")
+            raise invalid(f"GSI {gsi} leads to an MSI and elsewhere; an MSI must be the only entry of its GSI")
         led.add((gsi, chip))
 
 

@@ -74,7 +74,7 @@ class Turns:
                         f"the clock of VM {self.name!r} is real; only one that was made virtual can be advanced"
                     )
                 if not 0 <= nanoseconds <= MAX_TIME - clock.time:
-                    raise invalid(f"{nanoseconds} ns from {clock.time} ns on; a clock goes to 2^62 ns")
+                    raise invalid(f"{nanoseconds} ns after {clock.time} ns is beyond a clock's end, 2^62 ns")
                 end = clock.time + nanoseconds
                 most = agenda.work + TURN_WORK
                 while expirations and agenda.work < most:

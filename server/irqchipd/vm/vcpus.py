@@ -121,7 +121,7 @@ class Vcpus(Lines):
                 raise invalid(f"vector {vector} is out of range: use 0 to 255")
             self._lapic(vcpu, errno.ENXIO)
             if self._board.pic is not None:
-                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC here; drive its lines instead")
+                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC in irqchipd; drive the PIC's lines instead")
             if cpu.external_vector is not None:
                 raise VmError(errno.EEXIST, f"vCPU {vcpu} has not taken vector {cpu.external_vector} yet")
             cpu.external_vector = vector

@@ -1,0 +1,56 @@
+"""What a connection needs of the port that serves it."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from irqchipd.edge.admission import SessionQuota
+from irqchipd.edge.eventfds import EventfdsInUse
+from irqchipd.edge.ring import Ring, Rings
+from irqchipd.edge.work import Watcher, Work
+from irqchipd.limits import Limits
+from irqchipd.vm.registry import Registry
+
+_T = TypeVar("_T")
+
+
+class Host(Watcher, Generic[_T]):
+    """Serves connections.
+
+    alone  whether only one descriptor is ready and no work waits: then what comes is done at once
+    """
+
+    alone: bool
+    registry: Registry
+    limits: Limits
+    quota: SessionQuota
+    in_use: EventfdsInUse
+    rings: Rings
+
+    def watch_for(self, descriptor: int, events: int) -> None:
+        """Change the events that a descriptor is watched for; from any thread."""
+        raise NotImplementedError
+
+    def rouse(self, ring: Ring) -> None:
+        """Poll a ring that has something to do again; from any thread."""
+        raise NotImplementedError
+
+    def do(self, work: Work) -> None:
+        """Do a piece of some work: at once if it would be the next, else in the order of the holders."""
+        raise NotImplementedError
+
+    def do_later(self, work: Work) -> None:
+        """Do a piece of some work in the order of the holders; from any thread."""
+        raise NotImplementedError
+
+    def allows(self, holder: object) -> bool:
+        """Whether a piece that has just come, beside others, may be done at once: it would be the next."""
+        raise NotImplementedError
+
+    def opened(self, connection: _T) -> None:
+        """A connection is a Session now, or never will be."""
+        raise NotImplementedError
+
+    def close(self, connection: _T) -> None:
+        """A connection is at its end."""
+        raise NotImplementedError

@@ -1,0 +1,210 @@
+"""Rings in shared memory, for clients of the port that poll: see irqchip/ring.py.
+
+The daemon makes the memory, and seals its size: memory of the client's could shrink under the daemon, or be of a file
+system that never answers. What a client writes there is copied once, checked, and never looked at again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from irqchip.ring import (
+    MEMORY_BYTES,
+    OFFERED,
+    PACKET_BYTES,
+    SLOT_BYTES,
+    SLOTS,
+    VERSION,
+    WAITS,
+    WAITS_FOR_ROOM,
+    BadSlotError,
+    End,
+)
+from irqchipd.edge.eventfd_write import writer
+from irqchipd.vm.errors import VmError
+
+log = logging.getLogger(__name__)
+
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_LOOKS: Final = 4  # between two looks at the descriptors, where nothing comes
+_PASSES: Final = 8  # with something, between two looks at the descriptors
+_SWEEP: Final = 256  # looks, after which a ring that was not used is polled no more
+
+
+class Ring:
+    """The daemon's end of a client's rings."""
+
+    def __init__(self) -> None:
+        # The memory; the bell, which the client writes where the daemon waits; and an eventfd that wakes the client.
+        self.descriptors: list[int] = []
+        try:
+            descriptor = os.memfd_create("irqchipd ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self.descriptors.append(descriptor)
+            os.ftruncate(descriptor, MEMORY_BYTES)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            for _ in range(2):
+                self.descriptors.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            memory = mmap.mmap(descriptor, MEMORY_BYTES)
+        except BaseException:
+            self._close_descriptors()
+            raise
+        struct.pack_into("<III", memory, 0, VERSION, SLOTS, SLOT_BYTES)
+        self.end = End(memory, is_daemon=True)
+        _, self.bell, self._wake = self.descriptors
+        self.event = (self.bell, 0)
+        # Whether the connection takes packets, and whether some found no room: otherwise there is nothing to see here.
+        self.listens = True
+        self.wants_room = False
+        self.is_polled = False
+        self.used = True
+        self.is_open = True
+
+    def is_ready(self) -> bool:
+        """Whether the connection has something to do."""
+        return self.end.has_room() if self.wants_room else self.listens and self.end.has_input()
+
+    def take(self) -> bytes | None:
+        """The next packet; empty where the socket has it; None where none has come. EBADMSG."""
+        self.used = True
+        try:
+            packet = self.end.take()
+        except BadSlotError as error:
+            raise VmError(errno.EBADMSG, f"the ring: {error}") from None
+        if packet and packet[0]:
+            raise VmError(errno.EBADMSG, "the ring carries records, and messages go over the socket")
+        return packet
+
+    def send(self, packet: bytes, send_elsewhere: Callable[[bytes], object]) -> None:
+        """Send a packet in its order, over the socket if it is too long or no records. BlockingIOError: no room."""
+        end = self.end
+        if packet[0] or len(packet) > PACKET_BYTES:
+            if not end.has_room():
+                raise BlockingIOError
+            send_elsewhere(packet)
+            end.put_elsewhere()
+        elif not end.put(packet):
+            raise BlockingIOError
+        self.wake_client()
+
+    def wake_client(self) -> None:
+        """Wake the client, if it waits, for a packet or for room."""
+        self.end.fence()
+        if self.end.other_waits():
+            writer().add_one(self._wake)
+
+    def offer_room(self) -> None:
+        """Wake the client, if it waits for room: a packet was taken, and the answer comes later."""
+        self.end.fence()
+        if self.end.other_waits() == WAITS_FOR_ROOM:
+            writer().add_one(self._wake)
+
+    def close_memory(self) -> None:
+        """Close the descriptor of the memory: the client has a copy."""
+        os.close(self.descriptors.pop(0))
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.is_open = False
+        self.end.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+class Rings:
+    """The rings of a port. The port's thread polls those that were used just now; the others ring."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most if OFFERED else 0
+        writer()  # has a descriptor, which is taken from no client
+        self._count = 0
+        self.polled: list[Ring] = []
+        # Those to poll again, of any thread.
+        self.roused: deque[Ring] = deque()
+        self._looks = 0
+        self._passes = 0
+
+    def make(self) -> Ring | None:
+        """A new ring. None where there are too many, or no memory or descriptors: the socket does, too."""
+        if self._count >= self._most:
+            return None
+        try:
+            ring = Ring()
+        except OSError as error:
+            log.warning("the port can't make a ring: %s", error)
+            return None
+        self._count += 1
+        self.poll(ring)
+        return ring
+
+    def close(self, ring: Ring) -> None:
+        """The ring's connection is at its end."""
+        self._count -= 1
+        if ring.is_polled:
+            ring.is_polled = False
+            self.polled.remove(ring)
+        ring.close()
+
+    def poll(self, ring: Ring) -> None:
+        """Poll a ring again."""
+        if ring.is_open and not ring.is_polled:
+            ring.is_polled = ring.used = True
+            ring.end.wait(0)
+            self.polled.append(ring)
+
+    def look(self) -> list[tuple[int, int]]:
+        """The rings with something to do, as events of their bells."""
+        self._looks += 1
+        if self._looks >= _SWEEP:
+            self._looks = 0
+            self._sweep()
+        return [ring.event for ring in self.polled if ring.is_ready()]
+
+    def look_often(self) -> list[tuple[int, int]]:
+        """As look, but a few times, until there is something."""
+        if len(self.polled) != 1:
+            for _ in range(_LOOKS):
+                if found := self.look():
+                    return found
+            return []
+        is_ready = self.polled[0].is_ready
+        for _ in range(_LOOKS):
+            if is_ready():
+                return self.look()
+        return []
+
+    def may_pass(self) -> bool:
+        """Whether what was found in the rings may be done without a look at the descriptors."""
+        self._passes = (self._passes + 1) % _PASSES
+        return self._passes != 0
+
+    def park(self) -> bool:
+        """Poll none any more: the port's thread is about to block. False where one has something to do by now."""
+        for ring in self.polled:
+            self._park(ring)
+        self.polled = [ring for ring in self.polled if ring.is_polled]
+        return not self.polled
+
+    def _sweep(self) -> None:
+        for ring in self.polled:
+            if not ring.used:
+                self._park(ring)
+            ring.used = False
+        self.polled = [ring for ring in self.polled if ring.is_polled]
+
+    def _park(self, ring: Ring) -> None:
+        ring.is_polled = False  # another thread that changes what the ring waits for looks at this
+        ring.end.wait(WAITS_FOR_ROOM if ring.wants_room else WAITS)
+        if ring.is_ready():
+            ring.is_polled = True
+            ring.end.wait(0)
