@@ -3,6 +3,8 @@
 #   make demo    a guest on a vCPU, five devices and the daemon, each in a process of its own; ends by itself
 #   make demo-shell  the same, with this terminal as its serial port
 #   make test    the tests
+#   make compiled  a wheel of irqchipd whose core is compiled, in .venv/compiled
+#   make test-compiled  the tests of the daemon, on that
 #   make test-long  the slow tests: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
 #                and the KVM adapter on a standard KVM in QEMU
 #   make check   lint, types, the contract, and whether generated files are current
@@ -17,6 +19,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+COMPILED := $(VENV)/compiled
 BASELINE := proto/baseline.binpb
 
 # The newest Python from 3.11 on. A name on PATH may not work, because version managers install shims.
@@ -24,7 +27,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long check proto baseline bench stall ticks fuzz explore explore-standard clean
+.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -40,6 +43,13 @@ test: $(VENV)/test
 
 test-long: $(VENV)/test
 	$(BIN)/python -m pytest -m long
+
+compiled: $(COMPILED)/built
+
+test-compiled: compiled
+	$(COMPILED)/bin/irqchipd --version | grep compiled
+	$(COMPILED)/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile $(addprefix tests/,chips vm observe \
+		service client conformance test_builds.py)
 
 check: $(VENV)/check
 	$(BIN)/ruff check
@@ -82,7 +92,17 @@ $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[unicorn]'
+	IRQCHIPD_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[unicorn]'
+	@touch $@
+
+$(COMPILED)/built: pyproject.toml hatch_build.py $(shell find proto server client -name '*.py')
+	@$(CC) --version >/dev/null || { echo "a C compiler is missing: on Debian, apt-get install gcc"; exit 1; }
+	test -e $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
+	$(COMPILED)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	rm -f $(COMPILED)/irqchipd-*.whl
+	$(COMPILED)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED) .
+	$(COMPILED)/bin/python -m pip uninstall --quiet --yes irqchipd
+	$(COMPILED)/bin/python -m pip install --quiet --group test $(COMPILED)/irqchipd-*.whl
 	@touch $@
 
 $(VENV)/test $(VENV)/check $(VENV)/bench: $(VENV)/%: $(VENV)/installed

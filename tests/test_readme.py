@@ -14,6 +14,7 @@ from irqchip_client import Client
 from irqchip_client._daemon import Daemon
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 220  # seconds, for the demo, which runs two or three times
 README = (ROOT / "README.md").read_text()
 
 
@@ -40,11 +41,12 @@ def test_every_file_it_names_exists() -> None:
 
 def demo(*options: str) -> str:
     command = [sys.executable, "-m", "examples.demo", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.timeout(PATIENCE + 10)
 def test_the_demo_runs_to_its_end() -> None:
     said = demo("--cpu", "unicorn")
     for what in ("crc32 89cdff97", "keyboard: Hello, irqchipd", "disk: no answer at sector", "the line is back"):
@@ -54,6 +56,7 @@ def test_the_demo_runs_to_its_end() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(PATIENCE + 10)
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use")
 def test_the_demo_has_the_same_transcript_on_unicorn_and_on_kvm() -> None:
     assert "done, on unicorn and kvm" in demo()

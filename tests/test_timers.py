@@ -57,6 +57,20 @@ def in_a_while(nanoseconds: int = SOON) -> int:
     return time.monotonic_ns() + nanoseconds
 
 
+def test_a_stopped_clock_rings_nothing_and_has_no_thread() -> None:
+    timers, bell, late = Timers(), Bell(), Bell()
+    timers.set(bell.alarm, timers.now() + LATER)
+    thread = timers._ringer
+    assert thread is not None
+    assert thread.is_alive()
+    timers.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    timers.set(late.alarm, timers.now())
+    time.sleep(0.05)
+    assert late._times.empty()
+
+
 def test_it_rings_once_and_not_before_the_time(timers: Timers) -> None:
     bell, due = Bell(), in_a_while()
     timers.set(bell.alarm, due)

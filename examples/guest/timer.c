@@ -154,10 +154,10 @@ static unsigned phase(void)
     return tick.initial - pit_read(0);
 }
 
-/* The whole periods between two looks are the time between them, less the difference of their positions within a period:
-   so a late tick is not counted as lost. The rest after rounding is mostly a delay between reading clock and timer,
-   which cancels out at the next look. An eighth of the rest is used as a correction, so that errors of the calibration
-   do not add up. */
+/* The whole periods between two looks are the time between them, less the difference of their positions within a
+   period. A late tick is therefore not counted as lost. The rest after rounding is mostly a delay between reading the
+   clock and the timer, which cancels out at the next look. An eighth of the rest is used as a correction, so that
+   errors of the calibration do not add up. */
 static void count_periods(void)
 {
     struct moment moment = now(count.last);

@@ -1,0 +1,5 @@
+"""What the daemon and its clients share: the contract, and the forms of the port's packets."""
+
+from irqchip import builds
+
+builds.choose(__path__)

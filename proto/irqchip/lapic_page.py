@@ -1,17 +1,19 @@
 """The page in which the daemon keeps a copy of a local APIC's registers for the process that executes the vCPU.
 
-docs/port.md describes it. The copy holds what no other than an access or a command changes: what a guest reads there
-now is what the daemon would answer. It has no register that changes by itself or by what arrives: ISR, TMR, IRR, the
-processor priority and the timer's current count.
+docs/port.md describes the page. The copy has the registers that change only by an access or a command. It has none that
+changes by itself or by what arrives: ISR, TMR, IRR, the processor priority and the timer's current count.
 
-The daemon changes the page within the operation that changes the registers, and before anybody can learn of that. The
-sequence number is odd while it does so, and while there is no copy. A reader takes a value between two reads of the
-same even number, or asks the daemon. That is sound where a processor sees another's stores in their order.
+The daemon changes the page within the operation that changes the registers, with the VM's lock held. The sequence
+number is odd meanwhile, and while there is no copy. A value is what the daemon would answer if the reader finds the
+same even number before and after it. This needs a processor that shows its stores to others in their order.
 """
 
 from __future__ import annotations
 
 import platform
+from typing import Final
+
+from irqchip.ring import OFFERED
 
 PAGE_SIZE = 4096
 # Numbers of 64 bits, where a local APIC has nothing.
@@ -23,7 +25,5 @@ LVTS = (0x320, 0x330, 0x340, 0x350, 0x360, 0x370)
 TIMER_INITIAL_COUNT, TIMER_DIVIDE = 0x380, 0x3E0
 COPIED = (*(ID, VERSION, TPR, LDR, DFR, SVR, ESR, ICR, ICR_HIGH, ICR2), *LVTS, TIMER_INITIAL_COUNT, TIMER_DIVIDE)
 
-
-def stores_are_ordered() -> bool:
-    """Whether a processor of this machine sees another's stores in their order."""
-    return platform.machine() == "x86_64"
+# Whether this machine has memfds, and shows stores in their order.
+CAN_BE_SHARED: Final = OFFERED and platform.system() == "Linux"

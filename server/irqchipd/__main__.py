@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from irqchip.builds import is_compiled
 from irqchipd.daemon import serve
 from irqchipd.edge.loop import Loop
 from irqchipd.limits import Limits, allow_descriptors
@@ -69,7 +70,11 @@ def _listen(where: str = "") -> str:
     cls=_Command,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "allow_extra_args": True},
 )
-@click.version_option(version("irqchipd"), prog_name="irqchipd")
+@click.version_option(
+    version("irqchipd"),
+    prog_name="irqchipd",
+    message=f"%(prog)s, version %(version)s ({'compiled' if is_compiled('irqchipd.vm.machine') else 'pure Python'})",
+)
 @click.option(
     "--listen",
     "listen",
@@ -103,7 +108,12 @@ def _listen(where: str = "") -> str:
     "The most microseconds that the port polls before it blocks. 0 turns polling off.",
     least=0,
 )
-@_limit("--max-rings", DEFAULTS.rings, "Sessions of a port that have rings in shared memory; 0: none.", least=0)
+@_limit(
+    "--max-rings",
+    DEFAULTS.rings,
+    "The most Sessions of a port with rings in shared memory. 0 turns rings off.",
+    least=0,
+)
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
     "--log-level",

@@ -652,7 +652,7 @@ def test_a_state_is_a_copy(board: Board) -> None:
     assert state.channels[1].mode == Mode.NONE
 
 
-def test_restoring_loads_every_count_anew(board: Board) -> None:
+def test_restoring_reloads_every_count(board: Board) -> None:
     for channel in range(CHANNELS):
         board.program(channel, Mode.RATE_GENERATOR, COUNT)
     board.advance(clocks(500))

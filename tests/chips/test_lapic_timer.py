@@ -155,7 +155,7 @@ def test_the_current_count_cannot_be_written(board: Board) -> None:
 
 
 @pytest.mark.parametrize("mode", [ONE_SHOT, PERIODIC], ids=["one-shot", "periodic"])
-def test_writing_the_initial_count_begins_anew(board: Board, mode: int) -> None:
+def test_writing_the_initial_count_restarts_the_timer(board: Board, mode: int) -> None:
     start(board, mode, 900_000)
     board.advance(600_000)
     board.write(Reg.TIMER_INITIAL_COUNT, 800_000)

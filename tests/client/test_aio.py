@@ -230,7 +230,7 @@ def test_deleting_the_vm_ends_its_session_and_its_watch(run: Run) -> None:
     run(story)
 
 
-def test_close_wakes_those_who_wait(run: Run) -> None:
+def test_close_wakes_waiting_callers(run: Run) -> None:
     async def story(vm: aio.Vm) -> None:
         session, watch = await vm.session(), await vm.watch()
         asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(session.close()))

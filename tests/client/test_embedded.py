@@ -38,6 +38,7 @@ from irqchip_client import (
     embedded,
     ops,
 )
+from irqchip_client._embedded.daemon import FUNCTIONS
 from irqchip_client.devices import Rtc, run_device
 from irqchipd.embedded import LocalSession
 from tests.client.guest import IRQ_BASE, init_pics
@@ -277,7 +278,26 @@ def test_the_end_of_the_session_gives_a_halt_up(client: Client) -> None:
     assert vm.vcpu(0).halt(timeout=10) == TAKEN
 
 
-def test_close_ends_those_who_wait_for_events_and_traces() -> None:
+def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = machine(client)
+    session = vm.session()
+    find = FUNCTIONS.get
+
+    class Closing(dict[str, object]):
+        """Closes the Session when it is looked at, which call() does after it has seen that the Session is open."""
+
+        def get(self, operation: str, default: object = None) -> object:
+            session.close()
+            return find(operation, default)
+
+    monkeypatch.setattr("irqchip_client._embedded.blocking.FUNCTIONS", Closing(FUNCTIONS))
+    with pytest.raises(SessionClosed, match="this client closed it"):
+        session.vcpu(0).halt()
+    with pytest.raises(SessionClosed, match="this client closed it"):
+        session.line(4).raise_()
+
+
+def test_close_ends_waits_for_events_and_traces() -> None:
     client = embedded()
     vm = machine(client)
     session, watch = vm.session(), vm.watch()

@@ -268,7 +268,7 @@ def test_deleting_the_vm_ends_its_session_and_says_so(vm: Vm) -> None:
             session.line(4).raise_()
 
 
-def test_close_wakes_those_who_wait_and_may_be_repeated(vm: Vm) -> None:
+def test_close_wakes_waiting_callers_and_may_be_repeated(vm: Vm) -> None:
     session = vm.session()
     closer = threading.Timer(0.1, session.close)
     closer.start()

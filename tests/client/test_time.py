@@ -30,7 +30,7 @@ def virtual(irqchip_client: Client) -> Vm:
     return vm
 
 
-def test_a_virtual_clock_stands_still_but_for_advance(virtual: Vm) -> None:
+def test_a_virtual_clock_moves_only_by_advance(virtual: Vm) -> None:
     info = virtual.info()
     assert (info.virtual, info.now_ns, info.next_timer_ns, info.tsc_khz) == (True, 0, None, 2_000_000)
     assert virtual.advance(5) == Advance(5)

@@ -14,7 +14,7 @@ from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm import board
-from irqchipd.vm.clock import Clock, VirtualClock
+from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.machine import Vm
@@ -28,30 +28,6 @@ from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparabl
 TICK = 1_000_000  # nanoseconds; a tick that is due in a microsecond comes within this time
 
 
-class SteppedClock(Clock):
-    """A real clock to the VM, but one that rings late: an alarm rings when the test next sets the time."""
-
-    virtual = False
-
-    def __init__(self) -> None:
-        self.time = 0
-        self._ring: Callable[[], None] | None = None
-        self._deadline: int | None = None
-
-    def now(self) -> int:
-        return self.time
-
-    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
-        self._ring, self._deadline = ring, deadline
-
-    def step_to(self, time: int) -> None:
-        """Set the time, and ring all alarms due since the last call."""
-        self.time = time
-        while self._ring is not None and self._deadline is not None and self._deadline <= time:
-            self._deadline = None
-            self._ring()
-
-
 class DaemonMachine:
     """A Machine of irqchipd: a VM in this process."""
 
@@ -59,7 +35,9 @@ class DaemonMachine:
 
     def __init__(self, host: Host = PLAIN, *, real_clock: bool = False) -> None:
         self._host = host
-        self._clock = SteppedClock() if real_clock else VirtualClock()
+        # The time of a real clock, which stands still until the test sets it; alarms due by then ring late.
+        self._time = Deadlines()
+        self._clock = RealClock(self._time) if real_clock else VirtualClock()
         self.vm = Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
         self._resampled: list[int] = []
@@ -115,8 +93,9 @@ class DaemonMachine:
 
     def advance_to(self, time: int) -> None:
         """Advance the time, in nanoseconds from the machine's creation."""
-        if isinstance(self._clock, SteppedClock):
-            self._clock.step_to(time)
+        if isinstance(self._clock, RealClock):
+            self._time.time = time
+            self._time.move(0)
         else:
             self.vm.advance(time - self._clock.now())
 

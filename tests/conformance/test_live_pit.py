@@ -97,7 +97,7 @@ def test_the_speakers_port_shows_gate_and_output(timed: TimedComparison) -> None
 
 
 @pytest.mark.parametrize("mode", [0, 2, 3, 5, 0xFF])
-def test_a_restored_pit_counts_anew(timed: TimedComparison, mode: int) -> None:
+def test_a_restored_pit_restarts_its_counts(timed: TimedComparison, mode: int) -> None:
     channel = PitChannel(count=20_000, mode=mode, rw_mode=3, read_state=3, write_state=3, count_load_time=1)
     state = PitState((channel, channel, channel)).pack().hex()
     turn = 20_000 if mode in (*START_OVER, 0xFF) else MAX_COUNT

@@ -161,7 +161,7 @@ def test_a_command_while_busy_is_ignored(disk: Disk) -> None:
     assert disk.data(4) == CONTENT[SECTOR : 2 * SECTOR]
 
 
-def test_a_command_in_the_middle_of_a_transfer_begins_anew(disk: Disk) -> None:
+def test_a_command_in_the_middle_of_a_transfer_replaces_it(disk: Disk) -> None:
     disk.command(Command.READ, 1)
     disk.advance(SEEK)
     disk.data(4, 100)

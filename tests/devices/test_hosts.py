@@ -265,7 +265,7 @@ def test_an_exception_in_a_timer_ends_the_device_too(vm: Vm) -> None:
     assert isinstance(ends[0], ZeroDivisionError)
 
 
-def test_timers_expire_once_in_order_and_can_be_stopped_and_started_anew(vm: Vm) -> None:
+def test_timers_expire_once_in_order_and_can_be_stopped_and_restarted(vm: Vm) -> None:
     toy = Toy()
     order: list[int] = []
     timers = [toy.timer(lambda number=number: order.append(number)) for number in range(4)]  # type: ignore[misc]
@@ -312,7 +312,7 @@ def test_devices_of_this_process_need_no_region(vm: Vm) -> None:
         assert host.pio_read(0x300, 1) == 0x41
         assert host.mmio_read(0xD000_0000, 4) == 0x41
         assert host.pio_read(0x2FF, 1) is None
-        assert host.pio_read(0x301, 2) is None, "it is not in a region whole"
+        assert host.pio_read(0x301, 2) is None, "the access exceeds its region"
         assert not host.mmio_write(0xD000_0010, 1, 4)
         assert not any(session.regions for session in vm.info().sessions)
 

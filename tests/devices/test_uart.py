@@ -302,7 +302,7 @@ def test_every_character_that_leaves_is_an_edge(port: Port) -> None:
     assert port.edges == [(GSI, False), (GSI, True)] * 2
 
 
-def test_enabling_thr_empty_anew_interrupts_again(port: Port) -> None:
+def test_enabling_thr_empty_again_interrupts_again(port: Port) -> None:
     for _ in range(2):
         port.put(IER, THR_EMPTY)
         assert [port.interrupt(), port.interrupt()] == [2, NONE]

@@ -21,11 +21,12 @@ from irqchipd.vm.events import (
 )
 
 
-class Queue(EventQueue):
+class Queue:
     """A queue with room for two signals; it counts the events it dropped."""
 
     def __init__(self, *events: Event) -> None:
-        super().__init__(2, self._woken, self._dropped)
+        self.queue = EventQueue(2, self._woken, self._dropped)
+        self.put, self.put_access = self.queue.put, self.queue.put_access
         self.wakes = self.drops = 0
         for event in events:
             self.put(event)
@@ -38,7 +39,7 @@ class Queue(EventQueue):
 
     def next(self) -> pb.Event | None:
         """The next event."""
-        message = self.take()
+        message = self.queue.take()
         return None if message is None else pb.SessionResponse.FromString(message).event
 
     def all(self) -> list[pb.Event]:

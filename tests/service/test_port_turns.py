@@ -20,6 +20,7 @@ from irqchipd.edge import batch, port
 from irqchipd.edge.work import Work as PortWork
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.pending import Pending
+from tests.builds import needs_sources
 from tests.service.inprocess import Served, eventually, served
 from tests.service.test_port import MSR_READ, PIO_READ
 
@@ -83,6 +84,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
 # The order of turns.
 
 
+@needs_sources
 def test_a_lightly_used_vm_does_not_wait_for_a_heavily_used_one(here: Served) -> None:
     order: list[object] = []
 
@@ -138,6 +140,7 @@ def test_a_vm_does_not_pay_for_the_work_done_before_its_packet(here: Served, mon
             os.close(eventfd)
 
 
+@needs_sources
 def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     backlog = Backlog()
     begun: list[int] = []
@@ -163,6 +166,7 @@ def test_work_that_waits_for_an_answer_is_not_begun_again(here: Served) -> None:
     os.close(eventfd)
 
 
+@needs_sources
 def test_a_waiting_batch_is_finished_before_the_clients_next_batch(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +233,7 @@ def test_unused_descriptors_are_closed_at_once(here: Served, announced: int) -> 
         os.close(read)
         poll = select.poll()
         poll.register(write, 0)
-        assert poll.poll(5000), "the daemon has none of them left, though the connection may last"
+        assert poll.poll(5000), "the daemon keeps no descriptor, even if the connection stays open"
         os.close(write)
         if announced != 1:
             assert peer.end() == "EINVAL"

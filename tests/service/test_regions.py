@@ -528,7 +528,7 @@ def test_an_unanswered_access_has_no_value(vm: Vm, vcpu: Session) -> None:
             session.complete_access(access.access, 1, unanswered=True)
         except InvalidArgument as error:
             refusals.append(error)
-        assert session.complete_access(access.access, 2), "it still waits"
+        assert session.complete_access(access.access, 2), "the access still waits"
 
     with device(vm, answer):
         assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 2)

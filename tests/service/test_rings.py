@@ -18,7 +18,7 @@ import pytest
 
 from irqchip import ring as layout
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Client, Vm
+from irqchip_client import Client, RegionAccess, Space, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd.edge.ring import Rings
 from tests.service.inprocess import Served, eventually, served
@@ -337,6 +337,24 @@ def test_a_client_that_takes_no_answers_is_not_read(peer: RingPeer, irqchip_serv
         peer.until_the_daemon_waits()
     assert peer.word(DAEMON_WAITS) == 2
     assert [peer.take_results()[0] for _ in range(sent)] == list(range(sent))
+
+
+def test_a_client_that_dies_with_a_full_ring_is_gone(peer: RingPeer, vm: Vm) -> None:
+    """Its last answer comes when the daemon has seen its end: an access that nobody answers."""
+    with vm.session() as owner:
+        owner.register_region(Space.PIO, 0x300, 1)
+        for serial in range(SLOTS):
+            peer.put(serial, MASK)
+        eventually_true(lambda: peer.word(TO_CLIENT + SLOT_BYTES * (SLOTS - 1)) != 0)
+        peer.put(SLOTS, (PIO_READ, 1, 0, 0x300, 0))
+        access = owner.next_event(timeout=10)
+        assert isinstance(access, RegionAccess)
+        peer.put(SLOTS + 1, MASK)  # the daemon looks, and sees that it has to wait
+        time.sleep(0.05)
+        peer.close()
+        time.sleep(0.05)
+        owner.complete_access(access.access, 1)
+    eventually_true(lambda: not vm.info().sessions)
 
 
 def test_a_client_that_waits_for_room_is_woken(peer: RingPeer) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irqchip_client import Client, NotFound, SessionClosed
 from tests.vmm.guests import FLAG, SEEN, WAITS_FOR_FLAG, reads_id
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: M
             machine.memory.write(FLAG, struct.pack("<I", 1))
             running.join()
         assert machine.word(SEEN) == tpr
+
+
+def test_a_guest_that_asks_the_daemon_nothing_ends_with_its_vm(irqchip_client: Client, machine: Machine) -> None:
+    machine.start(reads_id(0))  # 2^32 times
+    with machine.running() as running:
+        time.sleep(0.05)
+        machine.vm.delete()
+        with pytest.raises((SessionClosed, NotFound), match="deleted"):
+            running.join()
+    irqchip_client.create_vm(machine.vm.name)  # for the fixture to delete
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import pytest
 
 from irqchipd.vm.agenda import Agenda, Touchable
 from irqchipd.vm.clock import Alarm, Deadlines, RealClock, VirtualClock
+from tests.builds import needs_sources
 from tests.vm.pc import refused
 
 
@@ -33,6 +34,7 @@ def agenda() -> Agenda:
     return Agenda("vm", VirtualClock(), Deadlines())
 
 
+@needs_sources
 def test_deferred_work_is_first_then_looks_in_order_then_notifications_without_the_lock(agenda: Agenda) -> None:
     diary: list[object] = []
     with agenda:
@@ -44,6 +46,7 @@ def test_deferred_work_is_first_then_looks_in_order_then_notifications_without_t
     assert diary == ["deferred", 0, 1, 2, ("event", False)]
 
 
+@needs_sources
 def test_a_vcpu_touched_twice_is_looked_at_once_and_again_if_a_later_look_touches_it(agenda: Agenda) -> None:
     diary: list[object] = []
     first = Looked(agenda, 0, diary)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from irqchipd.vm import turns
 from irqchipd.vm.agenda import TURN_NOTIFICATIONS, TURN_WORK
-from irqchipd.vm.clock import Clock, Deadlines
+from irqchipd.vm.clock import Deadlines, RealClock
 from irqchipd.vm.events import Event, InterruptPending
 from irqchipd.vm.lines import TURN_CHANGES
 from irqchipd.vm.routing import MsiRoute
@@ -22,39 +20,21 @@ VECTOR = 0x51
 Told = list[tuple[int, Event]]
 
 
-class Later(Deadlines):
-    """Deadlines whose alarms ring when the test says so."""
+def do_one(later: Deadlines) -> None:
+    """Ring the next alarm."""
+    alarm = later.alarms.pop_due(later.time)
+    assert alarm is not None
+    alarm.ring()
 
-    def do_one(self) -> None:
-        """Ring the next alarm."""
-        alarm = self.alarms.pop_due(self.time)
-        assert alarm is not None
-        alarm.ring()
 
-    def do_all(self) -> None:
-        while self.alarms.earliest() is not None:
-            self.do_one()
+def do_all(later: Deadlines) -> None:
+    while later.alarms.earliest() is not None:
+        do_one(later)
 
 
 @pytest.fixture
-def later() -> Later:
-    return Later()
-
-
-class SetClock(Clock):
-    """A real clock that the test sets."""
-
-    virtual = False
-
-    def __init__(self) -> None:
-        self.time = 0
-        self.deadline: int | None = None
-
-    def now(self) -> int:
-        return self.time
-
-    def wake(self, ring: Callable[[], None], deadline: int | None) -> None:  # noqa: ARG002
-        self.deadline = deadline
+def later() -> Deadlines:
+    return Deadlines()
 
 
 def listened_to(pc: Pc) -> Told:
@@ -69,19 +49,19 @@ def all_told() -> Told:
     return [(number, InterruptPending(vcpu)) for vcpu in range(VCPUS) for number in range(LISTENERS)]
 
 
-def test_a_broadcast_is_sent_in_pieces_and_in_order(later: Later) -> None:
+def test_a_broadcast_is_sent_in_pieces_and_in_order(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     assert pc.vm.signal_msi(BROADCAST, VECTOR) == VCPUS
     assert (told, pc.vm.agenda.backlog is not None) == ([], True), "its own turn notified no listener"
     while pc.vm.agenda.backlog is not None:
         before = len(told)
-        later.do_one()
+        do_one(later)
         assert len(told) - before <= TURN_NOTIFICATIONS
     assert told == all_told()
 
 
-def test_later_events_are_sent_after_the_backlog(later: Later) -> None:
+def test_later_events_are_sent_after_the_backlog(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     told = listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
@@ -94,12 +74,12 @@ def test_later_events_are_sent_after_the_backlog(later: Later) -> None:
 
     pc.vm.halt(0, done)  # an interrupt is pending
     assert ends == []
-    later.do_all()
+    do_all(later)
     assert (told, ends) == (all_told(), [len(told)])
     assert outcomes == [(VECTOR, False)]
 
 
-def test_work_in_turns_waits_until_the_backlog_is_sent(later: Later) -> None:
+def test_work_in_turns_waits_until_the_backlog_is_sent(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     listened_to(pc)
     pc.vm.signal_msi(BROADCAST, VECTOR)
@@ -109,32 +89,32 @@ def test_work_in_turns_waits_until_the_backlog_is_sent(later: Later) -> None:
     assert backlog is pc.vm.agenda.backlog
     assert backlog is not None
     backlog.when_done(lambda: gone_on.append("before the end"))
-    later.do_one()
+    do_one(later)
     assert gone_on == []
-    later.do_all()
+    do_all(later)
     assert gone_on == ["before the end"]
     backlog.when_done(lambda: gone_on.append("after it"))
-    assert gone_on == ["before the end", "after it"], "whoever comes too late does not wait"
+    assert gone_on == ["before the end", "after it"], "a later operation does not wait"
     assert len(turns.finish(driving)) == 300
 
 
-def test_no_timer_expires_until_the_backlog_is_sent(later: Later) -> None:
-    clock = SetClock()
-    pc = Pc(VCPUS, clock=clock, deadlines=later)
+def test_no_timer_expires_until_the_backlog_is_sent(later: Deadlines) -> None:
+    host = Deadlines()
+    pc = Pc(VCPUS, clock=RealClock(host), deadlines=later)
     pc.count_apic(0, 0x61, 1_000_000)
     told = listened_to(pc)
-    assert clock.deadline is not None
+    assert host.alarms.earliest() is not None
     pc.vm.signal_msi(BROADCAST, VECTOR)
-    assert clock.deadline is None
-    clock.time = 2_000_000
+    assert host.alarms.earliest() is None
+    host.time = 2_000_000
     assert pc.vm.ack_interrupt(0) == (VECTOR, False)
-    later.do_all()
+    do_all(later)
     assert told == all_told()
-    assert clock.deadline == 1_000_000, "the clock is woken again, for a time in the past"
+    assert host.alarms.earliest() == 1_000_000, "the clock is woken again, for a time in the past"
     assert pc.vm.ack_interrupt(0) == (0x61, False)
 
 
-def test_deleting_the_vm_loses_no_event_and_ends_all_waiting(later: Later) -> None:
+def test_deleting_the_vm_loses_no_event_and_ends_all_waiting(later: Deadlines) -> None:
     pc = Pc(VCPUS, deadlines=later)
     outcomes: list[Outcome] = []
     pc.start(1)
@@ -145,9 +125,9 @@ def test_deleting_the_vm_loses_no_event_and_ends_all_waiting(later: Later) -> No
     assert backlog is not None
     gone_on: list[bool] = []
     backlog.when_done(lambda: gone_on.append(True))
-    later.do_one()
+    do_one(later)
     pc.vm.delete()
-    later.do_all()
+    do_all(later)
     assert (told, gone_on, pc.vm.agenda.backlog) == (all_told(), [True], None)
     assert len(outcomes) == 1
     assert later.alarms.earliest() is None

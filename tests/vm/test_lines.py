@@ -7,6 +7,7 @@ import pytest
 from irqchipd.vm.machine import SourceInfo, Vm
 from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource, gsis_of
+from tests.builds import needs_sources
 from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc, refused
 
 UNROUTED = 100
@@ -76,6 +77,7 @@ def test_a_gsi_without_a_route_answers_minus_1_at_either_level(gsi: int) -> None
     assert pc.state()[:2] == before
 
 
+@needs_sources
 @pytest.mark.parametrize("level", [True, 2, -1])
 def test_any_level_but_zero_is_one(level: int) -> None:
     pc = Pc()

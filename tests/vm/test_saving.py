@@ -578,6 +578,8 @@ def others(value: object, descriptor: FieldDescriptor) -> list[object]:
                 found += [(*value[:-1], part) for part in (b"", b"\xff", b"\xff" * 8, bytes(2000), b"\4")]
             elif descriptor.type != FieldDescriptor.TYPE_MESSAGE:
                 found += [(*value[:-1], number) for number in numbers]
+        case None if descriptor.type == FieldDescriptor.TYPE_BOOL:
+            found = [False, True]
         case None if descriptor.type == FieldDescriptor.TYPE_BYTES:
             found = [b"", bytes(1024)]
         case None if descriptor.type != FieldDescriptor.TYPE_MESSAGE:

@@ -71,8 +71,8 @@ def test_names_lines_and_resampled_gsis_are_bounded_together() -> None:
         vm.open_source("", resampled=range(100))
     assert high.asserted == 0
     assert vm.describe().sources[:-1] == before.sources
-    assert vm.irq_line(MAX_GSIS - 1, False, high) == -1, "what falls needs no room"
-    assert vm.irq_line(MAX_GSIS, True, high) == -1, "nor does what leads nowhere"
+    assert vm.irq_line(MAX_GSIS - 1, False, high) == -1, "lowering a line needs no room"
+    assert vm.irq_line(MAX_GSIS, True, high) == -1, "nor does a GSI without a route"
     vm.irq_line(MAX_GSIS - 1, True)  # source 0 always has room
     assert snapshot_to(vm.save()).ByteSize() < Limits().message_bytes
     assert restored(vm).save().sources == vm.save().sources

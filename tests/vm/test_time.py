@@ -18,6 +18,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.routing import ChipId, PinRoute
 from irqchipd.vm.snapshot import VmState
 from irqchipd.vm.vcpu_state import Signal
+from tests.builds import needs_sources
 from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, Ear, Pc, refused, to
 
 MS = 1_000_000
@@ -371,6 +372,7 @@ def test_timers_due_at_one_time_expire_in_the_same_order_in_each_run() -> None:
     assert run_in_lockstep() == run_in_lockstep()
 
 
+@needs_sources
 def test_no_operation_sees_an_expired_timer_that_has_not_interrupted() -> None:
     """The thread that rings alarms may be late, here for ever; each operation first handles the timers that are due."""
 

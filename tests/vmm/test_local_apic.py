@@ -173,6 +173,15 @@ def test_after_the_vm_nothing_is_answered_here() -> None:
     assert apic.read(PAGE + ID, 4) is None
 
 
+def test_where_stores_are_not_seen_in_order_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irqchipd.edge.lapic_page.CAN_BE_SHARED", False)
+    with pytest.raises(VmError, match="x86-64"):
+        shared(new_vm(), 0)
+    monkeypatch.setattr("irqchip_client.vmm.local_apic.CAN_BE_SHARED", False)
+    apic = shared(new_vm(), 0)
+    assert apic.read(PAGE + ID, 4) is apic.read_msr(Msr.APIC_BASE) is apic.read_cr8() is None
+
+
 def test_a_local_apic_is_shared_once() -> None:
     vm = new_vm()
     apic = shared(vm, 0)

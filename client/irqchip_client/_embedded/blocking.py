@@ -135,6 +135,7 @@ class Halts:
 
     def __init__(self) -> None:
         self._waiting: set[_Waiting] = set()
+        self._error: IrqchipError | None = None  # of halts that begin after end()
 
     def run(self, on: Caller, call: Call[T], timeout: float | None) -> T:
         """Halts a vCPU, and waits."""
@@ -144,6 +145,8 @@ class Halts:
         self._waiting.add(waiting)
         halt: Halt | None = None
         try:
+            if self._error is not None:  # Looked at now, so that end() either is seen here or sees this halt.
+                raise self._error
             try:
                 halt = on.vm.halt(vcpu, waiting.end, interrupts_masked != 0, timeout_ns)
             except Exception as error:
@@ -158,7 +161,8 @@ class Halts:
         return wake_of(call, outcome)
 
     def end(self, error: IrqchipError) -> None:
-        """Ends all of them with an error."""
+        """Ends all halts with an error, and those that begin later."""
+        self._error = error
         for waiting in list(self._waiting):
             waiting.end(error)
 
@@ -197,7 +201,6 @@ class EmbeddedTransport(PacketTransport):
         channel = _Channel(lifetime)
         super().__init__("embedded", channel, core, lifetime.peer)
         self._local = channel.local
-        self._works = channel
         self._lifetime = lifetime
         self._halts = Halts()
         notice_fork(self)

@@ -171,7 +171,7 @@ class RemoteHost(_Host):
         self._later = clock.timer(self._claim_again)
 
     def start(self) -> None:
-        """Claims the devices' regions, and begins to run them. AlreadyExists where a region is claimed."""
+        """Claims the devices' regions, and begins to run them. AlreadyExists if a region is claimed."""
         self._claim()
         super().start()
 
@@ -289,7 +289,7 @@ class LocalHost(_Host):
             self.retry_coalesced(retrying, self.session.run(changes, return_errors=True))
 
     def pio_read(self, port: int, size: int) -> int | None:
-        """A vCPU's IN; None where no device has the port."""
+        """A vCPU's IN. None if no device has the port."""
         return self._read(Space.PIO, port, size)
 
     def pio_write(self, port: int, value: int, size: int) -> bool:
@@ -297,7 +297,7 @@ class LocalHost(_Host):
         return self._write(Space.PIO, port, value, size)
 
     def mmio_read(self, address: int, size: int) -> int | None:
-        """A vCPU's load; None where no device has the address."""
+        """A vCPU's load. None if no device has the address."""
         return self._read(Space.MMIO, address, size)
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:

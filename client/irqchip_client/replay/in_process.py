@@ -67,6 +67,9 @@ def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
     def mmio_write(vcpu: int, address: int, size: int, value: int) -> None:
         vm.mmio_write(vcpu, address, size, value)
 
+    def irq_line(gsi: int, level: int) -> int:
+        return vm.irq_line(gsi, level != 0)
+
     def signal_msi(address: int, data: int, flags: int) -> int | str:
         status = vm.signal_msi(address, data, flags)
         return "-EPERM" if status == -1 else status  # an ioctl that returns -1
@@ -118,7 +121,7 @@ def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
         "pio_write": pio_write,
         "mmio_read": mmio_read,
         "mmio_write": mmio_write,
-        "irq_line": vm.irq_line,
+        "irq_line": irq_line,
         "signal_msi": signal_msi,
         "set_gsi_routing": set_gsi_routing,
         "take_extint": take_extint,

@@ -1,4 +1,4 @@
-"""The way of a vCPU's accesses: to devices in this process, to its local APIC as known here, or to the daemon."""
+"""The way of a vCPU's accesses: to devices in this process, to its local APIC's shared registers, or to the daemon."""
 
 from __future__ import annotations
 

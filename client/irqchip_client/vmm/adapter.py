@@ -55,7 +55,7 @@ class Adapter:
         """Executes guest code until stop(). A later run() continues there.
 
         Raises GuestError if the guest cannot continue; the exception of a local device in an access; SessionClosed if
-        the daemon has ended or the VM is deleted; Busy if the vCPU runs already.
+        the daemon has ended; SessionClosed or NotFound if the VM is deleted; Busy if the vCPU runs already.
         """
         with self._not_running():
             self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP

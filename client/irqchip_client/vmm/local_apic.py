@@ -1,12 +1,12 @@
-"""The reads of a vCPU's local APIC that this process answers itself.
+"""The reads of a local APIC that the vCPU's process answers itself.
 
-What no other than an access or a command changes needs no conversation: the daemon keeps a copy of it in a page that
-this process shares (irqchip.lapic_page). The daemon changes the copy within the operation that changes the register,
-whoever asks for that: a reset, SetLapic, INIT, another client's access in this vCPU's name. So a read here is in order
-with all that any process has done or learnt, also by way of the guest's memory, and no event has to be waited for. It
-is what a processor does with a virtual-APIC page: such a read is no exit, and no entry into the guest.
+The daemon keeps a copy of the registers that change only by an access or a command in a page that this process shares:
+see irqchip.lapic_page. The daemon changes the copy within the operation that changes the registers, whoever asks for
+that: ResetVm, SetLapic, an INIT, another client's access in the vCPU's name. So the guest's next read comes after
+everything that any process has done or learned before it, also through the guest's memory. No event could give that
+order. A processor's virtual-APIC page works the same way: reading it is no exit, and no entry into the guest.
 
-It does not have what changes without one of those: ISR, TMR, IRR, the processor priority, and the timer's count.
+A read of ISR, TMR, IRR, the processor priority or the timer's current count always goes to the daemon.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from irqchip.lapic_page import (
     BASE_AT,
+    CAN_BE_SHARED,
     COPIED,
     DFR,
     ICR,
@@ -27,7 +28,6 @@ from irqchip.lapic_page import (
     PAGE_SIZE,
     SEQUENCE_AT,
     TPR,
-    stores_are_ordered,
 )
 from irqchip_client._errors import IrqchipError
 
@@ -46,7 +46,7 @@ _SEQUENCE, _BASE = SEQUENCE_AT // 8, BASE_AT // 8
 
 
 class LocalApic:
-    """The local APIC of a vCPU, as far as it is known here. None is what the daemon has to be asked for."""
+    """The shared registers of a vCPU's local APIC. A method returns None where the daemon has to be asked."""
 
     def __init__(self, page: mmap.mmap) -> None:
         self._page = page
@@ -71,11 +71,11 @@ class LocalApic:
             return None
         if size == 4 and not offset & 3:
             return value
-        # One that leaves the word is the daemon's.
+        # The daemon answers a read that leaves the word.
         return value >> 8 * (offset & 3) & (1 << 8 * size) - 1 if (offset & 3) + size <= 4 else None
 
     def read_msr(self, msr: int) -> int | None:
-        """A RDMSR of IA32_APIC_BASE, or of an x2APIC's register. None also where that is a fault."""
+        """RDMSR of IA32_APIC_BASE or of an x2APIC's register. None also for a register whose read faults."""
         numbers = self._numbers
         sequence = numbers[_SEQUENCE]
         base = numbers[_BASE]
@@ -98,34 +98,40 @@ class LocalApic:
         return None if sequence & 1 or self._numbers[_SEQUENCE] != sequence else value
 
     def close(self) -> None:
-        """Unmap the page. From now on the daemon has to be asked."""
+        """Unmaps the page. Nothing may read after this."""
         self._numbers.release()
         self._words.release()
         self._page.close()
 
     def _learn(self, base: int) -> None:
-        """IA32_APIC_BASE is another one."""
+        """IA32_APIC_BASE has changed."""
         self._base = base
         self._x2apic = base & (_ENABLED | _X2APIC) == _ENABLED | _X2APIC
         self._address = base & _ADDRESS if base & (_ENABLED | _X2APIC) == _ENABLED else _NOWHERE
 
 
 def share_local_apic(session: Session, vcpu: int) -> LocalApic:
-    """The local APIC of a vCPU, which ends with the Session.
+    """Shares the registers of a vCPU's local APIC, until the Session ends.
 
-    Where the daemon can't share it, over gRPC for example, or has it shared with another process, each read is asked
-    for.
+    If the daemon cannot share them, for example over gRPC, or shares them with another process, every read goes to the
+    daemon.
     """
+    if not CAN_BE_SHARED:
+        return LocalApic(_no_copy(-1))
     memory = os.memfd_create(f"irqchip vcpu {vcpu}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, PAGE_SIZE)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        page = mmap.mmap(memory, PAGE_SIZE)
-        local_apic = LocalApic(page)
-        page[SEQUENCE_AT] = 1  # until the daemon has it
-        if stores_are_ordered():
-            with suppress(IrqchipError):
-                session.share_lapic(vcpu, memory)
+        local_apic = LocalApic(_no_copy(memory))
+        with suppress(IrqchipError):
+            session.share_lapic(vcpu, memory)
         return local_apic
     finally:
         os.close(memory)
+
+
+def _no_copy(memory: int) -> mmap.mmap:
+    """A page without a copy, until the daemon has the page."""
+    page = mmap.mmap(memory, PAGE_SIZE)
+    page[SEQUENCE_AT] = 1
+    return page

@@ -541,8 +541,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPitReinject(self, request, context):
-        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
-        before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
+        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that cannot be delivered waits until the
+        tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -411,8 +411,8 @@ class IrqchipServiceStub:
     or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]
-    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
-    before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
+    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that cannot be delivered waits until the
+    tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]
     """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
@@ -616,8 +616,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
-    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
-    before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
+    """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that cannot be delivered waits until the
+    tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]  # type: ignore[assignment]
     """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
@@ -1004,8 +1004,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetPitReinjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetPitReinjectResponse, _abc.Awaitable[_state_pb2.SetPitReinjectResponse]]:
-        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that can't be delivered waits until the tick
-        before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
+        """SetPitReinject is KVM_REINJECT_CONTROL. By default a tick of channel 0 that cannot be delivered waits until the
+        tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
         """
 
     @_abc_1.abstractmethod

@@ -332,7 +332,7 @@ class PitSnapshot(_message.Message):
     speaker: _builtins.bool
     """Whether the PIT has port 61h."""
     reinject: _builtins.bool
-    """Whether a tick that can't be delivered waits (see SetPitReinject)."""
+    """Whether a tick that cannot be delivered waits (see SetPitReinject)."""
     acknowledged: _builtins.bool
     """Whether the last tick was acknowledged."""
     pending: _builtins.int

@@ -689,7 +689,7 @@ Global___SetPitResponse: _TypeAlias = SetPitResponse  # noqa: Y015
 
 @_typing.final
 class SetPitReinjectRequest(_message.Message):
-    """SetPitReinjectRequest chooses what happens to a tick that can't be delivered."""
+    """SetPitReinjectRequest chooses what happens to a tick that cannot be delivered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -799,7 +799,7 @@ class ShareLapicRequest(_message.Message):
 
     EINVAL: another kind of descriptor. EBADF: no descriptor is left. EBUSY: a Session shares this local APIC already.
     ENXIO: the vCPU has no local APIC. ENOSPC: the daemon's limit of eventfds is reached, in which these memfds count.
-    EOPNOTSUPP: the Session is not on the AF_UNIX port, or the host is not x86-64.
+    EOPNOTSUPP: the Session is not on the AF_UNIX port, or the host is not Linux on x86-64.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

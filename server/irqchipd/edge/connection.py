@@ -305,7 +305,7 @@ class Connection(Work):
             ring.listens = events == _READ and not self._expects_packet
             ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
             if ring.wants_room:
-                events = select.EPOLLONESHOT
+                events = 0  # that the client has gone is reported in any case
         if events != self._watched:
             self._watched = events
             self._port.watch_for(self.descriptor, events)

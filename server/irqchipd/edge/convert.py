@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
@@ -18,8 +19,8 @@ from irqchipd.vm.regions import RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 from irqchipd.vm.vcpu_state import Signal, VcpuEvents
 
-_PIC_FIELDS = I8259.__slots__
-_PIT_FIELDS = PitChannel.__slots__
+_PIC_FIELDS = tuple(field.name for field in fields(I8259))
+_PIT_FIELDS = tuple(field.name for field in fields(PitChannel))
 _PIT_WIDTHS = {"count": 32, "latched_count": 16}  # bits, where not 8
 _LAPIC_WORDS = tuple(
     field.name
@@ -36,7 +37,8 @@ _SIGNALS = {
     DeliveryMode.REMOTE_READ: pb.SIGNAL_KIND_UNHALT,
 }
 
-_OPTIONAL_EVENTS = tuple(name for name in VcpuEvents.__slots__ if name != "interrupt_vector")
+_EVENT_FIELDS = tuple(field.name for field in fields(VcpuEvents))
+_OPTIONAL_EVENTS = tuple(name for name in _EVENT_FIELDS if name != "interrupt_vector")
 
 _MODES = {"none": pb.IRQCHIP_MODE_NONE, "full": pb.IRQCHIP_MODE_FULL, "split": pb.IRQCHIP_MODE_SPLIT}
 
@@ -204,7 +206,7 @@ def vcpu_events_from(request: pb.SetVcpuEventsRequest) -> VcpuEvents:
 
 def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
     """The message of a vCPU's events."""
-    response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in VcpuEvents.__slots__}))
+    response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in _EVENT_FIELDS}))
 
 
 # What a vCPU takes, and regions.

@@ -24,13 +24,20 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
 
 
-class Waiters(FairQueue["asyncio.Future[None]"]):
+class Waiters:
     """Coroutines that wait until a piece of their holder's work may begin."""
+
+    def __init__(self) -> None:
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self.charge = self._queue.charge
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
 
     async def wait(self, holder: object, unused: Callable[[], object]) -> None:
         """Wait. If the caller is cancelled when its piece has just been admitted, unused is called."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.put(holder, future)
+        self._queue.put(holder, future)
         try:
             await future
         except asyncio.CancelledError:
@@ -40,8 +47,8 @@ class Waiters(FairQueue["asyncio.Future[None]"]):
 
     def admit(self) -> bool:
         """Let the next piece begin. False if none waits."""
-        while self:
-            _, future = self.take()
+        while self._queue:
+            _, future = self._queue.take()
             if not future.done():  # else its coroutine was cancelled
                 future.set_result(None)
                 return True

@@ -12,7 +12,7 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Final
 
-from irqchip.lapic_page import BASE_AT, COPIED, PAGE_SIZE, SEQUENCE_AT, stores_are_ordered
+from irqchip.lapic_page import BASE_AT, CAN_BE_SHARED, COPIED, PAGE_SIZE, SEQUENCE_AT
 from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import WORDS
 from irqchipd.vm.errors import VmError, invalid
@@ -37,9 +37,9 @@ class LapicPage:
     """The page of one vCPU, a LapicCopy. What the client writes into the page changes nothing here."""
 
     def __init__(self, descriptor: int) -> None:
-        """Map a memfd. EINVAL for any other file, or one that its client could cut off."""
-        if not stores_are_ordered():
-            raise VmError(errno.EOPNOTSUPP, "a local APIC is shared on x86-64 only, whose stores are seen in order")
+        """Map a memfd. EINVAL for any other file, and for a memfd that its client could shrink."""
+        if not CAN_BE_SHARED:
+            raise VmError(errno.EOPNOTSUPP, "a local APIC is shared on Linux on x86-64 only")
         _check(descriptor)
         try:
             self._memory = mmap.mmap(descriptor, PAGE_SIZE)
@@ -69,7 +69,7 @@ class LapicPage:
 
 
 def _check(descriptor: int) -> None:
-    """EINVAL for what could fail when the daemon writes to it."""
+    """EINVAL for memory to which a later write could fail."""
     seals = 0
     with suppress(OSError):  # no file in memory
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)

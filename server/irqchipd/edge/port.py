@@ -83,8 +83,8 @@ class Port(Host[Connection]):
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
         self.watch(self._woken, lambda _: None, ONCE_A_WRITE)
-        self._thread = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
-        self._thread.start()
+        self._runner = threading.Thread(target=self._run, name="irqchipd port", daemon=True)
+        self._runner.start()
 
     def begin_to_stop(self) -> None:
         """Stop to listen, and have the thread end all Sessions with STOPPING."""
@@ -95,7 +95,7 @@ class Port(Host[Connection]):
     def stop(self) -> None:
         """Stop, and wait for the thread, but not for ever."""
         self.begin_to_stop()
-        self._thread.join(1.0)
+        self._runner.join(1.0)
         if self.stopped:
             os.close(self._woken)
             self._at.close()
@@ -103,7 +103,7 @@ class Port(Host[Connection]):
     @property
     def stopped(self) -> bool:
         """Whether all Sessions have ended."""
-        return not self._thread.is_alive()
+        return not self._runner.is_alive()
 
     def remove_socket(self) -> None:
         """Remove the socket, so that no client finds the port; from any thread."""
@@ -137,7 +137,7 @@ class Port(Host[Connection]):
         self._wake_thread()
 
     def _wake_thread(self) -> None:
-        if threading.current_thread() is not self._thread and not self._stopping:
+        if threading.current_thread() is not self._runner and not self._stopping:
             os.eventfd_write(self._woken, 1)
 
     # Work.
@@ -190,7 +190,7 @@ class Port(Host[Connection]):
 
     def _serve(self) -> None:
         """Pass after pass: handle what has come, and do some of the work that waits."""
-        handlers, work, waiting, arrived = self._handlers, self._work, self._work.waiting, self._arrived
+        handlers, waiting, arrived = self._handlers, self._work.waiting, self._arrived
         while not self._stopping:
             self._unwatched.clear()
             ready = self._wait()
@@ -213,13 +213,17 @@ class Port(Host[Connection]):
                     log.exception("the port failed at something")
                 if begun:
                     now = time.perf_counter_ns()
-                    if self._holder is not None:
-                        work.charge(self._holder, now - begun)
+                    self._charge_holder(now - begun)
                     begun = now
             if waiting or arrived:
                 self._do_work()
             if self._unopened or self._accept_again:
                 self._check_deadlines()
+
+    def _charge_holder(self, nanoseconds: int) -> None:
+        """Charge the holder of what a handler has done at once."""
+        if self._holder is not None:
+            self._work.charge(self._holder, nanoseconds)
 
     def _do_work(self) -> None:
         self.alone = False

@@ -32,6 +32,9 @@ class Alarm:
     def __lt__(self, other: Alarm) -> bool:
         return self.rank < other.rank
 
+    def __hash__(self) -> int:
+        return id(self)  # a compiled class with an order has no hash unless it defines one
+
 
 def _nothing() -> None:
     pass

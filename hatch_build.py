@@ -1,0 +1,110 @@
+"""Compiles the daemon's core with mypyc for a wheel; docs/decisions.md says why.
+
+The wheel has the sources, too. Nothing is compiled with IRQCHIPD_PURE=1, without a C compiler, and for an editable
+install.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
+COMPILED = (
+    "proto/irqchip/port.py",
+    "proto/irqchip/ring.py",
+    "server/irqchipd/chips/[a-z]*.py",
+    "server/irqchipd/vm/[a-z]*.py",
+    "server/irqchipd/fair.py",
+    "server/irqchipd/limits.py",
+    "server/irqchipd/timers.py",
+    "server/irqchipd/edge/batch.py",
+    "server/irqchipd/edge/connection.py",
+    "server/irqchipd/edge/convert.py",
+    "server/irqchipd/edge/errors.py",
+    "server/irqchipd/edge/eventfd_watcher.py",
+    "server/irqchipd/edge/eventfds.py",
+    "server/irqchipd/edge/events.py",
+    "server/irqchipd/edge/halts.py",
+    "server/irqchipd/edge/host.py",
+    "server/irqchipd/edge/messages.py",
+    "server/irqchipd/edge/operations.py",
+    "server/irqchipd/edge/port.py",
+    "server/irqchipd/edge/records.py",
+    "server/irqchipd/edge/ring.py",
+    "server/irqchipd/edge/session.py",
+    "server/irqchipd/edge/work.py",
+)
+# What the compiler needs; mypyc believes the types that mypy infers, so its version is the one that checks them.
+NEEDS = ["mypy[mypyc]==2.4.1", "types-grpcio==1.85.0.20261028", "types-protobuf==7.35.1.20260906"]
+
+
+class Compile(BuildHookInterface):  # type: ignore[misc]
+    """Adds the compiled modules to a wheel."""
+
+    def dependencies(self) -> list[str]:
+        return NEEDS if _can_compile() else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            return
+        if not _can_compile():
+            self.app.display_warning("irqchipd is not compiled: IRQCHIPD_PURE=1, or there is no C compiler")
+            return
+        self._folder = tempfile.mkdtemp(prefix="irqchipd-")
+        for path in _compile(Path(self.root), Path(self._folder)):
+            build_data["force_include"][str(path)] = str(path.relative_to(Path(self._folder, "lib")))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        if build_data["infer_tag"]:
+            shutil.rmtree(self._folder)
+
+
+def _can_compile() -> bool:
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    return os.environ.get("IRQCHIPD_PURE", "") in ("", "0") and shutil.which(compiler) is not None
+
+
+def _compile(root: Path, folder: Path) -> list[Path]:
+    """Compile the modules, and return the files that make them up, below folder/lib as below site-packages."""
+    from mypyc.build import mypycify
+    from setuptools import Distribution
+    from setuptools.command.build_ext import build_ext
+
+    class ParallelBuild(build_ext):  # type: ignore[misc]
+        def build_extensions(self) -> None:
+            compile_one = self.compiler.compile
+
+            def compile_all(sources: list[str], **how: Any) -> list[str]:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    made = pool.map(lambda source: compile_one([source], **how), sources)
+                    return list(chain.from_iterable(made))
+
+            self.compiler.compile = compile_all
+            super().build_extensions()
+
+    os.chdir(root)
+    modules = sorted(str(path.relative_to(root)) for pattern in COMPILED for path in root.glob(pattern))
+    extensions = mypycify(
+        ["--config-file", "pyproject.toml", "--cache-dir", str(folder / "mypy"), *modules],
+        opt_level="2",
+        debug_level="0",
+        multi_file=True,
+        target_dir=str(folder / "c"),
+        group_name="irqchipd",
+    )
+    build = ParallelBuild(Distribution({"name": "irqchipd", "ext_modules": extensions}))
+    build.build_lib, build.build_temp = str(folder / "lib"), str(folder / "objects")
+    build.finalize_options()
+    build.run()
+    return [path for path in (folder / "lib").rglob("*") if path.is_file()]

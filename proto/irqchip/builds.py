@@ -1,0 +1,26 @@
+"""A wheel that mypyc built has compiled modules, and their sources beside them. Which of the two is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from importlib.util import find_spec
+from pathlib import Path
+
+PURE = os.environ.get("IRQCHIPD_PURE", "") not in ("", "0")
+
+
+def choose(folders: Iterable[str]) -> None:
+    """To be called by a package with its __path__: import its modules from their sources if IRQCHIPD_PURE=1."""
+    if PURE:
+        for folder in folders:
+            for path in (folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir())):
+                sys.path_importer_cache[path] = FileFinder(path, (SourceFileLoader, SOURCE_SUFFIXES))
+
+
+def is_compiled(module: str) -> bool:
+    """Whether the compiled form of a module is imported."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None and Path(spec.origin).suffix not in SOURCE_SUFFIXES
