@@ -54,7 +54,7 @@ class Port(Host[Connection]):
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
         self.quota = quota
         self.in_use = in_use
-        self.rings = Rings(limits.rings)
+        self.rings = Rings(limits.rings if limits.poll_us else 0)  # who does not poll sends less by the socket
         self.alone = False
         self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()

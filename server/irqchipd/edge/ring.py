@@ -127,7 +127,8 @@ class Rings:
 
     def __init__(self, most: int) -> None:
         self._most = most if OFFERED else 0
-        writer()  # has a descriptor, which is taken from no client
+        if self._most:
+            writer()  # has a descriptor, which is taken from no client
         self._count = 0
         self.polled: list[Ring] = []
         # Those to poll again, of any thread.
