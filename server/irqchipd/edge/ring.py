@@ -96,14 +96,12 @@ class Ring:
 
     def wake_client(self) -> None:
         """Wake the client, if it waits, for a packet or for room."""
-        self.end.fence()
-        if self.end.other_waits():
+        if self.end.other_waits_now():
             writer().add_one(self._wake)
 
     def offer_room(self) -> None:
         """Wake the client, if it waits for room: a packet was taken, and the answer comes later."""
-        self.end.fence()
-        if self.end.other_waits() == WAITS_FOR_ROOM:
+        if self.end.other_waits_now() == WAITS_FOR_ROOM:
             writer().add_one(self._wake)
 
     def close_memory(self) -> None:
