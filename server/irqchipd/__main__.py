@@ -108,7 +108,12 @@ def _listen(where: str = "") -> str:
     "The most microseconds that the port polls before it blocks. 0 turns polling off.",
     least=0,
 )
-@_limit("--max-rings", DEFAULTS.rings, "Sessions of a port that have rings in shared memory; 0: none.", least=0)
+@_limit(
+    "--max-rings",
+    DEFAULTS.rings,
+    "The most Sessions of a port with rings in shared memory. 0 turns rings off.",
+    least=0,
+)
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
     "--log-level",
