@@ -19,6 +19,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
 COMPILED = (
+    "client/irqchip_client/replay/in_process.py",
+    "client/irqchip_client/replay/traces.py",
+    "proto/irqchip/lapic_page.py",
     "proto/irqchip/port.py",
     "proto/irqchip/ring.py",
     "server/irqchipd/chips/[a-z]*.py",
@@ -35,6 +38,7 @@ COMPILED = (
     "server/irqchipd/edge/events.py",
     "server/irqchipd/edge/halts.py",
     "server/irqchipd/edge/host.py",
+    "server/irqchipd/edge/lapic_page.py",
     "server/irqchipd/edge/messages.py",
     "server/irqchipd/edge/operations.py",
     "server/irqchipd/edge/port.py",
