@@ -1,6 +1,6 @@
 """The attacks: how a client or a guest may hold up others, one module per kind."""
 
-from bench.attacks import descriptors, owners, shares, timers, work
+from bench.attacks import descriptors, owners, rings, shares, timers, work
 from bench.attacks.common import Attack
 
 __all__ = ["ATTACKS", "Attack"]
@@ -8,6 +8,7 @@ __all__ = ["ATTACKS", "Attack"]
 ATTACKS: tuple[Attack, ...] = (
     *timers.ATTACKS,
     *work.ATTACKS,
+    *rings.ATTACKS,
     *descriptors.ATTACKS,
     *shares.ATTACKS,
     *owners.ATTACKS,

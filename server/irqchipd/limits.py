@@ -36,7 +36,7 @@ class Limits:
     irqfds: int = 1024  # and eventfds of doorbells, of all Sessions together; each has a descriptor or two
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
     access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access
-    rings: int = 256  # Sessions with rings, of a port; each ring has two descriptors and 20 KiB
+    rings: int = 256  # Sessions with rings, of a port; each ring has three descriptors and 20 KiB
 
     @property
     def operations(self) -> int:

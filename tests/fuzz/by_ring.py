@@ -107,9 +107,6 @@ class _Connection:
             return  # there is no room
         if random.random() < 0.15:
             self._last = packet(random) if random.random() < 0.5 else self._messages.batch(4).SerializeToString()
-            if random.random() > self._spoilt:
-                with suppress(OSError):
-                    self._socket.send(self._last[:MESSAGE_BYTES])
             word = ELSEWHERE
         else:
             count = random.choice((1, 1, 1, 2, 3, 4))
@@ -123,6 +120,9 @@ class _Connection:
             word = random.choice((0, 1, word + 24, 16, 121, ELSEWHERE, ELSEWHERE - 1, 1 << 63, random.getrandbits(64)))
         _WORD.pack_into(memory, slot, word)
         self._sent += word != 0
+        if word == ELSEWHERE and random.random() >= self._spoilt:
+            with suppress(OSError):
+                self._socket.send(self._last[:MESSAGE_BYTES])
         if random.random() < self._spoilt:
             for _ in range(random.choice((1, 8, 64))):
                 at = 8 * random.randrange(MEMORY_BYTES // 8)

@@ -73,9 +73,9 @@ class RingPeer(Peer):
             os.eventfd_write(self.descriptors[1], 1)
 
     def send_on_socket(self, **message: Any) -> None:
-        """A message, and its place in the ring."""
-        self.send(**message)
+        """A message, and before it its place in the ring."""
         self.fill(b"", ON_THE_SOCKET)
+        self.send(**message)
 
     def put(self, serial: int, *records: tuple[int, int, int, int, int]) -> None:
         self.fill(HEADER.pack(0, serial) + b"".join(OPERATION.pack(*record) for record in records))

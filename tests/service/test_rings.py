@@ -18,7 +18,7 @@ import pytest
 
 from irqchip import ring as layout
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Client, Vm
+from irqchip_client import Client, RegionAccess, Space, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd.edge.ring import Rings
 from tests.service.inprocess import Served, eventually, served
@@ -152,8 +152,8 @@ def test_descriptors_come_over_the_socket(peer: RingPeer) -> None:
     eventfd = os.eventfd(0)
     peer.send_on_socket(descriptors=pb.DescriptorsFollow())
     batch = pb.Batch(serial=4, operations=[pb.Operation(irqfd=pb.IrqfdRequest(gsi=20))])
-    socket.send_fds(peer.socket, [pb.SessionRequest(batch=batch).SerializeToString()], [eventfd])
     peer.fill(b"", ON_THE_SOCKET)
+    socket.send_fds(peer.socket, [pb.SessionRequest(batch=batch).SerializeToString()], [eventfd])
     assert pb.SessionResponse.FromString(peer.take()).batch_result.results[0].HasField("irqfd")
     peer.put(5, MASK)
     assert peer.take_results()[0] == 5
@@ -230,9 +230,37 @@ def test_a_message_in_a_slot_ends_the_session(peer: RingPeer) -> None:
     assert peer.end() == "EBADMSG"
 
 
-def test_a_packet_that_is_not_on_the_socket_ends_the_session(peer: RingPeer) -> None:
-    peer.fill(b"", ON_THE_SOCKET)
+def test_a_packet_without_a_place_in_the_ring_ends_the_session(peer: RingPeer) -> None:
+    peer.put(1, MASK)
+    assert peer.take_results()[0] == 1
+    peer.send(batch=pb.Batch(serial=3))
     assert peer.end() == "EBADMSG"
+
+
+def test_a_place_in_the_ring_waits_for_its_packet(peer: RingPeer) -> None:
+    peer.fill(b"", ON_THE_SOCKET)
+    peer.put(4, MASK)
+    time.sleep(0.05)
+    assert peer.word(peer.next_answer) == 0
+    peer.send(batch=pb.Batch(serial=3))
+    assert pb.SessionResponse.FromString(peer.take()).batch_result.serial == 3
+    assert peer.take_results()[0] == 4
+
+
+def test_a_client_that_dies_before_its_packet_is_gone(peer: RingPeer, vm: Vm) -> None:
+    peer.fill(b"", ON_THE_SOCKET)
+    peer.put(4, MSI)
+    peer.close()
+    eventually_true(lambda: not vm.info().sessions)
+
+
+def test_a_client_that_leaves_its_own_socket_on_the_way_is_gone(peer: RingPeer, vm: Vm) -> None:
+    """As long as nobody receives the socket from itself, nothing closes it."""
+    socket.send_fds(
+        peer.socket, [pb.SessionRequest(batch=pb.Batch(serial=3)).SerializeToString()], [peer.socket.fileno()]
+    )
+    peer.close()
+    eventually_true(lambda: not vm.info().sessions)
 
 
 def test_a_slot_before_its_turn_is_not_looked_at(peer: RingPeer) -> None:
@@ -309,6 +337,24 @@ def test_a_client_that_takes_no_answers_is_not_read(peer: RingPeer, irqchip_serv
         peer.until_the_daemon_waits()
     assert peer.word(DAEMON_WAITS) == 2
     assert [peer.take_results()[0] for _ in range(sent)] == list(range(sent))
+
+
+def test_a_client_that_dies_with_a_full_ring_is_gone(peer: RingPeer, vm: Vm) -> None:
+    """Its last answer comes when the daemon has seen its end: an access that nobody answers."""
+    with vm.session() as owner:
+        owner.register_region(Space.PIO, 0x300, 1)
+        for serial in range(SLOTS):
+            peer.put(serial, MASK)
+        eventually_true(lambda: peer.word(TO_CLIENT + SLOT_BYTES * (SLOTS - 1)) != 0)
+        peer.put(SLOTS, (PIO_READ, 1, 0, 0x300, 0))
+        access = owner.next_event(timeout=10)
+        assert isinstance(access, RegionAccess)
+        peer.put(SLOTS + 1, MASK)  # the daemon looks, and sees that it has to wait
+        time.sleep(0.05)
+        peer.close()
+        time.sleep(0.05)
+        owner.complete_access(access.access, 1)
+    eventually_true(lambda: not vm.info().sessions)
 
 
 def test_a_client_that_waits_for_room_is_woken(peer: RingPeer) -> None:

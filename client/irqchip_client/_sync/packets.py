@@ -51,6 +51,9 @@ class Channel(Protocol):
     def receive(self, timeout: float | None = None) -> bytes:
         """Waits for the next packet, empty at the end. TimeoutError; OSError where the daemon was killed."""
 
+    def receive_soon(self) -> bytes | None:
+        """The next packet, if there is a cheap way to look for it, and it comes within microseconds. Else None."""
+
     def receive_now(self) -> bytes:
         """The next packet, empty at the end. BlockingIOError where none has come."""
 
@@ -165,32 +168,34 @@ class PacketTransport(Transport):
         try:
             # In flight before it is sent: if the caller is interrupted, the answer is dropped when it comes.
             request = core.begin_single(record)
-            self._receiving = True
             try:
+                self._channel.send(request)
+            except OSError:  # The daemon has gone, as receive() finds out; there is room, for nothing is unsent.
+                pass
+            except BaseException:  # Ctrl-C: the packet may or may not have been sent.
+                self._end(client_interrupted())
+                raise
+            packet = self._channel.receive_soon()
+            if packet is None:
+                self._receiving = True
                 try:
-                    self._channel.send(request)
-                except OSError:  # The daemon has gone, as receive() finds out; there is room, for nothing is unsent.
-                    pass
-                except BaseException:  # Ctrl-C: the packet may or may not have been sent.
-                    self._end(client_interrupted())
-                    raise
-                held = False
-                changed.release()
-                try:
-                    packet = self._channel.receive(self.peer.timeout)
-                except TimeoutError:
-                    raise timed_out("a batch", self.peer.timeout) from None
-                except OSError:
-                    packet = b""
-            finally:
-                try:
-                    if not held:
-                        changed.acquire()
-                        held = True
+                    held = False
+                    changed.release()
+                    try:
+                        packet = self._channel.receive(self.peer.timeout)
+                    except TimeoutError:
+                        raise timed_out("a batch", self.peer.timeout) from None
+                    except OSError:
+                        packet = b""
                 finally:
-                    self._receiving = False
-                    if self._waiting and held:
-                        changed.notify_all()
+                    try:
+                        if not held:
+                            changed.acquire()
+                            held = True
+                    finally:
+                        self._receiving = False
+                        if self._waiting and held:
+                            changed.notify_all()
             result = core.end_single(packet)
             if result is not None:
                 return call.parse_record(*result)

@@ -93,6 +93,9 @@ class PortChannel:
         adaptive.blocked()
         return packet
 
+    def receive_soon(self) -> bytes | None:
+        return None
+
     def receive_now(self) -> bytes:
         return self._receive(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
 

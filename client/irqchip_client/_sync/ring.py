@@ -17,6 +17,7 @@ from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, BadS
 from .port import PortChannel
 
 _LOOKS = 4  # at the ring, between two system calls, in which other threads get the interpreter
+_LOOKS_AT_ONCE = 100  # some microseconds, in which most answers come
 _DESCRIPTORS = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
 
 
@@ -31,6 +32,7 @@ class RingChannel(PortChannel):
         self._is_first = True
         self._end: End | None = None
         self._bell = self._woken = -1
+        self._has_place = False  # Whether the next packet for the socket has its place in the ring.
 
     def _receive_first(self, flags: int) -> bytes:
         """Receives the first packet, and maps the rings that come with it."""
@@ -55,10 +57,13 @@ class RingChannel(PortChannel):
             super().send(packet, descriptors)
             return
         if packet[0] or descriptors or len(packet) > PACKET_BYTES:
-            if not end.has_room():
-                raise BlockingIOError
+            if not self._has_place:
+                if not end.has_room():
+                    raise BlockingIOError
+                end.put_elsewhere()
+                self._has_place = True
             super().send(packet, descriptors)
-            end.put_elsewhere()
+            self._has_place = False
         elif not end.put(packet):
             raise BlockingIOError
         end.fence()
@@ -109,6 +114,19 @@ class RingChannel(PortChannel):
                     return self._receive(MESSAGE_BYTES + 1)
         finally:
             end.wait(0)
+
+    def receive_soon(self) -> bytes | None:
+        end = self._end
+        if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
+            return None
+        take = end.take
+        for _ in range(_LOOKS_AT_ONCE):
+            packet = take()
+            if packet:
+                return packet
+            if packet is not None:
+                return self._from_socket()
+        return None
 
     def receive_now(self) -> bytes:
         end = self._end

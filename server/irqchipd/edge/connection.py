@@ -64,10 +64,8 @@ class Connection(Work):
         self._unsent: deque[bytes] = deque()
         self._packet: bytes | None = None
         self._work: Slices[bytes | None] | None = None
-        # The events that the socket is watched for while it is idle, and those for which it is watched. Packets on the
-        # socket have their places in the ring, if there is a ring. Only the client's end has none.
-        self._idle_events = _READ
         self._watched = _READ
+        self._expects_packet = False  # whether a packet's place in the ring has come, and the packet has not
 
     @property
     def holder(self) -> object:
@@ -83,14 +81,12 @@ class Connection(Work):
     def ready(self, events: int) -> None:
         """Something happened to the socket; called by the port's thread, as is all but wake and end."""
         session = self._session
-        if (self._watched != self._idle_events or (session is not None and session.awaited is not None)) and (
+        if (self._watched != _READ or (session is not None and session.awaited is not None)) and (
             not self._may_receive(events)
         ):
             return
-        if self._ring is not None and self._ring.end.has_input():
-            data = self._from_ring(self._ring)
-        else:
-            data = self._from_socket()
+        ring = self._ring
+        data = self._from_socket() if ring is None else self._next_of(ring)
         if data is not None:
             self._take(data)
 
@@ -101,7 +97,7 @@ class Connection(Work):
             return
         if not ring.is_polled:
             self._port.rings.poll(ring)
-        if not self._may_receive(_READ):
+        if not self._may_receive(_READ) or self._expects_packet:
             return
         data = self._from_ring(ring)
         if data is not None:
@@ -109,24 +105,52 @@ class Connection(Work):
 
     def _may_receive(self, events: int) -> bool:
         """Whether all is done that came before; what can be sent now is sent."""
-        if self._watched != self._idle_events:
+        if self._watched != _READ:
             return self._can_go_on(events)
         session = self._session
         if session is not None and session.awaited is not None:
             with self._busy:
                 self._watch()
-        return self._watched == self._idle_events
+        return self._watched == _READ
+
+    def _next_of(self, ring: Ring) -> bytes | None:
+        """The next packet, where the socket has something: a packet whose place is in the ring, or the end."""
+        if self._expects_packet:
+            data = self._from_socket()
+            if data is not None:
+                self._expect_packet(False)
+            return data
+        if not ring.end.has_input():
+            try:
+                is_end = not self._client.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:  # another place has led to the packet
+                return None
+            except OSError:
+                is_end = True
+            if not ring.end.has_input():  # a packet's place is there before the packet
+                if is_end:
+                    return b""
+                self._fail(VmError(errno.EBADMSG, "a packet came over the socket, and has no place in the ring"))
+                return None
+        return self._from_ring(ring)
 
     def _from_ring(self, ring: Ring) -> bytes | None:
         """The next packet, from the ring or the socket; None where none has come."""
         try:
             data = ring.take()
-            if data == b"" and (data := self._from_socket()) is None:
-                raise VmError(errno.EBADMSG, "the ring says that a packet is on the socket, and there is none")
         except VmError as error:
             self._fail(error)
             return None
+        if data == b"":
+            data = self._from_socket()
+            if data is None:
+                self._expect_packet(True)
         return data
+
+    def _expect_packet(self, expects: bool) -> None:
+        self._expects_packet = expects
+        with self._busy:
+            self._watch()
 
     def _from_socket(self) -> bytes | None:
         """A packet, empty at the end; None where none has come."""
@@ -275,13 +299,13 @@ class Connection(Work):
     def _watch(self) -> None:
         """Wait for what the connection can go on with. The caller holds _busy."""
         # While it works, the kernel is to report once that the client has gone, and not over and over.
-        events = select.EPOLLOUT if self._unsent else self._idle_events if self._is_idle else select.EPOLLONESHOT
+        events = select.EPOLLOUT if self._unsent else _READ if self._is_idle else select.EPOLLONESHOT
         ring = self._ring
         if ring is not None:
-            ring.listens = events == self._idle_events
+            ring.listens = events == _READ and not self._expects_packet
             ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
             if ring.wants_room:
-                events = select.EPOLLONESHOT
+                events = 0  # that the client has gone is reported in any case
         if events != self._watched:
             self._watched = events
             self._port.watch_for(self.descriptor, events)
@@ -312,8 +336,6 @@ class Connection(Work):
         with suppress(OSError):  # the client has gone; that is found out by receiving
             socket.send_fds(self._client, [data], ring.descriptors)
         ring.close_memory()
-        self._idle_events = select.EPOLLRDHUP
-        self._watch()
 
     def _send_late(self, gone: bool) -> None:
         with self._busy:
@@ -336,7 +358,7 @@ class Connection(Work):
                         self._send(message)
                     if not self._unsent:
                         session.sending = None
-                if self._watched != self._idle_events:
+                if self._watched != _READ:
                     self._watch()
             finally:
                 self._busy.release()

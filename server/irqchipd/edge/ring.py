@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _LOOKS: Final = 4  # between two looks at the descriptors, where nothing comes
 _PASSES: Final = 8  # with something, between two looks at the descriptors
+_EVENTS: Final = 16  # that a look returns
 _SWEEP: Final = 256  # looks, after which a ring that was not used is polled no more
 
 
@@ -133,6 +134,7 @@ class Rings:
         self.roused: deque[Ring] = deque()
         self._looks = 0
         self._passes = 0
+        self._next = 0  # where the last look ended
 
     def make(self) -> Ring | None:
         """A new ring. None where there are too many, or no memory or descriptors: the socket does, too."""
@@ -163,12 +165,22 @@ class Rings:
             self.polled.append(ring)
 
     def look(self) -> list[tuple[int, int]]:
-        """The rings with something to do, as events of their bells."""
+        """Rings with something to do, as events of their bells; others come first the next time."""
         self._looks += 1
         if self._looks >= _SWEEP:
             self._looks = 0
             self._sweep()
-        return [ring.event for ring in self.polled if ring.is_ready()]
+        if len(self.polled) <= _EVENTS:
+            return [ring.event for ring in self.polled if ring.is_ready()]
+        found: list[tuple[int, int]] = []
+        for _ in self.polled:
+            self._next = (self._next + 1) % len(self.polled)
+            ring = self.polled[self._next]
+            if ring.is_ready():
+                found.append(ring.event)
+                if len(found) == _EVENTS:
+                    break
+        return found
 
     def look_often(self) -> list[tuple[int, int]]:
         """As look, but a few times, until there is something."""
