@@ -4,7 +4,7 @@ ARG BASE_IMAGE=python:3.12-slim
 # The project's wheel, in an environment of its own. The build tools and pip stay in this stage.
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY proto proto
 COPY server server
 COPY client client

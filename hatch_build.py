@@ -1,7 +1,7 @@
 """Compiles the daemon's core with mypyc for a wheel; docs/decisions.md says why.
 
-The wheel has the sources, too. Nothing is compiled with IRQCHIPD_PURE=1, without a C compiler, and for an editable
-install.
+The wheel has the sources, too. Nothing is compiled with IRQCHIPD_PURE=1, without a C compiler and Python's headers,
+and for an editable install.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
 COMPILED = (
+    "client/irqchip_client/replay/in_process.py",
+    "client/irqchip_client/replay/traces.py",
+    "proto/irqchip/lapic_page.py",
     "proto/irqchip/port.py",
     "proto/irqchip/ring.py",
     "server/irqchipd/chips/[a-z]*.py",
@@ -35,6 +38,7 @@ COMPILED = (
     "server/irqchipd/edge/events.py",
     "server/irqchipd/edge/halts.py",
     "server/irqchipd/edge/host.py",
+    "server/irqchipd/edge/lapic_page.py",
     "server/irqchipd/edge/messages.py",
     "server/irqchipd/edge/operations.py",
     "server/irqchipd/edge/port.py",
@@ -57,7 +61,7 @@ class Compile(BuildHookInterface):  # type: ignore[misc]
         if version == "editable":
             return
         if not _can_compile():
-            self.app.display_warning("irqchipd is not compiled: IRQCHIPD_PURE=1, or there is no C compiler")
+            self.app.display_warning("irqchipd is not compiled: IRQCHIPD_PURE=1, or no C compiler or Python.h is there")
             return
         self._folder = tempfile.mkdtemp(prefix="irqchipd-")
         for path in _compile(Path(self.root), Path(self._folder)):
@@ -71,8 +75,10 @@ class Compile(BuildHookInterface):  # type: ignore[misc]
 
 
 def _can_compile() -> bool:
+    if os.environ.get("IRQCHIPD_PURE", "") not in ("", "0"):
+        return False
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    return os.environ.get("IRQCHIPD_PURE", "") in ("", "0") and shutil.which(compiler) is not None
+    return shutil.which(compiler) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def _compile(root: Path, folder: Path) -> list[Path]:

@@ -15,6 +15,10 @@ them.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from irqchip.builds import choose as _choose
+
+_choose(__path__)
+
 if TYPE_CHECKING:
     from irqchip.place import default_socket
 

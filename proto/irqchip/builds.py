@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 
 PURE = os.environ.get("IRQCHIPD_PURE", "") not in ("", "0")
 
@@ -22,5 +20,7 @@ def choose(folders: Iterable[str]) -> None:
 
 def is_compiled(module: str) -> bool:
     """Whether the compiled form of a module is imported."""
+    from importlib.util import find_spec  # imports much
+
     spec = find_spec(module)
-    return spec is not None and spec.origin is not None and Path(spec.origin).suffix not in SOURCE_SUFFIXES
+    return spec is not None and spec.origin is not None and spec.origin.endswith(tuple(EXTENSION_SUFFIXES))

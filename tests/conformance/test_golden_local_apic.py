@@ -11,8 +11,11 @@ from irqchip_client.replay import in_process
 from irqchip_client.replay.traces import load_traces
 from irqchip_client.vmm.local_apic import LocalApic
 from irqchipd.vm.machine import Vm
+from tests.builds import needs_sources
 from tests.conformance.test_golden_traces import GOLDEN
 from tests.vmm.sharing import shared
+
+pytestmark = needs_sources  # it derives from Vm
 
 
 class SharingVm(Vm):

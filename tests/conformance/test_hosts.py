@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.builds import needs_sources
 from tests.conformance.daemon_machine import DaemonMachine
 from tests.conformance.found import STANDARD_FOUND, Found
 from tests.conformance.hosts import STANDARD, SVM, Departure, Host, departures
@@ -15,12 +16,14 @@ def imitated(found: Found, host: Host) -> tuple[Answer, ...]:
     return tuple(host.filtered(op, answer) for op, answer in zip(found.ops, answers, strict=True))
 
 
+@needs_sources
 @pytest.mark.parametrize("found", STANDARD_FOUND, ids=str)
 def test_a_standard_kvm_departs_as_the_table_says(found: Found) -> None:
     assert found.answers_of(DaemonMachine()) != found.answers
     assert imitated(found, STANDARD) == found.answers
 
 
+@needs_sources
 @pytest.mark.parametrize("departure", STANDARD.departures, ids=lambda one: one.about)
 def test_every_departure_in_the_table_is_needed_by_a_recording(departure: Departure) -> None:
     host = Host(one for one in STANDARD.departures if one is not departure)

@@ -21,6 +21,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, RegionAccess, Space, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd.edge.ring import Rings
+from tests.builds import needs_sources
 from tests.service.inprocess import Served, eventually, served
 from tests.service.ring_peer import (
     CLIENT_WAITS,
@@ -190,6 +191,7 @@ def test_the_limit_of_rings_holds_and_what_exceeds_it_has_the_socket() -> None:
         eventually_true(may_have_rings)
 
 
+@needs_sources
 def test_they_are_not_offered_where_stores_are_reordered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("irqchipd.edge.ring.OFFERED", False)
     assert Rings(9).make() is None

@@ -18,6 +18,7 @@ from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.vcpu_state import MpState
+from tests.builds import needs_sources
 from tests.vmm.sharing import shared
 
 PAGE, ELSEWHERE = 0xFEE0_0000, 0xD000_0000
@@ -124,7 +125,7 @@ operations = st.one_of(
     st.tuples(st.just("set_mp_state"), vcpus, st.integers(0, 4)),
     st.tuples(st.just("advance"), st.integers(0, 10_000_000)),
     st.tuples(st.just("nmi"), vcpus),
-    st.tuples(st.just("irq_line"), st.integers(0, 23), st.integers(0, 1)),
+    st.tuples(st.just("irq_line"), st.integers(0, 23), st.booleans()),
     st.tuples(st.just("reset")),
     st.tuples(st.just("watch")),
 )
@@ -173,6 +174,7 @@ def test_after_the_vm_nothing_is_answered_here() -> None:
     assert apic.read(PAGE + ID, 4) is None
 
 
+@needs_sources
 def test_where_stores_are_not_seen_in_order_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("irqchipd.edge.lapic_page.CAN_BE_SHARED", False)
     with pytest.raises(VmError, match="x86-64"):

@@ -74,7 +74,7 @@ def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
         status = vm.signal_msi(address, data, flags)
         return "-EPERM" if status == -1 else status  # an ioctl that returns -1
 
-    def set_gsi_routing(table: Sequence[tuple[int, str, int, int]]) -> int:
+    def set_gsi_routing(table: Sequence[Sequence[Any]]) -> int:
         vm.set_routing([(PinRoute if to == "irqchip" else MsiRoute)(gsi, *where) for gsi, to, *where in table])
         return 0
 

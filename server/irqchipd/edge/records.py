@@ -53,10 +53,9 @@ class RecordBatch(Batch):
         self._texts: list[bytes] = []
 
     def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
-        records = memoryview(self._packet)[HEADER.size :]
-        return zip(
-            map(_OPERATIONS.__getitem__, records[:: OPERATION.size]), _ARGUMENTS.iter_unpack(records), strict=True
-        )
+        packet = self._packet
+        for at in range(HEADER.size, len(packet), OPERATION.size):
+            yield _OPERATIONS[packet[at]], _ARGUMENTS.unpack_from(packet, at)
 
     def least_bytes(self) -> int:
         return HEADER.size + RESULT.size * self.count

@@ -19,7 +19,7 @@ from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.events import EventQueue
 from irqchipd.edge.halts import Halts
 from irqchipd.edge.messages import MessageBatch
-from irqchipd.edge.operations import RECORDS_ALONE, SessionCaller
+from irqchipd.edge.operations import HALT, RECORDS_ALONE, SessionCaller
 from irqchipd.edge.records import RecordBatch, answer_alone, error_alone
 from irqchipd.edge.rpc import decoded
 from irqchipd.limits import Limits
@@ -140,6 +140,8 @@ class Session:
                     flags, status, value = result
                     answer = _pack(0, serial, number, flags, status, value)
                 return answer if vm.agenda.backlog is None else self._caught_up(answer)
+            if number == HALT.number:
+                return self._halts.begin(RecordBatch(data, self._limits), (size, index, address, value))
         batch = self._batch(data)
         return None if batch is None else execute(self.caller, batch, self._most, self._halts.begin)
 
