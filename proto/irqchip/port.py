@@ -28,7 +28,7 @@ class AdaptivePoll:
     def __init__(self, most_ns: int) -> None:
         self.most_ns = most_ns
         self.poll_ns = 0  # how long it polls now
-        self._begun = 0
+        self.begun = 0  # the time at which the thread began to wait
         self._last = 0
         self._blocks_left = 0  # the number of times to block at once
 
@@ -36,7 +36,7 @@ class AdaptivePoll:
         """The thread is about to wait. Returns whether to poll first."""
         if not self.most_ns:
             return False
-        self._begun = self._last = perf_counter_ns()
+        self.begun = self._last = perf_counter_ns()
         return self.poll_ns > 0
 
     def again(self) -> bool:
@@ -47,7 +47,7 @@ class AdaptivePoll:
             self._blocks_left = _BLOCKS_AFTER_PREEMPTION
             return False
         self._last = now
-        waited = now - self._begun
+        waited = now - self.begun
         if waited > _EXPECTED_NS:
             sched_yield()
         return waited < self.poll_ns
@@ -63,7 +63,7 @@ class AdaptivePoll:
             return
         if self._blocks_left:
             self._blocks_left -= 1
-        elif perf_counter_ns() - self._begun > 2 * self.most_ns:  # the time to wake up counts, too
+        elif perf_counter_ns() - self.begun > 2 * self.most_ns:  # the time to wake up counts, too
             self.poll_ns = 0
         else:
             self.poll_ns = min(max(2 * self.poll_ns, _FIRST_POLL_NS), self.most_ns)

@@ -37,7 +37,7 @@ MEMORY_BYTES: Final = _HEAD_BYTES + 2 * _RING_BYTES
 _SLOT_WORDS: Final = SLOT_BYTES // 8
 
 
-class BadSlotError(Exception):
+class BadSlotError(OSError):
     """A slot's first word is no length."""
 
 
@@ -112,6 +112,11 @@ class End:
 
     def other_waits(self) -> int:
         """How the other side waits, or 0. Call fence() before this, or wait()."""
+        return self._words[self._other]
+
+    def other_waits_now(self) -> int:
+        """As other_waits(), for what was put before."""
+        self.fence()
         return self._words[self._other]
 
     def fence(self) -> None:

@@ -81,8 +81,9 @@ def test_a_processor_that_may_reorder_stores_has_none(vm: Vm, monkeypatch: pytes
         assert session.vcpu(0).pio_read(0x21).claimed
 
 
-def test_a_daemon_that_makes_none_is_used_over_its_socket() -> None:
-    with start_daemon(arguments=["--max-rings", "0"]) as daemon, daemon.connect() as client:
+@pytest.mark.parametrize("flag", ["--max-rings", "--poll"])
+def test_a_daemon_that_makes_none_is_used_over_its_socket(flag: str) -> None:
+    with start_daemon(arguments=[flag, "0"]) as daemon, daemon.connect() as client:
         vm = client.create_vm()
         vm.create_irqchip()
         with vm.session() as session:

@@ -175,7 +175,10 @@ class PacketTransport(Transport):
             except BaseException:  # Ctrl-C: the packet may or may not have been sent.
                 self._end(client_interrupted())
                 raise
-            packet = self._channel.receive_soon()
+            try:
+                packet = self._channel.receive_soon()
+            except OSError:
+                packet = b""
             if packet is None:
                 self._receiving = True
                 try:

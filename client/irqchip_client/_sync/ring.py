@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterable, Sequence
 
 from irqchip.port import MESSAGE_BYTES
-from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, BadSlotError, End
+from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, End
 
 from .port import PortChannel
 
 _LOOKS = 4  # at the ring, between two system calls, in which other threads get the interpreter
-_LOOKS_AT_ONCE = 100  # some microseconds, in which most answers come
+_LOOKS_AT_ONCE = range(100)  # some microseconds, in which most answers come
 _DESCRIPTORS = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
 
 
@@ -66,8 +66,7 @@ class RingChannel(PortChannel):
             self._has_place = False
         elif not end.put(packet):
             raise BlockingIOError
-        end.fence()
-        if end.other_waits():
+        if end.other_waits_now():
             os.eventfd_write(self._bell, 1)
 
     def receive(self, timeout: float | None = None) -> bytes:
@@ -91,8 +90,8 @@ class RingChannel(PortChannel):
                     break
                 polls = adaptive.again()
             packet = self._wait(end, timeout)
-        except (BadSlotError, ValueError) as error:  # ValueError: another thread has closed the channel.
-            raise OSError(errno.EPROTO, str(error)) from None
+        except ValueError as error:  # Another thread has closed the channel.
+            raise OSError(errno.EBADF, str(error)) from None
         adaptive.blocked()
         return packet
 
@@ -120,7 +119,7 @@ class RingChannel(PortChannel):
         if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
             return None
         take = end.take
-        for _ in range(_LOOKS_AT_ONCE):
+        for _ in _LOOKS_AT_ONCE:
             packet = take()
             if packet:
                 return packet

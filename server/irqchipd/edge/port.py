@@ -54,7 +54,7 @@ class Port(Host[Connection]):
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
         self.quota = quota
         self.in_use = in_use
-        self.rings = Rings(limits.rings)
+        self.rings = Rings(limits.rings if limits.poll_us else 0)  # who does not poll sends less by the socket
         self.alone = False
         self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
@@ -69,6 +69,7 @@ class Port(Host[Connection]):
         self._pass_ends = 0
         self._holder: object = None
         self._paused = 0
+        self._look_again = 0  # the time until which what rings have need not wait for a look at the descriptors
         # Connections that are no Sessions yet, the oldest first, with their deadlines.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
@@ -259,9 +260,10 @@ class Port(Host[Connection]):
             while again:
                 if rings.polled and (events := rings.look_often()):
                     polling.polled()
-                    if rings.may_pass():
+                    if polling.begun < self._look_again:
                         return events
                     self._pause()
+                    self._look_again = time.perf_counter_ns() + PASS_NS
                     return [*events, *poll(0, EVENTS)]
                 events = poll(0, EVENTS)
                 if events:

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _LOOKS: Final = 4  # between two looks at the descriptors, where nothing comes
-_PASSES: Final = 8  # with something, between two looks at the descriptors
 _EVENTS: Final = 16  # that a look returns
 _SWEEP: Final = 256  # looks, after which a ring that was not used is polled no more
 
@@ -97,14 +96,12 @@ class Ring:
 
     def wake_client(self) -> None:
         """Wake the client, if it waits, for a packet or for room."""
-        self.end.fence()
-        if self.end.other_waits():
+        if self.end.other_waits_now():
             writer().add_one(self._wake)
 
     def offer_room(self) -> None:
         """Wake the client, if it waits for room: a packet was taken, and the answer comes later."""
-        self.end.fence()
-        if self.end.other_waits() == WAITS_FOR_ROOM:
+        if self.end.other_waits_now() == WAITS_FOR_ROOM:
             writer().add_one(self._wake)
 
     def close_memory(self) -> None:
@@ -127,13 +124,13 @@ class Rings:
 
     def __init__(self, most: int) -> None:
         self._most = most if OFFERED else 0
-        writer()  # has a descriptor, which is taken from no client
+        if self._most:
+            writer()  # has a descriptor, which is taken from no client
         self._count = 0
         self.polled: list[Ring] = []
         # Those to poll again, of any thread.
         self.roused: deque[Ring] = deque()
         self._looks = 0
-        self._passes = 0
         self._next = 0  # where the last look ended
 
     def make(self) -> Ring | None:
@@ -194,11 +191,6 @@ class Rings:
             if is_ready():
                 return self.look()
         return []
-
-    def may_pass(self) -> bool:
-        """Whether what was found in the rings may be done without a look at the descriptors."""
-        self._passes = (self._passes + 1) % _PASSES
-        return self._passes != 0
 
     def park(self) -> bool:
         """Poll none any more: the port's thread is about to block. False where one has something to do by now."""
