@@ -105,14 +105,6 @@ class End:
         self._in = at if at != self._in_end else self._in_begin
         return packet
 
-    def take_soon(self, looks: int) -> bytes | None:
-        """As take(), but look several times."""
-        words, at = self._words, self._in
-        for _ in range(looks):
-            if words[at]:
-                return self.take()
-        return None
-
     def wait(self, how: int) -> None:
         """Say whether this side is about to block, and how: 0 is not. What happened before this is seen after it."""
         self._words[self._own] = how

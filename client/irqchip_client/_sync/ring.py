@@ -17,7 +17,7 @@ from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, BadS
 from .port import PortChannel
 
 _LOOKS = 4  # at the ring, between two system calls, in which other threads get the interpreter
-_LOOKS_AT_ONCE = 150  # some microseconds, in which most answers come
+_LOOKS_AT_ONCE = range(100)  # some microseconds, in which most answers come
 _DESCRIPTORS = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
 
 
@@ -118,11 +118,17 @@ class RingChannel(PortChannel):
         end = self._end
         if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
             return None
+        take = end.take
         try:
-            packet = end.take_soon(_LOOKS_AT_ONCE)
-            return self._from_socket() if packet == b"" else packet
+            for _ in _LOOKS_AT_ONCE:
+                packet = take()
+                if packet:
+                    return packet
+                if packet is not None:
+                    return self._from_socket()
         except (BadSlotError, OSError):  # What is wrong, receive() finds out.
-            return None
+            pass
+        return None
 
     def receive_now(self) -> bytes:
         end = self._end
