@@ -37,7 +37,7 @@ MEMORY_BYTES: Final = _HEAD_BYTES + 2 * _RING_BYTES
 _SLOT_WORDS: Final = SLOT_BYTES // 8
 
 
-class BadSlotError(OSError):
+class BadSlotError(Exception):
     """A slot's first word is no length."""
 
 

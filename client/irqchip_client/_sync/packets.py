@@ -175,10 +175,7 @@ class PacketTransport(Transport):
             except BaseException:  # Ctrl-C: the packet may or may not have been sent.
                 self._end(client_interrupted())
                 raise
-            try:
-                packet = self._channel.receive_soon()
-            except OSError:
-                packet = b""
+            packet = self._channel.receive_soon()
             if packet is None:
                 self._receiving = True
                 try:

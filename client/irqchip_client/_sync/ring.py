@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from irqchip.port import MESSAGE_BYTES
-from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, End
+from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, BadSlotError, End
 
 from .port import PortChannel
 
@@ -90,8 +90,8 @@ class RingChannel(PortChannel):
                     break
                 polls = adaptive.again()
             packet = self._wait(end, timeout)
-        except ValueError as error:  # Another thread has closed the channel.
-            raise OSError(errno.EBADF, str(error)) from None
+        except (BadSlotError, ValueError) as error:  # ValueError: another thread has closed the channel.
+            raise OSError(errno.EPROTO, str(error)) from None
         adaptive.blocked()
         return packet
 
@@ -119,12 +119,15 @@ class RingChannel(PortChannel):
         if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
             return None
         take = end.take
-        for _ in _LOOKS_AT_ONCE:
-            packet = take()
-            if packet:
-                return packet
-            if packet is not None:
-                return self._from_socket()
+        try:
+            for _ in _LOOKS_AT_ONCE:
+                packet = take()
+                if packet:
+                    return packet
+                if packet is not None:
+                    return self._from_socket()
+        except (BadSlotError, OSError):  # What is wrong, receive() finds out.
+            pass
         return None
 
     def receive_now(self) -> bytes:
