@@ -96,10 +96,9 @@ class Streams:
                     Eventfds(),
                     _peer(context),
                 )
-            why = "its client has gone"
+            why = "its client closed it, or has gone"  # gRPC may report the end of a cancelled stream as an ordinary one
             try:
                 await self._serve_session(context, stream, session)
-                why = "its client closed it"
             except VmError as error:
                 why = error.message
                 raise
