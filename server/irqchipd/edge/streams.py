@@ -96,7 +96,8 @@ class Streams:
                     Eventfds(),
                     _peer(context),
                 )
-            why = "its client closed it, or has gone"  # gRPC may report the end of a cancelled stream as an ordinary one
+            # gRPC may report a cancelled stream as one that the client ended.
+            why = "its client closed it, or has gone"
             try:
                 await self._serve_session(context, stream, session)
             except VmError as error:
