@@ -41,12 +41,19 @@ def build(name: str, bits: str, where: Path) -> Path:
     return image
 
 
+@pytest.mark.parametrize("embedded", [False, True], ids=["daemon", "embedded"])
 @pytest.mark.parametrize("name", ["apic", "ioapic"])
-def test_a_kernel_passes(irqchip_server: Daemon, tmp_path: Path, name: str, bits: str) -> None:
+def test_a_kernel_passes(irqchip_server: Daemon, tmp_path: Path, name: str, bits: str, embedded: bool) -> None:
     if reason := why_not():
         pytest.skip(reason)
     image = build(name, bits, tmp_path)
-    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target]
+    command = [
+        sys.executable,
+        "-m",
+        "irqchip_client.cli",
+        "--target",
+        "embedded:" if embedded else irqchip_server.target,
+    ]
     command += ["run", "--cpu", "kvm", "--kernel", str(image), "--timeout", "30"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     lines = done.stdout.splitlines()

@@ -54,7 +54,7 @@ class KvmVcpu(Adapter):
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
             super().__init__(vm, vcpu, made)
             self._causes: Session | None = None
-            if self._session.transport == "port":
+            if self._session.transport != "grpc":
                 # Opened before the other Session with events, so that it gets them first.
                 self._causes = made.enter_context(vm.session(f"vcpu {vcpu} causes", vcpus=[vcpu]))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
