@@ -11,19 +11,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from irqchip.records import INTERRUPT, SIGNAL, TIMEOUT
 from irqchip_client._call import Call
 from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, Unavailable, client_closed, make_error
-from irqchip_client._model import InterruptSource
 from irqchip_client._target import Target
 from irqchipd.edge import errors
-from irqchipd.edge.convert import signal_to
-from irqchipd.edge.operations import HALT, RECORDS, Caller, Result
+from irqchipd.edge.operations import HALT, RECORDS, Caller, Result, halt_result
 from irqchipd.embedded import Embedded
 from irqchipd.listen import ListenError
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.vcpu_state import Outcome
 
@@ -45,13 +41,7 @@ def wake_of(call: Call[T], outcome: Outcome) -> T:
     """The result of a halt."""
     if isinstance(outcome, VmError):
         raise error_of(outcome)
-    if outcome is None:
-        return call.parse_record(TIMEOUT, 0, 0)
-    if isinstance(outcome, tuple):
-        vector, from_pic = outcome
-        return call.parse_record(INTERRUPT, InterruptSource.PIC if from_pic else InterruptSource.LAPIC, vector)
-    signal = signal_to(outcome)
-    return call.parse_record(SIGNAL, signal.kind, signal.vector)
+    return call.parse_record(*halt_result(outcome))
 
 
 def forked() -> Unavailable:
@@ -90,17 +80,13 @@ class Lifetime:
         if self.peer.closed:
             raise client_closed()
 
-    def vm(self, call: Call[Any], name: str) -> Vm:
-        """The VM that a call is for."""
-        try:
-            return self.embedded.registry.get(name)
-        except VmError as error:
-            call.request_for(name)  # a name that is not one at all is another error
-            raise error_of(error) from None
-
     def caller(self, call: Call[Any], name: str) -> Caller:
         """The side that a unary call's operation is executed for."""
-        return Caller(self.vm(call, name))
+        try:
+            return Caller(self.embedded.registry.get(name))
+        except VmError as error:
+            call.request_for(name)  # raises another error if the name is not a possible name
+            raise error_of(error) from None
 
     def forked(self) -> None:
         self._is_forked = True

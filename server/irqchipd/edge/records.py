@@ -7,22 +7,10 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Any, Final, NoReturn
 
-from irqchip.records import (
-    CLAIMED,
-    ERROR,
-    HEADER,
-    INTERRUPT,
-    OPERATION,
-    RESULT,
-    SIGNAL,
-    SINGLE_RESULT,
-    TIMEOUT,
-    UNANSWERED,
-)
+from irqchip.records import ERROR, HEADER, OPERATION, RESULT, SINGLE_RESULT
 from irqchipd.edge import errors
 from irqchipd.edge.batch import Batch
-from irqchipd.edge.convert import signal_to
-from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, Operation
+from irqchipd.edge.operations import HALT, RECORDS, Operation, access_result, halt_result
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
@@ -81,27 +69,19 @@ class RecordBatch(Batch):
         if isinstance(outcome, VmError):
             self.add_error(outcome, outcome.message)
             return self.answer()
-        if isinstance(outcome, tuple):
-            vector, from_pic = outcome
-            how, status, value = INTERRUPT, CONTROLLERS[from_pic], vector
-        elif outcome is None:
-            how, status, value = TIMEOUT, 0, 0
-        else:
-            signal = signal_to(outcome)
-            how, status, value = SIGNAL, signal.kind, signal.vector
+        result = halt_result(outcome)
         if self.count == 1:
-            return SINGLE_RESULT.pack(0, self.serial, HALT.number, how, status, value)
-        self._results.append(RESULT.pack(HALT.number, how, status, value))
+            return SINGLE_RESULT.pack(0, self.serial, HALT.number, *result)
+        self.add(HALT, result)
         return self.answer()
 
 
 def answer_alone(serial: int, number: int, access: Access) -> bytes:
     """The answer to a record alone in its packet, whose access has ended."""
     try:
-        value, answered = access.result()
+        return SINGLE_RESULT.pack(0, serial, number, *access_result(access))
     except VmError as error:
         return error_alone(serial, error)
-    return SINGLE_RESULT.pack(0, serial, number, CLAIMED if answered else CLAIMED | UNANSWERED, 0, value)
 
 
 def error_alone(serial: int, error: Exception) -> bytes:
