@@ -114,6 +114,18 @@ SHUT = code(
     """
 )
 
+# In real mode: a thousand stores while interrupts are off.
+STORES = code(
+    """
+    fa                          cli
+    b9 e8 03                    mov cx, 1000
+                            again:
+    e6 e9                       out 0xe9, al
+    e2 fc                       loop again
+    e6 f4                       out 0xf4, al
+    """
+)
+
 # In real mode: alternates between HLT and spinning, until 300 interrupts have come.
 COUNTS = code(
     """

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import struct
 import threading
+from unittest.mock import Mock
 
 import pytest
 
-from irqchip_client import Session
+from irqchip_client import Session, connect
+from irqchip_client._daemon import Daemon
+from irqchip_client.kvm import GuestMemory, KvmVm, why_not
+from irqchip_client.kvm.stepping import Stepping
 from tests.kvm import guests
 from tests.kvm.machine import (
     APIC,
@@ -161,3 +165,22 @@ def test_software_interrupts_and_their_ends(machine: Machine, long: bool) -> Non
         machine.load_protected(guests.SOFTWARE)
     machine.cpu.run()
     assert bytes(machine.devices.said) == (b"I3In" if long else b"H3HnHi")
+
+
+@pytest.mark.parametrize("where", ["daemon", "embedded"])
+def test_stores_that_interrupt_nothing_are_not_followed_by_single_steps(
+    irqchip_server: Daemon, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    steps = Mock(return_value=False)
+    monkeypatch.setattr(Stepping, "step", steps)
+    target = "embedded:" if where == "embedded" else irqchip_server.target
+    with connect(target) as client, GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:
+        machine = Machine(client, kvm, memory)
+        with machine.cpu:
+            machine.load_real(guests.STORES)
+            machine.cpu.run()
+        machine.vm.delete()
+    assert len(machine.devices.said) == 1000
+    assert not steps.called

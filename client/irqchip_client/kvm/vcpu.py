@@ -55,7 +55,8 @@ class KvmVcpu(Adapter):
             super().__init__(vm, vcpu, made)
             self._causes: Session | None = None
             if self._session.transport != "grpc":
-                # Opened before the other Session with events, so that it gets them first.
+                # Opened before the other Session with events, so that it gets them first. Over gRPC, an event may come
+                # after the answer to the call that caused it.
                 self._causes = made.enter_context(vm.session(f"vcpu {vcpu} causes", vcpus=[vcpu]))
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._memory = kvm.memory
