@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irqchip.lapic_page import COPIED, ICR_HIGH, TPR
+from irqchip_client.replay.in_process import new_vm
 from irqchipd.chips.lapic import FAULT, Features, Msr
 from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.observe.observer import Observer
-from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.vcpu_state import MpState
 from tests.builds import needs_sources
 from tests.vmm.sharing import shared
 
@@ -30,17 +29,8 @@ READABLE = [offset for offset in COPIED if offset != ICR_HIGH]
 VCPUS = 2
 
 
-def new_vm() -> Vm:
-    vm = Vm("vm", clock=VirtualClock())
-    vm.create_irqchip()
-    for vcpu in range(VCPUS):
-        vm.create_vcpu(vcpu)
-        vm.set_mp_state(vcpu, MpState.RUNNABLE)
-    return vm
-
-
 def test_only_registers_that_can_be_shared_are_answered_here() -> None:
-    vm = new_vm()
+    vm = new_vm(VCPUS)
     apic = shared(vm, 1)
     assert apic.read(PAGE + ID, 4) == 0x0100_0000
     assert apic.read(PAGE + ID + 3, 1) == 1
@@ -67,7 +57,7 @@ def test_only_registers_that_can_be_shared_are_answered_here() -> None:
     ],
 )
 def test_a_change_by_others_is_seen_as_soon_as_it_is_done(change: Callable[[Vm], Any]) -> None:
-    vm = new_vm()
+    vm = new_vm(VCPUS)
     vm.mmio_write(1, PAGE + TPR, 4, 0x20)
     vm.mmio_write(1, PAGE + SVR, 4, 0x1FF)
     apic = shared(vm, 1)
@@ -134,7 +124,7 @@ operations = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(operations, max_size=25), st.sampled_from((1, 2, 4)))
 def test_after_any_operations_the_answer_is_the_daemons(script: list[tuple[Any, ...]], size: int) -> None:
-    vm, observer = new_vm(), Observer()
+    vm, observer = new_vm(VCPUS), Observer()
     observed = False
     apics = [shared(vm, vcpu) for vcpu in range(VCPUS)]
     for name, *arguments in script:
@@ -156,7 +146,7 @@ def test_after_any_operations_the_answer_is_the_daemons(script: list[tuple[Any, 
 
 
 def test_while_an_observer_is_attached_the_daemon_answers_every_read() -> None:
-    vm, observer = new_vm(), Observer()
+    vm, observer = new_vm(VCPUS), Observer()
     apic = shared(vm, 0)
     vm.attach(observer)
     assert apic.read(PAGE + ID, 4) is apic.read_msr(Msr.APIC_BASE) is apic.read_cr8() is None
@@ -167,7 +157,7 @@ def test_while_an_observer_is_attached_the_daemon_answers_every_read() -> None:
 
 
 def test_after_the_vm_nothing_is_answered_here() -> None:
-    vm = new_vm()
+    vm = new_vm(VCPUS)
     apic = shared(vm, 0)
     assert apic.read(PAGE + ID, 4) == 0
     vm.delete()
@@ -178,14 +168,14 @@ def test_after_the_vm_nothing_is_answered_here() -> None:
 def test_where_stores_are_not_seen_in_order_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("irqchipd.edge.lapic_page.CAN_BE_SHARED", False)
     with pytest.raises(VmError, match="x86-64"):
-        shared(new_vm(), 0)
+        shared(new_vm(VCPUS), 0)
     monkeypatch.setattr("irqchip_client.vmm.local_apic.CAN_BE_SHARED", False)
-    apic = shared(new_vm(), 0)
+    apic = shared(new_vm(VCPUS), 0)
     assert apic.read(PAGE + ID, 4) is apic.read_msr(Msr.APIC_BASE) is apic.read_cr8() is None
 
 
 def test_a_local_apic_is_shared_once() -> None:
-    vm = new_vm()
+    vm = new_vm(VCPUS)
     apic = shared(vm, 0)
     with pytest.raises(VmError, match="shared already"):
         shared(vm, 0)
