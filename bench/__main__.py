@@ -292,7 +292,7 @@ def in_this_process(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def repeated(do: Callable[[], object]) -> Callable[[], None]:
-    """Do it so often that the clock's own time does not count."""
+    """Work that repeats `do` until the clock's own time does not count."""
 
     def repeat() -> None:
         for _ in range(REPEATED):

@@ -79,7 +79,7 @@ def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
 
 
 def device(pipe: Connection, target: str, vm: str, memory: str, pause: float, polling: bool) -> None:
-    """For each number received, raise so many interrupts and answer with how many microseconds each took to arrive."""
+    """For each number received, raise that many interrupts, and answer with the microseconds until each arrived."""
     shared = SharedMemory(memory)
     words = memoryview(shared.buf or b"").cast("q")
     with connect(target) as client, client.vm(vm).session("device") as session:

@@ -232,7 +232,7 @@ def mmio_write(vcpu: int, address: int, data: int, size: int = 4) -> Call[Claim]
 
 @_repeated
 def ack_interrupt(vcpu: int, source: InterruptSource = InterruptSource.ANY) -> Call[Interrupt | None]:
-    """A vCPU's INTA: the vCPU accepts the interrupt that it would take now. None if there is none.
+    """A vCPU's INTA: the vCPU accepts the interrupt that it would take now, or the result is None.
 
     NotReady if the vCPU has no local APIC.
     """

@@ -138,9 +138,8 @@ class Daemon:
         deadline = time.monotonic() + PORTS_GRACE
         while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if (
-            self._leaves and self._grpc_may_wait
-        ):  # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile
+        # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile.
+        if self._leaves and self._grpc_may_wait:
             await asyncio.sleep(CALLS_GRACE)
         else:
             await self._server.stop(CALLS_GRACE)

@@ -243,7 +243,7 @@ class Vm(Machine):
                         event, and the line also goes low when the last of them ends. InvalidArgument without a full
                         irqchip
         resume          take over the line source that a restored VM holds for a client of this name, with its levels
-                        and the GSIs that it resamples. NotFound if there is none
+                        and its resampled GSIs. NotFound if the VM holds no such line source
         event_buffer    the most VcpuSignals that may wait to be read; further ones are dropped and counted
         max_in_flight   the most batches, including halts, that may wait for their answers
 

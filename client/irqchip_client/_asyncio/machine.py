@@ -142,7 +142,7 @@ class Vcpu:
         return await self._machine._call(ops.mmio_write(self.id, address, data, size))
 
     async def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:
-        """INTA: accepts the interrupt that the vCPU would take now. None if there is none."""
+        """INTA: accepts the interrupt that the vCPU would take now, or returns None."""
         return await self._machine._call(ops.ack_interrupt(self.id, source))
 
     async def lapic(self) -> LapicState:

@@ -143,7 +143,7 @@ class Vcpu:
         return self._machine._call(ops.mmio_write(self.id, address, data, size))
 
     def acknowledge(self, source: InterruptSource = InterruptSource.ANY) -> Interrupt | None:
-        """INTA: accepts the interrupt that the vCPU would take now. None if there is none."""
+        """INTA: accepts the interrupt that the vCPU would take now, or returns None."""
         return self._machine._call(ops.ack_interrupt(self.id, source))
 
     def lapic(self) -> LapicState:
