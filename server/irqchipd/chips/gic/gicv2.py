@@ -1,0 +1,281 @@
+"""A GICv2 as Linux KVM has it: the distributor's registers, and what user space reaches of it.
+
+Arm IHI 0048B, 4.3: GICD at offsets of a 4 KiB frame. KVM v6.12: vgic-mmio-v2.c. The CPU interfaces (GICC) are hardware
+that works on the list registers: gicc.py.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from irqchipd.chips.gic.gicc import Ctlr, GiccFrame
+from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
+from irqchipd.chips.gic.interrupt_registers import InterruptRegisters
+from irqchipd.chips.gic.list_register import LIST_REGISTERS
+from irqchipd.chips.gic.registers import Region, RegisterError, Registers, read_as_zero, write_ignored
+from irqchipd.chips.gic.vgic import GicCpu, GicWires, Vgic
+
+DISTRIBUTOR_SIZE: Final = 0x1000
+BYTE_OR_WORD: Final = (1, 4)
+
+
+class Gicd:
+    """Offsets of the distributor's registers."""
+
+    CTLR: Final = 0x000
+    TYPER: Final = 0x004
+    IIDR: Final = 0x008
+    IGROUPR: Final = 0x080
+    ISENABLER: Final = 0x100
+    ICENABLER: Final = 0x180
+    ISPENDR: Final = 0x200
+    ICPENDR: Final = 0x280
+    ISACTIVER: Final = 0x300
+    ICACTIVER: Final = 0x380
+    IPRIORITYR: Final = 0x400
+    ITARGETSR: Final = 0x800
+    ICFGR: Final = 0xC00
+    SGIR: Final = 0xF00
+    CPENDSGIR: Final = 0xF10
+    SPENDSGIR: Final = 0xF20
+
+
+class Gicc:
+    """Offsets of what user space reaches of a CPU interface."""
+
+    CTLR: Final = 0x00
+    PMR: Final = 0x04
+    BPR: Final = 0x08
+    ABPR: Final = 0x1C
+    APR: Final = 0xD0  # four registers
+    IIDR: Final = 0xFC
+
+
+class Filter:
+    """GICD_SGIR bits 25:24: whom an SGI is for."""
+
+    LISTED: Final = 0
+    OTHERS: Final = 1
+    SELF: Final = 2
+
+
+ENABLE: Final = 1 << 0  # of GICD_CTLR
+IIDR: Final = 0x4B << 24 | 0x43B  # KVM's product identifier, and Arm as the implementer
+REVISION_SHIFT: Final = 12
+REVISION_MASK: Final = 0xF << REVISION_SHIFT
+REVISIONS: Final = (2, 3)  # KVM_VGIC_IMP_REV_2, KVM_VGIC_IMP_REV_3
+CPU_IIDR: Final = 0x4B << 20 | 2 << 16 | 0x43B  # version 2 of the architecture
+PMR_SHIFT: Final = 3  # user space sees the five bits of GICH_VMCR.VMPriMask
+
+
+class GicV2(Vgic):
+    """A GICv2: distributor, CPU interfaces, and its state for user space."""
+
+    def __init__(self, wires: GicWires, list_registers: int = LIST_REGISTERS) -> None:
+        super().__init__(2, wires, list_registers)
+        self.revision = REVISIONS[-1]
+        # GICD_IIDR was written by user space, which then may write the groups.
+        self.groups_writable = False
+        self.distributor: Final = Registers(self, self._distributor_regions())
+        # What user space reaches of the CPU interfaces. The guest reaches frames instead.
+        self.cpu_registers: Final = Registers(self, self._cpu_regions())
+        # By a CPU's index.
+        self.frames: Final[list[GiccFrame]] = []
+
+    def add_cpu(self, cpu_id: int, affinity: int = 0) -> GicCpu:
+        """Add a vCPU and its CPU interface."""
+        cpu = super().add_cpu(cpu_id, affinity)
+        self.frames.append(GiccFrame(cpu.interface, Deactivation(self, cpu)))
+        return cpu
+
+    def _distributor_regions(self) -> list[Region]:
+        """KVM: vgic_v2_dist_registers."""
+        shared = InterruptRegisters(self)
+        pending = shared.read_pending
+        user_pending = shared.user_read_pending
+        return [
+            Region(Gicd.CTLR, 12, self._read_control, self._write_control, user_write=self._user_write_control),
+            Region(
+                Gicd.IGROUPR, 0, shared.read_group, shared.write_group, user_write=self._user_write_group, bits=1
+            ),
+            Region(Gicd.ISENABLER, 0, shared.read_enabled, shared.enable, user_write=shared.user_enable, bits=1),
+            Region(Gicd.ICENABLER, 0, shared.read_enabled, shared.disable, bits=1),
+            Region(
+                Gicd.ISPENDR,
+                0,
+                pending,
+                shared.set_pending,
+                user_read=user_pending,
+                user_write=shared.user_set_pending,
+                bits=1,
+            ),
+            Region(
+                Gicd.ICPENDR,
+                0,
+                pending,
+                shared.clear_pending,
+                user_read=user_pending,
+                user_write=shared.user_clear_pending,
+                bits=1,
+            ),
+            Region(Gicd.ISACTIVER, 0, shared.read_active, shared.set_active, user_write=shared.user_set_active, bits=1),
+            Region(
+                Gicd.ICACTIVER, 0, shared.read_active, shared.clear_active, user_write=shared.user_clear_active, bits=1
+            ),
+            Region(Gicd.IPRIORITYR, 0, shared.read_priority, shared.write_priority, bits=8, sizes=BYTE_OR_WORD),
+            Region(Gicd.ITARGETSR, 0, self._read_targets, self._write_targets, bits=8, sizes=BYTE_OR_WORD),
+            Region(Gicd.ICFGR, 0, shared.read_config, shared.write_config, bits=2),
+            Region(Gicd.SGIR, 4, read_as_zero, self._generate),
+            Region(Gicd.CPENDSGIR, SGIS, self._read_sources, self._clear_sources, sizes=BYTE_OR_WORD),
+            Region(Gicd.SPENDSGIR, SGIS, self._read_sources, self._set_sources, sizes=BYTE_OR_WORD),
+        ]
+
+    def _cpu_regions(self) -> list[Region]:
+        """KVM: vgic_v2_cpu_registers."""
+        return [
+            Region(Gicc.CTLR, 4, self._read_cpu_control, self._write_cpu_control),
+            Region(Gicc.PMR, 4, self._read_priority_mask, self._write_priority_mask),
+            Region(Gicc.BPR, 4, self._read_binary_point, self._write_binary_point),
+            Region(Gicc.ABPR, 4, self._read_aliased_binary_point, self._write_aliased_binary_point),
+            Region(Gicc.APR, 16, self._read_active_priorities, self._write_active_priorities),
+            Region(Gicc.IIDR, 4, self._read_cpu_iidr, write_ignored),
+        ]
+
+    def _read_control(self, cpu: GicCpu, first: int, count: int) -> int:
+        """CTLR, TYPER and IIDR. KVM: vgic_mmio_read_v2_misc."""
+        if first == Gicd.CTLR:
+            return ENABLE if self.enabled else 0
+        if first == Gicd.TYPER:
+            return (self.interrupts >> 5) - 1 | len(self.cpus) - 1 << 5
+        return IIDR | self.revision << REVISION_SHIFT
+
+    def _write_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """CTLR. KVM: vgic_mmio_write_v2_misc. Enabling queues nothing of what is pending already."""
+        if first == Gicd.CTLR:
+            was_enabled = self.enabled
+            self.enabled = value & ENABLE != 0
+            if self.enabled and not was_enabled:
+                self.kick_all()
+
+    def _user_write_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """CTLR, and the revision in IIDR. KVM: vgic_mmio_uaccess_write_v2_misc."""
+        if first != Gicd.IIDR:
+            self._write_control(cpu, first, count, value)
+            return
+        revision = (value & REVISION_MASK) >> REVISION_SHIFT
+        if value & ~REVISION_MASK != IIDR or revision not in REVISIONS:
+            allowed = " or ".join(f"{IIDR | r << REVISION_SHIFT:#x}" for r in REVISIONS)
+            raise RegisterError(f"GICD_IIDR cannot be {value:#x}; {allowed} is allowed, and says the kernel's revision")
+        self.revision = revision
+        self.groups_writable = True
+
+    def _user_write_group(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """IGROUPR, which user space of before the groups must not write. KVM: vgic_mmio_uaccess_write_v2_group."""
+        if self.groups_writable:
+            InterruptRegisters(self).write_group(cpu, first, count, value)
+
+    def _read_targets(self, cpu: GicCpu, first: int, count: int) -> int:
+        """ITARGETSR. KVM: vgic_mmio_read_target."""
+        value = 0
+        for n in range(count):
+            value |= self.interrupt(cpu, first + n).targets << 8 * n
+        return value
+
+    def _write_targets(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """ITARGETSR, read-only for private interrupts. KVM: vgic_mmio_write_target: the lowest CPU gets them."""
+        if first < PRIVATE:
+            return
+        for n in range(count):
+            interrupt = self.interrupt(cpu, first + n)
+            targets = value >> 8 * n & (1 << len(self.cpus)) - 1 & 0xFF
+            interrupt.targets = targets
+            interrupt.target = (targets & -targets).bit_length() - 1 if targets else 0
+
+    def _generate(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """SGIR: send an SGI. KVM: vgic_mmio_write_sgir. NSATT is ignored."""
+        which = value >> 24 & 3
+        if which == Filter.LISTED:
+            targets = value >> 16 & 0xFF
+        elif which == Filter.OTHERS:
+            targets = (1 << len(self.cpus)) - 1 & ~(1 << cpu.id)
+        elif which == Filter.SELF:
+            targets = 1 << cpu.id
+        else:
+            return
+        for target in self.cpus:
+            if targets >> target.index & 1:
+                interrupt = target.private[value & 0xF]
+                interrupt.pending_latch = True
+                interrupt.source |= 1 << cpu.id & 0xFF
+                self.queue(interrupt)
+
+    def _read_sources(self, cpu: GicCpu, first: int, count: int) -> int:
+        """CPENDSGIR and SPENDSGIR. KVM: vgic_mmio_read_sgipend."""
+        value = 0
+        for n in range(count):
+            value |= cpu.private[first + n].source << 8 * n
+        return value
+
+    def _clear_sources(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """CPENDSGIR. KVM: vgic_mmio_write_sgipendc."""
+        for n in range(count):
+            interrupt = cpu.private[first + n]
+            interrupt.source &= ~(value >> 8 * n)
+            if not interrupt.source:
+                interrupt.pending_latch = False
+
+    def _set_sources(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """SPENDSGIR. KVM: vgic_mmio_write_sgipends."""
+        for n in range(count):
+            interrupt = cpu.private[first + n]
+            interrupt.source |= value >> 8 * n & 0xFF
+            if interrupt.source:
+                interrupt.pending_latch = True
+                self.queue(interrupt)
+
+    # User space's view of a CPU interface. KVM: vgic_mmio_read_vcpuif, vgic_mmio_write_vcpuif.
+
+    def _read_cpu_control(self, cpu: GicCpu, first: int, count: int) -> int:
+        vmcr = cpu.interface.vmcr
+        value = vmcr.grpen0 * Ctlr.ENABLE_GROUP_0 | vmcr.grpen1 * Ctlr.ENABLE_GROUP_1
+        value |= vmcr.ackctl * Ctlr.ACK_CTL | vmcr.fiqen * Ctlr.FIQ_EN
+        return value | vmcr.cbpr * Ctlr.CBPR | vmcr.eoim * Ctlr.EOI_MODE
+
+    def _write_cpu_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        vmcr = cpu.interface.vmcr
+        vmcr.grpen0 = int(value & Ctlr.ENABLE_GROUP_0 != 0)
+        vmcr.grpen1 = int(value & Ctlr.ENABLE_GROUP_1 != 0)
+        vmcr.ackctl = int(value & Ctlr.ACK_CTL != 0)
+        vmcr.fiqen = int(value & Ctlr.FIQ_EN != 0)
+        vmcr.cbpr = int(value & Ctlr.CBPR != 0)
+        vmcr.eoim = int(value & Ctlr.EOI_MODE != 0)
+
+    def _read_priority_mask(self, cpu: GicCpu, first: int, count: int) -> int:
+        return cpu.interface.vmcr.pmr >> PMR_SHIFT
+
+    def _write_priority_mask(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        cpu.interface.vmcr.pmr = value << PMR_SHIFT & 0xF8
+
+    def _read_binary_point(self, cpu: GicCpu, first: int, count: int) -> int:
+        return cpu.interface.vmcr.bpr
+
+    def _write_binary_point(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        cpu.interface.vmcr.bpr = value & 7
+
+    def _read_aliased_binary_point(self, cpu: GicCpu, first: int, count: int) -> int:
+        return cpu.interface.vmcr.abpr
+
+    def _write_aliased_binary_point(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        cpu.interface.vmcr.abpr = value & 7
+
+    def _read_active_priorities(self, cpu: GicCpu, first: int, count: int) -> int:
+        """GICH_APR, one register. KVM: vgic_mmio_read_apr."""
+        return 0 if first else cpu.interface.ap0r[0]
+
+    def _write_active_priorities(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """KVM: vgic_mmio_write_apr."""
+        if not first:
+            cpu.interface.ap0r[0] = value
+
+    def _read_cpu_iidr(self, cpu: GicCpu, first: int, count: int) -> int:
+        return CPU_IIDR
