@@ -6,14 +6,16 @@ that works on the list registers: gicc.py.
 
 from __future__ import annotations
 
+from errno import EINVAL
 from typing import Final
 
-from irqchipd.chips.gic.gicc import Ctlr, GiccFrame
+from irqchipd.chips.gic.gicc import Gicc, GiccFrame
 from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
 from irqchipd.chips.gic.interrupt_registers import InterruptRegisters
 from irqchipd.chips.gic.list_register import LIST_REGISTERS
-from irqchipd.chips.gic.registers import Region, RegisterError, Registers, read_as_zero, write_ignored
-from irqchipd.chips.gic.vgic import GicCpu, GicWires, Vgic
+from irqchipd.chips.gic.refused import AccessRefused
+from irqchipd.chips.gic.registers import Region, Registers, read_as_zero
+from irqchipd.chips.gic.vgic import Deactivation, GicCpu, GicWires, Vgic
 
 DISTRIBUTOR_SIZE: Final = 0x1000
 BYTE_OR_WORD: Final = (1, 4)
@@ -40,17 +42,6 @@ class Gicd:
     SPENDSGIR: Final = 0xF20
 
 
-class Gicc:
-    """Offsets of what user space reaches of a CPU interface."""
-
-    CTLR: Final = 0x00
-    PMR: Final = 0x04
-    BPR: Final = 0x08
-    ABPR: Final = 0x1C
-    APR: Final = 0xD0  # four registers
-    IIDR: Final = 0xFC
-
-
 class Filter:
     """GICD_SGIR bits 25:24: whom an SGI is for."""
 
@@ -65,6 +56,7 @@ REVISION_SHIFT: Final = 12
 REVISION_MASK: Final = 0xF << REVISION_SHIFT
 REVISIONS: Final = (2, 3)  # KVM_VGIC_IMP_REV_2, KVM_VGIC_IMP_REV_3
 CPU_IIDR: Final = 0x4B << 20 | 2 << 16 | 0x43B  # version 2 of the architecture
+BINARY_POINT: Final = 7  # three bits of GICH_VMCR
 PMR_SHIFT: Final = 3  # user space sees the five bits of GICH_VMCR.VMPriMask
 
 
@@ -95,9 +87,7 @@ class GicV2(Vgic):
         user_pending = shared.user_read_pending
         return [
             Region(Gicd.CTLR, 12, self._read_control, self._write_control, user_write=self._user_write_control),
-            Region(
-                Gicd.IGROUPR, 0, shared.read_group, shared.write_group, user_write=self._user_write_group, bits=1
-            ),
+            Region(Gicd.IGROUPR, 0, shared.read_group, shared.write_group, user_write=self._user_write_group, bits=1),
             Region(Gicd.ISENABLER, 0, shared.read_enabled, shared.enable, user_write=shared.user_enable, bits=1),
             Region(Gicd.ICENABLER, 0, shared.read_enabled, shared.disable, bits=1),
             Region(
@@ -132,40 +122,35 @@ class GicV2(Vgic):
 
     def _cpu_regions(self) -> list[Region]:
         """KVM: vgic_v2_cpu_registers."""
-        return [
-            Region(Gicc.CTLR, 4, self._read_cpu_control, self._write_cpu_control),
-            Region(Gicc.PMR, 4, self._read_priority_mask, self._write_priority_mask),
-            Region(Gicc.BPR, 4, self._read_binary_point, self._write_binary_point),
-            Region(Gicc.ABPR, 4, self._read_aliased_binary_point, self._write_aliased_binary_point),
-            Region(Gicc.APR, 16, self._read_active_priorities, self._write_active_priorities),
-            Region(Gicc.IIDR, 4, self._read_cpu_iidr, write_ignored),
-        ]
+        lengths = {Gicc.CTLR: 4, Gicc.PMR: 4, Gicc.BPR: 4, Gicc.ABPR: 4, Gicc.APR0: 16, Gicc.IIDR: 4}
+        return [Region(offset, length, self._read_cpu, self._write_cpu) for offset, length in lengths.items()]
 
-    def _read_control(self, cpu: GicCpu, first: int, count: int) -> int:
+    def _read_control(self, _cpu: GicCpu, offset: int, _size: int) -> int:
         """CTLR, TYPER and IIDR. KVM: vgic_mmio_read_v2_misc."""
-        if first == Gicd.CTLR:
+        if offset == Gicd.CTLR:
             return ENABLE if self.enabled else 0
-        if first == Gicd.TYPER:
+        if offset == Gicd.TYPER:
             return (self.interrupts >> 5) - 1 | len(self.cpus) - 1 << 5
         return IIDR | self.revision << REVISION_SHIFT
 
-    def _write_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _write_control(self, _cpu: GicCpu, offset: int, _size: int, value: int) -> None:
         """CTLR. KVM: vgic_mmio_write_v2_misc. Enabling queues nothing of what is pending already."""
-        if first == Gicd.CTLR:
+        if offset == Gicd.CTLR:
             was_enabled = self.enabled
             self.enabled = value & ENABLE != 0
             if self.enabled and not was_enabled:
                 self.kick_all()
 
-    def _user_write_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _user_write_control(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """CTLR, and the revision in IIDR. KVM: vgic_mmio_uaccess_write_v2_misc."""
-        if first != Gicd.IIDR:
-            self._write_control(cpu, first, count, value)
+        if offset != Gicd.IIDR:
+            self._write_control(cpu, offset, size, value)
             return
         revision = (value & REVISION_MASK) >> REVISION_SHIFT
         if value & ~REVISION_MASK != IIDR or revision not in REVISIONS:
             allowed = " or ".join(f"{IIDR | r << REVISION_SHIFT:#x}" for r in REVISIONS)
-            raise RegisterError(f"GICD_IIDR cannot be {value:#x}; {allowed} is allowed, and says the kernel's revision")
+            message = f"GICD_IIDR cannot be {value:#x}; {allowed} is allowed"
+            raise AccessRefused(EINVAL, message)
         self.revision = revision
         self.groups_writable = True
 
@@ -191,7 +176,7 @@ class GicV2(Vgic):
             interrupt.targets = targets
             interrupt.target = (targets & -targets).bit_length() - 1 if targets else 0
 
-    def _generate(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _generate(self, cpu: GicCpu, _offset: int, _size: int, value: int) -> None:
         """SGIR: send an SGI. KVM: vgic_mmio_write_sgir. NSATT is ignored."""
         which = value >> 24 & 3
         if which == Filter.LISTED:
@@ -209,73 +194,55 @@ class GicV2(Vgic):
                 interrupt.source |= 1 << cpu.id & 0xFF
                 self.queue(interrupt)
 
-    def _read_sources(self, cpu: GicCpu, first: int, count: int) -> int:
+    def _read_sources(self, cpu: GicCpu, offset: int, size: int) -> int:
         """CPENDSGIR and SPENDSGIR. KVM: vgic_mmio_read_sgipend."""
         value = 0
-        for n in range(count):
-            value |= cpu.private[first + n].source << 8 * n
+        for n in range(size):
+            value |= cpu.private[(offset & 0xF) + n].source << 8 * n
         return value
 
-    def _clear_sources(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _clear_sources(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """CPENDSGIR. KVM: vgic_mmio_write_sgipendc."""
-        for n in range(count):
-            interrupt = cpu.private[first + n]
+        for n in range(size):
+            interrupt = cpu.private[(offset & 0xF) + n]
             interrupt.source &= ~(value >> 8 * n)
             if not interrupt.source:
                 interrupt.pending_latch = False
 
-    def _set_sources(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _set_sources(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """SPENDSGIR. KVM: vgic_mmio_write_sgipends."""
-        for n in range(count):
-            interrupt = cpu.private[first + n]
+        for n in range(size):
+            interrupt = cpu.private[(offset & 0xF) + n]
             interrupt.source |= value >> 8 * n & 0xFF
             if interrupt.source:
                 interrupt.pending_latch = True
                 self.queue(interrupt)
 
-    # User space's view of a CPU interface. KVM: vgic_mmio_read_vcpuif, vgic_mmio_write_vcpuif.
-
-    def _read_cpu_control(self, cpu: GicCpu, first: int, count: int) -> int:
+    def _read_cpu(self, cpu: GicCpu, offset: int, _size: int) -> int:
+        """What user space sees of a CPU interface. KVM: vgic_mmio_read_vcpuif, vgic_mmio_read_apr."""
         vmcr = cpu.interface.vmcr
-        value = vmcr.grpen0 * Ctlr.ENABLE_GROUP_0 | vmcr.grpen1 * Ctlr.ENABLE_GROUP_1
-        value |= vmcr.ackctl * Ctlr.ACK_CTL | vmcr.fiqen * Ctlr.FIQ_EN
-        return value | vmcr.cbpr * Ctlr.CBPR | vmcr.eoim * Ctlr.EOI_MODE
+        if offset == Gicc.CTLR:
+            return self.frames[cpu.index].control()
+        if offset == Gicc.PMR:
+            return vmcr.pmr >> PMR_SHIFT
+        if offset == Gicc.BPR:
+            return vmcr.bpr
+        if offset == Gicc.ABPR:
+            return vmcr.abpr
+        if offset == Gicc.APR0:
+            return cpu.interface.ap0r[0]
+        return CPU_IIDR if offset == Gicc.IIDR else 0
 
-    def _write_cpu_control(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+    def _write_cpu(self, cpu: GicCpu, offset: int, _size: int, value: int) -> None:
+        """KVM: vgic_mmio_write_vcpuif, vgic_mmio_write_apr."""
         vmcr = cpu.interface.vmcr
-        vmcr.grpen0 = int(value & Ctlr.ENABLE_GROUP_0 != 0)
-        vmcr.grpen1 = int(value & Ctlr.ENABLE_GROUP_1 != 0)
-        vmcr.ackctl = int(value & Ctlr.ACK_CTL != 0)
-        vmcr.fiqen = int(value & Ctlr.FIQ_EN != 0)
-        vmcr.cbpr = int(value & Ctlr.CBPR != 0)
-        vmcr.eoim = int(value & Ctlr.EOI_MODE != 0)
-
-    def _read_priority_mask(self, cpu: GicCpu, first: int, count: int) -> int:
-        return cpu.interface.vmcr.pmr >> PMR_SHIFT
-
-    def _write_priority_mask(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        cpu.interface.vmcr.pmr = value << PMR_SHIFT & 0xF8
-
-    def _read_binary_point(self, cpu: GicCpu, first: int, count: int) -> int:
-        return cpu.interface.vmcr.bpr
-
-    def _write_binary_point(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        cpu.interface.vmcr.bpr = value & 7
-
-    def _read_aliased_binary_point(self, cpu: GicCpu, first: int, count: int) -> int:
-        return cpu.interface.vmcr.abpr
-
-    def _write_aliased_binary_point(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        cpu.interface.vmcr.abpr = value & 7
-
-    def _read_active_priorities(self, cpu: GicCpu, first: int, count: int) -> int:
-        """GICH_APR, one register. KVM: vgic_mmio_read_apr."""
-        return 0 if first else cpu.interface.ap0r[0]
-
-    def _write_active_priorities(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        """KVM: vgic_mmio_write_apr."""
-        if not first:
+        if offset == Gicc.CTLR:
+            self.frames[cpu.index].set_control(value)
+        elif offset == Gicc.PMR:
+            vmcr.pmr = value << PMR_SHIFT & 0xFF
+        elif offset == Gicc.BPR:
+            vmcr.bpr = value & BINARY_POINT
+        elif offset == Gicc.ABPR:
+            vmcr.abpr = value & BINARY_POINT
+        elif offset == Gicc.APR0:
             cpu.interface.ap0r[0] = value
-
-    def _read_cpu_iidr(self, cpu: GicCpu, first: int, count: int) -> int:
-        return CPU_IIDR

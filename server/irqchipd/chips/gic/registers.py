@@ -11,8 +11,8 @@ from typing import Final, TypeAlias
 
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 
-# A handler is told the first interrupt or byte that the access reaches, and how many: those of a register with bits
-# for each interrupt are interrupts, and those of another one are bytes.
+# A handler of registers with bits for each interrupt is told the first interrupt that the access reaches, and how many
+# it reaches. Another handler is told the offset and the size.
 Read: TypeAlias = Callable[[GicCpu, int, int], int]
 Write: TypeAlias = Callable[[GicCpu, int, int, int], None]
 
@@ -20,16 +20,12 @@ INTERRUPTS: Final = 1024  # a register with bits for each interrupt has them for
 ATTRIBUTE_SIZE: Final = 4  # user space reads and writes 32 bits
 
 
-class RegisterError(ValueError):
-    """User space may not write this value; the message says what is allowed."""
-
-
-def read_as_zero(cpu: GicCpu, first: int, count: int) -> int:
+def read_as_zero(_cpu: GicCpu, _first: int, _count: int) -> int:
     """KVM: vgic_mmio_read_raz."""
     return 0
 
 
-def write_ignored(cpu: GicCpu, first: int, count: int, value: int) -> None:
+def write_ignored(_cpu: GicCpu, _first: int, _count: int, _value: int) -> None:
     """KVM: vgic_mmio_write_wi."""
 
 
@@ -92,7 +88,7 @@ class Registers:
         return region.user_read(cpu, first, count) & 0xFFFF_FFFF
 
     def user_write(self, cpu: GicCpu, offset: int, value: int) -> None:
-        """User space's write of a register; may raise RegisterError. KVM: vgic_uaccess_write."""
+        """User space's write of a register; may raise AccessRefused. KVM: vgic_uaccess_write."""
         region = self._find(offset, ATTRIBUTE_SIZE)
         if region is not None:
             first, count = _reach(region, offset, ATTRIBUTE_SIZE)
@@ -114,7 +110,7 @@ class Registers:
 
 
 def _reach(region: Region, offset: int, size: int) -> tuple[int, int]:
-    """The first interrupt and the number of interrupts that an access reaches; bytes if there are no interrupts."""
+    """What a handler is told of an access."""
     if not region.bits:
-        return offset - region.start, size
+        return offset, size
     return (offset - region.start) * 8 // region.bits, size * 8 // region.bits
