@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from irqchipd.chips.gic.gicv2 import DISTRIBUTOR_SIZE, GicV2
+from irqchipd.chips.gic.gicv2 import DISTRIBUTOR_SIZE, GicV2, SavedGicV2
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.registers import Registers
 
@@ -63,6 +63,16 @@ class Player:
         self.interrupts = 256
         self.has_run: set[int] = set()
         return 0
+
+    def move(self) -> None:
+        """Save the chips, and go on with others that resume from that."""
+        saved = SavedGicV2(**self.gic.save())
+        saved.check([cpu.id for cpu in self.gic.cpus], self.gic.list_registers)
+        moved = GicV2(Wires())
+        for cpu in self.gic.cpus:
+            moved.add_cpu(cpu.id)
+        moved.resume(saved)
+        self.gic = moved
 
     def create_vcpu(self, vcpu: int) -> int:
         self.gic.add_cpu(vcpu)
@@ -167,10 +177,12 @@ def traces(family: str) -> Iterator[dict[str, Any]]:
                 yield trace
 
 
-def mismatches(trace: dict[str, Any]) -> Iterator[str]:
-    """Play a trace; what differs from the kernel's answers."""
+def mismatches(trace: dict[str, Any], moves: Collection[int] = ()) -> Iterator[str]:
+    """Play a trace, and move before the operations with these indices; what differs from the kernel's answers."""
     player = Player()
     for n, operation in enumerate(trace["ops"]):
+        if n in moves:
+            player.move()
         answer = player.play(operation)
         if answer == operation[-1]:
             continue
