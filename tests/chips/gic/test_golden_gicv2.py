@@ -3,6 +3,7 @@
 import pytest
 
 from tests.chips.gic.player import mismatches, traces
+from tests.chips.gic.player_v2 import PlayerV2
 
 FAMILIES = ("v2-dist", "v2-cpuif", "v2-sgi", "v2-level", "v2-overflow", "v2-nested", "v2-state")
 
@@ -11,4 +12,4 @@ FAMILIES = ("v2-dist", "v2-cpuif", "v2-sgi", "v2-level", "v2-overflow", "v2-nest
 def test_the_chips_answer_as_the_kernel(family: str) -> None:
     played = list(traces(family))
     assert len(played) == 36
-    assert [difference for trace in played for difference in mismatches(trace)] == []
+    assert [difference for trace in played for difference in mismatches(trace, PlayerV2())] == []
