@@ -100,6 +100,14 @@ class InterruptRegisters:
             interrupt.pending_latch = True
             self.vgic.queue(interrupt)
 
+    def user_write_pending(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
+        """ISPENDR of a GICv3, whose zeros clear latches. KVM: vgic_v3_uaccess_write_pending."""
+        for n in range(count):
+            interrupt = self.vgic.interrupt(cpu, first + n)
+            interrupt.pending_latch = bool(value >> n & 1)
+            if interrupt.pending_latch:
+                self.vgic.queue(interrupt)
+
     def clear_pending(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
         """ICPENDR; the bits of a GICv2's SGIs are read-only. KVM: vgic_mmio_write_cpending."""
         for interrupt in self._named(cpu, first, count, value):

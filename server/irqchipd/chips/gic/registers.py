@@ -110,7 +110,7 @@ class Registers:
 
 
 def _reach(region: Region, offset: int, size: int) -> tuple[int, int]:
-    """What a handler is told of an access."""
-    if not region.bits:
+    """What a handler is told of an access. One may reach a part of what an interrupt has more than 32 bits of."""
+    if not region.bits or region.bits > 8 * ATTRIBUTE_SIZE:
         return offset, size
     return (offset - region.start) * 8 // region.bits, size * 8 // region.bits
