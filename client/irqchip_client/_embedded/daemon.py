@@ -16,7 +16,8 @@ from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, Unavailable, client_closed, make_error
 from irqchip_client._target import Target
 from irqchipd.edge import errors
-from irqchipd.edge.operations import HALT, RECORDS, Caller, Result, halt_result
+from irqchipd.edge.operations import HALT, RECORDS, Caller, Result
+from irqchipd.edge.records import halt_result
 from irqchipd.embedded import Embedded
 from irqchipd.listen import ListenError
 from irqchipd.vm.errors import VmError

@@ -13,7 +13,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
-from irqchip.records import CLAIMED, FAULT, FIELDS, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
+from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips import lapic
 from irqchipd.edge import convert
@@ -141,17 +141,6 @@ def msr_write(on: Caller, _: int, vcpu: int, msr: int, data: int, host: bool = F
 def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int) -> Result:
     # The halt at the end of a batch is begun by the batch itself: it ends later.
     raise invalid("a halt is the last operation of its batch")
-
-
-def halt_result(outcome: tuple[int, bool] | Signal | None) -> Result:
-    """The result of a halt that an interrupt, a signal or the timeout has ended."""
-    if isinstance(outcome, tuple):
-        vector, from_pic = outcome
-        return INTERRUPT, CONTROLLERS[from_pic], vector
-    if outcome is None:
-        return TIMEOUT, 0, 0
-    signal = convert.signal_to(outcome)
-    return SIGNAL, signal.kind, signal.vector
 
 
 # Operations that have a message alone.

@@ -7,13 +7,26 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Any, Final, NoReturn
 
-from irqchip.records import ERROR, HEADER, OPERATION, RESULT, SINGLE_RESULT
+from irqchip.records import (
+    CLAIMED,
+    ERROR,
+    HEADER,
+    INTERRUPT,
+    OPERATION,
+    RESULT,
+    SIGNAL,
+    SINGLE_RESULT,
+    TIMEOUT,
+    UNANSWERED,
+)
 from irqchipd.edge import errors
 from irqchipd.edge.batch import Batch
-from irqchipd.edge.operations import HALT, RECORDS, Operation, access_result, halt_result
+from irqchipd.edge.convert import signal_to
+from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, Operation, Result
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
+from irqchipd.vm.vcpu_state import Signal
 
 
 def _without_record(number: int) -> Operation:
@@ -76,12 +89,24 @@ class RecordBatch(Batch):
         return self.answer()
 
 
+def halt_result(outcome: tuple[int, bool] | Signal | None) -> Result:
+    """The result of a halt that an interrupt, a signal or the timeout has ended."""
+    if isinstance(outcome, tuple):
+        vector, from_pic = outcome
+        return INTERRUPT, CONTROLLERS[from_pic], vector
+    if outcome is None:
+        return TIMEOUT, 0, 0
+    signal = signal_to(outcome)
+    return SIGNAL, signal.kind, signal.vector
+
+
 def answer_alone(serial: int, number: int, access: Access) -> bytes:
     """The answer to a record alone in its packet, whose access has ended."""
     try:
-        return SINGLE_RESULT.pack(0, serial, number, *access_result(access))
+        value, answered = access.result()
     except VmError as error:
         return error_alone(serial, error)
+    return SINGLE_RESULT.pack(0, serial, number, CLAIMED if answered else CLAIMED | UNANSWERED, 0, value)
 
 
 def error_alone(serial: int, error: Exception) -> bytes:

@@ -38,6 +38,7 @@ _UNINITIALIZED: Final = MpState.UNINITIALIZED
 _INIT_RECEIVED: Final = MpState.INIT_RECEIVED
 _HALTED: Final = MpState.HALTED
 _AP_RESET_HOLD: Final = MpState.AP_RESET_HOLD
+_HALTS: Final = (_HALTED, _AP_RESET_HOLD)
 
 
 class Halt:
@@ -325,7 +326,7 @@ class Cpu(Touchable):
         return Signal(DeliveryMode.NMI)
 
     def _unhalt(self) -> None:
-        if self.is_halted:
+        if self.mp_state in _HALTS:
             self.run()
 
     def run(self) -> None:
@@ -336,7 +337,7 @@ class Cpu(Touchable):
     @property
     def is_halted(self) -> bool:
         """Whether the vCPU waits for anything to take."""
-        return self.mp_state is _HALTED or self.mp_state is _AP_RESET_HOLD
+        return self.mp_state in _HALTS
 
     @property
     def waits_for_startup(self) -> bool:
