@@ -69,9 +69,7 @@ def _options(cache: Path, architecture: str) -> list[str]:
 
 def _run(cache: Path, what: str, *command: str) -> None:
     try:
-        done = subprocess.run(
-            command, cwd=cache, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
-        )
+        done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise MissingError(f"without {what}, which apt-get could not download in time") from None
     if done.returncode:

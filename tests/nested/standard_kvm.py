@@ -89,7 +89,13 @@ class StandardKvm:
             "environment": environment | {"PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb", "COLUMNS": "120"},
         }
         argument = base64.b64encode(json.dumps(what).encode()).decode()
-        command = [find(QEMU), *OPTIONS.split(), *(OWN_CLOCK.split() if own_clock else ()), "-kernel", str(kernel_image(self.kernel))]
+        command = [
+            find(QEMU),
+            *OPTIONS.split(),
+            *(OWN_CLOCK.split() if own_clock else ()),
+            "-kernel",
+            str(kernel_image(self.kernel)),
+        ]
         command += ["-initrd", str(self.initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
         pipe = subprocess.PIPE
         with subprocess.Popen(

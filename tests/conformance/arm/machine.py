@@ -72,12 +72,14 @@ class Recorder:
         memory = os.memfd_create("arm64-kvm")
         os.ftruncate(memory, MACHINE_MIB << 20)
         self._memory = mmap.mmap(memory, SHARED_SIZE, offset=SHARED_AT)
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
         machine = f"virt,gic-version={gic},virtualization=on,memory-backend=ram"
         backend = f"memory-backend-file,id=ram,size={MACHINE_MIB}M,mem-path=/proc/self/fd/{memory},share=on"
         self._qemu = subprocess.Popen(
-            [find(QEMU), "-M", machine, "-m", str(MACHINE_MIB), "-object", backend, *OPTIONS.split()]
-            + ["-kernel", str(kvm.kernel), "-initrd", str(kvm.initrd), "-append", f"{KERNEL_OPTIONS} {options}"],
+            [
+                *(find(QEMU), "-M", machine, "-m", str(MACHINE_MIB), "-object", backend, *OPTIONS.split()),
+                *("-kernel", str(kvm.kernel), "-initrd", str(kvm.initrd), "-append", f"{KERNEL_OPTIONS} {options}"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from irqchip_client.replay.arm64 import SYSREGS
+
 Op = list[Any]
 Answer = Any
 
@@ -106,38 +108,6 @@ class Raw(NamedTuple):
 _LOADS = {1: 0x3940_0022, 2: 0x7940_0022, 4: 0xB940_0022, 8: 0xF940_0022}  # ldrb, ldrh, ldr w2, ldr x2 [x1]
 _STORES = {1: 0x3900_0022, 2: 0x7900_0022, 4: 0xB900_0022, 8: 0xF900_0022}
 _MRS, _MSR = 0xD520_0002, 0xD500_0002
-
-
-def sysreg(op1: int, crn: int, crm: int, op2: int) -> int:
-    """A system register of op0 3, as KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS numbers it."""
-    return 3 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-
-
-# A guest's system registers, the GIC's without ICC_.
-SYSREGS = {
-    "PMR": sysreg(0, 4, 6, 0),
-    "IAR0": sysreg(0, 12, 8, 0),
-    "EOIR0": sysreg(0, 12, 8, 1),
-    "HPPIR0": sysreg(0, 12, 8, 2),
-    "BPR0": sysreg(0, 12, 8, 3),
-    **{f"AP0R{n}": sysreg(0, 12, 8, 4 + n) for n in range(4)},
-    **{f"AP1R{n}": sysreg(0, 12, 9, n) for n in range(4)},
-    "DIR": sysreg(0, 12, 11, 1),
-    "RPR": sysreg(0, 12, 11, 3),
-    "SGI1R": sysreg(0, 12, 11, 5),
-    "ASGI1R": sysreg(0, 12, 11, 6),
-    "SGI0R": sysreg(0, 12, 11, 7),
-    "IAR1": sysreg(0, 12, 12, 0),
-    "EOIR1": sysreg(0, 12, 12, 1),
-    "HPPIR1": sysreg(0, 12, 12, 2),
-    "BPR1": sysreg(0, 12, 12, 3),
-    "CTLR": sysreg(0, 12, 12, 4),
-    "SRE": sysreg(0, 12, 12, 5),
-    "IGRPEN0": sysreg(0, 12, 12, 6),
-    "IGRPEN1": sysreg(0, 12, 12, 7),
-    "ISR": sysreg(0, 12, 1, 0),
-    "MPIDR": sysreg(0, 0, 0, 5),
-}
 
 
 # ---- From operations to the agent's.
