@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from irqchip.builds import mypyc_attr
 from irqchip.records import EVENT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call
@@ -36,40 +37,47 @@ from .transport import Answer, Transport
 
 T = TypeVar("T")
 
-MOST_AT_ONCE = 1024  # Packets that poll() receives: a daemon that goes on sending does not keep it for ever.
+MOST_AT_ONCE: Final = 1024  # Packets that poll() receives: a daemon that goes on sending does not keep it for ever.
 
 
-class Channel(Protocol):
-    """Carries packets, in order, to the daemon and back. One thread at a time receives.
-
-    The port's socket is one. A ring in shared memory, or a daemon in this process, would be others.
-    """
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Channel:
+    """Carries packets, in order, to the daemon and back. One thread at a time receives."""
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         """Sends without waiting. BlockingIOError where there is no room; OSError where the daemon has gone."""
+        raise NotImplementedError
 
     def receive(self, timeout: float | None = None) -> bytes:
         """Waits for the next packet, empty at the end. TimeoutError; OSError where the daemon was killed."""
+        raise NotImplementedError
 
     def receive_soon(self) -> bytes | None:
         """The next packet, if there is a cheap way to look for it, and it comes within microseconds. Else None."""
+        raise NotImplementedError
 
     def receive_now(self) -> bytes:
         """The next packet, empty at the end. BlockingIOError where none has come."""
+        raise NotImplementedError
 
     def wait_for_room(self, timeout: float) -> bool:
         """Waits until a packet can be sent or received, and returns whether one can be received."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Says that no more is sent: the daemon then ends the Session."""
+        raise NotImplementedError
 
     def disconnect(self) -> None:
         """Ends both directions: a thread that receives finds the end."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Gives back what the channel holds. No thread uses it any more."""
+        raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PacketTransport(Transport):
     """Whichever thread waits receives packets, for all: an answer wakes the thread that asked, and no other.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from irqchip.builds import mypyc_attr
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Peer
@@ -43,6 +44,7 @@ class Answer:
         return self._result
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Transport:
     """A Session's core with the I/O around it. Any number of threads may use it.
 
@@ -107,7 +109,7 @@ class Transport:
         result: T = self.result(answer, serial, time_allowed((call,), self.peer.timeout))[0]
         return result
 
-    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> int:
+    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
         """Sends a batch, and returns its serial. Waits only while too many batches are in flight."""
         with self.changed:
             self.wait_for_room()
@@ -120,7 +122,7 @@ class Transport:
         if not self.core.has_room and threading.current_thread() is not self.reader:
             self.wait(lambda: self.core.has_room, self.peer.timeout, "an answer to any of the batches in flight")
 
-    def future(self, calls: Sequence[Call[Any]], return_errors: bool) -> Future[list[Any]]:
+    def future(self, calls: Sequence[Call[Any]], return_errors: object) -> Future[list[Any]]:
         """Sends a batch, and returns the future of its results."""
         self.expect_answers()
         future: Future[list[Any]] = Future()
