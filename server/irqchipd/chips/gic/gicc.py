@@ -86,7 +86,7 @@ class GiccFrame(CpuInterface):
     def _read(self, offset: int) -> int:
         vmcr = self.state.vmcr
         if offset == Gicc.CTLR:
-            value = self._control()
+            value = self.control()
         elif offset == Gicc.PMR:
             value = vmcr.pmr
         elif offset == Gicc.BPR:
@@ -110,7 +110,7 @@ class GiccFrame(CpuInterface):
     def _write(self, offset: int, value: int) -> None:
         vmcr = self.state.vmcr
         if offset == Gicc.CTLR:
-            self._set_control(value)
+            self.set_control(value)
         elif offset == Gicc.PMR:
             vmcr.pmr = value & PRIORITY_MASK
         elif offset == Gicc.BPR:
@@ -124,13 +124,15 @@ class GiccFrame(CpuInterface):
         elif offset == Gicc.DIR:
             self._deactivate(value & 0x3FF)
 
-    def _control(self) -> int:
+    def control(self) -> int:
+        """GICC_CTLR's value."""
         vmcr = self.state.vmcr
         value = vmcr.grpen0 * Ctlr.ENABLE_GROUP_0 | vmcr.grpen1 * Ctlr.ENABLE_GROUP_1
         value |= vmcr.ackctl * Ctlr.ACK_CTL | vmcr.fiqen * Ctlr.FIQ_EN
         return value | vmcr.cbpr * Ctlr.CBPR | vmcr.eoim * Ctlr.EOI_MODE
 
-    def _set_control(self, value: int) -> None:
+    def set_control(self, value: int) -> None:
+        """GICC_CTLR."""
         vmcr = self.state.vmcr
         vmcr.grpen0 = int(value & Ctlr.ENABLE_GROUP_0 != 0)
         vmcr.grpen1 = int(value & Ctlr.ENABLE_GROUP_1 != 0)

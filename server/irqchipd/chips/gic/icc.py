@@ -1,6 +1,6 @@
 """The CPU interface of a GICv3 as a guest's ICC_ system registers reach it: ICV_ registers. Arm IHI 0069, 12.3.
 
-ICC_SRE_EL1 and the registers that generate SGIs trap to the hypervisor, and are not here.
+The registers that generate SGIs are not here: writing them traps to the hypervisor, and reading them is undefined.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Ctlr:
 
 
 ID_BITS: Final = 1  # ICC_CTLR_EL1.IDbits: INTIDs have 24 bits
+SYSTEM_REGISTERS_ONLY: Final = 7  # ICC_SRE_EL1: system registers are enabled, and bypass is disabled, for good
 
 
 class IccRegisters(CpuInterface):
@@ -111,6 +112,8 @@ class IccRegisters(CpuInterface):
             value = vmcr.grpen0
         elif register == Icc.IGRPEN1:
             value = vmcr.grpen1
+        elif register == Icc.SRE:
+            value = SYSTEM_REGISTERS_ONLY
         elif self._is_active_priorities(register):
             value = self._active_priorities(register)[register & 3]
         return value
@@ -140,7 +143,7 @@ class IccRegisters(CpuInterface):
         elif self._is_active_priorities(register):
             self._active_priorities(register)[register & 3] = value & MASK32
         else:
-            defined = False
+            defined = register == Icc.SRE
         return defined
 
     def _control(self) -> int:

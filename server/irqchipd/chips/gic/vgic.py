@@ -168,7 +168,21 @@ class Vgic:
                 break
 
     def exit(self, cpu: GicCpu) -> None:
-        """Take a CPU's list registers back, after its guest ran. KVM: kvm_vgic_sync_hwstate."""
+        """Take a CPU's list registers back, after its guest ran."""
+        if self._maintenance(cpu):
+            # The maintenance interrupt has made the guest leave, and it has entered again.
+            self._sync(cpu)
+            self.enter(cpu)
+        self._sync(cpu)
+
+    def deactivate_physical(self, cpu: GicCpu, physical: int) -> None:
+        """The guest ended an interrupt that is mapped to one of the host: that one ends, too."""
+        for interrupt in cpu.private:
+            if interrupt.hardware and interrupt.physical == physical:
+                self.set_physical_active(cpu, interrupt, False)
+
+    def _sync(self, cpu: GicCpu) -> None:
+        """KVM: kvm_vgic_sync_hwstate."""
         list_registers = cpu.interface.list_registers
         if list_registers:
             for list_register in list_registers:
@@ -178,8 +192,8 @@ class Vgic:
         if cpu.ap_list:
             self._prune(cpu)
 
-    def maintenance(self, cpu: GicCpu) -> bool:
-        """Whether the CPU interface raises its maintenance interrupt (GICH_MISR), upon which the guest exits."""
+    def _maintenance(self, cpu: GicCpu) -> bool:
+        """Whether the CPU interface raises its maintenance interrupt. IHI 0048B, 5.3.4: GICH_MISR."""
         list_registers = cpu.interface.list_registers
         if cpu.underflow and sum(r.pending or r.active for r in list_registers) <= 1:
             return True
@@ -283,3 +297,15 @@ def _rank(interrupt: Interrupt) -> int:
     if interrupt.active:
         return -1
     return interrupt.priority if interrupt.enabled and interrupt.pending else LOWEST_PRIORITY + 1
+
+
+class Deactivation:
+    """What a CPU's interface tells when the guest ends an interrupt that is mapped to one of the host."""
+
+    def __init__(self, vgic: Vgic, cpu: GicCpu) -> None:
+        self._vgic: Final = vgic
+        self._cpu: Final = cpu
+
+    def deactivate(self, physical: int) -> None:
+        """The guest deactivated it."""
+        self._vgic.deactivate_physical(self._cpu, physical)
