@@ -21,7 +21,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -52,7 +52,10 @@ CLOSE_GRACE: Final = 1.0
 
 _SINGLE_RESULT: Final = SINGLE_RESULT.size
 _pack_header: Final = HEADER.pack
-_unpack_result: Final = SINGLE_RESULT.unpack
+_unpack_single: Final = SINGLE_RESULT.unpack
+_unpack_result: Final = RESULT.unpack_from
+_HEADER: Final = HEADER.size
+_RESULT: Final = RESULT.size
 
 
 class Promise(Protocol):
@@ -86,11 +89,13 @@ class Batch:
     def read_records(self, answer: bytes) -> None:
         """As read(), for an answer in the port's short form."""
         calls = self.calls
-        text = HEADER.size + RESULT.size * len(calls)
+        at = _HEADER
+        text = _HEADER + _RESULT * len(calls)
         results: list[Any] = []
         try:
-            for position, call in enumerate(calls):
-                number, flags, status, value = RESULT.unpack_from(answer, HEADER.size + RESULT.size * position)
+            for call in calls:
+                number, flags, status, value = _unpack_result(answer, at)
+                at += _RESULT
                 if number == ERROR:
                     message = answer[text : text + value].decode()
                     text += value
@@ -100,7 +105,7 @@ class Batch:
                         results.append(call.parse_record(flags, status, value))
                     except TimedOut as error:  # A Halt's: to the daemon that is a result.
                         results.append(error)
-        except (StructError, UnicodeDecodeError) as error:
+        except (StructError, ValueError, LookupError) as error:
             raise protocol_error(repr(error)) from None
         self._set_outcome(results)
 
@@ -254,13 +259,21 @@ class SessionCore:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"
             )
-        if any(call.is_halt for call in calls[:-1]):
-            raise InvalidArgument(errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself")
+        records: list[bytes] = []
+        ends_in_halt = False
+        for call in calls:
+            if ends_in_halt:
+                raise InvalidArgument(
+                    errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself"
+                )
+            ends_in_halt = call.is_halt
+            record = call.record
+            if record is not None:
+                records.append(record)
         serial = self._next_serial
-        records = [call.record for call in calls] if self.uses_records else [None]
         request: pb.SessionRequest | bytes
-        if calls and None not in records:
-            request = HEADER.pack(0, serial) + b"".join(cast(list[bytes], records))
+        if self.uses_records and len(records) == len(calls) > 0:
+            request = _pack_header(0, serial) + b"".join(records)
             size = len(request)
         else:
             operations = [call.as_operation() for call in calls]
@@ -272,7 +285,7 @@ class SessionCore:
             )
         batch = Batch(serial, calls, promise, bool(return_errors))
         self._next_serial += 1
-        if calls and calls[-1].is_halt:
+        if ends_in_halt:
             self._halting[serial] = batch
             self._halts[calls[-1].vcpu] = serial
         else:
@@ -297,7 +310,7 @@ class SessionCore:
         """The fields of the single's result; None where the packet is anything else, or an error: keep_single()."""
         if len(packet) != _SINGLE_RESULT or packet[0]:
             return None
-        _, serial, number, flags, status, value = _unpack_result(packet)
+        _, serial, number, flags, status, value = _unpack_single(packet)
         if number == ERROR or serial != self._single:
             return None
         self._single = 0

@@ -238,7 +238,8 @@ class EmbeddedTransport(PacketTransport):
         self._halts.end(self.core.closed_error())
 
     def forked(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self._channel = _Channel(self._lifetime)
         self._local = self._channel.local
         self._halts = Halts()
@@ -276,7 +277,7 @@ class _Channel(Channel):
             raise BlockingIOError
         return packet
 
-    def wait_for_room(self, timeout: float) -> bool:  # noqa: ARG002 - there is always room to send
+    def wait_for_room(self, timeout: float | None) -> bool:  # noqa: ARG002 - there is always room to send
         return False
 
     def finish(self) -> None:

@@ -102,10 +102,10 @@ class PortChannel(Channel):
     def receive_now(self) -> bytes:
         return self._receive(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
 
-    def wait_for_room(self, timeout: float) -> bool:
+    def wait_for_room(self, timeout: float | None) -> bool:
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLOUT)
-        ready = poll.poll(math.ceil(timeout * 1000))
+        ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         return bool(ready) and bool(ready[0][1] & select.POLLIN)
 
     def finish(self) -> None:

@@ -162,7 +162,7 @@ class RingChannel(PortChannel):
                 is_over = True
         return is_over
 
-    def wait_for_room(self, timeout: float) -> bool:
+    def wait_for_room(self, timeout: float | None) -> bool:
         end = self._end
         if end is None:
             return super().wait_for_room(timeout)
@@ -175,7 +175,7 @@ class RingChannel(PortChannel):
             # Where the ring has room, the socket has none.
             poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
-            ready = poll.poll(math.ceil(timeout * 1000))
+            ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))
             return self._hear(event for event in ready if event[1] != select.POLLOUT) or end.has_input()
         finally:
             end.wait(0)

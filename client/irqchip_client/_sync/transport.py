@@ -48,7 +48,8 @@ class Answer:
 class Transport:
     """A Session's core with the I/O around it. Any number of threads may use it.
 
-    changed  guards the core, and is notified when the core has changed
+    lock     guards the core
+    changed  the lock's condition, notified when the core has changed
     reader   the thread that does nothing but read, if there is one: it must not wait for an answer
     """
 
@@ -58,7 +59,8 @@ class Transport:
     def __init__(self, core: SessionCore, peer: Peer) -> None:
         self.core = core
         self.peer = peer
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
 
     # Each transport has its own version of these methods.
 
@@ -111,8 +113,9 @@ class Transport:
 
     def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
         """Sends a batch, and returns its serial. Waits only while too many batches are in flight."""
-        with self.changed:
-            self.wait_for_room()
+        with self.lock:
+            if not self.core.has_room:
+                self.wait_for_room()
             request, serial = self.core.submit(calls, promise, return_errors)
             self.send(request)
         return serial
@@ -137,7 +140,7 @@ class Transport:
     def result(self, answer: Answer, serial: int, timeout: float | None) -> list[Any]:
         """Waits for the results of a batch. A halt whose caller stops waiting is given up."""
         try:
-            with self.changed:
+            with self.lock:
                 self.wait(answer.done, timeout, "a batch")
         except BaseException:  # also Ctrl-C
             if not answer.done():
