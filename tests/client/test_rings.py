@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from irqchip.ring import SLOTS, WAITS_FOR_ROOM, End
 from irqchip_client import (
     Client,
+    Doorbell,
     Interrupt,
     InterruptPending,
     InterruptSource,
@@ -55,13 +57,23 @@ def session(vm: Vm) -> Iterator[Session]:
         yield session
 
 
-def has_rings(session: Session) -> bool:
+def end_of(session: Session) -> End | None:
+    """The client's end of the rings."""
     transport = session._transport
-    return (
-        isinstance(transport, PacketTransport)
-        and isinstance(transport._channel, RingChannel)
-        and transport._channel._end is not None
-    )
+    if isinstance(transport, PacketTransport) and isinstance(transport._channel, RingChannel):
+        return transport._channel._end
+    return None
+
+
+def has_rings(session: Session) -> bool:
+    return end_of(session) is not None
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("IRQCHIP_RINGS", "off"), ("IRQCHIP_PORT", "0")])
@@ -164,6 +176,40 @@ def test_more_than_the_ring_holds_goes_out_without_answers_being_read(vm: Vm) ->
         for value in range(500):
             session.post([ops.pio_write(0, 0x21, value % 256)])
         assert session.vcpu(0).pio_read(0x21).data == 499 % 256
+
+
+def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_waits_for_room(vm: Vm) -> None:
+    with vm.session(max_in_flight=1000) as session:
+        end = end_of(session)
+        assert end is not None
+        posted = 0
+        while end.has_room():
+            session.post([ops.pio_write(0, 0x21, posted % 256)])
+            posted += 1
+            if not end.has_room():  # The daemon reads on, or the other ring is full too, and it waits.
+                wait_until(lambda: end.has_room() or end.other_waits() == WAITS_FOR_ROOM)
+        begun = time.monotonic()
+        session.post([ops.pio_write(0, 0x21, 0x5A)])
+        assert session.vcpu(0).pio_read(0x21).data == 0x5A
+        assert time.monotonic() - begun < 5
+
+
+def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_only_looks(vm: Vm) -> None:
+    with vm.session() as session, vm.session("other") as other:
+        end = end_of(session)
+        assert end is not None
+        session.register_region(Space.PIO, 0x300, 1, doorbell=True)
+        for value in range(SLOTS + 10):
+            other.vcpu(0).pio_write(0x300, value)
+        wait_until(lambda: end.other_waits() == WAITS_FOR_ROOM)
+        found: list[object] = []
+
+        def look() -> bool:
+            found.extend(session.take_events())
+            return len(found) == SLOTS + 10
+
+        wait_until(look)
+        assert [event.data for event in found if isinstance(event, Doorbell)] == list(range(SLOTS + 10))
 
 
 def test_a_wait_has_its_time(session: Session) -> None:

@@ -103,8 +103,7 @@ class RingChannel(PortChannel):
                 packet = end.take()
                 if packet is not None:
                     return packet or self._from_socket()
-                if end.other_waits() == WAITS_FOR_ROOM:
-                    os.eventfd_write(self._bell, 1)
+                self._offer_room(end)
                 left = None if deadline is None else max(deadline - time.monotonic(), 0)
                 ready = self._poll.poll(None if left is None else math.ceil(left * 1000))
                 if not ready:
@@ -139,7 +138,14 @@ class RingChannel(PortChannel):
             return packet or self._from_socket()
         if self._hear(self._poll.poll(0)) and not end.has_input():
             return self._receive(MESSAGE_BYTES + 1)
+        end.fence()
+        self._offer_room(end)
         raise BlockingIOError
+
+    def _offer_room(self, end: End) -> None:
+        """Wakes the daemon, if it waits for room: all that came was taken."""
+        if end.other_waits() == WAITS_FOR_ROOM:
+            os.eventfd_write(self._bell, 1)
 
     def _from_socket(self) -> bytes:
         """The packet whose place in the ring has come."""
@@ -161,14 +167,15 @@ class RingChannel(PortChannel):
             return super().wait_for_room(timeout)
         end.wait(WAITS_FOR_ROOM)
         try:
+            if end.has_input():
+                return True
+            self._offer_room(end)
             poll = select.poll()
             # Where the ring has room, the socket has none.
             poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
-            is_over = not end.has_input() and self._hear(
-                event for event in poll.poll(math.ceil(timeout * 1000)) if event[1] != select.POLLOUT
-            )
-            return is_over or end.has_input()
+            ready = poll.poll(math.ceil(timeout * 1000))
+            return self._hear(event for event in ready if event[1] != select.POLLOUT) or end.has_input()
         finally:
             end.wait(0)
 

@@ -1,0 +1,50 @@
+"""What the virtual CPU interfaces of a GICv2 and a GICv3 share: they work on list registers, as hardware does.
+
+Where the architecture leaves a choice, QEMU's is taken (hw/intc/arm_gic.c, arm_gicv3_cpuif.c): the answers that this
+project compares itself with come from KVM on QEMU's CPU interfaces.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from irqchipd.chips.gic.list_register import CpuInterfaceState, ListRegister
+
+SPURIOUS: Final = 1023  # what an acknowledgement answers if there is nothing to acknowledge
+SPECIAL: Final = 1020  # INTIDs from here to 1023 are no interrupts
+
+
+class CpuInterfaceWires(Protocol):
+    """What a virtual CPU interface asks of its surroundings."""
+
+    def deactivate(self, physical: int) -> None:
+        """The guest deactivated an interrupt whose list register has HW: its physical interrupt ends with it."""
+
+
+class CpuInterface:
+    """A virtual CPU interface: list registers in, IRQ and FIQ out."""
+
+    def __init__(self, state: CpuInterfaceState, wires: CpuInterfaceWires) -> None:
+        self.state = state
+        self.wires = wires
+
+    def load(self) -> None:
+        """The kernel loads the state into hardware before a vCPU runs: fields get values that hardware can hold."""
+        raise NotImplementedError
+
+    def outputs(self) -> tuple[bool, bool]:
+        """Whether IRQ and FIQ are asserted at the CPU."""
+        raise NotImplementedError
+
+    def find_active(self, intid: int) -> ListRegister | None:
+        """The list register of an active interrupt. GICv3: FindActiveVirtualInterrupt()."""
+        for register in self.state.list_registers:
+            if register.active and register.intid == intid:
+                return register
+        return None
+
+    def deactivate(self, register: ListRegister) -> None:
+        """End an active interrupt, and the physical one that belongs to it."""
+        if register.hardware and register.physical < SPECIAL:
+            self.wires.deactivate(register.physical)
+        register.active = False
