@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -73,6 +73,10 @@ class Player(ABC, Generic[Gic]):
     def load(self, vcpu: int) -> None:
         """Load the state of a CPU interface into hardware."""
 
+    def move(self) -> None:
+        """Save the chips, and go on with others that resume from that."""
+        raise NotImplementedError
+
     def vcpu_init(self, _vcpu: int, _features: int, _target: int) -> int:
         return 0
 
@@ -110,9 +114,11 @@ def traces(family: str) -> Iterator[dict[str, Any]]:
                 yield trace
 
 
-def mismatches(trace: dict[str, Any], player: Player[Gic]) -> Iterator[str]:
-    """Play a trace; what differs from the kernel's answers."""
+def mismatches(trace: dict[str, Any], player: Player[Gic], moves: Collection[int] = ()) -> Iterator[str]:
+    """Play a trace, and move before the operations with these indices; what differs from the kernel's answers."""
     for n, operation in enumerate(trace["ops"]):
+        if n in moves:
+            player.move()
         answer = player.play(operation)
         if answer == operation[-1]:
             continue

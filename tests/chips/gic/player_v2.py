@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irqchipd.chips.gic.gicv2 import DISTRIBUTOR_SIZE, GicV2
+from irqchipd.chips.gic.gicv2 import DISTRIBUTOR_SIZE, GicV2, SavedGicV2
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.registers import Registers
 from tests.chips.gic.player import GICC, GICD, Player, Wires
@@ -17,6 +17,16 @@ class PlayerV2(Player[GicV2]):
         self.interrupts = 256
         self.has_run = set()
         return 0
+
+    def move(self) -> None:
+        saved = SavedGicV2(**self.gic.save())
+        saved.check([cpu.id for cpu in self.gic.cpus], self.gic.list_registers)
+        moved = GicV2(Wires())
+        for cpu in self.gic.cpus:
+            moved.add_cpu(cpu.id)
+        moved.resume(saved)
+        assert moved.save() == self.gic.save()
+        self.gic = moved
 
     def create_vcpu(self, vcpu: int) -> int:
         self.gic.add_cpu(vcpu)

@@ -6,8 +6,10 @@ that works on the list registers: gicc.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from errno import EINVAL
-from typing import Final
+from typing import Any, Final
 
 from irqchipd.chips.gic.gicc import Gicc, GiccFrame
 from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
@@ -15,7 +17,9 @@ from irqchipd.chips.gic.interrupt_registers import InterruptRegisters
 from irqchipd.chips.gic.list_register import LIST_REGISTERS
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.registers import Region, Registers, read_as_zero
-from irqchipd.chips.gic.vgic import Deactivation, GicCpu, GicWires, Vgic
+from irqchipd.chips.gic.saving import SavedGic, resume_gic, save_gic
+from irqchipd.chips.gic.vgic import PRIORITY_MASK, Deactivation, GicCpu, GicWires, Vgic
+from irqchipd.chips.saved import check
 
 DISTRIBUTOR_SIZE: Final = 0x1000
 BYTE_OR_WORD: Final = (1, 4)
@@ -60,6 +64,29 @@ BINARY_POINT: Final = 7  # three bits of GICH_VMCR
 PMR_SHIFT: Final = 3  # user space sees the five bits of GICH_VMCR.VMPriMask
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedGicV2(SavedGic):
+    """A GICv2 as a snapshot holds it."""
+
+    revision: int
+    groups_writable: bool
+
+    def check(self, cpu_ids: Sequence[int], list_registers: int) -> None:
+        """Refuse what no GICv2 with these CPUs, named by id in the order of creation, can be."""
+        self.check_heart(2, len(cpu_ids), list_registers)
+        check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
+        for interrupt in self.spis:
+            check(not interrupt.targets >> len(cpu_ids), "an SPI is for a CPU that does not exist")
+            target = _lowest(interrupt.targets) if cpu_ids else None
+            check(interrupt.target == target, "an SPI has another target than it says")
+        for cpu_id, cpu in zip(cpu_ids, self.cpus, strict=True):
+            check(all(i.targets == 1 << cpu_id for i in cpu.private), "a private interrupt has another CPU as a target")
+            check(not cpu.pmr & ~PRIORITY_MASK, f"pmr is {cpu.pmr}; a multiple of 8 is allowed")
+            check(not any((*cpu.ap0r[1:], *cpu.ap1r)), "a GICv2's CPU has more than one active priorities register")
+        for interrupt in (*self.spis, *(i for cpu in self.cpus for i in cpu.private)):
+            check(not interrupt.affinity, "a GICv2's interrupt has an affinity")
+
+
 class GicV2(Vgic):
     """A GICv2: distributor, CPU interfaces, and its state for user space."""
 
@@ -79,6 +106,15 @@ class GicV2(Vgic):
         cpu = super().add_cpu(cpu_id, affinity)
         self.frames.append(GiccFrame(cpu.interface, Deactivation(self, cpu)))
         return cpu
+
+    def save(self) -> dict[str, Any]:
+        """For a snapshot: the fields of SavedGicV2."""
+        return {**save_gic(self), "revision": self.revision, "groups_writable": self.groups_writable}
+
+    def resume(self, saved: SavedGicV2) -> None:
+        """Go on from a snapshot, which has been checked; the GIC has its CPUs already. Nothing is delivered."""
+        self.revision, self.groups_writable = saved.revision, saved.groups_writable
+        resume_gic(self, saved)
 
     def _distributor_regions(self) -> list[Region]:
         """KVM: vgic_v2_dist_registers."""
@@ -172,9 +208,8 @@ class GicV2(Vgic):
             return
         for n in range(count):
             interrupt = self.interrupt(cpu, first + n)
-            targets = value >> 8 * n & (1 << len(self.cpus)) - 1 & 0xFF
-            interrupt.targets = targets
-            interrupt.target = (targets & -targets).bit_length() - 1 if targets else 0
+            interrupt.targets = value >> 8 * n & (1 << len(self.cpus)) - 1 & 0xFF
+            interrupt.target = _lowest(interrupt.targets)
 
     def _generate(self, cpu: GicCpu, _offset: int, _size: int, value: int) -> None:
         """SGIR: send an SGI. KVM: vgic_mmio_write_sgir. NSATT is ignored."""
@@ -246,3 +281,8 @@ class GicV2(Vgic):
             vmcr.abpr = value & BINARY_POINT
         elif offset == Gicc.APR0:
             cpu.interface.ap0r[0] = value
+
+
+def _lowest(targets: int) -> int:
+    """The CPU that gets an SPI: the lowest target, or CPU 0. KVM: vgic_mmio_write_target."""
+    return (targets & -targets).bit_length() - 1 if targets else 0
