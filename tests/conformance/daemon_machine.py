@@ -6,7 +6,7 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 from irqchip_client.replay.in_process import executors
-from irqchip_client.replay.traces import msr_answer, pit_answer
+from irqchip_client.replay.x86 import msr_answer, pit_answer
 from irqchipd.chips.i8254_state import CHANNELS_SIZE
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import FAULT, Features, Msr

@@ -14,7 +14,8 @@ from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.machine import X86Vm
 
-from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
+from .traces import Done, Mismatch, Trace, as_expected
+from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
 
 
 def replay_all(traces: Sequence[Trace], done: Done) -> None:

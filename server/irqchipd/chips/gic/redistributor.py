@@ -140,7 +140,7 @@ class Redistributors:
     def _write_propbaser(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """KVM: vgic_mmio_write_propbase."""
         if not self.each[cpu.index].lpis_enabled:
-            self.propbaser = _allowed(_merged(self.propbaser, offset, size, value)) & PROPBASER_BITS
+            self.propbaser = allowed_table(_merged(self.propbaser, offset, size, value), PROPBASER_BITS)
 
     def _read_pendbaser(self, cpu: GicCpu, offset: int, _size: int) -> int:
         """KVM: vgic_mmio_read_pendbase."""
@@ -151,7 +151,7 @@ class Redistributors:
         redistributor = self.each[cpu.index]
         if not redistributor.lpis_enabled:
             value = _merged(redistributor.pendbaser, offset, size, value)
-            redistributor.pendbaser = _allowed(value) & PENDBASER_BITS
+            redistributor.pendbaser = allowed_table(value, PENDBASER_BITS)
 
 
 def read_id(_cpu: GicCpu, offset: int, _size: int) -> int:
@@ -171,12 +171,15 @@ def _merged(register: int, offset: int, size: int, value: int) -> int:
     return register & ~mask | value << shift & mask
 
 
-def _allowed(value: int) -> int:
-    """A table's address with memory attributes that are allowed. KVM: vgic_sanitise_propbaser, _pendbaser."""
+def allowed_table(value: int, bits: int) -> int:
+    """A table's register, of which some bits are there, with memory attributes that are allowed.
+
+    KVM: vgic_sanitise_propbaser, vgic_sanitise_pendbaser.
+    """
     if value >> SHAREABILITY_SHIFT & 3 == OUTER_SHAREABLE:
         value = value & ~(3 << SHAREABILITY_SHIFT) | INNER_SHAREABLE << SHAREABILITY_SHIFT
     if value >> INNER_CACHEABILITY_SHIFT & 7 <= NON_CACHEABLE:
         value = value & ~(7 << INNER_CACHEABILITY_SHIFT) | READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT
     if value >> OUTER_CACHEABILITY_SHIFT & 7 > NON_CACHEABLE:
         value &= ~(7 << OUTER_CACHEABILITY_SHIFT)
-    return value
+    return value & bits
