@@ -81,7 +81,8 @@ def a_board(timer: bool, has_its: bool = False) -> UserBoard:
     board = UserBoard(CPUS, INTERRUPTS)
     for intid in INTIDS:
         board.configure(intid, 8 * (intid % 5))
-    board.gic.redistributors.has_its = has_its
+    if has_its:
+        board.gic.redistributors.add_its()
     if timer:
         timer_interrupt = board.gic.cpus[0].private[27]
         board.gic.map_physical(timer_interrupt, 27)
