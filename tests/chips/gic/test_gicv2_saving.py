@@ -62,7 +62,7 @@ def saved_of(board: Board) -> SavedGicV2:
 
 
 def check(saved: SavedGicV2) -> None:
-    saved.check(range(CPUS), Board().gic.list_registers)
+    saved.check(CPUS, Board().gic.list_registers)
 
 
 def resumed(saved: SavedGicV2) -> Board:

@@ -69,7 +69,7 @@ class Vgic:
         cpu = GicCpu(len(self.cpus), cpu_id, affinity)
         for interrupt in cpu.private:
             if self.version == 2:
-                interrupt.targets = 1 << cpu_id & 0xFF
+                interrupt.targets = 1 << cpu.index & 0xFF
             else:
                 interrupt.group = 1
                 interrupt.affinity = affinity
