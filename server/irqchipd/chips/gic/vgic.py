@@ -41,8 +41,8 @@ class GicCpu:
     def __init__(self, index: int, cpu_id: int, affinity: int) -> None:
         self.index: Final = index
         self.id: Final = cpu_id
-        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0.
-        self.affinity: Final = affinity
+        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0. KVM_ARM_VCPU_INIT sets it; it is 0 before.
+        self.affinity = affinity
         self.private: Final = [Interrupt(intid) for intid in range(PRIVATE)]
         self.ap_list: list[Interrupt] = []
         self.interface: Final = CpuInterfaceState()
@@ -72,7 +72,6 @@ class Vgic:
                 interrupt.targets = 1 << cpu.index & 0xFF
             else:
                 interrupt.group = 1
-                interrupt.affinity = affinity
         self.cpus.append(cpu)
         return cpu
 
