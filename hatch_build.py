@@ -31,6 +31,7 @@ COMPILED = (
     "proto/irqchip/port.py",
     "proto/irqchip/ring.py",
     "server/irqchipd/chips/[a-z]*.py",
+    "server/irqchipd/chips/gic/[a-z]*.py",
     "server/irqchipd/chips/s390/[a-z]*.py",
     "server/irqchipd/vm/[a-z]*.py",
     "server/irqchipd/fair.py",

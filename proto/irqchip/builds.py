@@ -24,7 +24,7 @@ def choose(folders: Iterable[str]) -> None:
     """To be called by a package with its __path__: import its modules from their sources if IRQCHIPD_PURE=1."""
     if PURE:
         for folder in folders:
-            for path in (folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir())):
+            for path, _, _ in os.walk(folder):
                 sys.path_importer_cache[path] = FileFinder(path, (SourceFileLoader, SOURCE_SUFFIXES))
 
 

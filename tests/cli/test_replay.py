@@ -13,7 +13,7 @@ from click.testing import Result
 
 from irqchip_client import Client
 from irqchip_client._daemon import start_daemon
-from irqchip_client.replay.traces import PIT_FIELDS
+from irqchip_client.replay.x86 import PIT_FIELDS
 from tests.cli.conftest import Run, Start
 
 WAYS = pytest.mark.parametrize("way", [["--in-process"], ["--jobs", "2"]], ids=["in-process", "daemon"])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from irqchip_client.replay import daemon, in_process
-from irqchip_client.replay.traces import OPERATIONS, Mismatch, TraceError, as_expected, load_traces, parse_trace
+from irqchip_client.replay.traces import Mismatch, TraceError, as_expected, load_traces, parse_trace
+from irqchip_client.replay.x86 import OPERATIONS
 
 
 def trace(*ops: Any, **fields: Any) -> str:
@@ -20,6 +21,54 @@ def test_a_trace() -> None:
     assert (parsed.family, parsed.seed, parsed.vcpus) == ("x", 7, 3)
     assert parsed.operations == (("irq_line", [4, 1], 2), ("take_extint", [0], None))
     assert str(parsed.operations[0]) == '["irq_line",4,1]'
+
+
+def arm64_trace(*ops: Any, **fields: Any) -> str:
+    return trace(*ops, **({"family": "v3-dist", "gic": 3, "vcpus": 0} | fields))
+
+
+def test_an_arm64_trace() -> None:
+    parsed = parse_trace(arm64_trace(["mrs", 1, "IAR1", 1023], ["state", 0, [[1, 0x80, 4, [7, "-EINVAL"]]]]))
+    assert (parsed.architecture, parsed.gic, parsed.vcpus) == ("arm64", 3, 0)
+    assert parsed.operations == (
+        ("mrs", [1, "IAR1"], 1023),
+        ("state", [0, [[1, 0x80, 4, 2]]], [[1, 0x80, 4, [7, "-EINVAL"]]]),
+    )
+    assert parse_trace(trace()).architecture == "x86"
+
+
+def test_a_mismatch_of_a_state_names_the_attributes() -> None:
+    parsed = parse_trace(arm64_trace(["state", 0, [[1, 0x80, 4, [7, 0x10]], [2, 0, 4, [1]]]]))
+    mismatch = Mismatch(parsed, 0, [[1, 0x80, 4, [7, 0x11]], [2, 0, 4, ["-EBUSY"]]])
+    assert str(mismatch).endswith(
+        "\n  differ in group 1 attribute 0x84 (0x11, expected 0x10), group 2 attribute 0x0 (-EBUSY, expected 0x1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (arm64_trace(gic=4), "gic must be 2 or 3"),
+        (arm64_trace(gic=True), "gic must be 2 or 3"),
+        (arm64_trace(vcpus=-1), "vcpus must be a number, 0 to 255"),
+        (arm64_trace(["pio_read", 0, 1, 1, 1]), "operation 0: 'pio_read' is unknown; there are new_vm"),
+        (arm64_trace(["mrs", 0, "IAR2", 1]), "operation 0: mrs's register must be one of PMR"),
+        (arm64_trace(["read", 0, 0, 3, 1]), "operation 0: read's size must be 1, 2, 4 or 8"),
+        (arm64_trace(["read", 0, 0, 4]), "operation 0: read takes vcpu, address, size and the answer, not 3 values"),
+        (
+            arm64_trace(["state", 0, [[1, 2, 3]]]),
+            "state takes device, blocks and the answer, not 2 values",
+        ),
+        (arm64_trace(["check_extension", "us", 1, 1]), "operation 0: check_extension's whose must be"),
+        (arm64_trace(["vcpu_init", 0, 4, -2, 0]), "operation 0: vcpu_init's target must be -1 or a number"),
+        (arm64_trace(["set_gsi_routing", [[1, "msi", 0, 0]], 0, 0]), "operation 0: set_gsi_routing's table must be"),
+    ],
+    ids=lambda value: str(value)[-60:],
+)
+def test_a_malformed_arm64_line_is_refused(line: str, complaint: str) -> None:
+    with pytest.raises(TraceError) as error:
+        parse_trace(line)
+    assert complaint in str(error.value)
 
 
 def test_every_operation_has_its_executors() -> None:

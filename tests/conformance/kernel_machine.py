@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 
 from irqchip_client.replay.in_process import accept
-from irqchip_client.replay.traces import msr_answer, pit_answer
+from irqchip_client.replay.x86 import msr_answer, pit_answer
 from irqchipd.chips.i8254_state import PitState
 from irqchipd.chips.i8259 import I8259
 from irqchipd.chips.lapic import Msr

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.nested.standard_kvm import StandardKvm, fetch_kernel
+from tests.nested.standard_kvm import StandardKvm, standard_kernel
 from tests.this_machine import MissingError
 
 START_SECONDS = 600.0
@@ -23,7 +23,7 @@ def main() -> int:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            kvm = StandardKvm(Path(folder), fetch_kernel(cache))
+            kvm = StandardKvm(Path(folder), standard_kernel(cache))
             done = kvm.run(
                 *("-m", "tests.nested.compare", seconds, seed),
                 seconds=float(seconds) + START_SECONDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.nested.standard_kvm import QEMU, StandardKvm, fetch_kernel
+from tests.nested.standard_kvm import QEMU, StandardKvm, standard_kernel
 from tests.this_machine import MissingError, find
 
 
@@ -13,7 +13,7 @@ def standard_kvm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     """Runs commands on the standard KVM; pytest's cache keeps the kernel."""
     try:
         find(QEMU)
-        kernel = fetch_kernel(request.config.cache.mkdir("nested"))
+        kernel = standard_kernel(request.config.cache.mkdir("nested"))
     except MissingError as error:
         pytest.skip(f"no standard KVM can be made here {error}")
     return StandardKvm(tmp_path_factory.mktemp("nested"), kernel)

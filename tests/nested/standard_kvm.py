@@ -14,17 +14,17 @@ import platform
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from stat import S_IFCHR, S_ISLNK, S_ISREG
-from typing import BinaryIO
 
 from packaging.requirements import Requirement
 
+from tests.debian_kernel import fetch_kernel, kernel_image
 from tests.nested.first_process import BEGINS, ENDS
+from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError, copy, copy_distribution, copy_python, find
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +33,11 @@ SOURCES = ("proto", "server", "client", "examples", "tests", "pyproject.toml")
 IMPORTED_FROM = ("proto", "server", "client", ".")
 LARGE = re.compile(r"golden|\..*")  # folders that are not needed there
 DISTRIBUTIONS = ("irqchipd", "pytest", "pytest-timeout")
-PACKAGES = r"^linux-image-[0-9][0-9.]*[^ ]*-cloud-amd64$"
 MODULE = "kvm-amd"
 QEMU = "qemu-system-x86_64"
 OPTIONS = "-M q35 -accel tcg -cpu max,+svm -m 1536 -display none -nodefaults -no-reboot -serial stdio"
 OWN_CLOCK = "-icount shift=2,sleep=off"  # 4 ns per instruction
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 loglevel=3"
-DOWNLOAD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,14 @@ class StandardKvm:
             "folder": str(ROOT),
             "environment": environment | {"PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb", "COLUMNS": "120"},
         }
-        (image,) = self.kernel.glob("boot/vmlinuz-*")
         argument = base64.b64encode(json.dumps(what).encode()).decode()
-        command = [find(QEMU), *OPTIONS.split(), *(OWN_CLOCK.split() if own_clock else ()), "-kernel", str(image)]
+        command = [
+            find(QEMU),
+            *OPTIONS.split(),
+            *(OWN_CLOCK.split() if own_clock else ()),
+            "-kernel",
+            str(kernel_image(self.kernel)),
+        ]
         command += ["-initrd", str(self.initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
@@ -113,43 +116,11 @@ class StandardKvm:
         return Done(int(ends[0].split()[1]), "\n".join(output))
 
 
-def fetch_kernel(cache: Path) -> Path:
+def standard_kernel(cache: Path) -> Path:
     """Debian's kernel, unpacked into the cache folder. MissingError if it cannot be downloaded."""
     if platform.machine() != "x86_64":
         raise MissingError(f"on {platform.machine()}: what is booted is this machine's Python")
-    unpacked = cache / "kernel"
-    if unpacked.is_dir():
-        return unpacked
-    apt_cache, apt_get, dpkg_deb = (find(name) for name in ("apt-cache", "apt-get", "dpkg-deb"))
-    known = subprocess.run(
-        [apt_cache, "search", "--names-only", PACKAGES], capture_output=True, text=True, check=False
-    ).stdout.split("\n")
-    names = sorted((line.split()[0] for line in known if line), key=_version)
-    names = [name for name in names if len(_version(name)) > 2]  # without metapackages
-    if not names:
-        raise MissingError("without a package of Debian's kernel for clouds (apt-get update?)")
-    try:
-        done = subprocess.run(
-            [apt_get, "--quiet", "download", names[-1]],
-            cwd=cache,
-            capture_output=True,
-            text=True,
-            timeout=DOWNLOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise MissingError(f"without {names[-1]}, which apt-get could not download in time") from None
-    packages = list(cache.glob(f"{names[-1]}_*.deb"))
-    if done.returncode or not packages:
-        raise MissingError(f"without {names[-1]}: apt-get download: {done.stderr.strip()}")
-    half_done = cache / "unpacking"
-    subprocess.run([dpkg_deb, "-x", str(packages[0]), str(half_done)], check=True)
-    packages[0].unlink()
-    return half_done.rename(unpacked)
-
-
-def _version(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name.removesuffix("-cloud-amd64"))]
+    return fetch_kernel(cache, "amd64")
 
 
 def _modules(kernel: Path, name: str) -> Iterator[bytes]:
@@ -206,30 +177,3 @@ def _copy_sources(root: Path, path: Path) -> None:
         folders[:] = [name for name in folders if not LARGE.fullmatch(name)]
         for name in files:
             copy(root, Path(where, name))
-
-
-# A RAM disk. linux/Documentation/driver-api/early-userspace/buffer-format.rst
-
-
-def write_cpio(file: BinaryIO, root: Path) -> None:
-    """Pack a folder as the kernel's initial RAM disk, with a console."""
-
-    def entry(name: str, mode: int, data: bytes = b"", mtime: int = 0, device: Sequence[int] = (0, 0)) -> None:
-        encoded = name.encode() + b"\0"
-        fields = (0, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(encoded), 0)
-        header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
-        file.write(header.ljust(-(-len(header) // 4) * 4, b"\0"))
-        file.write(data.ljust(-(-len(data) // 4) * 4, b"\0"))
-
-    for where, folders, files in os.walk(root):
-        for path in (Path(where, name) for name in sorted((*folders, *files))):
-            found = path.lstat()
-            name = str(path.relative_to(root))
-            # Python checks a source's modification time: the compiled file is valid as long as the time is unchanged.
-            data = os.readlink(path).encode() if S_ISLNK(found.st_mode) else b""
-            data = path.read_bytes() if S_ISREG(found.st_mode) else data
-            entry(name, found.st_mode, data, int(found.st_mtime))
-    if not (root / "dev").exists():
-        entry("dev", 0o040755)
-    entry("dev/console", S_IFCHR | 0o600, device=(5, 1))
-    entry("TRAILER!!!", 0)

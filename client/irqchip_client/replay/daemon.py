@@ -13,7 +13,8 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import InterruptSource, IrqchipError, MpState, MsiRoute, PinRoute, aio, ops
 from irqchip_client.ops import Call
 
-from .traces import LAPIC_REGISTERS, LAPIC_VECTORS, Done, Mismatch, Trace, as_expected, msr_answer, pit_answer
+from .traces import Done, Mismatch, Trace, as_expected
+from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
 
 VmCall = Callable[..., Coroutine[Any, Any, Any]]
 

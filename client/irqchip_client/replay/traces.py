@@ -4,8 +4,10 @@
 
 An operation is its name, its arguments and the kernel's answer. An answer that is a string beginning with "-" is an
 errno; "time" stands for a number that depends on the time, and "GP" for a fault of the guest. A trace starts from a new
-VM with an irqchip and `vcpus` vCPUs that run. A new operation needs its arguments in OPERATIONS here, and an entry in
-each of the tables that execute them: daemon.py and in_process.py.
+VM with an irqchip and `vcpus` vCPUs that run.
+
+A trace with "gic" (2 or 3) is of arm64, and starts from a new VM in which nothing has been done. A new operation needs
+its arguments in OPERATIONS of x86.py or arm64.py, and an entry in each of the tables that execute them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from . import arm64, x86
+from .kinds import HEX, Operations
 
 MAX_VCPUS = 255
 MAX_SHOWN = 1000  # characters of an operation or an answer; the longest of the kernel's are about half of it
@@ -26,100 +31,6 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 class TraceError(Exception):
     """A file that holds no usable traces; the message names file and line."""
-
-
-class Kind(NamedTuple):
-    """What an argument may be."""
-
-    description: str
-    accepts: Callable[[Any], bool]
-
-
-def number(bits: int) -> Kind:
-    """An unsigned number. A JSON true is not a number, although Python's True is an int."""
-    limit = 1 << bits
-    return Kind(f"a number of {bits} bits", lambda value: type(value) is int and 0 <= value < limit)
-
-
-def _is_hex(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and len(bytes.fromhex(value)) * 2 == len(value)
-    except ValueError:
-        return False
-
-
-def _is_routing_table(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, list)
-        and len(entry) == 4
-        and entry[1] in ("irqchip", "msi")
-        and U32.accepts(entry[0])
-        and (U32 if entry[1] == "irqchip" else U64).accepts(entry[2])
-        and U32.accepts(entry[3])
-        for entry in value
-    )
-
-
-U32, U64 = number(32), number(64)
-LEVEL = Kind("0 or 1", lambda value: type(value) is int and value in (0, 1))
-HEX = Kind("bytes in hexadecimal", _is_hex)
-ROUTES = Kind('a list of [gsi, "irqchip", chip, pin] and [gsi, "msi", address, data]', _is_routing_table)
-
-# Every operation, and its arguments in their order.
-OPERATIONS: Mapping[str, Mapping[str, Kind]] = {
-    "pio_read": {"vcpu": U32, "port": U32, "size": U32},
-    "pio_write": {"vcpu": U32, "port": U32, "size": U32, "value": U32},
-    "mmio_read": {"vcpu": U32, "address": U64, "size": U32},
-    "mmio_write": {"vcpu": U32, "address": U64, "size": U32, "value": U64},
-    "irq_line": {"gsi": U32, "level": LEVEL},
-    "signal_msi": {"address": U64, "data": U32, "flags": U32},
-    "set_gsi_routing": {"table": ROUTES},
-    "take_extint": {"vcpu": U32},
-    "ack_lapic": {"vcpu": U32},
-    "get_irqchip": {"chip": U32},
-    "set_irqchip": {"chip": U32, "state": HEX},
-    "get_lapic": {"vcpu": U32},
-    "create_pit": {"flags": U32},
-    "get_pit": {},
-    "msr_read": {"vcpu": U32, "msr": U32},
-    "msr_write": {"vcpu": U32, "msr": U32, "value": U64},
-}
-
-# get_lapic's names of registers, and those of irqchip_client.LapicState and of irqchipd's chip.
-LAPIC_REGISTERS = {
-    "id": "id",
-    "version": "version",
-    "tpr": "tpr",
-    "ldr": "ldr",
-    "dfr": "dfr",
-    "svr": "svr",
-    "esr": "esr",
-    "icr": "icr",
-    "icr2": "icr2",
-    "lvtt": "lvt_timer",
-    "lvtthmr": "lvt_thermal",
-    "lvtpc": "lvt_performance",
-    "lvt0": "lvt_lint0",
-    "lvt1": "lvt_lint1",
-    "lvterr": "lvt_error",
-}
-LAPIC_VECTORS = ("isr", "tmr", "irr")
-
-# get_pit's fields of a channel, by everybody's names, and the bits of status: those that do not depend on the time.
-PIT_FIELDS = (
-    "count",
-    "count_latched",
-    "status_latched",
-    "status",
-    "read_state",
-    "write_state",
-    "write_latch",
-    "rw_mode",
-    "mode",
-    "bcd",
-    "gate",
-)
-PIT_STATUS = 0x7F
 
 
 class Operation(NamedTuple):
@@ -142,26 +53,17 @@ class Trace:
     seed: int
     vcpus: int
     operations: tuple[Operation, ...]
+    gic: int | None = None  # 2 or 3: arm64, on a host with this GIC
+
+    @property
+    def architecture(self) -> str:
+        """Whose operations these are."""
+        return "x86" if self.gic is None else "arm64"
 
 
 def as_expected(expected: Any, actual: Any) -> bool:
     """Whether an answer is the kernel's."""
     return bool(actual == expected or (expected == TIME and type(actual) is int))
-
-
-def pit_answer(channels: Iterable[Any], flags: int) -> list[Any]:
-    """get_pit's answer, from channels that have the kernel's names."""
-    answer: list[Any] = [{name: getattr(channel, name) for name in PIT_FIELDS} for channel in channels]
-    for channel in answer:
-        channel["status"] &= PIT_STATUS
-    return [*answer, flags]
-
-
-def msr_answer(claimed: bool, fault: bool, value: int | None) -> int | str | None:
-    """What msr_read and msr_write answer; the kernel claims every register."""
-    if not claimed:
-        return "unclaimed"
-    return "GP" if fault else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +110,8 @@ def _where(expected: Any, actual: Any) -> str:
         pairs = zip(bytes.fromhex(expected), bytes.fromhex(actual), strict=True)
         bytes_ = (str(at) for at, (one, other) in enumerate(pairs) if one != other)
         return _shorten(f"\n  differ in byte {', '.join(bytes_)}")
+    if arm64.STATE.accepts(expected) and arm64.STATE.accepts(actual) and len(expected) == len(actual):
+        return _shorten(f"\n  differ in {', '.join(arm64.differing_attributes(expected, actual))}")
     return ""
 
 
@@ -252,21 +156,26 @@ def parse_trace(line: bytes | str) -> Trace:
     family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))
     if not isinstance(family, str) or not family.isprintable() or type(seed) is not int:
         raise TraceError("family must be a printable string and seed a number")
-    if type(vcpus) is not int or not 1 <= vcpus <= MAX_VCPUS:
-        raise TraceError(f"vcpus must be a number, 1 to {MAX_VCPUS}")
+    fewest = 0 if "gic" in found else 1
+    if type(vcpus) is not int or not fewest <= vcpus <= MAX_VCPUS:
+        raise TraceError(f"vcpus must be a number, {fewest} to {MAX_VCPUS}")
     if not isinstance(ops, list):
         raise TraceError("ops must be a list of operations")
-    return Trace(family, seed, vcpus, tuple(_operations(ops)))
+    if "gic" not in found:
+        return Trace(family, seed, vcpus, tuple(_operations(x86.OPERATIONS, ops)))
+    if found["gic"] not in (2, 3) or isinstance(found["gic"], bool | float):
+        raise TraceError("gic must be 2 or 3, or be left out for x86")
+    return Trace(family, seed, vcpus, tuple(_operations(arm64.OPERATIONS, ops)), found["gic"])
 
 
-def _operations(ops: Iterable[Any]) -> Iterator[Operation]:
+def _operations(operations: Operations, ops: Iterable[Any]) -> Iterator[Operation]:
     for at, op in enumerate(ops):
         if not isinstance(op, list) or not op or not isinstance(op[0], str):
             raise TraceError(f"operation {at}: must be a list of a name, arguments and an answer")
-        name, *arguments = op
-        kinds = OPERATIONS.get(name)
+        kinds = operations.get(op[0])
+        name, *arguments = arm64.with_arguments(op) if operations is arm64.OPERATIONS else op
         if kinds is None:
-            raise TraceError(f"operation {at}: {name!r:.100} is unknown; there are {', '.join(OPERATIONS)}")
+            raise TraceError(f"operation {at}: {name!r:.100} is unknown; there are {', '.join(operations)}")
         if len(arguments) != len(kinds) + 1:
             wanted = f"{', '.join(kinds)} and the answer" if kinds else "the answer"
             raise TraceError(f"operation {at}: {name} takes {wanted}, not {len(arguments)} values")

@@ -1,0 +1,80 @@
+"""Debian's Linux kernels, for machines that tests boot in QEMU. Downloaded by apt-get, without root."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from tests.this_machine import MissingError, find, output
+
+DOWNLOAD_SECONDS = 120.0
+
+
+def fetch_kernel(cache: Path, architecture: str, series: str = "") -> Path:
+    """The newest kernel for clouds, of a series such as "6.12" if given, unpacked into the cache folder.
+
+    MissingError if it cannot be downloaded.
+    """
+    name = f"kernel-{architecture}" if architecture != _own_architecture() else "kernel"
+    unpacked = cache / name
+    if unpacked.is_dir():
+        return unpacked
+    apt_cache, apt_get, dpkg_deb = (find(program) for program in ("apt-cache", "apt-get", "dpkg-deb"))
+    options = _options(cache, architecture)
+    if options:
+        _run(cache, "the lists of Debian's packages", apt_get, *options, "--quiet", "update")
+    suffix = f"-cloud-{architecture}"
+    pattern = f"^linux-image-{re.escape(series) or '[0-9]'}[0-9.]*[^ ]*{suffix}$"
+    names = [line.split()[0] for line in output(apt_cache, *options, "search", "--names-only", pattern).splitlines()]
+    names = [package for package in names if len(_version(package, suffix)) > 2]  # without metapackages
+    if not names:
+        wanted = f"Linux {series}" if series else "Debian's kernel"
+        raise MissingError(f"without a package of {wanted} for {architecture} clouds (apt-get update?)")
+    newest = max(names, key=lambda package: _version(package, suffix))
+    _run(cache, newest, apt_get, *options, "--quiet", "download", newest)
+    (package,) = cache.glob(f"{newest}_*.deb")
+    half_done = cache / f"{name}-unpacking"
+    subprocess.run([dpkg_deb, "-x", str(package), str(half_done)], check=True)
+    package.unlink()
+    return half_done.rename(unpacked)
+
+
+def kernel_image(kernel: Path) -> Path:
+    """What QEMU boots."""
+    (image,) = kernel.glob("boot/vmlinuz-*")
+    return image
+
+
+def _own_architecture() -> str:
+    return output(find("dpkg"), "--print-architecture").strip()
+
+
+def _options(cache: Path, architecture: str) -> list[str]:
+    """For another architecture than this machine's, apt gets lists of its own: this machine's stay as they are."""
+    if architecture == _own_architecture():
+        return []
+    lists = cache / "lists"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    options = {
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+        "APT::Sandbox::User": "",
+        "Dir::State::Lists": str(lists),
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+    }
+    return [f"-o{name}={value}" for name, value in options.items()]
+
+
+def _run(cache: Path, what: str, *command: str) -> None:
+    try:
+        done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise MissingError(f"without {what}, which apt-get could not download in time") from None
+    if done.returncode:
+        raise MissingError(f"without {what}: {' '.join(command[-2:])}: {done.stderr.strip()}")
+
+
+def _version(package: str, suffix: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", package.removesuffix(suffix))]
