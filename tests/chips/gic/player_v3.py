@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from errno import errorcode
 
-from irqchipd.chips.gic.gicv3 import DISTRIBUTOR_SIZE, SGI_REGISTERS, GicV3
+from irqchipd.chips.gic.gicv3 import DISTRIBUTOR_SIZE, SGI_REGISTERS, GicV3, SavedGicV3
 from irqchipd.chips.gic.icc import Icc
+from irqchipd.chips.gic.list_register import PRIORITY_BITS
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.vgic import GicCpu
@@ -40,6 +41,16 @@ class PlayerV3(Player[GicV3]):
         self.frames = 0
         self.has_run = set()
         return 0
+
+    def move(self) -> None:
+        saved = SavedGicV3(**self.gic.save())
+        saved.check(len(self.gic.cpus), self.gic.list_registers, PRIORITY_BITS)
+        moved = GicV3(self.wires)
+        for cpu in self.gic.cpus:
+            moved.add_cpu(cpu.id, 0)
+        moved.resume(saved)
+        assert moved.save() == self.gic.save()
+        self.gic = moved
 
     def create_vcpu(self, vcpu: int) -> int:
         self.gic.add_cpu(vcpu, affinity(vcpu))

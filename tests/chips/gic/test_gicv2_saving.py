@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from irqchipd.chips.gic.saving import SavedGicCpu, SavedInterrupt
 from irqchipd.chips.saved import StateError
 from tests.builds import needs_sources
 from tests.chips.gic.boardv2 import Board
+from tests.chips.gic.states import changed, leaves, value_at
 
 CPUS, INTERRUPTS = 2, 64
 INTIDS = (3, 9, 20, 27, 40, 41, 42, 43, 44, 63)  # some of each kind, and more than there are list registers
@@ -61,7 +62,7 @@ def saved_of(board: Board) -> SavedGicV2:
 
 
 def check(saved: SavedGicV2) -> None:
-    saved.check(range(CPUS), Board().gic.list_registers)
+    saved.check(CPUS, Board().gic.list_registers)
 
 
 def resumed(saved: SavedGicV2) -> Board:
@@ -197,26 +198,6 @@ def test_a_private_interrupt_may_be_queued_on_each_cpu() -> None:
 # Any change of a value is refused or makes a GIC that works.
 
 
-def leaves(part: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to all values in a state."""
-    if is_dataclass(part):
-        return [leaf for field in fields(part) for leaf in leaves(getattr(part, field.name), (*path, field.name))]
-    if isinstance(part, tuple):
-        return [leaf for n, inner in enumerate(part) for leaf in leaves(inner, (*path, n))]
-    return [path]
-
-
-def changed(part: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A state with another value at a path."""
-    if not path:
-        return value
-    first, *rest = path
-    if is_dataclass(part):
-        assert not isinstance(part, type)
-        return replace(part, **{first: changed(getattr(part, first), tuple(rest), value)})
-    return (*part[:first], changed(part[first], tuple(rest), value), *part[first + 1 :])
-
-
 @given(data=st.data(), before=operations, after=operations)
 @settings(max_examples=150, deadline=None)
 def test_any_other_state_is_refused_or_works(data: st.DataObject, before: list[Any], after: list[Any]) -> None:
@@ -225,9 +206,7 @@ def test_any_other_state_is_refused_or_works(data: st.DataObject, before: list[A
     saved = saved_of(board)
     paths = leaves(saved)
     for path in data.draw(st.lists(st.sampled_from(paths), min_size=1, max_size=3)):
-        old: Any = saved
-        for step in path:
-            old = getattr(old, step) if isinstance(step, str) else old[step]
+        old = value_at(saved, path)
         kind = (
             st.booleans() if isinstance(old, bool) else st.sampled_from([0, 1, 2, 7, 8, 32, 40, 63, 248, 255, 1 << 31])
         )

@@ -6,18 +6,29 @@ redistributor.py, the CPU interfaces in icc.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from errno import EINVAL
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from irqchipd.chips.gic.icc import Icc, IccRegisters
+from irqchipd.chips.gic.icc import ID_BITS as ICC_ID_BITS
+from irqchipd.chips.gic.icc import Icc, IccRegisters, active_priority_registers
 from irqchipd.chips.gic.interrupt import NOBODY, PRIVATE, SGIS
 from irqchipd.chips.gic.interrupt_registers import InterruptRegisters
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, PRIORITY_BITS
-from irqchipd.chips.gic.redistributor import ID_REGISTERS, Redistributors, read_id
+from irqchipd.chips.gic.redistributor import (
+    ID_REGISTERS,
+    PENDBASER_BITS,
+    PROPBASER_BITS,
+    Redistributors,
+    allowed_table,
+    read_id,
+)
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.registers import Read, Region, Registers, Write, read_as_zero, write_ignored
+from irqchipd.chips.gic.saving import SavedGic, resume_gic, save_gic
 from irqchipd.chips.gic.sysregs import SystemRegisters
 from irqchipd.chips.gic.vgic import Deactivation, GicCpu, GicWires, Vgic
+from irqchipd.chips.saved import check, in_range
 
 DISTRIBUTOR_SIZE: Final = 0x10000
 LINES_PER_WORD: Final = 32
@@ -35,6 +46,7 @@ REVISION_SHIFT: Final = 12
 REVISION_MASK: Final = 0xF << REVISION_SHIFT
 REVISIONS: Final = (2, 3)  # KVM_VGIC_IMP_REV_2, _3
 ROUTED: Final = 0xFFFFFF  # what GICD_IROUTER keeps: Aff2, Aff1, Aff0
+AFFINITY: Final = 0xFF << 32 | ROUTED
 
 # System registers whose writes exit to the hypervisor.
 SGI_REGISTERS: Final = frozenset({Icc.SGI0R, Icc.SGI1R, Icc.ASGI1R})
@@ -46,6 +58,55 @@ class GicV3Wires(GicWires, Protocol):
 
     def is_last(self, cpu: int) -> bool:
         """Whether a CPU's redistributor is the last of its region: GICR_TYPER.Last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRedistributor:
+    """What a GICv3 keeps of a vCPU besides SavedGicCpu: the fields of Redistributor, and what ICC_CTLR_EL1 says."""
+
+    affinity: int
+    lpis_enabled: bool
+    pendbaser: int
+    priority_bits: int
+    id_bits: int
+
+    def check(self, has_its: bool, priority_bits: int) -> None:
+        """Refuse what no vCPU with this many priority bits can have."""
+        check(not self.affinity & ~AFFINITY, f"the affinity of a CPU is {self.affinity:#x}")
+        check(has_its or not self.lpis_enabled, "LPIs are enabled without an interrupt translation service")
+        check(self.pendbaser == allowed_table(self.pendbaser, PENDBASER_BITS), f"pendbaser {self.pendbaser:#x}")
+        in_range(self.priority_bits, 1, priority_bits, "the number of priority bits of a CPU")
+        in_range(self.id_bits, 0, ICC_ID_BITS, "id_bits of a CPU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedGicV3(SavedGic):
+    """A GICv3 as a snapshot holds it."""
+
+    revision: int
+    has_its: bool
+    propbaser: int
+    redistributors: tuple[SavedRedistributor, ...]
+
+    def check(self, cpus: int, list_registers: int, priority_bits: int) -> None:
+        """Refuse what no GICv3 with this many CPUs can be."""
+        self.check_heart(3, cpus, list_registers)
+        check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
+        propbasers = (0, allowed_table(self.propbaser, PROPBASER_BITS))
+        check(self.propbaser in propbasers, f"propbaser {self.propbaser:#x}")
+        check(len(self.redistributors) == cpus, f"the redistributors are not {cpus}")
+        for redistributor in self.redistributors:
+            redistributor.check(self.has_its, priority_bits)
+        # An SPI keeps its target when the affinities of CPUs change, so no affinity contradicts a target.
+        for interrupt in self.spis:
+            check(not interrupt.affinity & ~ROUTED, "an SPI has an affinity of more than three levels")
+        used = active_priority_registers(priority_bits)
+        for cpu in self.cpus:
+            check(not any(i.affinity for i in cpu.private), "a private interrupt is routed by affinity")
+            check(not (cpu.ackctl or cpu.fiqen), "a GICv3's CPU interface has neither AckCtl nor FIQEn")
+            check(not any((*cpu.ap0r[used:], *cpu.ap1r[used:])), f"there are {used} active priorities registers")
+        for interrupt in (*self.spis, *(i for cpu in self.cpus for i in cpu.private)):
+            check(not interrupt.targets, "a GICv3's interrupt has targets of a GICv2")
 
 
 class GicV3(Vgic):
@@ -70,6 +131,41 @@ class GicV3(Vgic):
         self.interfaces.append(IccRegisters(cpu.interface, Deactivation(self, cpu), self._priority_bits))
         self.system_registers.append(SystemRegisters(cpu.interface, self._priority_bits))
         return cpu
+
+    def save(self) -> dict[str, Any]:
+        """For a snapshot: the fields of SavedGicV3."""
+        redistributors = self.redistributors
+        return {
+            **save_gic(self),
+            "revision": redistributors.revision,
+            "has_its": redistributors.has_its,
+            "propbaser": redistributors.propbaser,
+            "redistributors": tuple(
+                SavedRedistributor(
+                    affinity=cpu.affinity,
+                    lpis_enabled=redistributor.lpis_enabled,
+                    pendbaser=redistributor.pendbaser,
+                    priority_bits=registers.priority_bits,
+                    id_bits=registers.id_bits,
+                )
+                for cpu, redistributor, registers in zip(
+                    self.cpus, redistributors.each, self.system_registers, strict=True
+                )
+            ),
+        }
+
+    def resume(self, saved: SavedGicV3) -> None:
+        """Go on from a snapshot, which has been checked; the GIC has its CPUs already. Nothing is delivered."""
+        redistributors = self.redistributors
+        redistributors.revision, redistributors.has_its = saved.revision, saved.has_its
+        redistributors.propbaser = saved.propbaser
+        for index, part in enumerate(saved.redistributors):
+            self.cpus[index].affinity = part.affinity
+            redistributors.each[index].lpis_enabled = part.lpis_enabled
+            redistributors.each[index].pendbaser = part.pendbaser
+            self.system_registers[index].priority_bits = part.priority_bits
+            self.system_registers[index].id_bits = part.id_bits
+        resume_gic(self, saved)
 
     def find_cpu(self, affinity: int) -> GicCpu | None:
         """The CPU with an affinity. KVM: kvm_mpidr_to_vcpu."""

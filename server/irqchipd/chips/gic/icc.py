@@ -66,6 +66,11 @@ ID_BITS: Final = 1  # ICC_CTLR_EL1.IDbits: INTIDs have 24 bits
 SYSTEM_REGISTERS_ONLY: Final = 7  # ICC_SRE_EL1: system registers are enabled, and bypass is disabled, for good
 
 
+def active_priority_registers(priority_bits: int) -> int:
+    """How many ICV_AP0R<n> there are: 1 with five priority bits, 2 with six, 4 with seven."""
+    return min(1 << priority_bits - 5, ACTIVE_PRIORITY_REGISTERS)
+
+
 class IccRegisters(CpuInterface):
     """The registers; QEMU: arm_gicv3_cpuif.c icv_*. What it does not have is undefined to the guest."""
 
@@ -73,8 +78,7 @@ class IccRegisters(CpuInterface):
         super().__init__(state, wires)
         self.priority_bits = priority_bits
         self.min_bpr = 7 - priority_bits
-        # ICV_AP0R<n>: 1 with five priority bits, 2 with six, 4 with seven.
-        self.active_priority_registers = min(1 << priority_bits - 5, ACTIVE_PRIORITY_REGISTERS)
+        self.active_priority_registers = active_priority_registers(priority_bits)
 
     def load(self) -> None:
         """QEMU: arm_gicv3_cpuif.c ich_vmcr_write. The priority mask keeps the bits that user space gave it."""

@@ -36,7 +36,7 @@ READ_ALLOCATE_WRITE_BACK: Final = 3
 INNER_SHAREABLE: Final = 1
 OUTER_SHAREABLE: Final = 2
 PENDBASER_PTZ: Final = 1 << 62  # the pending table is zero; reads as 0
-PENDBASER_RESET: Final = READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT | INNER_SHAREABLE << SHAREABILITY_SHIFT
+TABLE_RESET: Final = READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT | INNER_SHAREABLE << SHAREABILITY_SHIFT
 PROPBASER_BITS: Final = (1 << 64) - 1 & ~(0x1F << 59 | 0xF << 52 | 0x3 << 5)
 PENDBASER_BITS: Final = (1 << 64) - 1 & ~(1 << 63 | 0x7 << 59 | 0xF << 52 | 0xF << 12 | 0x7F)
 
@@ -56,7 +56,7 @@ class Redistributor:
     def __init__(self) -> None:
         self.lpis_enabled = False
         # Where the pending table of LPIs is.
-        self.pendbaser = PENDBASER_RESET
+        self.pendbaser = TABLE_RESET
 
 
 class Redistributors:
@@ -77,6 +77,11 @@ class Redistributors:
     def add_cpu(self) -> None:
         """Add the next vCPU's redistributor."""
         self.each.append(Redistributor())
+
+    def add_its(self) -> None:
+        """The VM gets an interrupt translation service. KVM: vgic_its_create."""
+        self.has_its = True
+        self.propbaser = TABLE_RESET
 
     def _regions(self, i: InterruptRegisters) -> list[Region]:
         sgi = SGI_BASE
@@ -140,7 +145,7 @@ class Redistributors:
     def _write_propbaser(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """KVM: vgic_mmio_write_propbase."""
         if not self.each[cpu.index].lpis_enabled:
-            self.propbaser = _allowed(_merged(self.propbaser, offset, size, value)) & PROPBASER_BITS
+            self.propbaser = allowed_table(_merged(self.propbaser, offset, size, value), PROPBASER_BITS)
 
     def _read_pendbaser(self, cpu: GicCpu, offset: int, _size: int) -> int:
         """KVM: vgic_mmio_read_pendbase."""
@@ -151,7 +156,7 @@ class Redistributors:
         redistributor = self.each[cpu.index]
         if not redistributor.lpis_enabled:
             value = _merged(redistributor.pendbaser, offset, size, value)
-            redistributor.pendbaser = _allowed(value) & PENDBASER_BITS
+            redistributor.pendbaser = allowed_table(value, PENDBASER_BITS)
 
 
 def read_id(_cpu: GicCpu, offset: int, _size: int) -> int:
@@ -171,12 +176,15 @@ def _merged(register: int, offset: int, size: int, value: int) -> int:
     return register & ~mask | value << shift & mask
 
 
-def _allowed(value: int) -> int:
-    """A table's address with memory attributes that are allowed. KVM: vgic_sanitise_propbaser, _pendbaser."""
+def allowed_table(value: int, bits: int) -> int:
+    """A table's register, of which some bits are there, with memory attributes that are allowed.
+
+    KVM: vgic_sanitise_propbaser, vgic_sanitise_pendbaser.
+    """
     if value >> SHAREABILITY_SHIFT & 3 == OUTER_SHAREABLE:
         value = value & ~(3 << SHAREABILITY_SHIFT) | INNER_SHAREABLE << SHAREABILITY_SHIFT
     if value >> INNER_CACHEABILITY_SHIFT & 7 <= NON_CACHEABLE:
         value = value & ~(7 << INNER_CACHEABILITY_SHIFT) | READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT
     if value >> OUTER_CACHEABILITY_SHIFT & 7 > NON_CACHEABLE:
         value &= ~(7 << OUTER_CACHEABILITY_SHIFT)
-    return value
+    return value & bits

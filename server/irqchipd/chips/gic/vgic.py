@@ -41,8 +41,8 @@ class GicCpu:
     def __init__(self, index: int, cpu_id: int, affinity: int) -> None:
         self.index: Final = index
         self.id: Final = cpu_id
-        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0.
-        self.affinity: Final = affinity
+        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0. KVM_ARM_VCPU_INIT sets it; it is 0 before.
+        self.affinity = affinity
         self.private: Final = [Interrupt(intid) for intid in range(PRIVATE)]
         self.ap_list: list[Interrupt] = []
         self.interface: Final = CpuInterfaceState()
@@ -69,10 +69,9 @@ class Vgic:
         cpu = GicCpu(len(self.cpus), cpu_id, affinity)
         for interrupt in cpu.private:
             if self.version == 2:
-                interrupt.targets = 1 << cpu_id & 0xFF
+                interrupt.targets = 1 << cpu.index & 0xFF
             else:
                 interrupt.group = 1
-                interrupt.affinity = affinity
         self.cpus.append(cpu)
         return cpu
 
