@@ -124,13 +124,13 @@ class Script:
         self.do("vcpu_init", vcpu, features, target)
 
     def set_attr(self, group: int, attr: int, value: Any, device: int = 0) -> None:
-        self.do("set_attr", device, int(group), attr, value)
+        self.do("set_attr", device, int(group), int(attr), value)
 
     def get_attr(self, group: int, attr: int, before: int = 0, device: int = 0) -> Earlier:
-        return self.do("get_attr", device, int(group), attr, before)
+        return self.do("get_attr", device, int(group), int(attr), before)
 
     def has_attr(self, group: int, attr: int, device: int = 0) -> None:
-        self.do("has_attr", device, int(group), attr)
+        self.do("has_attr", device, int(group), int(attr))
 
     def irq_line(self, irq: int, level: bool | int) -> None:
         self.do("irq_line", irq, int(level))
@@ -316,7 +316,7 @@ class Board(Script):
 
     def state(self) -> None:
         """Read the whole state."""
-        self.do("state", 0, [list(block) for block in (_v2_state(self) if self.v2 else _v3_state(self))])
+        self.do("state", 0, [list(map(int, block)) for block in (_v2_state(self) if self.v2 else _v3_state(self))])
 
 
 Block = tuple[int, int, int, int]  # group, first attribute, step, how many
