@@ -17,8 +17,14 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
+# Interpreted code can derive a class from a compiled one only where mypyc_attr allows that, and can't make a weak
+# reference to an object of a compiled class.
 COMPILED = (
+    "client/irqchip_client/_session.py",
+    "client/irqchip_client/_sync/packets.py",
+    "client/irqchip_client/_sync/port.py",
+    "client/irqchip_client/_sync/ring.py",
+    "client/irqchip_client/_sync/transport.py",
     "client/irqchip_client/replay/in_process.py",
     "client/irqchip_client/replay/traces.py",
     "proto/irqchip/lapic_page.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from google.protobuf.message import Message
@@ -60,7 +61,6 @@ def _repeated(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 # Results: of a response message, and of a record's three fields (flags or reason, status, value).
 
 _LEVELS = {False: 0, True: 1}
-_SOURCES = {source.value: source for source in InterruptSource}
 _CLAIMS = {claim.value: claim for claim in Claim}
 
 
@@ -68,8 +68,14 @@ def _nothing(_response: Message) -> None:
     return None
 
 
+@lru_cache(1024)
+def _interrupt_of(vector: int, source: int) -> Interrupt:
+    """An interrupt, which is made once: a vCPU takes the same ones over and over."""
+    return Interrupt(vector, InterruptSource(source))
+
+
 def _interrupt(message: pb.Interrupt) -> Interrupt:
-    return Interrupt(message.vector, InterruptSource(message.source))
+    return _interrupt_of(message.vector, message.source)
 
 
 def _signal(message: pb.Signal) -> Signal:
@@ -89,7 +95,7 @@ _CLAIM = Decoder[Claim](
 _COMPLETED = Decoder[bool](lambda response: response.completed, lambda flags, _status, _value: flags == CLAIMED)
 _INTERRUPT = Decoder[Interrupt | None](
     lambda response: _interrupt(response.interrupt) if response.HasField("interrupt") else None,
-    lambda flags, source, vector: Interrupt(vector, _SOURCES[source]) if flags else None,
+    lambda flags, source, vector: _interrupt_of(vector, source) if flags else None,
 )
 _MSR = Decoder[MsrAccess](
     lambda response: MsrAccess(response.claimed, response.fault, response.data),
@@ -530,7 +536,7 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
 
     def from_record(reason: int, status: int, value: int) -> Wake:
         if reason == INTERRUPT:
-            return Interrupt(value, _SOURCES[status])
+            return _interrupt_of(value, status)
         if reason == SIGNAL:
             return Signal(SignalKind(status), value)
         if reason == TIMEOUT:
