@@ -10,16 +10,19 @@
 #   make check   lint, types, the contract, and whether generated files are current
 #   make proto   generate the stubs from the contract, and the SDK's blocking half from its asyncio half
 #   make baseline  at a release: record the contract that `make check` compares later versions with
-#   make bench   the benchmarks
+#   make bench   the benchmarks, of the sources and, where there is a C compiler, of the compiled core
 #   make stall   how much one hostile client or guest slows down others, in six minutes
 #   make ticks   500 VMs with a timer each, for a minute
 #   make fuzz    a million almost valid messages over both edges and rings; set MESSAGES and SEED to choose others
 #   make explore compare with this machine's /dev/kvm for five minutes, on new random programs
 #   make explore-standard  the same with a standard KVM in QEMU, whatever KVM this machine has
+#   make explore-arm  compare with a real arm64 KVM in QEMU for five minutes, on new random programs; set SECONDS,
+#                OPERATIONS, SEED and PROCESSES to choose others
 
 VENV := .venv
 BIN := $(VENV)/bin
 COMPILED := $(VENV)/compiled
+HAS_COMPILER := $(shell $(CC) --version >/dev/null 2>&1 && echo yes)
 BASELINE := proto/baseline.binpb
 
 # The newest Python from 3.11 on. A name on PATH may not work, because version managers install shims.
@@ -27,7 +30,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard clean
+.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard explore-arm clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -67,8 +70,8 @@ proto: $(VENV)/check
 baseline: $(VENV)/check
 	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
-bench: $(VENV)/bench
-	$(BIN)/python -m bench
+bench: $(VENV)/bench $(if $(HAS_COMPILER),compiled)
+	$(BIN)/python -m bench $(if $(HAS_COMPILER),--compiled $(COMPILED)/bin/python)
 
 stall: $(VENV)/installed
 	$(BIN)/python -m bench.stall
@@ -84,6 +87,10 @@ explore: $(VENV)/test
 
 explore-standard: $(VENV)/test
 	$(BIN)/python -m tests.nested $(or $(SECONDS),300) $(SEED)
+
+explore-arm: $(VENV)/test
+	$(BIN)/python -m tests.conformance.arm $(foreach option,SECONDS OPERATIONS SEED PROCESSES,\
+		$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
 
 clean:
 	rm -rf $(VENV)

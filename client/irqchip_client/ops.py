@@ -31,6 +31,7 @@ from ._model import (
     Signal,
     SignalKind,
     Space,
+    SysregAccess,
     VcpuEvents,
     Wake,
     route_from_proto,
@@ -101,6 +102,11 @@ _MSR = Decoder[MsrAccess](
     lambda flags, _status, value: MsrAccess(flags & CLAIMED != 0, flags & FAULT != 0, value),
 )
 _MSR_WRITTEN = Decoder[MsrAccess](lambda response: MsrAccess(response.claimed, response.fault), _MSR.record)
+_SYSREG = Decoder[SysregAccess](
+    lambda response: SysregAccess(response.claimed, response.fault, response.data),
+    lambda flags, _status, value: SysregAccess(flags & CLAIMED != 0, flags & FAULT != 0, value),
+)
+_SYSREG_WRITTEN = Decoder[SysregAccess](lambda response: SysregAccess(response.claimed, response.fault), _SYSREG.record)
 
 
 def _word(value: int) -> int:
@@ -344,6 +350,64 @@ def host_msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
     """
     request = pb.MsrWriteRequest(vcpu=vcpu, msr=msr, data=data, host_initiated=True)
     return Call("msr_write", request, _MSR_WRITTEN.message)
+
+
+@_repeated
+def sysreg_read(vcpu: int, sysreg: int) -> Call[SysregAccess]:
+    """An arm64 vCPU's MRS; irqchip_client.arm64.SYSREGS has the registers."""
+    return RecordCall("sysreg_read", (0, vcpu, _word(sysreg), 0), _SYSREG)
+
+
+@_operation
+def sysreg_write(vcpu: int, sysreg: int, data: int) -> Call[SysregAccess]:
+    """An arm64 vCPU's MSR of a system register."""
+    return RecordCall("sysreg_write", (0, vcpu, _word(sysreg), data), _SYSREG_WRITTEN)
+
+
+@_operation
+def vcpu_init(vcpu: int, features: int = 0, target: int | None = None) -> Call[None]:
+    """KVM_ARM_VCPU_INIT: with the preferred target, if no other is given."""
+    return Call("vcpu_init", pb.VcpuInitRequest(vcpu=vcpu, features=features, target=target), _nothing)
+
+
+@_operation
+def set_device_attr(
+    group: int, attr: int, data: int | bytes, *, device: int | None = None, vcpu: int | None = None
+) -> Call[None]:
+    """KVM_SET_DEVICE_ATTR on a device or on a vCPU.
+
+    data is what its addr points to; a number is 8 bytes, least first.
+    """
+    request = pb.SetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
+    return Call("set_device_attr", request, _nothing)
+
+
+@_operation
+def get_device_attr(
+    group: int, attr: int, data: int | bytes, *, device: int | None = None, vcpu: int | None = None
+) -> Call[bytes]:
+    """KVM_GET_DEVICE_ATTR on a device or a vCPU. data is what its addr points to before the call, as above."""
+    request = pb.GetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
+    return Call("get_device_attr", request, lambda response: bytes(response.data))
+
+
+@_operation
+def has_device_attr(group: int, attr: int, *, device: int | None = None, vcpu: int | None = None) -> Call[None]:
+    """KVM_HAS_DEVICE_ATTR on a device or a vCPU. NotReady (ENXIO) if there is no such attribute."""
+    request = pb.HasDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr)
+    return Call("has_device_attr", request, _nothing)
+
+
+def _bytes(data: int | bytes) -> bytes:
+    return data if isinstance(data, bytes) else data.to_bytes(8, "little")
+
+
+def _target(device: int | None, vcpu: int | None) -> pb.AttrTarget:
+    if device is not None and vcpu is None:
+        return pb.AttrTarget(device=device)
+    if device is None and vcpu is not None:
+        return pb.AttrTarget(vcpu=vcpu)
+    raise ValueError("an attribute is of a device or of a vCPU: give one of them")
 
 
 @_operation

@@ -32,8 +32,13 @@ def _restore_vm(registry: Registry, request: pb.RestoreVmRequest, response: pb.R
     response.vm = registry.restore(request.vm, snapshot_from(request.snapshot)).name
 
 
-def _check_extension(_: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
-    response.value = check_extension(0, gic_from(request.gic), request.capability)
+def _check_extension(
+    registry: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse
+) -> None:
+    if request.vm:
+        response.value = registry.get(request.vm).check_extension(request.capability)
+    else:
+        response.value = check_extension(request.architecture, gic_from(request.gic), request.capability)
 
 
 DAEMON_CALLS: Final[dict[str, DaemonCall]] = {
