@@ -271,4 +271,3 @@ class DeviceAttributes:
         if kind not in (DeviceType.GICV2, DeviceType.GICV3):
             raise no_attribute(group, attr)
         self.gic.has(group, attr)
-

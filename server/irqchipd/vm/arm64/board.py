@@ -383,6 +383,11 @@ class Arm64Board(Board):
         assert self.gic is not None
         return self.gic.pending(cpu)
 
+    def forget_timer(self, cpu: GicCpu) -> None:
+        """Start the interrupt of a vCPU's virtual timer anew."""
+        interrupt = cpu.private[self.ppis[VIRTUAL]]
+        interrupt.active = interrupt.pending_latch = interrupt.line = False
+
     # Guest accesses.
 
     def find_mmio(self, cpu: Vcpu, address: int, size: int) -> Device | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from irqchipd.chips.gic.vgic import GicCpu
 from irqchipd.vm.agenda import Agenda
@@ -11,20 +11,39 @@ from irqchipd.vm.arm64.timer import PHYSICAL, VIRTUAL, Timer
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.vcpu_state import MpState, Outcome
 
-if TYPE_CHECKING:
-    from irqchipd.vm.arm64.board import Arm64Board
-
 # What ends a halt, as Taken's second part has it: the vCPU's IRQ or FIQ is asserted. Nothing is acknowledged.
 IRQ: Final = 2
 FIQ: Final = 3
 
 
+class GicSide(Protocol):
+    """What a vCPU needs of its GIC, in which a GicCpu is its part."""
+
+    def flush(self, cpu: GicCpu) -> None:
+        """Load a CPU interface, and fill its list registers."""
+
+    def sync(self, cpu: GicCpu) -> None:
+        """Take the list registers back."""
+
+    def outputs(self, cpu: GicCpu) -> tuple[bool, bool]:
+        """IRQ and FIQ of a CPU interface whose list registers are filled."""
+
+    def pending(self, cpu: GicCpu) -> bool:
+        """Whether an interrupt would wake a vCPU."""
+
+    def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:
+        """A vCPU's timer drives its PPI."""
+
+    def forget_timer(self, cpu: GicCpu) -> None:
+        """Start the interrupt of a vCPU's virtual timer anew. KVM: kvm_vgic_reset_mapped_irq."""
+
+
 class Arm64Cpu(Vcpu):
     """A vCPU. It is the wires of its timers."""
 
-    def __init__(self, agenda: Agenda, board: Arm64Board, vcpu_id: int, index: int) -> None:
+    def __init__(self, agenda: Agenda, gic: GicSide, vcpu_id: int, index: int) -> None:
         super().__init__(agenda, vcpu_id, index)
-        self._arm = board
+        self._side = gic
         self.gic: GicCpu | None = None
         # What KVM_ARM_VCPU_INIT has set, or None before that.
         self.features: int | None = None
@@ -63,12 +82,12 @@ class Arm64Cpu(Vcpu):
     def flush(self) -> None:
         """KVM: kvm_vgic_flush_hwstate; the state of the CPU interface is loaded, too."""
         if self.gic is not None:
-            self._arm.flush(self.gic)
+            self._side.flush(self.gic)
 
     def exit_guest(self) -> None:
         """KVM: kvm_vgic_sync_hwstate."""
         if self.gic is not None:
-            self._arm.sync(self.gic)
+            self._side.sync(self.gic)
         self.priorities_changed()
 
     def step(self) -> None:
@@ -80,7 +99,7 @@ class Arm64Cpu(Vcpu):
         """Whether IRQ and FIQ are asserted, while the guest runs: ISR_EL1."""
         if self.gic is None:
             return bool(self.lines & 1), bool(self.lines & 2)
-        irq, fiq = self._arm.outputs(self.gic)
+        irq, fiq = self._side.outputs(self.gic)
         return irq or bool(self.lines & 1), fiq or bool(self.lines & 2)
 
     # Interrupts.
@@ -89,7 +108,7 @@ class Arm64Cpu(Vcpu):
         """KVM: arm.c kvm_arch_vcpu_runnable."""
         if self.mp_state != MpState.RUNNABLE:
             return False
-        return self.lines != 0 or (self.gic is not None and self._arm.pending(self.gic))
+        return self.lines != 0 or (self.gic is not None and self._side.pending(self.gic))
 
     def wake(self, interrupts_masked: bool) -> Outcome:  # noqa: ARG002 - WFI ends whatever PSTATE masks
         if not self.has_interrupt():
@@ -97,13 +116,13 @@ class Arm64Cpu(Vcpu):
         self.flush()
         irq, fiq = self.outputs()
         if self.gic is not None:
-            self._arm.sync(self.gic)
+            self._side.sync(self.gic)
         return 0, FIQ if fiq and not irq else IRQ
 
     def timer_changed(self, timer: int, level: bool) -> None:
         """A timer drives the line of its PPI."""
         if self.gic is not None:
-            self._arm.drive_timer(self.gic, timer, level)
+            self._side.drive_timer(self.gic, timer, level)
 
     def wire_timers(self) -> None:
         """The vCPU has run with a GIC: the timers interrupt it. KVM: kvm_timer_enable."""
@@ -121,12 +140,11 @@ class Arm64Cpu(Vcpu):
         self.reset_timers()
 
     def reset_timers(self) -> None:
-        """KVM: kvm_timer_vcpu_reset; the virtual timer's interrupt starts anew, too (kvm_vgic_reset_mapped_irq)."""
+        """KVM: kvm_timer_vcpu_reset."""
         self.virtual_timer.reset()
         self.physical_timer.reset()
         if self.gic is not None and self.virtual_timer.wired:
-            interrupt = self.gic.private[self._arm.ppis[VIRTUAL]]
-            interrupt.active = interrupt.pending_latch = interrupt.line = False
+            self._side.forget_timer(self.gic)
 
     def reset(self) -> None:
         """RESET: as KVM_ARM_VCPU_INIT left it."""

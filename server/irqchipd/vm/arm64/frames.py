@@ -1,4 +1,4 @@
-"""The GIC's frames on the I/O bus. A guest's access to one is the running vCPU's: see Arm64Board.running.
+"""The GIC's frames on the I/O bus. A guest's access to one is the running vCPU's: see Running.
 
 An access to the distributor or a redistributor traps; the vCPU has left its guest, and goes on behind the access. The
 GICC frame of a GICv2 is hardware: the vCPU leaves its guest only after the access.
@@ -6,14 +6,18 @@ GICC frame of a GICv2 is hardware: the vCPU leaves its guest only after the acce
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from irqchipd.chips.gic.gicc import GiccFrame
 from irqchipd.chips.gic.registers import Registers
 from irqchipd.chips.gic.vgic import GicCpu
+from irqchipd.vm.arm64.cpu import Arm64Cpu
 
-if TYPE_CHECKING:
-    from irqchipd.vm.arm64.board import Arm64Board
+
+class Running(Protocol):
+    """What knows whose access a frame answers."""
+
+    running: Arm64Cpu
 
 
 class RegistersFrame:
@@ -22,7 +26,7 @@ class RegistersFrame:
     KVM: vgic-mmio.c dispatch_mmio_read, dispatch_mmio_write.
     """
 
-    def __init__(self, board: Arm64Board, registers: Registers, base: int, of: GicCpu | None = None) -> None:
+    def __init__(self, board: Running, registers: Registers, base: int, of: GicCpu | None = None) -> None:
         self._board = board
         self._registers = registers
         self._base = base
@@ -45,7 +49,7 @@ class RegistersFrame:
 class CpuInterfaceFrame:
     """GICC: every vCPU finds its own CPU interface here."""
 
-    def __init__(self, board: Arm64Board, frames: list[GiccFrame], base: int) -> None:
+    def __init__(self, board: Running, frames: list[GiccFrame], base: int) -> None:
         self._board = board
         self._frames = frames
         self._base = base

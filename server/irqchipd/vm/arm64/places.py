@@ -68,7 +68,7 @@ def check_range(taken: int | None, address: int, alignment: int, size: int) -> N
     if address + size >= _ADDRESSES:
         raise invalid(f"address {address:#x} is too near the end of the address space")
     if address >= IPA_SIZE or address + size > IPA_SIZE:
-        raise VmError(errno.E2BIG, f"address {address:#x} and {size:#x} bytes are beyond the guest's end, {IPA_SIZE:#x}")
+        raise VmError(errno.E2BIG, f"address {address:#x} and {size:#x} bytes end behind {IPA_SIZE:#x}")
 
 
 class Places:
