@@ -41,6 +41,18 @@ class SourceInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GicInfo:
+    """A description of an arm64 VM's GIC, and of its host's."""
+
+    version: int  # 0 before there is one
+    initialised: bool
+    interrupts: int  # 0 before the number is set
+    host_version: int
+    list_registers: int
+    priority_bits: int
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """A description of a VM at one moment."""
 
@@ -56,8 +68,10 @@ class Description:
     now: int
     next_timer: int | None
     lateness: int  # of the next timer, nanoseconds
+    devices: list[int] = field(default_factory=list)  # their types, by their numbers
     pit: bool = False
     tsc_khz: int = 0
+    gic: GicInfo | None = None
 
 
 class Vm(Accesses):

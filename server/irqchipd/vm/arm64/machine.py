@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Self
 
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, PRIORITY_BITS
@@ -17,12 +18,13 @@ from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
 from irqchipd.vm.arm64.vcpus import Arm64Vcpus
 from irqchipd.vm.clock import Clock, Deadlines, RealClock
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.machine import MAX_VCPUS, Description, GicInfo
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import ARM64, VmState
 
 VERSIONS: Final = (0, 2, 3)
-MOST_LIST_REGISTERS: Final = 16
+LEAST_LIST_REGISTERS, MOST_LIST_REGISTERS = 2, 16  # one would always be an underflow, and so an exit
+MOST_DESCRIBED: Final = 64  # devices in a Description
 LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
 
 
@@ -201,6 +203,21 @@ class Arm64Vm(Arm64Vcpus):
         self._check_alive()
         return self._devices[device]
 
+    # About the VM.
+
+    def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
+        board = self._arm
+        gic = GicInfo(
+            version=0 if board.gic is None else board.gic.version,
+            initialised=board.initialised,
+            interrupts=board.interrupts_wanted,
+            host_version=self._version,
+            list_registers=board.list_registers,
+            priority_bits=board.priority_bits,
+        )
+        description = super().describe(sources_after, room, one_at_least=one_at_least)
+        return replace(description, gic=gic, devices=self._devices[:MOST_DESCRIBED])
+
     # All of it.
 
     def _save(self, **common: Any) -> VmState:
@@ -223,8 +240,9 @@ def check_host(version: int, list_registers: int, priority_bits: int) -> None:
     """Refuse a GIC that no host has."""
     if version not in VERSIONS:
         raise invalid(f"GIC version {version} is invalid: use 2, 3, or 0 for a host that can make either")
-    if not 1 <= list_registers <= MOST_LIST_REGISTERS:
-        raise invalid(f"{list_registers} list registers are out of range: use 1 to {MOST_LIST_REGISTERS}")
+    if not LEAST_LIST_REGISTERS <= list_registers <= MOST_LIST_REGISTERS:
+        numbers = f"{LEAST_LIST_REGISTERS} to {MOST_LIST_REGISTERS}"
+        raise invalid(f"{list_registers} list registers are out of range: use {numbers}")
     if not LEAST_PRIORITY_BITS <= priority_bits <= MOST_PRIORITY_BITS:
         bits = f"{LEAST_PRIORITY_BITS} to {MOST_PRIORITY_BITS}"
         raise invalid(f"{priority_bits} priority bits are out of range: use {bits}")
