@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.image import BootImage
     from irqchip_client.vmm.memory import GuestMemory
     from irqchip_client.vmm.run import Vcpus
+    from irqchip_client.vmm.start import Start
 
 # Exit statuses of `run`: the guest's own, (value << 1) | 1, are odd.
 TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
@@ -156,7 +157,7 @@ def run(
 
     kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
     ended: list[int] = []  # the exit status, once the run has ended
-    running: list[Vcpus] = []
+    running: list[Vcpus[Any]] = []
 
     def end(status: int) -> None:
         ended.append(status)
@@ -231,13 +232,13 @@ def _about(kernel: Path, image: BootImage) -> str:
     return f". {kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
 
-def _failure(running: list[Vcpus], error: Exception) -> click.ClickException:
+def _failure(running: list[Vcpus[Any]], error: Exception) -> click.ClickException:
     """A failure of the daemon, of this machine or of a device: before the guest began, or after."""
     return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
 @contextmanager
-def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Iterator[None]:
+def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> Iterator[None]:
     """A signal of ENDING ends the body, and after the clean-up the process."""
     received: list[int] = []
 
@@ -263,7 +264,7 @@ def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Itera
 @contextmanager
 def _create_vcpus(
     kind: str, memory: GuestMemory, vm: irqchip_client.Vm, count: int, local: LocalHost
-) -> Iterator[Vcpus]:
+) -> Iterator[Vcpus[Start]]:
     """Adapters of this kind for the vCPUs from 0 on.
 
     ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError where /dev/kvm
@@ -272,7 +273,7 @@ def _create_vcpus(
     from irqchip_client.vmm.run import Vcpus
 
     with ExitStack() as stack:
-        adapters: list[Adapter]
+        adapters: list[Adapter[Start]]
         if kind == "kvm":
             from irqchip_client.kvm import KvmVcpu, KvmVm
 

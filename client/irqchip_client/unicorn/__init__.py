@@ -23,7 +23,7 @@ from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
-from .vcpu import UnicornVcpu
+from .x86.vcpu import UnicornVcpu
 
 __all__ = ["GuestMemory", "LocalDevices", "Start", "StartMode", "UnicornVcpu"]
 
