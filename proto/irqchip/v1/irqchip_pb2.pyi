@@ -12,6 +12,7 @@ This file has the service. It imports the messages publicly, so that a client ne
   vm.proto        VMs: creation, description, clock, reset, capabilities
   line.proto      GSIs, MSIs, irqfds, routing
   access.proto    the accesses of vCPUs: ports, memory, MSRs, CR8
+  device.proto    KVM's devices and their attributes; arm64's vCPUs and system registers
   region.proto    ranges of ports and addresses that a Session answers for
   vcpu.proto      interrupts, signals, halts and run states of vCPUs
   state.proto     the state of each chip
@@ -38,9 +39,11 @@ a Session the message Error carries the same. The reasons and their codes:
                                    external interrupt is pending already
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
   EIO         INTERNAL             the daemon is at fault; its log says why
+  ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
+  ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
@@ -75,6 +78,23 @@ from irqchip.v1.access_pb2 import PioReadRequest as PioReadRequest
 from irqchip.v1.access_pb2 import PioReadResponse as PioReadResponse
 from irqchip.v1.access_pb2 import PioWriteRequest as PioWriteRequest
 from irqchip.v1.access_pb2 import PioWriteResponse as PioWriteResponse
+from irqchip.v1.device_pb2 import AttrTarget as AttrTarget
+from irqchip.v1.device_pb2 import CreateDeviceRequest as CreateDeviceRequest
+from irqchip.v1.device_pb2 import CreateDeviceResponse as CreateDeviceResponse
+from irqchip.v1.device_pb2 import GetDeviceAttrRequest as GetDeviceAttrRequest
+from irqchip.v1.device_pb2 import GetDeviceAttrResponse as GetDeviceAttrResponse
+from irqchip.v1.device_pb2 import HasDeviceAttrRequest as HasDeviceAttrRequest
+from irqchip.v1.device_pb2 import HasDeviceAttrResponse as HasDeviceAttrResponse
+from irqchip.v1.device_pb2 import SetDeviceAddrRequest as SetDeviceAddrRequest
+from irqchip.v1.device_pb2 import SetDeviceAddrResponse as SetDeviceAddrResponse
+from irqchip.v1.device_pb2 import SetDeviceAttrRequest as SetDeviceAttrRequest
+from irqchip.v1.device_pb2 import SetDeviceAttrResponse as SetDeviceAttrResponse
+from irqchip.v1.device_pb2 import SysregReadRequest as SysregReadRequest
+from irqchip.v1.device_pb2 import SysregReadResponse as SysregReadResponse
+from irqchip.v1.device_pb2 import SysregWriteRequest as SysregWriteRequest
+from irqchip.v1.device_pb2 import SysregWriteResponse as SysregWriteResponse
+from irqchip.v1.device_pb2 import VcpuInitRequest as VcpuInitRequest
+from irqchip.v1.device_pb2 import VcpuInitResponse as VcpuInitResponse
 from irqchip.v1.line_pb2 import GetGsiRoutingRequest as GetGsiRoutingRequest
 from irqchip.v1.line_pb2 import GetGsiRoutingResponse as GetGsiRoutingResponse
 from irqchip.v1.line_pb2 import IrqLineRequest as IrqLineRequest
@@ -165,6 +185,8 @@ from irqchip.v1.vcpu_pb2 import GetVcpuEventsResponse as GetVcpuEventsResponse
 from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
 from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
 from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FIQ as INTERRUPT_SOURCE_FIQ
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_IRQ as INTERRUPT_SOURCE_IRQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_UNSPECIFIED as INTERRUPT_SOURCE_UNSPECIFIED

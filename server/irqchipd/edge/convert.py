@@ -220,6 +220,32 @@ def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> No
     response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in _EVENT_FIELDS}))
 
 
+# Devices' attributes.
+
+Target = tuple[int | None, int | None]  # a device, or a vCPU
+
+
+def attr_from(request: Any) -> tuple[Target, int, int]:
+    """An attribute: what has it, its group and its number."""
+    match request.target.WhichOneof("target"):
+        case "device":
+            return (request.target.device, None), request.group, request.attr
+        case "vcpu":
+            return (None, request.target.vcpu), request.group, request.attr
+        case _:
+            raise invalid("there is no target: set device or vcpu")
+
+
+def attr_with_data_from(request: Any) -> tuple[Target, int, int, bytes]:
+    """An attribute, and the bytes that its address points to."""
+    return *attr_from(request), request.data
+
+
+def vcpu_init_from(request: pb.VcpuInitRequest) -> tuple[int, int | None, int]:
+    """How a vCPU is initialised: the vCPU, its target and its features."""
+    return request.vcpu, request.target if request.HasField("target") else None, request.features
+
+
 # What a vCPU takes, and regions.
 
 

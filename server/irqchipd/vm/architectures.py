@@ -51,7 +51,7 @@ class Architecture:
     name: str
     make: Callable[[str, Clock, Limits, Properties], Vm]
     restore: Callable[[str, VmState, Limits], Vm]
-    capabilities: Mapping[int, int]
+    capabilities: Callable[[Gic], Mapping[int, int]]
 
 
 def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
@@ -66,7 +66,7 @@ def _restore_x86(name: str, state: VmState, limits: Limits) -> Vm:
 
 
 ARCHITECTURES: Final[dict[int, Architecture]] = {
-    X86: Architecture("x86", _make_x86, _restore_x86, CAPABILITIES),
+    X86: Architecture("x86", _make_x86, _restore_x86, lambda _: CAPABILITIES),
 }
 
 
@@ -79,6 +79,6 @@ def architecture(number: int) -> Architecture:
     return found
 
 
-def check_extension(number: int, capability: int) -> int:
-    """KVM_CHECK_EXTENSION of an architecture: a capability's value, or 0."""
-    return architecture(number).capabilities.get(capability, 0)
+def check_extension(number: int, gic: Gic, capability: int) -> int:
+    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0."""
+    return architecture(number).capabilities(gic).get(capability, 0)
