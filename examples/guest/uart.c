@@ -1,10 +1,9 @@
 /* A 16550A serial port by interrupt. It may be absent for a while, when every register reads ffh. */
 
-#include "guest.h"
-#include "x86.h"
+#include <machine.h>
 
 /* PC16550D datasheet (TL/C/8652), table II. */
-enum { DATA = 0x3F8, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = IIR, DIVISOR_LOW = DATA, DIVISOR_HIGH = IER };
+enum { DATA = UART_BASE, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = IIR, DIVISOR_LOW = DATA, DIVISOR_HIGH = IER };
 enum { IER_RECEIVED = 1, IER_THR_EMPTY = 2, IER_LINE_STATUS = 4 };
 enum { IIR_NONE = 1, IIR_CAUSE = 0x0F, CAUSE_THR_EMPTY = 2, CAUSE_RECEIVED = 4, CAUSE_LINE = 6, CAUSE_TIMEOUT = 12 };
 enum { FCR_ENABLE_AND_CLEAR = 0x07, FCR_TRIGGER_8 = 0x80 };

@@ -18,6 +18,7 @@ from unicorn.unicorn_const import (
 from unicorn.unicorn_py3.arch.arm64 import CpReg, UcAArch64
 from unicorn.unicorn_py3.unicorn import UcError
 
+from irqchip_client.arm64 import sysreg
 from irqchip_client.unicorn.breaker import Breaker, Window
 from irqchip_client.unicorn.emulator import MemoryBus, Register, Unsupported, map_guest
 from irqchip_client.vmm.memory import GuestMemory
@@ -43,7 +44,6 @@ from .registers import (
     SPSR_EL1,
     VBAR_EL1,
     is_icc,
-    sysreg,
 )
 from .start import Arm64Start
 from .syndrome import Syndrome
@@ -77,7 +77,7 @@ class Exit(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Undefined:
+class RegisterAccess:
     """The emulator stopped before an access to a system register that Unicorn has not.
 
     register  the general register's number for Unicorn
@@ -91,7 +91,7 @@ class Undefined:
 
 
 @dataclass(frozen=True, slots=True)
-class Exception_:  # noqa: N801 - the architecture's word, not an error of ours
+class GuestException:
     """The guest's own exception, which its vector handles."""
 
     syndrome: int
@@ -126,7 +126,7 @@ class Engine:
         self._initial = uc.context_save()
         self._syndrome = Syndrome(uc.context_save())
         self._exit: int | None = None  # an exception's number
-        self._access: Undefined | None = None  # The last access to a register that Unicorn may not have.
+        self._access: RegisterAccess | None = None  # The last access to a register that Unicorn may not have.
         self.ip = 0
         self._stale = False  # Translated code may have changed.
         memory.watch(self._written)
@@ -148,7 +148,7 @@ class Engine:
         self._memory.unwatch(self._written)
         self._uc.mem_unmap(self._memory.start, self._memory.size)
 
-    def run(self) -> Exit | Undefined | Exception_ | None:
+    def run(self) -> Exit | RegisterAccess | GuestException | None:
         """Executes until the guest has something to be done. None where the breaker stopped it.
 
         Unsupported for what the emulator can't execute.
@@ -173,7 +173,7 @@ class Engine:
         if self._exit == EXCP_UDEF and self._access is not None:
             return self._access
         uc.context_update(self._syndrome.context)
-        return Exception_(self._syndrome.value, self._syndrome.address)
+        return GuestException(self._syndrome.value, self._syndrome.address)
 
     # Hooks.
 
@@ -190,7 +190,7 @@ class Engine:
             value = self._get(number) & ~LEVELS_OF_EL2_AND_EL3 | self._bus.has_system_register_gic() << 24
         else:
             # Unicorn has no registers of a GIC: what follows is an undefined instruction.
-            self._access = Undefined(number, False, register, 0) if self._is_ours(number) else None
+            self._access = RegisterAccess(number, False, register, 0) if self._is_ours(number) else None
             return 0
         if register != XZR:
             uc.reg_write(register, value)
@@ -201,7 +201,7 @@ class Engine:
         if number in REPLACED:
             self._bus.sysreg_write(number, access.val)
             return 1
-        self._access = Undefined(number, True, register, access.val) if self._is_ours(number) else None
+        self._access = RegisterAccess(number, True, register, access.val) if self._is_ours(number) else None
         return 0
 
     def _is_ours(self, number: int) -> bool:
@@ -217,7 +217,7 @@ class Engine:
     def set_register(self, number: int, value: int) -> None:
         self._uc.reg_write(GENERAL[number], value)
 
-    def finish(self, access: Undefined, value: int = 0) -> None:
+    def finish(self, access: RegisterAccess, value: int = 0) -> None:
         """Ends an access, with the value that was read."""
         if not access.write and access.register != XZR:
             self._uc.reg_write(access.register, value)

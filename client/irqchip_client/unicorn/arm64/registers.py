@@ -1,21 +1,18 @@
-"""System registers, by the numbers of KVM_REG_ARM64_SYSREG: op0, op1, CRn, CRm and op2 in 16 bits.
-
-The names, the encodings and the fields are those of the Arm Architecture Reference Manual (DDI 0487), chapter D19.
-"""
+"""System registers, and the fields that the adapter needs: Arm Architecture Reference Manual (DDI 0487), chapter D19."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from irqchip_client.arm64 import SYSREGS, sysreg
 
-def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """The number of a system register."""
-    return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+_NAMES: Final = {number: name for name, number in SYSREGS.items()}
 
 
 def name(register: int) -> str:
-    """As an assembler writes a register without a name."""
-    return f"S{register >> 14}_{register >> 11 & 7}_C{register >> 7 & 15}_C{register >> 3 & 15}_{register & 7}"
+    """A register's name, or what an assembler writes for a register without one."""
+    parts = f"S{register >> 14}_{register >> 11 & 7}_C{register >> 7 & 15}_C{register >> 3 & 15}_{register & 7}"
+    return _NAMES.get(register, parts)
 
 
 MPIDR_EL1: Final = sysreg(3, 0, 0, 0, 5)
@@ -27,8 +24,8 @@ SP_EL1: Final = sysreg(3, 4, 4, 1, 0)
 ESR_EL1: Final = sysreg(3, 0, 5, 2, 0)
 FAR_EL1: Final = sysreg(3, 0, 6, 0, 0)
 VBAR_EL1: Final = sysreg(3, 0, 12, 0, 0)
-ISR_EL1: Final = sysreg(3, 0, 12, 1, 0)
-ICC_SRE_EL1: Final = sysreg(3, 0, 12, 12, 5)
+ISR_EL1: Final = SYSREGS["ISR_EL1"]
+ICC_SRE_EL1: Final = SYSREGS["ICC_SRE_EL1"]
 HCR_EL2: Final = sysreg(3, 4, 1, 1, 0)
 SCR_EL3: Final = sysreg(3, 6, 1, 1, 0)
 
@@ -46,16 +43,14 @@ FLAGS: Final = 0xF << 28
 LEVELS_OF_EL2_AND_EL3: Final = 0xFF << 8
 SYSTEM_REGISTER_GIC: Final = 1 << 24
 
-# The virtual and the physical timer and counters: D19.12. Unicorn has its own, by the host's clock.
-TIMERS: Final = frozenset(
-    sysreg(3, 3, 14, crm, op2) for crm, count in ((0, (0, 1, 2)), (2, (0, 1, 2)), (3, (0, 1, 2))) for op2 in count
-)
+# The counters and the virtual and the physical timer. Unicorn has its own, by the host's clock.
+TIMERS: Final = frozenset(number for name, number in SYSREGS.items() if name.startswith("CNT"))
 # Registers that Unicorn has, and for which the daemon answers.
 REPLACED: Final = TIMERS | {ISR_EL1, MPIDR_EL1}
 
 
 def is_icc(register: int) -> bool:
     """Whether it is a register of a GICv3's CPU interface: ICC_PMR_EL1, and those of CRn 12 and CRm 8 to 12."""
-    return register == sysreg(3, 0, 4, 6, 0) or (
+    return register == SYSREGS["ICC_PMR_EL1"] or (
         register >> 7 == sysreg(3, 0, 12, 0, 0) >> 7 and 8 <= register >> 3 & 15 <= 12
     )

@@ -15,7 +15,7 @@ from irqchip_client.vmm.adapter import Adapter
 from irqchip_client.vmm.memory import GuestMemory
 
 from . import psci
-from .engine import Engine, Exception_, Exit, Undefined, Vector
+from .engine import Engine, GuestException, Exit, RegisterAccess, Vector
 from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, MPIDR_EL1, name
 from .start import Arm64Start
 
@@ -117,9 +117,9 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
             if self._interrupted:
                 self._interrupt()
             match engine.run():
-                case Undefined() as access:
+                case RegisterAccess() as access:
                     self._access(access)
-                case Exception_(syndrome, address):
+                case GuestException(syndrome, address):
                     engine.enter(Vector.SYNCHRONOUS, syndrome, address)
                 case Exit.WFI:
                     self._idle = True
@@ -162,7 +162,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
 
     # Instructions.
 
-    def _access(self, access: Undefined) -> None:
+    def _access(self, access: RegisterAccess) -> None:
         """An access to a register of the GIC's CPU interface."""
         if access.write:
             answer = self._vcpu.sysreg_write(access.sysreg, access.value)
