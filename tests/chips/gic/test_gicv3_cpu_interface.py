@@ -258,6 +258,16 @@ class TestEnd:
         assert not active(board, 40)
         assert active(board, 41)
 
+    def test_the_mode_can_be_left_again(self) -> None:
+        board = Board()
+        board.msr(Icc.CTLR, EOI_MODE)
+        board.msr(Icc.CTLR, 0)
+        board.configure(40)
+        board.pulse(40)
+        board.mrs(Icc.IAR1)
+        board.msr(Icc.EOIR1, 40)
+        assert not active(board, 40)
+
     def test_dir_does_nothing_in_the_other_mode(self) -> None:
         board = Board()
         board.configure(40)
