@@ -22,6 +22,7 @@ from irqchip_client.arm64 import sysreg
 from irqchip_client.unicorn.breaker import Breaker, Window
 from irqchip_client.unicorn.emulator import MemoryBus, Register, Unsupported, map_guest
 from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.start import Arm64Start
 
 from .registers import (
     AARCH32,
@@ -45,7 +46,6 @@ from .registers import (
     VBAR_EL1,
     is_icc,
 )
-from .start import Arm64Start
 from .syndrome import Syndrome
 
 PHYSICAL_BITS = 40

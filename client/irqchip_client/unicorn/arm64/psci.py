@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, Protocol
 
-from .start import Arm64Start
+from irqchip_client.vmm.start import Arm64Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,6 @@ class Next(Enum):
     GO_ON = auto()
     SLEEP = auto()  # until an interrupt
     OFF = auto()
-    MACHINE_OFF = auto()
 
 
 def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
@@ -79,7 +78,7 @@ def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
             result = NO_TRUSTED_OS
         case 0x8400_0008 | 0x8400_0009:
             power.turn_off(reset=function == SYSTEM_RESET)
-            then = Next.MACHINE_OFF
+            then = Next.OFF
         case 0x8400_000A:
             asked = values[0]
             known = asked in KNOWN or (asked & SMC64 and asked & ~SMC64 in WITH_64_BITS)

@@ -1,4 +1,4 @@
-"""System registers, and the fields that the adapter needs: Arm Architecture Reference Manual (DDI 0487), chapter D19."""
+"""System registers, and the fields that the adapter needs: Arm ARM (DDI 0487), chapter D19."""
 
 from __future__ import annotations
 

@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError
-from irqchip_client._model import MpState, Wake
+from irqchip_client._model import Wake
 from irqchip_client.unicorn.bus import Bus
 from irqchip_client.unicorn.emulator import Unsupported
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
 from irqchip_client.vmm.adapter import Adapter
 from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.start import Arm64Start
 
 from . import psci
-from .engine import Engine, GuestException, Exit, RegisterAccess, Vector
+from .engine import Engine, Exit, GuestException, RegisterAccess, Vector
 from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, MPIDR_EL1, name
-from .start import Arm64Start
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
@@ -56,7 +56,9 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     vm      irqchipd's VM for arm64, with a vCPU of this id that is initialised
     vcpu    the id
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
-    power   what PSCI calls turn on and off; by default this vCPU is the only one, and SYSTEM_OFF ends run()
+    power   what PSCI calls turn on and off; by default this vCPU is the only one
+
+    PSCI's CPU_OFF and SYSTEM_OFF end run().
 
     start() says where it begins. It has a Session for its operations, and another for its events. Close it before the
     memory, or use it in a with statement.
@@ -84,10 +86,6 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     def affinity(self) -> int:
         """The fields of MPIDR_EL1 by which the guest names this vCPU."""
         return self._read(MPIDR_EL1) & AFFINITY
-
-    def _begin(self) -> None:
-        super()._begin()
-        self._idle = self._idle or self._vcpu.mp_state() is MpState.STOPPED
 
     def _execute(self) -> None:
         try:
@@ -183,9 +181,6 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
             case psci.Next.SLEEP:
                 self._idle = True
             case psci.Next.OFF:
-                self._vcpu.set_mp_state(MpState.STOPPED)
-                self._stop.set()
-            case psci.Next.MACHINE_OFF:
                 self._stop.set()
 
     def _read(self, register: int) -> int:
