@@ -23,9 +23,18 @@ from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Arm64Start, Start, StartMode
 
-from .arm64.vcpu import UnicornArm64Vcpu
+from .arm64.vcpu import Alone, UnicornArm64Vcpu
 from .x86.vcpu import UnicornVcpu
 
-__all__ = ["Arm64Start", "GuestMemory", "LocalDevices", "Start", "StartMode", "UnicornArm64Vcpu", "UnicornVcpu"]
+__all__ = [
+    "Alone",
+    "Arm64Start",
+    "GuestMemory",
+    "LocalDevices",
+    "Start",
+    "StartMode",
+    "UnicornArm64Vcpu",
+    "UnicornVcpu",
+]
 
 del _library
