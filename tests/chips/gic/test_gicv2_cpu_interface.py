@@ -140,6 +140,12 @@ class TestEnd:
         board.end(40)
         assert (board.read_cpu(Gicc.RPR), board.read_cpu(Gicc.APR0)) == (IDLE, 0)
 
+    def test_active_priorities_can_be_written(self, board: Board) -> None:
+        board.write_cpu(Gicc.APR0, 1 << 4)
+        assert (board.read_cpu(Gicc.APR0), board.read_cpu(Gicc.RPR)) == (1 << 4, 0x20)
+        board.edge(40)
+        assert board.acknowledge() == NONE
+
     def test_out_of_order_the_highest_priority_drops_and_the_named_interrupt_ends(self, board: Board) -> None:
         board.set_priority(41, 0x40)
         board.edge(40)

@@ -69,6 +69,15 @@ class TestControl:
         assert board.gicd(CTLR) == 0x50
         assert board.mrs(Icc.IAR1) == SPURIOUS
 
+    def test_enabling_kicks_who_has_something_pending_and_enabling_again_nobody(self) -> None:
+        board = Board(cpus=2)
+        board.configure(40, cpu=1)
+        board.pulse(40)
+        for value, kicked in ((0, []), (2, [1]), (2, [])):
+            board.wires.kicked.clear()
+            board.gicd(CTLR, value)
+            assert board.wires.kicked == kicked
+
     def test_what_became_pending_while_off_waits_for_its_next_event(self) -> None:
         board = Board()
         board.configure(40)

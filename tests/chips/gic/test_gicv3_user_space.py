@@ -229,6 +229,7 @@ class TestSystemRegisters:
     def test_active_priorities_that_need_more_bits_are_there_and_refused(self, bits: int, most: int) -> None:
         registers = Board(bits=bits).gic.system_registers[0]
         for n in range(4):
+            assert registers.has(Icc.AP0R0 + n)
             assert registers.has(Icc.AP1R0 + n)
             if n <= most:
                 registers.set(Icc.AP1R0 + n, 1 << n)
