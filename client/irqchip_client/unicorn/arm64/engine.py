@@ -37,6 +37,8 @@ from .registers import (
     IRQ,
     LEVELS_OF_EL2_AND_EL3,
     MASKED_EL1,
+    MPIDR_EL1,
+    MPIDR_RES1,
     REPLACED,
     SCR_EL3,
     SP_EL0,
@@ -44,6 +46,7 @@ from .registers import (
     SPSEL,
     SPSR_EL1,
     VBAR_EL1,
+    affinity,
     is_icc,
 )
 from .syndrome import Syndrome
@@ -109,8 +112,9 @@ class Bus(MemoryBus, Protocol):
 class Engine:
     """A vCPU's Unicorn."""
 
-    def __init__(self, memory: GuestMemory, bus: Bus, *, native: bool = True) -> None:
+    def __init__(self, memory: GuestMemory, bus: Bus, vcpu: int, *, native: bool = True) -> None:
         self._memory = memory
+        self._mpidr = MPIDR_RES1 | affinity(vcpu)
         self._bus = bus
         self._uc = uc = UcAArch64(UC_ARCH_ARM64, UC_MODE_ARM, arm64.UC_CPU_ARM64_A72)
         self._pstate, self._sp = Register(uc, arm64.UC_ARM64_REG_PSTATE), Register(uc, arm64.UC_ARM64_REG_SP)
@@ -186,6 +190,8 @@ class Engine:
         number = sysreg(access.op0, access.op1, access.crn, access.crm, access.op2)
         if number in REPLACED:
             value = self._bus.sysreg_read(number)
+        elif number == MPIDR_EL1:
+            value = self._mpidr
         elif number == ID_AA64PFR0_EL1:
             value = self._get(number) & ~LEVELS_OF_EL2_AND_EL3 | self._bus.has_system_register_gic() << 24
         else:

@@ -39,6 +39,7 @@ AARCH32: Final = 1 << 4
 MASKED_EL1: Final = 0x3C0 | EL1 | SPSEL  # D, A, I and F set, at EL1 with its own stack pointer
 FLAGS: Final = 0xF << 28
 
+MPIDR_RES1: Final = 1 << 31
 # Of ID_AA64PFR0_EL1.
 LEVELS_OF_EL2_AND_EL3: Final = 0xFF << 8
 SYSTEM_REGISTER_GIC: Final = 1 << 24
@@ -46,7 +47,7 @@ SYSTEM_REGISTER_GIC: Final = 1 << 24
 # The counters and the virtual and the physical timer. Unicorn has its own, by the host's clock.
 TIMERS: Final = frozenset(number for name, number in SYSREGS.items() if name.startswith("CNT"))
 # Registers that Unicorn has, and for which the daemon answers.
-REPLACED: Final = TIMERS | {ISR_EL1, MPIDR_EL1}
+REPLACED: Final = TIMERS | {ISR_EL1}
 
 
 def is_icc(register: int) -> bool:
@@ -54,3 +55,8 @@ def is_icc(register: int) -> bool:
     return register == SYSREGS["ICC_PMR_EL1"] or (
         register >> 7 == sysreg(3, 0, 12, 0, 0) >> 7 and 8 <= register >> 3 & 15 <= 12
     )
+
+
+def affinity(vcpu: int) -> int:
+    """The fields of MPIDR_EL1 by which a guest names a vCPU. KVM: sys_regs.c reset_mpidr"""
+    return vcpu & 0xF | (vcpu >> 4 & 0xFF) << 8 | (vcpu >> 12 & 0xFF) << 16

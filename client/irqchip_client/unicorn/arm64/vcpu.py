@@ -17,12 +17,10 @@ from irqchip_client.vmm.start import Arm64Start
 
 from . import psci
 from .engine import Engine, Exit, GuestException, RegisterAccess, Vector
-from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, MPIDR_EL1, name
+from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, affinity, name
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
-
-AFFINITY = 0xFF_00FF_FFFF  # of MPIDR_EL1
 
 
 class Alone:
@@ -74,7 +72,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     ) -> None:
         self._power = power or Alone()
         with ExitStack() as made:
-            self._engine = Engine(memory, self)
+            self._engine = Engine(memory, self, vcpu)
             made.callback(self._engine.close)
             super().__init__(vm, vcpu, made)
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
@@ -85,7 +83,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     @property
     def affinity(self) -> int:
         """The fields of MPIDR_EL1 by which the guest names this vCPU."""
-        return self._read(MPIDR_EL1) & AFFINITY
+        return affinity(self.id)
 
     def _execute(self) -> None:
         try:
