@@ -10,6 +10,7 @@ from pathlib import Path
 from examples.options import parser, short_errors
 from irqchip_client.devices import BlockDevice, run_device
 from irqchip_client.devices.block import SECTOR
+from irqchip_client.vmm.arm64 import DISK, DISK_LINE
 
 
 def main() -> None:
@@ -21,12 +22,16 @@ def main() -> None:
     )
     options.add_argument("--read-only", action="store_true", help="refuse writes")
     options.add_argument("--seek", type=float, default=0.0, metavar="SECONDS", help="how long each command takes (0)")
+    options.add_argument(
+        "--arm64", action="store_true", help="at address A000000h and SPI 2, as arm64 guests expect it"
+    )
     arguments = options.parse_args()
+    place = {"base": DISK, "gsi": DISK_LINE, "mmio": True} if arguments.arm64 else {}
     with short_errors():
         if arguments.create and not Path(arguments.image).exists():
             with open(arguments.image, "wb") as image:
                 image.truncate(arguments.create * SECTOR)
-        block = BlockDevice(arguments.image, read_only=arguments.read_only, seek=arguments.seek)
+        block = BlockDevice(arguments.image, read_only=arguments.read_only, seek=arguments.seek, **place)
         run_device(block, vm=arguments.vm, target=arguments.target)
 
 

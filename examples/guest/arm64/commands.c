@@ -1,4 +1,4 @@
-/* The monitor's commands for a machine with two arm64 processors. */
+/* The monitor's commands for a machine with arm64 processors. */
 
 #include "machine.h"
 
@@ -8,7 +8,7 @@ static const char *const names[SOURCES] = {"timer", "requests", "replies", "seri
 
 void banner(void)
 {
-    print("irqchipd demo guest, arm64, GICv%u, %u CPUs\n", has_gicv3 ? 3 : 2, CPUS);
+    print("irqchipd demo guest, arm64, GICv%u, %u CPU%s\n", has_gicv3 ? 3 : 2, cpu_count, cpu_count > 1 ? "s" : "");
 }
 
 static bool command_irqs(char *arguments)
@@ -19,19 +19,19 @@ static bool command_irqs(char *arguments)
     return true;
 }
 
-/* On both CPUs, so that each has had this many. */
+/* Until each CPU has had this many. */
 static bool command_ticks(char *arguments)
 {
     unsigned ticks, first[CPUS], lost[CPUS];
     if (!next_number(&arguments, &ticks) || ticks == 0)
         return false;
-    for (unsigned cpu = 0; cpu < CPUS; cpu++) {
+    for (unsigned cpu = 0; cpu < cpu_count; cpu++) {
         first[cpu] = cpus[cpu].counts[TIMER];
         lost[cpu] = cpus[cpu].lost_ticks;
     }
-    for (unsigned cpu = 0; cpu < CPUS; cpu++)
+    for (unsigned cpu = 0; cpu < cpu_count; cpu++)
         WAIT_UNTIL(cpus[cpu].counts[TIMER] - first[cpu] >= ticks || uart_break);
-    for (unsigned cpu = 0; cpu < CPUS; cpu++)
+    for (unsigned cpu = 0; cpu < cpu_count; cpu++)
         print("CPU %u: %u ticks came, %u were lost\n", cpu, cpus[cpu].counts[TIMER] - first[cpu],
               cpus[cpu].lost_ticks - lost[cpu]);
     return true;
@@ -66,7 +66,7 @@ const struct command commands[] = {
     {"uptime", "", "by CPU 0's tick", command_uptime},
     {"irqs", "", "interrupts so far, by source and CPU", command_irqs},
     {"ticks", "N", "count N ticks of each CPU, and those that were lost", command_ticks},
-    {"sgis", "N", "ask the other CPU N times, by SGIs", command_sgis},
+    {"sgis", "N", "ask the last CPU N times, by SGIs", command_sgis},
     {"disk", "", "the disk's size", command_disk},
     {"read", "SECTOR", "the first 64 bytes, and the CRC of all 512", command_read},
     {"write", "SECTOR TEXT", "write TEXT and zeros, and flush", command_write},

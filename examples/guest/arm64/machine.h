@@ -1,4 +1,4 @@
-/* A machine with two arm64 processors, and the interfaces between the parts of its guest. Its GIC is where QEMU's virt
+/* A machine with one or two arm64 processors, and the interfaces between the parts of its guest. Its GIC is where QEMU's virt
    board has it. */
 #pragma once
 
@@ -28,6 +28,7 @@ struct cpu {
 } __attribute__((aligned(64)));
 
 extern struct cpu cpus[CPUS];
+extern unsigned cpu_count; /* 1 if the machine has no CPU 1 */
 
 static inline unsigned this_cpu(void)
 {
@@ -55,8 +56,8 @@ void timer_interrupt(void);
 
 /* ping.c */
 
-unsigned ping(unsigned times); /* how many replies came from the other CPU */
-void ping_interrupt(void);     /* the other asks */
+unsigned ping(unsigned times); /* how many replies came from the last CPU */
+void ping_interrupt(void);     /* CPU 0 asks */
 
 /* commands.c */
 

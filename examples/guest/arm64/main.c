@@ -2,10 +2,11 @@
 
 #include "machine.h"
 
-enum { SYSTEM_OFF = 0x84000008, ALREADY_ON = -4 };
+enum { SYSTEM_OFF = 0x84000008, SUCCESS = 0, ALREADY_ON = -4 };
 #define CPU_ON 0xC4000003UL
 
 struct cpu cpus[CPUS];
+unsigned cpu_count;
 static volatile bool ready; /* CPU 0 has set up what the CPUs share */
 
 void power_off(void)
@@ -97,8 +98,7 @@ __attribute__((used, noreturn)) void guest_main(unsigned cpu)
     barrier();
     ready = true;
     long status = firmware(CPU_ON, 1, (unsigned long)start, 0);
-    if (status != 0 && status != ALREADY_ON)
-        panic("CPU 1 can't be turned on");
+    cpu_count = status == SUCCESS || status == ALREADY_ON ? 2 : 1;
     sti();
     banner();
     monitor();

@@ -1,4 +1,4 @@
-/* CPU 0 asks CPU 1, by memory and an SGI, and gets the answer in the same way.
+/* CPU 0 asks the last CPU, by memory and an SGI, and gets the answer in the same way.
 
    Each word has one writer, and none is read, changed and written back. So this needs no instruction that is atomic
    between CPUs, and works where each CPU is an emulator of its own. */
@@ -15,12 +15,12 @@ static unsigned answer(unsigned question)
 unsigned ping(unsigned times)
 {
     struct cpu *own = &cpus[0];
-    const struct cpu *other = &cpus[1];
+    const struct cpu *other = &cpus[cpu_count - 1];
     unsigned done = 0;
     for (; done < times && !uart_break; done++) {
         unsigned question = own->request + 1, deadline = milliseconds() + PATIENCE;
         own->request = question;
-        gic_send(1, SGI_REQUEST);
+        gic_send(cpu_count - 1, SGI_REQUEST);
         WAIT_UNTIL(other->reply == answer(question) || timer_due(deadline) || uart_break);
         if (other->reply != answer(question))
             break;
