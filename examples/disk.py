@@ -6,6 +6,7 @@ python -m examples.disk --image disk.img --create 2048
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from examples.options import parser, short_errors
 from irqchip_client.devices import BlockDevice, run_device
@@ -22,11 +23,9 @@ def main() -> None:
     )
     options.add_argument("--read-only", action="store_true", help="refuse writes")
     options.add_argument("--seek", type=float, default=0.0, metavar="SECONDS", help="how long each command takes (0)")
-    options.add_argument(
-        "--arm64", action="store_true", help="at address A000000h and SPI 2, as arm64 guests expect it"
-    )
+    options.add_argument("--arm64", action="store_true", help="at a000000h and SPI 2, for an arm64 guest")
     arguments = options.parse_args()
-    place = {"base": DISK, "gsi": DISK_LINE, "mmio": True} if arguments.arm64 else {}
+    place: dict[str, Any] = {"base": DISK, "gsi": DISK_LINE, "mmio": True} if arguments.arm64 else {}
     with short_errors():
         if arguments.create and not Path(arguments.image).exists():
             with open(arguments.image, "wb") as image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 from examples.options import parser, short_errors
 from irqchip_client.devices import Uart, run_device
@@ -26,11 +27,11 @@ def main() -> None:
         help="listen on a unix socket, and keep up to 64 KiB of output while no client is connected",
     )
     options.add_argument("--paced", action="store_true", help="send and receive at the guest's baud rate")
-    options.add_argument(
-        "--arm64", action="store_true", help="at address 9000000h and SPI 1, as arm64 guests expect it"
-    )
+    options.add_argument("--arm64", action="store_true", help="at 9000000h and SPI 1, for an arm64 guest")
     arguments = options.parse_args()
-    place = {"base": SERIAL, "gsi": SERIAL_LINE, "mmio": True, "out2_gates": False} if arguments.arm64 else {}
+    place: dict[str, Any] = (
+        {"base": SERIAL, "gsi": SERIAL_LINE, "mmio": True, "out2_gates": False} if arguments.arm64 else {}
+    )
     with short_errors():
         if arguments.listen:
             descriptor = listen(arguments.listen)

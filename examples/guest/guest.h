@@ -73,6 +73,8 @@ void uart_init(void);
 void uart_interrupt(void);
 void uart_watch(void); /* now and then: the port may have been away */
 void uart_put(char character);
+void uart_hold(void); /* until uart_release, what is put waits, so that it does not interrupt for every character */
+void uart_release(void);
 void uart_flush(void);
 void uart_panic_mode(void); /* sends the queue, then works without interrupts */
 

@@ -22,6 +22,7 @@ volatile bool uart_break;
 static struct ring output;
 static volatile bool present;
 static bool panicking;
+static bool holding; /* output waits for uart_release */
 static unsigned char enabled; /* what IER holds */
 static unsigned next_watch;
 
@@ -105,6 +106,13 @@ void uart_watch(void)
         uart_init();
 }
 
+/* The interrupt comes at once if the port is idle. Call with interrupts off. */
+static void send(void)
+{
+    if (present && !ring_empty(&output) && !(enabled & IER_THR_EMPTY))
+        enable(enabled | IER_THR_EMPTY);
+}
+
 /* While the port is absent, output without room is lost; the guest does not wait. */
 static void put_byte(char byte)
 {
@@ -114,12 +122,16 @@ static void put_byte(char byte)
         outb(DATA, byte);
         return;
     }
-    if (ring_full(&output))
+    if (ring_full(&output)) {
+        cli();
+        send();
+        sti();
         WAIT_UNTIL(!ring_full(&output) || !present);
+    }
     cli();
     ring_put(&output, byte);
-    if (present && !(enabled & IER_THR_EMPTY))
-        enable(enabled | IER_THR_EMPTY); /* interrupts at once if the port is idle */
+    if (!holding)
+        send();
     sti();
 }
 
@@ -128,6 +140,21 @@ void uart_put(char character)
     if (character == '\n')
         put_byte('\r');
     put_byte(character);
+}
+
+void uart_hold(void)
+{
+    holding = true;
+}
+
+void uart_release(void)
+{
+    holding = false;
+    if (panicking)
+        return;
+    cli();
+    send();
+    sti();
 }
 
 void uart_flush(void)
