@@ -24,7 +24,7 @@ from irqchip.ring import OFFERED
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Session, embedded, ops
 from irqchip_client._daemon import start_daemon
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.x86.machine import X86Vm
 from tests.conformance.kvm import Kvm, KvmVm
 
 POLL_US = 100  # how long both sides poll, where they poll
@@ -274,10 +274,10 @@ def in_this_process(figures: list[Figure], series: dict[str, Series]) -> None:
         stack.enter_context(pinned(0))
         client = stack.enter_context(embedded())
         session = stack.enter_context(prepare(client, "vm").session())
-        vm = Vm("vm")
+        vm = X86Vm("vm")
         vm.create_irqchip()
         vm.create_vcpu(0)
-        pic = vm._board.pic
+        pic = vm._pc.pic
         assert pic is not None
         measured = round_robin(
             {

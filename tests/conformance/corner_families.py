@@ -16,8 +16,8 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic_registers import BASE_ENABLED, DFR_CLUSTER, DFR_FLAT, WORDS, LapicRegisters, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.routing import ChipId
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.routing import ChipId
 from tests.conformance.machines import Op
 from tests.conformance.mode_families import X2APIC, ModeScript
 from tests.conformance.script import (

@@ -17,10 +17,11 @@ from irqchipd.vm import board
 from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
-from irqchipd.vm.vcpu_state import MpState, VcpuEvents
+from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.vcpu_state import VcpuEvents
 from tests.conformance.guest import HANDLER_PORT
 from tests.conformance.hosts import PLAIN, Host
 from tests.conformance.machines import EOI_MSR, UNCLAIMED, Answer, Op, comparable_page, eoi_address
@@ -38,7 +39,7 @@ class DaemonMachine:
         # The time of a real clock, which stands still until the test sets it; alarms due by then ring late.
         self._time = Deadlines()
         self._clock = RealClock(self._time) if real_clock else VirtualClock()
-        self.vm = Vm("conformance", clock=self._clock)
+        self.vm = X86Vm("conformance", clock=self._clock)
         self._resamplers: list[LineSource] = []
         self._resampled: list[int] = []
         self._ended: dict[int, list[int]] = {}

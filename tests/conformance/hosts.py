@@ -15,7 +15,7 @@ from typing import cast
 
 from irqchipd.chips.lapic import Lapic, Msr
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
-from irqchipd.vm.cpu import Cpu
+from irqchipd.vm.x86.cpu import Cpu
 from tests.conformance.machines import Answer, Op
 
 PAGE_HEX = 2048

@@ -13,7 +13,8 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters, Reg
-from irqchipd.vm.routing import DEFAULT_ROUTES, MAX_GSIS, ChipId, PinRoute
+from irqchipd.vm.routing import MAX_GSIS, PinRoute
+from irqchipd.vm.x86.routing import DEFAULT_ROUTES, ChipId
 from tests.conformance.machines import Op
 
 LENGTH = 150

@@ -10,15 +10,15 @@ import pytest
 from irqchip_client.replay import in_process
 from irqchip_client.replay.traces import load_traces
 from irqchip_client.vmm.local_apic import LocalApic
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import needs_sources
 from tests.conformance.test_golden_traces import GOLDEN
 from tests.vmm.sharing import shared
 
-pytestmark = needs_sources  # it derives from Vm
+pytestmark = needs_sources  # it derives from X86Vm
 
 
-class SharingVm(Vm):
+class SharingVm(X86Vm):
     """A VM whose vCPUs first try the shared local APIC, as an adapter's do."""
 
     answered = 0
@@ -48,7 +48,7 @@ class SharingVm(Vm):
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
 def test_every_answer_is_the_kernel_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_process, "Vm", SharingVm)
+    monkeypatch.setattr(in_process, "X86Vm", SharingVm)
     SharingVm.answered = 0
     mismatches = [str(found) for trace in load_traces(path) for found in in_process.replay(trace)]
     assert mismatches == []

@@ -10,8 +10,8 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LapicRegisters, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.capabilities import CAPABILITIES, MAX_VCPU_ID, Cap
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.capabilities import CAPABILITIES, MAX_VCPU_ID, Cap
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm
 from tests.conformance.machines import Op

@@ -8,8 +8,8 @@ from irqchipd.chips.ioapic import DEFAULT_BASE as IOAPIC_BASE
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import BASE_ENABLED, BASE_X2APIC, SVR_DIRECTED_EOI, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.machine import SPLIT_IRQCHIP
 from irqchipd.vm.routing import MAX_GSIS
+from irqchipd.vm.x86.machine import SPLIT_IRQCHIP
 from tests.conformance.compare import Comparison
 from tests.conformance.machines import Op
 from tests.conformance.test_live_acks import agree

@@ -8,7 +8,7 @@ from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC, TSC_DEADLINE
-from irqchipd.vm.capabilities import Cap
+from irqchipd.vm.x86.capabilities import Cap
 from tests.conformance.machines import Answer, Machine
 from tests.conformance.timed import Step, TimedComparison, count, op, wait
 

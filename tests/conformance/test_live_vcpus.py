@@ -8,8 +8,8 @@ from irqchipd.chips.i8259 import Port
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, DFR_CLUSTER, LapicRegisters, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.machine import X86Vm
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.machines import Op
@@ -52,7 +52,7 @@ def restored(vcpu: int) -> Op:
 
 @pytest.mark.parametrize("irqchip", [True, False])
 def test_the_vcpus_that_run_at_first(kvm: Kvm, irqchip: bool) -> None:
-    daemon = Vm("conformance")
+    daemon = X86Vm("conformance")
     with KvmVm(kvm) as kernel:
         if irqchip:
             kernel.create_irqchip()

@@ -8,8 +8,9 @@ import pytest
 
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId, PinRoute
+from irqchipd.vm.routing import PinRoute
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Pc, state_of, to
 
 Trace = list[tuple[object, ...]]
@@ -148,7 +149,7 @@ def test_a_self_ipi_is_traced_like_any_other() -> None:
 
 
 def test_a_vcpu_is_traced_by_its_id_and_not_by_its_index() -> None:
-    vm, recorder = Vm("sparse"), Recorder()
+    vm, recorder = X86Vm("sparse"), Recorder()
     vm.create_irqchip()
     vm.create_vcpu(9)
     vm.mmio_write(9, 0xFEE0_0000 + Reg.SVR, 4, 0x1FF)

@@ -13,9 +13,9 @@ from irqchipd.edge.eventfds import EventfdsInUse
 from irqchipd.edge.port import Port
 from irqchipd.limits import Limits
 from irqchipd.timers import Timers
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.x86.machine import X86Vm
 from tests.service.test_port import Peer
 
 PATIENCE = 10.0
@@ -32,9 +32,10 @@ class Served:
         self.target = f"unix://{directory}/s"
         self.port = Port(self.registry, Limits(), self.quota, self.in_use, directory / "s.port")
 
-    def vm(self, name: str = "vm") -> Vm:
+    def vm(self, name: str = "vm") -> X86Vm:
         """A VM with an irqchip and a vCPU."""
         vm = self.registry.create(name)
+        assert isinstance(vm, X86Vm)
         vm.create_irqchip()
         vm.create_vcpu(0)
         return vm

@@ -14,8 +14,8 @@ import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.vm.clock import Deadlines
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Space
+from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import COMPILED, WHY, exists
 from tests.service.inprocess import Served, eventually, served
 from tests.service.test_port import HALT, PIO_READ, Peer
@@ -34,7 +34,7 @@ class Scene:
     def __init__(self, here: Served, patch: pytest.MonkeyPatch) -> None:
         self.here = here
         self.patch = patch
-        self.vm: Vm | None = here.vm()
+        self.vm: X86Vm | None = here.vm()
         self.peer: Peer = here.peer(vm="vm", vcpus=[0])
         self.later = Deadlines()
 
@@ -150,4 +150,4 @@ def test_its_vm_is_deleted(scene: Scene, state: Callable[[Scene], None], caplog:
     scene.peer.close()
     assert not caplog.get_records("call"), caplog.text
     gc.collect()
-    assert not exists(Vm, vm)
+    assert not exists(X86Vm, vm)

@@ -19,10 +19,10 @@ from irqchipd.edge.operations import OPERATIONS
 from irqchipd.edge.streams import Streams
 from irqchipd.limits import Limits
 from irqchipd.vm.clock import Deadlines
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
+from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import exists
 from tests.vm.pc import Pc
 from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, all_told, do_all, listened_to
@@ -127,7 +127,7 @@ def test_a_deleted_vm_is_not_kept_alive_by_its_accounted_time() -> None:
         identity = id(vm)
         del vm
         gc.collect()
-        assert not exists(Vm, identity)
+        assert not exists(X86Vm, identity)
 
     run(work)
 

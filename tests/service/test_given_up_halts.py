@@ -14,10 +14,10 @@ from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.grpc_service import GrpcService
 from irqchipd.edge.session import Session
 from irqchipd.limits import Limits
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.machine import X86Vm
 
 ENABLED = 0x1FF  # written to the spurious-interrupt vector register
 
@@ -36,9 +36,11 @@ def registry() -> Registry:
 
 
 @pytest.fixture
-def vm(registry: Registry) -> Vm:
+def vm(registry: Registry) -> X86Vm:
     """The registry's VM."""
-    return registry.get("vm")
+    vm = registry.get("vm")
+    assert isinstance(vm, X86Vm)
+    return vm
 
 
 def received(session: Session, message: pb.SessionRequest) -> pb.SessionResponse | None:
@@ -77,7 +79,7 @@ class Client:
         return None if message is None else pb.SessionResponse.FromString(message)
 
 
-def interrupt(vm: Vm, vector: int, vcpu: int = 0) -> None:
+def interrupt(vm: X86Vm, vector: int, vcpu: int = 0) -> None:
     """Send a vCPU an interrupt."""
     assert vm.signal_msi(0xFEE0_0000 | vcpu << 12, vector) == 1
 
@@ -89,7 +91,7 @@ def answer(serial: int, vector: int) -> pb.SessionResponse:
     return pb.SessionResponse(batch_result=pb.BatchResult(serial=serial, results=[result]))
 
 
-def test_answers_come_in_the_order_of_the_halts_ends(registry: Registry, vm: Vm) -> None:
+def test_answers_come_in_the_order_of_the_halts_ends(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry)
     assert client.halt(1) is None
     assert client.halt(2, vcpu=1) is None
@@ -100,7 +102,7 @@ def test_answers_come_in_the_order_of_the_halts_ends(registry: Registry, vm: Vm)
     assert client.received() == [answer(2, 0x41), answer(1, 0x31)]
 
 
-def test_a_session_that_ends_gives_back_unsent_interrupts(registry: Registry, vm: Vm) -> None:
+def test_a_session_that_ends_gives_back_unsent_interrupts(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry)
     client.halt(1)
     client.halt(2, vcpu=1)
@@ -112,7 +114,7 @@ def test_a_session_that_ends_gives_back_unsent_interrupts(registry: Registry, vm
     assert vm.ack_interrupt(1) == (0x41, False)
 
 
-def test_a_session_that_ends_while_sending_gives_the_interrupt_back(registry: Registry, vm: Vm) -> None:
+def test_a_session_that_ends_while_sending_gives_the_interrupt_back(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry)
     client.halt(1)
     interrupt(vm, 0x31)
@@ -121,7 +123,7 @@ def test_a_session_that_ends_while_sending_gives_the_interrupt_back(registry: Re
     assert vm.ack_interrupt(0) == (0x31, False)
 
 
-def test_a_session_does_not_give_back_sent_interrupts(registry: Registry, vm: Vm) -> None:
+def test_a_session_does_not_give_back_sent_interrupts(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry)
     client.halt(1)
     interrupt(vm, 0x31)
@@ -130,7 +132,7 @@ def test_a_session_does_not_give_back_sent_interrupts(registry: Registry, vm: Vm
     assert vm.ack_interrupt(0) is None
 
 
-def test_halts_are_answered_before_events_and_do_not_block_them(registry: Registry, vm: Vm) -> None:
+def test_halts_are_answered_before_events_and_do_not_block_them(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry, 1)
     interrupt(vm, 0x41, vcpu=1)
     client.halt(1)
@@ -139,7 +141,7 @@ def test_halts_are_answered_before_events_and_do_not_block_them(registry: Regist
     assert client.received() == [answer(1, 0x31), pb.SessionResponse(event=pending)]
 
 
-def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> None:
+def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: X86Vm) -> None:
     client = Client(registry, message_bytes=20 << 10)
     assert client.halt(1, before=12) is None
     refused = client.halt(2, vcpu=1, before=12)
@@ -152,7 +154,7 @@ def test_results_that_wait_for_halts_are_bounded(registry: Registry, vm: Vm) -> 
     assert client.halt(4, before=12) is None
 
 
-def test_a_call_cancelled_after_its_halt_ended_gives_back_its_interrupt(registry: Registry, vm: Vm) -> None:
+def test_a_call_cancelled_after_its_halt_ended_gives_back_its_interrupt(registry: Registry, vm: X86Vm) -> None:
     service = GrpcService(registry, Limits(), SessionQuota(1))
 
     async def cancel_too_late() -> None:

@@ -16,13 +16,16 @@ from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm import snapshot as plain
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.notices import MAX_UNREPORTED
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
-from irqchipd.vm.saving import MAX_SOURCE, check_state
-from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
+from irqchipd.vm.saving import MAX_SOURCE
+from irqchipd.vm.snapshot import X86, ChipsState, SourceState, VmState
 from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, bytes_of, reach_for
-from irqchipd.vm.vcpu_state import MAX_QUEUED, MP_STATE_OFFSET, MpState, SavedVcpu
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, MpState
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.saving import check_state
+from irqchipd.vm.x86.vcpu_state import MAX_QUEUED, SavedVcpu
 
 U32, U64, S32 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1), st.integers(-(1 << 31), (1 << 31) - 1)
 FLAG, DATA = st.booleans(), st.binary(max_size=64)
@@ -153,6 +156,7 @@ VCPU = SavedVcpu(
     unhalted=True,
 )
 EMPTY = VmState(
+    architecture=X86,
     clock=plain.CLOCK_REAL,
     now_ns=0,
     tsc_khz=1_000_000,
@@ -272,7 +276,7 @@ def sources(client: str, asserted: bytes, resampled: int) -> tuple[SourceState, 
 def test_the_largest_vm_fits_into_a_message(client: str, asserted: bytes, resampled: int) -> None:
     most = sources(client, asserted, resampled)
     vcpu = replace(VCPU, queued=((255, True),) * MAX_QUEUED)
-    vm = Vm("largest")
+    vm = X86Vm("largest")
     vm.create_irqchip()
     vm.create_pit()
     for number in range(MAX_VCPUS):

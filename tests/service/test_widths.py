@@ -20,6 +20,7 @@ from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import finish
+from irqchipd.vm.x86.machine import X86Vm
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
@@ -34,7 +35,8 @@ def session() -> Session:
 
 
 @pytest.fixture
-def vm(session: Session) -> Vm:
+def vm(session: Session) -> X86Vm:
+    assert isinstance(session.vm, X86Vm)
     return session.vm
 
 
@@ -108,7 +110,7 @@ def test_records_and_messages_refuse_the_same_and_records_also_wider_values(sess
             assert by_record(session, name, *record) == expected, (field, value)
 
 
-def test_the_data_of_an_msi_has_32_bits(vm: Vm, session: Session) -> None:
+def test_the_data_of_an_msi_has_32_bits(vm: X86Vm, session: Session) -> None:
     class Trace(Observer):
         def __init__(self) -> None:
             self.seen: list[int] = []

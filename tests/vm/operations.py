@@ -15,10 +15,13 @@ from irqchipd.chips.lapic_registers import STATE_SIZE, Reg
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
-from irqchipd.vm.machine import MAX_VCPUS, Vm
-from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource
-from irqchipd.vm.vcpu_state import MpState, Outcome, VcpuEvents
+from irqchipd.vm.vcpu_state import MpState, Outcome
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
+from irqchipd.vm.x86.vcpu_state import VcpuEvents
 from tests.vm.pc import Pc
 
 VCPUS = 2
@@ -232,7 +235,7 @@ class Machine(Pc):
     def moved(self) -> Machine:
         """The same PC, saved and restored on a virtual clock, with its sources resumed."""
         copy = Machine.__new__(Machine)
-        copy.vm = Vm.restored("moved", MAX_VCPUS, self.vm.save())
+        copy.vm = X86Vm.restored("moved", MAX_VCPUS, self.vm.save())
         copy.clock, copy.resampled, copy.told = VirtualClock(), self.resampled, list(self.told)
         copy.sources = [None, *(copy._open_source(number, resume=True) for number in range(1, SOURCES))]
         return copy
@@ -310,7 +313,7 @@ class Machine(Pc):
         return outcomes
 
 
-def restore(vm: Vm, other: Vm) -> None:
+def restore(vm: X86Vm, other: X86Vm) -> None:
     """Copy the chips' states and the routes of another VM."""
     vm.set_routing(other.routing())
     for vcpu in other.describe().vcpus:

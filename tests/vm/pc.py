@@ -16,10 +16,10 @@ from irqchipd.chips.lapic_timer import ONE_SHOT, PERIODIC
 from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 
 LEVEL, MASKED, LOGICAL, REMOTE_IRR = 1 << 15, 1 << 16, 1 << 11, 1 << 14
 LOWEST_PRIORITY = 1 << 8
@@ -50,7 +50,7 @@ class Pc:
     ) -> None:
         self.deadlines = deadlines if deadlines is not None else Deadlines()
         self.clock = clock if clock is not None else RealClock(self.deadlines) if real else VirtualClock()
-        self.vm = Vm("pc", clock=self.clock, deadlines=self.deadlines)
+        self.vm = X86Vm("pc", clock=self.clock, deadlines=self.deadlines)
         self.vm.create_irqchip()
         for vcpu in range(vcpus):
             self.vm.create_vcpu(vcpu)
@@ -168,7 +168,7 @@ class Pc:
 class Ear(list[Event]):
     """A listener that records its events."""
 
-    def __init__(self, vm: Vm, vcpus: Sequence[int] = (), gsis: Sequence[int] = ()) -> None:
+    def __init__(self, vm: X86Vm, vcpus: Sequence[int] = (), gsis: Sequence[int] = ()) -> None:
         super().__init__()
         vm.subscribe(vcpus, self.append, gsis)
 
@@ -179,7 +179,7 @@ class Ear(list[Event]):
         return events
 
 
-def state_of(vm: Vm) -> State:
+def state_of(vm: X86Vm) -> State:
     """All visible state of a VM."""
     if vm.describe().irqchip_mode == "none":
         return (vm.describe().vcpus, vm.describe().sources)

@@ -10,8 +10,8 @@ from irqchipd.chips.lapic import Lapic, Msr
 from irqchipd.chips.lapic_registers import DFR_CLUSTER, DFR_FLAT, LapicRegisters, Quirk
 from irqchipd.chips.message import BROADCAST, X2APIC_BROADCAST, DeliveryMode, Message, Shorthand
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.apicbus import MAX_REMEMBERED, ApicBus
 from irqchipd.vm.clock import Deadlines, VirtualClock
+from irqchipd.vm.x86.apicbus import MAX_REMEMBERED, ApicBus
 
 FIXED, LOWEST = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY
 

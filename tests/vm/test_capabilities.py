@@ -15,18 +15,21 @@ from irqchipd.chips.lapic_registers import (
     Reg,
 )
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.capabilities import MAX_VCPUS, Cap, check_extension
+from irqchipd.vm.architectures import check_extension
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.snapshot import X86
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.capabilities import Cap
+from irqchipd.vm.x86.machine import X86Vm
 from tests.vm.pc import MSI, Pc, refused
 
 X2APIC = LAPIC_BASE | BASE_ENABLED | BASE_X2APIC
 QUIRKS = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
 
 
-def new_vm(*vcpus: int, cap: int = 0, argument: int = 0) -> Vm:
-    vm = Vm("caps", clock=VirtualClock())
+def new_vm(*vcpus: int, cap: int = 0, argument: int = 0) -> X86Vm:
+    vm = X86Vm("caps", clock=VirtualClock())
     vm.create_irqchip()
     if cap:
         vm.enable_cap(cap, 0, [argument])
@@ -35,13 +38,13 @@ def new_vm(*vcpus: int, cap: int = 0, argument: int = 0) -> Vm:
     return vm
 
 
-def moved(vm: Vm) -> Vm:
-    return Vm.restored("moved", 255, vm.save())
+def moved(vm: X86Vm) -> X86Vm:
+    return X86Vm.restored("moved", 255, vm.save())
 
 
 @pytest.mark.parametrize("capability", [value for name, value in vars(Cap).items() if name.isupper()])
 def test_check_extension_reports_what_can_be_enabled(capability: int) -> None:
-    assert check_extension(capability)
+    assert check_extension(X86, capability)
 
 
 # Quirks.
@@ -162,7 +165,7 @@ def test_a_vm_has_more_vcpus_than_an_xapic_can_address() -> None:
     for vcpu in range(MAX_VCPUS):
         vm.msr_write(vcpu, Msr.APIC_BASE, X2APIC, host=True)
         vm.msr_write(vcpu, Msr.X2APIC + (Reg.SVR >> 4), 0x1FF)
-    vm = Vm.restored("moved", MAX_VCPUS, vm.save())
+    vm = X86Vm.restored("moved", MAX_VCPUS, vm.save())
     for vcpu in range(MAX_VCPUS):
         assert vm.signal_msi(vcpu >> 8 << 40 | MSI | (vcpu & 0xFF) << 12, 0x41) == 1
         assert vm.ack_interrupt(vcpu) == (0x41, False)
@@ -204,7 +207,7 @@ def test_the_longest_count_of_the_slowest_bus_can_be_moved(periodic: int) -> Non
 
 def test_the_bus_is_set_before_there_are_vcpus_and_after_the_irqchip() -> None:
     with refused("ENXIO"):
-        Vm("bare").enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, 0, [10])
+        X86Vm("bare").enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, 0, [10])
     for argument in (0, 33_554_433):
         with refused("EINVAL"):
             new_vm().enable_cap(Cap.X86_APIC_BUS_CYCLES_NS, 0, [argument])
@@ -242,7 +245,7 @@ def test_a_change_of_cpuid_keeps_the_timers_mode_also_after_a_move() -> None:
 
 
 def test_a_split_irqchips_version_follows_the_cpuid() -> None:
-    vm = Vm("split")
+    vm = X86Vm("split")
     vm.enable_cap(Cap.SPLIT_IRQCHIP, 0, [24])
     vm.create_vcpu(0)
     assert vm.get_lapic(0).version == VERSION | VERSION_DIRECTED_EOI

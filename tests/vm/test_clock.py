@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.timers import Timers
-from irqchipd.vm.board import Board
+from irqchipd.vm.architectures import Properties
 from irqchipd.vm.clock import Alarm, Alarms, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.events import InterruptPending
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.turns import MAX_EXPIRATIONS, MAX_TIME
 from irqchipd.vm.vcpu_state import Outcome
+from irqchipd.vm.x86.board import PcBoard
+from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import exists
 from tests.vm.pc import LEVEL, Ear, Pc, refused
 
@@ -115,7 +116,7 @@ def test_a_million_moves_do_not_grow_the_heap() -> None:
 
 def test_a_real_clock_goes_and_a_virtual_one_stands() -> None:
     deadlines = Deadlines()
-    real, virtual = Vm("real", deadlines=deadlines), Vm("virtual", clock=VirtualClock(), deadlines=deadlines)
+    real, virtual = X86Vm("real", deadlines=deadlines), X86Vm("virtual", clock=VirtualClock(), deadlines=deadlines)
     deadlines.move(2 * MS)
     assert real.describe().now == 2 * MS
     assert virtual.describe().now == 0
@@ -128,11 +129,11 @@ def test_the_registry_makes_either_and_a_tsc_of_any_frequency() -> None:
     registry = Registry(max_vms=5)
     assert not registry.create("real").describe().virtual
     assert registry.create("virtual", virtual=True).describe().virtual
-    assert registry.create(tsc_khz=2_400_000).describe().tsc_khz == 2_400_000
+    assert registry.create(properties=Properties(tsc_khz=2_400_000)).describe().tsc_khz == 2_400_000
     assert registry.get("real").describe().tsc_khz == 1_000_000
     for tsc_khz in (-1, 100_000_001):
         with refused("EINVAL"):
-            registry.create(tsc_khz=tsc_khz)
+            registry.create(properties=Properties(tsc_khz=tsc_khz))
     assert len(registry.after("", 5)) == 3
 
 
@@ -195,7 +196,7 @@ def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
     pc.vm.delete()
     del pc
     gc.collect()
-    assert not exists(Board, board)
+    assert not exists(PcBoard, board)
     assert deadlines.alarms.earliest() is None
 
 
@@ -203,14 +204,14 @@ def test_a_deleted_vm_is_not_kept_for_a_timer_that_is_far_away() -> None:
 
 
 def test_only_a_virtual_clock_can_be_advanced() -> None:
-    vm = Vm("real")
+    vm = X86Vm("real")
     for nanoseconds in (0, 1):
         with refused("EINVAL"):
             vm.advance(nanoseconds)
 
 
 def test_a_clock_goes_to_2_to_the_62_and_no_further() -> None:
-    vm = Vm("virtual", clock=VirtualClock())
+    vm = X86Vm("virtual", clock=VirtualClock())
     for nanoseconds in (-1, MAX_TIME + 1, 1 << 64):
         with refused("EINVAL"):
             vm.advance(nanoseconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.events import Event, InterruptPending, VcpuSignal
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.x86.machine import X86Vm
 from tests.vm.pc import LEVEL, MASKED, PRIMARY, Pc, to
 
 MSI = 0xFEE0_0000
@@ -14,7 +14,7 @@ MSI = 0xFEE0_0000
 class Ear(list[Event]):
     """A listener that records its events."""
 
-    def __init__(self, vm: Vm, *vcpus: int) -> None:
+    def __init__(self, vm: X86Vm, *vcpus: int) -> None:
         super().__init__()
         vm.subscribe(vcpus, self.append)
 
@@ -175,7 +175,7 @@ def test_each_signal_of_one_operation_is_reported() -> None:
 
 
 def test_a_vcpu_can_be_listened_to_before_it_is_created() -> None:
-    vm = Vm("early")
+    vm = X86Vm("early")
     vm.create_irqchip()
     ear = Ear(vm, 0)
     vm.create_vcpu(0)
@@ -186,7 +186,7 @@ def test_a_vcpu_can_be_listened_to_before_it_is_created() -> None:
 
 
 def test_a_new_vcpu_with_a_pending_interrupt_causes_a_notification() -> None:
-    vm = Vm("early")
+    vm = X86Vm("early")
     vm.create_irqchip()
     ear = Ear(vm, 0)
     vm.irq_line(1, True)

@@ -6,7 +6,8 @@ import pytest
 
 from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
-from irqchipd.vm.routing import ChipId, PinRoute
+from irqchipd.vm.routing import PinRoute
+from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import LEVEL, LOGICAL, LOWEST_PRIORITY, MASKED, PRIMARY, REMOTE_IRR, Pc, to
 
 RTC = 8

@@ -15,9 +15,9 @@ from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import VcpuSignal
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId
 from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Ear, Pc, refused, to
 
 MS = 1_000_000
@@ -340,7 +340,7 @@ def test_a_vcpu_has_one_halt_at_a_time(pc: Pc) -> None:
 
 def test_vcpus_that_cannot_halt() -> None:
     outcomes: list[Outcome] = []
-    vm = Vm("bare")
+    vm = X86Vm("bare")
     with refused("ENOENT"):
         vm.halt(0, outcomes.append)
     vm.create_vcpu(0)
@@ -527,7 +527,7 @@ def test_the_boot_cpu_runs_and_the_others_wait_to_be_started() -> None:
 
 
 def test_without_a_local_apic_all_run_and_can_do_nothing_else() -> None:
-    vm = Vm("bare")
+    vm = X86Vm("bare")
     for vcpu in (0, 1):
         vm.create_vcpu(vcpu)
         assert vm.get_mp_state(vcpu) == MpState.RUNNABLE
@@ -674,7 +674,7 @@ def disturb(pc: Pc, vcpu: int) -> None:
 
 def assert_reset(pc: Pc, vcpu: int) -> None:
     """Check that a vCPU's local APIC is in its initial state, and that nothing is pending."""
-    registers, fresh = pc.vm.get_lapic(vcpu), Vm("fresh")
+    registers, fresh = pc.vm.get_lapic(vcpu), X86Vm("fresh")
     fresh.create_irqchip()
     fresh.create_vcpu(vcpu)
     assert registers == fresh.get_lapic(vcpu)

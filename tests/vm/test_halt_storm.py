@@ -22,8 +22,9 @@ from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.timers import Timers
 from irqchipd.vm.cpu import Halt
-from irqchipd.vm.routing import ChipId, PinRoute
+from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.vcpu_state import Outcome
+from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import EOI, LEVEL, MSI, PRIMARY, Pc, to
 
 VCPUS = 100
@@ -45,7 +46,7 @@ class Ledger(Observer):
     """The interrupts that each vCPU has to take, counted under the VM's lock."""
 
     def __init__(self, pc: Pc) -> None:
-        self._cpus = pc.vm._board.cpus
+        self._cpus = pc.vm._pc.cpus
         self.owed: Counter[Key] = Counter()
         pc.vm.attach(self)
 
@@ -247,5 +248,5 @@ def test_every_interrupt_is_taken_once(impatient: bool) -> None:
     assert not any(vcpu.queued for vcpu in state.vcpus)
     registers = [storm.vm.get_lapic(vcpu) for vcpu in range(VCPUS)]
     assert [(lapic.irr, lapic.isr) for lapic in registers] == [(0, 0)] * VCPUS
-    assert all(cpu.halt is not None for cpu in storm.vm._board.cpus)
+    assert all(cpu.halt is not None for cpu in storm.vm._pc.cpus)
     storm.vm.delete()

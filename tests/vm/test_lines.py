@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.vm.machine import SourceInfo, Vm
-from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.machine import SourceInfo
+from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource, gsis_of
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 from tests.builds import needs_sources
 from tests.vm.pc import LEVEL, PRIMARY, REMOTE_IRR, Pc, refused
 
@@ -112,7 +114,7 @@ def pc() -> Pc:
     return pc
 
 
-def is_high(vm: Vm, pin: int) -> bool:
+def is_high(vm: X86Vm, pin: int) -> bool:
     """Whether a level-triggered pin of the IOAPIC is high: it requests an interrupt while it is high."""
     return bool(vm.get_irqchip(ChipId.IOAPIC).irr >> pin & 1)
 

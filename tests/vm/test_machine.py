@@ -12,11 +12,13 @@ from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.board import Board
 from irqchipd.vm.clock import Deadlines, VirtualClock
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import MAX_VCPU_ID, MAX_VCPUS, Vm
-from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, PinRoute
+from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.routing import PinRoute
+from irqchipd.vm.x86.board import PcBoard
+from irqchipd.vm.x86.machine import MAX_VCPU_ID, X86Vm
+from irqchipd.vm.x86.routing import DEFAULT_ROUTES, ChipId
 from tests.vm.pc import EOI, MASKED, PRIMARY, SECONDARY, Pc, refused
 
 
@@ -47,8 +49,8 @@ class Ram:
         (lambda vm: vm.ack_interrupt(0), "ENXIO"),
     ],
 )
-def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason: str) -> None:
-    vm = Vm("bare")
+def test_what_needs_an_irqchip_says_so(operation: Callable[[X86Vm], object], reason: str) -> None:
+    vm = X86Vm("bare")
     vm.create_vcpu(0)
     with refused(reason):
         operation(vm)
@@ -56,7 +58,7 @@ def test_what_needs_an_irqchip_says_so(operation: Callable[[Vm], object], reason
 
 
 def test_an_error_does_not_suggest_a_creation_that_is_no_longer_possible() -> None:
-    split, late = Vm("split"), Vm("late")
+    split, late = X86Vm("split"), X86Vm("late")
     split.enable_cap(121, args=[24])
     late.create_vcpu(0)
     for vm, reason in ((split, "its PICs, IOAPIC and PIT are the VMM's"), (late, "it is too late: make a new VM")):
@@ -67,7 +69,7 @@ def test_an_error_does_not_suggest_a_creation_that_is_no_longer_possible() -> No
 
 
 def test_an_irqchip_comes_before_the_vcpus() -> None:
-    vm = Vm("late")
+    vm = X86Vm("late")
     vm.create_vcpu(0)
     with refused("EINVAL"):
         vm.create_irqchip()
@@ -75,7 +77,7 @@ def test_an_irqchip_comes_before_the_vcpus() -> None:
 
 
 def test_a_second_irqchip_is_eexist_with_vcpus_or_without() -> None:
-    vm = Vm("twice")
+    vm = X86Vm("twice")
     vm.create_irqchip()
     with refused("EEXIST"):
         vm.create_irqchip()
@@ -85,7 +87,7 @@ def test_a_second_irqchip_is_eexist_with_vcpus_or_without() -> None:
 
 
 def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> None:
-    vm = Vm("halves")
+    vm = X86Vm("halves")
     vm._board.mmio.register(IOAPIC_BASE + 0x80, 0x10, Ram())
     with refused("EEXIST"):
         vm.create_irqchip()
@@ -102,7 +104,7 @@ def test_a_creation_that_fails_half_way_leaves_nothing_and_can_be_repeated() -> 
 
 @pytest.mark.parametrize("port", [0x20, 0x21, 0xA1, 0x4D1])
 def test_a_port_that_is_taken_prevents_the_irqchip_and_stays_taken(port: int) -> None:
-    board = Board(Agenda("board", VirtualClock(), Deadlines()), 1_000_000)
+    board = PcBoard(Agenda("board", VirtualClock(), Deadlines()), 1_000_000)
     ram = Ram()
     board.pio.register(port, 1, ram)
     with pytest.raises(VmError):
@@ -115,7 +117,7 @@ def test_a_port_that_is_taken_prevents_the_irqchip_and_stays_taken(port: int) ->
 
 
 def test_vcpus_are_listed_in_the_order_of_their_creation() -> None:
-    vm = Vm("smp")
+    vm = X86Vm("smp")
     vm.create_irqchip()
     for vcpu in (3, 0, MAX_VCPU_ID):
         vm.create_vcpu(vcpu)
@@ -125,14 +127,14 @@ def test_vcpus_are_listed_in_the_order_of_their_creation() -> None:
 
 @pytest.mark.parametrize("vcpu", [-1, MAX_VCPU_ID + 1, 1 << 32])
 def test_a_vcpu_id_that_cannot_be_addressed_is_invalid(vcpu: int) -> None:
-    vm = Vm("smp")
+    vm = X86Vm("smp")
     with refused("EINVAL"):
         vm.create_vcpu(vcpu)
     assert vm.describe().vcpus == []
 
 
 def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
-    vm = Vm("full", max_vcpus=2)
+    vm = X86Vm("full", max_vcpus=2)
     vm.create_vcpu(0)
     with refused("EEXIST"):
         vm.create_vcpu(0)
@@ -145,7 +147,7 @@ def test_a_vcpu_exists_once_and_the_vm_can_be_full() -> None:
 
 
 def test_the_maximum_of_vcpus_all_get_interrupts() -> None:
-    vm = Vm("big")
+    vm = X86Vm("big")
     vm.create_irqchip()
     for vcpu in range(MAX_VCPUS):
         vm.create_vcpu(vcpu)
@@ -166,7 +168,7 @@ def test_the_maximum_of_vcpus_all_get_interrupts() -> None:
         lambda vm: vm.set_lapic(7, bytes(1024)),
     ],
 )
-def test_a_vcpu_that_does_not_exist_does_nothing(operation: Callable[[Vm], object]) -> None:
+def test_a_vcpu_that_does_not_exist_does_nothing(operation: Callable[[X86Vm], object]) -> None:
     pc = Pc()
     before = pc.state()
     with refused("ENOENT"):
@@ -223,7 +225,7 @@ def test_an_ioapic_moved_by_a_restored_state_is_unreachable() -> None:
 
 
 def test_without_an_irqchip_nothing_claims_anything() -> None:
-    vm = Vm("bare")
+    vm = X86Vm("bare")
     vm.create_vcpu(0)
     assert vm.pio_read(0, 0x20, 1) is None
     assert vm.mmio_read(0, IOAPIC_BASE, 4) is None
@@ -252,7 +254,7 @@ def test_every_vcpu_sees_its_own_local_apic() -> None:
         lambda vm: vm.mmio_write(0, IOAPIC_BASE, 4, -1),
     ],
 )
-def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm], object]) -> None:
+def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[X86Vm], object]) -> None:
     pc = Pc()
     before = pc.state()
     with refused("EINVAL"):
@@ -272,7 +274,7 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[Vm]
         ),
     ],
 )
-def test_an_invalid_access_is_refused_with_the_reason(operation: Callable[[Vm], object], message: str) -> None:
+def test_an_invalid_access_is_refused_with_the_reason(operation: Callable[[X86Vm], object], message: str) -> None:
     with pytest.raises(VmError, match=message):
         operation(Pc().vm)
 
@@ -294,7 +296,7 @@ def test_an_invalid_access_is_refused_with_the_reason(operation: Callable[[Vm], 
         lambda vm: vm.set_lapic(0, bytes(1023)),
     ],
 )
-def test_invalid_states_change_nothing(operation: Callable[[Vm], object]) -> None:
+def test_invalid_states_change_nothing(operation: Callable[[X86Vm], object]) -> None:
     pc = Pc()
     pc.line(1, 1)
     before = pc.state()
@@ -386,7 +388,7 @@ def test_a_withdrawn_interrupt_is_not_acknowledged() -> None:
 
 def test_a_deleted_vm_refuses_everything_and_notifies_its_holders_once() -> None:
     told: list[str] = []
-    vm = Vm("short")
+    vm = X86Vm("short")
     vm.create_irqchip()
     vm.create_vcpu(0)
     source = vm.open_source("device", lambda: told.append("device"))

@@ -10,9 +10,10 @@ from irqchipd.chips.ioapic import IoapicState
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.events import Event, GsiAcknowledged, GsiMasked, GsiResampled, InterruptPending
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, default_routes
+from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.sources import RESAMPLERS, LineSource
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId, default_routes
 from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, REMOTE_IRR, SECONDARY, Ear, Pc, refused, to
 
 ALL = tuple(range(24))
@@ -351,7 +352,7 @@ class Device:
 class Falls(Observer):
     """Records how the source of all resamplers drives lines."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: X86Vm) -> None:
         self.levels: list[tuple[int, int]] = []
         vm.attach(self)
 
@@ -590,8 +591,8 @@ def test_an_edge_pin_with_a_newly_routed_resampled_gsi_is_acknowledged(pc: Pc) -
     assert device.heard() == resampled(5)
 
 
-def no_pic() -> Sequence[Vm]:
-    bare, split = Vm("bare"), Vm("split")
+def no_pic() -> Sequence[X86Vm]:
+    bare, split = X86Vm("bare"), X86Vm("split")
     split.enable_cap(121, args=[24])
     return bare, split
 

@@ -14,7 +14,8 @@ from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.chips.lapic_registers import LapicRegisters, Reg
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending
-from irqchipd.vm.routing import DEFAULT_ROUTES, ChipId, MsiRoute, PinRoute
+from irqchipd.vm.routing import MsiRoute, PinRoute
+from irqchipd.vm.x86.routing import DEFAULT_ROUTES, ChipId
 from tests.vm.operations import (
     SOURCES,
     Machine,
@@ -178,7 +179,7 @@ def test_a_listener_is_notified_whenever_an_interrupt_becomes_pending(history: l
     machine.lapic_write(1, Reg.LVT_LINT0, 0x700)
     told: list[Event] = []
     machine.vm.subscribe(machine.vm.describe().vcpus, told.append)
-    cpus = machine.vm._board.cpus
+    cpus = machine.vm._pc.cpus
     for operation in history:
         before = {cpu.id for cpu in cpus if cpu.has_interrupt()}
         told.clear()
@@ -229,7 +230,7 @@ def test_the_pic_gives_a_vector_exactly_while_its_output_is_high(history: list[O
     machine.apply_all(history)
     machine.lapic_write(0, Reg.SVR, 0x1FF)
     machine.lapic_write(0, Reg.LVT_LINT0, 0x700)
-    pic = machine.vm._board.pic
+    pic = machine.vm._pc.pic
     assert pic is not None
     for _ in range(20):
         output, bases = pic.output, (pic.primary.irq_base, pic.secondary.irq_base)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Doorbell, Event, RegionAccess, RegionsLost
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import BARRED_PERIODS, MAX_DEVICES, MAX_REGION_ACCESSES, Access, Space
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.x86.machine import X86Vm
 
 PIO, MMIO = Space.PIO, Space.MMIO
 MS = 1_000_000
@@ -25,7 +25,7 @@ LIMIT = 20 * MS
 class Owner:
     """A line source, and the events it receives."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: X86Vm) -> None:
         self.vm = vm
         self.source = vm.open_source("owner")
         self.events: list[Event] = []
@@ -45,20 +45,20 @@ class Owner:
 
 
 @pytest.fixture
-def vm() -> Vm:
-    vm = Vm("test", access_ns=LIMIT)
+def vm() -> X86Vm:
+    vm = X86Vm("test", access_ns=LIMIT)
     vm.create_irqchip()
     vm.create_vcpu(0)
     return vm
 
 
-def move(vm: Vm, nanoseconds: int) -> None:
+def move(vm: X86Vm, nanoseconds: int) -> None:
     """Let the host's time pass."""
     vm.agenda.deadlines.move(nanoseconds)
 
 
 @pytest.fixture
-def owner(vm: Vm) -> Owner:
+def owner(vm: X86Vm) -> Owner:
     return Owner(vm)
 
 
@@ -74,7 +74,7 @@ def refused(call: Callable[[], object]) -> int:
     return caught.value.number
 
 
-def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Owner) -> None:
+def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3FD, 1))
     assert owner.events == [RegionAccess(access.number, 0, PIO, 0x3FD, 1, False, 0)]
@@ -89,7 +89,7 @@ def test_a_read_goes_to_the_owner_and_its_answer_completes_it(vm: Vm, owner: Own
     assert done == ["completed", "late"], "a later caller is notified at once"
 
 
-def test_a_write_goes_to_the_owner_and_waits_too(vm: Vm, owner: Owner) -> None:
+def test_a_write_goes_to_the_owner_and_waits_too(vm: X86Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x1000)
     access = forwarded(lambda: vm.mmio_write(0, 0xD000_0010, 8, 0x1122_3344_5566_7788))
     assert owner.events == [RegionAccess(access.number, 0, MMIO, 0xD000_0010, 8, True, 0x1122_3344_5566_7788)]
@@ -97,7 +97,7 @@ def test_a_write_goes_to_the_owner_and_waits_too(vm: Vm, owner: Owner) -> None:
     assert access.result() == (0, True)
 
 
-def test_an_access_that_exceeds_the_region_is_unclaimed(vm: Vm, owner: Owner) -> None:
+def test_an_access_that_exceeds_the_region_is_unclaimed(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     owner.register(PIO, 0x400, 8)
     assert vm.pio_read(0, 0x3FE, 4) is None
@@ -116,13 +116,13 @@ def test_an_access_that_exceeds_the_region_is_unclaimed(vm: Vm, owner: Owner) ->
         (MMIO, 0xFEC0_0080, 4),  # the IOAPIC
     ],
 )
-def test_a_claimed_range_is_eexist(vm: Vm, owner: Owner, space: Space, start: int, length: int) -> None:
+def test_a_claimed_range_is_eexist(vm: X86Vm, owner: Owner, space: Space, start: int, length: int) -> None:
     owner.register(PIO, 0x3F8, 8)
     assert refused(lambda: Owner(vm).register(space, start, length)) == errno.EEXIST
 
 
 def test_a_chip_finds_its_ports_claimed() -> None:
-    vm = Vm("test")
+    vm = X86Vm("test")
     owner = Owner(vm)
     owner.register(PIO, 0x40, 4)
     owner.register(PIO, 0xA1, 1)
@@ -150,7 +150,7 @@ def test_an_invalid_region_is_einval(owner: Owner, space: int, start: int, lengt
     assert refused(lambda: owner.register(space, start, length, **what)) == errno.EINVAL
 
 
-def test_a_bus_has_1000_devices(vm: Vm, owner: Owner) -> None:
+def test_a_bus_has_1000_devices(vm: X86Vm, owner: Owner) -> None:
     for number in range(MAX_DEVICES - 3):  # the PICs have three
         owner.register(PIO, 0x1000 + number, 1)
     assert refused(lambda: owner.register(PIO, 0x8000, 1)) == errno.ENOSPC
@@ -159,7 +159,7 @@ def test_a_bus_has_1000_devices(vm: Vm, owner: Owner) -> None:
     owner.register(PIO, 0x8000, 1)
 
 
-def test_every_doorbell_is_a_device_of_the_bus(vm: Vm, owner: Owner) -> None:
+def test_every_doorbell_is_a_device_of_the_bus(vm: X86Vm, owner: Owner) -> None:
     already = 3  # the PICs'
     for value in range(MAX_DEVICES - already):
         owner.register(PIO, 0x300, 4, doorbell=True, datamatch=value)
@@ -171,7 +171,7 @@ def test_every_doorbell_is_a_device_of_the_bus(vm: Vm, owner: Owner) -> None:
     Owner(vm).register(PIO, 0x300, 4)
 
 
-def test_another_owners_region_is_enoent(vm: Vm, owner: Owner) -> None:
+def test_another_owners_region_is_enoent(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     other = Owner(vm)
     assert refused(lambda: vm.unregister_region(other.source, PIO, 0x3F8)) == errno.ENOENT
@@ -182,7 +182,7 @@ def test_another_owners_region_is_enoent(vm: Vm, owner: Owner) -> None:
     assert not access.done
 
 
-def test_an_answer_out_of_range_is_refused_and_the_vcpu_waits_on(vm: Vm, owner: Owner) -> None:
+def test_an_answer_out_of_range_is_refused_and_the_vcpu_waits_on(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3F8, 2))
     assert refused(lambda: owner.complete(access, 0x1_0000)) == errno.EINVAL
@@ -191,7 +191,7 @@ def test_an_answer_out_of_range_is_refused_and_the_vcpu_waits_on(vm: Vm, owner: 
 
 
 @pytest.mark.parametrize("how", ["ends", "gives it up"])
-def test_an_owner_that_leaves_answers_with_all_ones(vm: Vm, owner: Owner, how: str) -> None:
+def test_an_owner_that_leaves_answers_with_all_ones(vm: X86Vm, owner: Owner, how: str) -> None:
     owner.register(PIO, 0x3F8, 8)
     read = forwarded(lambda: vm.pio_read(0, 0x3F8, 2))
     write = forwarded(lambda: vm.pio_write(0, 0x3F8, 1, 7))
@@ -205,7 +205,7 @@ def test_an_owner_that_leaves_answers_with_all_ones(vm: Vm, owner: Owner, how: s
     Owner(vm).register(PIO, 0x3F8, 8)
 
 
-def test_an_owner_that_does_not_answer_in_time_loses_its_regions(vm: Vm, owner: Owner) -> None:
+def test_an_owner_that_does_not_answer_in_time_loses_its_regions(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     owner.register(MMIO, 0xD000_0000, 4)
     answered = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
@@ -225,7 +225,7 @@ def test_an_owner_that_does_not_answer_in_time_loses_its_regions(vm: Vm, owner: 
 
 def slow_owner(*, of_one_session: bool, answers_first: bool = True) -> tuple[Owner, list[Access]]:
     """An owner that needs 60 of the 100 ms for each of five accesses, and may skip the first."""
-    vm = Vm("slow", access_ns=100 * MS)
+    vm = X86Vm("slow", access_ns=100 * MS)
     vm.create_irqchip()
     vm.create_vcpu(0)
     owner, session = Owner(vm), vm.open_source("vcpu")
@@ -257,7 +257,7 @@ def test_answers_to_others_do_not_make_up_for_the_first_of_a_string() -> None:
     assert accesses[0].result() == (0xFF, False)
 
 
-def lose(vm: Vm, owner: Owner, port: int) -> None:
+def lose(vm: X86Vm, owner: Owner, port: int) -> None:
     """Let an owner miss the time for an access."""
     owner.lost = False
     forwarded(lambda: vm.pio_read(0, port, 1))
@@ -265,7 +265,7 @@ def lose(vm: Vm, owner: Owner, port: int) -> None:
     assert owner.lost
 
 
-def test_a_range_that_is_lost_twice_cannot_be_claimed_for_a_while(vm: Vm, owner: Owner) -> None:
+def test_a_range_that_is_lost_twice_cannot_be_claimed_for_a_while(vm: X86Vm, owner: Owner) -> None:
     for _ in range(2):
         owner.register(PIO, 0x300, 8)
         lose(vm, owner, 0x301)
@@ -282,7 +282,7 @@ def test_a_range_that_is_lost_twice_cannot_be_claimed_for_a_while(vm: Vm, owner:
     assert owner.complete(forwarded(lambda: vm.pio_read(0, 0x301, 1)), 5)
 
 
-def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: Vm, owner: Owner) -> None:
+def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: X86Vm, owner: Owner) -> None:
     losses = 0
     while vm.agenda.deadlines.now() < 200 * LIMIT:
         try:
@@ -295,7 +295,7 @@ def test_an_owner_that_never_answers_holds_a_vcpu_a_sixteenth_of_the_time(vm: Vm
     assert losses <= 2 * 8
 
 
-def test_losses_long_ago_are_forgiven(vm: Vm, owner: Owner) -> None:
+def test_losses_long_ago_are_forgiven(vm: X86Vm, owner: Owner) -> None:
     for _ in range(3):
         owner.register(PIO, 0x300, 8)
         lose(vm, owner, 0x300)
@@ -317,7 +317,7 @@ def test_the_local_apics_page_cannot_be_claimed(owner: Owner, start: int, length
 
 
 def test_without_local_apics_the_page_is_free_and_a_region_there_excludes_them() -> None:
-    vm = Vm("test")
+    vm = X86Vm("test")
     owner = Owner(vm)
     owner.register(MMIO, 0xFEE0_0000, 0x1000)
     assert refused(vm.create_irqchip) == errno.EEXIST
@@ -328,7 +328,7 @@ def test_without_local_apics_the_page_is_free_and_a_region_there_excludes_them()
     assert refused(lambda: owner.register(MMIO, 0xFEE0_0000, 0x1000)) == errno.EEXIST
 
 
-def test_a_local_apic_that_moves_over_a_region_hides_it_from_its_vcpu(vm: Vm, owner: Owner) -> None:
+def test_a_local_apic_that_moves_over_a_region_hides_it_from_its_vcpu(vm: X86Vm, owner: Owner) -> None:
     vm.create_vcpu(1)
     owner.register(MMIO, 0xD000_0000, 0x1000)
     assert vm.msr_write(0, 0x1B, 0xD000_0900) == 0
@@ -336,7 +336,7 @@ def test_a_local_apic_that_moves_over_a_region_hides_it_from_its_vcpu(vm: Vm, ow
     assert forwarded(lambda: vm.mmio_read(1, 0xD000_0030, 4)).region.source is owner.source
 
 
-def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: Owner) -> None:
+def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x300, 4)
     forwarded(lambda: vm.pio_read(0, 0x300, 1))
     alarm = vm._board.regions._owners[owner.source].alarm
@@ -347,7 +347,7 @@ def test_an_owner_that_leaves_while_its_time_is_up_is_no_failure(vm: Vm, owner: 
 
 
 def test_a_prompt_owner_keeps_its_regions() -> None:
-    vm = Vm("test", access_ns=LIMIT)
+    vm = X86Vm("test", access_ns=LIMIT)
     vm.create_vcpu(0)
     owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
@@ -358,14 +358,14 @@ def test_a_prompt_owner_keeps_its_regions() -> None:
     assert not owner.lost
 
 
-def test_owners_are_notified_of_the_vms_end(vm: Vm, owner: Owner) -> None:
+def test_owners_are_notified_of_the_vms_end(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     access = forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
     vm.delete()
     assert refused(access.result) == errno.ENOENT
 
 
-def test_an_access_to_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
+def test_an_access_to_ones_own_region_is_edeadlk(vm: X86Vm, owner: Owner) -> None:
     owner.register(PIO, 0x3F8, 8)
     assert refused(lambda: vm.pio_read(0, 0x3F8, 1, owner.source)) == errno.EDEADLK
     assert refused(lambda: vm.pio_write(0, 0x3F8, 1, 0, owner.source)) == errno.EDEADLK
@@ -373,7 +373,7 @@ def test_an_access_to_ones_own_region_is_edeadlk(vm: Vm, owner: Owner) -> None:
 
 
 def test_waiting_accesses_are_bounded() -> None:
-    vm = Vm("test")
+    vm = X86Vm("test")
     vm.create_vcpu(0)
     owner = Owner(vm)
     owner.register(PIO, 0x3F8, 8)
@@ -383,14 +383,14 @@ def test_waiting_accesses_are_bounded() -> None:
     forwarded(lambda: vm.pio_read(0, 0x3F8, 1))
 
 
-def test_a_doorbell_is_reported_and_the_vcpu_does_not_wait(vm: Vm, owner: Owner) -> None:
+def test_a_doorbell_is_reported_and_the_vcpu_does_not_wait(vm: X86Vm, owner: Owner) -> None:
     owner.register(MMIO, 0xD000_0000, 0x100, doorbell=1)
     assert vm.mmio_write(0, 0xD000_0004, 4, 7)
     assert owner.events == [Doorbell(MMIO, 0xD000_0004, 4, 7)]
     assert vm.mmio_read(0, 0xD000_0004, 4) is None, "as of an ioeventfd, which takes writes only"
 
 
-def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> None:
+def test_doorbells_of_one_address_ring_by_their_values(vm: X86Vm, owner: Owner) -> None:
     other = Owner(vm)
     owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
     other.register(PIO, 0xC010, 2, doorbell=1, datamatch=1)
@@ -405,14 +405,14 @@ def test_doorbells_of_one_address_ring_by_their_values(vm: Vm, owner: Owner) -> 
 
 
 @pytest.mark.parametrize("datamatch", [0, None])
-def test_doorbells_that_could_ring_together_are_eexist(vm: Vm, owner: Owner, datamatch: int | None) -> None:
+def test_doorbells_that_could_ring_together_are_eexist(vm: X86Vm, owner: Owner, datamatch: int | None) -> None:
     owner.register(PIO, 0xC010, 2, doorbell=1, datamatch=0)
     assert refused(lambda: Owner(vm).register(PIO, 0xC010, 2, doorbell=1, datamatch=datamatch)) == errno.EEXIST
     assert refused(lambda: Owner(vm).register(PIO, 0xC011, 1, doorbell=1, datamatch=1)) == errno.EEXIST
     assert refused(lambda: Owner(vm).register(PIO, 0xC010, 2)) == errno.EEXIST
 
 
-def test_accesses_are_traced_as_a_chips_are(vm: Vm, owner: Owner) -> None:
+def test_accesses_are_traced_as_a_chips_are(vm: X86Vm, owner: Owner) -> None:
     class Trace(Observer):
         def __init__(self) -> None:
             self.seen: list[tuple[bool, int, int, int]] = []
@@ -428,7 +428,7 @@ def test_accesses_are_traced_as_a_chips_are(vm: Vm, owner: Owner) -> None:
     assert trace.seen == [(False, 0x3F8, 1, 0x41), (True, 0x3F8, 1, 0x42)]
 
 
-def test_a_closed_source_cannot_have_regions(vm: Vm, owner: Owner) -> None:
+def test_a_closed_source_cannot_have_regions(vm: X86Vm, owner: Owner) -> None:
     source: LineSource = owner.source
     vm.close_source(source)
     assert refused(lambda: owner.register(PIO, 0x3F8, 8)) == errno.ENOENT
@@ -436,7 +436,7 @@ def test_a_closed_source_cannot_have_regions(vm: Vm, owner: Owner) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8), st.booleans()), max_size=12))
 def test_regions_do_not_overlap_and_a_port_belongs_to_the_region_around_it(ranges: list[tuple[int, int, bool]]) -> None:
-    vm = Vm("test")
+    vm = X86Vm("test")
     vm.create_vcpu(0)
     owner, claimed = Owner(vm), dict[int, int]()  # by port, the start of its region
     for start, length, stays in ranges:
@@ -456,7 +456,7 @@ def test_regions_do_not_overlap_and_a_port_belongs_to_the_region_around_it(range
             assert vm.pio_read(0, port, 1) is None
 
 
-def test_the_keyboard_controllers_ports_are_free_beside_the_speakers(vm: Vm, owner: Owner) -> None:
+def test_the_keyboard_controllers_ports_are_free_beside_the_speakers(vm: X86Vm, owner: Owner) -> None:
     vm.create_pit()
     owner.register(PIO, 0x60, 1)
     owner.register(PIO, 0x64, 1)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
+from irqchipd.vm.x86.machine import X86Vm
 from tests.vm.pc import refused
 
 
@@ -97,15 +97,15 @@ def test_a_deleted_vm_refuses_calls_of_its_holders() -> None:
 def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A VM whose creation takes its time in another thread, until the event is set."""
     begun, go_on = threading.Event(), threading.Event()
-    real = Vm.__init__
+    real = X86Vm.__init__
 
-    def slow(vm: Vm, name_: str, *arguments: Any) -> None:
+    def slow(vm: X86Vm, name_: str, *arguments: Any) -> None:
         if name_ == name:
             begun.set()
             assert go_on.wait(5)
         real(vm, name_, *arguments)
 
-    monkeypatch.setattr(Vm, "__init__", slow)
+    monkeypatch.setattr(X86Vm, "__init__", slow)
     with ThreadPoolExecutor(1) as pool:
         made = pool.submit(registry.create, name)
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.routing import DEFAULT_ROUTES, MAX_GSIS, ChipId, MsiRoute, PinRoute, Route, check_routes
+from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute, Route, check_routes
+from irqchipd.vm.x86.routing import DEFAULT_ROUTES, PINS, ChipId
 from tests.vm.pc import LEVEL, PRIMARY, SECONDARY, Pc, refused
 
 IOAPIC, PIC0, PIC1 = ChipId.IOAPIC, ChipId.PIC_PRIMARY, ChipId.PIC_SECONDARY
@@ -57,12 +58,12 @@ def test_a_table_that_kvm_refuses_is_refused_and_the_old_one_stays(routes: list[
     ],
 )
 def test_a_table_that_kvm_accepts_is_accepted(routes: list[Route]) -> None:
-    check_routes(routes)
+    check_routes(routes, PINS)
 
 
 def test_an_error_says_which_gsi() -> None:
     with pytest.raises(VmError, match="GSI 77: chip 1 has pins 0 to 7, not 12"):
-        check_routes([PinRoute(3, IOAPIC, 3), PinRoute(77, PIC1, 12)])
+        check_routes([PinRoute(3, IOAPIC, 3), PinRoute(77, PIC1, 12)], PINS)
 
 
 # Where it leads.

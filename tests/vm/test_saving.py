@@ -35,11 +35,13 @@ from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled
-from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MsiRoute
 from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
-from irqchipd.vm.vcpu_state import MpState, SavedVcpu, Signal
+from irqchipd.vm.vcpu_state import MpState, Signal
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.vcpu_state import SavedVcpu
 from tests.vm.operations import Machine, Operation, everything
 from tests.vm.pc import EOI, LEVEL, Ear, Pc, refused, to
 
@@ -50,8 +52,8 @@ CUTS = 3
 Path_ = tuple[str | int, ...]  # the path to a part of a state
 
 
-def restored(state: VmState) -> Vm:
-    return Vm.restored("restored", MAX_VCPUS, state)
+def restored(state: VmState) -> X86Vm:
+    return X86Vm.restored("restored", MAX_VCPUS, state)
 
 
 # The golden traces.
@@ -490,13 +492,13 @@ def rich() -> Pc:
     pc.vm.nmi(0)
     pc.ipi(0, 0x4200, destination=1)
     pc.vm.set_mp_state(1, MpState.SIPI_RECEIVED)
-    pc.vm._board.delayed_eoi.deadline = None
-    pc.vm._board.serve_ioapic_later(10 * MS)
+    pc.vm._pc.delayed_eoi.deadline = None
+    pc.vm._pc.serve_ioapic_later(10 * MS)
     return pc
 
 
-def split() -> Vm:
-    vm = Vm("split", clock=VirtualClock())
+def split() -> X86Vm:
+    vm = X86Vm("split", clock=VirtualClock())
     vm.enable_cap(121, args=[24])
     for vcpu in (0, 1):
         vm.create_vcpu(vcpu)
@@ -506,8 +508,8 @@ def split() -> Vm:
     return vm
 
 
-def bare() -> Vm:
-    vm = Vm("bare", clock=VirtualClock())
+def bare() -> X86Vm:
+    vm = X86Vm("bare", clock=VirtualClock())
     vm.create_vcpu(0)
     return vm
 
@@ -589,7 +591,7 @@ def others(value: object, descriptor: FieldDescriptor) -> list[object]:
     return [other for other in found if other != value]
 
 
-def probe(vm: Vm, operations: Iterable[Operation] = ()) -> None:
+def probe(vm: X86Vm, operations: Iterable[Operation] = ()) -> None:
     """Use everything in a VM: operations may be refused but not fail, and the VM can be saved and restored."""
     machine = Machine.__new__(Machine)
     machine.vm, machine.clock, machine.resampled, machine.told = vm, VirtualClock(), {}, []
@@ -704,7 +706,7 @@ def test_a_restored_timer_that_is_centuries_late_does_not_keep_the_daemon_busy(t
         first, *rest = state.vcpus
         state = replace(state, vcpus=(replace(first, timer_expires_ns=0, timer_target_ns=0), *rest))
     try:
-        vm = Vm.restored("restored", MAX_VCPUS, state, deadlines=Timers())
+        vm = X86Vm.restored("restored", MAX_VCPUS, state, deadlines=Timers())
     except VmError:
         return
     try:
@@ -737,10 +739,10 @@ def test_a_vm_can_be_moved_however_late_it_is(state: VmState) -> None:
     assert vm.describe().now == state.now_ns
     again = restored(vm.save())
     assert again.save() == vm.save()
-    for cpu in again._board.cpus:
+    for cpu in again._pc.cpus:
         if cpu.alarm.deadline is not None and cpu.lapic is not None and cpu.lapic.timer.mode == PERIODIC:
             assert cpu.alarm.deadline >= state.now_ns - MAX_LATE
-    pit = again._board.pit
+    pit = again._pc.pit
     if pit is not None and pit.running and pit.periodic:
         assert pit.expires is not None
         assert pit.expires >= state.now_ns - MAX_LATE

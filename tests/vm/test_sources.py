@@ -12,27 +12,28 @@ from hypothesis import strategies as st
 
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
-from irqchipd.vm.machine import MAX_VCPUS, Vm
+from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.snapshot import SourceState
 from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, gsis_of
-from irqchipd.vm.vcpu_state import MAX_QUEUED
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.vcpu_state import MAX_QUEUED
 from tests.vm.pc import Pc, refused
 
 LONGEST = "\U0001f600" * 64  # a client's name
 
 
-def restored(vm: Vm) -> Vm:
-    return Vm.restored("restored", MAX_VCPUS, vm.save())
+def restored(vm: X86Vm) -> X86Vm:
+    return X86Vm.restored("restored", MAX_VCPUS, vm.save())
 
 
-def vm_with_irqchip() -> Vm:
-    vm = Vm("test")
+def vm_with_irqchip() -> X86Vm:
+    vm = X86Vm("test")
     vm.create_irqchip()
     return vm
 
 
-def held(vm: Vm) -> int:
+def held(vm: X86Vm) -> int:
     """The total that the sources hold, by their own accounts; checks that the VM's total agrees."""
     size = sum(source.bytes for source in vm._sources.values())
     assert vm._sources_bytes._total == size
@@ -90,7 +91,7 @@ def test_a_hundred_sources_of_all_lines_can_be_moved() -> None:
         vm.irq_lines([gsi << 1 | 1 for gsi in range(MAX_GSIS)], source)
     message = snapshot_to(vm.save())
     assert message.ByteSize() < 100_000
-    moved = Vm.restored("moved", MAX_VCPUS, snapshot_from(message))
+    moved = X86Vm.restored("moved", MAX_VCPUS, snapshot_from(message))
     assert moved.describe().sources[99].asserted == list(range(MAX_GSIS))
     assert held(moved) <= held(vm)
 
@@ -100,14 +101,14 @@ def test_restored_sources_are_bounded_too() -> None:
     state = vm.save()
     one = SourceState(source=1, client="x", asserted=b"\xff" * (MAX_GSIS // 8), resampled_gsis={})
     many = tuple(replace(one, source=number) for number in range(100, 100 + SOURCES_BYTES // 577))
-    Vm.restored("most", MAX_VCPUS, replace(state, sources=many))
+    X86Vm.restored("most", MAX_VCPUS, replace(state, sources=many))
     with refused("EINVAL"):
-        Vm.restored("more", MAX_VCPUS, replace(state, sources=(*many, replace(one, source=99))))
+        X86Vm.restored("more", MAX_VCPUS, replace(state, sources=(*many, replace(one, source=99))))
     named = [replace(one, client="", source=number, asserted=b"") for number in range(64, 65 + MAX_SOURCES)]
     with refused("EINVAL"):
-        Vm.restored("many", MAX_VCPUS, replace(state, sources=tuple(named)))
+        X86Vm.restored("many", MAX_VCPUS, replace(state, sources=tuple(named)))
     with refused("EINVAL"):
-        Vm.restored("wide", MAX_VCPUS, replace(state, sources=(replace(one, asserted=bytes(MAX_GSIS // 8 + 1)),)))
+        X86Vm.restored("wide", MAX_VCPUS, replace(state, sources=(replace(one, asserted=bytes(MAX_GSIS // 8 + 1)),)))
 
 
 @pytest.mark.parametrize("resampled", [0, 50])
@@ -119,7 +120,7 @@ def test_a_vm_whose_sources_hold_the_most_is_a_few_mebibytes(resampled: int) -> 
     state = replace(vm.save(), sources=tuple(replace(one, source=100 + number) for number in range(count)))
     tracemalloc.start()
     try:
-        moved = Vm.restored("moved", MAX_VCPUS, state)
+        moved = X86Vm.restored("moved", MAX_VCPUS, state)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -132,15 +133,17 @@ def test_a_vm_whose_sources_hold_the_most_is_a_few_mebibytes(resampled: int) -> 
 
 def test_interrupts_given_back_are_bounded() -> None:
     pc = Pc()
-    cpu = pc.vm._board.cpus[0]
+    cpu = pc.vm._pc.cpus[0]
     for vector in range(100, 100 + 2 * MAX_QUEUED):
         cpu.give_back((vector, False), cpu.reset_count)
     assert cpu.queued == [(vector, False) for vector in range(100, 100 + MAX_QUEUED)]
     state = pc.vm.save()
-    assert Vm.restored("moved", MAX_VCPUS, state).save().vcpus[0].queued == tuple(cpu.queued)
+    assert X86Vm.restored("moved", MAX_VCPUS, state).save().vcpus[0].queued == tuple(cpu.queued)
     (vcpu,) = state.vcpus
     with refused("EINVAL"):
-        Vm.restored("more", MAX_VCPUS, replace(state, vcpus=(replace(vcpu, queued=((33, False),) * (MAX_QUEUED + 1)),)))
+        X86Vm.restored(
+            "more", MAX_VCPUS, replace(state, vcpus=(replace(vcpu, queued=((33, False),) * (MAX_QUEUED + 1)),))
+        )
 
 
 def test_every_interrupt_that_can_be_given_back_has_room() -> None:
@@ -159,7 +162,7 @@ def test_every_interrupt_that_can_be_given_back_has_room() -> None:
 # Pages of a VM's sources.
 
 
-def pages(vm: Vm, room: int) -> list[list[str]]:
+def pages(vm: X86Vm, room: int) -> list[list[str]]:
     after: int | None = 0
     found = []
     while after is not None:

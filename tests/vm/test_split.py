@@ -10,9 +10,10 @@ from irqchipd.chips.lapic_registers import SVR_DIRECTED_EOI, VERSION, VERSION_DI
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.events import InterruptPending, IoapicEoi
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute
+from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import MSI, Ear, Pc, refused
 
 SPLIT_IRQCHIP = 121
@@ -27,7 +28,7 @@ class SplitPc(Pc):
 
     def __init__(self, vcpus: int = 1, reserved: int = RESERVED) -> None:
         self.clock = VirtualClock()
-        self.vm = Vm("split", clock=self.clock)
+        self.vm = X86Vm("split", clock=self.clock)
         self.vm.enable_cap(SPLIT_IRQCHIP, args=[reserved])
         for vcpu in range(vcpus):
             self.vm.create_vcpu(vcpu)
@@ -48,7 +49,7 @@ def route(gsi: int, vector: int, *, vcpu: int = 0, level: bool = True) -> MsiRou
 
 
 def test_an_irqchip_is_split_once_and_cannot_become_full() -> None:
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     assert vm.describe().irqchip_mode == "none"
     vm.enable_cap(SPLIT_IRQCHIP, 0, [24])
     assert vm.describe().irqchip_mode == "split"
@@ -59,11 +60,11 @@ def test_an_irqchip_is_split_once_and_cannot_become_full() -> None:
 
 
 def test_splitting_comes_before_the_vcpus_and_excludes_a_full_irqchip() -> None:
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     vm.create_vcpu(0)
     with refused("EEXIST"):  # with a full irqchip it is EINVAL
         vm.enable_cap(SPLIT_IRQCHIP)
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     vm.create_irqchip()
     with refused("EEXIST"):
         vm.enable_cap(SPLIT_IRQCHIP)
@@ -72,7 +73,7 @@ def test_splitting_comes_before_the_vcpus_and_excludes_a_full_irqchip() -> None:
 
 @pytest.mark.parametrize("args", [[], [0], [4096], [24, 1, 2, 3]])
 def test_accepted_arguments(args: list[int]) -> None:
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     vm.enable_cap(SPLIT_IRQCHIP, 0, args)
     assert vm.describe().irqchip_mode == "split"
 
@@ -90,7 +91,7 @@ def test_accepted_arguments(args: list[int]) -> None:
     ],
 )
 def test_refused_arguments_change_nothing(capability: int, flags: int, args: list[int]) -> None:
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     with refused("EINVAL"):
         vm.enable_cap(capability, flags, args)
     assert vm.describe().irqchip_mode == "none"
@@ -98,7 +99,7 @@ def test_refused_arguments_change_nothing(capability: int, flags: int, args: lis
 
 
 def test_of_several_errors_the_argument_comes_first() -> None:
-    vm = Vm("vm")
+    vm = X86Vm("vm")
     vm.create_irqchip()
     with refused("EINVAL"):
         vm.enable_cap(SPLIT_IRQCHIP, 0, [4097])
@@ -120,7 +121,9 @@ def test_of_several_errors_the_argument_comes_first() -> None:
         (lambda vm: vm.open_source("device", resampled=[4]), "EINVAL"),
     ],
 )
-def test_operations_on_the_vmms_chips_are_refused(pc: SplitPc, operation: Callable[[Vm], object], reason: str) -> None:
+def test_operations_on_the_vmms_chips_are_refused(
+    pc: SplitPc, operation: Callable[[X86Vm], object], reason: str
+) -> None:
     pc.vm.set_routing([route(4, 0x34)])
     with refused(reason):
         operation(pc.vm)
@@ -398,7 +401,7 @@ def test_an_invalid_vector_is_refused(pc: SplitPc, vector: int) -> None:
 
 
 def test_only_a_split_irqchip_takes_the_vmms_vectors() -> None:
-    bare, whole = Vm("bare"), Pc().vm
+    bare, whole = X86Vm("bare"), Pc().vm
     with refused("ENOENT"):
         whole.interrupt(5, 0x08)
     bare.create_vcpu(0)

@@ -14,10 +14,11 @@ from irqchipd.chips.message import DeliveryMode
 from irqchipd.timers import Timers
 from irqchipd.vm.clock import RealClock, VirtualClock
 from irqchipd.vm.events import GsiAcknowledged
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.routing import ChipId, PinRoute
+from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.snapshot import VmState
 from irqchipd.vm.vcpu_state import Signal
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
 from tests.builds import needs_sources
 from tests.vm.pc import EOI, LEVEL, MASKED, PRIMARY, Ear, Pc, refused, to
 
@@ -237,7 +238,7 @@ def test_a_ticks_acknowledgement_is_reported(pc: Pc) -> None:
 
 
 def test_a_pit_needs_an_irqchip_and_is_created_once() -> None:
-    vm = Vm("bare")
+    vm = X86Vm("bare")
     with refused("ENOENT"):
         vm.create_pit()
     for operation in (vm.get_pit, lambda: vm.set_pit(bytes(112)), lambda: vm.set_pit_reinject(True)):
@@ -325,7 +326,7 @@ def test_periodic_ticks_that_are_not_taken_merge_into_one() -> None:
 @pytest.mark.parametrize("tsc_khz", [1, 1_000_000, 2_400_000, 100_000_000])
 def test_a_tsc_deadline_is_met_to_the_nanosecond(tsc_khz: int) -> None:
     pc = Pc()
-    pc.vm = Vm("tsc", clock=VirtualClock(5 * SECOND), tsc_khz=tsc_khz)
+    pc.vm = X86Vm("tsc", clock=VirtualClock(5 * SECOND), tsc_khz=tsc_khz)
     pc.vm.create_irqchip()
     pc.vm.create_vcpu(0)
     pc.lapic_write(0, Reg.SVR, 0x1FF)
@@ -381,7 +382,7 @@ def test_no_operation_sees_an_expired_timer_that_has_not_interrupted() -> None:
             pass
 
     deadlines = Timers()
-    vm = Vm("test", clock=NeverRings(deadlines), deadlines=deadlines)
+    vm = X86Vm("test", clock=NeverRings(deadlines), deadlines=deadlines)
     vm.create_irqchip()
     vm.create_vcpu(0)
     lapic = 0xFEE0_0000

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm.machine import Vm
-from irqchipd.vm.vcpu_state import MpState, Outcome, Signal, VcpuEvents
+from irqchipd.vm.vcpu_state import MpState, Outcome, Signal
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.vcpu_state import VcpuEvents
 from tests.vm.pc import MSI, Pc, refused
 
 NMI = Signal(DeliveryMode.NMI)
 UNHALT = Signal(DeliveryMode.REMOTE_READ)
 
 
-def moved(vm: Vm) -> Vm:
-    return Vm.restored("moved", 255, vm.save())
+def moved(vm: X86Vm) -> X86Vm:
+    return X86Vm.restored("moved", 255, vm.save())
 
 
 def test_at_first_nothing_is_pending() -> None:
@@ -106,7 +107,7 @@ def test_a_start_up_that_is_set_has_the_last_start_ups_vector() -> None:
 
 
 def test_a_vcpu_without_a_local_apic_has_no_events() -> None:
-    vm = Vm("bare")
+    vm = X86Vm("bare")
     vm.create_vcpu(0)
     with refused("ENXIO"):
         vm.get_events(0)
@@ -117,7 +118,7 @@ def test_a_vcpu_without_a_local_apic_has_no_events() -> None:
 # Remote reads.
 
 
-def remote_read(vm: Vm) -> None:
+def remote_read(vm: X86Vm) -> None:
     assert vm.signal_msi(MSI, 0x300) == 1
 
 

@@ -16,7 +16,7 @@ from irqchipd.chips.lapic import FAULT, Features, Msr
 from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Vm
+from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import needs_sources
 from tests.vmm.sharing import shared
 
@@ -56,7 +56,7 @@ def test_only_registers_that_can_be_shared_are_answered_here() -> None:
         lambda vm: vm.signal_msi(PAGE | 1 << 12, 0x4500),  # INIT from a device
     ],
 )
-def test_a_change_by_others_is_seen_as_soon_as_it_is_done(change: Callable[[Vm], Any]) -> None:
+def test_a_change_by_others_is_seen_as_soon_as_it_is_done(change: Callable[[X86Vm], Any]) -> None:
     vm = new_vm(VCPUS)
     vm.mmio_write(1, PAGE + TPR, 4, 0x20)
     vm.mmio_write(1, PAGE + SVR, 4, 0x1FF)
@@ -66,7 +66,7 @@ def test_a_change_by_others_is_seen_as_soon_as_it_is_done(change: Callable[[Vm],
     check(vm, 1, apic)
 
 
-def check(vm: Vm, vcpu: int, apic: Any, size: int = 4) -> int:
+def check(vm: X86Vm, vcpu: int, apic: Any, size: int = 4) -> int:
     """Check that the answers given here are the daemon's; returns their number."""
     base = vm.msr_read(vcpu, Msr.APIC_BASE) or 0
     answers = 0

@@ -1,4 +1,4 @@
-"""Traces on the chips alone, without a daemon: irqchipd's own Vm, in this process."""
+"""Traces on the chips alone, without a daemon: irqchipd's own X86Vm, in this process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from irqchipd.chips.lapic import FAULT
 from irqchipd.chips.lapic_registers import SVR_ENABLED, LapicRegisters
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import Access
 from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.machine import X86Vm
 
 from .traces import Done, Mismatch, Trace, as_expected
 from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
@@ -38,9 +38,9 @@ def replay(trace: Trace) -> list[Mismatch]:
     return mismatches
 
 
-def new_vm(vcpus: int) -> Vm:
+def new_vm(vcpus: int) -> X86Vm:
     """What a trace starts from. Time stands still: no answer depends on it."""
-    vm = Vm("replay", clock=VirtualClock())
+    vm = X86Vm("replay", clock=VirtualClock())
     vm.create_irqchip()
     for vcpu in range(vcpus):
         vm.create_vcpu(vcpu)
@@ -53,7 +53,7 @@ def _read(value: Access | int | None) -> int:
     return value or 0
 
 
-def executors(vm: Vm) -> dict[str, Callable[..., Any]]:
+def executors(vm: X86Vm) -> dict[str, Callable[..., Any]]:
     """What executes each operation on a VM, and returns the answer in the traces' form."""
 
     def pio_read(vcpu: int, port: int, size: int) -> int:

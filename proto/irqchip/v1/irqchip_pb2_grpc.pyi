@@ -210,8 +210,13 @@ from irqchip.v1.vcpu_pb2 import SignalKind as SignalKind
 from irqchip.v1.vcpu_pb2 import TakeSignalRequest as TakeSignalRequest
 from irqchip.v1.vcpu_pb2 import TakeSignalResponse as TakeSignalResponse
 from irqchip.v1.vcpu_pb2 import VcpuEvents as VcpuEvents
+from irqchip.v1.vm_pb2 import ARCHITECTURE_ARM64 as ARCHITECTURE_ARM64
+from irqchip.v1.vm_pb2 import ARCHITECTURE_S390 as ARCHITECTURE_S390
+from irqchip.v1.vm_pb2 import ARCHITECTURE_UNSPECIFIED as ARCHITECTURE_UNSPECIFIED
+from irqchip.v1.vm_pb2 import ARCHITECTURE_X86 as ARCHITECTURE_X86
 from irqchip.v1.vm_pb2 import AdvanceClockRequest as AdvanceClockRequest
 from irqchip.v1.vm_pb2 import AdvanceClockResponse as AdvanceClockResponse
+from irqchip.v1.vm_pb2 import Architecture as Architecture
 from irqchip.v1.vm_pb2 import CLOCK_KIND_REAL as CLOCK_KIND_REAL
 from irqchip.v1.vm_pb2 import CLOCK_KIND_UNSPECIFIED as CLOCK_KIND_UNSPECIFIED
 from irqchip.v1.vm_pb2 import CLOCK_KIND_VIRTUAL as CLOCK_KIND_VIRTUAL
@@ -232,6 +237,7 @@ from irqchip.v1.vm_pb2 import EnableCapRequest as EnableCapRequest
 from irqchip.v1.vm_pb2 import EnableCapResponse as EnableCapResponse
 from irqchip.v1.vm_pb2 import GetVmRequest as GetVmRequest
 from irqchip.v1.vm_pb2 import GetVmResponse as GetVmResponse
+from irqchip.v1.vm_pb2 import GicProperties as GicProperties
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_FULL as IRQCHIP_MODE_FULL
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_NONE as IRQCHIP_MODE_NONE
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_SPLIT as IRQCHIP_MODE_SPLIT

@@ -143,6 +143,7 @@ class VmSnapshot(_message.Message):
     MAPPED_VCPUS_FIELD_NUMBER: _builtins.int
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the format. This is version 2, and RestoreVm takes no other."""
     clock: _vm_pb2.ClockKind.ValueType
@@ -167,6 +168,8 @@ class VmSnapshot(_message.Message):
     """The id of the boot CPU."""
     mapped_vcpus: _builtins.int
     """The number of vCPUs in the map from destinations to local APICs; absent if there is no map."""
+    architecture: _vm_pb2.Architecture.ValueType
+    """The VM's architecture. 0, as daemons wrote it that knew no other, is x86."""
     @_builtins.property
     def routing(self) -> _containers.RepeatedCompositeFieldContainer[_line_pb2.RoutingEntry]:
         """The routing table."""
@@ -212,10 +215,11 @@ class VmSnapshot(_message.Message):
         mapped_vcpus: _builtins.int | None = ...,
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         sources: _abc.Iterable[Global___SourceSnapshot] | None = ...,
+        architecture: _vm_pb2.Architecture.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mapped_vcpus: _TypeAlias = _typing.Literal["mapped_vcpus"]  # noqa: Y015
     _WhichOneofArgType__mapped_vcpus: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus"]  # noqa: Y015

@@ -44,6 +44,34 @@ CLOCK_KIND_VIRTUAL: ClockKind.ValueType  # 2
 """AdvanceClock alone: the same operations give exactly the same state."""
 Global___ClockKind: _TypeAlias = ClockKind  # noqa: Y015
 
+class _Architecture:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArchitectureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Architecture.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARCHITECTURE_UNSPECIFIED: _Architecture.ValueType  # 0
+    """In a request: x86."""
+    ARCHITECTURE_X86: _Architecture.ValueType  # 1
+    """PICs, an IOAPIC, local APICs and a PIT."""
+    ARCHITECTURE_ARM64: _Architecture.ValueType  # 2
+    """A GICv2 or a GICv3, and generic timers."""
+    ARCHITECTURE_S390: _Architecture.ValueType  # 3
+    """Floating interrupts and adapter interrupts."""
+
+class Architecture(_Architecture, metaclass=_ArchitectureEnumTypeWrapper):
+    """Architecture is the kind of processor that a VM has, and so of interrupt controller."""
+
+ARCHITECTURE_UNSPECIFIED: Architecture.ValueType  # 0
+"""In a request: x86."""
+ARCHITECTURE_X86: Architecture.ValueType  # 1
+"""PICs, an IOAPIC, local APICs and a PIT."""
+ARCHITECTURE_ARM64: Architecture.ValueType  # 2
+"""A GICv2 or a GICv3, and generic timers."""
+ARCHITECTURE_S390: Architecture.ValueType  # 3
+"""Floating interrupts and adapter interrupts."""
+Global___Architecture: _TypeAlias = Architecture  # noqa: Y015
+
 class _IrqchipMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -113,6 +141,8 @@ class CreateVmRequest(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
     TSC_KHZ_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    GIC_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """1 to 64 of the characters A-Z a-z 0-9 . _ -, the first a letter or a digit. Empty: the daemon chooses a name."""
     clock: Global___ClockKind.ValueType
@@ -121,20 +151,60 @@ class CreateVmRequest(_message.Message):
     """The TSC frequency of its vCPUs in kHz, 1 to 100,000,000. 0: 1,000,000, which is one tick per nanosecond. Until the
     guest writes a TSC, it is 0 at the VM's time 0.
     """
+    architecture: Global___Architecture.ValueType
+    """The VM's architecture. tsc_khz is for x86, gic for arm64: EINVAL if the VM has another architecture."""
+    @_builtins.property
+    def gic(self) -> Global___GicProperties:
+        """The GIC that the VM's host has."""
+
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         clock: Global___ClockKind.ValueType = ...,
         tsc_khz: _builtins.int = ...,
+        architecture: Global___Architecture.ValueType = ...,
+        gic: Global___GicProperties | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gic", b"gic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "tsc_khz", b"tsc_khz", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "clock", b"clock", "gic", b"gic", "tsc_khz", b"tsc_khz", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateVmRequest: _TypeAlias = CreateVmRequest  # noqa: Y015
+
+@_typing.final
+class GicProperties(_message.Message):
+    """GicProperties describes the GIC of an arm64 host: what KVM works on, as far as a guest sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    LIST_REGISTERS_FIELD_NUMBER: _builtins.int
+    PRIORITY_BITS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version that CreateDevice and CreateIrqchip can make, 2 or 3; 0: either of them, as on a GICv3 that can be a
+    GICv2, too.
+    """
+    list_registers: _builtins.int
+    """The number of list registers, 1 to 16. 0: 4."""
+    priority_bits: _builtins.int
+    """The number of priority bits that a guest can set in a GICv3's CPU interface, 4 to 8; 0: 5."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        list_registers: _builtins.int = ...,
+        priority_bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list_registers", b"list_registers", "priority_bits", b"priority_bits", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicProperties: _TypeAlias = GicProperties  # noqa: Y015
 
 @_typing.final
 class CreateVmResponse(_message.Message):
@@ -328,6 +398,7 @@ class VmInfo(_message.Message):
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     SESSION_COUNT_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's name."""
     clock: Global___ClockKind.ValueType
@@ -354,6 +425,8 @@ class VmInfo(_message.Message):
     """Whether irqchipd serves the HLT of vCPUs (see Halt). True with a full and with a split irqchip."""
     session_count: _builtins.int
     """The number of its Sessions, on all pages, including detached ones."""
+    architecture: Global___Architecture.ValueType
+    """The VM's architecture."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of its vCPUs, in the order of their creation."""
@@ -384,10 +457,11 @@ class VmInfo(_message.Message):
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         session_count: _builtins.int = ...,
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
+        architecture: Global___Architecture.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "lateness_ns", b"lateness_ns", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "session_count", b"session_count", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "lateness_ns", b"lateness_ns", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "session_count", b"session_count", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__next_timer_ns: _TypeAlias = _typing.Literal["next_timer_ns"]  # noqa: Y015
     _WhichOneofArgType__next_timer_ns: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns"]  # noqa: Y015
@@ -555,16 +629,30 @@ class CheckExtensionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CAPABILITY_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    GIC_FIELD_NUMBER: _builtins.int
     capability: _builtins.int
     """A KVM_CAP_* number of <linux/kvm.h>."""
+    architecture: Global___Architecture.ValueType
+    """The architecture that is asked about."""
+    vm: _builtins.str
+    """A VM's name: the answer is the VM's, and the architecture is the VM's, too. Empty: the answer is that of /dev/kvm."""
+    @_builtins.property
+    def gic(self) -> Global___GicProperties:
+        """The GIC of the arm64 host that is asked about."""
+
     def __init__(
         self,
         *,
         capability: _builtins.int = ...,
+        architecture: Global___Architecture.ValueType = ...,
+        vm: _builtins.str = ...,
+        gic: Global___GicProperties | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gic", b"gic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "capability", b"capability", "gic", b"gic", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

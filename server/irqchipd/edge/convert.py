@@ -17,7 +17,8 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route
-from irqchipd.vm.vcpu_state import Signal, VcpuEvents
+from irqchipd.vm.vcpu_state import Signal, Taken
+from irqchipd.vm.x86.vcpu_state import VcpuEvents
 
 _PIC_FIELDS = tuple(field.name for field in fields(I8259))
 _PIT_FIELDS = tuple(field.name for field in fields(PitChannel))
@@ -90,6 +91,11 @@ def irqchip_from(request: pb.SetIrqchipRequest) -> I8259 | IoapicState | bytes:
             return request.kvm_struct
         case _:
             raise invalid("there is no state: set pic, ioapic or kvm_struct")
+
+
+def set_irqchip_from(request: pb.SetIrqchipRequest) -> tuple[int, I8259 | IoapicState | bytes]:
+    """A chip and its state."""
+    return request.chip_id, irqchip_from(request)
 
 
 def _pic_from(state: pb.PicState) -> I8259:
@@ -204,6 +210,11 @@ def vcpu_events_from(request: pb.SetVcpuEventsRequest) -> VcpuEvents:
     return VcpuEvents(interrupt_vector=events.interrupt_vector, **given)
 
 
+def set_vcpu_events_from(request: pb.SetVcpuEventsRequest) -> tuple[int, VcpuEvents]:
+    """A vCPU and its events."""
+    return request.vcpu, vcpu_events_from(request)
+
+
 def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
     """The message of a vCPU's events."""
     response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in _EVENT_FIELDS}))
@@ -212,7 +223,7 @@ def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> No
 # What a vCPU takes, and regions.
 
 
-def interrupt_to(taken: tuple[int, bool]) -> pb.Interrupt:
+def interrupt_to(taken: Taken) -> pb.Interrupt:
     """An interrupt that has been taken: its vector, and whether the PIC gave it."""
     vector, from_pic = taken
     source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
@@ -224,7 +235,7 @@ def signal_to(signal: Signal) -> pb.Signal:
     return pb.Signal(kind=_SIGNALS[signal.delivery_mode], vector=signal.vector)
 
 
-def outcome_to(outcome: tuple[int, bool] | Signal | VmError | None) -> pb.HaltResponse:
+def outcome_to(outcome: Taken | Signal | VmError | None) -> pb.HaltResponse:
     """The message of what ended a halt. Raises the error that ended it."""
     if isinstance(outcome, VmError):
         raise outcome
@@ -282,6 +293,7 @@ def vm_to(vm: Description) -> pb.VmInfo:
     mode = _MODES[vm.irqchip_mode]
     return pb.VmInfo(
         name=vm.name,
+        architecture=pb.Architecture.ValueType(vm.architecture),
         irqchip=mode == pb.IRQCHIP_MODE_FULL,
         vcpus=vm.vcpus,
         sessions=sessions,

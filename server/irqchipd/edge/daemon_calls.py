@@ -9,7 +9,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.creation import create_vm
 from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
-from irqchipd.vm.capabilities import check_extension
+from irqchipd.vm.architectures import check_extension
 from irqchipd.vm.registry import Registry
 
 # Fills in a response.
@@ -33,7 +33,7 @@ def _restore_vm(registry: Registry, request: pb.RestoreVmRequest, response: pb.R
 
 
 def _check_extension(_: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
-    response.value = check_extension(request.capability)
+    response.value = check_extension(0, request.capability)
 
 
 DAEMON_CALLS: Final[dict[str, DaemonCall]] = {

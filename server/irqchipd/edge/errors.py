@@ -20,6 +20,7 @@ STATUS_CODES = {
     errno.EEXIST: grpc.StatusCode.ALREADY_EXISTS,
     errno.ENOENT: grpc.StatusCode.NOT_FOUND,
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.ENOTTY: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EBADF: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EOPNOTSUPP: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.FAILED_PRECONDITION,

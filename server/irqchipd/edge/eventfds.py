@@ -19,6 +19,7 @@ from irqchipd.vm.lines import Irqfd
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Pending
 from irqchipd.vm.sources import LineSource
+from irqchipd.vm.x86.machine import X86Vm
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
 PASSING = 64  # descriptors that may be held beside those of irqfds and doorbells, for example to deassign one
@@ -175,7 +176,7 @@ class _Assigned(Work):
 class SharedLapic:
     """A local APIC whose registers are copied to a client's page. Owns the descriptor."""
 
-    def __init__(self, in_use: EventfdsInUse, vm: Vm, vcpu: int, descriptor: int) -> None:
+    def __init__(self, in_use: EventfdsInUse, vm: X86Vm, vcpu: int, descriptor: int) -> None:
         """EINVAL, EBUSY, ENOENT, ENXIO, ENOSPC; the descriptor is then the caller's."""
         self._in_use, self._vm, self._vcpu, self._descriptor = in_use, vm, vcpu, descriptor
         in_use.add(self)
@@ -217,7 +218,7 @@ class Eventfds:
         """The next eventfd, for a doorbell to ring."""
         raise _no_descriptors()
 
-    def share_lapic(self, vm: Vm, vcpu: int) -> None:
+    def share_lapic(self, vm: X86Vm, vcpu: int) -> None:
         """Keep a copy of a local APIC's registers in the next descriptor, a memfd."""
         raise _no_descriptors()
 
@@ -290,7 +291,7 @@ class PortEventfds(Eventfds):
             self._close(descriptor)
             raise
 
-    def share_lapic(self, vm: Vm, vcpu: int) -> None:
+    def share_lapic(self, vm: X86Vm, vcpu: int) -> None:
         descriptor = self._take()
         try:
             shared = SharedLapic(self._in_use, vm, vcpu, descriptor)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
@@ -28,6 +28,7 @@ from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.turns import Advance
 from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal
+from irqchipd.vm.x86.machine import X86Vm
 
 log = logging.getLogger("irqchipd.edge.session")
 
@@ -70,6 +71,17 @@ class SessionCaller(Caller):
         if log.isEnabledFor(level):
             about = fields(vm=self.vm.name, source=self.own_source.number, client=self.own_source.client, **values)
             log.log(level, message, extra=about, stacklevel=2)  # the log limits each line of code by itself
+
+
+_K = TypeVar("_K", bound=Vm)
+
+
+def vm_of(on: Caller, kind: type[_K], operation: str) -> _K:
+    """The VM, if its architecture has the operation."""
+    vm = on.vm
+    if not isinstance(vm, kind):
+        raise vm.unsupported(operation)
+    return vm
 
 
 # Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
@@ -120,19 +132,19 @@ def access_result(access: Access) -> Result:
 def ack_interrupt(on: Caller, controller: int, vcpu: int, _address: int, _data: int) -> Result:
     if controller not in (pb.INTERRUPT_SOURCE_UNSPECIFIED, _PIC, _LAPIC):
         raise invalid(f"interrupt source {controller} is invalid; 0 is any, 1 the PIC, 2 the local APIC")
-    taken = on.vm.ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC)
+    taken = vm_of(on, X86Vm, "ack_interrupt").ack_interrupt(vcpu, pic=controller != _LAPIC, lapic=controller != _PIC)
     return NOTHING if taken is None else (CLAIMED, CONTROLLERS[taken[1]], taken[0])
 
 
 def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
-    value = on.vm.msr_read(vcpu, msr, host=host)
+    value = vm_of(on, X86Vm, "msr_read").msr_read(vcpu, msr, host=host)
     if value is None:
         return NOTHING
     return (CLAIMED | FAULT, 0, 0) if value == lapic.FAULT else (CLAIMED, 0, value)
 
 
 def msr_write(on: Caller, _: int, vcpu: int, msr: int, data: int, host: bool = False) -> Result:
-    fault = on.vm.msr_write(vcpu, msr, data, host=host)
+    fault = vm_of(on, X86Vm, "msr_write").msr_write(vcpu, msr, data, host=host)
     if fault is None:
         return NOTHING
     return (CLAIMED | FAULT, 0, 0) if fault == lapic.FAULT else TAKEN
@@ -183,7 +195,7 @@ def irqfd(on: SessionCaller, flags: int, gsi: int) -> None:
 
 
 def share_lapic(on: SessionCaller, vcpu: int) -> None:
-    on.eventfds.share_lapic(on.vm, vcpu)
+    on.eventfds.share_lapic(vm_of(on, X86Vm, "share_lapic"), vcpu)
 
 
 def register_region(
@@ -291,8 +303,16 @@ def _refuse(on: Caller, error: Exception) -> Result:
 
 
 def _of_vm(name: str, method: Callable[..., Any], request: Request, response: Response = None, **how: Any) -> Operation:
-    """The row of an operation that is a method of Vm as it stands."""
-    return Operation(name, lambda on, *arguments: method(on.vm, *arguments), request, response, **how)
+    """The row of an operation that is a method of Vm as it stands, or as an architecture has it."""
+    called = method.__name__
+    return Operation(name, lambda on, *arguments: getattr(on.vm, called)(*arguments), request, response, **how)
+
+
+def _of_kind(
+    kind: type[Vm], name: str, method: Callable[..., Any], request: Request, response: Response = None, **how: Any
+) -> Operation:
+    """The row of an operation that is a method of one architecture's Vm."""
+    return Operation(name, lambda on, *arguments: method(vm_of(on, kind, name), *arguments), request, response, **how)
 
 
 def _with_record(
@@ -368,27 +388,27 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("reset_vm", reset_vm, ("reason",)),
         Operation("enable_cap", enable_cap, ("capability", "flags", "args")),
         _of_vm("create_irqchip", Vm.create_irqchip, ()),
-        _of_vm("create_pit", Vm.create_pit, ("flags",)),
-        _of_vm("set_boot_cpu_id", Vm.set_boot_vcpu, ("vcpu",)),
+        _of_kind(X86Vm, "create_pit", X86Vm.create_pit, ("flags",)),
+        _of_kind(X86Vm, "set_boot_cpu_id", X86Vm.set_boot_vcpu, ("vcpu",)),
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
         _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),
-        _of_vm("get_irqchip", Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
-        _of_vm("set_irqchip", Vm.set_irqchip, lambda request: (request.chip_id, convert.irqchip_from(request))),
-        _of_vm("get_lapic", Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),
-        _of_vm("set_lapic", Vm.set_lapic, lambda request: (request.vcpu, convert.lapic_from(request))),
-        _of_vm("get_pit", Vm.get_pit, (), convert.pit_to, large=True),
-        _of_vm("set_pit", Vm.set_pit, lambda request: (convert.pit_from(request),)),
-        _of_vm("set_pit_reinject", Vm.set_pit_reinject, ("reinject",)),
+        _of_kind(X86Vm, "get_irqchip", X86Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
+        _of_kind(X86Vm, "set_irqchip", X86Vm.set_irqchip, convert.set_irqchip_from),
+        _of_kind(X86Vm, "get_lapic", X86Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),
+        _of_kind(X86Vm, "set_lapic", X86Vm.set_lapic, lambda request: (request.vcpu, convert.lapic_from(request))),
+        _of_kind(X86Vm, "get_pit", X86Vm.get_pit, (), convert.pit_to, large=True),
+        _of_kind(X86Vm, "set_pit", X86Vm.set_pit, lambda request: (convert.pit_from(request),)),
+        _of_kind(X86Vm, "set_pit_reinject", X86Vm.set_pit_reinject, ("reinject",)),
         _of_vm("advance_clock", Vm.advancing, ("nanoseconds",), _advance_to, reserve=Room.take_advance),
-        _of_vm("set_cpuid", Vm.set_cpuid, lambda request: (request.vcpu, convert.features_from(request))),
-        _of_vm("cr8_read", Vm.cr8_read, ("vcpu",), "value"),
-        _of_vm("cr8_write", Vm.cr8_write, ("vcpu", "value")),
-        _of_vm("get_vcpu_events", Vm.get_events, ("vcpu",), convert.vcpu_events_to),
-        _of_vm("set_vcpu_events", Vm.set_events, lambda request: (request.vcpu, convert.vcpu_events_from(request))),
-        _of_vm("interrupt", Vm.interrupt, ("vcpu", "vector")),
-        _of_vm("nmi", Vm.nmi, ("vcpu",)),
-        _of_vm("take_signal", Vm.take_signal, ("vcpu",), _signal_to),
+        _of_kind(X86Vm, "set_cpuid", X86Vm.set_cpuid, lambda request: (request.vcpu, convert.features_from(request))),
+        _of_kind(X86Vm, "cr8_read", X86Vm.cr8_read, ("vcpu",), "value"),
+        _of_kind(X86Vm, "cr8_write", X86Vm.cr8_write, ("vcpu", "value")),
+        _of_kind(X86Vm, "get_vcpu_events", X86Vm.get_events, ("vcpu",), convert.vcpu_events_to),
+        _of_kind(X86Vm, "set_vcpu_events", X86Vm.set_events, convert.set_vcpu_events_from),
+        _of_kind(X86Vm, "interrupt", X86Vm.interrupt, ("vcpu", "vector")),
+        _of_kind(X86Vm, "nmi", X86Vm.nmi, ("vcpu",)),
+        _of_kind(X86Vm, "take_signal", X86Vm.take_signal, ("vcpu",), _signal_to),
     )
 }
 HALT: Final = OPERATIONS["halt"]

@@ -26,7 +26,7 @@ from irqchipd.edge.operations import CONTROLLERS, HALT, RECORDS, Operation, Resu
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.regions import Access
-from irqchipd.vm.vcpu_state import Signal
+from irqchipd.vm.vcpu_state import Signal, Taken
 
 
 def _without_record(number: int) -> Operation:
@@ -89,7 +89,7 @@ class RecordBatch(Batch):
         return self.answer()
 
 
-def halt_result(outcome: tuple[int, bool] | Signal | None) -> Result:
+def halt_result(outcome: Taken | Signal | None) -> Result:
     """The result of a halt that an interrupt, a signal or the timeout has ended."""
     if isinstance(outcome, tuple):
         vector, from_pic = outcome

@@ -25,12 +25,12 @@ from irqchipd.edge.rpc import decoded
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted, invalid
 from irqchipd.vm.events import RegionsLost
-from irqchipd.vm.machine import MAX_VCPU_ID
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access, Space
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.sources import MAX_CLIENT_NAME
+from irqchipd.vm.x86.machine import MAX_VCPU_ID
 
 _SINGLE: Final = SINGLE.size
 _unpack: Final = SINGLE.unpack

@@ -19,14 +19,16 @@ from irqchipd.edge.convert import interrupt_to, route_from, route_to
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.snapshot import ChipsState, SourceState, VmState
+from irqchipd.vm.snapshot import X86, ChipsState, SourceState, VmState
 from irqchipd.vm.sources import MAX_SOURCES
-from irqchipd.vm.vcpu_state import MAX_QUEUED, SavedVcpu
+from irqchipd.vm.x86.vcpu_state import MAX_QUEUED, SavedVcpu
 
 VERSION = 2
 
 _T = TypeVar("_T")
 
+# What an unspecified number stands for, where older daemons wrote none.
+_UNSPECIFIED = {"architecture": X86}
 # The maximum number of parts, by kind.
 _MOST = {"routing": MAX_GSIS, "vcpus": MAX_VCPUS, "sources": MAX_SOURCES, "queued": MAX_QUEUED}
 
@@ -106,6 +108,7 @@ def _plain_value(field: _Field, message: Message) -> Any:
     if field.is_map:
         return dict(value)
     if field.enum is not None:
+        value = value or _UNSPECIFIED.get(field.name, value)
         _check_number(field.enum, value)
     return tuple(value) if field.is_repeated else value
 

@@ -89,7 +89,7 @@ class Accesses(Vcpus):
             if board.observer is not None:
                 board.observer.kvm_mmio(True, address, size, value)
             device.write(address, size, value)
-            if cpu.copy is not None:
+            if cpu.is_copied:
                 cpu.wrote(device, address)
             return True
 

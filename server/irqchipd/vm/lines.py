@@ -10,12 +10,12 @@ from typing import Final
 
 from irqchipd.vm.agenda import TURN_WORK, Agenda
 from irqchipd.vm.backlog import Backlog
-from irqchipd.vm.capabilities import Capabilities
+from irqchipd.vm.board import Board
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
 from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
-from irqchipd.vm.turns import finish
+from irqchipd.vm.turns import Turns, finish
 
 TURN_CHANGES: Final = 16  # of lines
 
@@ -29,11 +29,11 @@ class Irqfd:
     resampler: LineSource | None
 
 
-class Lines(Capabilities):
+class Lines(Turns):
     """The operations on a VM's lines."""
 
-    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
-        super().__init__(agenda, tsc_khz)
+    def __init__(self, agenda: Agenda, board: Board) -> None:
+        super().__init__(agenda, board)
         self._shared_source = LineSource(SHARED)
         # In the order in which they were opened.
         self._sources: dict[int, LineSource] = {}
@@ -184,7 +184,7 @@ class Lines(Capabilities):
                 self._board.regions.drop(source)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: how many local APICs took it, or -1; EINVAL without an irqchip, or of bad flags or data."""
+        """KVM_SIGNAL_MSI: how many vCPUs took it, or -1; EINVAL without an irqchip, or of bad flags or data."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
@@ -192,8 +192,7 @@ class Lines(Capabilities):
                 raise invalid(f"flags {flags:#x} of an MSI: use 0 or {MSI_VALID_DEVID}")
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
-            if not self._board.apics.can_send(address):
-                raise invalid(f"address {address:#x} of an MSI, whose bits 39:32 must be 0: APIC IDs have 32 bits")
+            self._check_msi_address(address)
             return self._board.signal_msi(address, data)
 
     # irqfds.
@@ -202,7 +201,7 @@ class Lines(Capabilities):
         """Add an irqfd, which interrupts a GSI for a source: EAGAIN without an irqchip.
 
         With resampled the irqfd raises the GSI until the interrupt is acknowledged, of which resampled is notified;
-        EINVAL without a full irqchip. KVM: eventfd.c kvm_irqfd_assign, x86's kvm_arch_irqfd_allowed.
+        EINVAL without a full irqchip. KVM: eventfd.c kvm_irqfd_assign, kvm_arch_irqfd_allowed.
         """
         with self._turn:
             self._check_irqfd(resampled is not None)
@@ -223,7 +222,7 @@ class Lines(Capabilities):
         self._check_resampling(resampled)
 
     def _check_resampling(self, resampled: bool) -> None:
-        if resampled and self._board.pic is None:
+        if resampled and not self._board.can_resample:
             raise invalid(f"VM {self.name!r} has no PICs and IOAPIC; only their interrupts can be resampled")
 
     def trigger(self, irqfd: Irqfd) -> None:
@@ -247,10 +246,5 @@ class Lines(Capabilities):
 
     # Checks.
 
-    def _no_irqchip(self) -> VmError:
-        if self._board.apics.split is not None:
-            return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
-        if self._cpus:
-            too_late = "its vCPUs came first, and now it is too late: make a new VM"
-            return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
-        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")
+    def _check_msi_address(self, address: int) -> None:
+        """Refuse an address to which no MSI can go: EINVAL."""

@@ -1,4 +1,4 @@
-"""A virtual machine's interrupt controller: the only place where its state changes.
+"""A virtual machine's interrupt controller: the only place where its state changes. Architectures derive from it.
 
 Every public method may be called from any thread. Each is one turn of the agenda: it takes the VM's lock, checks and
 changes; the lock is released, and listeners are notified.
@@ -6,37 +6,25 @@ changes; the lock is released, and listeners are notified.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, Self, TypeVar
+from typing import Any, Final
 
-from irqchipd.chips import i8254_state, i8259, lapic_registers
-from irqchipd.chips import ioapic as ioapic_chip
-from irqchipd.chips.i8254 import Pit
-from irqchipd.chips.i8254_state import PitState
-from irqchipd.chips.i8259 import I8259, PicPair
-from irqchipd.chips.ioapic import Ioapic, IoapicState
-from irqchipd.chips.lapic_registers import LapicRegisters
-from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
-from irqchipd.vm.capabilities import MAX_VCPUS as MAX_VCPUS
-from irqchipd.vm.capabilities import Cap
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
-from irqchipd.vm.errors import VmError, deleted, invalid
+from irqchipd.vm.board import Board
+from irqchipd.vm.cpu import Vcpu
+from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.events import VmReset
-from irqchipd.vm.regions import ACCESS_NS, REGION_BYTES, RegionInfo
-from irqchipd.vm.routing import ChipId, MsiRoute, PinRoute, Route, check_routes
-from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, VmState
+from irqchipd.vm.regions import REGION_BYTES, RegionInfo
+from irqchipd.vm.routing import Route
+from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
+from irqchipd.vm.vcpu_state import MpState
 
-SPLIT_IRQCHIP: Final = Cap.SPLIT_IRQCHIP
-PIT_SPEAKER_DUMMY: Final = 1  # KVM_PIT_SPEAKER_DUMMY
-_SAVED_MODES: Final = {"none": IRQCHIP_NONE, "full": IRQCHIP_FULL, "split": IRQCHIP_SPLIT}
+MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +45,8 @@ class Description:
     """A description of a VM at one moment."""
 
     name: str
+    architecture: int
     irqchip_mode: str  # "none", "full" or "split"
-    pit: bool
     vcpus: list[int]
     sources: list[SourceInfo]
     next_source: int | None  # the serial of the last source, if there are more
@@ -68,63 +56,69 @@ class Description:
     now: int
     next_timer: int | None
     lateness: int  # of the next timer, nanoseconds
-    tsc_khz: int
+    pit: bool = False
+    tsc_khz: int = 0
 
 
 class Vm(Accesses):
     """One VM's irqchip and vCPUs. Every method fails with ENOENT once the VM is deleted."""
 
-    def __init__(
-        self,
-        name: str,
-        max_vcpus: int = MAX_VCPUS,
-        clock: Clock | None = None,
-        tsc_khz: int = KHZ,
-        access_ns: int = ACCESS_NS,
-        deadlines: Deadlines | None = None,
-    ) -> None:
-        deadlines = deadlines if deadlines is not None else Deadlines()
-        super().__init__(Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines), tsc_khz)
-        self._board.regions.access_ns = access_ns
+    def __init__(self, agenda: Agenda, board: Board, max_vcpus: int) -> None:
+        super().__init__(agenda, board)
         self._max_vcpus = max_vcpus
         self._observers: dict[Observer, Callable[[], None] | None] = {}
+
+    # What an architecture says.
+
+    @property
+    def architecture(self) -> int:
+        """The contract's number of the architecture."""
+        raise NotImplementedError
+
+    @property
+    def _irqchip_mode(self) -> str:
+        """The kind of irqchip, as Description has it."""
+        raise NotImplementedError
+
+    def _check_routes(self, routes: Sequence[Route]) -> None:
+        """Refuse routes that the VM can't have: EINVAL."""
+        raise NotImplementedError
+
+    def _save(self, **common: Any) -> VmState:
+        """The state of the chips and the vCPUs, with what all architectures have."""
+        raise NotImplementedError
+
+    def unsupported(self, operation: str) -> VmError:
+        """The error of an operation that this architecture's KVM has not."""
+        raise NotImplementedError
 
     # Creation.
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: EEXIST with an irqchip, or a region at its addresses; EINVAL once a vCPU exists."""
-        with self._turn:
-            if self._board.has_irqchip:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip already: use that one")
-            if self._cpus:
-                raise invalid(f"VM {self.name!r} has vCPUs; the irqchip must be created before them")
-            self._board.regions.check_apic_page()
-            self._board.add_irqchip()
-
-    def create_pit(self, flags: int = PIT_SPEAKER_DUMMY) -> None:
-        """KVM_CREATE_PIT2: EEXIST with a PIT, or where its ports are claimed; ENOENT without a PIC."""
-        with self._turn:
-            if self._board.pit is not None:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has a PIT already: use that one")
-            if self._board.pic is None:
-                raise VmError(errno.ENOENT, f"a PIT needs PICs to interrupt: {self._no_irqchip().message}")
-            self._board.add_pit(bool(flags & PIT_SPEAKER_DUMMY))
+        """KVM_CREATE_IRQCHIP."""
+        raise NotImplementedError
 
     def create_vcpu(self, vcpu: int) -> None:
-        """KVM_CREATE_VCPU: EEXIST where the id is taken, EINVAL where it is out of range or the VM is full."""
-        with self._turn:
-            board = self._board
-            ids = board.max_vcpu_ids or MAX_VCPU_ID + 1
-            if not 0 <= vcpu < ids:
-                raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {ids - 1}")
-            if len(self._cpus) >= self._max_vcpus:
-                raise invalid(f"VM {self.name!r} has {self._max_vcpus} vCPUs, the most that are allowed")
-            if vcpu in self._cpus:
-                raise VmError(errno.EEXIST, f"VM {self.name!r} has a vCPU {vcpu} already: choose another id")
-            board.max_vcpu_ids = ids
-            cpu = self._cpus[vcpu] = board.add_cpu(vcpu)
-            cpu.listeners = self._listeners.get(vcpu, ())
-            cpu.priorities_changed()  # the PIC may have an interrupt already
+        """KVM_CREATE_VCPU."""
+        raise NotImplementedError
+
+    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
+        """KVM_ENABLE_CAP."""
+        raise NotImplementedError
+
+    def get_mp_state(self, vcpu: int) -> MpState:
+        """KVM_GET_MP_STATE."""
+        raise NotImplementedError
+
+    def set_mp_state(self, vcpu: int, state: int) -> None:
+        """KVM_SET_MP_STATE: EINVAL for an invalid state."""
+        raise NotImplementedError
+
+    def add_vcpu(self, cpu: Vcpu) -> None:
+        """A vCPU was made: listeners may wait for it."""
+        self._cpus[cpu.id] = cpu
+        cpu.listeners = self._listeners.get(cpu.id, ())
+        cpu.priorities_changed()  # there may be an interrupt already
 
     def reset(self, reason: int = 0) -> None:
         """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay.
@@ -141,12 +135,10 @@ class Vm(Accesses):
         """Delete the VM. Its HLTs end, and the holders of its line sources and its observers are notified."""
         gone = deleted(self.name)
         with self._turn:
-            for cpu in self._board.cpus:
+            for cpu in self._cpus.values():
                 if cpu.halt is not None:
                     cpu.end_halt(cpu.halt, gone)
-                if cpu.copy is not None:
-                    cpu.copy.withdraw()
-                    cpu.copy = None
+                cpu.forget_copy()
             self._board.regions.end(gone)
             self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
@@ -159,14 +151,7 @@ class Vm(Accesses):
     def set_routing(self, routes: Sequence[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the table, or EINVAL and keep it."""
         with self._turn:
-            if not self._board.has_irqchip:
-                raise invalid(f"VM {self.name!r} has no irqchip to route to")
-            check_routes(routes)
-            if self._board.apics.split is not None and any(isinstance(route, PinRoute) for route in routes):
-                raise invalid(f"VM {self.name!r} has a split irqchip: its GSIs lead to MSIs only")
-            for route in routes:
-                if isinstance(route, MsiRoute) and not self._board.apics.can_send(route.address):
-                    raise invalid(f"GSI {route.gsi} leads to address {route.address:#x}, whose bits 39:32 must be 0")
+            self._check_routes(routes)
             self._board.set_routes(tuple(routes))
 
     def routing(self) -> Sequence[Route]:
@@ -176,131 +161,30 @@ class Vm(Accesses):
                 raise self._no_irqchip()
             return self._board.routes
 
-    # State.
-
-    def get_irqchip(self, chip_id: int) -> I8259 | IoapicState:
-        """KVM_GET_IRQCHIP; EINVAL for an invalid chip."""
-        with self._turn:
-            pic, ioapic = self._irqchip()
-            match chip_id:
-                case ChipId.PIC_PRIMARY:
-                    return pic.primary.copy()
-                case ChipId.PIC_SECONDARY:
-                    return pic.secondary.copy()
-                case ChipId.IOAPIC:
-                    return ioapic.state()
-                case _:
-                    raise _no_chip(chip_id)
-
-    def set_irqchip(self, chip_id: int, state: I8259 | IoapicState | bytes) -> None:
-        """KVM_SET_IRQCHIP, from a state or the kernel's struct; EINVAL for a wrong length or kind."""
-        with self._turn:
-            pic, ioapic = self._irqchip()
-            match chip_id:
-                case ChipId.PIC_PRIMARY:
-                    pic.restore(pic.primary, _state_of(I8259, i8259.STATE_SIZE, state))
-                case ChipId.PIC_SECONDARY:
-                    pic.restore(pic.secondary, _state_of(I8259, i8259.STATE_SIZE, state))
-                case ChipId.IOAPIC:
-                    ioapic.restore(_state_of(IoapicState, ioapic_chip.STATE_SIZE, state))
-                    pic.update()  # KVM: irq.c kvm_vm_ioctl_set_irqchip, whichever chip it was
-                case _:
-                    raise _no_chip(chip_id)
-
-    def get_lapic(self, vcpu: int) -> LapicRegisters:
-        """KVM_GET_LAPIC; EINVAL where the vCPU has no local APIC."""
-        with self._turn:
-            registers = self._lapic(vcpu).registers()
-            if self._lapic(vcpu).x2apic and self._board.apics.x2apic_format:
-                registers.id = vcpu
-            return registers
-
-    def set_lapic(self, vcpu: int, state: LapicRegisters | bytes) -> None:
-        """KVM_SET_LAPIC, from registers or the kernel's struct; EINVAL for a wrong length, too."""
-        with self._turn:
-            cpu = self._cpu(vcpu)
-            lapic = self._lapic(vcpu)
-            registers = _state_of(LapicRegisters, lapic_registers.STATE_SIZE, state)
-            if lapic.x2apic and self._board.apics.x2apic_format and registers.id != lapic.apic_id:
-                # KVM: lapic.c kvm_apic_state_fixup
-                raise invalid(f"APIC ID {registers.id:#x} is not that of vCPU {vcpu}'s x2APIC, {lapic.apic_id:#x}")
-            lapic.restore(registers)
-            cpu.publish()
-            if self._board.ioapic is not None:
-                self._board.ioapic.retrack_rtc(cpu.index)
-
-    def get_pit(self) -> PitState:
-        """KVM_GET_PIT2; ENXIO without a PIT."""
-        with self._turn:
-            return self._pit().state()
-
-    def set_pit(self, state: PitState | bytes) -> None:
-        """KVM_SET_PIT2, from a state or the kernel's struct; EINVAL for a wrong length, too.
-
-        With the older struct kvm_pit_state, which has no flags, this is KVM_SET_PIT.
-        """
-        with self._turn:
-            pit = self._pit()
-            if isinstance(state, bytes) and len(state) == i8254_state.CHANNELS_SIZE:
-                state += pit.state().pack()[i8254_state.CHANNELS_SIZE :]
-            pit.restore(_state_of(PitState, i8254_state.STATE_SIZE, state))
-
-    def set_pit_reinject(self, reinject: bool) -> None:
-        """KVM_REINJECT_CONTROL; ENXIO without a PIT."""
-        with self._turn:
-            pit = self._pit()
-            if pit.reinject != reinject:
-                pit.set_reinject(reinject)
-                self._board.notices.changed()
-
     # All of it.
 
     def save(self) -> VmState:
         """The whole state, of which Registry.restore makes a VM."""
         with self._turn:
-            board = self._board
+            board, clock = self._board, self.agenda.clock
             board.wake_timers()
-            return VmState(
-                clock=CLOCK_VIRTUAL if self.agenda.clock.virtual else CLOCK_REAL,
-                now_ns=self.agenda.clock.now(),
-                tsc_khz=board.tsc_khz,
-                irqchip_mode=_SAVED_MODES[self._irqchip_mode],
-                reserved_gsis=board.apics.split or 0,
+            return self._save(
+                clock=CLOCK_VIRTUAL if clock.virtual else CLOCK_REAL,
+                now_ns=clock.now(),
                 routing=tuple(board.routes),
-                chips=saving.save_chips(board),
-                pit=board.pit.save(speaker=board.speaker) if board.pit is not None else None,
-                vcpus=tuple(cpu.save() for cpu in board.cpus),
-                mapped_vcpus=board.apics.mapped,
                 sources=tuple(saving.save_source(source) for source in self._sources.values()),
                 asserted_gsis=tuple(gsis_of(self._shared_source.asserted)),
-                **saving.save_capabilities(board),
             )
 
-    @classmethod
-    def restored(
-        cls,
-        name: str,
-        max_vcpus: int,
-        state: VmState,
-        access_ns: int = ACCESS_NS,
-        deadlines: Deadlines | None = None,
-    ) -> Self:
-        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
-        saving.check_state(state, max_vcpus)
-        deadlines = deadlines if deadlines is not None else Deadlines()
-        clock: Clock = RealClock(deadlines, state.now_ns)
-        if state.clock == CLOCK_VIRTUAL:
-            clock = VirtualClock(state.now_ns)
-        vm = cls(name, max_vcpus, clock, state.tsc_khz, access_ns, deadlines)
-        vm._shared_source.asserted = bits_of(state.asserted_gsis)
+    def _resume_sources(self, state: VmState) -> None:
+        """Make the line sources of a snapshot, which has been checked."""
+        self._shared_source.asserted = bits_of(state.asserted_gsis)
         for saved in state.sources:
-            source = vm._sources[saved.source] = vm._numbered(LineSource(saved.source, saved.client))
+            source = self._sources[saved.source] = self._numbered(LineSource(saved.source, saved.client))
             saving.restore_source(source, saved)
-            vm._sources_bytes.charge(source, reach_for(source.asserted.bit_length() - 1), len(source.resampled))
-        with vm._turn:
-            saving.restore_board(vm._board, state, vm._sources.values())
-            vm._cpus = {cpu.id: cpu for cpu in vm._board.cpus}
-        return vm
+            self._sources_bytes.charge(source, reach_for(source.asserted.bit_length() - 1), len(source.resampled))
+            for gsi in source.resampled:
+                self._board.notices.resample(gsi, source)
 
     # About the VM.
 
@@ -317,8 +201,8 @@ class Vm(Accesses):
             late = 0 if next_timer is None or self.agenda.clock.virtual else max(now - next_timer, 0)
             return Description(
                 name=self.name,
+                architecture=self.architecture,
                 irqchip_mode=self._irqchip_mode,
-                pit=board.pit is not None,
                 vcpus=list(self._cpus),
                 sources=infos,
                 next_source=last,
@@ -328,7 +212,6 @@ class Vm(Accesses):
                 now=now,
                 next_timer=next_timer,
                 lateness=late,
-                tsc_khz=board.tsc_khz,
             )
 
     def _describe_sources(
@@ -370,46 +253,3 @@ class Vm(Accesses):
         with self.agenda.lock:
             del self._observers[observer]
             self._board.observe(combine(list(self._observers)))
-
-    @property
-    def _irqchip_mode(self) -> str:
-        return "full" if self._board.pic is not None else "split" if self._board.has_irqchip else "none"
-
-    # Checks.
-
-    def _irqchip(self) -> tuple[PicPair, Ioapic]:
-        board = self._board
-        if board.pic is None or board.ioapic is None:
-            raise self._no_irqchip()
-        return board.pic, board.ioapic
-
-    def _pit(self) -> Pit:
-        pit = self._board.pit
-        if pit is None:
-            if self._board.pic is None:
-                raise VmError(errno.ENXIO, f"there is no PIT: {self._no_irqchip().message}")
-            raise VmError(errno.ENXIO, f"VM {self.name!r} has no PIT; create it first")
-        return pit
-
-
-def _no_chip(chip_id: int) -> VmError:
-    return invalid(f"chip {chip_id} is invalid; 0 and 1 are the PICs, 2 the IOAPIC")
-
-
-class _Unpackable(Protocol):
-    @classmethod
-    def unpack(cls, data: bytes) -> Self: ...
-
-
-_S = TypeVar("_S", bound=_Unpackable)
-
-
-def _state_of(kind: type[_S], size: int, state: object) -> _S:
-    """A chip's state, unpacked if need be."""
-    if isinstance(state, bytes):
-        if len(state) != size:
-            raise invalid(f"the state is {len(state)} bytes long; this chip's has {size}: give all of them")
-        return kind.unpack(state)
-    if not isinstance(state, kind):
-        raise invalid("the state is another kind of chip's")
-    return state

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.bus import IoBus
@@ -78,6 +77,21 @@ class Region:
     def info(self) -> RegionInfo:
         """The region's description."""
         return RegionInfo(self.space, self.start, self.length, self.doorbell, self.datamatch)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A page of memory that no region may have a part of, and whose it is."""
+
+    start: int
+    length: int
+    whose: str
+
+    def overlaps(self, region: Region) -> bool:
+        """Whether a region has a part of the page."""
+        if region.space is not Space.MMIO:
+            return False
+        return region.start < self.start + self.length and region.start + region.length > self.start
 
 
 class Access(Pending):
@@ -165,7 +179,7 @@ class Regions:
         self._agenda = agenda
         self._buses = {Space.PIO: pio, Space.MMIO: mmio}
         self.observer: Observer | None = None
-        self.apic_page_taken = False  # whether there are local APICs
+        self._reserved: list[Reserved] = []
         self._last_number = 0
         self._owners: dict[LineSource, _Owner] = {}
         # Per bus, the doorbells that share the range of another.
@@ -202,8 +216,9 @@ class Regions:
 
     def register(self, region: Region) -> None:
         """Claim a range: EEXIST where a part is claimed, EBUSY where its owners were too slow, ENOSPC."""
-        if self.apic_page_taken and _hides_apic(region):
-            raise VmError(errno.EEXIST, f"the page at {DEFAULT_BASE:#x} is the local APICs'")
+        for page in self._reserved:
+            if page.overlaps(region):
+                raise VmError(errno.EEXIST, f"the page at {page.start:#x} is {page.whose}")
         if self._losses and not region.doorbell:
             self._check_losses(region)
         bus = self._buses[region.space]
@@ -217,10 +232,14 @@ class Regions:
             bus.register(region.start, region.length, RegionDevice(region))
         self._owners.setdefault(region.source, _Owner()).regions.append(region)
 
-    def check_apic_page(self) -> None:
-        """Before there are local APICs: EEXIST where a region has a part of their page."""
-        if any(_hides_apic(region) for owner in self._owners.values() for region in owner.regions):
-            raise VmError(errno.EEXIST, f"part of the page at {DEFAULT_BASE:#x}, the local APICs', is a region")
+    def check_free(self, page: Reserved) -> None:
+        """Before a page is reserved: EEXIST where a region has a part of it."""
+        if any(page.overlaps(region) for owner in self._owners.values() for region in owner.regions):
+            raise VmError(errno.EEXIST, f"part of the page at {page.start:#x}, {page.whose}, is a region")
+
+    def reserve(self, page: Reserved) -> None:
+        """Keep a page, which is on no bus, from being claimed."""
+        self._reserved.append(page)
 
     def _check_losses(self, region: Region) -> None:
         now = self._agenda.deadlines.now()
@@ -411,12 +430,6 @@ class Regions:
         self._remember_loss(first.region)
         self.drop(source)
         self._agenda.notify((first.region.listener,), RegionsLost(first.region.space, first.address))
-
-
-def _hides_apic(region: Region) -> bool:
-    """Whether a region has a part of the page where local APICs are, unless their guest moves them."""
-    start, end = region.start, region.start + region.length
-    return region.space is Space.MMIO and start < DEFAULT_BASE + WINDOW and end > DEFAULT_BASE
 
 
 def _differ(region: Region, others: list[Region]) -> bool:

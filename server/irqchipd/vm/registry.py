@@ -10,16 +10,18 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from typing import Final
 
-from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.fields import fields
+from irqchipd.vm.architectures import Limits, Properties
+from irqchipd.vm.architectures import architecture as find_architecture
 from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid, quoted
 from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.regions import ACCESS_NS
-from irqchipd.vm.snapshot import VmState
+from irqchipd.vm.snapshot import X86, VmState
 
 log = logging.getLogger(__name__)
 
+_USUAL: Final = Properties()
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -39,27 +41,28 @@ class Registry:
         deadlines: Deadlines | None = None,
     ) -> None:
         self._max_vms = max_vms
-        self._max_vcpus = max_vcpus
-        self._access_ns = access_ns
-        self._deadlines = deadlines if deadlines is not None else Deadlines()
+        self._limits = Limits(max_vcpus, access_ns, deadlines if deadlines is not None else Deadlines())
         self._lock = threading.Lock()
         self._vms: dict[str, Vm] = {}
         self._names: list[str] = []  # of the VMs, in order
         self._reserved: set[str] = set()  # names of VMs that are being made
         self._last_number = 0
 
-    def create(self, name: str = "", virtual: bool = False, tsc_khz: int = 0) -> Vm:
+    def create(
+        self, name: str = "", virtual: bool = False, properties: Properties = _USUAL, architecture: int = X86
+    ) -> Vm:
         """A new VM; an empty name lets the registry pick one. EEXIST, EINVAL for a malformed name, ENOSPC.
 
-        The clock is virtual or real; a TSC of 0 kHz has the usual frequency.
+        The clock is virtual or real.
         """
-        clock = VirtualClock() if virtual else RealClock(self._deadlines)
-        limits = self._access_ns, self._deadlines
-        return self._add(name, lambda name: Vm(name, self._max_vcpus, clock, tsc_khz or KHZ, *limits))
+        kind = find_architecture(architecture)
+        clock = VirtualClock() if virtual else RealClock(self._limits.deadlines)
+        return self._add(name, lambda name: kind.make(name, clock, self._limits, properties))
 
     def restore(self, name: str, state: VmState) -> Vm:
         """A VM from a snapshot; as create, and EINVAL for a state that no VM can have."""
-        return self._add(name, lambda name: Vm.restored(name, self._max_vcpus, state, self._access_ns, self._deadlines))
+        kind = find_architecture(state.architecture)
+        return self._add(name, lambda name: kind.restore(name, state, self._limits))
 
     def _add(self, name: str, make: Callable[[str], Vm]) -> Vm:
         # Making a VM can take long, and other calls go on meanwhile: the name is reserved until then.

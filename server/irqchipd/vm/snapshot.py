@@ -14,8 +14,12 @@ from typing import Final
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
 from irqchipd.vm.routing import Route
-from irqchipd.vm.vcpu_state import SavedVcpu
+from irqchipd.vm.x86.vcpu_state import SavedVcpu
 
+# VmState.architecture: Architecture's numbers.
+X86: Final = 1
+ARM64: Final = 2
+S390: Final = 3
 # VmState.clock: ClockKind's numbers.
 CLOCK_REAL: Final = 1
 CLOCK_VIRTUAL: Final = 2
@@ -29,23 +33,25 @@ IRQCHIP_SPLIT: Final = 3
 class VmState:
     """A VM: VmSnapshot."""
 
+    architecture: int
     clock: int
     now_ns: int
-    tsc_khz: int
-    irqchip_mode: int
-    reserved_gsis: int
+    routing: tuple[Route, ...]
+    asserted_gsis: tuple[int, ...]
+    sources: tuple[SourceState, ...]
+    # x86's.
+    tsc_khz: int = 0
+    irqchip_mode: int = IRQCHIP_NONE
+    reserved_gsis: int = 0
     disabled_quirks: int = 0
     x2apic_api: int = 0
     apic_bus_ns: int = 0
     max_vcpu_ids: int = 0
     boot_vcpu: int = 0
-    routing: tuple[Route, ...]
-    chips: ChipsState | None
-    pit: SavedPit | None
-    vcpus: tuple[SavedVcpu, ...]
-    mapped_vcpus: int | None
-    asserted_gsis: tuple[int, ...]
-    sources: tuple[SourceState, ...]
+    chips: ChipsState | None = None
+    pit: SavedPit | None = None
+    vcpus: tuple[SavedVcpu, ...] = ()
+    mapped_vcpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

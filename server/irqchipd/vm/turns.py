@@ -7,17 +7,15 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from irqchipd.chips.lapic import Lapic
 from irqchipd.vm.agenda import TURN_WORK, Agenda
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.board import Board
 from irqchipd.vm.clock import VirtualClock
-from irqchipd.vm.cpu import Cpu
+from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
 
 _T = TypeVar("_T")
 
-MAX_TSC_KHZ: Final = 100_000_000
 MAX_TIME: Final = 1 << 62  # nanoseconds, of a virtual clock
 MAX_EXPIRATIONS: Final = 10_000  # of timers, in one advance of a virtual clock
 _SHOWN: Final = 8  # vCPU ids in a message
@@ -45,14 +43,12 @@ def finish(work: Generator[Any, None, _T]) -> _T:
 class Turns:
     """What a VM's operations stand on: the agenda, the board and the vCPUs."""
 
-    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
-        if not 1 <= tsc_khz <= MAX_TSC_KHZ:
-            raise invalid(f"a TSC of {tsc_khz} kHz is out of range: use 1 to {MAX_TSC_KHZ} kHz")
+    def __init__(self, agenda: Agenda, board: Board) -> None:
         self.name = agenda.name
         self.agenda = self._turn = agenda  # `with self._turn:` is an operation
         self.share = agenda.share
-        self._board = Board(agenda, tsc_khz)
-        self._cpus: dict[int, Cpu] = {}
+        self._board = board
+        self._cpus: dict[int, Vcpu] = {}
 
     # Time.
 
@@ -92,7 +88,7 @@ class Turns:
 
     # Checks.
 
-    def _cpu(self, vcpu: int) -> Cpu:
+    def _cpu(self, vcpu: int) -> Vcpu:
         cpu = self._cpus.get(vcpu)
         if cpu is None:
             raise self._no_vcpu(vcpu)
@@ -103,17 +99,10 @@ class Turns:
         what = f"it has {ids}: use one of these, or create" if ids else "it has none: create"
         return VmError(errno.ENOENT, f"VM {self.name!r} has no vCPU {vcpu}; {what} vCPU {vcpu} first")
 
-    def _enter(self, vcpu: int) -> Cpu:
+    def _enter(self, vcpu: int) -> Vcpu:
         """The vCPU enters its guest."""
-        cpu = self._cpus.get(vcpu)
-        if cpu is None:
-            raise self._no_vcpu(vcpu)
-        if cpu.scanned != self._board.apics.scans:
-            cpu.enter()
-        return cpu
+        return self._cpu(vcpu)
 
-    def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
-        lapic = self._cpu(vcpu).lapic
-        if lapic is None:
-            raise VmError(number, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it is older than the irqchip")
-        return lapic
+    def _no_irqchip(self) -> VmError:
+        """The error of an operation that needs an irqchip: it says what to do."""
+        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")

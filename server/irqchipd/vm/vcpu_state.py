@@ -1,4 +1,4 @@
-"""What a vCPU can be: its run states, what it takes and what a snapshot holds of it. Plain values."""
+"""What a vCPU can be, of every architecture: run states, and what ends a halt. Plain values."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from irqchipd.chips.lapic import SavedLapic
-from irqchipd.chips.lapic_registers import VECTORS
-from irqchipd.chips.saved import check, in_range
 from irqchipd.vm.errors import VmError
-
-# Interrupts that given-up Halts took. The guest has not got them, and so has not ended them: a local APIC has at most
-# one per priority class in service, of 15, and the PICs one per line, of 16. More can come only from PICs that end
-# interrupts by themselves, or from a caller that ends what others wait for: those are lost.
-MAX_QUEUED: Final = 32
-MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
 
 
 class MpState(IntEnum):
@@ -29,9 +20,13 @@ class MpState(IntEnum):
     AP_RESET_HOLD = 9
 
 
+# A snapshot's run states are the contract's numbers: KVM's, and one more.
+MP_STATE_OFFSET: Final = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What a vCPU takes beside interrupts: an NMI, SMI, INIT, or a start-up, whose page is the vector.
+    """What an x86 vCPU takes beside interrupts: an NMI, SMI, INIT, or a start-up, whose page is the vector.
 
     A HLT can also take a remote read, by which KVM's guests wake each other.
     """
@@ -40,76 +35,7 @@ class Signal:
     vector: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuEvents:
-    """What waits for a vCPU outside its chips: struct kvm_vcpu_events. None leaves a field as it is."""
-
-    nmi_injected: bool | None = None
-    nmi_pending: int | None = None
-    nmi_masked: bool | None = None
-    smi_pending: bool | None = None
-    interrupt_injected: bool | None = None
-    interrupt_vector: int = 0  # of the injected interrupt
-    sipi_vector: int | None = None
-
-
-# A vector, and whether the PIC delivered it.
-Taken = tuple[int, bool]
+# A vector, and which controller gave it: an index of CONTROLLERS in edge/operations.py. x86: whether it is the PIC.
+Taken = tuple[int, int]
 # How a halt ends: what was taken; None after its timeout; an error where the VM was deleted.
 Outcome = Taken | Signal | VmError | None
-
-
-# A snapshot's run states are the contract's numbers: KVM's, and one more.
-MP_STATE_OFFSET: Final = 1
-HANDLED_BYTES: Final = VECTORS // 8
-_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedVcpu(SavedLapic):
-    """A vCPU and its local APIC as a snapshot holds them: the contract's VcpuSnapshot.
-
-    queued are vectors, each with whether the PIC gave it.
-    """
-
-    vcpu: int
-    mp_state: int
-    handled: bytes
-    stale: int
-    scan: bool
-    queued: tuple[tuple[int, bool], ...]
-    external_vector: int | None
-    nmis: int
-    smi: bool
-    init: bool
-    sipi_vector: int | None
-    last_sipi: int = 0
-    nmi_masked: bool = False
-    nmi_injected: bool = False
-    unhalted: bool = False
-
-    def check(self, *, ids: int, full: bool, split: bool, bus_ns: int) -> None:
-        """Refuse what no vCPU of a VM with this many ids and this irqchip can be."""
-        in_range(self.vcpu, 0, ids - 1, "a vCPU's id")
-        check(self.mp_state in _SAVED_MP_STATES, f"mp_state {self.mp_state}")
-        check((self.lapic is not None) == (full or split), "local APICs go with an irqchip")
-        in_range(self.stale, -1, 0xFF, "stale")
-        in_range(self.nmis, 0, MAX_NMIS, "nmis")
-        in_range(self.external_vector, 0, 0xFF, "external_vector")
-        check(self.external_vector is None or split, "an external_vector beside a PIC")
-        in_range(self.sipi_vector, 0, 0xFF, "sipi_vector")
-        in_range(self.last_sipi, 0, 0xFF, "last_sipi")
-        check(len(self.queued) <= MAX_QUEUED, f"{len(self.queued)} interrupts are queued; at most {MAX_QUEUED} can be")
-        for vector, _ in self.queued:
-            in_range(vector, 0, 0xFF, "a queued vector")
-        check(len(self.handled) == HANDLED_BYTES, f"handled is not {HANDLED_BYTES} bytes")
-        if self.lapic is not None:
-            self.check_lapic(self.vcpu, ioapic=full, bus_ns=bus_ns)
-            return
-        check(self.timer_expires_ns is None and not self.timer_pending, "a timer without a local APIC")
-        check(self.timer_mode is None and not self.address_bits, "features without a local APIC")
-        vectors = (self.sipi_vector, self.external_vector)
-        waits = self.queued or self.nmis or self.smi or self.init or vectors != (None, None)
-        waits = waits or self.nmi_masked or self.nmi_injected or self.unhalted or self.last_sipi
-        check(not waits, "a vCPU without a local APIC has something to take")
-        check(self.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")

@@ -6,14 +6,17 @@ import errno
 from collections.abc import Sequence
 from typing import Final
 
+from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import QUIRKS
 from irqchipd.chips.lapic_timer import MAX_BUS_NS
+from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import MAX_VCPUS, Vm
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.turns import Turns
+from irqchipd.vm.x86.board import APIC_PAGE, PcBoard
+from irqchipd.vm.x86.cpu import Cpu
 
 MAX_VCPU_ID: Final = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
-MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
 class Cap:
@@ -64,13 +67,12 @@ CAPABILITIES: Final = {
 }
 
 
-def check_extension(capability: int) -> int:
-    """KVM's value of a capability, or 0."""
-    return CAPABILITIES.get(capability, 0)
-
-
-class Capabilities(Turns):
+class Capabilities(Vm):
     """The operations that change what a VM can do. KVM: x86.c kvm_vm_ioctl_enable_cap."""
+
+    def __init__(self, agenda: Agenda, board: PcBoard, max_vcpus: int) -> None:
+        super().__init__(agenda, board, max_vcpus)
+        self._pc = board
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
         """KVM_ENABLE_CAP."""
@@ -80,7 +82,7 @@ class Capabilities(Turns):
             argument = args[0] if args else 0
             match capability:
                 case Cap.DISABLE_QUIRKS:  # unknown quirks are ignored
-                    self._board.apics.quirks &= ~argument
+                    self._pc.apics.quirks &= ~argument
                 case Cap.SPLIT_IRQCHIP:
                     self._split_irqchip(argument)
                 case Cap.MAX_VCPU_ID:
@@ -90,7 +92,7 @@ class Capabilities(Turns):
                 case Cap.DISABLE_QUIRKS2:
                     if argument & ~QUIRKS:
                         raise invalid(f"quirks {argument:#x}; irqchipd has those of {QUIRKS:#x}")
-                    self._board.apics.quirks &= ~argument
+                    self._pc.apics.quirks &= ~argument
                 case Cap.X86_APIC_BUS_CYCLES_NS:
                     self._set_apic_bus(argument)
                 case _:
@@ -98,17 +100,17 @@ class Capabilities(Turns):
                     raise invalid(f"capability {capability} can't be enabled: use one of {numbers}")
 
     def _split_irqchip(self, reserved: int) -> None:
-        board = self._board
+        board = self._pc
         if reserved > MAX_GSIS:
             raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
         if board.has_irqchip or self._cpus:
             raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
-        board.regions.check_apic_page()
+        board.regions.check_free(APIC_PAGE)
         board.split_irqchip(reserved & 0xFF)  # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none
 
     def _limit_vcpu_ids(self, count: int) -> None:
         """Limit the vCPU ids, from 0; once, and before the first vCPU, which sets the limit, too."""
-        board = self._board
+        board = self._pc
         if count > MAX_VCPU_ID + 1:
             raise invalid(f"{count} vCPU ids; at most {MAX_VCPU_ID + 1} are allowed")
         if board.boot_vcpu > count:
@@ -120,26 +122,56 @@ class Capabilities(Turns):
     def _enable_x2apic_api(self, flags: int) -> None:
         if flags & ~X2APIC_API:
             raise invalid(f"flags {flags:#x} of the x2APIC API; those of {X2APIC_API:#x} are allowed")
-        self._board.enable_x2apic_api(
+        self._pc.enable_x2apic_api(
             ids=bool(flags & X2APIC_32BIT_IDS), no_broadcast_quirk=bool(flags & X2APIC_NO_BROADCAST_QUIRK)
         )
 
     def _set_apic_bus(self, nanoseconds: int) -> None:
         if not 1 <= nanoseconds <= MAX_BUS_NS:
             raise invalid(f"a cycle of {nanoseconds} ns of the APIC timers' bus; 1 to {MAX_BUS_NS} are allowed")
-        if not self._board.has_irqchip:
+        if not self._pc.has_irqchip:
             raise VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip, and so no APIC timers; create it first")
         if self._cpus:
             raise invalid(f"VM {self.name!r} has vCPUs; the bus must be set before them")
-        self._board.apic_bus_ns = nanoseconds
+        self._pc.apic_bus_ns = nanoseconds
 
     def set_boot_vcpu(self, vcpu: int) -> None:
         """KVM_SET_BOOT_CPU_ID: EBUSY once a vCPU exists, EINVAL where no vCPU can have the id."""
         with self._turn:
-            board = self._board
+            board = self._pc
             if self._cpus:
                 raise VmError(errno.EBUSY, f"VM {self.name!r} has vCPUs; the boot CPU must be chosen before them")
             limit = board.max_vcpu_ids or MAX_VCPU_ID + 1
             if not 0 <= vcpu <= limit:  # KVM: x86.c kvm_arch_vm_ioctl allows one more than there are
                 raise invalid(f"vCPU {vcpu} can't be the boot CPU: ids are 0 to {limit - 1}")
             board.boot_vcpu = vcpu
+
+    # Checks.
+
+    def _cpu(self, vcpu: int) -> Cpu:
+        cpu = self._pc.cpu_of.get(vcpu)
+        if cpu is None:
+            raise self._no_vcpu(vcpu)
+        return cpu
+
+    def _enter(self, vcpu: int) -> Cpu:
+        cpu = self._pc.cpu_of.get(vcpu)
+        if cpu is None:
+            raise self._no_vcpu(vcpu)
+        if cpu.scanned != self._pc.apics.scans:
+            cpu.enter()
+        return cpu
+
+    def _lapic(self, vcpu: int, number: int = errno.EINVAL) -> Lapic:
+        lapic = self._cpu(vcpu).lapic
+        if lapic is None:
+            raise VmError(number, f"vCPU {vcpu} of VM {self.name!r} has no local APIC: it is older than the irqchip")
+        return lapic
+
+    def _no_irqchip(self) -> VmError:
+        if self._pc.apics.split is not None:
+            return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
+        if self._cpus:
+            too_late = "its vCPUs came first, and now it is too late: make a new VM"
+            return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
+        return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")

@@ -1,0 +1,84 @@
+"""The architectures that a VM can have. This is the one place that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.vm.clock import Clock, Deadlines
+from irqchipd.vm.errors import invalid
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.snapshot import X86, VmState
+from irqchipd.vm.x86.capabilities import CAPABILITIES
+from irqchipd.vm.x86.machine import X86Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a daemon allows every VM: vCPUs, and nanoseconds that a region's owner has for an access."""
+
+    max_vcpus: int
+    access_ns: int
+    deadlines: Deadlines
+
+
+@dataclass(frozen=True, slots=True)
+class Gic:
+    """The GIC of an arm64 VM's host: its version, its number of list registers, and of priority bits."""
+
+    version: int = 0
+    list_registers: int = 0
+    priority_bits: int = 0
+
+
+_USUAL_GIC: Final = Gic()
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What a client may choose of a new VM beside its clock; 0 is an architecture's usual value."""
+
+    tsc_khz: int = 0  # x86
+    gic: Gic = _USUAL_GIC  # arm64
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How an architecture's VMs are made, and what KVM_CHECK_EXTENSION answers."""
+
+    name: str
+    make: Callable[[str, Clock, Limits, Properties], Vm]
+    restore: Callable[[str, VmState, Limits], Vm]
+    capabilities: Mapping[int, int]
+
+
+def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+    if properties.gic != _USUAL_GIC:
+        raise invalid("gic is for arm64 VMs: choose that architecture, or leave gic out")
+    tsc_khz = properties.tsc_khz or KHZ
+    return X86Vm(name, limits.max_vcpus, clock, tsc_khz, limits.access_ns, limits.deadlines)
+
+
+def _restore_x86(name: str, state: VmState, limits: Limits) -> Vm:
+    return X86Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
+
+
+ARCHITECTURES: Final[dict[int, Architecture]] = {
+    X86: Architecture("x86", _make_x86, _restore_x86, CAPABILITIES),
+}
+
+
+def architecture(number: int) -> Architecture:
+    """The architecture of the contract's number; 0 is x86. EINVAL for an invalid number."""
+    found = ARCHITECTURES.get(number or X86)
+    if found is None:
+        names = ", ".join(f"{number} {known.name}" for number, known in ARCHITECTURES.items())
+        raise invalid(f"architecture {number} is invalid; there are {names}")
+    return found
+
+
+def check_extension(number: int, capability: int) -> int:
+    """KVM_CHECK_EXTENSION of an architecture: a capability's value, or 0."""
+    return architecture(number).capabilities.get(capability, 0)

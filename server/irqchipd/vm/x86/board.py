@@ -1,0 +1,315 @@
+"""The board of an x86 VM: a PC's chips wired together. The names and limits are the Vm's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from irqchipd.chips import i8254, i8259, ioapic
+from irqchipd.chips.i8254 import Pit, Speaker
+from irqchipd.chips.i8259 import PicPair
+from irqchipd.chips.ioapic import Ioapic
+from irqchipd.chips.lapic import Lapic
+from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
+from irqchipd.chips.message import from_msi
+from irqchipd.observe.observer import Observer
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.board import Board
+from irqchipd.vm.bus import Device, IoBus
+from irqchipd.vm.clock import Alarm
+from irqchipd.vm.cpu import Vcpu
+from irqchipd.vm.regions import Reserved
+from irqchipd.vm.routing import Route
+from irqchipd.vm.sources import PIT
+from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86.apicbus import ApicBus
+from irqchipd.vm.x86.cpu import Cpu
+from irqchipd.vm.x86.notices import PIT_GSI, PinNotices
+from irqchipd.vm.x86.routing import (
+    DEFAULT_GSI_OF,
+    DEFAULT_ROUTES,
+    DEFAULT_TABLE,
+    INPUTS,
+    IOAPIC_INPUTS,
+    ChipId,
+    Table,
+    gsi_of,
+    table_of,
+)
+
+# Where local APICs are, unless their guest moves them.
+APIC_PAGE: Final = Reserved(DEFAULT_BASE, WINDOW, "the local APICs'")
+
+
+class PcBoard(Board):
+    """PICs, IOAPIC and local APICs with what connects them. It is the wires of the PICs, the IOAPIC and the PIT."""
+
+    def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
+        super().__init__(agenda)
+        self.now = agenda.clock.now
+        self.tsc_khz = tsc_khz
+        self.apics = apics = ApicBus(agenda)
+        self.deliver, self.cpus_matching, self.cpus_pending = apics.deliver, apics.matching_entry, apics.pending
+        # In the order of creation, and by id.
+        self.cpus: list[Cpu] = []
+        self.cpu_of: dict[int, Cpu] = {}
+        self.pic: PicPair | None = None
+        self.ioapic: Ioapic | None = None
+        self.pit: Pit | None = None
+        self.speaker = False
+        # What capabilities have changed.
+        self.boot_vcpu = 0
+        self.max_vcpu_ids = 0  # 0 as long as no operation has set the number
+        self.apic_bus_ns = 1
+        self._table: Table = {}
+        self.notices = self.pins = PinNotices(agenda, apics, self.lower_resampled)
+        # The ranks are the order in which alarms of one time ring; the local APICs' come behind these.
+        self._pit_alarm: Alarm
+        self.delayed_eoi: Alarm
+        # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
+        self.sources = [0] * INPUTS
+
+    # Assembly.
+
+    def add_irqchip(self) -> None:
+        """Put in the PICs, the IOAPIC and the default routing, or nothing: EEXIST where their addresses are claimed."""
+        pic, io = PicPair.at_reset(self), Ioapic(self)
+        self._register(
+            (self.pio, i8259.Port.PRIMARY_COMMAND, 2, pic),
+            (self.pio, i8259.Port.SECONDARY_COMMAND, 2, pic),
+            (self.pio, i8259.Port.PRIMARY_ELCR, 2, pic),
+            (self.mmio, ioapic.DEFAULT_BASE, ioapic.WINDOW, io),
+        )
+        self.pic, self.ioapic = pic, io
+        self.delayed_eoi = Alarm(1, io.serve_delayed)
+        self.apics.ioapic = io
+        self._add_apics()
+        self.can_resample = True
+        self.routes, self._table = DEFAULT_ROUTES, DEFAULT_TABLE
+        self.pins.set_routes(DEFAULT_GSI_OF)
+
+    def split_irqchip(self, reserved: int) -> None:
+        """Put in local APICs alone, and reserve GSIs for the VMM's IOAPIC."""
+        self.apics.split = reserved
+        self._add_apics()
+
+    def _add_apics(self) -> None:
+        self.has_irqchip = True
+        self.regions.reserve(APIC_PAGE)
+
+    def add_pit(self, speaker: bool) -> None:
+        """Put in the PIT, or nothing: EEXIST where its ports are claimed."""
+        pit = Pit.at_reset(self)
+        self._register((self.pio, i8254.Port.CHANNEL_0, 4, pit))
+        if speaker:
+            try:
+                # KVM: i8254.c has 61h to 64h, and claims 61h; the keyboard controller has 64h.
+                self.pio.register(i8254.Port.SPEAKER, 1, Speaker(pit), reach=4)
+            except BaseException:
+                self.pio.unregister(i8254.Port.CHANNEL_0)
+                raise
+        self.pit, self.speaker = pit, speaker
+        self._pit_alarm = Alarm(0, pit.timer_expired)
+        self.pins.pit = pit
+        self.notices.changed()
+
+    def _register(self, *places: tuple[IoBus, int, int, Device]) -> None:
+        registered: list[tuple[IoBus, int]] = []
+        try:
+            for bus, start, length, device in places:
+                bus.register(start, length, device)
+                registered.append((bus, start))
+        except BaseException:
+            for bus, start in registered:
+                bus.unregister(start)
+            raise
+
+    def add_cpu(self, vcpu_id: int) -> Cpu:
+        """Put in a CPU, with a local APIC where there is an irqchip."""
+        cpu = Cpu(self.agenda, self.apics, self.pic, vcpu_id, len(self.cpus))
+        self.cpus.append(cpu)
+        self.cpu_of[vcpu_id] = cpu
+        if self.has_irqchip:
+            cpu.lapic = Lapic.at_reset(
+                cpu,
+                vcpu_id,
+                self.tsc_khz,
+                boot_cpu=vcpu_id == self.boot_vcpu,
+                ioapic=self.ioapic is not None,
+                bus_ns=self.apic_bus_ns,
+            )
+            if vcpu_id != self.boot_vcpu:
+                cpu.mp_state = MpState.UNINITIALIZED
+            self.apics.add(cpu.lapic)
+        return cpu
+
+    def reset(self) -> None:
+        if self.pic is not None and self.ioapic is not None:
+            self.agenda.set_alarm(self.delayed_eoi, None)
+            self.pic.reset()
+            self.ioapic.reset()
+        if self.pit is not None:
+            self.pit.reset()
+        for cpu in self.cpus:
+            cpu.reset()
+        for pin, sources in enumerate(self.sources):
+            if sources:
+                self._drive(pin, 1, sources)
+
+    def enable_x2apic_api(self, *, ids: bool, no_broadcast_quirk: bool) -> None:
+        """APIC IDs have 32 bits where they had 8, and FFh is not all x2APICs any more."""
+        self.apics.x2apic_format |= ids
+        self.apics.no_broadcast_quirk |= no_broadcast_quirk
+        self.apics.forget()
+
+    # Lines.
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        self.routes, self._table = routes, table_of(routes)
+        self.apics.routes = routes
+        self.pins.set_routes(gsi_of(routes))
+        if self.apics.split is not None:  # KVM: irq_comm.c kvm_arch_irq_routing_update
+            self.apics.scans += 1
+
+    def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
+        if self.observer is not None:
+            self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        total = -1
+        for end in self._table.get(gsi, ()):
+            if isinstance(end, int):
+                status = self._drive(end, level, source, line_status)
+            else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
+                can_send = level and self.apics.can_send(end.address)
+                status = self.signal_msi(end.address, end.data) if can_send else -1
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def _drive(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
+        """Set one source's level at an input, and drive it with the OR of all. KVM: __kvm_irq_line_state."""
+        sources = self.sources[pin] | source if level else self.sources[pin] & ~source
+        self.sources[pin] = sources
+        assert self.pic is not None
+        assert self.ioapic is not None
+        if pin < IOAPIC_INPUTS:
+            status = self.pic.set_line(pin, 1 if sources else 0)
+            if self.observer is not None:
+                chip = self.pic.secondary if pin >= 8 else self.pic.primary
+                self.observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
+        else:
+            pin -= IOAPIC_INPUTS
+            entry = self.ioapic.redirection[pin]
+            status = self.ioapic.set_pin(pin, 1 if sources else 0, line_status)
+            if self.observer is not None:
+                self.observer.kvm_ioapic_set_irq(entry, pin, status == 0)
+        return status
+
+    def drop_source(self, source: int) -> None:
+        for pin, sources in enumerate(self.sources):
+            if sources & source:
+                self._drive(pin, 0, source)
+
+    def signal_msi(self, address: int, data: int) -> int:
+        if not self.apics.x2apic_format:
+            address &= 0xFFFF_FFFF
+        if self.observer is not None:
+            self.observer.kvm_msi_set_irq(address, data)
+        return self.apics.deliver(from_msi(address, data))
+
+    def observe(self, observer: Observer | None) -> None:
+        super().observe(observer)
+        self.apics.observer = observer
+        self.wake_timers()
+        for cpu in self.cpus:
+            cpu.publish()
+
+    def wake_timers(self) -> None:
+        """See ApicTimer.dormant."""
+        for lapic in self.apics.lapics:
+            lapic.timer.wake()
+
+    # Guest accesses.
+
+    def find_mmio(self, cpu: Vcpu, address: int, size: int) -> Device | None:
+        """The vCPU's local APIC, or a device of the bus. KVM: x86.c vcpu_mmio_read."""
+        assert isinstance(cpu, Cpu)
+        lapic = cpu.lapic
+        if lapic is not None and lapic.claims(address):
+            return lapic
+        if self.ioapic is not None and self.ioapic.base_address != ioapic.DEFAULT_BASE:
+            device = self.mmio.find(address, size)
+            return None if device is self.ioapic and not self.ioapic.claims(address) else device
+        return self.mmio.find(address, size)
+
+    # Wires of the PICs, as their PicWires describe them.
+
+    def pic_acked(self, line: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_ack_irq(line >> 3, line)  # KVM: i8259.c pic_clear_isr; the secondary's from 8
+        self.pins.acknowledged(line)
+
+    def pic_masked(self, line: int, masked: bool) -> None:
+        self.pins.masked(line, masked)
+
+    def pic_output(self) -> None:
+        for cpu in self.cpus:
+            cpu.priorities_changed()
+
+    def takes_pic_interrupts(self) -> bool:
+        return any(lapic.passes_extint for lapic in self.apics.lapics)
+
+    # Wires of the IOAPIC, as its IoapicWires describe them; the first are the APIC bus's methods: see __init__.
+
+    def ioapic_acked(self, pin: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_ack_irq(ChipId.IOAPIC, pin)
+        self.pins.acknowledged(IOAPIC_INPUTS + pin)
+
+    def ioapic_masked(self, pin: int, masked: bool) -> None:
+        self.pins.masked(IOAPIC_INPUTS + pin, masked)
+
+    def resample(self, pin: int) -> bool:
+        return self.pins.ask_resamplers(IOAPIC_INPUTS + pin)
+
+    @property
+    def ioapic_noticed(self) -> int:
+        return self.pins.ioapic_noticed
+
+    def serve_ioapic_later(self, nanoseconds: int) -> None:
+        if self.delayed_eoi.deadline is None:
+            self.agenda.set_alarm(self.delayed_eoi, self.now() + nanoseconds)
+
+    def entry_changed(self, old: int, new: int) -> None:
+        """KVM: ioapic.c ioapic_write_indirect."""
+        apics = self.apics
+        if new & ioapic.DELIVERY_MODE:  # not fixed
+            apics.scans += 1
+            return
+        cpus = apics.addressed_by_entry[new & ioapic.ADDRESS]
+        if (old ^ new) & ioapic.ADDRESS:
+            # KVM looks the old destination up in the new mode.
+            cpus |= apics.addressed_by_entry[old & ioapic.ADDRESS & ~ioapic.LOGICAL | new & ioapic.LOGICAL]
+        for cpu in self.cpus:
+            if cpus >> cpu.index & 1:
+                cpu.scanned = -1
+
+    def entries_replaced(self) -> None:
+        self.apics.scans += 1
+
+    # Wires of the PIT, as its PitWires describe them.
+
+    def set_pit_alarm(self, deadline: int | None) -> None:
+        self.agenda.set_alarm(self._pit_alarm, deadline)
+
+    def deliver_later(self) -> None:
+        assert self.pit is not None
+        self.agenda.defer(self.pit.deliver)
+
+    def deliver_tick(self) -> None:
+        """KVM: i8254.c pit_do_work, with its NMI watchdog."""
+        self.set_irq(PIT_GSI, 1, 1 << PIT, line_status=False)
+        self.set_irq(PIT_GSI, 0, 1 << PIT, line_status=False)
+        lapics = self.apics.lapics
+        if any(lapic.nmi_watchdog for lapic in lapics):
+            for lapic in lapics:
+                lapic.deliver_local(lapic.lvt_lint0)

@@ -1,0 +1,84 @@
+"""What an x86 vCPU can be: what waits for it, and what a snapshot holds of it. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from irqchipd.chips.lapic import SavedLapic
+from irqchipd.chips.lapic_registers import VECTORS
+from irqchipd.chips.saved import check, in_range
+from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, MpState
+
+# Interrupts that given-up Halts took. The guest has not got them, and so has not ended them: a local APIC has at most
+# one per priority class in service, of 15, and the PICs one per line, of 16. More can come only from PICs that end
+# interrupts by themselves, or from a caller that ends what others wait for: those are lost.
+MAX_QUEUED: Final = 32
+MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuEvents:
+    """What waits for a vCPU outside its chips: struct kvm_vcpu_events. None leaves a field as it is."""
+
+    nmi_injected: bool | None = None
+    nmi_pending: int | None = None
+    nmi_masked: bool | None = None
+    smi_pending: bool | None = None
+    interrupt_injected: bool | None = None
+    interrupt_vector: int = 0  # of the injected interrupt
+    sipi_vector: int | None = None
+
+
+HANDLED_BYTES: Final = VECTORS // 8
+_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedVcpu(SavedLapic):
+    """A vCPU and its local APIC as a snapshot holds them: the contract's VcpuSnapshot.
+
+    queued are vectors, each with whether the PIC gave it.
+    """
+
+    vcpu: int
+    mp_state: int
+    handled: bytes
+    stale: int
+    scan: bool
+    queued: tuple[tuple[int, bool], ...]
+    external_vector: int | None
+    nmis: int
+    smi: bool
+    init: bool
+    sipi_vector: int | None
+    last_sipi: int = 0
+    nmi_masked: bool = False
+    nmi_injected: bool = False
+    unhalted: bool = False
+
+    def check(self, *, ids: int, full: bool, split: bool, bus_ns: int) -> None:
+        """Refuse what no vCPU of a VM with this many ids and this irqchip can be."""
+        in_range(self.vcpu, 0, ids - 1, "a vCPU's id")
+        check(self.mp_state in _SAVED_MP_STATES, f"mp_state {self.mp_state}")
+        check((self.lapic is not None) == (full or split), "local APICs go with an irqchip")
+        in_range(self.stale, -1, 0xFF, "stale")
+        in_range(self.nmis, 0, MAX_NMIS, "nmis")
+        in_range(self.external_vector, 0, 0xFF, "external_vector")
+        check(self.external_vector is None or split, "an external_vector beside a PIC")
+        in_range(self.sipi_vector, 0, 0xFF, "sipi_vector")
+        in_range(self.last_sipi, 0, 0xFF, "last_sipi")
+        check(len(self.queued) <= MAX_QUEUED, f"{len(self.queued)} interrupts are queued; at most {MAX_QUEUED} can be")
+        for vector, _ in self.queued:
+            in_range(vector, 0, 0xFF, "a queued vector")
+        check(len(self.handled) == HANDLED_BYTES, f"handled is not {HANDLED_BYTES} bytes")
+        if self.lapic is not None:
+            self.check_lapic(self.vcpu, ioapic=full, bus_ns=bus_ns)
+            return
+        check(self.timer_expires_ns is None and not self.timer_pending, "a timer without a local APIC")
+        check(self.timer_mode is None and not self.address_bits, "features without a local APIC")
+        vectors = (self.sipi_vector, self.external_vector)
+        waits = self.queued or self.nmis or self.smi or self.init or vectors != (None, None)
+        waits = waits or self.nmi_masked or self.nmi_injected or self.unhalted or self.last_sipi
+        check(not waits, "a vCPU without a local APIC has something to take")
+        check(self.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")
