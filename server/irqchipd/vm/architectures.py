@@ -10,7 +10,9 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.snapshot import X86, VmState
+from irqchipd.vm.s390.capabilities import CAPABILITIES as S390_CAPABILITIES
+from irqchipd.vm.s390.machine import S390Vm
+from irqchipd.vm.snapshot import S390, X86, VmState
 from irqchipd.vm.x86.capabilities import CAPABILITIES
 from irqchipd.vm.x86.machine import X86Vm
 
@@ -65,8 +67,21 @@ def _restore_x86(name: str, state: VmState, limits: Limits) -> Vm:
     return X86Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
 
 
+def _make_s390(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+    if properties.gic != _USUAL_GIC:
+        raise invalid("gic is for arm64 VMs: choose that architecture, or leave gic out")
+    if properties.tsc_khz:
+        raise invalid("tsc_khz is for x86 VMs: choose that architecture, or leave tsc_khz out")
+    return S390Vm(name, limits.max_vcpus, clock, limits.access_ns, limits.deadlines)
+
+
+def _restore_s390(name: str, state: VmState, limits: Limits) -> Vm:
+    return S390Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
+
+
 ARCHITECTURES: Final[dict[int, Architecture]] = {
     X86: Architecture("x86", _make_x86, _restore_x86, CAPABILITIES),
+    S390: Architecture("s390", _make_s390, _restore_s390, S390_CAPABILITIES),
 }
 
 

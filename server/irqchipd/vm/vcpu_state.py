@@ -17,6 +17,10 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2
     HALTED = 3
     SIPI_RECEIVED = 4
+    STOPPED = 5
+    CHECK_STOP = 6
+    OPERATING = 7
+    LOAD = 8
     AP_RESET_HOLD = 9
 
 
