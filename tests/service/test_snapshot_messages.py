@@ -104,6 +104,7 @@ SOURCES = st.builds(
 )
 STATES = st.builds(
     VmState,
+    architecture=st.integers(1, 3),
     clock=st.integers(1, 2),
     now_ns=U64,
     tsc_khz=U32,
