@@ -37,19 +37,19 @@ a Session the message Error carries the same. The reasons and their codes:
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
+  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
   EIO         INTERNAL             the daemon is at fault; its log says why
+  ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
+  ENODEV      NOT_FOUND            there is no such device
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
+  ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
   ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
-  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
                                    VM has no interruption suppression; an s390 vCPU is in a disabled wait
-  ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
-  ENODEV      NOT_FOUND            there is no such device
-  ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 
