@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from ._model import (
         Access,
+        AdapterRoute,
         Advance,
         Claim,
         Interrupt,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         VmSnapshot,
         Wake,
     )
+    from ._s390 import FlicGroup, InterruptMasks, S390Irq, S390IrqType, VcpuReset
     from ._state import (
         Chip,
         DeliveryMode,
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
+    "AdapterRoute",
     "Advance",
     "AlreadyExists",
     "Busy",
@@ -102,12 +105,14 @@ __all__ = [
     "Doorbell",
     "Event",
     "EventsDropped",
+    "FlicGroup",
     "GsiAcknowledged",
     "GsiMasked",
     "GsiResampled",
     "GuestError",
     "Halt",
     "Interrupt",
+    "InterruptMasks",
     "InterruptPending",
     "InterruptSource",
     "InvalidArgument",
@@ -135,6 +140,8 @@ __all__ = [
     "RegionsLost",
     "ResetReason",
     "Route",
+    "S390Irq",
+    "S390IrqType",
     "Session",
     "SessionClosed",
     "SessionInfo",
@@ -146,6 +153,7 @@ __all__ = [
     "Unavailable",
     "Vcpu",
     "VcpuEvents",
+    "VcpuReset",
     "VcpuSignal",
     "Vm",
     "VmInfo",
@@ -163,7 +171,7 @@ __all__ = [
 # In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
-    *("_sync.irqfd", "_sync.session", "_sync.streams"),
+    *("_sync.irqfd", "_sync.session", "_sync.streams", "_s390"),
 )
 
 

@@ -41,7 +41,7 @@ a Session the message Error carries the same. The reasons and their codes:
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
   EIO         INTERNAL             the daemon is at fault; its log says why
   ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
-  ENODEV      NOT_FOUND            there is no such device
+  ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
   ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length

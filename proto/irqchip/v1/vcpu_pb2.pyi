@@ -31,7 +31,7 @@ class _InterruptSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inter
     """The PIC pair, or with a split irqchip the VMM's PIC (see the RPC Interrupt)."""
     INTERRUPT_SOURCE_LAPIC: _InterruptSource.ValueType  # 2
     """The vCPU's local APIC."""
-    INTERRUPT_SOURCE_FLIC: _InterruptSource.ValueType  # 4
+    INTERRUPT_SOURCE_FLIC: _InterruptSource.ValueType  # 5
     """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 
 class InterruptSource(_InterruptSource, metaclass=_InterruptSourceEnumTypeWrapper):
@@ -45,7 +45,7 @@ INTERRUPT_SOURCE_PIC: InterruptSource.ValueType  # 1
 """The PIC pair, or with a split irqchip the VMM's PIC (see the RPC Interrupt)."""
 INTERRUPT_SOURCE_LAPIC: InterruptSource.ValueType  # 2
 """The vCPU's local APIC."""
-INTERRUPT_SOURCE_FLIC: InterruptSource.ValueType  # 4
+INTERRUPT_SOURCE_FLIC: InterruptSource.ValueType  # 5
 """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 Global___InterruptSource: _TypeAlias = InterruptSource  # noqa: Y015
 

@@ -19,7 +19,7 @@ DETAILS_KEY = "grpc-status-details-bin"  # where gRPC carries a google.rpc.Statu
 STATUS_CODES = {
     errno.EEXIST: grpc.StatusCode.ALREADY_EXISTS,
     errno.ENOENT: grpc.StatusCode.NOT_FOUND,
-    errno.ENODEV: grpc.StatusCode.NOT_FOUND,
+    errno.ENODEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENOTTY: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EFAULT: grpc.StatusCode.INVALID_ARGUMENT,

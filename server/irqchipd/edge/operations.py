@@ -217,6 +217,7 @@ def register_region(
         raise invalid(f"offset {offset:#x} is for a memfd: set memfd, or leave offset out")
     bell = on.eventfds.bell() if eventfd else None
     lent = on.eventfds.guest_memory(offset, length) if memfd else None
+    as_records = as_records and space != Space.MEMORY  # a record is an operation of a vCPU
     listener = partial(on.events.put_access, as_record=as_records) if bell is None else bell.ring
     removed = bell.close if bell is not None else None if lent is None else lent.close
     try:
