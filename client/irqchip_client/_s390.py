@@ -127,7 +127,8 @@ class S390Irq:
         kind = self.type
         adapter = "adapter" if kind & IO_ADAPTER else "I/O"
         name = kind.name.lower().replace("_", " ") if isinstance(kind, S390IrqType) else adapter
-        shown = [f"{field} {value:#x}" for field, value in self.fields.items() if value]
+        fields = self.fields
+        shown = [f"{field} {value:#x}" for field, value in fields.items() if value or len(fields) == 1]
         if (isc := self.isc) is not None:
             shown.insert(0, f"ISC {isc}")
         return ", ".join([name, *shown])

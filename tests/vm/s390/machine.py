@@ -88,7 +88,7 @@ class Machine:
             self.vm.enable_cap(Cap.S390_AIS)
         self.vm.enable_cap(Cap.S390_IRQCHIP)
         self.vm.create_irqchip()
-        self.vm.create_device(6, test=False)
+        self.vm.create_device(6, 0)
         self.memory = Shared()
         self.source: LineSource | None = None
 
@@ -103,14 +103,17 @@ class Machine:
 
     def register(self, number: int = 1, isc: int = 3, *, maskable: bool = True, swap: bool = True) -> None:
         request = register_request(number, isc, maskable=maskable, swap=swap, flags=1)
-        self.vm.set_device_attr(Group.ADAPTER_REGISTER, 0, request)
+        self.set_attr(Group.ADAPTER_REGISTER, 0, request)
+
+    def set_attr(self, group: int, attr: int, data: bytes = b"") -> None:
+        self.vm.set_device_attr(0, None, group, attr, data)
 
     def enqueue(self, *irqs: Irq) -> None:
         data = b"".join(map(pack, irqs))
-        self.vm.set_device_attr(Group.ENQUEUE, len(data), data)
+        self.set_attr(Group.ENQUEUE, len(data), data)
 
     def pending(self) -> bytes:
-        return self.vm.get_device_attr(Group.GET_ALL_IRQS, 1 << 20)
+        return self.vm.get_device_attr(0, None, Group.GET_ALL_IRQS, 1 << 20, b"")
 
     def halt(self, vcpu: int) -> list[Outcome]:
         """What ends a halt, as soon as something does."""

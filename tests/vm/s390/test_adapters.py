@@ -130,7 +130,7 @@ def test_a_summary_that_the_owner_had_set_coalesces(machine: Machine, owner: Own
 
 
 def test_a_masked_adapter_does_not_interrupt(machine: Machine, owner: Owner) -> None:
-    machine.vm.set_device_attr(Group.ADAPTER_MODIFY, 0, modify_request(1, Request.MASK, mask=1))
+    machine.set_attr(Group.ADAPTER_MODIFY, 0, modify_request(1, Request.MASK, mask=1))
     machine.vm.irq_line(5, True)
     assert len(owner.answer()) == 2
     assert machine.pending() == b""

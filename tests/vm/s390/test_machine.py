@@ -75,16 +75,20 @@ def test_what_check_extension_answers(capability: int, value: int) -> None:
 
 def test_one_flic_is_made() -> None:
     vm = S390Vm("s390")
-    assert refused(lambda: vm.create_device(5, test=False)) == errno.ENODEV  # KVM_DEV_TYPE_ARM_VGIC_V2
-    assert refused(lambda: vm.get_device_attr(Group.GET_ALL_IRQS, 4096)) == errno.ENODEV
-    vm.create_device(6, test=True)
-    vm.create_device(6, test=False)
-    assert refused(lambda: vm.create_device(6, test=False)) == errno.EINVAL
-    vm.create_device(6, test=True)
-    assert vm.get_device_attr(Group.GET_ALL_IRQS, 4096) == b""
-    assert refused(lambda: vm.has_device_attr(12, 0)) == errno.ENXIO
-    assert refused(lambda: vm.set_device_attr(12, 0, b"")) == errno.EINVAL
-    vm.has_device_attr(Group.AISM_ALL, 0)
+    assert refused(lambda: vm.create_device(5, 0)) == errno.ENODEV  # KVM_DEV_TYPE_ARM_VGIC_V2
+    assert refused(lambda: vm.get_device_attr(0, None, Group.GET_ALL_IRQS, 4096, b"")) == errno.EBADF
+    assert vm.create_device(6, 1) == 0  # KVM_CREATE_DEVICE_TEST
+    assert vm.create_device(6, 0) == 0
+    assert refused(lambda: vm.create_device(6, 0)) == errno.EINVAL
+    vm.create_device(6, 1)
+    assert vm.get_device_attr(0, None, Group.GET_ALL_IRQS, 4096, b"") == b""
+    assert refused(lambda: vm.has_device_attr(0, None, 12, 0)) == errno.ENXIO
+    assert refused(lambda: vm.set_device_attr(0, None, 12, 0, b"")) == errno.EINVAL
+    assert refused(lambda: vm.has_device_attr(1, None, Group.AISM_ALL, 0)) == errno.EBADF
+    assert refused(lambda: vm.has_device_attr(None, 0, Group.AISM_ALL, 0)) == errno.ENOENT
+    vm.create_vcpu(0)
+    assert refused(lambda: vm.has_device_attr(None, 0, Group.AISM_ALL, 0)) == errno.ENOTTY
+    vm.has_device_attr(0, None, Group.AISM_ALL, 0)
 
 
 @pytest.mark.parametrize(("vcpu", "number"), [(255, errno.EINVAL), (-1, errno.EINVAL), (3, errno.EEXIST)])
@@ -154,7 +158,7 @@ def test_what_a_halt_took_is_not_given_to_another(machine: Machine) -> None:
 def test_a_cleared_interrupt_wakes_nobody(machine: Machine) -> None:
     machine.add_vcpus(ALL)
     machine.enqueue(io(3))
-    machine.vm.set_device_attr(Group.CLEAR_IRQS, 0, b"")
+    machine.set_attr(Group.CLEAR_IRQS, 0, b"")
     assert machine.halt(0) == []
 
 
@@ -318,5 +322,5 @@ def test_reset_makes_all_as_new(machine: Machine) -> None:
     assert machine.pending() == b""
     assert machine.vm.get_masks(0) == Masks()
     assert machine.vm.take_irq(0) is None
-    machine.vm.set_device_attr(Group.AIRQ_INJECT, 1, b"")
+    machine.set_attr(Group.AIRQ_INJECT, 1, b"")
     assert len(machine.pending()) == IRQ_SIZE

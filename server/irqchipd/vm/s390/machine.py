@@ -32,6 +32,8 @@ from irqchipd.vm.s390.cpu import S390Cpu
 from irqchipd.vm.snapshot import CLOCK_VIRTUAL, S390, VmState
 from irqchipd.vm.vcpu_state import MpState
 
+CREATE_DEVICE_TEST: Final = 1  # KVM_CREATE_DEVICE_TEST
+FLIC_NUMBER: Final = 0  # of the one device that there can be
 _WORD: Final = (1 << 64) - 1
 _T = TypeVar("_T")
 
@@ -151,41 +153,51 @@ class S390Vm(Vm):
 
     # The device.
 
-    def create_device(self, kind: int, test: bool) -> None:
+    def create_device(self, kind: int, flags: int) -> int:
         """KVM_CREATE_DEVICE: ENODEV for another kind, EINVAL for a second FLIC. KVM: flic_create."""
         with self._turn:
             if kind != DEVICE_TYPE:
                 raise VmError(errno.ENODEV, f"a device of type {kind} can't be made: use {DEVICE_TYPE}, the FLIC")
-            if test:
-                return
-            if self._s390.has_device:
-                raise invalid(f"VM {self.name!r} has a FLIC already: use that one")
-            self._s390.has_device = True
+            if not flags & CREATE_DEVICE_TEST:
+                if self._s390.has_device:
+                    raise invalid(f"VM {self.name!r} has a FLIC already: use that one")
+                self._s390.has_device = True
+            return FLIC_NUMBER
 
-    def set_device_attr(self, group: int, attribute: int, data: bytes, flags: int = 0) -> None:
+    def set_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> None:
         """KVM_SET_DEVICE_ATTR of the FLIC: EINVAL for an unknown group. KVM: flic_set_attr."""
         with self._turn:
-            self._check_device()
-            self._do(lambda: self._s390.flic.set(group, attribute, data, flags))
+            self._check_device(device, vcpu)
+            self._do(lambda: self._s390.flic.set(group, attr, data))
             if group not in (Group.ADAPTER_REGISTER, Group.ADAPTER_MODIFY):
                 self._s390.floating_changed()
 
-    def get_device_attr(self, group: int, attribute: int) -> bytes:
+    def get_device_attr(
+        self,
+        device: int | None,
+        vcpu: int | None,
+        group: int,
+        attr: int,
+        data: bytes,  # noqa: ARG002 - only its length would count, which is in attr
+    ) -> bytes:
         """KVM_GET_DEVICE_ATTR of the FLIC: EINVAL for an unknown group. KVM: flic_get_attr."""
         with self._turn:
-            self._check_device()
-            return self._do(lambda: self._s390.flic.get(group, attribute))
+            self._check_device(device, vcpu)
+            return self._do(lambda: self._s390.flic.get(group, attr))
 
-    def has_device_attr(self, group: int, attribute: int) -> None:  # noqa: ARG002
+    def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:  # noqa: ARG002
         """KVM_HAS_DEVICE_ATTR of the FLIC: ENXIO for an unknown group. KVM: flic_has_attr."""
         with self._turn:
-            self._check_device()
+            self._check_device(device, vcpu)
             if not self._s390.flic.has(group):
                 raise VmError(errno.ENXIO, f"the FLIC has no group {group}; it has 1 to 11")
 
-    def _check_device(self) -> None:
-        if not self._s390.has_device:
-            raise VmError(errno.ENODEV, f"VM {self.name!r} has no FLIC; create a device of type {DEVICE_TYPE} first")
+    def _check_device(self, device: int | None, vcpu: int | None) -> None:
+        if vcpu is not None:  # KVM: kvm-s390.c kvm_arch_vcpu_ioctl
+            self._cpu(vcpu)
+            raise VmError(errno.ENOTTY, f"vCPU {vcpu} of VM {self.name!r} has no attributes: an s390 vCPU has none")
+        if not self._s390.has_device or device != FLIC_NUMBER:
+            raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
 
     # Interrupts.
 
