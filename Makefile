@@ -16,6 +16,8 @@
 #   make fuzz    a million almost valid messages over both edges and rings; set MESSAGES and SEED to choose others
 #   make explore compare with this machine's /dev/kvm for five minutes, on new random programs
 #   make explore-standard  the same with a standard KVM in QEMU, whatever KVM this machine has
+#   make explore-arm  compare with a real arm64 KVM in QEMU for five minutes, on new random programs; set SECONDS,
+#                OPERATIONS, SEED and PROCESSES to choose others
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +29,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard clean
+.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard explore-arm clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
@@ -84,6 +86,10 @@ explore: $(VENV)/test
 
 explore-standard: $(VENV)/test
 	$(BIN)/python -m tests.nested $(or $(SECONDS),300) $(SEED)
+
+explore-arm: $(VENV)/test
+	$(BIN)/python -m tests.conformance.arm $(foreach option,SECONDS OPERATIONS SEED PROCESSES,\
+		$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) $($(option))))
 
 clean:
 	rm -rf $(VENV)

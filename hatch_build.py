@@ -17,8 +17,14 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Interpreted code can derive no class from a compiled one, and make no weak reference to an object of a compiled class.
+# Interpreted code can derive a class from a compiled one only where mypyc_attr allows that, and can't make a weak
+# reference to an object of a compiled class.
 COMPILED = (
+    "client/irqchip_client/_session.py",
+    "client/irqchip_client/_sync/packets.py",
+    "client/irqchip_client/_sync/port.py",
+    "client/irqchip_client/_sync/ring.py",
+    "client/irqchip_client/_sync/transport.py",
     "client/irqchip_client/replay/in_process.py",
     "client/irqchip_client/replay/traces.py",
     "proto/irqchip/lapic_page.py",
@@ -28,6 +34,9 @@ COMPILED = (
     "server/irqchipd/chips/gic/[a-z]*.py",
     "server/irqchipd/chips/s390/[a-z]*.py",
     "server/irqchipd/vm/[a-z]*.py",
+    "server/irqchipd/vm/arm64/[a-z]*.py",
+    "server/irqchipd/vm/s390/[a-z]*.py",
+    "server/irqchipd/vm/x86/[a-z]*.py",
     "server/irqchipd/fair.py",
     "server/irqchipd/limits.py",
     "server/irqchipd/timers.py",

@@ -22,7 +22,7 @@ _choose(__path__)
 if TYPE_CHECKING:
     from irqchip.place import default_socket
 
-    from . import aio, ops
+    from . import aio, arm64, ops
     from ._errors import (
         AlreadyExists,
         Busy,
@@ -55,7 +55,10 @@ if TYPE_CHECKING:
         Access,
         AdapterRoute,
         Advance,
+        Architecture,
         Claim,
+        DeviceType,
+        GicHost,
         Interrupt,
         InterruptSource,
         IrqchipMode,
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
         Signal,
         SignalKind,
         Space,
+        SysregAccess,
         VcpuEvents,
         VmInfo,
         VmSnapshot,
@@ -88,7 +92,7 @@ if TYPE_CHECKING:
     )
     from ._sync.client import Client, Vm, connect, embedded
     from ._sync.irqfd import Irqfd
-    from ._sync.machine import Line, Machine, Vcpu
+    from ._sync.machine import Attributes, Line, Machine, Vcpu
     from ._sync.session import Halt, Session
     from ._sync.streams import Watch
 
@@ -97,15 +101,19 @@ __all__ = [
     "AdapterRoute",
     "Advance",
     "AlreadyExists",
+    "Architecture",
+    "Attributes",
     "Busy",
     "Chip",
     "Claim",
     "Client",
     "DeliveryMode",
+    "DeviceType",
     "Doorbell",
     "Event",
     "EventsDropped",
     "FlicGroup",
+    "GicHost",
     "GsiAcknowledged",
     "GsiMasked",
     "GsiResampled",
@@ -148,6 +156,7 @@ __all__ = [
     "Signal",
     "SignalKind",
     "Space",
+    "SysregAccess",
     "TimedOut",
     "TraceEvent",
     "Unavailable",
@@ -162,6 +171,7 @@ __all__ = [
     "Wake",
     "Watch",
     "aio",
+    "arm64",
     "connect",
     "default_socket",
     "embedded",
@@ -178,7 +188,7 @@ _HOMES = (
 def __getattr__(name: str) -> object:
     # Loaded when first used: gRPC takes a fifth of a second to import, and pytest imports this package, for its
     # plugin, in every run of every project that has it installed.
-    if name in ("aio", "ops"):
+    if name in ("aio", "arm64", "ops"):
         return import_module(f".{name}", __name__)
     if name in __all__:
         for home in _HOMES:

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from ._call import is_flag
-from ._model import AdapterRoute, InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
+from ._model import AdapterRoute, Architecture, InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
 from ._state import Chip
 
 _WORD, _LONG = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
@@ -33,6 +33,14 @@ _NUMBERS = {
     "parm": ("a parameter", _WORD),
     "parm64": ("a parameter", _LONG),
     "pin": ("a pin", _WORD),
+    "attr": ("the number of an attribute", _LONG),
+    "device": ("the number of a device", _WORD),
+    "features": ("KVM's features, one bit each,", _WORD),
+    "group": ("the group of an attribute", _WORD),
+    "id": ("KVM's number of a frame", _LONG),
+    "sysreg": ("the number of a system register", 0xFFFF),
+    "target": ("a KVM_ARM_TARGET_* number", _WORD),
+    "type": ("a KVM_DEV_TYPE_* number", _WORD),
     "port": ("a port", 0xFFFF),
     "size": ("a number of bytes", 8),
     "summary_addr": ("a guest physical address", _LONG),
@@ -55,6 +63,8 @@ _MEMBERS: dict[tuple[str, str], type[IntEnum]] = {
     ("ack_interrupt", "source"): InterruptSource,
     ("set_mp_state", "state"): MpState,
     ("reset_vm", "reason"): ResetReason,
+    ("create_vm", "architecture"): Architecture,
+    ("check_extension", "architecture"): Architecture,
 }
 _LISTS = {
     "args": ("numbers", "an argument"),

@@ -104,6 +104,7 @@ class RecordCall(Call[T]):
     __slots__ = ("fields", "parse_record", "record")
 
     record: bytes
+    fields: tuple[int, int, int, int]
 
     def __init__(
         self,
@@ -132,8 +133,7 @@ class RecordCall(Call[T]):
     @property
     def vcpu(self) -> int:
         """The vCPU of a call that has one."""
-        vcpu: int = OPERATION.unpack(self.record)[2]
-        return vcpu
+        return self.fields[2]
 
 
 @cache
@@ -160,7 +160,7 @@ def check_name(what: str, name: str) -> None:
 
 def as_list(calls: Iterable[Call[Any]]) -> list[Call[Any]]:
     """The operations of a batch. Raises InvalidArgument for what is no list, a single operation say."""
-    if not isinstance(calls, Iterable):
+    if type(calls) is not list and not isinstance(calls, Iterable):
         raise InvalidArgument(errno.EINVAL, f"{calls!r:.200} is no list of operations: write [...] around operations")
     return list(calls)
 
@@ -197,9 +197,11 @@ def seconds(timeout: float) -> float:
 
 def time_allowed(calls: Sequence[Call[Any]], timeout: float) -> float | None:
     """Seconds to wait for the answers to calls, if `timeout` is enough for calls that do not wait; None: no limit."""
-    check_calls(calls)
     for call in calls:
+        if not isinstance(call, Call):
+            check_calls(calls)
         if call.waits is None:
+            check_calls(calls)
             return None
         timeout += call.waits
     return timeout

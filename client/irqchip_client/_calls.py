@@ -11,7 +11,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 from ._call import Call, check_name, checked
 from ._errors import InvalidArgument
-from ._model import ResetReason, Space, VmSnapshot
+from ._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, Space, VmSnapshot
 from .ops import region_request
 
 KVM_CAP_SPLIT_IRQCHIP = 121  # <linux/kvm.h>
@@ -26,10 +26,28 @@ def _nothing(_response: Message) -> None:
 
 
 @checked
-def create_vm(name: str, virtual_clock: bool = False, tsc_khz: int = 0) -> Call[str]:
+def create_vm(
+    name: str,
+    virtual_clock: bool = False,
+    tsc_khz: int = 0,
+    architecture: Architecture = Architecture.X86,
+    gic: GicHost = USUAL_GIC,
+) -> Call[str]:
     check_name("VM", name)
-    clock = pb.CLOCK_KIND_VIRTUAL if virtual_clock else pb.CLOCK_KIND_REAL
-    return Call("create_vm", pb.CreateVmRequest(vm=name, clock=clock, tsc_khz=tsc_khz), _made_vm)
+    request = pb.CreateVmRequest(
+        vm=name,
+        clock=pb.CLOCK_KIND_VIRTUAL if virtual_clock else pb.CLOCK_KIND_REAL,
+        tsc_khz=tsc_khz,
+        architecture=pb.Architecture.ValueType(Architecture(architecture)),
+        gic=gic_properties(gic),
+    )
+    return Call("create_vm", request, _made_vm)
+
+
+def gic_properties(gic: GicHost) -> pb.GicProperties | None:
+    if gic == USUAL_GIC:
+        return None
+    return pb.GicProperties(version=gic.version, list_registers=gic.list_registers, priority_bits=gic.priority_bits)
 
 
 def delete_vm() -> Call[None]:
@@ -65,12 +83,21 @@ def restore_vm(snapshot: VmSnapshot, name: str = "") -> Call[str]:
 
 
 @checked
-def check_extension(capability: int) -> Call[int]:
-    return Call(
-        "check_extension",
-        pb.CheckExtensionRequest(capability=capability),
-        lambda response: int(response.value),
+def check_extension(
+    capability: int, architecture: Architecture = Architecture.X86, gic: GicHost = USUAL_GIC
+) -> Call[int]:
+    request = pb.CheckExtensionRequest(
+        capability=capability,
+        architecture=pb.Architecture.ValueType(Architecture(architecture)),
+        gic=gic_properties(gic),
     )
+    return Call("check_extension", request, lambda response: int(response.value))
+
+
+@checked
+def check_vm_extension(capability: int) -> Call[int]:
+    request = pb.CheckExtensionRequest(capability=capability)
+    return Call("check_extension", request, lambda response: int(response.value))
 
 
 @checked
@@ -81,6 +108,17 @@ def enable_cap(capability: int, args: Iterable[int]) -> Call[None]:
 @checked
 def set_boot_cpu_id(vcpu: int) -> Call[None]:
     return Call("set_boot_cpu_id", pb.SetBootCpuIdRequest(vcpu=vcpu), _nothing)
+
+
+@checked
+def create_device(type: DeviceType, flags: int = 0) -> Call[int]:  # noqa: A002
+    request = pb.CreateDeviceRequest(type=type, flags=flags)
+    return Call("create_device", request, lambda response: int(response.device))
+
+
+@checked
+def set_device_addr(id: int, address: int) -> Call[None]:  # noqa: A002
+    return Call("set_device_addr", pb.SetDeviceAddrRequest(id=id, address=address), _nothing)
 
 
 def create_irqchip() -> Call[None]:

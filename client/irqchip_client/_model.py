@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
@@ -18,12 +18,48 @@ if TYPE_CHECKING:
     from ._state import Chip
 
 
+class Architecture(IntEnum):
+    """The kind of processor that a VM has, and so of interrupt controller."""
+
+    X86 = 1  # PICs, an IOAPIC, local APICs and a PIT.
+    ARM64 = 2  # A GICv2 or a GICv3, and generic timers.
+    S390 = 3  # Floating interrupts and adapter interrupts.
+
+
+class DeviceType(IntEnum):
+    """KVM_DEV_TYPE_*: the kinds of devices that Vm.create_device() makes."""
+
+    ARM_VGIC_V2 = 5
+    FLIC = 6
+    ARM_VGIC_V3 = 7
+    ARM_VGIC_ITS = 8  # No VM has one yet.
+
+
+@dataclass(frozen=True, slots=True)
+class GicHost:
+    """The GIC of an arm64 VM's host, as far as a guest sees it. 0 stands for the usual value.
+
+    version         the version that can be made, 2 or 3; 0: either of them
+    list_registers  1 to 16; usually 4
+    priority_bits   of a GICv3's CPU interface, 4 to 8; usually 5
+    """
+
+    version: int = 0
+    list_registers: int = 0
+    priority_bits: int = 0
+
+
+USUAL_GIC: Final = GicHost()
+
+
 class InterruptSource(IntEnum):
     """The chip that supplies a vCPU's interrupt."""
 
     ANY = 0  # In a request: the PIC if the local APIC accepts it (LINT0 unmasked, ExtINT), then the local APIC.
     PIC = 1
     LAPIC = 2
+    IRQ = 3  # arm64: the vCPU's IRQ is asserted; the guest acknowledges it.
+    FIQ = 4  # arm64: the vCPU's FIQ is asserted.
     FLIC = 5  # Only what ends an s390 vCPU's halt: take_irq() returns the interrupt.
 
 
@@ -135,6 +171,7 @@ class VmInfo:
     next_timer_ns            when its next timer is due, in the same time; None if no timer runs
     tsc_khz                  the frequency of its vCPUs' TSCs
     lateness_ns              how late its timers are, if they need more than its share; == ignores this field
+    architecture
     """
 
     name: str
@@ -151,6 +188,7 @@ class VmInfo:
     next_timer_ns: int | None = None
     tsc_khz: int = 1_000_000
     lateness_ns: int = field(default=0, compare=False)
+    architecture: Architecture = Architecture.X86
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
@@ -170,6 +208,7 @@ class VmInfo:
             next_timer_ns=message.next_timer_ns if message.HasField("next_timer_ns") else None,
             tsc_khz=message.tsc_khz,
             lateness_ns=message.lateness_ns,
+            architecture=Architecture(message.architecture or Architecture.X86),
         )
 
 
@@ -289,11 +328,25 @@ class MsrAccess:
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupt:
-    """An interrupt that a vCPU has accepted."""
+class SysregAccess:
+    """A guest's MRS or MSR of a system register of arm64.
 
-    vector: int
-    source: InterruptSource  # PIC or LAPIC.
+    claimed  whether irqchipd has the register; the vCPU's process emulates an unclaimed access
+    fault    whether the instruction is undefined; then nothing was read or written
+    data     the value read; 0 if unclaimed, after a fault, and for a write
+    """
+
+    claimed: bool
+    fault: bool
+    data: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """An interrupt that a vCPU has accepted; of arm64, one that it is to accept by reading IAR."""
+
+    vector: int  # Of arm64: 0.
+    source: InterruptSource  # Any but ANY.
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,8 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from struct import error as StructError  # noqa: N812 - struct's own name says nothing
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -49,7 +48,14 @@ from ._event_buffer import EventBuffer
 from ._events import Event, event_from_proto, event_from_record
 
 # Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
-CLOSE_GRACE = 1.0
+CLOSE_GRACE: Final = 1.0
+
+_SINGLE_RESULT: Final = SINGLE_RESULT.size
+_pack_header: Final = HEADER.pack
+_unpack_single: Final = SINGLE_RESULT.unpack
+_unpack_result: Final = RESULT.unpack_from
+_HEADER: Final = HEADER.size
+_RESULT: Final = RESULT.size
 
 
 class Promise(Protocol):
@@ -60,15 +66,17 @@ class Promise(Protocol):
     def set_exception(self, exception: BaseException, /) -> None: ...
 
 
-@dataclass(slots=True)
 class Batch:
     """A batch in flight, and once `outcome` is set, a batch to be settled."""
 
-    serial: int
-    calls: Sequence[Call[Any]]
-    promise: Promise
-    return_errors: bool
-    outcome: list[Any] | IrqchipError = field(default_factory=list)
+    __slots__ = ("calls", "outcome", "promise", "return_errors", "serial")
+
+    def __init__(self, serial: int, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> None:
+        self.serial = serial
+        self.calls = calls
+        self.promise = promise
+        self.return_errors = return_errors
+        self.outcome: list[Any] | IrqchipError = []
 
     def settle(self) -> None:
         if self.promise.done():  # Its caller waits no more.
@@ -81,11 +89,13 @@ class Batch:
     def read_records(self, answer: bytes) -> None:
         """As read(), for an answer in the port's short form."""
         calls = self.calls
-        text = HEADER.size + RESULT.size * len(calls)
+        at = _HEADER
+        text = _HEADER + _RESULT * len(calls)
         results: list[Any] = []
         try:
-            for position, call in enumerate(calls):
-                number, flags, status, value = RESULT.unpack_from(answer, HEADER.size + RESULT.size * position)
+            for call in calls:
+                number, flags, status, value = _unpack_result(answer, at)
+                at += _RESULT
                 if number == ERROR:
                     message = answer[text : text + value].decode()
                     text += value
@@ -95,7 +105,7 @@ class Batch:
                         results.append(call.parse_record(flags, status, value))
                     except TimedOut as error:  # A Halt's: to the daemon that is a result.
                         results.append(error)
-        except (StructError, UnicodeDecodeError) as error:
+        except (StructError, ValueError, LookupError) as error:
             raise protocol_error(repr(error)) from None
         self._set_outcome(results)
 
@@ -142,15 +152,15 @@ class SessionCore:
 
     def __init__(
         self,
-        vm: str,
-        client: str,
+        vm: Any,  # These may be anything, of which most is refused.
+        client: Any,
         vcpus: Iterable[int],
-        event_buffer: int,
-        max_in_flight: int,
+        event_buffer: Any,
+        max_in_flight: Any,
         *,
         gsis: Iterable[int] = (),
         resampled_gsis: Iterable[int] = (),
-        resume: bool = False,
+        resume: Any = False,
         new_vm: Any = None,
     ) -> None:
         for limit, value in (("event_buffer", event_buffer), ("max_in_flight", max_in_flight)):
@@ -168,7 +178,7 @@ class SessionCore:
         }
         if wrong := what_is_wrong("session", named, flags=("resume",)):
             raise InvalidArgument(errno.EINVAL, f"session: {wrong}")
-        self.vm = vm
+        self.vm: str = vm
         self.source = 0  # The line source; 0 until open.
         self.max_operations = 0
         self.max_message_bytes = 0
@@ -176,13 +186,13 @@ class SessionCore:
         self.ended = False
         self.uses_records = False  # Whether a request may have the port's short form.
         self.wants_rings = False  # Whether the daemon is to make rings, where it has some.
-        self.client = client
+        self.client: str = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
         self._resampled_gsis = list(resampled_gsis)
-        self._resume = resume
+        self._resume = bool(resume)
         self._new_vm = new_vm  # The request for a VM that is made for the Session, and ends with it.
-        self._max_in_flight = max_in_flight
+        self._max_in_flight: int = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
         self._halting: dict[int, Batch] = {}  # By serial, the batches that end in a halt.
         self._halts: dict[int, int] = {}  # The serial of each vCPU's last halt, answered or not: it can be given up.
@@ -228,7 +238,7 @@ class SessionCore:
         return pb.SessionRequest(open=opening)
 
     def submit(
-        self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool
+        self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object
     ) -> tuple[pb.SessionRequest | bytes, int]:
         """Takes a batch, and returns the request to send and its serial. Where it raises, nothing was taken.
 
@@ -249,13 +259,21 @@ class SessionCore:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_operations} operations, not {len(calls)}: submit several"
             )
-        if any(call.is_halt for call in calls[:-1]):
-            raise InvalidArgument(errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself")
+        records: list[bytes] = []
+        ends_in_halt = False
+        for call in calls:
+            if ends_in_halt:
+                raise InvalidArgument(
+                    errno.EINVAL, "halt is the last operation of its batch: submit the rest by itself"
+                )
+            ends_in_halt = call.is_halt
+            record = call.record
+            if record is not None:
+                records.append(record)
         serial = self._next_serial
-        records = [call.record for call in calls] if self.uses_records else [None]
         request: pb.SessionRequest | bytes
-        if calls and None not in records:
-            request = HEADER.pack(0, serial) + b"".join(cast(list[bytes], records))
+        if self.uses_records and len(records) == len(calls) > 0:
+            request = _pack_header(0, serial) + b"".join(records)
             size = len(request)
         else:
             operations = [call.as_operation() for call in calls]
@@ -265,9 +283,9 @@ class SessionCore:
             raise LimitReached(
                 errno.E2BIG, f"a batch has at most {self.max_message_bytes} bytes, not {size}: submit several"
             )
-        batch = Batch(serial, calls, promise, return_errors)
+        batch = Batch(serial, calls, promise, bool(return_errors))
         self._next_serial += 1
-        if calls and calls[-1].is_halt:
+        if ends_in_halt:
             self._halting[serial] = batch
             self._halts[calls[-1].vcpu] = serial
         else:
@@ -285,13 +303,14 @@ class SessionCore:
         """Takes the record of a call that is no halt, and returns the request to send."""
         serial = self._single = self._next_serial
         self._next_serial = serial + 1
-        return HEADER.pack(0, serial) + record
+        request: bytes = _pack_header(0, serial) + record
+        return request
 
     def end_single(self, packet: bytes) -> tuple[int, int, int] | None:
         """The fields of the single's result; None where the packet is anything else, or an error: keep_single()."""
-        if len(packet) != SINGLE_RESULT.size or packet[0]:
+        if len(packet) != _SINGLE_RESULT or packet[0]:
             return None
-        _, serial, number, flags, status, value = SINGLE_RESULT.unpack(packet)
+        _, serial, number, flags, status, value = _unpack_single(packet)
         if number == ERROR or serial != self._single:
             return None
         self._single = 0

@@ -11,8 +11,8 @@ The names without I/O, such as errors, states and events, are in irqchip_client.
 """
 
 from ._asyncio.client import Client, Vm, connect, embedded
-from ._asyncio.machine import Line, Machine, Vcpu
+from ._asyncio.machine import Attributes, Line, Machine, Vcpu
 from ._asyncio.session import Halt, Session
 from ._asyncio.streams import Watch
 
-__all__ = ["Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect", "embedded"]
+__all__ = ["Attributes", "Client", "Halt", "Line", "Machine", "Session", "Vcpu", "Vm", "Watch", "connect", "embedded"]

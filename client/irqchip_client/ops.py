@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from google.protobuf.message import Message
@@ -31,6 +32,7 @@ from ._model import (
     Signal,
     SignalKind,
     Space,
+    SysregAccess,
     VcpuEvents,
     Wake,
     route_from_proto,
@@ -62,7 +64,6 @@ def _repeated(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
 # Results: of a response message, and of a record's three fields (flags or reason, status, value).
 
 _LEVELS = {False: 0, True: 1}
-_SOURCES = {source.value: source for source in InterruptSource}
 _CLAIMS = {claim.value: claim for claim in Claim}
 
 
@@ -70,8 +71,14 @@ def _nothing(_response: Message) -> None:
     return None
 
 
+@lru_cache(1024)
+def _interrupt_of(vector: int, source: int) -> Interrupt:
+    """An interrupt, which is made once: a vCPU takes the same ones over and over."""
+    return Interrupt(vector, InterruptSource(source))
+
+
 def _interrupt(message: pb.Interrupt) -> Interrupt:
-    return Interrupt(message.vector, InterruptSource(message.source))
+    return _interrupt_of(message.vector, message.source)
 
 
 def _signal(message: pb.Signal) -> Signal:
@@ -91,13 +98,18 @@ _CLAIM = Decoder[Claim](
 _COMPLETED = Decoder[bool](lambda response: response.completed, lambda flags, _status, _value: flags == CLAIMED)
 _INTERRUPT = Decoder[Interrupt | None](
     lambda response: _interrupt(response.interrupt) if response.HasField("interrupt") else None,
-    lambda flags, source, vector: Interrupt(vector, _SOURCES[source]) if flags else None,
+    lambda flags, source, vector: _interrupt_of(vector, source) if flags else None,
 )
 _MSR = Decoder[MsrAccess](
     lambda response: MsrAccess(response.claimed, response.fault, response.data),
     lambda flags, _status, value: MsrAccess(flags & CLAIMED != 0, flags & FAULT != 0, value),
 )
 _MSR_WRITTEN = Decoder[MsrAccess](lambda response: MsrAccess(response.claimed, response.fault), _MSR.record)
+_SYSREG = Decoder[SysregAccess](
+    lambda response: SysregAccess(response.claimed, response.fault, response.data),
+    lambda flags, _status, value: SysregAccess(flags & CLAIMED != 0, flags & FAULT != 0, value),
+)
+_SYSREG_WRITTEN = Decoder[SysregAccess](lambda response: SysregAccess(response.claimed, response.fault), _SYSREG.record)
 
 
 def _word(value: int) -> int:
@@ -343,6 +355,64 @@ def host_msr_write(vcpu: int, msr: int, data: int) -> Call[MsrAccess]:
     return Call("msr_write", request, _MSR_WRITTEN.message)
 
 
+@_repeated
+def sysreg_read(vcpu: int, sysreg: int) -> Call[SysregAccess]:
+    """An arm64 vCPU's MRS; irqchip_client.arm64.SYSREGS has the registers."""
+    return RecordCall("sysreg_read", (0, vcpu, _word(sysreg), 0), _SYSREG)
+
+
+@_operation
+def sysreg_write(vcpu: int, sysreg: int, data: int) -> Call[SysregAccess]:
+    """An arm64 vCPU's MSR of a system register."""
+    return RecordCall("sysreg_write", (0, vcpu, _word(sysreg), data), _SYSREG_WRITTEN)
+
+
+@_operation
+def vcpu_init(vcpu: int, features: int = 0, target: int | None = None) -> Call[None]:
+    """KVM_ARM_VCPU_INIT: with the preferred target, if no other is given."""
+    return Call("vcpu_init", pb.VcpuInitRequest(vcpu=vcpu, features=features, target=target), _nothing)
+
+
+@_operation
+def set_device_attr(
+    group: int, attr: int, data: int | bytes, *, device: int | None = None, vcpu: int | None = None
+) -> Call[None]:
+    """KVM_SET_DEVICE_ATTR on a device or on a vCPU.
+
+    data is what its addr points to; a number is 8 bytes, least first.
+    """
+    request = pb.SetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
+    return Call("set_device_attr", request, _nothing)
+
+
+@_operation
+def get_device_attr(
+    group: int, attr: int, data: int | bytes, *, device: int | None = None, vcpu: int | None = None
+) -> Call[bytes]:
+    """KVM_GET_DEVICE_ATTR on a device or a vCPU. data is what its addr points to before the call, as above."""
+    request = pb.GetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
+    return Call("get_device_attr", request, lambda response: bytes(response.data))
+
+
+@_operation
+def has_device_attr(group: int, attr: int, *, device: int | None = None, vcpu: int | None = None) -> Call[None]:
+    """KVM_HAS_DEVICE_ATTR on a device or a vCPU. NotReady (ENXIO) if there is no such attribute."""
+    request = pb.HasDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr)
+    return Call("has_device_attr", request, _nothing)
+
+
+def _bytes(data: int | bytes) -> bytes:
+    return data if isinstance(data, bytes) else data.to_bytes(8, "little")
+
+
+def _target(device: int | None, vcpu: int | None) -> pb.AttrTarget:
+    if device is not None and vcpu is None:
+        return pb.AttrTarget(device=device)
+    if device is None and vcpu is not None:
+        return pb.AttrTarget(vcpu=vcpu)
+    raise ValueError("an attribute is of a device or of a vCPU: give one of them")
+
+
 @_operation
 def set_cpuid(
     vcpu: int,
@@ -469,7 +539,7 @@ def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = 
 
     def from_record(reason: int, status: int, value: int) -> Wake:
         if reason == INTERRUPT:
-            return Interrupt(value, _SOURCES[status])
+            return _interrupt_of(value, status)
         if reason == SIGNAL:
             return Signal(SignalKind(status), value)
         if reason == TIMEOUT:

@@ -6,6 +6,16 @@ import os
 import sys
 from collections.abc import Iterable
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mypy_extensions import mypyc_attr as mypyc_attr
+else:
+
+    def mypyc_attr(**_):
+        """Tell mypyc something about a class. It says nothing to anyone else."""
+        return lambda kind: kind
+
 
 PURE = os.environ.get("IRQCHIPD_PURE", "") not in ("", "0")
 

@@ -57,6 +57,8 @@ FIELDS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "ack_interrupt": ("source", "vcpu", None, None),
     "msr_read": (None, "vcpu", "msr", None),
     "msr_write": (None, "vcpu", "msr", "data"),
+    "sysreg_read": (None, "vcpu", "sysreg", None),
+    "sysreg_write": (None, "vcpu", "sysreg", "data"),
     "halt": ("interrupts_masked", "vcpu", None, "timeout_ns"),
     "register_region": ("space", None, "address", "length"),
     "complete_access": ("unanswered", None, "access", "data"),

@@ -8,8 +8,11 @@ from irqchip_client import (
     Access,
     AdapterRoute,
     Advance,
+    Architecture,
     Chip,
     Claim,
+    DeviceType,
+    GicHost,
     Interrupt,
     InterruptMasks,
     InterruptSource,
@@ -32,11 +35,13 @@ from irqchip_client import (
     VcpuEvents,
     VcpuReset,
     VmSnapshot,
+    arm64,
     ops,
 )
 from irqchip_client._call import time_allowed
 from irqchip_client._calls import (
     check_extension,
+    create_device,
     create_irqchip,
     create_pit,
     create_vm,
@@ -49,6 +54,7 @@ from irqchip_client._calls import (
     restore_vm,
     save_vm,
     set_boot_cpu_id,
+    set_device_addr,
     share_lapic,
 )
 from irqchip_client.ops import Call
@@ -95,6 +101,12 @@ OPERATIONS: list[Call[Any]] = [
     ops.set_pit_reinject(False),
     ops.advance_clock(1),
     share_lapic(0),
+    ops.set_device_attr(4, 0, 0, device=0),
+    ops.get_device_attr(0, 2, bytes(4), vcpu=1),
+    ops.has_device_attr(0, 2, device=0),
+    ops.vcpu_init(0, 4),
+    ops.sysreg_read(0, arm64.SYSREGS["ICC_IAR1_EL1"]),
+    ops.sysreg_write(0, arm64.SYSREGS["ICC_PMR_EL1"], 0xF0),
     ops.s390_interrupt(S390IrqType.SERVICE, 0x1000, 5),
     ops.s390_irq(0, S390Irq.make(S390IrqType.EMERGENCY, code=1)),
     ops.get_irq_state(0),
@@ -118,6 +130,7 @@ ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion",
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
+    *[create_device(DeviceType.ARM_VGIC_V3), set_device_addr(0, 0x0800_0000)],
 ]
 
 
@@ -160,10 +173,23 @@ def test_requests_hold_the_arguments() -> None:
     assert ops.set_irqchip(Chip.PIC_PRIMARY, PicState(imr=1)).request == pb.SetIrqchipRequest(
         kvm_struct=PicState(imr=1).kvm_struct
     )
-    assert create_vm("a").request == pb.CreateVmRequest(vm="a", clock=pb.CLOCK_KIND_REAL)
-    assert create_vm("a", virtual_clock=True, tsc_khz=2_000_000).request == pb.CreateVmRequest(
-        vm="a", clock=pb.CLOCK_KIND_VIRTUAL, tsc_khz=2_000_000
+    assert create_vm("a").request == pb.CreateVmRequest(
+        vm="a", clock=pb.CLOCK_KIND_REAL, architecture=pb.ARCHITECTURE_X86
     )
+    assert create_vm("a", virtual_clock=True, tsc_khz=2_000_000).request == pb.CreateVmRequest(
+        vm="a", clock=pb.CLOCK_KIND_VIRTUAL, tsc_khz=2_000_000, architecture=pb.ARCHITECTURE_X86
+    )
+    assert create_vm("a", architecture=Architecture.ARM64, gic=GicHost(3, 16)).request == pb.CreateVmRequest(
+        vm="a",
+        clock=pb.CLOCK_KIND_REAL,
+        architecture=pb.ARCHITECTURE_ARM64,
+        gic=pb.GicProperties(version=3, list_registers=16),
+    )
+    of_a_vcpu = pb.GetDeviceAttrRequest(target=pb.AttrTarget(vcpu=0), group=1, attr=2, data=b"abc")
+    assert ops.get_device_attr(1, 2, b"abc", vcpu=0).request == of_a_vcpu
+    of_a_device = pb.SetDeviceAttrRequest(target=pb.AttrTarget(device=3), group=1, attr=2, data=bytes([5, *bytes(7)]))
+    assert ops.set_device_attr(1, 2, 5, device=3).request == of_a_device
+    assert ops.vcpu_init(1, 4).request == pb.VcpuInitRequest(vcpu=1, features=4)
     assert enable_cap(121, [24, 1]).request == pb.EnableCapRequest(capability=121, args=[24, 1])
     assert restore_vm(SNAPSHOT, "b").request == pb.RestoreVmRequest(vm="b", snapshot=pb.VmSnapshot(version=2, now_ns=5))
     assert ops.set_pit(PitState(flags=2)).request == pb.SetPitRequest(kvm_struct=PitState(flags=2).kvm_struct)

@@ -71,27 +71,33 @@ class Comparison:
         return None
 
     def minimise(self, found: Difference) -> Difference:
-        """Leave out operations while the same kind of operation still differs: first half of them, then fewer.
+        """Leave out operations while the same kind of operation still differs.
 
         Creations stay, because other operations refer to what they create.
         """
-        size = len(found.ops) // 2
-        while size:
-            start, last = 0, found
-            while start < len(found.ops) - 1:
-                found, left_out = self._without(found, start, size)
-                start += 0 if left_out else size
-            if size > 1 or found is last:
-                size //= 2
-        return found
+        return minimise(found, self.compare, stays=lambda op: op[0].startswith("create_"))
 
-    def _without(self, found: Difference, start: int, size: int) -> tuple[Difference, bool]:
+
+def minimise(
+    found: Difference, compare: Callable[[Sequence[Op]], Difference | None], *, stays: Callable[[Op], bool]
+) -> Difference:
+    """Leave out operations while the same kind of operation still differs: first half of them, then fewer."""
+
+    def without(start: int, size: int) -> Difference:
         end = min(start + size, len(found.ops) - 1)
-        kept = [op for op in found.ops[start:end] if op[0].startswith("create_")]
-        ops = [*found.ops[:start], *kept, *found.ops[end:]]
+        ops = [*found.ops[:start], *filter(stays, found.ops[start:end]), *found.ops[end:]]
         if len(ops) == len(found.ops):
-            return found, False
-        smaller = self.compare(ops)
-        if smaller is None or smaller.ops[-1][0] != found.ops[-1][0]:
-            return found, False
-        return smaller, True
+            return found
+        smaller = compare(ops)
+        return found if smaller is None or smaller.ops[-1][0] != found.ops[-1][0] else smaller
+
+    size = len(found.ops) // 2
+    while size:
+        start, last = 0, found
+        while start < len(found.ops) - 1:
+            smaller = without(start, size)
+            start += size if smaller is found else 0
+            found = smaller
+        if size > 1 or found is last:
+            size //= 2
+    return found

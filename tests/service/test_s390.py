@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -37,7 +37,7 @@ EMERGENCY = S390Irq.make(S390IrqType.EMERGENCY, code=0)
 @pytest.fixture
 def vm(irqchip_client: irqchip.Client) -> Vm:
     """A VM with a FLIC, adapter 1 of subclass 3, and a vCPU that takes everything."""
-    vm = irqchip_client.create_vm(architecture=Architecture.S390)
+    vm = irqchip_client.create_vm(architecture=Architecture.S390, virtual_clock=True)
     vm.enable_cap(KVM_CAP_S390_IRQCHIP)
     vm.create_irqchip()
     flic = vm.create_device(irqchip.DeviceType.FLIC)
@@ -70,7 +70,12 @@ def test_an_irqchip_needs_the_capability(irqchip_client: irqchip.Client) -> None
 
 
 def test_operations_of_x86_are_refused(vm: Vm) -> None:
-    for call in (lambda: vm.vcpu(0).msr_read(0x1B), lambda: vm.create_pit(), lambda: vm.signal_msi(0xFEE00000, 1)):
+    calls: list[Callable[[], object]] = [
+        lambda: vm.vcpu(0).msr_read(0x1B),
+        lambda: vm.create_pit(),
+        lambda: vm.signal_msi(0xFEE00000, 1),
+    ]
+    for call in calls:
         with pytest.raises(IrqchipError) as error:
             call()
         assert reason(error) == "ENOTTY"
@@ -80,14 +85,18 @@ def test_operations_of_x86_are_refused(vm: Vm) -> None:
 
 def test_operations_of_s390_are_refused_elsewhere(irqchip_client: irqchip.Client) -> None:
     vm = irqchip_client.create_vm()
+    vm.create_irqchip()
     vm.create_vcpu(0)
-    for call in (lambda: vm.vcpu(0).take_irq(), lambda: vm.s390_interrupt(S390IrqType.SERVICE, 1)):
+    calls: list[Callable[[], object]] = [
+        lambda: vm.vcpu(0).take_irq(),
+        lambda: vm.s390_interrupt(S390IrqType.SERVICE, 1),
+    ]
+    for call in calls:
         with pytest.raises(IrqchipError) as error:
             call()
         assert reason(error) == "ENOTTY"
     with vm.session("memory") as session, pytest.raises(InvalidArgument, match="address space 3"):
         session.register_region(Space.MEMORY, 0, PAGE)
-    vm.create_irqchip()
     with pytest.raises(InvalidArgument, match="s390 adapter"):
         vm.set_routing([ROUTE])
 
@@ -175,7 +184,7 @@ def test_a_shared_memfd_gets_the_indicators(vm: Vm, memfd: int) -> None:
             assert session.vcpu(0).take_irq() == S390Irq.adapter(3)
             assert session.line(5).pulse() == 0
             os.pwrite(memfd, b"\0", 0x2000)
-            irqfd.signal()
+            irqfd.trigger()
             assert session.vcpu(0).halt(timeout=10).source is InterruptSource.FLIC  # type: ignore[union-attr]
             assert session.vcpu(0).take_irq() == S390Irq.adapter(3)
         with pytest.raises(AlreadyExists):
@@ -188,11 +197,12 @@ def test_a_shared_memfd_gets_the_indicators(vm: Vm, memfd: int) -> None:
 def test_memory_that_cannot_be_shared(vm: Vm, memfd: int) -> None:
     eventfd = os.eventfd(0)
     with vm.session("vmm") as session:
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: session.share_memory(memfd, 0, 5 * PAGE),
             lambda: session.share_memory(memfd, 0, PAGE, offset=1),
             lambda: session.share_memory(eventfd, 0, PAGE),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(InvalidArgument):
                 call()
         session.share_memory(memfd, 0, 4 * PAGE)  # nothing is left of what was refused
@@ -232,9 +242,9 @@ def test_a_vm_moves(irqchip_client: irqchip.Client, vm: Vm) -> None:
         vm.set_routing([ROUTE])
     vm.s390_interrupt(S390IrqType.VIRTIO, 1, 2)
     vm.vcpu(0).s390_irq(EMERGENCY)
-    snapshot = vm.save()
+    snapshot = vm.snapshot()
     copy = irqchip_client.restore_vm(snapshot)
-    assert copy.save().to_bytes() == snapshot.to_bytes()
+    assert copy.snapshot().to_bytes() == snapshot.to_bytes()
     assert copy.routing() == [ROUTE]
     assert copy.vcpu(0).take_irq() == EMERGENCY
     assert copy.vcpu(0).take_irq() == S390Irq.make(S390IrqType.VIRTIO, ext_params=1, ext_params2=2)

@@ -15,7 +15,7 @@ from irqchipd.chips.lapic_registers import (
     Reg,
 )
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.architectures import check_extension
+from irqchipd.vm.architectures import Gic, check_extension
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.snapshot import X86
@@ -44,7 +44,7 @@ def moved(vm: X86Vm) -> X86Vm:
 
 @pytest.mark.parametrize("capability", [value for name, value in vars(Cap).items() if name.isupper()])
 def test_check_extension_reports_what_can_be_enabled(capability: int) -> None:
-    assert check_extension(X86, capability)
+    assert check_extension(X86, Gic(), capability)
 
 
 # Quirks.

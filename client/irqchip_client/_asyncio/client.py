@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from irqchip_client import _calls
+from irqchip_client import _calls, arm64
 from irqchip_client._call import Call, check_flag, check_name, seconds
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable
-from irqchip_client._model import ResetReason, VmInfo, VmSnapshot
+from irqchip_client._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, VmInfo, VmSnapshot
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._target import Target, embedded_target, resolve_target
 
 from .connection import make_connection
-from .machine import Machine
+from .machine import Attributes, Machine
 
 if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
     from .session import Session
@@ -58,15 +58,24 @@ class Client:
         self._owners: dict[str, Session] = {}  # By the names of the ephemeral VMs.
 
     async def create_vm(
-        self, name: str = "", *, virtual_clock: bool = False, tsc_khz: int = 0, ephemeral: bool = False
+        self,
+        name: str = "",
+        *,
+        architecture: Architecture = Architecture.X86,
+        gic: GicHost = USUAL_GIC,
+        virtual_clock: bool = False,
+        tsc_khz: int = 0,
+        ephemeral: bool = False,
     ) -> Vm:
         """Creates an empty VM, without an irqchip and vCPUs. If `name` is empty, the daemon chooses one.
 
         `async with await client.create_vm() as vm:` deletes the VM at the end of the block.
 
         name           1 to 64 of the characters A-Z a-z 0-9 . _ -, the first a letter or a digit
+        architecture   the kind of processor, and so of interrupt controller
+        gic            arm64: the GIC of the VM's host
         virtual_clock  only advance() moves the VM's clock: the same operations give the same state, to the bit
-        tsc_khz        the frequency of the vCPUs' TSCs, 1 to 100,000,000; 0 means 1,000,000, one tick per nanosecond
+        tsc_khz        x86: the frequency of the vCPUs' TSCs, 1 to 100,000,000; 0 means 1,000,000, one tick per ns
         ephemeral      the daemon deletes the VM when this Client is closed, or when its process ends or is killed. For
                        this, create_vm() opens a Session "owner"
 
@@ -74,7 +83,7 @@ class Client:
         daemon's limit of VMs.
         """
         check_flag("ephemeral", ephemeral)
-        call = _calls.create_vm(name, virtual_clock, tsc_khz)
+        call = _calls.create_vm(name, virtual_clock, tsc_khz, architecture, gic)
         if not ephemeral:
             return Vm(self, await self._connection.unary(call))
         owner = await self._session("", "owner", (), 1, 1, new_vm=call.request)
@@ -107,9 +116,11 @@ class Client:
         if (owner := self._owners.pop(name, None)) is not None:
             await owner.close()
 
-    async def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION of a KVM_CAP_* number. Returns 0 for a capability that irqchipd lacks."""
-        return await self._connection.unary(_calls.check_extension(capability))
+    async def check_extension(
+        self, capability: int, architecture: Architecture = Architecture.X86, gic: GicHost = USUAL_GIC
+    ) -> int:
+        """KVM_CHECK_EXTENSION of a KVM_CAP_* number on /dev/kvm. Returns 0 for a capability that irqchipd lacks."""
+        return await self._connection.unary(_calls.check_extension(capability, architecture, gic))
 
     async def close(self) -> None:
         """Closes the connection. Its Sessions and Watches end."""
@@ -172,12 +183,40 @@ class Vm(Machine):
         return await self._client._follow(whole_vm(self.name))
 
     async def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: creates both PICs, the IOAPIC and the default routing.
+        """KVM_CREATE_IRQCHIP. x86: creates both PICs, the IOAPIC and the default routing. arm64: creates a GICv2.
 
         vCPUs that are created later have a local APIC. Raises AlreadyExists if the VM has an irqchip, and
         InvalidArgument once a vCPU exists.
         """
         await self._connection.unary(_calls.create_irqchip(), self.name)
+
+    async def create_device(self, type: DeviceType, flags: int = 0) -> Attributes:  # noqa: A002
+        """KVM_CREATE_DEVICE. Returns a handle on the device.
+
+        Raises AlreadyExists if the VM has one, Busy once a vCPU has run, and NotReady (ENODEV) if the VM's host has no
+        device of this type.
+        """
+        return self.device(await self._connection.unary(_calls.create_device(type, flags), self.name))
+
+    async def create_gic(self, version: int = 3, interrupts: int = 256) -> Attributes:
+        """Creates a GICv2 or a GICv3 and initialises it: create_device() and what follows, after the vCPUs.
+
+        Its frames are where QEMU's virt board has them: arm64.DISTRIBUTOR, and arm64.CPU_INTERFACE or
+        arm64.REDISTRIBUTORS. `interrupts` is 64 to 992, a multiple of 32, with the 32 private ones of each vCPU.
+        """
+        steps = arm64.gic_attributes(version, interrupts)
+        gic = await self.create_device(DeviceType.ARM_VGIC_V2 if version == 2 else DeviceType.ARM_VGIC_V3)
+        for group, attr, value in steps:
+            await gic.set(group, attr, value)
+        return gic
+
+    async def set_device_addr(self, id: int, address: int) -> None:  # noqa: A002
+        """KVM_ARM_SET_DEVICE_ADDR: the older way to place a GICv2's frames. NotReady (ENODEV) without a GICv2."""
+        await self._connection.unary(_calls.set_device_addr(id, address), self.name)
+
+    async def check_vm_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION of a KVM_CAP_* number on the VM."""
+        return await self._connection.unary(_calls.check_vm_extension(capability), self.name)
 
     async def create_pit(self, speaker: bool = True) -> None:
         """KVM_CREATE_PIT2: creates an 8254 at ports 40h to 43h, which drives GSI 0. `speaker` adds port 61h.

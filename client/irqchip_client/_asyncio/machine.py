@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from irqchip_client import ops
 from irqchip_client._call import Call
-from irqchip_client._errors import InvalidArgument, SessionClosed
+from irqchip_client._errors import InvalidArgument, NotReady, SessionClosed
 from irqchip_client._model import (
     Access,
     Advance,
@@ -20,9 +20,11 @@ from irqchip_client._model import (
     MsrAccess,
     Route,
     Signal,
+    SysregAccess,
     VcpuEvents,
     Wake,
 )
+from irqchip_client.arm64 import PSCI_0_2
 
 if TYPE_CHECKING:
     from irqchip_client._s390 import InterruptMasks, S390Irq, VcpuReset
@@ -51,6 +53,10 @@ class Machine:
                         counted as a tick
         """
         return Line(self, gsi, without_status=without_status)
+
+    def device(self, device: int) -> Attributes:
+        """A handle on a device that Vm.create_device() made, by its number. No I/O."""
+        return Attributes(self, device, None)
 
     async def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI. Returns how many local APICs accepted the MSI, or -1 if it addresses none."""
@@ -183,6 +189,22 @@ class Vcpu:
         """
         return await self._machine._call(ops.host_msr_write(self.id, msr, data))
 
+    async def init(self, features: int = PSCI_0_2, target: int | None = None) -> None:
+        """KVM_ARM_VCPU_INIT of an arm64 vCPU, which it needs before it runs. None is the preferred target."""
+        await self._machine._call(ops.vcpu_init(self.id, features, target=target))
+
+    async def sysreg_read(self, sysreg: int) -> SysregAccess:
+        """MRS of an arm64 vCPU: an ICC_ register, ISR_EL1, or one of the generic timer (arm64.SYSREGS)."""
+        return await self._machine._call(ops.sysreg_read(self.id, sysreg))
+
+    async def sysreg_write(self, sysreg: int, data: int) -> SysregAccess:
+        """MSR of the system registers of sysreg_read()."""
+        return await self._machine._call(ops.sysreg_write(self.id, sysreg, data))
+
+    def attributes(self) -> Attributes:
+        """The vCPU's attributes: KVM_SET_DEVICE_ATTR and its like on a vCPU. No I/O."""
+        return Attributes(self._machine, None, self.id)
+
     async def set_cpuid(
         self,
         *,
@@ -295,6 +317,40 @@ class Vcpu:
         """
         call = ops.halt(self.id, interrupts_masked=interrupts_masked, timeout=timeout)
         return await self._machine._call(call)
+
+
+class Attributes:
+    """The attributes of a device (Vm.create_device) or a vCPU. The errors are KVM's."""
+
+    def __init__(self, machine: Machine, device: int | None, vcpu: int | None) -> None:
+        # A device's number, or a vCPU's id; the other is None.
+        self.device = device
+        self.vcpu = vcpu
+        self._machine = machine
+
+    def __repr__(self) -> str:
+        whose = f"vCPU {self.vcpu}" if self.device is None else f"device {self.device}"
+        return f"<Attributes of {whose} of {self._machine!r}>"
+
+    async def set(self, group: int, attr: int, value: int | bytes = 0) -> None:
+        """KVM_SET_DEVICE_ATTR. A number is 8 bytes, least first."""
+        await self._machine._call(ops.set_device_attr(group, attr, value, device=self.device, vcpu=self.vcpu))
+
+    async def get(self, group: int, attr: int, before: int = 0) -> int:
+        """KVM_GET_DEVICE_ATTR of a number of up to 8 bytes; `before` is what the buffer holds before the call."""
+        return int.from_bytes(await self.get_bytes(group, attr, before), "little")
+
+    async def get_bytes(self, group: int, attr: int, before: int | bytes) -> bytes:
+        """KVM_GET_DEVICE_ATTR with a buffer of any length. Returns what the buffer holds after the call."""
+        return await self._machine._call(ops.get_device_attr(group, attr, before, device=self.device, vcpu=self.vcpu))
+
+    async def has(self, group: int, attr: int) -> bool:
+        """KVM_HAS_DEVICE_ATTR."""
+        try:
+            await self._machine._call(ops.has_device_attr(group, attr, device=self.device, vcpu=self.vcpu))
+        except NotReady:
+            return False
+        return True
 
 
 class Line:

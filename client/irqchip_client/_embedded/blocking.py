@@ -16,7 +16,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, time_allowed
 from irqchip_client._errors import IrqchipError, client_closed, timed_out
 from irqchip_client._session import Posted, Promise, SessionCore
-from irqchip_client._sync.packets import PacketTransport
+from irqchip_client._sync.packets import Channel, PacketTransport
 from irqchip_client._sync.streams import Watch
 from irqchip_client._target import Target
 from irqchipd.edge.batch import caught_up
@@ -222,7 +222,7 @@ class EmbeddedTransport(PacketTransport):
             return call.parse_record(*result)
         return call.parse_record(*execute(on, lambda *_: result, fields, self.peer.timeout))
 
-    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> int:
+    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
         serial = super().submit(calls, promise, return_errors)
         if isinstance(promise, Posted) and self._local.direct is None:
             self.expect_answers()  # Nobody waits, and the batch waits for something: a thread has to go on with it.
@@ -238,7 +238,8 @@ class EmbeddedTransport(PacketTransport):
         self._halts.end(self.core.closed_error())
 
     def forked(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self._channel = _Channel(self._lifetime)
         self._local = self._channel.local
         self._halts = Halts()
@@ -246,8 +247,8 @@ class EmbeddedTransport(PacketTransport):
             self._end(forked())
 
 
-class _Channel:
-    """A packets.Channel whose other end is in this process."""
+class _Channel(Channel):
+    """A Channel whose other end is in this process."""
 
     def __init__(self, lifetime: Lifetime) -> None:
         woken = allocate_lock()  # Held, unless there may be something to take.
@@ -276,7 +277,7 @@ class _Channel:
             raise BlockingIOError
         return packet
 
-    def wait_for_room(self, timeout: float) -> bool:  # noqa: ARG002 - there is always room to send
+    def wait_for_room(self, timeout: float | None) -> bool:  # noqa: ARG002 - there is always room to send
         return False
 
     def finish(self) -> None:

@@ -22,7 +22,7 @@ from irqchip_client._target import Target, port_poll_ns, rings_are_wanted
 if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
     from irqchip_client._session import SessionCore
 
-    from .packets import PacketTransport
+    from .port_transport import PortTransport
     from .streams import Watch
     from .transport import Transport
 
@@ -53,7 +53,7 @@ class Connection:
         self._first = self._connect()  # For the calls that are soon over.
         self.rpcs = self._first.rpcs
         self.lasting = Lasting(self._connect)
-        self._port_sessions: weakref.WeakSet[PacketTransport] = weakref.WeakSet()
+        self._port_sessions: weakref.WeakSet[PortTransport] = weakref.WeakSet()
 
     def unary(self, call: Call[T], vm: str = "") -> T:
         """Makes a call by an RPC of its own."""
@@ -74,8 +74,8 @@ class Connection:
 
     def transport(self, core: SessionCore) -> Transport:
         """Opens a Session, over the port where there is one, else over gRPC."""
-        from .packets import PacketTransport
         from .port import PortChannel, connect_port
+        from .port_transport import PortTransport
         from .ring import RingChannel
         from .streams import GrpcTransport
 
@@ -91,7 +91,7 @@ class Connection:
             return transport
         core.wants_rings = poll_ns > 0 and rings_are_wanted()
         channel = (RingChannel if core.wants_rings else PortChannel)(connection, poll_ns)
-        transport = PacketTransport("port", channel, core, self.peer)
+        transport = PortTransport("port", channel, core, self.peer)
         transport.open(deadline)
         self._port_sessions.add(transport)
         if self.peer.closed:  # Just now, and close() did not see it.

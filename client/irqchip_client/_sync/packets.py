@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from irqchip.builds import mypyc_attr
 from irqchip.records import EVENT
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call
@@ -36,40 +36,47 @@ from .transport import Answer, Transport
 
 T = TypeVar("T")
 
-MOST_AT_ONCE = 1024  # Packets that poll() receives: a daemon that goes on sending does not keep it for ever.
+MOST_AT_ONCE: Final = 1024  # Packets that poll() receives: a daemon that goes on sending does not keep it for ever.
 
 
-class Channel(Protocol):
-    """Carries packets, in order, to the daemon and back. One thread at a time receives.
-
-    The port's socket is one. A ring in shared memory, or a daemon in this process, would be others.
-    """
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Channel:
+    """Carries packets, in order, to the daemon and back. One thread at a time receives."""
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
         """Sends without waiting. BlockingIOError where there is no room; OSError where the daemon has gone."""
+        raise NotImplementedError
 
     def receive(self, timeout: float | None = None) -> bytes:
         """Waits for the next packet, empty at the end. TimeoutError; OSError where the daemon was killed."""
+        raise NotImplementedError
 
     def receive_soon(self) -> bytes | None:
         """The next packet, if there is a cheap way to look for it, and it comes within microseconds. Else None."""
+        raise NotImplementedError
 
     def receive_now(self) -> bytes:
         """The next packet, empty at the end. BlockingIOError where none has come."""
+        raise NotImplementedError
 
-    def wait_for_room(self, timeout: float) -> bool:
+    def wait_for_room(self, timeout: float | None) -> bool:
         """Waits until a packet can be sent or received, and returns whether one can be received."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Says that no more is sent: the daemon then ends the Session."""
+        raise NotImplementedError
 
     def disconnect(self) -> None:
         """Ends both directions: a thread that receives finds the end."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Gives back what the channel holds. No thread uses it any more."""
+        raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PacketTransport(Transport):
     """Whichever thread waits receives packets, for all: an answer wakes the thread that asked, and no other.
 
@@ -94,8 +101,21 @@ class PacketTransport(Transport):
         TimedOut where the daemon takes nothing for the Client's timeout. What is then unsent, and also without
         `waits`, goes out before the next request.
         """
-        self._unsent.append((request if isinstance(request, bytes) else request.SerializeToString(), ()))
-        self._flush(waits)
+        packet = request if isinstance(request, bytes) else request.SerializeToString()
+        sent = False
+        try:
+            if not self._unsent and not self._flushing:
+                self._channel.send(packet)
+                sent = True
+        except BlockingIOError:
+            pass
+        except OSError:  # The daemon has gone, as the next thread that receives finds out.
+            sent = True
+        finally:
+            if not sent:
+                self._unsent.append((packet, ()))
+        if not sent:
+            self._flush(waits)
 
     def _flush(self, waits: bool) -> None:
         if self._flushing:  # Another thread is at it, and will send this too.
@@ -133,8 +153,7 @@ class PacketTransport(Transport):
         if self._receiving:
             self._wait_for_change(0.01)
             return
-        channel = self._channel
-        self._receive_one(lambda: self._receive(None) if channel.wait_for_room(timeout) else None)
+        self._receive_one(timeout, makes_room=True)
 
     def run_with_descriptors(self, call: Call[Any], descriptors: Sequence[int]) -> None:
         answer = Answer()
@@ -157,12 +176,12 @@ class PacketTransport(Transport):
 
     def call(self, call: Call[T]) -> T:
         """Makes one call. Where it has a record, and nothing else is going on, this makes nothing but the record."""
-        record, changed, core = call.record, self.changed, self.core
+        record, lock, core = call.record, self.lock, self.core
         if record is None or call.waits != 0:
             return super().call(call)
-        changed.acquire()
+        lock.acquire()
         if self._receiving or self._unsent or not core.is_quiet:
-            changed.release()
+            lock.release()
             return super().call(call)
         held = True
         try:
@@ -180,7 +199,7 @@ class PacketTransport(Transport):
                 self._receiving = True
                 try:
                     held = False
-                    changed.release()
+                    lock.release()
                     try:
                         packet = self._channel.receive(self.peer.timeout)
                     except TimeoutError:
@@ -190,12 +209,12 @@ class PacketTransport(Transport):
                 finally:
                     try:
                         if not held:
-                            changed.acquire()
+                            lock.acquire()
                             held = True
                     finally:
                         self._receiving = False
                         if self._waiting and held:
-                            changed.notify_all()
+                            self.changed.notify_all()
             result = core.end_single(packet)
             if result is not None:
                 return call.parse_record(*result)
@@ -205,7 +224,7 @@ class PacketTransport(Transport):
             self._take(packet)
         finally:
             if held:
-                changed.release()
+                lock.release()
         answered: T = self.result(answer, 0, self.peer.timeout)[0]
         return answered
 
@@ -243,7 +262,7 @@ class PacketTransport(Transport):
             if self._receiving:
                 self._wait_for_change(left)
             else:
-                self._receive_one(partial(self._receive, left))
+                self._receive_one(left)
 
     def _wait_for_change(self, timeout: float | None) -> bool:
         self._waiting += 1
@@ -252,14 +271,18 @@ class PacketTransport(Transport):
         finally:
             self._waiting -= 1
 
-    def _receive_one(self, receive: Callable[[], bytes | None]) -> None:
-        """Receives a packet for all, and takes it in, if one comes."""
+    def _receive_one(self, timeout: float | None, *, makes_room: bool = False) -> None:
+        """Receives a packet for all, and takes it in, if one comes. With `makes_room` also ends when there is room."""
+        packet: bytes | None = None
         self._receiving = True
         try:
-            self.changed.release()  # Within the try: Ctrl-C may come as soon as it returns.
-            packet = receive()
+            self.lock.release()  # Within the try: Ctrl-C may come as soon as it returns.
+            if not makes_room:
+                packet = self._receive(timeout)
+            elif self._channel.wait_for_room(timeout):
+                packet = self._receive(None)
         finally:
-            self.changed.acquire()
+            self.lock.acquire()
             self._receiving = False
             if self._waiting:
                 self.changed.notify_all()

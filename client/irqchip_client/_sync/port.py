@@ -10,11 +10,14 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 from irqchip.port import MESSAGE_BYTES, AdaptivePoll
 from irqchip_client._errors import timed_out
 
-_TIMEVAL = struct.Struct("@ll")
+from .packets import Channel
+
+_TIMEVAL: Final = struct.Struct("@ll")
 
 
 def connect_port(path: str | None, timeout: float) -> socket.socket | None:
@@ -53,8 +56,8 @@ def _set_timeout(connection: socket.socket, option: int, timeout: float | None) 
     connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000)))
 
 
-class PortChannel:
-    """A packets.Channel over the port's socket.
+class PortChannel(Channel):
+    """A Channel over the port's socket.
 
     poll_ns  how long to poll before blocking, nanoseconds at the most; 0: not at all
     """
@@ -99,10 +102,10 @@ class PortChannel:
     def receive_now(self) -> bytes:
         return self._receive(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
 
-    def wait_for_room(self, timeout: float) -> bool:
+    def wait_for_room(self, timeout: float | None) -> bool:
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLOUT)
-        ready = poll.poll(math.ceil(timeout * 1000))
+        ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         return bool(ready) and bool(ready[0][1] & select.POLLIN)
 
     def finish(self) -> None:

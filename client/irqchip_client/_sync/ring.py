@@ -10,15 +10,16 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from irqchip.port import MESSAGE_BYTES
 from irqchip.ring import MEMORY_BYTES, PACKET_BYTES, WAITS, WAITS_FOR_ROOM, BadSlotError, End
 
 from .port import PortChannel
 
-_LOOKS = 4  # at the ring, between two system calls, in which other threads get the interpreter
-_LOOKS_AT_ONCE = range(100)  # some microseconds, in which most answers come
-_DESCRIPTORS = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
+_LOOKS: Final = 4  # at the ring, between two system calls, in which other threads get the interpreter
+_LOOKS_AT_ONCE: Final = 100  # some microseconds, in which most answers come
+_DESCRIPTORS: Final = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
 
 
 class RingChannel(PortChannel):
@@ -31,7 +32,8 @@ class RingChannel(PortChannel):
         super().__init__(connection, poll_ns)
         self._is_first = True
         self._end: End | None = None
-        self._bell = self._woken = -1
+        self._bell = -1
+        self._woken = -1
         self._has_place = False  # Whether the next packet for the socket has its place in the ring.
 
     def _receive_first(self, flags: int) -> bytes:
@@ -77,16 +79,16 @@ class RingChannel(PortChannel):
             if not self._poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
                 raise TimeoutError
             return self._receive_first(0)
-        adaptive, take, poll = self._adaptive_poll, end.take, self._poll.poll
+        adaptive = self._adaptive_poll
         try:
             polls = adaptive.begin()
             while polls:
                 for _ in range(_LOOKS):
-                    packet = take()
+                    packet = end.take()
                     if packet is not None:
                         adaptive.polled()
                         return packet or self._from_socket()
-                if poll(0):
+                if self._poll.poll(0):
                     break
                 polls = adaptive.again()
             packet = self._wait(end, timeout)
@@ -117,10 +119,9 @@ class RingChannel(PortChannel):
         end = self._end
         if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
             return None
-        take = end.take
         try:
-            for _ in _LOOKS_AT_ONCE:
-                packet = take()
+            for _ in range(_LOOKS_AT_ONCE):
+                packet = end.take()
                 if packet:
                     return packet
                 if packet is not None:
@@ -161,7 +162,7 @@ class RingChannel(PortChannel):
                 is_over = True
         return is_over
 
-    def wait_for_room(self, timeout: float) -> bool:
+    def wait_for_room(self, timeout: float | None) -> bool:
         end = self._end
         if end is None:
             return super().wait_for_room(timeout)
@@ -174,7 +175,7 @@ class RingChannel(PortChannel):
             # Where the ring has room, the socket has none.
             poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
-            ready = poll.poll(math.ceil(timeout * 1000))
+            ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))
             return self._hear(event for event in ready if event[1] != select.POLLOUT) or end.has_input()
         finally:
             end.wait(0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from irqchip.builds import mypyc_attr
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Peer
@@ -43,10 +44,12 @@ class Answer:
         return self._result
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Transport:
     """A Session's core with the I/O around it. Any number of threads may use it.
 
-    changed  guards the core, and is notified when the core has changed
+    lock     guards the core
+    changed  the lock's condition, notified when the core has changed
     reader   the thread that does nothing but read, if there is one: it must not wait for an answer
     """
 
@@ -56,7 +59,8 @@ class Transport:
     def __init__(self, core: SessionCore, peer: Peer) -> None:
         self.core = core
         self.peer = peer
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
 
     # Each transport has its own version of these methods.
 
@@ -107,10 +111,11 @@ class Transport:
         result: T = self.result(answer, serial, time_allowed((call,), self.peer.timeout))[0]
         return result
 
-    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: bool) -> int:
+    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
         """Sends a batch, and returns its serial. Waits only while too many batches are in flight."""
-        with self.changed:
-            self.wait_for_room()
+        with self.lock:
+            if not self.core.has_room:
+                self.wait_for_room()
             request, serial = self.core.submit(calls, promise, return_errors)
             self.send(request)
         return serial
@@ -120,7 +125,7 @@ class Transport:
         if not self.core.has_room and threading.current_thread() is not self.reader:
             self.wait(lambda: self.core.has_room, self.peer.timeout, "an answer to any of the batches in flight")
 
-    def future(self, calls: Sequence[Call[Any]], return_errors: bool) -> Future[list[Any]]:
+    def future(self, calls: Sequence[Call[Any]], return_errors: object) -> Future[list[Any]]:
         """Sends a batch, and returns the future of its results."""
         self.expect_answers()
         future: Future[list[Any]] = Future()
@@ -135,7 +140,7 @@ class Transport:
     def result(self, answer: Answer, serial: int, timeout: float | None) -> list[Any]:
         """Waits for the results of a batch. A halt whose caller stops waiting is given up."""
         try:
-            with self.changed:
+            with self.lock:
                 self.wait(answer.done, timeout, "a batch")
         except BaseException:  # also Ctrl-C
             if not answer.done():

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -17,13 +17,23 @@ from .clock import next_timer
 from .durations import show_duration
 from .output import echo_json, echo_table, json_option
 
+KVM_CAP_S390_IRQCHIP: Final = 99
+
 
 @command(example="vm1 --vcpus 2")
 @click.argument("vm", required=False)
 @click.option(
     "--vcpus", type=number(0, 255), default=1, show_default=True, help="The number of vCPUs, with ids from 0."
 )
-@click.option("--no-irqchip", is_flag=True, help="Create no irqchip; vCPUs then have no local APIC.")
+@click.option(
+    "--arch",
+    type=click.Choice([known.name.lower() for known in irqchip_client.Architecture]),
+    default="x86",
+    show_default=True,
+    help="The VM's architecture.",
+)
+@click.option("--gic", type=click.Choice(["2", "3"]), help="arm64: the version of the GIC.  [default: 3]")
+@click.option("--no-irqchip", is_flag=True, help="Create no irqchip; x86's vCPUs then have no local APIC.")
 @click.option(
     "--split",
     type=number(0, 4096),
@@ -45,6 +55,8 @@ def create(
     client: irqchip_client.Client,
     vm: str | None,
     vcpus: int,
+    arch: str,
+    gic: str | None,
     no_irqchip: bool,
     split: int | None,
     pit: bool,
@@ -63,23 +75,72 @@ def create(
         raise click.UsageError("--pit needs the whole irqchip: leave --split and --no-irqchip out")
     if no_irqchip and split is not None:
         raise click.UsageError("--split makes an irqchip, and --no-irqchip makes none: leave one out")
+    architecture = irqchip_client.Architecture[arch.upper()]
+    if architecture is not irqchip_client.Architecture.X86 and (split is not None or pit or tsc_khz):
+        raise click.UsageError("--split, --pit and --tsc-khz are for x86: leave them out, or leave --arch out")
+    if gic is not None and architecture is not irqchip_client.Architecture.ARM64:
+        raise click.UsageError("--gic is for arm64: add --arch arm64, or leave --gic out")
     with _until_a_signal() if ephemeral else _at_once() as wait:
-        made = client.create_vm(vm or "", virtual_clock=virtual_clock, tsc_khz=tsc_khz, ephemeral=ephemeral)
+        version = int(gic or 3)
+        made = client.create_vm(
+            vm or "",
+            architecture=architecture,
+            gic=irqchip_client.GicHost(version if architecture is irqchip_client.Architecture.ARM64 else 0),
+            virtual_clock=virtual_clock,
+            tsc_khz=tsc_khz,
+            ephemeral=ephemeral,
+        )
         try:
-            if split is not None:
-                made.enable_split_irqchip(split)
-            elif not no_irqchip:
-                made.create_irqchip()
-            if pit:
-                made.create_pit()
-            for vcpu in range(vcpus):
-                made.create_vcpu(vcpu)
+            _FURNISH[architecture](made, vcpus, Choices(not no_irqchip, split, pit, version))
             click.echo(made.name)
             wait(made)
         except BaseException:  # Ctrl-C as well
             with suppress(irqchip_client.IrqchipError):
                 made.delete()
             raise
+
+
+class Choices(NamedTuple):
+    """What a new VM is to have."""
+
+    irqchip: bool
+    split: int | None
+    pit: bool
+    gic: int
+
+
+def _furnish_x86(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
+    if choices.split is not None:
+        vm.enable_split_irqchip(choices.split)
+    elif choices.irqchip:
+        vm.create_irqchip()
+    if choices.pit:
+        vm.create_pit()
+    for vcpu in range(vcpus):
+        vm.create_vcpu(vcpu)
+
+
+def _furnish_arm64(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
+    for vcpu in range(vcpus):
+        vm.create_vcpu(vcpu).init()
+    if choices.irqchip:
+        vm.create_gic(choices.gic)
+
+
+def _furnish_s390(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
+    if choices.irqchip:
+        vm.enable_cap(KVM_CAP_S390_IRQCHIP)
+        vm.create_irqchip()
+        vm.create_device(irqchip_client.DeviceType.FLIC)
+    for vcpu in range(vcpus):
+        vm.create_vcpu(vcpu)
+
+
+_FURNISH = {
+    irqchip_client.Architecture.X86: _furnish_x86,
+    irqchip_client.Architecture.ARM64: _furnish_arm64,
+    irqchip_client.Architecture.S390: _furnish_s390,
+}
 
 
 @contextmanager

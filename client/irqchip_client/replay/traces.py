@@ -151,6 +151,11 @@ def parse_trace(line: bytes | str) -> Trace:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: what is not JSON, not UTF-8, or a monstrous number
         raise TraceError(f"is not JSON: {error}; write one object a line") from error
+    return as_trace(found)
+
+
+def as_trace(found: Any) -> Trace:
+    """What a line holds. TraceError where it is malformed."""
     if not isinstance(found, dict):
         raise TraceError("is not a JSON object")
     family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))

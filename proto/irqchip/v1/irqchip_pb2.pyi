@@ -12,6 +12,7 @@ This file has the service. It imports the messages publicly, so that a client ne
   vm.proto        VMs: creation, description, clock, reset, capabilities
   line.proto      GSIs, MSIs, irqfds, routing
   access.proto    the accesses of vCPUs: ports, memory, MSRs, CR8
+  device.proto    KVM's devices and their attributes; arm64's vCPUs and system registers
   region.proto    ranges of ports and addresses that a Session answers for
   vcpu.proto      interrupts, signals, halts and run states of vCPUs
   state.proto     the state of each chip
@@ -82,6 +83,23 @@ from irqchip.v1.access_pb2 import PioReadRequest as PioReadRequest
 from irqchip.v1.access_pb2 import PioReadResponse as PioReadResponse
 from irqchip.v1.access_pb2 import PioWriteRequest as PioWriteRequest
 from irqchip.v1.access_pb2 import PioWriteResponse as PioWriteResponse
+from irqchip.v1.device_pb2 import AttrTarget as AttrTarget
+from irqchip.v1.device_pb2 import CreateDeviceRequest as CreateDeviceRequest
+from irqchip.v1.device_pb2 import CreateDeviceResponse as CreateDeviceResponse
+from irqchip.v1.device_pb2 import GetDeviceAttrRequest as GetDeviceAttrRequest
+from irqchip.v1.device_pb2 import GetDeviceAttrResponse as GetDeviceAttrResponse
+from irqchip.v1.device_pb2 import HasDeviceAttrRequest as HasDeviceAttrRequest
+from irqchip.v1.device_pb2 import HasDeviceAttrResponse as HasDeviceAttrResponse
+from irqchip.v1.device_pb2 import SetDeviceAddrRequest as SetDeviceAddrRequest
+from irqchip.v1.device_pb2 import SetDeviceAddrResponse as SetDeviceAddrResponse
+from irqchip.v1.device_pb2 import SetDeviceAttrRequest as SetDeviceAttrRequest
+from irqchip.v1.device_pb2 import SetDeviceAttrResponse as SetDeviceAttrResponse
+from irqchip.v1.device_pb2 import SysregReadRequest as SysregReadRequest
+from irqchip.v1.device_pb2 import SysregReadResponse as SysregReadResponse
+from irqchip.v1.device_pb2 import SysregWriteRequest as SysregWriteRequest
+from irqchip.v1.device_pb2 import SysregWriteResponse as SysregWriteResponse
+from irqchip.v1.device_pb2 import VcpuInitRequest as VcpuInitRequest
+from irqchip.v1.device_pb2 import VcpuInitResponse as VcpuInitResponse
 from irqchip.v1.line_pb2 import GetGsiRoutingRequest as GetGsiRoutingRequest
 from irqchip.v1.line_pb2 import GetGsiRoutingResponse as GetGsiRoutingResponse
 from irqchip.v1.line_pb2 import IrqLineRequest as IrqLineRequest
@@ -202,7 +220,9 @@ from irqchip.v1.vcpu_pb2 import GetVcpuEventsResponse as GetVcpuEventsResponse
 from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
 from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
 from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FIQ as INTERRUPT_SOURCE_FIQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FLIC as INTERRUPT_SOURCE_FLIC
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_IRQ as INTERRUPT_SOURCE_IRQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_UNSPECIFIED as INTERRUPT_SOURCE_UNSPECIFIED

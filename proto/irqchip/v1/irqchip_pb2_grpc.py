@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from irqchip.v1 import access_pb2 as irqchip_dot_v1_dot_access__pb2
+from irqchip.v1 import device_pb2 as irqchip_dot_v1_dot_device__pb2
 from irqchip.v1 import line_pb2 as irqchip_dot_v1_dot_line__pb2
 from irqchip.v1 import s390_pb2 as irqchip_dot_v1_dot_s390__pb2
 from irqchip.v1 import session_pb2 as irqchip_dot_v1_dot_session__pb2
@@ -97,6 +98,46 @@ class IrqchipServiceStub:
                 '/irqchip.v1.IrqchipService/CreateIrqchip',
                 request_serializer=irqchip_dot_v1_dot_vm__pb2.CreateIrqchipRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_vm__pb2.CreateIrqchipResponse.FromString,
+                _registered_method=True)
+        self.CreateDevice = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/CreateDevice',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.CreateDeviceRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.CreateDeviceResponse.FromString,
+                _registered_method=True)
+        self.SetDeviceAttr = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetDeviceAttr',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAttrRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAttrResponse.FromString,
+                _registered_method=True)
+        self.GetDeviceAttr = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetDeviceAttr',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.GetDeviceAttrRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.GetDeviceAttrResponse.FromString,
+                _registered_method=True)
+        self.HasDeviceAttr = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/HasDeviceAttr',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.HasDeviceAttrRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.HasDeviceAttrResponse.FromString,
+                _registered_method=True)
+        self.SetDeviceAddr = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetDeviceAddr',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAddrRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAddrResponse.FromString,
+                _registered_method=True)
+        self.VcpuInit = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/VcpuInit',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.VcpuInitRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.VcpuInitResponse.FromString,
+                _registered_method=True)
+        self.SysregRead = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SysregRead',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.SysregReadRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.SysregReadResponse.FromString,
+                _registered_method=True)
+        self.SysregWrite = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SysregWrite',
+                request_serializer=irqchip_dot_v1_dot_device__pb2.SysregWriteRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_device__pb2.SysregWriteResponse.FromString,
                 _registered_method=True)
         self.CreateVcpu = channel.unary_unary(
                 '/irqchip.v1.IrqchipService/CreateVcpu',
@@ -426,6 +467,64 @@ class IrqchipServiceServicer:
         """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
         a vCPU exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDevice(self, request, context):
+        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
+        s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDeviceAttr(self, request, context):
+        """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
+        ENXIO for an unknown attribute, EINVAL for an invalid value, EBUSY if the attribute can't be set now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeviceAttr(self, request, context):
+        """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HasDeviceAttr(self, request, context):
+        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDeviceAddr(self, request, context):
+        """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VcpuInit(self, request, context):
+        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SysregRead(self, request, context):
+        """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SysregWrite(self, request, context):
+        """SysregWrite is an arm64 vCPU's MSR of the same registers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -838,6 +937,46 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.CreateIrqchip,
                     request_deserializer=irqchip_dot_v1_dot_vm__pb2.CreateIrqchipRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_vm__pb2.CreateIrqchipResponse.SerializeToString,
+            ),
+            'CreateDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDevice,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.CreateDeviceRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.CreateDeviceResponse.SerializeToString,
+            ),
+            'SetDeviceAttr': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDeviceAttr,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAttrRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAttrResponse.SerializeToString,
+            ),
+            'GetDeviceAttr': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeviceAttr,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.GetDeviceAttrRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.GetDeviceAttrResponse.SerializeToString,
+            ),
+            'HasDeviceAttr': grpc.unary_unary_rpc_method_handler(
+                    servicer.HasDeviceAttr,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.HasDeviceAttrRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.HasDeviceAttrResponse.SerializeToString,
+            ),
+            'SetDeviceAddr': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDeviceAddr,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAddrRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.SetDeviceAddrResponse.SerializeToString,
+            ),
+            'VcpuInit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VcpuInit,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.VcpuInitRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.VcpuInitResponse.SerializeToString,
+            ),
+            'SysregRead': grpc.unary_unary_rpc_method_handler(
+                    servicer.SysregRead,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.SysregReadRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.SysregReadResponse.SerializeToString,
+            ),
+            'SysregWrite': grpc.unary_unary_rpc_method_handler(
+                    servicer.SysregWrite,
+                    request_deserializer=irqchip_dot_v1_dot_device__pb2.SysregWriteRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_device__pb2.SysregWriteResponse.SerializeToString,
             ),
             'CreateVcpu': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVcpu,
@@ -1353,6 +1492,222 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/CreateIrqchip',
             irqchip_dot_v1_dot_vm__pb2.CreateIrqchipRequest.SerializeToString,
             irqchip_dot_v1_dot_vm__pb2.CreateIrqchipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/CreateDevice',
+            irqchip_dot_v1_dot_device__pb2.CreateDeviceRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.CreateDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDeviceAttr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetDeviceAttr',
+            irqchip_dot_v1_dot_device__pb2.SetDeviceAttrRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.SetDeviceAttrResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeviceAttr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetDeviceAttr',
+            irqchip_dot_v1_dot_device__pb2.GetDeviceAttrRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.GetDeviceAttrResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HasDeviceAttr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/HasDeviceAttr',
+            irqchip_dot_v1_dot_device__pb2.HasDeviceAttrRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.HasDeviceAttrResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDeviceAddr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetDeviceAddr',
+            irqchip_dot_v1_dot_device__pb2.SetDeviceAddrRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.SetDeviceAddrResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VcpuInit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/VcpuInit',
+            irqchip_dot_v1_dot_device__pb2.VcpuInitRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.VcpuInitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SysregRead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SysregRead',
+            irqchip_dot_v1_dot_device__pb2.SysregReadRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.SysregReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SysregWrite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SysregWrite',
+            irqchip_dot_v1_dot_device__pb2.SysregWriteRequest.SerializeToString,
+            irqchip_dot_v1_dot_device__pb2.SysregWriteResponse.FromString,
             options,
             channel_credentials,
             insecure,

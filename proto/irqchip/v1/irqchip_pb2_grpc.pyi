@@ -12,6 +12,7 @@ This file has the service. It imports the messages publicly, so that a client ne
   vm.proto        VMs: creation, description, clock, reset, capabilities
   line.proto      GSIs, MSIs, irqfds, routing
   access.proto    the accesses of vCPUs: ports, memory, MSRs, CR8
+  device.proto    KVM's devices and their attributes; arm64's vCPUs and system registers
   region.proto    ranges of ports and addresses that a Session answers for
   vcpu.proto      interrupts, signals, halts and run states of vCPUs
   state.proto     the state of each chip
@@ -68,6 +69,7 @@ with EINVAL. An incompatible change makes a new package, irqchip.v2.
 from collections import abc as _abc
 from grpc import aio as _aio
 from irqchip.v1 import access_pb2 as _access_pb2
+from irqchip.v1 import device_pb2 as _device_pb2
 from irqchip.v1 import line_pb2 as _line_pb2
 from irqchip.v1 import s390_pb2 as _s390_pb2
 from irqchip.v1 import session_pb2 as _session_pb2
@@ -92,6 +94,23 @@ from irqchip.v1.access_pb2 import PioReadRequest as PioReadRequest
 from irqchip.v1.access_pb2 import PioReadResponse as PioReadResponse
 from irqchip.v1.access_pb2 import PioWriteRequest as PioWriteRequest
 from irqchip.v1.access_pb2 import PioWriteResponse as PioWriteResponse
+from irqchip.v1.device_pb2 import AttrTarget as AttrTarget
+from irqchip.v1.device_pb2 import CreateDeviceRequest as CreateDeviceRequest
+from irqchip.v1.device_pb2 import CreateDeviceResponse as CreateDeviceResponse
+from irqchip.v1.device_pb2 import GetDeviceAttrRequest as GetDeviceAttrRequest
+from irqchip.v1.device_pb2 import GetDeviceAttrResponse as GetDeviceAttrResponse
+from irqchip.v1.device_pb2 import HasDeviceAttrRequest as HasDeviceAttrRequest
+from irqchip.v1.device_pb2 import HasDeviceAttrResponse as HasDeviceAttrResponse
+from irqchip.v1.device_pb2 import SetDeviceAddrRequest as SetDeviceAddrRequest
+from irqchip.v1.device_pb2 import SetDeviceAddrResponse as SetDeviceAddrResponse
+from irqchip.v1.device_pb2 import SetDeviceAttrRequest as SetDeviceAttrRequest
+from irqchip.v1.device_pb2 import SetDeviceAttrResponse as SetDeviceAttrResponse
+from irqchip.v1.device_pb2 import SysregReadRequest as SysregReadRequest
+from irqchip.v1.device_pb2 import SysregReadResponse as SysregReadResponse
+from irqchip.v1.device_pb2 import SysregWriteRequest as SysregWriteRequest
+from irqchip.v1.device_pb2 import SysregWriteResponse as SysregWriteResponse
+from irqchip.v1.device_pb2 import VcpuInitRequest as VcpuInitRequest
+from irqchip.v1.device_pb2 import VcpuInitResponse as VcpuInitResponse
 from irqchip.v1.line_pb2 import GetGsiRoutingRequest as GetGsiRoutingRequest
 from irqchip.v1.line_pb2 import GetGsiRoutingResponse as GetGsiRoutingResponse
 from irqchip.v1.line_pb2 import IrqLineRequest as IrqLineRequest
@@ -212,7 +231,9 @@ from irqchip.v1.vcpu_pb2 import GetVcpuEventsResponse as GetVcpuEventsResponse
 from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
 from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
 from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FIQ as INTERRUPT_SOURCE_FIQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FLIC as INTERRUPT_SOURCE_FLIC
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_IRQ as INTERRUPT_SOURCE_IRQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_UNSPECIFIED as INTERRUPT_SOURCE_UNSPECIFIED
@@ -392,6 +413,26 @@ class IrqchipServiceStub:
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
     a vCPU exists.
     """
+    CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]
+    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
+    s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+    """
+    SetDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAttrRequest, _device_pb2.SetDeviceAttrResponse]
+    """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
+    ENXIO for an unknown attribute, EINVAL for an invalid value, EBUSY if the attribute can't be set now.
+    """
+    GetDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttrRequest, _device_pb2.GetDeviceAttrResponse]
+    """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr."""
+    HasDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.HasDeviceAttrRequest, _device_pb2.HasDeviceAttrResponse]
+    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+    SetDeviceAddr: _grpc.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAddrRequest, _device_pb2.SetDeviceAddrResponse]
+    """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2."""
+    VcpuInit: _grpc.UnaryUnaryMultiCallable[_device_pb2.VcpuInitRequest, _device_pb2.VcpuInitResponse]
+    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+    SysregRead: _grpc.UnaryUnaryMultiCallable[_device_pb2.SysregReadRequest, _device_pb2.SysregReadResponse]
+    """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer."""
+    SysregWrite: _grpc.UnaryUnaryMultiCallable[_device_pb2.SysregWriteRequest, _device_pb2.SysregWriteResponse]
+    """SysregWrite is an arm64 vCPU's MSR of the same registers."""
     CreateVcpu: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
     vCPUs as the daemon allows.
@@ -625,6 +666,26 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
     a vCPU exists.
     """
+    CreateDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]  # type: ignore[assignment]
+    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
+    s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+    """
+    SetDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAttrRequest, _device_pb2.SetDeviceAttrResponse]  # type: ignore[assignment]
+    """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
+    ENXIO for an unknown attribute, EINVAL for an invalid value, EBUSY if the attribute can't be set now.
+    """
+    GetDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttrRequest, _device_pb2.GetDeviceAttrResponse]  # type: ignore[assignment]
+    """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr."""
+    HasDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.HasDeviceAttrRequest, _device_pb2.HasDeviceAttrResponse]  # type: ignore[assignment]
+    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+    SetDeviceAddr: _aio.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAddrRequest, _device_pb2.SetDeviceAddrResponse]  # type: ignore[assignment]
+    """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2."""
+    VcpuInit: _aio.UnaryUnaryMultiCallable[_device_pb2.VcpuInitRequest, _device_pb2.VcpuInitResponse]  # type: ignore[assignment]
+    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+    SysregRead: _aio.UnaryUnaryMultiCallable[_device_pb2.SysregReadRequest, _device_pb2.SysregReadResponse]  # type: ignore[assignment]
+    """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer."""
+    SysregWrite: _aio.UnaryUnaryMultiCallable[_device_pb2.SysregWriteRequest, _device_pb2.SysregWriteResponse]  # type: ignore[assignment]
+    """SysregWrite is an arm64 vCPU's MSR of the same registers."""
     CreateVcpu: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateVcpuRequest, _vm_pb2.CreateVcpuResponse]  # type: ignore[assignment]
     """CreateVcpu is KVM_CREATE_VCPU. EEXIST if the id is taken. EINVAL if the id is out of range, or the VM has as many
     vCPUs as the daemon allows.
@@ -921,6 +982,74 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
         a vCPU exists.
         """
+
+    @_abc_1.abstractmethod
+    def CreateDevice(
+        self,
+        request: _device_pb2.CreateDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.CreateDeviceResponse, _abc.Awaitable[_device_pb2.CreateDeviceResponse]]:
+        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
+        s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDeviceAttr(
+        self,
+        request: _device_pb2.SetDeviceAttrRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.SetDeviceAttrResponse, _abc.Awaitable[_device_pb2.SetDeviceAttrResponse]]:
+        """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
+        ENXIO for an unknown attribute, EINVAL for an invalid value, EBUSY if the attribute can't be set now.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeviceAttr(
+        self,
+        request: _device_pb2.GetDeviceAttrRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.GetDeviceAttrResponse, _abc.Awaitable[_device_pb2.GetDeviceAttrResponse]]:
+        """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr."""
+
+    @_abc_1.abstractmethod
+    def HasDeviceAttr(
+        self,
+        request: _device_pb2.HasDeviceAttrRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.HasDeviceAttrResponse, _abc.Awaitable[_device_pb2.HasDeviceAttrResponse]]:
+        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+
+    @_abc_1.abstractmethod
+    def SetDeviceAddr(
+        self,
+        request: _device_pb2.SetDeviceAddrRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.SetDeviceAddrResponse, _abc.Awaitable[_device_pb2.SetDeviceAddrResponse]]:
+        """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2."""
+
+    @_abc_1.abstractmethod
+    def VcpuInit(
+        self,
+        request: _device_pb2.VcpuInitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.VcpuInitResponse, _abc.Awaitable[_device_pb2.VcpuInitResponse]]:
+        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+
+    @_abc_1.abstractmethod
+    def SysregRead(
+        self,
+        request: _device_pb2.SysregReadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.SysregReadResponse, _abc.Awaitable[_device_pb2.SysregReadResponse]]:
+        """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer."""
+
+    @_abc_1.abstractmethod
+    def SysregWrite(
+        self,
+        request: _device_pb2.SysregWriteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.SysregWriteResponse, _abc.Awaitable[_device_pb2.SysregWriteResponse]]:
+        """SysregWrite is an arm64 vCPU's MSR of the same registers."""
 
     @_abc_1.abstractmethod
     def CreateVcpu(

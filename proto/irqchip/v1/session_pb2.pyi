@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from irqchip.v1 import access_pb2 as _access_pb2
+from irqchip.v1 import device_pb2 as _device_pb2
 from irqchip.v1 import line_pb2 as _line_pb2
 from irqchip.v1 import region_pb2 as _region_pb2
 from irqchip.v1 import s390_pb2 as _s390_pb2
@@ -212,6 +213,12 @@ class Operation(_message.Message):
     SET_PIT_REINJECT_FIELD_NUMBER: _builtins.int
     ADVANCE_CLOCK_FIELD_NUMBER: _builtins.int
     SHARE_LAPIC_FIELD_NUMBER: _builtins.int
+    SET_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    GET_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    HAS_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    VCPU_INIT_FIELD_NUMBER: _builtins.int
+    SYSREG_READ_FIELD_NUMBER: _builtins.int
+    SYSREG_WRITE_FIELD_NUMBER: _builtins.int
     S390_INTERRUPT_FIELD_NUMBER: _builtins.int
     S390_IRQ_FIELD_NUMBER: _builtins.int
     GET_IRQ_STATE_FIELD_NUMBER: _builtins.int
@@ -374,6 +381,30 @@ class Operation(_message.Message):
         """Shares a copy of a local APIC's registers. EOPNOTSUPP on gRPC: only the AF_UNIX port carries file descriptors."""
 
     @_builtins.property
+    def set_device_attr(self) -> _device_pb2.SetDeviceAttrRequest:
+        """As SetDeviceAttr."""
+
+    @_builtins.property
+    def get_device_attr(self) -> _device_pb2.GetDeviceAttrRequest:
+        """As GetDeviceAttr."""
+
+    @_builtins.property
+    def has_device_attr(self) -> _device_pb2.HasDeviceAttrRequest:
+        """As HasDeviceAttr."""
+
+    @_builtins.property
+    def vcpu_init(self) -> _device_pb2.VcpuInitRequest:
+        """As VcpuInit."""
+
+    @_builtins.property
+    def sysreg_read(self) -> _device_pb2.SysregReadRequest:
+        """As SysregRead."""
+
+    @_builtins.property
+    def sysreg_write(self) -> _device_pb2.SysregWriteRequest:
+        """As SysregWrite."""
+
+    @_builtins.property
     def s390_interrupt(self) -> _s390_pb2.S390InterruptRequest:
         """As S390Interrupt."""
 
@@ -445,6 +476,12 @@ class Operation(_message.Message):
         set_pit_reinject: _state_pb2.SetPitReinjectRequest | None = ...,
         advance_clock: _vm_pb2.AdvanceClockRequest | None = ...,
         share_lapic: _vcpu_pb2.ShareLapicRequest | None = ...,
+        set_device_attr: _device_pb2.SetDeviceAttrRequest | None = ...,
+        get_device_attr: _device_pb2.GetDeviceAttrRequest | None = ...,
+        has_device_attr: _device_pb2.HasDeviceAttrRequest | None = ...,
+        vcpu_init: _device_pb2.VcpuInitRequest | None = ...,
+        sysreg_read: _device_pb2.SysregReadRequest | None = ...,
+        sysreg_write: _device_pb2.SysregWriteRequest | None = ...,
         s390_interrupt: _s390_pb2.S390InterruptRequest | None = ...,
         s390_irq: _s390_pb2.S390IrqRequest | None = ...,
         get_irq_state: _s390_pb2.GetIrqStateRequest | None = ...,
@@ -454,11 +491,11 @@ class Operation(_message.Message):
         take_irq: _s390_pb2.TakeIrqRequest | None = ...,
         reset_vcpu: _s390_pb2.ResetVcpuRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -673,6 +710,12 @@ class OperationResult(_message.Message):
     SET_PIT_REINJECT_FIELD_NUMBER: _builtins.int
     ADVANCE_CLOCK_FIELD_NUMBER: _builtins.int
     SHARE_LAPIC_FIELD_NUMBER: _builtins.int
+    SET_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    GET_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    HAS_DEVICE_ATTR_FIELD_NUMBER: _builtins.int
+    VCPU_INIT_FIELD_NUMBER: _builtins.int
+    SYSREG_READ_FIELD_NUMBER: _builtins.int
+    SYSREG_WRITE_FIELD_NUMBER: _builtins.int
     S390_INTERRUPT_FIELD_NUMBER: _builtins.int
     S390_IRQ_FIELD_NUMBER: _builtins.int
     GET_IRQ_STATE_FIELD_NUMBER: _builtins.int
@@ -834,6 +877,30 @@ class OperationResult(_message.Message):
         """The result of share_lapic."""
 
     @_builtins.property
+    def set_device_attr(self) -> _device_pb2.SetDeviceAttrResponse:
+        """The result of set_device_attr."""
+
+    @_builtins.property
+    def get_device_attr(self) -> _device_pb2.GetDeviceAttrResponse:
+        """The result of get_device_attr."""
+
+    @_builtins.property
+    def has_device_attr(self) -> _device_pb2.HasDeviceAttrResponse:
+        """The result of has_device_attr."""
+
+    @_builtins.property
+    def vcpu_init(self) -> _device_pb2.VcpuInitResponse:
+        """The result of vcpu_init."""
+
+    @_builtins.property
+    def sysreg_read(self) -> _device_pb2.SysregReadResponse:
+        """The result of sysreg_read."""
+
+    @_builtins.property
+    def sysreg_write(self) -> _device_pb2.SysregWriteResponse:
+        """The result of sysreg_write."""
+
+    @_builtins.property
     def s390_interrupt(self) -> _s390_pb2.S390InterruptResponse:
         """The result of s390_interrupt."""
 
@@ -906,6 +973,12 @@ class OperationResult(_message.Message):
         set_pit_reinject: _state_pb2.SetPitReinjectResponse | None = ...,
         advance_clock: _vm_pb2.AdvanceClockResponse | None = ...,
         share_lapic: _vcpu_pb2.ShareLapicResponse | None = ...,
+        set_device_attr: _device_pb2.SetDeviceAttrResponse | None = ...,
+        get_device_attr: _device_pb2.GetDeviceAttrResponse | None = ...,
+        has_device_attr: _device_pb2.HasDeviceAttrResponse | None = ...,
+        vcpu_init: _device_pb2.VcpuInitResponse | None = ...,
+        sysreg_read: _device_pb2.SysregReadResponse | None = ...,
+        sysreg_write: _device_pb2.SysregWriteResponse | None = ...,
         s390_interrupt: _s390_pb2.S390InterruptResponse | None = ...,
         s390_irq: _s390_pb2.S390IrqResponse | None = ...,
         get_irq_state: _s390_pb2.GetIrqStateResponse | None = ...,
@@ -915,11 +988,11 @@ class OperationResult(_message.Message):
         take_irq: _s390_pb2.TakeIrqResponse | None = ...,
         reset_vcpu: _s390_pb2.ResetVcpuResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -31,6 +31,10 @@ class _InterruptSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inter
     """The PIC pair, or with a split irqchip the VMM's PIC (see the RPC Interrupt)."""
     INTERRUPT_SOURCE_LAPIC: _InterruptSource.ValueType  # 2
     """The vCPU's local APIC."""
+    INTERRUPT_SOURCE_IRQ: _InterruptSource.ValueType  # 3
+    """arm64: the vCPU's IRQ is asserted. The vector is 0, and nothing is acknowledged: the guest reads IAR."""
+    INTERRUPT_SOURCE_FIQ: _InterruptSource.ValueType  # 4
+    """arm64: the vCPU's FIQ is asserted; likewise."""
     INTERRUPT_SOURCE_FLIC: _InterruptSource.ValueType  # 5
     """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 
@@ -45,6 +49,10 @@ INTERRUPT_SOURCE_PIC: InterruptSource.ValueType  # 1
 """The PIC pair, or with a split irqchip the VMM's PIC (see the RPC Interrupt)."""
 INTERRUPT_SOURCE_LAPIC: InterruptSource.ValueType  # 2
 """The vCPU's local APIC."""
+INTERRUPT_SOURCE_IRQ: InterruptSource.ValueType  # 3
+"""arm64: the vCPU's IRQ is asserted. The vector is 0, and nothing is acknowledged: the guest reads IAR."""
+INTERRUPT_SOURCE_FIQ: InterruptSource.ValueType  # 4
+"""arm64: the vCPU's FIQ is asserted; likewise."""
 INTERRUPT_SOURCE_FLIC: InterruptSource.ValueType  # 5
 """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 Global___InterruptSource: _TypeAlias = InterruptSource  # noqa: Y015

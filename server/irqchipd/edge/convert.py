@@ -42,10 +42,12 @@ _SIGNALS = {
 _EVENT_FIELDS = tuple(field.name for field in fields(VcpuEvents))
 _OPTIONAL_EVENTS = tuple(name for name in _EVENT_FIELDS if name != "interrupt_vector")
 
-# The sources of what a vCPU takes: by whether the PIC gave an x86 vCPU's interrupt; and s390's.
+# What gave a vCPU an interrupt. x86's index is whether the PIC did.
 CONTROLLERS: Final = (
     int(pb.INTERRUPT_SOURCE_LAPIC),
     int(pb.INTERRUPT_SOURCE_PIC),
+    int(pb.INTERRUPT_SOURCE_IRQ),
+    int(pb.INTERRUPT_SOURCE_FIQ),
     int(pb.INTERRUPT_SOURCE_FLIC),
 )
 
@@ -230,6 +232,32 @@ def set_vcpu_events_from(request: pb.SetVcpuEventsRequest) -> tuple[int, VcpuEve
 def vcpu_events_to(events: VcpuEvents, response: pb.GetVcpuEventsResponse) -> None:
     """The message of a vCPU's events."""
     response.events.CopyFrom(pb.VcpuEvents(**{name: getattr(events, name) for name in _EVENT_FIELDS}))
+
+
+# Devices' attributes.
+
+Target = tuple[int | None, int | None]  # a device, or a vCPU
+
+
+def attr_from(request: Any) -> tuple[Target, int, int]:
+    """An attribute: what has it, its group and its number."""
+    match request.target.WhichOneof("target"):
+        case "device":
+            return (request.target.device, None), request.group, request.attr
+        case "vcpu":
+            return (None, request.target.vcpu), request.group, request.attr
+        case _:
+            raise invalid("there is no target: set device or vcpu")
+
+
+def attr_with_data_from(request: Any) -> tuple[Target, int, int, bytes]:
+    """An attribute, and the bytes that its address points to."""
+    return *attr_from(request), request.data
+
+
+def vcpu_init_from(request: pb.VcpuInitRequest) -> tuple[int, int | None, int]:
+    """How a vCPU is initialised: the vCPU, its target and its features."""
+    return request.vcpu, request.target if request.HasField("target") else None, request.features
 
 
 # What a vCPU takes, and regions.

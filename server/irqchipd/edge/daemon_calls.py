@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.creation import create_vm
+from irqchipd.edge.creation import create_vm, gic_from
 from irqchipd.edge.pages import get_vm, list_vms
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.vm.architectures import check_extension
@@ -32,8 +32,13 @@ def _restore_vm(registry: Registry, request: pb.RestoreVmRequest, response: pb.R
     response.vm = registry.restore(request.vm, snapshot_from(request.snapshot)).name
 
 
-def _check_extension(_: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse) -> None:
-    response.value = check_extension(0, request.capability)
+def _check_extension(
+    registry: Registry, request: pb.CheckExtensionRequest, response: pb.CheckExtensionResponse
+) -> None:
+    if request.vm:
+        response.value = registry.get(request.vm).check_extension(request.capability)
+    else:
+        response.value = check_extension(request.architecture, gic_from(request.gic), request.capability)
 
 
 DAEMON_CALLS: Final[dict[str, DaemonCall]] = {

@@ -15,13 +15,15 @@ from typing import Any, Final, TypeVar
 
 from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.chips import lapic
+from irqchipd.chips.lapic import FAULT as FAULTED
 from irqchipd.edge import convert, s390
 from irqchipd.edge.convert import CONTROLLERS as CONTROLLERS
+from irqchipd.edge.convert import Target
 from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.events import EventQueue
 from irqchipd.fields import fields
 from irqchipd.limits import Room
+from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
@@ -44,6 +46,7 @@ NOTHING: Final[Result] = (0, 0, 0)
 TAKEN: Final[Result] = (CLAIMED, 0, 0)
 _PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
 _LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
+MAX_ATTR_BYTES: Final = 1 << 20
 
 
 class Caller:
@@ -137,18 +140,36 @@ def ack_interrupt(on: Caller, controller: int, vcpu: int, _address: int, _data: 
     return NOTHING if taken is None else (CLAIMED, CONTROLLERS[taken[1]], taken[0])
 
 
-def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
-    value = vm_of(on, X86Vm, "msr_read").msr_read(vcpu, msr, host=host)
+def _register_read(value: int | None) -> Result:
     if value is None:
         return NOTHING
-    return (CLAIMED | FAULT, 0, 0) if value == lapic.FAULT else (CLAIMED, 0, value)
+    return (CLAIMED | FAULT, 0, 0) if value == FAULTED else (CLAIMED, 0, value)
+
+
+def _register_written(fault: int | None) -> Result:
+    if fault is None:
+        return NOTHING
+    return (CLAIMED | FAULT, 0, 0) if fault == FAULTED else TAKEN
+
+
+def msr_read(on: Caller, _size: int, vcpu: int, msr: int, _data: int, host: bool = False) -> Result:
+    value = vm_of(on, X86Vm, "msr_read").msr_read(vcpu, msr, host=host)
+    return _register_read(value)
 
 
 def msr_write(on: Caller, _: int, vcpu: int, msr: int, data: int, host: bool = False) -> Result:
     fault = vm_of(on, X86Vm, "msr_write").msr_write(vcpu, msr, data, host=host)
-    if fault is None:
-        return NOTHING
-    return (CLAIMED | FAULT, 0, 0) if fault == lapic.FAULT else TAKEN
+    return _register_written(fault)
+
+
+def sysreg_read(on: Caller, _size: int, vcpu: int, sysreg: int, _data: int) -> Result:
+    value = vm_of(on, Arm64Vm, "sysreg_read").sysreg_read(vcpu, sysreg)
+    return _register_read(value)
+
+
+def sysreg_write(on: Caller, _: int, vcpu: int, sysreg: int, data: int) -> Result:
+    fault = vm_of(on, Arm64Vm, "sysreg_write").sysreg_write(vcpu, sysreg, data)
+    return _register_written(fault)
 
 
 def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int) -> Result:
@@ -186,6 +207,24 @@ def reset_vm(on: Caller, reason: int) -> None:
     if reason not in pb.ResetReason.values():
         raise invalid(f"reset reason {reason} is invalid: 0 to {max(pb.ResetReason.values())}")
     on.vm.reset(reason)
+
+
+def set_device_attr(on: Caller, target: Target, group: int, attr: int, data: bytes) -> None:
+    on.vm.set_device_attr(*target, group, attr, _checked(data))
+
+
+def get_device_attr(on: Caller, target: Target, group: int, attr: int, data: bytes) -> bytes:
+    return on.vm.get_device_attr(*target, group, attr, _checked(data))
+
+
+def has_device_attr(on: Caller, target: Target, group: int, attr: int) -> None:
+    on.vm.has_device_attr(*target, group, attr)
+
+
+def _checked(data: bytes) -> bytes:
+    if len(data) > MAX_ATTR_BYTES:
+        raise VmError(errno.E2BIG, f"an attribute's data has {len(data)} bytes; at most {MAX_ATTR_BYTES} are allowed")
+    return data
 
 
 # Operations that only a Session has.
@@ -392,6 +431,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _with_record(mmio_write, "claimed", None, None),
         _with_record(msr_read, "claimed", None, "data", "host_initiated"),
         _with_record(msr_write, "claimed", None, None, "host_initiated"),
+        _with_record(sysreg_read, "claimed", None, "data"),
+        _with_record(sysreg_write, "claimed", None, None),
+        _of_kind(Arm64Vm, "vcpu_init", Arm64Vm.vcpu_init, convert.vcpu_init_from),
+        _of_kind(Arm64Vm, "set_device_addr", Arm64Vm.set_device_addr, ("id", "address")),
         _with_record(complete_access, "completed", None, None),
         Operation("ack_interrupt", ack_interrupt, FIELDS["ack_interrupt"], _interrupt_to),
         Operation("halt", halt, FIELDS["halt"]),
@@ -402,6 +445,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("irq_lines", irq_lines, ("changes",), _statuses_to, reserve=Room.take_changes),
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),
+        Operation("set_device_attr", set_device_attr, convert.attr_with_data_from),
+        Operation("get_device_attr", get_device_attr, convert.attr_with_data_from, "data", large=True),
+        Operation("has_device_attr", has_device_attr, convert.attr_from),
+        _of_vm("create_device", Vm.create_device, ("type", "flags"), "device"),
         Operation("reset_vm", reset_vm, ("reason",)),
         Operation("enable_cap", enable_cap, ("capability", "flags", "args")),
         _of_vm("create_irqchip", Vm.create_irqchip, ()),

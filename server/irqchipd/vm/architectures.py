@@ -53,7 +53,7 @@ class Architecture:
     name: str
     make: Callable[[str, Clock, Limits, Properties], Vm]
     restore: Callable[[str, VmState, Limits], Vm]
-    capabilities: Mapping[int, int]
+    capabilities: Callable[[Gic], Mapping[int, int]]
 
 
 def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
@@ -80,8 +80,8 @@ def _restore_s390(name: str, state: VmState, limits: Limits) -> Vm:
 
 
 ARCHITECTURES: Final[dict[int, Architecture]] = {
-    X86: Architecture("x86", _make_x86, _restore_x86, CAPABILITIES),
-    S390: Architecture("s390", _make_s390, _restore_s390, S390_CAPABILITIES),
+    X86: Architecture("x86", _make_x86, _restore_x86, lambda _: CAPABILITIES),
+    S390: Architecture("s390", _make_s390, _restore_s390, lambda _: S390_CAPABILITIES),
 }
 
 
@@ -94,6 +94,6 @@ def architecture(number: int) -> Architecture:
     return found
 
 
-def check_extension(number: int, capability: int) -> int:
-    """KVM_CHECK_EXTENSION of an architecture: a capability's value, or 0."""
-    return architecture(number).capabilities.get(capability, 0)
+def check_extension(number: int, gic: Gic, capability: int) -> int:
+    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0."""
+    return architecture(number).capabilities(gic).get(capability, 0)

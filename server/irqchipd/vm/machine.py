@@ -6,6 +6,7 @@ changes; the lock is released, and listeners are notified.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -88,6 +89,10 @@ class Vm(Accesses):
         """The state of the chips and the vCPUs, with what all architectures have."""
         raise NotImplementedError
 
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION on the VM: a capability's value, or 0."""
+        raise NotImplementedError
+
     def unsupported(self, operation: str) -> VmError:
         """The error of an operation that this architecture's KVM has not."""
         raise NotImplementedError
@@ -113,6 +118,32 @@ class Vm(Accesses):
     def set_mp_state(self, vcpu: int, state: int) -> None:
         """KVM_SET_MP_STATE: EINVAL for an invalid state."""
         raise NotImplementedError
+
+    # Devices. KVM: virt/kvm/kvm_main.c kvm_ioctl_create_device, kvm_device_ioctl_attr; a vCPU has attributes, too.
+
+    def create_device(self, kind: int, flags: int) -> int:  # noqa: ARG002
+        """KVM_CREATE_DEVICE: the device's number; ENODEV for a kind that the VM's host has not."""
+        with self._turn:
+            raise VmError(errno.ENODEV, f"VM {self.name!r} can have no device of type {kind}")
+
+    def set_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> None:
+        """KVM_SET_DEVICE_ATTR on a device or a vCPU; data is what addr points to."""
+        raise self._no_attr(device, vcpu, group, attr, data)
+
+    def get_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> bytes:
+        """KVM_GET_DEVICE_ATTR on a device or a vCPU: what addr points to afterwards; data is what it was before."""
+        raise self._no_attr(device, vcpu, group, attr, data)
+
+    def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:
+        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
+        raise self._no_attr(device, vcpu, group, attr)
+
+    def _no_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, _data: bytes = b"") -> VmError:
+        with self._turn:
+            if vcpu is None:
+                return VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
+            self._cpu(vcpu)
+            return VmError(errno.ENXIO, f"vCPU {vcpu} has no attribute {attr:#x} of group {group}")
 
     def add_vcpu(self, cpu: Vcpu) -> None:
         """A vCPU was made: listeners may wait for it."""

@@ -39,7 +39,7 @@ class Signal:
     vector: int = 0
 
 
-# A vector, and which controller gave it: an index of CONTROLLERS in edge/operations.py. x86: whether it is the PIC.
+# A vector, and which controller gave it: an index of CONTROLLERS in edge/convert.py. x86: whether it is the PIC.
 Taken = tuple[int, int]
 # How a halt ends: what was taken; None after its timeout; an error where the VM was deleted.
 Outcome = Taken | Signal | VmError | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from irqchipd.chips.gic.gicc import Gicc
 from irqchipd.chips.gic.gicv2 import Gicd, GicV2
 from irqchipd.chips.gic.interrupt import Interrupt
+from irqchipd.chips.gic.list_register import LIST_REGISTERS
 
 NONE = 1023  # GICC_IAR without a pending interrupt
 
@@ -12,8 +13,8 @@ NONE = 1023  # GICC_IAR without a pending interrupt
 class Board:
     """A GICv2, and its surroundings."""
 
-    def __init__(self, cpus: int = 2, interrupts: int = 64) -> None:
-        self.gic = GicV2(self)
+    def __init__(self, cpus: int = 2, interrupts: int = 64, list_registers: int = LIST_REGISTERS) -> None:
+        self.gic = GicV2(self, list_registers)
         for cpu in range(cpus):
             self.gic.add_cpu(cpu)
         self.gic.add_spis(interrupts)

@@ -101,6 +101,8 @@ class Player(ABC, Generic[Gic]):
             for intid in TIMERS:
                 cpu.private[intid].owned = True
             self.gic.map_physical(cpu.private[TIMERS[0]], TIMERS[0])
+        # KVM: kvm_timer_vcpu_load_gic; no timer of these guests ever fires.
+        self.gic.set_line(cpu.private[TIMERS[0]], False, owned=True)
         self.load(vcpu)
         self.gic.enter(cpu)
 

@@ -20,7 +20,7 @@ class PlayerV2(Player[GicV2]):
 
     def move(self) -> None:
         saved = SavedGicV2(**self.gic.save())
-        saved.check([cpu.id for cpu in self.gic.cpus], self.gic.list_registers)
+        saved.check(len(self.gic.cpus), self.gic.list_registers)
         moved = GicV2(Wires())
         for cpu in self.gic.cpus:
             moved.add_cpu(cpu.id)

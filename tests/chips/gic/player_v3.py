@@ -44,10 +44,10 @@ class PlayerV3(Player[GicV3]):
 
     def move(self) -> None:
         saved = SavedGicV3(**self.gic.save())
-        saved.check([cpu.affinity for cpu in self.gic.cpus], self.gic.list_registers, PRIORITY_BITS)
+        saved.check(len(self.gic.cpus), self.gic.list_registers, PRIORITY_BITS)
         moved = GicV3(self.wires)
         for cpu in self.gic.cpus:
-            moved.add_cpu(cpu.id, cpu.affinity)
+            moved.add_cpu(cpu.id, 0)
         moved.resume(saved)
         assert moved.save() == self.gic.save()
         self.gic = moved

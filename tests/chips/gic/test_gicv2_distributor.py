@@ -135,6 +135,14 @@ def test_the_targets_of_private_interrupts_say_who_reads(board: Board) -> None:
     assert board.read(Gicd.ITARGETSR + 28, cpu=1) == 0x0202_0202
 
 
+def test_a_cpus_bit_is_its_place_in_the_order_of_creation() -> None:
+    board = Board(cpus=0)
+    for cpu_id in (5, 2):
+        board.gic.add_cpu(cpu_id)
+    assert board.read(Gicd.ITARGETSR, cpu=0) == 0x0101_0101
+    assert board.read(Gicd.ITARGETSR, cpu=1) == 0x0202_0202
+
+
 def test_at_reset_sgis_and_spis_are_edge_triggered_and_ppis_level_triggered(board: Board) -> None:
     assert [board.read(Gicd.ICFGR + 4 * n) for n in range(4)] == [0xAAAA_AAAA, 0, 0xAAAA_AAAA, 0xAAAA_AAAA]
 

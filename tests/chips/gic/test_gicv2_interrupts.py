@@ -135,6 +135,13 @@ def test_turning_the_distributor_on_kicks_who_has_something_pending(board: Board
     assert board.kicked == [0]
 
 
+def test_turning_on_what_is_on_kicks_nobody(board: Board) -> None:
+    board.edge(SPI)
+    board.kicked.clear()
+    board.write(Gicd.CTLR, 1)
+    assert board.kicked == []
+
+
 # Targets.
 
 
@@ -174,6 +181,12 @@ def test_a_cpu_wakes_for_what_is_above_its_priority_mask(board: Board, mask: int
     board.edge(SPI)
     assert board.gic.pending(board.gic.cpus[0]) == wakes
     assert not board.gic.pending(board.gic.cpus[1])
+
+
+def test_nobody_wakes_while_the_distributor_is_off(board: Board) -> None:
+    board.edge(SPI)
+    board.gic.distributor.write(board.gic.cpus[1], Gicd.CTLR, 4, 0)
+    assert not board.gic.pending(board.gic.cpus[0])
 
 
 def test_a_cpu_does_not_wake_for_what_it_has_taken(board: Board) -> None:
@@ -223,6 +236,31 @@ def test_ending_an_interrupt_without_a_list_register_does_nothing(board: Board) 
     assert board.read(Gicd.ISACTIVER + 4) == 0b11111 << SPI % 32
     board.end(SPI)
     assert board.read(Gicd.ISACTIVER + 4) == 0b11110 << SPI % 32
+
+
+def test_the_end_of_a_level_sorts_the_queue(board: Board) -> None:
+    """The maintenance interrupt makes the guest leave and enter; the priority that counted then still shows."""
+    board.make_level()
+    board.set_priority(SPI, 0xA0)
+    board.line(SPI, 1)
+    assert board.acknowledge() == SPI
+    for intid in range(SPI + 1, SPI + 5):
+        board.line(intid, 1)
+    board.end(SPI)
+    board.user_write(Gicd.IPRIORITYR + SPI, 0x8080_8080)
+    assert board.acknowledge() == SPI + 1
+
+
+def test_another_number_of_list_registers_shows() -> None:
+    board = Board(list_registers=2)
+    board.enable_everything()
+    for intid in (SPI, SPI + 1):
+        board.set_priority(intid, 0x60 - 8 * (intid - SPI))
+        board.edge(intid)
+        assert board.acknowledge() == intid
+    board.set_priority(SPI + 2, 0)
+    board.edge(SPI + 2)
+    assert board.acknowledge() == NONE
 
 
 # Interrupts of the kernel's own devices: timers.
@@ -279,3 +317,49 @@ def test_user_space_cannot_change_a_mapped_interrupt_s_active_state(timer: Board
     timer.write(Gicd.ISACTIVER, 1 << 27)
     assert timer.user_read(Gicd.ISACTIVER) == 1 << 27
     assert timer.physical_actives == [True]
+
+
+def test_user_space_cannot_end_a_mapped_interrupt(timer: Board) -> None:
+    timer.acknowledge()
+    timer.user_write(Gicd.ICACTIVER, 1 << 27)
+    assert timer.user_read(Gicd.ISACTIVER) == 1 << 27
+    timer.write(Gicd.ICACTIVER, 1 << 27)
+    assert timer.user_read(Gicd.ISACTIVER) == 0
+    assert timer.physical_actives == [False]
+
+
+def test_an_active_mapped_interrupt_is_not_pending_in_its_list_register(timer: Board) -> None:
+    timer.acknowledge()
+    timer.gic.set_line(timer.interrupt(27), True, owned=True)
+    timer.gic.enter(timer.gic.cpus[0])
+    (register,) = timer.gic.cpus[0].interface.list_registers
+    assert (register.active, register.pending, register.hardware, register.physical) == (True, False, True, 27)
+
+
+def test_the_end_of_one_mapped_interrupt_leaves_the_others_alone(timer: Board) -> None:
+    timer.gic.map_physical(timer.interrupt(30), 30)
+    timer.interrupt(30).owned = True
+    assert timer.acknowledge() == 27
+    timer.end(27)
+    assert timer.physical_actives == [False]
+
+
+@pytest.mark.parametrize(("taken", "high", "actives"), [(False, False, [False]), (False, True, []), (True, False, [])])
+def test_enabling_a_mapped_interrupt_looks_at_its_device(
+    timer: Board, taken: bool, high: bool, actives: list[bool]
+) -> None:
+    if taken:
+        timer.acknowledge()
+        timer.gic.set_line(timer.interrupt(27), True, owned=True)
+    timer.physical = high
+    timer.gic.distributor.write(timer.gic.cpus[0], Gicd.ISENABLER, 4, 1 << 27)
+    assert timer.interrupt(27).line == high
+    assert timer.physical_actives == actives
+
+
+@pytest.mark.parametrize(("taken", "actives"), [(False, [False]), (True, [])])
+def test_clearing_a_mapped_interrupt_lets_the_host_s_come_again(timer: Board, taken: bool, actives: list[bool]) -> None:
+    if taken:
+        timer.acknowledge()
+    timer.gic.distributor.write(timer.gic.cpus[0], Gicd.ICPENDR, 4, 1 << 27 | 1 << PPI)
+    assert timer.physical_actives == actives

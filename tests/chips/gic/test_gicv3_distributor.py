@@ -32,7 +32,7 @@ class TestIdentity:
 
     def test_an_interrupt_translation_service_brings_lpis_with_sixteen_bits_of_intids(self) -> None:
         board = Board(interrupts=64)
-        board.gic.redistributors.has_its = True
+        board.gic.redistributors.add_its()
         assert board.gicd(TYPER) == 15 << 19 | 1 << 17 | 1
 
     def test_iidr_is_kvms_and_pidr2_says_version_3(self) -> None:

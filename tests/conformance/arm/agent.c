@@ -260,23 +260,21 @@ static uint64_t take_first(uint64_t *ids, int *count) {
 /* Finds the operation's value; 0 if there is none. */
 static int find_value(struct operation *op) {
   struct vcpu *vcpu = &vcpus[op->vcpu];
-  uint64_t *ids = vcpu->acknowledged_ids;
-  int *count = &vcpu->acknowledged, source = op->source & SOURCE_MASK;
+  int source = op->source & SOURCE_MASK;
+  uint64_t *ids = source == DEACTIVATE ? vcpu->dropped_ids : vcpu->acknowledged_ids;
+  int *count = source == DEACTIVATE ? &vcpu->dropped : &vcpu->acknowledged;
   if (source == GIVEN) return 1;
   if (source == EARLIER_ANSWER) {
     struct answer *earlier = &answers[trace_start + op->c];
     op->c = earlier->value;
     return earlier->result >= 0;
   }
-  if (source == DEACTIVATE) {
-    ids = vcpu->dropped_ids;
-    count = &vcpu->dropped;
-  }
   if (!*count) return 0;
-  if (source == LAST_KEPT)
-    op->c = ids[*count - 1];
-  else
-    op->c = source == LAST || source == LAST_TO_DEACTIVATE ? take_last(ids, count) : take_first(ids, count);
+  switch (source) {
+  case LAST_KEPT: op->c = ids[*count - 1]; break;
+  case LAST: case LAST_TO_DEACTIVATE: op->c = take_last(ids, count); break;
+  default: op->c = take_first(ids, count);
+  }
   if (source == LAST_TO_DEACTIVATE && vcpu->dropped < KEPT) vcpu->dropped_ids[vcpu->dropped++] = op->c;
   return 1;
 }
@@ -331,9 +329,7 @@ static int set_gsi_routing(struct operation *op) {
   for (unsigned i = 0; i < op->a; i++) {
     struct operation *route = op + 1 + i;
     struct kvm_irq_routing_entry *entry = &table->entries[i];
-    entry->gsi = route->a;
-    entry->type = route->vcpu;
-    entry->flags = route->device;
+    *entry = (struct kvm_irq_routing_entry){.gsi = route->a, .type = route->vcpu, .flags = route->device};
     if (entry->type == KVM_IRQ_ROUTING_MSI) {
       entry->u.msi.address_lo = route->b;
       entry->u.msi.address_hi = route->b >> 32;
@@ -361,7 +357,7 @@ static int set_irqfd(struct operation *op) {
   return result;
 }
 
-static int signal_irqfd(int fd) {
+static int signal_eventfd(int fd) {
   uint64_t one = 1;
   int result = write(fd, &one, sizeof one) == sizeof one ? 0 : -errno;
   let_workers_run();
@@ -402,7 +398,7 @@ static struct answer execute(struct operation *op) {
   case SET_GSI_ROUTING: answer.result = set_gsi_routing(op); break;
   case ROUTE: break; /* done with its table */
   case IRQFD: answer.result = set_irqfd(op); break;
-  case IRQFD_SIGNAL: answer.result = signal_irqfd(slots[op->device % SLOTS].signal); break;
+  case IRQFD_SIGNAL: answer.result = signal_eventfd(slots[op->device % SLOTS].signal); break;
   case IRQFD_RESAMPLED: answer.value = read_eventfd(slots[op->device % SLOTS].resample); break;
   case SIGNAL_MSI: {
     struct kvm_msi msi = {

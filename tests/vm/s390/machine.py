@@ -23,7 +23,7 @@ from irqchipd.vm.vcpu_state import Outcome
 
 MEMORY = 0x10_0000
 ALL = Masks(PSW_EXTERNAL | PSW_IO | PSW_MACHINE_CHECK, 0xFFFF_FFFF, 0xFF << 24, 0xFFFF_FFFF)
-WOKEN = (0, 2)  # what a halt that an interrupt ends is told
+WOKEN = (0, 4)  # what a halt that an interrupt ends is told
 INDICATOR, SUMMARY = 0x1000, 0x2000
 ROUTE = S390Route(5, INDICATOR, SUMMARY, 3, 1, 1)
 

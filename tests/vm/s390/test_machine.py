@@ -9,7 +9,7 @@ import pytest
 from irqchipd.chips.s390.flic import Group
 from irqchipd.chips.s390.irq import IRQ_SIZE, External, Io, Irq, Kind, MachineCheck, pack, unpack_all
 from irqchipd.chips.s390.pending import CR0_EMERGENCY, CR0_INITIAL, CR14_INITIAL, PSW_EXTERNAL, PSW_IO, Masks
-from irqchipd.vm.architectures import check_extension
+from irqchipd.vm.architectures import Gic, check_extension
 from irqchipd.vm.events import InterruptPending
 from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.s390.capabilities import Cap
@@ -70,7 +70,8 @@ def test_the_capabilities_that_can_be_enabled() -> None:
 )
 def test_what_check_extension_answers(capability: int, value: int) -> None:
     # There are no KVM_CAP_IRQCHIP, KVM_CAP_SIGNAL_MSI and KVM_CAP_IRQ_INJECT_STATUS.
-    assert check_extension(S390, capability) == value
+    assert check_extension(S390, Gic(), capability) == value
+    assert S390Vm("s390").check_extension(capability) == value
 
 
 def test_one_flic_is_made() -> None:

@@ -6,7 +6,6 @@ that works on the list registers: gicc.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import EINVAL
 from typing import Any, Final
@@ -71,16 +70,16 @@ class SavedGicV2(SavedGic):
     revision: int
     groups_writable: bool
 
-    def check(self, cpu_ids: Sequence[int], list_registers: int) -> None:
-        """Refuse what no GICv2 with these CPUs, named by id in the order of creation, can be."""
-        self.check_heart(2, len(cpu_ids), list_registers)
+    def check(self, cpus: int, list_registers: int) -> None:
+        """Refuse what no GICv2 with this many CPUs can be."""
+        self.check_heart(2, cpus, list_registers)
         check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
         for interrupt in self.spis:
-            check(not interrupt.targets >> len(cpu_ids), "an SPI is for a CPU that does not exist")
-            target = _lowest(interrupt.targets) if cpu_ids else None
+            check(not interrupt.targets >> cpus, "an SPI is for a CPU that does not exist")
+            target = _lowest(interrupt.targets) if cpus else None
             check(interrupt.target == target, "an SPI has another target than it says")
-        for cpu_id, cpu in zip(cpu_ids, self.cpus, strict=True):
-            check(all(i.targets == 1 << cpu_id for i in cpu.private), "a private interrupt has another CPU as a target")
+        for index, cpu in enumerate(self.cpus):
+            check(all(i.targets == 1 << index for i in cpu.private), "a private interrupt has another CPU as a target")
             check(not cpu.pmr & ~PRIORITY_MASK, f"pmr is {cpu.pmr}; a multiple of 8 is allowed")
             check(not any((*cpu.ap0r[1:], *cpu.ap1r)), "a GICv2's CPU has more than one active priorities register")
         for interrupt in (*self.spis, *(i for cpu in self.cpus for i in cpu.private)):

@@ -6,7 +6,6 @@ redistributor.py, the CPU interfaces in icc.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import EINVAL
 from typing import Any, Final, Protocol
@@ -47,6 +46,7 @@ REVISION_SHIFT: Final = 12
 REVISION_MASK: Final = 0xF << REVISION_SHIFT
 REVISIONS: Final = (2, 3)  # KVM_VGIC_IMP_REV_2, _3
 ROUTED: Final = 0xFFFFFF  # what GICD_IROUTER keeps: Aff2, Aff1, Aff0
+AFFINITY: Final = 0xFF << 32 | ROUTED
 
 # System registers whose writes exit to the hypervisor.
 SGI_REGISTERS: Final = frozenset({Icc.SGI0R, Icc.SGI1R, Icc.ASGI1R})
@@ -64,6 +64,7 @@ class GicV3Wires(GicWires, Protocol):
 class SavedRedistributor:
     """What a GICv3 keeps of a vCPU besides SavedGicCpu: the fields of Redistributor, and what ICC_CTLR_EL1 says."""
 
+    affinity: int
     lpis_enabled: bool
     pendbaser: int
     priority_bits: int
@@ -71,6 +72,7 @@ class SavedRedistributor:
 
     def check(self, has_its: bool, priority_bits: int) -> None:
         """Refuse what no vCPU with this many priority bits can have."""
+        check(not self.affinity & ~AFFINITY, f"the affinity of a CPU is {self.affinity:#x}")
         check(has_its or not self.lpis_enabled, "LPIs are enabled without an interrupt translation service")
         check(self.pendbaser == allowed_table(self.pendbaser, PENDBASER_BITS), f"pendbaser {self.pendbaser:#x}")
         in_range(self.priority_bits, 1, priority_bits, "the number of priority bits of a CPU")
@@ -86,25 +88,22 @@ class SavedGicV3(SavedGic):
     propbaser: int
     redistributors: tuple[SavedRedistributor, ...]
 
-    def check(self, affinities: Sequence[int], list_registers: int, priority_bits: int) -> None:
-        """Refuse what no GICv3 with these CPUs, named by affinity in the order of creation, can be."""
-        self.check_heart(3, len(affinities), list_registers)
+    def check(self, cpus: int, list_registers: int, priority_bits: int) -> None:
+        """Refuse what no GICv3 with this many CPUs can be."""
+        self.check_heart(3, cpus, list_registers)
         check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
         propbasers = (0, allowed_table(self.propbaser, PROPBASER_BITS))
         check(self.propbaser in propbasers, f"propbaser {self.propbaser:#x}")
-        check(len(self.redistributors) == len(affinities), f"the redistributors are not {len(affinities)}")
+        check(len(self.redistributors) == cpus, f"the redistributors are not {cpus}")
         for redistributor in self.redistributors:
             redistributor.check(self.has_its, priority_bits)
+        # An SPI keeps its target when the affinities of CPUs change, so no affinity contradicts a target.
         for interrupt in self.spis:
             check(not interrupt.affinity & ~ROUTED, "an SPI has an affinity of more than three levels")
-            # SPIs go to the first CPU until they are routed.
-            reset = interrupt.affinity == 0 and interrupt.target == 0
-            target = affinities.index(interrupt.affinity) if interrupt.affinity in affinities else None
-            check(reset or interrupt.target == target, "an SPI has another target than its affinity says")
-        for affinity, cpu in zip(affinities, self.cpus, strict=True):
-            check(all(i.affinity == affinity for i in cpu.private), "a private interrupt has another CPU's affinity")
+        used = active_priority_registers(priority_bits)
+        for cpu in self.cpus:
+            check(not any(i.affinity for i in cpu.private), "a private interrupt is routed by affinity")
             check(not (cpu.ackctl or cpu.fiqen), "a GICv3's CPU interface has neither AckCtl nor FIQEn")
-            used = active_priority_registers(priority_bits)
             check(not any((*cpu.ap0r[used:], *cpu.ap1r[used:])), f"there are {used} active priorities registers")
         for interrupt in (*self.spis, *(i for cpu in self.cpus for i in cpu.private)):
             check(not interrupt.targets, "a GICv3's interrupt has targets of a GICv2")
@@ -143,12 +142,15 @@ class GicV3(Vgic):
             "propbaser": redistributors.propbaser,
             "redistributors": tuple(
                 SavedRedistributor(
+                    affinity=cpu.affinity,
                     lpis_enabled=redistributor.lpis_enabled,
                     pendbaser=redistributor.pendbaser,
                     priority_bits=registers.priority_bits,
                     id_bits=registers.id_bits,
                 )
-                for redistributor, registers in zip(redistributors.each, self.system_registers, strict=True)
+                for cpu, redistributor, registers in zip(
+                    self.cpus, redistributors.each, self.system_registers, strict=True
+                )
             ),
         }
 
@@ -158,6 +160,7 @@ class GicV3(Vgic):
         redistributors.revision, redistributors.has_its = saved.revision, saved.has_its
         redistributors.propbaser = saved.propbaser
         for index, part in enumerate(saved.redistributors):
+            self.cpus[index].affinity = part.affinity
             redistributors.each[index].lpis_enabled = part.lpis_enabled
             redistributors.each[index].pendbaser = part.pendbaser
             self.system_registers[index].priority_bits = part.priority_bits

@@ -36,7 +36,7 @@ READ_ALLOCATE_WRITE_BACK: Final = 3
 INNER_SHAREABLE: Final = 1
 OUTER_SHAREABLE: Final = 2
 PENDBASER_PTZ: Final = 1 << 62  # the pending table is zero; reads as 0
-PENDBASER_RESET: Final = READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT | INNER_SHAREABLE << SHAREABILITY_SHIFT
+TABLE_RESET: Final = READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT | INNER_SHAREABLE << SHAREABILITY_SHIFT
 PROPBASER_BITS: Final = (1 << 64) - 1 & ~(0x1F << 59 | 0xF << 52 | 0x3 << 5)
 PENDBASER_BITS: Final = (1 << 64) - 1 & ~(1 << 63 | 0x7 << 59 | 0xF << 52 | 0xF << 12 | 0x7F)
 
@@ -56,7 +56,7 @@ class Redistributor:
     def __init__(self) -> None:
         self.lpis_enabled = False
         # Where the pending table of LPIs is.
-        self.pendbaser = PENDBASER_RESET
+        self.pendbaser = TABLE_RESET
 
 
 class Redistributors:
@@ -77,6 +77,11 @@ class Redistributors:
     def add_cpu(self) -> None:
         """Add the next vCPU's redistributor."""
         self.each.append(Redistributor())
+
+    def add_its(self) -> None:
+        """The VM gets an interrupt translation service. KVM: vgic_its_create."""
+        self.has_its = True
+        self.propbaser = TABLE_RESET
 
     def _regions(self, i: InterruptRegisters) -> list[Region]:
         sgi = SGI_BASE

@@ -92,7 +92,6 @@ class SavedGicCpu:
 
     private: tuple[SavedInterrupt, ...]
     ap_list: tuple[int, ...]
-    underflow: bool
     list_registers: tuple[SavedListRegister, ...]
     ap0r: tuple[int, ...]
     ap1r: tuple[int, ...]
@@ -118,7 +117,6 @@ class SavedGicCpu:
             for value in registers:
                 in_range(value, 0, 0xFFFF_FFFF, f"one of {name}")
         in_range(len(self.list_registers), 0, list_registers, "the number of list registers")
-        check(not self.underflow or len(self.list_registers) == list_registers, "underflow without full list registers")
         held = [register.intid for register in self.list_registers]
         check(len(set(held)) == len(held), "two list registers have the same interrupt")
         for register in self.list_registers:
@@ -179,7 +177,6 @@ def save_cpu(cpu: GicCpu) -> SavedGicCpu:
     return SavedGicCpu(
         private=tuple(save_interrupt(interrupt) for interrupt in cpu.private),
         ap_list=tuple(interrupt.intid for interrupt in cpu.ap_list),
-        underflow=cpu.underflow,
         list_registers=tuple(
             SavedListRegister(
                 intid=register.intid,
@@ -199,7 +196,6 @@ def resume_cpu(cpu: GicCpu, saved: SavedGicCpu) -> None:
     """Give a CPU a state, but for its ap_list."""
     for interrupt, state in zip(cpu.private, saved.private, strict=True):
         resume_interrupt(interrupt, state)
-    cpu.underflow = saved.underflow
     interface = cpu.interface
     interface.list_registers = []
     for held in saved.list_registers:

@@ -36,18 +36,16 @@ class GicWires(Protocol):
 class GicCpu:
     """What a GIC keeps of a vCPU. KVM: struct vgic_cpu."""
 
-    __slots__ = ("affinity", "ap_list", "id", "index", "interface", "private", "underflow")
+    __slots__ = ("affinity", "ap_list", "id", "index", "interface", "private")
 
     def __init__(self, index: int, cpu_id: int, affinity: int) -> None:
         self.index: Final = index
         self.id: Final = cpu_id
-        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0.
-        self.affinity: Final = affinity
+        # MPIDR's affinity: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in 23:0. KVM_ARM_VCPU_INIT sets it; it is 0 before.
+        self.affinity = affinity
         self.private: Final = [Interrupt(intid) for intid in range(PRIVATE)]
         self.ap_list: list[Interrupt] = []
         self.interface: Final = CpuInterfaceState()
-        # Not all of the ap_list has a list register (GICH_HCR.UIE).
-        self.underflow = False
         for interrupt in self.private:
             interrupt.target = index
 
@@ -69,10 +67,9 @@ class Vgic:
         cpu = GicCpu(len(self.cpus), cpu_id, affinity)
         for interrupt in cpu.private:
             if self.version == 2:
-                interrupt.targets = 1 << cpu_id & 0xFF
+                interrupt.targets = 1 << cpu.index & 0xFF
             else:
                 interrupt.group = 1
-                interrupt.affinity = affinity
         self.cpus.append(cpu)
         return cpu
 
@@ -164,13 +161,13 @@ class Vgic:
                 if interrupt.source:
                     priority = interrupt.priority
             if len(list_registers) == self.list_registers:
-                cpu.underflow = interrupt is not ap_list[-1]
                 break
 
     def exit(self, cpu: GicCpu) -> None:
         """Take a CPU's list registers back, after its guest ran."""
-        if self._maintenance(cpu):
-            # The maintenance interrupt has made the guest leave, and it has entered again.
+        if any(register.ended for register in cpu.interface.list_registers):
+            # The maintenance interrupt (GICH_MISR.EOI) has made the guest leave, and it has entered again. That for
+            # underflow would change nothing: a guest leaves after each access.
             self._sync(cpu)
             self.enter(cpu)
         self._sync(cpu)
@@ -188,16 +185,8 @@ class Vgic:
             for list_register in list_registers:
                 self._fold(cpu, list_register)
             list_registers.clear()
-            cpu.underflow = False
         if cpu.ap_list:
             self._prune(cpu)
-
-    def _maintenance(self, cpu: GicCpu) -> bool:
-        """Whether the CPU interface raises its maintenance interrupt. IHI 0048B, 5.3.4: GICH_MISR."""
-        list_registers = cpu.interface.list_registers
-        if cpu.underflow and sum(r.pending or r.active for r in list_registers) <= 1:
-            return True
-        return any(r.ended for r in list_registers)
 
     def _aim(self, interrupt: Interrupt) -> int:
         """The CPU in whose ap_list an interrupt belongs, or NOBODY. KVM: vgic_target_oracle."""

@@ -17,8 +17,8 @@ from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.vcpu_state import Outcome
 
-# How a halt ends whose interrupt take() gives: the index of a controller in CONTROLLERS of edge/operations.py.
-FLIC: Final = 2
+# How a halt ends whose interrupt take() gives: the index of a controller in CONTROLLERS of edge/convert.py.
+FLIC: Final = 4
 MAX_ACCEPTED: Final = 32
 _ENABLED: Final = PSW_EXTERNAL | PSW_IO | PSW_MACHINE_CHECK
 _WORD: Final = (1 << 64) - 1

@@ -27,7 +27,7 @@ from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.routing import MAX_GSIS, Route, S390Route
 from irqchipd.vm.s390 import saving
 from irqchipd.vm.s390.board import S390Board, adapter_route
-from irqchipd.vm.s390.capabilities import Cap
+from irqchipd.vm.s390.capabilities import CAPABILITIES, Cap
 from irqchipd.vm.s390.cpu import S390Cpu
 from irqchipd.vm.snapshot import CLOCK_VIRTUAL, S390, VmState
 from irqchipd.vm.vcpu_state import MpState
@@ -75,6 +75,9 @@ class S390Vm(Vm):
     def unsupported(self, operation: str) -> VmError:
         # KVM: kvm-s390.c kvm_arch_vm_ioctl
         return VmError(errno.ENOTTY, f"VM {self.name!r} is an s390 VM, and {operation} is for other architectures")
+
+    def check_extension(self, capability: int) -> int:
+        return CAPABILITIES.get(capability, 0)
 
     # Creation.
 

@@ -24,8 +24,8 @@ from irqchipd.vm.routing import MsiRoute, PinRoute, Route, check_routes
 from irqchipd.vm.snapshot import CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, X86, VmState
 from irqchipd.vm.x86 import saving
 from irqchipd.vm.x86.board import APIC_PAGE, PcBoard
+from irqchipd.vm.x86.capabilities import CAPABILITIES, Cap
 from irqchipd.vm.x86.capabilities import MAX_VCPU_ID as MAX_VCPU_ID
-from irqchipd.vm.x86.capabilities import Cap
 from irqchipd.vm.x86.routing import PINS, ChipId
 from irqchipd.vm.x86.vcpus import X86Vcpus
 
@@ -61,6 +61,9 @@ class X86Vm(X86Vcpus):
     @property
     def _irqchip_mode(self) -> str:
         return "full" if self._pc.pic is not None else "split" if self._pc.has_irqchip else "none"
+
+    def check_extension(self, capability: int) -> int:
+        return CAPABILITIES.get(capability, 0)
 
     def unsupported(self, operation: str) -> VmError:
         # KVM: x86.c kvm_arch_vm_ioctl
