@@ -10,7 +10,7 @@
 #   make check   lint, types, the contract, and whether generated files are current
 #   make proto   generate the stubs from the contract, and the SDK's blocking half from its asyncio half
 #   make baseline  at a release: record the contract that `make check` compares later versions with
-#   make bench   the benchmarks
+#   make bench   the benchmarks, of the sources and, where there is a C compiler, of the compiled core
 #   make stall   how much one hostile client or guest slows down others, in six minutes
 #   make ticks   500 VMs with a timer each, for a minute
 #   make fuzz    a million almost valid messages over both edges and rings; set MESSAGES and SEED to choose others
@@ -22,6 +22,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 COMPILED := $(VENV)/compiled
+HAS_COMPILER := $(shell $(CC) --version >/dev/null 2>&1 && echo yes)
 BASELINE := proto/baseline.binpb
 
 # The newest Python from 3.11 on. A name on PATH may not work, because version managers install shims.
@@ -69,8 +70,8 @@ proto: $(VENV)/check
 baseline: $(VENV)/check
 	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
-bench: $(VENV)/bench
-	$(BIN)/python -m bench
+bench: $(VENV)/bench $(if $(HAS_COMPILER),compiled)
+	$(BIN)/python -m bench $(if $(HAS_COMPILER),--compiled $(COMPILED)/bin/python)
 
 stall: $(VENV)/installed
 	$(BIN)/python -m bench.stall

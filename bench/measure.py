@@ -42,14 +42,13 @@ class Figure:
     at_least: bool = False
 
     @classmethod
-    def ratio(cls, name: str, measured: Series, reference: Series, goal: float) -> Self:
+    def ratio(cls, name: str, measured: Series, reference: Series, goal: float, *, at_least: bool = False) -> Self:
         """The ratio of two medians."""
-        return cls(name, measured.median / reference.median, "ratio", goal)
+        return cls(name, measured.median / reference.median, "ratio", goal, at_least)
 
-    @property
-    def met(self) -> bool:
-        """Whether the goal is reached."""
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
+    def is_met_by(self, value: float) -> bool:
+        """Whether a value reaches the goal."""
+        return value >= self.goal if self.at_least else value <= self.goal
 
 
 def round_robin(work: Mapping[str, Work], rounds: int, pause: float = 0.0) -> dict[str, Series]:

@@ -12,6 +12,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from bench.builds import Build
 from bench.measure import Figure, Series
 
 OUT = Path(__file__).parent / "out"
@@ -33,33 +34,56 @@ def machine() -> dict[str, object]:
     }
 
 
-def print_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
-    """Print the figures and the times, a table each."""
-    console = Console(width=150)
+def print_report(figures: Sequence[Figure], series: Mapping[str, Series], compiled: Build | None) -> None:
+    """Print the figures and the times, a table each, and those of the compiled build beside them."""
+    console = Console(width=170)
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    table = Table("figure", "value", "goal", "met")
+    table = Table("figure", "goal", "value", "met", *(["compiled", "met"] if compiled else []))
     for figure in figures:
-        sign = ">=" if figure.at_least else "<="
-        table.add_row(figure.name, f"{figure.value:,.4g}", f"{sign} {figure.goal:,g}", "yes" if figure.met else "NO")
+        row = [figure.name, f"{'>=' if figure.at_least else '<='} {figure.goal:,g}", *_value(figure, figure.value)]
+        table.add_row(*row, *(_value(figure, compiled.figures.get(figure.name)) if compiled else []))
     console.print(table)
-    table = Table("measured", "median, us", "p99, us", "how many")
+    table = Table("measured", "median, us", "p99, us", *(["compiled: median", "p99"] if compiled else []))
     for name, times in series.items():
-        table.add_row(name, f"{times.median:,.2f}", f"{times.p99:,.2f}", f"{len(times.values):,}")
+        table.add_row(name, *_times(times), *(_times(compiled.series.get(name)) if compiled else []))
     console.print(table)
 
 
-def write_report(figures: Sequence[Figure], series: Mapping[str, Series]) -> None:
+def _value(figure: Figure, value: float | None) -> list[str]:
+    return ["", ""] if value is None else [f"{value:,.4g}", "yes" if figure.is_met_by(value) else "NO"]
+
+
+def _times(times: Series | None) -> list[str]:
+    return ["", ""] if times is None else [f"{times.median:,.2f}", f"{times.p99:,.2f}"]
+
+
+def write_report(figures: Sequence[Figure], series: Mapping[str, Series], compiled: Build | None) -> None:
     """Write latest.json."""
     OUT.mkdir(exist_ok=True)
+    other = compiled or Build()
     content = {
         "machine": machine(),
         "figures": [
-            {"name": figure.name, "value": figure.value, "unit": figure.unit, "goal": figure.goal, "met": figure.met}
+            {
+                "name": figure.name,
+                "value": figure.value,
+                "compiled": other.figures.get(figure.name),
+                "unit": figure.unit,
+                "goal": figure.goal,
+                "met": figure.is_met_by(other.figures.get(figure.name, figure.value)),
+            }
             for figure in figures
         ],
         "series": [
-            {"name": name, "median_us": times.median, "p99_us": times.p99, "count": len(times.values)}
-            for name, times in series.items()
+            {
+                "name": name,
+                "build": build,
+                "median_us": times.median,
+                "p99_us": times.p99,
+                "count": len(times.values),
+            }
+            for build, measured in (("pure", series), ("compiled", other.series))
+            for name, times in measured.items()
         ],
     }
     (OUT / "latest.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from irqchip_client import Client, Interrupt, Session, TimedOut, Vm, connect, ops
+from bench.peers import pin
+from irqchip_client import Client, Interrupt, Session, TimedOut, Vm, Wake, connect, embedded, ops
 from irqchip_client.devices import Device, RemoteHost
 
 GSI, VECTOR = 20, 0x51
@@ -62,18 +63,38 @@ def worker(
 
 def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
     """Halt repeatedly, and record when each halt ended: word 0 is the count, word 1 the time."""
-    shared = SharedMemory(memory)
-    words = memoryview(shared.buf or b"").cast("q")
     with connect(target) as client, client.vm(vm).session("vcpu") as session:
         calls = [ops.mmio_write(0, EOI, 0), ops.halt(0)]
-        pipe.send("ready")
-        while True:
-            *_, wake = session.run(calls)
-            words[1] = time.perf_counter_ns()
-            words[0] += 1
-            assert isinstance(wake, Interrupt)
-            if pipe.poll():
-                break
+        _halt_repeatedly(pipe, memory, lambda: session.run(calls)[-1])
+
+
+def embedded_vcpu(pipe: Connection, socket: str, memory: str) -> None:
+    """The same with a daemon in this process, which listens for the device's."""
+    pin(os.getpid(), 1)
+    with embedded(socket) as client, prepare(client, "vm").session("vcpu") as session:
+        cpu = session.vcpu(0)
+
+        def halt() -> Wake:
+            cpu.mmio_write(EOI, 0)
+            return cpu.halt()
+
+        _halt_repeatedly(pipe, memory, halt)
+        with suppress(EOFError):  # The device still uses the daemon.
+            while True:
+                pipe.recv()
+
+
+def _halt_repeatedly(pipe: Connection, memory: str, halt: Callable[[], Wake]) -> None:
+    shared = SharedMemory(memory)
+    words = memoryview(shared.buf or b"").cast("q")
+    pipe.send("ready")
+    while True:
+        wake = halt()
+        words[1] = time.perf_counter_ns()
+        words[0] += 1
+        assert isinstance(wake, Interrupt)
+        if pipe.poll():
+            break
     words.release()
     shared.close()
 

@@ -133,7 +133,7 @@ class RecordCall(Call[T]):
     @property
     def vcpu(self) -> int:
         """The vCPU of a call that has one."""
-        return self.fields[2]
+        return self.fields[1]
 
 
 @cache

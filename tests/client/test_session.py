@@ -201,6 +201,16 @@ def test_a_halt_whose_time_is_up_has_timed_out() -> None:
     assert isinstance(error, TimedOut)
 
 
+def test_the_last_halt_of_each_vcpu_can_be_given_up() -> None:
+    core = opened()
+    serials = [submit(core, ops.halt(vcpu))[1].serial for vcpu in (0, 1)]
+    given_up = [core.give_up(serial) for serial in serials]
+    assert [request.halt_given_up.serial for request in given_up if request] == serials
+    answer(core, serials[1], woken(0x51))
+    submit(core, ops.halt(1))
+    assert core.give_up(serials[1]) is None
+
+
 def test_a_halt_counts_as_a_batch_in_flight() -> None:
     core = opened(max_in_flight=2)
     _, halt = submit(core, ops.halt(0))
