@@ -45,12 +45,14 @@ a Session the message Error carries the same. The reasons and their codes:
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
+  ENOEXEC     FAILED_PRECONDITION  an arm64 vCPU was not initialised (see VcpuInit)
   ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
   ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
                                    VM has no interruption suppression; an s390 vCPU is in a disabled wait
+  EPERM       INVALID_ARGUMENT     a device has no attribute that can be read
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 

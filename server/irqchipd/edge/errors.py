@@ -27,6 +27,8 @@ STATUS_CODES = {
     errno.EOPNOTSUPP: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBADMSG: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EPERM: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.ENOEXEC: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENOBUFS: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENOMEM: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
