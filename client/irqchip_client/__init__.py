@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from ._model import (
         Access,
+        AdapterRoute,
         Advance,
         Architecture,
         Claim,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
         VmSnapshot,
         Wake,
     )
+    from ._s390 import FlicGroup, InterruptMasks, S390Irq, S390IrqType, VcpuReset
     from ._state import (
         Chip,
         DeliveryMode,
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
+    "AdapterRoute",
     "Advance",
     "AlreadyExists",
     "Architecture",
@@ -110,6 +113,7 @@ __all__ = [
     "Doorbell",
     "Event",
     "EventsDropped",
+    "FlicGroup",
     "GicHost",
     "GicInfo",
     "GsiAcknowledged",
@@ -118,6 +122,7 @@ __all__ = [
     "GuestError",
     "Halt",
     "Interrupt",
+    "InterruptMasks",
     "InterruptPending",
     "InterruptSource",
     "InvalidArgument",
@@ -145,6 +150,8 @@ __all__ = [
     "RegionsLost",
     "ResetReason",
     "Route",
+    "S390Irq",
+    "S390IrqType",
     "Session",
     "SessionClosed",
     "SessionInfo",
@@ -157,6 +164,7 @@ __all__ = [
     "Unavailable",
     "Vcpu",
     "VcpuEvents",
+    "VcpuReset",
     "VcpuSignal",
     "Vm",
     "VmInfo",
@@ -175,7 +183,7 @@ __all__ = [
 # In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
-    *("_sync.irqfd", "_sync.session", "_sync.streams"),
+    *("_sync.irqfd", "_sync.session", "_sync.streams", "_s390"),
 )
 
 
