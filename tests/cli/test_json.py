@@ -23,6 +23,9 @@ VM = {
     "next_timer_ns": None,
     "tsc_khz": 1_000_000,
     "lateness_ns": 0,
+    "architecture": "x86",
+    "gic": None,
+    "devices": [],
 }
 
 

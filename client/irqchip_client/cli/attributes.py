@@ -1,4 +1,4 @@
-"""attr-get, attr-set, attr-has: attributes of a VM's devices and vCPUs, as KVM_SET_DEVICE_ATTR and its like have them."""
+"""attr-get, attr-set, attr-has: attributes of a VM's devices and vCPUs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _vcpu_option = click.option(
 
 
 def _arguments(function: Callable[..., T]) -> Callable[..., T]:
-    """TARGET, GROUP and ATTR."""
-    for name in ("attr", "group", "target"):
-        function = click.argument(name)(function)
+    """TARGET, GROUP and ATTR. A command's parameter "target" is the daemon."""
+    for name, metavar in (("attr", "ATTR"), ("group", "GROUP"), ("whose", "TARGET")):
+        function = click.argument(name, metavar=metavar)(function)
     return function
 
 
@@ -37,7 +37,7 @@ def _arguments(function: Callable[..., T]) -> Callable[..., T]:
 @json_option
 def attr_get(
     vm: irqchip_client.Vm,
-    target: str,
+    whose: str,
     group: str,
     attr: str,
     vcpu: int | None,
@@ -51,7 +51,7 @@ def attr_get(
     are numbers or arm64's names: `addr v3-dist`, `nr-irqs 0`, `ctrl init`, `dist-regs GICD_ISENABLER1`, `redist-regs
     GICR_TYPER`, `cpu-regs GICC_PMR`, `cpu-sysregs ICC_PMR_EL1`, `level-info 32`, and of a vCPU `timer vtimer`.
     """
-    chosen = _Attribute(vm, target, group, attr, vcpu)
+    chosen = _Attribute(vm, whose, group, attr, vcpu)
     if size is None:
         value = chosen.handle.get(chosen.group, chosen.attr, before)
         if as_json:
@@ -60,7 +60,9 @@ def attr_get(
             click.echo(f"{value:#x}")
         return
     if before >> 8 * size:
-        raise click.BadParameter(f"{before:#x} does not fit into {size} bytes: use more --bytes", param_hint="--before")
+        raise click.BadParameter(
+            f"{before:#x} does not fit into {size} byte{'s' * (size > 1)}: use more --bytes", param_hint="--before"
+        )
     data = chosen.handle.get_bytes(chosen.group, chosen.attr, before.to_bytes(size, "little"))
     if as_json:
         echo_json({"data": data})
@@ -75,7 +77,7 @@ def attr_get(
 @_vcpu_option
 @click.option("--bytes", "as_bytes", is_flag=True, help="VALUE is bytes, in hexadecimal.")
 def attr_set(
-    vm: irqchip_client.Vm, target: str, group: str, attr: str, value: str, vcpu: int | None, as_bytes: bool
+    vm: irqchip_client.Vm, whose: str, group: str, attr: str, value: str, vcpu: int | None, as_bytes: bool
 ) -> None:
     """Write an attribute: KVM_SET_DEVICE_ATTR.
 
@@ -88,7 +90,7 @@ def attr_set(
         raise click.BadParameter(
             f"{value!r:.100} is not bytes: write two hexadecimal digits for each, as 0100ff", param_hint="VALUE"
         ) from None
-    chosen = _Attribute(vm, target, group, attr, vcpu)
+    chosen = _Attribute(vm, whose, group, attr, vcpu)
     chosen.handle.set(chosen.group, chosen.attr, data)
 
 
@@ -97,12 +99,12 @@ def attr_set(
 @_arguments
 @_vcpu_option
 @json_option
-def attr_has(vm: irqchip_client.Vm, target: str, group: str, attr: str, vcpu: int | None, as_json: bool) -> None:
+def attr_has(vm: irqchip_client.Vm, whose: str, group: str, attr: str, vcpu: int | None, as_json: bool) -> None:
     """Ask whether there is an attribute: KVM_HAS_DEVICE_ATTR.
 
     TARGET, GROUP and ATTR are those of `irqchipctl attr-get`. Prints "yes" or "no". Both have exit status 0.
     """
-    chosen = _Attribute(vm, target, group, attr, vcpu)
+    chosen = _Attribute(vm, whose, group, attr, vcpu)
     there = chosen.handle.has(chosen.group, chosen.attr)
     if as_json:
         echo_json({"has": there})
@@ -113,7 +115,7 @@ def attr_has(vm: irqchip_client.Vm, target: str, group: str, attr: str, vcpu: in
 class _Attribute:
     """An attribute that a command line names."""
 
-    def __init__(self, vm: irqchip_client.Vm, target: str, group: str, attr: str, vcpu: int | None) -> None:
+    def __init__(self, vm: irqchip_client.Vm, whose: str, group: str, attr: str, vcpu: int | None) -> None:
         # Not above: loads gRPC, for which --help does not wait.
         from irqchip_client import arm64
 
@@ -121,7 +123,7 @@ class _Attribute:
 
         info = vm.info()
         is_arm64 = info.architecture is irqchip_client.Architecture.ARM64
-        self.handle = _target(vm, info, target)
+        self.handle = _target(vm, info, whose)
         of_vcpu = self.handle.vcpu is not None
         if vcpu is not None and (of_vcpu or not is_arm64):
             raise click.ClickException("--vcpu is for registers of a GIC: leave --vcpu out, or name the GIC as TARGET")

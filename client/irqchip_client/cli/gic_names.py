@@ -16,7 +16,7 @@ class Register(NamedTuple):
     """A register, or an array of them."""
 
     offset: int
-    count: int = 1
+    length: int = 1
     step: int = 4
 
 
@@ -72,9 +72,7 @@ _FRAMES: Final[Mapping[Group, tuple[str, Mapping[str, Register]]]] = {
     Group.REDIST_REGS: ("GICR", GICR),
 }
 # The groups whose attributes name a vCPU.
-BANKED: Final = frozenset(
-    {Group.DIST_REGS, Group.CPU_REGS, Group.REDIST_REGS, Group.CPU_SYSREGS, Group.LEVEL_INFO}
-)
+BANKED: Final = frozenset({Group.DIST_REGS, Group.CPU_REGS, Group.REDIST_REGS, Group.CPU_SYSREGS, Group.LEVEL_INFO})
 # KVM_ARM_VCPU_PMU_V3_*, KVM_ARM_VCPU_TIMER_IRQ_*, KVM_ARM_VCPU_PVTIME_IPA.
 _OF_VCPUS: Final[Mapping[VcpuGroup, tuple[str, ...]]] = {
     VcpuGroup.PMU: ("irq", "init"),
@@ -115,10 +113,11 @@ def _register(text: str, frame: str, registers: Mapping[str, Register]) -> int:
     """A register's offset: GICD_ISENABLER1 is the second of its array."""
     found = re.fullmatch(r"(?:(GIC[DCR])_)?([A-Z]+)(\d*)", text.upper())
     if found is None or found[2] not in registers or found[1] not in (None, frame):
-        return _one_of(text, {}, "ATTR", ", ".join(f"{frame}_{name}" for name in registers))
+        known = {f"{frame}_{name}": register.offset for name, register in registers.items()}
+        return _one_of(text, known, "ATTR", ", ".join(known))
     register, index = registers[found[2]], int(found[3] or 0)
-    if index >= register.count:
-        raise click.BadParameter(f"{text:.100} is not there: use 0 to {register.count - 1}", param_hint="ATTR")
+    if index >= register.length:
+        raise click.BadParameter(f"{text:.100} is not there: use 0 to {register.length - 1}", param_hint="ATTR")
     return register.offset + index * register.step
 
 
@@ -131,23 +130,24 @@ def sysreg_number(text: str, hint: str = "SYSREG") -> int:
         op0, op1, crn, crm, op2 = map(int, found.groups())
         if crn < 16 and crm < 16:
             return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-    names = {name.lower(): number for name, number in SYSREGS.items()}
-    return _one_of(text, names, hint, "S3_0_C12_C12_0, ICC_PMR_EL1, CNTV_CTL_EL0")
+    return _one_of(text, SYSREGS, hint, "S3_0_C12_C12_0, ICC_PMR_EL1, CNTV_CTL_EL0")
 
 
 def _one_of(text: str, names: Mapping[str, int], hint: str, shown: str) -> int:
     """The number of a name, or a number as it stands."""
     from difflib import get_close_matches
 
-    known = {name.replace("_", "-"): number for name, number in names.items()}
+    known = {name.lower().replace("_", "-"): name for name in names}
     key = text.lower().replace("_", "-")
     if key in known:
-        return known[key]
+        return names[known[key]]
     try:
-        return int(text, 0)
+        number = int(text, 0)
     except ValueError:
-        pass
-    close = get_close_matches(key, known, 1)
-    advice = f"did you mean {next(n for n in names if n.replace('_', '-') == close[0])}? " if close else ""
-    some = f" or a name, as {shown}" if shown else ""
-    raise click.BadParameter(f"{text!r:.100} is not known: {advice}Write a number{some}", param_hint=hint)
+        close = get_close_matches(key, known, 1)
+        meant = f"did you mean {known[close[0]]}? Else " if close else ""
+        some = f", or a name as {shown}" if shown else ""
+        raise click.BadParameter(f"{text!r:.100} is not known: {meant}write a number{some}", param_hint=hint) from None
+    if not 0 <= number < 1 << 64:
+        raise click.BadParameter(f"{text:.100} is out of range: use 0 to 0xffffffffffffffff", param_hint=hint)
+    return number

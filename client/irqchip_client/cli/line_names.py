@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -31,11 +31,16 @@ class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
         parts = _numbers(numbers)
         match kind, parts:
             case "spi", [number] if 0 <= number < 988:
-                return NamedLine(spi(number))
+                line = spi(number)
             case "ppi", [vcpu, intid] if 0 <= vcpu < 512 and 16 <= intid < 32:
-                return NamedLine(ppi(vcpu, intid))
+                line = ppi(vcpu, intid)
             case "irq" | "fiq", [vcpu] if 0 <= vcpu < 512:
-                return NamedLine(irq(vcpu) + (kind == "fiq"))
+                line = irq(vcpu) + (kind == "fiq")
+            case _:
+                self._refuse(value, param, ctx)
+        return NamedLine(line)
+
+    def _refuse(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
         self.fail(
             f"{value!r:.100} is no line: write spi:N with N from 0 to 987, ppi:VCPU:INTID with INTID from 16 to 31,"
             " irq:VCPU or fiq:VCPU",

@@ -24,6 +24,7 @@ from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
 
+MOST_DESCRIBED: Final = 64  # devices in a Description, which has to fit into a message
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
@@ -93,6 +94,11 @@ class Vm(Accesses):
     def _irqchip_mode(self) -> str:
         """The kind of irqchip, as Description has it."""
         raise NotImplementedError
+
+    @property
+    def _device_types(self) -> list[int]:
+        """The types of the devices that create_device has made, by their numbers."""
+        return []
 
     def _check_routes(self, routes: Sequence[Route]) -> None:
         """Refuse routes that the VM can't have: EINVAL."""
@@ -253,6 +259,7 @@ class Vm(Accesses):
                 next_source=last,
                 source_count=len(self._sources),
                 asserted=self._numbers(self._shared_source.asserted),
+                devices=self._device_types[:MOST_DESCRIBED],
                 virtual=self.agenda.clock.virtual,
                 now=now,
                 next_timer=next_timer,

@@ -24,7 +24,6 @@ from irqchipd.vm.snapshot import ARM64, VmState
 
 VERSIONS: Final = (0, 2, 3)
 LEAST_LIST_REGISTERS, MOST_LIST_REGISTERS = 2, 16  # one would always be an underflow, and so an exit
-MOST_DESCRIBED: Final = 64  # devices in a Description
 LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
 
 
@@ -61,6 +60,10 @@ class Arm64Vm(Arm64Vcpus):
     @property
     def _irqchip_mode(self) -> str:
         return "full" if self._arm.gic is not None else "none"
+
+    @property
+    def _device_types(self) -> list[int]:
+        return self._devices
 
     def unsupported(self, operation: str) -> VmError:
         # KVM: arm.c kvm_arch_vm_ioctl
@@ -216,7 +219,7 @@ class Arm64Vm(Arm64Vcpus):
             priority_bits=board.priority_bits,
         )
         description = super().describe(sources_after, room, one_at_least=one_at_least)
-        return replace(description, gic=gic, devices=self._devices[:MOST_DESCRIBED])
+        return replace(description, gic=gic)
 
     # All of it.
 
