@@ -63,7 +63,7 @@ def pc() -> Pc:
     return pc
 
 
-def state(pc: Pc, vcpu: int) -> MpState:
+def state(pc: Pc, vcpu: int) -> int:
     return pc.vm.get_mp_state(vcpu)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from irqchipd.vm.machine import SourceInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute
-from irqchipd.vm.sources import LineSource, gsis_of
+from irqchipd.vm.sources import LineSource, numbers_of
 from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.routing import ChipId
 from tests.builds import needs_sources
@@ -222,7 +222,7 @@ def test_a_source_drives_at_most_all_gsis(pc: Pc) -> None:
     source = pc.vm.open_source("fuzzer")
     for gsi in (UNROUTED, 4095, 4096, 1 << 31):
         pc.line(gsi, 1, source=source)
-    assert gsis_of(source.asserted) == [UNROUTED, 4095]
+    assert numbers_of(source.asserted) == [UNROUTED, 4095]
 
 
 def test_a_line_routed_to_an_msi_sends_it_on_each_rise_of_each_source() -> None:

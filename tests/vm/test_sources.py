@@ -15,7 +15,7 @@ from irqchipd.limits import Limits
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.snapshot import SourceState
-from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, gsis_of
+from irqchipd.vm.sources import MAX_SOURCES, SOURCES_BYTES, LineSource, bits_of, bytes_of, numbers_of
 from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.vcpu_state import MAX_QUEUED
 from tests.vm.pc import Pc, refused
@@ -42,7 +42,7 @@ def held(vm: X86Vm) -> int:
 
 @given(st.sets(st.integers(0, MAX_GSIS - 1)))
 def test_a_bitmap_has_the_gsis_that_it_was_made_of(gsis: set[int]) -> None:
-    assert gsis_of(bits_of(gsis)) == sorted(gsis)
+    assert numbers_of(bits_of(gsis)) == sorted(gsis)
 
 
 def test_the_sources_of_a_vm_are_bounded() -> None:

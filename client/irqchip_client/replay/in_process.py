@@ -1,4 +1,4 @@
-"""Traces on the chips alone, without a daemon: irqchipd's own X86Vm, in this process."""
+"""Traces on the chips alone, without a daemon: irqchipd's own VMs, in this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.machine import X86Vm
 
+from .arm64_in_process import Arm64Player
 from .traces import Done, Mismatch, Trace, as_expected
 from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
 
@@ -26,6 +27,8 @@ def replay_all(traces: Sequence[Trace], done: Done) -> None:
 
 def replay(trace: Trace) -> list[Mismatch]:
     """Runs a trace to its end, whatever it finds, and returns every operation that was answered otherwise."""
+    if trace.gic is not None:
+        return _replay_arm64(trace, trace.gic)
     execute = executors(new_vm(trace.vcpus))
     mismatches = []
     for number, (name, arguments, expected) in enumerate(trace.operations):
@@ -33,6 +36,16 @@ def replay(trace: Trace) -> list[Mismatch]:
             actual = execute[name](*arguments)
         except VmError as error:
             actual = f"-{error.reason}"
+        if not as_expected(expected, actual):
+            mismatches.append(Mismatch(trace, number, actual))
+    return mismatches
+
+
+def _replay_arm64(trace: Trace, gic: int) -> list[Mismatch]:
+    player = Arm64Player(gic)
+    mismatches = []
+    for number, (name, arguments, expected) in enumerate(trace.operations):
+        actual = player.execute(name, arguments)
         if not as_expected(expected, actual):
             mismatches.append(Mismatch(trace, number, actual))
     return mismatches

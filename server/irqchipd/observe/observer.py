@@ -9,7 +9,8 @@ from typing import Any
 class Observer:
     """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
-    The methods are tracepoints of arch/x86/kvm/trace.h and include/trace/events/kvm.h, with their fields.
+    The methods are tracepoints of include/trace/events/kvm.h, of arch/x86/kvm/trace.h, and of arch/arm64/kvm's
+    trace_arm.h and vgic/trace.h, with their fields.
     """
 
     def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
@@ -43,7 +44,19 @@ class Observer:
         """A vCPU ended an interrupt at its local APIC."""
 
     def kvm_ack_irq(self, chip: int, pin: int) -> None:
-        """An interrupt of a chip was acknowledged: 0 and 1 the PICs, whose pins are 0 to 15, 2 the IOAPIC."""
+        """An interrupt of a chip was acknowledged: 0 and 1 the PICs, whose pins are 0 to 15, 2 the IOAPIC.
+
+        Of an arm64 VM, chip 0 is the GIC, and pin an SPI's number from 0.
+        """
+
+    def kvm_irq_line(self, kind: int, vcpu: int, number: int, level: int) -> None:
+        """A line of an arm64 VM was driven: KVM_ARM_IRQ_TYPE_*, the vCPU of a private one, and its number."""
+
+    def vgic_update_irq_pending(self, vcpu: int, intid: int, level: bool) -> None:
+        """An interrupt's line at a GIC was driven."""
+
+    def kvm_timer_update_irq(self, vcpu: int, intid: int, level: bool) -> None:
+        """An arm64 vCPU's timer drove its interrupt's line."""
 
 
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith("kvm_"))

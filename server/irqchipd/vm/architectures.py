@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from irqchipd.chips.lapic_timer import KHZ
+from irqchipd.vm.arm64.capabilities import capabilities as arm64_capabilities
+from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.clock import Clock, Deadlines
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.snapshot import X86, VmState
+from irqchipd.vm.snapshot import ARM64, X86, VmState
 from irqchipd.vm.x86.capabilities import CAPABILITIES
 from irqchipd.vm.x86.machine import X86Vm
 
@@ -61,12 +63,37 @@ def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -
     return X86Vm(name, limits.max_vcpus, clock, tsc_khz, limits.access_ns, limits.deadlines)
 
 
+def _make_arm64(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+    if properties.tsc_khz:
+        raise invalid("tsc_khz is for x86 VMs: choose that architecture, or leave tsc_khz out")
+    gic = properties.gic
+    return Arm64Vm(
+        name,
+        limits.max_vcpus,
+        clock,
+        gic.version,
+        gic.list_registers,
+        gic.priority_bits,
+        limits.access_ns,
+        limits.deadlines,
+    )
+
+
+def _restore_arm64(name: str, state: VmState, limits: Limits) -> Vm:
+    return Arm64Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
+
+
+def _arm64_capabilities(gic: Gic) -> Mapping[int, int]:
+    return arm64_capabilities(gic.version)
+
+
 def _restore_x86(name: str, state: VmState, limits: Limits) -> Vm:
     return X86Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
 
 
 ARCHITECTURES: Final[dict[int, Architecture]] = {
     X86: Architecture("x86", _make_x86, _restore_x86, lambda _: CAPABILITIES),
+    ARM64: Architecture("arm64", _make_arm64, _restore_arm64, _arm64_capabilities),
 }
 
 

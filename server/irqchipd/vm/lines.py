@@ -14,7 +14,7 @@ from irqchipd.vm.board import Board
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import GsiResampled, Listener
 from irqchipd.vm.routing import MAX_GSIS, MSI_VALID_DEVID
-from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, reach_for
+from irqchipd.vm.sources import MAX_SOURCES, PIT, RESAMPLERS, SHARED, LineSource, SourcesBytes, numbers_of, reach_for
 from irqchipd.vm.turns import Turns, finish
 
 TURN_CHANGES: Final = 16  # of lines
@@ -39,6 +39,9 @@ class Lines(Turns):
         self._sources: dict[int, LineSource] = {}
         self._sources_bytes = SourcesBytes()
         self._last_serial = 0
+        # How many lines there are in a source's bitmap, and how many bytes a message has for one of their numbers.
+        self._lines = MAX_GSIS
+        self._number_bytes = 2
 
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None, *, line_status: bool = True) -> int:
         """KVM_IRQ_LINE_STATUS from a line source, by default the shared one: its status, -1 for a GSI with no route.
@@ -102,6 +105,10 @@ class Lines(Turns):
     def _reach(self, source: LineSource, highest: int) -> None:
         if source.reach <= highest < MAX_GSIS:
             self._sources_bytes.charge(source, reach_for(highest), len(source.resampled))
+
+    def _numbers(self, asserted: int) -> list[int]:
+        """The numbers by which operations name the lines in a bitmap."""
+        return numbers_of(asserted)
 
     def _check_source(self, source: LineSource, changes: Sequence[int]) -> None:
         """Whether a source may make these changes: ENXIO without an irqchip, ENOENT of a closed source, EINVAL."""
@@ -225,8 +232,11 @@ class Lines(Turns):
         if resampled and not self._board.can_resample:
             raise invalid(f"VM {self.name!r} has no PICs and IOAPIC; only their interrupts can be resampled")
 
-    def trigger(self, irqfd: Irqfd) -> None:
-        """An irqfd was written: an edge, or a level until the acknowledgement. KVM: eventfd.c irqfd_inject."""
+    def trigger(self, irqfd: Irqfd, *, assigned: bool = False) -> None:  # noqa: ARG002
+        """An irqfd was written: an edge, or a level until the acknowledgement. KVM: eventfd.c irqfd_inject.
+
+        assigned says that the irqfd was assigned just now, and written before that.
+        """
         with suppress(VmError), self._turn:
             set_irq, gsi = self._board.set_irq, irqfd.gsi
             if irqfd.resampler is not None:

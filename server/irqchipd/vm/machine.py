@@ -22,8 +22,7 @@ from irqchipd.vm.events import VmReset
 from irqchipd.vm.regions import REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
-from irqchipd.vm.sources import LineSource, bits_of, gsis_of, reach_for
-from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
 
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
@@ -111,7 +110,7 @@ class Vm(Accesses):
         """KVM_ENABLE_CAP."""
         raise NotImplementedError
 
-    def get_mp_state(self, vcpu: int) -> MpState:
+    def get_mp_state(self, vcpu: int) -> int:
         """KVM_GET_MP_STATE."""
         raise NotImplementedError
 
@@ -204,16 +203,17 @@ class Vm(Accesses):
                 now_ns=clock.now(),
                 routing=tuple(board.routes),
                 sources=tuple(saving.save_source(source) for source in self._sources.values()),
-                asserted_gsis=tuple(gsis_of(self._shared_source.asserted)),
+                asserted_gsis=tuple(numbers_of(self._shared_source.asserted)),
             )
 
     def _resume_sources(self, state: VmState) -> None:
         """Make the line sources of a snapshot, which has been checked."""
-        self._shared_source.asserted = bits_of(state.asserted_gsis)
+        self._shared_source.asserted = bits_of(state.asserted_gsis, self._lines)
         for saved in state.sources:
             source = self._sources[saved.source] = self._numbered(LineSource(saved.source, saved.client))
             saving.restore_source(source, saved)
-            self._sources_bytes.charge(source, reach_for(source.asserted.bit_length() - 1), len(source.resampled))
+            reach = reach_for(source.asserted.bit_length() - 1, self._lines)
+            self._sources_bytes.charge(source, reach, len(source.resampled))
             for gsi in source.resampled:
                 self._board.notices.resample(gsi, source)
 
@@ -238,7 +238,7 @@ class Vm(Accesses):
                 sources=infos,
                 next_source=last,
                 source_count=len(self._sources),
-                asserted=gsis_of(self._shared_source.asserted),
+                asserted=self._numbers(self._shared_source.asserted),
                 virtual=self.agenda.clock.virtual,
                 now=now,
                 next_timer=next_timer,
@@ -256,14 +256,14 @@ class Vm(Accesses):
             if source.serial <= after:
                 continue
             if room is not None:
-                room -= source.description_bytes + REGION_BYTES * regions.count_of(source)
+                room -= source.description_bytes(self._number_bytes) + REGION_BYTES * regions.count_of(source)
                 if room < 0 and (infos or not one_at_least):
                     return infos, last
             infos.append(
                 SourceInfo(
                     source.client,
                     source.number,
-                    gsis_of(source.asserted),
+                    self._numbers(source.asserted),
                     source.dropped_events,
                     source.detached,
                     sorted(source.resampled),

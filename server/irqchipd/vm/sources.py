@@ -24,7 +24,7 @@ MAX_SOURCES: Final = 4096
 SOURCES_BYTES: Final = 480 << 10
 _SOURCE_BYTES: Final = 64  # per source, beside its name
 _RESAMPLED_BYTES: Final = 32  # per GSI that a source resamples
-_REACH_STEP: Final = 256  # GSIs
+_REACH_STEP: Final = 256  # lines
 
 
 class LineSource:
@@ -61,9 +61,9 @@ class LineSource:
         self.listener = listener
         # The number of sources that the VM has opened, this among them: the order in lists.
         self.serial = 0
-        # The GSIs that the source drives high, one bit each.
+        # The lines that the source drives high, one bit each. A line's number is an architecture's to say: a GSI.
         self.asserted = 0
-        # The first GSI that the source is not charged for yet, and its charge of SOURCES_BYTES: see SourcesBytes.
+        # The first line that the source is not charged for yet, and its charge of SOURCES_BYTES: see SourcesBytes.
         self.reach = MAX_GSIS
         self.bytes = 0
         # The GSIs that the source resamples, and their acknowledgements while it had no Session.
@@ -73,28 +73,27 @@ class LineSource:
         # Whether the source was restored, and waits for its Session.
         self.detached = False
 
-    @property
-    def description_bytes(self) -> int:
+    def description_bytes(self, number_bytes: int) -> int:
         """An upper bound of the bytes that describe the source in a message, without its regions."""
-        return 40 + len(self.client.encode()) + 2 * self.asserted.bit_count() + 2 * len(self.resampled)
+        return 40 + len(self.client.encode()) + number_bytes * self.asserted.bit_count() + 2 * len(self.resampled)
 
 
-def gsis_of(bits: int) -> list[int]:
-    """The GSIs that a bitmap has, ascending."""
-    return [gsi for gsi, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]
+def numbers_of(bits: int) -> list[int]:
+    """The numbers of the bits in a bitmap, ascending."""
+    return [number for number, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]
 
 
-def bits_of(gsis: Iterable[int]) -> int:
-    """The bitmap of some GSIs, each less than MAX_GSIS."""
-    digits = bytearray(b"0" * MAX_GSIS)
-    for gsi in gsis:
-        digits[~gsi] = ord("1")
+def bits_of(numbers: Iterable[int], most: int = MAX_GSIS) -> int:
+    """The bitmap of some numbers, each less than a most."""
+    digits = bytearray(b"0" * most)
+    for number in numbers:
+        digits[~number] = ord("1")
     return int(digits, 2)
 
 
-def reach_for(highest: int) -> int:
-    """The reach that includes a GSI, or none for -1. A reach grows in steps, so that few lines are charged for."""
-    return min((highest // _REACH_STEP + 1) * _REACH_STEP, MAX_GSIS)
+def reach_for(highest: int, lines: int = MAX_GSIS) -> int:
+    """The reach that includes a line, or none for -1. A reach grows in steps, so that few lines are charged for."""
+    return min((highest // _REACH_STEP + 1) * _REACH_STEP, lines)
 
 
 def bytes_of(client: str, reach: int, resampled: int) -> int:

@@ -88,6 +88,14 @@ class Turns:
 
     # Checks.
 
+    def check_alive(self) -> None:
+        """Refuse whatever a dead VM refuses: EIO."""
+        with self._turn:
+            self._check_alive()
+
+    def _check_alive(self) -> None:
+        """A VM that is dead, as the kernel's word is, can do nothing but be described and deleted."""
+
     def _cpu(self, vcpu: int) -> Vcpu:
         cpu = self._cpus.get(vcpu)
         if cpu is None:

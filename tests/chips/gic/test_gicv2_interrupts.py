@@ -171,6 +171,21 @@ def test_an_active_interrupt_stays(board: Board) -> None:
     assert board.acknowledge(cpu=1) == SPI
 
 
+def test_a_target_is_a_cpu_s_place_in_the_order_of_creation_and_a_source_its_id() -> None:
+    board = Board(cpus=0, interrupts=32)
+    for cpu_id in (1, 0):
+        board.gic.add_cpu(cpu_id)
+    board.gic.add_spis(64)
+    board.enable_everything()
+    first = 0  # the first CPU created, whose id is 1
+    board.write(Gicd.ITARGETSR + SPI, 1 << first, size=1)
+    board.edge(SPI)
+    assert board.acknowledge(first) == SPI
+    assert board.read(Gicd.ITARGETSR, first, size=1) == 1 << first
+    board.write(Gicd.SGIR, 1 << 16 + first | 3, first)
+    assert board.read(Gicd.SPENDSGIR, first) == 1 << 24 + 1
+
+
 # WFI.
 
 

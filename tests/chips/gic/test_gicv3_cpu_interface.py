@@ -213,6 +213,32 @@ class TestPriorities:
         board.msr(Icc.BPR1, 0)
         assert (board.mrs(Icc.BPR0), board.mrs(Icc.BPR1)) == (least, least + 1)
 
+    def test_a_written_binary_point_has_its_minimum_at_once(self) -> None:
+        interface = Board().gic.interfaces[0]
+        for register, least in ((Icc.BPR0, 2), (Icc.BPR1, 3)):
+            interface.write(register, 0)
+            assert interface.read(register) == least
+
+    @pytest.mark.parametrize(("control", "running"), [(0, 0x80), (CBPR, 0x90)])
+    def test_group_1_preempts_by_its_own_binary_point_or_by_the_common_one(self, control: int, running: int) -> None:
+        board = Board()
+        board.msr(Icc.BPR0, 3)
+        board.msr(Icc.BPR1, 6)
+        board.msr(Icc.CTLR, control)
+        board.configure(40, 0x98, group=1)
+        board.pulse(40)
+        board.mrs(Icc.IAR1)
+        assert board.mrs(Icc.RPR) == running
+
+    def test_group_0_preempts_by_its_own(self) -> None:
+        board = Board()
+        board.msr(Icc.BPR0, 3)
+        board.msr(Icc.BPR1, 6)
+        board.configure(40, 0x98, group=0)
+        board.pulse(40)
+        board.mrs(Icc.IAR0)
+        assert board.mrs(Icc.RPR) == 0x90
+
     @pytest.mark.parametrize(("bits", "mask"), [(5, 0xF8), (6, 0xFC), (7, 0xFE)])
     def test_the_mask_has_as_many_bits_as_priorities(self, bits: int, mask: int) -> None:
         assert Board(bits=bits).mrs(Icc.PMR) == mask
@@ -257,6 +283,16 @@ class TestEnd:
         board.msr(Icc.DIR, 40)
         assert not active(board, 40)
         assert active(board, 41)
+
+    def test_the_mode_can_be_left_again(self) -> None:
+        board = Board()
+        board.msr(Icc.CTLR, EOI_MODE)
+        board.msr(Icc.CTLR, 0)
+        board.configure(40)
+        board.pulse(40)
+        board.mrs(Icc.IAR1)
+        board.msr(Icc.EOIR1, 40)
+        assert not active(board, 40)
 
     def test_dir_does_nothing_in_the_other_mode(self) -> None:
         board = Board()
@@ -351,8 +387,15 @@ class TestSgis:
 
     @pytest.mark.parametrize(
         ("value", "cpus"),
-        [(0b0101, [0, 2]), (1 << 40, [0, 2, 3]), (1 << 40 | 0b0010, [0, 2, 3]), (1 << 16 | 1, [16]), (1 << 32 | 1, [])],
-        ids=["list", "all but self", "all but self ignores the list", "aff1", "aff2 that nobody has"],
+        [
+            (0b0101, [0, 2]),
+            (1 << 40, [0, 2, 3]),
+            (1 << 40 | 0b0010, [0, 2, 3]),
+            (1 << 16 | 1, [16]),
+            (1 << 32 | 1, []),
+            (1 << 48 | 1, []),
+        ],
+        ids=["list", "all but self", "all but self ignores the list", "aff1", "aff2 of nobody", "aff3 of nobody"],
     )
     def test_whom_an_sgi_is_for(self, value: int, cpus: list[int]) -> None:
         board = Board(cpus=17 if cpus == [16] else 4)

@@ -69,6 +69,15 @@ class TestControl:
         assert board.gicd(CTLR) == 0x50
         assert board.mrs(Icc.IAR1) == SPURIOUS
 
+    def test_enabling_kicks_who_has_something_pending_and_enabling_again_nobody(self) -> None:
+        board = Board(cpus=2)
+        board.configure(40, cpu=1)
+        board.pulse(40)
+        for value, kicked in ((0, []), (2, [1]), (2, [])):
+            board.wires.kicked.clear()
+            board.gicd(CTLR, value)
+            assert board.wires.kicked == kicked
+
     def test_what_became_pending_while_off_waits_for_its_next_event(self) -> None:
         board = Board()
         board.configure(40)
@@ -144,14 +153,21 @@ class TestRouting:
         board.pulse(40)
         assert [board.outputs(cpu)[0] for cpu in range(3)] == [False, False, True]
 
-    def test_irouter_keeps_three_affinities(self) -> None:
+    @pytest.mark.parametrize("intid", [32, 95])
+    def test_irouter_keeps_three_affinities(self, intid: int) -> None:
         board = Board()
-        board.gicd(IROUTER + 8 * 40, 0xFF_80FF_FFFF, 8)
-        assert board.gicd(IROUTER + 8 * 40, size=8) == 0xFFFFFF
-        board.gicd(IROUTER + 8 * 40 + 4, 0xFFFFFFFF)
-        assert board.gicd(IROUTER + 8 * 40 + 4) == 0
-        board.gicd(IROUTER + 8 * 40, 0x12)
-        assert board.gicd(IROUTER + 8 * 40) == 0x12
+        router = IROUTER + 8 * intid
+        board.gicd(router, 0xFF_80FF_FFFF, 8)
+        assert board.gicd(router, size=8) == 0xFFFFFF
+        board.gicd(router + 4, 0xFFFFFFFF)
+        assert board.gicd(router + 4) == 0
+        board.gicd(router, 0x12)
+        assert board.gicd(router) == 0x12
+
+    def test_private_interrupts_have_no_route(self) -> None:
+        board = Board()
+        board.gicd(IROUTER + 8 * 31, 0x12, 8)
+        assert board.gicd(IROUTER + 8 * 31, size=8) == 0
 
     def test_an_affinity_that_no_cpu_has_takes_an_interrupt_nowhere(self) -> None:
         board = Board(cpus=2)

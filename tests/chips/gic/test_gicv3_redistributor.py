@@ -5,11 +5,14 @@ import pytest
 from irqchipd.chips.gic.icc import Icc
 from irqchipd.chips.gic.redistributor import SGI_BASE
 from tests.chips.gic.gicv3board import (
+    ICACTIVER,
     ICENABLER,
     ICFGR,
+    ICPENDR,
     IGROUPR,
     IIDR,
     IPRIORITYR,
+    ISACTIVER,
     ISENABLER,
     ISPENDR,
     PIDR2,
@@ -131,6 +134,16 @@ class TestSgiBase:
         board.gicr(SGI_BASE + ISPENDR, 1 << 20, cpu=1)
         assert board.gicr(SGI_BASE + ISPENDR, cpu=0) == 0
         assert board.mrs(Icc.IAR1, 1) == 20
+
+    @pytest.mark.parametrize(("sets", "clears"), [(ISENABLER, ICENABLER), (ISPENDR, ICPENDR), (ISACTIVER, ICACTIVER)])
+    def test_set_and_clear_registers_read_the_state(self, sets: int, clears: int) -> None:
+        board = Board(cpus=2)
+        before = board.gicr(SGI_BASE + sets, cpu=1)
+        board.gicr(SGI_BASE + sets, 0xF0_0008, cpu=1)
+        board.gicr(SGI_BASE + clears, 0x30_0008, cpu=1)
+        expected = (before | 0xC0_0000) & ~8
+        assert board.gicr(SGI_BASE + sets, cpu=1) == board.gicr(SGI_BASE + clears, cpu=1) == expected
+        assert board.gicr(SGI_BASE + sets, cpu=0) == before
 
     def test_priorities_take_bytes(self) -> None:
         board = Board()

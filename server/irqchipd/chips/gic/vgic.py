@@ -59,6 +59,8 @@ class Vgic:
         self._wires: Final = wires
         self.cpus: Final[list[GicCpu]] = []
         self.spis: Final[list[Interrupt]] = []
+        # How many INTIDs there are; those of SGIs and PPIs count once. The number may be known before there are SPIs.
+        self.interrupts = PRIVATE
         # GICD_CTLR: whether the distributor forwards interrupts.
         self.enabled = False
 
@@ -80,11 +82,7 @@ class Vgic:
             interrupt.group = int(self.version == 3)
             interrupt.target = 0 if self.cpus else NOBODY
             self.spis.append(interrupt)
-
-    @property
-    def interrupts(self) -> int:
-        """How many INTIDs there are; those of SGIs and PPIs count once."""
-        return PRIVATE + len(self.spis)
+        self.interrupts = interrupts
 
     def interrupt(self, cpu: GicCpu, intid: int) -> Interrupt:
         """An interrupt as a CPU names it. KVM: vgic_get_vcpu_irq."""

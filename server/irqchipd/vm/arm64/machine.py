@@ -2,24 +2,229 @@
 
 from __future__ import annotations
 
-from irqchipd.vm.machine import Vm
+import errno
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+from irqchipd.chips.gic.list_register import LIST_REGISTERS, PRIORITY_BITS
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.arm64.attributes import DeviceAttributes
+from irqchipd.vm.arm64.board import Arm64Board
+from irqchipd.vm.arm64.capabilities import ENABLED, MAX_VCPU_ID, MSI_DEVID, capabilities, max_vcpus
+from irqchipd.vm.arm64.capabilities import MAX_VCPUS as MAX_VCPUS_CAPABILITY
+from irqchipd.vm.arm64.numbers import CREATE_DEVICE_TEST, MAX_VCPUS_V3, DeviceType
+from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
+from irqchipd.vm.arm64.vcpus import Arm64Vcpus
+from irqchipd.vm.clock import Clock, Deadlines, RealClock
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.regions import ACCESS_NS
+from irqchipd.vm.snapshot import ARM64, VmState
+
+VERSIONS: Final = (0, 2, 3)
+MOST_LIST_REGISTERS: Final = 16
+LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
 
 
-class Arm64Vm(Vm):
+class Arm64Vm(Arm64Vcpus):
     """One arm64 VM's GIC and vCPUs. Every method fails with ENOENT once the VM is deleted."""
+
+    def __init__(
+        self,
+        name: str,
+        max_vcpus: int = MAX_VCPUS,
+        clock: Clock | None = None,
+        version: int = 0,
+        list_registers: int = 0,
+        priority_bits: int = 0,
+        access_ns: int = ACCESS_NS,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        list_registers, priority_bits = list_registers or LIST_REGISTERS, priority_bits or PRIORITY_BITS
+        check_host(version, list_registers, priority_bits)
+        deadlines = deadlines if deadlines is not None else Deadlines()
+        agenda = Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines)
+        super().__init__(agenda, Arm64Board(agenda, list_registers, priority_bits), max_vcpus)
+        self._arm.regions.access_ns = access_ns
+        self._version = version
+        # The kinds of the devices, by their numbers.
+        self._devices: list[int] = []
+        self._attributes = DeviceAttributes(self._arm)
+        self._vcpu_attributes = VcpuAttributes(self._arm)
+
+    @property
+    def architecture(self) -> int:
+        return ARM64
+
+    @property
+    def _irqchip_mode(self) -> str:
+        return "full" if self._arm.gic is not None else "none"
+
+    def unsupported(self, operation: str) -> VmError:
+        # KVM: arm.c kvm_arch_vm_ioctl
+        return invalid(f"VM {self.name!r} is an arm64 VM, and {operation} is for other architectures")
+
+    # Capabilities.
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION on the VM: a capability's value, or 0."""
+        with self._turn:
+            self._check_alive()
+            if capability in (MAX_VCPUS_CAPABILITY, MAX_VCPU_ID):
+                return self._most_vcpus
+            if capability == MSI_DEVID:
+                return int(self._arm.has_its)
+            return capabilities(self._version).get(capability, 0)
+
+    def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
+        """KVM_ENABLE_CAP: EINVAL for a flag, and a capability that is not one of those."""
+        with self._turn:
+            self._check_alive()
+            if flags or len(args) > 4:
+                raise invalid(f"flags {flags:#x} and {len(args)} args; no flag and at most 4 args are allowed")
+            if capability not in ENABLED:
+                numbers = ", ".join(map(str, ENABLED))
+                raise invalid(f"capability {capability} can't be enabled: use one of {numbers}")
+
+    # Creation.
+
+    @property
+    def _most_vcpus(self) -> int:
+        """How many vCPUs the kernel allows, and one more than the highest id."""
+        gic = self._arm.gic
+        return max_vcpus(self._version if gic is None else gic.version)
+
+    def create_vcpu(self, vcpu: int) -> None:
+        """KVM_CREATE_VCPU. KVM: kvm_main.c kvm_vm_ioctl_create_vcpu, arm.c kvm_arch_vcpu_precreate."""
+        with self._turn:
+            self._check_alive()
+            most = self._most_vcpus
+            if not 0 <= vcpu < MAX_VCPUS_V3:
+                raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {most - 1}")
+            if len(self._cpus) >= min(most, self._max_vcpus):
+                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs, the most that are allowed")
+            if self._arm.initialised:
+                raise VmError(errno.EBUSY, f"the GIC of VM {self.name!r} is initialised; create vCPUs before that")
+            if vcpu >= most:
+                raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {most - 1}")
+            self.add_vcpu(self._arm.add_cpu(vcpu))
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: a GICv2, or ENODEV where the host has none."""
+        with self._turn:
+            self._check_alive()
+            self._create_gic(2)
+
+    def create_device(self, kind: int, flags: int) -> int:
+        """KVM_CREATE_DEVICE: the device's number, or 0 of a test. KVM: kvm_main.c kvm_ioctl_create_device."""
+        with self._turn:
+            self._check_alive()
+            kinds = self._kinds
+            if kind not in kinds:
+                names = ", ".join(map(str, kinds))
+                raise VmError(errno.ENODEV, f"VM {self.name!r} can have no device of type {kind}; there are {names}")
+            if flags & CREATE_DEVICE_TEST:
+                return 0
+            if kind == DeviceType.ITS:
+                self._arm.add_its()
+            elif kind == DeviceType.VFIO:
+                if kind in self._devices:
+                    raise VmError(errno.EBUSY, f"VM {self.name!r} has a VFIO device already")
+            else:
+                self._create_gic(2 if kind == DeviceType.GICV2 else 3)
+            self._devices.append(kind)
+            return len(self._devices) - 1
+
+    @property
+    def _kinds(self) -> list[int]:
+        kinds = [DeviceType.VFIO]
+        if self._version != 3:
+            kinds.append(DeviceType.GICV2)
+        if self._version != 2:
+            kinds += [DeviceType.GICV3, DeviceType.ITS]
+        return kinds
+
+    def _create_gic(self, version: int) -> None:
+        """KVM: vgic-init.c kvm_vgic_create."""
+        board = self._arm
+        if version == 2 and self._version == 3:
+            raise VmError(errno.ENODEV, f"the host of VM {self.name!r} has a GICv3 alone: create that device")
+        if board.gic is not None:
+            raise VmError(errno.EEXIST, f"VM {self.name!r} has a GIC already: use that one")
+        if any(cpu.has_run for cpu in board.cpus):
+            raise VmError(errno.EBUSY, f"vCPUs of VM {self.name!r} have run; the GIC must be created before that")
+        if len(board.cpus) > max_vcpus(version):
+            raise VmError(errno.E2BIG, f"a GICv{version} has at most {max_vcpus(version)} vCPUs")
+        board.add_gic(version)
+
+    # Attributes.
 
     def set_device_addr(self, number: int, address: int) -> None:
         """KVM_ARM_SET_DEVICE_ADDR."""
+        with self._turn:
+            self._check_alive()
+            self._attributes.gic.set_device_addr(number, address)
+
+    def set_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> None:
+        """KVM_SET_DEVICE_ATTR on a device or a vCPU; data is what addr points to."""
+        with self._turn:
+            if vcpu is not None:
+                cpu = self._arm_cpu(vcpu)
+                self._check_alive()
+                self._vcpu_attributes.set(cpu, group, attr, data)
+            else:
+                self._attributes.set(self._device(device), group, attr, data)
+
+    def get_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> bytes:
+        """KVM_GET_DEVICE_ATTR on a device or a vCPU: what addr points to afterwards; data is what it was before."""
+        with self._turn:
+            if vcpu is not None:
+                cpu = self._arm_cpu(vcpu)
+                self._check_alive()
+                return self._vcpu_attributes.get(cpu, group, attr, data)
+            return self._attributes.get(self._device(device), group, attr, data)
+
+    def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:
+        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
+        with self._turn:
+            if vcpu is not None:
+                cpu = self._arm_cpu(vcpu)
+                self._check_alive()
+                self._vcpu_attributes.has(cpu, group, attr)
+            else:
+                self._attributes.has(self._device(device), group, attr)
+
+    def _device(self, device: int | None) -> int:
+        """The kind of a device."""
+        if device is None or not 0 <= device < len(self._devices):
+            raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
+        self._check_alive()
+        return self._devices[device]
+
+    # All of it.
+
+    def _save(self, **common: Any) -> VmState:
         raise NotImplementedError
 
-    def vcpu_init(self, vcpu: int, target: int | None, features: int) -> None:
-        """KVM_ARM_VCPU_INIT; without a target, with the preferred one."""
+    @classmethod
+    def restored(
+        cls,
+        name: str,
+        max_vcpus: int,
+        state: VmState,
+        access_ns: int = ACCESS_NS,
+        deadlines: Deadlines | None = None,
+    ) -> Self:
+        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         raise NotImplementedError
 
-    def sysreg_read(self, vcpu: int, sysreg: int) -> int | None:
-        """A vCPU's MRS: the value, FAULT, or None for a register that irqchipd has not."""
-        raise NotImplementedError
 
-    def sysreg_write(self, vcpu: int, sysreg: int, value: int) -> int | None:
-        """A vCPU's MSR: 0, FAULT, or None for a register that irqchipd has not."""
-        raise NotImplementedError
+def check_host(version: int, list_registers: int, priority_bits: int) -> None:
+    """Refuse a GIC that no host has."""
+    if version not in VERSIONS:
+        raise invalid(f"GIC version {version} is invalid: use 2, 3, or 0 for a host that can make either")
+    if not 1 <= list_registers <= MOST_LIST_REGISTERS:
+        raise invalid(f"{list_registers} list registers are out of range: use 1 to {MOST_LIST_REGISTERS}")
+    if not LEAST_PRIORITY_BITS <= priority_bits <= MOST_PRIORITY_BITS:
+        bits = f"{LEAST_PRIORITY_BITS} to {MOST_PRIORITY_BITS}"
+        raise invalid(f"{priority_bits} priority bits are out of range: use {bits}")

@@ -1,0 +1,418 @@
+"""The board of an arm64 VM: the GIC, its frames on the bus, and the lines to it. The names and limits are the Vm's."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+from irqchipd.chips.gic.gicv2 import GicV2, SavedGicV2
+from irqchipd.chips.gic.gicv3 import GicV3, SavedGicV3
+from irqchipd.chips.gic.interrupt import PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.redistributor import FRAME_SIZE
+from irqchipd.chips.gic.vgic import GicCpu, Vgic
+from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.arm64.cpu import Arm64Cpu
+from irqchipd.vm.arm64.frames import CpuInterfaceFrame, RegistersFrame
+from irqchipd.vm.arm64.line_numbers import VCPU_LINES, owner_of
+from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
+from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Places
+from irqchipd.vm.arm64.routing import SpiNotices, default_routes
+from irqchipd.vm.arm64.timer import PHYSICAL, TIMERS, USUAL_PPIS, VIRTUAL
+from irqchipd.vm.board import Board
+from irqchipd.vm.bus import Device
+from irqchipd.vm.cpu import Vcpu
+from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.regions import Reserved
+from irqchipd.vm.routing import PinRoute, Route
+from irqchipd.vm.sources import RESAMPLERS, SHARED, LineSource
+
+
+class Arm64Board(Board):
+    """A GIC and vCPUs with what connects them. It is the wires of the GIC."""
+
+    def __init__(self, agenda: Agenda, list_registers: int, priority_bits: int) -> None:
+        super().__init__(agenda)
+        self.list_registers: Final = list_registers
+        self.priority_bits: Final = priority_bits
+        # In the order of creation, and by id.
+        self.cpus: list[Arm64Cpu] = []
+        self.cpu_of: dict[int, Arm64Cpu] = {}
+        self.gic: Vgic | None = None  # the one of the next two that is there
+        self.v2: GicV2 | None = None
+        self.v3: GicV3 | None = None
+        self.has_its = False
+        self.places = Places()
+        # How many INTIDs user space wants, 0 before it says so; whether they are there (vgic_initialized).
+        self.interrupts_wanted = 0
+        self.initialised = False
+        # Whether the frames are on the bus (vgic_ready), or why they could not be, after which the VM is dead.
+        self.ready = False
+        self.dead: VmError | None = None
+        # The features of all vCPUs once one is initialised; the PPIs of the timers, and whether they may change.
+        self.features: int | None = None
+        self.ppis = list(USUAL_PPIS)
+        self.ppis_fixed = False
+        # Which line sources drive a line high: bit n is source n. Lines that none drives are not here.
+        self.drivers: dict[int, int] = {}
+        self.shared_source: LineSource | None = None
+        self._spi_of: dict[int, int] = {}
+        self.notices = self.spi_notices = SpiNotices(agenda, self.lower_resampled)
+        # Whose access a frame answers.
+        self.running: Arm64Cpu
+
+    # Assembly.
+
+    def add_gic(self, version: int) -> None:
+        """Put in a GIC that is yet to be initialised."""
+        if version == 2:
+            self.gic = self.v2 = GicV2(self, self.list_registers)
+        else:
+            self.gic = self.v3 = GicV3(self, self.list_registers, self.priority_bits)
+            if self.has_its:
+                self.v3.redistributors.add_its()
+        self.has_irqchip = self.can_resample = True
+        for cpu in self.cpus:
+            self._add_to_gic(cpu)
+
+    def add_its(self) -> None:
+        """There is an interrupt translation service, which translates nothing. KVM: vgic_its_create."""
+        self.has_its = True
+        if self.v3 is not None:
+            self.v3.redistributors.add_its()
+
+    def add_cpu(self, vcpu_id: int) -> Arm64Cpu:
+        """Put in a vCPU; EEXIST for an id that there is. Its redistributor may find no place: EINVAL."""
+        place = self.places.find() if self.v3 is not None else None
+        if place is not None:
+            assert place.region is not None
+            # The place stays taken where the creation fails behind this.
+            place.region.used += 1
+        if vcpu_id in self.cpu_of:
+            raise VmError(errno.EEXIST, f"there is a vCPU {vcpu_id} already: choose another id")
+        cpu = Arm64Cpu(self.agenda, self, vcpu_id, len(self.cpus))
+        self.cpus.append(cpu)
+        self.cpu_of[vcpu_id] = cpu
+        self.places.of.append(place)
+        if self.gic is not None:
+            self._add_to_gic(cpu)
+        if place is not None:
+            self._register_redistributor(cpu.index)
+        return cpu
+
+    def _add_to_gic(self, cpu: Arm64Cpu) -> None:
+        assert self.gic is not None
+        cpu.gic = self.gic.add_cpu(cpu.id, cpu.affinity if cpu.features is not None else 0)
+
+    def place_redistributors(self, index: int, base: int, count: int) -> None:
+        """Give the redistributors a region. KVM: vgic_v3_set_redist_base."""
+        places = self.places
+        places.add_region(index, base, count)
+        for cpu in self.cpus:
+            if places.of[cpu.index] is not None:
+                continue
+            try:
+                place = places.find()
+                if place is not None:
+                    places.of[cpu.index] = place
+                    self._register_redistributor(cpu.index)
+                    assert place.region is not None
+                    place.region.used += 1
+            except VmError:
+                # KVM: vgic_register_all_redist_iodevs takes the earlier vCPUs' off the bus, wherever they are.
+                for earlier in self.cpus[: cpu.index]:
+                    self._unregister_redistributor(earlier.index)
+                places.remove_region(index)
+                raise
+
+    def _register_redistributor(self, index: int) -> None:
+        place = self.places.of[index]
+        assert place is not None
+        assert self.v3 is not None
+        frame = RegistersFrame(self, self.v3.redistributors.registers, place.base, self.v3.cpus[index])
+        self.mmio.register(place.base, FRAME_SIZE, frame)
+
+    def _unregister_redistributor(self, index: int) -> None:
+        place = self.places.of[index]
+        if place is not None and self.mmio.device_at(place.base, FRAME_SIZE) is not None:
+            self.mmio.unregister(place.base)
+
+    def set_dist(self, base: int) -> None:
+        """Place the distributor, whose memory is then no region's."""
+        page = Reserved(base, V2_DIST_SIZE if self.v2 is not None else V3_DIST_SIZE, "the distributor's")
+        self.regions.check_free(page)
+        self.regions.reserve(page)
+        self.places.dist = base
+
+    def set_cpu_frame(self, base: int) -> None:
+        """Place a GICv2's CPU interfaces, whose memory is then no region's."""
+        page = Reserved(base, V2_CPU_SIZE, "the CPU interfaces'")
+        self.regions.check_free(page)
+        self.regions.reserve(page)
+        self.places.cpu = base
+
+    def want_interrupts(self, interrupts: int) -> None:
+        """Say how many INTIDs there will be."""
+        assert self.gic is not None
+        self.interrupts_wanted = self.gic.interrupts = interrupts
+
+    def initialise(self) -> None:
+        """Make the SPIs, and their routing; no vCPU can be created from now on. KVM: vgic_init."""
+        assert self.gic is not None
+        if self.initialised:
+            return
+        self.want_interrupts(self.interrupts_wanted or USUAL_INTERRUPTS)
+        self.gic.add_spis(self.interrupts_wanted)
+        self.set_routes(default_routes(self.interrupts_wanted - PRIVATE))
+        self.initialised = True
+
+    def initialise_lazily(self) -> None:
+        """A GICv2 initialises itself when it is needed: EBUSY of a GICv3. KVM: vgic_lazy_init."""
+        if not self.initialised:
+            if self.v2 is None:
+                raise VmError(errno.EBUSY, "the GICv3 is not initialised: set its attribute CTRL_INIT first")
+            self.initialise()
+
+    def map_frames(self) -> None:
+        """Before a vCPU runs: put the frames on the bus, or the VM is dead. KVM: kvm_vgic_map_resources."""
+        if self.ready or self.gic is None:
+            return
+        try:
+            self._map_v2() if self.v2 is not None else self._map_v3()
+        except VmError as error:
+            self.dead = VmError(errno.EIO, f"the VM is dead, because a vCPU was to run when {error.message}")
+            raise
+        self.ready = True
+
+    def _map_v2(self) -> None:
+        """KVM: vgic_v2_map_resources."""
+        assert self.v2 is not None
+        places = self.places
+        if places.dist is None or places.cpu is None:
+            raise VmError(errno.ENXIO, "the GIC has no addresses: set those of its distributor and CPU interfaces")
+        if places.v2_overlap():
+            raise invalid(f"the distributor at {places.dist:#x} overlaps the CPU interfaces at {places.cpu:#x}")
+        self.initialise()
+        self.mmio.register(places.cpu, V2_CPU_SIZE, CpuInterfaceFrame(self, self.v2.frames, places.cpu))
+        self.mmio.register(places.dist, V2_DIST_SIZE, RegistersFrame(self, self.v2.distributor, places.dist))
+
+    def _map_v3(self) -> None:
+        """KVM: vgic_v3_map_resources."""
+        assert self.v3 is not None
+        places = self.places
+        if None in places.of or places.dist is None:
+            raise VmError(errno.ENXIO, "the GIC has no addresses: set those of its distributor and redistributors")
+        if not places.fits():
+            raise invalid("the distributor overlaps redistributors, or these are beyond the guest's memory")
+        if not self.initialised:
+            raise VmError(errno.EBUSY, "the GICv3 was not initialised: set its attribute CTRL_INIT first")
+        self.mmio.register(places.dist, V3_DIST_SIZE, RegistersFrame(self, self.v3.distributor, places.dist))
+
+    def wire_timers(self, cpu: Arm64Cpu) -> None:
+        """Connect the timers of a vCPU that runs: EINVAL where both have the same PPI. KVM: kvm_timer_enable."""
+        if cpu.gic is None:
+            return
+        self._own(cpu)
+        if self.ppis[VIRTUAL] == self.ppis[PHYSICAL]:
+            raise invalid(f"both timers of a vCPU have the interrupt {self.ppis[VIRTUAL]}: give them different ones")
+        self.ppis_fixed = True
+        self._map_timer(cpu)
+        cpu.wire_timers()
+
+    def _own(self, cpu: Arm64Cpu) -> None:
+        for ppi in self.ppis[:TIMERS]:
+            cpu.in_gic.private[ppi].owned = True
+
+    def _map_timer(self, cpu: Arm64Cpu) -> None:
+        assert self.gic is not None
+        self.gic.map_physical(cpu.in_gic.private[self.ppis[VIRTUAL]], USUAL_PPIS[VIRTUAL])
+
+    def reset(self) -> None:
+        for cpu in self.cpus:
+            cpu.reset()
+        if self.initialised:
+            self._reset_gic()
+        for line, sources in list(self.drivers.items()):
+            if sources:
+                self._inject(line, True)
+
+    def _reset_gic(self) -> None:
+        """The GIC as it was when it was initialised; what user space has chosen stays."""
+        if self.v2 is not None:
+            fresh = GicV2(self, self.list_registers)
+            fresh.revision, fresh.groups_writable = self.v2.revision, self.v2.groups_writable
+            self._fill(fresh)
+            self.v2.resume(SavedGicV2(**fresh.save()))
+        elif self.v3 is not None:
+            new = GicV3(self, self.list_registers, self.priority_bits)
+            new.redistributors.revision = self.v3.redistributors.revision
+            if self.has_its:
+                new.redistributors.add_its()
+            self._fill(new)
+            self.v3.resume(SavedGicV3(**new.save()))
+        for cpu in self.cpus:
+            if cpu.virtual_timer.wired:
+                self._own(cpu)
+                self._map_timer(cpu)
+
+    def _fill(self, gic: Vgic) -> None:
+        for cpu in self.cpus:
+            gic.add_cpu(cpu.id, cpu.in_gic.affinity)
+        gic.add_spis(self.interrupts_wanted)
+
+    # Lines.
+
+    def set_routes(self, routes: Sequence[Route]) -> None:
+        self.routes = routes
+        self._spi_of = {route.gsi: route.pin for route in routes if isinstance(route, PinRoute)}
+        self.spi_notices.set_routes(routes)
+
+    def line_of_gsi(self, gsi: int) -> int | None:
+        """The line of the SPI that a GSI leads to. KVM: vgic_irqfd_set_irq."""
+        spi = self._spi_of.get(gsi)
+        if spi is None or not self.initialised or self.gic is None or PRIVATE + spi >= self.gic.interrupts:
+            return None
+        return PRIVATE + spi
+
+    def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:  # noqa: ARG002
+        if self.observer is not None:
+            self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        line = self.line_of_gsi(gsi)
+        if line is None:
+            return -1
+        self.drive(line, level, source)
+        return 0
+
+    def drive(self, line: int, level: int, source: int) -> None:
+        """Drive a line from a source: what the GIC sees is the OR. A rise is seen while others are high, too."""
+        sources = self.drivers.get(line, 0)
+        if level:
+            self.drivers[line] = sources | source
+            self._inject(line, True)
+            return
+        sources &= ~source
+        if sources:
+            self.drivers[line] = sources
+        else:
+            self.drivers.pop(line, None)
+            self._inject(line, False)
+
+    def raise_gsi(self, gsi: int) -> None:
+        """An irqfd was written: its SPI rises, and nobody holds it high. KVM: kvm_arch_set_irq_inatomic."""
+        line = self.line_of_gsi(gsi)
+        if self.observer is not None:
+            self.observer.kvm_set_irq(gsi, 1, SHARED)
+        if line is not None:
+            self._inject(line, True)
+
+    def lower_gsi(self, gsi: int) -> None:
+        """The kernel lowers a GSI, of which it can't tell who has raised it: KVM_IRQ_LINE's own level goes, too."""
+        line = self.line_of_gsi(gsi)
+        if line is not None:
+            shared = self.shared_source
+            if shared is not None:
+                shared.asserted &= ~(1 << line)
+            self.drive(line, 0, 1 << SHARED | 1 << RESAMPLERS)
+
+    def lower_resampled(self, gsi: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_set_irq(gsi, 0, RESAMPLERS)
+        self.lower_gsi(gsi)
+
+    def drop_source(self, source: int) -> None:
+        for line, sources in list(self.drivers.items()):
+            if sources & source:
+                self.drive(line, 0, source)
+
+    def _inject(self, line: int, level: bool) -> None:
+        """KVM: kvm_vgic_inject_irq; or, without a GIC, arm.c vcpu_interrupt_line."""
+        if line < VCPU_LINES:
+            assert self.gic is not None
+            self._set_line(self.gic.spis[line - PRIVATE], level)
+            return
+        vcpu, number = owner_of(line)
+        cpu = self.cpu_of[vcpu]
+        if number < SGIS:
+            cpu.lines = cpu.lines | 1 << number if level else cpu.lines & ~(1 << number)
+            cpu.priorities_changed()
+        else:
+            assert cpu.gic is not None
+            self._set_line(cpu.gic.private[number], level)
+
+    def _set_line(self, interrupt: Interrupt, level: bool, owned: bool = False) -> None:
+        assert self.gic is not None
+        if self.observer is not None:
+            self.observer.vgic_update_irq_pending(max(interrupt.target, 0), interrupt.intid, level)
+        self.gic.set_line(interrupt, level, owned)
+
+    def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:
+        """A vCPU's timer drives its PPI."""
+        ppi = self.ppis[timer]
+        if self.observer is not None:
+            self.observer.kvm_timer_update_irq(cpu.id, ppi, level)
+        self._set_line(cpu.private[ppi], level, owned=True)
+
+    def signal_msi(self, address: int, data: int) -> int:
+        raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
+
+    # What a vCPU needs of its GIC.
+
+    def flush(self, cpu: GicCpu) -> None:
+        """Load a CPU interface, and fill its list registers."""
+        if self.v2 is not None:
+            self.v2.frames[cpu.index].load()
+            self.v2.enter(cpu)
+        elif self.v3 is not None:
+            self.v3.interfaces[cpu.index].load()
+            self.v3.enter(cpu)
+
+    def sync(self, cpu: GicCpu) -> None:
+        """Take the list registers back."""
+        assert self.gic is not None
+        self.gic.exit(cpu)
+
+    def outputs(self, cpu: GicCpu) -> tuple[bool, bool]:
+        """IRQ and FIQ of a CPU interface whose list registers are filled."""
+        if self.v2 is not None:
+            return self.v2.frames[cpu.index].outputs()
+        assert self.v3 is not None
+        return self.v3.interfaces[cpu.index].outputs()
+
+    def pending(self, cpu: GicCpu) -> bool:
+        """Whether an interrupt would wake a vCPU."""
+        assert self.gic is not None
+        return self.gic.pending(cpu)
+
+    def forget_timer(self, cpu: GicCpu) -> None:
+        """Start the interrupt of a vCPU's virtual timer anew."""
+        interrupt = cpu.private[self.ppis[VIRTUAL]]
+        interrupt.active = interrupt.pending_latch = interrupt.line = False
+
+    # Guest accesses.
+
+    def find_mmio(self, cpu: Vcpu, address: int, size: int) -> Device | None:
+        device = self.mmio.find(address, size)
+        if not isinstance(device, CpuInterfaceFrame):
+            assert isinstance(cpu, Arm64Cpu)
+            cpu.exit_guest()  # the access traps
+        return device
+
+    # Wires of the GIC, as its GicWires describe them.
+
+    def kick(self, cpu: int) -> None:
+        self.cpus[cpu].priorities_changed()
+
+    def acked(self, spi: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_ack_irq(0, spi)
+        self.spi_notices.acknowledged(spi)
+
+    def physical_level(self, cpu: int, intid: int) -> bool:
+        timers = self.cpus[cpu]
+        return (timers.virtual_timer if intid == self.ppis[VIRTUAL] else timers.physical_timer).fires
+
+    def set_physical_active(self, cpu: int, intid: int, active: bool) -> None:
+        """The host's interrupt of a timer is no part of the VM: the timer's level is asked for again each time."""
+
+    def is_last(self, cpu: int) -> bool:
+        return self.places.is_last(cpu)

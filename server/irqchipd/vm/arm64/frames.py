@@ -1,0 +1,68 @@
+"""The GIC's frames on the I/O bus. A guest's access to one is the running vCPU's: see Running.
+
+An access to the distributor or a redistributor traps; the vCPU has left its guest, and goes on behind the access. The
+GICC frame of a GICv2 is hardware: the vCPU leaves its guest only after the access.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from irqchipd.chips.gic.gicc import GiccFrame
+from irqchipd.chips.gic.registers import Registers
+from irqchipd.chips.gic.vgic import GicCpu
+from irqchipd.vm.arm64.cpu import Arm64Cpu
+
+
+class Running(Protocol):
+    """What knows whose access a frame answers."""
+
+    running: Arm64Cpu
+
+
+class RegistersFrame:
+    """The distributor, or one redistributor, whose registers are those of one vCPU, whoever accesses them.
+
+    KVM: vgic-mmio.c dispatch_mmio_read, dispatch_mmio_write.
+    """
+
+    def __init__(self, board: Running, registers: Registers, base: int, of: GicCpu | None = None) -> None:
+        self._board = board
+        self._registers = registers
+        self._base = base
+        self._of = of
+
+    def read(self, address: int, size: int) -> int:
+        """A guest's read."""
+        cpu = self._board.running
+        value = self._registers.read(self._of or cpu.in_gic, address - self._base, size)
+        cpu.step()
+        return value
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's write."""
+        cpu = self._board.running
+        self._registers.write(self._of or cpu.in_gic, address - self._base, size, value)
+        cpu.step()
+
+
+class CpuInterfaceFrame:
+    """GICC: every vCPU finds its own CPU interface here."""
+
+    def __init__(self, board: Running, frames: list[GiccFrame], base: int) -> None:
+        self._board = board
+        self._frames = frames
+        self._base = base
+
+    def read(self, address: int, size: int) -> int:
+        """A guest's read."""
+        cpu = self._board.running
+        value = self._frames[cpu.index].read(address - self._base, size)
+        cpu.exit_guest()
+        return value
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """A guest's write."""
+        cpu = self._board.running
+        self._frames[cpu.index].write(address - self._base, value, size)
+        cpu.exit_guest()

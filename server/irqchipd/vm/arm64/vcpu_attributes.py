@@ -1,0 +1,122 @@
+"""The attributes of a vCPU: the interrupts of its timers and its PMU, and where its stolen time is.
+
+KVM: arch_timer.c kvm_arm_timer_set_attr, pmu-emul.c kvm_arm_pmu_v3_set_attr, pvtime.c kvm_arm_pvtime_set_attr. A PMU's
+counters are in the process that runs the vCPU, and so is the memory with the stolen time.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
+from irqchipd.vm.arm64.attributes import UNDEFINED, data_with, no_attribute, number_from
+from irqchipd.vm.arm64.board import Arm64Board
+from irqchipd.vm.arm64.cpu import Arm64Cpu
+from irqchipd.vm.arm64.numbers import IPA_SIZE, Feature, VcpuGroup
+from irqchipd.vm.arm64.timer import USUAL_PPIS
+from irqchipd.vm.errors import VmError, invalid
+
+_PPIS: Final = range(SGIS, PRIVATE)
+TIMER_IRQS: Final = len(USUAL_PPIS)  # KVM_ARM_VCPU_TIMER_IRQ_VTIMER, _PTIMER, _HVTIMER, _HPTIMER
+PMU_IRQ, PMU_INIT, PMU_FILTER, PMU_SET = range(4)  # KVM_ARM_VCPU_PMU_V3_*
+STOLEN_TIME: Final = 0  # KVM_ARM_VCPU_PVTIME_IPA
+STOLEN_TIME_ALIGNMENT: Final = 64
+
+
+class VcpuAttributes:
+    """The attributes of a VM's vCPUs."""
+
+    def __init__(self, board: Arm64Board) -> None:
+        self._board: Final = board
+
+    def set(self, cpu: Arm64Cpu, group: int, attr: int, data: bytes) -> None:
+        """KVM_SET_DEVICE_ATTR on a vCPU."""
+        if group == VcpuGroup.TIMER:
+            self._set_timer(attr, data)
+        elif group == VcpuGroup.PMU:
+            self._set_pmu(cpu, attr, data)
+        elif group == VcpuGroup.PVTIME and attr == STOLEN_TIME:
+            address = number_from(data, 8)
+            if address % STOLEN_TIME_ALIGNMENT:
+                raise invalid(f"the stolen time's address {address:#x} is not a multiple of {STOLEN_TIME_ALIGNMENT}")
+            if cpu.stolen_time is not None:
+                raise VmError(errno.EEXIST, f"the stolen time is at {cpu.stolen_time:#x} already")
+            if address >= IPA_SIZE:
+                raise invalid(f"the stolen time's address {address:#x} is beyond the guest's memory")
+            cpu.stolen_time = address
+        else:
+            raise no_attribute(group, attr)
+
+    def _set_timer(self, attr: int, data: bytes) -> None:
+        board = self._board
+        if board.gic is None:
+            raise invalid("there is no GIC that the timers could interrupt: create it first")
+        ppi = number_from(data, 4)
+        if ppi not in _PPIS:
+            raise invalid(f"interrupt {ppi} is no PPI: use 16 to 31")
+        if board.ppis_fixed:
+            raise VmError(errno.EBUSY, "a vCPU has run: the timers keep their interrupts")
+        if attr >= TIMER_IRQS:
+            raise no_attribute(VcpuGroup.TIMER, attr)
+        board.ppis[attr] = ppi
+
+    def _set_pmu(self, cpu: Arm64Cpu, attr: int, data: bytes) -> None:
+        board = self._board
+        self._check_pmu(cpu)
+        if cpu.pmu_ready:
+            raise VmError(errno.EBUSY, f"the PMU of vCPU {cpu.id} is initialised already")
+        if attr == PMU_IRQ:
+            if board.gic is None:
+                raise invalid("there is no GIC that the PMU could interrupt: create it first")
+            interrupt = number_from(data, 4)
+            if not SGIS <= interrupt < 1020:
+                raise invalid(f"interrupt {interrupt} is neither a PPI nor an SPI: use 16 to 1019")
+            for other in board.cpus:
+                # All vCPUs have the same PPI, or each another SPI. KVM: pmu_irq_is_valid.
+                same = other.pmu_interrupt == interrupt
+                if other.pmu_interrupt and same != (interrupt < PRIVATE):
+                    raise invalid(f"interrupt {interrupt} does not go with {other.pmu_interrupt} of vCPU {other.id}")
+            if cpu.pmu_interrupt:
+                raise VmError(errno.EBUSY, f"the PMU of vCPU {cpu.id} has interrupt {cpu.pmu_interrupt} already")
+            cpu.pmu_interrupt = interrupt
+        elif attr == PMU_INIT:
+            # KVM: kvm_arm_pmu_v3_init
+            if board.gic is not None:
+                if not board.initialised:
+                    raise VmError(errno.ENODEV, "the GIC is not initialised: set its attribute CTRL_INIT first")
+                if not cpu.pmu_interrupt:
+                    raise VmError(errno.ENXIO, "the PMU has no interrupt: set that attribute first")
+            cpu.pmu_ready = True
+        else:
+            raise no_attribute(VcpuGroup.PMU, attr)
+
+    def get(self, cpu: Arm64Cpu, group: int, attr: int, data: bytes) -> bytes:
+        """KVM_GET_DEVICE_ATTR on a vCPU."""
+        if group == VcpuGroup.TIMER and attr < TIMER_IRQS:
+            return data_with(data, 4, self._board.ppis[attr])
+        if group == VcpuGroup.PMU and attr == PMU_IRQ:
+            if self._board.gic is None:
+                raise invalid("there is no GIC that the PMU could interrupt: create it first")
+            self._check_pmu(cpu)
+            if not cpu.pmu_interrupt:
+                raise VmError(errno.ENXIO, "the PMU has no interrupt")
+            return data_with(data, 4, cpu.pmu_interrupt)
+        if group == VcpuGroup.PVTIME and attr == STOLEN_TIME:
+            return data_with(data, 8, UNDEFINED if cpu.stolen_time is None else cpu.stolen_time)
+        raise no_attribute(group, attr)
+
+    def has(self, cpu: Arm64Cpu, group: int, attr: int) -> None:
+        """KVM_HAS_DEVICE_ATTR on a vCPU."""
+        pmu = cpu.features is not None and cpu.features & Feature.PMU_V3
+        there = (
+            (group == VcpuGroup.TIMER and attr < TIMER_IRQS)
+            or (group == VcpuGroup.PMU and attr in (PMU_IRQ, PMU_INIT) and pmu)
+            or (group == VcpuGroup.PVTIME and attr == STOLEN_TIME)
+        )
+        if not there:
+            raise no_attribute(group, attr)
+
+    def _check_pmu(self, cpu: Arm64Cpu) -> None:
+        if cpu.features is None or not cpu.features & Feature.PMU_V3:
+            raise VmError(errno.ENODEV, f"vCPU {cpu.id} has no PMU: initialise it with feature 3")
