@@ -17,11 +17,9 @@ from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 from irqchipd.vm.snapshot import ARM64
 from irqchipd.vm.sources import SHARED, LineSource
 
-from .arm64 import SYSREGS
+from .arm64 import SYSREGS, UNCLAIMED, UNDEFINED
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
-UNDEFINED = "fault 0x2000000"  # ESR_EL1 of an undefined instruction
-UNCLAIMED = "mmio exit"
 
 
 class Slot:
