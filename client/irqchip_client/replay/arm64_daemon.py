@@ -194,7 +194,6 @@ class _Player:
             one.gsi = gsi
         elif one.gsi == gsi:
             one.gsi = None
-        one.await_reading()
         return 0
 
     def _irqfd_signal(self, slot: int) -> int:

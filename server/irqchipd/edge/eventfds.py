@@ -279,7 +279,7 @@ class PortEventfds(Eventfds):
                 self._close(descriptor)
             raise
         if irqfd.untouched and irqfd.irqfd is not None:
-            vm.trigger(irqfd.irqfd)
+            vm.trigger(irqfd.irqfd, assigned=True)
 
     def bell(self) -> Bell:
         """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
