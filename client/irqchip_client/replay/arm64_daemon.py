@@ -88,6 +88,7 @@ class _Player:
             "create_device": self._create_device,
             "device_addr": self._device_addr,
             "check_extension": self._check_extension,
+            "irq_line": self._irq_line,
             "set_gsi_routing": self._set_gsi_routing,
             "irqfd": self._irqfd,
             "irqfd_signal": self._irqfd_signal,
@@ -172,6 +173,11 @@ class _Player:
         if whose == "vm":
             return self._vm.check_vm_extension(capability)
         return self._client.check_extension(capability, Architecture.ARM64, self._host)
+
+    def _irq_line(self, irq: int, level: int) -> int:
+        """KVM_IRQ_LINE, of the VM and not of the Session: a resampled irqfd lowers what it has raised, too."""
+        line = self._vm.line(irq)
+        return line.raise_() if level else line.lower()
 
     def _set_gsi_routing(self, table: Sequence[Sequence[Any]], flags: int) -> int | str:
         if flags:  # No message has KVM's flags of a table, of which there is none: what is refused first is a dead VM.
@@ -259,7 +265,6 @@ CALLS: dict[str, Callable[..., Call[Any]]] = {
     "vcpu_init": lambda vcpu, features, target: _answering(
         ops.vcpu_init(vcpu, features) if target < 0 else ops.vcpu_init(vcpu, features, target), _zero
     ),
-    "irq_line": lambda irq, level: ops.irq_line(irq, bool(level)),
     "signal_msi": lambda address, data, flags, _devid: ops.signal_msi(address, data, flags),
     "read": lambda vcpu, address, size: _answering(
         ops.mmio_read(vcpu, address, size), lambda access: access.data if access.claimed else UNCLAIMED
