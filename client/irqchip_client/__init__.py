@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from ._model import (
         Access,
+        AdapterRoute,
         Advance,
         Architecture,
         Claim,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
         VmSnapshot,
         Wake,
     )
+    from ._s390 import FlicGroup, InterruptMasks, S390Irq, S390IrqType, VcpuReset
     from ._state import (
         Chip,
         DeliveryMode,
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
+    "AdapterRoute",
     "Advance",
     "AlreadyExists",
     "Architecture",
@@ -109,6 +112,7 @@ __all__ = [
     "Doorbell",
     "Event",
     "EventsDropped",
+    "FlicGroup",
     "GicHost",
     "GsiAcknowledged",
     "GsiMasked",
@@ -116,6 +120,7 @@ __all__ = [
     "GuestError",
     "Halt",
     "Interrupt",
+    "InterruptMasks",
     "InterruptPending",
     "InterruptSource",
     "InvalidArgument",
@@ -143,6 +148,8 @@ __all__ = [
     "RegionsLost",
     "ResetReason",
     "Route",
+    "S390Irq",
+    "S390IrqType",
     "Session",
     "SessionClosed",
     "SessionInfo",
@@ -155,6 +162,7 @@ __all__ = [
     "Unavailable",
     "Vcpu",
     "VcpuEvents",
+    "VcpuReset",
     "VcpuSignal",
     "Vm",
     "VmInfo",
@@ -173,7 +181,7 @@ __all__ = [
 # In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
-    *("_sync.irqfd", "_sync.session", "_sync.streams"),
+    *("_sync.irqfd", "_sync.session", "_sync.streams", "_s390"),
 )
 
 

@@ -166,5 +166,12 @@ def register_ioeventfd(space: Space, address: int, length: int, datamatch: int |
     return Call("register_region", request, _nothing)
 
 
+@checked
+def register_memory(address: int, length: int, offset: int = 0) -> Call[None]:
+    request = region_request(Space.MEMORY, address, length, False, None)
+    request.memfd, request.offset = True, offset
+    return Call("register_region", request, _nothing)
+
+
 def _made_vm(response: pb.CreateVmResponse | pb.RestoreVmResponse) -> str:
     return response.vm

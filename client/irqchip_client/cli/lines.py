@@ -139,4 +139,10 @@ def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:
 def _row(route: irqchip_client.Route) -> tuple[int, str, str]:
     if isinstance(route, irqchip_client.PinRoute):
         return route.gsi, _CHIPS[route.chip], f"pin {route.pin}"
+    if isinstance(route, irqchip_client.AdapterRoute):
+        indicator, summary = (
+            f"{route.ind_addr:#x}+{route.ind_offset}",
+            f"{route.summary_addr:#x}+{route.summary_offset}",
+        )
+        return route.gsi, "adapter", f"{route.adapter_id} indicator {indicator} summary {summary}"
     return route.gsi, "msi", f"address {route.address:#x} data {route.data:#x}"
