@@ -18,6 +18,13 @@ from .arm64 import SYSREGS, UNCLAIMED, UNDEFINED
 from .traces import Done, Mismatch, Trace, as_expected
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
+# What no Session has, what needs a descriptor, and KVM_IRQ_LINE: methods of _Player.
+ALONE = frozenset(
+    (
+        *("new_vm", "create_irqchip", "create_device", "device_addr", "check_extension", "irq_line", "set_gsi_routing"),
+        *("irqfd", "irqfd_signal", "irqfd_resampled"),
+    )
+)
 PATIENCE = 5.0  # seconds that the daemon has for reading an eventfd
 
 
@@ -82,18 +89,6 @@ class _Player:
         self._host = GicHost(version=gic)
         self._slots: dict[int, _Slot] = {}
         self._open()
-        self._alone: dict[str, Callable[..., Any]] = {
-            "new_vm": self._new_vm,
-            "create_irqchip": self._create_irqchip,
-            "create_device": self._create_device,
-            "device_addr": self._device_addr,
-            "check_extension": self._check_extension,
-            "irq_line": self._irq_line,
-            "set_gsi_routing": self._set_gsi_routing,
-            "irqfd": self._irqfd,
-            "irqfd_signal": self._irqfd_signal,
-            "irqfd_resampled": self._irqfd_resampled,
-        }
 
     def __enter__(self) -> _Player:
         return self
@@ -118,15 +113,15 @@ class _Player:
         """The answers, in the traces' form."""
         waiting: list[Call[Any]] = []
         for name, arguments, _ in trace.operations:
-            if name not in self._alone and name != "state" and len(waiting) < self._session.max_operations:
+            if name in CALLS and len(waiting) < self._session.max_operations:
                 waiting.append(CALLS[name](*arguments))
                 continue
             yield from self._run(waiting)
             waiting = []
             if name == "state":
                 yield self._state(*arguments)
-            elif name in self._alone:
-                yield self._do(self._alone[name], *arguments)
+            elif name in ALONE:
+                yield self._do(getattr(self, f"_{name}"), *arguments)
             else:
                 waiting.append(CALLS[name](*arguments))
         yield from self._run(waiting)
