@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, checked
+from ._call import Call
+from ._checked import checked
 
 if TYPE_CHECKING:
     from ._s390 import InterruptMasks, S390Irq, VcpuReset
