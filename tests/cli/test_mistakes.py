@@ -145,9 +145,9 @@ ARM64: list[tuple[list[str], str, str, str]] = [
     (["create", "x", "--gic", "3"], "--gic", "is for arm64", "add --arch arm64, or leave --gic out"),
     (
         ["create", "x", "--arch", "arm64", "--gic", "2", "--vcpus", "9"],
-        "vCPU id 8 is out of range",
-        "0 to 7",
-        "use 0 to 7",
+        "VM 'x' has 8 vCPUs",
+        "at most 8 are allowed",
+        "with its GIC",
     ),
     (["pulse", "guest", "4"], "has a GIC, which alone drives", "as KVM_IRQ_LINE has it", "write spi:N for an SPI"),
     (["pulse", "guest", "spi:2000"], "'spi:2000' is no line", "N from 0 to 987", "write spi:N"),

@@ -107,7 +107,8 @@ class Arm64Vm(Arm64Vcpus):
             if not 0 <= vcpu < MAX_VCPUS_V3:
                 raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {most - 1}")
             if len(self._cpus) >= min(most, self._max_vcpus):
-                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs, the most that are allowed")
+                most = min(most, self._max_vcpus)
+                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs; at most {most} are allowed with its GIC")
             if self._arm.initialised:
                 raise VmError(errno.EBUSY, f"the GIC of VM {self.name!r} is initialised; create vCPUs before that")
             if vcpu >= most:
