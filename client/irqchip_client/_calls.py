@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, check_name, checked
+from ._call import Call, check_name
+from ._checked import checked
 from ._errors import InvalidArgument
 from ._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, Space, VmSnapshot
 from .ops import region_request

@@ -18,7 +18,8 @@ from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIME
 from irqchip.v1 import irqchip_pb2 as pb
 
 from . import _ops_s390
-from ._call import Call, Decoder, RecordCall, checked, checked_and_kept, seconds
+from ._call import Call, Decoder, RecordCall, seconds
+from ._checked import checked, checked_and_kept
 from ._errors import TimedOut, protocol_error
 from ._model import (
     Access,
