@@ -13,7 +13,7 @@ from ._call import Call
 from ._checked import checked
 
 if TYPE_CHECKING:
-    from ._s390 import InterruptMasks, S390Irq, VcpuReset
+    from .s390 import InterruptMasks, S390Irq, VcpuReset
 
 __all__ = [
     "get_interrupt_masks",
@@ -51,7 +51,7 @@ def s390_irq(vcpu: int, irq: S390Irq | bytes) -> Call[None]:
 @checked
 def get_irq_state(vcpu: int) -> Call[list[S390Irq]]:
     """KVM_S390_GET_IRQ_STATE: a vCPU's own interrupts that are pending."""
-    from ._s390 import irqs_of
+    from .s390 import irqs_of
 
     return Call("get_irq_state", pb.GetIrqStateRequest(vcpu=vcpu), lambda response: irqs_of(response.irqs))
 
@@ -73,7 +73,7 @@ def set_interrupt_masks(vcpu: int, masks: InterruptMasks) -> Call[None]:
 @checked
 def get_interrupt_masks(vcpu: int) -> Call[InterruptMasks]:
     """The masks of an s390 vCPU that are set."""
-    from ._s390 import InterruptMasks
+    from .s390 import InterruptMasks
 
     request = pb.GetInterruptMasksRequest(vcpu=vcpu)
     return Call("get_interrupt_masks", request, lambda response: InterruptMasks.from_proto(response.masks))
@@ -85,7 +85,7 @@ def take_irq(vcpu: int) -> Call[S390Irq | None]:
 
     The vCPU's process then exchanges the PSW, and tells the new masks.
     """
-    from ._s390 import S390Irq
+    from .s390 import S390Irq
 
     def taken(response: pb.TakeIrqResponse) -> S390Irq | None:
         return S390Irq(response.irq) if response.HasField("irq") else None

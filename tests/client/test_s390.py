@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from irqchip_client import FlicGroup, InterruptMasks, S390Irq, S390IrqType
-from irqchip_client._s390 import adapter_mask, adapter_registration, ais_mode, irqs_of
+from irqchip_client.s390 import adapter_mask, adapter_registration, ais_mode, irqs_of
 from irqchipd.chips.s390 import adapters, flic, irq
 from irqchipd.chips.s390.pending import Masks
 from tests.vm.s390.machine import adapter_irq

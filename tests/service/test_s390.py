@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,7 @@ from irqchip_client import (
     VcpuReset,
     Vm,
 )
-from irqchip_client._s390 import KVM_CAP_S390_IRQCHIP, FlicGroup, adapter_registration, irqs_of
+from irqchip_client.s390 import KVM_CAP_S390_IRQCHIP, FlicGroup, adapter_registration, irqs_of
 
 PAGE = 4096
 ROUTE = AdapterRoute(5, 0x1000, 0x2000, 3, 1, 1)
@@ -249,3 +252,33 @@ def test_a_vm_moves(irqchip_client: irqchip.Client, vm: Vm) -> None:
     assert copy.vcpu(0).take_irq() == EMERGENCY
     assert copy.vcpu(0).take_irq() == S390Irq.make(S390IrqType.VIRTIO, ext_params=1, ext_params2=2)
     assert copy.device(0).get_bytes(FlicGroup.GET_ALL_IRQS, 4096, b"") == b""
+
+
+# docs/s390.md.
+
+DOC = (Path(__file__).parents[2] / "docs" / "s390.md").read_text()
+
+
+@pytest.mark.only_daemon
+def test_the_examples_of_the_page_run(
+    irqchip_client: irqchip.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IRQCHIP_TARGET", irqchip_client.target)
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, names)
+    assert capsys.readouterr().out == "adapter, ISC 3, io_int_word 0x98000000\n"
+    assert os.pread(names["ram"], 1, 0x1000) == b"\x10"
+    os.close(names["ram"])
+    names["vmm"].close()
+    names["client"].close()
+
+
+def test_the_page_has_the_order_in_which_interrupts_are_taken() -> None:
+    order = re.findall(r"Of several interrupts the first is: (.*?) A stop", DOC, re.DOTALL)[0]
+    words = ["exigent", "program", "repressible", "emergency", "external call", "clock comparator", "CPU timer"]
+    words += ["service", "start of a page fault", "its end", "virtio", "I/O", "restart"]
+    places = [order.index(word) for word in words]
+    assert places == sorted(places)

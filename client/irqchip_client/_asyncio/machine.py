@@ -27,8 +27,8 @@ from irqchip_client._model import (
 from irqchip_client.arm64 import PSCI_0_2
 
 if TYPE_CHECKING:
-    from irqchip_client._s390 import InterruptMasks, S390Irq, VcpuReset
     from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
+    from irqchip_client.s390 import InterruptMasks, S390Irq, VcpuReset
 
 T = TypeVar("T")
 

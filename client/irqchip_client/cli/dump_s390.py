@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from irqchip_client._s390 import IRQ_SIZE, S390Irq, S390IrqType
+from irqchip_client.s390 import IRQ_SIZE, S390Irq, S390IrqType
 
 if TYPE_CHECKING:
     from irqchip.v1 import irqchip_pb2 as pb

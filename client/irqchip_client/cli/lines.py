@@ -122,6 +122,8 @@ class _Meaning:
         pins = [
             f"{_CHIPS[route.chip]}'s pin {route.pin}" for route in mine if isinstance(route, irqchip_client.PinRoute)
         ]
+        if isinstance(mine[0], irqchip_client.AdapterRoute):
+            return f"lost: adapter {mine[0].adapter_id} is not registered, or its indicators are in no memory"
         return f"masked, at {' and '.join(pins)}" if pins else "addressed to nobody, by the MSI that is its route"
 
 

@@ -305,7 +305,7 @@ class PortEventfds(Eventfds):
                 self._close(descriptor)
             raise
         if irqfd.untouched and irqfd.irqfd is not None:
-            vm.trigger(irqfd.irqfd)
+            vm.trigger(irqfd.irqfd, assigned=True)
 
     def bell(self) -> Bell:
         """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
@@ -352,16 +352,19 @@ class PortEventfds(Eventfds):
         if resamples:
             taken.append(self._take())
             _eventfd(taken[1])
-        self._in_use.add(identity)
         assigned = _Assigned(self._in_use, vm, gsi, taken[0], taken[1] if resamples else None)
+        assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
         try:
-            assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
-            assigned.untouched = count
-            self._watcher.watch_eventfd(assigned.eventfd, assigned)
+            # KVM finds out that the eventfd is an irqfd already only behind the resampler, whose end lowers the line.
+            self._in_use.add(identity)
+            try:
+                assigned.untouched = count
+                self._watcher.watch_eventfd(assigned.eventfd, assigned)
+            except BaseException:
+                self._in_use.remove(identity)
+                raise
         except BaseException:
-            if assigned.irqfd is not None:
-                vm.remove_irqfd(assigned.irqfd)
-            self._in_use.remove(identity)
+            vm.remove_irqfd(assigned.irqfd)
             raise
         self._assigned[identity] = assigned
         return assigned

@@ -10,7 +10,7 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.arm64.capabilities import capabilities as arm64_capabilities
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.clock import Clock, Deadlines
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.s390.capabilities import CAPABILITIES as S390_CAPABILITIES
 from irqchipd.vm.s390.machine import S390Vm
@@ -128,5 +128,11 @@ def architecture(number: int) -> Architecture:
 
 
 def check_extension(number: int, gic: Gic, capability: int) -> int:
-    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0."""
-    return architecture(number).capabilities(gic).get(capability, 0)
+    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0.
+
+    EINVAL for a capability that only a VM has. KVM: arm.c kvm_vm_ioctl_check_extension, KVM_CAP_MSI_DEVID.
+    """
+    value = architecture(number).capabilities(gic).get(capability, 0)
+    if value < 0:
+        raise VmError(-value, f"capability {capability} is a VM's alone: ask for it on a VM")
+    return value

@@ -67,7 +67,7 @@ WRONG = [
     {"vcpus": (replace(VCPU, accepted=(pack(Irq(Kind.SIGP_STOP, 0)),)),)},
     {"vcpus": (replace(VCPU, accepted=(b"\xff" * 72,)),)},
     {"vcpus": (replace(VCPU, accepted=(b"",)),)},
-    {"vcpus": (replace(VCPU, accepted=(pack(io(1)),) * 33),)},
+    {"vcpus": (replace(VCPU, accepted=(pack(io(1)),) * 2),)},
     {"vcpus": (replace(VCPU, local=SavedLocal(pending=1 << 40)),)},
 ]
 

@@ -19,7 +19,7 @@ from irqchipd.vm.vcpu_state import Outcome
 
 # How a halt ends whose interrupt take() gives: the index of a controller in CONTROLLERS of edge/convert.py.
 FLIC: Final = 4
-MAX_ACCEPTED: Final = 32
+MAX_ACCEPTED: Final = 1  # a halt that finds something accepted takes nothing more
 _ENABLED: Final = PSW_EXTERNAL | PSW_IO | PSW_MACHINE_CHECK
 _WORD: Final = (1 << 64) - 1
 

@@ -296,16 +296,19 @@ class S390Vm(Vm):
             return MpState.STOPPED if cpu.local.stopped else MpState.OPERATING
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
-        """KVM_SET_MP_STATE: ENXIO for a state that KVM does not support. KVM: kvm_arch_vcpu_ioctl_set_mpstate."""
+        """KVM_SET_MP_STATE: ENXIO for a state that KVM does not support. KVM: kvm_arch_vcpu_ioctl_set_mpstate.
+
+        It lets the VMM control run states; KVM does so even where it refuses the state.
+        """
         with self._turn:
             cpu = self._cpu(vcpu)
-            self._s390.user_controls = True
             if state not in (MpState.STOPPED, MpState.OPERATING):
                 raise VmError(
                     errno.ENXIO,
                     f"run state {state} is not for an s390 vCPU: use {int(MpState.STOPPED)}, stopped, or"
                     f" {int(MpState.OPERATING)}, operating",
                 )
+            self._s390.user_controls = True
             cpu.local.stopped = state == MpState.STOPPED
             if cpu.local.stopped:
                 cpu.local.clear_stop()

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+from typing import Any, Final
 
 from irqchipd.chips.s390.flic import check_flic
 from irqchipd.chips.s390.local import MAX_CPUS
 from irqchipd.chips.saved import check, in_range
 from irqchipd.vm import saving
+from irqchipd.vm.errors import VmError
 from irqchipd.vm.routing import MAX_GSIS, S390Route
 from irqchipd.vm.s390.board import S390Board, adapter_route
 from irqchipd.vm.s390.cpu import check_vcpu
 from irqchipd.vm.snapshot import S390State, VmState
 
+# The most floating interrupts of a snapshot, so that it fits into a message with all else that a VM may have.
+MAX_SAVED: Final = 8192
+
 
 def save(board: S390Board) -> dict[str, Any]:
-    """The board: fields of VmState."""
+    """The board: fields of VmState. E2BIG where too much is pending."""
+    pending = len(board.flic.floating)
+    if pending > MAX_SAVED:
+        raise VmError(
+            errno.E2BIG,
+            f"{pending} floating interrupts are pending; a snapshot has at most {MAX_SAVED}: let vCPUs take some, or"
+            " clear them",
+        )
     return {
         "s390": S390State(
             can_create_irqchip=board.can_create,
