@@ -458,6 +458,8 @@ class IrqchipServiceServicer:
         KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
         by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
         ENXIO if the VM has no irqchip.
+        KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+        KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -466,7 +468,8 @@ class IrqchipServiceServicer:
     def CreateIrqchip(self, request, context):
         """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-        a vCPU exists.
+        a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+        table, which is empty at first, stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -557,7 +560,8 @@ class IrqchipServiceServicer:
     def IrqLine(self, request, context):
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+        high level does what a write to an irqfd does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -571,7 +575,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignalMsi(self, request, context):
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -766,7 +770,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetMpState(self, request, context):
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
         local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -409,11 +409,14 @@ class IrqchipServiceStub:
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                             by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                             ENXIO if the VM has no irqchip.
+      KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+      KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
     """
     CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-    a vCPU exists.
+    a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+    table, which is empty at first, stays.
     """
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]
     """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
@@ -450,12 +453,13 @@ class IrqchipServiceStub:
     IrqLine: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+    high level does what a write to an irqfd does.
     """
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -539,7 +543,8 @@ class IrqchipServiceStub:
     GetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
     local APIC.
     """
     TakeSignal: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]
@@ -662,11 +667,14 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                             by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                             ENXIO if the VM has no irqchip.
+      KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+      KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
     """
     CreateIrqchip: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-    a vCPU exists.
+    a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+    table, which is empty at first, stays.
     """
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]  # type: ignore[assignment]
     """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
@@ -703,12 +711,13 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IrqLine: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]  # type: ignore[assignment]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+    high level does what a write to an irqfd does.
     """
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -792,7 +801,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     GetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]  # type: ignore[assignment]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
     local APIC.
     """
     TakeSignal: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]  # type: ignore[assignment]
@@ -972,6 +982,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
           KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                                 by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                                 ENXIO if the VM has no irqchip.
+          KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+          KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
         """
 
     @_abc_1.abstractmethod
@@ -982,7 +994,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_pb2.CreateIrqchipResponse, _abc.Awaitable[_vm_pb2.CreateIrqchipResponse]]:
         """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-        a vCPU exists.
+        a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+        table, which is empty at first, stays.
         """
 
     @_abc_1.abstractmethod
@@ -1091,7 +1104,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_line_pb2.IrqLineResponse, _abc.Awaitable[_line_pb2.IrqLineResponse]]:
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+        high level does what a write to an irqfd does.
         """
 
     @_abc_1.abstractmethod
@@ -1108,7 +1122,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
 
     @_abc_1.abstractmethod
     def SetGsiRouting(
@@ -1342,7 +1356,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetMpStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetMpStateResponse, _abc.Awaitable[_vcpu_pb2.SetMpStateResponse]]:
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
         local APIC.
         """
 

@@ -9,7 +9,8 @@ import pytest
 
 from irqchipd.chips.s390.adapters import Request, modify_request
 from irqchipd.chips.s390.flic import Group
-from irqchipd.chips.s390.irq import IRQ_SIZE, unpack_all
+from irqchipd.chips.s390.irq import IRQ_SIZE, Irq, Kind, pack, unpack_all
+from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.regions import Space
 from irqchipd.vm.routing import S390Route
@@ -96,6 +97,42 @@ def test_memory_is_not_registered_twice(sharing: Machine) -> None:
     with pytest.raises(VmError) as error:
         sharing.vm.register_region(sharing.source, Space.MEMORY, MEMORY, 2, print, doorbell=True)
     assert error.value.number == errno.EINVAL
+
+
+def test_an_observer_sees_injections_and_deliveries(sharing: Machine) -> None:
+    class Recorder(Observer):
+        def __init__(self) -> None:
+            self.seen: list[tuple[object, ...]] = []
+
+        def kvm_set_irq(self, *fields: int) -> None:
+            self.seen.append(("set", *fields))
+
+        def kvm_s390_inject_vm(self, *fields: int) -> None:
+            self.seen.append(("vm", *fields))
+
+        def kvm_s390_inject_vcpu(self, *fields: int) -> None:
+            self.seen.append(("vcpu", *fields))
+
+        def kvm_s390_deliver_interrupt(self, *fields: int) -> None:
+            self.seen.append(("deliver", *fields))
+
+    recorder = Recorder()
+    sharing.vm.attach(recorder)
+    sharing.add_vcpus(ALL)
+    sharing.vm.irq_line(5, True)
+    sharing.vm.s390_interrupt(Kind.SERVICE, 0x1000, 0)
+    sharing.vm.s390_irq(0, pack(Irq(Kind.EMERGENCY, 0)))
+    for _ in range(3):
+        sharing.vm.take_irq(0)
+    assert recorder.seen == [
+        ("set", 5, 1, 0),
+        ("vm", Kind.IO_ADAPTER, 0, 0x9800_0000),
+        ("vm", Kind.SERVICE, 0x1000, 0),
+        ("vcpu", 0, Kind.EMERGENCY, 0, 0),
+        ("deliver", 0, Kind.EMERGENCY, 0, 0),
+        ("deliver", 0, Kind.SERVICE, 0x1000, 0),
+        ("deliver", 0, Kind.IO_ADAPTER, 0, 0x9800_0000),
+    ]
 
 
 # Memory that a Session answers for.

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from irqchipd.chips.s390.adapters import Adapter, AdapterRoute, Indicator
 from irqchipd.chips.s390.flic import Flic, SavedFlic
+from irqchipd.chips.s390.irq import Kind
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board
 from irqchipd.vm.bus import IoBus
@@ -18,7 +19,7 @@ from irqchipd.vm.s390.cpu import S390Cpu
 
 
 class S390Board(Board):
-    """A FLIC and vCPUs. It is the FLIC's memory."""
+    """A FLIC and vCPUs. It is the FLIC's wires."""
 
     def __init__(self, agenda: Agenda) -> None:
         super().__init__(agenda, memory=IoBus())
@@ -93,6 +94,10 @@ class S390Board(Board):
     def drop_source(self, source: int) -> None:
         """No level is kept."""
 
+    def adapter_injected(self, word: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_s390_inject_vm(Kind.IO_ADAPTER, 0, word)
+
     # Guest memory.
 
     def region_at(self, address: int) -> RegionDevice | None:
@@ -101,7 +106,7 @@ class S390Board(Board):
         return device if isinstance(device, RegionDevice) else None
 
     def set_bits(self, address: int, mask: int) -> int | None:
-        """As the FLIC's GuestMemory: of memory that a client shares."""
+        """As FlicWires describes it: in memory that a client shares."""
         device = self.region_at(address)
         if device is None:
             return None
@@ -167,13 +172,23 @@ class S390Board(Board):
         """The FLIC. Adapters whose indicators are on their way interrupt once too often rather than never."""
         if not self._on_their_way:
             return self.flic.save()
-        copy = Flic(self)
+        copy = Flic(_NoWires())
         copy.resume(self.flic.save())
         for number in self._on_their_way:
             adapter = copy.adapters.find(number)
             if adapter is not None:
                 copy.summarized(adapter)
         return copy.save()
+
+
+class _NoWires:
+    """Of a FLIC that is not the VM's."""
+
+    def set_bits(self, address: int, mask: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def adapter_injected(self, word: int) -> None:
+        """Nobody is told."""
 
 
 def adapter_route(route: S390Route) -> AdapterRoute:

@@ -13,6 +13,7 @@ from irqchipd.chips.s390.irq import (
     IRQ_SIZE,
     Irq,
     Kind,
+    delivered_data,
     floating_from_parameters,
     local_from_parameters,
     unpack,
@@ -212,6 +213,8 @@ class S390Vm(Vm):
                 return
             irq = self._do(lambda: floating_from_parameters(kind, parameter, parameter64))
             self._do(lambda: self._s390.flic.floating.add(irq))
+            if self._s390.observer is not None:
+                self._s390.observer.kvm_s390_inject_vm(kind, parameter, parameter64)
             self._s390.floating_changed()
 
     def s390_irq(self, vcpu: int, irq: bytes) -> None:
@@ -223,6 +226,8 @@ class S390Vm(Vm):
 
     def _add_local(self, cpu: S390Cpu, irq: Irq) -> None:
         self._do(lambda: cpu.local.add(irq))
+        if self._s390.observer is not None:
+            self._s390.observer.kvm_s390_inject_vcpu(cpu.id, irq.kind, *delivered_data(irq))
         cpu.priorities_changed()
 
     def get_irq_state(self, vcpu: int, length: int) -> bytes:
@@ -267,6 +272,8 @@ class S390Vm(Vm):
                 return None
             if irq.kind == Kind.SIGP_STOP:
                 self._stop(cpu, irq)
+            elif self._s390.observer is not None:
+                self._s390.observer.kvm_s390_deliver_interrupt(vcpu, irq.kind, *delivered_data(irq))
             self._s390.floating_changed()
             return irq
 
