@@ -22,8 +22,8 @@ VM = {
     "virtual": False,
     "next_timer_ns": None,
     "tsc_khz": 1_000_000,
-    "lateness_ns": 0,
     "architecture": "x86",
+    "lateness_ns": 0,
     "gic": None,
     "devices": [],
 }
