@@ -1,7 +1,7 @@
 """`make demo-arm`: runs the arm64 demo's machine on Unicorn, with a GICv3 and with a GICv2.
 
-The transcripts must be equal. Each vCPU gets its tick from its own virtual timer, and they send each other SGIs. The serial port drives an SPI that is
-edge-triggered, and the disk one that is level-triggered.
+The transcripts must be equal. Each vCPU gets its tick from its own virtual timer, and they send each other SGIs. The
+serial port drives an SPI that is edge-triggered, and the disk one that is level-triggered.
 """
 
 from __future__ import annotations
