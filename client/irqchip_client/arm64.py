@@ -103,7 +103,7 @@ def gic_attributes(version: int, interrupts: int) -> list[tuple[Group, int, int]
 
 
 def affinity(vcpu: int) -> int:
-    """MPIDR_EL1's Aff2, Aff1 and Aff0 of a vCPU: each cluster has 16."""
+    """MPIDR_EL1's Aff2, Aff1 and Aff0, by which a guest names a vCPU. KVM: sys_regs.c reset_mpidr."""
     return vcpu & 0xF | (vcpu >> 4 & 0xFF) << 8 | (vcpu >> 12 & 0xFF) << 16
 
 
@@ -112,7 +112,9 @@ def attr_of(version: int, vcpu: int, register: int) -> int:
     return (vcpu if version == 2 else affinity(vcpu)) << 32 | register
 
 
-PSCI_0_2: Final = 1 << 2  # KVM_ARM_VCPU_PSCI_0_2, a feature of Vcpu.init()
+# Features of Vcpu.init(): KVM_ARM_VCPU_*.
+POWER_OFF: Final = 1 << 0  # The vCPU begins STOPPED.
+PSCI_0_2: Final = 1 << 2
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
