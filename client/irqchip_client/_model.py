@@ -80,7 +80,9 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2  # After INIT, it waits for SIPI.
     HALTED = 3  # It is in HLT.
     SIPI_RECEIVED = 4  # For set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
+    STOPPED = 5  # arm64: it is powered off.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
+    SUSPENDED = 10  # arm64: its guest has suspended it.
 
     @classmethod
     def from_proto(cls, state: int) -> Self:

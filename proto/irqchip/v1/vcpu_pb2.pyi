@@ -109,8 +109,12 @@ class _MpStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MpState.Value
     """Only in SetMpState: as INIT_RECEIVED, with a SIPI to take. Its vector is that of the last SIPI, or of
     SetVcpuEvents.
     """
+    MP_STATE_STOPPED: _MpState.ValueType  # 6
+    """arm64: the vCPU is powered off, and no interrupt wakes it."""
     MP_STATE_AP_RESET_HOLD: _MpState.ValueType  # 10
     """As HALTED: the vCPU of an encrypted guest waits to be started."""
+    MP_STATE_SUSPENDED: _MpState.ValueType  # 11
+    """arm64: the guest has suspended the vCPU (PSCI)."""
 
 class MpState(_MpState, metaclass=_MpStateEnumTypeWrapper):
     """MpState is a vCPU's run state. Each number is one more than that of KVM's KVM_MP_STATE_*."""
@@ -129,8 +133,12 @@ MP_STATE_SIPI_RECEIVED: MpState.ValueType  # 5
 """Only in SetMpState: as INIT_RECEIVED, with a SIPI to take. Its vector is that of the last SIPI, or of
 SetVcpuEvents.
 """
+MP_STATE_STOPPED: MpState.ValueType  # 6
+"""arm64: the vCPU is powered off, and no interrupt wakes it."""
 MP_STATE_AP_RESET_HOLD: MpState.ValueType  # 10
 """As HALTED: the vCPU of an encrypted guest waits to be started."""
+MP_STATE_SUSPENDED: MpState.ValueType  # 11
+"""arm64: the guest has suspended the vCPU (PSCI)."""
 Global___MpState: _TypeAlias = MpState  # noqa: Y015
 
 @_typing.final

@@ -39,6 +39,10 @@ def _nothing() -> None:
     pass
 
 
+def _ignored(_: Event) -> None:
+    pass
+
+
 class EventfdsInUse:
     """Counts the clients' descriptors that the daemon holds, for all VMs and Sessions; from any thread.
 
@@ -262,6 +266,7 @@ class PortEventfds(Eventfds):
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
         """KVM_IRQFD. KVM: eventfd.c kvm_irqfd, whose order of checks this is."""
+        vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
             raise invalid(f"flags {flags:#x} of an irqfd; {DEASSIGN} deassigns, {RESAMPLE} resamples")
         if flags & DEASSIGN:
@@ -279,7 +284,7 @@ class PortEventfds(Eventfds):
                 self._close(descriptor)
             raise
         if irqfd.untouched and irqfd.irqfd is not None:
-            vm.trigger(irqfd.irqfd)
+            vm.trigger(irqfd.irqfd, assigned=True)
 
     def bell(self) -> Bell:
         """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
@@ -318,7 +323,13 @@ class PortEventfds(Eventfds):
         if resamples:
             taken.append(self._take())
             _eventfd(taken[1])
-        self._in_use.add(identity)
+        try:
+            self._in_use.add(identity)
+        except VmError:
+            if resamples:
+                # KVM looks for the eventfd behind the resampler: without another one, the GSI falls.
+                vm.remove_irqfd(vm.add_irqfd(source, gsi, _ignored))
+            raise
         assigned = _Assigned(self._in_use, vm, gsi, taken[0], taken[1] if resamples else None)
         try:
             assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)

@@ -13,6 +13,7 @@ from typing import Final
 
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
+from irqchipd.vm.arm64.states import Arm64State
 from irqchipd.vm.routing import Route
 from irqchipd.vm.x86.vcpu_state import SavedVcpu
 
@@ -52,6 +53,8 @@ class VmState:
     pit: SavedPit | None = None
     vcpus: tuple[SavedVcpu, ...] = ()
     mapped_vcpus: int | None = None
+    # arm64's.
+    arm64: Arm64State | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
