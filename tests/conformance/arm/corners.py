@@ -116,12 +116,10 @@ def timer_interrupts(rng: Random, gic: int) -> Board:
         board.do("vcpu_set_attr", board.vcpu(), TIMER_GROUP, rng.randrange(3), intid)
 
     def ask() -> None:
-        rng.choice(
-            (
-                lambda: board.do("vcpu_get_attr", board.vcpu(), TIMER_GROUP, rng.randrange(3), 0),
-                lambda: board.do("vcpu_has_attr", board.vcpu(), TIMER_GROUP, rng.randrange(4)),
-            )
-        )()
+        if rng.random() < 0.5:
+            board.do("vcpu_get_attr", board.vcpu(), TIMER_GROUP, rng.randrange(3), 0)
+        else:
+            board.do("vcpu_has_attr", board.vcpu(), TIMER_GROUP, rng.randrange(4))
 
     def drive() -> None:
         board.line(board.vcpu(), rng.choice(own), rng.randrange(2))

@@ -172,7 +172,7 @@ def sysregs(rng: Random, gic: int) -> Board:
         )
 
     written = ("PMR", "PMR", "BPR0", "BPR1", "CTLR", "CTLR", "SRE", "IGRPEN0", "IGRPEN1", "AP0R0", "AP1R0")
-    read = (*USER_SYSREGS, "RPR", "HPPIR0", "HPPIR1", "IAR0", "IAR1", "AP0R1", "AP1R1", "AP0R3", "ISR", "MPIDR")
+    read = (*USER_SYSREGS, "RPR", "HPPIR0", "HPPIR1", "IAR0", "IAR1", "AP0R1", "AP1R1", "AP0R3", "ISR")
     controls = (0x400, 0x401, 0x402, 0x8400, 0x403, 0x700, 0x500, 0x4400, 0x8002, 0x8C00, 0x8C03, 0x8C40)
     for _ in range(LENGTH):
         vcpu, chance = board.vcpu(), rng.random()
