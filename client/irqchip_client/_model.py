@@ -41,7 +41,7 @@ class GicHost:
 
     version         the version that can be made, 2 or 3; 0: either of them
     list_registers  1 to 16; usually 4
-    priority_bits   of a GICv3's CPU interface, 4 to 8; usually 5
+    priority_bits   of a GICv3's CPU interface, 5 to 7; usually 5
     """
 
     version: int = 0

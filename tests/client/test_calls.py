@@ -282,7 +282,7 @@ def test_routes_survive() -> None:
         lambda: enable_cap(121, [-1]),
         lambda: ops.advance_clock(-1),
         lambda: ops.msr_write(0, 0x1B, 1 << 64),
-        lambda: ops.set_mp_state(0, cast(MpState, 5)),
+        lambda: ops.set_mp_state(0, cast(MpState, 6)),
     ],
 )
 def test_a_number_beyond_its_field_is_an_irqchip_error(make: Any) -> None:

@@ -37,15 +37,18 @@ a Session the message Error carries the same. The reasons and their codes:
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
+  EFAULT      INVALID_ARGUMENT     the data of a device's attribute are too short
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
-  EIO         INTERNAL             the daemon is at fault; its log says why
+  EIO         INTERNAL             the daemon is at fault; its log says why; or an arm64 VM is dead, as in KVM
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
+  ENOEXEC     FAILED_PRECONDITION  the vCPU is not initialised (VcpuInit)
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
   ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
+  EPERM       FAILED_PRECONDITION  the device has no attributes that can be read
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 

@@ -34,6 +34,9 @@ STATUS_CODES = {
     errno.ETIMEDOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     errno.ESHUTDOWN: grpc.StatusCode.UNAVAILABLE,
     errno.EIO: grpc.StatusCode.INTERNAL,
+    errno.EFAULT: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.ENOEXEC: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EPERM: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")

@@ -8,7 +8,7 @@ from typing import Final
 from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.saving import SavedGic
-from irqchipd.chips.saved import check, in_range
+from irqchipd.chips.saved import StateError, check, in_range
 from irqchipd.vm import saving
 from irqchipd.vm.arm64.host import check_host, kinds_of, max_vcpus
 from irqchipd.vm.arm64.line_numbers import LINES, VCPU_LINES, owner_of
@@ -119,8 +119,10 @@ def _check_vcpu(vcpu: Arm64VcpuState, saved: Arm64State, gic: SavedGic | None) -
     time = vcpu.stolen_time
     check(time is None or (time < IPA_SIZE and time % STOLEN_TIME_ALIGNMENT == 0), f"stolen_time {time}")
     check(vcpu.pmu_interrupt == 0 or SGIS <= vcpu.pmu_interrupt < 1020, f"pmu_interrupt {vcpu.pmu_interrupt}")
-    vcpu.virtual_timer.check(VIRTUAL)
-    vcpu.physical_timer.check(PHYSICAL)
+    for timer, which in ((vcpu.virtual_timer, VIRTUAL), (vcpu.physical_timer, PHYSICAL)):
+        if timer is None:
+            raise StateError(f"a timer of vCPU {vcpu.vcpu} is absent")
+        timer.check(which)
 
 
 def _check_places(saved: Arm64State) -> None:

@@ -125,7 +125,7 @@ class Arm64Vm(Arm64Vcpus):
             if flags & CREATE_DEVICE_TEST:
                 return 0
             if len(self._devices) >= MAX_DEVICES:
-                raise VmError(errno.EMFILE, f"VM {self.name!r} has {MAX_DEVICES} devices, the most that are allowed")
+                raise VmError(errno.ENOSPC, f"VM {self.name!r} has {MAX_DEVICES} devices, the most that are allowed")
             if kind == DeviceType.ITS:
                 self._arm.add_its()
             elif kind == DeviceType.VFIO:

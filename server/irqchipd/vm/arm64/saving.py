@@ -102,6 +102,7 @@ def restore_board(board: Arm64Board, state: VmState, saved: Arm64State) -> None:
         board.die("it could not run when it was saved")
     for cpu, vcpu in zip(board.cpus, saved.vcpus, strict=True):
         for timer, part in ((cpu.virtual_timer, vcpu.virtual_timer), (cpu.physical_timer, vcpu.physical_timer)):
+            assert part is not None
             timer.wired = vcpu.timers_wired
             timer.resume(part)
 

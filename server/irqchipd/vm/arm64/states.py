@@ -43,8 +43,8 @@ class Arm64VcpuState:
     pmu_interrupt: int
     pmu_ready: bool
     timers_wired: bool
-    virtual_timer: SavedTimer
-    physical_timer: SavedTimer
+    virtual_timer: SavedTimer | None  # no vCPU lacks one, but a message may
+    physical_timer: SavedTimer | None
     place: PlaceState | None
 
 
