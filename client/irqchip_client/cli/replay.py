@@ -94,6 +94,8 @@ def replay(
             "--jobs is for a daemon; --in-process runs one trace after the other: leave one of them out"
         )
     traces = _load(files, families)
+    if not in_process and any(trace.architecture != "x86" for trace in traces):
+        raise _Unusable("there are traces of arm64, which no daemon replays yet: add --in-process")
     run = _in_process() if in_process else _against_daemon(target, jobs or 16)
     # The traces are many objects that stay: without this, garbage collection takes a fifth of the time.
     gc.freeze()
@@ -112,10 +114,6 @@ def _load(files: Sequence[Path], families: Sequence[str]) -> list[Trace]:
     """The traces of the wanted families, family by family."""
     try:
         traces = [trace for file in files for trace in load_traces(file)]
-        if any(trace.architecture != "x86" for trace in traces):
-            raise TraceError(
-                "there are traces of arm64, and this irqchipd replays x86 only: replay them with a later one"
-            )
         found = list(dict.fromkeys(trace.family for trace in traces))
         if missing := [family for family in families if family not in found]:
             raise TraceError(f"no trace is of family {', '.join(missing)}; there are {', '.join(found)}")
