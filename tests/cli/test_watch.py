@@ -59,6 +59,21 @@ from tests.cli.conftest import Run, Start
         ("kvm_inj_virq", {"vcpu": 1, "vector": 0x31}, "vcpu 1 IRQ 0x31"),
         ("kvm_eoi", {"vcpu": 1, "vector": 49}, "apicid 1 vector 49"),
         ("kvm_ack_irq", {"chip": 2, "pin": 20}, "irqchip IOAPIC pin 20"),
+        (
+            "kvm_s390_inject_vm",
+            {"type": 0xFFFF2401, "parm": 0x1000, "parm64": 0},
+            "inject: type:ffff2401 (service) parm:1000 parm64:0",
+        ),
+        (
+            "kvm_s390_inject_vcpu",
+            {"vcpu": 3, "type": 0xFFFF1201, "parm": 1, "parm64": 0},
+            "inject (vcpu 3): type:ffff1201 (emergency) parm:1 parm64:0",
+        ),
+        (
+            "kvm_s390_deliver_interrupt",
+            {"vcpu": 3, "type": 0x4000000, "data0": 0, "data1": 0x98000000},
+            "deliver interrupt (vcpu 3): type:4000000 (adapter) data:00000000 0000000098000000",
+        ),
         ("kvm_newer", {"some": 1, "thing": -2}, "some=1 thing=-2"),
         ("kvm_eoi", {"other": 1}, "other=1"),
     ],

@@ -94,8 +94,6 @@ def replay(
             "--jobs is for a daemon; --in-process runs one trace after the other: leave one of them out"
         )
     traces = _load(files, families)
-    if not in_process and any(trace.architecture != "x86" for trace in traces):
-        raise _Unusable("there are traces of arm64, which no daemon replays yet: add --in-process")
     run = _in_process() if in_process else _against_daemon(target, jobs or 16)
     # The traces are many objects that stay: without this, garbage collection takes a fifth of the time.
     gc.freeze()

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -16,8 +16,6 @@ from ._common import command, connect, number, pass_client, pass_vm, vms_there_a
 from .clock import next_timer
 from .durations import show_duration
 from .output import echo_json, echo_table, json_option
-
-KVM_CAP_S390_IRQCHIP: Final = 99
 
 
 @command(example="vm1 --vcpus 2")
@@ -129,7 +127,7 @@ def _furnish_arm64(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
 
 def _furnish_s390(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
     if choices.irqchip:
-        vm.enable_cap(KVM_CAP_S390_IRQCHIP)
+        vm.enable_cap(irqchip_client.s390.KVM_CAP_S390_IRQCHIP)
         vm.create_irqchip()
         vm.create_device(irqchip_client.DeviceType.FLIC)
     for vcpu in range(vcpus):

@@ -8,6 +8,7 @@ from contextlib import suppress
 import click
 
 import irqchip_client
+from irqchip_client.s390 import IO_ADAPTER, S390IrqType
 
 from ._common import VCPU, command, number, pass_vm
 from .output import echo_json, json_option
@@ -82,6 +83,12 @@ def _coalesced(f: Fields) -> str:
     return " (coalesced)" if f["coalesced"] else ""
 
 
+def _s390_type(f: Fields) -> str:
+    kind = f["type"]
+    name = S390IrqType(kind).name.lower() if kind in set(S390IrqType) else "adapter" if kind & IO_ADAPTER else "I/O"
+    return f"type:{kind:x} ({name})"
+
+
 # The kernel's TP_printk formats. For kvm_inj_virq the kernel has no vCPU: the task has its own column there.
 _FORMATS: dict[str, Callable[[Fields], str]] = {
     "kvm_pio": _pio,
@@ -95,6 +102,13 @@ _FORMATS: dict[str, Callable[[Fields], str]] = {
     "kvm_inj_virq": lambda f: f"vcpu {f['vcpu']} IRQ {f['vector']:#x}",
     "kvm_eoi": lambda f: f"apicid {f['vcpu']:x} vector {f['vector']}",
     "kvm_ack_irq": lambda f: f"irqchip {_CHIPS[f['chip']]} pin {f['pin']}",
+    "kvm_s390_inject_vm": lambda f: f"inject: {_s390_type(f)} parm:{f['parm']:x} parm64:{f['parm64']:x}",
+    "kvm_s390_inject_vcpu": lambda f: (
+        f"inject (vcpu {f['vcpu']}): {_s390_type(f)} parm:{f['parm']:x} parm64:{f['parm64']:x}"
+    ),
+    "kvm_s390_deliver_interrupt": lambda f: (
+        f"deliver interrupt (vcpu {f['vcpu']}): {_s390_type(f)} data:{f['data0']:08x} {f['data1']:016x}"
+    ),
 }
 
 

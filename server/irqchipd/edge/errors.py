@@ -19,13 +19,18 @@ DETAILS_KEY = "grpc-status-details-bin"  # where gRPC carries a google.rpc.Statu
 STATUS_CODES = {
     errno.EEXIST: grpc.StatusCode.ALREADY_EXISTS,
     errno.ENOENT: grpc.StatusCode.NOT_FOUND,
-    errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENODEV: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENOTTY: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EFAULT: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EBADF: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EOPNOTSUPP: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EAGAIN: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBADMSG: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EPERM: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.ENOEXEC: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.ENOBUFS: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.ENOMEM: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENXIO: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EDEADLK: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
@@ -34,9 +39,6 @@ STATUS_CODES = {
     errno.ETIMEDOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     errno.ESHUTDOWN: grpc.StatusCode.UNAVAILABLE,
     errno.EIO: grpc.StatusCode.INTERNAL,
-    errno.EFAULT: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.ENOEXEC: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.EPERM: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 STOPPING = VmError(errno.ESHUTDOWN, "irqchipd is stopping")

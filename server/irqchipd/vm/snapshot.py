@@ -13,8 +13,10 @@ from typing import Final
 
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
+from irqchipd.chips.s390.flic import SavedFlic
 from irqchipd.vm.arm64.states import Arm64State
 from irqchipd.vm.routing import Route
+from irqchipd.vm.s390.cpu import SavedS390Vcpu
 from irqchipd.vm.x86.vcpu_state import SavedVcpu
 
 # VmState.architecture: Architecture's numbers.
@@ -55,6 +57,8 @@ class VmState:
     mapped_vcpus: int | None = None
     # arm64's.
     arm64: Arm64State | None = None
+    # s390's.
+    s390: S390State | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,18 @@ class ChipsState(SavedIoapic):
     output: bool
     delayed_eoi_ns: int | None
     sources: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S390State:
+    """What is an s390 VM's: S390Snapshot."""
+
+    can_create_irqchip: bool = False
+    irqchip: bool = False
+    user_controls: bool = False
+    device: bool = False
+    flic: SavedFlic
+    vcpus: tuple[SavedS390Vcpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ class SavedFloating:
     pending has the bits of the latter alone: those of the lists follow from the lists.
     """
 
-    queued: tuple[bytes, ...] = ()
+    interrupts: tuple[bytes, ...] = ()
     pending: int = 0
     service: int = 0
     cr14: int = 0
@@ -214,13 +214,13 @@ class FloatingInterrupts:
 
     def save(self) -> SavedFloating:
         """What resume takes."""
-        queued = tuple(packed for queue in self._lists for packed in queue)
-        return SavedFloating(queued, self.pending & _ONCE, self._service, self.cr14, self._mcic)
+        interrupts = tuple(packed for queue in self._lists for packed in queue)
+        return SavedFloating(interrupts, self.pending & _ONCE, self._service, self.cr14, self._mcic)
 
     def resume(self, saved: SavedFloating) -> None:
         """Become what was saved, after check_saved."""
         self.clear()
-        for packed in saved.queued:
+        for packed in saved.interrupts:
             self.add(unpack(packed))
         self.pending |= saved.pending
         self._service, self.cr14, self._mcic = saved.service, saved.cr14, saved.mcic
@@ -240,14 +240,14 @@ def check_saved(saved: SavedFloating) -> None:
     in_range(saved.mcic, 0, (1 << 64) - 1, "a machine check's interruption code")
     found = saved.pending & 1 << Pend.REPRESSIBLE or not (saved.cr14 or saved.mcic)
     check(found, "a machine check's contents are kept only while it is pending")
-    for packed in saved.queued:
+    for packed in saved.interrupts:
         check(len(packed) in (IO_SIZE, EXTERNAL_SIZE), f"a queued interrupt has {len(packed)} bytes")
         irq = _unpacked(packed)
         check(short(irq) == packed, "a queued interrupt has the wrong length for its type")
         queues = is_io(irq.kind) or irq.kind in (Kind.VIRTIO, Kind.PFAULT_DONE)
         check(queues, f"an interrupt of type {irq.kind:#x} is not queued")
     try:
-        FloatingInterrupts().check(tuple(map(unpack, saved.queued)))
+        FloatingInterrupts().check(tuple(map(unpack, saved.interrupts)))
     except RefusedError as error:
         raise StateError(error.message) from None
 

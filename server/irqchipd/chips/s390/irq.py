@@ -258,6 +258,20 @@ def local_from_parameters(kind: int, parameter: int, parameter64: int) -> Irq:
     raise not_local(kind)
 
 
+def delivered_data(irq: Irq) -> tuple[int, int]:
+    """What the kernel's trace of a delivery has of an interrupt. KVM: trace_kvm_s390_deliver_interrupt."""
+    info = irq.info
+    if isinstance(info, Io):
+        return info.subchannel_id << 16 | info.subchannel_number, info.parameter << 32 | info.word
+    if isinstance(info, External):
+        return info.parameter, info.parameter2
+    if isinstance(info, MachineCheck):
+        return info.cr14, info.mcic
+    if isinstance(info, Program):
+        return info.code, 0
+    return info or 0, 0
+
+
 def not_floating(kind: int) -> Exception:
     """Of an interrupt that a VM cannot have: EINVAL."""
     allowed = "virtio, service signal, pfault done, machine check and I/O interrupts are allowed"

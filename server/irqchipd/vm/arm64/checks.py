@@ -52,6 +52,7 @@ def _check_chips(state: VmState) -> None:
         not (state.vcpus or state.chips or state.pit or state.tsc_khz or state.reserved_gsis or state.max_vcpu_ids),
         "parts of an x86 VM",
     )
+    check(state.s390 is None, "parts of an s390 VM")
     check_host(saved.gic_version, saved.list_registers, saved.priority_bits)
     gic: SavedGic | None = saved.gicv2 or saved.gicv3
     check(saved.gicv2 is None or saved.gicv3 is None, "there are a GICv2 and a GICv3")
