@@ -15,6 +15,12 @@ def test_an_s390_vm_is_made_with_a_flic(run: Run, irqchip_client: Client) -> Non
     assert run("create", "mainframe", "--arch", "s390", "--vcpus", "2").exit_code == 0
     vm = irqchip_client.vm("mainframe")
     assert vm.info().vcpus == (0, 1)
+    assert run("show", "mainframe").output.splitlines()[:3] == [
+        "VM        mainframe",
+        "arch      s390",
+        "irqchip   full",
+    ]
+    assert "TSC" not in run("show", "mainframe").output
     assert vm.device(0).get_bytes(FlicGroup.GET_ALL_IRQS, 4096, b"") == b""
 
 
@@ -76,5 +82,6 @@ def test_lines_of_adapters(run: Run, irqchip_client: Client) -> None:
     with vm.session("memory") as session:
         session.register_region(Space.MEMORY, 0, 0x10000)
         session.set_routing([AdapterRoute(5, 0x1000, 0x2000, 3, 1, 1)])
+        assert "memory" in run("show", "mainframe").output
         assert "adapter" in run("routes", "mainframe").output
         assert "adapter 1 is not registered" in run("raise", "mainframe", "5").output

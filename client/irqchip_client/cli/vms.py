@@ -200,10 +200,14 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
         echo_json(info)
         return
     click.echo(f"VM        {info.name}")
+    is_x86 = info.architecture is irqchip_client.Architecture.X86
+    if not is_x86:
+        click.echo(f"arch      {info.architecture.name.lower()}")
     click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
     late = f"; {show_duration(info.lateness_ns)} late" if info.lateness_ns else ""
     click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}{late}")
-    click.echo(f"TSC       {info.tsc_khz} kHz")
+    if is_x86:
+        click.echo(f"TSC       {info.tsc_khz} kHz")
     click.echo(f"vCPU ids  {_numbers(info.vcpus)}")
     click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")
     click.echo(f"sessions  {len(info.sessions) or '(none)'}")

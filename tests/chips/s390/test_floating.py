@@ -123,9 +123,9 @@ def test_a_vcpus_own_interrupt_is_refused(floating: FloatingInterrupts, irq: Irq
 )
 def test_a_list_has_kvms_limit(floating: FloatingInterrupts, irq: Irq, most: int) -> None:
     floating.resume(SavedFloating((short(irq),) * (most - 1)))
-    floating.check([irq])
+    floating.check([irq.kind])
     with pytest.raises(RefusedError, match=f"at most {most}") as refused:
-        floating.check([irq, irq])
+        floating.check([irq.kind, irq.kind])
     assert refused.value.number == errno.EBUSY
     floating.add(irq)
     with pytest.raises(RefusedError):

@@ -184,6 +184,15 @@ def test_a_vms_interrupt_by_two_parameters(machine: Machine) -> None:
     assert unpack_all(machine.pending())[1] == Irq(Kind.MACHINE_CHECK, MachineCheck(1 << 28, 5))
 
 
+def test_more_interrupts_than_a_message_has_are_not_read(machine: Machine) -> None:
+    most = (1 << 20) // IRQ_SIZE
+    machine.enqueue(*[io(3)] * most)
+    assert len(machine.pending()) == most * IRQ_SIZE
+    machine.enqueue(io(3))
+    assert refused(lambda: machine.vm.get_device_attr(0, None, Group.GET_ALL_IRQS, 1 << 25, b"")) == errno.E2BIG
+    assert refused(lambda: machine.vm.get_device_attr(0, None, Group.GET_ALL_IRQS, 72, b"")) == errno.ENOMEM
+
+
 # A vCPU's own interrupts.
 
 

@@ -22,7 +22,7 @@ from irqchipd.chips.s390.adapters import (
 )
 from irqchipd.chips.s390.errors import RefusedError, invalid
 from irqchipd.chips.s390.floating import FloatingInterrupts, SavedFloating, check_saved
-from irqchipd.chips.s390.irq import IRQ_SIZE, MAX_ISC, Io, Irq, Kind, unpack_all, word_of
+from irqchipd.chips.s390.irq import IRQ_SIZE, MAX_ISC, Io, Irq, Kind, word_of
 from irqchipd.chips.saved import check, in_range
 
 DEVICE_TYPE: Final = 6  # KVM_DEV_TYPE_FLIC
@@ -152,10 +152,7 @@ class Flic:
         length &= 0xFFFF_FFFF  # KVM has it in an int
         if length % IRQ_SIZE or length > MAX_BUFFER:
             raise invalid(f"ENQUEUE's buffer has {length} bytes; use a multiple of {IRQ_SIZE} up to {MAX_BUFFER}")
-        irqs = unpack_all(_head(data, length))
-        self.floating.check(irqs)
-        for irq in irqs:
-            self.floating.add(irq)
+        self.floating.add_all(_head(data, length))
 
     def _clear_io(self, length: int, data: bytes, flags: int) -> None:
         """KVM: clear_io_irq."""

@@ -16,6 +16,7 @@ from irqchipd.chips.s390.errors import RefusedError
 from irqchipd.chips.s390.irq import (
     EXTERNAL_SIZE,
     IO_SIZE,
+    IRQ_SIZE,
     MAX_ISC,
     External,
     Io,
@@ -23,6 +24,8 @@ from irqchipd.chips.s390.irq import (
     Kind,
     MachineCheck,
     is_io,
+    isc_of,
+    kinds_of,
     not_floating,
     pack,
     padded,
@@ -83,29 +86,44 @@ class FloatingInterrupts:
 
     # Adding.
 
-    def check(self, irqs: Sequence[Irq]) -> None:
+    def check(self, kinds: Sequence[int]) -> None:
         """Refuse what cannot all be added: EINVAL for a type, EBUSY when a list is full. KVM: __inject_vm."""
         ios = virtios = pfaults = 0
-        for irq in irqs:
-            if is_io(irq.kind):
+        for kind in kinds:
+            if kind <= Kind.IO_MAX:
                 ios += 1
-            elif irq.kind == Kind.VIRTIO:
+            elif kind == Kind.VIRTIO:
                 virtios += 1
-            elif irq.kind == Kind.PFAULT_DONE:
+            elif kind == Kind.PFAULT_DONE:
                 pfaults += 1
-            elif irq.kind not in (Kind.SERVICE, Kind.MACHINE_CHECK):
-                raise not_floating(irq.kind)
+            elif kind not in (Kind.SERVICE, Kind.MACHINE_CHECK):
+                raise not_floating(kind)
         _check_room("I/O", self._ios, ios, MAX_IO)
         _check_room("virtio", len(self._lists[VIRTIO_LIST]), virtios, MAX_VIRTIO)
         _check_room("pfault done", len(self._lists[PFAULT_LIST]), pfaults, MAX_PFAULT)
 
     def add(self, irq: Irq) -> None:
         """Add an interrupt, or refuse it. KVM: __inject_vm."""
-        self.check((irq,))
+        self.check((irq.kind,))
+        self._add(irq)
+
+    def add_all(self, data: bytes) -> None:
+        """Add the interrupts of an array of struct kvm_s390_irq, or none of them. There may be tens of thousands."""
+        kinds = kinds_of(data)
+        self.check(kinds)
+        at = 0
+        for kind in kinds:
+            if kind <= Kind.IO_MAX:
+                self._append(isc_of(data, at), data[at : at + IO_SIZE])
+            else:
+                self._add(unpack(data[at : at + IRQ_SIZE]))
+            at += IRQ_SIZE
+
+    def _add(self, irq: Irq) -> None:
+        """Add an interrupt that has been checked."""
         info = irq.info
         if isinstance(info, Io):
-            self._ios += 1
-            self._append(info.isc, irq)
+            self._append(info.isc, short(irq))
         elif isinstance(info, MachineCheck):
             # KVM: __inject_float_mchk; of the subclasses only that of channel reports is kept.
             self.cr14 |= info.cr14 & CR14_CHANNEL_REPORT
@@ -115,10 +133,12 @@ class FloatingInterrupts:
             if irq.kind == Kind.SERVICE:
                 self._add_service(info.parameter)
             else:
-                self._append(VIRTIO_LIST if irq.kind == Kind.VIRTIO else PFAULT_LIST, irq)
+                self._append(VIRTIO_LIST if irq.kind == Kind.VIRTIO else PFAULT_LIST, short(irq))
 
-    def _append(self, number: int, irq: Irq) -> None:
-        self._lists[number].append(short(irq))
+    def _append(self, number: int, packed: bytes) -> None:
+        self._lists[number].append(packed)
+        if number <= MAX_ISC:
+            self._ios += 1
         self.pending |= 1 << _PEND_OF_LIST[number]
 
     def _add_service(self, parameter: int) -> None:
@@ -247,7 +267,7 @@ def check_saved(saved: SavedFloating) -> None:
         queues = is_io(irq.kind) or irq.kind in (Kind.VIRTIO, Kind.PFAULT_DONE)
         check(queues, f"an interrupt of type {irq.kind:#x} is not queued")
     try:
-        FloatingInterrupts().check(tuple(map(unpack, saved.interrupts)))
+        FloatingInterrupts().check([unpack(packed).kind for packed in saved.interrupts])
     except RefusedError as error:
         raise StateError(error.message) from None
 

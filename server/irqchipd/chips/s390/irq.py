@@ -119,6 +119,8 @@ class Irq:
 
 
 _TYPE: Final = struct.Struct(">Q")
+_TYPES: Final = struct.Struct(">Q64x")
+_WORD_OFFSET: Final = UNION_OFFSET + 8
 _IO: Final = struct.Struct(">HHII")
 _EXTERNAL: Final = struct.Struct(">IIQ")
 _PROGRAM: Final = struct.Struct(">QQQIHHBBBBBB")
@@ -202,6 +204,16 @@ def unpack(data: bytes) -> Irq:
             f"an interrupt's type is {kind:#x}; use one of KVM_S390_INT_*, or an I/O type up to {Kind.IO_MAX:#x}"
         )
     return Irq(kind, number.unpack_from(data, UNION_OFFSET)[0])
+
+
+def kinds_of(data: bytes) -> list[int]:
+    """The types of an array of struct kvm_s390_irq."""
+    return [kind for (kind,) in _TYPES.iter_unpack(data)]
+
+
+def isc_of(data: bytes, at: int) -> int:
+    """The interruption subclass of an I/O interrupt in an array of struct kvm_s390_irq, from its offset."""
+    return data[at + _WORD_OFFSET] >> 3 & 7
 
 
 def unpack_all(data: bytes) -> list[Irq]:

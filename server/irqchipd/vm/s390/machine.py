@@ -8,7 +8,7 @@ from typing import Any, Final, Self, TypeVar
 
 from irqchipd.chips.s390.adapters import AdapterRoute, check_route
 from irqchipd.chips.s390.errors import RefusedError
-from irqchipd.chips.s390.flic import DEVICE_TYPE, Group
+from irqchipd.chips.s390.flic import DEVICE_TYPE, MAX_BUFFER, Group
 from irqchipd.chips.s390.irq import (
     IRQ_SIZE,
     Irq,
@@ -33,6 +33,7 @@ from irqchipd.vm.s390.cpu import S390Cpu
 from irqchipd.vm.snapshot import CLOCK_VIRTUAL, S390, VmState
 from irqchipd.vm.vcpu_state import MpState
 
+MAX_VALUE: Final = 1 << 20  # bytes of an attribute's value
 CREATE_DEVICE_TEST: Final = 1  # KVM_CREATE_DEVICE_TEST
 FLIC_NUMBER: Final = 0  # of the one device that there can be
 _WORD: Final = (1 << 64) - 1
@@ -187,6 +188,13 @@ class S390Vm(Vm):
         """KVM_GET_DEVICE_ATTR of the FLIC: EINVAL for an unknown group. KVM: flic_get_attr."""
         with self._turn:
             self._check_device(device, vcpu)
+            needed = len(self._s390.flic.floating) * IRQ_SIZE
+            if group == Group.GET_ALL_IRQS and MAX_VALUE < needed <= attr <= MAX_BUFFER:  # before a long list is made
+                raise VmError(
+                    errno.E2BIG,
+                    f"the interrupts need {needed} bytes, and at most {MAX_VALUE} fit into a message: let vCPUs take"
+                    " some, or clear them",
+                )
             return self._do(lambda: self._s390.flic.get(group, attr))
 
     def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:  # noqa: ARG002
