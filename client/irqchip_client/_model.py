@@ -86,6 +86,7 @@ class MpState(IntEnum):
     OPERATING = 7  # s390: it runs, or waits.
     LOAD = 8  # s390.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
+    SUSPENDED = 10  # arm64: its guest has suspended it.
 
     @classmethod
     def from_proto(cls, state: int) -> Self:
