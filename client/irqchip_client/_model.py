@@ -41,7 +41,7 @@ class GicHost:
 
     version         the version that can be made, 2 or 3; 0: either of them
     list_registers  1 to 16; usually 4
-    priority_bits   of a GICv3's CPU interface, 4 to 8; usually 5
+    priority_bits   of a GICv3's CPU interface, 5 to 7; usually 5
     """
 
     version: int = 0
@@ -86,6 +86,7 @@ class MpState(IntEnum):
     OPERATING = 7  # s390: it runs, or waits.
     LOAD = 8  # s390.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
+    SUSPENDED = 10  # arm64: its guest has suspended it.
 
     @classmethod
     def from_proto(cls, state: int) -> Self:

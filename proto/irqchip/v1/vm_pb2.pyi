@@ -190,7 +190,7 @@ class GicProperties(_message.Message):
     list_registers: _builtins.int
     """The number of list registers, 1 to 16. 0: 4."""
     priority_bits: _builtins.int
-    """The number of priority bits that a guest can set in a GICv3's CPU interface, 4 to 8; 0: 5."""
+    """The number of priority bits that a guest can set in a GICv3's CPU interface, 5 to 7; 0: 5."""
     def __init__(
         self,
         *,
