@@ -81,7 +81,9 @@ def gic_attributes(version: int, interrupts: int) -> list[tuple[Group, int, int]
     return [(Group.NR_IRQS, 0, interrupts), *placed, (Group.CTRL, int(Control.INIT), 0)]
 
 
-PSCI_0_2: Final = 1 << 2  # KVM_ARM_VCPU_PSCI_0_2, a feature of Vcpu.init()
+# Features of Vcpu.init(): KVM_ARM_VCPU_*.
+POWER_OFF: Final = 1 << 0  # The vCPU begins STOPPED.
+PSCI_0_2: Final = 1 << 2
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
