@@ -304,6 +304,7 @@ from irqchip.v1.vm_pb2 import EnableCapRequest as EnableCapRequest
 from irqchip.v1.vm_pb2 import EnableCapResponse as EnableCapResponse
 from irqchip.v1.vm_pb2 import GetVmRequest as GetVmRequest
 from irqchip.v1.vm_pb2 import GetVmResponse as GetVmResponse
+from irqchip.v1.vm_pb2 import GicInfo as GicInfo
 from irqchip.v1.vm_pb2 import GicProperties as GicProperties
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_FULL as IRQCHIP_MODE_FULL
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_NONE as IRQCHIP_MODE_NONE

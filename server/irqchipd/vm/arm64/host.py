@@ -8,15 +8,16 @@ from irqchipd.vm.arm64.numbers import MAX_VCPUS_V2, MAX_VCPUS_V3, DeviceType
 from irqchipd.vm.errors import invalid
 
 VERSIONS: Final = (0, 2, 3)
-MOST_LIST_REGISTERS: Final = 16
+LEAST_LIST_REGISTERS, MOST_LIST_REGISTERS = 2, 16  # one would always be an underflow, and so an exit
 LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
 
 
 def check_host(version: int, list_registers: int, priority_bits: int) -> None:
     """Refuse a GIC that no host has."""
     check_version(version)
-    if not 1 <= list_registers <= MOST_LIST_REGISTERS:
-        raise invalid(f"{list_registers} list registers are out of range: use 1 to {MOST_LIST_REGISTERS}")
+    if not LEAST_LIST_REGISTERS <= list_registers <= MOST_LIST_REGISTERS:
+        numbers = f"{LEAST_LIST_REGISTERS} to {MOST_LIST_REGISTERS}"
+        raise invalid(f"{list_registers} list registers are out of range: use {numbers}")
     if not LEAST_PRIORITY_BITS <= priority_bits <= MOST_PRIORITY_BITS:
         bits = f"{LEAST_PRIORITY_BITS} to {MOST_PRIORITY_BITS}"
         raise invalid(f"{priority_bits} priority bits are out of range: use {bits}")

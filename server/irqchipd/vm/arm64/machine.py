@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, PRIORITY_BITS
@@ -20,7 +21,7 @@ from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
 from irqchipd.vm.arm64.vcpus import Arm64Vcpus
 from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.machine import MAX_VCPUS, Description, GicInfo
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.snapshot import ARM64, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, VmState
 
@@ -58,6 +59,10 @@ class Arm64Vm(Arm64Vcpus):
     @property
     def _irqchip_mode(self) -> str:
         return "full" if self._arm.gic is not None else "none"
+
+    @property
+    def _device_types(self) -> list[int]:
+        return self._devices
 
     def unsupported(self, operation: str) -> VmError:
         # KVM: arm.c kvm_arch_vm_ioctl
@@ -101,7 +106,8 @@ class Arm64Vm(Arm64Vcpus):
             if not 0 <= vcpu < MAX_VCPUS_V3:
                 raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {most - 1}")
             if len(self._cpus) >= min(most, self._max_vcpus):
-                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs, the most that are allowed")
+                most = min(most, self._max_vcpus)
+                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs; at most {most} are allowed with its GIC")
             if self._arm.initialised:
                 raise VmError(errno.EBUSY, f"the GIC of VM {self.name!r} is initialised; create vCPUs before that")
             if vcpu >= most:
@@ -192,6 +198,21 @@ class Arm64Vm(Arm64Vcpus):
             raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
         self._check_alive()
         return self._devices[device]
+
+    # About the VM.
+
+    def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
+        board = self._arm
+        gic = GicInfo(
+            version=0 if board.gic is None else board.gic.version,
+            initialised=board.initialised,
+            interrupts=board.interrupts_wanted,
+            host_version=self._version,
+            list_registers=board.list_registers,
+            priority_bits=board.priority_bits,
+        )
+        description = super().describe(sources_after, room, one_at_least=one_at_least)
+        return replace(description, gic=gic)
 
     # All of it.
 
