@@ -10,7 +10,7 @@ from typing import Final
 from irqchip_client import Architecture, GicHost
 from irqchip_client._errors import NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
-from irqchip_client.arm64 import spi
+from irqchip_client.arm64 import POWER_OFF, PSCI_0_2, spi
 
 from .image import Segment, bad_image, elf_segments, load_segments
 from .memory import GuestMemory
@@ -59,14 +59,14 @@ def load_arm64(memory: GuestMemory, image: bytes) -> Arm64Start:
 
 @contextmanager
 def create_arm64_machine(client: Client, name: str = "", vcpus: int = 1, gic: int = 3) -> Iterator[Vm]:
-    """A VM with vCPUs that are initialised, and a GICv2 or a GICv3. It is deleted in the end.
+    """A VM with vCPUs, of which the first is on, and a GICv2 or a GICv3. It is deleted in the end.
 
     AlreadyExists where the name is taken.
     """
     vm = client.create_vm(name, ephemeral=True, architecture=Architecture.ARM64, gic=GicHost(version=gic))
     try:
         for vcpu in range(vcpus):
-            vm.create_vcpu(vcpu).init()
+            vm.create_vcpu(vcpu).init(PSCI_0_2 | POWER_OFF if vcpu else PSCI_0_2)  # the guest turns the others on
         vm.create_gic(version=gic)
         yield vm
     finally:
