@@ -1132,7 +1132,7 @@ class GicInterruptSnapshot(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     AFFINITY_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
-    OWNED_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     HARDWARE_FIELD_NUMBER: _builtins.int
     PHYSICAL_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
@@ -1155,8 +1155,8 @@ class GicInterruptSnapshot(_message.Message):
     """A GICv3's GICD_IROUTER."""
     target: _builtins.int
     """The index of the vCPU that gets it next; absent if none does."""
-    owned: _builtins.bool
-    """Whether a timer of the VM drives the line, and nobody else may."""
+    owner: _builtins.int
+    """What alone may drive the line: 1 is the vCPU's virtual timer, 2 its physical timer, 3 a PMU; 0 is user space."""
     hardware: _builtins.bool
     """Whether it is mapped to an interrupt of the host, and to which one."""
     physical: _builtins.int
@@ -1175,13 +1175,13 @@ class GicInterruptSnapshot(_message.Message):
         targets: _builtins.int = ...,
         affinity: _builtins.int = ...,
         target: _builtins.int | None = ...,
-        owned: _builtins.bool = ...,
+        owner: _builtins.int = ...,
         hardware: _builtins.bool = ...,
         physical: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "active", b"active", "active_source", b"active_source", "affinity", b"affinity", "enabled", b"enabled", "group", b"group", "hardware", b"hardware", "level", b"level", "line", b"line", "owned", b"owned", "pending_latch", b"pending_latch", "physical", b"physical", "priority", b"priority", "source", b"source", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "active", b"active", "active_source", b"active_source", "affinity", b"affinity", "enabled", b"enabled", "group", b"group", "hardware", b"hardware", "level", b"level", "line", b"line", "owner", b"owner", "pending_latch", b"pending_latch", "physical", b"physical", "priority", b"priority", "source", b"source", "target", b"target", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015

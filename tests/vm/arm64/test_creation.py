@@ -98,7 +98,7 @@ class TestVcpus:
     def test_a_daemon_s_own_limit(self) -> None:
         vm = Arm64Vm("small", 1)
         vm.create_vcpu(0)
-        with refused("EINVAL", "the most"):
+        with refused("EINVAL", "at most 1"):
             vm.create_vcpu(1)
 
     def test_a_vcpu_is_initialised_before_it_runs(self) -> None:

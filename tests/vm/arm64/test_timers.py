@@ -7,9 +7,10 @@ from typing import NamedTuple
 import pytest
 
 from irqchipd.chips.lapic import FAULT
+from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.arm64.vcpus import Sysreg
 from irqchipd.vm.clock import Deadlines, RealClock
-from tests.vm.arm64.machine import SPURIOUS, Arm, Wfi, ppi, refused, u64
+from tests.vm.arm64.machine import SPURIOUS, Arm, Wfi, ppi, refused, spi, u64
 
 TICK = 16
 ENABLE, MASKED, STATUS = 1, 2, 4
@@ -199,6 +200,66 @@ class TestPpis:
                 arm.vm.mmio_read(0, 0, 4)
         arm.vm.set_device_attr(None, 0, TIMER, 0, u64(27))
         assert arm.vm.mmio_read(0, 0, 4) is None
+
+    def test_what_a_timer_has_taken_stays_its_own(self) -> None:
+        arm = Arm(3, 1, ready=False)
+        arm.create_gic()
+
+        def give(timer: int, intid: int) -> None:
+            arm.vm.set_device_attr(None, 0, TIMER, timer, u64(intid))
+
+        give(0, 18)
+        give(1, 18)
+        with refused("EINVAL"):
+            arm.vm.mmio_read(0, 0, 4)  # the physical timer has taken PPI 18
+        give(1, 20)
+        with refused("EINVAL", "interrupt 18 of vCPU 0"):
+            arm.vm.mmio_read(0, 0, 4)
+        arm.vm = Arm64Vm.restored("moved", 1, arm.vm.save())
+        with refused("EINVAL", "interrupt 18 of vCPU 0"):
+            arm.vm.mmio_read(0, 0, 4)
+        give(0, 27)
+        arm.enable()
+        arm.configure(18)
+        arm.vm.reset()
+        arm.line(ppi(0, 18), 1)
+        assert not arm.pending(18)
+
+    @pytest.mark.parametrize("intid", [30, 27, 23, 40])
+    def test_a_pmu_takes_its_interrupt(self, intid: int) -> None:
+        arm = Arm(3, 0, ready=False)
+        arm.vm.create_vcpu(0)
+        arm.vm.vcpu_init(0, None, 4 | 8)
+        arm.create_gic()
+        arm.vm.set_device_attr(None, 0, 0, 0, u64(intid))
+        arm.vm.set_device_attr(None, 0, 0, 1, b"")
+        arm.vm = Arm64Vm.restored("moved", 1, arm.vm.save())
+        if intid in (27, 30):
+            with refused("EINVAL", f"interrupt {intid}"):
+                arm.vm.mmio_read(0, 0, 4)
+        else:
+            arm.enable()
+            arm.line(ppi(0, intid) if intid < 32 else spi(intid), 1)
+            assert not arm.pending(intid)
+
+    def test_a_pmu_is_refused_an_interrupt_that_is_a_timer_s_or_is_not_there(self) -> None:
+        arm = Arm(3, 0, ready=False)
+        for vcpu in range(2):
+            arm.vm.create_vcpu(vcpu)
+            arm.vm.vcpu_init(vcpu, None, 4 | 8)
+        arm.create_gic()
+        with refused("EINVAL"):
+            arm.vm.mmio_read(0, 0, 4)  # the timers have theirs; the PMU is not initialised
+        arm.vm.set_device_attr(None, 0, 0, 0, u64(27))
+        with refused("EEXIST"):
+            arm.vm.set_device_attr(None, 0, 0, 1, b"")
+        arm = Arm(3, 0, ready=False)
+        arm.vm.create_vcpu(0)
+        arm.vm.vcpu_init(0, None, 4 | 8)
+        arm.create_gic()
+        arm.vm.set_device_attr(None, 0, 0, 0, u64(64))
+        with refused("EINVAL"):
+            arm.vm.set_device_attr(None, 0, 0, 1, b"")
 
     def test_other_attributes_of_a_vcpu(self) -> None:
         vm = Arm(3).vm

@@ -8,7 +8,7 @@ from typing import Final
 
 from irqchipd.chips.gic.gicv2 import GicV2, SavedGicV2
 from irqchipd.chips.gic.gicv3 import GicV3, SavedGicV3
-from irqchipd.chips.gic.interrupt import PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS, Interrupt
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 from irqchipd.vm.agenda import Agenda
@@ -18,7 +18,7 @@ from irqchipd.vm.arm64.line_numbers import VCPU_LINES, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
 from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
 from irqchipd.vm.arm64.routing import SpiNotices, default_routes
-from irqchipd.vm.arm64.timer import PHYSICAL, TIMERS, USUAL_PPIS, VIRTUAL
+from irqchipd.vm.arm64.timer import OWNERS, PHYSICAL, USUAL_PPIS, VIRTUAL
 from irqchipd.vm.board import Board
 from irqchipd.vm.bus import Device
 from irqchipd.vm.cpu import Vcpu
@@ -239,23 +239,20 @@ class Arm64Board(Board):
             raise VmError(errno.EBUSY, "the GICv3 was not initialised: set its attribute CTRL_INIT first")
 
     def wire_timers(self, cpu: Arm64Cpu) -> None:
-        """Connect the timers of a vCPU that runs: EINVAL where both have the same PPI. KVM: kvm_timer_enable."""
-        if cpu.gic is None:
+        """Connect the timers of a vCPU that runs: EINVAL where a PPI is another device's. KVM: kvm_timer_enable.
+
+        What a timer has taken stays its own, even if the vCPU cannot run (timer_irqs_are_valid).
+        """
+        gic = self.gic
+        if gic is None:
             return
-        self._own(cpu)
-        if self.ppis[VIRTUAL] == self.ppis[PHYSICAL]:
-            raise invalid(f"both timers of a vCPU have the interrupt {self.ppis[VIRTUAL]}: give them different ones")
+        for timer in (PHYSICAL, VIRTUAL):
+            ppi = self.ppis[timer]
+            if not gic.own(cpu.in_gic.private[ppi], OWNERS[timer]):
+                raise invalid(f"interrupt {ppi} of vCPU {cpu.id} has another owner: give the timers other PPIs")
         self.ppis_fixed = True
-        self._map_timer(cpu)
+        gic.map_physical(cpu.in_gic.private[self.ppis[VIRTUAL]], USUAL_PPIS[VIRTUAL])
         cpu.wire_timers()
-
-    def _own(self, cpu: Arm64Cpu) -> None:
-        for ppi in self.ppis[:TIMERS]:
-            cpu.in_gic.private[ppi].owned = True
-
-    def _map_timer(self, cpu: Arm64Cpu) -> None:
-        assert self.gic is not None
-        self.gic.map_physical(cpu.in_gic.private[self.ppis[VIRTUAL]], USUAL_PPIS[VIRTUAL])
 
     def reset(self) -> None:
         for cpu in self.cpus:
@@ -279,10 +276,6 @@ class Arm64Board(Board):
                 new.redistributors.add_its()
             self._fill(new)
             self.v3.resume(SavedGicV3(**new.save()))
-        for cpu in self.cpus:
-            if cpu.virtual_timer.wired:
-                self._own(cpu)
-                self._map_timer(cpu)
 
     def _restore_line(self, line: int) -> None:
         """After a reset: a line that is high is so still, which is no edge."""
@@ -296,6 +289,11 @@ class Arm64Board(Board):
         for cpu in self.cpus:
             gic.add_cpu(cpu.id, cpu.in_gic.affinity)
         gic.add_spis(self.interrupts_wanted)
+        # Devices in the kernel keep their interrupts.
+        assert self.gic is not None
+        for old, new in zip(self.cpus, gic.cpus, strict=True):
+            _keep_devices(new.private, old.in_gic.private)
+        _keep_devices(gic.spis, self.gic.spis)
 
     # Lines.
 
@@ -381,19 +379,19 @@ class Arm64Board(Board):
             assert cpu.gic is not None
             self._set_line(cpu.gic.private[number], level)
 
-    def _set_line(self, interrupt: Interrupt, level: bool, owned: bool = False) -> None:
+    def _set_line(self, interrupt: Interrupt, level: bool, owner: int = NO_OWNER) -> None:
         assert self.gic is not None
         if self.observer is not None:
             cpu = interrupt.target if interrupt.intid < PRIVATE else 0
             self.observer.vgic_update_irq_pending(cpu, interrupt.intid, level)
-        self.gic.set_line(interrupt, level, owned)
+        self.gic.set_line(interrupt, level, owner)
 
     def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:
         """A vCPU's timer drives its PPI."""
         ppi = self.ppis[timer]
         if self.observer is not None:
             self.observer.kvm_timer_update_irq(cpu.id, ppi, level)
-        self._set_line(cpu.private[ppi], level, owned=True)
+        self._set_line(cpu.private[ppi], level, OWNERS[timer])
 
     def signal_msi(self, address: int, data: int) -> int:
         raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
@@ -459,3 +457,8 @@ class Arm64Board(Board):
 
     def is_last(self, cpu: int) -> bool:
         return self.places.is_last(cpu)
+
+
+def _keep_devices(interrupts: Sequence[Interrupt], before: Sequence[Interrupt]) -> None:
+    for interrupt, old in zip(interrupts, before, strict=True):
+        interrupt.owner, interrupt.hardware, interrupt.physical = old.owner, old.hardware, old.physical

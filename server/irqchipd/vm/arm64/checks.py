@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
+from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.saving import SavedGic
 from irqchipd.chips.saved import StateError, check, in_range
 from irqchipd.vm import saving
 from irqchipd.vm.arm64.host import check_host, kinds_of, max_vcpus
 from irqchipd.vm.arm64.line_numbers import LINES, VCPU_LINES, owner_of
-from irqchipd.vm.arm64.numbers import HOST_FEATURES, IPA_SIZE, MAX_DEVICES, MAX_INTERRUPTS, MP_STATES, DeviceType
+from irqchipd.vm.arm64.numbers import HOST_FEATURES, IPA_SIZE, MAX_DEVICES, MAX_INTERRUPTS, MP_STATES, DeviceType, Owner
 from irqchipd.vm.arm64.places import (
     MAX_REGIONS,
     PAGE_4K,
@@ -200,7 +200,19 @@ def _check_gic(saved: Arm64State, gic: SavedGic | None) -> None:
             what = f"interrupt {ppi} of vCPU {vcpu.vcpu}"
             check(interrupt.hardware == mapped, f"{what} is mapped to the host's, or is not")
             check(not mapped or interrupt.physical == USUAL_PPIS[VIRTUAL], f"{what} is mapped to another of the host")
-            check(not vcpu.timers_wired or interrupt.owned == (ppi in (virtual, physical)), f"{what} belongs to others")
+            check((interrupt.owner == Owner.VIRTUAL_TIMER) == mapped, f"{what} is the virtual timer's, or is not")
+            wired = vcpu.timers_wired and ppi == physical
+            check(not wired or interrupt.owner == Owner.PHYSICAL_TIMER, f"{what} is not the physical timer's")
+            check(interrupt.owner != Owner.PHYSICAL_TIMER or saved.ready, f"{what} has an owner, and no vCPU could run")
+            check(interrupt.owner != Owner.PMU or _is_of_pmu(vcpu, ppi), f"{what} is not the PMU's")
+            in_range(interrupt.owner, NO_OWNER, Owner.PMU, f"the owner of {what}")
+    for spi, interrupt in enumerate(gic.spis, PRIVATE):
+        owned = interrupt.owner == Owner.PMU and any(_is_of_pmu(vcpu, spi) for vcpu in vcpus)
+        check(interrupt.owner == NO_OWNER or owned, f"the owner of interrupt {spi}")
+
+
+def _is_of_pmu(vcpu: Arm64VcpuState, interrupt: int) -> bool:
+    return vcpu.pmu_ready and vcpu.pmu_interrupt == interrupt
 
 
 def _check_lines(state: VmState, saved: Arm64State) -> None:

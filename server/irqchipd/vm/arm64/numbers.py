@@ -55,6 +55,14 @@ class VcpuGroup:
     PVTIME: Final = 2
 
 
+class Owner:
+    """Which of a vCPU's devices in the kernel an interrupt belongs to: numbers of our own."""
+
+    VIRTUAL_TIMER: Final = 1
+    PHYSICAL_TIMER: Final = 2
+    PMU: Final = 3
+
+
 class LineType:
     """KVM_ARM_IRQ_TYPE_*."""
 
