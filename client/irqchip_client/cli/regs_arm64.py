@@ -104,13 +104,9 @@ def _attributes(info: irqchip_client.VmInfo, gic: irqchip_client.GicInfo) -> Ite
                 index = n if count > 1 or name in _PER_INTERRUPT else ""
                 yield f"{chip}{vcpu}", f"{frame}_{name}{index}", group, bank | registers[name].offset + 4 * n
         if is_v2:
-            for name in ("CTLR", "PMR", "BPR", "ABPR", "APR", "IIDR"):
-                yield (
-                    f"gicc{vcpu}",
-                    f"GICC_{name}{'0' * (name == 'APR')}",
-                    Group.CPU_REGS,
-                    bank | gic_names.GICC[name].offset,
-                )
+            for name, register in gic_names.GICC.items():
+                index = "0" if name == "APR" else ""
+                yield f"gicc{vcpu}", f"GICC_{name}{index}", Group.CPU_REGS, bank | register.offset
         else:
             yield f"gicr{vcpu}", "LEVEL_INFO0", Group.LEVEL_INFO, bank
             for name in _INTERFACE:
