@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, InvalidArgument
 from irqchip_client._model import MpState, Wake
+from irqchip_client.arm64 import affinity
 from irqchip_client.unicorn.bus import Bus
 from irqchip_client.unicorn.emulator import Unsupported
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
@@ -18,7 +19,7 @@ from irqchip_client.vmm.start import Arm64Start
 
 from . import psci
 from .engine import PHYSICAL_BITS, Engine, Exit, GuestException, RegisterAccess, Vector
-from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, affinity, name
+from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, name
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
