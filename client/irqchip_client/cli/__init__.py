@@ -17,6 +17,7 @@ _COMMANDS = {
     **dict.fromkeys(("in", "out", "read", "write", "msr-read", "msr-write", "ack"), "accesses"),
     "regs": "regs",
     "watch": "watch",
+    "trace": "trace",
     "replay": "replay",
     "run": "run",
     "device": "device",
