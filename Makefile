@@ -2,6 +2,7 @@
 #
 #   make demo    a guest on a vCPU, five devices and the daemon, each in a process of its own; ends by itself
 #   make demo-shell  the same, with this terminal as its serial port
+#   make demo-arm  an arm64 guest on two vCPUs, two devices and the daemon, each in a process of its own
 #   make test    the tests
 #   make compiled  a wheel of irqchipd whose core is compiled, in .venv/compiled
 #   make test-compiled  the tests of the daemon, on that
@@ -30,13 +31,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard explore-arm clean
+.PHONY: help demo demo-arm demo-shell test test-long compiled test-compiled check proto baseline bench stall ticks fuzz explore explore-standard explore-arm clean
 
 help:
 	@sed -n '/^VENV/q;s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
+
+demo-arm: $(VENV)/installed
+	$(BIN)/python -m examples.demo.arm64
 
 demo-shell: $(VENV)/installed
 	@$(BIN)/python -m examples.demo.shell

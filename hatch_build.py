@@ -20,6 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # Interpreted code can derive a class from a compiled one only where mypyc_attr allows that, and can't make a weak
 # reference to an object of a compiled class.
 COMPILED = (
+    "client/irqchip_client/_call.py",
     "client/irqchip_client/_session.py",
     "client/irqchip_client/_sync/packets.py",
     "client/irqchip_client/_sync/port.py",

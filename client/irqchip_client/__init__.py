@@ -22,7 +22,7 @@ _choose(__path__)
 if TYPE_CHECKING:
     from irqchip.place import default_socket
 
-    from . import aio, arm64, ops
+    from . import aio, arm64, ops, s390
     from ._errors import (
         AlreadyExists,
         Busy,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from ._model import (
         Access,
+        AdapterRoute,
         Advance,
         Architecture,
         Claim,
@@ -95,9 +96,11 @@ if TYPE_CHECKING:
     from ._sync.machine import Attributes, Line, Machine, Vcpu
     from ._sync.session import Halt, Session
     from ._sync.streams import Watch
+    from .s390 import FlicGroup, InterruptMasks, S390Irq, S390IrqType, VcpuReset
 
 __all__ = [
     "Access",
+    "AdapterRoute",
     "Advance",
     "AlreadyExists",
     "Architecture",
@@ -111,6 +114,7 @@ __all__ = [
     "Doorbell",
     "Event",
     "EventsDropped",
+    "FlicGroup",
     "GicHost",
     "GsiAcknowledged",
     "GsiMasked",
@@ -118,6 +122,7 @@ __all__ = [
     "GuestError",
     "Halt",
     "Interrupt",
+    "InterruptMasks",
     "InterruptPending",
     "InterruptSource",
     "InvalidArgument",
@@ -147,6 +152,8 @@ __all__ = [
     "RegionsLost",
     "ResetReason",
     "Route",
+    "S390Irq",
+    "S390IrqType",
     "Session",
     "SessionClosed",
     "SessionInfo",
@@ -159,6 +166,7 @@ __all__ = [
     "Unavailable",
     "Vcpu",
     "VcpuEvents",
+    "VcpuReset",
     "VcpuSignal",
     "Vm",
     "VmInfo",
@@ -172,19 +180,20 @@ __all__ = [
     "default_socket",
     "embedded",
     "ops",
+    "s390",
 ]
 
 # In the order in which they are looked through: what most programs need anyway comes first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
-    *("_sync.irqfd", "_sync.session", "_sync.streams"),
+    *("_sync.irqfd", "_sync.session", "_sync.streams", "s390"),
 )
 
 
 def __getattr__(name: str) -> object:
     # Loaded when first used: gRPC takes a fifth of a second to import, and pytest imports this package, for its
     # plugin, in every run of every project that has it installed.
-    if name in ("aio", "arm64", "ops"):
+    if name in ("aio", "arm64", "ops", "s390"):
         return import_module(f".{name}", __name__)
     if name in __all__:
         for home in _HOMES:

@@ -8,13 +8,14 @@ from enum import IntEnum
 from typing import Any
 
 from ._call import is_flag
-from ._model import Architecture, InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
+from ._model import AdapterRoute, Architecture, InterruptSource, MpState, MsiRoute, PinRoute, ResetReason, Space
 from ._state import Chip
 
 _WORD, _LONG = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 # By an argument's name: a description, and the highest number allowed.
 _NUMBERS = {
+    "adapter_id": ("an adapter's number", _WORD),
     "access": ("the number of a RegionAccess", _LONG),
     "address": ("an address", _LONG),
     "capability": ("a KVM_CAP_* number", _WORD),
@@ -22,10 +23,15 @@ _NUMBERS = {
     "datamatch": ("the value that rings a doorbell", _LONG),
     "flags": ("KVM's flags", _WORD),
     "gsi": ("a GSI", _WORD),
+    "ind_addr": ("a guest physical address", _LONG),
+    "ind_offset": ("a number of bits", _LONG),
     "length": ("a number of bytes", _LONG),
     "msr": ("the number of a model-specific register", _WORD),
     "nanoseconds": ("a time in nanoseconds", _LONG),
     "physical_address_bits": ("a number of bits", 52),
+    "offset": ("a number of bytes", _LONG),
+    "parm": ("a parameter", _WORD),
+    "parm64": ("a parameter", _LONG),
     "pin": ("a pin", _WORD),
     "attr": ("the number of an attribute", _LONG),
     "device": ("the number of a device", _WORD),
@@ -37,6 +43,8 @@ _NUMBERS = {
     "type": ("a KVM_DEV_TYPE_* number", _WORD),
     "port": ("a port", 0xFFFF),
     "size": ("a number of bytes", 8),
+    "summary_addr": ("a guest physical address", _LONG),
+    "summary_offset": ("a number of bits", _WORD),
     "tsc_khz": ("a frequency in kHz", _WORD),
     "vcpu": ("a vCPU's id", _WORD),
     "value": ("a value of CR8", 15),
@@ -145,10 +153,10 @@ def _wrong_changes(value: Any) -> str | None:
 
 def _wrong_routes(value: Any) -> str | None:
     if not isinstance(value, Iterable):
-        return f"routes is {value!r:.200}, {_is_no(value, 'list of PinRoute and MsiRoute')}: write [PinRoute(...)]"
+        return f"routes is {value!r:.200}, {_is_no(value, 'list of routes')}: write [PinRoute(...)]"
     for position, route in enumerate(value):
-        if not isinstance(route, PinRoute | MsiRoute):
-            return f"routes[{position}] is {route!r:.200}, {_kind(route)}; use a PinRoute or an MsiRoute"
+        if not isinstance(route, PinRoute | MsiRoute | AdapterRoute):
+            return f"routes[{position}] is {route!r:.200}, {_kind(route)}; use a PinRoute, MsiRoute or AdapterRoute"
         fields = {name: getattr(route, name) for name in type(route).__slots__}
         if (wrong := what_is_wrong(type(route).__name__, fields)) is not None:
             return f"routes[{position}].{wrong}"

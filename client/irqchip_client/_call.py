@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cache, lru_cache, wraps
-from struct import error as StructError  # noqa: N812 - struct's own name says nothing
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -16,11 +13,12 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
 
+# Of a record: its size, index, address and value. They are whatever struct takes for numbers.
+Fields = tuple[Any, Any, Any, Any]
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
-P = ParamSpec("P")
 
-_LONGEST_NAME = 64  # Characters, of a VM's name, a client's and a tracepoint's.
-_LONGEST = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine times that.
+_LONGEST_NAME: Final = 64  # Characters, of a VM's name, a client's and a tracepoint's.
+_LONGEST: Final = 10**9  # Seconds: 31 years. Python's locks wait no longer than nine times that.
 
 
 class Call(Generic[T]):
@@ -31,22 +29,23 @@ class Call(Generic[T]):
     waits      seconds that the daemon may hold the answer back, beside the time the work takes; None: no limit
     """
 
-    __slots__ = ("_request", "operation", "parse", "waits")
+    __slots__ = ("_request", "fields", "operation", "parse", "parse_record", "record", "waits")
 
-    # The request in the port's short form, if there is one, and what makes the result of the answer's three fields.
-    record: bytes | None = None
-    fields: tuple[int, int, int, int] | None = None  # of that record
+    # What makes the result of the three fields of an answer in the port's short form, if the call has one.
     parse_record: Callable[[int, int, int], T]
 
     def __init__(self, operation: str, request: Message, parse: Callable[[Any], T], waits: float | None = 0.0) -> None:
         self.operation = operation
         self.parse = parse
         self.waits = waits
-        self._request = request
+        self.record: bytes | None = None  # the request in the port's short form
+        self.fields: Fields | None = None  # of that record
+        self._request: Message | None = request
 
     @property
     def request(self) -> Message:
         """The request without the VM, which the caller knows."""
+        assert self._request is not None
         return self._request
 
     @property
@@ -64,7 +63,7 @@ class Call(Generic[T]):
         """Whether its answer comes when a vCPU has something to take, and not in the order of the batches."""
         return self.operation == "halt"
 
-    def request_for(self, vm: str) -> Message:
+    def request_for(self, vm: Any) -> Message:
         """The RPC's request."""
         request = type(self.request)()
         request.CopyFrom(self.request)
@@ -87,11 +86,12 @@ class Call(Generic[T]):
         return operation
 
 
-class Decoder(NamedTuple, Generic[T]):
+class Decoder(Generic[T]):
     """What makes an operation's result: of its response message, and of the fields of its answer's record."""
 
-    message: Callable[[Any], T]
-    record: Callable[[int, int, int], T]
+    def __init__(self, message: Callable[[Any], T], record: Callable[[int, int, int], T]) -> None:
+        self.message = message
+        self.record = record
 
 
 class RecordCall(Call[T]):
@@ -101,50 +101,51 @@ class RecordCall(Call[T]):
     request  if those fields do not say all of it
     """
 
-    __slots__ = ("fields", "parse_record", "record")
-
-    record: bytes
-    fields: tuple[int, int, int, int]
+    __slots__ = ()
 
     def __init__(
         self,
         operation: str,
-        fields: tuple[int, int, int, int],
+        fields: Fields,
         decoder: Decoder[T],
         *,
         request: Message | None = None,
         waits: float | None = 0.0,
     ) -> None:
+        size, index, address, value = fields
         self.fields = fields
-        self.record = OPERATION.pack(NUMBERS[operation], *fields)
+        self.record = OPERATION.pack(NUMBERS[operation], size, index, address, value)
         self.operation = operation
-        self.parse, self.parse_record = decoder
+        self.parse = decoder.message
+        self.parse_record = decoder.record
         self.waits = waits
-        self._request = cast(Message, request)
+        self._request = request
 
     @property
     def request(self) -> Message:
         """The request without the VM, which the caller knows."""
-        if self._request is None:
-            _, size, index, address, value = OPERATION.unpack(self.record)
-            self._request = _request_maker(self.operation)(size, index, address, value)
-        return self._request
+        request = self._request
+        if request is None:
+            assert self.record is not None
+            request = self._request = _made_request(self.operation, OPERATION.unpack(self.record)[1:])
+        return request
 
     @property
     def vcpu(self) -> int:
         """The vCPU of a call that has one."""
-        return self.fields[1]
+        assert self.fields is not None
+        vcpu: int = self.fields[1]
+        return vcpu
 
 
-@cache
-def _request_maker(operation: str) -> Callable[[int, int, int, int], Message]:
-    """What makes an operation's request of the fields of its record."""
-    fields = [(name, position) for position, name in enumerate(FIELDS[operation]) if name is not None]
+def _made_request(operation: str, values: Sequence[int]) -> Message:
+    """An operation's request, of the fields of its record."""
     message: type[Message] = getattr(pb, f"{operation.title().replace('_', '')}Request")
-    return lambda *values: message(**{name: values[position] for name, position in fields})
+    named = zip(FIELDS[operation], values, strict=True)
+    return message(**{name: value for name, value in named if name is not None})
 
 
-def check_name(what: str, name: str) -> None:
+def check_name(what: str, name: Any) -> None:
     """Raises InvalidArgument for a name that is no text, or too long. The daemon checks the rest."""
     if not isinstance(name, str):
         own = "write its .name" if isinstance(getattr(name, "name", None), str) else "write a text"
@@ -165,7 +166,7 @@ def as_list(calls: Iterable[Call[Any]]) -> list[Call[Any]]:
     return list(calls)
 
 
-def check_calls(calls: Sequence[Call[Any]]) -> None:
+def check_calls(calls: Sequence[Any]) -> None:
     """Raises InvalidArgument for anything that is no call."""
     for call in calls:
         if not isinstance(call, Call):
@@ -186,7 +187,7 @@ def check_flag(name: str, value: object) -> None:
         raise InvalidArgument(errno.EINVAL, f"{name} is {value!r:.200}: write True or False")
 
 
-def seconds(timeout: float) -> float:
+def seconds(timeout: Any) -> float:
     """The timeout, unchanged. Raises InvalidArgument where it is no number of seconds that one can wait for."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
         raise InvalidArgument(
@@ -195,7 +196,7 @@ def seconds(timeout: float) -> float:
     return timeout
 
 
-def time_allowed(calls: Sequence[Call[Any]], timeout: float) -> float | None:
+def time_allowed(calls: Sequence[Any], timeout: float) -> float | None:
     """Seconds to wait for the answers to calls, if `timeout` is enough for calls that do not wait; None: no limit."""
     for call in calls:
         if not isinstance(call, Call):
@@ -205,62 +206,3 @@ def time_allowed(calls: Sequence[Call[Any]], timeout: float) -> float | None:
             return None
         timeout += call.waits
     return timeout
-
-
-def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """Turns protobuf's and struct's errors about an argument that does not fit into InvalidArgument, and refuses None.
-
-    To protobuf None means a field's default: GSI 0, say, which the caller did not mean. An argument whose own default
-    is None may be None.
-    """
-
-    # Positions and names of the arguments that are False or True: Python takes any value for one of them.
-    code = make.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    flags = {name: at for at, name in enumerate(names) if make.__annotations__.get(name) == "bool"}
-
-    @lru_cache(1)
-    def optional() -> frozenset[str]:
-        return frozenset(name for name, one in inspect.signature(make).parameters.items() if one.default is None)
-
-    @wraps(make)
-    def make_checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
-        try:
-            if None in args or (kwargs and any(v is None and k not in optional() for k, v in kwargs.items())):
-                raise ValueError("None is not allowed")
-            for name, at in flags.items():
-                if not is_flag(args[at] if at < len(args) else kwargs.get(name, False)):
-                    raise ValueError(f"{name} is neither False nor True")
-            return make(*args, **kwargs)
-        except (ValueError, TypeError, AttributeError, LookupError, StructError) as error:
-            raise _refused(make, optional(), flags, args, kwargs, error) from None
-
-    return make_checked
-
-
-def checked_and_kept(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
-    """As checked(), and keeps the calls: for those that are made again and again with the same arguments."""
-    return cast(Callable[P, Call[T]], wraps(make)(lru_cache(1024, typed=True)(checked(make))))
-
-
-def _refused(
-    make: Callable[..., object],
-    optional: frozenset[str],
-    flags: Collection[str],
-    args: Any,
-    kwargs: Any,
-    error: Exception,
-) -> InvalidArgument:
-    """The error that names the wrong argument; else the arguments, and the complaint as it is."""
-    from ._arguments import what_is_wrong
-
-    signature = inspect.signature(make)
-    try:
-        arguments = signature.bind(*args, **kwargs).arguments
-    except TypeError as unbound:  # One too many, or one that is missing.
-        return InvalidArgument(errno.EINVAL, f"{make.__name__}{signature.replace(return_annotation=Any)}: {unbound}")
-    why = what_is_wrong(make.__name__, arguments, optional, flags)
-    if why is not None:
-        return InvalidArgument(errno.EINVAL, f"{make.__name__}: {why}")
-    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return InvalidArgument(errno.EINVAL, f"{make.__name__}({given:.200}): {error!s:.200}")

@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, check_name, checked
+from ._call import Call, check_name
+from ._checked import checked
 from ._errors import InvalidArgument
 from ._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, Space, VmSnapshot
 from .ops import region_request
@@ -170,6 +171,13 @@ def share_lapic(vcpu: int) -> Call[None]:
 def register_ioeventfd(space: Space, address: int, length: int, datamatch: int | None = None) -> Call[None]:
     request = region_request(space, address, length, True, datamatch)
     request.eventfd = True
+    return Call("register_region", request, _nothing)
+
+
+@checked
+def register_memory(address: int, length: int, offset: int = 0) -> Call[None]:
+    request = region_request(Space.MEMORY, address, length, False, None)
+    request.memfd, request.offset = True, offset
     return Call("register_region", request, _nothing)
 
 

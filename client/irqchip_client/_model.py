@@ -60,6 +60,7 @@ class InterruptSource(IntEnum):
     LAPIC = 2
     IRQ = 3  # arm64: the vCPU's IRQ is asserted; the guest acknowledges it.
     FIQ = 4  # arm64: the vCPU's FIQ is asserted.
+    FLIC = 5  # Only what ends an s390 vCPU's halt: take_irq() returns the interrupt.
 
 
 class SignalKind(IntEnum):
@@ -80,6 +81,10 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2  # After INIT, it waits for SIPI.
     HALTED = 3  # It is in HLT.
     SIPI_RECEIVED = 4  # For set_mp_state(): as INIT_RECEIVED, with a SIPI to take.
+    STOPPED = 5  # Not x86: it is stopped.
+    CHECK_STOP = 6  # s390.
+    OPERATING = 7  # s390: it runs, or waits.
+    LOAD = 8  # s390.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
 
     @classmethod
@@ -305,6 +310,7 @@ class Space(IntEnum):
 
     PIO = pb.ADDRESS_SPACE_PIO
     MMIO = pb.ADDRESS_SPACE_MMIO
+    MEMORY = pb.ADDRESS_SPACE_MEMORY  # The memory of an s390 guest, for adapters' indicators.
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,12 +419,40 @@ class MsiRoute:
         return pb.RoutingEntry(gsi=self.gsi, msi=pb.Msi(address=self.address, data=self.data), flags=self.flags)
 
 
-Route = PinRoute | MsiRoute
+@dataclass(frozen=True, slots=True)
+class AdapterRoute:
+    """A GSI leads to an s390 adapter: struct kvm_irq_routing_s390_adapter."""
+
+    gsi: int
+    ind_addr: int
+    summary_addr: int
+    ind_offset: int
+    summary_offset: int
+    adapter_id: int
+    flags: int = 0
+
+    def to_proto(self) -> pb.RoutingEntry:
+        adapter = pb.S390Adapter(
+            ind_addr=self.ind_addr,
+            summary_addr=self.summary_addr,
+            ind_offset=self.ind_offset,
+            summary_offset=self.summary_offset,
+            adapter_id=self.adapter_id,
+        )
+        return pb.RoutingEntry(gsi=self.gsi, s390_adapter=adapter, flags=self.flags)
+
+
+Route = PinRoute | MsiRoute | AdapterRoute
 
 
 def route_from_proto(message: pb.RoutingEntry) -> Route:
     if message.WhichOneof("destination") == "msi":
         return MsiRoute(message.gsi, message.msi.address, message.msi.data, message.flags)
+    if message.WhichOneof("destination") == "s390_adapter":
+        to = message.s390_adapter
+        return AdapterRoute(
+            *(message.gsi, to.ind_addr, to.summary_addr, to.ind_offset, to.summary_offset, to.adapter_id, message.flags)
+        )
     from ._state import Chip
 
     return PinRoute(message.gsi, Chip(message.irqchip.chip_id), message.irqchip.pin, message.flags)

@@ -17,7 +17,9 @@ from google.protobuf.message import Message
 from irqchip.records import CLAIMED, FAULT, INTERRUPT, IS_DOORBELL, SIGNAL, TIMEOUT, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
 
-from ._call import Call, Decoder, RecordCall, checked, checked_and_kept, seconds
+from . import _ops_s390
+from ._call import Call, Decoder, RecordCall, seconds
+from ._checked import checked, checked_and_kept
 from ._errors import TimedOut, protocol_error
 from ._model import (
     Access,
@@ -36,11 +38,13 @@ from ._model import (
     Wake,
     route_from_proto,
 )
+from ._ops_s390 import *  # noqa: F403
 
 if TYPE_CHECKING:  # Imported by the operations on a chip's state alone: most programs have no use for it.
     from ._state import Chip, IoapicState, LapicState, PicState, PitState
 
-__all__ = ["Call"]  # and each function under @_operation or @_repeated
+# And each function under @_operation or @_repeated.
+__all__ = ["Call", *_ops_s390.__all__]
 
 P = ParamSpec("P")
 T = TypeVar("T")

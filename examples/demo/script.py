@@ -35,11 +35,7 @@ def monitor_session(monitor: Monitor, keyboard: Path) -> None:
     type_keys(keyboard, f"{KEYS}\n")
     if f"keyboard: {KEYS}" not in monitor.answer("keys"):
         raise DemoError(f"the keyboard's line is not {KEYS!r}")
-    monitor.expect("disk", f"disk: {SECTORS} sectors of {SECTOR} bytes")
-    written = TEXT.encode().ljust(SECTOR, b"\0")
-    monitor.expect(f"write 5 {TEXT}", "disk: written")
-    monitor.expect("read 5", rf".*{TEXT[:16]}", f"crc32 {zlib.crc32(written):08x}")
-    monitor.expect("sum 0 16", r"crc32 [0-9a-f]{8} of 16 sectors")
+    use_disk(monitor)
     monitor.expect("ticks 100", r"ticks: 1\d\d came, \d+ lost")
     monitor.expect("rtc 64", "rtc: 64 interrupts")
     monitor.expect("ports 2000", r".*a PIC's mask, .*", r".*the disk's status, .*")
@@ -47,6 +43,15 @@ def monitor_session(monitor: Monitor, keyboard: Path) -> None:
     silent = [source for source in SEVERAL_KINDS if not counts[source]]
     if silent:
         raise DemoError(f"no interrupt came from {', '.join(silent)}")
+
+
+def use_disk(monitor: Monitor) -> None:
+    """Write and read."""
+    monitor.expect("disk", f"disk: {SECTORS} sectors of {SECTOR} bytes")
+    written = TEXT.encode().ljust(SECTOR, b"\0")
+    monitor.expect(f"write 5 {TEXT}", "disk: written")
+    monitor.expect("read 5", rf".*{TEXT[:16]}", f"crc32 {zlib.crc32(written):08x}")
+    monitor.expect("sum 0 16", r"crc32 [0-9a-f]{8} of 16 sectors")
 
 
 def await_death_of_disk(monitor: Monitor, patience: float) -> None:

@@ -13,11 +13,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from examples.demo import CLIENTS, SECTOR, SECTORS, VM
+from examples.demo import ARM64_CLIENTS, CLIENTS, SECTOR, SECTORS, VM
 from examples.demo.monitor import DemoError
 
-COLOURS = {"daemon": "white", "vcpu": "green", "guest": "bold green", "stage": "red"}
+COLOURS = {
+    "daemon": "white",
+    "vcpu": "green",
+    "vcpu 0": "green",
+    "vcpu 1": "green",
+    "guest": "bold green",
+    "stage": "red",
+}
 GUEST = Path(__file__).parents[1] / "guest" / "guest.elf"
+ARM64_GUEST = GUEST.with_name("guest-arm64.elf")
 SEEK = 0.002  # seconds per disk command
 
 
@@ -28,6 +36,7 @@ class Stage:
     folder: Path
     quiet: bool = False
     embedded: bool = False  # the vCPU's process is the daemon, too
+    architecture: str = "x86"
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     began: float = field(default_factory=time.monotonic)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
@@ -66,7 +75,8 @@ class Stage:
             "disk": ("--image", f"{self.image}", "--seek", f"{SEEK}"),
             "debug_exit": ("--delete-vm",),
         }
-        self.start(name, "-m", f"examples.{name}", "--target", self.target, *more.get(name, ()))
+        place = () if self.architecture == "x86" else (f"--{self.architecture}",)
+        self.start(name, "-m", f"examples.{name}", "--target", self.target, *more.get(name, ()), *place)
 
     def start_vcpu(self, cpu: str, *more: str) -> None:
         """Start the vCPU with the demo's guest. It waits for the devices."""
@@ -77,6 +87,13 @@ class Stage:
             "vcpu", *command, "--kernel", str(GUEST), "--without", "serial", "--without", "exit", *awaited, *more
         )
         self._await_daemon()
+
+    def start_arm64_vcpus(self, gic: int) -> None:
+        """Start the two vCPUs of the demo's guest for arm64. They wait for the devices."""
+        command = ["-m", "examples.arm64_vcpu", "--target", self.target, "--vm", VM, "--folder", str(self.folder)]
+        awaited = [word for client in ARM64_CLIENTS for word in ("--await", client)]
+        self.start("vcpu 0", *command, "--vcpu", "0", "--gic", str(gic), "--kernel", str(ARM64_GUEST), *awaited)
+        self.start("vcpu 1", *command, "--vcpu", "1")
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a Python process, and show its output as it comes."""

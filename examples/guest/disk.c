@@ -1,9 +1,8 @@
 /* The block device, by interrupt. Its process may end at any time and come back; the next command then sets it up. */
 
-#include "guest.h"
-#include "x86.h"
+#include <machine.h>
 
-enum { BASE = 0x620, SECTOR = BASE, STATUS = BASE + 4, COMMAND = BASE + 4, ERROR = BASE + 5 };
+enum { BASE = DISK_BASE, SECTOR = BASE, STATUS = BASE + 4, COMMAND = BASE + 4, ERROR = BASE + 5 };
 enum { INTERRUPT = BASE + 6, CONTROL = BASE + 7, DATA = BASE + 8, CAPACITY = BASE + 12 };
 enum { STATUS_BUSY = 1, STATUS_DATA = 2, STATUS_ERROR = 4, STATUS_UNUSED = 0xF8 };
 enum { READ = 1, WRITE = 2, FLUSH = 3 };

@@ -47,45 +47,23 @@ static inline unsigned char ring_get(struct ring *ring)
     return byte;
 }
 
-/* interrupts.c, controllers.c */
+/* Of each machine: <machine.h>, which has the processor's instructions, too, and where the devices are. */
 
-enum { GSI_PIT, GSI_KEYBOARD, GSI_SERIAL = 4, GSI_RTC = 8, GSI_DISK = 11, GSIS = 16 };
-enum { VECTOR_GSI = 0x20, VECTOR_APIC_TIMER = VECTOR_GSI + GSIS, VECTOR_SPURIOUS = 0xFF };
-
-enum source { TIMER, KEYBOARD, SERIAL, RTC, DISK, SPURIOUS, OTHER, SOURCES };
-extern volatile unsigned interrupt_counts[SOURCES];
-
-void interrupts_init(void);
 __attribute__((noreturn)) void panic(const char *what);
-__attribute__((noreturn)) void debug_exit(unsigned char value);
-
-extern bool use_ioapic;
-void controllers_init(unsigned gsis);        /* a mask of the GSIs in use */
-bool controllers_spurious(unsigned vector);  /* whether the PICs withdrew the interrupt */
-void controllers_eoi(unsigned vector);
-
-enum { LAPIC_TIMER = 0x320, LAPIC_TIMER_INITIAL = 0x380, LAPIC_TIMER_CURRENT = 0x390, LAPIC_TIMER_DIVIDE = 0x3E0 };
-unsigned lapic_read(unsigned offset);
-void lapic_write(unsigned offset, unsigned value);
-
-/* timer.c */
-
-#define TICK_HZ 100
-
-extern bool use_apic_timer;
-void timer_init(void);
-void timer_start(unsigned hz);
-void timer_interrupt(void);
-unsigned milliseconds(void); /* since timer_start, as far as ticks came; not monotonic after 49 days */
+unsigned milliseconds(void); /* since the timer started, as far as ticks came; not monotonic after 49 days */
 bool timer_due(unsigned deadline);
-unsigned apic_timer_hz(void); /* before its divider, rounded to 1 MHz */
 
-/* All ticks, and those without an interrupt, measured by an independent clock. */
-struct tick_count {
-    unsigned came, lost, milliseconds;
-};
-
-struct tick_count timer_count(unsigned ticks, unsigned hz);
+/* Sleeps until a condition holds that an interrupt makes true. It is looked at with interrupts off: what makes it true
+   after that ends the sleep. To be called with interrupts on. */
+#define WAIT_UNTIL(condition)                                                                                          \
+    do {                                                                                                               \
+        cli();                                                                                                         \
+        while (!(condition)) {                                                                                         \
+            sti_hlt();                                                                                                 \
+            cli();                                                                                                     \
+        }                                                                                                              \
+        sti();                                                                                                         \
+    } while (0)
 
 /* uart.c */
 
@@ -95,24 +73,10 @@ void uart_init(void);
 void uart_interrupt(void);
 void uart_watch(void); /* now and then: the port may have been away */
 void uart_put(char character);
+void uart_hold(void); /* until uart_release, what is put waits, so that it does not interrupt for every character */
+void uart_release(void);
 void uart_flush(void);
 void uart_panic_mode(void); /* sends the queue, then works without interrupts */
-
-/* keyboard.c */
-
-extern struct ring keyboard_input;
-void keyboard_init(void);
-void keyboard_interrupt(void);
-
-/* rtc.c */
-
-struct date {
-    unsigned year, month, day, hour, minute, second;
-};
-
-bool rtc_date(struct date *date);
-void rtc_interrupt(void);
-unsigned rtc_count(unsigned interrupts, unsigned hz); /* how many came; hz is a power of two from 2 to 8192 */
 
 /* disk.c */
 
@@ -126,4 +90,26 @@ void disk_interrupt(void);
 
 /* monitor.c */
 
-__attribute__((noreturn)) void monitor(const char *command_line);
+#define LINE_SIZE 128
+
+extern struct ring keyboard_input; /* empty where there is no keyboard */
+
+/* A command gets its arguments as text, and returns false if they are invalid. */
+struct command {
+    const char *name, *arguments, *help;
+    bool (*run)(char *arguments);
+};
+
+extern const struct command commands[]; /* of the machine; the last one has no name */
+bool read_line(char line[LINE_SIZE], bool from_serial); /* with echo; false after Ctrl-C */
+bool command_help(char *arguments);
+bool command_uptime(char *arguments);
+bool command_echo(char *arguments);
+__attribute__((noreturn)) void monitor(void); /* executes lines for ever */
+
+/* disk_commands.c */
+
+bool command_disk(char *arguments);
+bool command_read(char *arguments);
+bool command_write(char *arguments);
+bool command_sum(char *arguments);

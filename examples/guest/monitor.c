@@ -1,15 +1,12 @@
 /* The monitor: executes command lines from the serial port or the keyboard. */
 
-#include "guest.h"
-#include "x86.h"
+#include <machine.h>
 
-#define LINE_SIZE 128
 #define BACKSPACE 0x08
 #define DELETE 0x7F
 #define CTRL_U 0x15
 
-/* Reads a line, with echo. False after Ctrl-C. */
-static bool read_line(char line[LINE_SIZE], bool from_serial)
+bool read_line(char line[LINE_SIZE], bool from_serial)
 {
     static bool after_return; /* a terminal that ends lines in CR LF ends one, and not two */
     for (unsigned length = 0;;) {
@@ -38,23 +35,7 @@ static bool read_line(char line[LINE_SIZE], bool from_serial)
     }
 }
 
-static const char *boot_command_line;
-static unsigned char sector_data[SECTOR_SIZE];
-
-/* A command gets its arguments as text, and returns false if they are invalid. */
-
-static bool command_time(char *arguments)
-{
-    struct date date;
-    (void)arguments;
-    if (rtc_date(&date))
-        print("%04u-%02u-%02u %02u:%02u:%02u\n", date.year, date.month, date.day, date.hour, date.minute, date.second);
-    else
-        print("rtc: none\n");
-    return true;
-}
-
-static bool command_uptime(char *arguments)
+bool command_uptime(char *arguments)
 {
     (void)arguments;
     unsigned now = milliseconds();
@@ -62,226 +43,17 @@ static bool command_uptime(char *arguments)
     return true;
 }
 
-static bool command_irqs(char *arguments)
-{
-    static const char *const names[SOURCES] = {"timer", "keyboard", "serial", "rtc", "disk", "spurious", "other"};
-    (void)arguments;
-    for (unsigned source = 0; source < SOURCES; source++)
-        print("%-8s %10u\n", names[source], interrupt_counts[source]);
-    return true;
-}
-
-static bool command_timer(char *arguments)
-{
-    (void)arguments;
-    print("APIC timer: %u MHz by the PIT's 1.193182 MHz; it is divided by 16\n", apic_timer_hz() / 1000000);
-    print("tick: %u Hz, by the %s\n", TICK_HZ, use_apic_timer ? "APIC timer" : "PIT");
-    return true;
-}
-
-static bool command_ticks(char *arguments)
-{
-    unsigned ticks, hz = TICK_HZ;
-    if (!next_number(&arguments, &ticks) || ticks == 0)
-        return false;
-    bool timed = *arguments != '\0';
-    if (timed && (!next_number(&arguments, &hz) || hz < 20 || hz > 5000))
-        return false;
-    struct tick_count count = timer_count(ticks, hz);
-    print("ticks: %u came, %u lost\n", count.came, count.lost);
-    if (count.came > ticks)
-        print("%u more than asked for: some were late, and half a second was waited for them\n", count.came - ticks);
-    if (timed && count.milliseconds != 0)
-        print("in %u ms by the PIT, %u a second\n", count.milliseconds,
-              multiply_divide(count.came, 1000, count.milliseconds));
-    return true;
-}
-
-static bool command_rtc(char *arguments)
-{
-    unsigned interrupts, hz = 1024;
-    if (!next_number(&arguments, &interrupts))
-        return false;
-    if (*arguments != '\0' && !next_number(&arguments, &hz))
-        return false;
-    if (hz < 2 || hz > 8192 || (hz & (hz - 1)) != 0)
-        return false;
-    print("rtc: %u interrupts\n", rtc_count(interrupts, hz));
-    return true;
-}
-
-static bool command_disk(char *arguments)
-{
-    unsigned sectors;
-    (void)arguments;
-    const char *error = disk_capacity(&sectors);
-    if (error != NULL)
-        print("disk: %s\n", error);
-    else
-        print("disk: %u sectors of %u bytes\n", sectors, SECTOR_SIZE);
-    return true;
-}
-
-static void print_bytes(const unsigned char *bytes, unsigned size)
-{
-    for (unsigned row = 0; row < size; row += 16) {
-        print("%04x ", row);
-        for (unsigned column = 0; column < 16; column++)
-            print(" %02x", bytes[row + column]);
-        print("  ");
-        for (unsigned column = 0; column < 16; column++) {
-            unsigned char byte = bytes[row + column];
-            print("%c", byte >= ' ' && byte < DELETE ? byte : '.');
-        }
-        print("\n");
-    }
-}
-
-static bool command_read(char *arguments)
-{
-    unsigned sector;
-    if (!next_number(&arguments, &sector))
-        return false;
-    const char *error = disk_read(sector, sector_data);
-    if (error != NULL) {
-        print("disk: %s\n", error);
-        return true;
-    }
-    print_bytes(sector_data, 64);
-    print("crc32 %08x\n", crc32(0, sector_data, SECTOR_SIZE));
-    return true;
-}
-
-static bool command_write(char *arguments)
-{
-    unsigned sector;
-    if (!next_number(&arguments, &sector))
-        return false;
-    for (unsigned i = 0; i < SECTOR_SIZE; i++)
-        sector_data[i] = *arguments != '\0' ? *arguments++ : 0;
-    const char *error = disk_write(sector, sector_data);
-    if (error == NULL)
-        error = disk_flush();
-    print("disk: %s\n", error != NULL ? error : "written");
-    return true;
-}
-
-static bool command_sum(char *arguments)
-{
-    unsigned first, count, crc = 0;
-    if (!next_number(&arguments, &first) || !next_number(&arguments, &count))
-        return false;
-    for (unsigned i = 0; i < count; i++) {
-        const char *error = uart_break ? "stopped" : disk_read(first + i, sector_data);
-        if (error != NULL) {
-            print("\ndisk: %s at sector %u\n", error, first + i);
-            return true;
-        }
-        crc = crc32(crc, sector_data, SECTOR_SIZE);
-        if (i % 16 == 15)
-            print(i % 1024 == 1023 ? ".\n" : ".");
-    }
-    print("\ncrc32 %08x of %u sectors\n", crc, count);
-    return true;
-}
-
-static bool command_keys(char *arguments)
-{
-    char line[LINE_SIZE];
-    (void)arguments;
-    cli();
-    keyboard_init(); /* it may be a new device */
-    sti();
-    print("type a line at the keyboard: ");
-    if (read_line(line, false))
-        print("keyboard: %s\n", line);
-    return true;
-}
-
-static void print_accesses(const char *what, unsigned port, unsigned count)
-{
-    unsigned begin = milliseconds(), done = 0;
-    for (; done < count && !uart_break; done++)
-        inb(port);
-    unsigned elapsed = milliseconds() - begin;
-    print("%u reads of %xh, %s, in %u ticks", done, port, what, elapsed / (1000 / TICK_HZ));
-    if (elapsed != 0)
-        print(": %u a second", multiply_divide(done, 1000, elapsed));
-    print("\n");
-}
-
-static bool command_ports(char *arguments)
-{
-    unsigned count;
-    if (!next_number(&arguments, &count) )
-        return false;
-    print_accesses("a PIC's mask", 0x21, count);
-    print_accesses("the disk's status", 0x624, count);
-    return true;
-}
-
-static bool command_echo(char *arguments)
+bool command_echo(char *arguments)
 {
     print("%s\n", arguments);
     return true;
 }
 
-static bool command_cmdline(char *arguments)
+bool command_help(char *arguments)
 {
     (void)arguments;
-    print("%s\n", boot_command_line);
-    return true;
-}
-
-static bool command_crash(char *arguments)
-{
-    (void)arguments;
-    asm volatile("ud2");
-    return true;
-}
-
-static bool command_exit(char *arguments)
-{
-    unsigned code = 0;
-    if (*arguments != '\0' && (!next_number(&arguments, &code) || code > 0xFF))
-        return false;
-    print("exit %u\n", code);
-    uart_flush();
-    debug_exit(code);
-}
-
-static bool command_help(char *arguments);
-
-static const struct {
-    const char *name, *arguments, *help;
-    bool (*run)(char *arguments);
-} commands[] = {
-    {"help", "", "this list", command_help},
-    {"time", "", "the date and time of the RTC", command_time},
-    {"uptime", "", "by the tick", command_uptime},
-    {"irqs", "", "interrupts so far, by source", command_irqs},
-    {"timer", "", "frequencies", command_timer},
-    {"ticks", "N [HZ]", "count N ticks, and those that were lost", command_ticks},
-    {"rtc", "N [HZ]", "count N interrupts of the RTC, of 1024 Hz", command_rtc},
-    {"disk", "", "the disk's size", command_disk},
-    {"read", "SECTOR", "the first 64 bytes, and the CRC of all 512", command_read},
-    {"write", "SECTOR TEXT", "write TEXT and zeros, and flush", command_write},
-    {"sum", "FIRST COUNT", "the CRC of many sectors", command_sum},
-    {"keys", "", "a line from the keyboard alone", command_keys},
-    {"ports", "N", "how fast ports are read", command_ports},
-    {"echo", "TEXT", "say it", command_echo},
-    {"cmdline", "", "what the loader was told", command_cmdline},
-    {"crash", "", "an exception", command_crash},
-    {"exit", "[CODE]", "write CODE, or 0, to the debug exit port", command_exit},
-};
-
-#define COMMANDS (sizeof commands / sizeof commands[0])
-
-static bool command_help(char *arguments)
-{
-    (void)arguments;
-    for (unsigned i = 0; i < COMMANDS; i++)
-        print("%-7s %-14s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
+    for (const struct command *command = commands; command->name != NULL; command++)
+        print("%-7s %-14s %s\n", command->name, command->arguments, command->help);
     return true;
 }
 
@@ -290,22 +62,18 @@ static void execute(char *line)
     const char *name = next_word(&line);
     if (*name == '\0')
         return;
-    for (unsigned i = 0; i < COMMANDS; i++) {
-        if (!text_equal(name, commands[i].name))
+    for (const struct command *command = commands; command->name != NULL; command++) {
+        if (!text_equal(name, command->name))
             continue;
-        if (!commands[i].run(line))
-            print("usage: %s %s\n", commands[i].name, commands[i].arguments);
+        if (!command->run(line))
+            print("usage: %s %s\n", command->name, command->arguments);
         return;
     }
     print("%s: no such command; `help` lists them\n", name);
 }
 
-void monitor(const char *command_line)
+void monitor(void)
 {
-    boot_command_line = command_line;
-    print("irqchipd demo guest, %s mode, tick by the %s\n", use_ioapic ? "IOAPIC" : "PIC",
-          use_apic_timer ? "APIC timer" : "PIT");
-    print("APIC timer: calibrated\n");
     for (;;) {
         char line[LINE_SIZE];
         print("> ");

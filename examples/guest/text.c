@@ -33,6 +33,7 @@ void print(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
+    uart_hold();
     for (; *format != '\0'; format++) {
         if (*format != '%') {
             uart_put(*format);
@@ -60,6 +61,7 @@ void print(const char *format, ...)
             break;
         }
     }
+    uart_release();
     va_end(arguments);
 }
 

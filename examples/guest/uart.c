@@ -1,10 +1,9 @@
 /* A 16550A serial port by interrupt. It may be absent for a while, when every register reads ffh. */
 
-#include "guest.h"
-#include "x86.h"
+#include <machine.h>
 
 /* PC16550D datasheet (TL/C/8652), table II. */
-enum { DATA = 0x3F8, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = IIR, DIVISOR_LOW = DATA, DIVISOR_HIGH = IER };
+enum { DATA = UART_BASE, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = IIR, DIVISOR_LOW = DATA, DIVISOR_HIGH = IER };
 enum { IER_RECEIVED = 1, IER_THR_EMPTY = 2, IER_LINE_STATUS = 4 };
 enum { IIR_NONE = 1, IIR_CAUSE = 0x0F, CAUSE_THR_EMPTY = 2, CAUSE_RECEIVED = 4, CAUSE_LINE = 6, CAUSE_TIMEOUT = 12 };
 enum { FCR_ENABLE_AND_CLEAR = 0x07, FCR_TRIGGER_8 = 0x80 };
@@ -23,6 +22,7 @@ volatile bool uart_break;
 static struct ring output;
 static volatile bool present;
 static bool panicking;
+static bool holding; /* output waits for uart_release */
 static unsigned char enabled; /* what IER holds */
 static unsigned next_watch;
 
@@ -106,6 +106,13 @@ void uart_watch(void)
         uart_init();
 }
 
+/* The interrupt comes at once if the port is idle. Call with interrupts off. */
+static void send(void)
+{
+    if (present && !ring_empty(&output) && !(enabled & IER_THR_EMPTY))
+        enable(enabled | IER_THR_EMPTY);
+}
+
 /* While the port is absent, output without room is lost; the guest does not wait. */
 static void put_byte(char byte)
 {
@@ -115,12 +122,16 @@ static void put_byte(char byte)
         outb(DATA, byte);
         return;
     }
-    if (ring_full(&output))
+    if (ring_full(&output)) {
+        cli();
+        send();
+        sti();
         WAIT_UNTIL(!ring_full(&output) || !present);
+    }
     cli();
     ring_put(&output, byte);
-    if (present && !(enabled & IER_THR_EMPTY))
-        enable(enabled | IER_THR_EMPTY); /* interrupts at once if the port is idle */
+    if (!holding)
+        send();
     sti();
 }
 
@@ -129,6 +140,21 @@ void uart_put(char character)
     if (character == '\n')
         put_byte('\r');
     put_byte(character);
+}
+
+void uart_hold(void)
+{
+    holding = true;
+}
+
+void uart_release(void)
+{
+    holding = false;
+    if (panicking)
+        return;
+    cli();
+    send();
+    sti();
 }
 
 void uart_flush(void)

@@ -22,6 +22,7 @@ VM = {
     "virtual": False,
     "next_timer_ns": None,
     "tsc_khz": 1_000_000,
+    "architecture": "x86",
     "lateness_ns": 0,
 }
 

@@ -167,7 +167,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
     "a port out of range": (lambda _, vm: vm.vcpu(0).pio_read(70000), "port 0x11170", "0 to 0xffff", "use"),
     "a second vCPU 0": (lambda _, vm: vm.create_vcpu(0), "has a vCPU 0 already", "another id", "choose"),
     "an invalid route": (
-        *(lambda _, vm: vm.set_routing([wrong(5)]), "routes[0] is 5", "PinRoute or an MsiRoute"),
+        *(lambda _, vm: vm.set_routing([wrong(5)]), "routes[0] is 5", "PinRoute, MsiRoute or AdapterRoute"),
         "use a",
     ),
     "an invalid pin": (
@@ -234,7 +234,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
     ),
     "half a GSI": (lambda _, vm: vm.line(wrong(4.5)).pulse(), "gsi is 4.5", "no whole number", "use a GSI from 0 to"),
     "routes that are None": (
-        *(lambda _, vm: vm.set_routing(wrong(None)), "routes is None", "list of PinRoute and MsiRoute"),
+        *(lambda _, vm: vm.set_routing(wrong(None)), "routes is None", "list of routes"),
         "write [PinRoute(...)]",
     ),
     "an invalid reason": (

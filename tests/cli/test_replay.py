@@ -220,7 +220,7 @@ def test_without_irqchipd_the_error_says_what_is_missing(
     run: Run, fails: Callable[[Result], str], file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "irqchip_client.replay.in_process", raising=False)
-    monkeypatch.setitem(sys.modules, "irqchipd.vm.machine", None)
+    monkeypatch.setitem(sys.modules, "irqchipd.vm.x86.machine", None)
     line = fails(run("replay", "--in-process", file(trace())))
     assert line.startswith("--in-process needs the package irqchipd beside irqchip_client: ")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from irqchip_client.replay import daemon, in_process
+from irqchip_client.replay import arm64, arm64_daemon, daemon, in_process
+from irqchip_client.replay.arm64_in_process import Arm64Player
 from irqchip_client.replay.traces import Mismatch, TraceError, as_expected, load_traces, parse_trace
 from irqchip_client.replay.x86 import OPERATIONS
 
@@ -75,6 +76,8 @@ def test_every_operation_has_its_executors() -> None:
     assert in_process.executors(in_process.new_vm(1)).keys() == OPERATIONS.keys()
     # Two calls in a daemon, which depend on each other.
     assert daemon.CALLS.keys() | daemon.VM_CALLS.keys() | {"ack_lapic"} == OPERATIONS.keys()
+    assert Arm64Player(3).operations.keys() == arm64.OPERATIONS.keys()
+    assert arm64_daemon.CALLS.keys() | arm64_daemon.ALONE | {"state"} == arm64.OPERATIONS.keys()
 
 
 @pytest.mark.parametrize(

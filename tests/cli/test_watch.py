@@ -78,6 +78,21 @@ X86 = Ftrace(Architecture.X86)
         ("kvm_timer_update_irq", {"vcpu": 1, "intid": 27, "level": 1}, "VCPU: 1, IRQ 27, level 1"),
         ("vgic_update_irq_pending", {"vcpu": 1, "intid": 27, "level": 1}, "VCPU: 1, IRQ 27, level: 1"),
         ("kvm_ack_irq", {"chip": 2, "pin": 20}, "irqchip IOAPIC pin 20"),
+        (
+            "kvm_s390_inject_vm",
+            {"type": 0xFFFF2401, "parm": 0x1000, "parm64": 0},
+            "inject: type:ffff2401 (service) parm:1000 parm64:0",
+        ),
+        (
+            "kvm_s390_inject_vcpu",
+            {"vcpu": 3, "type": 0xFFFF1201, "parm": 1, "parm64": 0},
+            "inject (vcpu 3): type:ffff1201 (emergency) parm:1 parm64:0",
+        ),
+        (
+            "kvm_s390_deliver_interrupt",
+            {"vcpu": 3, "type": 0x4000000, "data0": 0, "data1": 0x98000000},
+            "deliver interrupt (vcpu 3): type:4000000 (adapter) data:00000000 0000000098000000",
+        ),
         ("kvm_newer", {"some": 1, "thing": -2}, "some=1 thing=-2"),
         ("kvm_eoi", {"other": 1}, "other=1"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import (
     Access,
+    AdapterRoute,
     Advance,
     Architecture,
     Chip,
@@ -13,6 +14,7 @@ from irqchip_client import (
     DeviceType,
     GicHost,
     Interrupt,
+    InterruptMasks,
     InterruptSource,
     InvalidArgument,
     IrqchipError,
@@ -24,11 +26,14 @@ from irqchip_client import (
     PitState,
     ResetReason,
     Route,
+    S390Irq,
+    S390IrqType,
     Signal,
     SignalKind,
     Space,
     TimedOut,
     VcpuEvents,
+    VcpuReset,
     VmSnapshot,
     arm64,
     ops,
@@ -102,12 +107,23 @@ OPERATIONS: list[Call[Any]] = [
     ops.vcpu_init(0, 4),
     ops.sysreg_read(0, arm64.SYSREGS["ICC_IAR1_EL1"]),
     ops.sysreg_write(0, arm64.SYSREGS["ICC_PMR_EL1"], 0xF0),
+    ops.s390_interrupt(S390IrqType.SERVICE, 0x1000, 5),
+    ops.s390_irq(0, S390Irq.make(S390IrqType.EMERGENCY, code=1)),
+    ops.get_irq_state(0),
+    ops.set_irq_state(0, [S390Irq.make(S390IrqType.RESTART)]),
+    ops.set_interrupt_masks(0, InterruptMasks.all()),
+    ops.get_interrupt_masks(0),
+    ops.take_irq(0),
+    ops.reset_vcpu(0, VcpuReset.INITIAL),
 ]
 # The same operations with other arguments.
 VARIANTS: list[Call[Any]] = [
     ops.host_msr_read(0, 0x1B),
     ops.host_msr_write(0, 0x1B, 1),
     ops.irq_line(8, True, without_status=True),
+    ops.s390_interrupt(S390IrqType.EMERGENCY, 1, vcpu=0),
+    ops.s390_irq(0, bytes(72)),
+    ops.set_gsi_routing([AdapterRoute(4, 0x1000, 0x2000, 5, 1, 3)]),
 ]
 # The operations without an RPC: they concern a Session's events, or need its descriptors.
 ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
@@ -264,6 +280,7 @@ def test_routes_survive() -> None:
         PinRoute(4, Chip.PIC_PRIMARY, 4),
         PinRoute(4, Chip.IOAPIC, 4),
         MsiRoute(24, 0xFEE00000, 0x31, flags=1),
+        AdapterRoute(25, 0x1000, 0x2000, 5, 1, 63),
     ]
     table = pb.GetGsiRoutingResponse(entries=[route.to_proto() for route in routes])
     assert ops.get_gsi_routing().parse(table) == routes
@@ -282,7 +299,7 @@ def test_routes_survive() -> None:
         lambda: enable_cap(121, [-1]),
         lambda: ops.advance_clock(-1),
         lambda: ops.msr_write(0, 0x1B, 1 << 64),
-        lambda: ops.set_mp_state(0, cast(MpState, 5)),
+        lambda: ops.set_mp_state(0, cast(MpState, 11)),
     ],
 )
 def test_a_number_beyond_its_field_is_an_irqchip_error(make: Any) -> None:

@@ -31,7 +31,7 @@ def raised() -> dict[str, str]:
                 continue
             function = call.func
             name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if name in ("VmError", "_lapic"):
+            if name in ("VmError", "RefusedError", "_lapic"):
                 for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
                     if isinstance(argument, ast.Attribute) and getattr(argument.value, "id", "") == "errno":
                         found[argument.attr] = f"{path.relative_to(ROOT)}:{call.lineno}"

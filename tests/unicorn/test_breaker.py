@@ -15,7 +15,7 @@ from unicorn.unicorn_py3.arch.intel import UcIntel
 
 from irqchip_client.unicorn import GuestMemory
 from irqchip_client.unicorn.breaker import IF, SLICE_NS, Breaker
-from irqchip_client.unicorn.state import protected_mode
+from irqchip_client.unicorn.x86.state import protected_mode
 
 CODE = bytes.fromhex(
     "31db"  # 1000: xor ebx,ebx

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
-from irqchip_client.unicorn.delivery import AC, BIG, IF, NT, RF, TF, VM, Event, Origin, Segment, Table, deliver
-from irqchip_client.unicorn.exceptions import Fault, TripleFault, Unsupported, Vector
+from irqchip_client.unicorn.emulator import Unsupported
+from irqchip_client.unicorn.x86.delivery import AC, BIG, IF, NT, RF, TF, VM, Event, Origin, Segment, Table, deliver
+from irqchip_client.unicorn.x86.exceptions import Fault, TripleFault, Vector
 
 GDT, IDT, TSS = 0x1000, 0x2000, 0x3000
 CODE, CODE_16, CONFORMING, USER_CODE, ABSENT, DATA, CODE_64 = 0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38

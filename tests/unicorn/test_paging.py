@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
-from irqchip_client.unicorn.exceptions import Fault, Vector
-from irqchip_client.unicorn.paging import ACCESSED, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, DIRTY, Paging
+from irqchip_client.unicorn.x86.exceptions import Fault, Vector
+from irqchip_client.unicorn.x86.paging import ACCESSED, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, DIRTY, Paging
 
 
 class Tables(dict[int, int]):

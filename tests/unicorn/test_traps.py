@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
-from irqchip_client.unicorn.traps import Trap, decode, is_iret
+from irqchip_client.unicorn.x86.traps import Trap, decode, is_iret
 
 
 @pytest.mark.parametrize(

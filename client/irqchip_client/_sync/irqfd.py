@@ -128,6 +128,14 @@ class EventfdCalls:
         """
         self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
+    def share_memory(self, memfd: int, address: int, length: int, offset: int = 0) -> None:
+        """Hands over a part of an s390 guest's memory, which is a memfd: the daemon sets adapters' indicators in it.
+
+        unregister_region(Space.MEMORY, address) takes it back. Over gRPC: IrqchipError(EOPNOTSUPP). AlreadyExists if a
+        part of the range is registered; InvalidArgument if the descriptor is no memfd, or not so long.
+        """
+        self._transport.run_with_descriptors(_calls.register_memory(address, length, offset), [memfd])
+
     def assign_ioeventfd(
         self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None
     ) -> None:

@@ -29,6 +29,7 @@ from irqchip_client.arm64 import PSCI_0_2
 
 if TYPE_CHECKING:
     from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
+    from irqchip_client.s390 import InterruptMasks, S390Irq, VcpuReset
 
 T = TypeVar("T")
 
@@ -61,6 +62,13 @@ class Machine:
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
         """KVM_SIGNAL_MSI. Returns how many local APICs accepted the MSI, or -1 if it addresses none."""
         return self._call(ops.signal_msi(address, data, flags))
+
+    def s390_interrupt(self, type: int, parm: int = 0, parm64: int = 0) -> None:  # noqa: A002
+        """KVM_S390_INTERRUPT: a floating interrupt, which any vCPU of an s390 VM may take.
+
+        Busy if the list of its kind is full.
+        """
+        self._call(ops.s390_interrupt(type, parm, parm64))
 
     def routing(self) -> list[Route]:
         """Returns the GSI routing table, in the order in which it was set. NotReady without an irqchip."""
@@ -257,6 +265,37 @@ class Vcpu:
     def set_mp_state(self, state: MpState) -> None:
         """KVM_SET_MP_STATE. InvalidArgument for any state but RUNNABLE if the vCPU has no local APIC."""
         self._machine._call(ops.set_mp_state(self.id, state))
+
+    def s390_irq(self, irq: S390Irq | bytes) -> None:
+        """KVM_S390_IRQ: an interrupt of an s390 vCPU alone. Busy if what it has one of is pending already."""
+        self._machine._call(ops.s390_irq(self.id, irq))
+
+    def irq_state(self) -> list[S390Irq]:
+        """KVM_S390_GET_IRQ_STATE: the s390 vCPU's own interrupts that are pending."""
+        return self._machine._call(ops.get_irq_state(self.id))
+
+    def set_irq_state(self, irqs: Iterable[S390Irq]) -> None:
+        """KVM_S390_SET_IRQ_STATE: adds interrupts to an s390 vCPU that has none. Busy if it has some."""
+        self._machine._call(ops.set_irq_state(self.id, irqs))
+
+    def interrupt_masks(self) -> InterruptMasks:
+        """The masks that are set."""
+        return self._machine._call(ops.get_interrupt_masks(self.id))
+
+    def set_interrupt_masks(self, masks: InterruptMasks) -> None:
+        """Tells the masks that an s390 guest has written to its PSW and control registers."""
+        self._machine._call(ops.set_interrupt_masks(self.id, masks))
+
+    def take_irq(self) -> S390Irq | None:
+        """Takes the interrupt that the s390 vCPU's masks allow and that comes first, or returns None.
+
+        The vCPU's process then exchanges the PSW, and tells the new masks.
+        """
+        return self._machine._call(ops.take_irq(self.id))
+
+    def reset(self, reset: VcpuReset) -> None:
+        """KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET."""
+        self._machine._call(ops.reset_vcpu(self.id, reset))
 
     def take_signal(self) -> Signal | None:
         """Takes one signal that waits for the vCPU. None if no signal waits.

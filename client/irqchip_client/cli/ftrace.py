@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import irqchip_client
+from irqchip_client.s390 import IO_ADAPTER, S390IrqType
 
 Fields = Mapping[str, int]
 
@@ -90,6 +91,12 @@ def _signed(value: int) -> int:
     return (value + (1 << 31) & 0xFFFF_FFFF) - (1 << 31)
 
 
+def _s390_type(f: Fields) -> str:
+    kind = f["type"]
+    name = S390IrqType(kind).name.lower() if kind in set(S390IrqType) else "adapter" if kind & IO_ADAPTER else "I/O"
+    return f"type:{kind:x} ({name})"
+
+
 def _irq_line(f: Fields) -> str:
     kind = _LINES[f["kind"]] if f["kind"] < len(_LINES) else "UNKNOWN"
     return f"Inject {kind} interrupt ({f['kind']}), vcpu->idx: {f['vcpu']}, num: {f['number']}, level: {f['level']}"
@@ -114,6 +121,13 @@ _FORMATS: dict[str, Callable[[Fields], str]] = {
     "kvm_irq_line": _irq_line,
     "kvm_timer_update_irq": lambda f: f"VCPU: {f['vcpu']}, IRQ {f['intid']}, level {f['level']}",
     "vgic_update_irq_pending": lambda f: f"VCPU: {f['vcpu']}, IRQ {f['intid']}, level: {f['level']}",
+    "kvm_s390_inject_vm": lambda f: f"inject: {_s390_type(f)} parm:{f['parm']:x} parm64:{f['parm64']:x}",
+    "kvm_s390_inject_vcpu": lambda f: (
+        f"inject (vcpu {f['vcpu']}): {_s390_type(f)} parm:{f['parm']:x} parm64:{f['parm64']:x}"
+    ),
+    "kvm_s390_deliver_interrupt": lambda f: (
+        f"deliver interrupt (vcpu {f['vcpu']}): {_s390_type(f)} data:{f['data0']:08x} {f['data1']:016x}"
+    ),
 }
 TRACEPOINTS = tuple(_FORMATS)
 

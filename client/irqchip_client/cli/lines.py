@@ -122,6 +122,8 @@ class _Meaning:
         pins = [
             f"{_CHIPS[route.chip]}'s pin {route.pin}" for route in mine if isinstance(route, irqchip_client.PinRoute)
         ]
+        if isinstance(mine[0], irqchip_client.AdapterRoute):
+            return f"lost: adapter {mine[0].adapter_id} is not registered, or its indicators are in no memory"
         return f"masked, at {' and '.join(pins)}" if pins else "addressed to nobody, by the MSI that is its route"
 
 
@@ -139,4 +141,10 @@ def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:
 def _row(route: irqchip_client.Route) -> tuple[int, str, str]:
     if isinstance(route, irqchip_client.PinRoute):
         return route.gsi, _CHIPS[route.chip], f"pin {route.pin}"
+    if isinstance(route, irqchip_client.AdapterRoute):
+        indicator, summary = (
+            f"{route.ind_addr:#x}+{route.ind_offset}",
+            f"{route.summary_addr:#x}+{route.summary_offset}",
+        )
+        return route.gsi, "adapter", f"{route.adapter_id} indicator {indicator} summary {summary}"
     return route.gsi, "msi", f"address {route.address:#x} data {route.data:#x}"

@@ -32,6 +32,9 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
     right afterwards.
     """
     info = vm.info()
+    if info.architecture is irqchip_client.Architecture.S390:
+        _s390(vm, chip, raw, as_json)
+        return
     wanted = list(chip) or _chips(info)
     if "pit" in wanted and info.irqchip_mode == "full" and not info.pit:
         raise click.ClickException(f"VM {info.name!r} has no PIT: `irqchipctl create --pit` makes a VM that has one")
@@ -64,6 +67,21 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
             click.echo(dump_pit(state, rest.pit, rest.now_ns))
         else:
             click.echo(dump_pic(name, state))
+
+
+def _s390(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
+    """An s390 VM: everything is in its snapshot."""
+    from irqchip.v1 import irqchip_pb2 as pb
+
+    from .dump_s390 import dump_s390, plain_s390
+
+    if chip or raw:
+        raise click.ClickException("an s390 VM has none of these chips, and no structs of theirs: leave the option out")
+    state = pb.VmSnapshot.FromString(vm.snapshot().to_bytes()).s390
+    if as_json:
+        echo_json(plain_s390(state))
+    else:
+        click.echo(dump_s390(state))
 
 
 def _with_the_rest(name: str, state: Any, vcpus: Mapping[int, pb.VcpuSnapshot], pit: pb.PitSnapshot) -> Any:

@@ -112,10 +112,6 @@ def _load(files: Sequence[Path], families: Sequence[str]) -> list[Trace]:
     """The traces of the wanted families, family by family."""
     try:
         traces = [trace for file in files for trace in load_traces(file)]
-        if any(trace.architecture != "x86" for trace in traces):
-            raise TraceError(
-                "there are traces of arm64, and this irqchipd replays x86 only: replay them with a later one"
-            )
         found = list(dict.fromkeys(trace.family for trace in traces))
         if missing := [family for family in families if family not in found]:
             raise TraceError(f"no trace is of family {', '.join(missing)}; there are {', '.join(found)}")

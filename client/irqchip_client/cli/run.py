@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,19 +19,15 @@ import irqchip_client
 
 from ._common import command, connect, is_named, number
 from .durations import SECONDS
+from .machines import LOCAL, choose_machine
 
 if TYPE_CHECKING:
-    from irqchip_client.devices import Device, LocalHost
-    from irqchip_client.vmm.adapter import Adapter
-    from irqchip_client.vmm.image import BootImage
-    from irqchip_client.vmm.memory import GuestMemory
     from irqchip_client.vmm.run import Vcpus
 
 # Exit statuses of `run`: the guest's own, (value << 1) | 1, are odd.
 TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 # Signals that end the run; a second one ends the process at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
 SWITCH_INTERVAL = 0.0005  # seconds that a vCPU's thread may keep the interpreter from a device's message
 SILENCE = 3  # seconds of waiting before a message says so
 BIGGEST = 3072  # MiB: the chips' addresses are above
@@ -55,15 +51,21 @@ class _Ended(BaseException):
 
 @command(example="--kernel guest.elf")
 @click.option(
+    "--arch",
+    type=click.Choice(["x86", "arm64"]),
+    help="The guest's architecture. [default: arm64 if the kernel is an image for it]",
+)
+@click.option(
     "--cpu",
     type=click.Choice(["kvm", "unicorn"]),
-    help="What executes the guest. [default: kvm if /dev/kvm can be used]",
+    help="What executes the guest. arm64: only unicorn. [default: kvm if /dev/kvm can be used]",
 )
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="A multiboot image, or a flat binary. A flat binary starts in real mode at 7c00h.",
+    help="A multiboot image, or a flat binary, which starts in real mode at 7c00h. arm64: an ELF file, or Linux's"
+    " Image.",
 )
 @click.option(
     "--initrd",
@@ -80,6 +82,7 @@ class _Ended(BaseException):
 @click.option(
     "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
 )
+@click.option("--gic", type=click.Choice(["2", "3"]), default="3", show_default=True, help="arm64: the GIC's version.")
 @click.option(
     "--vcpus",
     type=number(1, 64),
@@ -124,11 +127,13 @@ class _Ended(BaseException):
     " socket]",
 )
 def run(
+    arch: str | None,
     cpu: str | None,
     kernel: Path,
     initrd: Path | None,
     append: str,
     memory: int,
+    gic: str,
     vcpus: int,
     timeout: float | None,
     name: str,
@@ -143,6 +148,9 @@ def run(
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
     510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
 
+    For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
+    9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
+
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
     --target unix:///PATH. With --await and without --listen, they connect to the default socket.
 
@@ -150,13 +158,11 @@ def run(
     run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the
     daemon or a device of this process failed. SIGINT, SIGTERM and SIGHUP also delete the VM.
     """
-    from irqchip_client.vmm.image import load, parse_image
     from irqchip_client.vmm.memory import GuestMemory
-    from irqchip_client.vmm.run import create_machine, local_devices, time_limit
+    from irqchip_client.vmm.run import local_devices, time_limit
 
-    kind = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
     ended: list[int] = []  # the exit status, once the run has ended
-    running: list[Vcpus] = []
+    running: list[Vcpus[Any]] = []
 
     def end(status: int) -> None:
         ended.append(status)
@@ -166,24 +172,18 @@ def run(
     try:
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
-            ram = stack.enter_context(GuestMemory(memory << 20))
-            image = parse_image(kernel.read_bytes())
-            start = load(
-                ram,
-                image,
-                # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
-                command_line=f"{kernel} {append}".rstrip() if image.multiboot else append,
-                initrd=None if initrd is None else initrd.read_bytes(),
-            )
+            machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without)
+            ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
+            start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())
             client = stack.enter_context(_connect(listen, bool(awaited)))
-            vm = stack.enter_context(create_machine(client, name, vcpus))
-            devices = stack.enter_context(_devices(end, vcpus, memory << 20, without))
+            vm = stack.enter_context(machine.create(client, name))
+            devices = stack.enter_context(machine.devices(end, memory << 20))
             host = stack.enter_context(local_devices(vm, devices))
-            running_vcpus = stack.enter_context(_create_vcpus(kind, ram, vm, vcpus, host))
+            running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
             host.on_failure = running_vcpus.stop
             running.append(running_vcpus)
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
-                click.echo(f"VM {vm.name} runs {kernel.name} on {kind}; Ctrl-] ends it\r", err=True)
+                click.echo(f"VM {vm.name} runs {kernel.name} on {machine.cpu}; Ctrl-] ends it\r", err=True)
             over = stack.enter_context(time_limit(running_vcpus, timeout))
             _wait_for(vm, awaited, await_timeout, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
@@ -192,7 +192,7 @@ def run(
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        raise _CanNotGoOn(f"{error.message}{_about(kernel, image)}") from error
+        raise _CanNotGoOn(f"{error.message}{machine.about}") from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _failure(running, error) from error
@@ -224,20 +224,13 @@ def _connect(listen: str | None, awaits: bool) -> irqchip_client.Client:
     return client
 
 
-def _about(kernel: Path, image: BootImage) -> str:
-    """A likely reason for a guest that can't go on."""
-    if image.multiboot:
-        return ""
-    return f". {kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
-
-
-def _failure(running: list[Vcpus], error: Exception) -> click.ClickException:
+def _failure(running: list[Vcpus[Any]], error: Exception) -> click.ClickException:
     """A failure of the daemon, of this machine or of a device: before the guest began, or after."""
     return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
 @contextmanager
-def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Iterator[None]:
+def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> Iterator[None]:
     """A signal of ENDING ends the body, and after the clean-up the process."""
     received: list[int] = []
 
@@ -258,59 +251,6 @@ def _ended_by_signals(running: list[Vcpus], end: Callable[[int], None]) -> Itera
         if received:
             signal.raise_signal(received[0])  # so that the process ends by the signal
             sys.exit(128 + received[0])  # a container's first process outlives it
-
-
-@contextmanager
-def _create_vcpus(
-    kind: str, memory: GuestMemory, vm: irqchip_client.Vm, count: int, local: LocalHost
-) -> Iterator[Vcpus]:
-    """Adapters of this kind for the vCPUs from 0 on.
-
-    ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError where /dev/kvm
-    can't be used.
-    """
-    from irqchip_client.vmm.run import Vcpus
-
-    with ExitStack() as stack:
-        adapters: list[Adapter]
-        if kind == "kvm":
-            from irqchip_client.kvm import KvmVcpu, KvmVm
-
-            kvm = stack.enter_context(KvmVm(memory))
-            adapters = [stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local)) for vcpu in range(count)]
-        elif count > 1:
-            raise irqchip_client.InvalidArgument(errno.EINVAL, "with Unicorn a machine has one vCPU; KVM can have more")
-        else:
-            from irqchip_client.unicorn import UnicornVcpu
-
-            adapters = [stack.enter_context(UnicornVcpu(memory, vm, 0, local=local))]
-        yield Vcpus(adapters[0], adapters[1:])
-
-
-@contextmanager
-def _devices(
-    end: Callable[[int], None], vcpus: int, memory_size: int, without: tuple[str, ...]
-) -> Iterator[list[Device]]:
-    """The devices of this process."""
-    from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
-    from irqchip_client.devices.terminal import terminal_input
-
-    def nowhere(data: bytes) -> None:
-        """The output where stdout is closed."""
-
-    with ExitStack() as stack:
-        devices: list[Device] = []
-        if "serial" not in without:
-            typed = stack.enter_context(terminal_input(lambda: end(0)))
-            output = nowhere if sys.stdout is None else sys.stdout.fileno()
-            devices.append(Uart(output, typed, out2_gates=False, patient=True))  # as QEMU's
-        if "exit" not in without:
-            devices.append(DebugExit(end))
-        if "fw_cfg" not in without:
-            devices.append(FwCfg(vcpus, memory_size))
-        if "lines" not in without:
-            devices.append(LinePorts())
-        yield devices
 
 
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:

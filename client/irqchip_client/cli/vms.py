@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -16,8 +16,6 @@ from ._common import command, connect, number, pass_client, pass_vm, vms_there_a
 from .clock import next_timer
 from .durations import show_duration
 from .output import echo_json, echo_table, json_option
-
-KVM_CAP_S390_IRQCHIP: Final = 99
 
 
 @command(example="vm1 --vcpus 2")
@@ -129,7 +127,7 @@ def _furnish_arm64(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
 
 def _furnish_s390(vm: irqchip_client.Vm, vcpus: int, choices: Choices) -> None:
     if choices.irqchip:
-        vm.enable_cap(KVM_CAP_S390_IRQCHIP)
+        vm.enable_cap(irqchip_client.s390.KVM_CAP_S390_IRQCHIP)
         vm.create_irqchip()
         vm.create_device(irqchip_client.DeviceType.FLIC)
     for vcpu in range(vcpus):
@@ -202,10 +200,14 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
         echo_json(info)
         return
     click.echo(f"VM        {info.name}")
+    is_x86 = info.architecture is irqchip_client.Architecture.X86
+    if not is_x86:
+        click.echo(f"arch      {info.architecture.name.lower()}")
     click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
     late = f"; {show_duration(info.lateness_ns)} late" if info.lateness_ns else ""
     click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}{late}")
-    click.echo(f"TSC       {info.tsc_khz} kHz")
+    if is_x86:
+        click.echo(f"TSC       {info.tsc_khz} kHz")
     click.echo(f"vCPU ids  {_numbers(info.vcpus)}")
     click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")
     click.echo(f"sessions  {len(info.sessions) or '(none)'}")

@@ -91,6 +91,7 @@ class BlockDevice(Device):
 
     path       a file or a block device; NotFound or IrqchipError if it cannot be opened
     base, gsi  the first port, and the level-triggered line
+    mmio       base is an address, and not a port
     read_only  refuse writes
     seek       seconds that a command takes
 
@@ -116,6 +117,7 @@ class BlockDevice(Device):
         base: int = 0x620,
         gsi: int = 11,
         *,
+        mmio: bool = False,
         read_only: bool = False,
         seek: float = 0.0,
     ) -> None:
@@ -130,7 +132,7 @@ class BlockDevice(Device):
         except OSError as error:
             raise _not_opened(path, error, read_only) from None
         self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
-        self.pio(base, PORTS, self.read, self.write, width=WIDTH)
+        (self.mmio if mmio else self.pio)(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)
         self._done = self.timer(self._work)
         self._power_on()

@@ -91,6 +91,7 @@ class Uart(Device):
                 is full or has no reader), the transmitter waits, and nothing is lost
     input_fd    a descriptor, from which the device receives characters while the FIFO has room
     base, gsi   the first port, and the line
+    mmio        base is an address, and not a port
     paced       a character takes its time on the wire; otherwise it takes none
     out2_gates  the line needs MCR's OUT2, as on a PC; QEMU's 16550A does not need it
     patient     input waits until the guest is ready, that is, until it enables the interrupt or polls; without this,
@@ -122,6 +123,7 @@ class Uart(Device):
         base: int = 0x3F8,
         gsi: int = 4,
         *,
+        mmio: bool = False,
         paced: bool = False,
         out2_gates: bool = True,
         patient: bool = False,
@@ -133,7 +135,7 @@ class Uart(Device):
         self.input_fd = input_fd
         self.paced = paced
         self.out2_gates = out2_gates
-        self.pio(base, PORTS, self.read, self.write)
+        (self.mmio if mmio else self.pio)(base, PORTS, self.read, self.write, width=1)
         self._line = self.line(gsi)
         self._sent = self.timer(self._character_sent)
         self._quiet = self.timer(self._nothing_came)

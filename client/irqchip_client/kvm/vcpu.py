@@ -11,9 +11,9 @@ from fcntl import ioctl as run_ioctl
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, IrqchipError, TimedOut
-from irqchip_client.vmm.accesses import Accesses, LocalDevices
-from irqchip_client.vmm.adapter import Adapter, announced_by
+from irqchip_client.vmm.accesses import ApicAccesses, LocalDevices
 from irqchip_client.vmm.start import Start
+from irqchip_client.vmm.x86 import X86Adapter, announced_by
 
 from .apic import Apic
 from .cpuid import physical_address_bits, vcpu_cpuid
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 0.02  # seconds; for a KVM that does not exit when CR8 is lowered
 
 
-class KvmVcpu(Adapter):
+class KvmVcpu(X86Adapter):
     """A vCPU: executes guest code on KVM, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     kvm    the VM; a vCPU of KVM is made in it
@@ -66,7 +66,7 @@ class KvmVcpu(Adapter):
                 tsc_deadline=False, tsc_adjust=False, physical_address_bits=physical_address_bits(kvm.cpuid)
             )
             self._apic = Apic(self._fd, self._run, self._vcpu, self._local_apic)
-            accesses = Accesses(self._vcpu, self._local_apic, local)
+            accesses = ApicAccesses(self._vcpu, self._local_apic, local)
             self._exits = Exits(self._run, self._session, vcpu, accesses, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._made = made.pop_all()

@@ -6,10 +6,10 @@ import ctypes
 import os
 import platform
 from contextlib import suppress
-from errno import ENOSYS
+from errno import EINVAL, ENOSYS
 from typing import Self
 
-from irqchip_client._errors import IrqchipError
+from irqchip_client._errors import InvalidArgument, IrqchipError
 from irqchip_client.vmm.memory import GuestMemory
 
 from .cpuid import supported_cpuid
@@ -61,6 +61,8 @@ class KvmVm:
     """
 
     def __init__(self, memory: GuestMemory) -> None:
+        if memory.start:
+            raise InvalidArgument(EINVAL, f"a PC's RAM begins at 0, not at {memory.start:#x}")
         self.memory = memory
         self._kvm = _open()
         self.fd = -1

@@ -39,6 +39,9 @@ SYSREGS = {
     "MPIDR": sysreg(0, 0, 0, 5),
 }
 
+UNDEFINED = "fault 0x2000000"  # a guest's undefined instruction: ESR_EL1
+UNCLAIMED = "mmio exit"  # a guest's access where nothing in the kernel is
+
 
 def _is_route(entry: Any) -> bool:
     if not isinstance(entry, list) or len(entry) < 2 or not U32.accepts(entry[0]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from errno import errorcode
 from typing import Any
 
 from irqchipd.chips.lapic import FAULT
@@ -17,11 +16,9 @@ from irqchipd.vm.routing import MsiRoute, PinRoute, Route
 from irqchipd.vm.snapshot import ARM64
 from irqchipd.vm.sources import SHARED, LineSource
 
-from .arm64 import SYSREGS
+from .arm64 import SYSREGS, UNCLAIMED, UNDEFINED
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
-UNDEFINED = "fault 0x2000000"  # ESR_EL1 of an undefined instruction
-UNCLAIMED = "mmio exit"
 
 
 class Slot:
@@ -177,11 +174,10 @@ class Arm64Player:
     def signal_msi(self, address: int, data: int, flags: int, _devid: int) -> int:
         return self.vm.signal_msi(address, data, flags)
 
-    def check_extension(self, whose: str, capability: int) -> int | str:
+    def check_extension(self, whose: str, capability: int) -> int:
         if whose == "vm":
             return self.vm.check_extension(capability)
-        value = check_extension(ARM64, Gic(self._gic), capability)
-        return value if value >= 0 else f"-{errorcode[-value]}"
+        return check_extension(ARM64, Gic(self._gic), capability)
 
     def read(self, vcpu: int, address: int, size: int) -> int | str:
         value = self.vm.mmio_read(vcpu, address, size)

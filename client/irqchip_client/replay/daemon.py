@@ -13,6 +13,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import InterruptSource, IrqchipError, MpState, MsiRoute, PinRoute, aio, ops
 from irqchip_client.ops import Call
 
+from . import arm64_daemon
 from .traces import Done, Mismatch, Trace, as_expected
 from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
 
@@ -26,7 +27,11 @@ RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11, "get_pit": 1 << 9}
 
 def replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:
     """Runs traces to their ends, `jobs` of them at once, and calls `done` after each. Raises IrqchipError."""
-    asyncio.run(_replay_all(target, jobs, traces, done))
+    x86 = [trace for trace in traces if trace.gic is None]
+    if x86:
+        asyncio.run(_replay_all(target, jobs, x86, done))
+    if len(x86) < len(traces):
+        arm64_daemon.replay_all(target, jobs, [trace for trace in traces if trace.gic is not None], done)
 
 
 async def _replay_all(target: str | None, jobs: int, traces: Sequence[Trace], done: Done) -> None:

@@ -21,10 +21,20 @@ except ImportError as error:
 
 from irqchip_client.vmm.accesses import LocalDevices
 from irqchip_client.vmm.memory import GuestMemory
-from irqchip_client.vmm.start import Start, StartMode
+from irqchip_client.vmm.start import Arm64Start, Start, StartMode
 
-from .vcpu import UnicornVcpu
+from .arm64.vcpu import Alone, UnicornArm64Vcpu
+from .x86.vcpu import UnicornVcpu
 
-__all__ = ["GuestMemory", "LocalDevices", "Start", "StartMode", "UnicornVcpu"]
+__all__ = [
+    "Alone",
+    "Arm64Start",
+    "GuestMemory",
+    "LocalDevices",
+    "Start",
+    "StartMode",
+    "UnicornArm64Vcpu",
+    "UnicornVcpu",
+]
 
 del _library

@@ -13,7 +13,7 @@ import ctypes
 import mmap
 import platform
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unicorn.unicorn_const import UC_HOOK_BLOCK
 from unicorn.unicorn_py3.unicorn import Uc, uclib
@@ -30,9 +30,9 @@ FEWEST, MOST, GROWTH = 16, 1 << 30, 4  # Blocks in a slice, and its growth over 
 # UC_HOOK_BLOCK's callback, in the System V ABI: rdi is the uc_engine, rcx points to a _State.
 _X86_64 = bytes.fromhex(
     "8339 00"  # cmp dword [rcx], 0       stop_now
-    "75 2d"  # jne stop
+    "75 2e"  # jne stop
     "ff49 04"  # dec dword [rcx + 4]      blocks
-    "7e 28"  # jle stop
+    "7e 29"  # jle stop
     "8b41 08"  # mov eax, [rcx + 8]       window
     "85c0"  # test eax, eax
     "74 07"  # jz back
@@ -43,29 +43,53 @@ _X86_64 = bytes.fromhex(
     "57"  # look: push rdi
     "51"  # push rcx
     "4883ec 08"  # sub rsp, 8
-    "be 19000000"  # mov esi, UC_X86_REG_EFLAGS
+    "8b71 20"  # mov esi, [rcx + 32]      register
     "4889e2"  # mov rdx, rsp
     "ff51 18"  # call [rcx + 24]          uc_reg_read
     "58"  # pop rax
     "59"  # pop rcx
     "5f"  # pop rdi
-    "f6c4 02"  # test ah, IF >> 8
-    "74 e6"  # jz back
-    "ff61 10"  # stop: jmp [rcx + 16]     uc_emu_stop
+    "2341 24"  # and eax, [rcx + 36]      mask
+    "3b41 28"  # cmp eax, [rcx + 40]      closed
+    "74 e5"  # je back
+    "c741 0c 01000000"  # stop: mov dword [rcx + 12], 1     stopped
+    "ff61 10"  # jmp [rcx + 16]           uc_emu_stop
 )
-assert UC_X86_REG_EFLAGS == 0x19
+
+
+class Window(NamedTuple):
+    """When a guest takes interrupts: some bits of a register are not all as when it does not.
+
+    register  Unicorn's number of it
+    mask      the bits
+    closed    their values while the guest takes none
+    """
+
+    register: int
+    mask: int
+    closed: int
+
+
+INTERRUPT_FLAG = Window(UC_X86_REG_EFLAGS, IF, 0)
 
 
 class _State(ctypes.Structure):
     stop_now: int
     blocks: int
     window: int
+    stopped: int
+    mask: int
+    closed: int
     _fields_ = (
         ("stop_now", ctypes.c_uint32),
         ("blocks", ctypes.c_int32),
         ("window", ctypes.c_uint32),
+        ("stopped", ctypes.c_uint32),
         ("emu_stop", ctypes.c_void_p),
         ("reg_read", ctypes.c_void_p),
+        ("register", ctypes.c_uint32),
+        ("mask", ctypes.c_uint32),
+        ("closed", ctypes.c_uint32),
     )
 
 
@@ -75,11 +99,13 @@ class Breaker:
     A thread that waited for events instead, and stopped it, would have to get a processor first: for milliseconds the
     scheduler leaves it to the emulator, where there are few.
 
+    window  when the guest takes interrupts
     native  whether its hook is machine code; where the host is another or has no executable memory, it is Python
     """
 
-    def __init__(self, uc: Uc, *, native: bool = True) -> None:
-        self._state = _State(0, 0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read))
+    def __init__(self, uc: Uc, window: Window = INTERRUPT_FLAG, *, native: bool = True) -> None:
+        self._register = window.register
+        self._state = _State(0, 0, 0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read), *window)
         self._code = _executable(_X86_64) if native and platform.machine() == "x86_64" else None
         self.native = self._code is not None
         self._blocks = self._state.blocks = FEWEST  # of guest code, in a slice
@@ -95,7 +121,12 @@ class Breaker:
 
     def clear(self) -> None:
         """Call this before looking at the reasons for a stop."""
-        self._state.stop_now = 0
+        self._state.stop_now = self._state.stopped = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has stopped the emulator since clear()."""
+        return bool(self._state.stopped)
 
     @property
     def slice_over(self) -> bool:
@@ -122,8 +153,15 @@ class Breaker:
             self._state.stop_now = 1
 
     def stop_at_window(self, *, after_one: bool = False) -> None:
-        """Stops the emulator at the next block that it enters with IF set, or at the next but one. On its thread."""
+        """Stops the emulator at the next block that it enters with the window open, or at the next but one.
+
+        On the emulator's thread.
+        """
         self._state.window = 2 if after_one else 1
+
+    def narrow_window(self, bits: int) -> None:
+        """The window is open if any of these bits is 0. On the emulator's thread."""
+        self._state.mask = self._state.closed = bits
 
     def ignore_window(self) -> None:
         """Undoes stop_at_window()."""
@@ -139,8 +177,9 @@ class Breaker:
                 if state.window > 1:
                     state.window -= 1
                     return
-                if not uc.reg_read(UC_X86_REG_EFLAGS) & IF:
+                if uc.reg_read(self._register) & state.mask == state.closed:
                     return
+        state.stopped = 1
         uc.emu_stop()
 
 

@@ -28,9 +28,8 @@ class LocalDevices(Protocol):
 class Accesses:
     """A vCPU's IN, OUT, loads and stores. A read that no device claims returns all ones."""
 
-    def __init__(self, vcpu: Vcpu, apic: LocalApic, local: LocalDevices | None = None) -> None:
+    def __init__(self, vcpu: Vcpu, local: LocalDevices | None = None) -> None:
         self._vcpu = vcpu
-        self._apic = apic
         self._local = local
 
     def pio_read(self, port: int, size: int) -> int:
@@ -49,12 +48,25 @@ class Accesses:
         """A load of 1, 2, 4 or 8 bytes."""
         if self._local is not None and (value := self._local.mmio_read(address, size)) is not None:
             return value
-        if (value := self._apic.read(address, size)) is not None:
-            return value
-        access = self._vcpu.mmio_read(address, size)
-        return access.data if access.claimed else (1 << 8 * size) - 1
+        return self._read(address, size)
 
     def mmio_write(self, address: int, value: int, size: int) -> None:
         """A store of 1, 2, 4 or 8 bytes."""
         if self._local is None or not self._local.mmio_write(address, value, size):
             self._vcpu.mmio_write(address, value, size)
+
+    def _read(self, address: int, size: int) -> int:
+        access = self._vcpu.mmio_read(address, size)
+        return access.data if access.claimed else (1 << 8 * size) - 1
+
+
+class ApicAccesses(Accesses):
+    """The accesses of an x86 vCPU, some of whose loads its local APIC's shared registers answer."""
+
+    def __init__(self, vcpu: Vcpu, apic: LocalApic, local: LocalDevices | None = None) -> None:
+        super().__init__(vcpu, local)
+        self._apic = apic
+
+    def _read(self, address: int, size: int) -> int:
+        value = self._apic.read(address, size)
+        return super()._read(address, size) if value is None else value

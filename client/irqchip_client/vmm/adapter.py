@@ -1,27 +1,23 @@
-"""What the vCPUs of KVM and of Unicorn have in common: everything but the execution of guest code."""
+"""What all vCPU adapters have in common: everything but guest code and what is of one architecture."""
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from irqchip_client._errors import Busy, SessionClosed
-from irqchip_client._events import Event, InterruptPending, VcpuSignal
-from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
-
-from .local_apic import share_local_apic
-from .start import Start
+from irqchip_client._model import MpState, Wake
 
 if TYPE_CHECKING:
     from irqchip_client import Halt, Vm
 
-_WAITS_FOR_STARTUP = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+StartT = TypeVar("StartT")  # where a vCPU starts
 
 
-class Adapter:
+class Adapter(Generic[StartT]):
     """A vCPU that executes a guest, on one thread at a time. Close it, or use a with statement."""
 
     def __init__(self, vm: Vm, vcpu: int, made: ExitStack) -> None:
@@ -29,23 +25,18 @@ class Adapter:
         self.id = vcpu
         self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
         self._vcpu = self._session.vcpu(vcpu)
-        self._local_apic = share_local_apic(self._session, vcpu)
-        made.callback(self._local_apic.close)
         self._made = ExitStack()
         self._halt: Halt | None = None  # under way
-        # The vCPU executes nothing: it is in HLT, or waits for INIT or SIPI.
+        # The vCPU executes nothing: it is in HLT or WFI, or waits to be started.
         self._idle = False
-        # The daemon may have an interrupt to acknowledge; a signal to take.
+        # The daemon may have an interrupt for it.
         self._interrupted = False
-        self._signalled = False
-        # An interrupt that is acknowledged, and not yet delivered to the guest.
-        self._vector: int | None = None
         self._stop = threading.Event()
         self._closed = False
         self._running = threading.Lock()
 
-    def start(self, start: Start) -> None:
-        """Sets where the vCPU starts, even if it waits for INIT and SIPI. Busy while it runs."""
+    def start(self, start: StartT) -> None:
+        """Sets where the vCPU starts, even if it waits to be started. Busy while it runs."""
         with self._not_running():
             self._start_at(start)
             self._forget()
@@ -58,8 +49,7 @@ class Adapter:
         the daemon has ended; SessionClosed or NotFound if the VM is deleted; Busy if the vCPU runs already.
         """
         with self._not_running():
-            self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP
-            self._interrupted = self._signalled = True  # Events that came while it did not run were not heard.
+            self._begin()
             self._execute()
             self._stop.clear()
 
@@ -95,26 +85,12 @@ class Adapter:
         """Makes the thread in _execute() look at _stop soon. From any thread."""
         raise NotImplementedError
 
-    def _start_at(self, start: Start) -> None:
+    def _start_at(self, start: StartT) -> None:
         """Sets the registers for a guest's start."""
         raise NotImplementedError
 
-    def _reset(self) -> None:
-        """INIT: the registers are as after RESET."""
-        raise NotImplementedError
-
-    def _start_up(self, page: int) -> None:
-        """SIPI: the vCPU begins in real mode, at the first byte of a page."""
-        raise NotImplementedError
-
-    def _is_boot_cpu(self) -> bool:
-        """Whether IA32_APIC_BASE says so."""
-        raise NotImplementedError
-
-    def _take_nmi(self) -> None:
-        raise NotImplementedError
-
-    def _take_smi(self) -> None:
+    def _accept(self, wake: Wake) -> None:
+        """The vCPU goes on, and has taken what ended its halt."""
         raise NotImplementedError
 
     def _close(self) -> None:
@@ -122,6 +98,10 @@ class Adapter:
         self._made.close()
 
     # The same in all.
+
+    def _begin(self) -> None:
+        """Before the vCPU executes: events that came while it did not run were not heard."""
+        self._interrupted = True
 
     def _wait(self, interrupts_masked: bool) -> None:
         """Executes nothing until there is something to take, or until stop()."""
@@ -135,35 +115,9 @@ class Adapter:
         if wake is not None:
             self._accept(wake)
 
-    def _take_signals(self) -> None:
-        self._signalled = False
-        while (signal := self._vcpu.take_signal()) is not None:
-            self._accept(signal)
-
-    def _accept(self, wake: Wake) -> None:
-        """The vCPU has taken an interrupt or a signal."""
-        self._idle = False
-        match wake:
-            case Interrupt(vector):
-                self._vector = vector
-            case Signal(SignalKind.NMI):
-                self._take_nmi()
-            case Signal(SignalKind.SMI):
-                self._take_smi()
-            case Signal(SignalKind.INIT):
-                self._reset()
-                self._forget()
-                self._idle = not self._is_boot_cpu()  # The others wait for SIPI.
-            case Signal(SignalKind.SIPI, page):
-                self._start_up(page)
-                self._forget()
-            case Signal(SignalKind.UNHALT):
-                pass  # It goes on behind its HLT.
-
     def _forget(self) -> None:
         """The vCPU begins anew: nothing waits to be delivered."""
         self._idle = False
-        self._vector = None
 
     @contextmanager
     def _not_running(self) -> Iterator[None]:
@@ -176,12 +130,3 @@ class Adapter:
             yield
         finally:
             self._running.release()
-
-
-def announced_by(events: Iterable[Event]) -> tuple[bool, bool]:
-    """Whether events announce an interrupt, and whether a signal; a dropped event may have been either."""
-    interrupt = signal = False
-    for event in events:
-        interrupt |= not isinstance(event, VcpuSignal)
-        signal |= not isinstance(event, InterruptPending)
-    return interrupt, signal

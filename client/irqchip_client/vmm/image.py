@@ -38,7 +38,7 @@ NAME = b"irqchipctl run"
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class Segment:
     """A part of the image: `data`, and zeros up to `size` bytes."""
 
     address: int
@@ -54,7 +54,7 @@ class BootImage:
     """
 
     entry: int
-    segments: tuple[_Segment, ...] = field(repr=False)
+    segments: tuple[Segment, ...] = field(repr=False)
     multiboot: bool
 
     @property
@@ -71,22 +71,22 @@ def parse_image(image: bytes, *, flat_address: int = BOOT_SECTOR) -> BootImage:
     InvalidArgument for an empty image, an ELF file without a multiboot header, or one that is damaged.
     """
     if not image:
-        raise _bad("it is empty; give a multiboot image, or a flat binary")
+        raise bad_image("it is empty; give a multiboot image, or a flat binary")
     header = _find_header(image)
     if header is None:
         if image.startswith(b"\x7fELF"):
-            raise _bad(
+            raise bad_image(
                 "it is an ELF file without a multiboot header in its first 8 KiB: "
                 "link one into it, or make a flat binary of it, by objcopy -O binary"
             )
-        return BootImage(flat_address, (_Segment(flat_address, image, len(image)),), multiboot=False)
+        return BootImage(flat_address, (Segment(flat_address, image, len(image)),), multiboot=False)
     flags = struct.unpack_from("<I", image, header + 4)[0]
     if unknown := flags & MUST_BE_UNDERSTOOD & ~SUPPORTED:
-        raise _bad(f"its multiboot header asks for {unknown:#x}, which is not known here")
+        raise bad_image(f"its multiboot header asks for {unknown:#x}, which is not known here")
     try:
         return _by_addresses(image, header) if flags & ADDRESSES else _by_elf(image)
     except struct.error:
-        raise _bad("it ends too early") from None
+        raise bad_image("it ends too early") from None
 
 
 def _find_header(image: bytes) -> int | None:
@@ -104,13 +104,18 @@ def _by_addresses(image: bytes, header: int) -> BootImage:
     length = end - start if end else len(image) - offset
     size = max(bss_end - start if bss_end else length, length)
     if start > at or offset < 0 or length < 0 or offset + length > len(image):
-        raise _bad("the addresses in its multiboot header are not those of its bytes")
-    return BootImage(entry, (_Segment(start, image[offset : offset + length], size),), multiboot=True)
+        raise bad_image("the addresses in its multiboot header are not those of its bytes")
+    return BootImage(entry, (Segment(start, image[offset : offset + length], size),), multiboot=True)
 
 
 def _by_elf(image: bytes) -> BootImage:
     if not image.startswith(b"\x7fELF"):
-        raise _bad("its multiboot header has no addresses, and it is no ELF file")
+        raise bad_image("its multiboot header has no addresses, and it is no ELF file")
+    return BootImage(*elf_segments(image), multiboot=True)
+
+
+def elf_segments(image: bytes) -> tuple[int, tuple[Segment, ...]]:
+    """The entry's physical address, and what is loaded."""
     long = image[4] == 2  # GRUB and others load 64-bit ELF files too, and enter them in 32-bit mode
     if long:
         _, _, _, _, entry, table, _, _, _, entry_size, count, *_ = ELF64_HEADER.unpack_from(image)
@@ -128,11 +133,11 @@ def _by_elf(image: bytes) -> BootImage:
             if virtual <= entry < virtual + size:  # as GRUB and QEMU have it, where the two addresses differ
                 physical = entry - virtual + address
             if offset + file_size > len(image) or file_size > size:
-                raise _bad("a segment is not in the file")
-            segments.append(_Segment(address, image[offset : offset + file_size], size))
+                raise bad_image("a segment is not in the file")
+            segments.append(Segment(address, image[offset : offset + file_size], size))
     if not segments:
-        raise _bad("it has nothing to load")
-    return BootImage(physical, tuple(segments), multiboot=True)
+        raise bad_image("it has nothing to load")
+    return physical, tuple(segments)
 
 
 def load(memory: GuestMemory, image: BootImage, *, command_line: str = "", initrd: bytes | None = None) -> Start:
@@ -140,20 +145,27 @@ def load(memory: GuestMemory, image: BootImage, *, command_line: str = "", initr
 
     InvalidArgument where the memory has no room for it, or it is flat and has no use for an initrd or command line.
     """
-    for segment in image.segments:
-        if segment.address + segment.size > memory.size:
-            raise _bad(
-                f"it needs {segment.address + segment.size:#x} bytes of memory; there are {memory.size:#x}; "
-                "give the machine more (--memory)"
-            )
-        memory.write(segment.address, segment.data)
+    load_segments(memory, image.segments)
     if not image.multiboot:
         if command_line or initrd is not None:
-            raise _bad("a flat binary is given no command line and no initrd")
+            raise bad_image("a flat binary is given no command line and no initrd")
         return Start(StartMode.REAL, image.entry, edx=0x80)  # the first disk, as a BIOS says
     return Start(
         StartMode.PROTECTED, image.entry, eax=BOOT_MAGIC, ebx=_give_information(memory, image, command_line, initrd)
     )
+
+
+def load_segments(memory: GuestMemory, segments: tuple[Segment, ...]) -> None:
+    """Writes an image's parts. InvalidArgument where the memory has no room for one."""
+    for segment in segments:
+        if segment.address < memory.start:
+            raise bad_image(f"a part of it belongs at {segment.address:#x}; memory begins at {memory.start:#x}")
+        if (end := segment.address + segment.size) > memory.end:
+            raise bad_image(
+                f"it needs {end - memory.start:#x} bytes of memory; there are {memory.size:#x}; "
+                "give the machine more (--memory)"
+            )
+        memory.write(segment.address, segment.data)
 
 
 def _give_information(memory: GuestMemory, image: BootImage, command_line: str, initrd: bytes | None) -> int:
@@ -165,7 +177,7 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
     if initrd is not None:
         at = -(-max(image.end, MIB) // PAGE) * PAGE
         if at + len(initrd) > memory.size:
-            raise _bad(
+            raise bad_image(
                 f"there is no memory for the initrd: it needs {len(initrd)} bytes at {at:#x}; "
                 "give the machine more (--memory)"
             )
@@ -175,7 +187,7 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
         INFO_AT + INFO_SIZE, *texts, memory_map, bytes(MODULE.size), b"initrd\0"
     )
     if end > BOOT_SECTOR * 8 or any(s.address < end and s.address + s.size > INFO_AT for s in image.segments):
-        raise _bad(f"it lies where its boot information goes, {INFO_AT:#x} to {end:#x}, or that is too long")
+        raise bad_image(f"it lies where its boot information goes, {INFO_AT:#x} to {end:#x}, or that is too long")
     if initrd is not None:
         module = MODULE.pack(at, at + len(initrd), module_line_at, 0)
     info = INFO.pack(
@@ -212,5 +224,5 @@ def _lay_out(address: int, *parts: bytes) -> list[int]:
     return [*places, address]
 
 
-def _bad(why: str) -> InvalidArgument:
+def bad_image(why: str) -> InvalidArgument:
     return InvalidArgument(errno.EINVAL, f"this image can't be booted: {why}")

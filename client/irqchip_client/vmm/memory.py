@@ -14,16 +14,24 @@ PAGE = 4096
 
 
 class GuestMemory:
-    """RAM at guest physical address 0: `size` bytes, a multiple of 4096. It is zero at first.
+    """RAM: `size` bytes from a guest physical address on, both multiples of 4096. It is zero at first.
 
+    start         the guest physical address
+    file          a descriptor of a file that is the RAM, of this size or more: processes with vCPUs of one guest share
+                  it; by default the RAM is this process's
     host_address  its address in this process, to map it into a guest
+    end           the first address behind it
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, start: int = 0, file: int = -1) -> None:
         if size <= 0 or size % PAGE:
             raise InvalidArgument(errno.EINVAL, f"a guest's memory is a multiple of {PAGE} bytes, not {size}")
+        if start < 0 or start % PAGE:
+            raise InvalidArgument(errno.EINVAL, f"a guest's memory begins at a multiple of {PAGE}, not at {start:#x}")
         self.size = size
-        self._memory = mmap.mmap(-1, size)
+        self.start = start
+        self.end = start + size
+        self._memory = mmap.mmap(file, size)
         self._pointer: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.host_address = ctypes.addressof(self._pointer)
         # Replaced, and not changed in place: any thread may be writing.
@@ -32,12 +40,12 @@ class GuestMemory:
     def read(self, address: int, length: int) -> bytes:
         """Reads bytes. InvalidArgument outside of the RAM."""
         self._check(address, length)
-        return self._memory[address : address + length]
+        return self._memory[address - self.start : address - self.start + length]
 
     def write(self, address: int, data: bytes) -> None:
         """Writes bytes, from any thread. InvalidArgument outside of the RAM."""
         self._check(address, len(data))
-        self._memory[address : address + len(data)] = data
+        self._memory[address - self.start : address - self.start + len(data)] = data
         for written in self._watchers:
             written(address, len(data))
 
@@ -59,10 +67,9 @@ class GuestMemory:
         self._watchers = tuple(other for other in self._watchers if other != written)
 
     def _check(self, address: int, length: int) -> None:
-        if address < 0 or length < 0 or address + length > self.size:
-            raise InvalidArgument(
-                errno.EINVAL, f"{length} bytes at {address:#x} are not in a guest's memory of {self.size:#x}"
-            )
+        if address < self.start or length < 0 or address + length > self.end:
+            place = f"of {self.size:#x}" if not self.start else f"from {self.start:#x} to {self.end:#x}"
+            raise InvalidArgument(errno.EINVAL, f"{length} bytes at {address:#x} are not in a guest's memory {place}")
 
     def close(self) -> None:
         """Frees the RAM. Nothing may map it any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, Generic
 
 from irqchip_client import Chip, PinRoute
 from irqchip_client._errors import NotFound, Unavailable
@@ -12,19 +13,18 @@ from irqchip_client._sync.client import Client, Vm
 from irqchip_client.devices.device import Device
 from irqchip_client.devices.host import LocalHost
 
-from .adapter import Adapter
-from .start import Start
+from .adapter import Adapter, StartT
 
 
-class Vcpus:
+class Vcpus(Generic[StartT]):
     """A machine's vCPUs, each run by a thread. All but the first wait for INIT and SIPI."""
 
-    def __init__(self, first: Adapter, others: Sequence[Adapter]) -> None:
+    def __init__(self, first: Adapter[StartT], others: Sequence[Adapter[StartT]]) -> None:
         self._first = first
         self._others = others
         self._failures: list[BaseException] = []
 
-    def start(self, start: Start) -> None:
+    def start(self, start: StartT) -> None:
         """Sets where the first begins."""
         self._first.start(start)
 
@@ -42,7 +42,7 @@ class Vcpus:
         if self._failures:
             raise self._failures[0]
 
-    def _run_other(self, vcpu: Adapter) -> None:
+    def _run_other(self, vcpu: Adapter[StartT]) -> None:
         try:
             vcpu.run()
         except Exception as error:
@@ -98,7 +98,7 @@ def local_devices(vm: Vm, devices: Sequence[Device]) -> Iterator[LocalHost]:
 
 
 @contextmanager
-def time_limit(vcpus: Vcpus, seconds: float | None) -> Iterator[threading.Event]:
+def time_limit(vcpus: Vcpus[Any], seconds: float | None) -> Iterator[threading.Event]:
     """Stops the vCPUs after `seconds`, if that is a number: the event says whether it did."""
     over = threading.Event()
 

@@ -16,6 +16,7 @@ This file has the service. It imports the messages publicly, so that a client ne
   region.proto    ranges of ports and addresses that a Session answers for
   vcpu.proto      interrupts, signals, halts and run states of vCPUs
   state.proto     the state of each chip
+  s390.proto      s390: floating interrupts, a vCPU's own interrupts, adapters
   session.proto   the messages of a Session
   snapshot.proto  the state of a whole VM
   trace.proto     the messages of a Watch
@@ -37,15 +38,21 @@ a Session the message Error carries the same. The reasons and their codes:
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
+  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
   EIO         INTERNAL             the daemon is at fault; its log says why
+  ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
+  ENOEXEC     FAILED_PRECONDITION  an arm64 vCPU was not initialised (see VcpuInit)
+  ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
   ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
-  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
+  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
+                                   VM has no interruption suppression; an s390 vCPU is in a disabled wait
+  EPERM       INVALID_ARGUMENT     a device has no attribute that can be read
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 
@@ -110,6 +117,7 @@ from irqchip.v1.line_pb2 import SetGsiRoutingRequest as SetGsiRoutingRequest
 from irqchip.v1.line_pb2 import SetGsiRoutingResponse as SetGsiRoutingResponse
 from irqchip.v1.line_pb2 import SignalMsiRequest as SignalMsiRequest
 from irqchip.v1.line_pb2 import SignalMsiResponse as SignalMsiResponse
+from irqchip.v1.region_pb2 import ADDRESS_SPACE_MEMORY as ADDRESS_SPACE_MEMORY
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_MMIO as ADDRESS_SPACE_MMIO
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_PIO as ADDRESS_SPACE_PIO
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_UNSPECIFIED as ADDRESS_SPACE_UNSPECIFIED
@@ -121,6 +129,35 @@ from irqchip.v1.region_pb2 import RegisterRegionRequest as RegisterRegionRequest
 from irqchip.v1.region_pb2 import RegisterRegionResponse as RegisterRegionResponse
 from irqchip.v1.region_pb2 import UnregisterRegionRequest as UnregisterRegionRequest
 from irqchip.v1.region_pb2 import UnregisterRegionResponse as UnregisterRegionResponse
+from irqchip.v1.s390_pb2 import AdapterSnapshot as AdapterSnapshot
+from irqchip.v1.s390_pb2 import FlicSnapshot as FlicSnapshot
+from irqchip.v1.s390_pb2 import FloatingSnapshot as FloatingSnapshot
+from irqchip.v1.s390_pb2 import GetInterruptMasksRequest as GetInterruptMasksRequest
+from irqchip.v1.s390_pb2 import GetInterruptMasksResponse as GetInterruptMasksResponse
+from irqchip.v1.s390_pb2 import GetIrqStateRequest as GetIrqStateRequest
+from irqchip.v1.s390_pb2 import GetIrqStateResponse as GetIrqStateResponse
+from irqchip.v1.s390_pb2 import InterruptMasks as InterruptMasks
+from irqchip.v1.s390_pb2 import LocalSnapshot as LocalSnapshot
+from irqchip.v1.s390_pb2 import ResetVcpuRequest as ResetVcpuRequest
+from irqchip.v1.s390_pb2 import ResetVcpuResponse as ResetVcpuResponse
+from irqchip.v1.s390_pb2 import S390Adapter as S390Adapter
+from irqchip.v1.s390_pb2 import S390InterruptRequest as S390InterruptRequest
+from irqchip.v1.s390_pb2 import S390InterruptResponse as S390InterruptResponse
+from irqchip.v1.s390_pb2 import S390IrqRequest as S390IrqRequest
+from irqchip.v1.s390_pb2 import S390IrqResponse as S390IrqResponse
+from irqchip.v1.s390_pb2 import S390Snapshot as S390Snapshot
+from irqchip.v1.s390_pb2 import S390VcpuSnapshot as S390VcpuSnapshot
+from irqchip.v1.s390_pb2 import SetInterruptMasksRequest as SetInterruptMasksRequest
+from irqchip.v1.s390_pb2 import SetInterruptMasksResponse as SetInterruptMasksResponse
+from irqchip.v1.s390_pb2 import SetIrqStateRequest as SetIrqStateRequest
+from irqchip.v1.s390_pb2 import SetIrqStateResponse as SetIrqStateResponse
+from irqchip.v1.s390_pb2 import TakeIrqRequest as TakeIrqRequest
+from irqchip.v1.s390_pb2 import TakeIrqResponse as TakeIrqResponse
+from irqchip.v1.s390_pb2 import VCPU_RESET_CLEAR as VCPU_RESET_CLEAR
+from irqchip.v1.s390_pb2 import VCPU_RESET_INITIAL as VCPU_RESET_INITIAL
+from irqchip.v1.s390_pb2 import VCPU_RESET_NORMAL as VCPU_RESET_NORMAL
+from irqchip.v1.s390_pb2 import VCPU_RESET_UNSPECIFIED as VCPU_RESET_UNSPECIFIED
+from irqchip.v1.s390_pb2 import VcpuReset as VcpuReset
 from irqchip.v1.session_pb2 import Batch as Batch
 from irqchip.v1.session_pb2 import BatchResult as BatchResult
 from irqchip.v1.session_pb2 import DescriptorsFollow as DescriptorsFollow
@@ -188,6 +225,7 @@ from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
 from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
 from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FIQ as INTERRUPT_SOURCE_FIQ
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FLIC as INTERRUPT_SOURCE_FLIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_IRQ as INTERRUPT_SOURCE_IRQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
@@ -197,10 +235,14 @@ from irqchip.v1.vcpu_pb2 import InterruptRequest as InterruptRequest
 from irqchip.v1.vcpu_pb2 import InterruptResponse as InterruptResponse
 from irqchip.v1.vcpu_pb2 import InterruptSource as InterruptSource
 from irqchip.v1.vcpu_pb2 import MP_STATE_AP_RESET_HOLD as MP_STATE_AP_RESET_HOLD
+from irqchip.v1.vcpu_pb2 import MP_STATE_CHECK_STOP as MP_STATE_CHECK_STOP
 from irqchip.v1.vcpu_pb2 import MP_STATE_HALTED as MP_STATE_HALTED
 from irqchip.v1.vcpu_pb2 import MP_STATE_INIT_RECEIVED as MP_STATE_INIT_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_LOAD as MP_STATE_LOAD
+from irqchip.v1.vcpu_pb2 import MP_STATE_OPERATING as MP_STATE_OPERATING
 from irqchip.v1.vcpu_pb2 import MP_STATE_RUNNABLE as MP_STATE_RUNNABLE
 from irqchip.v1.vcpu_pb2 import MP_STATE_SIPI_RECEIVED as MP_STATE_SIPI_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_STOPPED as MP_STATE_STOPPED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNINITIALIZED as MP_STATE_UNINITIALIZED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNSPECIFIED as MP_STATE_UNSPECIFIED
 from irqchip.v1.vcpu_pb2 import MpState as MpState

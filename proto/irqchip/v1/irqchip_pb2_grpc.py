@@ -6,6 +6,7 @@ import warnings
 from irqchip.v1 import access_pb2 as irqchip_dot_v1_dot_access__pb2
 from irqchip.v1 import device_pb2 as irqchip_dot_v1_dot_device__pb2
 from irqchip.v1 import line_pb2 as irqchip_dot_v1_dot_line__pb2
+from irqchip.v1 import s390_pb2 as irqchip_dot_v1_dot_s390__pb2
 from irqchip.v1 import session_pb2 as irqchip_dot_v1_dot_session__pb2
 from irqchip.v1 import snapshot_pb2 as irqchip_dot_v1_dot_snapshot__pb2
 from irqchip.v1 import state_pb2 as irqchip_dot_v1_dot_state__pb2
@@ -303,6 +304,46 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_vcpu__pb2.HaltRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_vcpu__pb2.HaltResponse.FromString,
                 _registered_method=True)
+        self.S390Interrupt = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/S390Interrupt',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.S390InterruptRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.S390InterruptResponse.FromString,
+                _registered_method=True)
+        self.S390Irq = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/S390Irq',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.S390IrqRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.S390IrqResponse.FromString,
+                _registered_method=True)
+        self.GetIrqState = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetIrqState',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.GetIrqStateRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.GetIrqStateResponse.FromString,
+                _registered_method=True)
+        self.SetIrqState = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetIrqState',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.SetIrqStateRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.SetIrqStateResponse.FromString,
+                _registered_method=True)
+        self.SetInterruptMasks = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/SetInterruptMasks',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksResponse.FromString,
+                _registered_method=True)
+        self.GetInterruptMasks = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetInterruptMasks',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksResponse.FromString,
+                _registered_method=True)
+        self.TakeIrq = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/TakeIrq',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.TakeIrqRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.TakeIrqResponse.FromString,
+                _registered_method=True)
+        self.ResetVcpu = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/ResetVcpu',
+                request_serializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.FromString,
+                _registered_method=True)
         self.Session = channel.stream_stream(
                 '/irqchip.v1.IrqchipService/Session',
                 request_serializer=irqchip_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
@@ -417,6 +458,8 @@ class IrqchipServiceServicer:
         KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
         by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
         ENXIO if the VM has no irqchip.
+        KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+        KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -425,7 +468,8 @@ class IrqchipServiceServicer:
     def CreateIrqchip(self, request, context):
         """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-        a vCPU exists.
+        a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+        table, which is empty at first, stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -516,7 +560,8 @@ class IrqchipServiceServicer:
     def IrqLine(self, request, context):
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+        high level does what a write to an irqfd does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -530,7 +575,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignalMsi(self, request, context):
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -725,7 +770,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetMpState(self, request, context):
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
         local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -742,12 +788,76 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Halt(self, request, context):
-        """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+        """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
+        that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
         waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
         by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
         yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
         lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
         vCPU is under way. ENXIO if the vCPU has no local APIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def S390Interrupt(self, request, context):
+        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
+        if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
+        vCPU that is not stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def S390Irq(self, request, context):
+        """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIrqState(self, request, context):
+        """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetIrqState(self, request, context):
+        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+        that S390Irq would refuse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetInterruptMasks(self, request, context):
+        """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
+        KVM_SET_SREGS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInterruptMasks(self, request, context):
+        """GetInterruptMasks returns the masks that are set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeIrq(self, request, context):
+        """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
+        order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
+        masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
+        EINVAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetVcpu(self, request, context):
+        """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1037,6 +1147,46 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.Halt,
                     request_deserializer=irqchip_dot_v1_dot_vcpu__pb2.HaltRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_vcpu__pb2.HaltResponse.SerializeToString,
+            ),
+            'S390Interrupt': grpc.unary_unary_rpc_method_handler(
+                    servicer.S390Interrupt,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.S390InterruptRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.S390InterruptResponse.SerializeToString,
+            ),
+            'S390Irq': grpc.unary_unary_rpc_method_handler(
+                    servicer.S390Irq,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.S390IrqRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.S390IrqResponse.SerializeToString,
+            ),
+            'GetIrqState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIrqState,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.GetIrqStateRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.GetIrqStateResponse.SerializeToString,
+            ),
+            'SetIrqState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetIrqState,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.SetIrqStateRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.SetIrqStateResponse.SerializeToString,
+            ),
+            'SetInterruptMasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetInterruptMasks,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksResponse.SerializeToString,
+            ),
+            'GetInterruptMasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInterruptMasks,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksResponse.SerializeToString,
+            ),
+            'TakeIrq': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeIrq,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.TakeIrqRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.TakeIrqResponse.SerializeToString,
+            ),
+            'ResetVcpu': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetVcpu,
+                    request_deserializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.SerializeToString,
             ),
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
@@ -2454,6 +2604,222 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/Halt',
             irqchip_dot_v1_dot_vcpu__pb2.HaltRequest.SerializeToString,
             irqchip_dot_v1_dot_vcpu__pb2.HaltResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def S390Interrupt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/S390Interrupt',
+            irqchip_dot_v1_dot_s390__pb2.S390InterruptRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.S390InterruptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def S390Irq(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/S390Irq',
+            irqchip_dot_v1_dot_s390__pb2.S390IrqRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.S390IrqResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIrqState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetIrqState',
+            irqchip_dot_v1_dot_s390__pb2.GetIrqStateRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.GetIrqStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetIrqState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetIrqState',
+            irqchip_dot_v1_dot_s390__pb2.SetIrqStateRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.SetIrqStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetInterruptMasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/SetInterruptMasks',
+            irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.SetInterruptMasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInterruptMasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetInterruptMasks',
+            irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.GetInterruptMasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeIrq(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/TakeIrq',
+            irqchip_dot_v1_dot_s390__pb2.TakeIrqRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.TakeIrqResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetVcpu(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/ResetVcpu',
+            irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.SerializeToString,
+            irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.FromString,
             options,
             channel_credentials,
             insecure,

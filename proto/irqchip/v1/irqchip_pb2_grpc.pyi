@@ -16,6 +16,7 @@ This file has the service. It imports the messages publicly, so that a client ne
   region.proto    ranges of ports and addresses that a Session answers for
   vcpu.proto      interrupts, signals, halts and run states of vCPUs
   state.proto     the state of each chip
+  s390.proto      s390: floating interrupts, a vCPU's own interrupts, adapters
   session.proto   the messages of a Session
   snapshot.proto  the state of a whole VM
   trace.proto     the messages of a Watch
@@ -37,15 +38,21 @@ a Session the message Error carries the same. The reasons and their codes:
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
+  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
   EIO         INTERNAL             the daemon is at fault; its log says why
+  ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
                                    a PIT needs a PIC
+  ENOEXEC     FAILED_PRECONDITION  an arm64 vCPU was not initialised (see VcpuInit)
+  ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
   ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
-  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries
+  EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
+                                   VM has no interruption suppression; an s390 vCPU is in a disabled wait
+  EPERM       INVALID_ARGUMENT     a device has no attribute that can be read
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 
@@ -66,6 +73,7 @@ from grpc import aio as _aio
 from irqchip.v1 import access_pb2 as _access_pb2
 from irqchip.v1 import device_pb2 as _device_pb2
 from irqchip.v1 import line_pb2 as _line_pb2
+from irqchip.v1 import s390_pb2 as _s390_pb2
 from irqchip.v1 import session_pb2 as _session_pb2
 from irqchip.v1 import snapshot_pb2 as _snapshot_pb2
 from irqchip.v1 import state_pb2 as _state_pb2
@@ -120,6 +128,7 @@ from irqchip.v1.line_pb2 import SetGsiRoutingRequest as SetGsiRoutingRequest
 from irqchip.v1.line_pb2 import SetGsiRoutingResponse as SetGsiRoutingResponse
 from irqchip.v1.line_pb2 import SignalMsiRequest as SignalMsiRequest
 from irqchip.v1.line_pb2 import SignalMsiResponse as SignalMsiResponse
+from irqchip.v1.region_pb2 import ADDRESS_SPACE_MEMORY as ADDRESS_SPACE_MEMORY
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_MMIO as ADDRESS_SPACE_MMIO
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_PIO as ADDRESS_SPACE_PIO
 from irqchip.v1.region_pb2 import ADDRESS_SPACE_UNSPECIFIED as ADDRESS_SPACE_UNSPECIFIED
@@ -131,6 +140,35 @@ from irqchip.v1.region_pb2 import RegisterRegionRequest as RegisterRegionRequest
 from irqchip.v1.region_pb2 import RegisterRegionResponse as RegisterRegionResponse
 from irqchip.v1.region_pb2 import UnregisterRegionRequest as UnregisterRegionRequest
 from irqchip.v1.region_pb2 import UnregisterRegionResponse as UnregisterRegionResponse
+from irqchip.v1.s390_pb2 import AdapterSnapshot as AdapterSnapshot
+from irqchip.v1.s390_pb2 import FlicSnapshot as FlicSnapshot
+from irqchip.v1.s390_pb2 import FloatingSnapshot as FloatingSnapshot
+from irqchip.v1.s390_pb2 import GetInterruptMasksRequest as GetInterruptMasksRequest
+from irqchip.v1.s390_pb2 import GetInterruptMasksResponse as GetInterruptMasksResponse
+from irqchip.v1.s390_pb2 import GetIrqStateRequest as GetIrqStateRequest
+from irqchip.v1.s390_pb2 import GetIrqStateResponse as GetIrqStateResponse
+from irqchip.v1.s390_pb2 import InterruptMasks as InterruptMasks
+from irqchip.v1.s390_pb2 import LocalSnapshot as LocalSnapshot
+from irqchip.v1.s390_pb2 import ResetVcpuRequest as ResetVcpuRequest
+from irqchip.v1.s390_pb2 import ResetVcpuResponse as ResetVcpuResponse
+from irqchip.v1.s390_pb2 import S390Adapter as S390Adapter
+from irqchip.v1.s390_pb2 import S390InterruptRequest as S390InterruptRequest
+from irqchip.v1.s390_pb2 import S390InterruptResponse as S390InterruptResponse
+from irqchip.v1.s390_pb2 import S390IrqRequest as S390IrqRequest
+from irqchip.v1.s390_pb2 import S390IrqResponse as S390IrqResponse
+from irqchip.v1.s390_pb2 import S390Snapshot as S390Snapshot
+from irqchip.v1.s390_pb2 import S390VcpuSnapshot as S390VcpuSnapshot
+from irqchip.v1.s390_pb2 import SetInterruptMasksRequest as SetInterruptMasksRequest
+from irqchip.v1.s390_pb2 import SetInterruptMasksResponse as SetInterruptMasksResponse
+from irqchip.v1.s390_pb2 import SetIrqStateRequest as SetIrqStateRequest
+from irqchip.v1.s390_pb2 import SetIrqStateResponse as SetIrqStateResponse
+from irqchip.v1.s390_pb2 import TakeIrqRequest as TakeIrqRequest
+from irqchip.v1.s390_pb2 import TakeIrqResponse as TakeIrqResponse
+from irqchip.v1.s390_pb2 import VCPU_RESET_CLEAR as VCPU_RESET_CLEAR
+from irqchip.v1.s390_pb2 import VCPU_RESET_INITIAL as VCPU_RESET_INITIAL
+from irqchip.v1.s390_pb2 import VCPU_RESET_NORMAL as VCPU_RESET_NORMAL
+from irqchip.v1.s390_pb2 import VCPU_RESET_UNSPECIFIED as VCPU_RESET_UNSPECIFIED
+from irqchip.v1.s390_pb2 import VcpuReset as VcpuReset
 from irqchip.v1.session_pb2 import Batch as Batch
 from irqchip.v1.session_pb2 import BatchResult as BatchResult
 from irqchip.v1.session_pb2 import DescriptorsFollow as DescriptorsFollow
@@ -198,6 +236,7 @@ from irqchip.v1.vcpu_pb2 import HaltRequest as HaltRequest
 from irqchip.v1.vcpu_pb2 import HaltResponse as HaltResponse
 from irqchip.v1.vcpu_pb2 import HaltTimeout as HaltTimeout
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FIQ as INTERRUPT_SOURCE_FIQ
+from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_FLIC as INTERRUPT_SOURCE_FLIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_IRQ as INTERRUPT_SOURCE_IRQ
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_LAPIC as INTERRUPT_SOURCE_LAPIC
 from irqchip.v1.vcpu_pb2 import INTERRUPT_SOURCE_PIC as INTERRUPT_SOURCE_PIC
@@ -207,10 +246,14 @@ from irqchip.v1.vcpu_pb2 import InterruptRequest as InterruptRequest
 from irqchip.v1.vcpu_pb2 import InterruptResponse as InterruptResponse
 from irqchip.v1.vcpu_pb2 import InterruptSource as InterruptSource
 from irqchip.v1.vcpu_pb2 import MP_STATE_AP_RESET_HOLD as MP_STATE_AP_RESET_HOLD
+from irqchip.v1.vcpu_pb2 import MP_STATE_CHECK_STOP as MP_STATE_CHECK_STOP
 from irqchip.v1.vcpu_pb2 import MP_STATE_HALTED as MP_STATE_HALTED
 from irqchip.v1.vcpu_pb2 import MP_STATE_INIT_RECEIVED as MP_STATE_INIT_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_LOAD as MP_STATE_LOAD
+from irqchip.v1.vcpu_pb2 import MP_STATE_OPERATING as MP_STATE_OPERATING
 from irqchip.v1.vcpu_pb2 import MP_STATE_RUNNABLE as MP_STATE_RUNNABLE
 from irqchip.v1.vcpu_pb2 import MP_STATE_SIPI_RECEIVED as MP_STATE_SIPI_RECEIVED
+from irqchip.v1.vcpu_pb2 import MP_STATE_STOPPED as MP_STATE_STOPPED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNINITIALIZED as MP_STATE_UNINITIALIZED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNSPECIFIED as MP_STATE_UNSPECIFIED
 from irqchip.v1.vcpu_pb2 import MpState as MpState
@@ -368,11 +411,14 @@ class IrqchipServiceStub:
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                             by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                             ENXIO if the VM has no irqchip.
+      KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+      KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
     """
     CreateIrqchip: _grpc.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-    a vCPU exists.
+    a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+    table, which is empty at first, stays.
     """
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]
     """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
@@ -409,12 +455,13 @@ class IrqchipServiceStub:
     IrqLine: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+    high level does what a write to an irqfd does.
     """
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -498,7 +545,8 @@ class IrqchipServiceStub:
     GetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
     local APIC.
     """
     TakeSignal: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]
@@ -507,13 +555,41 @@ class IrqchipServiceStub:
     until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]
-    """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+    """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
+    that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
     waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
     by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
     yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
     lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
     vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
+    S390Interrupt: _grpc.UnaryUnaryMultiCallable[_s390_pb2.S390InterruptRequest, _s390_pb2.S390InterruptResponse]
+    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
+    if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
+    vCPU that is not stopped.
+    """
+    S390Irq: _grpc.UnaryUnaryMultiCallable[_s390_pb2.S390IrqRequest, _s390_pb2.S390IrqResponse]
+    """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length."""
+    GetIrqState: _grpc.UnaryUnaryMultiCallable[_s390_pb2.GetIrqStateRequest, _s390_pb2.GetIrqStateResponse]
+    """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length."""
+    SetIrqState: _grpc.UnaryUnaryMultiCallable[_s390_pb2.SetIrqStateRequest, _s390_pb2.SetIrqStateResponse]
+    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+    that S390Irq would refuse.
+    """
+    SetInterruptMasks: _grpc.UnaryUnaryMultiCallable[_s390_pb2.SetInterruptMasksRequest, _s390_pb2.SetInterruptMasksResponse]
+    """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
+    KVM_SET_SREGS.
+    """
+    GetInterruptMasks: _grpc.UnaryUnaryMultiCallable[_s390_pb2.GetInterruptMasksRequest, _s390_pb2.GetInterruptMasksResponse]
+    """GetInterruptMasks returns the masks that are set."""
+    TakeIrq: _grpc.UnaryUnaryMultiCallable[_s390_pb2.TakeIrqRequest, _s390_pb2.TakeIrqResponse]
+    """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
+    order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
+    masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
+    EINVAL.
+    """
+    ResetVcpu: _grpc.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]
+    """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -593,11 +669,14 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
       KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                             by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                             ENXIO if the VM has no irqchip.
+      KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+      KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
     """
     CreateIrqchip: _aio.UnaryUnaryMultiCallable[_vm_pb2.CreateIrqchipRequest, _vm_pb2.CreateIrqchipResponse]  # type: ignore[assignment]
     """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
     created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-    a vCPU exists.
+    a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+    table, which is empty at first, stays.
     """
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]  # type: ignore[assignment]
     """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
@@ -634,12 +713,13 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IrqLine: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLineRequest, _line_pb2.IrqLineResponse]  # type: ignore[assignment]
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-    whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+    whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+    high level does what a write to an irqfd does.
     """
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -723,7 +803,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     GetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]  # type: ignore[assignment]
-    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
     local APIC.
     """
     TakeSignal: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]  # type: ignore[assignment]
@@ -732,13 +813,41 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]  # type: ignore[assignment]
-    """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+    """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
+    that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
     waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
     by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
     yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
     lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
     vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
+    S390Interrupt: _aio.UnaryUnaryMultiCallable[_s390_pb2.S390InterruptRequest, _s390_pb2.S390InterruptResponse]  # type: ignore[assignment]
+    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
+    if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
+    vCPU that is not stopped.
+    """
+    S390Irq: _aio.UnaryUnaryMultiCallable[_s390_pb2.S390IrqRequest, _s390_pb2.S390IrqResponse]  # type: ignore[assignment]
+    """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length."""
+    GetIrqState: _aio.UnaryUnaryMultiCallable[_s390_pb2.GetIrqStateRequest, _s390_pb2.GetIrqStateResponse]  # type: ignore[assignment]
+    """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length."""
+    SetIrqState: _aio.UnaryUnaryMultiCallable[_s390_pb2.SetIrqStateRequest, _s390_pb2.SetIrqStateResponse]  # type: ignore[assignment]
+    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+    that S390Irq would refuse.
+    """
+    SetInterruptMasks: _aio.UnaryUnaryMultiCallable[_s390_pb2.SetInterruptMasksRequest, _s390_pb2.SetInterruptMasksResponse]  # type: ignore[assignment]
+    """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
+    KVM_SET_SREGS.
+    """
+    GetInterruptMasks: _aio.UnaryUnaryMultiCallable[_s390_pb2.GetInterruptMasksRequest, _s390_pb2.GetInterruptMasksResponse]  # type: ignore[assignment]
+    """GetInterruptMasks returns the masks that are set."""
+    TakeIrq: _aio.UnaryUnaryMultiCallable[_s390_pb2.TakeIrqRequest, _s390_pb2.TakeIrqResponse]  # type: ignore[assignment]
+    """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
+    order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
+    masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
+    EINVAL.
+    """
+    ResetVcpu: _aio.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]  # type: ignore[assignment]
+    """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -875,6 +984,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
           KVM_CAP_X86_APIC_BUS_CYCLES_NS (237)  args[0] is the duration of one count of the APIC timers, in nanoseconds; 1
                                                 by default. EINVAL for 0, above 33,554,432, and once a vCPU exists.
                                                 ENXIO if the VM has no irqchip.
+          KVM_CAP_S390_IRQCHIP (99)             s390: CreateIrqchip is allowed.
+          KVM_CAP_S390_AIS (141)                s390: adapters' interruptions can be suppressed. EBUSY once a vCPU exists.
         """
 
     @_abc_1.abstractmethod
@@ -885,7 +996,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_pb2.CreateIrqchipResponse, _abc.Awaitable[_vm_pb2.CreateIrqchipResponse]]:
         """CreateIrqchip is KVM_CREATE_IRQCHIP: it creates both PICs, the IOAPIC and the default routing. vCPUs that are
         created later have a local APIC. EEXIST if the VM has an irqchip, or if a region claims its addresses. EINVAL once
-        a vCPU exists.
+        a vCPU exists. s390: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; then it may be called again, and the routing
+        table, which is empty at first, stays.
         """
 
     @_abc_1.abstractmethod
@@ -994,7 +1106,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_line_pb2.IrqLineResponse, _abc.Awaitable[_line_pb2.IrqLineResponse]]:
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
-        whose levels drop when the Session ends. ENXIO if the VM has no irqchip.
+        whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
+        high level does what a write to an irqfd does.
         """
 
     @_abc_1.abstractmethod
@@ -1011,7 +1124,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
 
     @_abc_1.abstractmethod
     def SetGsiRouting(
@@ -1245,7 +1358,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetMpStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetMpStateResponse, _abc.Awaitable[_vcpu_pb2.SetMpStateResponse]]:
-        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
+        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
+        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
         local APIC.
         """
 
@@ -1266,13 +1380,89 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.HaltRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.HaltResponse, _abc.Awaitable[_vcpu_pb2.HaltResponse]]:
-        """Halt is a vCPU's HLT. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
+        """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
+        that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
         waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
         by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
         yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
         lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
         vCPU is under way. ENXIO if the vCPU has no local APIC.
         """
+
+    @_abc_1.abstractmethod
+    def S390Interrupt(
+        self,
+        request: _s390_pb2.S390InterruptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.S390InterruptResponse, _abc.Awaitable[_s390_pb2.S390InterruptResponse]]:
+        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
+        if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
+        vCPU that is not stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def S390Irq(
+        self,
+        request: _s390_pb2.S390IrqRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.S390IrqResponse, _abc.Awaitable[_s390_pb2.S390IrqResponse]]:
+        """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length."""
+
+    @_abc_1.abstractmethod
+    def GetIrqState(
+        self,
+        request: _s390_pb2.GetIrqStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.GetIrqStateResponse, _abc.Awaitable[_s390_pb2.GetIrqStateResponse]]:
+        """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length."""
+
+    @_abc_1.abstractmethod
+    def SetIrqState(
+        self,
+        request: _s390_pb2.SetIrqStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.SetIrqStateResponse, _abc.Awaitable[_s390_pb2.SetIrqStateResponse]]:
+        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+        that S390Irq would refuse.
+        """
+
+    @_abc_1.abstractmethod
+    def SetInterruptMasks(
+        self,
+        request: _s390_pb2.SetInterruptMasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.SetInterruptMasksResponse, _abc.Awaitable[_s390_pb2.SetInterruptMasksResponse]]:
+        """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
+        KVM_SET_SREGS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetInterruptMasks(
+        self,
+        request: _s390_pb2.GetInterruptMasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.GetInterruptMasksResponse, _abc.Awaitable[_s390_pb2.GetInterruptMasksResponse]]:
+        """GetInterruptMasks returns the masks that are set."""
+
+    @_abc_1.abstractmethod
+    def TakeIrq(
+        self,
+        request: _s390_pb2.TakeIrqRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.TakeIrqResponse, _abc.Awaitable[_s390_pb2.TakeIrqResponse]]:
+        """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
+        order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
+        masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
+        EINVAL.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetVcpu(
+        self,
+        request: _s390_pb2.ResetVcpuRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_s390_pb2.ResetVcpuResponse, _abc.Awaitable[_s390_pb2.ResetVcpuResponse]]:
+        """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
 
     @_abc_1.abstractmethod
     def Session(

@@ -22,43 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from irqchip.v1 import s390_pb2 as irqchip_dot_v1_dot_s390__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15irqchip/v1/line.proto\x12\nirqchip.v1\"P\n\x0eIrqLineRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0b\n\x03gsi\x18\x02 \x01(\r\x12\r\n\x05level\x18\x03 \x01(\x08\x12\x16\n\x0ewithout_status\x18\x04 \x01(\x08\"!\n\x0fIrqLineResponse\x12\x0e\n\x06status\x18\x01 \x01(\x11\".\n\x0fIrqLinesRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanges\x18\x02 \x03(\r\"$\n\x10IrqLinesResponse\x12\x10\n\x08statuses\x18\x01 \x03(\x11\"*\n\x0cIrqfdRequest\x12\x0b\n\x03gsi\x18\x01 \x01(\r\x12\r\n\x05\x66lags\x18\x02 \x01(\r\"\x0f\n\rIrqfdResponse\"L\n\x10SignalMsiRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\"#\n\x11SignalMsiResponse\x12\x0e\n\x06status\x18\x01 \x01(\x11\"\x84\x01\n\x0cRoutingEntry\x12\x0b\n\x03gsi\x18\x01 \x01(\r\x12)\n\x07irqchip\x18\x02 \x01(\x0b\x32\x16.irqchip.v1.IrqchipPinH\x00\x12\x1e\n\x03msi\x18\x03 \x01(\x0b\x32\x0f.irqchip.v1.MsiH\x00\x12\r\n\x05\x66lags\x18\x04 \x01(\rB\r\n\x0b\x64\x65stination\"*\n\nIrqchipPin\x12\x0f\n\x07\x63hip_id\x18\x01 \x01(\r\x12\x0b\n\x03pin\x18\x02 \x01(\r\"$\n\x03Msi\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\r\"M\n\x14SetGsiRoutingRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.irqchip.v1.RoutingEntry\"\x17\n\x15SetGsiRoutingResponse\"\"\n\x14GetGsiRoutingRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"B\n\x15GetGsiRoutingResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.irqchip.v1.RoutingEntryb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15irqchip/v1/line.proto\x12\nirqchip.v1\x1a\x15irqchip/v1/s390.proto\"P\n\x0eIrqLineRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0b\n\x03gsi\x18\x02 \x01(\r\x12\r\n\x05level\x18\x03 \x01(\x08\x12\x16\n\x0ewithout_status\x18\x04 \x01(\x08\"!\n\x0fIrqLineResponse\x12\x0e\n\x06status\x18\x01 \x01(\x11\".\n\x0fIrqLinesRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanges\x18\x02 \x03(\r\"$\n\x10IrqLinesResponse\x12\x10\n\x08statuses\x18\x01 \x03(\x11\"*\n\x0cIrqfdRequest\x12\x0b\n\x03gsi\x18\x01 \x01(\r\x12\r\n\x05\x66lags\x18\x02 \x01(\r\"\x0f\n\rIrqfdResponse\"L\n\x10SignalMsiRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\"#\n\x11SignalMsiResponse\x12\x0e\n\x06status\x18\x01 \x01(\x11\"\xb5\x01\n\x0cRoutingEntry\x12\x0b\n\x03gsi\x18\x01 \x01(\r\x12)\n\x07irqchip\x18\x02 \x01(\x0b\x32\x16.irqchip.v1.IrqchipPinH\x00\x12\x1e\n\x03msi\x18\x03 \x01(\x0b\x32\x0f.irqchip.v1.MsiH\x00\x12/\n\x0cs390_adapter\x18\x05 \x01(\x0b\x32\x17.irqchip.v1.S390AdapterH\x00\x12\r\n\x05\x66lags\x18\x04 \x01(\rB\r\n\x0b\x64\x65stination\"*\n\nIrqchipPin\x12\x0f\n\x07\x63hip_id\x18\x01 \x01(\r\x12\x0b\n\x03pin\x18\x02 \x01(\r\"$\n\x03Msi\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\r\"M\n\x14SetGsiRoutingRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12)\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x18.irqchip.v1.RoutingEntry\"\x17\n\x15SetGsiRoutingResponse\"\"\n\x14GetGsiRoutingRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"B\n\x15GetGsiRoutingResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.irqchip.v1.RoutingEntryb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'irqchip.v1.line_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IRQLINEREQUEST']._serialized_start=37
-  _globals['_IRQLINEREQUEST']._serialized_end=117
-  _globals['_IRQLINERESPONSE']._serialized_start=119
-  _globals['_IRQLINERESPONSE']._serialized_end=152
-  _globals['_IRQLINESREQUEST']._serialized_start=154
-  _globals['_IRQLINESREQUEST']._serialized_end=200
-  _globals['_IRQLINESRESPONSE']._serialized_start=202
-  _globals['_IRQLINESRESPONSE']._serialized_end=238
-  _globals['_IRQFDREQUEST']._serialized_start=240
-  _globals['_IRQFDREQUEST']._serialized_end=282
-  _globals['_IRQFDRESPONSE']._serialized_start=284
-  _globals['_IRQFDRESPONSE']._serialized_end=299
-  _globals['_SIGNALMSIREQUEST']._serialized_start=301
-  _globals['_SIGNALMSIREQUEST']._serialized_end=377
-  _globals['_SIGNALMSIRESPONSE']._serialized_start=379
-  _globals['_SIGNALMSIRESPONSE']._serialized_end=414
-  _globals['_ROUTINGENTRY']._serialized_start=417
-  _globals['_ROUTINGENTRY']._serialized_end=549
-  _globals['_IRQCHIPPIN']._serialized_start=551
-  _globals['_IRQCHIPPIN']._serialized_end=593
-  _globals['_MSI']._serialized_start=595
-  _globals['_MSI']._serialized_end=631
-  _globals['_SETGSIROUTINGREQUEST']._serialized_start=633
-  _globals['_SETGSIROUTINGREQUEST']._serialized_end=710
-  _globals['_SETGSIROUTINGRESPONSE']._serialized_start=712
-  _globals['_SETGSIROUTINGRESPONSE']._serialized_end=735
-  _globals['_GETGSIROUTINGREQUEST']._serialized_start=737
-  _globals['_GETGSIROUTINGREQUEST']._serialized_end=771
-  _globals['_GETGSIROUTINGRESPONSE']._serialized_start=773
-  _globals['_GETGSIROUTINGRESPONSE']._serialized_end=839
+  _globals['_IRQLINEREQUEST']._serialized_start=60
+  _globals['_IRQLINEREQUEST']._serialized_end=140
+  _globals['_IRQLINERESPONSE']._serialized_start=142
+  _globals['_IRQLINERESPONSE']._serialized_end=175
+  _globals['_IRQLINESREQUEST']._serialized_start=177
+  _globals['_IRQLINESREQUEST']._serialized_end=223
+  _globals['_IRQLINESRESPONSE']._serialized_start=225
+  _globals['_IRQLINESRESPONSE']._serialized_end=261
+  _globals['_IRQFDREQUEST']._serialized_start=263
+  _globals['_IRQFDREQUEST']._serialized_end=305
+  _globals['_IRQFDRESPONSE']._serialized_start=307
+  _globals['_IRQFDRESPONSE']._serialized_end=322
+  _globals['_SIGNALMSIREQUEST']._serialized_start=324
+  _globals['_SIGNALMSIREQUEST']._serialized_end=400
+  _globals['_SIGNALMSIRESPONSE']._serialized_start=402
+  _globals['_SIGNALMSIRESPONSE']._serialized_end=437
+  _globals['_ROUTINGENTRY']._serialized_start=440
+  _globals['_ROUTINGENTRY']._serialized_end=621
+  _globals['_IRQCHIPPIN']._serialized_start=623
+  _globals['_IRQCHIPPIN']._serialized_end=665
+  _globals['_MSI']._serialized_start=667
+  _globals['_MSI']._serialized_end=703
+  _globals['_SETGSIROUTINGREQUEST']._serialized_start=705
+  _globals['_SETGSIROUTINGREQUEST']._serialized_end=782
+  _globals['_SETGSIROUTINGRESPONSE']._serialized_start=784
+  _globals['_SETGSIROUTINGRESPONSE']._serialized_end=807
+  _globals['_GETGSIROUTINGREQUEST']._serialized_start=809
+  _globals['_GETGSIROUTINGREQUEST']._serialized_end=843
+  _globals['_GETGSIROUTINGRESPONSE']._serialized_start=845
+  _globals['_GETGSIROUTINGRESPONSE']._serialized_end=911
 # @@protoc_insertion_point(module_scope)

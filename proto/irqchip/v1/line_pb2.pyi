@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from irqchip.v1 import s390_pb2 as _s390_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -251,7 +252,8 @@ Global___SignalMsiResponse: _TypeAlias = SignalMsiResponse  # noqa: Y015
 @_typing.final
 class RoutingEntry(_message.Message):
     """RoutingEntry connects a GSI to one destination. A GSI may have several pins as destinations, one per chip, or one
-    MSI. EINVAL: a GSI of 4096 or more; an invalid chip or pin; two entries of a GSI for the same chip; an MSI beside
+    MSI. On s390 a GSI has one adapter; pins and MSIs are EINVAL there, and adapters elsewhere. EFAULT: an adapter's bits
+    are in no memory (see RegisterRegionRequest). EINVAL: a GSI of 4096 or more; an invalid chip or pin; two entries of a GSI for the same chip; an MSI beside
     another entry of the GSI; invalid flags; a pin in a VM with a split irqchip; an MSI's address that SignalMsi would
     refuse.
     """
@@ -261,6 +263,7 @@ class RoutingEntry(_message.Message):
     GSI_FIELD_NUMBER: _builtins.int
     IRQCHIP_FIELD_NUMBER: _builtins.int
     MSI_FIELD_NUMBER: _builtins.int
+    S390_ADAPTER_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     gsi: _builtins.int
     """The GSI, 0 to 4095."""
@@ -274,19 +277,24 @@ class RoutingEntry(_message.Message):
     def msi(self) -> Global___Msi:
         """A message to local APICs."""
 
+    @_builtins.property
+    def s390_adapter(self) -> _s390_pb2.S390Adapter:
+        """An s390 adapter."""
+
     def __init__(
         self,
         *,
         gsi: _builtins.int = ...,
         irqchip: Global___IrqchipPin | None = ...,
         msi: Global___Msi | None = ...,
+        s390_adapter: _s390_pb2.S390Adapter | None = ...,
         flags: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "irqchip", b"irqchip", "msi", b"msi"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "irqchip", b"irqchip", "msi", b"msi", "s390_adapter", b"s390_adapter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "flags", b"flags", "gsi", b"gsi", "irqchip", b"irqchip", "msi", b"msi"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "flags", b"flags", "gsi", b"gsi", "irqchip", b"irqchip", "msi", b"msi", "s390_adapter", b"s390_adapter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_destination: _TypeAlias = _typing.Literal["irqchip", "msi"]  # noqa: Y015
+    _WhichOneofReturnType_destination: _TypeAlias = _typing.Literal["irqchip", "msi", "s390_adapter"]  # noqa: Y015
     _WhichOneofArgType_destination: _TypeAlias = _typing.Literal["destination", b"destination"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_destination) -> _WhichOneofReturnType_destination | None: ...
 

@@ -29,6 +29,8 @@ class _AddressSpaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AddressS
     """I/O ports."""
     ADDRESS_SPACE_MMIO: _AddressSpace.ValueType  # 2
     """Guest physical memory."""
+    ADDRESS_SPACE_MEMORY: _AddressSpace.ValueType  # 3
+    """The guest's memory itself, in which irqchipd sets the indicators of s390's adapters."""
 
 class AddressSpace(_AddressSpace, metaclass=_AddressSpaceEnumTypeWrapper):
     """AddressSpace is the space of an address."""
@@ -39,6 +41,8 @@ ADDRESS_SPACE_PIO: AddressSpace.ValueType  # 1
 """I/O ports."""
 ADDRESS_SPACE_MMIO: AddressSpace.ValueType  # 2
 """Guest physical memory."""
+ADDRESS_SPACE_MEMORY: AddressSpace.ValueType  # 3
+"""The guest's memory itself, in which irqchipd sets the indicators of s390's adapters."""
 Global___AddressSpace: _TypeAlias = AddressSpace  # noqa: Y015
 
 @_typing.final
@@ -61,6 +65,12 @@ class RegisterRegionRequest(_message.Message):
     A doorbell is a region whose writes are reported as Doorbell events, and no vCPU waits: KVM_IOEVENTFD. A read of a
     doorbell is unclaimed.
 
+    With ADDRESS_SPACE_MEMORY, which only an s390 VM has, the region is a part of the guest's memory, for the indicators
+    of adapters. With memfd the daemon sets them itself, atomically. Without memfd the owner sets them: a RegionAccess
+    with one bit in its data asks to set this bit in the byte at its address. The owner answers with what the byte was
+    before; a guest that clears indicators at the same time must be excluded meanwhile. No vCPU waits. IrqLine returns 1
+    for such a GSI, and if the bit was set the interrupt is coalesced without another status.
+
     EEXIST: a chip or another region claims part of the range, or the VM has an irqchip and part of the range is in the
     local APICs' page, FEE00000h. Doorbells of the same range may differ by their datamatch. EBUSY: part of the range was
     lost twice within 30 times the limit, because its owners did not answer in time; for as long again only doorbells may
@@ -78,6 +88,8 @@ class RegisterRegionRequest(_message.Message):
     DOORBELL_FIELD_NUMBER: _builtins.int
     DATAMATCH_FIELD_NUMBER: _builtins.int
     EVENTFD_FIELD_NUMBER: _builtins.int
+    MEMFD_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     space: Global___AddressSpace.ValueType
     """The space of the range."""
     address: _builtins.int
@@ -92,6 +104,13 @@ class RegisterRegionRequest(_message.Message):
     """Only for a doorbell: a write adds 1 to an eventfd, and there is no event. The eventfd is the first file descriptor
     of the batch's packet that no earlier operation of the batch has used. Only on the AF_UNIX port.
     """
+    memfd: _builtins.bool
+    """Only for the guest's memory: the memory is a memfd. It is the first file descriptor of the batch's packet that no
+    earlier operation of the batch has used. Only on the AF_UNIX port. EINVAL if the descriptor is no memfd, or the
+    memfd is too short, or can't be written.
+    """
+    offset: _builtins.int
+    """With memfd: where the region begins in the memfd, a multiple of 4096."""
     def __init__(
         self,
         *,
@@ -101,10 +120,12 @@ class RegisterRegionRequest(_message.Message):
         doorbell: _builtins.bool = ...,
         datamatch: _builtins.int | None = ...,
         eventfd: _builtins.bool = ...,
+        memfd: _builtins.bool = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "datamatch", b"datamatch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "address", b"address", "datamatch", b"datamatch", "doorbell", b"doorbell", "eventfd", b"eventfd", "length", b"length", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch", "address", b"address", "datamatch", b"datamatch", "doorbell", b"doorbell", "eventfd", b"eventfd", "length", b"length", "memfd", b"memfd", "offset", b"offset", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__datamatch: _TypeAlias = _typing.Literal["datamatch"]  # noqa: Y015
     _WhichOneofArgType__datamatch: _TypeAlias = _typing.Literal["_datamatch", b"_datamatch"]  # noqa: Y015

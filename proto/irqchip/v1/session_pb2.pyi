@@ -11,6 +11,7 @@ from irqchip.v1 import access_pb2 as _access_pb2
 from irqchip.v1 import device_pb2 as _device_pb2
 from irqchip.v1 import line_pb2 as _line_pb2
 from irqchip.v1 import region_pb2 as _region_pb2
+from irqchip.v1 import s390_pb2 as _s390_pb2
 from irqchip.v1 import state_pb2 as _state_pb2
 from irqchip.v1 import vcpu_pb2 as _vcpu_pb2
 from irqchip.v1 import vm_pb2 as _vm_pb2
@@ -218,6 +219,14 @@ class Operation(_message.Message):
     VCPU_INIT_FIELD_NUMBER: _builtins.int
     SYSREG_READ_FIELD_NUMBER: _builtins.int
     SYSREG_WRITE_FIELD_NUMBER: _builtins.int
+    S390_INTERRUPT_FIELD_NUMBER: _builtins.int
+    S390_IRQ_FIELD_NUMBER: _builtins.int
+    GET_IRQ_STATE_FIELD_NUMBER: _builtins.int
+    SET_IRQ_STATE_FIELD_NUMBER: _builtins.int
+    SET_INTERRUPT_MASKS_FIELD_NUMBER: _builtins.int
+    GET_INTERRUPT_MASKS_FIELD_NUMBER: _builtins.int
+    TAKE_IRQ_FIELD_NUMBER: _builtins.int
+    RESET_VCPU_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def irq_line(self) -> _line_pb2.IrqLineRequest:
         """As IrqLine, but from this Session's line source."""
@@ -395,6 +404,38 @@ class Operation(_message.Message):
     def sysreg_write(self) -> _device_pb2.SysregWriteRequest:
         """As SysregWrite."""
 
+    @_builtins.property
+    def s390_interrupt(self) -> _s390_pb2.S390InterruptRequest:
+        """As S390Interrupt."""
+
+    @_builtins.property
+    def s390_irq(self) -> _s390_pb2.S390IrqRequest:
+        """As S390Irq."""
+
+    @_builtins.property
+    def get_irq_state(self) -> _s390_pb2.GetIrqStateRequest:
+        """As GetIrqState."""
+
+    @_builtins.property
+    def set_irq_state(self) -> _s390_pb2.SetIrqStateRequest:
+        """As SetIrqState."""
+
+    @_builtins.property
+    def set_interrupt_masks(self) -> _s390_pb2.SetInterruptMasksRequest:
+        """As SetInterruptMasks."""
+
+    @_builtins.property
+    def get_interrupt_masks(self) -> _s390_pb2.GetInterruptMasksRequest:
+        """As GetInterruptMasks."""
+
+    @_builtins.property
+    def take_irq(self) -> _s390_pb2.TakeIrqRequest:
+        """As TakeIrq."""
+
+    @_builtins.property
+    def reset_vcpu(self) -> _s390_pb2.ResetVcpuRequest:
+        """As ResetVcpu."""
+
     def __init__(
         self,
         *,
@@ -441,12 +482,20 @@ class Operation(_message.Message):
         vcpu_init: _device_pb2.VcpuInitRequest | None = ...,
         sysreg_read: _device_pb2.SysregReadRequest | None = ...,
         sysreg_write: _device_pb2.SysregWriteRequest | None = ...,
+        s390_interrupt: _s390_pb2.S390InterruptRequest | None = ...,
+        s390_irq: _s390_pb2.S390IrqRequest | None = ...,
+        get_irq_state: _s390_pb2.GetIrqStateRequest | None = ...,
+        set_irq_state: _s390_pb2.SetIrqStateRequest | None = ...,
+        set_interrupt_masks: _s390_pb2.SetInterruptMasksRequest | None = ...,
+        get_interrupt_masks: _s390_pb2.GetInterruptMasksRequest | None = ...,
+        take_irq: _s390_pb2.TakeIrqRequest | None = ...,
+        reset_vcpu: _s390_pb2.ResetVcpuRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "operation", b"operation", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -667,6 +716,14 @@ class OperationResult(_message.Message):
     VCPU_INIT_FIELD_NUMBER: _builtins.int
     SYSREG_READ_FIELD_NUMBER: _builtins.int
     SYSREG_WRITE_FIELD_NUMBER: _builtins.int
+    S390_INTERRUPT_FIELD_NUMBER: _builtins.int
+    S390_IRQ_FIELD_NUMBER: _builtins.int
+    GET_IRQ_STATE_FIELD_NUMBER: _builtins.int
+    SET_IRQ_STATE_FIELD_NUMBER: _builtins.int
+    SET_INTERRUPT_MASKS_FIELD_NUMBER: _builtins.int
+    GET_INTERRUPT_MASKS_FIELD_NUMBER: _builtins.int
+    TAKE_IRQ_FIELD_NUMBER: _builtins.int
+    RESET_VCPU_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error:
         """The operation failed and changed nothing."""
@@ -843,6 +900,38 @@ class OperationResult(_message.Message):
     def sysreg_write(self) -> _device_pb2.SysregWriteResponse:
         """The result of sysreg_write."""
 
+    @_builtins.property
+    def s390_interrupt(self) -> _s390_pb2.S390InterruptResponse:
+        """The result of s390_interrupt."""
+
+    @_builtins.property
+    def s390_irq(self) -> _s390_pb2.S390IrqResponse:
+        """The result of s390_irq."""
+
+    @_builtins.property
+    def get_irq_state(self) -> _s390_pb2.GetIrqStateResponse:
+        """The result of get_irq_state."""
+
+    @_builtins.property
+    def set_irq_state(self) -> _s390_pb2.SetIrqStateResponse:
+        """The result of set_irq_state."""
+
+    @_builtins.property
+    def set_interrupt_masks(self) -> _s390_pb2.SetInterruptMasksResponse:
+        """The result of set_interrupt_masks."""
+
+    @_builtins.property
+    def get_interrupt_masks(self) -> _s390_pb2.GetInterruptMasksResponse:
+        """The result of get_interrupt_masks."""
+
+    @_builtins.property
+    def take_irq(self) -> _s390_pb2.TakeIrqResponse:
+        """The result of take_irq."""
+
+    @_builtins.property
+    def reset_vcpu(self) -> _s390_pb2.ResetVcpuResponse:
+        """The result of reset_vcpu."""
+
     def __init__(
         self,
         *,
@@ -890,12 +979,20 @@ class OperationResult(_message.Message):
         vcpu_init: _device_pb2.VcpuInitResponse | None = ...,
         sysreg_read: _device_pb2.SysregReadResponse | None = ...,
         sysreg_write: _device_pb2.SysregWriteResponse | None = ...,
+        s390_interrupt: _s390_pb2.S390InterruptResponse | None = ...,
+        s390_irq: _s390_pb2.S390IrqResponse | None = ...,
+        get_irq_state: _s390_pb2.GetIrqStateResponse | None = ...,
+        set_irq_state: _s390_pb2.SetIrqStateResponse | None = ...,
+        set_interrupt_masks: _s390_pb2.SetInterruptMasksResponse | None = ...,
+        get_interrupt_masks: _s390_pb2.GetInterruptMasksResponse | None = ...,
+        take_irq: _s390_pb2.TakeIrqResponse | None = ...,
+        reset_vcpu: _s390_pb2.ResetVcpuResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "result", b"result", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_interrupt", b"ack_interrupt", "advance_clock", b"advance_clock", "complete_access", b"complete_access", "cr8_read", b"cr8_read", "cr8_write", b"cr8_write", "create_vcpu", b"create_vcpu", "error", b"error", "get_device_attr", b"get_device_attr", "get_gsi_routing", b"get_gsi_routing", "get_interrupt_masks", b"get_interrupt_masks", "get_irq_state", b"get_irq_state", "get_irqchip", b"get_irqchip", "get_lapic", b"get_lapic", "get_mp_state", b"get_mp_state", "get_pit", b"get_pit", "get_vcpu_events", b"get_vcpu_events", "halt", b"halt", "has_device_attr", b"has_device_attr", "interrupt", b"interrupt", "irq_line", b"irq_line", "irq_lines", b"irq_lines", "irqfd", b"irqfd", "mmio_read", b"mmio_read", "mmio_write", b"mmio_write", "msr_read", b"msr_read", "msr_write", b"msr_write", "nmi", b"nmi", "pio_read", b"pio_read", "pio_write", b"pio_write", "register_region", b"register_region", "reset_vcpu", b"reset_vcpu", "result", b"result", "s390_interrupt", b"s390_interrupt", "s390_irq", b"s390_irq", "set_cpuid", b"set_cpuid", "set_device_attr", b"set_device_attr", "set_gsi_routing", b"set_gsi_routing", "set_interrupt_masks", b"set_interrupt_masks", "set_irq_state", b"set_irq_state", "set_irqchip", b"set_irqchip", "set_lapic", b"set_lapic", "set_mp_state", b"set_mp_state", "set_pit", b"set_pit", "set_pit_reinject", b"set_pit_reinject", "set_vcpu_events", b"set_vcpu_events", "share_lapic", b"share_lapic", "signal_msi", b"signal_msi", "sysreg_read", b"sysreg_read", "sysreg_write", b"sysreg_write", "take_irq", b"take_irq", "take_signal", b"take_signal", "unregister_region", b"unregister_region", "vcpu_init", b"vcpu_init"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "irq_line", "irq_lines", "signal_msi", "irqfd", "set_gsi_routing", "get_gsi_routing", "pio_read", "pio_write", "mmio_read", "mmio_write", "msr_read", "msr_write", "cr8_read", "cr8_write", "register_region", "unregister_region", "complete_access", "ack_interrupt", "take_signal", "halt", "interrupt", "nmi", "get_mp_state", "set_mp_state", "get_vcpu_events", "set_vcpu_events", "create_vcpu", "set_cpuid", "get_irqchip", "set_irqchip", "get_lapic", "set_lapic", "get_pit", "set_pit", "set_pit_reinject", "advance_clock", "share_lapic", "set_device_attr", "get_device_attr", "has_device_attr", "vcpu_init", "sysreg_read", "sysreg_write", "s390_interrupt", "s390_irq", "get_irq_state", "set_irq_state", "set_interrupt_masks", "get_interrupt_masks", "take_irq", "reset_vcpu"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1213,7 +1310,7 @@ class RegionAccess(_message.Message):
     access: _builtins.int
     """The number of the access, for CompleteAccess."""
     vcpu: _builtins.int
-    """The vCPU."""
+    """The vCPU. 0 if the space is the guest's memory: then no vCPU waits."""
     space: _region_pb2.AddressSpace.ValueType
     """The space of the address."""
     address: _builtins.int
@@ -1223,7 +1320,7 @@ class RegionAccess(_message.Message):
     write: _builtins.bool
     """Whether the access is a write."""
     data: _builtins.int
-    """For a write: the value."""
+    """For a write: the value. For the guest's memory: the bits to set (see RegisterRegionRequest)."""
     def __init__(
         self,
         *,

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from irqchip.v1 import line_pb2 as _line_pb2
+from irqchip.v1 import s390_pb2 as _s390_pb2
 from irqchip.v1 import vcpu_pb2 as _vcpu_pb2
 from irqchip.v1 import vm_pb2 as _vm_pb2
 import builtins as _builtins
@@ -144,6 +145,7 @@ class VmSnapshot(_message.Message):
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    S390_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the format. This is version 2, and RestoreVm takes no other."""
     clock: _vm_pb2.ClockKind.ValueType
@@ -194,6 +196,10 @@ class VmSnapshot(_message.Message):
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceSnapshot]:
         """The line sources of Sessions."""
 
+    @_builtins.property
+    def s390(self) -> _s390_pb2.S390Snapshot:
+        """What is an s390 VM's."""
+
     def __init__(
         self,
         *,
@@ -216,10 +222,11 @@ class VmSnapshot(_message.Message):
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         sources: _abc.Iterable[Global___SourceSnapshot] | None = ...,
         architecture: _vm_pb2.Architecture.ValueType = ...,
+        s390: _s390_pb2.S390Snapshot | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit", "s390", b"s390"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "s390", b"s390", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mapped_vcpus: _TypeAlias = _typing.Literal["mapped_vcpus"]  # noqa: Y015
     _WhichOneofArgType__mapped_vcpus: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus"]  # noqa: Y015

@@ -35,6 +35,8 @@ class _InterruptSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inter
     """arm64: the vCPU's IRQ is asserted. The vector is 0, and nothing is acknowledged: the guest reads IAR."""
     INTERRUPT_SOURCE_FIQ: _InterruptSource.ValueType  # 4
     """arm64: the vCPU's FIQ is asserted; likewise."""
+    INTERRUPT_SOURCE_FLIC: _InterruptSource.ValueType  # 5
+    """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 
 class InterruptSource(_InterruptSource, metaclass=_InterruptSourceEnumTypeWrapper):
     """InterruptSource is the chip that supplies a vCPU's interrupt."""
@@ -51,6 +53,8 @@ INTERRUPT_SOURCE_IRQ: InterruptSource.ValueType  # 3
 """arm64: the vCPU's IRQ is asserted. The vector is 0, and nothing is acknowledged: the guest reads IAR."""
 INTERRUPT_SOURCE_FIQ: InterruptSource.ValueType  # 4
 """arm64: the vCPU's FIQ is asserted; likewise."""
+INTERRUPT_SOURCE_FLIC: InterruptSource.ValueType  # 5
+"""Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
 Global___InterruptSource: _TypeAlias = InterruptSource  # noqa: Y015
 
 class _SignalKind:
@@ -109,6 +113,14 @@ class _MpStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MpState.Value
     """Only in SetMpState: as INIT_RECEIVED, with a SIPI to take. Its vector is that of the last SIPI, or of
     SetVcpuEvents.
     """
+    MP_STATE_STOPPED: _MpState.ValueType  # 6
+    """Not on x86: the vCPU is stopped."""
+    MP_STATE_CHECK_STOP: _MpState.ValueType  # 7
+    """Only on s390, where KVM refuses it: the vCPU is in the check-stop state."""
+    MP_STATE_OPERATING: _MpState.ValueType  # 8
+    """Only on s390: the vCPU runs, or waits."""
+    MP_STATE_LOAD: _MpState.ValueType  # 9
+    """Only on s390, where KVM refuses it: the vCPU loads its first program."""
     MP_STATE_AP_RESET_HOLD: _MpState.ValueType  # 10
     """As HALTED: the vCPU of an encrypted guest waits to be started."""
 
@@ -129,6 +141,14 @@ MP_STATE_SIPI_RECEIVED: MpState.ValueType  # 5
 """Only in SetMpState: as INIT_RECEIVED, with a SIPI to take. Its vector is that of the last SIPI, or of
 SetVcpuEvents.
 """
+MP_STATE_STOPPED: MpState.ValueType  # 6
+"""Not on x86: the vCPU is stopped."""
+MP_STATE_CHECK_STOP: MpState.ValueType  # 7
+"""Only on s390, where KVM refuses it: the vCPU is in the check-stop state."""
+MP_STATE_OPERATING: MpState.ValueType  # 8
+"""Only on s390: the vCPU runs, or waits."""
+MP_STATE_LOAD: MpState.ValueType  # 9
+"""Only on s390, where KVM refuses it: the vCPU loads its first program."""
 MP_STATE_AP_RESET_HOLD: MpState.ValueType  # 10
 """As HALTED: the vCPU of an encrypted guest waits to be started."""
 Global___MpState: _TypeAlias = MpState  # noqa: Y015

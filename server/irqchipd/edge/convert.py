@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.i8254_state import CHANNELS, PitChannel, PitState
@@ -13,10 +13,11 @@ from irqchipd.chips.ioapic import PINS, IoapicState
 from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
+from irqchipd.edge import s390
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Description
 from irqchipd.vm.regions import RegionInfo
-from irqchipd.vm.routing import MsiRoute, PinRoute, Route
+from irqchipd.vm.routing import MsiRoute, PinRoute, Route, S390Route
 from irqchipd.vm.vcpu_state import Signal, Taken
 from irqchipd.vm.x86.vcpu_state import VcpuEvents
 
@@ -41,6 +42,15 @@ _SIGNALS = {
 _EVENT_FIELDS = tuple(field.name for field in fields(VcpuEvents))
 _OPTIONAL_EVENTS = tuple(name for name in _EVENT_FIELDS if name != "interrupt_vector")
 
+# What gave a vCPU an interrupt. x86's index is whether the PIC did.
+CONTROLLERS: Final = (
+    int(pb.INTERRUPT_SOURCE_LAPIC),
+    int(pb.INTERRUPT_SOURCE_PIC),
+    int(pb.INTERRUPT_SOURCE_IRQ),
+    int(pb.INTERRUPT_SOURCE_FIQ),
+    int(pb.INTERRUPT_SOURCE_FLIC),
+)
+
 _MODES = {"none": pb.IRQCHIP_MODE_NONE, "full": pb.IRQCHIP_MODE_FULL, "split": pb.IRQCHIP_MODE_SPLIT}
 
 
@@ -59,8 +69,10 @@ def route_from(entry: pb.RoutingEntry) -> Route:
             return PinRoute(entry.gsi, entry.irqchip.chip_id, entry.irqchip.pin, entry.flags)
         case "msi":
             return MsiRoute(entry.gsi, entry.msi.address, entry.msi.data, entry.flags)
+        case "s390_adapter":
+            return s390.route_from(entry)
         case _:
-            raise invalid(f"the routing entry of GSI {entry.gsi} has no destination: an irqchip pin or an MSI")
+            raise invalid(f"the routing entry of GSI {entry.gsi} has no destination: a pin, an MSI or an adapter")
 
 
 def routing_to(routes: Iterable[Route], response: pb.GetGsiRoutingResponse) -> None:
@@ -73,6 +85,8 @@ def route_to(route: Route) -> pb.RoutingEntry:
     if isinstance(route, PinRoute):
         pin = pb.IrqchipPin(chip_id=route.chip, pin=route.pin)
         return pb.RoutingEntry(gsi=route.gsi, irqchip=pin, flags=route.flags)
+    if isinstance(route, S390Route):
+        return s390.route_to(route)
     msi = pb.Msi(address=route.address, data=route.data)
     return pb.RoutingEntry(gsi=route.gsi, msi=msi, flags=route.flags)
 
@@ -250,10 +264,9 @@ def vcpu_init_from(request: pb.VcpuInitRequest) -> tuple[int, int | None, int]:
 
 
 def interrupt_to(taken: Taken) -> pb.Interrupt:
-    """An interrupt that has been taken: its vector, and whether the PIC gave it."""
-    vector, from_pic = taken
-    source = pb.INTERRUPT_SOURCE_PIC if from_pic else pb.INTERRUPT_SOURCE_LAPIC
-    return pb.Interrupt(vector=vector, source=source)
+    """An interrupt that has been taken: its vector, and what gave it."""
+    vector, controller = taken
+    return pb.Interrupt(vector=vector, source=pb.InterruptSource.ValueType(CONTROLLERS[controller]))
 
 
 def signal_to(signal: Signal) -> pb.Signal:
@@ -272,8 +285,8 @@ def outcome_to(outcome: Taken | Signal | VmError | None) -> pb.HaltResponse:
     return pb.HaltResponse(interrupt=interrupt_to(outcome))
 
 
-def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool, int | None, bool]:
-    """A region that is to be registered: space, address, length, doorbell, datamatch and eventfd."""
+def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool, int | None, bool, bool, int]:
+    """A region that is to be registered: space, address, length, doorbell, datamatch, eventfd, memfd and offset."""
     return (
         request.space,
         request.address,
@@ -281,6 +294,8 @@ def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool,
         request.doorbell,
         request.datamatch if request.HasField("datamatch") else None,
         request.eventfd,
+        request.memfd,
+        request.offset,
     )
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from irqchipd.edge.closing import CLOSER
 from irqchipd.edge.eventfd_write import writer
+from irqchipd.edge.guest_memory import SharedMemory
 from irqchipd.edge.lapic_page import LapicPage
 from irqchipd.edge.work import Watcher, Work
 from irqchipd.vm.errors import VmError, invalid
@@ -124,6 +125,27 @@ class Bell:
         self._in_use.remove(self)
 
 
+class Lent:
+    """A part of the guest's memory that a client shares. Owns the descriptor."""
+
+    def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int) -> None:
+        """EINVAL, ENOSPC; the descriptor is then the caller's."""
+        self._in_use, self._descriptor = in_use, descriptor
+        in_use.add(self)
+        try:
+            self.memory = SharedMemory(descriptor, offset, length)
+        except BaseException:
+            in_use.remove(self)
+            raise
+
+    def close(self) -> None:
+        """The region was removed."""
+        self.memory.close()
+        os.close(self._descriptor)
+        self._in_use.let_go()
+        self._in_use.remove(self)
+
+
 class _Assigned(Work):
     """An irqfd. Owns the descriptors."""
 
@@ -222,6 +244,10 @@ class Eventfds:
         """Keep a copy of a local APIC's registers in the next descriptor, a memfd."""
         raise _no_descriptors()
 
+    def guest_memory(self, offset: int, length: int) -> Lent:
+        """A part of the next descriptor, a memfd, as a part of the guest's memory."""
+        raise _no_descriptors()
+
 
 def _no_descriptors() -> VmError:
     return VmError(errno.EOPNOTSUPP, "gRPC carries no descriptor; open the Session on the AF_UNIX port")
@@ -279,7 +305,7 @@ class PortEventfds(Eventfds):
                 self._close(descriptor)
             raise
         if irqfd.untouched and irqfd.irqfd is not None:
-            vm.trigger(irqfd.irqfd)
+            vm.trigger(irqfd.irqfd, assigned=True)
 
     def bell(self) -> Bell:
         """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
@@ -300,6 +326,14 @@ class PortEventfds(Eventfds):
             raise
         self._shared.append(shared)
 
+    def guest_memory(self, offset: int, length: int) -> Lent:
+        descriptor = self._take()
+        try:
+            return Lent(self._in_use, descriptor, offset, length)
+        except BaseException:
+            self._close(descriptor)
+            raise
+
     def _take(self) -> int:
         if self._descriptors:
             return self._descriptors.pop(0)
@@ -318,16 +352,19 @@ class PortEventfds(Eventfds):
         if resamples:
             taken.append(self._take())
             _eventfd(taken[1])
-        self._in_use.add(identity)
         assigned = _Assigned(self._in_use, vm, gsi, taken[0], taken[1] if resamples else None)
+        assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
         try:
-            assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
-            assigned.untouched = count
-            self._watcher.watch_eventfd(assigned.eventfd, assigned)
+            # KVM finds out that the eventfd is an irqfd already only behind the resampler, whose end lowers the line.
+            self._in_use.add(identity)
+            try:
+                assigned.untouched = count
+                self._watcher.watch_eventfd(assigned.eventfd, assigned)
+            except BaseException:
+                self._in_use.remove(identity)
+                raise
         except BaseException:
-            if assigned.irqfd is not None:
-                vm.remove_irqfd(assigned.irqfd)
-            self._in_use.remove(identity)
+            vm.remove_irqfd(assigned.irqfd)
             raise
         self._assigned[identity] = assigned
         return assigned

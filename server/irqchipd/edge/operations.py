@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.lapic import FAULT as FAULTED
-from irqchipd.edge import convert
+from irqchipd.edge import convert, s390
+from irqchipd.edge.convert import CONTROLLERS as CONTROLLERS
 from irqchipd.edge.convert import Target
 from irqchipd.edge.eventfds import Eventfds
 from irqchipd.edge.events import EventQueue
@@ -27,6 +28,7 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access, Space
+from irqchipd.vm.s390.machine import S390Vm
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.turns import Advance
 from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, Signal
@@ -44,8 +46,6 @@ NOTHING: Final[Result] = (0, 0, 0)
 TAKEN: Final[Result] = (CLAIMED, 0, 0)
 _PIC: Final = int(pb.INTERRUPT_SOURCE_PIC)
 _LAPIC: Final = int(pb.INTERRUPT_SOURCE_LAPIC)
-# What gave a vCPU an interrupt. x86's index is whether the PIC did.
-CONTROLLERS: Final = (_LAPIC, _PIC, int(pb.INTERRUPT_SOURCE_IRQ), int(pb.INTERRUPT_SOURCE_FIQ))
 MAX_ATTR_BYTES: Final = 1 << 20
 
 
@@ -246,16 +246,32 @@ def register_region(
     doorbell: bool,
     datamatch: int | None,
     eventfd: bool,
+    memfd: bool = False,
+    offset: int = 0,
     as_records: bool = False,
 ) -> None:
+    if memfd and (space != Space.MEMORY or eventfd or doorbell):
+        raise invalid(f"memfd is for the guest's memory, which is space {int(Space.MEMORY)}, and no doorbell")
+    if offset and not memfd:
+        raise invalid(f"offset {offset:#x} is for a memfd: set memfd, or leave offset out")
     bell = on.eventfds.bell() if eventfd else None
+    lent = on.eventfds.guest_memory(offset, length) if memfd else None
+    as_records = as_records and space != Space.MEMORY  # a record is an operation of a vCPU
     listener = partial(on.events.put_access, as_record=as_records) if bell is None else bell.ring
-    removed = None if bell is None else bell.close
+    removed = bell.close if bell is not None else None if lent is None else lent.close
     try:
         if bell is not None and not doorbell:
             raise invalid("eventfd is for doorbells: set doorbell, or leave eventfd out")
         on.vm.register_region(
-            on.own_source, space, address, length, listener, doorbell=doorbell, datamatch=datamatch, removed=removed
+            on.own_source,
+            space,
+            address,
+            length,
+            listener,
+            doorbell=doorbell,
+            datamatch=datamatch,
+            removed=removed,
+            shared=None if lent is None else lent.memory,
         )
     except BaseException:
         if removed is not None:
@@ -457,6 +473,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_kind(X86Vm, "interrupt", X86Vm.interrupt, ("vcpu", "vector")),
         _of_kind(X86Vm, "nmi", X86Vm.nmi, ("vcpu",)),
         _of_kind(X86Vm, "take_signal", X86Vm.take_signal, ("vcpu",), _signal_to),
+        _of_kind(S390Vm, "s390_interrupt", S390Vm.s390_interrupt, s390.interrupt_from),
+        _of_kind(S390Vm, "s390_irq", S390Vm.s390_irq, ("vcpu", "irq")),
+        _of_kind(S390Vm, "get_irq_state", S390Vm.get_irq_state, s390.irq_state_from, "irqs", large=True),
+        _of_kind(S390Vm, "set_irq_state", S390Vm.set_irq_state, ("vcpu", "irqs")),
+        _of_kind(S390Vm, "set_interrupt_masks", S390Vm.set_masks, s390.masks_from),
+        _of_kind(S390Vm, "get_interrupt_masks", S390Vm.get_masks, ("vcpu",), s390.masks_to),
+        _of_kind(S390Vm, "take_irq", S390Vm.take_irq, ("vcpu",), s390.irq_to),
+        _of_kind(S390Vm, "reset_vcpu", S390Vm.reset_vcpu, ("vcpu", "reset")),
     )
 }
 HALT: Final = OPERATIONS["halt"]

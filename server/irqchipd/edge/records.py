@@ -92,8 +92,8 @@ class RecordBatch(Batch):
 def halt_result(outcome: Taken | Signal | None) -> Result:
     """The result of a halt that an interrupt, a signal or the timeout has ended."""
     if isinstance(outcome, tuple):
-        vector, from_pic = outcome
-        return INTERRUPT, CONTROLLERS[from_pic], vector
+        vector, controller = outcome
+        return INTERRUPT, CONTROLLERS[controller], vector
     if outcome is None:
         return TIMEOUT, 0, 0
     signal = signal_to(outcome)

@@ -15,11 +15,16 @@ from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.chips.i8254_state import SavedPit
+from irqchipd.chips.s390.adapters import MAX_ADAPTERS, Adapter
+from irqchipd.chips.s390.flic import SavedFlic
+from irqchipd.chips.s390.floating import SavedFloating
+from irqchipd.chips.s390.local import SavedLocal
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
-from irqchipd.vm.snapshot import X86, ChipsState, SourceState, VmState
+from irqchipd.vm.s390.cpu import MAX_ACCEPTED, SavedS390Vcpu
+from irqchipd.vm.snapshot import X86, ChipsState, S390State, SourceState, VmState
 from irqchipd.vm.sources import MAX_SOURCES
 from irqchipd.vm.x86.vcpu_state import MAX_QUEUED, SavedVcpu
 
@@ -29,8 +34,17 @@ _T = TypeVar("_T")
 
 # What an unspecified number stands for, where older daemons wrote none.
 _UNSPECIFIED = {"architecture": X86}
+# The parts that an s390 VM's state always has.
+_ALWAYS = {"flic", "floating", "local"}
 # The maximum number of parts, by kind.
-_MOST = {"routing": MAX_GSIS, "vcpus": MAX_VCPUS, "sources": MAX_SOURCES, "queued": MAX_QUEUED}
+_MOST = {
+    "routing": MAX_GSIS,
+    "vcpus": MAX_VCPUS,
+    "sources": MAX_SOURCES,
+    "queued": MAX_QUEUED,
+    "adapters": MAX_ADAPTERS,
+    "accepted": MAX_ACCEPTED,
+}
 
 
 def snapshot_to(state: VmState) -> pb.VmSnapshot:
@@ -95,7 +109,7 @@ def _state_of(kind: type[_T], message: Message) -> _T:
 
 def _plain_value(field: _Field, message: Message) -> Any:
     """The value of a field for a state."""
-    if field.has_presence and not message.HasField(field.name):
+    if field.has_presence and not message.HasField(field.name) and field.name not in _ALWAYS:
         return None
     value = getattr(message, field.name)
     if field.parts is not None:
@@ -132,5 +146,11 @@ _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "ChipsSnapshot": (partial(_message_of, pb.ChipsSnapshot), partial(_state_of, ChipsState)),
     "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, SavedPit)),
     "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, SavedVcpu)),
+    "S390Snapshot": (partial(_message_of, pb.S390Snapshot), partial(_state_of, S390State)),
+    "FlicSnapshot": (partial(_message_of, pb.FlicSnapshot), partial(_state_of, SavedFlic)),
+    "FloatingSnapshot": (partial(_message_of, pb.FloatingSnapshot), partial(_state_of, SavedFloating)),
+    "AdapterSnapshot": (partial(_message_of, pb.AdapterSnapshot), partial(_state_of, Adapter)),
+    "S390VcpuSnapshot": (partial(_message_of, pb.S390VcpuSnapshot), partial(_state_of, SavedS390Vcpu)),
+    "LocalSnapshot": (partial(_message_of, pb.LocalSnapshot), partial(_state_of, SavedLocal)),
     "SourceSnapshot": (partial(_message_of, pb.SourceSnapshot), partial(_state_of, SourceState)),
 }

@@ -8,7 +8,7 @@ from typing import Final
 
 from irqchipd.observe.observer import TRACEPOINTS, Observer
 from irqchipd.vm.errors import invalid, quoted
-from irqchipd.vm.routing import MAX_GSIS, MsiRoute, Route
+from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute, Route
 
 FIELDS: Final = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
@@ -84,7 +84,8 @@ def _ends_of(gsis: frozenset[int], routes: Sequence[Route]) -> frozenset[Hashabl
     """GSIs, and what they lead to."""
     ends: set[Hashable] = set(gsis)
     for route in routes:
-        if route.gsi in gsis:
-            end = (_MSI, route.address, route.data) if isinstance(route, MsiRoute) else (int(route.chip), route.pin)
-            ends.add(end)
+        if route.gsi in gsis and isinstance(route, MsiRoute):
+            ends.add((_MSI, route.address, route.data))
+        elif route.gsi in gsis and isinstance(route, PinRoute):
+            ends.add((int(route.chip), route.pin))
     return frozenset(ends)

@@ -67,6 +67,15 @@ class Observer:
     def kvm_timer_update_irq(self, vcpu: int, intid: int, level: bool) -> None:
         """An arm64 vCPU's timer drove its interrupt's line."""
 
+    def kvm_s390_inject_vm(self, type: int, parm: int, parm64: int) -> None:  # noqa: A002 - the kernel's name
+        """An s390 VM got a floating interrupt."""
+
+    def kvm_s390_inject_vcpu(self, vcpu: int, type: int, parm: int, parm64: int) -> None:  # noqa: A002
+        """An s390 vCPU got an interrupt of its own."""
+
+    def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002
+        """An s390 vCPU took an interrupt."""
+
 
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith(("kvm_", "vgic_")))
 

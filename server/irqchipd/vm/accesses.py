@@ -8,7 +8,7 @@ from typing import Final
 
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.events import Listener
-from irqchipd.vm.regions import Access, Region, RegionDevice, Space
+from irqchipd.vm.regions import Access, Region, RegionDevice, SharedBytes, Space
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpus import Vcpus
 
@@ -106,6 +106,7 @@ class Accesses(Vcpus):
         doorbell: bool = False,
         datamatch: int | None = None,
         removed: Callable[[], None] | None = None,
+        shared: SharedBytes | None = None,
     ) -> None:
         """Let a source answer for a range, or be notified of writes: EEXIST where a part is claimed, EINVAL, ENOSPC.
 
@@ -116,7 +117,9 @@ class Accesses(Vcpus):
             regions.check(space, start, length, doorbell, datamatch)
             if source.closed:
                 raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
-            regions.register(Region(source, Space(space), start, length, listener, doorbell, datamatch, removed))
+            regions.register(
+                Region(source, Space(space), start, length, listener, doorbell, datamatch, removed, shared)
+            )
 
     def unregister_region(self, source: LineSource, space: int, start: int, datamatch: int | None = None) -> None:
         """Undo register_region; ENOENT where the source has no such range. Accesses that wait stay unanswered."""

@@ -10,9 +10,11 @@ from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.arm64.capabilities import capabilities as arm64_capabilities
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.clock import Clock, Deadlines
-from irqchipd.vm.errors import invalid
+from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
-from irqchipd.vm.snapshot import ARM64, X86, VmState
+from irqchipd.vm.s390.capabilities import CAPABILITIES as S390_CAPABILITIES
+from irqchipd.vm.s390.machine import S390Vm
+from irqchipd.vm.snapshot import ARM64, S390, X86, VmState
 from irqchipd.vm.x86.capabilities import CAPABILITIES
 from irqchipd.vm.x86.machine import X86Vm
 
@@ -56,16 +58,24 @@ class Architecture:
     capabilities: Callable[[Gic], Mapping[int, int]]
 
 
-def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+def _check_no_gic(properties: Properties) -> None:
     if properties.gic != _USUAL_GIC:
         raise invalid("gic is for arm64 VMs: choose that architecture, or leave gic out")
+
+
+def _check_no_tsc(properties: Properties) -> None:
+    if properties.tsc_khz:
+        raise invalid("tsc_khz is for x86 VMs: choose that architecture, or leave tsc_khz out")
+
+
+def _make_x86(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+    _check_no_gic(properties)
     tsc_khz = properties.tsc_khz or KHZ
     return X86Vm(name, limits.max_vcpus, clock, tsc_khz, limits.access_ns, limits.deadlines)
 
 
 def _make_arm64(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
-    if properties.tsc_khz:
-        raise invalid("tsc_khz is for x86 VMs: choose that architecture, or leave tsc_khz out")
+    _check_no_tsc(properties)
     gic = properties.gic
     return Arm64Vm(
         name,
@@ -91,9 +101,20 @@ def _restore_x86(name: str, state: VmState, limits: Limits) -> Vm:
     return X86Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
 
 
+def _make_s390(name: str, clock: Clock, limits: Limits, properties: Properties) -> Vm:
+    _check_no_gic(properties)
+    _check_no_tsc(properties)
+    return S390Vm(name, limits.max_vcpus, clock, limits.access_ns, limits.deadlines)
+
+
+def _restore_s390(name: str, state: VmState, limits: Limits) -> Vm:
+    return S390Vm.restored(name, limits.max_vcpus, state, limits.access_ns, limits.deadlines)
+
+
 ARCHITECTURES: Final[dict[int, Architecture]] = {
     X86: Architecture("x86", _make_x86, _restore_x86, lambda _: CAPABILITIES),
     ARM64: Architecture("arm64", _make_arm64, _restore_arm64, _arm64_capabilities),
+    S390: Architecture("s390", _make_s390, _restore_s390, lambda _: S390_CAPABILITIES),
 }
 
 
@@ -107,5 +128,11 @@ def architecture(number: int) -> Architecture:
 
 
 def check_extension(number: int, gic: Gic, capability: int) -> int:
-    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0."""
-    return architecture(number).capabilities(gic).get(capability, 0)
+    """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0.
+
+    EINVAL for a capability that only a VM has. KVM: arm.c kvm_vm_ioctl_check_extension, KVM_CAP_MSI_DEVID.
+    """
+    value = architecture(number).capabilities(gic).get(capability, 0)
+    if value < 0:
+        raise VmError(-value, f"capability {capability} is a VM's alone: ask for it on a VM")
+    return value

@@ -12,7 +12,7 @@ from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.notices import Notices
-from irqchipd.vm.regions import Regions
+from irqchipd.vm.regions import Regions, Space
 from irqchipd.vm.routing import Route
 from irqchipd.vm.sources import RESAMPLERS
 
@@ -25,7 +25,7 @@ class Board:
 
     notices: Notices
 
-    def __init__(self, agenda: Agenda) -> None:
+    def __init__(self, agenda: Agenda, memory: IoBus | None = None) -> None:
         self.agenda = agenda
         self.observer: Observer | None = None
         self.pio = IoBus()
@@ -33,7 +33,11 @@ class Board:
         self.has_irqchip = False  # KVM: irqchip_in_kernel, or what an architecture has in its place
         self.can_resample = False  # whether an interrupt's end is known here
         self.routes: Sequence[Route] = ()
-        self.regions = Regions(agenda, self.pio, self.mmio)
+        buses = {Space.PIO: self.pio, Space.MMIO: self.mmio}
+        if memory is not None:  # in which this architecture sets indicators
+            buses[Space.MEMORY] = memory
+        self.memory = memory if memory is not None else IoBus()
+        self.regions = Regions(agenda, buses)
 
     def reset(self) -> None:
         """RESET of all chips and vCPUs; the levels that sources drive stay, and the chips see them anew."""

@@ -6,11 +6,11 @@ KVM: virt/kvm/kvm_main.c kvm_io_bus_*, eventfd.c ioeventfd_*. Everything of Regi
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Protocol
 
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
@@ -38,9 +38,10 @@ class Space(IntEnum):
 
     PIO = 1
     MMIO = 2
+    MEMORY = 3  # the guest's memory, in which irqchipd sets indicators
 
 
-LIMITS: Final = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64}
+LIMITS: Final = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64, Space.MEMORY: 1 << 64}
 
 # An owner's answer to an access: the value read, or 0 for a write; None without one; an error where the VM was deleted.
 Answer = int | VmError | None
@@ -55,6 +56,13 @@ class RegionInfo:
     length: int
     doorbell: bool
     datamatch: int | None
+
+
+class SharedBytes(Protocol):
+    """Guest memory that a client shares with the daemon."""
+
+    def set_bits(self, offset: int, mask: int) -> int | None:
+        """Set bits of a byte, atomically; return what it was, or None where the client took the memory away."""
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +80,7 @@ class Region:
     doorbell: bool = False
     datamatch: int | None = None
     removed: Callable[[], None] | None = None
+    shared: SharedBytes | None = None
     waiting: int = 0  # accesses that wait for the owner
 
     def info(self) -> RegionInfo:
@@ -176,9 +185,9 @@ class _Loss:
 class Regions:
     """The regions of a VM."""
 
-    def __init__(self, agenda: Agenda, pio: IoBus, mmio: IoBus) -> None:
+    def __init__(self, agenda: Agenda, buses: Mapping[Space, IoBus]) -> None:
         self._agenda = agenda
-        self._buses = {Space.PIO: pio, Space.MMIO: mmio}
+        self._buses = buses
         self.observer: Observer | None = None
         self._reserved: list[Reserved] = []
         self._last_number = 0
@@ -204,8 +213,12 @@ class Regions:
 
     def check(self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None) -> None:
         """Refuse an invalid region: EINVAL."""
-        if space not in set(Space):
-            raise invalid(f"address space {space} is invalid; 1 is ports, 2 memory")
+        if space not in self._buses:
+            names = {Space.PIO: "ports", Space.MMIO: "devices in memory", Space.MEMORY: "the guest's memory"}
+            spaces = ", ".join(f"{int(bus)} is {names[bus]}" for bus in self._buses)
+            raise invalid(f"address space {space} is invalid; {spaces}")
+        if doorbell and space == Space.MEMORY:
+            raise invalid("the guest's memory has no doorbells: leave doorbell out")
         limit = LIMITS[Space(space)]
         if not (0 <= start < limit and 0 < length <= limit - start):
             raise invalid(f"a range of {length} bytes at {start:#x}; use 1 or more, within 0 to {limit - 1:#x}")
@@ -330,7 +343,14 @@ class Regions:
         return False
 
     def _forward(
-        self, region: Region, vcpu: int, address: int, size: int, value: int | None, by: LineSource | None
+        self,
+        region: Region,
+        vcpu: int,
+        address: int,
+        size: int,
+        value: int | None,
+        by: LineSource | None,
+        reads: bool = False,
     ) -> Access:
         source = region.source
         if region.waiting >= MAX_REGION_ACCESSES:
@@ -340,7 +360,7 @@ class Regions:
                 errno.EDEADLK, f"this Session itself answers for {address:#x}: access it from another Session"
             )
         self._last_number += 1
-        access = Access(self._last_number, region, vcpu, address, size, value is not None, by)
+        access = Access(self._last_number, region, vcpu, address, size, value is not None and not reads, by)
         self._owners[source].waiting[access.number] = access
         region.waiting += 1
         if by is None:
@@ -350,13 +370,17 @@ class Regions:
             string[access.number] = access
             if len(string) == 1:
                 self._begin(access)
-        if value is not None:
+        if value is not None and not reads:
             self._trace(region, True, address, size, value, vcpu)
         self._agenda.notify(
             (region.listener,),
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
         )
         return access
+
+    def set_bits(self, device: RegionDevice, address: int, mask: int) -> Access:
+        """Bits to be set in a byte of the guest's memory, whose owner answers with what it was."""
+        return self._forward(device.regions[0], 0, address, 1, mask, None, reads=True)
 
     def complete(self, source: LineSource, number: int, value: int | None) -> bool:
         """Take an owner's answer, or None where it has none; whether it still waited. EINVAL: too large."""
@@ -385,7 +409,8 @@ class Regions:
         access.answer = answer
         if calls := access.end():
             self._agenda.notify(calls)
-        if self.observer is not None and not access.write and not isinstance(answer, VmError):
+        is_read = not access.write and region.space is not Space.MEMORY
+        if self.observer is not None and is_read and not isinstance(answer, VmError):
             self._trace(region, False, access.address, access.size, access.result()[0], access.vcpu)
 
     def _trace(self, region: Region, write: bool, address: int, size: int, value: int, vcpu: int) -> None:

@@ -32,7 +32,20 @@ class MsiRoute:
     flags: int = 0
 
 
-Route = PinRoute | MsiRoute
+@dataclass(frozen=True, slots=True)
+class S390Route:
+    """A GSI leads to an s390 adapter: struct kvm_irq_routing_s390_adapter."""
+
+    gsi: int
+    indicator_address: int
+    summary_address: int
+    indicator_offset: int
+    summary_offset: int
+    adapter: int
+    flags: int = 0
+
+
+Route = PinRoute | MsiRoute | S390Route
 
 
 def check_routes(routes: Sequence[Route], pins: Mapping[int, int]) -> None:
@@ -59,6 +72,8 @@ def _check_route(route: Route, chips: Mapping[int, int]) -> int | None:
         if route.flags & ~MSI_VALID_DEVID:
             raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI: use 0 or {MSI_VALID_DEVID}")
         return None
+    if isinstance(route, S390Route):
+        raise invalid(f"GSI {route.gsi} leads to an s390 adapter, which this VM can't have: use a pin or an MSI")
     if route.flags:
         raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of a pin; only 0 is allowed")
     pins = chips.get(route.chip)

@@ -13,7 +13,9 @@ from typing import Final
 
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
+from irqchipd.chips.s390.flic import SavedFlic
 from irqchipd.vm.routing import Route
+from irqchipd.vm.s390.cpu import SavedS390Vcpu
 from irqchipd.vm.x86.vcpu_state import SavedVcpu
 
 # VmState.architecture: Architecture's numbers.
@@ -52,6 +54,8 @@ class VmState:
     pit: SavedPit | None = None
     vcpus: tuple[SavedVcpu, ...] = ()
     mapped_vcpus: int | None = None
+    # s390's.
+    s390: S390State | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,18 @@ class ChipsState(SavedIoapic):
     output: bool
     delayed_eoi_ns: int | None
     sources: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S390State:
+    """What is an s390 VM's: S390Snapshot."""
+
+    can_create_irqchip: bool = False
+    irqchip: bool = False
+    user_controls: bool = False
+    device: bool = False
+    flic: SavedFlic
+    vcpus: tuple[SavedS390Vcpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

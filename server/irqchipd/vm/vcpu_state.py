@@ -17,6 +17,10 @@ class MpState(IntEnum):
     INIT_RECEIVED = 2
     HALTED = 3
     SIPI_RECEIVED = 4
+    STOPPED = 5
+    CHECK_STOP = 6
+    OPERATING = 7
+    LOAD = 8
     AP_RESET_HOLD = 9
 
 
@@ -35,7 +39,7 @@ class Signal:
     vector: int = 0
 
 
-# A vector, and which controller gave it: an index of CONTROLLERS in edge/operations.py. x86: whether it is the PIC.
+# A vector, and which controller gave it: an index of CONTROLLERS in edge/convert.py. x86: whether it is the PIC.
 Taken = tuple[int, int]
 # How a halt ends: what was taken; None after its timeout; an error where the VM was deleted.
 Outcome = Taken | Signal | VmError | None

@@ -27,6 +27,7 @@ class Memory:
     def __init__(self) -> None:
         self.bytes = bytearray(0x1_0000)
         self.writes: list[int] = []
+        self.injected: list[int] = []
 
     def set_bits(self, address: int, mask: int) -> int | None:
         if address >= len(self.bytes):
@@ -35,6 +36,9 @@ class Memory:
         self.bytes[address] |= mask
         self.writes.append(address)
         return before
+
+    def adapter_injected(self, word: int) -> None:
+        self.injected.append(word)
 
 
 @pytest.fixture
@@ -131,6 +135,7 @@ def test_a_rising_gsi_sets_the_indicator_then_the_summary_and_injects(flic: Flic
     assert memory.writes == [0x1000, 0x2000]
     assert (memory.bytes[0x1000], memory.bytes[0x2000]) == (0x04, 0x40)
     assert pending(flic) == [Irq(Kind.IO_ADAPTER, Io(word=word_of(3)))]
+    assert memory.injected == [word_of(3)]
 
 
 def test_a_summary_that_is_set_coalesces(flic: Flic, memory: Memory) -> None:

@@ -21,6 +21,9 @@ class NoMemory:
     def set_bits(self, address: int, mask: int) -> int | None:  # noqa: ARG002
         return None
 
+    def adapter_injected(self, word: int) -> None:
+        pass
+
 
 @pytest.fixture
 def flic() -> Flic:

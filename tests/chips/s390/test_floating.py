@@ -123,9 +123,9 @@ def test_a_vcpus_own_interrupt_is_refused(floating: FloatingInterrupts, irq: Irq
 )
 def test_a_list_has_kvms_limit(floating: FloatingInterrupts, irq: Irq, most: int) -> None:
     floating.resume(SavedFloating((short(irq),) * (most - 1)))
-    floating.check([irq])
+    floating.check([irq.kind])
     with pytest.raises(RefusedError, match=f"at most {most}") as refused:
-        floating.check([irq, irq])
+        floating.check([irq.kind, irq.kind])
     assert refused.value.number == errno.EBUSY
     floating.add(irq)
     with pytest.raises(RefusedError):
@@ -196,11 +196,11 @@ def test_what_is_saved_resumes(floating: FloatingInterrupts) -> None:
         replace(SAVED, pending=1 << Pend.SERVICE | 1 << Pend.SERVICE_EVENT),
         replace(SAVED, mcic=1 << 64),
         replace(SAVED, service=1 << 32 | 3),
-        replace(SAVED, queued=(b"",)),
-        replace(SAVED, queued=(short(service(1)),)),
-        replace(SAVED, queued=(short(io(1)) + b"\0\0\0\0",)),
-        replace(SAVED, queued=(b"\xff" * 20,)),
-        replace(SAVED, queued=(short(Irq(Kind.VIRTIO, External())),) * (MAX_VIRTIO + 1)),
+        replace(SAVED, interrupts=(b"",)),
+        replace(SAVED, interrupts=(short(service(1)),)),
+        replace(SAVED, interrupts=(short(io(1)) + b"\0\0\0\0",)),
+        replace(SAVED, interrupts=(b"\xff" * 20,)),
+        replace(SAVED, interrupts=(short(Irq(Kind.VIRTIO, External())),) * (MAX_VIRTIO + 1)),
     ],
 )
 def test_what_cannot_be_is_not_resumed(saved: SavedFloating) -> None:

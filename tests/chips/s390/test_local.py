@@ -74,6 +74,14 @@ def test_a_stop_has_one_flag(local: LocalInterrupts, stopped: bool) -> None:
     assert refusal(local, Irq(Kind.SIGP_STOP, 2)) == errno.EINVAL
 
 
+def test_a_stop_ends_when_the_vcpu_has_stopped(local: LocalInterrupts) -> None:
+    local.add(Irq(Kind.SIGP_STOP, 1))
+    local.clear_stop()
+    assert local.pending == 0
+    local.add(Irq(Kind.SIGP_STOP, 0))
+    assert local.take(Pend.SIGP_STOP) == Irq(Kind.SIGP_STOP, 0)
+
+
 def test_a_stopped_vcpu_does_not_stop_again(local: LocalInterrupts) -> None:
     local.stopped = True
     local.add(Irq(Kind.SIGP_STOP, 1))
@@ -227,7 +235,15 @@ def test_a_reset_clears_what_is_pending(local: LocalInterrupts) -> None:
 # Snapshots.
 
 SAVED = SavedLocal(
-    1 << Pend.EMERGENCY | 1 << Pend.PROGRAM, False, 0b1001, 3, 5, 1, DATA, External(1, 2, 3), MachineCheck(1)
+    1 << Pend.EMERGENCY | 1 << Pend.PROGRAM,
+    False,
+    b"\x09",
+    3,
+    5,
+    1,
+    pack(Irq(Kind.PROGRAM, DATA)),
+    pack(Irq(Kind.PFAULT_INIT, External(1, 2, 3))),
+    pack(Irq(Kind.MACHINE_CHECK, MachineCheck(1))),
 )
 
 
@@ -243,11 +259,14 @@ def test_what_is_saved_resumes(local: LocalInterrupts) -> None:
     [
         replace(SAVED, pending=1 << Pend.VIRTIO),
         replace(SAVED, pending=0),
-        replace(SAVED, emergencies=0),
-        replace(SAVED, emergencies=1 << 255),
+        replace(SAVED, emergencies=b""),
+        replace(SAVED, emergencies=b"\x09" + bytes(30) + b"\x80"),
         replace(SAVED, caller=0x1_0000),
         replace(SAVED, prefix=1 << 32),
         replace(SAVED, stop_flags=2),
+        replace(SAVED, program=b""),
+        replace(SAVED, program=SAVED.pfault),
+        replace(SAVED, pfault=SAVED.pfault + b"\0"),
         replace(SAVED, stopped=True, pending=SAVED.pending | 1 << Pend.SIGP_STOP),
     ],
 )

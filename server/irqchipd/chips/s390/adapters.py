@@ -36,6 +36,13 @@ class GuestMemory(Protocol):
         """Set bits of the byte at a guest address, atomically; return what it was, or None without memory there."""
 
 
+class FlicWires(GuestMemory, Protocol):
+    """What the FLIC reports to its VM, and asks of it."""
+
+    def adapter_injected(self, word: int) -> None:
+        """An adapter's interrupt, of this interruption word, is pending now."""
+
+
 @dataclass(slots=True)
 class Adapter:
     """struct s390_io_adapter."""

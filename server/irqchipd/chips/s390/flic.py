@@ -17,12 +17,12 @@ from irqchipd.chips.s390.adapters import (
     Adapter,
     AdapterRoute,
     Adapters,
-    GuestMemory,
+    FlicWires,
     set_indicators,
 )
 from irqchipd.chips.s390.errors import RefusedError, invalid
 from irqchipd.chips.s390.floating import FloatingInterrupts, SavedFloating, check_saved
-from irqchipd.chips.s390.irq import IRQ_SIZE, MAX_ISC, Io, Irq, Kind, unpack_all, word_of
+from irqchipd.chips.s390.irq import IRQ_SIZE, MAX_ISC, Io, Irq, Kind, word_of
 from irqchipd.chips.saved import check, in_range
 
 DEVICE_TYPE: Final = 6  # KVM_DEV_TYPE_FLIC
@@ -84,8 +84,8 @@ class Flic:
     KVM keeps these in the VM, and the device is the way to them: they are there without the device, too.
     """
 
-    def __init__(self, memory: GuestMemory) -> None:
-        self.memory = memory
+    def __init__(self, wires: FlicWires) -> None:
+        self._wires = wires
         self.floating = FloatingInterrupts()
         self.adapters = Adapters()
         self.ais = False  # facility 72, which KVM_CAP_S390_AIS adds
@@ -152,10 +152,7 @@ class Flic:
         length &= 0xFFFF_FFFF  # KVM has it in an int
         if length % IRQ_SIZE or length > MAX_BUFFER:
             raise invalid(f"ENQUEUE's buffer has {length} bytes; use a multiple of {IRQ_SIZE} up to {MAX_BUFFER}")
-        irqs = unpack_all(_head(data, length))
-        self.floating.check(irqs)
-        for irq in irqs:
-            self.floating.add(irq)
+        self.floating.add_all(_head(data, length))
 
     def _clear_io(self, length: int, data: bytes, flags: int) -> None:
         """KVM: clear_io_irq."""
@@ -190,14 +187,12 @@ class Flic:
 
     def inject_adapter(self, adapter: Adapter) -> None:
         """Make an adapter's interrupt pending, unless it is suppressed. KVM: kvm_s390_inject_airq."""
-        irq = Irq(Kind.IO_ADAPTER, Io(word=word_of(adapter.isc)))
-        if not self.ais or not adapter.suppressible:
-            self.floating.add(irq)
-            return
-        bit = ais_bit(adapter.isc)
+        bit = ais_bit(adapter.isc) if self.ais and adapter.suppressible else 0
         if self.nimm & bit:
             return
-        self.floating.add(irq)
+        word = word_of(adapter.isc)
+        self.floating.add(Irq(Kind.IO_ADAPTER, Io(word=word)))
+        self._wires.adapter_injected(word)
         if self.simm & bit:
             self.nimm |= bit
 
@@ -211,7 +206,7 @@ class Flic:
         adapter = self.adapters.find(route.adapter)
         if adapter is None:
             return -1
-        status = set_indicators(self.memory, adapter, route)
+        status = set_indicators(self._wires, adapter, route)
         return self.summarized(adapter) if status > 0 else status
 
     def summarized(self, adapter: Adapter) -> int:

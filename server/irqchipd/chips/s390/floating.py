@@ -16,6 +16,7 @@ from irqchipd.chips.s390.errors import RefusedError
 from irqchipd.chips.s390.irq import (
     EXTERNAL_SIZE,
     IO_SIZE,
+    IRQ_SIZE,
     MAX_ISC,
     External,
     Io,
@@ -23,6 +24,8 @@ from irqchipd.chips.s390.irq import (
     Kind,
     MachineCheck,
     is_io,
+    isc_of,
+    kinds_of,
     not_floating,
     pack,
     padded,
@@ -57,7 +60,7 @@ class SavedFloating:
     pending has the bits of the latter alone: those of the lists follow from the lists.
     """
 
-    queued: tuple[bytes, ...] = ()
+    interrupts: tuple[bytes, ...] = ()
     pending: int = 0
     service: int = 0
     cr14: int = 0
@@ -83,29 +86,44 @@ class FloatingInterrupts:
 
     # Adding.
 
-    def check(self, irqs: Sequence[Irq]) -> None:
+    def check(self, kinds: Sequence[int]) -> None:
         """Refuse what cannot all be added: EINVAL for a type, EBUSY when a list is full. KVM: __inject_vm."""
         ios = virtios = pfaults = 0
-        for irq in irqs:
-            if is_io(irq.kind):
+        for kind in kinds:
+            if kind <= Kind.IO_MAX:
                 ios += 1
-            elif irq.kind == Kind.VIRTIO:
+            elif kind == Kind.VIRTIO:
                 virtios += 1
-            elif irq.kind == Kind.PFAULT_DONE:
+            elif kind == Kind.PFAULT_DONE:
                 pfaults += 1
-            elif irq.kind not in (Kind.SERVICE, Kind.MACHINE_CHECK):
-                raise not_floating(irq.kind)
+            elif kind not in (Kind.SERVICE, Kind.MACHINE_CHECK):
+                raise not_floating(kind)
         _check_room("I/O", self._ios, ios, MAX_IO)
         _check_room("virtio", len(self._lists[VIRTIO_LIST]), virtios, MAX_VIRTIO)
         _check_room("pfault done", len(self._lists[PFAULT_LIST]), pfaults, MAX_PFAULT)
 
     def add(self, irq: Irq) -> None:
         """Add an interrupt, or refuse it. KVM: __inject_vm."""
-        self.check((irq,))
+        self.check((irq.kind,))
+        self._add(irq)
+
+    def add_all(self, data: bytes) -> None:
+        """Add the interrupts of an array of struct kvm_s390_irq, or none of them. There may be tens of thousands."""
+        kinds = kinds_of(data)
+        self.check(kinds)
+        at = 0
+        for kind in kinds:
+            if kind <= Kind.IO_MAX:
+                self._append(isc_of(data, at), data[at : at + IO_SIZE])
+            else:
+                self._add(unpack(data[at : at + IRQ_SIZE]))
+            at += IRQ_SIZE
+
+    def _add(self, irq: Irq) -> None:
+        """Add an interrupt that has been checked."""
         info = irq.info
         if isinstance(info, Io):
-            self._ios += 1
-            self._append(info.isc, irq)
+            self._append(info.isc, short(irq))
         elif isinstance(info, MachineCheck):
             # KVM: __inject_float_mchk; of the subclasses only that of channel reports is kept.
             self.cr14 |= info.cr14 & CR14_CHANNEL_REPORT
@@ -115,10 +133,12 @@ class FloatingInterrupts:
             if irq.kind == Kind.SERVICE:
                 self._add_service(info.parameter)
             else:
-                self._append(VIRTIO_LIST if irq.kind == Kind.VIRTIO else PFAULT_LIST, irq)
+                self._append(VIRTIO_LIST if irq.kind == Kind.VIRTIO else PFAULT_LIST, short(irq))
 
-    def _append(self, number: int, irq: Irq) -> None:
-        self._lists[number].append(short(irq))
+    def _append(self, number: int, packed: bytes) -> None:
+        self._lists[number].append(packed)
+        if number <= MAX_ISC:
+            self._ios += 1
         self.pending |= 1 << _PEND_OF_LIST[number]
 
     def _add_service(self, parameter: int) -> None:
@@ -214,13 +234,13 @@ class FloatingInterrupts:
 
     def save(self) -> SavedFloating:
         """What resume takes."""
-        queued = tuple(packed for queue in self._lists for packed in queue)
-        return SavedFloating(queued, self.pending & _ONCE, self._service, self.cr14, self._mcic)
+        interrupts = tuple(packed for queue in self._lists for packed in queue)
+        return SavedFloating(interrupts, self.pending & _ONCE, self._service, self.cr14, self._mcic)
 
     def resume(self, saved: SavedFloating) -> None:
         """Become what was saved, after check_saved."""
         self.clear()
-        for packed in saved.queued:
+        for packed in saved.interrupts:
             self.add(unpack(packed))
         self.pending |= saved.pending
         self._service, self.cr14, self._mcic = saved.service, saved.cr14, saved.mcic
@@ -240,14 +260,14 @@ def check_saved(saved: SavedFloating) -> None:
     in_range(saved.mcic, 0, (1 << 64) - 1, "a machine check's interruption code")
     found = saved.pending & 1 << Pend.REPRESSIBLE or not (saved.cr14 or saved.mcic)
     check(found, "a machine check's contents are kept only while it is pending")
-    for packed in saved.queued:
+    for packed in saved.interrupts:
         check(len(packed) in (IO_SIZE, EXTERNAL_SIZE), f"a queued interrupt has {len(packed)} bytes")
         irq = _unpacked(packed)
         check(short(irq) == packed, "a queued interrupt has the wrong length for its type")
         queues = is_io(irq.kind) or irq.kind in (Kind.VIRTIO, Kind.PFAULT_DONE)
         check(queues, f"an interrupt of type {irq.kind:#x} is not queued")
     try:
-        FloatingInterrupts().check(tuple(map(unpack, saved.queued)))
+        FloatingInterrupts().check([unpack(packed).kind for packed in saved.interrupts])
     except RefusedError as error:
         raise StateError(error.message) from None
 

@@ -119,6 +119,8 @@ class Irq:
 
 
 _TYPE: Final = struct.Struct(">Q")
+_TYPES: Final = struct.Struct(">Q64x")
+_WORD_OFFSET: Final = UNION_OFFSET + 8
 _IO: Final = struct.Struct(">HHII")
 _EXTERNAL: Final = struct.Struct(">IIQ")
 _PROGRAM: Final = struct.Struct(">QQQIHHBBBBBB")
@@ -204,6 +206,16 @@ def unpack(data: bytes) -> Irq:
     return Irq(kind, number.unpack_from(data, UNION_OFFSET)[0])
 
 
+def kinds_of(data: bytes) -> list[int]:
+    """The types of an array of struct kvm_s390_irq."""
+    return [kind for (kind,) in _TYPES.iter_unpack(data)]
+
+
+def isc_of(data: bytes, at: int) -> int:
+    """The interruption subclass of an I/O interrupt in an array of struct kvm_s390_irq, from its offset."""
+    return data[at + _WORD_OFFSET] >> 3 & 7
+
+
 def unpack_all(data: bytes) -> list[Irq]:
     """From an array of struct kvm_s390_irq."""
     return [unpack(data[at : at + IRQ_SIZE]) for at in range(0, len(data), IRQ_SIZE)]
@@ -256,6 +268,20 @@ def local_from_parameters(kind: int, parameter: int, parameter64: int) -> Irq:
     if kind in _BARE:
         return Irq(kind)
     raise not_local(kind)
+
+
+def delivered_data(irq: Irq) -> tuple[int, int]:
+    """What the kernel's trace of a delivery has of an interrupt. KVM: trace_kvm_s390_deliver_interrupt."""
+    info = irq.info
+    if isinstance(info, Io):
+        return info.subchannel_id << 16 | info.subchannel_number, info.parameter << 32 | info.word
+    if isinstance(info, External):
+        return info.parameter, info.parameter2
+    if isinstance(info, MachineCheck):
+        return info.cr14, info.mcic
+    if isinstance(info, Program):
+        return info.code, 0
+    return info or 0, 0
 
 
 def not_floating(kind: int) -> Exception:

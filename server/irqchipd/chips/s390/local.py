@@ -20,6 +20,7 @@ from irqchipd.chips.s390.irq import (
     Program,
     not_local,
     pack,
+    unpack,
     unpack_all,
 )
 from irqchipd.chips.s390.pending import Pend
@@ -53,24 +54,27 @@ _KNOWN: Final = (
 _CHECK_BITS: Final = 1 << Pend.EXIGENT | 1 << Pend.REPRESSIBLE
 
 
-_NO_PROGRAM: Final = Program()
-_NO_PFAULT: Final = External()
-_NO_CHECK: Final = MachineCheck()
+_NO_PROGRAM: Final = pack(Irq(Kind.PROGRAM, Program()))
+_NO_PFAULT: Final = pack(Irq(Kind.PFAULT_INIT, External()))
+_NO_CHECK: Final = pack(Irq(Kind.MACHINE_CHECK, MachineCheck()))
 
 
 @dataclass(frozen=True, slots=True)
 class SavedLocal:
-    """A vCPU's interrupts as a snapshot holds them: what is pending, and the contents that KVM keeps once each."""
+    """A vCPU's interrupts as a snapshot holds them: what is pending, and the contents that KVM keeps once each.
+
+    The last three are struct kvm_s390_irq.
+    """
 
     pending: int = 0
     stopped: bool = False
-    emergencies: int = 0
+    emergencies: bytes = b""
     caller: int = 0
     prefix: int = 0
     stop_flags: int = 0
-    program: Program = _NO_PROGRAM
-    pfault: External = _NO_PFAULT
-    machine_check: MachineCheck = _NO_CHECK
+    program: bytes = _NO_PROGRAM
+    pfault: bytes = _NO_PFAULT
+    machine_check: bytes = _NO_CHECK
 
 
 class LocalInterrupts:
@@ -249,6 +253,11 @@ class LocalInterrupts:
             return Irq(Kind.SIGP_STOP, self._stop_flags)
         return Irq(_KIND_OF_BARE[bit])
 
+    def clear_stop(self) -> None:
+        """The vCPU has stopped. KVM: kvm_s390_clear_stop_irq."""
+        self.pending &= ~(1 << Pend.SIGP_STOP)
+        self._stop_flags = 0
+
     # Reading and writing all.
 
     def state(self, length: int) -> bytes:
@@ -289,13 +298,13 @@ class LocalInterrupts:
         return SavedLocal(
             self.pending,
             self.stopped,
-            self._emergencies,
+            self._emergencies.to_bytes((self._emergencies.bit_length() + 7) // 8, "little"),
             self._caller,
             self._prefix,
             self._stop_flags,
-            self._program,
-            self._pfault,
-            self._check,
+            pack(Irq(Kind.PROGRAM, self._program)),
+            pack(Irq(Kind.PFAULT_INIT, self._pfault)),
+            pack(Irq(Kind.MACHINE_CHECK, self._check)),
         )
 
     def check(self, saved: SavedLocal) -> None:
@@ -304,28 +313,36 @@ class LocalInterrupts:
         check(
             not pending & ~_KNOWN, f"a vCPU's pending interrupts are {pending:#x}; only bits of {_KNOWN:#x} can be set"
         )
-        in_range(saved.emergencies, 0, (1 << MAX_CPUS) - 1, "the CPUs that sent an emergency signal")
+        emergencies = int.from_bytes(saved.emergencies, "little")
+        check(not emergencies >> MAX_CPUS, "a CPU that can't exist has sent an emergency signal")
         signalled = bool(pending & 1 << Pend.EMERGENCY)
-        check(signalled == bool(saved.emergencies), "an emergency signal is pending exactly when a CPU has sent one")
+        check(signalled == bool(emergencies), "an emergency signal is pending exactly when a CPU has sent one")
         in_range(saved.caller, 0, 0xFFFF, "an external call's sender")
         in_range(saved.prefix, 0, 0xFFFF_FFFF, "a prefix")
         in_range(saved.stop_flags, 0, STORE_STATUS, "a stop's flags")
         check(not (saved.stopped and pending & 1 << Pend.SIGP_STOP), "a stopped vCPU has no stop pending")
-        pack(Irq(Kind.PROGRAM, saved.program))
-        pack(Irq(Kind.PFAULT_INIT, saved.pfault))
-        pack(Irq(Kind.MACHINE_CHECK, saved.machine_check))
+        for kind, packed in (
+            (Kind.PROGRAM, saved.program),
+            (Kind.PFAULT_INIT, saved.pfault),
+            (Kind.MACHINE_CHECK, saved.machine_check),
+        ):
+            check(len(packed) == IRQ_SIZE, f"an interrupt has {len(packed)} bytes; it has {IRQ_SIZE}")
+            found = int.from_bytes(packed[:8], "big")
+            check(found == kind, f"an interrupt's type is {found:#x}; it must be {kind:#x}")
 
     def resume(self, saved: SavedLocal) -> None:
         """Become what was saved, after check."""
         self.pending = saved.pending
         self.stopped = saved.stopped
-        self._emergencies = saved.emergencies
+        self._emergencies = int.from_bytes(saved.emergencies, "little")
         self._caller = saved.caller
         self._prefix = saved.prefix
         self._stop_flags = saved.stop_flags
-        self._program = saved.program
-        self._pfault = saved.pfault
-        self._check = saved.machine_check
+        program, pfault, found = (unpack(packed).info for packed in (saved.program, saved.pfault, saved.machine_check))
+        assert isinstance(program, Program)
+        assert isinstance(pfault, External)
+        assert isinstance(found, MachineCheck)
+        self._program, self._pfault, self._check = program, pfault, found
 
 
 _KIND_OF_BARE: Final = {

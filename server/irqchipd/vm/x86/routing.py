@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Final
 
-from irqchipd.vm.routing import MsiRoute, PinRoute, Route
+from irqchipd.vm.routing import MsiRoute, PinRoute, Route, S390Route
 
 
 class ChipId(IntEnum):
@@ -42,6 +42,7 @@ def table_of(routes: Sequence[Route]) -> Table:
     """What each GSI leads to, by routes that have been checked."""
     table: dict[int, list[int | MsiRoute]] = {}
     for route in routes:
+        assert not isinstance(route, S390Route)  # which check_routes refuses
         end = route if isinstance(route, MsiRoute) else 8 * route.chip + route.pin
         table.setdefault(route.gsi, []).append(end)
     return table

@@ -31,7 +31,16 @@ class VcpuEvents:
 
 
 HANDLED_BYTES: Final = VECTORS // 8
-_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MpState if state is not MpState.SIPI_RECEIVED}
+# The run states of an x86 vCPU; SIPI_RECEIVED is set, and never is.
+MP_STATES: Final = (
+    MpState.RUNNABLE,
+    MpState.UNINITIALIZED,
+    MpState.INIT_RECEIVED,
+    MpState.HALTED,
+    MpState.SIPI_RECEIVED,
+    MpState.AP_RESET_HOLD,
+)
+_SAVED_MP_STATES: Final = {state + MP_STATE_OFFSET for state in MP_STATES if state is not MpState.SIPI_RECEIVED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.vcpu_state import MpState, Signal, Taken
 from irqchipd.vm.x86.capabilities import Capabilities
 from irqchipd.vm.x86.lapic_copy import LapicCopy
-from irqchipd.vm.x86.vcpu_state import VcpuEvents
+from irqchipd.vm.x86.vcpu_state import MP_STATES, VcpuEvents
 
 _X2APIC_EOI: Final = Msr.X2APIC + (Reg.EOI >> 4)
 
@@ -160,8 +160,9 @@ class X86Vcpus(Capabilities):
         """EINVAL without a local APIC for any but RUNNABLE, too."""
         with self._turn:
             cpu = self._cpu(vcpu)
-            if state not in set(MpState):
-                raise invalid(f"run state {state} is invalid; there are {', '.join(f'{s} {s.name}' for s in MpState)}")
+            if state not in MP_STATES:
+                states = ", ".join(f"{known} {known.name}" for known in MP_STATES)
+                raise invalid(f"run state {state} is invalid; there are {states}")
             if cpu.lapic is None and state != MpState.RUNNABLE:
                 raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
             match state:

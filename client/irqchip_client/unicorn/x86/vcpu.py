@@ -7,15 +7,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, InvalidArgument
-from irqchip_client.vmm.accesses import Accesses, LocalDevices
-from irqchip_client.vmm.adapter import Adapter, announced_by
+from irqchip_client.unicorn.bus import Bus
+from irqchip_client.unicorn.emulator import Unsupported
+from irqchip_client.vmm.accesses import ApicAccesses, LocalDevices
 from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
+from irqchip_client.vmm.x86 import X86Adapter, announced_by
 
 from .apic import Apic
 from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
-from .exceptions import Fault, TripleFault, Unsupported, Vector
+from .exceptions import Fault, TripleFault, Vector
 from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, X2APIC_ICR, Cpuid
 from .traps import Trap
 
@@ -29,7 +31,7 @@ ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF
 
 
-class UnicornVcpu(Adapter):
+class UnicornVcpu(Bus, X86Adapter):
     """A vCPU: executes guest code on Unicorn, and its accesses, halts and interrupts are those of irqchipd's vCPU.
 
     memory  the guest's RAM, of less than 0xfec00000 bytes
@@ -42,8 +44,12 @@ class UnicornVcpu(Adapter):
     """
 
     def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
-        if memory.size > RAM_END:
-            raise InvalidArgument(errno.EINVAL, f"RAM ends at {RAM_END:#x}, where the IOAPIC is, not {memory.size:#x}")
+        if memory.start or memory.end > RAM_END:
+            raise InvalidArgument(
+                errno.EINVAL,
+                f"a PC's RAM is from 0 to at most {RAM_END:#x}, where the IOAPIC is, not from {memory.start:#x} to "
+                f"{memory.end:#x}",
+            )
         with ExitStack() as made:
             self._engine = Engine(memory, self)
             made.callback(self._engine.close)
@@ -51,12 +57,11 @@ class UnicornVcpu(Adapter):
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._vcpu.set_cpuid(tsc_adjust=False, physical_address_bits=PHYSICAL_BITS)
             self._apic = Apic(self._vcpu, self._local_apic)
-            self._accesses = Accesses(self._vcpu, self._local_apic, local)
+            self._accesses = ApicAccesses(self._vcpu, self._local_apic, local)
             self._breaker = self._engine.breaker
             self._engine.reset()
             self._made = made.pop_all()
         self._nmi = False  # Taken, while an earlier NMI blocks it.
-        self._failure: BaseException | None = None
 
     def _execute(self) -> None:
         try:
@@ -71,9 +76,7 @@ class UnicornVcpu(Adapter):
         engine, breaker = self._engine, self._breaker
         while True:
             breaker.clear()  # Before looking at the reasons for a stop.
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
+            self._raise_failure()
             if self._stop.is_set():
                 return
             if breaker.slice_over:
@@ -193,7 +196,7 @@ class UnicornVcpu(Adapter):
         self._engine.set_register(RAX, value & DWORD)
         self._engine.set_register(RDX, value >> 32)
 
-    # engine.Bus: called by the emulator, whose C code no exception may cross.
+    # engine.Bus: called by the emulator.
 
     def pio_read(self, port: int, size: int) -> int:
         try:
@@ -210,23 +213,11 @@ class UnicornVcpu(Adapter):
             self._fail(error, size)
         self._wrote()
 
-    def mmio_read(self, address: int, size: int) -> int:
-        try:
-            return self._accesses.mmio_read(address, size)
-        except BaseException as error:
-            return self._fail(error, size)
-        finally:
-            self._breaker.spent()
-
     def mmio_write(self, address: int, value: int, size: int) -> None:
-        try:
-            self._accesses.mmio_write(address, value, size)
-        except BaseException as error:
-            self._fail(error, size)
+        super().mmio_write(address, value, size)
         if address % PAGE == ICR and value & ICR_SIGNAL:
             self._signalled = True
             self._breaker.stop()
-        self._wrote()
 
     def cpuid_1(self, leaf: Cpuid) -> Cpuid:
         try:
@@ -234,15 +225,3 @@ class UnicornVcpu(Adapter):
         except BaseException as error:
             self._fail(error, 0)
             return leaf
-
-    def _fail(self, error: BaseException, size: int) -> int:
-        """Makes run() raise the error, at the end of this block of guest code. Returns all ones."""
-        self._failure = self._failure or error
-        self._breaker.stop()
-        return (1 << 8 * size) - 1
-
-    def _wrote(self) -> None:
-        """After a store, which may interrupt the guest itself, soon: an event would come too late."""
-        self._interrupted = True
-        self._breaker.stop_at_window()
-        self._breaker.spent()

@@ -1,7 +1,6 @@
 /* A PS/2 keyboard with US keys behind an i8042, which translates its scan codes to set 1. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 /* IBM PS/2 Hardware Interface Technical Reference, keyboard and auxiliary device controller. */
 enum { DATA = 0x60, STATUS = 0x64, COMMAND = 0x64 };

@@ -51,18 +51,6 @@ static inline void sti_hlt(void)
     asm volatile("sti; hlt" : : : "memory");
 }
 
-/* Sleeps until a condition holds that an interrupt makes true. It is looked at with interrupts off: what makes it true
-   after that ends the HLT. To be called with interrupts on. */
-#define WAIT_UNTIL(condition)                                                                                          \
-    do {                                                                                                               \
-        cli();                                                                                                         \
-        while (!(condition)) {                                                                                         \
-            sti_hlt();                                                                                                 \
-            cli();                                                                                                     \
-        }                                                                                                              \
-        sti();                                                                                                         \
-    } while (0)
-
 /* a * b / c, at most ffffffffh. The product has 64 bits, which C would divide with a library that we have not. */
 static inline unsigned multiply_divide(unsigned a, unsigned b, unsigned c)
 {

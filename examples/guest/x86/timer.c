@@ -1,8 +1,7 @@
 /* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that they are held against: channels 1
    and 2. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 /* 8254 datasheet (231164). */
 enum { PIT = 0x40, PIT_CONTROL = 0x43, SPEAKER = 0x61 };

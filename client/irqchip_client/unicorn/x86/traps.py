@@ -28,7 +28,7 @@ _OPCODES = re.compile(
 _MOV_CR8_BYTES = 4
 
 if TYPE_CHECKING:
-    from .breaker import Breaker
+    from irqchip_client.unicorn.breaker import Breaker
 
 
 class Trap(Enum):

@@ -1,7 +1,6 @@
 /* The IDT, and the handling of interrupts and exceptions. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 #define DEBUG_EXIT 0xF4
 #define PANIC_CODE 0x7F

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,17 +16,17 @@ from unicorn.unicorn_const import (
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
     UC_MODE_64,
-    UC_PROT_ALL,
 )
 from unicorn.unicorn_py3.arch.intel import UcIntel
-from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
 
+from irqchip_client.unicorn.breaker import IF, Breaker
+from irqchip_client.unicorn.emulator import MemoryBus, Register, Unsupported, map_guest
 from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
-from .breaker import IF, Breaker
 from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
-from .exceptions import Fault, Unsupported, Vector
+from .exceptions import Fault, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
 from .state import State, protected_mode, real_mode
@@ -46,13 +45,11 @@ SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
 
 
-class Bus(Protocol):
-    """Takes the accesses outside of RAM. Its methods must not raise."""
+class Bus(MemoryBus, Protocol):
+    """Takes the accesses outside of RAM, and CPUID. Its methods must not raise."""
 
     def pio_read(self, port: int, size: int) -> int: ...
     def pio_write(self, port: int, value: int, size: int) -> None: ...
-    def mmio_read(self, address: int, size: int) -> int: ...
-    def mmio_write(self, address: int, value: int, size: int) -> None: ...
     def cpuid_1(self, leaf: Cpuid) -> Cpuid: ...
 
 
@@ -72,10 +69,7 @@ class Engine:
         self._memory = memory
         self._bus = bus
         self._uc = uc = UcIntel(UC_ARCH_X86, UC_MODE_64, MODEL)
-        uc.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.host_address)
-        _map_mmio(uc, memory.size, 1 << PHYSICAL_BITS, bus)
-        uc.ctl_exits_enabled(True)  # With no exits set, uc_emu_stop() alone ends it.
-        uc.ctl_set_exits([])
+        map_guest(uc, memory, 1 << PHYSICAL_BITS, bus)
         uc.hook_add(UC_HOOK_INSN, lambda _, port, size, __: bus.pio_read(port, size), aux1=x86.UC_X86_INS_IN)
         uc.hook_add(
             UC_HOOK_INSN, lambda _, port, size, value, __: bus.pio_write(port, value, size), aux1=x86.UC_X86_INS_OUT
@@ -88,7 +82,7 @@ class Engine:
         self._exit: Trapped | int | None = None  # int: an exception's vector.
         self._prefixed_int = 0, 0  # An address and a length: INT n with prefixes is about to be executed.
         self._ip = 0
-        self._ip_register, self._flags = _Register(uc, x86.UC_X86_REG_RIP), _Register(uc, x86.UC_X86_REG_RFLAGS)
+        self._ip_register, self._flags = Register(uc, x86.UC_X86_REG_RIP), Register(uc, x86.UC_X86_REG_RFLAGS)
         self._kept = State(uc.context_save())
         self._state: State | None = None  # The same, if it is the processor's current state.
         self._executes = False
@@ -124,7 +118,7 @@ class Engine:
     def close(self) -> None:
         """Unmaps the memory."""
         self._memory.unwatch(self._written)
-        self._uc.mem_unmap(0, self._memory.size)
+        self._uc.mem_unmap(self._memory.start, self._memory.size)
 
     def run(self) -> Trapped | Event | None:
         """Executes until a trap, an exception or INT n. None where the breaker stopped it.
@@ -351,29 +345,3 @@ def cpuid_1(model: int) -> Cpuid:
     uc.reg_write(x86.UC_X86_REG_CR4, 0)
     uc.emu_start(0, 2)
     return Cpuid(*(uc.reg_read(register) for register in CPUID_RESULTS))
-
-
-class _Register:
-    """A register, read and written the short way: the binding's takes several microseconds."""
-
-    def __init__(self, uc: Uc, number: int) -> None:
-        self._value = ctypes.c_uint64()
-        self._arguments = (uc._uch, number, ctypes.byref(self._value))
-
-    def read(self) -> int:
-        uclib.uc_reg_read(*self._arguments)
-        return self._value.value
-
-    def write(self, value: int) -> None:
-        self._value.value = value
-        uclib.uc_reg_write(*self._arguments)
-
-
-def _map_mmio(uc: Uc, start: int, end: int, bus: Bus) -> None:
-    def read(_uc: Uc, offset: int, size: int, _data: object) -> int:
-        return bus.mmio_read(start + offset, size)
-
-    def write(_uc: Uc, offset: int, size: int, value: int, _data: object) -> None:
-        bus.mmio_write(start + offset, value, size)
-
-    uc.mmio_map(start, end - start, read, None, write, None)

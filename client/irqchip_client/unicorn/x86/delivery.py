@@ -7,7 +7,9 @@ from enum import Enum, auto
 from struct import pack, unpack
 from typing import NamedTuple, Protocol
 
-from .exceptions import CONTRIBUTORY, TRAPS_AND_ABORTS, WITH_ERROR_CODE, Fault, TripleFault, Unsupported, Vector
+from irqchip_client.unicorn.emulator import Unsupported
+
+from .exceptions import CONTRIBUTORY, TRAPS_AND_ABORTS, WITH_ERROR_CODE, Fault, TripleFault, Vector
 
 CR0_PE = 1
 

@@ -1,7 +1,6 @@
 /* From the loader to the monitor. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 /* Multiboot specification 0.6.96, 3.3. */
 #define LOADED_BY_MULTIBOOT 0x2BADB002
@@ -27,5 +26,6 @@ __attribute__((used, noreturn)) void guest_main(unsigned magic, const struct mul
     uart_init();
     keyboard_init();
     sti();
-    monitor(command_line);
+    commands_init(command_line);
+    monitor();
 }

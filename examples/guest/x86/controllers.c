@@ -1,7 +1,6 @@
 /* The interrupt controllers: a pair of 8259s, or an IOAPIC and the local APIC. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 /* 8259A datasheet (231468). */
 enum { PIC1 = 0x20, PIC2 = 0xA0, ELCR1 = 0x4D0, ELCR2 = 0x4D1 }; /* the second port is the next one */

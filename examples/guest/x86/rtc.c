@@ -1,7 +1,6 @@
 /* The real-time clock, an MC146818: the date, and interrupts at a rate. */
 
-#include "guest.h"
-#include "x86.h"
+#include "machine.h"
 
 /* MC146818 datasheet (ADI-855), with the index and the data as a PC has them. */
 enum { INDEX = 0x70, DATA = 0x71 };

@@ -45,7 +45,3 @@ class Fault(Exception):  # noqa: N818 - the SDM's name
 
 class TripleFault(Exception):  # noqa: N818 - the SDM's name
     """A fault on delivering a double fault: a processor shuts down."""
-
-
-class Unsupported(Exception):  # noqa: N818 - the fact, not an error of ours
-    """Something that this adapter can't do, as the message says."""

@@ -1,0 +1,81 @@
+"""A guest's memory that a client shares as a memfd: bits of it are set as atomically as a processor does it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import platform
+import sys
+from typing import Final
+
+from irqchipd.vm.errors import VmError, invalid
+
+PAGE: Final = 4096
+# The kernel sets a bit of a shared word atomically with FUTEX_WAKE_OP, and wakes nobody. futex(2).
+_SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "s390x": 238}.get(platform.machine(), 0)
+_WAKE_OP_PRIVATE: Final = 5 | 128
+_OR_BIT: Final = 2 | 8  # FUTEX_OP_OR of 1 << the operand
+
+
+class SharedMemory:
+    """A part of a memfd, mapped.
+
+    The daemon never touches the mapping itself: a client may shrink its memfd at any time, and a system call then fails
+    where a load would be a SIGBUS.
+    """
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+        """EINVAL for a descriptor that is no memfd, or memory that is not in it. The descriptor stays the caller's."""
+        if not _SYS_FUTEX:
+            raise VmError(errno.EOPNOTSUPP, f"on {platform.machine()} no memory can be shared: answer for it instead")
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        except OSError:
+            # Of another file, reads could wait for a disk or for another process.
+            raise invalid("the descriptor is not a memfd") from None
+        if offset % PAGE:
+            raise invalid(f"offset {offset:#x} of a memfd: use a multiple of {PAGE}")
+        size = os.fstat(descriptor).st_size
+        if not 0 < length <= size - offset:
+            raise invalid(f"{length} bytes at {offset:#x} of a memfd that has {size}: make the memfd longer")
+        try:
+            self._map = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+        except OSError as error:
+            number = errno.ENOMEM if error.errno == errno.ENOMEM else errno.EINVAL
+            raise VmError(number, f"the memfd can't be mapped for writing: {error.strerror}") from None
+        except (ValueError, OverflowError) as error:
+            raise invalid(f"the memfd can't be mapped: {error}") from None
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._descriptor = descriptor
+        self._offset = offset
+        self._call = ctypes.PyDLL(None, use_errno=True).syscall
+        self._call.restype = ctypes.c_long
+
+    def set_bits(self, offset: int, mask: int) -> int | None:
+        """Set the one bit of a mask in a byte, and return what the byte was; None where the memfd has shrunk.
+
+        A bit that is set already stays, and the guest may clear it at any time. So a bit that the first look finds set
+        was set at that moment; and one that it finds clear can only have been set by others like this one, who take
+        turns.
+        """
+        byte = os.pread(self._descriptor, 1, self._offset + offset)
+        if not byte:
+            return None
+        before = byte[0]
+        if before & mask:
+            return before
+        bit = 8 * (offset % 4) + mask.bit_length() - 1
+        if sys.byteorder == "big":
+            bit ^= 24
+        word = ctypes.c_void_p(self._address + offset // 4 * 4)
+        operation = ctypes.c_uint(_OR_BIT << 28 | bit << 12)
+        zero = ctypes.c_long(0)
+        done = self._call(ctypes.c_long(_SYS_FUTEX), word, ctypes.c_long(_WAKE_OP_PRIVATE), zero, zero, word, operation)
+        return None if done < 0 else before
+
+    def close(self) -> None:
+        """Unmap the memory."""
+        self._map.close()
