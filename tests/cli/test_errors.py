@@ -39,6 +39,8 @@ COMMANDS = [
     ["ack", "vm"],
     ["regs", "vm"],
     ["watch", "vm"],
+    ["trace", "vm"],
+    ["record", "vm", "--perfetto", "/dev/null"],
 ]
 
 

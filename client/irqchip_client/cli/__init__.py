@@ -18,6 +18,7 @@ _COMMANDS = {
     "regs": "regs",
     "watch": "watch",
     "trace": "trace",
+    "record": "record",
     "replay": "replay",
     "run": "run",
     "device": "device",

@@ -40,12 +40,15 @@ class WatchRequest(_message.Message):
 
     @_builtins.property
     def gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """GSIs and ids of vCPUs. Empty: all. Otherwise only events about one of them: of a GSI also the events at the chips'
-        pins and the MSIs to which it leads at the time, of a vCPU what it does and what it is sent.
+        """With GSIs or vCPUs, only events about one of them are sent. Events about a GSI are also those at the chips' pins and
+        the MSIs to which it leads at the time. ENOSPC if the VM has Watches with 16 other choices of these and of the
+        other fields.
         """
 
     @_builtins.property
-    def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of vCPUs. Events about a vCPU are what it does and what it is sent."""
+
     def __init__(
         self,
         *,
