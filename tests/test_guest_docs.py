@@ -16,11 +16,18 @@ from irqchip_client import Access, Client, IrqchipError, Vm
 from irqchip_client._daemon import Daemon
 
 DOCS = Path(__file__).parent.parent / "docs"
-ON_KVM, ON_UNICORN, EMBEDDED, COUNTER = re.findall(r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL)
+ON_KVM, ON_UNICORN, ON_ARM64, EMBEDDED, COUNTER = re.findall(
+    r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL
+)
 (DEVICE,) = re.findall(r"```python\n(.*?)```", (DOCS / "devices.md").read_text(), re.DOTALL)
 KERNEL = bytes.fromhex("b0 2a e6 f4 eb fe")  # mov al, 42; out 0xf4, al; jmp $
 MULTIBOOT = bytes.fromhex(
     "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
+)
+# Linux's header for arm64, which begins with a branch to what is behind it; PSCI's SYSTEM_OFF.
+ARM64_IMAGE = bytes.fromhex(
+    "10000014 1f2003d5  0000000000000000 0010000000000000 0000000000000000" + "00" * 24 + "41524d64 00000000"
+    "00018052 0080b072 020000d4"  # mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0
 )
 
 
@@ -66,6 +73,16 @@ def test_a_vmm_on_unicorn(irqchip_client: Client) -> None:
         start = load(memory, parse_image(KERNEL))
         with pytest.raises(GuestIsDoneError):
             exec(ON_UNICORN, {"memory": memory, "vm": vm, "devices": Devices(), "start": start})
+
+
+def test_a_vmm_for_arm64(irqchip_client: Client) -> None:
+    pytest.importorskip("unicorn", reason="Unicorn is not installed")
+    from irqchip_client.vmm.arm64 import RAM
+    from irqchip_client.vmm.memory import GuestMemory
+
+    with GuestMemory(1 << 20, start=RAM) as memory:
+        exec(ON_ARM64, {"memory": memory, "client": irqchip_client, "devices": Devices(), "kernel": ARM64_IMAGE})
+    assert irqchip_client.vms() == []
 
 
 def test_a_daemon_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,8 +39,8 @@ def test_every_file_it_names_exists() -> None:
             assert path.exists(), f"{document.name} names {path}"
 
 
-def demo(*options: str) -> str:
-    command = [sys.executable, "-m", "examples.demo", *options]
+def demo(*options: str, module: str = "examples.demo") -> str:
+    command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -53,6 +53,14 @@ def test_the_demo_runs_to_its_end() -> None:
         assert what in said
     assert "ended with status 85" in said
     assert "done, on unicorn, with a daemon and without" in said
+
+
+@pytest.mark.timeout(PATIENCE + 10)
+def test_the_demo_for_arm64_runs_to_its_end() -> None:
+    said = demo(module="examples.demo.arm64")
+    for what in ("GICv3, 2 CPUs", "GICv2, 2 CPUs", "sgis: 100 of 100 came back", "disk: no answer at sector"):
+        assert what in said
+    assert "done, with GICv3 and GICv2" in said
 
 
 @pytest.mark.long

@@ -25,6 +25,7 @@ struct cpu {
     volatile unsigned counts[SOURCES];
     volatile unsigned lost_ticks;
     volatile unsigned request, reply; /* what it has asked the other for, and what it has answered */
+    volatile bool ready;              /* it gets interrupts */
 } __attribute__((aligned(64)));
 
 extern struct cpu cpus[CPUS];

@@ -4,10 +4,10 @@
 
 enum { SYSTEM_OFF = 0x84000008, SUCCESS = 0, ALREADY_ON = -4 };
 #define CPU_ON 0xC4000003UL
+#define PATIENCE 20000 /* ms */
 
 struct cpu cpus[CPUS];
 unsigned cpu_count;
-static volatile bool ready; /* CPU 0 has set up what the CPUs share */
 
 void power_off(void)
 {
@@ -73,11 +73,13 @@ __attribute__((used)) void exception(unsigned kind, unsigned long elr)
 
 __attribute__((noreturn)) static void second_cpu(void)
 {
-    while (!ready)
+    while (!cpus[0].ready) /* it has set up what the CPUs share */
         asm volatile("yield" : : : "memory");
     barrier();
     gic_init_cpu();
     timer_init();
+    barrier();
+    cpus[1].ready = true;
     for (;;) {
         cli();
         sti_hlt();
@@ -96,10 +98,14 @@ __attribute__((used, noreturn)) void guest_main(unsigned cpu)
     gic_enable_spi(SPI_SERIAL, true);
     gic_enable_spi(SPI_DISK, false);
     barrier();
-    ready = true;
+    cpus[0].ready = true;
     long status = firmware(CPU_ON, 1, (unsigned long)start, 0);
     cpu_count = status == SUCCESS || status == ALREADY_ON ? 2 : 1;
     sti();
+    /* An SGI to a CPU that has not set up its redistributor is lost. */
+    WAIT_UNTIL(cpus[cpu_count - 1].ready || timer_due(PATIENCE));
+    if (ping(1) != 1)
+        panic("the last CPU does not answer");
     banner();
     monitor();
 }

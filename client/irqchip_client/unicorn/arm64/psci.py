@@ -5,7 +5,7 @@ KVM: arch/arm64/kvm/psci.c, hypercalls.c
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Final, Protocol
 
 from irqchip_client.vmm.start import Arm64Start
@@ -14,13 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SMC64: Final = 1 << 30  # of a function's number: its arguments have 64 bits
-SMCCC_VERSION: Final = 0x8000_0000
-PSCI_VERSION, CPU_SUSPEND, CPU_OFF, CPU_ON, AFFINITY_INFO = (0x8400_0000 + number for number in range(5))
-MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, PSCI_FEATURES = 0x8400_0006, 0x8400_0008, 0x8400_0009, 0x8400_000A
-WITH_64_BITS: Final = frozenset((CPU_SUSPEND, CPU_ON, AFFINITY_INFO))
-KNOWN: Final = WITH_64_BITS | {
-    *(SMCCC_VERSION, PSCI_VERSION, CPU_OFF, MIGRATE_INFO_TYPE, SYSTEM_OFF, SYSTEM_RESET, PSCI_FEATURES),
-}
+
+
+class Function(IntEnum):
+    """Calls, by their numbers without SMC64."""
+
+    SMCCC_VERSION = 0x8000_0000
+    PSCI_VERSION = 0x8400_0000
+    CPU_SUSPEND = 0x8400_0001
+    CPU_OFF = 0x8400_0002
+    CPU_ON = 0x8400_0003
+    AFFINITY_INFO = 0x8400_0004
+    MIGRATE_INFO_TYPE = 0x8400_0006
+    SYSTEM_OFF = 0x8400_0008
+    SYSTEM_RESET = 0x8400_0009
+    PSCI_FEATURES = 0x8400_000A
+
+
+WITH_64_BITS: Final = frozenset((Function.CPU_SUSPEND, Function.CPU_ON, Function.AFFINITY_INFO))
 
 SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, DENIED, ALREADY_ON = 0, -1, -2, -3, -4
 VERSION_1_1, SMCCC_1_1 = 0x1_0001, 0x1_0001
@@ -47,6 +58,7 @@ class Next(Enum):
     GO_ON = auto()
     SLEEP = auto()  # until an interrupt
     OFF = auto()
+    MACHINE_OFF = auto()
 
 
 def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
@@ -61,27 +73,27 @@ def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
         values = [value & 0xFFFF_FFFF for value in values]
     result, then = SUCCESS, Next.GO_ON
     match function:
-        case 0x8000_0000:
+        case Function.SMCCC_VERSION:
             result = SMCCC_1_1
-        case 0x8400_0000:
+        case Function.PSCI_VERSION:
             result = VERSION_1_1
-        case 0x8400_0001:
+        case Function.CPU_SUSPEND:
             then = Next.SLEEP
-        case 0x8400_0002:
+        case Function.CPU_OFF:
             then = Next.OFF
-        case 0x8400_0003:
+        case Function.CPU_ON:
             result = _turn_on(values, power)
-        case 0x8400_0004:
+        case Function.AFFINITY_INFO:
             on = power.is_on(values[0]) if values[1] == 0 else None
             result = INVALID_PARAMETERS if on is None else ON if on else OFF
-        case 0x8400_0006:
+        case Function.MIGRATE_INFO_TYPE:
             result = NO_TRUSTED_OS
-        case 0x8400_0008 | 0x8400_0009:
-            power.turn_off(reset=function == SYSTEM_RESET)
-            then = Next.OFF
-        case 0x8400_000A:
+        case Function.SYSTEM_OFF | Function.SYSTEM_RESET:
+            power.turn_off(reset=function == Function.SYSTEM_RESET)
+            then = Next.MACHINE_OFF
+        case Function.PSCI_FEATURES:
             asked = values[0]
-            known = asked in KNOWN or (asked & SMC64 and asked & ~SMC64 in WITH_64_BITS)
+            known = asked in set(Function) or (asked & SMC64 and asked & ~SMC64 in WITH_64_BITS)
             result = SUCCESS if known else NOT_SUPPORTED
         case _:
             result = NOT_SUPPORTED
