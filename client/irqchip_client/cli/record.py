@@ -69,8 +69,7 @@ def _record(vm: irqchip_client.Vm, recording: Recording, seconds: float | None) 
             timer.daemon = True
             if seconds is not None:
                 timer.start()
-            else:
-                click.echo("recording: Ctrl-C ends it", err=True)
+            click.echo(f"recording{'' if seconds is None else f' for {seconds:g} seconds'}: Ctrl-C ends it", err=True)
             try:
                 for event in events:
                     recording.add(event)

@@ -131,9 +131,12 @@ class _Timeline:
                 self._instant(time, chip, bit, ended_slice.flow)
 
     def _drive(self, time: int, line: str, sources: int) -> None:
-        if line in self._open:
+        asserted = self._open.get(line)
+        if asserted is not None and not sources:
             self._end(time, line)
-        if sources:
+        elif asserted is not None:
+            asserted.arguments["sources"] = sorted({*asserted.arguments["sources"], *bits_of(sources)})
+        elif sources:
             tid = self._thread(_LINES, line)
             self._open[line] = _Slice(time, _LINES, tid, line, {"sources": list(bits_of(sources))})
 
