@@ -329,10 +329,6 @@ def test_set_gsi_routing_of_x86(x86: Vm) -> None:
 def test_set_gsi_routing_of_arm64(arm64: Vm) -> None:
     gic = arm64.create_gic(2)
     table: list[Route] = [PinRoute(4, Chip.GIC, 9), PinRoute(5, Chip.GIC, 987), MsiRoute(24, 0x802_0040, 1)]
-        PinRoute(4, Chip.GIC, 9),
-        PinRoute(5, Chip.GIC, 987),
-        MsiRoute(24, 0x802_0040, 1),
-    ]
     arm64.set_routing(table)
     routes: list[Route] = [
         PinRoute(4, Chip.GIC, 988),
