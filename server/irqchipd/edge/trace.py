@@ -39,6 +39,7 @@ class TraceLog(Observer):
         self._lock = threading.Lock()
         self._logs: dict[Filter, _Log] = {}
         self._of: dict[str, tuple[_Log, ...]] = {}  # the logs that want a tracepoint
+        self._choosy = False  # whether some log wants only some GSIs or vCPUs
         self._last_time = 0
         self._asleep = False  # whether a reader found nothing
         # What the probes were last, while some log wants them; and whether the end of this turn looks at them.
@@ -84,6 +85,7 @@ class TraceLog(Observer):
     def _look_at_logs(self) -> None:
         logs = tuple(self._logs.values())
         self._probe_logs = tuple(log for log in logs if log.wanted.probes)
+        self._choosy = any(log.wanted.gsis or log.wanted.vcpus for log in logs)
         self._of = {name: tuple(log for log in logs if name in log.wanted.tracepoints) for name in TRACEPOINTS}
         for name, wanting in self._of.items():
             heard = bool(wanting or self._probe_logs)
@@ -93,9 +95,11 @@ class TraceLog(Observer):
         if self._probe_logs and not self._will_look:
             self._will_look = True
             self._vm.at_the_end(self._look_at_probes)
-        routes = self._vm.routes
         with self._lock:
-            logs = [log for log in self._of[name] if log.wanted.takes(name, values, routes)]
+            logs = self._of[name]
+            if self._choosy:
+                routes = self._vm.routes
+                logs = tuple(log for log in logs if log.wanted.takes(name, values, routes))
             if not logs:
                 return
             awake = self._append(logs, (self._now(), name, values))
@@ -116,10 +120,11 @@ class TraceLog(Observer):
             self._wake()
 
     def _now(self) -> int:
-        self._last_time = max(time.monotonic_ns(), self._last_time + 1)
-        return self._last_time
+        now = time.monotonic_ns()
+        self._last_time = now = now if now > self._last_time else self._last_time + 1
+        return now
 
-    def _append(self, logs: list[_Log] | tuple[_Log, ...], event: _Event) -> bool:
+    def _append(self, logs: tuple[_Log, ...], event: _Event) -> bool:
         """Log an event; False where a reader has to be woken."""
         for log in logs:
             if log.number < self._limit:
