@@ -234,13 +234,14 @@ class PicPair:
         """
         chip, line = self.primary, self._primary_request()
         if line < 0:
-            line = SPURIOUS
+            line, self.was_spurious = SPURIOUS, True
         else:
+            self.was_spurious = False
             self._put_in_service(chip, line)
             if line == CASCADE:
                 chip, line = self.secondary, self.secondary.requested()
                 if line < 0:
-                    line = SPURIOUS
+                    line, self.was_spurious = SPURIOUS, True
                 else:
                     self._put_in_service(chip, line)
         vector = (chip.irq_base + line) & 0xFF

@@ -10,8 +10,12 @@ class Observer:
     """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
     The methods are tracepoints of include/trace/events/kvm.h, of arch/x86/kvm/trace.h, and of arch/arm64/kvm's
-    trace_arm.h and vgic/trace.h, with their fields.
+    trace_arm.h and vgic/trace.h, with their fields. The last ones are not the kernel's.
     """
+
+    # Whether this is to see each access of a local APIC's registers, and each tick of a timer, also one that changes
+    # nothing: a vCPU's process then asks the daemon instead of its own memory, and no timer sleeps.
+    sees_everything = True
 
     def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
         """A vCPU accessed a port."""
@@ -67,7 +71,22 @@ class Observer:
     def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002
         """An s390 vCPU took an interrupt."""
 
+    # What the kernel has no tracepoint for.
 
+    def halt_ended(self, vcpu: int, nanoseconds: int) -> None:
+        """A vCPU's halt ended, after this time of the host."""
+
+    def pic_spurious(self, vcpu: int) -> None:
+        """A vCPU took an interrupt of the PICs that none of their lines asked for."""
+
+    def gic_acknowledged(self, vcpu: int, intid: int) -> None:
+        """A guest acknowledged an interrupt at its GIC's CPU interface; INTIDs from 1020 are special."""
+
+    def gic_ended(self, vcpu: int, intid: int) -> None:
+        """A guest wrote an end-of-interrupt register of its GIC's CPU interface."""
+
+
+METHODS = tuple(name for name, method in vars(Observer).items() if callable(method) and not name.startswith("_"))
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith("kvm_"))
 
 
@@ -75,7 +94,8 @@ class _Several(Observer):
     """Passes everything on to several observers."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        for name in TRACEPOINTS:
+        self.sees_everything = any(observer.sees_everything for observer in observers)
+        for name in METHODS:
             setattr(self, name, self._passing_on([getattr(observer, name) for observer in observers]))
 
     @staticmethod
