@@ -187,6 +187,7 @@ class PicPair:
     secondary: I8259
     # INTR, the primary's output. A VM must look at it before INTA: INTA without it is a spurious interrupt.
     output: bool = False
+    was_spurious: bool = False  # what the last INTA got
 
     @classmethod
     def at_reset(cls, wires: PicWires) -> PicPair:

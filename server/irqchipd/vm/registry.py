@@ -47,6 +47,7 @@ class Registry:
         self._names: list[str] = []  # of the VMs, in order
         self._reserved: set[str] = set()  # names of VMs that are being made
         self._last_number = 0
+        self.on_made: Callable[[Vm], None] | None = None  # called with each VM before anybody can find it
 
     def create(
         self, name: str = "", virtual: bool = False, properties: Properties = _USUAL, architecture: int = X86
@@ -69,6 +70,8 @@ class Registry:
         name = self._reserve(name)
         try:
             vm = make(name)
+            if self.on_made is not None:
+                self.on_made(vm)
         except BaseException:
             with self._lock:
                 self._reserved.remove(name)
@@ -111,6 +114,9 @@ class Registry:
         with self._lock:
             start = bisect_right(self._names, name)
             return [self._vms[name] for name in self._names[start : start + most]]
+
+    def __len__(self) -> int:
+        return len(self._vms)
 
     def delete(self, name: str) -> None:
         """Delete the VM of this name: ENOENT without one."""
