@@ -256,6 +256,7 @@ class MeasuredQueue(EventQueue):
         self._measure()
 
     def take(self) -> bytes | None:
+        self._measure()  # what put has woken a Session for, before put could
         message = super().take()
         self._measure()
         return message

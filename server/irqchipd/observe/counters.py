@@ -9,21 +9,21 @@ _MASKED = 1 << 16  # of a redirection entry
 _IOAPIC = 2  # KVM_IRQCHIP_IOAPIC
 _SPECIAL = 1020  # the first INTID that stands for no interrupt
 
-# The counters' names, and what they count.
+# The counters: the metric, the chip where that is its label, and what they count.
 COUNTED = {
-    "raised": "Lines driven high, also lines that were high",
-    "lowered": "Lines driven low, also lines that were low",
-    "msis": "MSIs sent",
-    "ipis": "Interprocessor interrupts sent by local APICs",
-    "accepted": "Messages that local APICs were offered",
-    "delivered": "Interrupts that vCPUs took",
-    "coalesced": "Rises at chips' inputs that added no interrupt",
-    "masked": "Rises at chips' inputs that were masked",
-    "spurious": "Interrupts taken that no line asked for",
-    "lapic_eois": "Ends of interrupts at local APICs",
-    "pic_eois": "Ends of interrupts at PICs",
-    "ioapic_eois": "Ends of level-triggered interrupts at IOAPICs",
-    "gic_eois": "Ends of interrupts at GICs' CPU interfaces",
+    "raised": ("lines_raised", "", "Lines driven high, also lines that were high"),
+    "lowered": ("lines_lowered", "", "Lines driven low, also lines that were low"),
+    "msis": ("msis", "", "MSIs sent"),
+    "ipis": ("ipis", "", "Interprocessor interrupts that local APICs sent"),
+    "accepted": ("interrupts_accepted", "", "Messages that local APICs were offered"),
+    "delivered": ("interrupts_delivered", "", "Interrupts that vCPUs took"),
+    "coalesced": ("interrupts_coalesced", "", "Rises at the PICs' and IOAPICs' inputs that added no interrupt"),
+    "masked": ("interrupts_masked", "", "Rises at the PICs' and IOAPICs' inputs that were masked"),
+    "spurious": ("interrupts_spurious", "", "Interrupts taken that nothing asked for any more"),
+    "lapic_eois": ("eois", "lapic", "Ends of interrupts"),
+    "pic_eois": ("eois", "pic", "Ends of interrupts"),
+    "ioapic_eois": ("eois", "ioapic", "Ends of interrupts"),
+    "gic_eois": ("eois", "gic", "Ends of interrupts"),
 }
 
 

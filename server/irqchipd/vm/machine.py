@@ -297,6 +297,11 @@ class Vm(Accesses):
             last = source.serial
         return infos, None
 
+    @property
+    def region_count(self) -> int:
+        """How many regions there are."""
+        return self._board.regions.count
+
     # For observers, which call the first three in a turn.
 
     @property

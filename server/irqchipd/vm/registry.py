@@ -115,9 +115,6 @@ class Registry:
             start = bisect_right(self._names, name)
             return [self._vms[name] for name in self._names[start : start + most]]
 
-    def __len__(self) -> int:
-        return len(self._vms)
-
     def delete(self, name: str) -> None:
         """Delete the VM of this name: ENOENT without one."""
         with self._lock:

@@ -14,7 +14,6 @@ from irqchipd.chips.gic.vgic import GicCpu
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 
-
 _INTID: Final = 0x3FF  # of GICC_IAR and GICC_EOIR
 
 
