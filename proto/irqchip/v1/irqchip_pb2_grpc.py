@@ -349,6 +349,11 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_session__pb2.SessionResponse.FromString,
                 _registered_method=True)
+        self.GetInterrupts = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetInterrupts',
+                request_serializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/irqchip.v1.IrqchipService/Watch',
                 request_serializer=irqchip_dot_v1_dot_trace__pb2.WatchRequest.SerializeToString,
@@ -876,6 +881,15 @@ class IrqchipServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetInterrupts(self, request, context):
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+        there was no call for 60 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
         dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
@@ -1192,6 +1206,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=irqchip_dot_v1_dot_session__pb2.SessionRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_session__pb2.SessionResponse.SerializeToString,
+            ),
+            'GetInterrupts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInterrupts,
+                    request_deserializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -2847,6 +2866,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/Session',
             irqchip_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
             irqchip_dot_v1_dot_session__pb2.SessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInterrupts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetInterrupts',
+            irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.SerializeToString,
+            irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

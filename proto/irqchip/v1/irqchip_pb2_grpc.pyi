@@ -231,6 +231,20 @@ from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
 from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
 from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
 from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import GetInterruptsRequest as GetInterruptsRequest
+from irqchip.v1.trace_pb2 import GetInterruptsResponse as GetInterruptsResponse
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_GIC as INTERRUPT_KIND_GIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_IOAPIC as INTERRUPT_KIND_IOAPIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_IPI as INTERRUPT_KIND_IPI
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_LOCAL as INTERRUPT_KIND_LOCAL
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_MSI as INTERRUPT_KIND_MSI
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_OTHER as INTERRUPT_KIND_OTHER
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_PIC as INTERRUPT_KIND_PIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_S390 as INTERRUPT_KIND_S390
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_UNSPECIFIED as INTERRUPT_KIND_UNSPECIFIED
+from irqchip.v1.trace_pb2 import InterruptCount as InterruptCount
+from irqchip.v1.trace_pb2 import InterruptKind as InterruptKind
+from irqchip.v1.trace_pb2 import Latency as Latency
 from irqchip.v1.trace_pb2 import Probe as Probe
 from irqchip.v1.trace_pb2 import ProbesChanged as ProbesChanged
 from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
@@ -612,6 +626,11 @@ class IrqchipServiceStub:
     line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
     that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
     """
+    GetInterrupts: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]
     """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
     dropped and counted. The initial metadata says that tracing has begun. EINVAL for an invalid tracepoint. ENOSPC at
@@ -869,6 +888,11 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
     line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
     that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
+    """
+    GetInterrupts: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]  # type: ignore[assignment]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
     """
     Watch: _aio.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
@@ -1490,6 +1514,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
         line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
         that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
+        """
+
+    @_abc_1.abstractmethod
+    def GetInterrupts(
+        self,
+        request: _trace_pb2.GetInterruptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.GetInterruptsResponse, _abc.Awaitable[_trace_pb2.GetInterruptsResponse]]:
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+        there was no call for 60 s.
         """
 
     @_abc_1.abstractmethod

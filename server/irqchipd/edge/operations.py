@@ -457,6 +457,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
         _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),
+        _of_vm("get_interrupts", Vm.interrupts, (), convert.interrupts_to, large=True),
         _of_kind(X86Vm, "get_irqchip", X86Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
         _of_kind(X86Vm, "set_irqchip", X86Vm.set_irqchip, convert.set_irqchip_from),
         _of_kind(X86Vm, "get_lapic", X86Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),

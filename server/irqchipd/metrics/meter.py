@@ -74,12 +74,13 @@ class Meter(Collector):
         def timed(*arguments: Any) -> Any:
             begun = perf_counter_ns()
             try:
-                return call(*arguments)
+                result = call(*arguments)
             except BaseException:
                 measured.errors += 1
-                raise
-            finally:
                 add(perf_counter_ns() - begun)
+                raise
+            add(perf_counter_ns() - begun)
+            return result
 
         def timed_slices(*arguments: Any) -> Any:
             begun = perf_counter_ns()
