@@ -18,7 +18,7 @@ def counted(vcpus: int = 1) -> Pc:
 
 
 def wait(pc: Pc, nanoseconds: int) -> None:
-    pc.vm.agenda.deadlines.move(nanoseconds)  # type: ignore[attr-defined]
+    pc.vm.agenda.deadlines.move(nanoseconds)
 
 
 def only(pc: Pc) -> InterruptInfo:
@@ -86,7 +86,9 @@ def test_msis_ipis_and_a_local_apics_own_are_told_apart() -> None:
     pc.vm.signal_msi(0xFEE0_0000, 0x41)
     pc.line(20, 1)
     pc.ipi(0, 0x4043, 1)
-    assert (pc.take(0), pc.take(0), pc.take(1)) == (0x52, 0x41, 0x43)
+    assert (pc.take(0), pc.take(1)) == (0x52, 0x43)
+    pc.eoi()
+    assert pc.take(0) == 0x41
     found = {(one.kind, one.gsi, one.number): one.counts for one in pc.vm.interrupts().interrupts}
     assert found == {(Kind.MSI, 20, 0x52): {0: 1}, (Kind.MSI, -1, 0x41): {0: 1}, (Kind.IPI, -1, 0x43): {1: 1}}
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from math import ceil
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -16,6 +16,9 @@ from irqchip_client import InterruptCount, InterruptCounts
 from ._common import command, connect
 from .durations import show_duration
 from .interrupts import chip, label
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SHOWN = 20  # rates in a sparkline
@@ -39,7 +42,9 @@ class History:
 
     def rows(self, asked: dict[str, InterruptCounts]) -> list[_Row]:
         """A row for each interrupt, the most frequent first. What is not there any more is forgotten."""
-        rows, rates, last = [], {}, {}
+        rows: list[_Row] = []
+        rates: dict[object, deque[float]] = {}
+        last: dict[object, tuple[int, int]] = {}
         for vm, counts in asked.items():
             for one in counts.interrupts:
                 key = vm, one.kind, one.gsi, one.number
@@ -128,7 +133,7 @@ def _cells(row: _Row) -> list[str]:
     ]
 
 
-def _table(rows: list[_Row], vms: int, height: int) -> object:
+def _table(rows: list[_Row], vms: int, height: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 

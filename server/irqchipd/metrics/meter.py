@@ -30,15 +30,17 @@ from irqchipd.timers import Timers
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 
+TIMED: Final = 16  # of so many calls of an operation, the first is timed; those done in slices all are
 _LEAST: Final = 10  # the first bucket that is shown has all times up to 2 ** 10 ns
 
 
 class _Call:
-    """The times of one operation's calls, and how many were refused."""
+    """One operation's calls, the times of some, and how many were refused."""
 
-    __slots__ = ("errors", "times")
+    __slots__ = ("count", "errors", "times")
 
     def __init__(self) -> None:
+        self.count = 0
         self.times = Histogram()
         self.errors = 0
 
@@ -72,17 +74,24 @@ class Meter(Collector):
         add = measured.times.add
 
         def timed(*arguments: Any) -> Any:
+            measured.count = count = measured.count + 1
+            if count % TIMED != 1:
+                try:
+                    return call(*arguments)
+                except BaseException:
+                    measured.errors += 1
+                    raise
             begun = perf_counter_ns()
             try:
-                result = call(*arguments)
+                return call(*arguments)
             except BaseException:
                 measured.errors += 1
-                add(perf_counter_ns() - begun)
                 raise
-            add(perf_counter_ns() - begun)
-            return result
+            finally:
+                add(perf_counter_ns() - begun)
 
         def timed_slices(*arguments: Any) -> Any:
+            measured.count += 1
             begun = perf_counter_ns()
             try:
                 return (yield from call(*arguments))
@@ -134,16 +143,19 @@ class Meter(Collector):
     def _of_operations(self) -> Iterator[Metric]:
         times = HistogramMetricFamily(
             "irqchipd_operation_seconds",
-            "Time in an operation, without its transport and without the answer of a region's owner",
+            f"Time in an operation, of one in {TIMED}; without its transport and the answer of a region's owner",
             labels=("operation",),
         )
+        counts = CounterMetricFamily("irqchipd_operations", "Operations but halts", labels=("operation",))
         errors = CounterMetricFamily(
             "irqchipd_operation_errors", "Operations that ended with an error", labels=("operation",)
         )
         for name, call in self._calls.items():
-            if any(call.times.buckets):
+            if call.count:
+                counts.add_metric((name,), call.count)
                 times.add_metric((name,), *_buckets(call.times))
                 errors.add_metric((name,), call.errors)
+        yield counts
         yield times
         yield errors
 
