@@ -632,6 +632,7 @@ class Arm64Snapshot(_message.Message):
     RESAMPLED_LINES_FIELD_NUMBER: _builtins.int
     GICV2_FIELD_NUMBER: _builtins.int
     GICV3_FIELD_NUMBER: _builtins.int
+    ITS_FIELD_NUMBER: _builtins.int
     gic_version: _builtins.int
     """The GIC that the VM's host has, as in GicProperties; 0 is either version."""
     list_registers: _builtins.int
@@ -682,6 +683,10 @@ class Arm64Snapshot(_message.Message):
     def gicv3(self) -> Global___GicV3Snapshot:
         """The GICv3, if there is one."""
 
+    @_builtins.property
+    def its(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItsSnapshot]:
+        """The interrupt translation services, in the order of their creation."""
+
     def __init__(
         self,
         *,
@@ -703,10 +708,11 @@ class Arm64Snapshot(_message.Message):
         resampled_lines: _abc.Iterable[_builtins.int] | None = ...,
         gicv2: Global___GicV2Snapshot | None = ...,
         gicv3: Global___GicV3Snapshot | None = ...,
+        its: _abc.Iterable[Global___ItsSnapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dist_address", b"dist_address", "features", b"features", "gicv2", b"gicv2", "gicv3", b"gicv3"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dead", b"dead", "devices", b"devices", "dist_address", b"dist_address", "features", b"features", "gic_version", b"gic_version", "gicv2", b"gicv2", "gicv3", b"gicv3", "initialised", b"initialised", "interrupts", b"interrupts", "list_registers", b"list_registers", "priority_bits", b"priority_bits", "ready", b"ready", "regions", b"regions", "resampled_lines", b"resampled_lines", "timer_interrupts", b"timer_interrupts", "timer_interrupts_fixed", b"timer_interrupts_fixed", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dead", b"dead", "devices", b"devices", "dist_address", b"dist_address", "features", b"features", "gic_version", b"gic_version", "gicv2", b"gicv2", "gicv3", b"gicv3", "initialised", b"initialised", "interrupts", b"interrupts", "its", b"its", "list_registers", b"list_registers", "priority_bits", b"priority_bits", "ready", b"ready", "regions", b"regions", "resampled_lines", b"resampled_lines", "timer_interrupts", b"timer_interrupts", "timer_interrupts_fixed", b"timer_interrupts_fixed", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_address: _TypeAlias = _typing.Literal["cpu_address"]  # noqa: Y015
     _WhichOneofArgType__cpu_address: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address"]  # noqa: Y015
@@ -722,6 +728,51 @@ class Arm64Snapshot(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__features) -> _WhichOneofReturnType__features | None: ...
 
 Global___Arm64Snapshot: _TypeAlias = Arm64Snapshot  # noqa: Y015
+
+@_typing.final
+class ItsSnapshot(_message.Message):
+    """ItsSnapshot is an interrupt translation service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CBASER_FIELD_NUMBER: _builtins.int
+    CWRITER_FIELD_NUMBER: _builtins.int
+    CREADR_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether the guest has enabled it."""
+    cbaser: _builtins.int
+    """GITS_CBASER, GITS_CWRITER and GITS_CREADR."""
+    cwriter: _builtins.int
+    creadr: _builtins.int
+    devices: _builtins.int
+    """GITS_BASER0 and GITS_BASER1: the tables of devices and of collections."""
+    collections: _builtins.int
+    address: _builtins.int
+    """The address."""
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        cbaser: _builtins.int = ...,
+        cwriter: _builtins.int = ...,
+        creadr: _builtins.int = ...,
+        devices: _builtins.int = ...,
+        collections: _builtins.int = ...,
+        address: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "address", b"address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "address", b"address", "cbaser", b"cbaser", "collections", b"collections", "creadr", b"creadr", "cwriter", b"cwriter", "devices", b"devices", "enabled", b"enabled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__address: _TypeAlias = _typing.Literal["address"]  # noqa: Y015
+    _WhichOneofArgType__address: _TypeAlias = _typing.Literal["_address", b"_address"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__address) -> _WhichOneofReturnType__address | None: ...
+
+Global___ItsSnapshot: _TypeAlias = ItsSnapshot  # noqa: Y015
 
 @_typing.final
 class GicRegionSnapshot(_message.Message):

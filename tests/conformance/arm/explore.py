@@ -40,11 +40,12 @@ class Report:
 
 
 def explore(kvm: ArmKvm, families: Sequence[str], seeds: range, reports: Queue[Report], stop: Event) -> None:
-    """Compare seed after seed, until told to stop."""
+    """Compare seed after seed, until told to stop, or until nobody is there to be told what is found."""
+    parent = multiprocessing.parent_process()
     shown: Counter[str] = Counter()
     with Judge(kvm, replay) as judge:
         for seed in seeds:
-            if stop.is_set():
+            if stop.is_set() or not (parent is None or parent.is_alive()):
                 return
             report = Report("")
             for trace, found in judge.compare(list(programs(families, [seed]))):

@@ -9,11 +9,14 @@ from typing import Final
 from irqchipd.chips.gic.gicv2 import GicV2, SavedGicV2
 from irqchipd.chips.gic.gicv3 import GicV3, SavedGicV3
 from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.its import FRAME_SIZE as ITS_FRAME_SIZE
+from irqchipd.chips.gic.its import Its
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.frames import CpuInterfaceFrame, RegistersFrame
+from irqchipd.vm.arm64.its import ItsFrame
 from irqchipd.vm.arm64.line_numbers import VCPU_LINES, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
 from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
@@ -41,7 +44,7 @@ class Arm64Board(Board):
         self.gic: Vgic | None = None  # the one of the next two that is there
         self.v2: GicV2 | None = None
         self.v3: GicV3 | None = None
-        self.has_its = False
+        self.its: list[ItsFrame] = []  # in the order of creation
         self.places = Places()
         # How many INTIDs user space wants, 0 before it says so; whether they are there (vgic_initialized).
         self.interrupts_wanted = 0
@@ -69,15 +72,15 @@ class Arm64Board(Board):
             self.gic = self.v2 = GicV2(self, self.list_registers)
         else:
             self.gic = self.v3 = GicV3(self, self.list_registers, self.priority_bits)
-            if self.has_its:
+            if self.its:
                 self.v3.redistributors.add_its()
         self.has_irqchip = self.can_resample = True
         for cpu in self.cpus:
             self._add_to_gic(cpu)
 
     def add_its(self) -> None:
-        """There is an interrupt translation service, which translates nothing. KVM: vgic_its_create."""
-        self.has_its = True
+        """Put in an interrupt translation service. KVM: vgic_its_create."""
+        self.its.append(ItsFrame(self))
         if self.v3 is not None:
             self.v3.redistributors.add_its()
 
@@ -166,6 +169,14 @@ class Arm64Board(Board):
         self.regions.check_free(page)
         self.regions.reserve(page)
         self.places.cpu = base
+
+    def place_its(self, frame: ItsFrame, address: int) -> None:
+        """Give an interrupt translation service its address, whose memory is then no region's."""
+        page = Reserved(address, ITS_FRAME_SIZE, "an interrupt translation service's")
+        self.regions.check_free(page)
+        self.mmio.register(address, ITS_FRAME_SIZE, frame)
+        self.regions.reserve(page)
+        frame.address = address
 
     def want_interrupts(self, interrupts: int) -> None:
         """Say how many INTIDs there will be."""
@@ -259,6 +270,8 @@ class Arm64Board(Board):
             cpu.reset()
         if self.initialised:
             self._reset_gic()
+        for frame in self.its:
+            frame.its = Its()
         for line in self.drivers:
             self._restore_line(line)
 
@@ -272,7 +285,7 @@ class Arm64Board(Board):
         elif self.v3 is not None:
             new = GicV3(self, self.list_registers, self.priority_bits)
             new.redistributors.revision = self.v3.redistributors.revision
-            if self.has_its:
+            if self.its:
                 new.redistributors.add_its()
             self._fill(new)
             self.v3.resume(SavedGicV3(**new.save()))

@@ -28,6 +28,7 @@ class Group:
     REDIST_REGS: Final = 5
     CPU_SYSREGS: Final = 6
     LEVEL_INFO: Final = 7
+    ITS_REGS: Final = 8
 
 
 class Address:
@@ -37,6 +38,7 @@ class Address:
     V2_CPU: Final = 1
     V3_DIST: Final = 2
     V3_REDIST: Final = 3
+    ITS: Final = 4
     V3_REDIST_REGION: Final = 5
 
 
@@ -44,7 +46,10 @@ class Control:
     """Attributes of Group.CTRL."""
 
     INIT: Final = 0
+    ITS_SAVE_TABLES: Final = 1
+    ITS_RESTORE_TABLES: Final = 2
     SAVE_PENDING_TABLES: Final = 3
+    ITS_RESET: Final = 4
 
 
 class VcpuGroup:
