@@ -22,6 +22,7 @@ from irqchip_client import (
     IrqchipError,
     MsiRoute,
     PinRoute,
+    Route,
     Vm,
 )
 from irqchip_client.arm64 import Address, Group, irq, ppi, spi
@@ -313,18 +314,27 @@ def test_default_routing_of_s390(s390: Vm) -> None:
 
 def test_set_gsi_routing_of_x86(x86: Vm) -> None:
     x86.create_irqchip()
-    table = [PinRoute(4, Chip.IOAPIC, 23), PinRoute(4, Chip.PIC_PRIMARY, 4), MsiRoute(24, 0xFEE0_0000, 0x31)]
+    table: list[PinRoute | MsiRoute] = [
+        PinRoute(4, Chip.IOAPIC, 23),
+        PinRoute(4, Chip.PIC_PRIMARY, 4),
+        MsiRoute(24, 0xFEE0_0000, 0x31),
+    ]
     x86.set_routing(table)
-    for route in (PinRoute(4, Chip.IOAPIC, 24), AdapterRoute(5, 0x1000, 0x2000, 0, 0, 1)):
+    routes: list[Route] = [PinRoute(4, Chip.IOAPIC, 24), AdapterRoute(5, 0x1000, 0x2000, 0, 0, 1)]
+    for route in routes:
         assert refused(lambda route=route: x86.set_routing([route])) == "EINVAL"  # type: ignore[misc]
     assert x86.routing() == table
 
 
 def test_set_gsi_routing_of_arm64(arm64: Vm) -> None:
     gic = arm64.create_gic(2)
-    table = [PinRoute(4, Chip(0), 9), PinRoute(5, Chip(0), 987), MsiRoute(24, 0x802_0040, 1)]
+    table: list[PinRoute | MsiRoute] = [PinRoute(4, Chip(0), 9), PinRoute(5, Chip(0), 987), MsiRoute(24, 0x802_0040, 1)]
     arm64.set_routing(table)
-    routes = (PinRoute(4, Chip(0), 988), PinRoute(4, Chip.IOAPIC, 4), AdapterRoute(5, 0x1000, 0x2000, 0, 0, 1))
+    routes: list[Route] = [
+        PinRoute(4, Chip(0), 988),
+        PinRoute(4, Chip.IOAPIC, 4),
+        AdapterRoute(5, 0x1000, 0x2000, 0, 0, 1),
+    ]
     for route in routes:
         assert refused(lambda route=route: arm64.set_routing([route])) == "EINVAL"  # type: ignore[misc]
     assert refused(lambda: arm64.set_routing([PinRoute(4, Chip(0), 9), PinRoute(4, Chip(0), 8)])) == "EINVAL"

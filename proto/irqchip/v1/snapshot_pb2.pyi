@@ -1110,15 +1110,23 @@ class GicCpuSnapshot(_message.Message):
     ABPR_FIELD_NUMBER: _builtins.int
     PMR_FIELD_NUMBER: _builtins.int
     grpen0: _builtins.int
-    """The fields of GICH_VMCR or ICH_VMCR_EL2."""
+    """GICH_VMCR or ICH_VMCR_EL2, VENG0: whether group 0 is enabled."""
     grpen1: _builtins.int
+    """VENG1: whether group 1 is enabled."""
     ackctl: _builtins.int
+    """VAckCtl, of a GICv2."""
     fiqen: _builtins.int
+    """VFIQEn, of a GICv2."""
     cbpr: _builtins.int
+    """VCBPR: whether group 0's binary point is group 1's, too."""
     eoim: _builtins.int
+    """VEOIM: whether the end only drops the priority."""
     bpr: _builtins.int
+    """VBPR0: the binary point of group 0."""
     abpr: _builtins.int
+    """VBPR1: the binary point of group 1."""
     pmr: _builtins.int
+    """VPMR: the priority mask, with 8 bits."""
     @_builtins.property
     def private(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicInterruptSnapshot]:
         """The SGIs and PPIs."""
@@ -1187,15 +1195,19 @@ class GicInterruptSnapshot(_message.Message):
     HARDWARE_FIELD_NUMBER: _builtins.int
     PHYSICAL_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
+    """Whether it is enabled."""
     level: _builtins.bool
     """Whether it is level-triggered."""
     group: _builtins.int
+    """Its group, 0 or 1."""
     priority: _builtins.int
+    """Its priority."""
     line: _builtins.bool
     """The input's level."""
     pending_latch: _builtins.bool
     """Whether it is pending by an edge or by a register write."""
     active: _builtins.bool
+    """Whether it is active."""
     source: _builtins.int
     """A GICv2's SGI: the CPUs that wait to interrupt, one bit each."""
     active_source: _builtins.int
@@ -1209,8 +1221,9 @@ class GicInterruptSnapshot(_message.Message):
     owner: _builtins.int
     """What alone may drive the line: 1 is the vCPU's virtual timer, 2 its physical timer, 3 a PMU; 0 is user space."""
     hardware: _builtins.bool
-    """Whether it is mapped to an interrupt of the host, and to which one."""
+    """Whether it is mapped to an interrupt of the host."""
     physical: _builtins.int
+    """That interrupt."""
     def __init__(
         self,
         *,
@@ -1255,10 +1268,15 @@ class GicListRegisterSnapshot(_message.Message):
     HARDWARE_FIELD_NUMBER: _builtins.int
     PHYSICAL_FIELD_NUMBER: _builtins.int
     intid: _builtins.int
+    """The INTID."""
     priority: _builtins.int
+    """The priority."""
     group: _builtins.int
+    """The group, 0 or 1."""
     pending: _builtins.bool
+    """Whether the interrupt is pending."""
     active: _builtins.bool
+    """Whether the interrupt is active."""
     eoi: _builtins.bool
     """Whether its end is reported."""
     hardware: _builtins.bool
