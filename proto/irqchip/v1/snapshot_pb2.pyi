@@ -745,12 +745,15 @@ class ItsSnapshot(_message.Message):
     enabled: _builtins.bool
     """Whether the guest has enabled it."""
     cbaser: _builtins.int
-    """GITS_CBASER, GITS_CWRITER and GITS_CREADR."""
+    """GITS_CBASER: where the queue of commands is."""
     cwriter: _builtins.int
+    """GITS_CWRITER: the offset of the guest's next command."""
     creadr: _builtins.int
+    """GITS_CREADR: the offset of the next command to do."""
     devices: _builtins.int
-    """GITS_BASER0 and GITS_BASER1: the tables of devices and of collections."""
+    """GITS_BASER0: the table of devices."""
     collections: _builtins.int
+    """GITS_BASER1: the table of collections."""
     address: _builtins.int
     """The address."""
     def __init__(
