@@ -19,7 +19,7 @@ from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm import snapshot as plain
 from irqchipd.vm.arm64.numbers import STOPPED, SUSPENDED
-from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, PlaceState, RegionState
+from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, ItsState, PlaceState, RegionState
 from irqchipd.vm.arm64.timer import SavedTimer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS
@@ -114,6 +114,7 @@ ARM64_PARTS: dict[str, type[Any]] = {
     "TimerSnapshot": SavedTimer,
     "GicRegionSnapshot": RegionState,
     "GicPlaceSnapshot": PlaceState,
+    "ItsSnapshot": ItsState,
     "GicV2Snapshot": SavedGicV2,
     "GicV3Snapshot": SavedGicV3,
     "RedistributorSnapshot": SavedRedistributor,
