@@ -232,6 +232,8 @@ from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
 from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
 from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
 from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import Probe as Probe
+from irqchip.v1.trace_pb2 import ProbesChanged as ProbesChanged
 from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
 from irqchip.v1.trace_pb2 import TraceField as TraceField
 from irqchip.v1.trace_pb2 import WatchRequest as WatchRequest

@@ -1015,6 +1015,7 @@ class GicV3Snapshot(_message.Message):
     HAS_ITS_FIELD_NUMBER: _builtins.int
     PROPBASER_FIELD_NUMBER: _builtins.int
     REDISTRIBUTORS_FIELD_NUMBER: _builtins.int
+    ZERO_AFFINITY_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """GICD_CTLR.EnableGrp1: whether the distributor forwards interrupts."""
     revision: _builtins.int
@@ -1023,6 +1024,8 @@ class GicV3Snapshot(_message.Message):
     """Whether there is an interrupt translation service."""
     propbaser: _builtins.int
     """GICR_PROPBASER of all redistributors."""
+    zero_affinity: _builtins.int
+    """The index of the vCPU that affinity 0 means, if several were not initialised when a vCPU was first to run."""
     @_builtins.property
     def cpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicCpuSnapshot]:
         """The vCPUs' parts, in the order of their creation."""
@@ -1045,12 +1048,15 @@ class GicV3Snapshot(_message.Message):
         has_its: _builtins.bool = ...,
         propbaser: _builtins.int = ...,
         redistributors: _abc.Iterable[Global___RedistributorSnapshot] | None = ...,
+        zero_affinity: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity", "zero_affinity", b"zero_affinity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "enabled", b"enabled", "has_its", b"has_its", "propbaser", b"propbaser", "redistributors", b"redistributors", "revision", b"revision", "spis", b"spis"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity", "cpus", b"cpus", "enabled", b"enabled", "has_its", b"has_its", "propbaser", b"propbaser", "redistributors", b"redistributors", "revision", b"revision", "spis", b"spis", "zero_affinity", b"zero_affinity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__zero_affinity: _TypeAlias = _typing.Literal["zero_affinity"]  # noqa: Y015
+    _WhichOneofArgType__zero_affinity: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__zero_affinity) -> _WhichOneofReturnType__zero_affinity | None: ...
 
 Global___GicV3Snapshot: _TypeAlias = GicV3Snapshot  # noqa: Y015
 

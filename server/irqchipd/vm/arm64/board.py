@@ -17,12 +17,13 @@ from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.frames import CpuInterfaceFrame, RegistersFrame
 from irqchipd.vm.arm64.its import ItsFrame
-from irqchipd.vm.arm64.line_numbers import VCPU_LINES, owner_of
+from irqchipd.vm.arm64.line_numbers import VCPU_LINES, line_name, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
 from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
+from irqchipd.vm.arm64.probes import gic_probes
 from irqchipd.vm.arm64.routing import SpiNotices, default_routes
 from irqchipd.vm.arm64.timer import OWNERS, PHYSICAL, USUAL_PPIS, VIRTUAL
-from irqchipd.vm.board import Board
+from irqchipd.vm.board import Board, Probes
 from irqchipd.vm.bus import Device
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
@@ -118,23 +119,23 @@ class Arm64Board(Board):
         """Give the redistributors a region. KVM: vgic_v3_set_redist_base."""
         places = self.places
         places.add_region(index, base, count)
-        for cpu in self.cpus:
-            if places.of[cpu.index] is not None:
-                continue
-            try:
-                place = places.find()
+        placed = []
+        try:
+            for cpu in self.cpus:
+                place = places.find() if places.of[cpu.index] is None else None
                 if place is not None:
                     self._check_free(place)
-                    places.of[cpu.index] = place
-                    self.register_redistributor(cpu.index)
+                    self._register_redistributor(cpu.index, place)
                     assert place.region is not None
                     place.region.used += 1
-            except VmError:
-                # KVM: vgic_register_all_redist_iodevs takes the earlier vCPUs' off the bus, wherever they are.
-                for earlier in self.cpus[: cpu.index]:
-                    self._unregister(earlier.index)
-                places.remove_region(index)
-                raise
+                    places.of[cpu.index] = place
+                    placed.append(cpu.index)
+        except VmError:
+            for vcpu in placed:
+                self._unregister(vcpu)
+                places.of[vcpu] = None
+            places.remove_region(index)
+            raise
 
     def _check_free(self, place: Place) -> None:
         self.regions.check_free(Reserved(place.base, FRAME_SIZE, "a redistributor's"))
@@ -143,6 +144,9 @@ class Arm64Board(Board):
         """Put a vCPU's redistributor on the bus."""
         place = self.places.of[index]
         assert place is not None
+        self._register_redistributor(index, place)
+
+    def _register_redistributor(self, index: int, place: Place) -> None:
         assert self.v3 is not None
         frame = RegistersFrame(self, self.v3.redistributors.registers, place.base, self.v3.cpus[index])
         self.mmio.register(place.base, FRAME_SIZE, frame)
@@ -285,6 +289,7 @@ class Arm64Board(Board):
         elif self.v3 is not None:
             new = GicV3(self, self.list_registers, self.priority_bits)
             new.redistributors.revision = self.v3.redistributors.revision
+            new.zero_affinity = self.v3.zero_affinity
             if self.its:
                 new.redistributors.add_its()
             self._fill(new)
@@ -408,6 +413,12 @@ class Arm64Board(Board):
 
     def signal_msi(self, address: int, data: int) -> int:
         raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
+
+    def probes(self) -> Probes:
+        return {} if self.gic is None else gic_probes(self.gic, self.v2, self.v3)
+
+    def line_probes(self) -> dict[str, int]:
+        return {line_name(line): sources for line, sources in self.drivers.items()}
 
     # What a vCPU needs of its GIC.
 

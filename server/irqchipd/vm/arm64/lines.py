@@ -11,7 +11,7 @@ from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.board import Arm64Board
 from irqchipd.vm.arm64.its import ItsFrame
-from irqchipd.vm.arm64.line_numbers import LINES, NUMBER_BYTES, VCPU_LINES, irq_of, line_of, parts_of
+from irqchipd.vm.arm64.line_numbers import LINES, NUMBER_BYTES, VCPU_LINES, irq_of, line_name, line_of, parts_of
 from irqchipd.vm.arm64.numbers import LineType
 from irqchipd.vm.arm64.routing import CHIPS
 from irqchipd.vm.errors import VmError, invalid
@@ -118,6 +118,9 @@ class Arm64Lines(Vm):
 
     def _numbers(self, asserted: int) -> list[int]:
         return [irq_of(line) for line in numbers_of(asserted)]
+
+    def _line_name(self, line: int) -> str:
+        return line_name(line)
 
     # MSIs.
 

@@ -19,11 +19,12 @@ from irqchipd.vm.arm64.numbers import CREATE_DEVICE_TEST, MAX_DEVICES, MAX_VCPUS
 from irqchipd.vm.arm64.saving import finish_board, restore_board, save_board
 from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
 from irqchipd.vm.arm64.vcpus import Arm64Vcpus
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPUS, Description, GicInfo
 from irqchipd.vm.regions import ACCESS_NS
-from irqchipd.vm.snapshot import ARM64, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, VmState
+from irqchipd.vm.saving import clock_of
+from irqchipd.vm.snapshot import ARM64, IRQCHIP_FULL, IRQCHIP_NONE, VmState
 
 
 class Arm64Vm(Arm64Vcpus):
@@ -237,9 +238,7 @@ class Arm64Vm(Arm64Vcpus):
         """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         saved = check_state(state, max_vcpus)
         deadlines = deadlines if deadlines is not None else Deadlines()
-        clock: Clock = RealClock(deadlines, state.now_ns)
-        if state.clock == CLOCK_VIRTUAL:
-            clock = VirtualClock(state.now_ns)
+        clock = clock_of(state, deadlines)
         host = saved.gic_version, saved.list_registers, saved.priority_bits
         vm = cls(name, max_vcpus, clock, *host, access_ns, deadlines)
         with vm._turn:

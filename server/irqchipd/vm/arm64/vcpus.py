@@ -82,6 +82,8 @@ class Arm64Vcpus(Arm64Lines):
             self._check_alive()
             if cpu.features is None:
                 raise VmError(errno.ENOEXEC, f"vCPU {vcpu} of VM {self.name!r} is not initialised: call VcpuInit first")
+            if board.v3 is not None:
+                board.v3.settle_affinities()
             board.map_frames()
             board.wire_timers(cpu)
             if cpu.features & Feature.PMU_V3 and not cpu.pmu_ready and board.gic is not None:
