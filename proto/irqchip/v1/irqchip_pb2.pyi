@@ -191,6 +191,7 @@ from irqchip.v1.snapshot_pb2 import GicPlaceSnapshot as GicPlaceSnapshot
 from irqchip.v1.snapshot_pb2 import GicRegionSnapshot as GicRegionSnapshot
 from irqchip.v1.snapshot_pb2 import GicV2Snapshot as GicV2Snapshot
 from irqchip.v1.snapshot_pb2 import GicV3Snapshot as GicV3Snapshot
+from irqchip.v1.snapshot_pb2 import ItsSnapshot as ItsSnapshot
 from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
 from irqchip.v1.snapshot_pb2 import RedistributorSnapshot as RedistributorSnapshot
 from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest

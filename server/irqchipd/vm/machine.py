@@ -24,8 +24,10 @@ from irqchipd.vm.regions import REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
+from irqchipd.vm.vcpu_state import MpState
 
 MOST_DESCRIBED: Final = 64  # devices in a Description, which has to fit into a message
+
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
@@ -135,7 +137,7 @@ class Vm(Accesses):
         """KVM_ENABLE_CAP."""
         raise NotImplementedError
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM_GET_MP_STATE."""
         raise NotImplementedError
 
