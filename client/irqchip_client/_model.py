@@ -559,7 +559,7 @@ class InterruptCounts:
             list(response.vcpus),
             [
                 InterruptCount(
-                    InterruptKind(one.kind) if one.kind in set(InterruptKind) else InterruptKind.OTHER,
+                    InterruptKind(one.kind) if one.kind in set(map(int, InterruptKind)) else InterruptKind.OTHER,
                     one.gsi if one.HasField("gsi") else None,
                     one.number,
                     one.level,

@@ -13,7 +13,7 @@ import click
 import irqchip_client
 from irqchip_client import InterruptCount, InterruptCounts
 
-from ._common import command, connect
+from ._common import command, connect, with_others
 from .durations import show_duration
 from .interrupts import chip, label
 
@@ -108,9 +108,9 @@ def _ask(client: irqchip_client.Client, names: tuple[str, ...]) -> dict[str, Int
     for name in names or [vm.name for vm in client.vms()][:_MOST_VMS]:
         try:
             asked[name] = client.vm(name).interrupts()
-        except irqchip_client.NotFound:
+        except irqchip_client.NotFound as error:
             if names:
-                raise
+                raise with_others(client, name, error) from None
     return asked
 
 

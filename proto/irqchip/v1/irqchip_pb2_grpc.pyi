@@ -620,6 +620,11 @@ class IrqchipServiceStub:
     """
     ResetVcpu: _grpc.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
+    GetInterrupts: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
+    """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -628,11 +633,6 @@ class IrqchipServiceStub:
     newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
     line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
     that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
-    """
-    GetInterrupts: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]
-    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-    there was no call for 60 s.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]
     """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
@@ -885,6 +885,11 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     ResetVcpu: _aio.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]  # type: ignore[assignment]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
+    GetInterrupts: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]  # type: ignore[assignment]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
+    """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -893,11 +898,6 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
     line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
     that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
-    """
-    GetInterrupts: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]  # type: ignore[assignment]
-    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-    there was no call for 60 s.
     """
     Watch: _aio.UnaryStreamMultiCallable[_trace_pb2.WatchRequest, _trace_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams trace events, named after the kernel's tracepoints. Events that the client does not read in time are
@@ -1509,6 +1509,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
 
     @_abc_1.abstractmethod
+    def GetInterrupts(
+        self,
+        request: _trace_pb2.GetInterruptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.GetInterruptsResponse, _abc.Awaitable[_trace_pb2.GetInterruptsResponse]]:
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+        there was no call for 60 s.
+        """
+
+    @_abc_1.abstractmethod
     def Session(
         self,
         request_iterator: _MaybeAsyncIterator[_session_pb2.SessionRequest],
@@ -1521,17 +1532,6 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         newer streams wait to be opened. ENOSPC also at the VM's limits: 4,096 line sources that hold 480 KiB together. A
         line source holds 64 bytes, its name, 32 bytes per GSI that it resamples, and one bit per GSI up to the highest
         that it has raised, in steps of 256 GSIs. So raising a GSI can fail with ENOSPC, too.
-        """
-
-    @_abc_1.abstractmethod
-    def GetInterrupts(
-        self,
-        request: _trace_pb2.GetInterruptsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_trace_pb2.GetInterruptsResponse, _abc.Awaitable[_trace_pb2.GetInterruptsResponse]]:
-        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-        there was no call for 60 s.
         """
 
     @_abc_1.abstractmethod
