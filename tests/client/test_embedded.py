@@ -290,7 +290,7 @@ def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client, mon
             session.close()
             return find(operation, default)
 
-    monkeypatch.setattr("irqchip_client._embedded.blocking.FUNCTIONS", Closing(FUNCTIONS))
+    monkeypatch.setattr("irqchip_client._embedded.transport.FUNCTIONS", Closing(FUNCTIONS))
     with pytest.raises(SessionClosed, match="this client closed it"):
         session.vcpu(0).halt()
     with pytest.raises(SessionClosed, match="this client closed it"):
