@@ -32,7 +32,7 @@ class DeviceType(IntEnum):
     ARM_VGIC_V2 = 5
     FLIC = 6
     ARM_VGIC_V3 = 7
-    ARM_VGIC_ITS = 8  # No VM has one yet.
+    ARM_VGIC_ITS = 8  # It can be made, and translates nothing.
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class GicHost:
     """The GIC of an arm64 VM's host, as far as a guest sees it. 0 stands for the usual value.
 
     version         the version that can be made, 2 or 3; 0: either of them
-    list_registers  1 to 16; usually 4
-    priority_bits   of a GICv3's CPU interface, 4 to 8; usually 5
+    list_registers  2 to 16; usually 4
+    priority_bits   of a GICv3's CPU interface, 5 to 7; usually 5
     """
 
     version: int = 0
@@ -86,6 +86,7 @@ class MpState(IntEnum):
     OPERATING = 7  # s390: it runs, or waits.
     LOAD = 8  # s390.
     AP_RESET_HOLD = 9  # As HALTED: an encrypted guest's vCPU waits to be started.
+    SUSPENDED = 10  # arm64: its guest has suspended it.
 
     @classmethod
     def from_proto(cls, state: int) -> Self:
@@ -154,6 +155,32 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GicInfo:
+    """The GIC of an arm64 VM.
+
+    version      0 before there is one
+    initialised  whether it has its SPIs, so that no vCPU can be created
+    interrupts   the number of INTIDs, with a vCPU's 32 private ones; 0 before it is set
+    host         the GIC of the VM's host
+    """
+
+    version: int = 0
+    initialised: bool = False
+    interrupts: int = 0
+    host: GicHost = USUAL_GIC
+
+    @classmethod
+    def from_proto(cls, message: pb.GicInfo) -> Self:
+        host = message.host
+        return cls(
+            version=message.version,
+            initialised=message.initialised,
+            interrupts=message.interrupts,
+            host=GicHost(host.version, host.list_registers, host.priority_bits),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class VmInfo:
     """A VM.
 
@@ -172,6 +199,8 @@ class VmInfo:
     tsc_khz                  the frequency of its vCPUs' TSCs
     lateness_ns              how late its timers are, if they need more than its share; == ignores this field
     architecture
+    gic                      arm64: its GIC, and that of its host; None if it has another architecture
+    devices                  what create_device() has made: types of devices 0, 1 and so on, of the first 64
     """
 
     name: str
@@ -189,6 +218,8 @@ class VmInfo:
     tsc_khz: int = 1_000_000
     lateness_ns: int = field(default=0, compare=False)
     architecture: Architecture = Architecture.X86
+    gic: GicInfo | None = None
+    devices: tuple[int, ...] = ()
 
     @classmethod
     def from_proto(cls, message: pb.VmInfo) -> Self:
@@ -209,6 +240,8 @@ class VmInfo:
             tsc_khz=message.tsc_khz,
             lateness_ns=message.lateness_ns,
             architecture=Architecture(message.architecture or Architecture.X86),
+            gic=GicInfo.from_proto(message.gic) if message.HasField("gic") else None,
+            devices=tuple(message.devices),
         )
 
 

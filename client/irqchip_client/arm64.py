@@ -31,6 +31,19 @@ def ppi(vcpu: int, intid: int) -> int:
     return (vcpu >> 8) << 28 | _PPI << 24 | (vcpu & 0xFF) << 16 | intid
 
 
+def irq(vcpu: int) -> int:
+    """The line of a vCPU's IRQ, which can be driven where there is no GIC; its FIQ is one more."""
+    return (vcpu >> 8) << 28 | _CPU << 24 | (vcpu & 0xFF) << 16
+
+
+def line_name(line: int) -> str:
+    """A line's name: "spi:4", "ppi:0:27" of vCPU 0, "irq:0" or "fiq:0"."""
+    kind, vcpu, number = line >> 24 & 0xF, (line >> 16 & 0xFF) + 256 * (line >> 28), line & 0xFFFF
+    if kind == _SPI:
+        return f"spi:{number - FIRST_SPI}"
+    return f"ppi:{vcpu}:{number}" if kind == _PPI else f"{'fiq' if number else 'irq'}:{vcpu}"
+
+
 class Group(IntEnum):
     """KVM_DEV_ARM_VGIC_GRP_*."""
 
@@ -54,6 +67,14 @@ class Address(IntEnum):
     V3_REDIST = 3
     ITS = 4
     V3_REDIST_REGION = 5
+
+
+class VcpuGroup(IntEnum):
+    """KVM_ARM_VCPU_*_CTRL: groups of a vCPU's attributes."""
+
+    PMU = 0
+    TIMER = 1
+    PVTIME = 2
 
 
 class Control(IntEnum):
@@ -81,7 +102,19 @@ def gic_attributes(version: int, interrupts: int) -> list[tuple[Group, int, int]
     return [(Group.NR_IRQS, 0, interrupts), *placed, (Group.CTRL, int(Control.INIT), 0)]
 
 
-PSCI_0_2: Final = 1 << 2  # KVM_ARM_VCPU_PSCI_0_2, a feature of Vcpu.init()
+def affinity(vcpu: int) -> int:
+    """MPIDR_EL1's Aff2, Aff1 and Aff0, by which a guest names a vCPU. KVM: sys_regs.c reset_mpidr."""
+    return vcpu & 0xF | (vcpu >> 4 & 0xFF) << 8 | (vcpu >> 12 & 0xFF) << 16
+
+
+def attr_of(version: int, vcpu: int, register: int) -> int:
+    """The attribute that is a vCPU's register of a GIC: a GICv2 names vCPUs by id, a GICv3 by affinity."""
+    return (vcpu if version == 2 else affinity(vcpu)) << 32 | register
+
+
+# Features of Vcpu.init(): KVM_ARM_VCPU_*.
+POWER_OFF: Final = 1 << 0  # The vCPU begins STOPPED.
+PSCI_0_2: Final = 1 << 2
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:

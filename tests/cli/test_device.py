@@ -117,7 +117,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
         (["Uart", "paced=perhaps"], "value for paced=: 'perhaps' is not true or false"),
         (
             ["BlockDevice"],
-            "BlockDevice needs path=: add path=VALUE. What it takes: path= base=0x620 gsi=11 read_only=false seek=0.0",
+            "BlockDevice needs path=: add path=VALUE. What it takes: path= base=0x620 gsi=11 mmio=false",
         ),
         (["OWN:Constant", "value=x"], "value for value=: 'x' is not a whole number"),
         (["OWN:Loose", "port=abc"], "base is 'abc': write a whole number"),

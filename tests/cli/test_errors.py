@@ -37,7 +37,12 @@ COMMANDS = [
     ["msr-read", "vm", "1"],
     ["msr-write", "vm", "1", "1"],
     ["ack", "vm"],
+    ["sysreg-read", "vm", "1"],
+    ["sysreg-write", "vm", "1", "1"],
     ["regs", "vm"],
+    ["attr-get", "vm", "gic", "0", "0"],
+    ["attr-set", "vm", "gic", "0", "0"],
+    ["attr-has", "vm", "gic", "0", "0"],
     ["watch", "vm"],
 ]
 

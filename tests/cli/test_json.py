@@ -24,6 +24,8 @@ VM = {
     "tsc_khz": 1_000_000,
     "architecture": "x86",
     "lateness_ns": 0,
+    "gic": None,
+    "devices": [],
 }
 
 

@@ -18,8 +18,9 @@ import pytest
 from click import Context, Group
 from click.testing import CliRunner
 
-from irqchip_client import Chip, Client, IrqchipError, PinRoute, Space, Vm, VmSnapshot, connect, ops
+from irqchip_client import Architecture, Chip, Client, IrqchipError, PinRoute, Space, Vm, VmSnapshot, connect, ops
 from irqchip_client._daemon import Daemon
+from irqchip_client.arm64 import Group as Groups
 from irqchip_client.cli import main
 from irqchip_client.devices import BlockDevice, Device, Rtc, Uart, run_device
 
@@ -134,6 +135,60 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["list", "-x"], "'-x'", "--json, --target", "leave it out, or use"),
     (["--target"], "'--target'", "requires an argument", "Write, for example: irqchipctl --target unix:///"),
     (["watch", "vm1", "--gsi", "5000"], "'--gsi': 5000", "0 to 4095", "irqchipctl watch vm1 kvm_set_irq --gsi 1"),
+]
+
+# With an x86 VM vm1, and an arm64 VM guest.
+ARM64: list[tuple[list[str], str, str, str]] = [
+    (["create", "x", "--arch", "arm"], "'--arch': 'arm'", "'x86', 'arm64', 's390'", "Write, for example"),
+    (["create", "x", "--arch", "arm64", "--gic", "4"], "'--gic': '4'", "'2', '3'", "Write, for example"),
+    (["create", "x", "--arch", "arm64", "--pit"], "--pit", "are for x86", "leave them out, or leave --arch out"),
+    (["create", "x", "--gic", "3"], "--gic", "is for arm64", "add --arch arm64, or leave --gic out"),
+    (
+        ["create", "x", "--arch", "arm64", "--gic", "2", "--vcpus", "9"],
+        "VM 'x' has 8 vCPUs",
+        "at most 8 are allowed",
+        "with its GIC",
+    ),
+    (["pulse", "guest", "4"], "has a GIC, which alone drives", "as KVM_IRQ_LINE has it", "write spi:N for an SPI"),
+    (["pulse", "guest", "spi:2000"], "'spi:2000' is no line", "N from 0 to 987", "write spi:N"),
+    (["pulse", "guest", "ppi:0:4"], "'ppi:0:4' is no line", "INTID from 16 to 31", "ppi:VCPU:INTID"),
+    (["raise", "vm1", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM has such lines", "write a GSI"),
+    (["msr-read", "guest", "0x1b"], "msr_read", "an arm64 VM", "use `irqchipctl sysreg-read`"),
+    (["msr-write", "guest", "0x1b", "0"], "msr_write", "an arm64 VM", "use `irqchipctl sysreg-write`"),
+    (["ack", "guest"], "ack_interrupt", "an arm64 VM", "read ICC_IAR1_EL1 with `irqchipctl sysreg-read`"),
+    (["sysreg-read", "vm1", "ICC_PMR_EL1"], "sysreg_read", "an x86 VM", "use `irqchipctl msr-read`"),
+    (["sysreg-write", "vm1", "ICC_PMR_EL1", "0"], "sysreg_write", "an x86 VM", "use `irqchipctl msr-write`"),
+    (["sysreg-read", "guest", "ICC_IAR9"], "'ICC_IAR9' is not known", "did you mean ICC_IAR1_EL1", "write a number"),
+    (["sysreg-read", "guest", "-1"], "-1 is negative", "0 or more", "write 16 or 0x10"),
+    (["sysreg-write", "guest", "ICC_PMR_EL1"], "VALUE is missing", "SYSREG VALUE", "ICC_EOIR1_EL1 36"),
+    (["attr-get", "guest", "gic", "dist-reg", "0"], "'dist-reg' is not known", "addr, dist-regs", "did you mean dist-"),
+    (["attr-get", "guest", "gic", "addr", "dist"], "'dist' is not known", "v3-dist", "write a number, or a name as"),
+    (
+        ["attr-get", "guest", "gic", "dist-regs", "GICD_TYPR"],
+        "'GICD_TYPR' is not known",
+        "GICD_CTLR, ",
+        "did you mean GICD_TYPER?",
+    ),
+    (["attr-get", "guest", "gic", "dist-regs", "GICD_ISENABLER32"], "GICD_ISENABLER32 is not there", "0 to 31", "use"),
+    (["attr-get", "guest", "gic", "addr", "0x10000000000000000"], "is out of range", "0 to 0xffffffffffffffff", "use"),
+    (["attr-get", "guest", "timer", "0", "0"], "'timer' is no device", "gic, flic", "write gic"),
+    (["attr-get", "vm1", "gic", "0", "0"], "has no device that is a GIC", "a VM that has one", "--arch arm64"),
+    (["attr-get", "guest", "1", "0", "0"], "has no device 1", "device", "create it first"),
+    (
+        ["attr-get", "guest", "gic", "redist-regs", "GICR_TYPER", "--vcpu", "7"],
+        "no vCPU 7",
+        "it has 0",
+        "use one of these",
+    ),
+    (["attr-get", "guest", "vcpu:0", "timer", "0", "--vcpu", "0"], "--vcpu", "for registers of a GIC", "leave --vcpu"),
+    (["attr-set", "guest", "gic", "ctrl", "init", "now"], "'now' is no number", "16, 0x10 or 0b10000", "write"),
+    (["attr-set", "guest", "gic", "ctrl", "init", "0x1", "--bytes"], "'0x1' is not bytes", "two hex", "as 0100ff"),
+    (
+        ["attr-get", "guest", "gic", "addr", "0", "--bytes", "1", "--before", "256"],
+        "--before: 0x100",
+        "1 byte",
+        "use more --bytes",
+    ),
 ]
 
 DAEMON: list[tuple[list[str], str, str, str]] = [
@@ -300,7 +355,7 @@ def vm1(irqchip_client: Client) -> Vm:
 
 
 def test_there_are_fifty_and_each_says_what_to_do() -> None:
-    rows = [*(row[1:] for row in (*COMMANDS, *DAEMON)), *(row[1:] for row in CALLS.values())]
+    rows = [*(row[1:] for row in (*COMMANDS, *ARM64, *DAEMON)), *(row[1:] for row in CALLS.values())]
     assert len(rows) >= 50
     for row in rows:
         assert all(row)
@@ -330,6 +385,29 @@ def test_a_command(
     assert result.stdout == ""
     for words in (what, allowed, advice):
         assert words in said(result.stderr)
+    assert vm1.info().vcpus == (0,)
+
+
+@pytest.mark.parametrize(("arguments", "what", "allowed", "advice"), ARM64, ids=shown)
+def test_a_command_and_architectures(
+    irqchip_server: Daemon,
+    irqchip_client: Client,
+    vm1: Vm,
+    arguments: list[str],
+    what: str,
+    allowed: str,
+    advice: str,
+) -> None:
+    guest = irqchip_client.create_vm("guest", architecture=Architecture.ARM64)
+    guest.create_vcpu(0).init()
+    gic = guest.create_gic()
+    result = CliRunner(env={"IRQCHIP_TARGET": irqchip_server.target}).invoke(main, arguments, prog_name="irqchipctl")
+    assert result.exit_code in (1, 2)
+    assert result.stdout == ""
+    for words in (what, allowed, advice):
+        assert words in said(result.stderr)
+    assert gic.get(Groups.DIST_REGS, 0x208) == gic.get(Groups.DIST_REGS, 0) & 2 == 0  # ISPENDR2, CTLR.Enable
+    assert [vm.name for vm in irqchip_client.vms()] == ["guest", "vm1"]
     assert vm1.info().vcpus == (0,)
 
 

@@ -28,7 +28,7 @@ def piped(daemon: Daemon, script: str, *arguments: str) -> subprocess.CompletedP
 def test_commands_of_a_pipe_are_run_in_one_process(irqchip_server: Daemon, vm: Vm) -> None:
     done = piped(irqchip_server, "# a comment\n\npulse 4\nack\nlist\n", vm.name)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"1 delivered\n0x04 pic\n{vm.name}\tfull\t2\t0\treal\n"
+    assert done.stdout == f"1 delivered\n0x04 pic\n{vm.name}\tfull\t2\t0\treal\tx86\n"
 
 
 def test_the_first_failure_ends_a_pipe(irqchip_server: Daemon, vm: Vm) -> None:

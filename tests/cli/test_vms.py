@@ -92,16 +92,17 @@ def test_list_into_a_pipe_has_tabs_and_no_headings(run: Run, vm: Vm, irqchip_cli
     virtual = irqchip_client.create_vm(virtual_clock=True)
     with vm.session("uart"):
         lines = run("list").stdout.splitlines()
-    assert f"{vm.name}\tfull\t2\t1\treal" in lines
-    assert f"{virtual.name}\tnone\t0\t0\tvirtual" in lines
+    assert f"{vm.name}\tfull\t2\t1\treal\tx86" in lines
+    assert f"{virtual.name}\tnone\t0\t0\tvirtual\tx86" in lines
 
 
 def test_show(run: Run, vm: Vm) -> None:
     vm.line(3).raise_()
     lines = run("show", vm.name).stdout.splitlines()
-    assert lines.pop(2).startswith("clock     real, at ")
+    assert lines.pop(3).startswith("clock     real, at ")
     assert lines == [
         f"VM        {vm.name}",
+        "arch      x86",
         "irqchip   full",
         "TSC       1000000 kHz",
         "vCPU ids  0 1",
@@ -114,7 +115,7 @@ def test_show(run: Run, vm: Vm) -> None:
         uart.register_region(Space.MMIO, 0xD000_0000, 0x1000)
         uart.register_region(Space.PIO, 0x3F8, 8)
         uart.register_region(Space.PIO, 0xC010, 2, doorbell=True, datamatch=1)
-        assert run("show", vm.name).stdout.splitlines()[6:] == [
+        assert run("show", vm.name).stdout.splitlines()[7:] == [
             "sessions  2",
             "  source 1: uart; asserted GSIs 4 9; resampled GSIs (none); dropped events 0",
             "    PIO  0x3f8-0x3ff",
@@ -129,7 +130,7 @@ def test_show_prints_the_time_of_a_virtual_clock(run: Run, irqchip_client: Clien
     vm.create_irqchip()
     vm.create_pit()
     vm.advance(1_500_000)
-    assert run("show", vm.name).stdout.splitlines()[1:4] == [
+    assert run("show", vm.name).stdout.splitlines()[2:5] == [
         "irqchip   full, and a PIT",
         "clock     virtual, at 1.5ms; no timer runs",
         "TSC       2000000 kHz",
@@ -140,7 +141,7 @@ def test_show_says_how_late_a_vm_is(run: Run, vm: Vm, monkeypatch: pytest.Monkey
     assert "late" not in run("show", vm.name).stdout
     info = replace(vm.info(), now_ns=10**9, lateness_ns=1_500_000)
     monkeypatch.setattr(Vm, "info", lambda _: info)
-    assert run("show", vm.name).stdout.splitlines()[2] == "clock     real, at 1s; no timer runs; 1.5ms late"
+    assert run("show", vm.name).stdout.splitlines()[3] == "clock     real, at 1s; no timer runs; 1.5ms late"
 
 
 def test_reset(run: Run, vm: Vm) -> None:

@@ -18,6 +18,7 @@ from irqchipd.chips.lapic_registers import BASE_ENABLED, DFR_CLUSTER, DFR_FLAT, 
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.routing import ChipId
+from irqchipd.vm.x86.vcpu_state import MP_STATES
 from tests.conformance.machines import Op
 from tests.conformance.mode_families import X2APIC, ModeScript
 from tests.conformance.script import (
@@ -361,7 +362,7 @@ def running(rng: Random) -> list[Op]:
 
     def set_state() -> None:
         if script.one_in(2):
-            script.add("set_mp_state", rng.choice(others), rng.choice((*MpState, 5)))
+            script.add("set_mp_state", rng.choice(others), rng.choice((*MP_STATES, 5)))
             return
         vcpu = rng.choice(guests)
         script.add("set_mp_state", vcpu, rng.choice((MpState.HALTED, MpState.UNINITIALIZED)))

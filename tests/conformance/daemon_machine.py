@@ -13,13 +13,13 @@ from irqchipd.chips.lapic import FAULT, Features, Msr
 from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode
-from irqchipd.vm import board
 from irqchipd.vm.clock import Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, GsiResampled, IoapicEoi
 from irqchipd.vm.regions import Access
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.vcpu_state import MpState
+from irqchipd.vm.x86 import board
 from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.vcpu_state import VcpuEvents
 from tests.conformance.guest import HANDLER_PORT

@@ -7,9 +7,9 @@ from random import Random
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2APIC, LVT_MASKED, LapicRegisters, Reg
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
-from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.capabilities import X2APIC_32BIT_IDS, Cap
 from irqchipd.vm.x86.machine import SPLIT_IRQCHIP
+from irqchipd.vm.x86.vcpu_state import MP_STATES
 from tests.conformance.machines import Op
 from tests.conformance.script import (
     ALL_MODES,
@@ -126,7 +126,7 @@ def startup(rng: Random) -> list[Op]:
         script.add("get_mp_state", script.vcpu())
 
     def set_state() -> None:
-        script.add("set_mp_state", script.vcpu(), rng.choice((*MpState, 5, 10)))
+        script.add("set_mp_state", script.vcpu(), rng.choice((*MP_STATES, 5, 10)))
 
     def get_events() -> None:
         script.add("get_events", script.vcpu())

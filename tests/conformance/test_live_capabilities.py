@@ -12,6 +12,7 @@ from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2A
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.capabilities import CAPABILITIES, MAX_VCPU_ID, Cap
+from irqchipd.vm.x86.vcpu_state import MP_STATES
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm
 from tests.conformance.machines import Op
@@ -230,7 +231,7 @@ def test_a_start_up_that_is_set_has_its_vector(live: Comparison, first: list[Op]
 
 @pytest.mark.parametrize("state", [MpState.RUNNABLE, MpState.HALTED, MpState.AP_RESET_HOLD, MpState.INIT_RECEIVED])
 def test_a_remote_read_wakes(live: Comparison, state: MpState) -> None:
-    for later in MpState:
+    for later in MP_STATES:
         ops: list[Op] = [*TWO, ["set_mp_state", 1, state], msi(1, REMOTE_READ), ["get_mp_state", 1]]
         ops += [["set_mp_state", 1, later], ["get_mp_state", 1], ["set_mp_state", 1, MpState.HALTED]]
         agree(live, *ops, ["get_mp_state", 1], msi(1, INIT), ["get_mp_state", 1])

@@ -10,6 +10,7 @@ from irqchipd.chips.lapic_registers import BASE_BOOT_CPU, BASE_ENABLED, BASE_X2A
 from irqchipd.chips.lapic_registers import DEFAULT_BASE as LAPIC_BASE
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.vcpu_state import MP_STATES
 from tests.conformance.compare import Comparison
 from tests.conformance.kvm import Kvm, KvmVm
 from tests.conformance.machines import Op
@@ -64,10 +65,10 @@ def test_the_vcpus_that_run_at_first(kvm: Kvm, irqchip: bool) -> None:
 
 
 @pytest.mark.parametrize("irqchip", [True, False])
-@pytest.mark.parametrize("state", [*MpState, 5, 1 << 31])
+@pytest.mark.parametrize("state", [*MP_STATES, 5, 1 << 31])
 def test_a_state_is_set(live: Comparison, state: int, irqchip: bool) -> None:
     """All states except 9, in which a vCPU of an encrypted guest waits; irqchipd has no such guests."""
-    for first in MpState if irqchip else [0]:
+    for first in MP_STATES if irqchip else [0]:
         ops = NEW_VM if irqchip else NEW_VM[1:]
         agree(live, *ops, ["set_mp_state", 1, first], *STATES, ["set_mp_state", 1, state], *STATES)
 
@@ -89,7 +90,7 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("state", MpState)
+@pytest.mark.parametrize("state", MP_STATES)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_init_and_sipi_change_the_state(live: Comparison, signal: str, state: MpState) -> None:
     set_state: list[Op] = [["set_mp_state", vcpu, state] for vcpu in (0, 1)]

@@ -249,8 +249,8 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ("Halt", pb.HaltRequest(vm="bare"), "FAILED_PRECONDITION", "ENXIO", "no local APIC"),
     ("GetMpState", pb.GetMpStateRequest(vm="good", vcpu=7), "NOT_FOUND", "ENOENT", "vCPU 7"),
     ("SetMpState", pb.SetMpStateRequest(vm="good", vcpu=7, state=RUNNABLE), "NOT_FOUND", "ENOENT", "vCPU 7"),
-    ("SetMpState", pb.SetMpStateRequest(vm="good"), "INVALID_ARGUMENT", "EINVAL", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"),
-    ("SetMpState", pb.SetMpStateRequest(vm="good", state=11), "INVALID_ARGUMENT", "EINVAL", "there are 1, 2"),  # type: ignore[arg-type]
+    ("SetMpState", pb.SetMpStateRequest(vm="good"), "INVALID_ARGUMENT", "EINVAL", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"),
+    ("SetMpState", pb.SetMpStateRequest(vm="good", state=12), "INVALID_ARGUMENT", "EINVAL", "there are 1, 2"),  # type: ignore[arg-type]
     ("SetMpState", pb.SetMpStateRequest(vm="good", state=6), "INVALID_ARGUMENT", "EINVAL", "there are 0 RUNNABLE"),  # type: ignore[arg-type]
     ("SetMpState", pb.SetMpStateRequest(vm="bare", state=HALTED), "INVALID_ARGUMENT", "EINVAL", "local APIC"),
     # Reset and snapshots.

@@ -11,10 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.gic.gicv2 import SavedGicV2
+from irqchipd.chips.gic.gicv3 import SavedGicV3, SavedRedistributor
+from irqchipd.chips.gic.saving import SavedGicCpu, SavedInterrupt, SavedListRegister
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.limits import Limits
 from irqchipd.vm import snapshot as plain
+from irqchipd.vm.arm64.numbers import STOPPED, SUSPENDED
+from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, PlaceState, RegionState
+from irqchipd.vm.arm64.timer import SavedTimer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.notices import MAX_UNREPORTED
@@ -102,8 +108,44 @@ SOURCES = st.builds(
     resampled_gsis=st.dictionaries(U32, U64, max_size=3),
     asserted=DATA,
 )
+ARM64_PARTS: dict[str, type[Any]] = {
+    "Arm64Snapshot": Arm64State,
+    "Arm64VcpuSnapshot": Arm64VcpuState,
+    "TimerSnapshot": SavedTimer,
+    "GicRegionSnapshot": RegionState,
+    "GicPlaceSnapshot": PlaceState,
+    "GicV2Snapshot": SavedGicV2,
+    "GicV3Snapshot": SavedGicV3,
+    "RedistributorSnapshot": SavedRedistributor,
+    "GicCpuSnapshot": SavedGicCpu,
+    "GicInterruptSnapshot": SavedInterrupt,
+    "GicListRegisterSnapshot": SavedListRegister,
+}
+
+
+def arm64_parts(name: str) -> st.SearchStrategy[Any]:
+    """Any state of an arm64 message: its fields as the contract has them."""
+    message = getattr(pb, name).DESCRIPTOR
+
+    def values(field: Any) -> st.SearchStrategy[Any]:
+        if field.message_type is not None:
+            one = st.deferred(lambda: arm64_parts(field.message_type.name))
+        elif field.enum_type is not None:
+            one = st.sampled_from([value.number for value in field.enum_type.values if value.number])
+        else:
+            one = {field.TYPE_BOOL: FLAG, field.TYPE_UINT32: U32, field.TYPE_UINT64: U64}[field.type]
+        if field.is_repeated:
+            return st.lists(one, max_size=2).map(tuple)
+        return st.none() | one if field.has_presence and name not in NEVER_ABSENT.get(field.name, ()) else one
+
+    return st.builds(ARM64_PARTS[name], **{field.name: values(field) for field in message.fields})
+
+
+# Messages that their state always has.
+NEVER_ABSENT = {"virtual_timer": ("Arm64VcpuSnapshot",), "physical_timer": ("Arm64VcpuSnapshot",)}
 STATES = st.builds(
     VmState,
+    arm64=st.none() | arm64_parts("Arm64Snapshot"),
     architecture=st.integers(1, 3),
     clock=st.integers(1, 2),
     now_ns=U64,
@@ -202,7 +244,8 @@ def test_the_enums_of_a_state_have_the_contracts_numbers() -> None:
         pb.IRQCHIP_MODE_FULL,
         pb.IRQCHIP_MODE_SPLIT,
     )
-    assert {f"MP_STATE_{state.name}": state + MP_STATE_OFFSET for state in MpState} == {
+    arm64 = {"MP_STATE_STOPPED": STOPPED + MP_STATE_OFFSET, "MP_STATE_SUSPENDED": SUSPENDED + MP_STATE_OFFSET}
+    assert {f"MP_STATE_{state.name}": state + MP_STATE_OFFSET for state in MpState} | arm64 == {
         name: number for name, number in pb.MpState.items() if number
     }
 
@@ -226,8 +269,8 @@ VALID = snapshot_to(replace(EMPTY, vcpus=(VCPU,), routing=(PinRoute(1, 2, 1),)))
         ("clock", 3, "ClockKind 3"),
         ("irqchip_mode", 0, "IrqchipMode 0 is invalid; there are 1, 2, 3"),
         ("irqchip_mode", -1, "IrqchipMode -1"),
-        ("vcpus.mp_state", 0, "MpState 0 is invalid; there are 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"),
-        ("vcpus.mp_state", 11, "MpState 11"),
+        ("vcpus.mp_state", 0, "MpState 0 is invalid; there are 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"),
+        ("vcpus.mp_state", 12, "MpState 12"),
         ("vcpus.queued.source", 0, "1 the PIC, 2 the local APIC"),
         ("vcpus.queued.source", 3, "1 the PIC, 2 the local APIC"),
         ("routing.irqchip", None, "no destination"),

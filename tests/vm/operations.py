@@ -18,10 +18,10 @@ from irqchipd.vm.events import Event
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MsiRoute, PinRoute
 from irqchipd.vm.sources import LineSource
-from irqchipd.vm.vcpu_state import MpState, Outcome
+from irqchipd.vm.vcpu_state import Outcome
 from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.routing import ChipId
-from irqchipd.vm.x86.vcpu_state import VcpuEvents
+from irqchipd.vm.x86.vcpu_state import MP_STATES, VcpuEvents
 from tests.vm.pc import Pc
 
 VCPUS = 2
@@ -171,7 +171,7 @@ of_run_states = st.one_of(
     st.tuples(st.just("halt"), st.tuples(vcpus, st.booleans(), st.booleans())),
     st.tuples(st.just("take_signal"), st.tuples(vcpus)),
     st.tuples(st.just("get_mp_state"), st.tuples(vcpus)),
-    st.tuples(st.just("set_mp_state"), st.tuples(vcpus, st.sampled_from(MpState))),
+    st.tuples(st.just("set_mp_state"), st.tuples(vcpus, st.sampled_from(MP_STATES))),
     st.tuples(st.just("nmi"), st.tuples(vcpus)),
     st.tuples(st.just("interrupt"), st.tuples(vcpus, vectors)),
     st.tuples(

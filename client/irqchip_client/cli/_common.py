@@ -5,6 +5,7 @@ The SDK is imported through the package, which loads it at its first use, so tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -37,6 +38,7 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_OTHER_ARCHITECTURE = re.compile(r" is an (\w+) VM, and \w+ is for other architectures")
 # The most VMs that are compared with an unknown name, and that are shown.
 _COMPARED, _SHOWN = 1000, 8
 _PATIENCE = 1.0  # seconds to wait after Tab
@@ -136,8 +138,30 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
                 more = f"{error.message}; `irqchipctl create --vcpus N` makes a VM with N"
                 raise irqchip_client.NotFound(error.errno, more) from None
             raise _with_others(client, vm_name, error) from None
+        except irqchip_client.IrqchipError as error:
+            raise _with_command(error) from None
 
     return made
+
+
+# What to use in place of a command that a VM's architecture has not.
+_INSTEAD = {
+    ("arm64", "msr-read"): "use `irqchipctl sysreg-read`",
+    ("arm64", "msr-write"): "use `irqchipctl sysreg-write`",
+    ("arm64", "ack"): "read ICC_IAR1_EL1 with `irqchipctl sysreg-read`, or a GICv2's GICC_IAR with `irqchipctl read`",
+    ("s390", "ack"): "`irqchipctl regs` shows what is pending",
+    ("x86", "sysreg-read"): "use `irqchipctl msr-read`",
+    ("x86", "sysreg-write"): "use `irqchipctl msr-write`",
+}
+
+
+def _with_command(error: irqchip_client.IrqchipError) -> irqchip_client.IrqchipError:
+    """Adds what to do to the error about an operation of another architecture."""
+    found = _OTHER_ARCHITECTURE.search(error.message)
+    instead = None if found is None else _INSTEAD.get((found[1], str(click.get_current_context().info_name)))
+    if instead is None:
+        return error
+    return type(error)(error.errno, f"{error.message}: {instead}")
 
 
 def _with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 import click
 
 import irqchip_client
 
-from ._common import COUNT, GSI, LONG, WORD, command, pass_vm
-from .output import echo_json, echo_table, json_option
+from ._common import COUNT, LONG, WORD, command, pass_vm
+from .line_names import LINE, NamedLine, check_line
+from .output import echo_json, echo_table, json_option, plain
 
 _CHIPS = ("pic0", "pic1", "ioapic0")  # by KVM's chip ids
 _SHOWN = 8  # GSIs that have routes
@@ -18,44 +20,47 @@ _SHOWN = 8  # GSIs that have routes
 
 @command("raise", example="4")
 @pass_vm
-@click.argument("gsi", type=GSI)
+@click.argument("gsi", type=LINE)
 @json_option
 def raise_(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
-    """Drive a GSI high.
+    """Drive a GSI high, or a line of an arm64 VM: spi:4, or ppi:0:27 of vCPU 0.
 
     Prints the status of KVM_IRQ_LINE_STATUS, and its meaning. The command drives line source 0, which all clients
     without a Session share. So the GSI stays high until `lower`.
     """
-    _echo_status(vm.line(gsi).raise_(), _raised(vm, gsi), as_json)
+    line = _Line(vm, gsi)
+    _echo_status(line.drive(irqchip_client.Line.raise_), line.raised, as_json)
 
 
 @command(example="4")
 @pass_vm
-@click.argument("gsi", type=GSI)
+@click.argument("gsi", type=LINE)
 @json_option
 def lower(vm: irqchip_client.Vm, gsi: int, as_json: bool) -> None:
-    """Stop driving a GSI high.
+    """Stop driving a GSI high, or a line of an arm64 VM: spi:4, or ppi:0:27 of vCPU 0.
 
     Prints the status of KVM_IRQ_LINE_STATUS, and its meaning. The GSI stays high while a Session holds it high.
     """
-    _echo_status(vm.line(gsi).lower(), _Meaning(vm, gsi, "lowered", "lowered"), as_json)
+    line = _Line(vm, gsi)
+    _echo_status(line.drive(irqchip_client.Line.lower), _Meaning(line, "lowered", "lowered"), as_json)
 
 
 @command(example="4")
 @pass_vm
-@click.argument("gsi", type=GSI)
+@click.argument("gsi", type=LINE)
 @click.option("--count", type=COUNT, default=1, show_default=True, metavar="N", help="The number of edges.")
 @json_option
 def pulse(vm: irqchip_client.Vm, gsi: int, count: int, as_json: bool) -> None:
-    """Raise and lower a GSI: an edge, or --count of them.
+    """Raise and lower a GSI, or a line of an arm64 VM (spi:4): an edge, or --count of them.
 
     Prints the status of raising the GSI, and its meaning. With --count, prints how many edges had each status.
     """
-    line, meaning = vm.line(gsi), _raised(vm, gsi)
+    line = _Line(vm, gsi)
+    meaning = line.raised
     if count == 1:
-        _echo_status(line.pulse(), meaning, as_json)
+        _echo_status(line.drive(irqchip_client.Line.pulse), meaning, as_json)
         return
-    statuses = Counter(line.pulse() for _ in range(count))
+    statuses = Counter(line.drive(irqchip_client.Line.pulse) for _ in range(count))
     if as_json:
         echo_json([{"status": status, "meaning": meaning.of(status), "count": n} for status, n in statuses.items()])
         return
@@ -90,20 +95,48 @@ def routes(vm: irqchip_client.Vm, as_json: bool) -> None:
     The routes are in the order in which they were set. In a pipe, the output has no headings, and tabs separate the
     columns.
     """
-    if as_json:
-        echo_json(vm.routing())
-    else:
-        echo_table(("GSI", "TO", "PIN OR MESSAGE"), [_row(route) for route in vm.routing()])
+    is_arm64 = vm.info().architecture is irqchip_client.Architecture.ARM64
+    routes = vm.routing()
+    if not as_json:
+        echo_table(("GSI", "TO", "PIN OR MESSAGE"), [_row(route, is_arm64) for route in routes])
+        return
+    shown = plain(routes)
+    if is_arm64:  # Its only chip has the number of x86's first PIC.
+        shown = [route | {"chip": "gic"} if "chip" in route else route for route in shown]
+    echo_json(shown)
+
+
+class _Line:
+    """A line that a command drives, with advice if KVM refuses the line."""
+
+    def __init__(self, vm: irqchip_client.Vm, gsi: int) -> None:
+        self.vm = vm
+        self.gsi = gsi
+        self.is_arm64 = check_line(vm, gsi)
+        self._line = vm.line(gsi)
+
+    def drive(self, action: Callable[[irqchip_client.Line], int]) -> int:
+        try:
+            return action(self._line)
+        except irqchip_client.IrqchipError as error:
+            if not self.is_arm64 or isinstance(self.gsi, NamedLine) or isinstance(error, irqchip_client.NotFound):
+                raise
+            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is as KVM_IRQ_LINE has it"
+            raise click.ClickException(f"{error.message}; {advice} ({error.reason})") from error
+
+    @property
+    def raised(self) -> _Meaning:
+        return _Meaning(self, "delivered", "coalesced with one still pending")
 
 
 class _Meaning:
-    """The meanings of KVM_IRQ_LINE_STATUS's statuses, for a GSI."""
+    """The meanings of KVM_IRQ_LINE_STATUS's statuses, for a line. On arm64 the status is always 0."""
 
-    def __init__(self, vm: irqchip_client.Vm, gsi: int, many: str, none: str) -> None:
-        self._vm = vm
-        self._gsi = gsi
+    def __init__(self, line: _Line, many: str, none: str) -> None:
+        self._vm = line.vm
+        self._gsi = line.gsi
         self._many = many
-        self._none = none
+        self._none = "done" if line.is_arm64 else none
 
     def of(self, status: int) -> str:
         """A status, in words."""
@@ -127,10 +160,6 @@ class _Meaning:
         return f"masked, at {' and '.join(pins)}" if pins else "addressed to nobody, by the MSI that is its route"
 
 
-def _raised(vm: irqchip_client.Vm, gsi: int) -> _Meaning:
-    return _Meaning(vm, gsi, "delivered", "coalesced with one still pending")
-
-
 def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:
     if as_json:
         echo_json({"status": status, "meaning": meaning.of(status)})
@@ -138,8 +167,10 @@ def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:
         click.echo(f"{status} {meaning.of(status)}")
 
 
-def _row(route: irqchip_client.Route) -> tuple[int, str, str]:
+def _row(route: irqchip_client.Route, is_arm64: bool) -> tuple[int, str, str]:
     if isinstance(route, irqchip_client.PinRoute):
+        if is_arm64:
+            return route.gsi, "gic", f"SPI {route.pin}"
         return route.gsi, _CHIPS[route.chip], f"pin {route.pin}"
     if isinstance(route, irqchip_client.AdapterRoute):
         indicator, summary = (

@@ -161,9 +161,7 @@ class _Arm64Machine:
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
-        if append or initrd is not None:
-            raise _refused("an arm64 guest is given no command line and no initrd: leave --append and --initrd out")
-        return load_arm64(memory, self._image)
+        return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine

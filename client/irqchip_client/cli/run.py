@@ -71,7 +71,7 @@ class _Ended(BaseException):
     "--initrd",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Load FILE as the kernel's multiboot module.",
+    help="Load FILE as the kernel's multiboot module, or arm64's initrd.",
 )
 @click.option(
     "--append",

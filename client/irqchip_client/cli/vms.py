@@ -15,6 +15,7 @@ import irqchip_client
 from ._common import command, connect, number, pass_client, pass_vm, vms_there_are
 from .clock import next_timer
 from .durations import show_duration
+from .line_names import asserted
 from .output import echo_json, echo_table, json_option
 
 
@@ -171,22 +172,24 @@ def _until_a_signal() -> Iterator[Any]:
 def list_(client: irqchip_client.Client, as_json: bool) -> None:
     """List the VMs.
 
-    The columns are: name, irqchip (full, split or none), number of vCPUs, number of Sessions, clock (real or virtual).
-    In a pipe, the output has no headings, and tabs separate the columns.
+    The columns are: name, irqchip (full, split or none; GICv2 or GICv3), number of vCPUs, number of Sessions, clock
+    (real or virtual), architecture. In a pipe, the output has no headings, and tabs separate the columns.
     """
     vms = client.vms()
     if as_json:
         echo_json(vms)
         return
-    rows = [(vm.name, vm.irqchip_mode, len(vm.vcpus), len(vm.sessions), _clock(vm)) for vm in vms]
-    echo_table(("VM", "IRQCHIP", "VCPUS", "SESSIONS", "CLOCK"), rows)
+    rows = [
+        (vm.name, _irqchip(vm), len(vm.vcpus), len(vm.sessions), _clock(vm), vm.architecture.name.lower()) for vm in vms
+    ]
+    echo_table(("VM", "IRQCHIP", "VCPUS", "SESSIONS", "CLOCK", "ARCH"), rows)
 
 
 @command()
 @pass_vm
 @json_option
 def show(vm: irqchip_client.Vm, as_json: bool) -> None:
-    """Show a VM: its irqchip, clock, vCPUs and Sessions.
+    """Show a VM: its architecture, irqchip, clock, vCPUs and Sessions.
 
     The line "clock" has the time at which the next timer is due. If the VM's timers need more than the VM's share of
     the daemon's time, the line also says how late they are. The line "source 0" has the GSIs that `raise` holds high.
@@ -200,21 +203,21 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
         echo_json(info)
         return
     click.echo(f"VM        {info.name}")
-    is_x86 = info.architecture is irqchip_client.Architecture.X86
-    if not is_x86:
-        click.echo(f"arch      {info.architecture.name.lower()}")
-    click.echo(f"irqchip   {info.irqchip_mode}{', and a PIT' if info.pit else ''}")
+    click.echo(f"arch      {info.architecture.name.lower()}")
+    click.echo(f"irqchip   {_irqchip(info)}{', and a PIT' if info.pit else ''}{_gic(info)}")
     late = f"; {show_duration(info.lateness_ns)} late" if info.lateness_ns else ""
     click.echo(f"clock     {_clock(info)}, at {show_duration(info.now_ns)}; {next_timer(info.next_timer_ns)}{late}")
-    if is_x86:
+    if info.architecture is irqchip_client.Architecture.X86:
         click.echo(f"TSC       {info.tsc_khz} kHz")
     click.echo(f"vCPU ids  {_numbers(info.vcpus)}")
-    click.echo(f"source 0  asserted GSIs {_numbers(info.asserted_gsis)}")
+    if info.devices:
+        click.echo(f"devices   {', '.join(f'{number} {_device(kind)}' for number, kind in enumerate(info.devices))}")
+    click.echo(f"source 0  {asserted(info, info.asserted_gsis)}")
     click.echo(f"sessions  {len(info.sessions) or '(none)'}")
     for session in info.sessions:
         click.echo(
             f"  source {session.source}: {session.client or '(no name)'}; "
-            f"asserted GSIs {_numbers(session.asserted_gsis)}; resampled GSIs {_numbers(session.resampled_gsis)}; "
+            f"{asserted(info, session.asserted_gsis)}; resampled GSIs {_numbers(session.resampled_gsis)}; "
             f"dropped events {session.dropped_events}{'; detached' if session.detached else ''}"
         )
         for region in session.regions:
@@ -267,6 +270,29 @@ def _region(region: irqchip_client.RegionInfo) -> str:
     where = f"{region.space.name:4} {region.address:#x}-{region.address + region.length - 1:#x}"
     value = "" if region.datamatch is None else f" of {region.datamatch:#x}"
     return f"{where}, a doorbell{value}" if region.doorbell else where
+
+
+def _irqchip(vm: irqchip_client.VmInfo) -> str:
+    return f"GICv{vm.gic.version}" if vm.gic is not None and vm.gic.version else vm.irqchip_mode
+
+
+def _gic(vm: irqchip_client.VmInfo) -> str:
+    """The rest of the line about an arm64 VM's GIC, and its host's."""
+    if vm.gic is None:
+        return ""
+    host = vm.gic.host
+    numbers = f"{host.list_registers} list registers"
+    if vm.gic.version != 2:
+        numbers += f", {host.priority_bits} priority bits"
+    if not vm.gic.version:
+        return f"; the host has a GICv{host.version or '3 that can be a GICv2'}, {numbers}"
+    state = f"{vm.gic.interrupts} INTIDs" if vm.gic.initialised else "not initialised"
+    return f", {state}; {numbers}"
+
+
+def _device(kind: int) -> str:
+    known = irqchip_client.DeviceType
+    return known(kind).name if kind in list(known) else f"type {kind}"
 
 
 def _clock(vm: irqchip_client.VmInfo) -> str:

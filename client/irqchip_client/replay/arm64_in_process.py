@@ -79,7 +79,7 @@ class Arm64Player:
     def new_vm(self) -> int:
         """Begin anew. Time stands still: no answer depends on it."""
         self.vm = Arm64Vm("replay", clock=VirtualClock(), version=self._gic)
-        self._slots: dict[int, Slot] = {}
+        self.slots: dict[int, Slot] = {}
         self._shared = LineSource(SHARED)
         return 0
 
@@ -142,7 +142,7 @@ class Arm64Player:
         self.vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
             raise invalid(f"flags {flags:#x} of an irqfd")
-        one = self._slots.setdefault(slot, Slot())
+        one = self.slots.setdefault(slot, Slot())
         if flags & DEASSIGN:
             if one.irqfd is not None and one.irqfd.gsi == gsi:
                 self.vm.remove_irqfd(one.irqfd)
@@ -159,7 +159,7 @@ class Arm64Player:
         return 0
 
     def irqfd_signal(self, slot: int) -> int:
-        one = self._slots.setdefault(slot, Slot())
+        one = self.slots.setdefault(slot, Slot())
         one.count += 1
         if one.irqfd is not None:
             one.count = 0
@@ -167,7 +167,7 @@ class Arm64Player:
         return 0
 
     def irqfd_resampled(self, slot: int) -> int:
-        one = self._slots.setdefault(slot, Slot())
+        one = self.slots.setdefault(slot, Slot())
         resampled, one.resampled = one.resampled, 0
         return resampled
 

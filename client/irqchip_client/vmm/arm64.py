@@ -10,10 +10,11 @@ from typing import Final
 from irqchip_client import Architecture, GicHost
 from irqchip_client._errors import NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
-from irqchip_client.arm64 import spi
+from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2, REDISTRIBUTORS, spi
 
+from .device_tree import Node, Value, address, flatten
 from .image import Segment, bad_image, elf_segments, load_segments
-from .memory import GuestMemory
+from .memory import PAGE, GuestMemory
 from .start import Arm64Start
 
 # Where QEMU's virt board has them; the serial port is a 16550A, and not a PL011. The GIC: irqchip_client.arm64.
@@ -22,6 +23,10 @@ SERIAL: Final = 0x0900_0000
 SERIAL_LINE: Final = spi(1)
 DISK: Final = 0x0A00_0000
 DISK_LINE: Final = spi(2)
+
+TREE_ROOM: Final = 0x1_0000  # bytes for the device tree
+CONTROLLER: Final = 1  # the handle of the interrupt controller in the device tree
+SPI, PPI, LEVEL_HIGH = 0, 1, 4  # the cells of an interrupt
 
 # Linux: Documentation/arch/arm64/booting.rst.
 IMAGE_HEADER: Final = struct.Struct("<2I3Q24xI")  # code, code, text_offset, image_size, flags; magic
@@ -37,10 +42,21 @@ def is_arm64(image: bytes) -> bool:
     return len(image) >= IMAGE_HEADER.size and IMAGE_HEADER.unpack_from(image)[-1] == IMAGE_MAGIC
 
 
-def load_arm64(memory: GuestMemory, image: bytes) -> Arm64Start:
-    """Puts an image into a guest's memory, and returns how the vCPU starts.
+def load_arm64(
+    memory: GuestMemory,
+    image: bytes,
+    *,
+    command_line: str = "",
+    initrd: bytes | None = None,
+    vcpus: int = 1,
+    gic: int = 3,
+) -> Arm64Start:
+    """Puts an image into a guest's memory, and returns how the vCPU starts: with a device tree's address in x0.
 
-    InvalidArgument for what is no arm64 image, and where the memory has no room for it.
+    vcpus, gic  what the device tree says of the machine
+
+    The device tree is at the end of the memory, and the initrd before it. InvalidArgument for what is no arm64 image,
+    and where the memory has no room for it.
     """
     if not is_arm64(image):
         raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
@@ -53,20 +69,78 @@ def load_arm64(memory: GuestMemory, image: bytes) -> Arm64Start:
         _, _, offset, size, _, _ = IMAGE_HEADER.unpack_from(image)
         entry = memory.start + offset
         segments = (Segment(entry, image, max(size, len(image))),)
+    end = memory.end - TREE_ROOM
+    initrd_at = (end - len(initrd or b"")) // PAGE * PAGE
+    if any(segment.address + segment.size > initrd_at for segment in segments):
+        raise bad_image(
+            f"it needs more memory than the machine's {memory.size:#x} bytes, with {TREE_ROOM:#x} for the device tree"
+            f"{' and the initrd' if initrd else ''}; give the machine more (--memory)"
+        )
     load_segments(memory, segments)
-    return Arm64Start(entry)
+    memory.write(initrd_at, initrd or b"")
+    chosen: dict[str, Value] = {"bootargs": command_line, "stdout-path": f"/serial@{SERIAL:x}"}
+    if initrd is not None:
+        chosen |= {"linux,initrd-start": address(initrd_at), "linux,initrd-end": address(initrd_at + len(initrd))}
+    tree = flatten(_machine(memory, chosen, vcpus, gic))
+    if len(tree) > TREE_ROOM:
+        raise bad_image(f"its command line is too long: the device tree has {len(tree)} bytes of {TREE_ROOM}")
+    memory.write(end, tree)
+    return Arm64Start(entry, x0=end)
+
+
+def _machine(memory: GuestMemory, chosen: dict[str, Value], vcpus: int, gic: int) -> Node:
+    """The device tree. Linux: Documentation/devicetree/bindings."""
+    controller = Node(
+        f"interrupt-controller@{DISTRIBUTOR:x}",
+        {
+            "compatible": "arm,gic-v3" if gic == 3 else "arm,cortex-a15-gic",
+            "reg": (
+                *address(DISTRIBUTOR, 0x1_0000),
+                *(address(REDISTRIBUTORS, 0x2_0000 * vcpus) if gic == 3 else address(CPU_INTERFACE, 0x2000)),
+            ),
+            "#interrupt-cells": 3,
+            "#address-cells": 0,
+            "interrupt-controller": None,
+            "phandle": CONTROLLER,
+        },
+    )
+    cpus = [
+        Node(f"cpu@{n:x}", {"device_type": "cpu", "compatible": "arm,cortex-a72", "reg": n, "enable-method": "psci"})
+        for n in range(vcpus)
+    ]
+    timers = (PPI, 13, LEVEL_HIGH, PPI, 14, LEVEL_HIGH, PPI, 11, LEVEL_HIGH, PPI, 10, LEVEL_HIGH)
+    serial: dict[str, Value] = {"compatible": "ns16550a", "reg": address(SERIAL, 8), "interrupts": (SPI, 1, LEVEL_HIGH)}
+    return Node(
+        "",
+        {
+            "compatible": "linux,dummy-virt",
+            "model": "irqchipd",
+            "#address-cells": 2,
+            "#size-cells": 2,
+            "interrupt-parent": CONTROLLER,
+        },
+        [
+            Node("chosen", chosen),
+            Node(f"memory@{memory.start:x}", {"device_type": "memory", "reg": address(memory.start, memory.size)}),
+            Node("cpus", {"#address-cells": 1, "#size-cells": 0}, cpus),
+            Node("psci", {"compatible": ("arm,psci-1.0", "arm,psci-0.2"), "method": "hvc"}),
+            Node("timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None}),
+            controller,
+            Node(f"serial@{SERIAL:x}", {**serial, "clock-frequency": 1_843_200}),
+        ],
+    )
 
 
 @contextmanager
 def create_arm64_machine(client: Client, name: str = "", vcpus: int = 1, gic: int = 3) -> Iterator[Vm]:
-    """A VM with vCPUs that are initialised, and a GICv2 or a GICv3. It is deleted in the end.
+    """A VM with vCPUs, of which the first is on, and a GICv2 or a GICv3. It is deleted in the end.
 
     AlreadyExists where the name is taken.
     """
     vm = client.create_vm(name, ephemeral=True, architecture=Architecture.ARM64, gic=GicHost(version=gic))
     try:
         for vcpu in range(vcpus):
-            vm.create_vcpu(vcpu).init()
+            vm.create_vcpu(vcpu).init(PSCI_0_2 | POWER_OFF if vcpu else PSCI_0_2)  # the guest turns the others on
         vm.create_gic(version=gic)
         yield vm
     finally:

@@ -40,7 +40,7 @@ a Session the message Error carries the same. The reasons and their codes:
                                    external interrupt is pending already
   EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
-  EIO         INTERNAL             the daemon is at fault; its log says why
+  EIO         INTERNAL             the daemon is at fault; its log says why; or an arm64 VM is dead, as in KVM
   ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
@@ -181,13 +181,24 @@ from irqchip.v1.session_pb2 import SessionRequest as SessionRequest
 from irqchip.v1.session_pb2 import SessionResponse as SessionResponse
 from irqchip.v1.session_pb2 import VcpuSignal as VcpuSignal
 from irqchip.v1.session_pb2 import VmReset as VmReset
+from irqchip.v1.snapshot_pb2 import Arm64Snapshot as Arm64Snapshot
+from irqchip.v1.snapshot_pb2 import Arm64VcpuSnapshot as Arm64VcpuSnapshot
 from irqchip.v1.snapshot_pb2 import ChipsSnapshot as ChipsSnapshot
+from irqchip.v1.snapshot_pb2 import GicCpuSnapshot as GicCpuSnapshot
+from irqchip.v1.snapshot_pb2 import GicInterruptSnapshot as GicInterruptSnapshot
+from irqchip.v1.snapshot_pb2 import GicListRegisterSnapshot as GicListRegisterSnapshot
+from irqchip.v1.snapshot_pb2 import GicPlaceSnapshot as GicPlaceSnapshot
+from irqchip.v1.snapshot_pb2 import GicRegionSnapshot as GicRegionSnapshot
+from irqchip.v1.snapshot_pb2 import GicV2Snapshot as GicV2Snapshot
+from irqchip.v1.snapshot_pb2 import GicV3Snapshot as GicV3Snapshot
 from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
+from irqchip.v1.snapshot_pb2 import RedistributorSnapshot as RedistributorSnapshot
 from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest
 from irqchip.v1.snapshot_pb2 import RestoreVmResponse as RestoreVmResponse
 from irqchip.v1.snapshot_pb2 import SaveVmRequest as SaveVmRequest
 from irqchip.v1.snapshot_pb2 import SaveVmResponse as SaveVmResponse
 from irqchip.v1.snapshot_pb2 import SourceSnapshot as SourceSnapshot
+from irqchip.v1.snapshot_pb2 import TimerSnapshot as TimerSnapshot
 from irqchip.v1.snapshot_pb2 import VcpuSnapshot as VcpuSnapshot
 from irqchip.v1.snapshot_pb2 import VmSnapshot as VmSnapshot
 from irqchip.v1.state_pb2 import GetIrqchipRequest as GetIrqchipRequest
@@ -241,6 +252,7 @@ from irqchip.v1.vcpu_pb2 import MP_STATE_OPERATING as MP_STATE_OPERATING
 from irqchip.v1.vcpu_pb2 import MP_STATE_RUNNABLE as MP_STATE_RUNNABLE
 from irqchip.v1.vcpu_pb2 import MP_STATE_SIPI_RECEIVED as MP_STATE_SIPI_RECEIVED
 from irqchip.v1.vcpu_pb2 import MP_STATE_STOPPED as MP_STATE_STOPPED
+from irqchip.v1.vcpu_pb2 import MP_STATE_SUSPENDED as MP_STATE_SUSPENDED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNINITIALIZED as MP_STATE_UNINITIALIZED
 from irqchip.v1.vcpu_pb2 import MP_STATE_UNSPECIFIED as MP_STATE_UNSPECIFIED
 from irqchip.v1.vcpu_pb2 import MpState as MpState
@@ -292,6 +304,7 @@ from irqchip.v1.vm_pb2 import EnableCapRequest as EnableCapRequest
 from irqchip.v1.vm_pb2 import EnableCapResponse as EnableCapResponse
 from irqchip.v1.vm_pb2 import GetVmRequest as GetVmRequest
 from irqchip.v1.vm_pb2 import GetVmResponse as GetVmResponse
+from irqchip.v1.vm_pb2 import GicInfo as GicInfo
 from irqchip.v1.vm_pb2 import GicProperties as GicProperties
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_FULL as IRQCHIP_MODE_FULL
 from irqchip.v1.vm_pb2 import IRQCHIP_MODE_NONE as IRQCHIP_MODE_NONE

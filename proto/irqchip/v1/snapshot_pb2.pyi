@@ -145,6 +145,7 @@ class VmSnapshot(_message.Message):
     ASSERTED_GSIS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    ARM64_FIELD_NUMBER: _builtins.int
     S390_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the format. This is version 2, and RestoreVm takes no other."""
@@ -197,6 +198,12 @@ class VmSnapshot(_message.Message):
         """The line sources of Sessions."""
 
     @_builtins.property
+    def arm64(self) -> Global___Arm64Snapshot:
+        """What an arm64 VM has beside routing, asserted_gsis and sources. asserted_gsis and SourceSnapshot.asserted then have
+        lines: an SPI's line is its INTID; 1024 + 32 * vCPU + n is a vCPU's PPI n, or n is 0 for its IRQ, 1 for its FIQ.
+        """
+
+    @_builtins.property
     def s390(self) -> _s390_pb2.S390Snapshot:
         """What is an s390 VM's."""
 
@@ -222,11 +229,12 @@ class VmSnapshot(_message.Message):
         asserted_gsis: _abc.Iterable[_builtins.int] | None = ...,
         sources: _abc.Iterable[Global___SourceSnapshot] | None = ...,
         architecture: _vm_pb2.Architecture.ValueType = ...,
+        arm64: Global___Arm64Snapshot | None = ...,
         s390: _s390_pb2.S390Snapshot | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit", "s390", b"s390"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "arm64", b"arm64", "chips", b"chips", "mapped_vcpus", b"mapped_vcpus", "pit", b"pit", "s390", b"s390"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "s390", b"s390", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus", "apic_bus_ns", b"apic_bus_ns", "architecture", b"architecture", "arm64", b"arm64", "asserted_gsis", b"asserted_gsis", "boot_vcpu", b"boot_vcpu", "chips", b"chips", "clock", b"clock", "disabled_quirks", b"disabled_quirks", "irqchip_mode", b"irqchip_mode", "mapped_vcpus", b"mapped_vcpus", "max_vcpu_ids", b"max_vcpu_ids", "now_ns", b"now_ns", "pit", b"pit", "reserved_gsis", b"reserved_gsis", "routing", b"routing", "s390", b"s390", "sources", b"sources", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus", "version", b"version", "x2apic_api", b"x2apic_api"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mapped_vcpus: _TypeAlias = _typing.Literal["mapped_vcpus"]  # noqa: Y015
     _WhichOneofArgType__mapped_vcpus: _TypeAlias = _typing.Literal["_mapped_vcpus", b"_mapped_vcpus"]  # noqa: Y015
@@ -599,3 +607,647 @@ class SourceSnapshot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SourceSnapshot: _TypeAlias = SourceSnapshot  # noqa: Y015
+
+@_typing.final
+class Arm64Snapshot(_message.Message):
+    """Arm64Snapshot is the state of an arm64 VM: its GIC and its vCPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GIC_VERSION_FIELD_NUMBER: _builtins.int
+    LIST_REGISTERS_FIELD_NUMBER: _builtins.int
+    PRIORITY_BITS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    INTERRUPTS_FIELD_NUMBER: _builtins.int
+    INITIALISED_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    DEAD_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    TIMER_INTERRUPTS_FIELD_NUMBER: _builtins.int
+    TIMER_INTERRUPTS_FIXED_FIELD_NUMBER: _builtins.int
+    DIST_ADDRESS_FIELD_NUMBER: _builtins.int
+    CPU_ADDRESS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    RESAMPLED_LINES_FIELD_NUMBER: _builtins.int
+    GICV2_FIELD_NUMBER: _builtins.int
+    GICV3_FIELD_NUMBER: _builtins.int
+    gic_version: _builtins.int
+    """The GIC that the VM's host has, as in GicProperties; 0 is either version."""
+    list_registers: _builtins.int
+    """The number of list registers of a vCPU."""
+    priority_bits: _builtins.int
+    """The number of priority bits of a GICv3's CPU interface."""
+    interrupts: _builtins.int
+    """The number of INTIDs that user space has asked for, or that the GIC has; 0 if that is open."""
+    initialised: _builtins.bool
+    """Whether the GIC is initialised."""
+    ready: _builtins.bool
+    """Whether its frames are on the bus: a vCPU has run."""
+    dead: _builtins.bool
+    """Whether the VM is dead, because a vCPU was to run and the frames could not be mapped."""
+    features: _builtins.int
+    """The features of the vCPUs that are initialised; absent if none is."""
+    timer_interrupts_fixed: _builtins.bool
+    """Whether they are fixed: a vCPU has run."""
+    dist_address: _builtins.int
+    """The address of the distributor."""
+    cpu_address: _builtins.int
+    """The address of a GICv2's CPU interfaces."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The types of the devices, by their numbers."""
+
+    @_builtins.property
+    def timer_interrupts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The PPIs of the timers, by KVM_ARM_VCPU_TIMER_IRQ_*."""
+
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicRegionSnapshot]:
+        """The regions of a GICv3's redistributors."""
+
+    @_builtins.property
+    def vcpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm64VcpuSnapshot]:
+        """The vCPUs, in the order of their creation."""
+
+    @_builtins.property
+    def resampled_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The lines that the source of all resamplers drives high."""
+
+    @_builtins.property
+    def gicv2(self) -> Global___GicV2Snapshot:
+        """The GICv2, if there is one."""
+
+    @_builtins.property
+    def gicv3(self) -> Global___GicV3Snapshot:
+        """The GICv3, if there is one."""
+
+    def __init__(
+        self,
+        *,
+        gic_version: _builtins.int = ...,
+        list_registers: _builtins.int = ...,
+        priority_bits: _builtins.int = ...,
+        devices: _abc.Iterable[_builtins.int] | None = ...,
+        interrupts: _builtins.int = ...,
+        initialised: _builtins.bool = ...,
+        ready: _builtins.bool = ...,
+        dead: _builtins.bool = ...,
+        features: _builtins.int | None = ...,
+        timer_interrupts: _abc.Iterable[_builtins.int] | None = ...,
+        timer_interrupts_fixed: _builtins.bool = ...,
+        dist_address: _builtins.int | None = ...,
+        cpu_address: _builtins.int | None = ...,
+        regions: _abc.Iterable[Global___GicRegionSnapshot] | None = ...,
+        vcpus: _abc.Iterable[Global___Arm64VcpuSnapshot] | None = ...,
+        resampled_lines: _abc.Iterable[_builtins.int] | None = ...,
+        gicv2: Global___GicV2Snapshot | None = ...,
+        gicv3: Global___GicV3Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dist_address", b"dist_address", "features", b"features", "gicv2", b"gicv2", "gicv3", b"gicv3"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dead", b"dead", "devices", b"devices", "dist_address", b"dist_address", "features", b"features", "gic_version", b"gic_version", "gicv2", b"gicv2", "gicv3", b"gicv3", "initialised", b"initialised", "interrupts", b"interrupts", "list_registers", b"list_registers", "priority_bits", b"priority_bits", "ready", b"ready", "regions", b"regions", "resampled_lines", b"resampled_lines", "timer_interrupts", b"timer_interrupts", "timer_interrupts_fixed", b"timer_interrupts_fixed", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_address: _TypeAlias = _typing.Literal["cpu_address"]  # noqa: Y015
+    _WhichOneofArgType__cpu_address: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address"]  # noqa: Y015
+    _WhichOneofReturnType__dist_address: _TypeAlias = _typing.Literal["dist_address"]  # noqa: Y015
+    _WhichOneofArgType__dist_address: _TypeAlias = _typing.Literal["_dist_address", b"_dist_address"]  # noqa: Y015
+    _WhichOneofReturnType__features: _TypeAlias = _typing.Literal["features"]  # noqa: Y015
+    _WhichOneofArgType__features: _TypeAlias = _typing.Literal["_features", b"_features"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_address) -> _WhichOneofReturnType__cpu_address | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dist_address) -> _WhichOneofReturnType__dist_address | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__features) -> _WhichOneofReturnType__features | None: ...
+
+Global___Arm64Snapshot: _TypeAlias = Arm64Snapshot  # noqa: Y015
+
+@_typing.final
+class GicRegionSnapshot(_message.Message):
+    """GicRegionSnapshot is a region of redistributors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its index."""
+    base: _builtins.int
+    """Its address."""
+    count: _builtins.int
+    """The number of redistributors it has room for; 0 of a region that grows."""
+    used: _builtins.int
+    """The number of places that were given away."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        base: _builtins.int = ...,
+        count: _builtins.int = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "count", b"count", "index", b"index", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicRegionSnapshot: _TypeAlias = GicRegionSnapshot  # noqa: Y015
+
+@_typing.final
+class GicPlaceSnapshot(_message.Message):
+    """GicPlaceSnapshot is the place of a vCPU's redistributor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    ON_BUS_FIELD_NUMBER: _builtins.int
+    region: _builtins.int
+    """The index of its region; absent if that was taken back."""
+    index: _builtins.int
+    """The number of the place in its region."""
+    base: _builtins.int
+    """The address."""
+    on_bus: _builtins.bool
+    """Whether the redistributor is on the bus."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.int | None = ...,
+        index: _builtins.int = ...,
+        base: _builtins.int = ...,
+        on_bus: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_region", b"_region", "region", b"region"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_region", b"_region", "base", b"base", "index", b"index", "on_bus", b"on_bus", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__region: _TypeAlias = _typing.Literal["region"]  # noqa: Y015
+    _WhichOneofArgType__region: _TypeAlias = _typing.Literal["_region", b"_region"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region) -> _WhichOneofReturnType__region | None: ...
+
+Global___GicPlaceSnapshot: _TypeAlias = GicPlaceSnapshot  # noqa: Y015
+
+@_typing.final
+class Arm64VcpuSnapshot(_message.Message):
+    """Arm64VcpuSnapshot is a vCPU of an arm64 VM, without its part of the GIC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    MP_STATE_FIELD_NUMBER: _builtins.int
+    INITIAL_STATE_FIELD_NUMBER: _builtins.int
+    HAS_RUN_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    STOLEN_TIME_FIELD_NUMBER: _builtins.int
+    PMU_INTERRUPT_FIELD_NUMBER: _builtins.int
+    PMU_READY_FIELD_NUMBER: _builtins.int
+    TIMERS_WIRED_FIELD_NUMBER: _builtins.int
+    VIRTUAL_TIMER_FIELD_NUMBER: _builtins.int
+    PHYSICAL_TIMER_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.int
+    """The vCPU's id."""
+    features: _builtins.int
+    """The features that VcpuInit gave it; absent before that."""
+    mp_state: _vcpu_pb2.MpState.ValueType
+    """The vCPU's run state."""
+    initial_state: _vcpu_pb2.MpState.ValueType
+    """The run state that VcpuInit gave it."""
+    has_run: _builtins.bool
+    """Whether the vCPU has run."""
+    lines: _builtins.int
+    """Its inputs that are high where it has no GIC: bit 0 IRQ, bit 1 FIQ."""
+    stolen_time: _builtins.int
+    """The address of the stolen time."""
+    pmu_interrupt: _builtins.int
+    """The interrupt of the PMU; 0 if there is none."""
+    pmu_ready: _builtins.bool
+    """Whether the PMU is initialised."""
+    timers_wired: _builtins.bool
+    """Whether the timers drive their interrupts: the vCPU has run with a GIC."""
+    @_builtins.property
+    def virtual_timer(self) -> Global___TimerSnapshot:
+        """The virtual timer."""
+
+    @_builtins.property
+    def physical_timer(self) -> Global___TimerSnapshot:
+        """The physical timer."""
+
+    @_builtins.property
+    def place(self) -> Global___GicPlaceSnapshot:
+        """Where its redistributor is; absent before it has a place."""
+
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.int = ...,
+        features: _builtins.int | None = ...,
+        mp_state: _vcpu_pb2.MpState.ValueType = ...,
+        initial_state: _vcpu_pb2.MpState.ValueType = ...,
+        has_run: _builtins.bool = ...,
+        lines: _builtins.int = ...,
+        stolen_time: _builtins.int | None = ...,
+        pmu_interrupt: _builtins.int = ...,
+        pmu_ready: _builtins.bool = ...,
+        timers_wired: _builtins.bool = ...,
+        virtual_timer: Global___TimerSnapshot | None = ...,
+        physical_timer: Global___TimerSnapshot | None = ...,
+        place: Global___GicPlaceSnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_features", b"_features", "_stolen_time", b"_stolen_time", "features", b"features", "physical_timer", b"physical_timer", "place", b"place", "stolen_time", b"stolen_time", "virtual_timer", b"virtual_timer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_features", b"_features", "_stolen_time", b"_stolen_time", "features", b"features", "has_run", b"has_run", "initial_state", b"initial_state", "lines", b"lines", "mp_state", b"mp_state", "physical_timer", b"physical_timer", "place", b"place", "pmu_interrupt", b"pmu_interrupt", "pmu_ready", b"pmu_ready", "stolen_time", b"stolen_time", "timers_wired", b"timers_wired", "vcpu", b"vcpu", "virtual_timer", b"virtual_timer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__features: _TypeAlias = _typing.Literal["features"]  # noqa: Y015
+    _WhichOneofArgType__features: _TypeAlias = _typing.Literal["_features", b"_features"]  # noqa: Y015
+    _WhichOneofReturnType__stolen_time: _TypeAlias = _typing.Literal["stolen_time"]  # noqa: Y015
+    _WhichOneofArgType__stolen_time: _TypeAlias = _typing.Literal["_stolen_time", b"_stolen_time"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__features) -> _WhichOneofReturnType__features | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stolen_time) -> _WhichOneofReturnType__stolen_time | None: ...
+
+Global___Arm64VcpuSnapshot: _TypeAlias = Arm64VcpuSnapshot  # noqa: Y015
+
+@_typing.final
+class TimerSnapshot(_message.Message):
+    """TimerSnapshot is a generic timer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    control: _builtins.int
+    """CNTV_CTL_EL0 or CNTP_CTL_EL0, without ISTATUS."""
+    compare: _builtins.int
+    """CNTV_CVAL_EL0 or CNTP_CVAL_EL0."""
+    level: _builtins.bool
+    """The level that the timer has last given its interrupt."""
+    def __init__(
+        self,
+        *,
+        control: _builtins.int = ...,
+        compare: _builtins.int = ...,
+        level: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "control", b"control", "level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimerSnapshot: _TypeAlias = TimerSnapshot  # noqa: Y015
+
+@_typing.final
+class GicV2Snapshot(_message.Message):
+    """GicV2Snapshot is a GICv2."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    SPIS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    GROUPS_WRITABLE_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """GICD_CTLR: whether the distributor forwards interrupts."""
+    revision: _builtins.int
+    """GICD_IIDR.Revision."""
+    groups_writable: _builtins.bool
+    """Whether user space may write groups."""
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicCpuSnapshot]:
+        """The vCPUs' parts, in the order of their creation."""
+
+    @_builtins.property
+    def spis(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicInterruptSnapshot]:
+        """The SPIs, from INTID 32."""
+
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        cpus: _abc.Iterable[Global___GicCpuSnapshot] | None = ...,
+        spis: _abc.Iterable[Global___GicInterruptSnapshot] | None = ...,
+        revision: _builtins.int = ...,
+        groups_writable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "enabled", b"enabled", "groups_writable", b"groups_writable", "revision", b"revision", "spis", b"spis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicV2Snapshot: _TypeAlias = GicV2Snapshot  # noqa: Y015
+
+@_typing.final
+class GicV3Snapshot(_message.Message):
+    """GicV3Snapshot is a GICv3."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    SPIS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HAS_ITS_FIELD_NUMBER: _builtins.int
+    PROPBASER_FIELD_NUMBER: _builtins.int
+    REDISTRIBUTORS_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """GICD_CTLR.EnableGrp1: whether the distributor forwards interrupts."""
+    revision: _builtins.int
+    """GICD_IIDR.Revision."""
+    has_its: _builtins.bool
+    """Whether there is an interrupt translation service."""
+    propbaser: _builtins.int
+    """GICR_PROPBASER of all redistributors."""
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicCpuSnapshot]:
+        """The vCPUs' parts, in the order of their creation."""
+
+    @_builtins.property
+    def spis(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicInterruptSnapshot]:
+        """The SPIs, from INTID 32."""
+
+    @_builtins.property
+    def redistributors(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedistributorSnapshot]:
+        """What the redistributors have beside cpus, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        cpus: _abc.Iterable[Global___GicCpuSnapshot] | None = ...,
+        spis: _abc.Iterable[Global___GicInterruptSnapshot] | None = ...,
+        revision: _builtins.int = ...,
+        has_its: _builtins.bool = ...,
+        propbaser: _builtins.int = ...,
+        redistributors: _abc.Iterable[Global___RedistributorSnapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "enabled", b"enabled", "has_its", b"has_its", "propbaser", b"propbaser", "redistributors", b"redistributors", "revision", b"revision", "spis", b"spis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicV3Snapshot: _TypeAlias = GicV3Snapshot  # noqa: Y015
+
+@_typing.final
+class RedistributorSnapshot(_message.Message):
+    """RedistributorSnapshot is what a GICv3's vCPU has beside GicCpuSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    LPIS_ENABLED_FIELD_NUMBER: _builtins.int
+    PENDBASER_FIELD_NUMBER: _builtins.int
+    PRIORITY_BITS_FIELD_NUMBER: _builtins.int
+    ID_BITS_FIELD_NUMBER: _builtins.int
+    affinity: _builtins.int
+    """The affinity: Aff3 in bits 39:32, Aff2, Aff1 and Aff0 in 23:0."""
+    lpis_enabled: _builtins.bool
+    """GICR_CTLR.EnableLPIs."""
+    pendbaser: _builtins.int
+    """GICR_PENDBASER."""
+    priority_bits: _builtins.int
+    """The number of priority bits that user space has left in ICC_CTLR_EL1."""
+    id_bits: _builtins.int
+    """ICC_CTLR_EL1.IDbits, as user space has left it."""
+    def __init__(
+        self,
+        *,
+        affinity: _builtins.int = ...,
+        lpis_enabled: _builtins.bool = ...,
+        pendbaser: _builtins.int = ...,
+        priority_bits: _builtins.int = ...,
+        id_bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "id_bits", b"id_bits", "lpis_enabled", b"lpis_enabled", "pendbaser", b"pendbaser", "priority_bits", b"priority_bits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedistributorSnapshot: _TypeAlias = RedistributorSnapshot  # noqa: Y015
+
+@_typing.final
+class GicCpuSnapshot(_message.Message):
+    """GicCpuSnapshot is a vCPU's part of a GIC: the interrupts of its own, its queue and its CPU interface."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    AP_LIST_FIELD_NUMBER: _builtins.int
+    LIST_REGISTERS_FIELD_NUMBER: _builtins.int
+    AP0R_FIELD_NUMBER: _builtins.int
+    AP1R_FIELD_NUMBER: _builtins.int
+    GRPEN0_FIELD_NUMBER: _builtins.int
+    GRPEN1_FIELD_NUMBER: _builtins.int
+    ACKCTL_FIELD_NUMBER: _builtins.int
+    FIQEN_FIELD_NUMBER: _builtins.int
+    CBPR_FIELD_NUMBER: _builtins.int
+    EOIM_FIELD_NUMBER: _builtins.int
+    BPR_FIELD_NUMBER: _builtins.int
+    ABPR_FIELD_NUMBER: _builtins.int
+    PMR_FIELD_NUMBER: _builtins.int
+    grpen0: _builtins.int
+    """GICH_VMCR or ICH_VMCR_EL2, VENG0: whether group 0 is enabled."""
+    grpen1: _builtins.int
+    """VENG1: whether group 1 is enabled."""
+    ackctl: _builtins.int
+    """VAckCtl, of a GICv2."""
+    fiqen: _builtins.int
+    """VFIQEn, of a GICv2."""
+    cbpr: _builtins.int
+    """VCBPR: whether group 0's binary point is group 1's, too."""
+    eoim: _builtins.int
+    """VEOIM: whether the end only drops the priority."""
+    bpr: _builtins.int
+    """VBPR0: the binary point of group 0."""
+    abpr: _builtins.int
+    """VBPR1: the binary point of group 1."""
+    pmr: _builtins.int
+    """VPMR: the priority mask, with 8 bits."""
+    @_builtins.property
+    def private(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicInterruptSnapshot]:
+        """The SGIs and PPIs."""
+
+    @_builtins.property
+    def ap_list(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The INTIDs that are queued, in order."""
+
+    @_builtins.property
+    def list_registers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicListRegisterSnapshot]:
+        """The list registers in use: none between two operations."""
+
+    @_builtins.property
+    def ap0r(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The active priorities of group 0; of a GICv2, of both groups."""
+
+    @_builtins.property
+    def ap1r(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The active priorities of group 1."""
+
+    def __init__(
+        self,
+        *,
+        private: _abc.Iterable[Global___GicInterruptSnapshot] | None = ...,
+        ap_list: _abc.Iterable[_builtins.int] | None = ...,
+        list_registers: _abc.Iterable[Global___GicListRegisterSnapshot] | None = ...,
+        ap0r: _abc.Iterable[_builtins.int] | None = ...,
+        ap1r: _abc.Iterable[_builtins.int] | None = ...,
+        grpen0: _builtins.int = ...,
+        grpen1: _builtins.int = ...,
+        ackctl: _builtins.int = ...,
+        fiqen: _builtins.int = ...,
+        cbpr: _builtins.int = ...,
+        eoim: _builtins.int = ...,
+        bpr: _builtins.int = ...,
+        abpr: _builtins.int = ...,
+        pmr: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abpr", b"abpr", "ackctl", b"ackctl", "ap0r", b"ap0r", "ap1r", b"ap1r", "ap_list", b"ap_list", "bpr", b"bpr", "cbpr", b"cbpr", "eoim", b"eoim", "fiqen", b"fiqen", "grpen0", b"grpen0", "grpen1", b"grpen1", "list_registers", b"list_registers", "pmr", b"pmr", "private", b"private"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicCpuSnapshot: _TypeAlias = GicCpuSnapshot  # noqa: Y015
+
+@_typing.final
+class GicInterruptSnapshot(_message.Message):
+    """GicInterruptSnapshot is an interrupt of a GIC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    PENDING_LATCH_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ACTIVE_SOURCE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    PHYSICAL_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether it is enabled."""
+    level: _builtins.bool
+    """Whether it is level-triggered."""
+    group: _builtins.int
+    """Its group, 0 or 1."""
+    priority: _builtins.int
+    """Its priority."""
+    line: _builtins.bool
+    """The input's level."""
+    pending_latch: _builtins.bool
+    """Whether it is pending by an edge or by a register write."""
+    active: _builtins.bool
+    """Whether it is active."""
+    source: _builtins.int
+    """A GICv2's SGI: the CPUs that wait to interrupt, one bit each."""
+    active_source: _builtins.int
+    """A GICv2's SGI: the CPU whose interrupt is active."""
+    targets: _builtins.int
+    """A GICv2's GICD_ITARGETSR."""
+    affinity: _builtins.int
+    """A GICv3's GICD_IROUTER."""
+    target: _builtins.int
+    """The index of the vCPU that gets it next; absent if none does."""
+    owner: _builtins.int
+    """What alone may drive the line: 1 is the vCPU's virtual timer, 2 its physical timer, 3 a PMU; 0 is user space."""
+    hardware: _builtins.bool
+    """Whether it is mapped to an interrupt of the host."""
+    physical: _builtins.int
+    """That interrupt."""
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        level: _builtins.bool = ...,
+        group: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        line: _builtins.bool = ...,
+        pending_latch: _builtins.bool = ...,
+        active: _builtins.bool = ...,
+        source: _builtins.int = ...,
+        active_source: _builtins.int = ...,
+        targets: _builtins.int = ...,
+        affinity: _builtins.int = ...,
+        target: _builtins.int | None = ...,
+        owner: _builtins.int = ...,
+        hardware: _builtins.bool = ...,
+        physical: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "active", b"active", "active_source", b"active_source", "affinity", b"affinity", "enabled", b"enabled", "group", b"group", "hardware", b"hardware", "level", b"level", "line", b"line", "owner", b"owner", "pending_latch", b"pending_latch", "physical", b"physical", "priority", b"priority", "source", b"source", "target", b"target", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+
+Global___GicInterruptSnapshot: _TypeAlias = GicInterruptSnapshot  # noqa: Y015
+
+@_typing.final
+class GicListRegisterSnapshot(_message.Message):
+    """GicListRegisterSnapshot is a list register in use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    EOI_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    PHYSICAL_FIELD_NUMBER: _builtins.int
+    intid: _builtins.int
+    """The INTID."""
+    priority: _builtins.int
+    """The priority."""
+    group: _builtins.int
+    """The group, 0 or 1."""
+    pending: _builtins.bool
+    """Whether the interrupt is pending."""
+    active: _builtins.bool
+    """Whether the interrupt is active."""
+    eoi: _builtins.bool
+    """Whether its end is reported."""
+    hardware: _builtins.bool
+    """Whether it is mapped to an interrupt of the host."""
+    physical: _builtins.int
+    """That interrupt, or the source of a GICv2's SGI."""
+    def __init__(
+        self,
+        *,
+        intid: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        group: _builtins.int = ...,
+        pending: _builtins.bool = ...,
+        active: _builtins.bool = ...,
+        eoi: _builtins.bool = ...,
+        hardware: _builtins.bool = ...,
+        physical: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "eoi", b"eoi", "group", b"group", "hardware", b"hardware", "intid", b"intid", "pending", b"pending", "physical", b"physical", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicListRegisterSnapshot: _TypeAlias = GicListRegisterSnapshot  # noqa: Y015

@@ -123,6 +123,8 @@ class _MpStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MpState.Value
     """Only on s390, where KVM refuses it: the vCPU loads its first program."""
     MP_STATE_AP_RESET_HOLD: _MpState.ValueType  # 10
     """As HALTED: the vCPU of an encrypted guest waits to be started."""
+    MP_STATE_SUSPENDED: _MpState.ValueType  # 11
+    """arm64: the guest has suspended the vCPU (PSCI)."""
 
 class MpState(_MpState, metaclass=_MpStateEnumTypeWrapper):
     """MpState is a vCPU's run state. Each number is one more than that of KVM's KVM_MP_STATE_*."""
@@ -151,6 +153,8 @@ MP_STATE_LOAD: MpState.ValueType  # 9
 """Only on s390, where KVM refuses it: the vCPU loads its first program."""
 MP_STATE_AP_RESET_HOLD: MpState.ValueType  # 10
 """As HALTED: the vCPU of an encrypted guest waits to be started."""
+MP_STATE_SUSPENDED: MpState.ValueType  # 11
+"""arm64: the guest has suspended the vCPU (PSCI)."""
 Global___MpState: _TypeAlias = MpState  # noqa: Y015
 
 @_typing.final

@@ -188,9 +188,9 @@ class GicProperties(_message.Message):
     GICv2, too.
     """
     list_registers: _builtins.int
-    """The number of list registers, 1 to 16. 0: 4."""
+    """The number of list registers, 2 to 16. 0: 4."""
     priority_bits: _builtins.int
-    """The number of priority bits that a guest can set in a GICv3's CPU interface, 4 to 8; 0: 5."""
+    """The number of priority bits that a guest can set in a GICv3's CPU interface, 5 to 7; 0: 5."""
     def __init__(
         self,
         *,
@@ -399,6 +399,8 @@ class VmInfo(_message.Message):
     SESSION_COUNT_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    GIC_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's name."""
     clock: Global___ClockKind.ValueType
@@ -439,6 +441,14 @@ class VmInfo(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
         """Its Sessions, in the order in which they were opened; one page if there are many."""
 
+    @_builtins.property
+    def gic(self) -> Global___GicInfo:
+        """The GIC of an arm64 VM; absent if the VM has another architecture."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What CreateDevice has created: the KVM_DEV_TYPE_* numbers of devices 0, 1 and so on, of the first 64."""
+
     def __init__(
         self,
         *,
@@ -458,16 +468,54 @@ class VmInfo(_message.Message):
         session_count: _builtins.int = ...,
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
         architecture: Global___Architecture.ValueType = ...,
+        gic: Global___GicInfo | None = ...,
+        devices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "gic", b"gic", "next_timer_ns", b"next_timer_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "lateness_ns", b"lateness_ns", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "session_count", b"session_count", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns", "architecture", b"architecture", "asserted_gsis", b"asserted_gsis", "asynchronous_interrupts", b"asynchronous_interrupts", "clock", b"clock", "devices", b"devices", "gic", b"gic", "halt_in_kernel", b"halt_in_kernel", "irqchip", b"irqchip", "irqchip_mode", b"irqchip_mode", "lateness_ns", b"lateness_ns", "name", b"name", "next_timer_ns", b"next_timer_ns", "now_ns", b"now_ns", "pit", b"pit", "session_count", b"session_count", "sessions", b"sessions", "tsc_khz", b"tsc_khz", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__next_timer_ns: _TypeAlias = _typing.Literal["next_timer_ns"]  # noqa: Y015
     _WhichOneofArgType__next_timer_ns: _TypeAlias = _typing.Literal["_next_timer_ns", b"_next_timer_ns"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__next_timer_ns) -> _WhichOneofReturnType__next_timer_ns | None: ...
 
 Global___VmInfo: _TypeAlias = VmInfo  # noqa: Y015
+
+@_typing.final
+class GicInfo(_message.Message):
+    """GicInfo describes the GIC of an arm64 VM, and that of its host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    INITIALISED_FIELD_NUMBER: _builtins.int
+    INTERRUPTS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the VM's GIC; 0 before there is one."""
+    initialised: _builtins.bool
+    """Whether the GIC is initialised: it has its SPIs, and no vCPU can be created."""
+    interrupts: _builtins.int
+    """The number of INTIDs, with the 32 that each vCPU has of its own; 0 until user space, or the initialisation, sets it."""
+    @_builtins.property
+    def host(self) -> Global___GicProperties:
+        """The GIC of the host. Where CreateVm had 0 for a number, this is the usual one; a version of 0 is as in the request."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        initialised: _builtins.bool = ...,
+        interrupts: _builtins.int = ...,
+        host: Global___GicProperties | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "initialised", b"initialised", "interrupts", b"interrupts", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GicInfo: _TypeAlias = GicInfo  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):

@@ -15,7 +15,7 @@ from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.edge import s390
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import Description
+from irqchipd.vm.machine import Description, GicInfo
 from irqchipd.vm.regions import RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route, S390Route
 from irqchipd.vm.vcpu_state import Signal, Taken
@@ -349,4 +349,13 @@ def vm_to(vm: Description) -> pb.VmInfo:
         tsc_khz=vm.tsc_khz,
         session_count=vm.source_count,
         lateness_ns=vm.lateness,
+        gic=None if vm.gic is None else _gic_to(vm.gic),
+        devices=vm.devices,
     )
+
+
+def _gic_to(gic: GicInfo) -> pb.GicInfo:
+    host = pb.GicProperties(
+        version=gic.host_version, list_registers=gic.list_registers, priority_bits=gic.priority_bits
+    )
+    return pb.GicInfo(version=gic.version, initialised=gic.initialised, interrupts=gic.interrupts, host=host)

@@ -288,6 +288,7 @@ class PortEventfds(Eventfds):
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
         """KVM_IRQFD. KVM: eventfd.c kvm_irqfd, whose order of checks this is."""
+        vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
             raise invalid(f"flags {flags:#x} of an irqfd; {DEASSIGN} deassigns, {RESAMPLE} resamples")
         if flags & DEASSIGN:

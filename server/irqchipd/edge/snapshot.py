@@ -14,12 +14,20 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from irqchip.v1 import irqchip_pb2 as pb
+from irqchipd.chips.gic.gicv2 import SavedGicV2
+from irqchipd.chips.gic.gicv3 import SavedGicV3, SavedRedistributor
+from irqchipd.chips.gic.interrupt import PRIVATE
+from irqchipd.chips.gic.saving import MOST_INTERRUPTS, SavedGicCpu, SavedInterrupt, SavedListRegister
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.s390.adapters import MAX_ADAPTERS, Adapter
 from irqchipd.chips.s390.flic import SavedFlic
 from irqchipd.chips.s390.floating import SavedFloating
 from irqchipd.chips.s390.local import SavedLocal
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
+from irqchipd.vm.arm64.host import MOST_LIST_REGISTERS
+from irqchipd.vm.arm64.places import MAX_REGIONS
+from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, PlaceState, RegionState
+from irqchipd.vm.arm64.timer import SavedTimer
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.routing import MAX_GSIS
@@ -44,6 +52,12 @@ _MOST = {
     "queued": MAX_QUEUED,
     "adapters": MAX_ADAPTERS,
     "accepted": MAX_ACCEPTED,
+    "cpus": MAX_VCPUS,
+    "redistributors": MAX_VCPUS,
+    "private": PRIVATE,
+    "spis": MOST_INTERRUPTS,
+    "regions": MAX_REGIONS,
+    "list_registers": MOST_LIST_REGISTERS,
 }
 
 
@@ -146,6 +160,20 @@ _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "ChipsSnapshot": (partial(_message_of, pb.ChipsSnapshot), partial(_state_of, ChipsState)),
     "PitSnapshot": (partial(_message_of, pb.PitSnapshot), partial(_state_of, SavedPit)),
     "VcpuSnapshot": (partial(_message_of, pb.VcpuSnapshot), partial(_state_of, SavedVcpu)),
+    "Arm64Snapshot": (partial(_message_of, pb.Arm64Snapshot), partial(_state_of, Arm64State)),
+    "Arm64VcpuSnapshot": (partial(_message_of, pb.Arm64VcpuSnapshot), partial(_state_of, Arm64VcpuState)),
+    "TimerSnapshot": (partial(_message_of, pb.TimerSnapshot), partial(_state_of, SavedTimer)),
+    "GicRegionSnapshot": (partial(_message_of, pb.GicRegionSnapshot), partial(_state_of, RegionState)),
+    "GicPlaceSnapshot": (partial(_message_of, pb.GicPlaceSnapshot), partial(_state_of, PlaceState)),
+    "GicV2Snapshot": (partial(_message_of, pb.GicV2Snapshot), partial(_state_of, SavedGicV2)),
+    "GicV3Snapshot": (partial(_message_of, pb.GicV3Snapshot), partial(_state_of, SavedGicV3)),
+    "RedistributorSnapshot": (partial(_message_of, pb.RedistributorSnapshot), partial(_state_of, SavedRedistributor)),
+    "GicCpuSnapshot": (partial(_message_of, pb.GicCpuSnapshot), partial(_state_of, SavedGicCpu)),
+    "GicInterruptSnapshot": (partial(_message_of, pb.GicInterruptSnapshot), partial(_state_of, SavedInterrupt)),
+    "GicListRegisterSnapshot": (
+        partial(_message_of, pb.GicListRegisterSnapshot),
+        partial(_state_of, SavedListRegister),
+    ),
     "S390Snapshot": (partial(_message_of, pb.S390Snapshot), partial(_state_of, S390State)),
     "FlicSnapshot": (partial(_message_of, pb.FlicSnapshot), partial(_state_of, SavedFlic)),
     "FloatingSnapshot": (partial(_message_of, pb.FloatingSnapshot), partial(_state_of, SavedFloating)),

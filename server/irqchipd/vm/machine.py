@@ -24,6 +24,7 @@ from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
 
+MOST_DESCRIBED: Final = 64  # devices in a Description, which has to fit into a message
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
@@ -38,6 +39,18 @@ class SourceInfo:
     detached: bool
     resampled: list[int] = field(default_factory=list)
     regions: list[RegionInfo] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class GicInfo:
+    """A description of an arm64 VM's GIC, and of its host's."""
+
+    version: int  # 0 before there is one
+    initialised: bool
+    interrupts: int  # 0 before the number is set
+    host_version: int
+    list_registers: int
+    priority_bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +69,10 @@ class Description:
     now: int
     next_timer: int | None
     lateness: int  # of the next timer, nanoseconds
+    devices: list[int] = field(default_factory=list)  # their types, by their numbers
     pit: bool = False
     tsc_khz: int = 0
+    gic: GicInfo | None = None
 
 
 class Vm(Accesses):
@@ -79,6 +94,11 @@ class Vm(Accesses):
     def _irqchip_mode(self) -> str:
         """The kind of irqchip, as Description has it."""
         raise NotImplementedError
+
+    @property
+    def _device_types(self) -> list[int]:
+        """The types of the devices that create_device has made, by their numbers."""
+        return []
 
     def _check_routes(self, routes: Sequence[Route]) -> None:
         """Refuse routes that the VM can't have: EINVAL."""
@@ -239,6 +259,7 @@ class Vm(Accesses):
                 next_source=last,
                 source_count=len(self._sources),
                 asserted=self._numbers(self._shared_source.asserted),
+                devices=self._device_types[:MOST_DESCRIBED],
                 virtual=self.agenda.clock.virtual,
                 now=now,
                 next_timer=next_timer,

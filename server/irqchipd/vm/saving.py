@@ -51,42 +51,44 @@ def unique(values: Collection[int], what: str) -> None:
     check(len(set(values)) == len(values), f"{what} are there twice")
 
 
-def check_state(state: VmState, max_vcpus: int, resamples: bool, check_chips: Callable[[VmState], None]) -> None:
-    """Refuse a state that no VM can have: EINVAL. check_chips is an architecture's."""
+def check_state(
+    state: VmState, max_vcpus: int, resamples: bool, check_chips: Callable[[VmState], None], lines: int = MAX_GSIS
+) -> None:
+    """Refuse a state that no VM can have: EINVAL. check_chips is an architecture's; lines, how many lines it has."""
     try:
         check(state.clock in (CLOCK_REAL, CLOCK_VIRTUAL), f"clock {state.clock}")
         in_range(state.now_ns, 0, MAX_TIME, "now_ns")
         check(len(state.vcpus) <= max_vcpus, f"{len(state.vcpus)} vCPUs; at most {max_vcpus} are allowed")
         check(len(state.sources) <= MAX_SOURCES, f"{len(state.sources)} sources; a VM has at most {MAX_SOURCES}")
         unique([source.source for source in state.sources], "sources")
-        size = sum(_check_source(source, resamples) for source in state.sources)
+        size = sum(_check_source(source, resamples, lines) for source in state.sources)
         check(
             size <= SOURCES_BYTES, f"its sources hold {size} bytes of names and GSIs, and not {SOURCES_BYTES} or less"
         )
-        _check_gsis(state.asserted_gsis)
+        _check_numbers(state.asserted_gsis, lines)
         check_chips(state)
     except StateError as contradiction:
         raise invalid(f"no VM has this state: {contradiction}") from None
 
 
-def _check_gsis(gsis: Collection[int]) -> None:
-    check(len(gsis) <= MAX_GSIS, f"{len(gsis)} GSIs; there are {MAX_GSIS}")
+def _check_numbers(gsis: Collection[int], most: int) -> None:
+    check(len(gsis) <= most, f"{len(gsis)} GSIs; there are {most}")
     for gsi in (min(gsis), max(gsis)) if gsis else ():
-        in_range(gsi, 0, MAX_GSIS - 1, "a GSI")
+        in_range(gsi, 0, most - 1, "a GSI")
 
 
-def _check_source(source: SourceState, resamples: bool) -> int:
+def _check_source(source: SourceState, resamples: bool, lines: int) -> int:
     """What it is charged of SOURCES_BYTES."""
     in_range(source.source, SHARED + 1, MAX_SOURCE, "a source")
     check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
     name = source.client
     check(len(name) <= MAX_CLIENT_NAME and name.isprintable(), f"client {name[:MAX_CLIENT_NAME]!r}")
-    check(len(source.asserted) <= MAX_GSIS // 8, f"asserted has more than {MAX_GSIS} bits")
-    _check_gsis(source.resampled_gsis)
+    check(len(source.asserted) <= lines // 8, f"asserted has more than {lines} bits")
+    _check_numbers(source.resampled_gsis, MAX_GSIS)
     for count in source.resampled_gsis.values():
         in_range(count, 0, MAX_UNREPORTED, "unreported acknowledgements")
     check(
         resamples or not source.resampled_gsis, "GSIs are resampled, and no chip reports the ends of their interrupts"
     )
     highest = int.from_bytes(source.asserted, "little").bit_length() - 1
-    return bytes_of(name, reach_for(highest), len(source.resampled_gsis))
+    return bytes_of(name, reach_for(highest, lines), len(source.resampled_gsis))

@@ -14,6 +14,7 @@ from typing import Final
 from irqchipd.chips.i8254_state import SavedPit
 from irqchipd.chips.ioapic import SavedIoapic
 from irqchipd.chips.s390.flic import SavedFlic
+from irqchipd.vm.arm64.states import Arm64State
 from irqchipd.vm.routing import Route
 from irqchipd.vm.s390.cpu import SavedS390Vcpu
 from irqchipd.vm.x86.vcpu_state import SavedVcpu
@@ -54,6 +55,8 @@ class VmState:
     pit: SavedPit | None = None
     vcpus: tuple[SavedVcpu, ...] = ()
     mapped_vcpus: int | None = None
+    # arm64's.
+    arm64: Arm64State | None = None
     # s390's.
     s390: S390State | None = None
 

@@ -99,10 +99,10 @@ class Player(ABC, Generic[Gic]):
         if vcpu not in self.has_run:
             self.has_run.add(vcpu)
             for intid in TIMERS:
-                cpu.private[intid].owned = True
+                cpu.private[intid].owner = 1
             self.gic.map_physical(cpu.private[TIMERS[0]], TIMERS[0])
         # KVM: kvm_timer_vcpu_load_gic; no timer of these guests ever fires.
-        self.gic.set_line(cpu.private[TIMERS[0]], False, owned=True)
+        self.gic.set_line(cpu.private[TIMERS[0]], False, owner=1)
         self.load(vcpu)
         self.gic.enter(cpu)
 

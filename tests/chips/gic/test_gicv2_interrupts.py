@@ -283,20 +283,20 @@ def test_another_number_of_list_registers_shows() -> None:
 
 def test_only_its_owner_drives_a_line(board: Board) -> None:
     timer = board.interrupt(27)
-    timer.owned = True
+    timer.owner = 1
     board.line(27, 1)
     assert not timer.line
-    board.gic.set_line(timer, True, owned=True)
+    board.gic.set_line(timer, True, owner=1)
     assert board.acknowledge() == 27
 
 
 @pytest.fixture
 def timer(board: Board) -> Board:
     """The board, whose PPI 27 is mapped to a host's interrupt that is high."""
-    board.interrupt(27).owned = True
+    board.interrupt(27).owner = 1
     board.gic.map_physical(board.interrupt(27), 27)
     board.physical = True
-    board.gic.set_line(board.interrupt(27), True, owned=True)
+    board.gic.set_line(board.interrupt(27), True, owner=1)
     return board
 
 
@@ -312,7 +312,7 @@ def test_a_mapped_interrupt_that_was_not_taken_follows_the_device(timer: Board) 
     timer.run(0)
     assert timer.acknowledge() == 27
     timer.end(27)
-    timer.gic.set_line(timer.interrupt(27), True, owned=True)
+    timer.gic.set_line(timer.interrupt(27), True, owner=1)
     timer.physical = False
     timer.run(0)
     assert timer.acknowledge() == NONE
@@ -345,7 +345,7 @@ def test_user_space_cannot_end_a_mapped_interrupt(timer: Board) -> None:
 
 def test_an_active_mapped_interrupt_is_not_pending_in_its_list_register(timer: Board) -> None:
     timer.acknowledge()
-    timer.gic.set_line(timer.interrupt(27), True, owned=True)
+    timer.gic.set_line(timer.interrupt(27), True, owner=1)
     timer.gic.enter(timer.gic.cpus[0])
     (register,) = timer.gic.cpus[0].interface.list_registers
     assert (register.active, register.pending, register.hardware, register.physical) == (True, False, True, 27)
@@ -353,7 +353,7 @@ def test_an_active_mapped_interrupt_is_not_pending_in_its_list_register(timer: B
 
 def test_the_end_of_one_mapped_interrupt_leaves_the_others_alone(timer: Board) -> None:
     timer.gic.map_physical(timer.interrupt(30), 30)
-    timer.interrupt(30).owned = True
+    timer.interrupt(30).owner = 1
     assert timer.acknowledge() == 27
     timer.end(27)
     assert timer.physical_actives == [False]
@@ -365,7 +365,7 @@ def test_enabling_a_mapped_interrupt_looks_at_its_device(
 ) -> None:
     if taken:
         timer.acknowledge()
-        timer.gic.set_line(timer.interrupt(27), True, owned=True)
+        timer.gic.set_line(timer.interrupt(27), True, owner=1)
     timer.physical = high
     timer.gic.distributor.write(timer.gic.cpus[0], Gicd.ISENABLER, 4, 1 << 27)
     assert timer.interrupt(27).line == high

@@ -49,7 +49,7 @@ def a_board(timer: bool) -> Board:
     board.enable_everything()
     if timer:
         board.gic.map_physical(board.interrupt(27), 27)
-        board.interrupt(27).owned = True
+        board.interrupt(27).owner = 1
     return board
 
 
@@ -150,8 +150,7 @@ CONTRADICTIONS: list[tuple[SavedGicV2, str]] = [
     (with_private(9, source=1), "source"),
     (with_private(9, source=0x100, pending_latch=True), "sources"),
     (with_private(9, active_source=8), "active source"),
-    (with_spi(owned=True), "belongs to the kernel"),
-    (with_spi(hardware=True), "belongs to the kernel"),
+    (with_spi(hardware=True), "mapped to an interrupt"),
     (with_spi(targets=4, target=2), "target"),
     (with_spi(targets=2), "another target"),
     (with_spi(target=None), "another target"),

@@ -342,8 +342,8 @@ class TestEnd:
         board.configure(27)
         timer = board.gic.cpus[0].private[27]
         board.gic.map_physical(timer, 27)
-        timer.owned = True
-        board.gic.set_line(timer, True, owned=True)
+        timer.owner = 1
+        board.gic.set_line(timer, True, owner=1)
         assert board.mrs(Icc.IAR1) == 27
         board.msr(Icc.EOIR1, 27)
         assert (0, 27, False) in ended

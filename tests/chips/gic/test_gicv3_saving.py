@@ -85,7 +85,7 @@ def a_board(timer: bool, has_its: bool = False) -> UserBoard:
     if timer:
         timer_interrupt = board.gic.cpus[0].private[27]
         board.gic.map_physical(timer_interrupt, 27)
-        timer_interrupt.owned = True
+        timer_interrupt.owner = 1
     return board
 
 

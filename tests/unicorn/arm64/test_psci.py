@@ -77,8 +77,8 @@ def test_affinity_info() -> None:
 
 def test_the_machine_is_turned_off_and_reset() -> None:
     machine = Machine()
-    assert call([0x8400_0008, 0, 0, 0], machine)[1] is Next.OFF
-    assert call([0x8400_0009, 0, 0, 0], machine)[1] is Next.OFF
+    assert call([0x8400_0008, 0, 0, 0], machine)[1] is Next.MACHINE_OFF
+    assert call([0x8400_0009, 0, 0, 0], machine)[1] is Next.MACHINE_OFF
     assert machine.resets == [False, True]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
-from irqchip_client import Architecture, Client, GicHost, GuestError, NotFound, SessionClosed
+from irqchip_client import Architecture, Client, GicHost, GuestError, InvalidArgument, MpState, NotFound, SessionClosed
 from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTORS, SYSREGS, ppi, spi
 from irqchip_client.unicorn import Alone, Arm64Start, GuestMemory, UnicornArm64Vcpu
 
@@ -41,6 +41,11 @@ SLEEP = bytes.fromhex(
 )
 OFF = bytes.fromhex(
     "00018052"  # mov w0, #0x8
+    "0080b072"  # movk w0, #0x8400, lsl #16
+    "020000d4"  # hvc #0x0
+)
+CPU_OFF = bytes.fromhex(
+    "40008052"  # mov w0, #0x2
     "0080b072"  # movk w0, #0x8400, lsl #16
     "020000d4"  # hvc #0x0
 )
@@ -339,6 +344,29 @@ def test_the_machine_is_turned_off(machine: Machine) -> None:
     machine.start(OFF)
     machine.cpu.run()
     assert machine.turned_off == 1
+
+
+def test_a_vcpu_that_turns_itself_off_is_stopped_until_it_is_started(machine: Machine) -> None:
+    machine.start(CPU_OFF)
+    machine.cpu.run()
+    assert machine.daemon.mp_state() is MpState.STOPPED
+    assert machine.turned_off == 0
+    with machine.running():
+        machine.vm.line(spi(SPI)).pulse()
+        time.sleep(0.05)
+    assert machine.word(0) == 0
+    machine.start(OPEN + SLEEP)
+    assert machine.daemon.mp_state() is MpState.RUNNABLE
+    with machine.running():
+        machine.await_count(1)
+
+
+def test_ram_that_no_address_of_a_guest_reaches_is_refused(machine: Machine) -> None:
+    with (
+        GuestMemory(1 << 16, start=1 << 40) as memory,
+        pytest.raises(InvalidArgument, match="RAM ends at 0x10000000000 at most"),
+    ):
+        UnicornArm64Vcpu(memory, machine.vm, 0)
 
 
 @pytest.mark.parametrize("waits", [SPIN, SLEEP], ids=["running", "in WFI"])

@@ -18,7 +18,7 @@ from unicorn.unicorn_const import (
 from unicorn.unicorn_py3.arch.arm64 import CpReg, UcAArch64
 from unicorn.unicorn_py3.unicorn import UcError
 
-from irqchip_client.arm64 import sysreg
+from irqchip_client.arm64 import affinity, sysreg
 from irqchip_client.unicorn.breaker import Breaker, Window
 from irqchip_client.unicorn.emulator import MemoryBus, Register, Unsupported, map_guest
 from irqchip_client.vmm.memory import GuestMemory
@@ -46,7 +46,6 @@ from .registers import (
     SPSEL,
     SPSR_EL1,
     VBAR_EL1,
-    affinity,
     is_icc,
 )
 from .syndrome import Syndrome

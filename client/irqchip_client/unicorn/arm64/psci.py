@@ -58,6 +58,7 @@ class Next(Enum):
     GO_ON = auto()
     SLEEP = auto()  # until an interrupt
     OFF = auto()
+    MACHINE_OFF = auto()
 
 
 def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
@@ -89,7 +90,7 @@ def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
             result = NO_TRUSTED_OS
         case Function.SYSTEM_OFF | Function.SYSTEM_RESET:
             power.turn_off(reset=function == Function.SYSTEM_RESET)
-            then = Next.OFF
+            then = Next.MACHINE_OFF
         case Function.PSCI_FEATURES:
             asked = values[0]
             known = asked in set(Function) or (asked & SMC64 and asked & ~SMC64 in WITH_64_BITS)

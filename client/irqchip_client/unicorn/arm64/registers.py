@@ -55,8 +55,3 @@ def is_icc(register: int) -> bool:
     return register == SYSREGS["ICC_PMR_EL1"] or (
         register >> 7 == sysreg(3, 0, 12, 0, 0) >> 7 and 8 <= register >> 3 & 15 <= 12
     )
-
-
-def affinity(vcpu: int) -> int:
-    """The fields of MPIDR_EL1 by which a guest names a vCPU. KVM: sys_regs.c reset_mpidr"""
-    return vcpu & 0xF | (vcpu >> 4 & 0xFF) << 8 | (vcpu >> 12 & 0xFF) << 16

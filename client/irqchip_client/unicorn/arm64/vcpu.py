@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from irqchip_client._errors import GuestError
-from irqchip_client._model import Wake
+from irqchip_client._errors import GuestError, InvalidArgument
+from irqchip_client._model import MpState, Wake
+from irqchip_client.arm64 import affinity
 from irqchip_client.unicorn.bus import Bus
 from irqchip_client.unicorn.emulator import Unsupported
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
@@ -16,8 +18,8 @@ from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Arm64Start
 
 from . import psci
-from .engine import Engine, Exit, GuestException, RegisterAccess, Vector
-from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, affinity, name
+from .engine import PHYSICAL_BITS, Engine, Exit, GuestException, RegisterAccess, Vector
+from .registers import FIQ, ICC_SRE_EL1, IRQ, ISR_EL1, name
 
 if TYPE_CHECKING:
     from irqchip_client import Vm
@@ -58,8 +60,8 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
 
     PSCI's CPU_OFF and SYSTEM_OFF end run().
 
-    start() says where it begins. It has a Session for its operations, and another for its events. Close it before the
-    memory, or use it in a with statement.
+    start() says where it begins, and turns it on. It has a Session for its operations, and another for its events.
+    Close it before the memory, or use it in a with statement.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
         local: LocalDevices | None = None,
         power: psci.Power | None = None,
     ) -> None:
+        if memory.end > 1 << PHYSICAL_BITS:
+            raise InvalidArgument(errno.EINVAL, f"RAM ends at {1 << PHYSICAL_BITS:#x} at most, not at {memory.end:#x}")
         self._power = power or Alone()
         with ExitStack() as made:
             self._engine = Engine(memory, self, vcpu)
@@ -84,6 +88,10 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     def affinity(self) -> int:
         """The fields of MPIDR_EL1 by which the guest names this vCPU."""
         return affinity(self.id)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._idle = self._idle or self._vcpu.mp_state() is MpState.STOPPED  # until start()
 
     def _execute(self) -> None:
         try:
@@ -179,6 +187,9 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
             case psci.Next.SLEEP:
                 self._idle = True
             case psci.Next.OFF:
+                self._vcpu.set_mp_state(MpState.STOPPED)
+                self._stop.set()
+            case psci.Next.MACHINE_OFF:
                 self._stop.set()
 
     def _read(self, register: int) -> int:

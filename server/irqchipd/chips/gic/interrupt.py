@@ -7,6 +7,7 @@ from typing import Final
 SGIS: Final = 16  # software-generated interrupts: INTIDs 0 to 15, one set per CPU
 PRIVATE: Final = 32  # SGIs, and the private peripheral interrupts (PPIs) from 16; shared ones (SPIs) are behind them
 NOBODY: Final = -1  # instead of a CPU's index
+NO_OWNER: Final = 0  # instead of the number of a device in the kernel
 
 
 class Interrupt:
@@ -22,7 +23,7 @@ class Interrupt:
         "intid",
         "level",
         "line",
-        "owned",
+        "owner",
         "pending_latch",
         "physical",
         "priority",
@@ -53,8 +54,8 @@ class Interrupt:
         # The CPU that is to get this interrupt next, and the CPU in whose ap_list this interrupt is (irq->vcpu).
         self.target = NOBODY
         self.queued_on = NOBODY
-        # A device in the kernel (a timer) drives the line, and nobody else may (irq->owner).
-        self.owned = False
+        # The device in the kernel that drives the line, as its VM numbers them; nobody else may drive (irq->owner).
+        self.owner = NO_OWNER
         # Mapped to an interrupt of the host, so that the guest's EOI deactivates the host's; which one that is.
         self.hardware = False
         self.physical = 0

@@ -23,7 +23,7 @@ ALIKE: Final = (
     "active_source",
     "targets",
     "affinity",
-    "owned",
+    "owner",
     "hardware",
     "physical",
 )
@@ -47,7 +47,7 @@ class SavedInterrupt:
     targets: int
     affinity: int
     target: int | None
-    owned: bool
+    owner: int
     hardware: bool
     physical: int
 
@@ -61,9 +61,9 @@ class SavedInterrupt:
         check(self.hardware or not self.physical, f"{name} has a host's interrupt, and is not mapped")
         if intid < PRIVATE:
             check(self.level == (intid >= SGIS), f"{name} has the wrong trigger")
-            check(intid >= SGIS or not (self.line or self.owned or self.hardware), f"{name} is an SGI and has a line")
+            check(intid >= SGIS or not (self.line or self.owner or self.hardware), f"{name} is an SGI and has a line")
         else:
-            check(not (self.owned or self.hardware), f"{name} is an SPI and belongs to the kernel")
+            check(not self.hardware, f"{name} is an SPI and mapped to an interrupt of the host")
         if version == 2 and intid < SGIS:
             in_range(self.source, 0, 0xFF, f"the sources of {name}")
             in_range(self.active_source, 0, 7, f"the active source of {name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from irqchipd.chips.gic.interrupt import NOBODY, PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.interrupt import NO_OWNER, NOBODY, PRIVATE, SGIS, Interrupt
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, CpuInterfaceState, ListRegister
 
 PRIORITY_MASK: Final = 0xF8  # KVM's VGIC_PRI_BITS is 5, whatever the CPU interface has
@@ -88,9 +88,16 @@ class Vgic:
         """An interrupt as a CPU names it. KVM: vgic_get_vcpu_irq."""
         return cpu.private[intid] if intid < PRIVATE else self.spis[intid - PRIVATE]
 
-    def set_line(self, interrupt: Interrupt, level: bool, owned: bool = False) -> None:
-        """Drive an interrupt's line; owned says whether a device in the kernel drives. KVM: kvm_vgic_inject_irq."""
-        if interrupt.owned != owned:
+    def own(self, interrupt: Interrupt, owner: int) -> bool:
+        """Give an interrupt to a device in the kernel; False if another one has it. KVM: kvm_vgic_set_owner."""
+        if interrupt.owner not in (NO_OWNER, owner):
+            return False
+        interrupt.owner = owner
+        return True
+
+    def set_line(self, interrupt: Interrupt, level: bool, owner: int = NO_OWNER) -> None:
+        """Drive an interrupt's line, which only its owner may. KVM: kvm_vgic_inject_irq."""
+        if interrupt.owner != owner:
             return
         # KVM: vgic_validate_injection.
         if interrupt.level:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from irqchipd.chips.gic.gicv2 import GicV2, SavedGicV2
 from irqchipd.chips.gic.gicv3 import GicV3, SavedGicV3
-from irqchipd.chips.gic.interrupt import PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS, Interrupt
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 from irqchipd.vm.agenda import Agenda
@@ -16,9 +16,9 @@ from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.frames import CpuInterfaceFrame, RegistersFrame
 from irqchipd.vm.arm64.line_numbers import VCPU_LINES, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
-from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Places
+from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
 from irqchipd.vm.arm64.routing import SpiNotices, default_routes
-from irqchipd.vm.arm64.timer import PHYSICAL, TIMERS, USUAL_PPIS, VIRTUAL
+from irqchipd.vm.arm64.timer import OWNERS, PHYSICAL, USUAL_PPIS, VIRTUAL
 from irqchipd.vm.board import Board
 from irqchipd.vm.bus import Device
 from irqchipd.vm.cpu import Vcpu
@@ -90,14 +90,21 @@ class Arm64Board(Board):
             place.region.used += 1
         if vcpu_id in self.cpu_of:
             raise VmError(errno.EEXIST, f"there is a vCPU {vcpu_id} already: choose another id")
+        if place is not None:
+            self._check_free(place)
+        cpu = self.put_cpu(vcpu_id, place)
+        if place is not None:
+            self.register_redistributor(cpu.index)
+        return cpu
+
+    def put_cpu(self, vcpu_id: int, place: Place | None) -> Arm64Cpu:
+        """Put in a vCPU whose redistributor is yet to be put on the bus."""
         cpu = Arm64Cpu(self.agenda, self, vcpu_id, len(self.cpus))
         self.cpus.append(cpu)
         self.cpu_of[vcpu_id] = cpu
         self.places.of.append(place)
         if self.gic is not None:
             self._add_to_gic(cpu)
-        if place is not None:
-            self._register_redistributor(cpu.index)
         return cpu
 
     def _add_to_gic(self, cpu: Arm64Cpu) -> None:
@@ -114,28 +121,37 @@ class Arm64Board(Board):
             try:
                 place = places.find()
                 if place is not None:
+                    self._check_free(place)
                     places.of[cpu.index] = place
-                    self._register_redistributor(cpu.index)
+                    self.register_redistributor(cpu.index)
                     assert place.region is not None
                     place.region.used += 1
             except VmError:
                 # KVM: vgic_register_all_redist_iodevs takes the earlier vCPUs' off the bus, wherever they are.
                 for earlier in self.cpus[: cpu.index]:
-                    self._unregister_redistributor(earlier.index)
+                    self._unregister(earlier.index)
                 places.remove_region(index)
                 raise
 
-    def _register_redistributor(self, index: int) -> None:
+    def _check_free(self, place: Place) -> None:
+        self.regions.check_free(Reserved(place.base, FRAME_SIZE, "a redistributor's"))
+
+    def register_redistributor(self, index: int) -> None:
+        """Put a vCPU's redistributor on the bus."""
         place = self.places.of[index]
         assert place is not None
         assert self.v3 is not None
         frame = RegistersFrame(self, self.v3.redistributors.registers, place.base, self.v3.cpus[index])
         self.mmio.register(place.base, FRAME_SIZE, frame)
 
-    def _unregister_redistributor(self, index: int) -> None:
+    def _unregister(self, index: int) -> None:
         place = self.places.of[index]
-        if place is not None and self.mmio.device_at(place.base, FRAME_SIZE) is not None:
+        if place is not None and self.is_on_bus(place):
             self.mmio.unregister(place.base)
+
+    def is_on_bus(self, place: Place) -> bool:
+        """Whether the redistributor of a place is on the bus."""
+        return isinstance(self.mmio.device_at(place.base, FRAME_SIZE), RegistersFrame)
 
     def set_dist(self, base: int) -> None:
         """Place the distributor, whose memory is then no region's."""
@@ -178,27 +194,42 @@ class Arm64Board(Board):
         if self.ready or self.gic is None:
             return
         try:
-            self._map_v2() if self.v2 is not None else self._map_v3()
+            if self.v2 is not None:
+                self._prepare_v2()
+            else:
+                self._prepare_v3()
         except VmError as error:
-            self.dead = VmError(errno.EIO, f"the VM is dead, because a vCPU was to run when {error.message}")
+            self.die(f"a vCPU was to run, and {error.message}")
             raise
+        self.register_frames()
+
+    def die(self, reason: str) -> None:
+        """The VM can do nothing any more. KVM: kvm_vm_dead."""
+        self.dead = VmError(errno.EIO, f"VM {self.agenda.name!r} is dead: {reason}; delete the VM")
+
+    def register_frames(self) -> None:
+        """Put all frames but the redistributors on the bus."""
+        places = self.places
+        assert places.dist is not None
+        if self.v2 is not None:
+            assert places.cpu is not None
+            self.mmio.register(places.cpu, V2_CPU_SIZE, CpuInterfaceFrame(self, self.v2.frames, places.cpu))
+            self.mmio.register(places.dist, V2_DIST_SIZE, RegistersFrame(self, self.v2.distributor, places.dist))
+        if self.v3 is not None:
+            self.mmio.register(places.dist, V3_DIST_SIZE, RegistersFrame(self, self.v3.distributor, places.dist))
         self.ready = True
 
-    def _map_v2(self) -> None:
+    def _prepare_v2(self) -> None:
         """KVM: vgic_v2_map_resources."""
-        assert self.v2 is not None
         places = self.places
         if places.dist is None or places.cpu is None:
             raise VmError(errno.ENXIO, "the GIC has no addresses: set those of its distributor and CPU interfaces")
         if places.v2_overlap():
             raise invalid(f"the distributor at {places.dist:#x} overlaps the CPU interfaces at {places.cpu:#x}")
         self.initialise()
-        self.mmio.register(places.cpu, V2_CPU_SIZE, CpuInterfaceFrame(self, self.v2.frames, places.cpu))
-        self.mmio.register(places.dist, V2_DIST_SIZE, RegistersFrame(self, self.v2.distributor, places.dist))
 
-    def _map_v3(self) -> None:
+    def _prepare_v3(self) -> None:
         """KVM: vgic_v3_map_resources."""
-        assert self.v3 is not None
         places = self.places
         if None in places.of or places.dist is None:
             raise VmError(errno.ENXIO, "the GIC has no addresses: set those of its distributor and redistributors")
@@ -206,35 +237,30 @@ class Arm64Board(Board):
             raise invalid("the distributor overlaps redistributors, or these are beyond the guest's memory")
         if not self.initialised:
             raise VmError(errno.EBUSY, "the GICv3 was not initialised: set its attribute CTRL_INIT first")
-        self.mmio.register(places.dist, V3_DIST_SIZE, RegistersFrame(self, self.v3.distributor, places.dist))
 
     def wire_timers(self, cpu: Arm64Cpu) -> None:
-        """Connect the timers of a vCPU that runs: EINVAL where both have the same PPI. KVM: kvm_timer_enable."""
-        if cpu.gic is None:
+        """Connect the timers of a vCPU that runs: EINVAL where a PPI is another device's. KVM: kvm_timer_enable.
+
+        What a timer has taken stays its own, even if the vCPU cannot run (timer_irqs_are_valid).
+        """
+        gic = self.gic
+        if gic is None:
             return
-        self._own(cpu)
-        if self.ppis[VIRTUAL] == self.ppis[PHYSICAL]:
-            raise invalid(f"both timers of a vCPU have the interrupt {self.ppis[VIRTUAL]}: give them different ones")
+        for timer in (PHYSICAL, VIRTUAL):
+            ppi = self.ppis[timer]
+            if not gic.own(cpu.in_gic.private[ppi], OWNERS[timer]):
+                raise invalid(f"interrupt {ppi} of vCPU {cpu.id} has another owner: give the timers other PPIs")
         self.ppis_fixed = True
-        self._map_timer(cpu)
+        gic.map_physical(cpu.in_gic.private[self.ppis[VIRTUAL]], USUAL_PPIS[VIRTUAL])
         cpu.wire_timers()
-
-    def _own(self, cpu: Arm64Cpu) -> None:
-        for ppi in self.ppis[:TIMERS]:
-            cpu.in_gic.private[ppi].owned = True
-
-    def _map_timer(self, cpu: Arm64Cpu) -> None:
-        assert self.gic is not None
-        self.gic.map_physical(cpu.in_gic.private[self.ppis[VIRTUAL]], USUAL_PPIS[VIRTUAL])
 
     def reset(self) -> None:
         for cpu in self.cpus:
             cpu.reset()
         if self.initialised:
             self._reset_gic()
-        for line, sources in list(self.drivers.items()):
-            if sources:
-                self._inject(line, True)
+        for line in self.drivers:
+            self._restore_line(line)
 
     def _reset_gic(self) -> None:
         """The GIC as it was when it was initialised; what user space has chosen stays."""
@@ -250,15 +276,24 @@ class Arm64Board(Board):
                 new.redistributors.add_its()
             self._fill(new)
             self.v3.resume(SavedGicV3(**new.save()))
-        for cpu in self.cpus:
-            if cpu.virtual_timer.wired:
-                self._own(cpu)
-                self._map_timer(cpu)
+
+    def _restore_line(self, line: int) -> None:
+        """After a reset: a line that is high is so still, which is no edge."""
+        if line < VCPU_LINES:
+            assert self.gic is not None
+            self.gic.spis[line - PRIVATE].line = True  # seen once the SPI is level-triggered
+        else:
+            self._inject(line, True)
 
     def _fill(self, gic: Vgic) -> None:
         for cpu in self.cpus:
             gic.add_cpu(cpu.id, cpu.in_gic.affinity)
         gic.add_spis(self.interrupts_wanted)
+        # Devices in the kernel keep their interrupts.
+        assert self.gic is not None
+        for old, new in zip(self.cpus, gic.cpus, strict=True):
+            _keep_devices(new.private, old.in_gic.private)
+        _keep_devices(gic.spis, self.gic.spis)
 
     # Lines.
 
@@ -296,6 +331,11 @@ class Arm64Board(Board):
         else:
             self.drivers.pop(line, None)
             self._inject(line, False)
+
+    def hold(self, lines: Iterable[int], source: int) -> None:
+        """After a restoration: a source drives lines high, which the GIC knows."""
+        for line in lines:
+            self.drivers[line] = self.drivers.get(line, 0) | 1 << source
 
     def raise_gsi(self, gsi: int) -> None:
         """An irqfd was written: its SPI rises, and nobody holds it high. KVM: kvm_arch_set_irq_inatomic."""
@@ -339,18 +379,19 @@ class Arm64Board(Board):
             assert cpu.gic is not None
             self._set_line(cpu.gic.private[number], level)
 
-    def _set_line(self, interrupt: Interrupt, level: bool, owned: bool = False) -> None:
+    def _set_line(self, interrupt: Interrupt, level: bool, owner: int = NO_OWNER) -> None:
         assert self.gic is not None
         if self.observer is not None:
-            self.observer.vgic_update_irq_pending(max(interrupt.target, 0), interrupt.intid, level)
-        self.gic.set_line(interrupt, level, owned)
+            cpu = interrupt.target if interrupt.intid < PRIVATE else 0
+            self.observer.vgic_update_irq_pending(cpu, interrupt.intid, level)
+        self.gic.set_line(interrupt, level, owner)
 
     def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:
         """A vCPU's timer drives its PPI."""
         ppi = self.ppis[timer]
         if self.observer is not None:
             self.observer.kvm_timer_update_irq(cpu.id, ppi, level)
-        self._set_line(cpu.private[ppi], level, owned=True)
+        self._set_line(cpu.private[ppi], level, OWNERS[timer])
 
     def signal_msi(self, address: int, data: int) -> int:
         raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
@@ -416,3 +457,8 @@ class Arm64Board(Board):
 
     def is_last(self, cpu: int) -> bool:
         return self.places.is_last(cpu)
+
+
+def _keep_devices(interrupts: Sequence[Interrupt], before: Sequence[Interrupt]) -> None:
+    for interrupt, old in zip(interrupts, before, strict=True):
+        interrupt.owner, interrupt.hardware, interrupt.physical = old.owner, old.hardware, old.physical

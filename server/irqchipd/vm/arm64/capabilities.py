@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from errno import EINVAL
 from typing import Final
 
-from irqchipd.vm.arm64.numbers import MAX_VCPUS_V2, MAX_VCPUS_V3
+from irqchipd.vm.arm64.host import check_version, max_vcpus
 from irqchipd.vm.routing import MAX_GSIS
 
 NR_VCPUS: Final = 9
@@ -78,11 +78,7 @@ _CAPABILITIES: Final = {
 }
 
 
-def max_vcpus(version: int) -> int:
-    """How many vCPUs a GIC of a version allows; that of a host allows a VM as many before it has one."""
-    return MAX_VCPUS_V2 if version == 2 else MAX_VCPUS_V3
-
-
 def capabilities(version: int) -> Mapping[int, int]:
     """What the system answers of a host with a GIC of a version; 0 is a GICv3 that can be a GICv2, too."""
+    check_version(version)
     return {**_CAPABILITIES, MAX_VCPUS: max_vcpus(version), MAX_VCPU_ID: max_vcpus(version), MSI_DEVID: -EINVAL}

@@ -145,6 +145,10 @@ class Arm64Lines(Vm):
         if not self._arm.initialised:
             raise VmError(errno.EAGAIN, f"VM {self.name!r} has no GIC that is initialised; initialise one first")
 
+    def _check_resampling(self, resampled: bool) -> None:
+        if resampled and not self._board.can_resample:
+            raise invalid(f"VM {self.name!r} has no GIC; only SPIs can be resampled: create it first")
+
     def trigger(self, irqfd: Irqfd, *, assigned: bool = False) -> None:
         """An irqfd was written: its SPI rises, and never falls. KVM: eventfd.c irqfd_wakeup.
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from dataclasses import replace
+from typing import Any, Self
 
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, PRIORITY_BITS
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.attributes import DeviceAttributes
 from irqchipd.vm.arm64.board import Arm64Board
-from irqchipd.vm.arm64.capabilities import ENABLED, MAX_VCPU_ID, MSI_DEVID, capabilities, max_vcpus
+from irqchipd.vm.arm64.capabilities import ENABLED, MAX_VCPU_ID, MSI_DEVID, capabilities
 from irqchipd.vm.arm64.capabilities import MAX_VCPUS as MAX_VCPUS_CAPABILITY
-from irqchipd.vm.arm64.numbers import CREATE_DEVICE_TEST, MAX_VCPUS_V3, DeviceType
+from irqchipd.vm.arm64.checks import check_state
+from irqchipd.vm.arm64.host import check_host, kinds_of, max_vcpus
+from irqchipd.vm.arm64.numbers import CREATE_DEVICE_TEST, MAX_DEVICES, MAX_VCPUS_V3, DeviceType
+from irqchipd.vm.arm64.saving import finish_board, restore_board, save_board
 from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
 from irqchipd.vm.arm64.vcpus import Arm64Vcpus
-from irqchipd.vm.clock import Clock, Deadlines, RealClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.machine import MAX_VCPUS
+from irqchipd.vm.machine import MAX_VCPUS, Description, GicInfo
 from irqchipd.vm.regions import ACCESS_NS
-from irqchipd.vm.snapshot import ARM64, VmState
-
-VERSIONS: Final = (0, 2, 3)
-MOST_LIST_REGISTERS: Final = 16
-LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
+from irqchipd.vm.snapshot import ARM64, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, VmState
 
 
 class Arm64Vm(Arm64Vcpus):
@@ -59,6 +59,10 @@ class Arm64Vm(Arm64Vcpus):
     @property
     def _irqchip_mode(self) -> str:
         return "full" if self._arm.gic is not None else "none"
+
+    @property
+    def _device_types(self) -> list[int]:
+        return self._devices
 
     def unsupported(self, operation: str) -> VmError:
         # KVM: arm.c kvm_arch_vm_ioctl
@@ -102,7 +106,8 @@ class Arm64Vm(Arm64Vcpus):
             if not 0 <= vcpu < MAX_VCPUS_V3:
                 raise invalid(f"vCPU id {vcpu} is out of range: use 0 to {most - 1}")
             if len(self._cpus) >= min(most, self._max_vcpus):
-                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs, the most that are allowed")
+                most = min(most, self._max_vcpus)
+                raise invalid(f"VM {self.name!r} has {len(self._cpus)} vCPUs; at most {most} are allowed with its GIC")
             if self._arm.initialised:
                 raise VmError(errno.EBUSY, f"the GIC of VM {self.name!r} is initialised; create vCPUs before that")
             if vcpu >= most:
@@ -119,12 +124,14 @@ class Arm64Vm(Arm64Vcpus):
         """KVM_CREATE_DEVICE: the device's number, or 0 of a test. KVM: kvm_main.c kvm_ioctl_create_device."""
         with self._turn:
             self._check_alive()
-            kinds = self._kinds
+            kinds = kinds_of(self._version)
             if kind not in kinds:
                 names = ", ".join(map(str, kinds))
                 raise VmError(errno.ENODEV, f"VM {self.name!r} can have no device of type {kind}; there are {names}")
             if flags & CREATE_DEVICE_TEST:
                 return 0
+            if len(self._devices) >= MAX_DEVICES:
+                raise VmError(errno.ENOSPC, f"VM {self.name!r} has {MAX_DEVICES} devices, the most that are allowed")
             if kind == DeviceType.ITS:
                 self._arm.add_its()
             elif kind == DeviceType.VFIO:
@@ -134,15 +141,6 @@ class Arm64Vm(Arm64Vcpus):
                 self._create_gic(2 if kind == DeviceType.GICV2 else 3)
             self._devices.append(kind)
             return len(self._devices) - 1
-
-    @property
-    def _kinds(self) -> list[int]:
-        kinds = [DeviceType.VFIO]
-        if self._version != 3:
-            kinds.append(DeviceType.GICV2)
-        if self._version != 2:
-            kinds += [DeviceType.GICV3, DeviceType.ITS]
-        return kinds
 
     def _create_gic(self, version: int) -> None:
         """KVM: vgic-init.c kvm_vgic_create."""
@@ -201,10 +199,31 @@ class Arm64Vm(Arm64Vcpus):
         self._check_alive()
         return self._devices[device]
 
+    # About the VM.
+
+    def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
+        board = self._arm
+        gic = GicInfo(
+            version=0 if board.gic is None else board.gic.version,
+            initialised=board.initialised,
+            interrupts=board.interrupts_wanted,
+            host_version=self._version,
+            list_registers=board.list_registers,
+            priority_bits=board.priority_bits,
+        )
+        description = super().describe(sources_after, room, one_at_least=one_at_least)
+        return replace(description, gic=gic)
+
     # All of it.
 
     def _save(self, **common: Any) -> VmState:
-        raise NotImplementedError
+        board = self._arm
+        return VmState(
+            architecture=ARM64,
+            irqchip_mode=IRQCHIP_NONE if board.gic is None else IRQCHIP_FULL,
+            arm64=save_board(board, self._version, self._devices),
+            **common,
+        )
 
     @classmethod
     def restored(
@@ -216,15 +235,17 @@ class Arm64Vm(Arm64Vcpus):
         deadlines: Deadlines | None = None,
     ) -> Self:
         """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
-        raise NotImplementedError
-
-
-def check_host(version: int, list_registers: int, priority_bits: int) -> None:
-    """Refuse a GIC that no host has."""
-    if version not in VERSIONS:
-        raise invalid(f"GIC version {version} is invalid: use 2, 3, or 0 for a host that can make either")
-    if not 1 <= list_registers <= MOST_LIST_REGISTERS:
-        raise invalid(f"{list_registers} list registers are out of range: use 1 to {MOST_LIST_REGISTERS}")
-    if not LEAST_PRIORITY_BITS <= priority_bits <= MOST_PRIORITY_BITS:
-        bits = f"{LEAST_PRIORITY_BITS} to {MOST_PRIORITY_BITS}"
-        raise invalid(f"{priority_bits} priority bits are out of range: use {bits}")
+        saved = check_state(state, max_vcpus)
+        deadlines = deadlines if deadlines is not None else Deadlines()
+        clock: Clock = RealClock(deadlines, state.now_ns)
+        if state.clock == CLOCK_VIRTUAL:
+            clock = VirtualClock(state.now_ns)
+        host = saved.gic_version, saved.list_registers, saved.priority_bits
+        vm = cls(name, max_vcpus, clock, *host, access_ns, deadlines)
+        with vm._turn:
+            vm._devices.extend(saved.devices)
+            restore_board(vm._arm, state, saved)
+            vm._resume_sources(state)
+            finish_board(vm._arm, state, saved)
+            vm._cpus = dict(vm._arm.cpu_of)
+        return vm

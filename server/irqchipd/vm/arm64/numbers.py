@@ -55,6 +55,14 @@ class VcpuGroup:
     PVTIME: Final = 2
 
 
+class Owner:
+    """Which of a vCPU's devices in the kernel an interrupt belongs to: numbers of our own."""
+
+    VIRTUAL_TIMER: Final = 1
+    PHYSICAL_TIMER: Final = 2
+    PMU: Final = 3
+
+
 class LineType:
     """KVM_ARM_IRQ_TYPE_*."""
 
@@ -78,6 +86,9 @@ TARGETS: Final = (2, 5)  # KVM_ARM_TARGET_CORTEX_A57, which is the preferred one
 
 STOPPED: Final = 5  # KVM_MP_STATE_STOPPED
 SUSPENDED: Final = 10  # KVM_MP_STATE_SUSPENDED
+MP_STATES: Final = (0, STOPPED, SUSPENDED)  # 0 is KVM_MP_STATE_RUNNABLE
+
+MAX_DEVICES: Final = 64  # of a VM; in KVM each is a file descriptor
 
 MAX_VCPUS_V2: Final = 8
 MAX_VCPUS_V3: Final = 512

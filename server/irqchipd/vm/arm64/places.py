@@ -17,6 +17,7 @@ PAGE_64K: Final = 0x10000
 V2_DIST_SIZE: Final = 0x1000
 V2_CPU_SIZE: Final = 0x2000
 V3_DIST_SIZE: Final = 0x10000
+MAX_REGIONS: Final = 256  # the kernel keeps eight bits of an index
 _ADDRESSES: Final = 1 << 64
 
 
@@ -52,11 +53,11 @@ class Place:
 
     __slots__ = ("base", "index", "region")
 
-    def __init__(self, region: RedistributorRegion) -> None:
+    def __init__(self, region: RedistributorRegion | None, index: int, base: int) -> None:
         # None when the region was taken back, whose address the redistributor keeps.
-        self.region: RedistributorRegion | None = region
-        self.index: Final = region.used
-        self.base: Final = region.base + FRAME_SIZE * self.index
+        self.region = region
+        self.index: Final = index
+        self.base: Final = base
 
 
 def check_range(taken: int | None, address: int, alignment: int, size: int) -> None:
@@ -138,7 +139,7 @@ class Places:
             if not region.is_full:
                 if not self.fits():
                     raise invalid("the redistributors would overlap the distributor, or be beyond the guest's memory")
-                return Place(region)
+                return Place(region, region.used, region.base + FRAME_SIZE * region.used)
         return None
 
     def is_last(self, cpu: int) -> bool:

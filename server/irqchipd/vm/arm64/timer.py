@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from irqchipd.chips.saved import in_range
 from irqchipd.vm.agenda import Agenda
+from irqchipd.vm.arm64.numbers import Owner
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.turns import MAX_TIME
 
@@ -27,6 +28,7 @@ _U64: Final = (1 << 64) - 1
 VIRTUAL: Final = 0
 PHYSICAL: Final = 1
 TIMERS: Final = 2
+OWNERS: Final = (Owner.VIRTUAL_TIMER, Owner.PHYSICAL_TIMER)
 # By KVM_ARM_VCPU_TIMER_IRQ_*; the last two are of timers for a guest's hypervisor, which no guest has here.
 USUAL_PPIS: Final = (27, 30, 28, 26)
 

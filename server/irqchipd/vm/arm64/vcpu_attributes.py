@@ -13,7 +13,7 @@ from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
 from irqchipd.vm.arm64.attributes import UNDEFINED, data_with, no_attribute, number_from
 from irqchipd.vm.arm64.board import Arm64Board
 from irqchipd.vm.arm64.cpu import Arm64Cpu
-from irqchipd.vm.arm64.numbers import IPA_SIZE, Feature, VcpuGroup
+from irqchipd.vm.arm64.numbers import IPA_SIZE, Feature, Owner, VcpuGroup
 from irqchipd.vm.arm64.timer import USUAL_PPIS
 from irqchipd.vm.errors import VmError, invalid
 
@@ -87,9 +87,19 @@ class VcpuAttributes:
                     raise VmError(errno.ENODEV, "the GIC is not initialised: set its attribute CTRL_INIT first")
                 if not cpu.pmu_interrupt:
                     raise VmError(errno.ENXIO, "the PMU has no interrupt: set that attribute first")
+                self._own(cpu)
             cpu.pmu_ready = True
         else:
             raise no_attribute(VcpuGroup.PMU, attr)
+
+    def _own(self, cpu: Arm64Cpu) -> None:
+        """Give the PMU its interrupt: EINVAL where there is none, EEXIST where it is another device's."""
+        gic, number = self._board.gic, cpu.pmu_interrupt
+        assert gic is not None
+        if number >= gic.interrupts:
+            raise invalid(f"interrupt {number} of the PMU does not exist; the GIC has {gic.interrupts}")
+        if not gic.own(gic.interrupt(cpu.in_gic, number), Owner.PMU):
+            raise VmError(errno.EEXIST, f"interrupt {number} of vCPU {cpu.id} is a timer's: give that another")
 
     def get(self, cpu: Arm64Cpu, group: int, attr: int, data: bytes) -> bytes:
         """KVM_GET_DEVICE_ATTR on a vCPU."""

@@ -10,13 +10,11 @@ from irqchipd.chips.gic.icc import Icc
 from irqchipd.chips.lapic import FAULT
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.lines import Arm64Lines
-from irqchipd.vm.arm64.numbers import HOST_FEATURES, KNOWN_FEATURES, STOPPED, SUSPENDED, TARGETS, Feature
+from irqchipd.vm.arm64.numbers import HOST_FEATURES, KNOWN_FEATURES, MP_STATES, TARGETS, Feature
 from irqchipd.vm.arm64.timer import FREQUENCY
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
-from irqchipd.vm.vcpu_state import MpState
 
-_MP_STATES: Final = (int(MpState.RUNNABLE), STOPPED, SUSPENDED)
 _U32: Final = 0xFFFF_FFFF
 _U64: Final = (1 << 64) - 1
 
@@ -171,7 +169,7 @@ class Arm64Vcpus(Arm64Lines):
         with self._turn:
             cpu = self._arm_cpu(vcpu)
             self._check_alive()
-            if state not in _MP_STATES:
+            if state not in MP_STATES:
                 raise invalid(f"run state {state} is invalid; there are 0 RUNNABLE, 5 STOPPED and 10 SUSPENDED")
             cpu.mp_state = state
             cpu.priorities_changed()

@@ -74,6 +74,10 @@ class S390Vm(Vm):
     def _irqchip_mode(self) -> str:
         return "full" if self._s390.created else "none"
 
+    @property
+    def _device_types(self) -> list[int]:
+        return [DEVICE_TYPE] if self._s390.has_device else []
+
     def unsupported(self, operation: str) -> VmError:
         # KVM: kvm-s390.c kvm_arch_vm_ioctl
         return VmError(errno.ENOTTY, f"VM {self.name!r} is an s390 VM, and {operation} is for other architectures")

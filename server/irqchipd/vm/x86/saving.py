@@ -99,6 +99,7 @@ def check_state(state: VmState, max_vcpus: int) -> None:
 
 def _check_chips(state: VmState) -> None:
     full = state.irqchip_mode == IRQCHIP_FULL
+    check(state.arm64 is None, "parts of an arm64 VM")
     check(state.irqchip_mode in (IRQCHIP_NONE, IRQCHIP_FULL, IRQCHIP_SPLIT), f"irqchip_mode {state.irqchip_mode}")
     in_range(state.reserved_gsis, 0, 0xFF if state.irqchip_mode == IRQCHIP_SPLIT else 0, "reserved_gsis")
     check_routes(state.routing, PINS)

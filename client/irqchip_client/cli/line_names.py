@@ -1,0 +1,78 @@
+"""Lines on a command line: a GSI, or a line of an arm64 VM by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+import click
+
+import irqchip_client
+
+from ._common import GSI
+
+
+class NamedLine(int):
+    """A line of an arm64 VM that was written by its name."""
+
+
+class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
+    """A GSI, or a line of an arm64 VM: spi:4, ppi:0:27, irq:0, fiq:0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not isinstance(value, str) or ":" not in value:
+            return GSI.convert(value, param, ctx)
+        kind, *numbers = value.lower().split(":")
+        # Not above: loads gRPC, for which --help does not wait.
+        from irqchip_client.arm64 import irq, ppi, spi
+
+        parts = _numbers(numbers)
+        match kind, parts:
+            case "spi", [number] if 0 <= number < 988:
+                line = spi(number)
+            case "ppi", [vcpu, intid] if 0 <= vcpu < 512 and 16 <= intid < 32:
+                line = ppi(vcpu, intid)
+            case "irq" | "fiq", [vcpu] if 0 <= vcpu < 512:
+                line = irq(vcpu) + (kind == "fiq")
+            case _:
+                self._refuse(value, param, ctx)
+        return NamedLine(line)
+
+    def _refuse(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        self.fail(
+            f"{value!r:.100} is no line: write spi:N with N from 0 to 987, ppi:VCPU:INTID with INTID from 16 to 31,"
+            " irq:VCPU or fiq:VCPU",
+            param,
+            ctx,
+        )
+
+
+LINE: Final = _LineType()
+
+
+def _numbers(texts: Iterable[str]) -> list[int]:
+    try:
+        return [int(text, 0) for text in texts]
+    except ValueError:
+        return []
+
+
+def check_line(vm: irqchip_client.Vm, line: int) -> bool:
+    """Whether a VM is an arm64 one; refuses a line that was written as such a VM has it, if it is none."""
+    architecture = vm.info().architecture
+    if isinstance(line, NamedLine) and architecture is not irqchip_client.Architecture.ARM64:
+        raise click.ClickException(
+            f"VM {vm.name!r} is of {architecture.name.lower()}, and only an arm64 VM has such lines: write a GSI, as 4"
+        )
+    return architecture is irqchip_client.Architecture.ARM64
+
+
+def asserted(info: irqchip_client.VmInfo, lines: Iterable[int]) -> str:
+    """What a line source holds high, with the words of the VM's architecture."""
+    if info.architecture is irqchip_client.Architecture.ARM64:
+        from irqchip_client.arm64 import line_name
+
+        return f"asserted lines {' '.join(map(line_name, lines)) or '(none)'}"
+    return f"asserted GSIs {' '.join(map(str, lines)) or '(none)'}"
