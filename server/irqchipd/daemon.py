@@ -20,6 +20,7 @@ from irqchipd.fields import fields
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
+from irqchipd.page.server import PageServer
 from irqchipd.stopping import stop_on_signal
 from irqchipd.timers import Timers
 
@@ -164,9 +165,19 @@ async def _report_lateness(timers: Timers) -> None:
             )
 
 
-async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
-    """Run a daemon until a signal stops the process; call started with each address that it listens on."""
+async def serve(
+    limits: Limits,
+    addresses: Sequence[Address],
+    started: Callable[[Address], None],
+    page_at: tuple[TcpAddress, str] | None = None,
+    page_started: Callable[[str], None] = log.info,
+) -> None:
+    """Run a daemon until a signal stops the process; call started with each address that it listens on.
+
+    page_at is where to serve the page, and the host's name; page_started is called with its URL.
+    """
     daemon = Daemon(Holdings(limits))
+    page = None if page_at is None else PageServer(daemon.holdings.registry, limits, *page_at)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # the collector need not visit what stays for good
     stop = asyncio.Event()
@@ -176,12 +187,18 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
         for address in await daemon.start(addresses):
             started(address)
             log.info("listening", extra=fields(address=address))
+        if page is not None:
+            page.start()
+            page_started(page.url)
+            log.info("serving the page", extra=fields(address=page.url))
         lateness = asyncio.create_task(_report_lateness(daemon.holdings.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")
     finally:
         try:
+            if page is not None:
+                page.stop()
             await daemon.stop()
         except Exception:  # the process ends all the same
             log.exception("stopping was not all in order")

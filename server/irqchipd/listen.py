@@ -90,6 +90,15 @@ def parse_address(text: str, allow_insecure: bool) -> Address:
     raise ListenError(f"{text!r:.200} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
 
 
+def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
+    """Where to serve the page: http://HOST:PORT, or HOST:PORT; and the host as it was written."""
+    scheme, separator, rest = text.rpartition("://")
+    rest = rest.removesuffix("/")
+    if separator and scheme not in ("http", "tcp"):
+        raise ListenError(f"{text!r:.200} is no address for the page: use http://HOST:PORT")
+    return _parse_tcp(text, rest, allow_insecure), rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+
 def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
     host, _, port = rest.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
