@@ -10,7 +10,7 @@ from irqchipd.page import arm64, s390, x86
 from irqchipd.page.part import Part
 from irqchipd.vm.architectures import ARCHITECTURES
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route, S390Route
-from irqchipd.vm.snapshot import CLOCK_VIRTUAL, VmState
+from irqchipd.vm.snapshot import CLOCK_VIRTUAL, IRQCHIP_FULL, VmState
 
 _MODES: Final = ("", "none", "full", "split")  # IrqchipMode
 _ARCHITECTURES: Final[dict[str, Callable[[VmState], Iterator[Part]]]] = {
@@ -24,7 +24,8 @@ _MOST_ROUTES: Final = 512  # that are shown
 def parts(state: VmState) -> Iterator[Part]:
     """The parts of any VM, and then those of its architecture."""
     name = ARCHITECTURES[state.architecture].name
-    yield "vm", (name, state.irqchip_mode, state.clock, state.tsc_khz), _vm
+    mode = IRQCHIP_FULL if state.s390 is not None and state.s390.irqchip else state.irqchip_mode
+    yield "vm", (name, mode, state.clock, state.tsc_khz), _vm
     yield "routes", state.routing, _routes
     yield from _ARCHITECTURES[name](state)
 
