@@ -103,7 +103,7 @@ $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "irqchipd needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	IRQCHIPD_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[unicorn]'
+	IRQCHIPD_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[unicorn,vcd]'
 	@touch $@
 
 $(COMPILED)/built: pyproject.toml hatch_build.py $(shell find proto server client -name '*.py')

@@ -221,6 +221,7 @@ def test_every_method_it_names_exists() -> None:
 
 
 DOCS = Path(__file__).parent.parent / "docs"
+OF_ARM64 = (DOCS / "arm64.md").read_text()
 
 
 def test_an_errno_is_read_without_the_sdk(irqchip_server: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,3 +288,28 @@ def test_completion_completes_commands_and_vms() -> None:
 
     assert complete("sho") == ["show"]
     assert complete("show", "vm") == ["vm1"]
+
+
+def test_arm64_in_python(
+    irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", OF_ARM64, re.DOTALL):
+        exec(code, names)
+        assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*?  # (.*)$", code, re.MULTILINE)
+    irqchip_client.delete_vm("guest")
+
+
+def test_arm64_by_commands(irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
+    lines = re.findall(r"^    irqchipctl (.*?)(?: +# (.*))?$", OF_ARM64, re.MULTILINE)
+    assert len(lines) == 11
+    for line, comment in lines:
+        command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl"), *line.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        _, prints, expected = comment.partition("prints ")
+        if prints:
+            assert done.stdout == f"{expected}\n", line
+        assert done.stdout or line.split()[0] in ("write", "sysreg-write"), line
+    irqchip_client.delete_vm("vm1")

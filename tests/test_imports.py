@@ -43,6 +43,7 @@ LAYERS: Mapping[str, set[str]] = {
     "irqchip_client.kvm": {*SDK, "irqchip_client.vmm"},
     "irqchip_client.unicorn": {*SDK, "irqchip_client.vmm", "unicorn"},
     "irqchip_client.replay": {*SDK, *VM},
+    "irqchip_client.waves": {*SDK, "vcd"},
     "irqchip_client.cli": {
         *SDK,
         "click",
@@ -52,6 +53,8 @@ LAYERS: Mapping[str, set[str]] = {
         "irqchip_client.replay",
         "irqchip_client.unicorn",
         "irqchip_client.vmm",
+        "irqchip_client.waves",
+        "vcd",
     },
 }
 

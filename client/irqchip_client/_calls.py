@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -131,18 +132,24 @@ def create_pit(speaker: bool) -> Call[None]:
     return Call("create_pit", pb.CreatePitRequest(flags=KVM_PIT_SPEAKER_DUMMY * speaker), _nothing)
 
 
-def watch_request(vm: str, tracepoints: Iterable[str]) -> pb.WatchRequest:
-    """The request that opens a Watch. Raises InvalidArgument for names that are no text."""
+def watch_request(
+    vm: str, tracepoints: Iterable[str], gsis: Iterable[int] = (), vcpus: Iterable[int] = (), probes: bool = False
+) -> pb.WatchRequest:
+    """The request that opens a Watch. Raises InvalidArgument for names that are no text, and for wrong numbers."""
     from ._arguments import what_is_wrong
 
     check_name("VM", vm)
-    if wrong := what_is_wrong("watch", {"tracepoints": tracepoints}):
+    arguments: dict[str, Any] = {"tracepoints": tracepoints, "gsis": gsis, "vcpus": vcpus, "probes": probes}
+    arguments |= {name: list(value) for name, value in arguments.items() if isinstance(value, Iterator)}
+    if wrong := what_is_wrong("watch", arguments, flags=("probes",)):
         raise InvalidArgument(errno.EINVAL, f"watch: {wrong}")
-    names = list(tracepoints)
+    names = list(arguments["tracepoints"])
     for name in names:
         check_name("tracepoint", name)
     try:
-        return pb.WatchRequest(vm=vm, tracepoints=names)
+        return pb.WatchRequest(
+            vm=vm, tracepoints=names, gsis=arguments["gsis"], vcpus=arguments["vcpus"], probes=probes
+        )
     except ValueError as error:
         raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from irqchip.records import ACCESS, DOORBELL, EVENT, NUMBERS
 from irqchip.v1 import irqchip_pb2 as pb
@@ -195,8 +196,29 @@ class TraceEvent:
     fields: dict[str, int]  # Its values, in the kernel's order: unsigned numbers of 64 bits.
 
 
-def trace_from_proto(message: pb.WatchResponse) -> TraceEvent | EventsDropped:
-    if message.WhichOneof("message") == "dropped":
-        return EventsDropped(message.dropped.count)
+class Probe(NamedTuple):
+    """The value of a probe: a register of a chip, or a line, which has a bit for each line source."""
+
+    width: int  # Bits.
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesChanged:
+    """The probes that have another value at the end of an operation, as a logic analyser would see them."""
+
+    time_ns: int  # By the daemon's monotonic clock.
+    probes: dict[str, Probe]  # By their names, for example "pic0.irr", "lapic0.isr" or "gsi4".
+    all: bool = False  # Whether these are all probes; lines that are low are left out.
+
+
+def trace_from_proto(message: pb.WatchResponse) -> TraceEvent | EventsDropped | ProbesChanged:
+    match message.WhichOneof("message"):
+        case "dropped":
+            return EventsDropped(message.dropped.count)
+        case "probes":
+            changed = message.probes
+            probes = {probe.name: Probe(probe.width, int.from_bytes(probe.value, "little")) for probe in changed.probes}
+            return ProbesChanged(changed.time_ns, probes, changed.all)
     event = message.event
     return TraceEvent(event.time_ns, event.tracepoint, {field.name: field.value for field in event.fields})

@@ -185,10 +185,10 @@ class VmInfo:
     """A VM.
 
     name
-    irqchip                  whether it has PICs, an IOAPIC and local APICs
+    irqchip                  whether it has PICs, an IOAPIC and local APICs; or a GIC; or what s390 has
     vcpus                    the ids of its vCPUs, in order of creation
     sessions                 its Sessions, in order of opening
-    asserted_gsis            the GSIs that line source 0 drives high, ascending; all unary callers share source 0
+    asserted_gsis            the GSIs (arm64: lines) that line source 0 drives high; all unary callers share source 0
     irqchip_mode             the part of an irqchip that irqchipd holds
     pit                      whether it has a PIT
     asynchronous_interrupts  whether lines may be driven without stopping a vCPU
@@ -431,7 +431,7 @@ class PinRoute:
 
     gsi: int
     chip: Chip
-    pin: int  # 0 to 7 of a PIC, 0 to 23 of the IOAPIC.
+    pin: int  # 0 to 7 of a PIC, 0 to 23 of the IOAPIC; 0 to 987 of a GIC, which are its SPIs.
     flags: int = 0
 
     def to_proto(self) -> pb.RoutingEntry:

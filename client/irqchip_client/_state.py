@@ -30,6 +30,7 @@ class Chip(IntEnum):
     PIC_PRIMARY = 0
     PIC_SECONDARY = 1
     IOAPIC = 2
+    GIC = 0  # arm64's only chip, in routes.
 
 
 class DeliveryMode(IntEnum):

@@ -34,7 +34,7 @@ from irqchipd.edge.messages import execute_unary
 from irqchipd.edge.operations import OPERATIONS, SessionCaller
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, opening
-from irqchipd.edge.trace import TraceLog
+from irqchipd.edge.trace import TraceLog, filter_of
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, default_address, parse_address
@@ -323,12 +323,13 @@ class LocalWatch:
         self._held = embedded.holdings
         self._wake = wake
         self._vm = self._held.registry.get(request.vm)
-        self._log = TraceLog(self._held.limits.queued_events, wake)
-        self._reader = self._log.open(request.tracepoints)
+        wanted = filter_of(request)
+        self._log = TraceLog(self._vm, self._held.limits.queued_events, wake)
         self._ending: VmError | None = None
         self._held.quota.acquire()
         try:
             self._vm.attach(self._log, lambda: self.end(deleted(self._vm.name)))
+            self._reader = self._log.open(wanted)
         except BaseException:
             self._held.quota.release()
             raise

@@ -79,8 +79,11 @@ class Board:
         self.resampled.append(pin)
         return self.resamples
 
-    def serve_ioapic_later(self, nanoseconds: int) -> None:
+    def serve_ioapic_later(self, pin: int, nanoseconds: int) -> None:  # noqa: ARG002
         self.served_later.append(nanoseconds)
+
+    def asserted_anew(self, pin: int, entry: int, status: int) -> None:
+        pass
 
     def entry_changed(self, old: int, new: int) -> None:
         self.changed.append((old, new))

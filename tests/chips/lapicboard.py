@@ -23,6 +23,7 @@ class Board:
     def __init__(self, *, apic_id: int = 0, enabled: bool = True) -> None:
         self.ipis: list[tuple[int, Message]] = []
         self.ended: list[tuple[int, bool]] = []
+        self.ended_in_vain = 0
         self.signals: list[tuple[int, int]] = []
         self.events: list[str] = []
         self.time = 1_000_000
@@ -41,7 +42,10 @@ class Board:
         self.ipis.append((icr, message))
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        self.ended.append((vector, level_triggered))
+        if vector < 0:
+            self.ended_in_vain += 1
+        else:
+            self.ended.append((vector, level_triggered))
 
     def addressing_changed(self) -> None:
         self.events.append("addressing")

@@ -56,6 +56,13 @@ def test_create_and_show(run: Run, version: int) -> None:
     assert run("list").stdout == f"guest\tGICv{version}\t2\t0\treal\tarm64\n"
 
 
+def test_create_with_the_host_s_properties(run: Run, irqchip_client: Client) -> None:
+    run("create", "guest", "--arch", "arm64", "--list-registers", 8, "--priority-bits", 7)
+    gic = irqchip_client.vm("guest").info().gic
+    assert gic is not None
+    assert gic.host == GicHost(3, 8, 7)
+
+
 def test_show_before_there_is_a_gic(run: Run, irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm("bare", architecture=Architecture.ARM64, gic=GicHost(list_registers=16))
     host = "; the host has a GICv3 that can be a GICv2, 16 list registers, 5 priority bits"

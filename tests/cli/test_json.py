@@ -126,9 +126,9 @@ def test_advance(run: Run, irqchip_client: Any) -> None:
     [
         (["--gsi", "4"], {"kvm_set_irq", "kvm_pic_set_irq", "kvm_ioapic_set_irq", "kvm_ack_irq"}),
         (["--gsi", "5"], set()),
-        (["--vcpu", "0"], {"kvm_inj_virq"}),
+        (["--vcpu", "0"], {"kvm_inj_virq", "kvm_pio"}),
         (["--vcpu", "1"], set()),
-        (["--vcpu", "0", "--gsi", "5"], {"kvm_inj_virq"}),
+        (["--vcpu", "0", "--gsi", "5"], {"kvm_inj_virq", "kvm_pio"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

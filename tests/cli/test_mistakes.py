@@ -142,6 +142,11 @@ ARM64: list[tuple[list[str], str, str, str]] = [
     (["create", "x", "--arch", "arm"], "'--arch': 'arm'", "'x86', 'arm64', 's390'", "Write, for example"),
     (["create", "x", "--arch", "arm64", "--gic", "4"], "'--gic': '4'", "'2', '3'", "Write, for example"),
     (["create", "x", "--arch", "arm64", "--pit"], "--pit", "are for x86", "leave them out, or leave --arch out"),
+    (["create", "x", "--list-registers", "4"], "--list-registers", "is for arm64", "add --arch arm64, or leave"),
+    (["create", "x", "--arch", "arm64", "--list-registers", "1"], "'--list-registers': 1", "2 to 16", "use 2 to 16"),
+    (["create", "x", "--arch", "arm64", "--priority-bits", "8"], "'--priority-bits': 8", "5 to 7", "use 5 to 7"),
+    (["pulse", "guest", "spi:500"], "line spi:500", "32 to 255 are allowed", "number 532"),
+    (["pulse", "guest", "ppi:7:20"], "line ppi:7:20", "vCPU 7's, which does not exist", "create it first"),
     (["create", "x", "--gic", "3"], "--gic", "is for arm64", "add --arch arm64, or leave --gic out"),
     (
         ["create", "x", "--arch", "arm64", "--gic", "2", "--vcpus", "9"],

@@ -224,6 +224,17 @@ def test_raw_of_a_gicv2(run: Run) -> None:
     assert shown["gicc0"]["GICC_PMR"] == 0x1F
 
 
+def test_raw_of_many_vcpus(run: Run, irqchip_client: Client) -> None:
+    vm = irqchip_client.create_vm("guest", architecture=Architecture.ARM64)
+    for vcpu in range(200):
+        vm.create_vcpu(vcpu).init()
+    vm.create_gic(3, 992)
+    shown = json.loads(run("regs", "guest", "--raw", "--json").stdout)
+    assert len(shown) == 1 + 2 * 200
+    assert shown["gicr199"]["GICR_TYPER1"] == 0xC07  # affinity 0.0.12.7
+    assert shown["gicd"]["GICD_IROUTER991"] == 0
+
+
 def test_a_gic_that_create_irqchip_made(run: Run, fails: Fails, irqchip_client: Client) -> None:
     vm = irqchip_client.create_vm("guest", architecture=Architecture.ARM64)
     vm.create_irqchip()

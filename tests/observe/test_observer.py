@@ -6,6 +6,8 @@ import inspect
 
 import pytest
 
+from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS
+from irqchipd.chips.lapic import FAULT, Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
 from irqchipd.vm.routing import PinRoute
@@ -62,10 +64,10 @@ def test_a_line_through_both_chips_to_the_eoi() -> None:
     pc.eoi()
     pc.out(0x20, EOI)
     assert recorder.noted() == [
-        ("kvm_mmio", True, 0xFEE0_00B0, 4, 0),
+        ("kvm_mmio", True, 0xFEE0_00B0, 4, 0, 0),
         ("kvm_eoi", 0, 0x34),
         ("kvm_ack_irq", ChipId.IOAPIC, 4),
-        ("kvm_pio", True, 0x20, 1, EOI),
+        ("kvm_pio", True, 0x20, 1, EOI, 0),
         ("kvm_ack_irq", ChipId.PIC_PRIMARY, 4),
     ]
 
@@ -123,7 +125,7 @@ def test_reads_are_traced_with_their_data_and_unclaimed_accesses_are_not_traced(
     pc.vm.pio_write(0, 0x80, 1, 0)
     pc.vm.mmio_read(0, 0x1000, 4)
     pc.vm.mmio_write(0, 0x1000, 4, 0)
-    assert recorder.noted() == [("kvm_pio", False, 0x4D0, 1, 0), ("kvm_mmio", False, 0xFEE0_0030, 4, 0x0005_0014)]
+    assert recorder.noted() == [("kvm_pio", False, 0x4D0, 1, 0, 0), ("kvm_mmio", False, 0xFEE0_0030, 4, 0x0005_0014, 0)]
 
 
 def test_an_msi_is_traced_with_the_vcpus_it_was_offered_to() -> None:
@@ -139,13 +141,13 @@ def test_an_msi_is_traced_with_the_vcpus_it_was_offered_to() -> None:
 def test_an_ipi_is_traced_with_the_vcpus_it_was_offered_to() -> None:
     pc, recorder = watched(2)
     pc.ipi(0, 0x4031, 1)
-    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4031, 1), ("kvm_apic_accept_irq", 1, 0, False, 0x31)]
+    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4031, 1, 0), ("kvm_apic_accept_irq", 1, 0, False, 0x31)]
 
 
 def test_a_self_ipi_is_traced_like_any_other() -> None:
     pc, recorder = watched()
     pc.ipi(0, 0x4_0031)
-    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4_0031, 0), ("kvm_apic_accept_irq", 0, 0, False, 0x31)]
+    assert recorder.noted()[2:] == [("kvm_apic_ipi", 0x4_0031, 0, 0), ("kvm_apic_accept_irq", 0, 0, False, 0x31)]
 
 
 def test_a_vcpu_is_traced_by_its_id_and_not_by_its_index() -> None:
@@ -164,11 +166,37 @@ def test_a_vcpu_is_traced_by_its_id_and_not_by_its_index() -> None:
     ]
 
 
-def test_an_acknowledge_or_eoi_without_an_interrupt_is_not_traced() -> None:
+def test_an_eoi_without_an_interrupt_is_traced_and_an_acknowledge_is_not() -> None:
     pc, recorder = watched()
     pc.take()
     pc.eoi()
-    assert [fields[0] for fields in recorder.noted()] == ["kvm_mmio"]
+    assert recorder.noted() == [("kvm_mmio", True, 0xFEE0_00B0, 4, 0, 0), ("kvm_eoi", 0, -1)]
+
+
+def test_accesses_to_the_local_apics_registers_by_msr_are_traced() -> None:
+    pc, recorder = watched()
+    assert pc.vm.msr_write(0, Msr.APIC_BASE, 0xFEE0_0D00) == 0
+    assert pc.vm.msr_read(0, Msr.X2APIC + 8) == 0
+    assert pc.vm.msr_read(0, Msr.X2APIC + 1) == FAULT
+    assert pc.vm.msr_read(0, 0x10_0000) is None
+    pc.vm.msr_read(0, Msr.APIC_BASE, host=True)
+    assert recorder.noted() == [
+        ("kvm_msr", True, Msr.APIC_BASE, 0xFEE0_0D00, False, 0),
+        ("kvm_msr", False, Msr.X2APIC + 8, 0, False, 0),
+        ("kvm_msr", False, Msr.X2APIC + 1, 0, True, 0),
+    ]
+
+
+def test_the_delay_of_an_interrupt_that_storms_is_traced() -> None:
+    pc, recorder = watched()
+    pc.program(4, LEVEL | 0x34)
+    pc.line(4, 1)
+    pc.mask_pics()
+    for _ in range(MAX_SUCCESSIVE_EOIS):
+        assert pc.take() == 0x34
+        pc.eoi()
+    delays = [fields for fields in recorder.noted() if fields[0] == "kvm_ioapic_delayed_eoi_inj"]
+    assert delays == [("kvm_ioapic_delayed_eoi_inj", LEVEL | 0x34)]
 
 
 # Several observers, and none.

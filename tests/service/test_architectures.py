@@ -303,7 +303,7 @@ def test_default_routing_of_arm64(arm64: Vm) -> None:
     gic = arm64.create_device(DeviceType.ARM_VGIC_V3)
     assert arm64.routing() == []
     gic.set(Group.CTRL, 0)
-    assert arm64.routing() == [PinRoute(n, Chip(0), n) for n in range(224)]
+    assert arm64.routing() == [PinRoute(n, Chip.GIC, n) for n in range(224)]
 
 
 def test_default_routing_of_s390(s390: Vm) -> None:
@@ -328,16 +328,16 @@ def test_set_gsi_routing_of_x86(x86: Vm) -> None:
 
 def test_set_gsi_routing_of_arm64(arm64: Vm) -> None:
     gic = arm64.create_gic(2)
-    table: list[PinRoute | MsiRoute] = [PinRoute(4, Chip(0), 9), PinRoute(5, Chip(0), 987), MsiRoute(24, 0x802_0040, 1)]
+    table: list[Route] = [PinRoute(4, Chip.GIC, 9), PinRoute(5, Chip.GIC, 987), MsiRoute(24, 0x802_0040, 1)]
     arm64.set_routing(table)
     routes: list[Route] = [
-        PinRoute(4, Chip(0), 988),
+        PinRoute(4, Chip.GIC, 988),
         PinRoute(4, Chip.IOAPIC, 4),
         AdapterRoute(5, 0x1000, 0x2000, 0, 0, 1),
     ]
     for route in routes:
         assert refused(lambda route=route: arm64.set_routing([route])) == "EINVAL"  # type: ignore[misc]
-    assert refused(lambda: arm64.set_routing([PinRoute(4, Chip(0), 9), PinRoute(4, Chip(0), 8)])) == "EINVAL"
+    assert refused(lambda: arm64.set_routing([PinRoute(4, Chip.GIC, 9), PinRoute(4, Chip.GIC, 8)])) == "EINVAL"
     assert arm64.routing() == table
     arm64.line(spi(4)).pulse()  # IrqLine does not go by the table
     assert gic.get(Group.DIST_REGS, SPI_PENDING) == 1 << 4
@@ -347,7 +347,7 @@ def test_set_gsi_routing_of_s390(s390: Vm, memory: int) -> None:
     assert memory
     table = [AdapterRoute(5, 0x1000, 0x2000, 3, 1, 1)]
     s390.set_routing(table)
-    for route in (PinRoute(4, Chip(0), 4), MsiRoute(24, 0xFEE0_0000, 0x31)):
+    for route in (PinRoute(4, Chip.GIC, 4), MsiRoute(24, 0xFEE0_0000, 0x31)):
         assert refused(lambda route=route: s390.set_routing([route])) == "EINVAL"  # type: ignore[misc]
     assert refused(lambda: s390.set_routing([AdapterRoute(5, 0x8000, 0x2000, 3, 1, 1)])) == "EFAULT"
     assert s390.routing() == table

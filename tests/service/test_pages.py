@@ -112,7 +112,7 @@ def test_a_vms_sessions_come_in_pages(registry: Registry) -> None:
     vm = registry.create("vm")
     full_of_sessions(vm)
     owner = vm.open_source("regions")
-    for space in Space:
+    for space in (Space.PIO, Space.MMIO):
         for number in range(MAX_DEVICES - 5):
             vm.register_region(owner, space, 0x1000 + number, 1, lambda _: None)
     found = list(pages_of(registry, "vm"))

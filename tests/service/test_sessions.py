@@ -22,6 +22,7 @@ from irqchip_client import (
     NotFound,
     SessionClosed,
     SignalKind,
+    TraceEvent,
     VcpuSignal,
     Vm,
     ops,
@@ -209,6 +210,7 @@ def test_a_watch_that_is_too_slow_loses_events_and_learns_how_many() -> None:
                     dropped += event.count
                 else:
                     seen += 1
+                    assert isinstance(event, TraceEvent)
                     assert event.tracepoint == "kvm_set_irq"
                     assert dict(event.fields)["gsi"] == 21
         # Over the port the batch runs in a thread of its own, so the Watch may read some events while it runs.

@@ -1,12 +1,22 @@
-"""One log of a VM's events, from which Watches read at their own pace."""
+"""The logs of a VM's events, from which Watches read at their own pace."""
 
 from __future__ import annotations
 
+import errno
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.trace import TraceLog, TraceReader
+from irqchipd.edge.trace import MAX_FILTERS, TraceLog, TraceReader
+from irqchipd.edge.trace_filter import Filter
+from irqchipd.vm.arm64.machine import Arm64Vm
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
+from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.x86.routing import ChipId
+from tests.vm.pc import EOI, LEVEL, Pc
 
 LIMIT = 4
 LINE, MSI, ACK = "kvm_set_irq", "kvm_msi_set_irq", "kvm_ack_irq"
@@ -27,7 +37,7 @@ class Log(TraceLog):
     """A log with room for LIMIT events; it counts how often it woke its readers."""
 
     def __init__(self) -> None:
-        super().__init__(LIMIT, self._woken)
+        super().__init__(X86Vm("traced"), LIMIT, self._woken)
         self.wakes = 0
 
     def _woken(self) -> None:
@@ -42,7 +52,7 @@ class Watch:
     """A reader, with the events since it was opened, and how many of these it has read or been reported as lost."""
 
     def __init__(self, log: TraceLog, wanted: tuple[str, ...]) -> None:
-        self.reader: TraceReader = log.open(wanted)
+        self.reader: TraceReader = log.open(Filter(wanted))
         self.wanted = wanted
         self.happened: list[int] = []
         self.accounted = 0
@@ -89,7 +99,7 @@ def test_every_reader_gets_each_event_or_the_exact_number_it_missed(steps: list[
 
 def test_lost_events_are_reported_before_the_remaining_ones() -> None:
     log = Log()
-    watch = log.open(())
+    watch = log.open(Filter())
     for number in range(LIMIT + 3):
         log.happen(LINE, number)
     first = watch.read()
@@ -100,7 +110,7 @@ def test_lost_events_are_reported_before_the_remaining_ones() -> None:
 
 def test_readers_are_woken_once_for_unread_events() -> None:
     log = Log()
-    readers = [log.open(()) for _ in range(100)]
+    readers = [log.open(Filter()) for _ in range(100)]
     assert all(reader.read() is None for reader in readers)
     for number in range(3):
         log.happen(LINE, number)
@@ -116,7 +126,7 @@ def test_readers_are_woken_once_for_unread_events() -> None:
 
 def test_events_without_a_subscriber_take_no_room() -> None:
     log = Log()
-    reader = log.open((ACK,))
+    reader = log.open(Filter((ACK,)))
     log.happen(ACK, 1)
     for number in range(100):
         log.happen(LINE, number)
@@ -124,3 +134,171 @@ def test_events_without_a_subscriber_take_no_room() -> None:
     assert message is not None
     assert message.event.tracepoint == ACK
     assert reader.read() is None
+
+
+# Filters.
+
+
+def watched(vm: X86Vm, wanted: Filter, limit: int = 1000) -> tuple[TraceLog, TraceReader]:
+    log = TraceLog(vm, limit, lambda: None)
+    vm.attach(log)
+    return log, log.open(wanted)
+
+
+def events(reader: TraceReader) -> list[tuple[str, dict[str, int]]]:
+    messages = [message.event for message in iter(reader.read, None) if message.HasField("event")]
+    return [(event.tracepoint, {field.name: field.value for field in event.fields}) for event in messages]
+
+
+def test_a_gsi_is_watched_at_the_pins_and_msis_that_it_leads_to_at_the_time() -> None:
+    pc = Pc(1)
+    pc.vm.set_routing(
+        [PinRoute(4, ChipId.PIC_SECONDARY, 2), PinRoute(5, ChipId.IOAPIC, 5), MsiRoute(30, 0xFEE0_0000, 0x31)]
+    )
+    pc.out(0xA0, 0x11)
+    _, reader = watched(pc.vm, Filter(gsis=[4, 30]))
+    for gsi in (4, 5, 30):
+        pc.line(gsi, 1)
+        pc.line(gsi, 0)
+    pc.out(0xA0, 0x62)  # the specific EOI of the secondary's line 2, which KVM numbers 10
+    pc.out(0xA0, 0x63)
+    pc.vm.signal_msi(0xFEE0_0000, 0x31)
+    pc.vm.signal_msi(0xFEE0_0000, 0x32)
+    seen = [(name, fields.get("gsi", fields.get("pin", fields.get("data")))) for name, fields in events(reader)]
+    assert seen == [
+        *[("kvm_set_irq", 4), ("kvm_pic_set_irq", 2)] * 2,
+        ("kvm_set_irq", 30),
+        ("kvm_msi_set_irq", 0x31),
+        ("kvm_set_irq", 30),
+        ("kvm_ack_irq", 10),
+        ("kvm_msi_set_irq", 0x31),
+    ]
+    pc.vm.set_routing([PinRoute(4, ChipId.IOAPIC, 7)])
+    pc.line(4, 1)
+    assert [name for name, _ in events(reader)] == ["kvm_set_irq", "kvm_ioapic_set_irq"]
+
+
+def test_a_vcpu_is_watched_in_what_it_does_and_gets() -> None:
+    pc = Pc(2)
+    _, reader = watched(pc.vm, Filter(vcpus=[1]))
+    pc.ipi(0, 0x4031, 1)
+    pc.ipi(0, 0x4032, 0)
+    assert pc.take(1) == 0x31
+    pc.vm.mmio_write(1, 0xFEE0_00B0, 4, 0)
+    pc.vm.mmio_write(1, 0xFEE0_00B0, 4, 0)
+    assert [(name, fields.get("vector")) for name, fields in events(reader)] == [
+        ("kvm_apic_accept_irq", 0x31),
+        ("kvm_inj_virq", 0x31),
+        ("kvm_mmio", None),
+        ("kvm_eoi", 0x31),
+        ("kvm_mmio", None),
+        ("kvm_eoi", (1 << 64) - 1),
+    ]
+
+
+def test_a_gsi_of_an_arm64_vm_is_watched_as_its_spi() -> None:
+    takes, vm = Filter(gsis=[4]).takes, Arm64Vm("arm")
+    routes = vm.routes or [PinRoute(4, 0, 4), PinRoute(5, 0, 5)]
+    assert takes("vgic_update_irq_pending", (0, 36, 1), routes)
+    assert takes("kvm_irq_line", (1, 0, 36, 1), routes)
+    assert takes("kvm_ack_irq", (0, 4), routes)
+    assert not takes("kvm_irq_line", (2, 0, 36, 1), routes)
+    assert not takes("vgic_update_irq_pending", (0, 37, 1), routes)
+
+
+def test_filters_are_few_and_watches_with_the_same_one_are_many() -> None:
+    log = TraceLog(X86Vm("many"), LIMIT, lambda: None)
+    readers = [log.open(Filter(gsis=[gsi])) for gsi in range(MAX_FILTERS)]
+    readers += [log.open(Filter(gsis=[0])) for _ in range(100)]
+    with pytest.raises(VmError, match="16 different filters") as refused:
+        log.open(Filter())
+    assert refused.value.number == errno.ENOSPC
+    log.close(readers[1])
+    log.open(Filter())
+    with pytest.raises(VmError, match="at most 4096 of each"):
+        Filter(vcpus=range(MAX_GSIS + 1))
+
+
+def test_what_nobody_wants_is_not_even_recorded() -> None:
+    log = TraceLog(X86Vm("quiet"), LIMIT, lambda: None)
+    log.open(Filter((ACK,)))
+    log.kvm_set_irq(4, 1, 0)
+    assert "kvm_pio" in vars(log)
+    assert vars(log)["kvm_set_irq"].__func__ is TraceLog.kvm_set_irq, "the observer's method that does nothing"
+
+
+def test_no_two_events_have_the_same_time() -> None:
+    pc = Pc(1)
+    _, reader = watched(pc.vm, Filter())
+    for _ in range(200):
+        pc.line(4, 1)
+        pc.line(4, 0)
+    times = [message.event.time_ns for message in iter(reader.read, None)]
+    assert times == sorted(set(times))
+
+
+# Probes.
+
+
+def changes(reader: TraceReader) -> list[dict[str, int]]:
+    return [
+        {probe.name: int.from_bytes(probe.value, "little") for probe in message.probes.probes}
+        for message in iter(reader.read, None)
+        if message.HasField("probes")
+    ]
+
+
+def test_probes_show_an_interrupt_from_the_line_to_the_eoi() -> None:
+    pc = Pc(1)
+    pc.initialise_pics()
+    pc.program(4, LEVEL | 0x34)
+    source = pc.vm.open_source("device")
+    pc.line(100, 1)
+    _, reader = watched(pc.vm, Filter(("kvm_eoi",), probes=True))
+    first = changes(reader)
+    assert len(first) == 1
+    assert {"pic0.irr", "ioapic0.masked", "lapic0.ppr", "gsi100"} < first[0].keys()
+    pc.line(4, 1, source=source)
+    raised = {"gsi4": 1 << source.number, "pic0.irr": 1 << 4, "pic.intr": 1, "ioapic0.irr": 1 << 4}
+    assert changes(reader) == [
+        raised | {"ioapic0.remote_irr": 1 << 4, "lapic0.irr": 1 << 0x34, "lapic0.tmr": 1 << 0x34}
+    ]
+    pc.take()
+    assert changes(reader) == [{"pic0.irr": 0, "pic0.isr": 1 << 4, "pic.intr": 0}]
+    pc.take()
+    assert changes(reader) == [{"lapic0.irr": 0, "lapic0.isr": 1 << 0x34, "lapic0.ppr": 0x30}]
+    pc.line(4, 0, source=source)
+    assert changes(reader) == [{"gsi4": 0, "ioapic0.irr": 0}]
+    pc.eoi()
+    assert changes(reader) == [{"lapic0.isr": 0, "lapic0.ppr": 0, "ioapic0.remote_irr": 0}]
+    pc.out(0x20, EOI)
+    assert changes(reader) == [{"pic0.isr": 0}]
+
+
+def test_who_missed_changes_gets_all_probes() -> None:
+    pc = Pc(1)
+    _, reader = watched(pc.vm, Filter((ACK,), probes=True), LIMIT)
+    changes(reader)
+    for _ in range(3):
+        pc.line(4, 1)
+        pc.line(4, 0)
+    pc.line(4, 1)
+    missed = reader.read()
+    assert missed is not None
+    assert missed.dropped.count == 7
+    everything = reader.read()
+    assert everything is not None
+    assert everything.probes.all
+    assert {probe.name: probe.value for probe in everything.probes.probes}["gsi4"] == b"\1" + bytes(7)
+    pc.line(4, 0)
+    assert [probe["gsi4"] for probe in changes(reader)] == [0]
+
+
+def test_after_the_last_watch_of_probes_nothing_looks_at_them() -> None:
+    pc = Pc(1)
+    log, reader = watched(pc.vm, Filter(probes=True))
+    plain = log.open(Filter((LINE,)))
+    log.close(reader)
+    pc.line(4, 1)
+    assert log._probes.get("gsi4") is None
+    assert [name for name, _ in events(plain)] == [LINE]

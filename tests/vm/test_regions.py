@@ -415,17 +415,17 @@ def test_doorbells_that_could_ring_together_are_eexist(vm: X86Vm, owner: Owner, 
 def test_accesses_are_traced_as_a_chips_are(vm: X86Vm, owner: Owner) -> None:
     class Trace(Observer):
         def __init__(self) -> None:
-            self.seen: list[tuple[bool, int, int, int]] = []
+            self.seen: list[tuple[bool, int, int, int, int]] = []
 
-        def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
-            self.seen.append((write, port, size, value))
+        def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
+            self.seen.append((write, port, size, value, vcpu))
 
     trace = Trace()
     vm.attach(trace)
     owner.register(PIO, 0x3F8, 8)
     owner.complete(forwarded(lambda: vm.pio_read(0, 0x3F8, 1)), 0x41)
     owner.complete(forwarded(lambda: vm.pio_write(0, 0x3F8, 1, 0x42)))
-    assert trace.seen == [(False, 0x3F8, 1, 0x41), (True, 0x3F8, 1, 0x42)]
+    assert trace.seen == [(False, 0x3F8, 1, 0x41, 0), (True, 0x3F8, 1, 0x42, 0)]
 
 
 def test_a_closed_source_cannot_have_regions(vm: X86Vm, owner: Owner) -> None:

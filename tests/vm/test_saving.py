@@ -493,7 +493,7 @@ def rich() -> Pc:
     pc.ipi(0, 0x4200, destination=1)
     pc.vm.set_mp_state(1, MpState.SIPI_RECEIVED)
     pc.vm._pc.delayed_eoi.deadline = None
-    pc.vm._pc.serve_ioapic_later(10 * MS)
+    pc.vm._pc.serve_ioapic_later(4, 10 * MS)
     return pc
 
 

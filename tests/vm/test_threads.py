@@ -150,7 +150,7 @@ class Dawdler(Observer):
     def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:  # noqa: ARG002
         self._dawdle()
 
-    def kvm_mmio(self, write: bool, address: int, size: int, value: int) -> None:  # noqa: ARG002
+    def kvm_mmio(self, write: bool, address: int, size: int, value: int, vcpu: int) -> None:  # noqa: ARG002
         self._dawdle()
 
     def kvm_msi_set_irq(self, address: int, data: int) -> None:  # noqa: ARG002

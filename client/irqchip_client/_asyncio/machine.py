@@ -46,7 +46,7 @@ class Machine:
         return Vcpu(self, vcpu)
 
     def line(self, gsi: int, *, without_status: bool = False) -> Line:
-        """A handle on a GSI. No I/O.
+        """A handle on a GSI, or on a line of an arm64 VM: arm64.spi(4), arm64.ppi(1, 20). No I/O.
 
         without_status  drive the line with KVM_IRQ_LINE instead of KVM_IRQ_LINE_STATUS. The two differ for the RTC's
                         GSI 8: an edge is then delivered even if the guest has not ended the last tick, and is not
@@ -59,7 +59,10 @@ class Machine:
         return Attributes(self, device, None)
 
     async def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI. Returns how many local APICs accepted the MSI, or -1 if it addresses none."""
+        """KVM_SIGNAL_MSI. Returns how many local APICs accepted the MSI, or -1 if it addresses none.
+
+        NotReady (ENODEV) on arm64, and ENOTTY on s390: nothing takes MSIs there.
+        """
         return await self._call(ops.signal_msi(address, data, flags))
 
     async def s390_interrupt(self, type: int, parm: int = 0, parm64: int = 0) -> None:  # noqa: A002
@@ -307,6 +310,9 @@ class Vcpu:
     async def halt(self, *, interrupts_masked: bool = False, timeout: float | None = None) -> Wake:
         """HLT: waits until the vCPU has an interrupt or a signal to take, and takes it.
 
+        WFI on arm64: waits until an interrupt would wake the vCPU, whatever PSTATE masks. Nothing is taken, and the
+        Interrupt says whether IRQ or FIQ is asserted.
+
         A vCPU that has not started also waits for INIT or SIPI with halt().
 
         interrupts_masked  the guest's RFLAGS.IF is 0, so that no interrupt ends the halt
@@ -355,6 +361,8 @@ class Attributes:
 
 class Line:
     """A GSI, driven by a Session's line source, or through a Vm by source 0. `async with line:` holds it high.
+
+    On arm64 it is an SPI or a PPI, by KVM's number (arm64.spi, arm64.ppi), and the status is always 0.
 
     Each method returns the status of KVM_IRQ_LINE_STATUS, summed over the chips that the GSI leads to: -1 masked or
     ignored; 0 coalesced with an interrupt that is still pending; 1 or more the number of deliveries. Lowering a line

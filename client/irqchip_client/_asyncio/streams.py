@@ -10,7 +10,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, time_allowed
 from irqchip_client._channels import Peer
 from irqchip_client._errors import client_closed, error_from_rpc, timed_out
-from irqchip_client._events import EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._events import EventsDropped, ProbesChanged, TraceEvent, trace_from_proto
 from irqchip_client._session import CLOSE_GRACE, Promise, SessionCore
 
 T = TypeVar("T")
@@ -165,7 +165,7 @@ class Watch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> TraceEvent | EventsDropped:
+    async def __anext__(self) -> TraceEvent | EventsDropped | ProbesChanged:
         await self._open()
         if self._closed or self._stream is None:
             raise StopAsyncIteration

@@ -302,13 +302,24 @@ class Vm(Machine):
             resume=resume,
         )
 
-    def watch(self, tracepoints: Iterable[str] = ()) -> Watch:
+    def watch(
+        self,
+        tracepoints: Iterable[str] = (),
+        *,
+        gsis: Iterable[int] = (),
+        vcpus: Iterable[int] = (),
+        probes: bool = False,
+    ) -> Watch:
         """Returns the events of these tracepoints, which have the kernel's names. Without names: all events.
+
+        With GSIs or vCPUs, returns only the events about one of them: of a GSI also those at the chips' pins and the
+        MSIs to which it leads, of a vCPU what it does and what it is sent. With probes, a ProbesChanged with all
+        registers and lines comes first, and then one after each operation that changed some.
 
         What happens after this returns is traced. An unknown name raises InvalidArgument, when
         the first event is read or earlier.
         """
-        return self._connection.watch(_calls.watch_request(self.name, tracepoints))
+        return self._connection.watch(_calls.watch_request(self.name, tracepoints, gsis, vcpus, probes))
 
     def _run(self, calls: Sequence[Call[Any]]) -> list[Any]:
         return [self._connection.unary(call, self.name) for call in calls]

@@ -12,7 +12,7 @@ import grpc
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._channels import Peer
 from irqchip_client._errors import IrqchipError, error_from_rpc, timed_out
-from irqchip_client._events import EventsDropped, TraceEvent, trace_from_proto
+from irqchip_client._events import EventsDropped, ProbesChanged, TraceEvent, trace_from_proto
 from irqchip_client._session import CLOSE_GRACE, SessionCore
 
 from .transport import Transport
@@ -96,7 +96,7 @@ class Watch:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> TraceEvent | EventsDropped:
+    def __next__(self) -> TraceEvent | EventsDropped | ProbesChanged:
         try:
             return trace_from_proto(next(self._responses))
         except grpc.RpcError as error:

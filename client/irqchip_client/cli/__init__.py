@@ -19,6 +19,8 @@ _COMMANDS = {
     "regs": "regs",
     **dict.fromkeys(("attr-get", "attr-set", "attr-has"), "attributes"),
     "watch": "watch",
+    "trace": "trace",
+    "record": "record",
     "replay": "replay",
     "run": "run",
     "device": "device",

@@ -15,6 +15,8 @@ from ._common import GSI
 class NamedLine(int):
     """A line of an arm64 VM that was written by its name."""
 
+    text = ""
+
 
 class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
     """A GSI, or a line of an arm64 VM: spi:4, ppi:0:27, irq:0, fiq:0."""
@@ -38,7 +40,9 @@ class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
                 line = irq(vcpu) + (kind == "fiq")
             case _:
                 self._refuse(value, param, ctx)
-        return NamedLine(line)
+        named = NamedLine(line)
+        named.text = value.lower()
+        return named
 
     def _refuse(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
         self.fail(

@@ -119,8 +119,11 @@ class _Line:
         try:
             return action(self._line)
         except irqchip_client.IrqchipError as error:
-            if not self.is_arm64 or isinstance(self.gsi, NamedLine) or isinstance(error, irqchip_client.NotFound):
+            if not self.is_arm64 or isinstance(error, irqchip_client.NotFound):
                 raise
+            if isinstance(self.gsi, NamedLine):
+                message = error.message.replace(f"interrupt {self.gsi:#x}", f"line {self.gsi.text}")
+                raise click.ClickException(f"{message} ({error.reason})") from error
             advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is as KVM_IRQ_LINE has it"
             raise click.ClickException(f"{error.message}; {advice} ({error.reason})") from error
 

@@ -28,7 +28,7 @@ _ARM64 = ("gicd", "gicr", "gicc", "timer")  # an arm64 VM's
     multiple=True,
     help="Show only chips of this kind. May be repeated.",
 )
-@click.option("--raw", is_flag=True, help="Print the bytes of the kernel's structs, of a GIC, its attributes.")
+@click.option("--raw", is_flag=True, help="Print the bytes of the kernel's structs; of a GIC: its attributes.")
 @json_option
 def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
     """Show the registers of PICs, IOAPIC, local APICs and PIT; or of a GIC and generic timers; or of a FLIC.

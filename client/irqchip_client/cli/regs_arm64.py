@@ -17,6 +17,7 @@ from .output import echo_json, plain
 
 _DEVICES = (irqchip_client.DeviceType.ARM_VGIC_V2, irqchip_client.DeviceType.ARM_VGIC_V3)
 _WORDS_PER_LINE = 4
+_MOST_READS = 1536  # in one batch, whose packet has at most 64 KiB; a VM of a few vCPUs needs fewer
 # Registers of the GIC with bits for each interrupt: how many interrupts a register has.
 _PER_INTERRUPT = {"IGROUPR": 32, "ISENABLER": 32, "ISPENDR": 32, "ISACTIVER": 32, "IPRIORITYR": 4, "ICFGR": 16}
 _INTERFACE = ("PMR", "BPR0", "BPR1", "AP0R0", "AP1R0", "CTLR", "SRE", "IGRPEN0", "IGRPEN1")
@@ -65,8 +66,9 @@ def _show_raw(vm: irqchip_client.Vm, info: irqchip_client.VmInfo, chips: tuple[s
     attributes = [one for one in _attributes(info, info.gic) if one[0].rstrip("0123456789") in (chips or CHIPS)]
     calls = [ops.get_device_attr(group, attr, 0, device=devices[0]) for _, _, group, attr in attributes]
     with vm.session("irqchipctl regs") as session:
-        for start in range(0, len(calls), session.max_operations):
-            values = session.run(calls[start : start + session.max_operations])
+        at_once = min(_MOST_READS, session.max_operations)
+        for start in range(0, len(calls), at_once):
+            values = session.run(calls[start : start + at_once])
             for (chip, name, _, _), value in zip(attributes[start:], values, strict=False):
                 found.setdefault(chip, {})[name] = int.from_bytes(value, "little")
     if as_json:

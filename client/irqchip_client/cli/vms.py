@@ -32,6 +32,18 @@ from .output import echo_json, echo_table, json_option
     help="The VM's architecture.",
 )
 @click.option("--gic", type=click.Choice(["2", "3"]), help="arm64: the version of the GIC.  [default: 3]")
+@click.option(
+    "--list-registers",
+    type=number(2, 16),
+    metavar="N",
+    help="arm64: how many list registers the host has.  [default: 4]",
+)
+@click.option(
+    "--priority-bits",
+    type=number(5, 7),
+    metavar="N",
+    help="arm64: how many priority bits the host's GICv3 has.  [default: 5]",
+)
 @click.option("--no-irqchip", is_flag=True, help="Create no irqchip; x86's vCPUs then have no local APIC.")
 @click.option(
     "--split",
@@ -56,6 +68,8 @@ def create(
     vcpus: int,
     arch: str,
     gic: str | None,
+    list_registers: int | None,
+    priority_bits: int | None,
     no_irqchip: bool,
     split: int | None,
     pit: bool,
@@ -77,14 +91,16 @@ def create(
     architecture = irqchip_client.Architecture[arch.upper()]
     if architecture is not irqchip_client.Architecture.X86 and (split is not None or pit or tsc_khz):
         raise click.UsageError("--split, --pit and --tsc-khz are for x86: leave them out, or leave --arch out")
-    if gic is not None and architecture is not irqchip_client.Architecture.ARM64:
-        raise click.UsageError("--gic is for arm64: add --arch arm64, or leave --gic out")
+    is_arm64 = architecture is irqchip_client.Architecture.ARM64
+    of_arm64 = {"--gic": gic, "--list-registers": list_registers, "--priority-bits": priority_bits}
+    if not is_arm64 and (given := [option for option, value in of_arm64.items() if value is not None]):
+        raise click.UsageError(f"{given[0]} is for arm64: add --arch arm64, or leave {given[0]} out")
     with _until_a_signal() if ephemeral else _at_once() as wait:
         version = int(gic or 3)
         made = client.create_vm(
             vm or "",
             architecture=architecture,
-            gic=irqchip_client.GicHost(version if architecture is irqchip_client.Architecture.ARM64 else 0),
+            gic=irqchip_client.GicHost(version if is_arm64 else 0, list_registers or 0, priority_bits or 0),
             virtual_clock=virtual_clock,
             tsc_khz=tsc_khz,
             ephemeral=ephemeral,

@@ -191,6 +191,7 @@ from irqchip.v1.snapshot_pb2 import GicPlaceSnapshot as GicPlaceSnapshot
 from irqchip.v1.snapshot_pb2 import GicRegionSnapshot as GicRegionSnapshot
 from irqchip.v1.snapshot_pb2 import GicV2Snapshot as GicV2Snapshot
 from irqchip.v1.snapshot_pb2 import GicV3Snapshot as GicV3Snapshot
+from irqchip.v1.snapshot_pb2 import ItsSnapshot as ItsSnapshot
 from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
 from irqchip.v1.snapshot_pb2 import RedistributorSnapshot as RedistributorSnapshot
 from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest
@@ -220,6 +221,8 @@ from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
 from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
 from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
 from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import Probe as Probe
+from irqchip.v1.trace_pb2 import ProbesChanged as ProbesChanged
 from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
 from irqchip.v1.trace_pb2 import TraceField as TraceField
 from irqchip.v1.trace_pb2 import WatchRequest as WatchRequest

@@ -576,6 +576,7 @@ class IrqchipServiceServicer:
 
     def SignalMsi(self, request, context):
         """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

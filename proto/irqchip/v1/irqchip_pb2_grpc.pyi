@@ -202,6 +202,7 @@ from irqchip.v1.snapshot_pb2 import GicPlaceSnapshot as GicPlaceSnapshot
 from irqchip.v1.snapshot_pb2 import GicRegionSnapshot as GicRegionSnapshot
 from irqchip.v1.snapshot_pb2 import GicV2Snapshot as GicV2Snapshot
 from irqchip.v1.snapshot_pb2 import GicV3Snapshot as GicV3Snapshot
+from irqchip.v1.snapshot_pb2 import ItsSnapshot as ItsSnapshot
 from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
 from irqchip.v1.snapshot_pb2 import RedistributorSnapshot as RedistributorSnapshot
 from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest
@@ -231,6 +232,8 @@ from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
 from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
 from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
 from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import Probe as Probe
+from irqchip.v1.trace_pb2 import ProbesChanged as ProbesChanged
 from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
 from irqchip.v1.trace_pb2 import TraceField as TraceField
 from irqchip.v1.trace_pb2 import WatchRequest as WatchRequest
@@ -472,7 +475,9 @@ class IrqchipServiceStub:
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -730,7 +735,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -1135,7 +1142,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+        """
 
     @_abc_1.abstractmethod
     def SetGsiRouting(

@@ -32,7 +32,10 @@ class IrqLineRequest(_message.Message):
     vm: _builtins.str
     """The VM's name; leave it empty in a Session."""
     gsi: _builtins.int
-    """The global system interrupt. As in KVM, the status of a GSI without a route is -1."""
+    """The global system interrupt. As in KVM, the status of a GSI without a route is -1. arm64: KVM's number of a line,
+    with a type (0 a vCPU's IRQ or FIQ, 1 an SPI, 2 a PPI) in bits 27:24, a vCPU in bits 23:16 and 31:28, and a number
+    in bits 15:0, which is 0 or 1 of type 0 and else the INTID.
+    """
     level: _builtins.bool
     """Whether the caller's line source drives the GSI high. A GSI is high while any source drives it high. A Session can
     only raise a GSI that it resamples (see SessionOpen): lowering it is EINVAL.
@@ -68,7 +71,7 @@ class IrqLineResponse(_message.Message):
     status: _builtins.int
     """The status of KVM_IRQ_LINE_STATUS, summed over the chips that the GSI is routed to: -1 masked or ignored; 0
     coalesced with an interrupt that is still pending; 1 or more the number of deliveries. Lowering a line adds 1 per
-    chip.
+    chip. arm64: always 0.
     """
     def __init__(
         self,
@@ -309,9 +312,9 @@ class IrqchipPin(_message.Message):
     CHIP_ID_FIELD_NUMBER: _builtins.int
     PIN_FIELD_NUMBER: _builtins.int
     chip_id: _builtins.int
-    """0 the primary PIC, 1 the secondary PIC, 2 the IOAPIC."""
+    """0 the primary PIC, 1 the secondary PIC, 2 the IOAPIC. arm64: 0 the GIC."""
     pin: _builtins.int
-    """0 to 7 of a PIC, 0 to 23 of the IOAPIC."""
+    """0 to 7 of a PIC, 0 to 23 of the IOAPIC, 0 to 987 of the GIC: SPI 0 and so on."""
     def __init__(
         self,
         *,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from irqchip.v1 import session_pb2 as irqchip_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16irqchip/v1/trace.proto\x12\nirqchip.v1\x1a\x18irqchip/v1/session.proto\"/\n\x0cWatchRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x13\n\x0btracepoints\x18\x02 \x03(\t\"q\n\rWatchResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.irqchip.v1.TraceEventH\x00\x12,\n\x07\x64ropped\x18\x02 \x01(\x0b\x32\x19.irqchip.v1.EventsDroppedH\x00\x42\t\n\x07message\"Y\n\nTraceEvent\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x12\n\ntracepoint\x18\x02 \x01(\t\x12&\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x16.irqchip.v1.TraceField\")\n\nTraceField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16irqchip/v1/trace.proto\x12\nirqchip.v1\x1a\x18irqchip/v1/session.proto\"\\\n\x0cWatchRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x13\n\x0btracepoints\x18\x02 \x03(\t\x12\x0c\n\x04gsis\x18\x03 \x03(\r\x12\r\n\x05vcpus\x18\x04 \x03(\r\x12\x0e\n\x06probes\x18\x05 \x01(\x08\"\x9e\x01\n\rWatchResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.irqchip.v1.TraceEventH\x00\x12,\n\x07\x64ropped\x18\x02 \x01(\x0b\x32\x19.irqchip.v1.EventsDroppedH\x00\x12+\n\x06probes\x18\x03 \x01(\x0b\x32\x19.irqchip.v1.ProbesChangedH\x00\x42\t\n\x07message\"P\n\rProbesChanged\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12!\n\x06probes\x18\x02 \x03(\x0b\x32\x11.irqchip.v1.Probe\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"3\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\r\n\x05value\x18\x03 \x01(\x0c\"Y\n\nTraceEvent\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x12\n\ntracepoint\x18\x02 \x01(\t\x12&\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x16.irqchip.v1.TraceField\")\n\nTraceField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'irqchip.v1.trace_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WATCHREQUEST']._serialized_start=64
-  _globals['_WATCHREQUEST']._serialized_end=111
-  _globals['_WATCHRESPONSE']._serialized_start=113
-  _globals['_WATCHRESPONSE']._serialized_end=226
-  _globals['_TRACEEVENT']._serialized_start=228
-  _globals['_TRACEEVENT']._serialized_end=317
-  _globals['_TRACEFIELD']._serialized_start=319
-  _globals['_TRACEFIELD']._serialized_end=360
+  _globals['_WATCHREQUEST']._serialized_end=156
+  _globals['_WATCHRESPONSE']._serialized_start=159
+  _globals['_WATCHRESPONSE']._serialized_end=317
+  _globals['_PROBESCHANGED']._serialized_start=319
+  _globals['_PROBESCHANGED']._serialized_end=399
+  _globals['_PROBE']._serialized_start=401
+  _globals['_PROBE']._serialized_end=452
+  _globals['_TRACEEVENT']._serialized_start=454
+  _globals['_TRACEEVENT']._serialized_end=543
+  _globals['_TRACEFIELD']._serialized_start=545
+  _globals['_TRACEFIELD']._serialized_end=586
 # @@protoc_insertion_point(module_scope)

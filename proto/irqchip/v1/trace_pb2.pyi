@@ -27,21 +27,40 @@ class WatchRequest(_message.Message):
 
     VM_FIELD_NUMBER: _builtins.int
     TRACEPOINTS_FIELD_NUMBER: _builtins.int
+    GSIS_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
+    probes: _builtins.bool
+    """Whether to send the probes, too: all of them first and after dropped events, then those that a turn has changed."""
     @_builtins.property
     def tracepoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of tracepoints, for example "kvm_pic_set_irq". Empty: all tracepoints."""
+
+    @_builtins.property
+    def gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With GSIs or vCPUs, only events about one of them are sent. Events about a GSI are also those at the chips' pins and
+        the MSIs to which it leads at the time. ENOSPC if the VM has Watches with 16 other choices of these and of the
+        other fields.
+        """
+
+    @_builtins.property
+    def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of vCPUs. Events about a vCPU are what it does and what it is sent."""
 
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         tracepoints: _abc.Iterable[_builtins.str] | None = ...,
+        gsis: _abc.Iterable[_builtins.int] | None = ...,
+        vcpus: _abc.Iterable[_builtins.int] | None = ...,
+        probes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracepoints", b"tracepoints", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gsis", b"gsis", "probes", b"probes", "tracepoints", b"tracepoints", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -55,6 +74,7 @@ class WatchResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___TraceEvent:
         """A trace event."""
@@ -63,21 +83,88 @@ class WatchResponse(_message.Message):
     def dropped(self) -> _session_pb2.EventsDropped:
         """Events of the chosen tracepoints were dropped here, because the client did not read them in time."""
 
+    @_builtins.property
+    def probes(self) -> Global___ProbesChanged:
+        """Probes that have changed."""
+
     def __init__(
         self,
         *,
         event: Global___TraceEvent | None = ...,
         dropped: _session_pb2.EventsDropped | None = ...,
+        probes: Global___ProbesChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message", "probes", b"probes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message", "probes", b"probes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["event", "dropped"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["event", "dropped", "probes"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class ProbesChanged(_message.Message):
+    """ProbesChanged are what a logic analyser would see of the VM's lines and chips."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_NS_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    time_ns: _builtins.int
+    """Nanoseconds of the daemon's monotonic clock: when an operation on the VM that caused an event has ended."""
+    all: _builtins.bool
+    """Whether these are all probes; lines that are low are left out."""
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]:
+        """The probes that have another value now."""
+
+    def __init__(
+        self,
+        *,
+        time_ns: _builtins.int = ...,
+        probes: _abc.Iterable[Global___Probe] | None = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "probes", b"probes", "time_ns", b"time_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbesChanged: _TypeAlias = ProbesChanged  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    """Probe is the value of a probe: a register of a chip, or a line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, for example "pic0.irr", "ioapic0.remote_irr", "lapic0.isr", "gic.spi.pending", or "gsi4" for a line."""
+    width: _builtins.int
+    """How many bits it has. A line has a bit for each line source, which says whether the source drives the line high."""
+    value: _builtins.bytes
+    """The value, little-endian."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        width: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
 
 @_typing.final
 class TraceEvent(_message.Message):
@@ -94,7 +181,9 @@ class TraceEvent(_message.Message):
     """The kernel's name of the tracepoint, for example "kvm_pic_set_irq"."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceField]:
-        """The values that the tracepoint recorded, in the kernel's order."""
+        """The values that the tracepoint recorded, in the kernel's order. Where the kernel's has none, the field "vcpu" is
+        the vCPU that did it: the kernel's trace shows the task instead.
+        """
 
     def __init__(
         self,
@@ -122,7 +211,7 @@ class TraceField(_message.Message):
     name: _builtins.str
     """The field's name."""
     value: _builtins.int
-    """The field's value."""
+    """The field's value; a negative one is its two's complement."""
     def __init__(
         self,
         *,

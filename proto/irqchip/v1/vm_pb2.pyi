@@ -83,7 +83,7 @@ class _IrqchipModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IrqchipMo
     IRQCHIP_MODE_NONE: _IrqchipMode.ValueType  # 1
     """None."""
     IRQCHIP_MODE_FULL: _IrqchipMode.ValueType  # 2
-    """The PICs, the IOAPIC and the local APICs."""
+    """The PICs, the IOAPIC and the local APICs; or a GIC; or what s390 has."""
     IRQCHIP_MODE_SPLIT: _IrqchipMode.ValueType  # 3
     """The local APICs. The VMM holds the PICs and the IOAPIC."""
 
@@ -95,7 +95,7 @@ IRQCHIP_MODE_UNSPECIFIED: IrqchipMode.ValueType  # 0
 IRQCHIP_MODE_NONE: IrqchipMode.ValueType  # 1
 """None."""
 IRQCHIP_MODE_FULL: IrqchipMode.ValueType  # 2
-"""The PICs, the IOAPIC and the local APICs."""
+"""The PICs, the IOAPIC and the local APICs; or a GIC; or what s390 has."""
 IRQCHIP_MODE_SPLIT: IrqchipMode.ValueType  # 3
 """The local APICs. The VMM holds the PICs and the IOAPIC."""
 Global___IrqchipMode: _TypeAlias = IrqchipMode  # noqa: Y015
@@ -416,7 +416,7 @@ class VmInfo(_message.Message):
     tsc_khz: _builtins.int
     """The TSC frequency of its vCPUs, in kHz."""
     irqchip: _builtins.bool
-    """Whether CreateIrqchip has created PICs, an IOAPIC and local APICs."""
+    """Whether the VM has the whole irqchip: x86: PICs, an IOAPIC and local APICs; arm64: a GIC."""
     irqchip_mode: Global___IrqchipMode.ValueType
     """Which part of an irqchip the daemon holds."""
     pit: _builtins.bool
@@ -435,7 +435,9 @@ class VmInfo(_message.Message):
 
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The GSIs that line source 0 drives high now, ascending. All unary callers share source 0."""
+        """The GSIs that line source 0 drives high now, ascending; arm64: lines, as in IrqLineRequest. All unary callers share
+        source 0.
+        """
 
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
@@ -540,7 +542,7 @@ class SessionInfo(_message.Message):
     """The number of events that were dropped because the client did not read them in time."""
     @_builtins.property
     def asserted_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The GSIs that it drives high now, ascending."""
+        """The GSIs that it drives high now, ascending; arm64: lines, as in IrqLineRequest."""
 
     @_builtins.property
     def resampled_gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -832,7 +834,7 @@ class CreateVcpuRequest(_message.Message):
     """The VM's name; leave it empty in a Session."""
     vcpu: _builtins.int
     """The vCPU's id, 0 to 4095. It is also the initial APIC ID. An id above 254 can be addressed only as an x2APIC's, or
-    with KVM_CAP_X2APIC_API.
+    with KVM_CAP_X2APIC_API. arm64: 0 to 7 with a GICv2, 0 to 511 with a GICv3, before the GIC is initialised.
     """
     def __init__(
         self,

@@ -86,8 +86,11 @@ class IoapicWires(Protocol):
     def ioapic_noticed(self) -> int:
         """The pins whose acknowledgements have subscribers, one bit each."""
 
-    def serve_ioapic_later(self, nanoseconds: int) -> None:
+    def serve_ioapic_later(self, pin: int, nanoseconds: int) -> None:
         """Call serve_delayed after a time, unless a call is due already."""
+
+    def asserted_anew(self, pin: int, entry: int, status: int) -> None:
+        """A restored pin was high; what its entry was, and set_pin's status."""
 
     def entry_changed(self, old: int, new: int) -> None:
         """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
@@ -250,7 +253,7 @@ class Ioapic:
             self.successive_eois[pin] += 1
             if self.successive_eois[pin] == MAX_SUCCESSIVE_EOIS:
                 self.successive_eois[pin] = 0
-                self.wires.serve_ioapic_later(DELAYED_EOI)
+                self.wires.serve_ioapic_later(pin, DELAYED_EOI)
             else:
                 self._service(pin, line_status=False)
 
@@ -421,7 +424,8 @@ class Ioapic:
         self.rtc.reset()
         for pin in range(PINS):
             if state.irr >> pin & 1:
-                self.set_pin(pin, 1)
+                entry = self.redirection[pin]
+                self.wires.asserted_anew(pin, entry, self.set_pin(pin, 1))
         self._retrack_all()
 
     def save(self) -> dict[str, Any]:

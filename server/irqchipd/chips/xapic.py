@@ -50,7 +50,7 @@ class LapicWires(TimerWires, Protocol):
         """An interprocessor interrupt was sent; icr is the low half that sent it."""
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """A vector left service; level_triggered is its TMR bit."""
+        """A vector left service; level_triggered is its TMR bit. The vector is -1 where nothing was in service."""
 
     def addressing_changed(self) -> None:
         """The ID, LDR, DFR or software enable may have changed."""
@@ -265,6 +265,7 @@ class Xapic(LapicRegisters):
         """KVM: lapic.c apic_set_eoi; with nothing in service an EOI is ignored."""
         vector = self.in_service
         if vector < 0:
+            self.wires.end_of_interrupt(-1, False)
             return
         self.isr ^= 1 << vector
         self.wires.priorities_changed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -23,7 +23,8 @@ from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, first_of
 from irqchipd.edge.rpc import Context, abort, not_a_message
 from irqchipd.edge.session import Session, opening
-from irqchipd.edge.trace import TraceLog, TraceReader
+from irqchipd.edge.trace import TraceLog, TraceReader, filter_of
+from irqchipd.edge.trace_filter import Filter
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.machine import Vm
@@ -170,9 +171,9 @@ class Streams:
     async def _run_watch(self, data: bytes, context: Context, stream: _Stream) -> None:
         with self._quota.held():
             request = await self._gate.decode(pb.WatchRequest, data)
-            vm = self._registry.get(request.vm)
+            vm, wanted = self._registry.get(request.vm), filter_of(request)
             async with self._gate.piece(vm.share):
-                reader = self._open_trace(vm, request.tracepoints, stream)
+                reader = self._open_trace(vm, wanted, stream)
 
             def next_message() -> bytes | None:
                 message = reader.read()
@@ -188,14 +189,19 @@ class Streams:
             finally:
                 self._close_trace(vm, reader, stream)
 
-    def _open_trace(self, vm: Vm, tracepoints: Iterable[str], stream: _Stream) -> TraceReader:
-        trace = self._traces.get(vm) or _Trace(self._limits.queued_events)
-        if trace.ended:
-            raise deleted(vm.name)
-        reader = trace.log.open(tracepoints)
-        if vm not in self._traces:
+    def _open_trace(self, vm: Vm, wanted: Filter, stream: _Stream) -> TraceReader:
+        trace = self._traces.get(vm)
+        if trace is None:
+            trace = _Trace(vm, self._limits.queued_events)
             vm.attach(trace.log, trace.ending(vm.name))
             self._traces[vm] = trace
+        try:
+            if trace.ended:
+                raise deleted(vm.name)
+            reader = trace.log.open(wanted)
+        except BaseException:
+            self._end_unread(vm, trace)
+            raise
         trace.streams.add(stream)
         stream.wake()
         return reader
@@ -204,6 +210,9 @@ class Streams:
         trace = self._traces[vm]
         trace.log.close(reader)
         trace.streams.discard(stream)
+        self._end_unread(vm, trace)
+
+    def _end_unread(self, vm: Vm, trace: _Trace) -> None:
         if not trace.streams:
             del self._traces[vm]
             vm.detach(trace.log)
@@ -258,11 +267,11 @@ def _peer(context: Context) -> Peer:
 class _Trace:
     """The trace of one VM, and the streams of the Watches that read it."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, vm: Vm, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.streams: set[_Stream] = set()
         self.ended = False  # whether the streams were ended because the VM was deleted
-        self.log = TraceLog(limit, lambda: call(self._loop, self._wake_all))
+        self.log = TraceLog(vm, limit, lambda: call(self._loop, self._wake_all))
 
     def _wake_all(self) -> None:
         for stream in self.streams:

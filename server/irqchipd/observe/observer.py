@@ -10,14 +10,20 @@ class Observer:
     """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
     The methods are tracepoints of include/trace/events/kvm.h, of arch/x86/kvm/trace.h, and of arch/arm64/kvm's
-    trace_arm.h and vgic/trace.h, with their fields.
+    trace_arm.h and vgic/trace.h, with their fields. A vcpu that the kernel has no field for is the task's.
     """
 
-    def kvm_pio(self, write: bool, port: int, size: int, value: int) -> None:
+    def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
         """A vCPU accessed a port."""
 
-    def kvm_mmio(self, write: bool, address: int, size: int, value: int) -> None:
+    def kvm_mmio(self, write: bool, address: int, size: int, value: int, vcpu: int) -> None:
         """A vCPU accessed a device's memory."""
+
+    def kvm_msr(self, write: bool, ecx: int, data: int, exception: bool, vcpu: int) -> None:
+        """A vCPU accessed a local APIC's model-specific register; an exception is a general protection fault."""
+
+    def kvm_cr(self, write: bool, cr: int, val: int, vcpu: int) -> None:
+        """A vCPU accessed CR8."""
 
     def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:
         """A line source drove a GSI."""
@@ -28,10 +34,13 @@ class Observer:
     def kvm_ioapic_set_irq(self, entry: int, pin: int, coalesced: bool) -> None:
         """An IOAPIC's input was driven; entry is its redirection entry."""
 
+    def kvm_ioapic_delayed_eoi_inj(self, entry: int) -> None:
+        """A level interrupt that comes again at each EOI was put off; entry is its redirection entry."""
+
     def kvm_msi_set_irq(self, address: int, data: int) -> None:
         """An MSI was sent."""
 
-    def kvm_apic_ipi(self, icr: int, destination: int) -> None:
+    def kvm_apic_ipi(self, icr: int, destination: int, vcpu: int) -> None:
         """A vCPU sent an interprocessor interrupt; icr is the register's low half."""
 
     def kvm_apic_accept_irq(self, vcpu: int, delivery_mode: int, level_triggered: bool, vector: int) -> None:
@@ -41,7 +50,7 @@ class Observer:
         """A vCPU took an interrupt."""
 
     def kvm_eoi(self, vcpu: int, vector: int) -> None:
-        """A vCPU ended an interrupt at its local APIC."""
+        """A vCPU wrote its local APIC's EOI register; vector is -1 where nothing was in service."""
 
     def kvm_ack_irq(self, chip: int, pin: int) -> None:
         """An interrupt of a chip was acknowledged: 0 and 1 the PICs, whose pins are 0 to 15, 2 the IOAPIC.
@@ -68,7 +77,7 @@ class Observer:
         """An s390 vCPU took an interrupt."""
 
 
-TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith("kvm_"))
+TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith(("kvm_", "vgic_")))
 
 
 class _Several(Observer):

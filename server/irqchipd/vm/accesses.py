@@ -38,7 +38,7 @@ class Accesses(Vcpus):
                 return board.regions.read(device, vcpu, port, size, by)
             value = device.read(port, size)
             if board.observer is not None:
-                board.observer.kvm_pio(False, port, size, value)
+                board.observer.kvm_pio(False, port, size, value, vcpu)
             return value
 
     def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -54,7 +54,7 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, port, size, value, by)
             if board.observer is not None:
-                board.observer.kvm_pio(True, port, size, value)
+                board.observer.kvm_pio(True, port, size, value, vcpu)
             device.write(port, size, value)
             return True
 
@@ -71,7 +71,7 @@ class Accesses(Vcpus):
                 return board.regions.read(device, vcpu, address, size, by)
             value = device.read(address, size)
             if board.observer is not None:
-                board.observer.kvm_mmio(False, address, size, value)
+                board.observer.kvm_mmio(False, address, size, value, vcpu)
             return value
 
     def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -87,7 +87,7 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, address, size, value, by)
             if board.observer is not None:
-                board.observer.kvm_mmio(True, address, size, value)
+                board.observer.kvm_mmio(True, address, size, value, vcpu)
             device.write(address, size, value)
             if cpu.is_copied:
                 cpu.wrote(device, address)

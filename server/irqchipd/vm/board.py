@@ -16,6 +16,9 @@ from irqchipd.vm.regions import Regions, Space
 from irqchipd.vm.routing import Route
 from irqchipd.vm.sources import RESAMPLERS
 
+# By name: how many bits wide a probe is, and its value.
+Probes = dict[str, tuple[int, int]]
+
 
 class Board:
     """Buses, regions and routes. What a subclass has beside that is its chips."""
@@ -68,6 +71,14 @@ class Board:
     def observe(self, observer: Observer | None) -> None:
         """Report to an observer what happens from now on."""
         self.observer = self.regions.observer = observer
+
+    def probes(self) -> Probes:
+        """What a logic analyser would see: the bits of the chips that interrupts pass through."""
+        return {}
+
+    def line_probes(self) -> dict[str, int]:
+        """The lines that sources of no Session drive high, which sources' bitmaps don't have: bit n is source n."""
+        return {}
 
     def wake_timers(self) -> None:
         """Before something looks at the timers: set the alarms of those that sleep until somebody does."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from irqchipd.observe.observer import Observer, combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.board import Board
+from irqchipd.vm.board import Board, Probes
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.events import VmReset
@@ -23,8 +23,10 @@ from irqchipd.vm.regions import REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
+from irqchipd.vm.vcpu_state import MpState
 
 MOST_DESCRIBED: Final = 64  # devices in a Description, which has to fit into a message
+
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
@@ -73,6 +75,9 @@ class Description:
     pit: bool = False
     tsc_khz: int = 0
     gic: GicInfo | None = None
+
+
+T = TypeVar("T")
 
 
 class Vm(Accesses):
@@ -130,7 +135,7 @@ class Vm(Accesses):
         """KVM_ENABLE_CAP."""
         raise NotImplementedError
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM_GET_MP_STATE."""
         raise NotImplementedError
 
@@ -297,6 +302,37 @@ class Vm(Accesses):
             )
             last = source.serial
         return infos, None
+
+    # For observers, which call the first three in a turn.
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """The routing table."""
+        return self._board.routes
+
+    def at_the_end(self, work: Callable[[], None]) -> None:
+        """Do some work at the end of the turn."""
+        self.agenda.defer(work)
+
+    def probes(self) -> Probes:
+        """The probes of the VM; of lines only those that are high, whose value has a bit for each source."""
+        lines = self._board.line_probes()
+        for source in (self._shared_source, *self._sources.values()):
+            for line in numbers_of(source.asserted) if source.asserted else ():
+                name = self._line_name(line)
+                lines[name] = lines.get(name, 0) | 1 << source.number
+        probes: Probes = {name: (-(-sources.bit_length() // 64) * 64, sources) for name, sources in lines.items()}
+        probes.update(self._board.probes())
+        return probes
+
+    def _line_name(self, line: int) -> str:
+        """The probe of a line, by its number in a source's bitmap."""
+        return f"gsi{line}"
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do some work in a turn of its own."""
+        with self._turn:
+            return work()
 
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Report everything to an observer from now on; on_deleted is as in open_source."""

@@ -110,10 +110,11 @@ class Access(Pending):
     """
 
     def __init__(
-        self, number: int, region: Region, address: int, size: int, write: bool, by: LineSource | None
+        self, number: int, region: Region, vcpu: int, address: int, size: int, write: bool, by: LineSource | None
     ) -> None:
         self.number = number
         self.region = region
+        self.vcpu = vcpu
         self.address = address
         self.size = size
         self.write = write
@@ -336,7 +337,7 @@ class Regions:
             if not region.doorbell:
                 return self._forward(region, vcpu, address, size, value, by)
             if region.datamatch is None or (region.datamatch == value and region.length == size):
-                self._trace(region, True, address, size, value)
+                self._trace(region, True, address, size, value, vcpu)
                 self._agenda.notify((region.listener,), Doorbell(region.space, address, size, value))
                 return True
         return False
@@ -359,7 +360,7 @@ class Regions:
                 errno.EDEADLK, f"this Session itself answers for {address:#x}: access it from another Session"
             )
         self._last_number += 1
-        access = Access(self._last_number, region, address, size, value is not None and not reads, by)
+        access = Access(self._last_number, region, vcpu, address, size, value is not None and not reads, by)
         self._owners[source].waiting[access.number] = access
         region.waiting += 1
         if by is None:
@@ -370,7 +371,7 @@ class Regions:
             if len(string) == 1:
                 self._begin(access)
         if value is not None and not reads:
-            self._trace(region, True, address, size, value)
+            self._trace(region, True, address, size, value, vcpu)
         self._agenda.notify(
             (region.listener,),
             RegionAccess(access.number, vcpu, region.space, address, size, value is not None, value or 0),
@@ -410,13 +411,13 @@ class Regions:
             self._agenda.notify(calls)
         is_read = not access.write and region.space is not Space.MEMORY
         if self.observer is not None and is_read and not isinstance(answer, VmError):
-            self._trace(region, False, access.address, access.size, access.result()[0])
+            self._trace(region, False, access.address, access.size, access.result()[0], access.vcpu)
 
-    def _trace(self, region: Region, write: bool, address: int, size: int, value: int) -> None:
+    def _trace(self, region: Region, write: bool, address: int, size: int, value: int, vcpu: int) -> None:
         observer = self.observer
         if observer is not None:
             trace = observer.kvm_pio if region.space is Space.PIO else observer.kvm_mmio
-            trace(write, address, size, value)
+            trace(write, address, size, value, vcpu)
 
     # Time.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from irqchipd.chips.saved import StateError, check, in_range
+from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.notices import MAX_UNREPORTED
 from irqchipd.vm.routing import MAX_GSIS
@@ -37,6 +38,11 @@ def save_source(source: LineSource) -> SourceState:
         resampled_gsis=dict(source.resampled),
         asserted=source.asserted.to_bytes((source.asserted.bit_length() + 7) // 8, "little"),
     )
+
+
+def clock_of(state: VmState, deadlines: Deadlines) -> Clock:
+    """The clock of a saved VM, which goes on from there."""
+    return VirtualClock(state.now_ns) if state.clock == CLOCK_VIRTUAL else RealClock(deadlines, state.now_ns)
 
 
 def restore_source(source: LineSource, state: SourceState) -> None:

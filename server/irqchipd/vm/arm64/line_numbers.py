@@ -38,3 +38,11 @@ def irq_of(line: int) -> int:
     vcpu, number = owner_of(line)
     kind = LineType.CPU if number < SGIS else LineType.PPI
     return (vcpu >> 8) << 28 | kind << 24 | (vcpu & 0xFF) << 16 | number
+
+
+def line_name(line: int) -> str:
+    """The probe of a bitmap's number."""
+    if line < VCPU_LINES:
+        return f"spi{line - PRIVATE}"
+    vcpu, number = owner_of(line)
+    return f"vcpu{vcpu}.{'line' if number < SGIS else 'ppi'}{number}"

@@ -19,11 +19,12 @@ from irqchipd.vm.arm64.numbers import CREATE_DEVICE_TEST, MAX_DEVICES, MAX_VCPUS
 from irqchipd.vm.arm64.saving import finish_board, restore_board, save_board
 from irqchipd.vm.arm64.vcpu_attributes import VcpuAttributes
 from irqchipd.vm.arm64.vcpus import Arm64Vcpus
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPUS, Description, GicInfo
 from irqchipd.vm.regions import ACCESS_NS
-from irqchipd.vm.snapshot import ARM64, CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, VmState
+from irqchipd.vm.saving import clock_of
+from irqchipd.vm.snapshot import ARM64, IRQCHIP_FULL, IRQCHIP_NONE, VmState
 
 
 class Arm64Vm(Arm64Vcpus):
@@ -49,7 +50,7 @@ class Arm64Vm(Arm64Vcpus):
         self._version = version
         # The kinds of the devices, by their numbers.
         self._devices: list[int] = []
-        self._attributes = DeviceAttributes(self._arm)
+        self._attributes = DeviceAttributes(self._arm, self._devices)
         self._vcpu_attributes = VcpuAttributes(self._arm)
 
     @property
@@ -77,7 +78,7 @@ class Arm64Vm(Arm64Vcpus):
             if capability in (MAX_VCPUS_CAPABILITY, MAX_VCPU_ID):
                 return self._most_vcpus
             if capability == MSI_DEVID:
-                return int(self._arm.has_its)
+                return int(bool(self._arm.its))
             return capabilities(self._version).get(capability, 0)
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
@@ -186,18 +187,18 @@ class Arm64Vm(Arm64Vcpus):
         """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
         with self._turn:
             if vcpu is not None:
-                cpu = self._arm_cpu(vcpu)
+                self._arm_cpu(vcpu)
                 self._check_alive()
-                self._vcpu_attributes.has(cpu, group, attr)
+                self._vcpu_attributes.has(group, attr)
             else:
                 self._attributes.has(self._device(device), group, attr)
 
     def _device(self, device: int | None) -> int:
-        """The kind of a device."""
+        """The number of a device that there is."""
         if device is None or not 0 <= device < len(self._devices):
             raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
         self._check_alive()
-        return self._devices[device]
+        return device
 
     # About the VM.
 
@@ -237,9 +238,7 @@ class Arm64Vm(Arm64Vcpus):
         """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         saved = check_state(state, max_vcpus)
         deadlines = deadlines if deadlines is not None else Deadlines()
-        clock: Clock = RealClock(deadlines, state.now_ns)
-        if state.clock == CLOCK_VIRTUAL:
-            clock = VirtualClock(state.now_ns)
+        clock = clock_of(state, deadlines)
         host = saved.gic_version, saved.list_registers, saved.priority_bits
         vm = cls(name, max_vcpus, clock, *host, access_ns, deadlines)
         with vm._turn:

@@ -14,6 +14,7 @@ from irqchipd.vm.arm64.numbers import HOST_FEATURES, KNOWN_FEATURES, MP_STATES, 
 from irqchipd.vm.arm64.timer import FREQUENCY
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.vcpu_state import MpState
 
 _U32: Final = 0xFFFF_FFFF
 _U64: Final = (1 << 64) - 1
@@ -82,6 +83,8 @@ class Arm64Vcpus(Arm64Lines):
             self._check_alive()
             if cpu.features is None:
                 raise VmError(errno.ENOEXEC, f"vCPU {vcpu} of VM {self.name!r} is not initialised: call VcpuInit first")
+            if board.v3 is not None:
+                board.v3.settle_affinities()
             board.map_frames()
             board.wire_timers(cpu)
             if cpu.features & Feature.PMU_V3 and not cpu.pmu_ready and board.gic is not None:
@@ -157,12 +160,12 @@ class Arm64Vcpus(Arm64Lines):
 
     # Run state.
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM_GET_MP_STATE."""
         with self._turn:
             cpu = self._arm_cpu(vcpu)
             self._check_alive()
-            return cpu.mp_state
+            return MpState(cpu.mp_state)
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
         """KVM_SET_MP_STATE: EINVAL for an invalid state."""

@@ -21,7 +21,7 @@ from irqchipd.chips.s390.irq import (
 from irqchipd.chips.s390.local import MAX_CPUS
 from irqchipd.chips.s390.pending import Masks
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.regions import ACCESS_NS
@@ -30,7 +30,8 @@ from irqchipd.vm.s390 import saving
 from irqchipd.vm.s390.board import S390Board, adapter_route
 from irqchipd.vm.s390.capabilities import CAPABILITIES, Cap
 from irqchipd.vm.s390.cpu import S390Cpu
-from irqchipd.vm.snapshot import CLOCK_VIRTUAL, S390, VmState
+from irqchipd.vm.saving import clock_of
+from irqchipd.vm.snapshot import S390, VmState
 from irqchipd.vm.vcpu_state import MpState
 
 MAX_VALUE: Final = 1 << 20  # bytes of an attribute's value
@@ -344,9 +345,7 @@ class S390Vm(Vm):
         """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         saving.check_state(state, min(max_vcpus, MAX_CPUS))
         deadlines = deadlines if deadlines is not None else Deadlines()
-        clock: Clock = RealClock(deadlines, state.now_ns)
-        if state.clock == CLOCK_VIRTUAL:
-            clock = VirtualClock(state.now_ns)
+        clock = clock_of(state, deadlines)
         vm = cls(name, max_vcpus, clock, access_ns, deadlines)
         with vm._turn:
             saving.restore_board(vm._s390, state)

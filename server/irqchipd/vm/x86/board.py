@@ -14,17 +14,18 @@ from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.chips.message import from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.board import Board
+from irqchipd.vm.board import Board, Probes
 from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.regions import Reserved
 from irqchipd.vm.routing import Route
-from irqchipd.vm.sources import PIT
+from irqchipd.vm.sources import PIT, RESAMPLERS
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.apicbus import ApicBus
 from irqchipd.vm.x86.cpu import Cpu
 from irqchipd.vm.x86.notices import PIT_GSI, PinNotices
+from irqchipd.vm.x86.probes import chip_probes
 from irqchipd.vm.x86.routing import (
     DEFAULT_GSI_OF,
     DEFAULT_ROUTES,
@@ -223,6 +224,17 @@ class PcBoard(Board):
         for cpu in self.cpus:
             cpu.publish()
 
+    def probes(self) -> Probes:
+        return chip_probes(self.pic, self.ioapic, self.cpus)
+
+    def line_probes(self) -> dict[str, int]:
+        """The PIT's line and what is resampled, as the inputs have them."""
+        lines: dict[str, int] = {}
+        for pin, gsi in gsi_of(self.routes).items():
+            if own := self.sources[pin] & (1 << PIT | 1 << RESAMPLERS):
+                lines[f"gsi{gsi}"] = own
+        return lines
+
     def wake_timers(self) -> None:
         """See ApicTimer.dormant."""
         for lapic in self.apics.lapics:
@@ -275,9 +287,15 @@ class PcBoard(Board):
     def ioapic_noticed(self) -> int:
         return self.pins.ioapic_noticed
 
-    def serve_ioapic_later(self, nanoseconds: int) -> None:
+    def serve_ioapic_later(self, pin: int, nanoseconds: int) -> None:
+        if self.observer is not None and self.ioapic is not None:
+            self.observer.kvm_ioapic_delayed_eoi_inj(self.ioapic.redirection[pin])
         if self.delayed_eoi.deadline is None:
             self.agenda.set_alarm(self.delayed_eoi, self.now() + nanoseconds)
+
+    def asserted_anew(self, pin: int, entry: int, status: int) -> None:
+        if self.observer is not None:
+            self.observer.kvm_ioapic_set_irq(entry, pin, status == 0)
 
     def entry_changed(self, old: int, new: int) -> None:
         """KVM: ioapic.c ioapic_write_indirect."""

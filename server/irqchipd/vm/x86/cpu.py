@@ -92,7 +92,7 @@ class Cpu(Vcpu):
 
     def send_ipi(self, icr: int, message: Message) -> None:
         if self.apics.observer is not None:
-            self.apics.observer.kvm_apic_ipi(icr, message.destination)
+            self.apics.observer.kvm_apic_ipi(icr, message.destination, self.id)
         self.apics.deliver(message, sender=self.index)
 
     def local_interrupt(self, message: Message) -> None:
@@ -103,7 +103,7 @@ class Cpu(Vcpu):
         apics = self.apics
         if apics.observer is not None:
             apics.observer.kvm_eoi(self.id, vector)
-        if not self.handled >> vector & 1:
+        if vector < 0 or not self.handled >> vector & 1:
             return
         if vector == self.stale:
             self.scanned = -1

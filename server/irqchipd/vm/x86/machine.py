@@ -16,12 +16,13 @@ from irqchipd.chips.ioapic import Ioapic, IoapicState
 from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.clock import Clock, Deadlines, RealClock, VirtualClock
+from irqchipd.vm.clock import Clock, Deadlines, RealClock
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import MAX_VCPUS, Description
 from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route, check_routes
-from irqchipd.vm.snapshot import CLOCK_VIRTUAL, IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, X86, VmState
+from irqchipd.vm.saving import clock_of
+from irqchipd.vm.snapshot import IRQCHIP_FULL, IRQCHIP_NONE, IRQCHIP_SPLIT, X86, VmState
 from irqchipd.vm.x86 import saving
 from irqchipd.vm.x86.board import APIC_PAGE, PcBoard
 from irqchipd.vm.x86.capabilities import CAPABILITIES, Cap
@@ -227,9 +228,7 @@ class X86Vm(X86Vcpus):
         """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
         saving.check_state(state, max_vcpus)
         deadlines = deadlines if deadlines is not None else Deadlines()
-        clock: Clock = RealClock(deadlines, state.now_ns)
-        if state.clock == CLOCK_VIRTUAL:
-            clock = VirtualClock(state.now_ns)
+        clock = clock_of(state, deadlines)
         vm = cls(name, max_vcpus, clock, state.tsc_khz, access_ns, deadlines)
         with vm._turn:
             saving.restore_board(vm._pc, state)

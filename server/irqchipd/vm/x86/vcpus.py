@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features, Msr
+from irqchipd.chips.lapic import ADDRESS_BITS, FAULT, LEAST_ADDRESS_BITS, Features, Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.errors import VmError, invalid
@@ -38,7 +38,11 @@ class X86Vcpus(Capabilities):
             _check_msr(msr)
             if not host:
                 self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).read_msr(msr)
+            result = self._lapic(vcpu, errno.ENXIO).read_msr(msr)
+            if not host and result is not None and self._pc.observer is not None:
+                fault = result == FAULT
+                self._pc.observer.kvm_msr(False, msr, 0 if fault else result, fault, vcpu)
+            return result
 
     def msr_write(self, vcpu: int, msr: int, value: int, *, host: bool = False) -> int | None:
         """A vCPU's WRMSR: 0, FAULT, or None for a register that is not the local APIC's."""
@@ -49,6 +53,8 @@ class X86Vcpus(Capabilities):
             if not host:
                 self._enter(vcpu)
             result = self._lapic(vcpu, errno.ENXIO).write_msr(msr, value, host=host)
+            if not host and result is not None and self._pc.observer is not None:
+                self._pc.observer.kvm_msr(True, msr, value, result == FAULT, vcpu)
             if msr != _X2APIC_EOI:
                 self._cpu(vcpu).publish()
             return result
@@ -57,7 +63,10 @@ class X86Vcpus(Capabilities):
         """A vCPU's MOV from CR8."""
         with self._turn:
             self._enter(vcpu)
-            return self._lapic(vcpu, errno.ENXIO).cr8
+            value = self._lapic(vcpu, errno.ENXIO).cr8
+            if self._pc.observer is not None:
+                self._pc.observer.kvm_cr(False, 8, value, vcpu)
+            return value
 
     def cr8_write(self, vcpu: int, value: int) -> None:
         """A vCPU's MOV to CR8: EINVAL for more than four bits, which would be a fault."""
@@ -65,7 +74,10 @@ class X86Vcpus(Capabilities):
             if not 0 <= value <= 0xF:
                 raise invalid(f"CR8 is {value:#x}; it has 4 bits: use 0 to 15")
             cpu = self._enter(vcpu)
-            self._lapic(vcpu, errno.ENXIO).write_cr8(value)
+            lapic = self._lapic(vcpu, errno.ENXIO)
+            if self._pc.observer is not None:
+                self._pc.observer.kvm_cr(True, 8, value, vcpu)
+            lapic.write_cr8(value)
             cpu.publish()
 
     # A copy of the local APIC's registers.
@@ -138,7 +150,7 @@ class X86Vcpus(Capabilities):
                     raise invalid(f"{name} is {value}; 0 to 255 are allowed")
             self._cpu(vcpu).set_events(events)
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM: x86.c kvm_arch_vcpu_ioctl_get_mpstate."""
         with self._turn:
             cpu = self._cpu(vcpu)

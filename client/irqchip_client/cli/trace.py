@@ -1,0 +1,36 @@
+"""trace: what happens in a VM, as the kernel's ftrace prints it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import click
+
+import irqchip_client
+
+from ._common import command, pass_vm
+from .ftrace import TRACEPOINTS, Ftrace, full_name
+from .watch import concerning, warn_of_missing
+
+
+@command(epilog=f"Tracepoints: {', '.join(TRACEPOINTS)}.", example="kvm_set_irq kvm_eoi")
+@pass_vm
+@click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
+@concerning
+def trace(vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...]) -> None:
+    """Print what happens in a VM in the kernel's ftrace format, until Ctrl-C.
+
+    The output is that of /sys/kernel/tracing/trace on a KVM host: `diff` compares the two, without the columns of task,
+    CPU and time. The task and the CPU are the vCPU's; what no vCPU does is the daemon's, on CPU 0.
+
+    --gsi selects events of the GSI, and of the chips' pins and MSIs to which the GSI leads at the time. --vcpu selects
+    what the vCPU does, and what its interrupt controller is sent. With both, an event that matches either is printed.
+    """
+    info = vm.info()
+    warn_of_missing(info, vcpus)
+    ftrace = Ftrace(info.architecture)
+    with suppress(KeyboardInterrupt), vm.watch(map(full_name, tracepoints), gsis=gsis, vcpus=vcpus) as events:
+        click.echo(ftrace.header(max(len(info.vcpus), 1)))
+        for event in events:
+            if not isinstance(event, irqchip_client.ProbesChanged):
+                click.echo(ftrace.line(event))
