@@ -69,13 +69,12 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, expression: str, timeout: float = 10.0) -> Any:
-        """Wait until an expression is true, and return its value."""
+    def wait(self, expression: str, timeout: float = 10.0) -> None:
+        """Wait until an expression is true."""
         deadline = time.monotonic() + timeout
-        while not (value := self.evaluate(expression)):
+        while not self.evaluate(f"!!({expression})"):
             assert time.monotonic() < deadline, (expression, self.console, self.evaluate("document.body.innerText"))
             time.sleep(0.02)
-        return value
 
     def size(self, width: int, height: int) -> None:
         """Make the window this large."""

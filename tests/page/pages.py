@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,11 @@ class Page:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        lines = (daemon._directory / "stdout").read_text().splitlines()
-        self.host, port = next(line for line in lines if line.startswith(_URL))[len(_URL) : -1].rsplit(":", 1)
+        deadline = time.monotonic() + 10
+        while _URL not in (said := (daemon._directory / "stdout").read_text()) or not said.endswith("\n"):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+        self.host, port = said.partition(_URL)[2].splitlines()[0].removesuffix("/").rsplit(":", 1)
         self.port = int(port)
         self.url = f"http://{self.host}:{port}/"
 
@@ -65,7 +69,8 @@ def parse(data: bytes) -> tuple[int, dict[str, str], bytes]:
     """An answer's status, headers and body."""
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
-    return int(first.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(first.split()[1]), headers, body
 
 
 def messages(connection: socket.socket) -> Iterator[Any]:

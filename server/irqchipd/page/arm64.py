@@ -41,11 +41,11 @@ def parts(state: VmState) -> Iterator[Part]:
 
 
 def line_name(line: int) -> str:
-    """What a line is: an SPI, or a vCPU's PPI or input."""
+    """A line's name, as irqchipctl has it; of an SPI the INTID, too."""
     if line < VCPU_LINES:
-        return f"SPI {line}"
-    vcpu, number_there = owner_of(line)
-    return f"vCPU {vcpu} " + (f"PPI {number_there}" if number_there >= SGIS else _VCPU_INPUTS[number_there & 1])
+        return f"spi:{line - PRIVATE} (INTID {line})"
+    vcpu, there = owner_of(line)
+    return f"ppi:{vcpu}:{there}" if there >= SGIS else f"{_VCPU_INPUTS[there & 1].lower()}:{vcpu}"
 
 
 def _lines(state: VmState, arm: Arm64State, spis: int) -> Any:

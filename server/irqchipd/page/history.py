@@ -6,7 +6,6 @@ thread falls behind, nothing more is kept, and the VM goes on.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections import deque
@@ -20,8 +19,6 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.snapshot import VmState
 
 log = logging.getLogger(__name__)
-
-FIELDS: Final = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
 EVENTS: Final = 2048  # that are kept
 STATES: Final = 512  # that are kept, of a VM that is not too large for that
@@ -71,7 +68,7 @@ class History(Observer):
         self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
         if self._nanoseconds_left > 0 and not self._asked:
             self._asked = True
-            self._vm.agenda.defer(self._keep_state)
+            self._vm.at_the_end(self._keep_state)
 
     def _keep_state(self) -> None:
         """Keep the state that an operation, or a step of it, has left."""

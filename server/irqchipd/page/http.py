@@ -21,7 +21,7 @@ HEAD_BYTES: Final = 8192
 HEAD_SECONDS: Final = 5.0  # that a client may take to send a request's head
 WRITE_SECONDS: Final = 10.0  # that a client may take to receive one piece of an answer
 WRITE_BUFFER: Final = 1 << 16
-CONNECTIONS: Final = 64
+ANSWERS: Final = 64  # at a time
 UNREAD_HEADS: Final = 16  # connections without a whole request: one more ends the oldest
 
 _HEADERS: Final = {
@@ -91,13 +91,12 @@ class HttpServer:
     def __init__(self, handle: Callable[[Request, Answer], Awaitable[None]], names: Collection[str] = ()) -> None:
         self._handle = handle
         self._names = {"localhost", *(name.lower() for name in names)}
-        self._open = 0
+        self._answering = 0
         self._unread: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection."""
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._open += 1
         try:
             await self._serve(reader, writer)
         except (TimeoutError, OSError, asyncio.CancelledError):
@@ -106,20 +105,24 @@ class HttpServer:
             log.exception("a request failed")
             writer.transport.abort()
         finally:
-            self._open -= 1
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer = Answer(writer, False)
+        counted = False
         try:
-            if self._open > CONNECTIONS:
-                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{CONNECTIONS} connections are open, the most")
             method, target, headers = await self._read_head(reader)
             answer = Answer(writer, method == "HEAD")
+            if self._answering >= ANSWERS:
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{ANSWERS} answers are on their way, the most")
+            counted = True
+            self._answering += 1
             await self._handle(self._checked(method, target, headers), answer)
         except RefusedError as error:
             if not answer.begun:
                 await answer.whole(f"{error}\n".encode(), "text/plain; charset=utf-8", error.status)
+        finally:
+            self._answering -= counted
         await _end(reader, writer)
 
     async def _read_head(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from irqchipd.page.history import EVENTS, FIELDS, Event, History
+from irqchipd.observe.observer import FIELDS
+from irqchipd.page.history import EVENTS, Event, History
 from irqchipd.page.part import number
 from irqchipd.page.parts import Encoder, changed
 from irqchipd.vm.errors import VmError

@@ -62,7 +62,7 @@ function cpu(vcpu, gic) {
 function routing(parts) {
   const high = new Set(parts.lines.lines.filter((line) => line.sources.length).map((line) => line.line));
   const paths = parts.spis.map((spi) => ({
-    gsi: `SPI ${spi.intid}`, pin: "distributor", vector: `INTID ${spi.intid}`, vcpus: spi.vcpu === null ? [] : [`vCPU ${spi.vcpu}`],
+    gsi: `spi:${spi.intid - 32}`, pin: "distributor", vector: `INTID ${spi.intid}`, vcpus: spi.vcpu === null ? [] : [`vCPU ${spi.vcpu}`],
     on: high.has(spi.intid), shut: !spi.enabled,
   }));
   return drawRoutes(paths, paths.length, ["Line", "Chip", "Interrupt", "vCPU"]);

@@ -35,9 +35,8 @@ export function signalsOf(events, fields, marks) {
     const vector = () => `vCPU ${of.vcpu} ${hex(of.vector)}`;
     switch (tracepoint) {
       case "kvm_set_irq": drive(`GSI ${of.gsi}`, of.source, of.level, time); break;
-      case "kvm_irq_line": drive(of.kind === 1 ? `SPI ${of.number}` : `vCPU ${of.vcpu} ${of.kind === 2 ? `PPI ${of.number}` : of.number ? "FIQ" : "IRQ"}`, 0, of.level, time); break;
-      case "vgic_update_irq_pending": drive(`INTID ${of.intid}${of.intid < 32 ? ` vCPU ${of.vcpu}` : ""}`, 0, of.level, time); break;
-      case "kvm_timer_update_irq": drive(`vCPU ${of.vcpu} PPI ${of.intid}`, "timer", of.level, time); break;
+      case "kvm_irq_line": drive(lineOf(of.kind, of.vcpu, of.number), "user", of.level, time); break;
+      case "kvm_timer_update_irq": drive(`ppi:${of.vcpu}:${of.intid}`, "timer", of.level, time); break;
       case "kvm_apic_accept_irq": if (of.delivery_mode < 2) begin(vector(), "wait", time); break;
       case "kvm_inj_virq": begin(vector(), "serve", time); break;
       case "kvm_eoi": end(vector(), "serve", time); break;
@@ -66,6 +65,12 @@ export function latenciesOf(signals) {
 
 function sum(list) {
   return list.length ? { count: list.length, mean: list.reduce((a, b) => a + b, 0) / list.length, most: Math.max(...list) } : null;
+}
+
+// A line of an arm64 VM, as irqchipctl has it; kinds are KVM_ARM_IRQ_TYPE_*.
+function lineOf(kind, vcpu, number) {
+  if (kind === 1) return `spi:${number - 32}`;
+  return kind === 2 ? `ppi:${vcpu}:${number}` : `${number ? "fiq" : "irq"}:${vcpu}`;
 }
 
 // KVM_S390_*.
