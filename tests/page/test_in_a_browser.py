@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,11 +110,12 @@ def test_nothing_sticks_out(
     chromium: Browser, served: Page, client: Client, tmp_path: Path, vm: str, width: int
 ) -> None:
     """The page scrolls up and down alone; what is wide scrolls by itself."""
-    assert client
     look(chromium, served, vm, width)
     chromium.wait("document.querySelectorAll('#panels section').length > 3")
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    chromium.screenshot(tmp_path / f"{vm}-{width}.png")
+    play(client, vm)
+    chromium.evaluate("new Promise((done) => setTimeout(done, 700))")  # all is drawn
+    chromium.screenshot(Path(os.environ.get("IRQCHIPD_SCREENSHOTS", tmp_path)) / f"{vm}-{width}.png")
 
 
 def test_a_deleted_vm_is_said_to_be_gone(chromium: Browser, served: Page, client: Client) -> None:

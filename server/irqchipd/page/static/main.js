@@ -13,7 +13,7 @@ let fields = {}; // of tracepoints
 let feed = null;
 let past = null; // while the page is paused
 let sections = new Map(); // by title: its element, panel, and the parts that it was last drawn of
-let eventsDrawn = 0;
+let eventsDrawn = -Infinity;
 let waiting = 0; // the timer that draws the events that came meanwhile
 
 wave.onmove = () => drawWave();
@@ -55,7 +55,7 @@ function eventSections() {
   fragment.append(
     h("section", { "aria-labelledby": "h-latency", class: "wide" }, h("h2", { id: "h-latency" }, "Latencies, of the events that are kept"), h("div", { id: "latency" })),
     h("section", { "aria-labelledby": "h-events", class: "wide" }, h("h2", { id: "h-events" }, "Last events"), h("div", { id: "events", class: "scroll", tabindex: 0, role: "region", "aria-label": "Events" })));
-  eventsDrawn = 0;
+  eventsDrawn = -Infinity;
   return fragment;
 }
 
