@@ -23,6 +23,8 @@ class MovingPlayer(Arm64Player):
         assert isinstance(restored, Arm64Vm)
         assert restored.save() == state
         self.vm = restored
+        if state.arm64 is None or state.arm64.dead:
+            return  # it takes no irqfd, and has nothing to do for one
         for slot in self.slots.values():
             if slot.irqfd is not None:
                 resample = slot.resample if slot.irqfd.resampler is not None else None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
+from irqchipd.chips.gic import its as chip
 from irqchipd.edge.snapshot import snapshot_from, snapshot_to
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.arm64.numbers import Address, Control, DeviceType, Group
 from irqchipd.vm.arm64.states import ItsState
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.snapshot import VmState
+from tests.builds import needs_sources
 from tests.vm.arm64.machine import GICD, GICR, Arm, refused
 
 BASE = 0x0808_0000
@@ -195,6 +197,10 @@ class TestSnapshots:
         assert its.register(CREADR) == 0x60
         with refused("EBUSY"):
             its.put(CREADR, 0)
+
+    @needs_sources
+    def test_it_has_every_field(self) -> None:
+        assert vars(chip.Its()).keys() == {field.name for field in fields(chip.SavedIts)}
 
     @pytest.mark.parametrize(
         "change",

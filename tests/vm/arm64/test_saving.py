@@ -39,7 +39,7 @@ def moved(vm: Arm64Vm) -> Arm64Vm:
     return Arm64Vm.restored("moved", MAX_VCPUS, snapshot_from(message))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([2, 3]), sequences, sequences)
 def test_a_restored_vm_goes_on_as_the_saved_one(gic: int, history: list[Operation], future: list[Operation]) -> None:
     machine = Machine(gic)
