@@ -116,6 +116,12 @@ def _listen(where: str = "") -> str:
 )
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
+    "--metrics",
+    metavar="ADDRESS",
+    help="Serve metrics for Prometheus: tcp://HOST:PORT, or unix:///PATH. [default: none are kept]",
+)
+@_limit("--metrics-vms", 0, "The most VMs that have metrics of their own, with their names as labels.", least=0)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -138,6 +144,8 @@ def main(
     max_rings: int,
     poll: int,
     access_timeout: int,
+    metrics: str | None,
+    metrics_vms: int,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -164,8 +172,9 @@ def main(
         log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
+        metrics_at = None if metrics is None else parse_address(metrics, allow_insecure)
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
+            runner.run(serve(limits, addresses, click.echo, metrics_at, metrics_vms))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     sys.stdout.flush()
