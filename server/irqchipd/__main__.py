@@ -91,7 +91,8 @@ def _listen(where: str = "") -> str:
 @click.option(
     "--http",
     metavar="ADDRESS",
-    help="Serve a live page, read-only, at http://HOST:PORT. Only this machine can reach it, as --allow-insecure says.",
+    help="Serve a live, read-only page for browsers at http://HOST:PORT. Addresses that other machines can reach need"
+    " --allow-insecure.",
 )
 @_limit("--max-vms", DEFAULTS.vms, "The most VMs.")
 @_limit("--max-vcpus", DEFAULTS.vcpus, "The most vCPUs of a VM.")
@@ -122,6 +123,12 @@ def _listen(where: str = "") -> str:
 @_limit("--max-viewers", DEFAULTS.viewers, "The most viewers of the page.")
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
 @click.option(
+    "--metrics",
+    metavar="ADDRESS",
+    help="Serve metrics for Prometheus: tcp://HOST:PORT, or unix:///PATH. [default: none are kept]",
+)
+@_limit("--metrics-vms", 0, "The most VMs that have metrics of their own, with their names as labels.", least=0)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -146,6 +153,8 @@ def main(
     max_viewers: int,
     poll: int,
     access_timeout: int,
+    metrics: str | None,
+    metrics_vms: int,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -173,17 +182,10 @@ def main(
         log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
+        metrics_at = None if metrics is None else parse_address(metrics, allow_insecure)
         page_at = None if http is None else parse_http(http, allow_insecure)
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(
-                serve(
-                    limits,
-                    addresses,
-                    lambda address: click.echo(f"listening on {address}"),
-                    page_at,
-                    lambda url: click.echo(f"the page is at {url}"),
-                )
-            )
+            runner.run(serve(limits, addresses, click.echo, metrics_at, metrics_vms, page_at))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     sys.stdout.flush()

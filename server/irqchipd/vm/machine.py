@@ -16,6 +16,7 @@ from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board, Probes
+from irqchipd.vm.counting import Counting, InterruptCounts, InterruptInfo, copy_of
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.events import VmReset
@@ -86,6 +87,7 @@ class Vm(Accesses):
     def __init__(self, agenda: Agenda, board: Board, max_vcpus: int) -> None:
         super().__init__(agenda, board)
         self._max_vcpus = max_vcpus
+        self._counting = Counting(agenda, board, self.detach)
         self._observers: dict[Observer, Callable[[], None] | None] = {}
 
     # What an architecture says.
@@ -195,6 +197,7 @@ class Vm(Accesses):
                     cpu.end_halt(cpu.halt, gone)
                 cpu.forget_copy()
             self._board.regions.end(gone)
+            self._counting.end()
             self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
         for on_deleted in holders:
@@ -303,6 +306,36 @@ class Vm(Accesses):
             last = source.serial
         return infos, None
 
+    @property
+    def region_count(self) -> int:
+        """How many regions there are."""
+        return self._board.regions.count
+
+    def interrupts(self) -> InterruptCounts:
+        """Count interrupts from the first call on, until there was none for a while; and what was counted."""
+        with self._turn:
+            counted, began = self._counting.ask()
+            if began:
+                self._attach(counted, None)
+            clients = {number: source.client for number, source in self._sources.items()}
+            return InterruptCounts(
+                self.agenda.deadlines.now() - counted.since,
+                list(self._cpus),
+                [
+                    InterruptInfo(
+                        int(line.kind),
+                        line.gsi,
+                        line.number,
+                        line.level,
+                        [clients[number] for number in line.sources if clients.get(number)],
+                        dict(line.counts),
+                        copy_of(line.accept),
+                        copy_of(line.eoi),
+                    )
+                    for line in counted.lines.values()
+                ],
+            )
+
     # For observers, which call the first three in a turn.
 
     @property
@@ -337,8 +370,11 @@ class Vm(Accesses):
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Report everything to an observer from now on; on_deleted is as in open_source."""
         with self._turn:
-            self._observers[observer] = on_deleted
-            self._board.observe(combine(list(self._observers)))
+            self._attach(observer, on_deleted)
+
+    def _attach(self, observer: Observer, on_deleted: Callable[[], None] | None) -> None:
+        self._observers[observer] = on_deleted
+        self._board.observe(combine(list(self._observers)))
 
     def detach(self, observer: Observer) -> None:
         """Undo attach."""

@@ -448,6 +448,14 @@ class Arm64Board(Board):
         assert self.gic is not None
         return self.gic.pending(cpu)
 
+    def gsi_of_intid(self, intid: int) -> int:
+        return next((gsi for gsi, spi in self._spi_of.items() if spi + PRIVATE == intid), -1)
+
+    def is_level(self, vcpu: int, intid: int) -> bool:
+        if intid < PRIVATE:
+            return self.cpu_of[vcpu].in_gic.private[intid].level
+        return self.gic is not None and intid < self.gic.interrupts and self.gic.spis[intid - PRIVATE].level
+
     def forget_timer(self, cpu: GicCpu) -> None:
         """Start the interrupt of a vCPU's virtual timer anew."""
         interrupt = cpu.private[self.ppis[VIRTUAL]]
