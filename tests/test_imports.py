@@ -33,6 +33,7 @@ LAYERS: Mapping[str, set[str]] = {
     "irqchipd.logs": {"grpc", "irqchipd.fields"},
     "irqchipd.stopping": {"irqchipd.logs"},
     "irqchipd.edge": {*VM, *GRPC, "irqchip", "irqchipd.fair", "irqchipd.fields", "irqchipd.limits", "irqchipd.listen"},
+    "irqchipd.page": {*VM, "irqchipd.limits", "irqchipd.listen"},
     "irqchipd.metrics": {
         *VM,
         "irqchip",

@@ -21,6 +21,7 @@ from irqchipd.fields import fields
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
+from irqchipd.page.server import PageServer
 from irqchipd.stopping import stop_on_signal
 from irqchipd.timers import Timers
 
@@ -190,14 +191,17 @@ async def serve(
     started: Callable[[str], None],
     metrics: Address | None = None,
     metrics_vms: int = 0,
+    page_at: tuple[TcpAddress, str] | None = None,
 ) -> None:
     """Run a daemon until a signal stops the process; call started with a line for each address that it listens on.
 
-    metrics is where to serve them, and metrics_vms how many VMs have some of their own.
+    metrics is where to serve them, and metrics_vms how many VMs have some of their own; page_at is where to serve the
+    page, and the host's name.
     """
     holdings = Holdings(limits)
     exposition = None if metrics is None else _measure(holdings, metrics, metrics_vms)
     daemon = Daemon(holdings, exposition)
+    page = None if page_at is None else PageServer(holdings.registry, limits, *page_at)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # the collector need not visit what stays for good
     stop = asyncio.Event()
@@ -209,12 +213,18 @@ async def serve(
             log.info("listening", extra=fields(address=address))
         if exposition is not None:
             started(f"metrics at {exposition.url}")
+        if page is not None:
+            page.start()
+            started(f"the page is at {page.url}")
+            log.info("serving the page", extra=fields(address=page.url))
         lateness = asyncio.create_task(_report_lateness(daemon.holdings.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")
     finally:
         try:
+            if page is not None:
+                page.stop()
             await daemon.stop()
         except Exception:  # the process ends all the same
             log.exception("stopping was not all in order")

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Final
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.trace_filter import FIELDS, Filter
-from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.edge.trace_filter import Filter
+from irqchipd.observe.observer import FIELDS, TRACEPOINTS, Observer
 from irqchipd.vm.board import Probes
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ class Observer:
 
 METHODS = tuple(name for name, method in vars(Observer).items() if callable(method) and not name.startswith("_"))
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith(("kvm_", "vgic_")))
+# The fields of each, in the kernel's order.
+FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
 
 class _Several(Observer):

@@ -224,15 +224,19 @@ class Vm(Accesses):
     def save(self) -> VmState:
         """The whole state, of which Registry.restore makes a VM."""
         with self._turn:
-            board, clock = self._board, self.agenda.clock
-            board.wake_timers()
-            return self._save(
-                clock=CLOCK_VIRTUAL if clock.virtual else CLOCK_REAL,
-                now_ns=clock.now(),
-                routing=tuple(board.routes),
-                sources=tuple(saving.save_source(source) for source in self._sources.values()),
-                asserted_gsis=tuple(numbers_of(self._shared_source.asserted)),
-            )
+            return self.saved()
+
+    def saved(self) -> VmState:
+        """As save, for who is in a turn already: an observer."""
+        board, clock = self._board, self.agenda.clock
+        board.wake_timers()
+        return self._save(
+            clock=CLOCK_VIRTUAL if clock.virtual else CLOCK_REAL,
+            now_ns=clock.now(),
+            routing=tuple(board.routes),
+            sources=tuple(saving.save_source(source) for source in self._sources.values()),
+            asserted_gsis=tuple(numbers_of(self._shared_source.asserted)),
+        )
 
     def _resume_sources(self, state: VmState) -> None:
         """Make the line sources of a snapshot, which has been checked."""
