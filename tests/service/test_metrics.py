@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -164,6 +165,17 @@ def test_timers_are_measured_where_they_ring() -> None:
         assert of(samples, "timer_lateness_seconds_count") >= 1
         assert of(samples, "halt_seconds_count") == 1
         assert 0 < of(samples, "halt_seconds_sum") < 10
+
+
+def test_the_dashboard_and_the_alerts_use_metrics_that_there_are() -> None:
+    examples = Path(__file__).parents[2] / "examples/metrics"
+    with daemon("--metrics-vms", "1") as running, running.connect() as client:
+        pc(client, "vm")
+        there = {f"irqchipd_{name}" for name, _ in scrape(running)}
+    for file in ("alerts.yml", "grafana/irqchipd.json"):
+        used = set(re.findall(r"\birqchipd_\w+", (examples / file).read_text()))
+        assert used
+        assert used <= there
 
 
 def test_without_the_flag_nothing_is_served_or_hooked() -> None:
