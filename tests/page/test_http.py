@@ -152,6 +152,20 @@ def test_history_has_the_state_after_each_event(served: Page, client: Client) ->
     assert state_after("kvm_eoi") == ([], [])
 
 
+def test_counts_and_times(served: Page, client: Client) -> None:
+    vm = x86_vm(client)
+    assert served.json("/api/vms/pc/interrupts") == {"vcpus": [0, 1], "interrupts": []}
+    for _ in range(5):
+        vm.line(SERIAL).pulse()
+        vm.vcpu(0).acknowledge()
+        eoi(vm, 0)
+    (serial,) = served.json("/api/vms/pc/interrupts")["interrupts"]
+    assert (serial["kind"], serial["gsi"], serial["number"]) == ("IOAPIC", SERIAL, VECTORS[SERIAL])
+    assert serial["counts"] == [5, 0]
+    assert serial["accept"]["count"] == serial["eoi"]["count"] == 5
+    assert 0 < serial["eoi"]["mean"] <= serial["eoi"]["most"]
+
+
 def test_nothing_is_observed_while_nobody_looks(served: Page, client: Client) -> None:
     """Who comes later finds no event of before: there was no observer."""
     vm = x86_vm(client)

@@ -80,6 +80,18 @@ def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client:
     assert chromium.console == []
 
 
+def test_counts_are_made_while_they_are_open(chromium: Browser, served: Page, client: Client) -> None:
+    look(chromium, served, "pc")
+    chromium.evaluate("document.querySelector('#counts summary').click()")
+    chromium.wait("document.getElementById('counts').innerText.includes('Counting has begun')")
+    vm = client.vm("pc")
+    vm.line(SERIAL).pulse()
+    vm.vcpu(0).acknowledge()
+    eoi(vm, 0)
+    chromium.wait(f"document.getElementById('counts').innerText.includes('{VECTORS[SERIAL]:#x}')", timeout=5)
+    assert chromium.console == []
+
+
 def test_cursors_by_the_keyboard(chromium: Browser, served: Page, client: Client) -> None:
     assert client
     look(chromium, served, "pc")

@@ -14,6 +14,7 @@ from typing import Final
 
 from irqchipd.limits import Limits
 from irqchipd.listen import ListenError, TcpAddress
+from irqchipd.page.counts import counts
 from irqchipd.page.http import HEAD_BYTES, Answer, HttpServer, RefusedError, Request
 from irqchipd.page.watched import FIELDS_TEXT, Viewer, Watched, whole_history
 from irqchipd.vm.architectures import ARCHITECTURES
@@ -88,6 +89,8 @@ class PageServer:
                 vm = self._vm(name)
                 async with _Look(self, vm) as watched:
                     await answer.whole(watched.everything().encode(), _JSON)
+            case ("api", "vms", name, "interrupts"):
+                await self._counts(self._vm(name), answer)
             case ("api", "vms", name, "history"):
                 await self._history(self._vm(name), answer)
             case ("api", "vms", name, "live"):
@@ -113,6 +116,13 @@ class PageServer:
             return self._registry.get(name)
         except VmError as error:
             raise RefusedError(HTTPStatus.NOT_FOUND, error.message) from None
+
+    async def _counts(self, vm: Vm, answer: Answer) -> None:
+        try:
+            found = counts(vm)
+        except VmError as error:
+            raise RefusedError(HTTPStatus.NOT_FOUND, error.message) from None
+        await answer.whole(found, _JSON)
 
     async def _history(self, vm: Vm, answer: Answer) -> None:
         if self._histories >= HISTORIES:

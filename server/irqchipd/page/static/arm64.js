@@ -15,7 +15,7 @@ function interrupts(list, label) {
   if (!list.length) return h("p", { class: "off" }, "None is enabled, and nothing is pending.");
   const rows = list.map((one) => row([
     String(one.intid),
-    one.enabled ? "enabled" : h("span", { class: "masked" }, "disabled"),
+    one.enabled ? "yes" : h("span", { class: "masked" }, "no"),
     mark(one.line, "high", "high"),
     [mark(one.pending, "pending", "wait"), mark(one.active, "active", "serve")],
     one.level ? "level" : "edge",
@@ -25,7 +25,7 @@ function interrupts(list, label) {
     one.owner || (one.sources ? `from ${hex(one.sources)}` : one.route),
   ], { "data-intid": one.intid }));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
-    table(["INTID", "", "Line", "State", "Trigger", "Priority", "Group", "For", "Route"], rows));
+    table(["INTID", "Enabled", "Line", "State", "Trigger", "Priority", "Group", "For", "Route"], rows));
 }
 
 function distributor(gic, spis) {

@@ -25,7 +25,7 @@ function lines(parts) {
   ], { "data-line": line.line }));
   return [
     rows.length && h("p", { class: "help" }, `${high} of ${rows.length} lines shown are high.`),
-    rows.length && h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Lines" }, table(["Line", "Level", "Sources that drive it high"], rows)),
+    rows.length && h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of lines" }, table(["Line", "Level", "Sources that drive it high"], rows)),
     rows.length ? null : h("p", { class: "off" }, "No line is high, and none has a route."),
     parts.lines.sources.length ? h("p", { class: "help" }, "Sessions: ", parts.lines.sources.map(({ source, client }) => `${source} ${client}`).join(", ")) : null,
   ];

@@ -22,6 +22,15 @@ export function eventPanel(events, fields, current, choose) {
   return table(["Event", "ms", "Tracepoint", "Fields"], rows);
 }
 
+export function countPanel({ vcpus, interrupts }) {
+  if (!interrupts.length) return h("p", { class: "off" }, "Counting has begun; no interrupt has come since.");
+  const times = (one) => (one ? `${duration(one.mean)}, 99 % below ${duration(one.most)}` : "");
+  return table(["GSI", "Interrupt", "Of", "Clients", ...vcpus.map((vcpu) => `vCPU ${vcpu}`), "Accept", "EOI"], interrupts.map((one) => row([
+    one.gsi < 0 ? "" : String(one.gsi), hex(one.number), `${one.kind} ${one.level ? "level" : "edge"}`, one.clients.join(", "),
+    ...one.counts.map(String), times(one.accept), times(one.eoi),
+  ])));
+}
+
 export function latencyPanel(latencies) {
   if (!latencies.length) return h("p", { class: "off" }, "No interrupt was taken and ended among the events that are kept.");
   const times = (one) => (one ? `${duration(one.mean)}, at most ${duration(one.most)} (${one.count})` : "");

@@ -2,7 +2,7 @@
 
 import { panelsOf } from "./chips.js";
 import { h } from "./dom.js";
-import { eventPanel, latencyPanel } from "./events.js";
+import { countPanel, eventPanel, latencyPanel } from "./events.js";
 import { Feed, Past } from "./feed.js";
 import { latenciesOf, signalsOf } from "./signals.js";
 import { Wave } from "./wave.js";
@@ -53,10 +53,30 @@ function section(panel) {
 function eventSections() {
   const fragment = document.createDocumentFragment();
   fragment.append(
-    h("section", { "aria-labelledby": "h-latency", class: "wide" }, h("h2", { id: "h-latency" }, "Latencies, of the events that are kept"), h("div", { id: "latency" })),
+    h("section", { "aria-labelledby": "h-latency", class: "wide" }, h("h2", { id: "h-latency" }, "Latencies, of the events that are kept"), h("div", { id: "latency" }), countDetails()),
     h("section", { "aria-labelledby": "h-events", class: "wide" }, h("h2", { id: "h-events" }, "Last events"), h("div", { id: "events", class: "scroll", tabindex: 0, role: "region", "aria-label": "Events" })));
   eventsDrawn = -Infinity;
   return fragment;
+}
+
+// Counting costs the VM something, and so it is done while this is open.
+function countDetails() {
+  const body = h("div", { class: "tall", tabindex: 0, role: "region", "aria-label": "Counts" }, "The daemon begins to count.");
+  const details = h("details", { id: "counts" }, h("summary", {}, "All since this was opened, as irqchipctl interrupts counts"), body);
+  const look = async () => {
+    if (!details.open || !details.isConnected) return;
+    if (!past) {
+      try {
+        const answer = await fetch(`api/vms/${encodeURIComponent(feed.vm)}/interrupts`);
+        body.replaceChildren(answer.ok ? countPanel(await answer.json()) : await answer.text());
+      } catch {
+        body.replaceChildren("no connection; trying again");
+      }
+    }
+    setTimeout(look, 1000);
+  };
+  details.addEventListener("toggle", look);
+  return details;
 }
 
 let drawn = { events: null, length: 0, last: 0, signals: new Map(), gaps: [] };
