@@ -18,8 +18,8 @@ WORKDIR /app
 COPY LICENSE ./
 COPY examples examples
 # New volumes take their owner from these folders.
-RUN mkdir -p /run/irqchip /run/serial /run/keyboard /run/disk \
-    && chown 10001:10001 /run/irqchip /run/serial /run/keyboard /run/disk
+RUN mkdir -p /run/irqchip /run/serial /run/keyboard /run/disk /run/metrics \
+    && chown 10001:10001 /run/irqchip /run/serial /run/keyboard /run/disk /run/metrics
 USER 10001:10001
 ENV PATH=/opt/irqchipd/bin:$PATH PYTHONUNBUFFERED=1 IRQCHIP_TARGET=unix:///run/irqchip/irqchipd.sock
 CMD ["irqchipd", "--listen", "unix:///run/irqchip/irqchipd.sock"]

@@ -21,6 +21,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # reference to an object of a compiled class.
 COMPILED = (
     "client/irqchip_client/_call.py",
+    "client/irqchip_client/_embedded/transport.py",
     "client/irqchip_client/_session.py",
     "client/irqchip_client/_sync/packets.py",
     "client/irqchip_client/_sync/port.py",
@@ -54,6 +55,7 @@ COMPILED = (
     "server/irqchipd/edge/messages.py",
     "server/irqchipd/edge/operations.py",
     "server/irqchipd/edge/port.py",
+    "server/irqchipd/edge/process.py",
     "server/irqchipd/edge/records.py",
     "server/irqchipd/edge/ring.py",
     "server/irqchipd/edge/session.py",

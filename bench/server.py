@@ -11,6 +11,7 @@ from irqchipd.edge import session
 from irqchipd.edge.batch import Batch, BeginHalt, execute
 from irqchipd.edge.operations import SessionCaller
 from irqchipd.holdings import Holdings
+from irqchipd.metrics.exposition import Exposition
 from irqchipd.vm.pending import Slices
 
 NOOP_CALL = "/bench.Noop/Call"
@@ -22,8 +23,8 @@ async def _noop(request: pb.IrqLineRequest, context: object) -> pb.IrqLineRespon
 
 
 class _Daemon(daemon.Daemon):
-    def __init__(self, holdings: Holdings, *, leaves: bool = True) -> None:
-        super().__init__(holdings, leaves=leaves)
+    def __init__(self, holdings: Holdings, exposition: Exposition | None = None, *, leaves: bool = True) -> None:
+        super().__init__(holdings, exposition, leaves=leaves)
         _, service, method = NOOP_CALL.split("/")
         handler = grpc.unary_unary_rpc_method_handler(
             _noop, pb.IrqLineRequest.FromString, pb.IrqLineResponse.SerializeToString

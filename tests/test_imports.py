@@ -27,12 +27,22 @@ LAYERS: Mapping[str, set[str]] = {
     "irqchipd.fields": set(),
     "irqchipd.fair": set(),
     "irqchipd.vm": {*VM, "irqchipd.fields"},
-    "irqchipd.timers": {"irqchipd.fair", "irqchipd.vm"},
+    "irqchipd.timers": {"irqchipd.fair", "irqchipd.observe", "irqchipd.vm"},
     "irqchipd.limits": {"irqchip", "irqchipd.vm"},
     "irqchipd.listen": {"irqchip"},
     "irqchipd.logs": {"grpc", "irqchipd.fields"},
     "irqchipd.stopping": {"irqchipd.logs"},
     "irqchipd.edge": {*VM, *GRPC, "irqchip", "irqchipd.fair", "irqchipd.fields", "irqchipd.limits", "irqchipd.listen"},
+    "irqchipd.page": {*VM, "irqchipd.limits", "irqchipd.listen"},
+    "irqchipd.metrics": {
+        *VM,
+        "irqchip",
+        "irqchipd.edge",
+        "irqchipd.limits",
+        "irqchipd.listen",
+        "irqchipd.timers",
+        "prometheus_client",
+    },
     "irqchipd": {*GRPC, "click", "irqchip"},  # the daemon and its start, which import all of the server
     # The client. The modules outside the packages below are the SDK.
     "irqchip_client": {*SDK, "irqchip_client._embedded"},

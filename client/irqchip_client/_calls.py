@@ -13,7 +13,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from ._call import Call, check_name
 from ._checked import checked
 from ._errors import InvalidArgument
-from ._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, Space, VmSnapshot
+from ._model import USUAL_GIC, Architecture, DeviceType, GicHost, InterruptCounts, ResetReason, Space, VmSnapshot
 from .ops import region_request
 
 KVM_CAP_SPLIT_IRQCHIP = 121  # <linux/kvm.h>
@@ -68,6 +68,10 @@ def get_vm(page_token: str = "") -> Call[pb.GetVmResponse]:
 def reset_vm(reason: ResetReason) -> Call[None]:
     request = pb.ResetVmRequest(reason=pb.ResetReason.ValueType(ResetReason(reason)))
     return Call("reset_vm", request, _nothing)
+
+
+def get_interrupts() -> Call[InterruptCounts]:
+    return Call("get_interrupts", pb.GetInterruptsRequest(), InterruptCounts.from_proto)
 
 
 def save_vm() -> Call[VmSnapshot]:

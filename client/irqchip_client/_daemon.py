@@ -35,6 +35,11 @@ class Daemon:
         return self.process.pid
 
     @property
+    def stdout(self) -> str:
+        """The text that the daemon has written to stdout so far."""
+        return (self._directory / "stdout").read_text(errors="replace")
+
+    @property
     def stderr(self) -> str:
         """The text that the daemon has written to stderr so far."""
         return (self._directory / "stderr").read_text(errors="replace")

@@ -489,3 +489,85 @@ def route_from_proto(message: pb.RoutingEntry) -> Route:
     from ._state import Chip
 
     return PinRoute(message.gsi, Chip(message.irqchip.chip_id), message.irqchip.pin, message.flags)
+
+
+class InterruptKind(IntEnum):
+    """What brought an interrupt to a vCPU."""
+
+    OTHER = pb.INTERRUPT_KIND_OTHER
+    PIC = pb.INTERRUPT_KIND_PIC
+    IOAPIC = pb.INTERRUPT_KIND_IOAPIC
+    MSI = pb.INTERRUPT_KIND_MSI
+    IPI = pb.INTERRUPT_KIND_IPI
+    LOCAL = pb.INTERRUPT_KIND_LOCAL
+    GIC = pb.INTERRUPT_KIND_GIC
+    S390 = pb.INTERRUPT_KIND_S390
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A histogram of times. Bucket n counts times of at most 2**n ns that were longer than half of that."""
+
+    buckets: list[int]
+    sum_ns: int
+
+    @property
+    def count(self) -> int:
+        """How many times there are."""
+        return sum(self.buckets)
+
+    def quantile(self, share: float) -> int | None:
+        """Nanoseconds that at least this share of the times did not exceed, or None without times."""
+        wanted, seen = share * self.count, 0
+        for number, count in enumerate(self.buckets):
+            seen += count
+            if count and seen >= wanted:
+                return 1 << number
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptCount:
+    """How often an interrupt came, per vCPU, and how long it took.
+
+    `number` is the vector, the INTID, or the type of an s390 interrupt. `accept` has the times from the rise of the
+    line, or from the message, to the vCPU's acknowledgement, and `eoi` those from there to the end of interrupt.
+    """
+
+    kind: InterruptKind
+    gsi: int | None
+    number: int
+    level: bool
+    clients: list[str]
+    counts: dict[int, int]
+    accept: Latency
+    eoi: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptCounts:
+    """What was counted in `counted_ns` nanoseconds."""
+
+    counted_ns: int
+    vcpus: list[int]
+    interrupts: list[InterruptCount]
+
+    @classmethod
+    def from_proto(cls, response: pb.GetInterruptsResponse) -> Self:
+        return cls(
+            response.counted_ns,
+            list(response.vcpus),
+            [
+                InterruptCount(
+                    InterruptKind(one.kind) if one.kind in set(map(int, InterruptKind)) else InterruptKind.OTHER,
+                    one.gsi if one.HasField("gsi") else None,
+                    one.number,
+                    one.level,
+                    list(one.clients),
+                    dict(one.counts),
+                    Latency(list(one.accept.buckets), one.accept.sum_ns),
+                    Latency(list(one.eoi.buckets), one.eoi.sum_ns),
+                )
+                for one in response.interrupts
+            ],
+        )

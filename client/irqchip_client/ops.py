@@ -73,6 +73,13 @@ def _nothing(_response: Message) -> None:
 
 
 @lru_cache(1024)
+def _access_of(flags: int, _status: int, value: int) -> Access:
+    """A read's result, which is kept: most reads of a register give what an earlier one gave."""
+    # As Access(), in a third of the time.
+    return tuple.__new__(Access, (flags != 0, value, flags > CLAIMED))
+
+
+@lru_cache(1024)
 def _interrupt_of(vector: int, source: int) -> Interrupt:
     """An interrupt, which is made once: a vCPU takes the same ones over and over."""
     return Interrupt(vector, InterruptSource(source))
@@ -90,7 +97,7 @@ _NOTHING = Decoder(_nothing, lambda _flags, _status, _value: None)
 _STATUS = Decoder[int](lambda response: response.status, lambda _flags, status, _value: status)
 _ACCESS = Decoder[Access](
     lambda response: Access(response.claimed, response.data, response.unanswered),
-    lambda flags, _status, value: Access(flags != 0, value, flags > CLAIMED),
+    _access_of,
 )
 _CLAIM = Decoder[Claim](
     lambda response: Claim(response.claimed * CLAIMED | response.unanswered * UNANSWERED),

@@ -15,7 +15,7 @@ from irqchip.builds import is_compiled
 from irqchipd.daemon import serve
 from irqchipd.edge.loop import Loop
 from irqchipd.limits import Limits, allow_descriptors
-from irqchipd.listen import ListenError, default_address, parse_address
+from irqchipd.listen import ListenError, default_address, parse_address, parse_http
 from irqchipd.logs import FORMATS, log_to_stderr
 from irqchipd.stopping import block_signals, leave
 
@@ -88,6 +88,12 @@ def _listen(where: str = "") -> str:
     is_flag=True,
     help="Allow tcp:// on addresses that other machines can reach. The daemon neither encrypts nor authenticates.",
 )
+@click.option(
+    "--http",
+    metavar="ADDRESS",
+    help="Serve a live, read-only page for browsers at http://HOST:PORT. Addresses that other machines can reach need"
+    " --allow-insecure.",
+)
 @_limit("--max-vms", DEFAULTS.vms, "The most VMs.")
 @_limit("--max-vcpus", DEFAULTS.vcpus, "The most vCPUs of a VM.")
 @_limit("--max-sessions", DEFAULTS.sessions, "The most Sessions and Watches, of all VMs together.")
@@ -114,7 +120,14 @@ def _listen(where: str = "") -> str:
     "The most Sessions of a port with rings in shared memory. 0 turns rings off.",
     least=0,
 )
+@_limit("--max-viewers", DEFAULTS.viewers, "The most viewers of the page.")
 @_limit("--access-timeout", DEFAULTS.access_ms, "Milliseconds that a region's owner may take to answer an access.")
+@click.option(
+    "--metrics",
+    metavar="ADDRESS",
+    help="Serve metrics for Prometheus: tcp://HOST:PORT, or unix:///PATH. [default: none are kept]",
+)
+@_limit("--metrics-vms", 0, "The most VMs that have metrics of their own, with their names as labels.", least=0)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -128,6 +141,7 @@ def _listen(where: str = "") -> str:
 def main(
     listen: tuple[str, ...],
     allow_insecure: bool,
+    http: str | None,
     max_vms: int,
     max_vcpus: int,
     max_sessions: int,
@@ -136,8 +150,11 @@ def main(
     max_events: int,
     max_irqfds: int,
     max_rings: int,
+    max_viewers: int,
     poll: int,
     access_timeout: int,
+    metrics: str | None,
+    metrics_vms: int,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -159,13 +176,16 @@ def main(
         poll,
         access_timeout,
         max_rings,
+        max_viewers,
     ).within_descriptors()
     if limits.irqfds < max_irqfds:
         log.warning("at most %d eventfds: the process may have too few descriptors for more", limits.irqfds)
     try:
         addresses = [parse_address(text, allow_insecure) for text in listen] or [default_address()]
+        metrics_at = None if metrics is None else parse_address(metrics, allow_insecure)
+        page_at = None if http is None else parse_http(http, allow_insecure)
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(serve(limits, addresses, lambda address: click.echo(f"listening on {address}")))
+            runner.run(serve(limits, addresses, click.echo, metrics_at, metrics_vms, page_at))
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     sys.stdout.flush()

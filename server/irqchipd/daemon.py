@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -20,8 +21,12 @@ from irqchipd.fields import fields
 from irqchipd.holdings import Holdings
 from irqchipd.limits import Limits
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress, refuse_descriptors
+from irqchipd.page.server import PageServer
 from irqchipd.stopping import stop_on_signal
 from irqchipd.timers import Timers
+
+if TYPE_CHECKING:
+    from irqchipd.metrics.exposition import Exposition
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ SWITCH_INTERVAL = 0.0005
 class Daemon:
     """Serves until stopped. Everything but the VMs and their timers belongs to one event loop."""
 
-    def __init__(self, holdings: Holdings, *, leaves: bool = True) -> None:
+    def __init__(self, holdings: Holdings, exposition: Exposition | None = None, *, leaves: bool = True) -> None:
         self._leaves = leaves  # the process ends after stop()
         self.holdings = holdings
         self._service = GrpcService(holdings.registry, holdings.limits, holdings.quota)
@@ -77,6 +82,7 @@ class Daemon:
         reflection.enable_server_reflection(names, self._server)
         self._sockets: list[SocketPath] = []
         self._ports: list[Port] = []
+        self._exposition = exposition
         # Whether gRPC's threads may wait as long as a client likes, to close descriptors that the client has sent.
         self._grpc_may_wait = False
 
@@ -123,6 +129,8 @@ class Daemon:
             socket.remove()
         for port in self._ports:
             port.remove_socket()
+        if self._exposition is not None:
+            self._exposition.remove_socket()
 
     async def stop(self) -> None:
         """Remove the sockets, end all streams with a status, and let calls under way finish.
@@ -164,9 +172,36 @@ async def _report_lateness(timers: Timers) -> None:
             )
 
 
-async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[[Address], None]) -> None:
-    """Run a daemon until a signal stops the process; call started with each address that it listens on."""
-    daemon = Daemon(Holdings(limits))
+def _measure(holdings: Holdings, address: Address, labelled: int) -> Exposition:
+    """Measure, and serve metrics, for the rest of the process; ListenError where that is impossible.
+
+    To be called before anything serves, which would miss the hooks.
+    """
+    # Loaded where they are wanted.
+    from irqchipd.metrics.exposition import Exposition
+    from irqchipd.metrics.meter import Meter
+
+    meter = Meter(holdings.registry, holdings.timers, holdings.quota, holdings.limits, labelled)
+    return Exposition(meter, address)
+
+
+async def serve(
+    limits: Limits,
+    addresses: Sequence[Address],
+    started: Callable[[str], None],
+    metrics: Address | None = None,
+    metrics_vms: int = 0,
+    page_at: tuple[TcpAddress, str] | None = None,
+) -> None:
+    """Run a daemon until a signal stops the process; call started with a line for each address that it listens on.
+
+    metrics is where to serve them, and metrics_vms how many VMs have some of their own; page_at is where to serve the
+    page, and the host's name.
+    """
+    holdings = Holdings(limits)
+    exposition = None if metrics is None else _measure(holdings, metrics, metrics_vms)
+    daemon = Daemon(holdings, exposition)
+    page = None if page_at is None else PageServer(holdings.registry, limits, *page_at)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # the collector need not visit what stays for good
     stop = asyncio.Event()
@@ -174,14 +209,22 @@ async def serve(limits: Limits, addresses: Sequence[Address], started: Callable[
     stop_on_signal(lambda: loop.call_soon_threadsafe(stop.set), daemon.remove_sockets)
     try:
         for address in await daemon.start(addresses):
-            started(address)
+            started(f"listening on {address}")
             log.info("listening", extra=fields(address=address))
+        if exposition is not None:
+            started(f"metrics at {exposition.url}")
+        if page is not None:
+            page.start()
+            started(f"the page is at {page.url}")
+            log.info("serving the page", extra=fields(address=page.url))
         lateness = asyncio.create_task(_report_lateness(daemon.holdings.timers))
         await stop.wait()
         lateness.cancel()
         log.info("stopping")
     finally:
         try:
+            if page is not None:
+                page.stop()
             await daemon.stop()
         except Exception:  # the process ends all the same
             log.exception("stopping was not all in order")

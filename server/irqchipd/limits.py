@@ -37,6 +37,7 @@ class Limits:
     poll_us: int = POLL_NS // 1000  # that the port polls before it blocks, at the most
     access_ms: int = ACCESS_NS // 1_000_000  # that the owner of a region may take to answer an access
     rings: int = 256  # Sessions with rings, of a port; each ring has three descriptors and 20 KiB
+    viewers: int = 16  # of the page; and VMs that keep a history for viewers
 
     @property
     def operations(self) -> int:

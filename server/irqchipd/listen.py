@@ -90,10 +90,19 @@ def parse_address(text: str, allow_insecure: bool) -> Address:
     raise ListenError(f"{text!r:.200} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
 
 
-def _parse_tcp(text: str, rest: str, allow_insecure: bool) -> TcpAddress:
+def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
+    """Where to serve the page: http://HOST:PORT, or HOST:PORT; and the host as it was written."""
+    scheme, separator, rest = text.rpartition("://")
+    rest = rest.removesuffix("/")
+    if separator and scheme not in ("http", "tcp"):
+        raise ListenError(f"{text!r:.200} is no address for the page: use http://HOST:PORT")
+    return _parse_tcp(text, rest, allow_insecure, "http"), rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+
+def _parse_tcp(text: str, rest: str, allow_insecure: bool, scheme: str = "tcp") -> TcpAddress:
     host, _, port = rest.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ListenError(f"{text!r} is no address to listen on: use tcp://HOST:PORT, with a port of 0 to 65535")
+        raise ListenError(f"{text!r} is no address to listen on: use {scheme}://HOST:PORT, with a port of 0 to 65535")
     host = host.removeprefix("[").removesuffix("]")
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)

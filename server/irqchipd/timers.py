@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from irqchipd.fair import FairQueue
+from irqchipd.observe.histogram import Histogram
 from irqchipd.vm.clock import Alarm, Deadlines
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Timers(Deadlines):
         self._rests_until = 0
         # The longest time that a due alarm waited for its call, nanoseconds; a reader sets this to 0.
         self.latest = 0
+        self.lateness: Histogram | None = None  # of all alarms, where somebody wants it
         self._ringer: threading.Thread | None = None
         self._stopped = False
 
@@ -92,6 +94,8 @@ class Timers(Deadlines):
                 _, alarm = (self._timeouts if self._timeout_was_last else self._timers).take()
                 alarm.queued = False
                 self.latest = max(self.latest, now - alarm.queued_at)
+                if self.lateness is not None:
+                    self.lateness.add(now - alarm.due)
                 return alarm
             self._worked = 0
             self._waits_until = self.alarms.earliest()

@@ -44,6 +44,8 @@ COMMANDS = [
     ["attr-set", "vm", "gic", "0", "0"],
     ["attr-has", "vm", "gic", "0", "0"],
     ["watch", "vm"],
+    ["interrupts", "vm"],
+    ["top", "vm"],
     ["trace", "vm"],
     ["record", "vm", "--perfetto", "/dev/null"],
 ]

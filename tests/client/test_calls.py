@@ -47,6 +47,7 @@ from irqchip_client._calls import (
     create_vm,
     delete_vm,
     enable_cap,
+    get_interrupts,
     get_vm,
     irqfd,
     list_vms,
@@ -130,7 +131,7 @@ ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion",
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
-    *[create_device(DeviceType.ARM_VGIC_V3), set_device_addr(0, 0x0800_0000)],
+    *[create_device(DeviceType.ARM_VGIC_V3), set_device_addr(0, 0x0800_0000), get_interrupts()],
 ]
 
 

@@ -38,8 +38,9 @@ from irqchip_client import (
     embedded,
     ops,
 )
-from irqchip_client._embedded.daemon import FUNCTIONS
+from irqchip_client._embedded.blocking import EmbeddedTransport
 from irqchip_client.devices import Rtc, run_device
+from irqchipd.edge.operations import SessionCaller
 from irqchipd.embedded import LocalSession
 from tests.client.guest import IRQ_BASE, init_pics
 from tests.client.test_halt import MSI, TAKEN, wait_until_halted
@@ -278,21 +279,24 @@ def test_the_end_of_the_session_gives_a_halt_up(client: Client) -> None:
     assert vm.vcpu(0).halt(timeout=10) == TAKEN
 
 
-def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client) -> None:
     vm = machine(client)
     session = vm.session()
-    find = FUNCTIONS.get
+    transport = session._transport
+    assert isinstance(transport, EmbeddedTransport)
+    open_caller = transport._local.direct
+    patch = pytest.MonkeyPatch()
 
-    class Closing(dict[str, object]):
-        """Closes the Session when it is looked at, which call() does after it has seen that the Session is open."""
+    def close(_: LocalSession) -> SessionCaller | None:
+        """Closes the Session when call() has seen that the Session is open."""
+        patch.undo()
+        session.close()
+        return open_caller
 
-        def get(self, operation: str, default: object = None) -> object:
-            session.close()
-            return find(operation, default)
-
-    monkeypatch.setattr("irqchip_client._embedded.blocking.FUNCTIONS", Closing(FUNCTIONS))
+    patch.setattr(LocalSession, "direct", property(close), raising=False)
     with pytest.raises(SessionClosed, match="this client closed it"):
         session.vcpu(0).halt()
+    assert transport._local.direct is None
     with pytest.raises(SessionClosed, match="this client closed it"):
         session.line(4).raise_()
 

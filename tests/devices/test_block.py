@@ -203,7 +203,7 @@ def test_the_bytes_of_a_register_can_be_written_one_by_one(disk: Disk) -> None:
     assert disk.read(BASE + 2, 2) == 0x1234
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     writes=st.lists(
         st.tuples(st.integers(0, SECTORS - 1), st.binary(min_size=SECTOR, max_size=SECTOR), st.sampled_from(SIZES)),
@@ -227,7 +227,7 @@ def test_written_data_is_read_back(tmp_path: Path, writes: list[tuple[int, bytes
     disk.block.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     accesses=st.lists(
         st.tuples(

@@ -386,7 +386,7 @@ def test_what_is_typed_waits_while_the_keyboard_is_off(pc: Pc) -> None:
 # Properties.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     steps=st.lists(
         st.one_of(

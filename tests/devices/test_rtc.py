@@ -308,7 +308,7 @@ def test_a_word_writes_index_and_data(clock: Clock) -> None:
 # Properties.
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     when=st.datetimes(datetime(1900, 1, 1), datetime(2999, 12, 31), timezones=st.just(UTC)),
     control=st.sampled_from((0, BINARY, H24, BINARY | H24)),
@@ -334,7 +334,7 @@ def test_any_date_is_set_read_and_counted_on(when: datetime, control: int, later
     assert clock.date() == encoded(when + timedelta(seconds=later))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     steps=st.lists(
         st.one_of(

@@ -463,7 +463,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=STEPS, paced=st.booleans(), wide=st.sampled_from((1, 2, 4)))
 def test_the_line_is_iirs_cause_gated_by_out2(steps: list[Step], paced: bool, wide: int) -> None:
     port = Port(paced=paced)
@@ -486,7 +486,7 @@ def test_the_line_is_iirs_cause_gated_by_out2(steps: list[Step], paced: bool, wi
         assert level == bool(not port.get(IIR) & NONE and out2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     data=st.binary(max_size=300), reads=st.lists(st.integers(1, 20), max_size=300), fcr=st.sampled_from((0, 1, 0xC1))
 )

@@ -23,7 +23,7 @@ from tests.fuzz.messages import Messages
 from tests.fuzz.mutation import mutate
 from tests.fuzz.packets import packet
 
-quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=150, derandomize=True, database=None)
 seeds = st.integers(0, 2**32)
 
 

@@ -22,6 +22,7 @@ from irqchip_client import Client, RegionAccess, Space, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd.edge.ring import Rings
 from tests.builds import needs_sources
+from tests.client.test_halt import wait_until_halted
 from tests.service.inprocess import Served, eventually, served
 from tests.service.ring_peer import (
     CLIENT_WAITS,
@@ -383,6 +384,19 @@ def test_a_full_eventfd_stops_nobody(peer: RingPeer) -> None:
     for serial in range(100):
         peer.put(serial, MASK)
         assert peer.take_results()[0] == serial
+
+
+def test_a_client_that_unmaps_the_memory_hurts_itself_alone(peer: RingPeer, irqchip_server: Daemon, vm: Vm) -> None:
+    with vm.session() as other:
+        peer.put(1, (HALT, 0, 0, 0, 0))
+        wait_until_halted(vm)
+        peer.memory.close()
+        other.signal_msi(LAPIC, 0x51)  # ends the halt, whose answer nobody can read
+        with closing(RingPeer(irqchip_server, vm=vm.name)) as another:
+            another.put(7, MASK)
+            assert another.take_results()[0] == 7
+        peer.send(batch=pb.Batch(serial=3))  # there is no way any more to say where its place is
+        eventually_true(lambda: len(vm.info().sessions) == 1)
 
 
 def test_holes_in_the_memory_are_zeros(peer: RingPeer) -> None:

@@ -123,7 +123,7 @@ def try_to_restore(state: VmState) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, (1 << 32) - 1))
 def test_a_changed_message_is_refused_or_makes_a_vm(seed: int) -> None:
     random = Random(seed)

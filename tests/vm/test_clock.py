@@ -75,7 +75,7 @@ def test_a_moved_alarm_is_due_at_its_last_time_alone_and_a_cancelled_one_never()
 moves = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 12))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(moves | st.integers(0, 12), max_size=80))
 def test_alarms_behave_like_a_table_of_their_times(script: list[tuple[int, int | None] | int]) -> None:
     alarms, all_of_them = Alarms(), [silent(rank) for rank in range(5)]

@@ -34,7 +34,7 @@ from tests.vm.operations import (
 )
 from tests.vm.pc import EOI, LEVEL, PRIMARY, REMOTE_IRR, SECONDARY, Pc
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=200)
 sequences = st.lists(operations, max_size=30)
 
 
@@ -106,7 +106,7 @@ def test_every_structure_is_a_state_and_unpacks_to_itself(pic: bytes, io: bytes,
 # After restoring any state, operations may be refused but never fail.
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(raw_restores, min_size=1, max_size=5), st.lists(operations | raw_restores, max_size=30))
 def test_no_restored_state_makes_a_later_operation_fail(states: list[Operation], future: list[Operation]) -> None:
     machine = Machine()

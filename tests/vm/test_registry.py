@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from irqchipd.vm.architectures import ARCHITECTURES
+from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
-from irqchipd.vm.x86.machine import X86Vm
+from irqchipd.vm.snapshot import X86
 from tests.vm.pc import refused
 
 
@@ -97,15 +99,15 @@ def test_a_deleted_vm_refuses_calls_of_its_holders() -> None:
 def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A VM whose creation takes its time in another thread, until the event is set."""
     begun, go_on = threading.Event(), threading.Event()
-    real = X86Vm.__init__
+    real = ARCHITECTURES[X86]
 
-    def slow(vm: X86Vm, name_: str, *arguments: Any) -> None:
+    def slow(name_: str, *arguments: Any) -> Vm:
         if name_ == name:
             begun.set()
             assert go_on.wait(5)
-        real(vm, name_, *arguments)
+        return real.make(name_, *arguments)
 
-    monkeypatch.setattr(X86Vm, "__init__", slow)
+    monkeypatch.setitem(ARCHITECTURES, X86, replace(real, make=slow))
     with ThreadPoolExecutor(1) as pool:
         made = pool.submit(registry.create, name)
         try:

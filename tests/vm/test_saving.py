@@ -117,7 +117,7 @@ AFTER: list[Operation] = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(everything, max_size=40), st.data())
 def test_a_vm_moved_at_any_time_behaves_like_one_that_stayed(history: list[Operation], data: st.DataObject) -> None:
     stays, moves = Machine(pit=True), Machine(pit=True)
@@ -134,7 +134,7 @@ def test_a_vm_moved_at_any_time_behaves_like_one_that_stayed(history: list[Opera
     assert moves.state() == stays.state()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(everything, max_size=40))
 def test_a_saved_state_round_trips_through_its_message(history: list[Operation]) -> None:
     machine = Machine(pit=True)
@@ -686,7 +686,7 @@ def altered(draw: st.DrawFn) -> VmState:
     return state
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(altered(), st.lists(everything, max_size=20))
 def test_a_state_altered_in_several_places_is_refused_or_makes_a_working_vm(
     state: VmState, future: list[Operation]
@@ -732,7 +732,7 @@ def late(draw: st.DrawFn) -> VmState:
     return replace(state, now_ns=state.now_ns + lateness)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(late())
 def test_a_vm_can_be_moved_however_late_it_is(state: VmState) -> None:
     vm = restored(state)

@@ -121,7 +121,7 @@ operations = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(operations, max_size=25), st.sampled_from((1, 2, 4)))
 def test_after_any_operations_the_answer_is_the_daemons(script: list[tuple[Any, ...]], size: int) -> None:
     vm, observer = new_vm(VCPUS), Observer()

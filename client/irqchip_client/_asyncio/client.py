@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from irqchip_client import _calls, arm64
 from irqchip_client._call import Call, check_flag, check_name, seconds
 from irqchip_client._errors import InvalidArgument, IrqchipError, NotFound, Unavailable
-from irqchip_client._model import USUAL_GIC, Architecture, DeviceType, GicHost, ResetReason, VmInfo, VmSnapshot
+from irqchip_client._model import (
+    USUAL_GIC,
+    Architecture,
+    DeviceType,
+    GicHost,
+    InterruptCounts,
+    ResetReason,
+    VmInfo,
+    VmSnapshot,
+)
 from irqchip_client._pages import Steps, every_vm, whole_vm
 from irqchip_client._target import Target, embedded_target, resolve_target
 
@@ -181,6 +190,13 @@ class Vm(Machine):
     async def info(self) -> VmInfo:
         """Returns the VM's irqchip, its vCPUs, its Sessions, and the lines that the Sessions hold."""
         return await self._client._follow(whole_vm(self.name))
+
+    async def interrupts(self) -> InterruptCounts:
+        """Returns how often each vCPU took each interrupt, and how long that took.
+
+        The daemon counts from the first call on, until there was no call for 60 s.
+        """
+        return await self._connection.unary(_calls.get_interrupts(), self.name)
 
     async def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP. x86: creates both PICs, the IOAPIC and the default routing. arm64: creates a GICv2.

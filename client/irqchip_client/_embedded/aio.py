@@ -27,8 +27,8 @@ from irqchipd.vm.pending import Slices
 from irqchipd.vm.regions import Access
 from irqchipd.vm.vcpu_state import Outcome
 
-from . import blocking
 from .daemon import FUNCTIONS, Lifetime, collect_later, error_of, wake_of
+from .transport import finish
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class EmbeddedConnection:
         if fields is None:
             work = lifetime.embedded.unary(call.operation, call.method, call.request_for(vm))
             if call.method in LONG_CALLS:
-                return call.parse(await asyncio.to_thread(blocking.finish, work, None))
+                return call.parse(await asyncio.to_thread(finish, work, None))
             return call.parse(await _finish(work))
         on = lifetime.caller(call, vm)
         await _finish(caught_up(on.vm))

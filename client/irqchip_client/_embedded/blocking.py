@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from _thread import allocate_lock
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._call import Call, time_allowed
-from irqchip_client._errors import IrqchipError, client_closed, timed_out
-from irqchip_client._session import Posted, Promise, SessionCore
-from irqchip_client._sync.packets import Channel, PacketTransport
+from irqchip_client._errors import IrqchipError, client_closed
+from irqchip_client._session import SessionCore
+from irqchip_client._sync.packets import Channel
 from irqchip_client._sync.streams import Watch
 from irqchip_client._target import Target
 from irqchipd.edge.batch import caught_up
-from irqchipd.edge.operations import Caller, access_result
 from irqchipd.embedded import LocalSession, LocalWatch
-from irqchipd.vm.cpu import Halt
 from irqchipd.vm.errors import VmError
-from irqchipd.vm.pending import Pending, Slices
-from irqchipd.vm.vcpu_state import Outcome
 
-from .daemon import FUNCTIONS, Lifetime, collect_later, error_of, forked, notice_fork, wake_of
+from .daemon import FUNCTIONS, Lifetime, collect_later, error_of, forked, notice_fork
+from .transport import DirectTransport, Halts, execute, finish
 
 T = TypeVar("T")
 
@@ -88,163 +84,18 @@ class EmbeddedConnection:
         self._lifetime.embedded.stop()
 
 
-def execute(
-    on: Caller, function: Callable[..., Any], fields: tuple[int, int, int, int], timeout: float | None
-) -> tuple[int, int, int]:
-    """Executes an operation on plain values, to its end."""
-    try:
-        result = function(on, *fields)
-        if type(result) is not tuple:  # An Access.
-            wait_for(result, timeout)
-            result = access_result(result)
-    except Exception as error:
-        raise _translated(error) from None
-    if on.vm.agenda.backlog is not None:
-        finish(caught_up(on.vm), timeout)
-    return cast("tuple[int, int, int]", result)
-
-
-def finish(work: Slices[T], timeout: float | None) -> T:
-    """Does some work of the daemon's, slice after slice."""
-    try:
-        while True:
-            if (pending := next(work)) is not None:
-                wait_for(pending, timeout)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    except Exception as error:
-        raise _translated(error) from None
-
-
-def wait_for(pending: Pending, timeout: float | None) -> None:
-    """Waits for something to end. TimedOut."""
-    ended = allocate_lock()
-    ended.acquire()
-    pending.when_done(ended.release)
-    if not ended.acquire(True, -1 if timeout is None else timeout):
-        raise timed_out("an answer", timeout)
-
-
-def _translated(error: Exception) -> IrqchipError:
-    return error if isinstance(error, IrqchipError) else error_of(error)
-
-
-class Halts:
-    """Halts that threads wait for, outside of batches."""
-
-    def __init__(self) -> None:
-        self._waiting: set[_Waiting] = set()
-        self._error: IrqchipError | None = None  # of halts that begin after end()
-
-    def run(self, on: Caller, call: Call[T], timeout: float | None) -> T:
-        """Halts a vCPU, and waits."""
-        assert call.fields is not None
-        interrupts_masked, vcpu, _, timeout_ns = call.fields
-        waiting = _Waiting()
-        self._waiting.add(waiting)
-        halt: Halt | None = None
-        try:
-            if self._error is not None:  # Looked at now, so that end() either is seen here or sees this halt.
-                raise self._error
-            try:
-                halt = on.vm.halt(vcpu, waiting.end, interrupts_masked != 0, timeout_ns)
-            except Exception as error:
-                raise error_of(error) from None
-            outcome = waiting.wait(timeout)
-        except BaseException:  # Also Ctrl-C.
-            if halt is not None:
-                on.vm.abandon(halt)
-            raise
-        finally:
-            self._waiting.discard(waiting)
-        return wake_of(call, outcome)
-
-    def end(self, error: IrqchipError) -> None:
-        """Ends all halts with an error, and those that begin later."""
-        self._error = error
-        for waiting in list(self._waiting):
-            waiting.end(error)
-
-
-class _Waiting:
-    """A thread that waits for what ends a halt: without polling, and without any lock of others."""
-
-    def __init__(self) -> None:
-        self._first = allocate_lock()
-        self._ended = allocate_lock()
-        self._ended.acquire()
-        self._outcome: Outcome | IrqchipError = None
-
-    def end(self, outcome: Outcome | IrqchipError) -> None:
-        """The first outcome counts; from any thread."""
-        if self._first.acquire(False):
-            self._outcome = outcome
-            self._ended.release()
-
-    def wait(self, timeout: float | None) -> Outcome:
-        if not self._ended.acquire(True, -1 if timeout is None else timeout):
-            raise timed_out("an answer", timeout)
-        if isinstance(self._outcome, IrqchipError):
-            raise self._outcome
-        return self._outcome
-
-
-class EmbeddedTransport(PacketTransport):
-    """A Session of the daemon in this process.
-
-    Single operations on plain values go straight to the daemon's functions. Batches, halts at their ends and events are
-    the port's packets, without a socket.
-    """
+class EmbeddedTransport(DirectTransport):
+    """A DirectTransport with weak references to it. An object of a compiled class has none; this is not compiled."""
 
     def __init__(self, lifetime: Lifetime, core: SessionCore) -> None:
         channel = _Channel(lifetime)
-        super().__init__("embedded", channel, core, lifetime.peer)
-        self._local = channel.local
+        super().__init__(channel, channel.local, core, lifetime.peer)
         self._lifetime = lifetime
-        self._halts = Halts()
         notice_fork(self)
 
-    def call(self, call: Call[T]) -> T:
-        on, fields = self._local.direct, call.fields
-        if on is None or fields is None or on.vm.agenda.backlog is not None:
-            return super().call(call)
-        function = FUNCTIONS.get(call.operation)
-        if function is None:
-            return self._halts.run(on, call, time_allowed((call,), self.peer.timeout))
-        try:
-            result = function(on, *fields)
-        except Exception as error:
-            if self._local.direct is None:  # The Session has ended meanwhile, and why is the better answer.
-                return super().call(call)
-            raise error_of(error) from None
-        if type(result) is tuple and on.vm.agenda.backlog is None:
-            return call.parse_record(*result)
-        return call.parse_record(*execute(on, lambda *_: result, fields, self.peer.timeout))
-
-    def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
-        serial = super().submit(calls, promise, return_errors)
-        if isinstance(promise, Posted) and self._local.direct is None:
-            self.expect_answers()  # Nobody waits, and the batch waits for something: a thread has to go on with it.
-        return serial
-
-    def close(self) -> None:
-        self.core.close()
-        self._halts.end(self.core.closed_error())
-        super().close()
-
-    def _end(self, failure: IrqchipError | None) -> None:
-        super()._end(failure)
-        self._halts.end(self.core.closed_error())
-
     def forked(self) -> None:
-        self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
-        self._channel = _Channel(self._lifetime)
-        self._local = self._channel.local
-        self._halts = Halts()
-        with self.changed:
-            self._end(forked())
+        channel = _Channel(self._lifetime)
+        self.abandon(channel, channel.local, forked())
 
 
 class _Channel(Channel):

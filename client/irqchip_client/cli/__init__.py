@@ -19,6 +19,8 @@ _COMMANDS = {
     "regs": "regs",
     **dict.fromkeys(("attr-get", "attr-set", "attr-has"), "attributes"),
     "watch": "watch",
+    "interrupts": "interrupts",
+    "top": "top",
     "trace": "trace",
     "record": "record",
     "replay": "replay",

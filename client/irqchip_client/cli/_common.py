@@ -33,6 +33,7 @@ __all__ = [
     "size_option",
     "vcpu_option",
     "vms_there_are",
+    "with_others",
 ]
 
 P = ParamSpec("P")
@@ -137,7 +138,7 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
             if "has no vCPU" in error.message:
                 more = f"{error.message}; `irqchipctl create --vcpus N` makes a VM with N"
                 raise irqchip_client.NotFound(error.errno, more) from None
-            raise _with_others(client, vm_name, error) from None
+            raise with_others(client, vm_name, error) from None
         except irqchip_client.IrqchipError as error:
             raise _with_command(error) from None
 
@@ -164,7 +165,7 @@ def _with_command(error: irqchip_client.IrqchipError) -> irqchip_client.IrqchipE
     return type(error)(error.errno, f"{error.message}: {instead}")
 
 
-def _with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
+def with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
     """Adds the VMs that there are to the error about an unknown VM."""
     if not error.message.startswith("there is no VM"):
         return error

@@ -344,6 +344,11 @@ class IrqchipServiceStub:
                 request_serializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.SerializeToString,
                 response_deserializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.FromString,
                 _registered_method=True)
+        self.GetInterrupts = channel.unary_unary(
+                '/irqchip.v1.IrqchipService/GetInterrupts',
+                request_serializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.SerializeToString,
+                response_deserializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.FromString,
+                _registered_method=True)
         self.Session = channel.stream_stream(
                 '/irqchip.v1.IrqchipService/Session',
                 request_serializer=irqchip_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
@@ -576,6 +581,7 @@ class IrqchipServiceServicer:
 
     def SignalMsi(self, request, context):
         """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -858,6 +864,15 @@ class IrqchipServiceServicer:
 
     def ResetVcpu(self, request, context):
         """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInterrupts(self, request, context):
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+        there was no call for 60 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1187,6 +1202,11 @@ def add_IrqchipServiceServicer_to_server(servicer, server):
                     servicer.ResetVcpu,
                     request_deserializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.FromString,
                     response_serializer=irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.SerializeToString,
+            ),
+            'GetInterrupts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInterrupts,
+                    request_deserializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.FromString,
+                    response_serializer=irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.SerializeToString,
             ),
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
@@ -2820,6 +2840,33 @@ class IrqchipService:
             '/irqchip.v1.IrqchipService/ResetVcpu',
             irqchip_dot_v1_dot_s390__pb2.ResetVcpuRequest.SerializeToString,
             irqchip_dot_v1_dot_s390__pb2.ResetVcpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInterrupts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/irqchip.v1.IrqchipService/GetInterrupts',
+            irqchip_dot_v1_dot_trace__pb2.GetInterruptsRequest.SerializeToString,
+            irqchip_dot_v1_dot_trace__pb2.GetInterruptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

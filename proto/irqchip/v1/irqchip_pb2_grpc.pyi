@@ -202,6 +202,7 @@ from irqchip.v1.snapshot_pb2 import GicPlaceSnapshot as GicPlaceSnapshot
 from irqchip.v1.snapshot_pb2 import GicRegionSnapshot as GicRegionSnapshot
 from irqchip.v1.snapshot_pb2 import GicV2Snapshot as GicV2Snapshot
 from irqchip.v1.snapshot_pb2 import GicV3Snapshot as GicV3Snapshot
+from irqchip.v1.snapshot_pb2 import ItsSnapshot as ItsSnapshot
 from irqchip.v1.snapshot_pb2 import PitSnapshot as PitSnapshot
 from irqchip.v1.snapshot_pb2 import RedistributorSnapshot as RedistributorSnapshot
 from irqchip.v1.snapshot_pb2 import RestoreVmRequest as RestoreVmRequest
@@ -231,6 +232,20 @@ from irqchip.v1.state_pb2 import SetPitReinjectRequest as SetPitReinjectRequest
 from irqchip.v1.state_pb2 import SetPitReinjectResponse as SetPitReinjectResponse
 from irqchip.v1.state_pb2 import SetPitRequest as SetPitRequest
 from irqchip.v1.state_pb2 import SetPitResponse as SetPitResponse
+from irqchip.v1.trace_pb2 import GetInterruptsRequest as GetInterruptsRequest
+from irqchip.v1.trace_pb2 import GetInterruptsResponse as GetInterruptsResponse
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_GIC as INTERRUPT_KIND_GIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_IOAPIC as INTERRUPT_KIND_IOAPIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_IPI as INTERRUPT_KIND_IPI
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_LOCAL as INTERRUPT_KIND_LOCAL
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_MSI as INTERRUPT_KIND_MSI
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_OTHER as INTERRUPT_KIND_OTHER
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_PIC as INTERRUPT_KIND_PIC
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_S390 as INTERRUPT_KIND_S390
+from irqchip.v1.trace_pb2 import INTERRUPT_KIND_UNSPECIFIED as INTERRUPT_KIND_UNSPECIFIED
+from irqchip.v1.trace_pb2 import InterruptCount as InterruptCount
+from irqchip.v1.trace_pb2 import InterruptKind as InterruptKind
+from irqchip.v1.trace_pb2 import Latency as Latency
 from irqchip.v1.trace_pb2 import Probe as Probe
 from irqchip.v1.trace_pb2 import ProbesChanged as ProbesChanged
 from irqchip.v1.trace_pb2 import TraceEvent as TraceEvent
@@ -474,7 +489,9 @@ class IrqchipServiceStub:
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -603,6 +620,11 @@ class IrqchipServiceStub:
     """
     ResetVcpu: _grpc.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
+    GetInterrupts: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
+    """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -732,7 +754,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
     an entry (see RoutingEntry) or the VM has no irqchip.
@@ -861,6 +885,11 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     ResetVcpu: _aio.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]  # type: ignore[assignment]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
+    GetInterrupts: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]  # type: ignore[assignment]
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+    there was no call for 60 s.
+    """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
     events. A Session is one line source. When it ends, for any reason, its levels drop and its regions go. The first
@@ -1137,7 +1166,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest)."""
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
+        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+        """
 
     @_abc_1.abstractmethod
     def SetGsiRouting(
@@ -1476,6 +1507,17 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_s390_pb2.ResetVcpuResponse, _abc.Awaitable[_s390_pb2.ResetVcpuResponse]]:
         """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
+
+    @_abc_1.abstractmethod
+    def GetInterrupts(
+        self,
+        request: _trace_pb2.GetInterruptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.GetInterruptsResponse, _abc.Awaitable[_trace_pb2.GetInterruptsResponse]]:
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
+        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
+        there was no call for 60 s.
+        """
 
     @_abc_1.abstractmethod
     def Session(

@@ -632,6 +632,7 @@ class Arm64Snapshot(_message.Message):
     RESAMPLED_LINES_FIELD_NUMBER: _builtins.int
     GICV2_FIELD_NUMBER: _builtins.int
     GICV3_FIELD_NUMBER: _builtins.int
+    ITS_FIELD_NUMBER: _builtins.int
     gic_version: _builtins.int
     """The GIC that the VM's host has, as in GicProperties; 0 is either version."""
     list_registers: _builtins.int
@@ -682,6 +683,10 @@ class Arm64Snapshot(_message.Message):
     def gicv3(self) -> Global___GicV3Snapshot:
         """The GICv3, if there is one."""
 
+    @_builtins.property
+    def its(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItsSnapshot]:
+        """The interrupt translation services, in the order of their creation."""
+
     def __init__(
         self,
         *,
@@ -703,10 +708,11 @@ class Arm64Snapshot(_message.Message):
         resampled_lines: _abc.Iterable[_builtins.int] | None = ...,
         gicv2: Global___GicV2Snapshot | None = ...,
         gicv3: Global___GicV3Snapshot | None = ...,
+        its: _abc.Iterable[Global___ItsSnapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dist_address", b"dist_address", "features", b"features", "gicv2", b"gicv2", "gicv3", b"gicv3"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dead", b"dead", "devices", b"devices", "dist_address", b"dist_address", "features", b"features", "gic_version", b"gic_version", "gicv2", b"gicv2", "gicv3", b"gicv3", "initialised", b"initialised", "interrupts", b"interrupts", "list_registers", b"list_registers", "priority_bits", b"priority_bits", "ready", b"ready", "regions", b"regions", "resampled_lines", b"resampled_lines", "timer_interrupts", b"timer_interrupts", "timer_interrupts_fixed", b"timer_interrupts_fixed", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address", "_dist_address", b"_dist_address", "_features", b"_features", "cpu_address", b"cpu_address", "dead", b"dead", "devices", b"devices", "dist_address", b"dist_address", "features", b"features", "gic_version", b"gic_version", "gicv2", b"gicv2", "gicv3", b"gicv3", "initialised", b"initialised", "interrupts", b"interrupts", "its", b"its", "list_registers", b"list_registers", "priority_bits", b"priority_bits", "ready", b"ready", "regions", b"regions", "resampled_lines", b"resampled_lines", "timer_interrupts", b"timer_interrupts", "timer_interrupts_fixed", b"timer_interrupts_fixed", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_address: _TypeAlias = _typing.Literal["cpu_address"]  # noqa: Y015
     _WhichOneofArgType__cpu_address: _TypeAlias = _typing.Literal["_cpu_address", b"_cpu_address"]  # noqa: Y015
@@ -722,6 +728,54 @@ class Arm64Snapshot(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__features) -> _WhichOneofReturnType__features | None: ...
 
 Global___Arm64Snapshot: _TypeAlias = Arm64Snapshot  # noqa: Y015
+
+@_typing.final
+class ItsSnapshot(_message.Message):
+    """ItsSnapshot is an interrupt translation service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CBASER_FIELD_NUMBER: _builtins.int
+    CWRITER_FIELD_NUMBER: _builtins.int
+    CREADR_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether the guest has enabled it."""
+    cbaser: _builtins.int
+    """GITS_CBASER: where the queue of commands is."""
+    cwriter: _builtins.int
+    """GITS_CWRITER: the offset of the guest's next command."""
+    creadr: _builtins.int
+    """GITS_CREADR: the offset of the next command to do."""
+    devices: _builtins.int
+    """GITS_BASER0: the table of devices."""
+    collections: _builtins.int
+    """GITS_BASER1: the table of collections."""
+    address: _builtins.int
+    """The address."""
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        cbaser: _builtins.int = ...,
+        cwriter: _builtins.int = ...,
+        creadr: _builtins.int = ...,
+        devices: _builtins.int = ...,
+        collections: _builtins.int = ...,
+        address: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "address", b"address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "address", b"address", "cbaser", b"cbaser", "collections", b"collections", "creadr", b"creadr", "cwriter", b"cwriter", "devices", b"devices", "enabled", b"enabled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__address: _TypeAlias = _typing.Literal["address"]  # noqa: Y015
+    _WhichOneofArgType__address: _TypeAlias = _typing.Literal["_address", b"_address"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__address) -> _WhichOneofReturnType__address | None: ...
+
+Global___ItsSnapshot: _TypeAlias = ItsSnapshot  # noqa: Y015
 
 @_typing.final
 class GicRegionSnapshot(_message.Message):
@@ -961,6 +1015,7 @@ class GicV3Snapshot(_message.Message):
     HAS_ITS_FIELD_NUMBER: _builtins.int
     PROPBASER_FIELD_NUMBER: _builtins.int
     REDISTRIBUTORS_FIELD_NUMBER: _builtins.int
+    ZERO_AFFINITY_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """GICD_CTLR.EnableGrp1: whether the distributor forwards interrupts."""
     revision: _builtins.int
@@ -969,6 +1024,8 @@ class GicV3Snapshot(_message.Message):
     """Whether there is an interrupt translation service."""
     propbaser: _builtins.int
     """GICR_PROPBASER of all redistributors."""
+    zero_affinity: _builtins.int
+    """The index of the vCPU that affinity 0 means, if several were not initialised when a vCPU was first to run."""
     @_builtins.property
     def cpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicCpuSnapshot]:
         """The vCPUs' parts, in the order of their creation."""
@@ -991,12 +1048,15 @@ class GicV3Snapshot(_message.Message):
         has_its: _builtins.bool = ...,
         propbaser: _builtins.int = ...,
         redistributors: _abc.Iterable[Global___RedistributorSnapshot] | None = ...,
+        zero_affinity: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity", "zero_affinity", b"zero_affinity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "enabled", b"enabled", "has_its", b"has_its", "propbaser", b"propbaser", "redistributors", b"redistributors", "revision", b"revision", "spis", b"spis"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity", "cpus", b"cpus", "enabled", b"enabled", "has_its", b"has_its", "propbaser", b"propbaser", "redistributors", b"redistributors", "revision", b"revision", "spis", b"spis", "zero_affinity", b"zero_affinity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__zero_affinity: _TypeAlias = _typing.Literal["zero_affinity"]  # noqa: Y015
+    _WhichOneofArgType__zero_affinity: _TypeAlias = _typing.Literal["_zero_affinity", b"_zero_affinity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__zero_affinity) -> _WhichOneofReturnType__zero_affinity | None: ...
 
 Global___GicV3Snapshot: _TypeAlias = GicV3Snapshot  # noqa: Y015
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from irqchip.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,54 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _InterruptKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterruptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InterruptKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERRUPT_KIND_UNSPECIFIED: _InterruptKind.ValueType  # 0
+    """Not used."""
+    INTERRUPT_KIND_OTHER: _InterruptKind.ValueType  # 1
+    """Not known: it was on its way before the counting began, or there are too many interrupts to count each."""
+    INTERRUPT_KIND_PIC: _InterruptKind.ValueType  # 2
+    """A PIC."""
+    INTERRUPT_KIND_IOAPIC: _InterruptKind.ValueType  # 3
+    """The IOAPIC."""
+    INTERRUPT_KIND_MSI: _InterruptKind.ValueType  # 4
+    """A message-signalled interrupt."""
+    INTERRUPT_KIND_IPI: _InterruptKind.ValueType  # 5
+    """An interprocessor interrupt."""
+    INTERRUPT_KIND_LOCAL: _InterruptKind.ValueType  # 6
+    """A local APIC's own, for example its timer's."""
+    INTERRUPT_KIND_GIC: _InterruptKind.ValueType  # 7
+    """A GIC."""
+    INTERRUPT_KIND_S390: _InterruptKind.ValueType  # 8
+    """An s390 interrupt."""
+
+class InterruptKind(_InterruptKind, metaclass=_InterruptKindEnumTypeWrapper):
+    """InterruptKind is what brought an interrupt to a vCPU."""
+
+INTERRUPT_KIND_UNSPECIFIED: InterruptKind.ValueType  # 0
+"""Not used."""
+INTERRUPT_KIND_OTHER: InterruptKind.ValueType  # 1
+"""Not known: it was on its way before the counting began, or there are too many interrupts to count each."""
+INTERRUPT_KIND_PIC: InterruptKind.ValueType  # 2
+"""A PIC."""
+INTERRUPT_KIND_IOAPIC: InterruptKind.ValueType  # 3
+"""The IOAPIC."""
+INTERRUPT_KIND_MSI: InterruptKind.ValueType  # 4
+"""A message-signalled interrupt."""
+INTERRUPT_KIND_IPI: InterruptKind.ValueType  # 5
+"""An interprocessor interrupt."""
+INTERRUPT_KIND_LOCAL: InterruptKind.ValueType  # 6
+"""A local APIC's own, for example its timer's."""
+INTERRUPT_KIND_GIC: InterruptKind.ValueType  # 7
+"""A GIC."""
+INTERRUPT_KIND_S390: InterruptKind.ValueType  # 8
+"""An s390 interrupt."""
+Global___InterruptKind: _TypeAlias = InterruptKind  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
@@ -69,6 +118,170 @@ class WatchRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class GetInterruptsRequest(_message.Message):
+    """GetInterruptsRequest asks how often each interrupt came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """The VM's name."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInterruptsRequest: _TypeAlias = GetInterruptsRequest  # noqa: Y015
+
+@_typing.final
+class GetInterruptsResponse(_message.Message):
+    """GetInterruptsResponse is what was counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTED_NS_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    INTERRUPTS_FIELD_NUMBER: _builtins.int
+    counted_ns: _builtins.int
+    """For how long the daemon has counted, nanoseconds."""
+    @_builtins.property
+    def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids of the vCPUs."""
+
+    @_builtins.property
+    def interrupts(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterruptCount]:
+        """The interrupts that vCPUs have taken."""
+
+    def __init__(
+        self,
+        *,
+        counted_ns: _builtins.int = ...,
+        vcpus: _abc.Iterable[_builtins.int] | None = ...,
+        interrupts: _abc.Iterable[Global___InterruptCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted_ns", b"counted_ns", "interrupts", b"interrupts", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInterruptsResponse: _TypeAlias = GetInterruptsResponse  # noqa: Y015
+
+@_typing.final
+class InterruptCount(_message.Message):
+    """InterruptCount is how often an interrupt came, and how long it took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    GSI_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ACCEPT_FIELD_NUMBER: _builtins.int
+    EOI_FIELD_NUMBER: _builtins.int
+    kind: Global___InterruptKind.ValueType
+    """What brought the interrupt."""
+    gsi: _builtins.int
+    """The GSI, if there is one."""
+    number: _builtins.int
+    """The vector, the INTID, or the type of an s390 interrupt."""
+    level: _builtins.bool
+    """Whether the interrupt is level-triggered."""
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The clients of the Sessions that have raised the GSI."""
+
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """How often each vCPU took the interrupt."""
+
+    @_builtins.property
+    def accept(self) -> Global___Latency:
+        """The times from the rise of the line, or from the message, to the vCPU's acknowledgement."""
+
+    @_builtins.property
+    def eoi(self) -> Global___Latency:
+        """The times from the acknowledgement to the end of interrupt."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___InterruptKind.ValueType = ...,
+        gsi: _builtins.int | None = ...,
+        number: _builtins.int = ...,
+        level: _builtins.bool = ...,
+        clients: _abc.Iterable[_builtins.str] | None = ...,
+        counts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        accept: Global___Latency | None = ...,
+        eoi: Global___Latency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gsi", b"_gsi", "accept", b"accept", "eoi", b"eoi", "gsi", b"gsi"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gsi", b"_gsi", "accept", b"accept", "clients", b"clients", "counts", b"counts", "eoi", b"eoi", "gsi", b"gsi", "kind", b"kind", "level", b"level", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gsi: _TypeAlias = _typing.Literal["gsi"]  # noqa: Y015
+    _WhichOneofArgType__gsi: _TypeAlias = _typing.Literal["_gsi", b"_gsi"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gsi) -> _WhichOneofReturnType__gsi | None: ...
+
+Global___InterruptCount: _TypeAlias = InterruptCount  # noqa: Y015
+
+@_typing.final
+class Latency(_message.Message):
+    """Latency is a histogram of times."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    SUM_NS_FIELD_NUMBER: _builtins.int
+    sum_ns: _builtins.int
+    """The sum of the times, nanoseconds."""
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Bucket n counts times of at most 2^n ns that were longer than half of that. The last one counts all that are longer."""
+
+    def __init__(
+        self,
+        *,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        sum_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "sum_ns", b"sum_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latency: _TypeAlias = Latency  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):

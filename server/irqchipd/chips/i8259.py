@@ -187,6 +187,7 @@ class PicPair:
     secondary: I8259
     # INTR, the primary's output. A VM must look at it before INTA: INTA without it is a spurious interrupt.
     output: bool = False
+    was_spurious: bool = False  # what the last INTA got
 
     @classmethod
     def at_reset(cls, wires: PicWires) -> PicPair:
@@ -234,13 +235,14 @@ class PicPair:
         """
         chip, line = self.primary, self._primary_request()
         if line < 0:
-            line = SPURIOUS
+            line, self.was_spurious = SPURIOUS, True
         else:
+            self.was_spurious = False
             self._put_in_service(chip, line)
             if line == CASCADE:
                 chip, line = self.secondary, self.secondary.requested()
                 if line < 0:
-                    line = SPURIOUS
+                    line, self.was_spurious = SPURIOUS, True
                 else:
                     self._put_in_service(chip, line)
         vector = (chip.irq_base + line) & 0xFF

@@ -21,12 +21,19 @@ class SessionQuota:
         self._most = most
         self._lock = threading.Lock()
         self._used = 0
+        self.peak = 0  # the most there have been at a time
 
     def acquire(self) -> None:
         """Count another one. ENOSPC at the limit."""
         with self._lock:
             self._check()
             self._used += 1
+            self.peak = max(self.peak, self._used)
+
+    @property
+    def used(self) -> int:
+        """How many there are."""
+        return self._used
 
     def check(self) -> None:
         """Raise the error that acquire would."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import threading
 from array import array
 from collections import deque
 from contextlib import suppress
-from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -20,6 +20,7 @@ from irqchipd.edge import errors
 from irqchipd.edge.admission import Peer
 from irqchipd.edge.eventfds import PortEventfds
 from irqchipd.edge.host import Host
+from irqchipd.edge.process import CREDENTIALS, process_of, unreceived
 from irqchipd.edge.ring import Ring
 from irqchipd.edge.rpc import decoded
 from irqchipd.edge.session import Session, check_size, opening
@@ -30,9 +31,8 @@ from irqchipd.vm.pending import Pending, Slices
 SOCKET_BUFFER: Final = 4 * MESSAGE_BYTES
 PACKET: Final = MESSAGE_BYTES + 1  # more than there may be
 _DESCRIPTORS: Final = 253  # SCM_MAX_FD: that may come with a packet
-_CREDENTIALS: Final = Struct("@iII")  # struct ucred: pid, uid and gid of the process that connected
 # There is always room for them: the kernel would close what finds none, in the port's thread, and that may wait.
-_ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS.size)
+_ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(CREDENTIALS.size)
 _READ: Final = select.EPOLLIN
 
 
@@ -66,6 +66,11 @@ class Connection(Work):
         self._work: Slices[bytes | None] | None = None
         self._watched = _READ
         self._expects_packet = False  # whether a packet's place in the ring has come, and the packet has not
+        # What is readable when the process that connected has ended, since the socket had no room; and what it then had
+        # no room for, and how much it held.
+        self._process: int | None = None
+        self._stalled: bytes | None = None
+        self._held = 0
 
     @property
     def holder(self) -> object:
@@ -264,8 +269,8 @@ class Connection(Work):
         self._port.close(self)
 
     def _peer(self) -> Peer:
-        pid, uid, _ = _CREDENTIALS.unpack(
-            self._client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = CREDENTIALS.unpack(
+            self._client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         )
         return Peer("port", pid=pid, uid=uid)
 
@@ -306,11 +311,40 @@ class Connection(Work):
             ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
             if ring.wants_room:
                 events = 0  # that the client has gone is reported in any case
+        if self._unsent and self._process is None:
+            self._watch_process()
         if events != self._watched:
             self._watched = events
             self._port.watch_for(self.descriptor, events)
         if ring is not None and not ring.is_polled and (ring.listens or ring.wants_room):
             self._port.rouse(ring)
+
+    def _watch_process(self) -> None:
+        """Find out that the client has gone also where it left its socket on the way to itself.
+
+        As long as nobody receives the socket nothing closes it, and nothing is received until there is room.
+        """
+        with suppress(OSError, ValueError):  # out of descriptors, and the next one tries again; or the port has stopped
+            self._process = process_of(self._client)
+            self._port.watch(self._process, self._process_ended)
+
+    def _process_ended(self, _events: int) -> None:
+        if self._process is not None:
+            self._port.unwatch(self._process)
+            self.has_stalled()
+            self._port.suspect(self)
+
+    def has_stalled(self) -> bool:
+        """Whether the client has received nothing since the last call, and there was something both times."""
+        with self._busy:
+            stalled, held = self._stalled, self._held
+            self._stalled = self._unsent[0] if self._unsent else None
+            self._held = unreceived(self._client)
+            return stalled is not None and stalled is self._stalled and held == self._held
+
+    def give_up(self) -> None:
+        """The client has gone."""
+        self._fail(VmError(errno.ETIMEDOUT, "the process that connected has ended, and nobody receives what is sent"))
 
     def _send(self, data: bytes) -> None:
         """Send a message, or keep it. The caller holds _busy."""
@@ -380,6 +414,10 @@ class Connection(Work):
             session, self._session = self._session, None
             ring, self._ring = self._ring, None
             self._work = self._packet = None
+            process, self._process = self._process, None
+            if process is not None:
+                self._port.unwatch(process)
+                os.close(process)
             if ring is not None:
                 self._port.unwatch(ring.bell)
                 self._port.rings.close(ring)

@@ -14,6 +14,7 @@ from irqchipd.chips.lapic import Features
 from irqchipd.chips.lapic_registers import VECTORS, LapicRegisters
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.edge import s390
+from irqchipd.vm.counting import InterruptCounts
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Description, GicInfo
 from irqchipd.vm.regions import RegionInfo
@@ -359,3 +360,20 @@ def _gic_to(gic: GicInfo) -> pb.GicInfo:
         version=gic.host_version, list_registers=gic.list_registers, priority_bits=gic.priority_bits
     )
     return pb.GicInfo(version=gic.version, initialised=gic.initialised, interrupts=gic.interrupts, host=host)
+
+
+def interrupts_to(counts: InterruptCounts, response: pb.GetInterruptsResponse) -> None:
+    """The response about a VM's interrupts."""
+    response.counted_ns = counts.nanoseconds
+    response.vcpus.extend(counts.vcpus)
+    for one in counts.interrupts:
+        response.interrupts.add(
+            kind=pb.InterruptKind.ValueType(one.kind),
+            gsi=one.gsi if one.gsi >= 0 else None,
+            number=one.number,
+            level=one.level,
+            clients=one.sources,
+            counts=one.counts,
+            accept=pb.Latency(buckets=one.accept.buckets, sum_ns=one.accept.sum),
+            eoi=pb.Latency(buckets=one.eoi.buckets, sum_ns=one.eoi.sum),
+        )

@@ -49,3 +49,10 @@ DAEMON_CALLS: Final[dict[str, DaemonCall]] = {
 }
 # These take long without holding a VM's lock for long.
 LONG_CALLS: Final[dict[str, DaemonCall]] = {"ListVms": list_vms, "SaveVm": _save_vm, "RestoreVm": _restore_vm}
+
+
+def wrap_daemon_calls(wrap: Callable[[str, DaemonCall, bool], DaemonCall]) -> None:
+    """As wrap_operations, for these calls."""
+    for calls in (DAEMON_CALLS, LONG_CALLS):
+        for name, call in calls.items():
+            calls[name] = wrap("".join(f"_{c.lower()}" if c.isupper() else c for c in name)[1:], call, False)

@@ -171,6 +171,9 @@ class EventQueue:
             self.is_empty = not (self._accesses or self._merged or self._signals)
         return message
 
+    def close(self) -> None:
+        """Nothing is taken any more."""
+
     def _taken(self, unread: _Unread) -> bytes:
         event = unread.event
         if event is None:
@@ -199,6 +202,92 @@ class EventQueue:
         if number := number & number - 1:
             self._merged[subject] = event, number
         return event_message(event_to(IoapicEoi(event.vcpu, vector)))
+
+
+class QueueMeter:
+    """What all queues of Sessions hold together, the most that one has held, and how many events were dropped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.queued = 0
+        self.peak = 0
+        self.dropped = 0
+
+    def change(self, before: int, now: int) -> None:
+        """A queue holds this many events, and held that many before."""
+        with self._lock:
+            self.queued += now - before
+            self.peak = max(self.peak, now)
+
+    def drop(self) -> None:
+        """An event was dropped."""
+        with self._lock:
+            self.dropped += 1
+
+
+class MeasuredQueue(EventQueue):
+    """A queue that a meter knows."""
+
+    def __init__(
+        self,
+        limit: int,
+        wake: Callable[[], None],
+        on_dropped: Callable[[], None],
+        on_lost: Callable[[RegionsLost], None],
+        meter: QueueMeter,
+    ) -> None:
+        super().__init__(limit, wake, on_dropped, on_lost)
+        self._meter = meter
+        self._measured = 0
+
+    def _measure(self) -> None:
+        with self._lock:
+            before, self._measured = self._measured, len(self._accesses) + len(self._merged) + len(self._signals)
+            now = self._measured
+        if now != before:
+            self._meter.change(before, now)
+
+    def put(self, event: Event) -> None:
+        super().put(event)
+        self._measure()
+
+    def put_access(self, event: Event, as_record: bool = False) -> None:
+        super().put_access(event, as_record)
+        self._measure()
+
+    def take(self) -> bytes | None:
+        self._measure()  # what put has woken a Session for, before put could
+        message = super().take()
+        self._measure()
+        return message
+
+    def close(self) -> None:
+        with self._lock:
+            before, self._measured = self._measured, 0
+        self._meter.change(before, 0)
+
+
+_meters: Final[list[QueueMeter]] = []
+
+
+def measure_queues(meter: QueueMeter) -> None:
+    """Let a meter know every queue from now on, for the rest of the process."""
+    _meters[:] = [meter]
+
+
+def make_queue(
+    limit: int, wake: Callable[[], None], on_dropped: Callable[[], None], on_lost: Callable[[RegionsLost], None]
+) -> EventQueue:
+    """A queue for a Session."""
+    if not _meters:
+        return EventQueue(limit, wake, on_dropped, on_lost)
+    meter = _meters[0]
+
+    def dropped() -> None:
+        meter.drop()
+        on_dropped()
+
+    return MeasuredQueue(limit, wake, dropped, on_lost, meter)
 
 
 def _is_reset(unread: _Unread | bytes) -> bool:

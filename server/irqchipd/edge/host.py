@@ -51,6 +51,10 @@ class Host(Watcher, Generic[_T]):
         """A connection is a Session now, or never will be."""
         raise NotImplementedError
 
+    def suspect(self, connection: _T) -> None:
+        """The process that connected has ended. The client is another process that has the socket, or has gone."""
+        raise NotImplementedError
+
     def close(self, connection: _T) -> None:
         """A connection is at its end."""
         raise NotImplementedError

@@ -457,6 +457,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         _of_vm("create_vcpu", Vm.create_vcpu, ("vcpu",)),
         _of_vm("set_gsi_routing", Vm.set_routing, lambda request: (convert.routes_from(request.entries),)),
         _of_vm("get_gsi_routing", Vm.routing, (), convert.routing_to, large=True),
+        _of_vm("get_interrupts", Vm.interrupts, (), convert.interrupts_to, large=True),
         _of_kind(X86Vm, "get_irqchip", X86Vm.get_irqchip, ("chip_id",), convert.irqchip_to, large=True),
         _of_kind(X86Vm, "set_irqchip", X86Vm.set_irqchip, convert.set_irqchip_from),
         _of_kind(X86Vm, "get_lapic", X86Vm.get_lapic, ("vcpu",), convert.lapic_to, large=True),
@@ -492,3 +493,19 @@ RECORDS: Final[dict[int, Operation]] = {OPERATIONS[name].number: OPERATIONS[name
 RECORDS_ALONE: Final[dict[int, Callable[..., Result | Access]]] = {
     number: operation.call for number, operation in RECORDS.items() if operation is not HALT
 }
+
+
+def wrap_operations(wrap: Callable[[str, Callable[..., Any], bool], Callable[..., Any]]) -> None:
+    """Put a function around each operation's, for the rest of the process.
+
+    wrap gets an operation's name, its function, and whether this returns what is to be done in slices. Only HALT's
+    function is never called.
+    """
+    for operation in RECORDS.values():
+        if OPERATIONS[operation.name] is not operation:  # it has a form of its own
+            operation.call = wrap(operation.name, operation.call, False)
+    for operation in OPERATIONS.values():
+        if operation is not HALT:
+            operation.call = wrap(operation.name, operation.call, operation.reserve is not None)
+    for number in RECORDS_ALONE:
+        RECORDS_ALONE[number] = RECORDS[number].call

@@ -40,6 +40,7 @@ EVENTS = 64  # per call of epoll_wait
 PASS_NS = 30_000  # after which the port looks for new events
 STRETCH_NS = 1_000_000  # of work without a pause
 PAUSE = 0.00005  # seconds; long enough for another thread to get the interpreter
+STALLED = 10.0  # seconds, after which a client that receives nothing has gone if its process has
 _READ = select.EPOLLIN
 
 
@@ -73,6 +74,8 @@ class Port(Host[Connection]):
         # Connections that are no Sessions yet, the oldest first, with their deadlines.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
+        # Connections whose processes have ended, in the order of the times to look whether they still receive.
+        self._suspects: dict[Connection, float] = {}
         self._stopping = False
         self._accept_again = 0.0  # the time to accept connections again, after a failure; 0: now
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -218,7 +221,7 @@ class Port(Host[Connection]):
                     begun = now
             if waiting or arrived:
                 self._do_work()
-            if self._unopened or self._accept_again:
+            if self._unopened or self._accept_again or self._suspects:
                 self._check_deadlines()
 
     def _charge_holder(self, nanoseconds: int) -> None:
@@ -273,6 +276,8 @@ class Port(Host[Connection]):
         due = [self._accept_again] if self._accept_again else []
         if self._unopened:
             due.append(next(iter(self._unopened.values())))
+        if self._suspects:
+            due.append(next(iter(self._suspects.values())))
         if rings.polled and not rings.park():
             return rings.look()
         events = poll(max(min(due) - time.monotonic(), 0) if due else None, EVENTS)
@@ -298,6 +303,13 @@ class Port(Host[Connection]):
                 break
             self.opened(connection)
             connection.end(not_opened())
+        while self._suspects and next(iter(self._suspects.values())) <= now:
+            suspect = next(iter(self._suspects))
+            del self._suspects[suspect]
+            if suspect.has_stalled():
+                suspect.give_up()
+            else:
+                self.suspect(suspect)
         if self._accept_again and self._accept_again <= now:
             self._accept_again = 0.0
             self.watch_for(self._listener.fileno(), _READ)
@@ -333,10 +345,15 @@ class Port(Host[Connection]):
         """A connection is a Session now, or never will be."""
         self._unopened.pop(connection, None)
 
+    def suspect(self, connection: Connection) -> None:
+        """The process that connected has ended. The client is another process that has the socket, or has gone."""
+        self._suspects[connection] = time.monotonic() + STALLED
+
     def close(self, connection: Connection) -> None:
         """A connection is at its end; the client finds the end when its levels have dropped and its place is free."""
         self.unwatch(connection.descriptor)
         self.opened(connection)
+        self._suspects.pop(connection, None)
         try:
             connection.close_session()
         finally:

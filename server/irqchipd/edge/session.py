@@ -16,7 +16,7 @@ from irqchipd.edge.admission import UNKNOWN, Peer
 from irqchipd.edge.batch import Batch, Late, caught_up, execute
 from irqchipd.edge.creation import create_vm
 from irqchipd.edge.eventfds import Eventfds
-from irqchipd.edge.events import EventQueue
+from irqchipd.edge.events import make_queue
 from irqchipd.edge.halts import Halts
 from irqchipd.edge.messages import MessageBatch
 from irqchipd.edge.operations import HALT, RECORDS_ALONE, SessionCaller
@@ -70,7 +70,7 @@ class Session:
         self._most = limits.operations  # of a batch
         self._wake = wake
         self._eventfds = eventfds
-        self.events = EventQueue(limits.queued_events, wake, self._count_dropped, self._log_loss)
+        self.events = make_queue(limits.queued_events, wake, self._count_dropped, self._log_loss)
         # Answers that come late and have not been taken. And a batch that ended in a halt, whose answer is being sent:
         # the transport sets this to None when the answer has been sent, or calls take again.
         self.late: deque[Late] = deque()
@@ -195,6 +195,7 @@ class Session:
         self._halts.abandon(self.sending)
         self.vm.unsubscribe(self._vcpus, self.events.put, self._gsis)
         self.vm.close_source(self._source)
+        self.events.close()
         self.caller.log(logging.INFO, "Session ended", why=why, dropped=self._source.dropped_events or None)
         self._delete_own_vm()
 

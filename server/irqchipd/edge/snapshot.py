@@ -25,8 +25,9 @@ from irqchipd.chips.s390.floating import SavedFloating
 from irqchipd.chips.s390.local import SavedLocal
 from irqchipd.edge.convert import interrupt_to, route_from, route_to
 from irqchipd.vm.arm64.host import MOST_LIST_REGISTERS
+from irqchipd.vm.arm64.numbers import MAX_DEVICES
 from irqchipd.vm.arm64.places import MAX_REGIONS
-from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, PlaceState, RegionState
+from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, ItsState, PlaceState, RegionState
 from irqchipd.vm.arm64.timer import SavedTimer
 from irqchipd.vm.errors import invalid
 from irqchipd.vm.machine import MAX_VCPUS
@@ -57,6 +58,7 @@ _MOST = {
     "private": PRIVATE,
     "spis": MOST_INTERRUPTS,
     "regions": MAX_REGIONS,
+    "its": MAX_DEVICES,
     "list_registers": MOST_LIST_REGISTERS,
 }
 
@@ -167,6 +169,7 @@ _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "GicPlaceSnapshot": (partial(_message_of, pb.GicPlaceSnapshot), partial(_state_of, PlaceState)),
     "GicV2Snapshot": (partial(_message_of, pb.GicV2Snapshot), partial(_state_of, SavedGicV2)),
     "GicV3Snapshot": (partial(_message_of, pb.GicV3Snapshot), partial(_state_of, SavedGicV3)),
+    "ItsSnapshot": (partial(_message_of, pb.ItsSnapshot), partial(_state_of, ItsState)),
     "RedistributorSnapshot": (partial(_message_of, pb.RedistributorSnapshot), partial(_state_of, SavedRedistributor)),
     "GicCpuSnapshot": (partial(_message_of, pb.GicCpuSnapshot), partial(_state_of, SavedGicCpu)),
     "GicInterruptSnapshot": (partial(_message_of, pb.GicInterruptSnapshot), partial(_state_of, SavedInterrupt)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.trace_filter import FIELDS
+from irqchipd.observe.observer import FIELDS
 from irqchipd.vm.board import Probes
 
 MAX_KEPT: Final = 1024  # events whose encoding is kept

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Final
 
-from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.observe.observer import FIELDS, TRACEPOINTS
 from irqchipd.vm.errors import invalid, quoted
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute, Route
-
-FIELDS: Final = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
 _IOAPIC, _SECONDARY = 2, 1  # KVM_IRQCHIP_*
 _SPI, _FIRST_SPI = 1, 32  # KVM_ARM_IRQ_TYPE_SPI, and the INTID of SPI 0

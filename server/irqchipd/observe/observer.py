@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,13 @@ class Observer:
     """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
     The methods are tracepoints of include/trace/events/kvm.h, of arch/x86/kvm/trace.h, and of arch/arm64/kvm's
-    trace_arm.h and vgic/trace.h, with their fields. A vcpu that the kernel has no field for is the task's.
+    trace_arm.h and vgic/trace.h, with their fields. A vcpu that the kernel has no field for is the task's. The last
+    methods are not the kernel's.
     """
+
+    # Whether this is to see each access of a local APIC's registers, and each tick of a timer, also one that changes
+    # nothing: a vCPU's process then asks the daemon instead of its own memory, and no timer sleeps.
+    sees_everything = True
 
     def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
         """A vCPU accessed a port."""
@@ -76,22 +82,40 @@ class Observer:
     def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002
         """An s390 vCPU took an interrupt."""
 
+    # What the kernel has no tracepoint for.
 
+    def halt_ended(self, vcpu: int, nanoseconds: int) -> None:
+        """A vCPU's halt ended, after this time of the host."""
+
+    def pic_spurious(self, vcpu: int) -> None:
+        """A vCPU took an interrupt of the PICs that none of their lines asked for."""
+
+    def gic_acknowledged(self, vcpu: int, intid: int) -> None:
+        """A guest acknowledged an interrupt at its GIC's CPU interface; INTIDs from 1020 are special."""
+
+    def gic_ended(self, vcpu: int, intid: int) -> None:
+        """A guest wrote an end-of-interrupt register of its GIC's CPU interface."""
+
+
+METHODS = tuple(name for name, method in vars(Observer).items() if callable(method) and not name.startswith("_"))
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith(("kvm_", "vgic_")))
+# The fields of each, in the kernel's order.
+FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
 
 
 class _Several(Observer):
-    """Passes everything on to several observers."""
+    """Passes everything on to several observers, whose methods may change while they observe."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        for name in TRACEPOINTS:
-            setattr(self, name, self._passing_on([getattr(observer, name) for observer in observers]))
+        self.sees_everything = any(observer.sees_everything for observer in observers)
+        for name in METHODS:
+            setattr(self, name, self._passing_on(observers, name))
 
     @staticmethod
-    def _passing_on(methods: Sequence[Any]) -> Any:
+    def _passing_on(observers: Sequence[Observer], name: str) -> Any:
         def pass_on(*fields: object) -> None:
-            for method in methods:
-                method(*fields)
+            for observer in observers:
+                getattr(observer, name)(*fields)
 
         return pass_on
 

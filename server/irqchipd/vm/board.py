@@ -80,6 +80,24 @@ class Board:
         """The lines that sources of no Session drive high, which sources' bitmaps don't have: bit n is source n."""
         return {}
 
+    # What counts interrupts asks: observe/latency.py, Wiring.
+
+    def pic_line(self, vector: int) -> int:  # noqa: ARG002
+        """The line, 0 to 15, whose vector of the PICs this is, or -1."""
+        return -1
+
+    def gsi_of_vector(self, vector: int) -> int:  # noqa: ARG002
+        """The GSI of an IOAPIC's pin whose entry has a vector, or -1."""
+        return -1
+
+    def gsi_of_intid(self, intid: int) -> int:  # noqa: ARG002
+        """The GSI that leads to an INTID, or -1."""
+        return -1
+
+    def is_level(self, vcpu: int, intid: int) -> bool:  # noqa: ARG002
+        """Whether an INTID is level-triggered."""
+        return False
+
     def wake_timers(self) -> None:
         """Before something looks at the timers: set the alarms of those that sleep until somebody does."""
 

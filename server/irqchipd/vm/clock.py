@@ -14,7 +14,7 @@ class Alarm:
     timeout comes before timers.
     """
 
-    __slots__ = ("deadline", "queued", "queued_at", "rank", "ring", "share", "timeout")
+    __slots__ = ("deadline", "due", "queued", "queued_at", "rank", "ring", "share", "timeout")
 
     def __init__(self, rank: int, ring: Callable[[], None], share: object = None, timeout: bool = False) -> None:
         self.rank = rank
@@ -22,6 +22,7 @@ class Alarm:
         self.share = share
         self.timeout = timeout
         self.deadline: int | None = None
+        self.due = 0  # the deadline that passed last
         self.queued = False  # whether the alarm is due and waits in its share's queue
         self.queued_at = 0
 
@@ -79,6 +80,7 @@ class Alarms:
             return None
         alarm = heappop(self._heap)[1]
         alarm.deadline = None
+        alarm.due = deadline
         self._running -= 1
         return alarm
 

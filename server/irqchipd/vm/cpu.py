@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda, Touchable
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.errors import VmError
@@ -15,12 +16,27 @@ from irqchipd.vm.vcpu_state import Outcome, Signal, Taken
 class Halt:
     """A HLT under way, or one that has ended."""
 
-    __slots__ = ("cpu", "done", "finished", "interrupts_masked", "outcome", "reset_count", "timeout")
+    __slots__ = (
+        "begun",
+        "cpu",
+        "done",
+        "finished",
+        "interrupts_masked",
+        "observer",
+        "outcome",
+        "reset_count",
+        "timeout",
+    )
 
-    def __init__(self, cpu: Vcpu, done: Callable[[Outcome], None], interrupts_masked: bool) -> None:
+    def __init__(
+        self, cpu: Vcpu, done: Callable[[Outcome], None], interrupts_masked: bool, observer: Observer | None
+    ) -> None:
         self.cpu = cpu
         self.done = done
         self.interrupts_masked = interrupts_masked
+        # Who is told how long this took, and when this began.
+        self.observer = observer
+        self.begun = 0 if observer is None else cpu.agenda.deadlines.now()
         self.timeout: Alarm | None = None  # of the host's time
         self.finished = False
         self.outcome: Outcome = None
@@ -84,9 +100,15 @@ class Vcpu(Touchable):
 
     # HLT.
 
-    def start_halt(self, done: Callable[[Outcome], None], interrupts_masked: bool, timeout_ns: int) -> Halt:
+    def start_halt(
+        self,
+        done: Callable[[Outcome], None],
+        interrupts_masked: bool,
+        timeout_ns: int,
+        observer: Observer | None = None,
+    ) -> Halt:
         """HLT: take at once what there is to take, or wait; timeout_ns is in the host's time, and 0 for ever."""
-        halt = self.halt = Halt(self, done, interrupts_masked)
+        halt = self.halt = Halt(self, done, interrupts_masked, observer)
         self.sleep()
         self.look()
         if timeout_ns and not halt.finished:
@@ -117,6 +139,8 @@ class Vcpu(Touchable):
         halt.finished = True
         halt.outcome = outcome
         halt.reset_count = self.reset_count
+        if halt.observer is not None:
+            halt.observer.halt_ended(self.id, self.agenda.deadlines.now() - halt.begun)
         if report:
             self.agenda.notify((halt.done,), outcome)
         if halt.timeout is not None:

@@ -16,6 +16,7 @@ from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board, Probes
+from irqchipd.vm.counting import Counting, InterruptCounts, InterruptInfo, copy_of
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.events import VmReset
@@ -23,8 +24,10 @@ from irqchipd.vm.regions import REGION_BYTES, RegionInfo
 from irqchipd.vm.routing import Route
 from irqchipd.vm.snapshot import CLOCK_REAL, CLOCK_VIRTUAL, VmState
 from irqchipd.vm.sources import LineSource, bits_of, numbers_of, reach_for
+from irqchipd.vm.vcpu_state import MpState
 
 MOST_DESCRIBED: Final = 64  # devices in a Description, which has to fit into a message
+
 MAX_VCPUS: Final = 288  # a snapshot of more would not fit into a message: tests/service/test_snapshot_messages.py
 
 
@@ -84,6 +87,7 @@ class Vm(Accesses):
     def __init__(self, agenda: Agenda, board: Board, max_vcpus: int) -> None:
         super().__init__(agenda, board)
         self._max_vcpus = max_vcpus
+        self._counting = Counting(agenda, board, self.detach)
         self._observers: dict[Observer, Callable[[], None] | None] = {}
 
     # What an architecture says.
@@ -133,7 +137,7 @@ class Vm(Accesses):
         """KVM_ENABLE_CAP."""
         raise NotImplementedError
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM_GET_MP_STATE."""
         raise NotImplementedError
 
@@ -193,6 +197,7 @@ class Vm(Accesses):
                     cpu.end_halt(cpu.halt, gone)
                 cpu.forget_copy()
             self._board.regions.end(gone)
+            self._counting.end()
             self.agenda.delete()
             holders = [source.on_deleted for source in self._sources.values()] + list(self._observers.values())
         for on_deleted in holders:
@@ -219,15 +224,19 @@ class Vm(Accesses):
     def save(self) -> VmState:
         """The whole state, of which Registry.restore makes a VM."""
         with self._turn:
-            board, clock = self._board, self.agenda.clock
-            board.wake_timers()
-            return self._save(
-                clock=CLOCK_VIRTUAL if clock.virtual else CLOCK_REAL,
-                now_ns=clock.now(),
-                routing=tuple(board.routes),
-                sources=tuple(saving.save_source(source) for source in self._sources.values()),
-                asserted_gsis=tuple(numbers_of(self._shared_source.asserted)),
-            )
+            return self.saved()
+
+    def saved(self) -> VmState:
+        """As save, for who is in a turn already: an observer."""
+        board, clock = self._board, self.agenda.clock
+        board.wake_timers()
+        return self._save(
+            clock=CLOCK_VIRTUAL if clock.virtual else CLOCK_REAL,
+            now_ns=clock.now(),
+            routing=tuple(board.routes),
+            sources=tuple(saving.save_source(source) for source in self._sources.values()),
+            asserted_gsis=tuple(numbers_of(self._shared_source.asserted)),
+        )
 
     def _resume_sources(self, state: VmState) -> None:
         """Make the line sources of a snapshot, which has been checked."""
@@ -297,6 +306,36 @@ class Vm(Accesses):
             last = source.serial
         return infos, None
 
+    @property
+    def region_count(self) -> int:
+        """How many regions there are."""
+        return self._board.regions.count
+
+    def interrupts(self) -> InterruptCounts:
+        """Count interrupts from the first call on, until there was none for a while; and what was counted."""
+        with self._turn:
+            counted, began = self._counting.ask()
+            if began:
+                self._attach(counted, None)
+            clients = {number: source.client for number, source in self._sources.items()}
+            return InterruptCounts(
+                self.agenda.deadlines.now() - counted.since,
+                list(self._cpus),
+                [
+                    InterruptInfo(
+                        int(line.kind),
+                        line.gsi,
+                        line.number,
+                        line.level,
+                        [clients[number] for number in line.sources if clients.get(number)],
+                        dict(line.counts),
+                        copy_of(line.accept),
+                        copy_of(line.eoi),
+                    )
+                    for line in counted.lines.values()
+                ],
+            )
+
     # For observers, which call the first three in a turn.
 
     @property
@@ -331,8 +370,11 @@ class Vm(Accesses):
     def attach(self, observer: Observer, on_deleted: Callable[[], None] | None = None) -> None:
         """Report everything to an observer from now on; on_deleted is as in open_source."""
         with self._turn:
-            self._observers[observer] = on_deleted
-            self._board.observe(combine(list(self._observers)))
+            self._attach(observer, on_deleted)
+
+    def _attach(self, observer: Observer, on_deleted: Callable[[], None] | None) -> None:
+        self._observers[observer] = on_deleted
+        self._board.observe(combine(list(self._observers)))
 
     def detach(self, observer: Observer) -> None:
         """Undo attach."""

@@ -204,6 +204,11 @@ class Regions:
         owner = self._owners.get(source)
         return sorted(owner.regions, key=lambda region: (region.space, region.start)) if owner is not None else []
 
+    @property
+    def count(self) -> int:
+        """How many regions there are."""
+        return sum(len(owner.regions) for owner in list(self._owners.values()))
+
     def count_of(self, source: LineSource) -> int:
         """How many regions a source has."""
         owner = self._owners.get(source)

@@ -47,6 +47,7 @@ class Registry:
         self._names: list[str] = []  # of the VMs, in order
         self._reserved: set[str] = set()  # names of VMs that are being made
         self._last_number = 0
+        self.on_made: Callable[[Vm], None] | None = None  # called with each VM before anybody can find it
 
     def create(
         self, name: str = "", virtual: bool = False, properties: Properties = _USUAL, architecture: int = X86
@@ -69,6 +70,8 @@ class Registry:
         name = self._reserve(name)
         try:
             vm = make(name)
+            if self.on_made is not None:
+                self.on_made(vm)
         except BaseException:
             with self._lock:
                 self._reserved.remove(name)

@@ -22,6 +22,7 @@ class MpState(IntEnum):
     OPERATING = 7
     LOAD = 8
     AP_RESET_HOLD = 9
+    SUSPENDED = 10
 
 
 # A snapshot's run states are the contract's numbers: KVM's, and one more.

@@ -37,7 +37,7 @@ class Vcpus(Lines):
             self._check_halt(vcpu)
             if cpu.halt is not None:
                 raise VmError(errno.EBUSY, f"vCPU {vcpu} of VM {self.name!r} halts already")
-            return cpu.start_halt(done, interrupts_masked, timeout_ns)
+            return cpu.start_halt(done, interrupts_masked, timeout_ns, self._board.observer)
 
     def _check_halt(self, vcpu: int) -> None:
         """Refuse the halt of a vCPU that nothing can wake: ENXIO."""

@@ -73,7 +73,7 @@ def resumed(saved: SavedGicV2) -> Board:
 
 
 @given(before=operations, inside=st.none() | cpus, after=operations, timer=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_gic_that_resumes_goes_on_like_the_saved_one(
     before: list[Any], inside: int | None, after: list[Any], timer: bool
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_private_interrupt_may_be_queued_on_each_cpu() -> None:
 
 
 @given(data=st.data(), before=operations, after=operations)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_other_state_is_refused_or_works(data: st.DataObject, before: list[Any], after: list[Any]) -> None:
     board = a_board(timer=False)
     do(board, before)

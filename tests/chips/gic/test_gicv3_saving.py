@@ -109,7 +109,7 @@ def resumed(saved: SavedGicV3) -> UserBoard:
 
 
 @given(before=operations, inside=st.none() | cpus, after=operations, timer=st.booleans(), has_its=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_gic_that_resumes_goes_on_like_the_saved_one(
     before: list[Any], inside: int | None, after: list[Any], timer: bool, has_its: bool
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_gic_that_resumes_goes_on_like_the_saved_one(
 
 
 @given(data=st.data(), before=operations, after=operations)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_other_state_is_refused_or_works(data: st.DataObject, before: list[Any], after: list[Any]) -> None:
     board = a_board(timer=False)
     do(board, before)

@@ -1,6 +1,6 @@
 """`make explore-arm`: compares a real KVM/arm64 with irqchipd, on new random programs.
 
-    python -m tests.conformance.arm [--seconds S | --operations N] [--seed N] [--processes N] [--family F]...
+    python -m tests.conformance.arm [--seconds S | --operations N] [--seed N] [--processes N] [--moved] [--family F]...
 
 Every difference is shown as the shortest trace that has it. Exit status: 0 if there is none, or if no such KVM can be
 had here, which is said; 1 if there is one.
@@ -15,9 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from irqchip_client.replay.in_process import replay
 from tests.conformance.arm.explore import Report, run
 from tests.conformance.arm.families import FAMILIES
 from tests.conformance.arm.machine import ArmKvm
+from tests.conformance.arm.moving import replay_moved
 from tests.this_machine import MissingError
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the first seed (default: the time)")
     parser.add_argument("--processes", type=int, default=1, help="how many processes compare (default: 1)")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be repeated")
+    parser.add_argument("--moved", action="store_true", help="save and restore irqchipd's VMs while they run")
     return parser.parse_args()
 
 
@@ -51,7 +54,14 @@ def main() -> int:
                 return total.operations.total() >= int(arguments.operations)
             return time.monotonic() - began >= float(arguments.seconds)
 
-        total = run(kvm, arguments.family or list(FAMILIES), arguments.seed, arguments.processes, enough)
+        total = run(
+            kvm,
+            replay_moved if arguments.moved else replay,
+            arguments.family or list(FAMILIES),
+            arguments.seed,
+            arguments.processes,
+            enough,
+        )
     print(f"Linux {total.kernel}, seeds from {arguments.seed}, {time.monotonic() - began:.0f} s")
     print(f"{total.traces} traces, {total.operations.total()} operations: {json.dumps(total.operations)}")
     print(f"traces that differ: {total.differences.total()} {json.dumps(total.differences)}", flush=True)

@@ -7,6 +7,8 @@ from random import Random
 from tests.conformance.arm.script import PTIMER, VTIMER, Action, Board, Dist, ppi, repeat, spi
 from tests.conformance.arm.traffic import ALL, EDGE, PPIS, Traffic, configure, enable, some_interrupts
 
+PMU_GROUP = 0  # KVM_ARM_VCPU_PMU_V3_CTRL
+PSCI, PMU_V3 = 1 << 2, 1 << 3  # KVM_ARM_VCPU_*: features
 TIMER_GROUP = 1  # KVM_ARM_VCPU_TIMER_CTRL: attribute 0 is the virtual timer's PPI, 1 the physical one's
 
 
@@ -107,8 +109,12 @@ def numbers(rng: Random, gic: int) -> Board:
 
 def timer_interrupts(rng: Random, gic: int) -> Board:
     """The PPIs of the generic timer, before and after a vCPU has run, and PPIs that a VMM gives to the timer."""
-    board = Board(rng, gic, rng.choice((1, 2)))
+    has_pmu = rng.random() < 0.4
+    board = Board(rng, gic, rng.choice((1, 2)), features=PSCI | PMU_V3 * has_pmu)
     own = [VTIMER, PTIMER]
+
+    def pmu(give_to_pmu: Action) -> list[tuple[float, Action]]:
+        return [(6, give_to_pmu)] if has_pmu else []
 
     def give() -> None:
         intid = rng.choice((*PPIS, VTIMER, PTIMER, 15, 32))
@@ -119,12 +125,18 @@ def timer_interrupts(rng: Random, gic: int) -> Board:
         if rng.random() < 0.5:
             board.do("vcpu_get_attr", board.vcpu(), TIMER_GROUP, rng.randrange(3), 0)
         else:
-            board.do("vcpu_has_attr", board.vcpu(), TIMER_GROUP, rng.randrange(4))
+            board.do("vcpu_has_attr", board.vcpu(), rng.choice((PMU_GROUP, TIMER_GROUP)), rng.randrange(5))
 
     def drive() -> None:
         board.line(board.vcpu(), rng.choice(own), rng.randrange(2))
 
-    repeat(rng, 6, (2, give), (1, ask), (3, drive))
+    def give_to_pmu() -> None:
+        """Its interrupt or a filter; or say that it is ready."""
+        a_filter = rng.randrange(1100) | rng.randrange(1100) << 16 | rng.randrange(3) << 32
+        value = rng.choice((*own, *PPIS, 40, 63, 64, 15, 1020, a_filter))
+        board.do("vcpu_set_attr", board.vcpu(), PMU_GROUP, rng.choice((0, 0, 1, 1, 1, 2, 4)), value)
+
+    repeat(rng, 6, (2, give), (1, ask), (3, drive), *pmu(give_to_pmu))
     for vcpu in board.vcpus:
         board.open_cpu(vcpu)
         for intid in own:
@@ -136,6 +148,7 @@ def timer_interrupts(rng: Random, gic: int) -> Board:
         *((1, give), (1, ask), (8, drive), (6, traffic.acknowledge), (5, traffic.end), (3, traffic.look)),
         *((5, traffic.read_bits), (4, traffic.set_pending), (4, traffic.set_active), (2, traffic.set_trigger)),
         *((2, traffic.set_enabled), (4, traffic.bits_by_attribute), (1, traffic.set_priority)),
+        *pmu(give_to_pmu),
     ]
     repeat(rng, 45, *actions)
     board.state()

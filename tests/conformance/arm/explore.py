@@ -12,9 +12,8 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from queue import Empty
 
-from irqchip_client.replay.in_process import replay
 from tests.conformance.arm.families import gic_of, programs
-from tests.conformance.arm.judge import Judge
+from tests.conformance.arm.judge import Judge, Replay
 from tests.conformance.arm.machine import ArmKvm
 
 MAX_SHOWN = 3  # differences per family and process
@@ -39,12 +38,15 @@ class Report:
         self.differences += other.differences
 
 
-def explore(kvm: ArmKvm, families: Sequence[str], seeds: range, reports: Queue[Report], stop: Event) -> None:
-    """Compare seed after seed, until told to stop."""
+def explore(
+    kvm: ArmKvm, irqchipd: Replay, families: Sequence[str], seeds: range, reports: Queue[Report], stop: Event
+) -> None:
+    """Compare seed after seed, until told to stop, or until nobody is there to be told what is found."""
+    parent = multiprocessing.parent_process()
     shown: Counter[str] = Counter()
-    with Judge(kvm, replay) as judge:
+    with Judge(kvm, irqchipd) as judge:
         for seed in seeds:
-            if stop.is_set():
+            if stop.is_set() or not (parent is None or parent.is_alive()):
                 return
             report = Report("")
             for trace, found in judge.compare(list(programs(families, [seed]))):
@@ -59,7 +61,14 @@ def explore(kvm: ArmKvm, families: Sequence[str], seeds: range, reports: Queue[R
             reports.put(report)
 
 
-def run(kvm: ArmKvm, families: Sequence[str], seed: int, processes: int, enough: Callable[[Report], bool]) -> Report:
+def run(
+    kvm: ArmKvm,
+    irqchipd: Replay,
+    families: Sequence[str],
+    seed: int,
+    processes: int,
+    enough: Callable[[Report], bool],
+) -> Report:
     """Explore in processes of their own from a seed on, until the total of their reports is enough."""
     context = multiprocessing.get_context("spawn")
     reports: Queue[Report] = context.Queue()
@@ -67,7 +76,7 @@ def run(kvm: ArmKvm, families: Sequence[str], seed: int, processes: int, enough:
     workers = [
         context.Process(
             target=explore,
-            args=(kvm, families, range(seed + number, sys.maxsize, processes), reports, stop),
+            args=(kvm, irqchipd, families, range(seed + number, sys.maxsize, processes), reports, stop),
         )
         for number in range(processes)
     ]

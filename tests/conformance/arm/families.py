@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
-from tests.conformance.arm import corners, creation, interrupts, registers, routing, saving
+from tests.conformance.arm import chaos, corners, creation, interrupts, registers, routing, saving, translation
 from tests.conformance.arm.program import Program
 from tests.conformance.arm.script import Script
 
@@ -35,6 +35,9 @@ FAMILIES: dict[str, Generator] = {
     "v3-dist": registers.v3_distributor,
     "v3-redist": registers.v3_redistributor,
     "v3-sysregs": registers.sysregs,
+    "v3-its": translation.translation,
+    "v2-chaos": chaos.v2_chaos,
+    "v3-chaos": chaos.v3_chaos,
 }
 SELDOM = {"v2-caps": 10, "v3-caps": 10}  # families with little to say: one seed of so many
 

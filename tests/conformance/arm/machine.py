@@ -22,7 +22,7 @@ from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError, find
 
 SERIES = "6.12"  # irqchipd does as this series of kernels: later ones sort what is pending differently
-QEMU, COMPILER = "qemu-system-aarch64", "aarch64-linux-gnu-gcc"
+QEMU, SETPRIV, COMPILER = "qemu-system-aarch64", "setpriv", "aarch64-linux-gnu-gcc"
 OPTIONS = "-cpu cortex-a57 -nographic -nodefaults -serial stdio -no-reboot"
 KERNEL_OPTIONS = "console=ttyAMA0 quiet panic=-1 loglevel=4 mem=256M"
 TRAPPED = " ".join(f"kvm-arm.vgic_v3_{what}_trap=1" for what in ("group0", "group1", "common"))
@@ -56,6 +56,7 @@ class ArmKvm:
 
     def __init__(self, cache: Path, folder: Path) -> None:
         find(QEMU)
+        find(SETPRIV)
         self.initrd = build(folder)
         self.kernel = kernel_image(fetch_kernel(cache, "arm64", SERIES))
 
@@ -77,6 +78,7 @@ class Recorder:
         backend = f"memory-backend-file,id=ram,size={MACHINE_MIB}M,mem-path=/proc/self/fd/{memory},share=on"
         self._qemu = subprocess.Popen(
             [
+                *(find(SETPRIV), "--pdeathsig", "KILL"),  # a process that is killed leaves no machine behind
                 *(find(QEMU), "-M", machine, "-m", str(MACHINE_MIB), "-object", backend, *OPTIONS.split()),
                 *("-kernel", str(kvm.kernel), "-initrd", str(kvm.initrd), "-append", f"{KERNEL_OPTIONS} {options}"),
             ],
@@ -107,6 +109,11 @@ class Recorder:
         self._qemu.wait()
         self._log.close()
         self._memory.close()
+
+    @property
+    def process(self) -> int:
+        """The id of QEMU's process."""
+        return self._qemu.pid
 
     def record(self, programs: Sequence[Program]) -> list[dict[str, Any]]:
         """Traces: each program on a new VM, with its answers. Tens of thousands of operations at once are fastest."""

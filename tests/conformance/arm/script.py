@@ -162,11 +162,15 @@ class Board(Script):
         interrupts: int = 64,
         *,
         redistributors: int = GICR,
+        its: bool = False,
+        features: int = 4,
     ) -> None:
         super().__init__(rng, gic)
         self.vcpus = list(range(vcpus)) if isinstance(vcpus, int) else list(vcpus)
         self.interrupts = interrupts
         self.redistributors = redistributors
+        self._its = its
+        self._features = features
         self._vcpus_first = rng.random() < 0.5
         self.set_up()
 
@@ -175,6 +179,8 @@ class Board(Script):
         if self._vcpus_first:
             self._make_vcpus()
         self.create_device(self.kind)
+        if self._its:
+            self.create_device(ITS)
         if self.interrupts != 256:  # the default is also left as it is
             self.set_attr(Group.NR_IRQS, 0, self.interrupts)
         first = 0 if self.v2 else 2  # KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST
@@ -187,7 +193,7 @@ class Board(Script):
     def _make_vcpus(self) -> None:
         for vcpu in self.vcpus:
             self.create_vcpu(vcpu)
-            self.init_vcpu(vcpu)
+            self.init_vcpu(vcpu, self._features)
 
     def new_vm(self) -> None:
         """Begin again, on a new VM."""

@@ -13,16 +13,17 @@ from irqchip_client.replay.in_process import replay
 from tests.conformance.arm.families import FAMILIES, program
 from tests.conformance.arm.judge import Judge
 from tests.conformance.arm.machine import ArmKvm
+from tests.conformance.arm.moving import replay_moved
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 SEEDS = range(20, 28)
 
 
-@pytest.fixture(scope="module")
-def judge(arm_kvm: ArmKvm) -> Iterator[Judge]:
+@pytest.fixture(scope="module", params=[replay, replay_moved], ids=["as it is", "moved"])
+def judge(arm_kvm: ArmKvm, request: pytest.FixtureRequest) -> Iterator[Judge]:
     """Compares; the machines stay for all families."""
-    with Judge(arm_kvm, replay) as judge:
+    with Judge(arm_kvm, request.param) as judge:
         yield judge
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
+import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,29 @@ def test_no_answer_depends_on_the_time_or_on_what_was_before(arm_kvm: ArmKvm, gi
     with arm_kvm.boot(gic) as recorder:
         first, again = recorder.record(programs), recorder.record(programs[::-1])[::-1]
     assert first == again
+
+
+def boot_and_wait(kvm: ArmKvm, booted: Connection) -> None:
+    """A process that is to be killed."""
+    with kvm.boot(3) as recorder:
+        booted.send(recorder.process)
+        booted.recv()
+
+
+def test_a_machine_ends_with_the_process_that_booted_it(arm_kvm: ArmKvm) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=boot_and_wait, args=(arm_kvm, theirs))
+    process.start()
+    assert ours.poll(300)
+    qemu = Path("/proc", str(ours.recv()))
+    assert "qemu" in (qemu / "cmdline").read_text()
+    process.kill()
+    process.join()
+    end = time.monotonic() + 60
+    while qemu.is_dir() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not qemu.is_dir()
 
 
 def lost_interrupts(trace: Trace) -> list[Mismatch]:

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from irqchipd.chips.gic.icc import Icc
 from irqchipd.vm.arm64.machine import Arm64Vm
-from irqchipd.vm.arm64.numbers import STOPPED, Group
+from irqchipd.vm.arm64.numbers import Group
 from irqchipd.vm.arm64.vcpus import Sysreg
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.regions import Access
 from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.sources import LineSource
-from irqchipd.vm.vcpu_state import Outcome
+from irqchipd.vm.vcpu_state import MpState, Outcome
 from tests.vm.arm64.machine import FRAME, GICC, GICD, GICR, SGI_BASE, Arm, ppi, spi, u64
 
 VCPUS = 2
@@ -71,7 +71,7 @@ operations = (
     | st.tuples(st.just("signal"), st.tuples(st.integers(0, 10)))
     | st.tuples(st.just("attribute"), st.tuples(st.integers(0, 7), st.integers(0, 0x400), words))
     | st.tuples(st.just("route"), st.tuples(st.lists(st.integers(0, 40), max_size=4)))
-    | st.tuples(st.just("mp_state"), st.tuples(vcpus, st.sampled_from([0, STOPPED])))
+    | st.tuples(st.just("mp_state"), st.tuples(vcpus, st.sampled_from([0, MpState.STOPPED])))
     | st.tuples(st.just("vcpu_init"), st.tuples(vcpus))
     | st.tuples(st.just("reset"), st.just(()))
     | st.tuples(st.just("close"), st.tuples(st.integers(1, SOURCES - 1)))

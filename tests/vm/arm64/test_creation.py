@@ -6,9 +6,10 @@ import pytest
 
 from irqchipd.vm.architectures import Gic, Properties
 from irqchipd.vm.arm64.machine import Arm64Vm
-from irqchipd.vm.arm64.numbers import STOPPED, SUSPENDED, Address, Control, DeviceType, Group
+from irqchipd.vm.arm64.numbers import Address, Control, DeviceType, Group
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.snapshot import ARM64, X86
+from irqchipd.vm.vcpu_state import MpState
 from tests.vm.arm64.machine import GICC, GICD, GICR, PSCI, Arm, refused, spi, u64
 
 TEST = 1
@@ -124,11 +125,11 @@ class TestVcpus:
         with refused("EINVAL"):
             vm.vcpu_init(1, None, 0)
         vm.vcpu_init(1, None, PSCI | 1)
-        assert vm.get_mp_state(1) == STOPPED
+        assert vm.get_mp_state(1) == MpState.STOPPED
 
     def test_run_states(self) -> None:
         vm = Arm(3).vm
-        for state in (STOPPED, SUSPENDED, 0):
+        for state in (MpState.STOPPED, MpState.SUSPENDED, 0):
             vm.set_mp_state(0, state)
             assert vm.get_mp_state(0) == state
         with refused("EINVAL"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from irqchipd.chips.gic.icc import Icc
-from irqchipd.vm.arm64.numbers import STOPPED, SUSPENDED, Address, DeviceType, Group
+from irqchipd.vm.arm64.numbers import Address, DeviceType, Group
 from irqchipd.vm.arm64.vcpus import Sysreg
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, InterruptPending, VmReset
 from irqchipd.vm.regions import Access, Space
+from irqchipd.vm.vcpu_state import MpState
 from tests.vm.arm64.machine import FRAME, GICC, GICD, GICR, SPURIOUS, Arm, Wfi, ppi, refused, spi
 
 BOTH = pytest.mark.parametrize("gic", [2, 3])
@@ -61,7 +62,7 @@ class TestWfi:
     def test_a_vcpu_that_is_off_does_not_wake(self, gic: int) -> None:
         arm = Arm(gic)
         arm.configure(40)
-        for state in (STOPPED, SUSPENDED):
+        for state in (MpState.STOPPED, MpState.SUSPENDED):
             arm.vm.set_mp_state(0, state)
             wfi = Wfi(arm)
             arm.line(spi(40), 1)
@@ -171,7 +172,7 @@ class TestReset:
         arm.line(spi(40), 1)
         assert arm.acknowledge() == 27
         arm.line(spi(40), 0)
-        arm.vm.set_mp_state(1, STOPPED)
+        arm.vm.set_mp_state(1, MpState.STOPPED)
         arm.vm.reset()
         old, new = arm.vm.save(), fresh.vm.save()
         assert old.arm64 is not None

@@ -292,3 +292,25 @@ class TestPpis:
         assert arm.vm.mmio_read(0, 0, 4) is None
         with refused("EBUSY"):
             arm.vm.set_device_attr(None, 0, 0, 1, b"")
+
+    def test_a_pmu_takes_a_filter_until_a_vcpu_has_run(self) -> None:
+        arm = Arm(3, 0, ready=False)
+        for vcpu in range(2):
+            arm.vm.create_vcpu(vcpu)
+        arm.vm.vcpu_init(0, None, 4 | 8)
+        for attr in range(4):
+            arm.vm.has_device_attr(None, 1, 0, attr)
+        with refused("ENXIO"):
+            arm.vm.has_device_attr(None, 1, 0, 4)
+        deny, events = 1 << 32, 1024 << 16
+        arm.vm.set_device_attr(None, 1, 0, 2, u64(deny | events))
+        with refused("EFAULT"):
+            arm.vm.set_device_attr(None, 1, 0, 2, bytes(7))
+        for wrong in (deny | events | 1, 2 << 32):
+            with refused("EINVAL", "events"):
+                arm.vm.set_device_attr(None, 0, 0, 2, u64(wrong))
+        with refused("ENXIO"):
+            arm.vm.set_device_attr(None, 0, 0, 3, u64(8))
+        assert arm.vm.mmio_read(0, 0, 4) is None
+        with refused("EBUSY"):
+            arm.vm.set_device_attr(None, 1, 0, 2, u64(0))

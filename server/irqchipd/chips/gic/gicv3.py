@@ -86,6 +86,7 @@ class SavedGicV3(SavedGic):
     revision: int
     has_its: bool
     propbaser: int
+    zero_affinity: int | None
     redistributors: tuple[SavedRedistributor, ...]
 
     def check(self, cpus: int, list_registers: int, priority_bits: int) -> None:
@@ -94,6 +95,7 @@ class SavedGicV3(SavedGic):
         check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
         propbasers = (0, allowed_table(self.propbaser, PROPBASER_BITS))
         check(self.propbaser in propbasers, f"propbaser {self.propbaser:#x}")
+        in_range(self.zero_affinity, 0, cpus - 1, "zero_affinity")
         check(len(self.redistributors) == cpus, f"the redistributors are not {cpus}")
         for redistributor in self.redistributors:
             redistributor.check(self.has_its, priority_bits)
@@ -117,6 +119,8 @@ class GicV3(Vgic):
     ) -> None:
         super().__init__(3, wires, list_registers)
         self._priority_bits: Final = priority_bits
+        # The CPU that affinity 0 means, of several that had no affinity yet when one first ran.
+        self.zero_affinity: int | None = None
         self._interrupt_registers: Final = InterruptRegisters(self)
         self.distributor: Final = Registers(self, self._regions(self._interrupt_registers))
         self.redistributors: Final = Redistributors(self, wires)
@@ -140,6 +144,7 @@ class GicV3(Vgic):
             "revision": redistributors.revision,
             "has_its": redistributors.has_its,
             "propbaser": redistributors.propbaser,
+            "zero_affinity": self.zero_affinity,
             "redistributors": tuple(
                 SavedRedistributor(
                     affinity=cpu.affinity,
@@ -159,6 +164,7 @@ class GicV3(Vgic):
         redistributors = self.redistributors
         redistributors.revision, redistributors.has_its = saved.revision, saved.has_its
         redistributors.propbaser = saved.propbaser
+        self.zero_affinity = saved.zero_affinity
         for index, part in enumerate(saved.redistributors):
             self.cpus[index].affinity = part.affinity
             redistributors.each[index].lpis_enabled = part.lpis_enabled
@@ -167,8 +173,20 @@ class GicV3(Vgic):
             self.system_registers[index].id_bits = part.id_bits
         resume_gic(self, saved)
 
+    def settle_affinities(self) -> None:
+        """A CPU is to run for the first time: of several without an affinity, the last has 0. KVM: kvm_init_mpidr_data.
+
+        While none has run, it is the first of them.
+        """
+        alike = [cpu.index for cpu in self.cpus if cpu.affinity == 0]
+        if self.zero_affinity is None and len(alike) > 1:
+            self.zero_affinity = alike[-1]
+
     def find_cpu(self, affinity: int) -> GicCpu | None:
         """The CPU with an affinity. KVM: kvm_mpidr_to_vcpu."""
+        zero = self.zero_affinity
+        if affinity == 0 and zero is not None and self.cpus[zero].affinity == 0:
+            return self.cpus[zero]
         for cpu in self.cpus:
             if cpu.affinity == affinity:
                 return cpu

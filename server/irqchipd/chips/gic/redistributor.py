@@ -145,7 +145,7 @@ class Redistributors:
     def _write_propbaser(self, cpu: GicCpu, offset: int, size: int, value: int) -> None:
         """KVM: vgic_mmio_write_propbase."""
         if not self.each[cpu.index].lpis_enabled:
-            self.propbaser = allowed_table(_merged(self.propbaser, offset, size, value), PROPBASER_BITS)
+            self.propbaser = allowed_table(merged(self.propbaser, offset, size, value), PROPBASER_BITS)
 
     def _read_pendbaser(self, cpu: GicCpu, offset: int, _size: int) -> int:
         """KVM: vgic_mmio_read_pendbase."""
@@ -155,7 +155,7 @@ class Redistributors:
         """KVM: vgic_mmio_write_pendbase."""
         redistributor = self.each[cpu.index]
         if not redistributor.lpis_enabled:
-            value = _merged(redistributor.pendbaser, offset, size, value)
+            value = merged(redistributor.pendbaser, offset, size, value)
             redistributor.pendbaser = allowed_table(value, PENDBASER_BITS)
 
 
@@ -169,7 +169,7 @@ def _read_iidr(_cpu: GicCpu, _offset: int, _size: int) -> int:
     return IIDR
 
 
-def _merged(register: int, offset: int, size: int, value: int) -> int:
+def merged(register: int, offset: int, size: int, value: int) -> int:
     """A register of 64 bits after a write of some of its bytes. KVM: update_64bit_reg."""
     shift = 8 * (offset & 7)
     mask = (1 << 8 * size) - 1 << shift
@@ -181,10 +181,18 @@ def allowed_table(value: int, bits: int) -> int:
 
     KVM: vgic_sanitise_propbaser, vgic_sanitise_pendbaser.
     """
+    return allowed_attributes(value, INNER_CACHEABILITY_SHIFT, OUTER_CACHEABILITY_SHIFT) & bits
+
+
+def allowed_attributes(value: int, inner: int, outer: int) -> int:
+    """A register with memory attributes that are allowed, from where it has the cacheabilities.
+
+    KVM: vgic_sanitise_shareability, vgic_sanitise_inner_cacheability, vgic_sanitise_outer_cacheability.
+    """
     if value >> SHAREABILITY_SHIFT & 3 == OUTER_SHAREABLE:
         value = value & ~(3 << SHAREABILITY_SHIFT) | INNER_SHAREABLE << SHAREABILITY_SHIFT
-    if value >> INNER_CACHEABILITY_SHIFT & 7 <= NON_CACHEABLE:
-        value = value & ~(7 << INNER_CACHEABILITY_SHIFT) | READ_ALLOCATE_WRITE_BACK << INNER_CACHEABILITY_SHIFT
-    if value >> OUTER_CACHEABILITY_SHIFT & 7 > NON_CACHEABLE:
-        value &= ~(7 << OUTER_CACHEABILITY_SHIFT)
-    return value & bits
+    if value >> inner & 7 <= NON_CACHEABLE:
+        value = value & ~(7 << inner) | READ_ALLOCATE_WRITE_BACK << inner
+    if value >> outer & 7 > NON_CACHEABLE:
+        value &= ~(7 << outer)
+    return value

@@ -6,18 +6,20 @@ KVM: vgic-kvm-device.c. A vCPU's attributes are in vcpu_attributes.py.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Final
 
 from irqchipd.chips.gic.interrupt import PRIVATE
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.gic.registers import Registers
 from irqchipd.chips.gic.vgic import GicCpu
+from irqchipd.vm.arm64.attribute_data import UNDEFINED, data_with, no_attribute, number_from
 from irqchipd.vm.arm64.board import Arm64Board
+from irqchipd.vm.arm64.its import ItsAttributes
 from irqchipd.vm.arm64.numbers import MAX_INTERRUPTS, Address, Control, DeviceType, Group
 from irqchipd.vm.arm64.places import PAGE_4K, PAGE_64K, V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, check_range
 from irqchipd.vm.errors import VmError, invalid
 
-UNDEFINED: Final = (1 << 64) - 1  # VGIC_ADDR_UNDEF
 _INFO_SHIFT: Final = 10  # KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT
 _INFO: Final = 0x3FFFFF
 _INTID: Final = 0x3FF
@@ -27,24 +29,6 @@ _INDEX: Final = 0xFF  # of the twelve bits the kernel keeps eight
 _FLAGS_SHIFT, _FLAGS = 12, 0xF
 _BASE: Final = 0xF_FFFF_FFFF_0000
 _COUNT_SHIFT: Final = 52
-
-
-def no_attribute(group: int, attr: int) -> VmError:
-    """ENXIO."""
-    return VmError(errno.ENXIO, f"there is no attribute {attr:#x} of group {group}")
-
-
-def number_from(data: bytes, size: int) -> int:
-    """What get_user() takes from the data: EFAULT where there are fewer bytes."""
-    if len(data) < size:
-        raise VmError(errno.EFAULT, f"the attribute has {size} bytes, and the data {len(data)}: give {size} or more")
-    return int.from_bytes(data[:size], "little")
-
-
-def data_with(data: bytes, size: int, value: int) -> bytes:
-    """The data after put_user(): EFAULT where there is no room."""
-    number_from(data, size)
-    return value.to_bytes(size, "little") + data[size:]
 
 
 class GicAttributes:
@@ -240,34 +224,56 @@ def _intid(attr: int) -> int:
     return attr & _INTID
 
 
+class VfioAttributes:
+    """The attributes of a VFIO device: there are none."""
+
+    def set(self, group: int, attr: int, data: bytes) -> None:  # noqa: ARG002
+        """Refuse all."""
+        raise no_attribute(group, attr)
+
+    def get(self, group: int, attr: int, data: bytes) -> bytes:  # noqa: ARG002
+        """Refuse all. KVM: kvm_main.c kvm_device_ioctl_attr, of a device without get_attr."""
+        raise VmError(errno.EPERM, "a VFIO device has no attribute that can be read")
+
+    def has(self, group: int, attr: int) -> None:
+        """Refuse all."""
+        raise no_attribute(group, attr)
+
+
 class DeviceAttributes:
-    """The attributes of all devices of a VM, by the kinds of the devices."""
+    """The attributes of all devices of a VM, by the numbers of the devices; kinds are the VM's own list."""
 
-    def __init__(self, board: Arm64Board) -> None:
+    def __init__(self, board: Arm64Board, kinds: Sequence[int]) -> None:
         self.gic: Final = GicAttributes(board)
+        self._board: Final = board
+        self._kinds: Final = kinds
 
-    def set(self, kind: int, group: int, attr: int, data: bytes) -> None:
-        """KVM_SET_DEVICE_ATTR."""
-        if kind not in (DeviceType.GICV2, DeviceType.GICV3):
-            raise no_attribute(group, attr)
-        try:
-            self.gic.set(group, attr, data)
-        except AccessRefused as refused:
-            raise VmError(refused.number, str(refused)) from None
-
-    def get(self, kind: int, group: int, attr: int, data: bytes) -> bytes:
-        """KVM_GET_DEVICE_ATTR."""
+    def _of(self, device: int) -> GicAttributes | ItsAttributes | VfioAttributes:
+        kind = self._kinds[device]
         if kind == DeviceType.VFIO:
-            raise VmError(errno.EPERM, "a VFIO device has no attribute that can be read")
+            return VfioAttributes()
         if kind == DeviceType.ITS:
-            raise no_attribute(group, attr)
+            earlier = sum(one == DeviceType.ITS for one in self._kinds[:device])
+            return ItsAttributes(self._board, self._board.its[earlier])
+        return self.gic
+
+    def set(self, device: int, group: int, attr: int, data: bytes) -> None:
+        """KVM_SET_DEVICE_ATTR."""
         try:
-            return self.gic.get(group, attr, data)
+            self._of(device).set(group, attr, data)
         except AccessRefused as refused:
             raise VmError(refused.number, str(refused)) from None
 
-    def has(self, kind: int, group: int, attr: int) -> None:
+    def get(self, device: int, group: int, attr: int, data: bytes) -> bytes:
+        """KVM_GET_DEVICE_ATTR."""
+        try:
+            return self._of(device).get(group, attr, data)
+        except AccessRefused as refused:
+            raise VmError(refused.number, str(refused)) from None
+
+    def has(self, device: int, group: int, attr: int) -> None:
         """KVM_HAS_DEVICE_ATTR."""
-        if kind not in (DeviceType.GICV2, DeviceType.GICV3):
-            raise no_attribute(group, attr)
-        self.gic.has(group, attr)
+        try:
+            self._of(device).has(group, attr)
+        except AccessRefused as refused:
+            raise VmError(refused.number, str(refused)) from None

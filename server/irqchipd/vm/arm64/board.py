@@ -9,11 +9,14 @@ from typing import Final
 from irqchipd.chips.gic.gicv2 import GicV2, SavedGicV2
 from irqchipd.chips.gic.gicv3 import GicV3, SavedGicV3
 from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS, Interrupt
+from irqchipd.chips.gic.its import FRAME_SIZE as ITS_FRAME_SIZE
+from irqchipd.chips.gic.its import Its
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.frames import CpuInterfaceFrame, RegistersFrame
+from irqchipd.vm.arm64.its import ItsFrame
 from irqchipd.vm.arm64.line_numbers import VCPU_LINES, line_name, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
 from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
@@ -42,7 +45,7 @@ class Arm64Board(Board):
         self.gic: Vgic | None = None  # the one of the next two that is there
         self.v2: GicV2 | None = None
         self.v3: GicV3 | None = None
-        self.has_its = False
+        self.its: list[ItsFrame] = []  # in the order of creation
         self.places = Places()
         # How many INTIDs user space wants, 0 before it says so; whether they are there (vgic_initialized).
         self.interrupts_wanted = 0
@@ -70,15 +73,15 @@ class Arm64Board(Board):
             self.gic = self.v2 = GicV2(self, self.list_registers)
         else:
             self.gic = self.v3 = GicV3(self, self.list_registers, self.priority_bits)
-            if self.has_its:
+            if self.its:
                 self.v3.redistributors.add_its()
         self.has_irqchip = self.can_resample = True
         for cpu in self.cpus:
             self._add_to_gic(cpu)
 
     def add_its(self) -> None:
-        """There is an interrupt translation service, which translates nothing. KVM: vgic_its_create."""
-        self.has_its = True
+        """Put in an interrupt translation service. KVM: vgic_its_create."""
+        self.its.append(ItsFrame(self))
         if self.v3 is not None:
             self.v3.redistributors.add_its()
 
@@ -116,23 +119,23 @@ class Arm64Board(Board):
         """Give the redistributors a region. KVM: vgic_v3_set_redist_base."""
         places = self.places
         places.add_region(index, base, count)
-        for cpu in self.cpus:
-            if places.of[cpu.index] is not None:
-                continue
-            try:
-                place = places.find()
+        placed = []
+        try:
+            for cpu in self.cpus:
+                place = places.find() if places.of[cpu.index] is None else None
                 if place is not None:
                     self._check_free(place)
-                    places.of[cpu.index] = place
-                    self.register_redistributor(cpu.index)
+                    self._register_redistributor(cpu.index, place)
                     assert place.region is not None
                     place.region.used += 1
-            except VmError:
-                # KVM: vgic_register_all_redist_iodevs takes the earlier vCPUs' off the bus, wherever they are.
-                for earlier in self.cpus[: cpu.index]:
-                    self._unregister(earlier.index)
-                places.remove_region(index)
-                raise
+                    places.of[cpu.index] = place
+                    placed.append(cpu.index)
+        except VmError:
+            for vcpu in placed:
+                self._unregister(vcpu)
+                places.of[vcpu] = None
+            places.remove_region(index)
+            raise
 
     def _check_free(self, place: Place) -> None:
         self.regions.check_free(Reserved(place.base, FRAME_SIZE, "a redistributor's"))
@@ -141,6 +144,9 @@ class Arm64Board(Board):
         """Put a vCPU's redistributor on the bus."""
         place = self.places.of[index]
         assert place is not None
+        self._register_redistributor(index, place)
+
+    def _register_redistributor(self, index: int, place: Place) -> None:
         assert self.v3 is not None
         frame = RegistersFrame(self, self.v3.redistributors.registers, place.base, self.v3.cpus[index])
         self.mmio.register(place.base, FRAME_SIZE, frame)
@@ -167,6 +173,14 @@ class Arm64Board(Board):
         self.regions.check_free(page)
         self.regions.reserve(page)
         self.places.cpu = base
+
+    def place_its(self, frame: ItsFrame, address: int) -> None:
+        """Give an interrupt translation service its address, whose memory is then no region's."""
+        page = Reserved(address, ITS_FRAME_SIZE, "an interrupt translation service's")
+        self.regions.check_free(page)
+        self.mmio.register(address, ITS_FRAME_SIZE, frame)
+        self.regions.reserve(page)
+        frame.address = address
 
     def want_interrupts(self, interrupts: int) -> None:
         """Say how many INTIDs there will be."""
@@ -260,6 +274,8 @@ class Arm64Board(Board):
             cpu.reset()
         if self.initialised:
             self._reset_gic()
+        for frame in self.its:
+            frame.its = Its()
         for line in self.drivers:
             self._restore_line(line)
 
@@ -273,7 +289,8 @@ class Arm64Board(Board):
         elif self.v3 is not None:
             new = GicV3(self, self.list_registers, self.priority_bits)
             new.redistributors.revision = self.v3.redistributors.revision
-            if self.has_its:
+            new.zero_affinity = self.v3.zero_affinity
+            if self.its:
                 new.redistributors.add_its()
             self._fill(new)
             self.v3.resume(SavedGicV3(**new.save()))
@@ -430,6 +447,14 @@ class Arm64Board(Board):
         """Whether an interrupt would wake a vCPU."""
         assert self.gic is not None
         return self.gic.pending(cpu)
+
+    def gsi_of_intid(self, intid: int) -> int:
+        return next((gsi for gsi, spi in self._spi_of.items() if spi + PRIVATE == intid), -1)
+
+    def is_level(self, vcpu: int, intid: int) -> bool:
+        if intid < PRIVATE:
+            return self.cpu_of[vcpu].in_gic.private[intid].level
+        return self.gic is not None and intid < self.gic.interrupts and self.gic.spis[intid - PRIVATE].level
 
     def forget_timer(self, cpu: GicCpu) -> None:
         """Start the interrupt of a vCPU's virtual timer anew."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from irqchipd.chips.gic.interrupt import NO_OWNER, PRIVATE, SGIS
+from irqchipd.chips.gic.its import FRAME_SIZE as ITS_FRAME_SIZE
 from irqchipd.chips.gic.redistributor import FRAME_SIZE
 from irqchipd.chips.gic.saving import SavedGic
 from irqchipd.chips.saved import StateError, check, in_range
@@ -61,6 +62,9 @@ def _check_chips(state: VmState) -> None:
     _check_devices(saved)
     _check_stages(saved, gic)
     _check_vcpus(saved, gic)
+    for its in saved.its:
+        its.check()
+        _check_address(its.address, PAGE_64K, ITS_FRAME_SIZE, there=True, what="an interrupt translation service")
     _check_places(saved)
     _check_gic(saved, gic)
     _check_lines(state, saved)
@@ -73,6 +77,7 @@ def _check_devices(saved: Arm64State) -> None:
         check(kind in kinds, f"a device of type {kind}")
     for kind in (DeviceType.VFIO, DeviceType.GICV2, DeviceType.GICV3):
         check(saved.devices.count(kind) <= 1, f"several devices of type {kind}")
+    check(saved.devices.count(DeviceType.ITS) == len(saved.its), "an interrupt translation service has no state")
     check(DeviceType.GICV2 not in saved.devices or saved.gicv2 is not None, "a GICv2 has no state")
     check((DeviceType.GICV3 in saved.devices) == (saved.gicv3 is not None), "a GICv3 goes with its state")
     check(saved.gicv2 is None or saved.gic_version != 3, "a GICv2 on a host that has none")
@@ -140,7 +145,7 @@ def _check_places(saved: Arm64State) -> None:
         size = FRAME_SIZE * region.count
         _check_address(region.base, PAGE_64K, size, there=True, what="the base of a region")
         bases[at] = region
-    frames: list[tuple[int, int]] = []
+    frames = [(its.address, ITS_FRAME_SIZE) for its in saved.its if its.address is not None]
     taken = set()
     for vcpu in saved.vcpus:
         place = vcpu.place

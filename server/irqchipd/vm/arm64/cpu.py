@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from irqchipd.chips.gic.vgic import GicCpu
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.arm64.numbers import STOPPED, Feature
+from irqchipd.vm.arm64.numbers import Feature
 from irqchipd.vm.arm64.timer import PHYSICAL, VIRTUAL, Timer
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.vcpu_state import MpState, Outcome
@@ -133,7 +133,7 @@ class Arm64Cpu(Vcpu):
     def initialise(self, features: int) -> None:
         """KVM_ARM_VCPU_INIT, which has been checked. KVM: arm.c kvm_arch_vcpu_ioctl_vcpu_init, kvm_reset_vcpu."""
         self.features = features & ~Feature.POWER_OFF
-        self.mp_state = self.initial_state = STOPPED if features & Feature.POWER_OFF else MpState.RUNNABLE
+        self.mp_state = self.initial_state = MpState.STOPPED if features & Feature.POWER_OFF else MpState.RUNNABLE
         self.lines = 0
         if self.gic is not None:
             self.gic.affinity = self.affinity

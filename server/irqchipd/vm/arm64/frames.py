@@ -6,18 +6,22 @@ GICC frame of a GICv2 is hardware: the vCPU leaves its guest only after the acce
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
-from irqchipd.chips.gic.gicc import GiccFrame
+from irqchipd.chips.gic.gicc import Gicc, GiccFrame
 from irqchipd.chips.gic.registers import Registers
 from irqchipd.chips.gic.vgic import GicCpu
+from irqchipd.observe.observer import Observer
 from irqchipd.vm.arm64.cpu import Arm64Cpu
+
+_INTID: Final = 0x3FF  # of GICC_IAR and GICC_EOIR
 
 
 class Running(Protocol):
-    """What knows whose access a frame answers."""
+    """What knows whose access a frame answers, and who observes."""
 
     running: Arm64Cpu
+    observer: Observer | None
 
 
 class RegistersFrame:
@@ -58,6 +62,8 @@ class CpuInterfaceFrame:
         """A guest's read."""
         cpu = self._board.running
         value = self._frames[cpu.index].read(address - self._base, size)
+        if self._board.observer is not None and address - self._base == Gicc.IAR:
+            self._board.observer.gic_acknowledged(cpu.id, value & _INTID)
         cpu.exit_guest()
         return value
 
@@ -65,4 +71,6 @@ class CpuInterfaceFrame:
         """A guest's write."""
         cpu = self._board.running
         self._frames[cpu.index].write(address - self._base, value, size)
+        if self._board.observer is not None and address - self._base == Gicc.EOIR:
+            self._board.observer.gic_ended(cpu.id, value & _INTID)
         cpu.exit_guest()

@@ -10,6 +10,7 @@ from typing import Final
 from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.arm64.board import Arm64Board
+from irqchipd.vm.arm64.its import ItsFrame
 from irqchipd.vm.arm64.line_numbers import LINES, NUMBER_BYTES, VCPU_LINES, irq_of, line_name, line_of, parts_of
 from irqchipd.vm.arm64.numbers import LineType
 from irqchipd.vm.arm64.routing import CHIPS
@@ -124,16 +125,21 @@ class Arm64Lines(Vm):
     # MSIs.
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: there is nothing that takes an MSI. KVM: kvm_send_userspace_msi, kvm_set_msi."""
+        """KVM_SIGNAL_MSI: 0, as an MSI reaches no interrupt. KVM: kvm_send_userspace_msi, vgic_its_inject_msi."""
         with self._turn:
             self._check_alive()
             if self._arm.gic is None or flags & ~MSI_VALID_DEVID:
                 raise invalid(f"an MSI needs a GIC, and flags 0 or {MSI_VALID_DEVID}, not {flags:#x}")
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
-            if self._arm.has_its and self._arm.v3 is not None:
-                raise invalid(f"the MSI's address {address:#x} is no interrupt translation service's")
-            raise VmError(errno.ENODEV, f"VM {self.name!r} has no interrupt translation service that takes MSIs")
+            if not self._arm.its or self._arm.v3 is None:
+                raise VmError(errno.ENODEV, f"VM {self.name!r} has no interrupt translation service that takes MSIs")
+            frame = self._arm.mmio.find(address, 1)
+            if not flags or not isinstance(frame, ItsFrame):
+                raise invalid(f"address {address:#x} is no interrupt translation service's, or the MSI has no devid")
+            if not frame.its.enabled:
+                raise VmError(errno.EBUSY, "the guest has not enabled the interrupt translation service")
+            return 0
 
     # Routing.
 

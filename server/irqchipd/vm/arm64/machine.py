@@ -50,7 +50,7 @@ class Arm64Vm(Arm64Vcpus):
         self._version = version
         # The kinds of the devices, by their numbers.
         self._devices: list[int] = []
-        self._attributes = DeviceAttributes(self._arm)
+        self._attributes = DeviceAttributes(self._arm, self._devices)
         self._vcpu_attributes = VcpuAttributes(self._arm)
 
     @property
@@ -78,7 +78,7 @@ class Arm64Vm(Arm64Vcpus):
             if capability in (MAX_VCPUS_CAPABILITY, MAX_VCPU_ID):
                 return self._most_vcpus
             if capability == MSI_DEVID:
-                return int(self._arm.has_its)
+                return int(bool(self._arm.its))
             return capabilities(self._version).get(capability, 0)
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
@@ -187,18 +187,18 @@ class Arm64Vm(Arm64Vcpus):
         """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
         with self._turn:
             if vcpu is not None:
-                cpu = self._arm_cpu(vcpu)
+                self._arm_cpu(vcpu)
                 self._check_alive()
-                self._vcpu_attributes.has(cpu, group, attr)
+                self._vcpu_attributes.has(group, attr)
             else:
                 self._attributes.has(self._device(device), group, attr)
 
     def _device(self, device: int | None) -> int:
-        """The kind of a device."""
+        """The number of a device that there is."""
         if device is None or not 0 <= device < len(self._devices):
             raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
         self._check_alive()
-        return self._devices[device]
+        return device
 
     # About the VM.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from irqchipd.vm.vcpu_state import MpState
+
 
 class DeviceType:
     """KVM_DEV_TYPE_*."""
@@ -28,6 +30,7 @@ class Group:
     REDIST_REGS: Final = 5
     CPU_SYSREGS: Final = 6
     LEVEL_INFO: Final = 7
+    ITS_REGS: Final = 8
 
 
 class Address:
@@ -37,6 +40,7 @@ class Address:
     V2_CPU: Final = 1
     V3_DIST: Final = 2
     V3_REDIST: Final = 3
+    ITS: Final = 4
     V3_REDIST_REGION: Final = 5
 
 
@@ -44,7 +48,10 @@ class Control:
     """Attributes of Group.CTRL."""
 
     INIT: Final = 0
+    ITS_SAVE_TABLES: Final = 1
+    ITS_RESTORE_TABLES: Final = 2
     SAVE_PENDING_TABLES: Final = 3
+    ITS_RESET: Final = 4
 
 
 class VcpuGroup:
@@ -84,9 +91,7 @@ KNOWN_FEATURES: Final = (1 << 7) - 1
 HOST_FEATURES: Final = Feature.POWER_OFF | Feature.EL1_32BIT | Feature.PSCI_0_2 | Feature.PMU_V3
 TARGETS: Final = (2, 5)  # KVM_ARM_TARGET_CORTEX_A57, which is the preferred one, and _GENERIC_V8
 
-STOPPED: Final = 5  # KVM_MP_STATE_STOPPED
-SUSPENDED: Final = 10  # KVM_MP_STATE_SUSPENDED
-MP_STATES: Final = (0, STOPPED, SUSPENDED)  # 0 is KVM_MP_STATE_RUNNABLE
+MP_STATES: Final = (MpState.RUNNABLE, MpState.STOPPED, MpState.SUSPENDED)
 
 MAX_DEVICES: Final = 64  # of a VM; in KVM each is a file descriptor
 

@@ -6,9 +6,8 @@ from irqchipd.chips.gic.gicv2 import SavedGicV2
 from irqchipd.chips.gic.gicv3 import SavedGicV3
 from irqchipd.vm.arm64.board import Arm64Board
 from irqchipd.vm.arm64.cpu import Arm64Cpu
-from irqchipd.vm.arm64.numbers import DeviceType
 from irqchipd.vm.arm64.places import Place, RedistributorRegion
-from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, PlaceState, RegionState
+from irqchipd.vm.arm64.states import Arm64State, Arm64VcpuState, ItsState, PlaceState, RegionState
 from irqchipd.vm.snapshot import VmState
 from irqchipd.vm.sources import RESAMPLERS, SHARED, numbers_of
 from irqchipd.vm.vcpu_state import MP_STATE_OFFSET
@@ -40,6 +39,7 @@ def save_board(board: Arm64Board, version: int, devices: list[int]) -> Arm64Stat
         vcpus=tuple(_save_cpu(board, cpu) for cpu in board.cpus),
         resampled_lines=tuple(sorted(line for line, by in board.drivers.items() if by >> RESAMPLERS & 1)),
         gicv2=None if board.v2 is None else SavedGicV2(**board.v2.save()),
+        its=tuple(ItsState(address=frame.address, **frame.its.save()) for frame in board.its),
         gicv3=None if board.v3 is None else SavedGicV3(**board.v3.save()),
     )
 
@@ -75,7 +75,11 @@ def _save_cpu(board: Arm64Board, cpu: Arm64Cpu) -> Arm64VcpuState:
 
 def restore_board(board: Arm64Board, state: VmState, saved: Arm64State) -> None:
     """Make a new board what was saved."""
-    board.has_its = DeviceType.ITS in saved.devices
+    for its in saved.its:
+        board.add_its()
+        board.its[-1].its.resume(its)
+        if its.address is not None:
+            board.place_its(board.its[-1], its.address)
     board.features = saved.features
     board.ppis, board.ppis_fixed = list(saved.timer_interrupts), saved.timer_interrupts_fixed
     if saved.gicv2 is not None or saved.gicv3 is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from irqchipd.chips.gic.gicv2 import SavedGicV2
 from irqchipd.chips.gic.gicv3 import SavedGicV3
+from irqchipd.chips.gic.its import SavedIts
 from irqchipd.vm.arm64.timer import SavedTimer
 
 
@@ -49,6 +50,13 @@ class Arm64VcpuState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ItsState(SavedIts):
+    """An interrupt translation service, and where it is: ItsSnapshot."""
+
+    address: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arm64State:
     """What an arm64 VM has beside what all have: Arm64Snapshot."""
 
@@ -70,3 +78,4 @@ class Arm64State:
     resampled_lines: tuple[int, ...]
     gicv2: SavedGicV2 | None
     gicv3: SavedGicV3 | None
+    its: tuple[ItsState, ...]

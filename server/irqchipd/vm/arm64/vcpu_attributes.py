@@ -10,7 +10,7 @@ import errno
 from typing import Final
 
 from irqchipd.chips.gic.interrupt import PRIVATE, SGIS
-from irqchipd.vm.arm64.attributes import UNDEFINED, data_with, no_attribute, number_from
+from irqchipd.vm.arm64.attribute_data import UNDEFINED, data_with, no_attribute, number_from
 from irqchipd.vm.arm64.board import Arm64Board
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.numbers import IPA_SIZE, Feature, Owner, VcpuGroup
@@ -20,6 +20,7 @@ from irqchipd.vm.errors import VmError, invalid
 _PPIS: Final = range(SGIS, PRIVATE)
 TIMER_IRQS: Final = len(USUAL_PPIS)  # KVM_ARM_VCPU_TIMER_IRQ_VTIMER, _PTIMER, _HVTIMER, _HPTIMER
 PMU_IRQ, PMU_INIT, PMU_FILTER, PMU_SET = range(4)  # KVM_ARM_VCPU_PMU_V3_*
+PMU_EVENTS: Final = 1024  # of PMUv3 for Armv8.0
 STOLEN_TIME: Final = 0  # KVM_ARM_VCPU_PVTIME_IPA
 STOLEN_TIME_ALIGNMENT: Final = 64
 
@@ -63,7 +64,7 @@ class VcpuAttributes:
 
     def _set_pmu(self, cpu: Arm64Cpu, attr: int, data: bytes) -> None:
         board = self._board
-        self._check_pmu(cpu)
+        self._check_pmu()
         if cpu.pmu_ready:
             raise VmError(errno.EBUSY, f"the PMU of vCPU {cpu.id} is initialised already")
         if attr == PMU_IRQ:
@@ -89,7 +90,9 @@ class VcpuAttributes:
                     raise VmError(errno.ENXIO, "the PMU has no interrupt: set that attribute first")
                 self._own(cpu)
             cpu.pmu_ready = True
-        else:
+        elif attr == PMU_FILTER:
+            self._check_filter(data)
+        else:  # PMU_SET, too: the PMU that counts is not this host's
             raise no_attribute(VcpuGroup.PMU, attr)
 
     def _own(self, cpu: Arm64Cpu) -> None:
@@ -108,7 +111,7 @@ class VcpuAttributes:
         if group == VcpuGroup.PMU and attr == PMU_IRQ:
             if self._board.gic is None:
                 raise invalid("there is no GIC that the PMU could interrupt: create it first")
-            self._check_pmu(cpu)
+            self._check_pmu()
             if not cpu.pmu_interrupt:
                 raise VmError(errno.ENXIO, "the PMU has no interrupt")
             return data_with(data, 4, cpu.pmu_interrupt)
@@ -116,17 +119,31 @@ class VcpuAttributes:
             return data_with(data, 8, UNDEFINED if cpu.stolen_time is None else cpu.stolen_time)
         raise no_attribute(group, attr)
 
-    def has(self, cpu: Arm64Cpu, group: int, attr: int) -> None:
+    def has(self, group: int, attr: int) -> None:
         """KVM_HAS_DEVICE_ATTR on a vCPU."""
-        pmu = cpu.features is not None and cpu.features & Feature.PMU_V3
         there = (
             (group == VcpuGroup.TIMER and attr < TIMER_IRQS)
-            or (group == VcpuGroup.PMU and attr in (PMU_IRQ, PMU_INIT) and pmu)
+            or (group == VcpuGroup.PMU and attr <= PMU_SET and self._has_pmu)
             or (group == VcpuGroup.PVTIME and attr == STOLEN_TIME)
         )
         if not there:
             raise no_attribute(group, attr)
 
-    def _check_pmu(self, cpu: Arm64Cpu) -> None:
-        if cpu.features is None or not cpu.features & Feature.PMU_V3:
-            raise VmError(errno.ENODEV, f"vCPU {cpu.id} has no PMU: initialise it with feature 3")
+    @property
+    def _has_pmu(self) -> bool:
+        """Whether the VM's vCPUs have one, those that are yet to be initialised, too."""
+        features = self._board.features
+        return features is not None and bool(features & Feature.PMU_V3)
+
+    def _check_pmu(self) -> None:
+        if not self._has_pmu:
+            raise VmError(errno.ENODEV, "the VM's vCPUs have no PMU: initialise them with feature 3")
+
+    def _check_filter(self, data: bytes) -> None:
+        """Which events count, which is for the process that counts them. KVM: struct kvm_pmu_event_filter."""
+        value = number_from(data, 8)
+        base, events, action = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32 & 0xFF
+        if base + events > PMU_EVENTS or action > 1:
+            raise invalid(f"{events} events from {base} and action {action}; there are {PMU_EVENTS}, and actions 0, 1")
+        if any(cpu.has_run for cpu in self._board.cpus):
+            raise VmError(errno.EBUSY, "a vCPU has run: the PMU keeps its filter")

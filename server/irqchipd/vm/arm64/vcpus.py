@@ -6,7 +6,7 @@ import errno
 from typing import Final
 
 from irqchipd.chips.gic.gicv3 import SGI_REGISTERS
-from irqchipd.chips.gic.icc import Icc
+from irqchipd.chips.gic.icc import INTID_MASK, Icc
 from irqchipd.chips.lapic import FAULT
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.lines import Arm64Lines
@@ -14,6 +14,7 @@ from irqchipd.vm.arm64.numbers import HOST_FEATURES, KNOWN_FEATURES, MP_STATES, 
 from irqchipd.vm.arm64.timer import FREQUENCY
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
+from irqchipd.vm.vcpu_state import MpState
 
 _U32: Final = 0xFFFF_FFFF
 _U64: Final = (1 << 64) - 1
@@ -38,6 +39,8 @@ _COUNTERS: Final = (Sysreg.CNTFRQ, Sysreg.CNTPCT, Sysreg.CNTVCT)
 _PHYSICAL: Final = (Sysreg.CNTP_TVAL, Sysreg.CNTP_CTL, Sysreg.CNTP_CVAL)
 _VIRTUAL: Final = (Sysreg.CNTV_TVAL, Sysreg.CNTV_CTL, Sysreg.CNTV_CVAL)
 _INTERFACE: Final = frozenset(value for name, value in vars(Icc).items() if name.isupper())
+_ACKNOWLEDGING: Final = (Icc.IAR0, Icc.IAR1)
+_ENDING: Final = (Icc.EOIR0, Icc.EOIR1)
 _IRQ_ASSERTED: Final = 1 << 7  # ISR_EL1.I
 _FIQ_ASSERTED: Final = 1 << 6  # ISR_EL1.F
 
@@ -82,6 +85,8 @@ class Arm64Vcpus(Arm64Lines):
             self._check_alive()
             if cpu.features is None:
                 raise VmError(errno.ENOEXEC, f"vCPU {vcpu} of VM {self.name!r} is not initialised: call VcpuInit first")
+            if board.v3 is not None:
+                board.v3.settle_affinities()
             board.map_frames()
             board.wire_timers(cpu)
             if cpu.features & Feature.PMU_V3 and not cpu.pmu_ready and board.gic is not None:
@@ -114,6 +119,8 @@ class Arm64Vcpus(Arm64Lines):
         if sysreg in _INTERFACE:
             v3 = self._arm.v3
             value = None if v3 is None else v3.interfaces[cpu.index].read(sysreg)
+            if self._board.observer is not None and sysreg in _ACKNOWLEDGING and value is not None:
+                self._board.observer.gic_acknowledged(cpu.id, value)
             return FAULT if value is None else value
         if sysreg in _COUNTERS:
             return FREQUENCY if sysreg == Sysreg.CNTFRQ else cpu.virtual_timer.count
@@ -143,7 +150,11 @@ class Arm64Vcpus(Arm64Lines):
     def _write(self, cpu: Arm64Cpu, sysreg: int, value: int) -> int | None:
         if sysreg in _INTERFACE:
             v3 = self._arm.v3
-            return 0 if v3 is not None and v3.interfaces[cpu.index].write(sysreg, value) else FAULT
+            if v3 is None or not v3.interfaces[cpu.index].write(sysreg, value):
+                return FAULT
+            if self._board.observer is not None and sysreg in _ENDING:
+                self._board.observer.gic_ended(cpu.id, value & INTID_MASK)
+            return 0
         if sysreg in _PHYSICAL or sysreg in _VIRTUAL:
             timer = cpu.virtual_timer if sysreg in _VIRTUAL else cpu.physical_timer
             if sysreg in (Sysreg.CNTP_CTL, Sysreg.CNTV_CTL):
@@ -157,12 +168,12 @@ class Arm64Vcpus(Arm64Lines):
 
     # Run state.
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM_GET_MP_STATE."""
         with self._turn:
             cpu = self._arm_cpu(vcpu)
             self._check_alive()
-            return cpu.mp_state
+            return MpState(cpu.mp_state)
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
         """KVM_SET_MP_STATE: EINVAL for an invalid state."""

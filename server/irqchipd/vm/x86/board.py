@@ -235,6 +235,20 @@ class PcBoard(Board):
                 lines[f"gsi{gsi}"] = own
         return lines
 
+    def pic_line(self, vector: int) -> int:
+        if self.pic is not None:
+            for first, chip in ((0, self.pic.primary), (8, self.pic.secondary)):
+                if 0 <= vector - chip.irq_base < 8:
+                    return first + vector - chip.irq_base
+        return -1
+
+    def gsi_of_vector(self, vector: int) -> int:
+        if self.ioapic is not None:
+            for pin, entry in enumerate(self.ioapic.redirection):
+                if entry & 0xFF == vector and not entry & ioapic.MASKED:
+                    return gsi_of(self.routes).get(IOAPIC_INPUTS + pin, -1)
+        return -1
+
     def wake_timers(self) -> None:
         """See ApicTimer.dormant."""
         for lapic in self.apics.lapics:

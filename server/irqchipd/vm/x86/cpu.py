@@ -68,7 +68,8 @@ class Cpu(Vcpu):
         """The local APIC's registers may have changed: copy them, but not while an observer is to see each access."""
         if self.copy is not None:
             assert self.lapic is not None
-            if self.apics.observer is None:
+            observer = self.apics.observer
+            if observer is None or not observer.sees_everything:
                 self.copy.publish(self.lapic)
             else:
                 self.copy.withdraw()
@@ -131,7 +132,8 @@ class Cpu(Vcpu):
 
     @property
     def lazy(self) -> bool:
-        return not self.agenda.clock.virtual and self.apics.observer is None
+        observer = self.apics.observer
+        return not self.agenda.clock.virtual and (observer is None or not observer.sees_everything)
 
     def timer_expired(self) -> int:
         assert self.lapic is not None
@@ -264,6 +266,8 @@ class Cpu(Vcpu):
         if self.halt is None:
             self._unhalt()
         if self.apics.observer is not None:
+            if taken[1] and self.pic is not None and self.pic.was_spurious:
+                self.apics.observer.pic_spurious(self.id)
             self.apics.observer.kvm_inj_virq(self.id, taken[0])
         return taken
 

@@ -150,7 +150,7 @@ class X86Vcpus(Capabilities):
                     raise invalid(f"{name} is {value}; 0 to 255 are allowed")
             self._cpu(vcpu).set_events(events)
 
-    def get_mp_state(self, vcpu: int) -> int:
+    def get_mp_state(self, vcpu: int) -> MpState:
         """KVM: x86.c kvm_arch_vcpu_ioctl_get_mpstate."""
         with self._turn:
             cpu = self._cpu(vcpu)

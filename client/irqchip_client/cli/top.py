@@ -1,0 +1,145 @@
+"""top: the VMs' interrupts, live."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import suppress
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+import irqchip_client
+from irqchip_client import InterruptCount, InterruptCounts
+
+from ._common import command, connect, with_others
+from .durations import show_duration
+from .interrupts import chip, label
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_SHOWN = 20  # rates in a sparkline
+_MOST_VMS = 64  # each is asked in a call of its own
+
+
+class _Row(NamedTuple):
+    """An interrupt of a VM, with its rates a second, the last one last."""
+
+    vm: str
+    one: InterruptCount
+    rates: list[float]
+
+
+class History:
+    """The counts of the last time, and the rates since."""
+
+    def __init__(self) -> None:
+        self._last: dict[object, tuple[int, int]] = {}
+        self._rates: dict[object, deque[float]] = {}
+
+    def rows(self, asked: dict[str, InterruptCounts]) -> list[_Row]:
+        """A row for each interrupt, the most frequent first. What is not there any more is forgotten."""
+        rows: list[_Row] = []
+        rates: dict[object, deque[float]] = {}
+        last: dict[object, tuple[int, int]] = {}
+        for vm, counts in asked.items():
+            for one in counts.interrupts:
+                key = vm, one.kind, one.gsi, one.number
+                total = sum(one.counts.values())
+                before, then = self._last.get(key, (0, 0))
+                if counts.counted_ns < then:  # the daemon has begun anew
+                    before, then = 0, 0
+                seconds = (counts.counted_ns - then) / 1e9
+                rates[key] = self._rates.get(key, deque(maxlen=_SHOWN))
+                rates[key].append((total - before) / seconds if seconds > 0 else 0.0)
+                last[key] = total, counts.counted_ns
+                rows.append(_Row(vm, one, list(rates[key])))
+        self._last, self._rates = last, rates
+        return sorted(rows, key=lambda row: (-row.rates[-1], row.vm, row.one.kind, row.one.gsi or 0, row.one.number))
+
+
+def sparkline(rates: list[float]) -> str:
+    """A bar for each rate, as high as its share of the highest."""
+    highest = max(rates, default=0.0)
+    top = len(_BARS) - 1
+    return "".join(_BARS[min(ceil(rate * top / highest), top) if highest else 0] for rate in rates)
+
+
+@command(example="")
+@click.argument("vms", nargs=-1, metavar="[VM]...")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 50), default=1.0, show_default=True, help="Seconds between two updates."
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N updates.")
+def top(vms: tuple[str, ...], interval: float, count: int | None) -> None:
+    """Show the interrupts of VMs live, the most frequent first, until Ctrl-C.
+
+    Without VM, the first 64 VMs are shown. A line has the interrupts a second, a sparkline of the last 20 rates, and
+    the medians of the times to the acknowledgement and from there to the end of interrupt. Where the output is no
+    terminal, each update is a block of lines with tabs between their columns; without --count there is one.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    client, history = connect(), History()
+    console = Console()
+    with suppress(KeyboardInterrupt):
+        _ask(client, vms)  # the counting begins
+        if not console.is_terminal:
+            for _ in range(count or 1):
+                time.sleep(interval)
+                for row in history.rows(_ask(client, vms)):
+                    click.echo("\t".join(_cells(row)))
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            updates = 0
+            while count is None or updates < count:
+                time.sleep(interval)
+                asked = _ask(client, vms)
+                live.update(_table(history.rows(asked), len(asked), console.height), refresh=True)
+                updates += 1
+
+
+def _ask(client: irqchip_client.Client, names: tuple[str, ...]) -> dict[str, InterruptCounts]:
+    asked = {}
+    for name in names or [vm.name for vm in client.vms()][:_MOST_VMS]:
+        try:
+            asked[name] = client.vm(name).interrupts()
+        except irqchip_client.NotFound as error:
+            if names:
+                raise with_others(client, name, error) from None
+    return asked
+
+
+_HEADERS = ("VM", "IRQ", "RATE/S", "", "TOTAL", "ACCEPT", "EOI", "CHIP", "CLIENTS")
+
+
+def _cells(row: _Row) -> list[str]:
+    one = row.one
+    accept, eoi = one.accept.quantile(0.5), one.eoi.quantile(0.5)
+    return [
+        row.vm,
+        label(one),
+        f"{row.rates[-1]:.1f}",
+        sparkline(row.rates),
+        str(sum(one.counts.values())),
+        "-" if accept is None else show_duration(accept),
+        "-" if eoi is None else show_duration(eoi),
+        chip(one),
+        ", ".join(one.clients),
+    ]
+
+
+def _table(rows: list[_Row], vms: int, height: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(row.rates[-1] for row in rows)
+    title = f"{vms} VMs, {total:.1f} interrupts a second, {time.strftime('%H:%M:%S')}"
+    table = Table(*_HEADERS, box=None, title=title, title_justify="left", padding=(0, 2, 0, 0))
+    for row in rows[: max(height - 3, 1)]:
+        table.add_row(*(Text(cell) for cell in _cells(row)))
+    return table

@@ -1,0 +1,129 @@
+"""Counters of what happens to a VM's interrupts, for metrics."""
+
+from __future__ import annotations
+
+from irqchipd.observe.histogram import Histogram
+from irqchipd.observe.observer import Observer
+
+_MASKED = 1 << 16  # of a redirection entry
+_IOAPIC = 2  # KVM_IRQCHIP_IOAPIC
+_SPECIAL = 1020  # the first INTID that stands for no interrupt
+
+# The counters: the metric, the chip where that is its label, and what they count.
+COUNTED = {
+    "raised": ("lines_raised", "", "Lines driven high, also lines that were high"),
+    "lowered": ("lines_lowered", "", "Lines driven low, also lines that were low"),
+    "msis": ("msis", "", "MSIs sent"),
+    "ipis": ("ipis", "", "Interprocessor interrupts that local APICs sent"),
+    "accepted": ("interrupts_accepted", "", "Messages that local APICs were offered"),
+    "delivered": ("interrupts_delivered", "", "Interrupts that vCPUs took"),
+    "coalesced": ("interrupts_coalesced", "", "Rises at the PICs' and IOAPICs' inputs that added no interrupt"),
+    "masked": ("interrupts_masked", "", "Rises at the PICs' and IOAPICs' inputs that were masked"),
+    "spurious": ("interrupts_spurious", "", "Interrupts taken that nothing asked for any more"),
+    "lapic_eois": ("eois", "lapic", "Ends of interrupts"),
+    "pic_eois": ("eois", "pic", "Ends of interrupts"),
+    "ioapic_eois": ("eois", "ioapic", "Ends of interrupts"),
+    "gic_eois": ("eois", "gic", "Ends of interrupts"),
+}
+
+
+class Counters(Observer):
+    """What happened in a VM since it was made. The VM's lock guards this."""
+
+    sees_everything = False
+
+    __slots__ = ("_level", "halts", *COUNTED)
+
+    raised: int
+    lowered: int
+    msis: int
+    ipis: int
+    accepted: int
+    delivered: int
+    coalesced: int
+    masked: int
+    spurious: int
+    lapic_eois: int
+    pic_eois: int
+    ioapic_eois: int
+    gic_eois: int
+
+    def __init__(self) -> None:
+        for name in COUNTED:
+            setattr(self, name, 0)
+        self.halts = Histogram()
+        self._level = 0  # of the line that was driven last
+
+    def include(self, other: Counters) -> None:
+        """Count what another has counted as well."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.halts.include(other.halts)
+
+    def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:  # noqa: ARG002
+        self._level = level
+        if level:
+            self.raised += 1
+        else:
+            self.lowered += 1
+
+    def kvm_irq_line(self, kind: int, vcpu: int, number: int, level: int) -> None:  # noqa: ARG002
+        if level:
+            self.raised += 1
+        else:
+            self.lowered += 1
+
+    def kvm_pic_set_irq(self, chip: int, pin: int, elcr: int, imr: int, coalesced: bool) -> None:  # noqa: ARG002
+        if self._level:
+            if imr >> (pin & 7) & 1:
+                self.masked += 1
+            elif coalesced:
+                self.coalesced += 1
+
+    def kvm_ioapic_set_irq(self, entry: int, pin: int, coalesced: bool) -> None:  # noqa: ARG002
+        if self._level:
+            if entry & _MASKED:
+                self.masked += 1
+            elif coalesced:
+                self.coalesced += 1
+
+    def kvm_msi_set_irq(self, address: int, data: int) -> None:  # noqa: ARG002
+        self.msis += 1
+
+    def kvm_apic_ipi(self, icr: int, destination: int, vcpu: int = 0) -> None:  # noqa: ARG002
+        self.ipis += 1
+
+    def kvm_apic_accept_irq(self, vcpu: int, delivery_mode: int, level_triggered: bool, vector: int) -> None:  # noqa: ARG002
+        self.accepted += 1
+
+    def kvm_inj_virq(self, vcpu: int, vector: int) -> None:  # noqa: ARG002
+        self.delivered += 1
+
+    def kvm_eoi(self, vcpu: int, vector: int) -> None:  # noqa: ARG002
+        if vector >= 0:
+            self.lapic_eois += 1
+
+    def kvm_ack_irq(self, chip: int, pin: int) -> None:  # noqa: ARG002
+        if chip == _IOAPIC:
+            self.ioapic_eois += 1
+        else:
+            self.pic_eois += 1
+
+    def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002, ARG002
+        self.delivered += 1
+
+    def halt_ended(self, vcpu: int, nanoseconds: int) -> None:  # noqa: ARG002
+        self.halts.add(nanoseconds)
+
+    def pic_spurious(self, vcpu: int) -> None:  # noqa: ARG002
+        self.spurious += 1
+
+    def gic_acknowledged(self, vcpu: int, intid: int) -> None:  # noqa: ARG002
+        if intid < _SPECIAL:
+            self.delivered += 1
+        else:
+            self.spurious += 1
+
+    def gic_ended(self, vcpu: int, intid: int) -> None:  # noqa: ARG002
+        if intid < _SPECIAL:
+            self.gic_eois += 1

@@ -1,0 +1,130 @@
+"""What the page shows of a VM: its last events, and its states between them, while somebody looks.
+
+An observer works under the VM's lock, so what it may do is rationed: a look hands out the next ration. If the page's
+thread falls behind, nothing more is kept, and the VM goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.vm.errors import VmError
+from irqchipd.vm.machine import Vm
+from irqchipd.vm.snapshot import VmState
+
+log = logging.getLogger(__name__)
+
+EVENTS: Final = 2048  # that are kept
+STATES: Final = 512  # that are kept, of a VM that is not too large for that
+STATES_BYTES: Final = 16 << 20
+# What an observer may do from one look to the next.
+EVENTS_RATION: Final = 400
+STATES_RATION_NS: Final = 3_000_000
+# About what a state takes: a vCPU's part, and an interrupt's of a GIC.
+_VCPU_BYTES: Final = 2_500
+_INTERRUPT_BYTES: Final = 400
+
+# The number of an event, from 1; its time in nanoseconds since the history began; its tracepoint and values.
+Event = tuple[int, int, str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A state, the number of the last event before it, and its time since the history began."""
+
+    number: int
+    time: int
+    state: VmState
+
+
+class History(Observer):
+    """The last events and states of a VM, as many as the limits."""
+
+    sees_everything = False  # what changes nothing is not worth a vCPU's time
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._began = time.monotonic_ns()
+        self._number = 0  # of the last event
+        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._moments: deque[Moment] = deque(maxlen=STATES)
+        self._events_left = EVENTS_RATION
+        self._nanoseconds_left = STATES_RATION_NS
+        self._asked = False  # for a state at the end of the turn
+        for name in TRACEPOINTS:
+            setattr(self, name, partial(self._record, name))
+
+    # Under the VM's lock.
+
+    def _record(self, name: str, *values: int) -> None:
+        self._number += 1
+        if self._events_left <= 0:
+            return
+        self._events_left -= 1
+        self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
+        if self._nanoseconds_left > 0 and not self._asked:
+            self._asked = True
+            self._vm.at_the_end(self._keep_state)
+
+    def _keep_state(self) -> None:
+        """Keep the state that an operation, or a step of it, has left."""
+        self._asked = False
+        began = time.monotonic_ns()
+        try:
+            self._moments.append(self._moment())
+        except VmError:  # too much for a snapshot: E2BIG
+            pass
+        except Exception:  # the operation, which is a client's, must not suffer
+            log.exception("the page failed to keep a state")
+            self._nanoseconds_left = 0
+        self._nanoseconds_left -= time.monotonic_ns() - began
+
+    def _moment(self) -> Moment:
+        state = self._vm.saved()
+        return Moment(self._number, time.monotonic_ns() - self._began, state)
+
+    # From the page's thread.
+
+    def look(self, after: int) -> tuple[Moment, list[Event]]:
+        """The state now, and the kept events behind a number. VmError where the VM is gone, or can't be saved."""
+        with self._vm.agenda:
+            moment = self._moment()
+            if not self._moments or moment.number != self._moments[-1].number:
+                self._moments.append(moment)
+            self._events_left, self._nanoseconds_left = EVENTS_RATION, STATES_RATION_NS
+            events: list[Event] = []
+            for event in reversed(self._events):
+                if event[0] <= after:
+                    break
+                events.append(event)
+        self._bound(moment.state)
+        return moment, events[::-1]
+
+    def all(self) -> tuple[list[Moment], list[Event]]:
+        """All that is kept."""
+        with self._vm.agenda.lock:
+            return list(self._moments), list(self._events)
+
+    def _bound(self, state: VmState) -> None:
+        """Keep fewer states of a large VM."""
+        most = most_states(state)
+        if most < (self._moments.maxlen or 0):
+            with self._vm.agenda.lock:
+                self._moments = deque(self._moments, maxlen=most)
+
+
+def most_states(state: VmState) -> int:
+    """How many states like this one may be kept."""
+    size = 8_000 + _VCPU_BYTES * len(state.vcpus) + 64 * len(state.routing) + 200 * len(state.sources)
+    if state.arm64 is not None:
+        size += (_VCPU_BYTES + 32 * _INTERRUPT_BYTES) * len(state.arm64.vcpus)
+        size += _INTERRUPT_BYTES * state.arm64.interrupts
+    if state.s390 is not None:
+        size += _VCPU_BYTES * len(state.s390.vcpus) + 100 * len(state.s390.flic.floating.interrupts)
+    return max(min(STATES, STATES_BYTES // size), 2)

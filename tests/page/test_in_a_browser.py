@@ -1,0 +1,138 @@
+"""The page in a headless Chromium: what a person sees, and pausing and stepping back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from irqchip_client import Client
+from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
+from tests.page.pages import Page, page
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
+
+ISR0 = "document.querySelector('[data-isr]').dataset.isr"
+LINE = f"document.querySelector('[data-line=\"{DISK}\"]').innerText"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Page]:
+    with page() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Page) -> Iterator[Client]:
+    with served.daemon.connect() as client:
+        x86_vm(client)
+        arm64_vm(client)
+        s390_vm(client)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+def look(chromium: Browser, served: Page, vm: str, width: int = 1280) -> None:
+    """Load the page of a VM."""
+    chromium.size(width, 900)
+    chromium.call("Page.navigate", url=f"{served.url}?{vm}{width}#{vm}")
+    chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
+
+
+def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client: Client) -> None:
+    vm = client.vm("pc")
+    look(chromium, served, "pc")
+    assert "low" in chromium.evaluate(LINE)
+    vm.line(DISK).raise_()
+    chromium.wait(f"{LINE}.includes('high')", timeout=2)
+    assert "remote IRR" in chromium.evaluate(f"document.querySelector('[data-pin=\"{DISK}\"]').innerText")
+
+    vm.line(SERIAL).pulse()
+    vm.vcpu(0).acknowledge()
+    chromium.wait(f"{ISR0} === '{VECTORS[SERIAL]}'", timeout=2)
+    eoi(vm, 0)
+    chromium.wait(f"{ISR0} === ''", timeout=2)
+
+    chromium.press("p")
+    chromium.wait("document.querySelector('#status.paused')")
+    vm.line(DISK).lower()  # happens after the pause, and so is not seen
+    assert chromium.evaluate(ISR0) == ""
+    chromium.press("j")
+    while "kvm_inj_virq" not in chromium.evaluate("document.getElementById('position').innerText"):
+        chromium.press("j")
+    assert chromium.evaluate(ISR0) == str(VECTORS[SERIAL])
+    chromium.press("Home")
+    assert "event 1 " in chromium.evaluate("document.getElementById('position').innerText")
+    chromium.press("End")
+    assert chromium.evaluate(ISR0) == ""
+    assert "high" in chromium.evaluate(LINE)
+    chromium.press("p")
+    chromium.wait("document.querySelector('#status.live')")
+    chromium.wait(f"{LINE}.includes('low')", timeout=2)
+    assert chromium.console == []
+
+
+def test_counts_are_made_while_they_are_open(chromium: Browser, served: Page, client: Client) -> None:
+    look(chromium, served, "pc")
+    chromium.evaluate("document.querySelector('#counts summary').click()")
+    chromium.wait("document.getElementById('counts').innerText.includes('Counting has begun')")
+    vm = client.vm("pc")
+    vm.line(SERIAL).pulse()
+    vm.vcpu(0).acknowledge()
+    eoi(vm, 0)
+    chromium.wait(f"document.getElementById('counts').innerText.includes('{VECTORS[SERIAL]:#x}')", timeout=5)
+    assert chromium.console == []
+
+
+def test_cursors_by_the_keyboard(chromium: Browser, served: Page, client: Client) -> None:
+    assert client
+    look(chromium, served, "pc")
+    chromium.evaluate("document.getElementById('wave').focus()")
+    for key in ("a", "b", "ArrowRight", "ArrowRight"):
+        chromium.press(key)
+    text = chromium.evaluate("document.getElementById('cursors').innerText")
+    assert "A -" in text
+    assert "B \u2212 A" in text
+    chromium.press("Escape")
+    chromium.wait("document.getElementById('cursors').innerText === ''")
+
+
+@pytest.mark.parametrize(("vm", "words"), [("arm", "Distributor"), ("mainframe", "Floating interrupts")])
+def test_other_architectures(chromium: Browser, served: Page, client: Client, vm: str, words: str) -> None:
+    look(chromium, served, vm)
+    play(client, vm)
+    seen = {"arm": "document.querySelector('[data-intid=\"36\"]')?.innerText.includes('active')"}
+    seen["mainframe"] = "document.querySelector('[data-irq=virtio]')"
+    chromium.wait(seen[vm], timeout=2)
+    assert words in chromium.evaluate("document.body.innerText")
+    assert chromium.console == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("vm", ["pc", "arm", "mainframe"])
+def test_nothing_sticks_out(
+    chromium: Browser, served: Page, client: Client, tmp_path: Path, vm: str, width: int
+) -> None:
+    """The page scrolls up and down alone; what is wide scrolls by itself."""
+    look(chromium, served, vm, width)
+    chromium.wait("document.querySelectorAll('#panels section').length > 3")
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    play(client, vm)
+    chromium.evaluate("new Promise((done) => setTimeout(done, 700))")  # all is drawn
+    chromium.screenshot(Path(os.environ.get("IRQCHIPD_SCREENSHOTS", tmp_path)) / f"{vm}-{width}.png")
+
+
+def test_a_deleted_vm_is_said_to_be_gone(chromium: Browser, served: Page, client: Client) -> None:
+    vm = client.create_vm("short")
+    assert vm
+    look(chromium, served, "short")
+    client.delete_vm("short")
+    chromium.wait("document.querySelector('#status.lost')")
