@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -318,7 +319,14 @@ def test_a_message_is_bounded_while_much_happens(served: Page, client: Client) -
                 break
             number = message["number"]
         assert numbers == sorted(set(numbers))
-        assert len(numbers) < number  # not all were kept, and the numbers say which
+        assert len(numbers) < number  # not all were kept, and the numbers say where some are missing
+        session.line(SERIAL).raise_()  # the VM reports again
+        assert any(event[2:] == ["kvm_set_irq", [SERIAL, 1, event[3][2]]] for event in next(_with_events(messages)))
+
+
+def _with_events(messages: Iterator[Any]) -> Iterator[Any]:
+    """The events of messages that have some."""
+    return (message["events"] for message in messages if message["events"])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What the page shows of a VM: its last events, and its states between them, while somebody looks.
 
-An observer works under the VM's lock, so what it may do is rationed: a look hands out the next ration. If the page's
-thread falls behind, nothing more is kept, and the VM goes on.
+An observer works under the VM's lock, so what it may do is rationed: a look hands out the next ration. When
+the ration is used up the VM reports nothing to it, which costs the VM nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATES: Final = 512  # that are kept, of a VM that is not too large for that
 STATES_BYTES: Final = 16 << 20
 # What an observer may do from one look to the next.
 EVENTS_RATION: Final = 400
-STATES_RATION_NS: Final = 3_000_000
+STATES_RATION_NS: Final = 2_000_000
 # About what a state takes: a vCPU's part, and an interrupt's of a GIC.
 _VCPU_BYTES: Final = 2_500
 _INTERRUPT_BYTES: Final = 400
@@ -51,7 +51,8 @@ class History(Observer):
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._began = time.monotonic_ns()
-        self._number = 0  # of the last event
+        self._number = 0  # of the last event; a number is left out for each time of which nothing is known
+        self._rests = False  # the ration is used up
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._moments: deque[Moment] = deque(maxlen=STATES)
         self._events_left = EVENTS_RATION
@@ -63,14 +64,21 @@ class History(Observer):
     # Under the VM's lock.
 
     def _record(self, name: str, *values: int) -> None:
-        self._number += 1
-        if self._events_left <= 0:
+        if self._events_left <= 0:  # the turn goes on after the last event of the ration
             return
+        self._number += 1
         self._events_left -= 1
         self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
         if self._nanoseconds_left > 0 and not self._asked:
             self._asked = True
             self._vm.at_the_end(self._keep_state)
+        if not self._events_left:
+            self._vm.at_the_end(self._rest)
+
+    def _rest(self) -> None:
+        """See nothing until the next look."""
+        self._rests = True
+        self._vm.rest(self, True)
 
     def _keep_state(self) -> None:
         """Keep the state that an operation, or a step of it, has left."""
@@ -94,6 +102,10 @@ class History(Observer):
     def look(self, after: int) -> tuple[Moment, list[Event]]:
         """The state now, and the kept events behind a number. VmError where the VM is gone, or can't be saved."""
         with self._vm.agenda:
+            if self._rests:
+                self._rests = False
+                self._number += 1
+                self._vm.rest(self, False)
             moment = self._moment()
             if not self._moments or moment.number != self._moments[-1].number:
                 self._moments.append(moment)

@@ -89,6 +89,7 @@ class Vm(Accesses):
         self._max_vcpus = max_vcpus
         self._counting = Counting(agenda, board, self.detach)
         self._observers: dict[Observer, Callable[[], None] | None] = {}
+        self._resting: set[Observer] = set()  # observers that see nothing for now
 
     # What an architecture says.
 
@@ -374,10 +375,22 @@ class Vm(Accesses):
 
     def _attach(self, observer: Observer, on_deleted: Callable[[], None] | None) -> None:
         self._observers[observer] = on_deleted
-        self._board.observe(combine(list(self._observers)))
+        self._observe()
+
+    def rest(self, observer: Observer, rests: bool) -> None:
+        """In a turn: report nothing to an observer for now, which costs nothing; or everything again."""
+        if rests:
+            self._resting.add(observer)
+        else:
+            self._resting.discard(observer)
+        self._observe()
+
+    def _observe(self) -> None:
+        self._board.observe(combine([observer for observer in self._observers if observer not in self._resting]))
 
     def detach(self, observer: Observer) -> None:
         """Undo attach."""
         with self.agenda.lock:
             del self._observers[observer]
-            self._board.observe(combine(list(self._observers)))
+            self._resting.discard(observer)
+            self._observe()

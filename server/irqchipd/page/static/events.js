@@ -12,7 +12,7 @@ export function eventPanel(events, fields, current, choose) {
     const [number, time, tracepoint, values] = event;
     const names = fields[tracepoint] || [];
     const words = values.map((value, which) => `${names[which]} ${typeof value === "number" && value > 9 ? hex(value) : value}`).join(", ");
-    const gap = place && number !== shown[place - 1][0] + 1 ? ` (${number - shown[place - 1][0] - 1} not kept before)` : "";
+    const gap = place && number !== shown[place - 1][0] + 1 ? ` (others before are not known)` : "";
     const chosen = current !== null && from + place === current;
     const cell = current === null ? String(number) : h("button", { type: "button", "aria-label": `Go to event ${number}` }, String(number));
     if (cell instanceof Node) cell.addEventListener("click", () => choose(from + place));

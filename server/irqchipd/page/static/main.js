@@ -121,7 +121,7 @@ function tell() {
   const words = { live: "live", paused: "paused", lost: feed.error || "no connection; trying again" }[kind];
   if (status.textContent !== words) status.textContent = words;
   status.className = kind;
-  let position = `${feed.number} events`;
+  let position = feed.number ? `last event: ${feed.number}` : "no event yet";
   if (past && past.event) {
     const state = past.state, between = state ? state.number - past.event[0] : 0;
     const exact = between > 0 ? `, state ${between} events later` : between < 0 ? `, state ${-between} events before` : "";
