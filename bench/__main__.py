@@ -25,6 +25,7 @@ from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
+from bench.watching import FIGURES, unobserved, watched
 from bench.workers import (
     ANSWERED_PORT,
     BATCH,
@@ -106,6 +107,7 @@ ORDER = (
     "by rings, from the assert in a device process to the end of Halt in a vCPU / bare ping-pong, both polling",
     "from the assert in a device process to the end of Halt in an embedded daemon / bare ping-pong, both polling",
     "in-process replay of golden traces, pure / compiled",
+    *FIGURES,
 )
 REPLAYED = "an operation of the golden traces, in this process"
 
@@ -456,6 +458,8 @@ MEASURES = (
     under_flood,
     in_this_process,
     replayed,
+    watched,
+    unobserved,
     in_the_kernel,
 )
 

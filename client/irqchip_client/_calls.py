@@ -152,7 +152,7 @@ def watch_request(
         check_name("tracepoint", name)
     try:
         return pb.WatchRequest(
-            vm=vm, tracepoints=names, gsis=arguments["gsis"], vcpus=arguments["vcpus"], probes=probes
+            vm=vm, tracepoints=names, gsis=arguments["gsis"], vcpus=arguments["vcpus"], probes=probes, batches=True
         )
     except ValueError as error:
         raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None

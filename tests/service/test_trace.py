@@ -136,6 +136,28 @@ def test_events_without_a_subscriber_take_no_room() -> None:
     assert reader.read() is None
 
 
+def test_a_batch_has_the_same_messages_as_reading_one_by_one() -> None:
+    pc = Pc(1)
+    pc.program(4, LEVEL | 0x34)
+    log, one = watched(pc.vm, Filter(probes=True))
+    batched = log.open(Filter(probes=True))
+    for number in range(40):
+        pc.line(4, number & 1)
+        pc.vm.mmio_write(0, 0xFEE0_0080, 4, number)
+    log.kvm_msi_set_irq(0xFFFF_FFFF_FFFF_FFFF, -1)
+    singly = list(iter(one.read, None))
+    read = list(iter(lambda: batched.read_encoded(16), None))
+    messages = []
+    for data in read:
+        first = pb.WatchResponse.FromString(data)
+        assert sum(len(part.probes.probes) or 1 for part in first.more) < 16
+        messages += [first, *first.more]
+        assert all(not part.more for part in first.more)
+        first.ClearField("more")
+    assert len(read) < len(singly)
+    assert messages[1:] == singly[1:], "the first has all probes, at the time of its opening"
+
+
 # Filters.
 
 

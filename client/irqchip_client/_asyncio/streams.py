@@ -1,6 +1,7 @@
 """The gRPC streams: what carries a Session, and a Watch. A task reads each Session's."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Self, TypeVar, cast
 
@@ -157,6 +158,7 @@ class Watch:
         self._peer = peer
         self._stream: WatchStream | None = None
         self._reading: asyncio.Future[Any] | None = None
+        self._more: deque[pb.WatchResponse] = deque()  # What came with the last response.
         self._closed = False
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -169,6 +171,8 @@ class Watch:
         await self._open()
         if self._closed or self._stream is None:
             raise StopAsyncIteration
+        if self._more:
+            return trace_from_proto(self._more.popleft())
         # Shielded: gRPC would take the cancellation of a reader, by a timeout say, for that of the stream.
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._stream.read())
@@ -185,6 +189,7 @@ class Watch:
         self._reading = None
         if response is grpc.aio.EOF:
             raise StopAsyncIteration
+        self._more.extend(response.more)
         return trace_from_proto(response)
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Self, cast
 
@@ -80,6 +81,7 @@ class Watch:
         self._stream = stream
         self._responses = iter(stream)
         self._peer = peer
+        self._more: deque[pb.WatchResponse] = deque()  # what came with the last response
         self._closed = False
         self._late = False
         # The daemon answers with its initial metadata when it is watching: later events are traced.
@@ -97,12 +99,20 @@ class Watch:
         return self
 
     def __next__(self) -> TraceEvent | EventsDropped | ProbesChanged:
+        if self._closed:
+            self._more.clear()
         try:
-            return trace_from_proto(next(self._responses))
+            return trace_from_proto(self._more.popleft())
+        except IndexError:
+            pass
+        try:
+            response = next(self._responses)
         except grpc.RpcError as error:
             if self._closed:
                 raise StopIteration from None
             raise self._error(error) from error
+        self._more.extend(response.more)
+        return trace_from_proto(response)
 
     def _error(self, error: grpc.RpcError) -> IrqchipError:
         return error_from_rpc(error, self._peer.target, closed=self._peer.closed)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from irqchip.v1 import session_pb2 as irqchip_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16irqchip/v1/trace.proto\x12\nirqchip.v1\x1a\x18irqchip/v1/session.proto\"\\\n\x0cWatchRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x13\n\x0btracepoints\x18\x02 \x03(\t\x12\x0c\n\x04gsis\x18\x03 \x03(\r\x12\r\n\x05vcpus\x18\x04 \x03(\r\x12\x0e\n\x06probes\x18\x05 \x01(\x08\"\"\n\x14GetInterruptsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"j\n\x15GetInterruptsResponse\x12\x12\n\ncounted_ns\x18\x01 \x01(\x04\x12\r\n\x05vcpus\x18\x02 \x03(\r\x12.\n\ninterrupts\x18\x03 \x03(\x0b\x32\x1a.irqchip.v1.InterruptCount\"\xb1\x02\n\x0eInterruptCount\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.irqchip.v1.InterruptKind\x12\x10\n\x03gsi\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\r\n\x05level\x18\x04 \x01(\x08\x12\x0f\n\x07\x63lients\x18\x05 \x03(\t\x12\x36\n\x06\x63ounts\x18\x06 \x03(\x0b\x32&.irqchip.v1.InterruptCount.CountsEntry\x12#\n\x06\x61\x63\x63\x65pt\x18\x07 \x01(\x0b\x32\x13.irqchip.v1.Latency\x12 \n\x03\x65oi\x18\x08 \x01(\x0b\x32\x13.irqchip.v1.Latency\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x06\n\x04_gsi\"*\n\x07Latency\x12\x0f\n\x07\x62uckets\x18\x01 \x03(\x04\x12\x0e\n\x06sum_ns\x18\x02 \x01(\x04\"\x9e\x01\n\rWatchResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.irqchip.v1.TraceEventH\x00\x12,\n\x07\x64ropped\x18\x02 \x01(\x0b\x32\x19.irqchip.v1.EventsDroppedH\x00\x12+\n\x06probes\x18\x03 \x01(\x0b\x32\x19.irqchip.v1.ProbesChangedH\x00\x42\t\n\x07message\"P\n\rProbesChanged\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12!\n\x06probes\x18\x02 \x03(\x0b\x32\x11.irqchip.v1.Probe\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"3\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\r\n\x05value\x18\x03 \x01(\x0c\"Y\n\nTraceEvent\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x12\n\ntracepoint\x18\x02 \x01(\t\x12&\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x16.irqchip.v1.TraceField\")\n\nTraceField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04*\xf7\x01\n\rInterruptKind\x12\x1e\n\x1aINTERRUPT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14INTERRUPT_KIND_OTHER\x10\x01\x12\x16\n\x12INTERRUPT_KIND_PIC\x10\x02\x12\x19\n\x15INTERRUPT_KIND_IOAPIC\x10\x03\x12\x16\n\x12INTERRUPT_KIND_MSI\x10\x04\x12\x16\n\x12INTERRUPT_KIND_IPI\x10\x05\x12\x18\n\x14INTERRUPT_KIND_LOCAL\x10\x06\x12\x16\n\x12INTERRUPT_KIND_GIC\x10\x07\x12\x17\n\x13INTERRUPT_KIND_S390\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16irqchip/v1/trace.proto\x12\nirqchip.v1\x1a\x18irqchip/v1/session.proto\"m\n\x0cWatchRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x13\n\x0btracepoints\x18\x02 \x03(\t\x12\x0c\n\x04gsis\x18\x03 \x03(\r\x12\r\n\x05vcpus\x18\x04 \x03(\r\x12\x0e\n\x06probes\x18\x05 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\x06 \x01(\x08\"\"\n\x14GetInterruptsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"j\n\x15GetInterruptsResponse\x12\x12\n\ncounted_ns\x18\x01 \x01(\x04\x12\r\n\x05vcpus\x18\x02 \x03(\r\x12.\n\ninterrupts\x18\x03 \x03(\x0b\x32\x1a.irqchip.v1.InterruptCount\"\xb1\x02\n\x0eInterruptCount\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.irqchip.v1.InterruptKind\x12\x10\n\x03gsi\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\r\n\x05level\x18\x04 \x01(\x08\x12\x0f\n\x07\x63lients\x18\x05 \x03(\t\x12\x36\n\x06\x63ounts\x18\x06 \x03(\x0b\x32&.irqchip.v1.InterruptCount.CountsEntry\x12#\n\x06\x61\x63\x63\x65pt\x18\x07 \x01(\x0b\x32\x13.irqchip.v1.Latency\x12 \n\x03\x65oi\x18\x08 \x01(\x0b\x32\x13.irqchip.v1.Latency\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x06\n\x04_gsi\"*\n\x07Latency\x12\x0f\n\x07\x62uckets\x18\x01 \x03(\x04\x12\x0e\n\x06sum_ns\x18\x02 \x01(\x04\"\xc7\x01\n\rWatchResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.irqchip.v1.TraceEventH\x00\x12,\n\x07\x64ropped\x18\x02 \x01(\x0b\x32\x19.irqchip.v1.EventsDroppedH\x00\x12+\n\x06probes\x18\x03 \x01(\x0b\x32\x19.irqchip.v1.ProbesChangedH\x00\x12\'\n\x04more\x18\x04 \x03(\x0b\x32\x19.irqchip.v1.WatchResponseB\t\n\x07message\"P\n\rProbesChanged\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12!\n\x06probes\x18\x02 \x03(\x0b\x32\x11.irqchip.v1.Probe\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"3\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\r\n\x05value\x18\x03 \x01(\x0c\"Y\n\nTraceEvent\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x12\n\ntracepoint\x18\x02 \x01(\t\x12&\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x16.irqchip.v1.TraceField\")\n\nTraceField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04*\xf7\x01\n\rInterruptKind\x12\x1e\n\x1aINTERRUPT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14INTERRUPT_KIND_OTHER\x10\x01\x12\x16\n\x12INTERRUPT_KIND_PIC\x10\x02\x12\x19\n\x15INTERRUPT_KIND_IOAPIC\x10\x03\x12\x16\n\x12INTERRUPT_KIND_MSI\x10\x04\x12\x16\n\x12INTERRUPT_KIND_IPI\x10\x05\x12\x18\n\x14INTERRUPT_KIND_LOCAL\x10\x06\x12\x16\n\x12INTERRUPT_KIND_GIC\x10\x07\x12\x17\n\x13INTERRUPT_KIND_S390\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INTERRUPTCOUNT_COUNTSENTRY']._loaded_options = None
   _globals['_INTERRUPTCOUNT_COUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_INTERRUPTKIND']._serialized_start=1085
-  _globals['_INTERRUPTKIND']._serialized_end=1332
+  _globals['_INTERRUPTKIND']._serialized_start=1143
+  _globals['_INTERRUPTKIND']._serialized_end=1390
   _globals['_WATCHREQUEST']._serialized_start=64
-  _globals['_WATCHREQUEST']._serialized_end=156
-  _globals['_GETINTERRUPTSREQUEST']._serialized_start=158
-  _globals['_GETINTERRUPTSREQUEST']._serialized_end=192
-  _globals['_GETINTERRUPTSRESPONSE']._serialized_start=194
-  _globals['_GETINTERRUPTSRESPONSE']._serialized_end=300
-  _globals['_INTERRUPTCOUNT']._serialized_start=303
-  _globals['_INTERRUPTCOUNT']._serialized_end=608
-  _globals['_INTERRUPTCOUNT_COUNTSENTRY']._serialized_start=555
-  _globals['_INTERRUPTCOUNT_COUNTSENTRY']._serialized_end=600
-  _globals['_LATENCY']._serialized_start=610
-  _globals['_LATENCY']._serialized_end=652
-  _globals['_WATCHRESPONSE']._serialized_start=655
-  _globals['_WATCHRESPONSE']._serialized_end=813
-  _globals['_PROBESCHANGED']._serialized_start=815
-  _globals['_PROBESCHANGED']._serialized_end=895
-  _globals['_PROBE']._serialized_start=897
-  _globals['_PROBE']._serialized_end=948
-  _globals['_TRACEEVENT']._serialized_start=950
-  _globals['_TRACEEVENT']._serialized_end=1039
-  _globals['_TRACEFIELD']._serialized_start=1041
-  _globals['_TRACEFIELD']._serialized_end=1082
+  _globals['_WATCHREQUEST']._serialized_end=173
+  _globals['_GETINTERRUPTSREQUEST']._serialized_start=175
+  _globals['_GETINTERRUPTSREQUEST']._serialized_end=209
+  _globals['_GETINTERRUPTSRESPONSE']._serialized_start=211
+  _globals['_GETINTERRUPTSRESPONSE']._serialized_end=317
+  _globals['_INTERRUPTCOUNT']._serialized_start=320
+  _globals['_INTERRUPTCOUNT']._serialized_end=625
+  _globals['_INTERRUPTCOUNT_COUNTSENTRY']._serialized_start=572
+  _globals['_INTERRUPTCOUNT_COUNTSENTRY']._serialized_end=617
+  _globals['_LATENCY']._serialized_start=627
+  _globals['_LATENCY']._serialized_end=669
+  _globals['_WATCHRESPONSE']._serialized_start=672
+  _globals['_WATCHRESPONSE']._serialized_end=871
+  _globals['_PROBESCHANGED']._serialized_start=873
+  _globals['_PROBESCHANGED']._serialized_end=953
+  _globals['_PROBE']._serialized_start=955
+  _globals['_PROBE']._serialized_end=1006
+  _globals['_TRACEEVENT']._serialized_start=1008
+  _globals['_TRACEEVENT']._serialized_end=1097
+  _globals['_TRACEFIELD']._serialized_start=1099
+  _globals['_TRACEFIELD']._serialized_end=1140
 # @@protoc_insertion_point(module_scope)

@@ -79,10 +79,13 @@ class WatchRequest(_message.Message):
     GSIS_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM's name."""
     probes: _builtins.bool
     """Whether to send the probes, too: all of them first and after dropped events, then those that a turn has changed."""
+    batches: _builtins.bool
+    """Whether the client takes several messages at once, in WatchResponse.more."""
     @_builtins.property
     def tracepoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of tracepoints, for example "kvm_pic_set_irq". Empty: all tracepoints."""
@@ -106,10 +109,11 @@ class WatchRequest(_message.Message):
         gsis: _abc.Iterable[_builtins.int] | None = ...,
         vcpus: _abc.Iterable[_builtins.int] | None = ...,
         probes: _builtins.bool = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gsis", b"gsis", "probes", b"probes", "tracepoints", b"tracepoints", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "gsis", b"gsis", "probes", b"probes", "tracepoints", b"tracepoints", "vcpus", b"vcpus", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,13 +285,14 @@ Global___Latency: _TypeAlias = Latency  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """WatchResponse is one trace event, or the number of dropped ones."""
+    """WatchResponse is one trace event, or the number of dropped ones; and what comes after, if the client takes batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___TraceEvent:
         """A trace event."""
@@ -300,16 +305,21 @@ class WatchResponse(_message.Message):
     def probes(self) -> Global___ProbesChanged:
         """Probes that have changed."""
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse]:
+        """The messages behind this one, in their order, if the request has batches. They have no more."""
+
     def __init__(
         self,
         *,
         event: Global___TraceEvent | None = ...,
         dropped: _session_pb2.EventsDropped | None = ...,
         probes: Global___ProbesChanged | None = ...,
+        more: _abc.Iterable[Global___WatchResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message", "probes", b"probes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message", "probes", b"probes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "event", b"event", "message", b"message", "more", b"more", "probes", b"probes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["event", "dropped", "probes"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015

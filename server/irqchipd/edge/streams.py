@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, first_of
 from irqchipd.edge.rpc import Context, abort, not_a_message
 from irqchipd.edge.session import Session, opening
-from irqchipd.edge.trace import TraceLog, TraceReader, filter_of
+from irqchipd.edge.trace import BATCH, TraceLog, TraceReader, filter_of
 from irqchipd.edge.trace_filter import Filter
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted
@@ -172,12 +173,9 @@ class Streams:
         with self._quota.held():
             request = await self._gate.decode(pb.WatchRequest, data)
             vm, wanted = self._registry.get(request.vm), filter_of(request)
+            most = BATCH if request.batches else 1
             async with self._gate.piece(vm.share):
                 reader = self._open_trace(vm, wanted, stream)
-
-            def next_message() -> bytes | None:
-                message = reader.read()
-                return None if message is None else message.SerializeToString()
 
             async def send(traced: bytes) -> None:
                 await context.write(traced)
@@ -185,7 +183,7 @@ class Streams:
             try:
                 # The head lets the client know that from here on it misses nothing.
                 await _begin(context.send_initial_metadata(()))
-                await self._send_all(vm, stream, next_message, send)
+                await self._send_all(vm, stream, partial(reader.read_encoded, most), send)
             finally:
                 self._close_trace(vm, reader, stream)
 

@@ -1,0 +1,150 @@
+"""What tracing costs a VM: with a Watch of everything, and with nobody watching."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bench.measure import REST, Figure, Series
+from bench.workers import BATCH, prepare, session_over, worker
+from irqchip.builds import is_compiled
+from irqchip_client import Session, connect, ops
+from irqchip_client._daemon import start_daemon
+
+WATCHED = "Session over gRPC, changes a second with one Watch of everything / with nobody watching"
+UNOBSERVED = "a line change with nobody watching / without tracepoints"
+FIGURES = (WATCHED, UNOBSERVED)
+ROUNDS, BATCHES, IN_FLIGHT = 30, 48, 8
+CHANGES = [(21, bool(number % 2)) for number in range(BATCH)]
+
+
+def watcher(pipe: Connection, target: str, vm: str) -> None:
+    """Read a Watch between the pipe's start and stop. Others go first: two processors are for the other processes."""
+    os.nice(19)
+    with connect(target) as client:
+        pipe.send("ready")
+        while True:
+            try:
+                pipe.recv()
+            except EOFError:
+                return
+            with client.vm(vm).watch() as watch:
+                reader = threading.Thread(target=lambda watch=watch: [None for _ in watch])
+                reader.start()
+                pipe.send("watching")
+                pipe.recv()
+            reader.join()
+            pipe.send("quiet")
+
+
+def watched(figures: list[Figure], series: dict[str, Series]) -> None:
+    """Batches of line changes, by turns with and without a Watch."""
+    with ExitStack() as stack:
+        daemon = stack.enter_context(start_daemon())
+        client = stack.enter_context(daemon.connect())
+        prepare(client, "vm")
+        session = stack.enter_context(session_over(client, "vm", "grpc"))
+        watching = stack.enter_context(worker(watcher, daemon.target, "vm"))
+        times: dict[str, list[float]] = {"a change, nobody watching": [], "a change, one Watch of everything": []}
+        for _ in range(ROUNDS):
+            for name, values in times.items():
+                if "one" in name:
+                    watching.send("watch")
+                    watching.recv()
+                time.sleep(REST)
+                _drive(session, IN_FLIGHT)
+                begun = time.perf_counter_ns()
+                _drive(session, BATCHES)
+                values.append((time.perf_counter_ns() - begun) / 1e3 / BATCHES / BATCH)
+                if "one" in name:
+                    watching.send("enough")
+                    watching.recv()
+    measured = {name: Series(values) for name, values in times.items()}
+    series.update(measured)
+    nobody, one = measured.values()
+    figures.append(Figure.ratio(WATCHED, nobody, one, 0.5, at_least=True))
+
+
+def _drive(session: Session, batches: int) -> None:
+    calls = [ops.irq_lines(CHANGES)]
+    futures = [session.submit(calls) for _ in range(IN_FLIGHT)]
+    for future in [*futures, *(session.submit(calls) for _ in range(batches - IN_FLIGHT))]:
+        future.result(10)
+
+
+def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
+    """A VM's own function, beside one from which every question for an observer was removed."""
+    if is_compiled("irqchipd.vm.machine"):  # whose statements can't be removed
+        return
+    times: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        pipes = {
+            "a VM's line change, nobody watching": stack.enter_context(worker(driver, False)),
+            "a VM's line change, no tracepoints": stack.enter_context(worker(driver, True)),
+        }
+        for _ in range(10 * ROUNDS):
+            for name, pipe in pipes.items():
+                pipe.send("drive")
+                times.setdefault(name, []).append(pipe.recv())
+    measured = {name: Series(values) for name, values in times.items()}
+    series.update(measured)
+    nobody, without = measured.values()
+    figures.append(Figure.ratio(UNOBSERVED, nobody, without, 1.02))
+
+
+def driver(pipe: Connection, without: bool) -> None:
+    """For each message, drive a line in this process and answer with a change's microseconds."""
+    if without:
+        for name in [name for name in sys.modules if name.startswith(("irqchipd.vm", "irqchipd.chips"))]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, _Finder())
+    from irqchipd.vm.x86.machine import X86Vm
+
+    vm = X86Vm("vm")
+    vm.create_irqchip()
+    vm.create_vcpu(0)
+    changes = [gsi << 1 | level for gsi, level in CHANGES] * 8
+    pipe.send("ready")
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        begun = time.perf_counter_ns()
+        vm.irq_lines(changes)
+        pipe.send((time.perf_counter_ns() - begun) / 1e3 / len(changes))
+
+
+class _Finder(MetaPathFinder):
+    """Finds irqchipd's modules, to be loaded without tracepoints."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.origin and fullname.startswith(("irqchipd.vm", "irqchipd.chips")):
+            spec.loader = _Loader(fullname, spec.origin)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def get_code(self, fullname: str) -> Any:
+        path = self.get_filename(fullname)
+        tree = _Remover().visit(ast.parse(self.get_data(path), path))
+        return compile(ast.fix_missing_locations(tree), path, "exec")
+
+
+class _Remover(ast.NodeTransformer):
+    """Removes `if self.observer is not None: ...`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.test).endswith("observer is not None") and not node.orelse:
+            return ast.copy_location(ast.Pass(), node)
+        return node
