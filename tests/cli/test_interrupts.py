@@ -80,7 +80,8 @@ def test_interrupts_and_top_of_a_busy_vm() -> None:
         counts = {one.number: one for one in vm.interrupts().interrupts}
         for one in counts.values():
             assert one.accept.count == one.eoi.count == sum(one.counts.values())
-        assert sum(counts[MSI].counts.values()) // 2 - sum(counts[VECTOR].counts.values()) in (-1, 0)
+        # The counting begins anywhere.
+        assert sum(counts[MSI].counts.values()) // 2 - sum(counts[VECTOR].counts.values()) in (-1, 0, 1)
         document = json.loads(ctl(daemon, "interrupts", "vm", "--json"))
         assert {one["kind"] for one in document["interrupts"]} == {"ioapic", "msi"}
 

@@ -109,7 +109,7 @@ def test_ctrl_d_leaves(terminal: Terminal) -> None:
 def test_what_tab_completes(irqchip_client: Client, vm: Vm) -> None:
     assert isinstance(main, Group)
     complete = _Completer(main, irqchip_client).candidates
-    assert complete("", "re") == ["reset ", "restore ", "read ", "regs ", "replay "]
+    assert complete("", "re") == ["reset ", "restore ", "read ", "regs ", "record ", "replay "]
     assert complete("pulse ", "--c") == ["--count "]
     assert complete("pulse --vm ", "") == [vm.name]
     assert complete("delete ", vm.name[:2]) == [vm.name]

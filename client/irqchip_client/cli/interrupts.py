@@ -26,7 +26,7 @@ _CHIPS = {
 }
 
 
-@command(example="vm1")
+@command(example="")
 @pass_vm
 @click.option(
     "--for",
