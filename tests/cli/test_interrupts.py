@@ -63,6 +63,7 @@ def busy(vm: Vm) -> Iterator[None]:
 def test_interrupts_and_top_of_a_busy_vm() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
         vm = pc(client)
+        vm.interrupts()  # the counting begins while no interrupt is on its way
         with busy(vm):
             shown = ctl(daemon, "interrupts", "vm", "--for", "0.3", "--latency").splitlines()
             live = ctl(daemon, "top", "--interval", "0.2", "--count", "2").splitlines()
@@ -80,8 +81,7 @@ def test_interrupts_and_top_of_a_busy_vm() -> None:
         counts = {one.number: one for one in vm.interrupts().interrupts}
         for one in counts.values():
             assert one.accept.count == one.eoi.count == sum(one.counts.values())
-        # The counting begins anywhere.
-        assert sum(counts[MSI].counts.values()) // 2 - sum(counts[VECTOR].counts.values()) in (-1, 0, 1)
+        assert sum(counts[MSI].counts.values()) // 2 - sum(counts[VECTOR].counts.values()) in (-1, 0)
         document = json.loads(ctl(daemon, "interrupts", "vm", "--json"))
         assert {one["kind"] for one in document["interrupts"]} == {"ioapic", "msi"}
 
