@@ -54,7 +54,7 @@ PAUSE = 500e-6  # seconds before each operation that blocks
 REPEATED = 200
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 GOLDEN = Path(__file__).parents[1] / "tests/conformance/golden/kvm-6.18.jsonl.gz"
-EVERY = 40  # of the golden traces, which are ordered by their families, one in so many
+EVERY = 40  # the bench replays every 40th golden trace; the file has a family's traces one after the other
 CHANGES = [ops.irq_lines([(21, level) for level in (True, False)] * (BATCH // 2))]
 
 

@@ -13,7 +13,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 
 from ._errors import InvalidArgument
 
-# Of a record: its size, index, address and value. They are whatever struct takes for numbers.
+# A record's size, index, address and value. struct accepts more types than int for each of them.
 Fields = tuple[Any, Any, Any, Any]
 T = TypeVar("T", covariant=True)  # So that a list of calls of several kinds is one of Call[object].
 

@@ -19,8 +19,8 @@ P = ParamSpec("P")
 def checked(make: Callable[P, Call[T]]) -> Callable[P, Call[T]]:
     """Turns protobuf's and struct's errors about an argument that does not fit into InvalidArgument, and refuses None.
 
-    To protobuf None means a field's default: GSI 0, say, which the caller did not mean. An argument whose own default
-    is None may be None.
+    To protobuf None means a field's default: GSI 0, say, which the caller did not mean. None is allowed for an
+    argument whose default is None.
     """
 
     # Positions and names of the arguments that are False or True: Python takes any value for one of them.

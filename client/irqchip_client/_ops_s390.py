@@ -65,7 +65,7 @@ def set_irq_state(vcpu: int, irqs: Iterable[S390Irq]) -> Call[None]:
 
 @checked
 def set_interrupt_masks(vcpu: int, masks: InterruptMasks) -> Call[None]:
-    """Tells the masks that an s390 guest has written to its PSW and control registers."""
+    """Reports the masks that an s390 guest has written to its PSW and control registers."""
     request = pb.SetInterruptMasksRequest(vcpu=vcpu, masks=masks.to_proto())
     return Call("set_interrupt_masks", request, _nothing)
 
@@ -83,7 +83,7 @@ def get_interrupt_masks(vcpu: int) -> Call[InterruptMasks]:
 def take_irq(vcpu: int) -> Call[S390Irq | None]:
     """Takes the interrupt that an s390 vCPU's masks allow and that comes first, or None.
 
-    The vCPU's process then exchanges the PSW, and tells the new masks.
+    The vCPU's process then exchanges the PSW, and reports the new masks.
     """
     from .s390 import S390Irq
 

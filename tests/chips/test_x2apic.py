@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from irqchipd.chips.lapic import FAULT, Lapic, Msr
+from irqchipd.chips.fault import FAULT
+from irqchipd.chips.lapic import Lapic, Msr
 from irqchipd.chips.lapic_registers import DEFAULT_BASE, LVT_MASKED, VERSION, LapicRegisters, Reg
 from irqchipd.chips.message import DeliveryMode, Message, Shorthand
 from tests.chips.lapicboard import ENABLED, Board, fixed, mode

@@ -7,9 +7,10 @@ from unittest.mock import patch
 
 from irqchip_client.replay.in_process import executors
 from irqchip_client.replay.x86 import msr_answer, pit_answer
+from irqchipd.chips.fault import FAULT
 from irqchipd.chips.i8254_state import CHANNELS_SIZE
 from irqchipd.chips.i8259 import I8259
-from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.lapic import Features, Msr
 from irqchipd.chips.lapic_registers import BASE_ENABLED
 from irqchipd.chips.lapic_timer import KHZ
 from irqchipd.chips.message import DeliveryMode

@@ -6,8 +6,9 @@ import inspect
 
 import pytest
 
+from irqchipd.chips.fault import FAULT
 from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS
-from irqchipd.chips.lapic import FAULT, Msr
+from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
 from irqchipd.vm.routing import PinRoute

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.fault import FAULT
+from irqchipd.chips.lapic import Features, Msr
 from irqchipd.chips.lapic_registers import (
     BASE_BOOT_CPU,
     BASE_ENABLED,

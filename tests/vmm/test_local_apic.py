@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from irqchip.lapic_page import COPIED, ICR_HIGH, TPR
 from irqchip_client.replay.in_process import new_vm
-from irqchipd.chips.lapic import FAULT, Features, Msr
+from irqchipd.chips.fault import FAULT
+from irqchipd.chips.lapic import Features, Msr
 from irqchipd.chips.lapic_registers import LapicRegisters
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.errors import VmError

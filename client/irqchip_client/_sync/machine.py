@@ -286,13 +286,13 @@ class Vcpu:
         return self._machine._call(ops.get_interrupt_masks(self.id))
 
     def set_interrupt_masks(self, masks: InterruptMasks) -> None:
-        """Tells the masks that an s390 guest has written to its PSW and control registers."""
+        """Reports the masks that an s390 guest has written to its PSW and control registers."""
         self._machine._call(ops.set_interrupt_masks(self.id, masks))
 
     def take_irq(self) -> S390Irq | None:
         """Takes the interrupt that the s390 vCPU's masks allow and that comes first, or returns None.
 
-        The vCPU's process then exchanges the PSW, and tells the new masks.
+        The vCPU's process then exchanges the PSW, and reports the new masks.
         """
         return self._machine._call(ops.take_irq(self.id))
 
@@ -330,7 +330,7 @@ class Attributes:
     """The attributes of a device (Vm.create_device) or a vCPU. The errors are KVM's."""
 
     def __init__(self, machine: Machine, device: int | None, vcpu: int | None) -> None:
-        # A device's number, or a vCPU's id; the other is None.
+        # Either a device's number or a vCPU's id is set.
         self.device = device
         self.vcpu = vcpu
         self._machine = machine

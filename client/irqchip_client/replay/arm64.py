@@ -5,39 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from irqchip_client import arm64
+
 from .kinds import U32, U64, Kind, Operations
-
-
-def sysreg(op1: int, crn: int, crm: int, op2: int) -> int:
-    """A system register of op0 3, as KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS numbers it."""
-    return 3 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-
 
 # A guest's system registers: the GIC's without ICC_, and two more.
 SYSREGS = {
-    "PMR": sysreg(0, 4, 6, 0),
-    "IAR0": sysreg(0, 12, 8, 0),
-    "EOIR0": sysreg(0, 12, 8, 1),
-    "HPPIR0": sysreg(0, 12, 8, 2),
-    "BPR0": sysreg(0, 12, 8, 3),
-    **{f"AP0R{n}": sysreg(0, 12, 8, 4 + n) for n in range(4)},
-    **{f"AP1R{n}": sysreg(0, 12, 9, n) for n in range(4)},
-    "DIR": sysreg(0, 12, 11, 1),
-    "RPR": sysreg(0, 12, 11, 3),
-    "SGI1R": sysreg(0, 12, 11, 5),
-    "ASGI1R": sysreg(0, 12, 11, 6),
-    "SGI0R": sysreg(0, 12, 11, 7),
-    "IAR1": sysreg(0, 12, 12, 0),
-    "EOIR1": sysreg(0, 12, 12, 1),
-    "HPPIR1": sysreg(0, 12, 12, 2),
-    "BPR1": sysreg(0, 12, 12, 3),
-    "CTLR": sysreg(0, 12, 12, 4),
-    "SRE": sysreg(0, 12, 12, 5),
-    "IGRPEN0": sysreg(0, 12, 12, 6),
-    "IGRPEN1": sysreg(0, 12, 12, 7),
-    "ISR": sysreg(0, 12, 1, 0),
-    "MPIDR": sysreg(0, 0, 0, 5),
-}
+    name.removeprefix("ICC_").removesuffix("_EL1"): number
+    for name, number in arm64.SYSREGS.items()
+    if name.startswith("ICC_") or name == "ISR_EL1"
+} | {"MPIDR": arm64.sysreg(3, 0, 0, 0, 5)}
 
 UNDEFINED = "fault 0x2000000"  # a guest's undefined instruction: ESR_EL1
 UNCLAIMED = "mmio exit"  # a guest's access where nothing in the kernel is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from irqchipd.chips.lapic import FAULT
+from irqchipd.chips.fault import FAULT
 from irqchipd.vm.architectures import Gic, check_extension
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.clock import VirtualClock

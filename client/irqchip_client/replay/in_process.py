@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from irqchipd.chips.lapic import FAULT
+from irqchipd.chips.fault import FAULT
 from irqchipd.chips.lapic_registers import SVR_ENABLED, LapicRegisters
 from irqchipd.vm.clock import VirtualClock
 from irqchipd.vm.errors import VmError

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
+from irqchipd.chips.fault import FAULT
 from irqchipd.chips.lapic_registers import (
     BASE_ADDRESS,
     BASE_BOOT_CPU,
@@ -50,7 +51,6 @@ class Msr:
 # Of a physical address. The page is below 4 GiB at first.
 LEAST_ADDRESS_BITS: Final = 32
 ADDRESS_BITS: Final = 52
-FAULT: Final = -1  # what an access to an MSR gives that raises a general protection fault
 
 # What an x2APIC has no register for, or none that is read.
 _NOT_READ_AS_MSR: Final = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}

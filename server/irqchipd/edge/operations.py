@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from irqchip.records import CLAIMED, FAULT, FIELDS, IS_DOORBELL, UNANSWERED, WITHOUT_STATUS
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.chips.lapic import FAULT as FAULTED
+from irqchipd.chips.fault import FAULT as FAULTED
 from irqchipd.edge import convert, s390
 from irqchipd.edge.convert import CONTROLLERS as CONTROLLERS
 from irqchipd.edge.convert import Target

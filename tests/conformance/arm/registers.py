@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from irqchip_client.replay.arm64 import SYSREGS, sysreg
+from irqchip_client.arm64 import sysreg
+from irqchip_client.replay.arm64 import SYSREGS
 from tests.conformance.arm.script import (
     GICR,
     REDISTRIBUTOR,
@@ -191,7 +192,13 @@ def sysregs(rng: Random, gic: int) -> Board:
         elif chance < 0.95:
             board.has_attr(Group.SYSREGS, cpu | SYSREGS[rng.choice(USER_SYSREGS)])
         else:
-            unknown = (sysreg(0, 12, 12, 0), sysreg(0, 12, 11, 3), sysreg(4, 12, 9, 5), 0, sysreg(0, 12, 11, 5))
+            unknown = (
+                sysreg(3, 0, 12, 12, 0),
+                sysreg(3, 0, 12, 11, 3),
+                sysreg(3, 4, 12, 9, 5),
+                0,
+                sysreg(3, 0, 12, 11, 5),
+            )
             at = rng.choice((absent | SYSREGS["PMR"], cpu | 1 << 16 | SYSREGS["PMR"], *(cpu | one for one in unknown)))
             rng.choice((board.get_attr, board.has_attr))(Group.SYSREGS, at)
     board.state()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from irqchipd.chips.lapic import FAULT
+from irqchipd.chips.fault import FAULT
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.arm64.vcpus import Sysreg
 from irqchipd.vm.clock import Deadlines, RealClock

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from irqchipd.chips.fault import FAULT
 from irqchipd.chips.gic.gicv3 import SGI_REGISTERS
 from irqchipd.chips.gic.icc import INTID_MASK, Icc
-from irqchipd.chips.lapic import FAULT
 from irqchipd.vm.arm64.cpu import Arm64Cpu
 from irqchipd.vm.arm64.lines import Arm64Lines
 from irqchipd.vm.arm64.numbers import HOST_FEATURES, KNOWN_FEATURES, MP_STATES, TARGETS, Feature

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from irqchipd.chips.lapic import ADDRESS_BITS, FAULT, LEAST_ADDRESS_BITS, Features, Msr
+from irqchipd.chips.fault import FAULT
+from irqchipd.chips.lapic import ADDRESS_BITS, LEAST_ADDRESS_BITS, Features, Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.chips.message import DeliveryMode
 from irqchipd.vm.errors import VmError, invalid
