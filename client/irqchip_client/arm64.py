@@ -15,8 +15,6 @@ import errno
 from enum import IntEnum
 from typing import Final
 
-from ._errors import InvalidArgument
-
 FIRST_SPI: Final = 32
 _CPU, _SPI, _PPI = 0, 1, 2  # KVM_ARM_IRQ_TYPE_*
 
@@ -93,6 +91,8 @@ REDISTRIBUTORS: Final = 0x080A_0000  # GICv3; 128 KiB a vCPU, in the order of cr
 def gic_attributes(version: int, interrupts: int) -> list[tuple[Group, int, int]]:
     """The attributes that place and initialise a GIC, in their order."""
     if version not in (2, 3):
+        from ._errors import InvalidArgument  # which loads gRPC: the numbers here do without
+
         raise InvalidArgument(errno.EINVAL, f"version is {version!r:.200}; a GIC's version is 2 or 3")
     frames = {
         2: [(Address.V2_DIST, DISTRIBUTOR), (Address.V2_CPU, CPU_INTERFACE)],
