@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from irqchip_client import Access, Client, Vm, ops
+from irqchip_client import Access, Architecture, Busy, Client, DeviceType, GicHost, Vm, arm64, ops
 from irqchip_client._daemon import Daemon
+from irqchip_client.devices import Device, run_device
 
 SLOW = """
 import json, sys, time
@@ -121,3 +122,40 @@ def test_a_device_takes_over_the_levels_that_a_moved_vm_keeps_for_it(
     with slow(irqchip_server, moved):
         assert moved.vcpu(0).pio_read(0x300) == Access(True, 0)
         assert [(info.detached, info.asserted_gsis) for info in moved.info().sessions] == [(False, ())]
+
+
+class Quick(Device):
+    """Ends as soon as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__("quick")
+        self.out = self.line(arm64.spi(1))
+
+    def started(self) -> None:
+        self.out.set(False)
+        raise EOFError
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_device_waits_until_the_gic_that_was_made_is_initialised(
+    irqchip_server: Daemon, irqchip_client: Client, version: int
+) -> None:
+    vm = irqchip_client.create_vm(architecture=Architecture.ARM64, gic=GicHost(version))
+    vm.create_vcpu(0)
+    gic = vm.create_device(DeviceType.ARM_VGIC_V2 if version == 2 else DeviceType.ARM_VGIC_V3)
+    with pytest.raises(Busy, match="is not initialised: set its attribute CTRL_INIT"):
+        run_device(Quick(), vm.name, target=irqchip_server.target, start_timeout=0.2)
+    assert vm.create_vcpu(1).id == 1  # the device has not initialised the GIC
+    gic.set(arm64.Group.CTRL, arm64.Control.INIT)
+    with pytest.raises(EOFError):
+        run_device(Quick(), vm.name, target=irqchip_server.target)
+
+
+def test_a_gic_of_create_irqchip_is_initialised_by_its_first_line(
+    irqchip_server: Daemon, irqchip_client: Client
+) -> None:
+    vm = irqchip_client.create_vm(architecture=Architecture.ARM64, gic=GicHost(2))
+    vm.create_vcpu(0)
+    vm.create_irqchip()
+    with pytest.raises(EOFError):
+        run_device(Quick(), vm.name, target=irqchip_server.target)

@@ -16,7 +16,7 @@ from typing import Any
 from irqchip_client import ops
 from irqchip_client._errors import Busy, InvalidArgument, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
 from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
-from irqchip_client._model import Space
+from irqchip_client._model import DeviceType, Space, VmInfo
 from irqchip_client._sync.client import Vm, connect
 from irqchip_client._sync.session import Session
 
@@ -364,14 +364,14 @@ def run_device(device: Device, vm: str, *, target: str | None = None, start_time
     """Runs a device in this process, for the VM of this name, until SIGTERM, SIGINT or the VM's deletion.
 
     target         the daemon's address; the default is that of connect()
-    start_timeout  how many seconds to wait for the daemon, the VM and its irqchip
+    start_timeout  how many seconds to wait for the daemon, the VM and its irqchip, initialised if it is a GIC
 
     If the VM was restored and holds a line source of this device's name, the device takes the line source over. A
     device that was restored before run_device() continues from that state. After run_device(), device.save() returns
     the state at the end.
 
-    Raises SessionClosed if the daemon stops; AlreadyExists if the device's ports or addresses are claimed; NotFound or
-    Unavailable after start_timeout; and any exception of the device, with a note that names the call.
+    Raises SessionClosed if the daemon stops; AlreadyExists if the device's ports or addresses are claimed; NotFound,
+    Unavailable or Busy after start_timeout; and any exception of the device, with a note that names the call.
     """
     if not isinstance(device, Device):
         hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
@@ -408,15 +408,20 @@ def describe(device: Device) -> str:
 
 
 def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
-    """The VM, when it is there and has an irqchip."""
+    """The VM, when it is there and has an irqchip that takes lines."""
     began = time.monotonic()
     deadline, logged = began + timeout, False
     while True:
         vm = find()
         try:
-            if vm.info().irqchip:
+            info = vm.info()
+            if info.irqchip and not _awaits_init(info):
                 return vm
             missing: IrqchipError = NotFound(errno.ENOENT, f"VM {vm.name!r} has no irqchip")
+            if info.irqchip:
+                missing = Busy(
+                    errno.EBUSY, f"the GIC of VM {vm.name!r} is not initialised: set its attribute CTRL_INIT"
+                )
         except (NotFound, Unavailable, TimedOut) as error:
             missing = error
         if time.monotonic() > deadline:
@@ -428,6 +433,17 @@ def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
             logged = True
             log.info("waiting for VM %r: %s", vm.name, missing.message)
         time.sleep(0.05)
+
+
+def _awaits_init(info: VmInfo) -> bool:
+    """Whether the VM's maker has yet to initialise the GIC.
+
+    A GICv3 refuses lines until then. A GICv2 initialises itself for the first line, which the maker's attributes and
+    vCPUs then come too late for; only CreateIrqchip leaves the GICv2 to do so.
+    """
+    if info.gic is None or info.gic.initialised:
+        return False
+    return info.gic.version == 3 or DeviceType.ARM_VGIC_V2 in info.devices
 
 
 class _Stopped(BaseException):
