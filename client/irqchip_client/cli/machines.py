@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,13 +39,13 @@ class Machine(Protocol):
     def about(self) -> str: ...
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory. Returns how the first vCPU starts."""
+        """Puts the kernel into memory. Returns how the first vCPU starts; None for its state after RESET."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
 
-    def devices(self, end: End, memory_size: int) -> AbstractContextManager[list[Device]]:
-        """The devices of this process."""
+    def devices(self, end: End, memory: GuestMemory) -> AbstractContextManager[list[Device]]:
+        """The devices of this process. InvalidArgument for a file that fw_cfg can't have."""
 
     def vcpus(
         self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End
@@ -58,43 +58,46 @@ class Machine(Protocol):
 
 
 def choose_machine(
-    arch: str | None, cpu: str | None, kernel: Path, vcpus: int, gic: int, without: tuple[str, ...]
+    arch: str | None,
+    cpu: str | None,
+    kernel: Path | None,
+    firmware: Path | None,
+    vcpus: int,
+    gic: int,
+    without: tuple[str, ...],
+    files: Mapping[str, bytes],
 ) -> Machine:
-    """The machine for a kernel. InvalidArgument for what it can't have."""
+    """The machine for a kernel, or for firmware. InvalidArgument for what it can't have.
+
+    files  fw_cfg's further files
+    """
     from irqchip_client.vmm.arm64 import is_arm64
 
+    if firmware is not None:
+        if arch == "arm64":
+            raise _refused("--firmware is for x86: leave --arch out")
+        return _PcWithFirmware(firmware, cpu, vcpus, without, files)
+    assert kernel is not None  # one of the two is given
     image = kernel.read_bytes()
     if arch == "arm64" or (arch is None and is_arm64(image)):
         if cpu == "kvm":
             raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if files:
+            raise _refused("--fw-cfg is for x86: an arm64 guest has no fw_cfg; leave --fw-cfg out")
         return _Arm64Machine(image, vcpus, gic, without)
-    return _Pc(kernel, image, cpu, vcpus, without)
+    return _PcWithKernel(kernel, image, cpu, vcpus, without, files)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
-        from irqchip_client.vmm.image import parse_image
-
+    def __init__(
+        self, cpu: str | None, vcpus: int, without: tuple[str, ...], files: Mapping[str, bytes]
+    ) -> None:
         self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
-        self._kernel = kernel
-        self._image = parse_image(image)
         self._vcpus = vcpus
         self._without = without
-
-    @property
-    def about(self) -> str:
-        if self._image.multiboot:
-            return ""
-        return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
-
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
-        from irqchip_client.vmm.image import load
-
-        # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
-        line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
-        return load(memory, self._image, command_line=line, initrd=initrd)
+        self._files = files
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
@@ -102,8 +105,9 @@ class _Pc:
         return create_machine(client, name, self._vcpus)
 
     @contextmanager
-    def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
+    def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:
         from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+        from irqchip_client.vmm.firmware import firmware_files
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -113,7 +117,8 @@ class _Pc:
             if "exit" not in self._without:
                 devices.append(DebugExit(end))
             if "fw_cfg" not in self._without:
-                devices.append(FwCfg(self._vcpus, memory_size))
+                files = {**firmware_files(memory), **self._files}
+                devices.append(FwCfg(self._vcpus, memory.size, files, memory=memory))
             if "lines" not in self._without:
                 devices.append(LinePorts())
             yield devices
@@ -144,6 +149,53 @@ class _Pc:
             yield Vcpus(adapters[0], adapters[1:])
 
 
+class _PcWithKernel(_Pc):
+    def __init__(
+        self,
+        kernel: Path,
+        image: bytes,
+        cpu: str | None,
+        vcpus: int,
+        without: tuple[str, ...],
+        files: Mapping[str, bytes],
+    ) -> None:
+        from irqchip_client.vmm.image import parse_image
+
+        super().__init__(cpu, vcpus, without, files)
+        self._kernel = kernel
+        self._image = parse_image(image)
+
+    @property
+    def about(self) -> str:
+        if self._image.multiboot:
+            return ""
+        return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
+
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
+        from irqchip_client.vmm.image import load
+
+        # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
+        line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
+        return load(memory, self._image, command_line=line, initrd=initrd)
+
+
+class _PcWithFirmware(_Pc):
+    about = ""
+
+    def __init__(
+        self, firmware: Path, cpu: str | None, vcpus: int, without: tuple[str, ...], files: Mapping[str, bytes]
+    ) -> None:
+        super().__init__(cpu, vcpus, without, files)
+        self._image = firmware.read_bytes()
+
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> None:
+        from irqchip_client.vmm.firmware import load_firmware
+
+        if append or initrd is not None:
+            raise _refused("firmware is given no kernel: leave --append and --initrd out")
+        load_firmware(memory, self._image)
+
+
 class _Arm64Machine:
     cpu = "unicorn"
     about = ""
@@ -169,7 +221,7 @@ class _Arm64Machine:
         return create_arm64_machine(client, name, gic=self._gic)
 
     @contextmanager
-    def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:  # noqa: ARG002 - of a PC's fw_cfg
+    def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:  # noqa: ARG002 - of a PC's fw_cfg
         from irqchip_client.devices import Uart
         from irqchip_client.vmm.arm64 import SERIAL, SERIAL_LINE
 
