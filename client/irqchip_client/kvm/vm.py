@@ -55,7 +55,7 @@ def why_not() -> str | None:
 
 
 class KvmVm:
-    """A VM of this machine's KVM, with the RAM and ROM of a guest. IrqchipError where there is no KVM, or it is too old.
+    """A VM of this machine's KVM, with a guest's RAM and ROM. IrqchipError where there is no KVM, or it is too old.
 
     Needs access to /dev/kvm, and Linux 5.10, whose KVM reports a guest's accesses to the APIC's MSRs.
 

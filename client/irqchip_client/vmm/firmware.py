@@ -13,13 +13,13 @@ import struct
 from irqchip_client._errors import InvalidArgument
 
 from .memory import PAGE, GuestMemory
+from .pc.memory_map import MIB, Kind
 
 END = 1 << 32
-LARGEST = 16 << 20
-SHADOW, SHADOW_END = 0x2_0000, 1 << 20  # the most bytes of the copy, and where it ends
+LARGEST = 16 * MIB
+SHADOW, SHADOW_END = 0x2_0000, MIB  # the most bytes of the copy, and where it ends
 
 E820_ENTRY = struct.Struct("<QQI")  # start, size, kind
-RAM = 1
 
 
 def load_firmware(memory: GuestMemory, image: bytes) -> None:
@@ -30,7 +30,7 @@ def load_firmware(memory: GuestMemory, image: bytes) -> None:
     if not 0 < len(image) <= LARGEST or len(image) % PAGE:
         raise InvalidArgument(
             errno.EINVAL,
-            f"a firmware image has a multiple of {PAGE} bytes, and {LARGEST >> 20} MiB at most; "
+            f"a firmware image has a multiple of {PAGE} bytes, and {LARGEST // MIB} MiB at most; "
             f"this one has {len(image)} bytes",
         )
     memory.add_rom(END - len(image), image)
@@ -40,4 +40,4 @@ def load_firmware(memory: GuestMemory, image: bytes) -> None:
 
 def firmware_files(memory: GuestMemory) -> dict[str, bytes]:
     """The files of fw_cfg that tell firmware of this machine. QEMU: hw/i386/fw_cfg.c fw_cfg_arch_create."""
-    return {"etc/e820": E820_ENTRY.pack(memory.start, memory.size, RAM)}
+    return {"etc/e820": E820_ENTRY.pack(memory.start, memory.size, Kind.RAM)}
