@@ -95,7 +95,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["Nope"], "there is no 'Nope'. Use BlockDevice, DebugExit, FwCfg, I8042, LinePorts, Rtc, Uart, or"),
+        (["Nope"], "there is no 'Nope'. Use BlockDevice, Crtc, DebugExit, FwCfg, I8042, Ide, LinePorts, Rtc, Uart, or"),
         (["rtc"], "Did you mean Rtc?"),
         (["Uarts"], "Did you mean Uart?"),
         (["run_device"], "there is no 'run_device'"),

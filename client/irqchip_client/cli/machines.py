@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "crtc")
+IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
 
 
@@ -58,7 +59,13 @@ class Machine(Protocol):
 
 
 def choose_machine(
-    arch: str | None, cpu: str | None, kernel: Path, vcpus: int, gic: int, without: tuple[str, ...]
+    arch: str | None,
+    cpu: str | None,
+    kernel: Path,
+    vcpus: int,
+    gic: int,
+    without: tuple[str, ...],
+    disks: tuple[Path, ...] = (),
 ) -> Machine:
     """The machine for a kernel. InvalidArgument for what it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
@@ -67,14 +74,26 @@ def choose_machine(
     if arch == "arm64" or (arch is None and is_arm64(image)):
         if cpu == "kvm":
             raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if disks:
+            raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
         return _Arm64Machine(image, vcpus, gic, without)
-    return _Pc(kernel, image, cpu, vcpus, without)
+    if len(disks) > IDE_DISKS:
+        raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+    return _Pc(kernel, image, cpu, vcpus, without, disks)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        image: bytes,
+        cpu: str | None,
+        vcpus: int,
+        without: tuple[str, ...],
+        disks: tuple[Path, ...],
+    ) -> None:
         from irqchip_client.vmm.image import parse_image
 
         self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
@@ -82,6 +101,7 @@ class _Pc:
         self._image = parse_image(image)
         self._vcpus = vcpus
         self._without = without
+        self._disks = disks
 
     @property
     def about(self) -> str:
@@ -105,7 +125,7 @@ class _Pc:
 
     @contextmanager
     def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, Uart
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -118,6 +138,12 @@ class _Pc:
                 devices.append(FwCfg(self._vcpus, memory_size))
             if "lines" not in self._without:
                 devices.append(LinePorts())
+            if "crtc" not in self._without:
+                devices.append(Crtc())
+            if self._disks:
+                ide = Ide(self._disks[0], self._disks[1] if len(self._disks) > 1 else None)
+                stack.callback(ide.close)
+                devices.append(ide)
             yield devices
 
     @contextmanager
