@@ -7,6 +7,7 @@ from .exit import DebugExit
 from .host import LocalHost, RemoteHost, run_device
 from .i8042 import I8042
 from .ide import Ide
+from .power import PowerManagement
 from .rtc import Rtc
 from .testing import FwCfg, LinePorts
 from .uart import Uart
@@ -24,6 +25,7 @@ __all__ = [
     "LinePorts",
     "LocalHost",
     "OutputLine",
+    "PowerManagement",
     "RemoteHost",
     "Rtc",
     "Timer",
