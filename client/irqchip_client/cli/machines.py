@@ -38,8 +38,8 @@ class Machine(Protocol):
     @property
     def about(self) -> str: ...
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory. Returns how the first vCPU starts."""
+    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Any:
+        """Puts the kernel into memory, and tables that describe the VM. Returns how the first vCPU starts."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -89,9 +89,11 @@ class _Pc:
             return ""
         return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
+    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
+        from irqchip_client.vmm.pc.tables import write_tables
 
+        write_tables(memory, vm)
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
         return load(memory, self._image, command_line=line, initrd=initrd)
@@ -162,7 +164,13 @@ class _Arm64Machine:
         self._gic = gic
         self._without = without
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
+    def load(
+        self,
+        memory: GuestMemory,
+        vm: irqchip_client.Vm,  # noqa: ARG002 - the device tree describes what every VM of this machine has
+        append: str,
+        initrd: bytes | None,
+    ) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
         return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)

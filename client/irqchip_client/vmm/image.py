@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from irqchip_client._errors import InvalidArgument
 
 from .memory import PAGE, GuestMemory
+from .pc.memory_map import EBDA, MIB, memory_map
 from .start import Start, StartMode
 
 # 3.1, the image's header: in its first 8 KiB, on a boundary of 4 bytes.
@@ -25,15 +26,13 @@ INFO = struct.Struct("<13I 12x I 52x")  # flags to mmap_addr; then boot_loader_n
 INFO_SIZE = 120
 HAS_MEMORY, HAS_COMMAND_LINE, HAS_MODULES, HAS_MEMORY_MAP, HAS_LOADER_NAME = (1 << bit for bit in (0, 2, 3, 6, 9))
 MODULE, MAP_ENTRY = struct.Struct("<4I"), struct.Struct("<IQQI")
-RAM, RESERVED = 1, 2
 
 ELF_HEADER, ELF_SEGMENT = struct.Struct("<16s2H5I6H"), struct.Struct("<8I")
 ELF64_HEADER, ELF64_SEGMENT = struct.Struct("<16s2HI3QI6H"), struct.Struct("<2I6Q")
 LOADABLE = 1
 
 BOOT_SECTOR = 0x7C00
-MIB = 1 << 20
-LOW_END, INFO_AT = 0x9F000, 0x9000  # the end of low memory, below the EBDA of a PC; where the boot information lies
+INFO_AT = 0x9000  # where the boot information lies
 NAME = b"irqchipctl run"
 
 
@@ -170,8 +169,7 @@ def load_segments(memory: GuestMemory, segments: tuple[Segment, ...]) -> None:
 
 def _give_information(memory: GuestMemory, image: BootImage, command_line: str, initrd: bytes | None) -> int:
     flags = HAS_MEMORY | HAS_COMMAND_LINE | HAS_MEMORY_MAP | HAS_LOADER_NAME
-    ranges = [(0, LOW_END, RAM), (LOW_END, MIB - LOW_END, RESERVED), (MIB, max(memory.size - MIB, 0), RAM)]
-    memory_map = b"".join(MAP_ENTRY.pack(MAP_ENTRY.size - 4, *entry) for entry in ranges)
+    entries = b"".join(MAP_ENTRY.pack(MAP_ENTRY.size - 4, *entry) for entry in memory_map(memory.size))
     texts = command_line.encode() + b"\0", NAME + b"\0"
     module = b""
     if initrd is not None:
@@ -184,7 +182,7 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
         memory.write(at, initrd)
         flags |= HAS_MODULES
     line_at, name_at, map_at, module_at, module_line_at, end = _lay_out(
-        INFO_AT + INFO_SIZE, *texts, memory_map, bytes(MODULE.size), b"initrd\0"
+        INFO_AT + INFO_SIZE, *texts, entries, bytes(MODULE.size), b"initrd\0"
     )
     if end > BOOT_SECTOR * 8 or any(s.address < end and s.address + s.size > INFO_AT for s in image.segments):
         raise bad_image(f"it lies where its boot information goes, {INFO_AT:#x} to {end:#x}, or that is too long")
@@ -192,14 +190,14 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
         module = MODULE.pack(at, at + len(initrd), module_line_at, 0)
     info = INFO.pack(
         flags,
-        LOW_END >> 10,
+        EBDA >> 10,
         max(memory.size - MIB, 0) >> 10,
         0,
         line_at,
         int(bool(module)),
         module_at if module else 0,
         *(0, 0, 0, 0),
-        len(memory_map),
+        len(entries),
         map_at,
         name_at,
     )
@@ -207,7 +205,7 @@ def _give_information(memory: GuestMemory, image: BootImage, command_line: str, 
         (INFO_AT, info[:INFO_SIZE]),
         (line_at, texts[0]),
         (name_at, texts[1]),
-        (map_at, memory_map),
+        (map_at, entries),
         (module_at, module),
         (module_line_at, b"initrd\0"),
     ):
