@@ -525,8 +525,8 @@ IDENTIFIES = code(
     """
 )
 
-# Waits twice for the APIC timer in TSC-deadline mode, the second time after a write to the TSC. Reports each time: whether
-# the timer was early, whether the deadline is still there after it, and whether it read back differently before it.
+# Waits twice for the APIC timer in TSC-deadline mode, the second time after a write to the TSC. Reports each time:
+# whether the timer was early, whether the deadline is still there after it, and whether it was read back differently.
 DEADLINES = code(
     """
     0f 01 1c 25 20 06 00 00     lidt 0x620

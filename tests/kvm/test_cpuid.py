@@ -42,7 +42,7 @@ PACKAGES = [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 5), tuple(range(64))]
 def cpuid(supported: list[Leaf], vcpu: int, package: Package) -> dict[tuple[int, int], tuple[int, ...]]:
     """EAX to EDX by function and index."""
     leaves = list(vcpu_leaves(supported, vcpu, package))
-    found = {leaf[:2]: leaf[3:] for leaf in leaves}
+    found: dict[tuple[int, int], tuple[int, ...]] = {leaf[:2]: leaf[3:] for leaf in leaves}
     assert len(found) == len(leaves)
     return found
 
