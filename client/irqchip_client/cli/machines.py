@@ -128,7 +128,11 @@ class _Pc:
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
 
-        return create_machine(client, name, self._vcpus)
+        if self.cpu != "kvm":
+            return create_machine(client, name, self._vcpus)
+        from irqchip_client.kvm import guest_tsc_khz
+
+        return create_machine(client, name, self._vcpus, guest_tsc_khz())
 
     @contextmanager
     def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:

@@ -93,7 +93,9 @@ class _Ended(BaseException):
 )
 @click.option("--gic", type=click.Choice(["2", "3"]), default="3", show_default=True, help="arm64: the GIC's version.")
 @click.option(
+    "--cpus",
     "--vcpus",
+    "vcpus",
     type=number(1, 64),
     default=1,
     show_default=True,
