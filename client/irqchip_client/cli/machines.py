@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,8 +20,27 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
+IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asks of a machine: a kernel or firmware, and what runs it.
+
+    files  fw_cfg's, by name
+    """
+
+    arch: str | None
+    cpu: str | None
+    kernel: Path | None
+    firmware: Path | None
+    vcpus: int
+    gic: int
+    without: tuple[str, ...]
+    disks: tuple[Path, ...]
+    files: Mapping[str, bytes]
 
 
 class Machine(Protocol):
@@ -38,11 +58,11 @@ class Machine(Protocol):
     @property
     def about(self) -> str: ...
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory, and tables that describe the VM; or else firmware, which makes its own.
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
+        """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None for as after RESET."""
 
-        Returns how the first vCPU starts; None for its state after RESET.
-        """
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Puts tables into memory that describe the VM and its devices, which are all there now."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -60,54 +80,45 @@ class Machine(Protocol):
         """
 
 
-def choose_machine(
-    arch: str | None,
-    cpu: str | None,
-    kernel: Path | None,
-    firmware: Path | None,
-    vcpus: int,
-    gic: int,
-    without: tuple[str, ...],
-    files: Mapping[str, bytes],
-) -> Machine:
-    """The machine for a kernel, or for firmware. InvalidArgument for what it can't have.
-
-    files  fw_cfg's further files
-    """
+def choose_machine(wanted: Wanted) -> Machine:
+    """The machine for a kernel, or for firmware. InvalidArgument for what it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
 
-    if firmware is not None:
-        if arch == "arm64":
+    if wanted.firmware is not None:
+        if wanted.arch == "arm64":
             raise _refused("--firmware is for x86: leave --arch out")
-        return _PcWithFirmware(firmware, cpu, vcpus, without, files)
-    assert kernel is not None  # one of the two is given
-    image = kernel.read_bytes()
-    if arch == "arm64" or (arch is None and is_arm64(image)):
-        if cpu == "kvm":
-            raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
-        if files:
-            raise _refused("--fw-cfg is for x86: an arm64 guest has no fw_cfg; leave --fw-cfg out")
-        return _Arm64Machine(image, vcpus, gic, without)
-    return _PcWithKernel(kernel, image, cpu, vcpus, without, files)
+        return _PcWithFirmware(wanted, wanted.firmware)
+    assert wanted.kernel is not None
+    image = wanted.kernel.read_bytes()
+    if wanted.arch == "arm64" or (wanted.arch is None and is_arm64(image)):
+        return _Arm64Machine(wanted, image)
+    return _PcWithKernel(wanted, wanted.kernel, image)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, cpu: str | None, vcpus: int, without: tuple[str, ...], files: Mapping[str, bytes]) -> None:
-        self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
-        self._vcpus = vcpus
-        self._without = without
-        self._files = files
+    def __init__(self, wanted: Wanted) -> None:
+        if len(wanted.disks) > IDE_DISKS:
+            raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+        self.cpu = wanted.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
+        self._vcpus = wanted.vcpus
+        self._without = wanted.without
+        self._disks = wanted.disks
+        self._files = wanted.files
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
 
-        return create_machine(client, name, self._vcpus)
+        if self.cpu != "kvm":
+            return create_machine(client, name, self._vcpus)
+        from irqchip_client.kvm import guest_tsc_khz
+
+        return create_machine(client, name, self._vcpus, guest_tsc_khz())
 
     @contextmanager
     def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Uart
         from irqchip_client.vmm.firmware import firmware_files
 
         with ExitStack() as stack:
@@ -122,6 +133,15 @@ class _Pc:
                 devices.append(FwCfg(self._vcpus, memory.size, files, memory=memory))
             if "lines" not in self._without:
                 devices.append(LinePorts())
+            if "power" not in self._without:
+                # As with QEMU's -no-reboot, a reset ends the run.
+                devices.append(PowerManagement(lambda: end(0), lambda: end(0)))
+            if "crtc" not in self._without:
+                devices.append(Crtc())
+            if self._disks:
+                ide = Ide(self._disks[0], self._disks[1] if len(self._disks) > 1 else None)
+                stack.callback(ide.close)
+                devices.append(ide)
             yield devices
 
     @contextmanager
@@ -151,18 +171,10 @@ class _Pc:
 
 
 class _PcWithKernel(_Pc):
-    def __init__(
-        self,
-        kernel: Path,
-        image: bytes,
-        cpu: str | None,
-        vcpus: int,
-        without: tuple[str, ...],
-        files: Mapping[str, bytes],
-    ) -> None:
+    def __init__(self, wanted: Wanted, kernel: Path, image: bytes) -> None:
         from irqchip_client.vmm.image import parse_image
 
-        super().__init__(cpu, vcpus, without, files)
+        super().__init__(wanted)
         self._kernel = kernel
         self._image = parse_image(image)
 
@@ -172,63 +184,65 @@ class _PcWithKernel(_Pc):
             return ""
         return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
-        from irqchip_client.vmm.pc.tables import write_tables
 
-        write_tables(memory, vm)
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
         return load(memory, self._image, command_line=line, initrd=initrd)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        from irqchip_client.vmm.pc.board import read_board
+        from irqchip_client.vmm.pc.tables import write_tables
+
+        write_tables(memory, read_board(vm, (region for device in local.devices for region in device.regions)))
 
 
 class _PcWithFirmware(_Pc):
     about = ""
 
-    def __init__(
-        self, firmware: Path, cpu: str | None, vcpus: int, without: tuple[str, ...], files: Mapping[str, bytes]
-    ) -> None:
-        super().__init__(cpu, vcpus, without, files)
+    def __init__(self, wanted: Wanted, firmware: Path) -> None:
+        super().__init__(wanted)
         self._image = firmware.read_bytes()
 
-    def load(
-        self,
-        memory: GuestMemory,
-        vm: irqchip_client.Vm,  # noqa: ARG002 - firmware makes its own tables
-        append: str,
-        initrd: bytes | None,
-    ) -> None:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> None:
         from irqchip_client.vmm.firmware import load_firmware
 
         if append or initrd is not None:
             raise _refused("firmware is given no kernel: leave --append and --initrd out")
         load_firmware(memory, self._image)
 
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Does nothing: firmware makes the tables."""
+
 
 class _Arm64Machine:
     cpu = "unicorn"
     about = ""
 
-    def __init__(self, image: bytes, vcpus: int, gic: int, without: tuple[str, ...]) -> None:
+    def __init__(self, wanted: Wanted, image: bytes) -> None:
         from irqchip_client.vmm.arm64 import RAM
 
-        if vcpus > 1:
+        if wanted.cpu == "kvm":
+            raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if wanted.disks:
+            raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
+        if wanted.files:
+            raise _refused("--fw-cfg is for x86: an arm64 machine has no fw_cfg; leave --fw-cfg out")
+        if wanted.vcpus > 1:
             raise _refused("with Unicorn a machine has one vCPU")
         self.ram = RAM
         self._image = image
-        self._gic = gic
-        self._without = without
+        self._gic = wanted.gic
+        self._without = wanted.without
 
-    def load(
-        self,
-        memory: GuestMemory,
-        vm: irqchip_client.Vm,  # noqa: ARG002 - the device tree describes what every VM of this machine has
-        append: str,
-        initrd: bytes | None,
-    ) -> Arm64Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
         return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Does nothing: load() has made the device tree."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine
