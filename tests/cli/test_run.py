@@ -86,6 +86,11 @@ def test_a_write_to_port_f4h_ends_the_run_with_its_value(run: Run, cpu: str) -> 
     assert run("b0 15" + EXIT_WITH_AL, "--cpu", cpu).returncode == 0x15 << 1 | 1
 
 
+def test_what_a_guest_does_after_its_end_does_not_count(run: Run, cpu: str) -> None:
+    done = run("b0 15  0f 01 1e 00 00  e6 f4 cc", "--cpu", cpu)  # lidt [0], where a limit of 0 is; out f4h, al; int3
+    assert (done.returncode, done.stderr) == (0x15 << 1 | 1, "")
+
+
 def test_fw_cfg_has_the_number_of_cpus(run: Run, cpu: str) -> None:
     assert run(CPUS_OF_FW_CFG, "--cpu", cpu).returncode == 1 << 1 | 1
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from irqchip_client.devices import Device, LocalHost
     from irqchip_client.vmm.adapter import Adapter
     from irqchip_client.vmm.memory import GuestMemory
+    from irqchip_client.vmm.pc.board import Board
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
@@ -62,7 +63,7 @@ class Machine(Protocol):
         """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None for as after RESET."""
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Puts tables into memory that describe the VM and its devices, which are all there now."""
+        """Makes tables that describe the VM and its devices, which are all there now."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -192,10 +193,9 @@ class _PcWithKernel(_Pc):
         return load(memory, self._image, command_line=line, initrd=initrd)
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        from irqchip_client.vmm.pc.board import read_board
         from irqchip_client.vmm.pc.tables import write_tables
 
-        write_tables(memory, read_board(vm, (region for device in local.devices for region in device.regions)))
+        write_tables(memory, _board(vm, local))
 
 
 class _PcWithFirmware(_Pc):
@@ -212,8 +212,22 @@ class _PcWithFirmware(_Pc):
             raise _refused("firmware is given no kernel: leave --append and --initrd out")
         load_firmware(memory, self._image)
 
-    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Does nothing: firmware makes the tables."""
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002
+        """Gives fw_cfg ACPI's tables, which firmware puts into memory; it makes the others itself."""
+        from irqchip_client.devices import FwCfg
+        from irqchip_client.vmm.pc.table_loader import table_files
+
+        board = _board(vm, local)
+        for device in local.devices:
+            if isinstance(device, FwCfg):
+                device.add_files(table_files(board))
+
+
+def _board(vm: irqchip_client.Vm, local: LocalHost) -> Board:
+    """What tables say of the machine, now that all its devices are there."""
+    from irqchip_client.vmm.pc.board import read_board
+
+    return read_board(vm, (region for device in local.devices for region in device.regions))
 
 
 class _Arm64Machine:

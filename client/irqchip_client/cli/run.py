@@ -252,7 +252,8 @@ def run(
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        raise _CanNotGoOn(f"{error.message}{machine.about}") from error
+        if not ended:  # else the guest was to stop at an instruction, and has gone on to the end of its block
+            raise _CanNotGoOn(f"{error.message}{machine.about}") from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _failure(running, error) from error

@@ -82,14 +82,21 @@ class FwCfg(Device):
             CPUS: struct.pack("<H", cpus),
             MAX_CPUS: struct.pack("<H", cpus),
             IRQ0_OVERRIDE: b"\1",  # the PIT is at the IOAPIC's pin 2
-            **_items_of_files(files),
         }
+        self._files: dict[str, bytes] = {}
+        self.add_files(files)
         self._selected = 0
         self._position = 0
         self._address = 0  # the upper half of a command's address
         self.pio(SELECTOR, 2, self.read, self.write, width=2)
         if memory is not None:
             self.pio(ADDRESS, 8, self._read_signature, self._write_address, width=4)
+
+    def add_files(self, files: Mapping[str, bytes]) -> None:
+        """Adds files, before the guest starts. A file that is there stays as it is. InvalidArgument."""
+        files = {**files, **self._files}
+        self.items |= _items_of_files(files)
+        self._files = files
 
     def reset(self) -> None:
         """QEMU: hw/nvram/fw_cfg.c fw_cfg_reset."""
