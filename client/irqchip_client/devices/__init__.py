@@ -8,6 +8,8 @@ from .i8042 import I8042
 from .rtc import Rtc
 from .testing import FwCfg, LinePorts
 from .uart import Uart
+from .virtio.block import VirtioBlock
+from .virtio.console import VirtioConsole
 
 __all__ = [
     "I8042",
@@ -24,5 +26,7 @@ __all__ = [
     "Rtc",
     "Timer",
     "Uart",
+    "VirtioBlock",
+    "VirtioConsole",
     "run_device",
 ]
