@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
+IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
 
 
@@ -38,8 +39,11 @@ class Machine(Protocol):
     @property
     def about(self) -> str: ...
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory, and tables that describe the VM. Returns how the first vCPU starts."""
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
+        """Puts the kernel into memory. Returns how the first vCPU starts."""
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Puts tables into memory that describe the VM and its devices, which are all there now."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -58,7 +62,13 @@ class Machine(Protocol):
 
 
 def choose_machine(
-    arch: str | None, cpu: str | None, kernel: Path, vcpus: int, gic: int, without: tuple[str, ...]
+    arch: str | None,
+    cpu: str | None,
+    kernel: Path,
+    vcpus: int,
+    gic: int,
+    without: tuple[str, ...],
+    disks: tuple[Path, ...] = (),
 ) -> Machine:
     """The machine for a kernel. InvalidArgument for what it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
@@ -67,14 +77,26 @@ def choose_machine(
     if arch == "arm64" or (arch is None and is_arm64(image)):
         if cpu == "kvm":
             raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if disks:
+            raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
         return _Arm64Machine(image, vcpus, gic, without)
-    return _Pc(kernel, image, cpu, vcpus, without)
+    if len(disks) > IDE_DISKS:
+        raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+    return _Pc(kernel, image, cpu, vcpus, without, disks)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        image: bytes,
+        cpu: str | None,
+        vcpus: int,
+        without: tuple[str, ...],
+        disks: tuple[Path, ...],
+    ) -> None:
         from irqchip_client.vmm.image import parse_image
 
         self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
@@ -82,6 +104,7 @@ class _Pc:
         self._image = parse_image(image)
         self._vcpus = vcpus
         self._without = without
+        self._disks = disks
 
     @property
     def about(self) -> str:
@@ -89,23 +112,31 @@ class _Pc:
             return ""
         return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
-        from irqchip_client.vmm.pc.tables import write_tables
 
-        write_tables(memory, vm)
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
         return load(memory, self._image, command_line=line, initrd=initrd)
 
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        from irqchip_client.vmm.pc.board import read_board
+        from irqchip_client.vmm.pc.tables import write_tables
+
+        write_tables(memory, read_board(vm, (region for device in local.devices for region in device.regions)))
+
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
 
-        return create_machine(client, name, self._vcpus)
+        if self.cpu != "kvm":
+            return create_machine(client, name, self._vcpus)
+        from irqchip_client.kvm import guest_tsc_khz
+
+        return create_machine(client, name, self._vcpus, guest_tsc_khz())
 
     @contextmanager
     def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Uart
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -118,6 +149,15 @@ class _Pc:
                 devices.append(FwCfg(self._vcpus, memory_size))
             if "lines" not in self._without:
                 devices.append(LinePorts())
+            if "power" not in self._without:
+                # As with QEMU's -no-reboot, a reset ends the run.
+                devices.append(PowerManagement(lambda: end(0), lambda: end(0)))
+            if "crtc" not in self._without:
+                devices.append(Crtc())
+            if self._disks:
+                ide = Ide(self._disks[0], self._disks[1] if len(self._disks) > 1 else None)
+                stack.callback(ide.close)
+                devices.append(ide)
             yield devices
 
     @contextmanager
@@ -160,16 +200,13 @@ class _Arm64Machine:
         self._gic = gic
         self._without = without
 
-    def load(
-        self,
-        memory: GuestMemory,
-        vm: irqchip_client.Vm,  # noqa: ARG002 - the device tree describes what every VM of this machine has
-        append: str,
-        initrd: bytes | None,
-    ) -> Arm64Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
         return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Does nothing: load() has made the device tree."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine

@@ -21,7 +21,7 @@ from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
 
 from .device import Device
-from .files import open_disk
+from .image_file import open_image
 from .saving import FLAG, Choice, Fields, Number, Octets, refused
 
 SECTOR = 512  # bytes
@@ -111,7 +111,7 @@ class BlockDevice(Device):
         super().__init__("block device")
         self.read_only = read_only
         self.seek = seek
-        self._file = open_disk(path, read_only)
+        self._file = open_image(path, read_only=read_only)
         self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
         (self.mmio if mmio else self.pio)(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)

@@ -10,7 +10,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from irqchip_client._errors import InvalidArgument
-from irqchip_client.devices.files import open_disk
+from irqchip_client.devices.image_file import open_image
 
 from .mmio import VirtioDevice
 from .parts import gather, part, scatter
@@ -86,7 +86,7 @@ class VirtioBlock(VirtioDevice):
         if len(self._identity) > ID_BYTES:
             raise InvalidArgument(errno.EINVAL, f"identity {identity!r:.100}: use at most {ID_BYTES} characters")
         self.read_only = read_only
-        self._file = open_disk(path, read_only)
+        self._file = open_image(path, read_only=read_only)
         self.capacity = os.lseek(self._file, 0, os.SEEK_END) // SECTOR
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Files that are disks."""
+"""Opens the file that has a disk's sectors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import stat
 from irqchip_client._errors import IrqchipError, make_error
 
 
-def open_disk(path: str | os.PathLike[str], read_only: bool) -> int:
-    """A descriptor of a file or a block device. NotFound, IrqchipError."""
+def open_image(path: str | os.PathLike[str], *, read_only: bool) -> int:
+    """A descriptor of a file or block device. NotFound or IrqchipError where it cannot be opened, with advice."""
     try:
-        descriptor = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
+        file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            os.close(file)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return descriptor
     except OSError as error:
         raise _not_opened(path, error, read_only) from None
+    return file
 
 
 def _not_opened(path: str | os.PathLike[str], error: OSError, read_only: bool) -> IrqchipError:
