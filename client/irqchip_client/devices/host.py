@@ -293,6 +293,12 @@ class LocalHost(_Host):
         self._events = events
         self._ram = memory
 
+    def reset(self) -> None:
+        """Resets the devices, and forgets what those of other processes noted: the VM was reset."""
+        if self._ram is not None:
+            self._ram.erase_notes()
+        super().reset()
+
     def start(self) -> None:
         """Begins to run the devices: their lines have the levels that they drive."""
         super().start()

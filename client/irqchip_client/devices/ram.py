@@ -32,6 +32,9 @@ class Ram(Protocol):
     def notes(self, number: int) -> memoryview | None:
         """The NOTES bytes that the guest's machine keeps for a device, if it does: zeros at the machine's start."""
 
+    def erase_notes(self) -> None:
+        """The machine is reset: the notes of all devices become zeros."""
+
 
 class MappedRam:
     """RAM that another process shares.
@@ -73,3 +76,6 @@ class MappedRam:
     def notes(self, number: int) -> memoryview | None:
         page = self._notes[number * NOTES : (number + 1) * NOTES]
         return page if len(page) == NOTES else None
+
+    def erase_notes(self) -> None:
+        self._notes[:] = bytes(len(self._notes))

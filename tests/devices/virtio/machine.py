@@ -30,6 +30,9 @@ class NotedRam:
     def notes(self, number: int) -> memoryview | None:  # noqa: ARG002 - for one device
         return self.kept
 
+    def erase_notes(self) -> None:
+        self.kept[:] = bytes(NOTES)
+
 
 class Machine:
     """A device, run by a bench, and a driver for it."""

@@ -314,7 +314,7 @@ def test_another_process_goes_on_with_the_requests_that_wait(disk: Path) -> None
     machine.request(IN, 9, room=512)
     machine.replace(VirtioBlock(disk))
     assert machine.line, "the driver may have missed an interrupt"
-    assert driver.acknowledge() == Interrupt.USED_BUFFER
+    assert driver.acknowledge() == Interrupt.USED_BUFFER | Interrupt.CONFIGURATION
     taken = machine.queue.take()
     assert taken is not None
     assert machine.ram.read(taken[0].writes[0][0], 512) == bytes([9]) * 512

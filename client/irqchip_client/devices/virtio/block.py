@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import weakref
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -87,11 +88,12 @@ class VirtioBlock(VirtioDevice):
             raise InvalidArgument(errno.EINVAL, f"identity {identity!r:.100}: use at most {ID_BYTES} characters")
         self.read_only = read_only
         self._file = open_image(path, read_only=read_only)
+        self._closed = weakref.finalize(self, os.close, self._file)
         self.capacity = os.lseek(self._file, 0, os.SEEK_END) // SECTOR
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._closed()
 
     @property
     def config(self) -> bytes:

@@ -271,7 +271,9 @@ class VirtioDevice(Device):
             return
         if self.is_live:
             self._map_queues()
-            self.interrupt_status |= Interrupt.USED_BUFFER
+            # The configuration may be another, too: of a file that has grown, for example.
+            self.config_generation = self.config_generation + 1 & WORD
+            self.interrupt_status |= Interrupt.USED_BUFFER | Interrupt.CONFIGURATION
             self._use_all()
         self._drive()
         self._keep()
