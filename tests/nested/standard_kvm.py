@@ -7,6 +7,7 @@ processor has the same speed on every machine and a guest's ticks do not overloa
 from __future__ import annotations
 
 import base64
+import compileall
 import json
 import lzma
 import os
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from packaging.requirements import Requirement
 
@@ -59,6 +61,14 @@ class StandardKvm:
         self._python = copy_python(root)
         for name in SOURCES:
             _copy_sources(root, ROOT / name)
+        # Each of its processes would compile all that it imports, which takes seconds there.
+        compileall.compile_dir(
+            root / ROOT.relative_to("/"),
+            stripdir=root,
+            quiet=1,
+            force=True,
+            invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+        )
         self._packages = {str(where) for one in _needed(DISTRIBUTIONS) if (where := _copy(root, one)) is not None}
         modules = root / "modules"
         modules.mkdir()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from irqchip_client import InvalidArgument
 from irqchip_client.vmm.image import BOOT_MAGIC, INFO_AT, load, parse_image
 from irqchip_client.vmm.memory import GuestMemory
+from irqchip_client.vmm.pc.memory_map import memory_map
 from irqchip_client.vmm.start import Start, StartMode
 
 MIB = 1 << 20
@@ -80,7 +81,7 @@ def test_the_boot_information_has_memory_command_line_and_module(memory: GuestMe
     info = start.ebx
     flags = word(memory, info)
     assert flags & (1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9) == flags
-    assert (word(memory, info + 4), word(memory, info + 8)) == (0x9F000 >> 10, 3 << 10)
+    assert (word(memory, info + 4), word(memory, info + 8)) == (0x9FC00 >> 10, 3 << 10)
     assert text(memory, word(memory, info + 16)) == "irq=pic x"
     assert word(memory, info + 20) == 1
     module = word(memory, info + 24)
@@ -95,7 +96,7 @@ def test_the_boot_information_has_memory_command_line_and_module(memory: GuestMe
         size, base, extent, kind = struct.unpack("<IQQI", memory.read(at, 24))
         ranges.append((base, extent, kind))
         at, length = at + size + 4, length - size - 4
-    assert ranges == [(0, 0x9F000, 1), (0x9F000, MIB - 0x9F000, 2), (MIB, 3 * MIB, 1)]
+    assert ranges == [tuple(each) for each in memory_map(memory.size)]
     assert text(memory, word(memory, info + 64)) == "irqchipctl run"
 
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import click
+
 import irqchip_client
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
+FLAT = "a flat binary of 16-bit code"
 LOCAL = ("serial", "exit", "fw_cfg", "lines")
 End = Callable[[int], None]  # ends the run, with an exit status
 
@@ -38,8 +41,8 @@ class Machine(Protocol):
     @property
     def about(self) -> str: ...
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory. Returns how the first vCPU starts."""
+    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Any:
+        """Puts the kernel into memory, and tables that describe the VM. Returns how the first vCPU starts."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -75,25 +78,32 @@ class _Pc:
     ram = 0
 
     def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
+        from irqchip_client.vmm.boot.flat import FlatImage
         from irqchip_client.vmm.image import parse_image
 
         self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
         self._kernel = kernel
         self._image = parse_image(image)
+        self._is_flat = isinstance(self._image, FlatImage)
         self._vcpus = vcpus
         self._without = without
+        if self._is_flat:
+            click.echo(
+                f"{kernel} is no Linux bzImage, no multiboot image and no ELF file for PVH: it is taken for {FLAT}",
+                err=True,
+            )
 
     @property
     def about(self) -> str:
-        if self._image.multiboot:
-            return ""
-        return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
+        return f". {self._kernel} was taken for {FLAT}: is it one?" if self._is_flat else ""
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
+    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
+        from irqchip_client.vmm.pc.tables import write_tables
 
+        write_tables(memory, vm)
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
-        line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
+        line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
         return load(memory, self._image, command_line=line, initrd=initrd)
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
@@ -158,7 +168,13 @@ class _Arm64Machine:
         self._gic = gic
         self._without = without
 
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
+    def load(
+        self,
+        memory: GuestMemory,
+        vm: irqchip_client.Vm,  # noqa: ARG002 - the device tree describes what every VM of this machine has
+        append: str,
+        initrd: bytes | None,
+    ) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
         return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import irqchip_client
+from irqchip_client.vmm.pc.memory_map import MEMORY_LIMIT, MIB
 
 from ._common import command, connect, is_named, number
 from .durations import SECONDS
@@ -30,7 +31,7 @@ TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SWITCH_INTERVAL = 0.0005  # seconds that a vCPU's thread may keep the interpreter from a device's message
 SILENCE = 3  # seconds of waiting before a message says so
-BIGGEST = 3072  # MiB: the chips' addresses are above
+BIGGEST = MEMORY_LIMIT // MIB  # the chips' addresses are above
 
 
 class _Refused(click.ClickException):
@@ -64,20 +65,20 @@ class _Ended(BaseException):
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="A multiboot image, or a flat binary, which starts in real mode at 7c00h. arm64: an ELF file, or Linux's"
-    " Image.",
+    help="A Linux bzImage, a multiboot image, an ELF file with an entry for PVH, or a flat binary, which starts in real"
+    " mode at 7c00h. arm64: an ELF file, or Linux's Image.",
 )
 @click.option(
     "--initrd",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Load FILE as the kernel's multiboot module, or arm64's initrd.",
+    help="Load FILE as the kernel's initrd, or as its only multiboot or PVH module.",
 )
 @click.option(
     "--append",
     metavar="TEXT",
     default="",
-    help="Append TEXT to the kernel's command line, which begins with the kernel's name.",
+    help="The kernel's command line. Of a multiboot kernel it begins with the kernel's name.",
 )
 @click.option(
     "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
@@ -174,9 +175,9 @@ def run(
             stack.enter_context(_ended_by_signals(running, end))
             machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without)
             ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
-            start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())
             client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(machine.create(client, name))
+            start = machine.load(ram, vm, append, None if initrd is None else initrd.read_bytes())
             devices = stack.enter_context(machine.devices(end, memory << 20))
             host = stack.enter_context(local_devices(vm, devices))
             running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
