@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import click
-
 import irqchip_client
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ class Machine(Protocol):
 
     ram    where its RAM begins
     cpu    what executes it
+    notice what to say before it runs
     about  a likely reason for a guest that can't go on, behind the error's text
     """
 
@@ -38,6 +37,8 @@ class Machine(Protocol):
     def ram(self) -> int: ...
     @property
     def cpu(self) -> str: ...
+    @property
+    def notice(self) -> str: ...
     @property
     def about(self) -> str: ...
 
@@ -87,11 +88,12 @@ class _Pc:
         self._is_flat = isinstance(self._image, FlatImage)
         self._vcpus = vcpus
         self._without = without
-        if self._is_flat:
-            click.echo(
-                f"{kernel} is no Linux bzImage, no multiboot image and no ELF file for PVH: it is taken for {FLAT}",
-                err=True,
-            )
+
+    @property
+    def notice(self) -> str:
+        if not self._is_flat:
+            return ""
+        return f"{self._kernel} is no Linux bzImage, no multiboot image and no ELF file for PVH: it is taken for {FLAT}"
 
     @property
     def about(self) -> str:
@@ -156,7 +158,7 @@ class _Pc:
 
 class _Arm64Machine:
     cpu = "unicorn"
-    about = ""
+    notice = about = ""
 
     def __init__(self, image: bytes, vcpus: int, gic: int, without: tuple[str, ...]) -> None:
         from irqchip_client.vmm.arm64 import RAM

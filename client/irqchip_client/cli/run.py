@@ -174,6 +174,8 @@ def run(
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
             machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without)
+            if machine.notice:
+                click.echo(machine.notice, err=True)
             ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
             client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(machine.create(client, name))

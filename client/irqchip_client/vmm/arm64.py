@@ -12,9 +12,9 @@ from irqchip_client._errors import NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2, REDISTRIBUTORS, spi
 
-from .device_tree import Node, Value, address, flatten
 from .boot.elf import elf_segments
 from .boot.segments import Segment, bad_image, load_segments
+from .device_tree import Node, Value, address, flatten
 from .memory import PAGE, GuestMemory
 from .start import Arm64Start
 

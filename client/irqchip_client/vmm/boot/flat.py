@@ -9,7 +9,8 @@ from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 
 from .given import Given
-from .segments import Segment, bad_image, load_segments
+from .room import Room
+from .segments import Segment, bad_image
 
 BOOT_SECTOR: Final = 0x7C00  # where a PC has its boot sector
 FIRST_DISK: Final = 0x80  # what a BIOS has in DL
@@ -28,5 +29,5 @@ class FlatImage:
         """See BootImage."""
         if given.command_line or given.initrd is not None:
             raise bad_image("a flat binary is given no command line and no initrd")
-        load_segments(memory, [Segment(self.entry, self.image, len(self.image))])
+        Room(memory).load([Segment(self.entry, self.image, len(self.image))], self.entry)
         return Start(StartMode.REAL, self.entry, edx=FIRST_DISK)

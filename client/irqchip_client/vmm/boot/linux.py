@@ -15,7 +15,7 @@ from irqchip_client.vmm.start import Start, StartMode
 from .given import Given
 from .long_mode import write_descriptors, write_page_tables
 from .room import Room
-from .segments import Segment, bad_image, load_segments
+from .segments import Segment, bad_image
 
 # Fields of the setup header, which begins at SETUP_SECTORS. An offset in the file is the same in the zero page.
 SETUP_SECTORS, SIZE_IN_PARAGRAPHS, VIDEO_MODE, BOOT_FLAG = 0x1F1, 0x1F4, 0x1FA, 0x1FE
@@ -70,8 +70,7 @@ class LinuxImage:
             raise bad_image(f"its command line has {len(line) - 1} bytes, and the kernel takes {self.line_size}")
         segment = Segment(self.address, self.kernel, max(self.init_size, len(self.kernel)))
         room = Room(memory)
-        room.take(segment)
-        load_segments(memory, [segment])
+        room.load([segment], self.entry)
         zero_page_at = room.lowest("boot parameters", ZERO_PAGE_SIZE)
         line_at = room.lowest("the command line", len(line))
         memory.write(line_at, line)

@@ -13,7 +13,7 @@ from irqchip_client.vmm.start import Start, StartMode
 from .elf import elf_segments, is_elf
 from .given import Given
 from .room import Room
-from .segments import Segment, bad_image, load_segments
+from .segments import Segment, bad_image
 
 # 3.1, the image's header: in its first 8 KiB, on a boundary of 4 bytes.
 HEADER_MAGIC, HEADER_WITHIN = 0x1BADB002, 8192
@@ -42,10 +42,8 @@ class MultibootImage:
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
         """See BootImage."""
-        load_segments(memory, self.segments)
         room = Room(memory)
-        for segment in self.segments:
-            room.take(segment)
+        room.load(self.segments, self.entry)
         information = _give_information(memory, room, max(segment.end for segment in self.segments), given)
         return Start(StartMode.PROTECTED, self.entry, eax=BOOT_MAGIC, ebx=information)
 

@@ -13,7 +13,7 @@ from irqchip_client.vmm.start import Start, StartMode
 from .elf import elf_notes, elf_segments, is_elf
 from .given import Given
 from .room import Room
-from .segments import Segment, bad_image, load_segments
+from .segments import Segment, bad_image
 
 # Xen: xen/include/public/elfnote.h
 NOTE_NAME, PHYS32_ENTRY = b"Xen", 18
@@ -35,10 +35,8 @@ class PvhImage:
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
         """See BootImage."""
-        load_segments(memory, self.segments)
         room = Room(memory)
-        for segment in self.segments:
-            room.take(segment)
+        room.load(self.segments, self.entry)
         line = given.line
         line_at = room.lowest("the command line", len(line))
         memory.write(line_at, line)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.pc.memory_map import Kind, memory_map
 
-from .segments import Segment, bad_image
+from .segments import Segment, bad_image, load_segments
 
 # Boot information goes here, or behind it. Below are the vectors and the data of a BIOS, and kernels' code for SIPIs.
 INFORMATION: Final = 0x9000
@@ -17,23 +18,28 @@ class Room:
     """The free ranges: at first all RAM of the machine's memory map."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self._size = memory.size
-        self._free = [(each.start, each.end) for each in memory_map(memory.size) if each.kind is Kind.RAM]
+        self._memory = memory
+        self._ram = [(each.start, each.end) for each in memory_map(memory.size) if each.kind is Kind.RAM]
+        self._free = self._ram
 
-    def take(self, segment: Segment) -> None:
-        """Takes a place that an image chooses. Parts of one image may share it. InvalidArgument where is no RAM."""
-        ranges = [each for each in memory_map(self._size) if each.kind is Kind.RAM]
-        if not any(each.start <= segment.address and segment.end <= each.end for each in ranges):
-            if segment.end > self._size:
+    def load(self, segments: Sequence[Segment], entry: int) -> None:
+        """Loads an image where it chooses. InvalidArgument where there is no RAM for it, or where it has no entry."""
+        for segment in segments:
+            if not any(start <= segment.address and segment.end <= end for start, end in self._ram):
+                if segment.end > self._memory.size:
+                    raise bad_image(
+                        f"it needs memory up to {segment.end:#x}, and the machine has {self._memory.size:#x} bytes; "
+                        "give the machine more (--memory)"
+                    )
                 raise bad_image(
-                    f"it needs memory up to {segment.end:#x}, and the machine has {self._size:#x} bytes; "
-                    "give the machine more (--memory)"
+                    f"a part of it belongs at {segment.address:#x} to {segment.end:#x}, and a PC's RAM for kernels is "
+                    + " and ".join(f"{start:#x} to {end:#x}" for start, end in self._ram)
                 )
-            raise bad_image(
-                f"a part of it belongs at {segment.address:#x} to {segment.end:#x}, and a PC's RAM for kernels is "
-                + " and ".join(f"{each.start:#x} to {each.end:#x}" for each in ranges)
-            )
-        self._remove(segment.address, segment.end)
+        if not any(segment.address <= entry < segment.end for segment in segments):
+            raise bad_image(f"its entry {entry:#x} is in no part of it")
+        load_segments(self._memory, segments)
+        for segment in segments:
+            self._remove(segment.address, segment.end)
 
     def lowest(self, what: str, size: int, *, above: int = INFORMATION, alignment: int = PAGE) -> int:
         """Takes the lowest place from `above` on. InvalidArgument where there is none."""
@@ -61,6 +67,6 @@ class Room:
 
     def _full(self, what: str, size: int) -> Exception:
         return bad_image(
-            f"the machine's {self._size:#x} bytes of memory have no room for {what} of {size:#x} bytes; "
+            f"the machine's {self._memory.size:#x} bytes of memory have no room for {what} of {size:#x} bytes; "
             "give the machine more (--memory)"
         )
