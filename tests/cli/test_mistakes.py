@@ -135,6 +135,8 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["list", "-x"], "'-x'", "--json, --target", "leave it out, or use"),
     (["--target"], "'--target'", "requires an argument", "Write, for example: irqchipctl --target unix:///"),
     (["watch", "vm1", "--gsi", "5000"], "'--gsi': 5000", "0 to 4095", "irqchipctl watch vm1 kvm_set_irq --gsi 1"),
+    (["watch", "vm1", "--gsi", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM", "write a GSI"),
+    (["trace", "vm1", "--gsi", "16777252"], "VM 'vm1' is of x86", "only an arm64 VM", "write a GSI"),
 ]
 
 # With an x86 VM vm1, and an arm64 VM guest.

@@ -38,6 +38,10 @@ HELLO = "ba f8 03  b0 48 ee  b0 69 ee  b0 00" + EXIT_WITH_AL  # "Hi", to 3f8h
 CPUS_OF_FW_CFG = "ba 10 05  b8 05 00 ef  42 ec" + EXIT_WITH_AL  # select item 5, read a byte
 LINE_4 = "ba 04 20  b0 01 ee  b0 0a e6 20  e4 20" + EXIT_WITH_AL  # raise GSI 4; OCW3: read IRR
 ECHO = "ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  b0 02" + EXIT_WITH_AL  # wait for a character, and send it back
+POWER_OFF = "ba 04 06  b8 00 34 ef" + SPIN  # PM1 control: sleep type 5, enabled
+RESET = "ba f9 0c  b0 06 ee" + SPIN
+BASE_MEMORY = "a0 13 04" + EXIT_WITH_AL  # mov al, [413h]
+RSDP = "b8 00 e0 8e d8  a0 00 00" + EXIT_WITH_AL  # mov al, [e000h:0]
 # A multiboot image, by its addresses: 32-bit code at 100020h. lidt with a limit of 0; ud2.
 NO_IDT = (
     "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
@@ -92,6 +96,18 @@ def test_fw_cfg_has_the_number_of_cpus(run: Run, cpu: str) -> None:
 
 def test_ports_2000h_and_up_drive_gsis(run: Run, cpu: str) -> None:
     assert run(LINE_4, "--cpu", cpu).returncode == (1 << 4) << 1 | 1
+
+
+@pytest.mark.parametrize("code", [POWER_OFF, RESET])
+def test_a_guest_turns_the_machine_off_or_resets_it(run: Run, cpu: str, code: str) -> None:
+    done = run(code, "--cpu", cpu, "--timeout", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_guest_finds_what_firmware_would_leave(run: Run) -> None:
+    assert run(BASE_MEMORY).returncode == ((639 & 0xFF) << 1 | 1) & 0xFF
+    assert run(RSDP).returncode == (ord("R") << 1 | 1) & 0xFF
+    assert run(RSDP, "--without", "power").returncode == 1
 
 
 def test_typed_text_arrives_at_the_serial_port(run: Run, cpu: str) -> None:

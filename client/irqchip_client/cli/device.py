@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,7 +71,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
     metavar="SIZE",
     help="For BlockDevice: if the file of path= does not exist, create it with this size, for example 64K, 10M or 1G.",
 )
-@click.option("--delete-vm", is_flag=True, help="For DebugExit: delete the VM after the guest's write.")
+@click.option("--delete-vm", is_flag=True, help="For DebugExit and PowerManagement: delete the VM at the guest's end.")
 @click.option(
     "--state",
     "state_file",
@@ -93,12 +94,13 @@ def device(
 ) -> None:
     """Run a device for a VM.
 
-    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit; or
-    a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE is an argument of its
-    constructor, for example path=disk.img, read_only=true or base=0x620.
+    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice, DebugExit or
+    PowerManagement; or a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE is an
+    argument of its constructor, for example path=disk.img, read_only=true or base=0x620.
 
-    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote. For an I8042, the command
-    resets the VM when the guest resets the machine.
+    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote; for a PowerManagement, 0
+    when the guest turns the machine off. For an I8042 and a PowerManagement, the command resets the VM when the guest
+    resets the machine.
     """
     from irqchip_client import devices
     from irqchip_client.devices.failures import describe_failure
@@ -108,7 +110,7 @@ def device(
     machine = _Machine(vm, context.obj)
     _check_option("--listen", listen, cls, devices.Uart, devices.I8042)
     _check_option("--create", create, cls, devices.BlockDevice)
-    _check_option("--delete-vm", delete_vm, cls, devices.DebugExit)
+    _check_option("--delete-vm", delete_vm, cls, devices.DebugExit, devices.PowerManagement)
     with ExitStack() as stack:
         ours = _given(cls, machine)
         values = read_parameters(cls, parameters, ours)
@@ -182,7 +184,7 @@ def _check_option(option: str, given: object, cls: type[Device], *models: type[D
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
     """The arguments that the command itself gives a model, except its other end."""
-    from irqchip_client.devices import I8042, DebugExit, Uart
+    from irqchip_client.devices import I8042, DebugExit, PowerManagement, Uart
 
     given: dict[str, Any] = {}
     if issubclass(cls, Uart):
@@ -191,6 +193,8 @@ def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
         given |= {"input_fd": None, "reset": machine.reset}
     if issubclass(cls, DebugExit):
         given |= {"ended": machine.end}
+    if issubclass(cls, PowerManagement):
+        given |= {"power_off": partial(machine.end, 0), "reset": machine.reset}
     takes = inspect.signature(cls).parameters
     return {name: value for name, value in given.items() if name in takes}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.start import Arm64Start, Start
 
 FLAT = "a flat binary of 16-bit code"
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "power")
 End = Callable[[int], None]  # ends the run, with an exit status
 
 
@@ -42,8 +42,11 @@ class Machine(Protocol):
     @property
     def about(self) -> str: ...
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory, and tables that describe the VM. Returns how the first vCPU starts."""
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
+        """Puts the kernel into memory. Returns how the first vCPU starts."""
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Puts tables into memory that describe the VM and its devices, which are all there now."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -99,14 +102,18 @@ class _Pc:
     def about(self) -> str:
         return f". {self._kernel} was taken for {FLAT}: is it one?" if self._is_flat else ""
 
-    def load(self, memory: GuestMemory, vm: irqchip_client.Vm, append: str, initrd: bytes | None) -> Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
-        from irqchip_client.vmm.pc.tables import write_tables
 
-        write_tables(memory, vm)
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
         return load(memory, self._image, command_line=line, initrd=initrd)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        from irqchip_client.vmm.pc.board import read_board
+        from irqchip_client.vmm.pc.tables import write_tables
+
+        write_tables(memory, read_board(vm, (region for device in local.devices for region in device.regions)))
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
@@ -115,7 +122,7 @@ class _Pc:
 
     @contextmanager
     def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, PowerManagement, Uart
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -128,6 +135,9 @@ class _Pc:
                 devices.append(FwCfg(self._vcpus, memory_size))
             if "lines" not in self._without:
                 devices.append(LinePorts())
+            if "power" not in self._without:
+                # As with QEMU's -no-reboot, a reset ends the run.
+                devices.append(PowerManagement(lambda: end(0), lambda: end(0)))
             yield devices
 
     @contextmanager
@@ -170,16 +180,13 @@ class _Arm64Machine:
         self._gic = gic
         self._without = without
 
-    def load(
-        self,
-        memory: GuestMemory,
-        vm: irqchip_client.Vm,  # noqa: ARG002 - the device tree describes what every VM of this machine has
-        append: str,
-        initrd: bytes | None,
-    ) -> Arm64Start:
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
         return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Does nothing: load() has made the device tree."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine

@@ -147,7 +147,8 @@ def run(
 
     The VM has an irqchip, a PIT and vCPUs. This process executes the vCPUs, and has these devices: a 16550A serial port
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
-    510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
+    510h; ports 2000h + n, which drive GSI n; and ACPI's power management at 600h and cf9h. Other processes may run
+    further devices: see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
 
     For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
@@ -155,9 +156,10 @@ def run(
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
     --target unix:///PATH. With --await and without --listen, they connect to the default socket.
 
-    Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if Ctrl-] or the VM's deletion ended the
-    run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the
-    daemon or a device of this process failed. SIGINT, SIGTERM and SIGHUP also delete the VM.
+    Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if the guest turned the machine off or
+    reset it, or if Ctrl-] or the VM's deletion ended the run; 2 if the run was refused; 124 after --timeout or
+    --await-timeout; 126 if the guest cannot continue, or if the daemon or a device of this process failed. SIGINT,
+    SIGTERM and SIGHUP also delete the VM.
     """
     from irqchip_client.vmm.memory import GuestMemory
     from irqchip_client.vmm.run import local_devices, time_limit
@@ -177,9 +179,9 @@ def run(
             if machine.notice:
                 click.echo(machine.notice, err=True)
             ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
+            start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())
             client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(machine.create(client, name))
-            start = machine.load(ram, vm, append, None if initrd is None else initrd.read_bytes())
             devices = stack.enter_context(machine.devices(end, memory << 20))
             host = stack.enter_context(local_devices(vm, devices))
             running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
@@ -190,6 +192,7 @@ def run(
             over = stack.enter_context(time_limit(running_vcpus, timeout))
             _wait_for(vm, awaited, await_timeout, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
+                machine.describe(ram, vm, host)
                 running_vcpus.start(start)
                 running_vcpus.run()
             if host.failure is not None:

@@ -5,6 +5,7 @@ from .device import Device, DeviceRegion, Host, OutputLine, Timer
 from .exit import DebugExit
 from .host import LocalHost, RemoteHost, run_device
 from .i8042 import I8042
+from .power import PowerManagement
 from .rtc import Rtc
 from .testing import FwCfg, LinePorts
 from .uart import Uart
@@ -20,6 +21,7 @@ __all__ = [
     "LinePorts",
     "LocalHost",
     "OutputLine",
+    "PowerManagement",
     "RemoteHost",
     "Rtc",
     "Timer",

@@ -19,6 +19,7 @@ from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
 from irqchip_client._model import DeviceType, Space, VmInfo
 from irqchip_client._sync.client import Vm, connect
 from irqchip_client._sync.session import Session
+from irqchip_client.arm64 import gsi_or_line
 
 from .device import Device, DeviceRegion, OutputLine
 from .failures import blame
@@ -404,7 +405,7 @@ def _session(vm: Vm, name: str) -> Session:
 def describe(device: Device) -> str:
     """The device's regions and lines, for people to read."""
     regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
-    return ", ".join(regions + [f"GSI {line.gsi}" for line in device.lines])
+    return ", ".join(regions + [gsi_or_line(line.gsi) for line in device.lines])
 
 
 def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
