@@ -104,10 +104,13 @@ class _Pc:
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
+        from irqchip_client.vmm.pc.memory_map import RSDP
 
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
-        return load(memory, self._image, command_line=line, initrd=initrd)
+        # describe() writes ACPI's tables. If another process has power management, a kernel looks for them.
+        rsdp = None if "power" in self._without else RSDP
+        return load(memory, self._image, command_line=line, initrd=initrd, rsdp=rsdp)
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
         from irqchip_client.vmm.pc.board import read_board

@@ -39,11 +39,16 @@ def parse_image(image: bytes, *, flat_address: int = BOOT_SECTOR) -> BootImage:
 
 
 def load(
-    memory: GuestMemory, image: BootImage, *, command_line: str = "", initrd: bytes | None = None, rsdp: int = 0
+    memory: GuestMemory,
+    image: BootImage,
+    *,
+    command_line: str = "",
+    initrd: bytes | None = None,
+    rsdp: int | None = None,
 ) -> Start:
     """Puts an image into a guest's memory, and returns how the first vCPU starts.
 
-    rsdp  the address of ACPI's root pointer, for formats that pass it on; 0 where there is no ACPI
+    rsdp  the address of ACPI's root pointer, for formats that pass it on; None where a kernel has to look for it
 
     InvalidArgument where the memory has no room for it, or it is flat and has no use for an initrd or command line.
     """

@@ -15,13 +15,13 @@ from irqchip_client.vmm.start import Start
 class Given:
     """What a machine gives its kernel.
 
-    rsdp        the address of ACPI's root pointer, or 0 where there is no ACPI
+    rsdp        the address of ACPI's root pointer, or None where a kernel has to look for it
     setup_data  for Linux: types and contents of further entries of its setup_data list
     """
 
     command_line: str = ""
     initrd: bytes | None = None
-    rsdp: int = 0
+    rsdp: int | None = None
     setup_data: tuple[tuple[int, bytes], ...] = ()
 
     @property

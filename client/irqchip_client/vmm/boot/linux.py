@@ -84,7 +84,7 @@ class LinuxImage:
         zero_page[SETUP_SECTORS : SETUP_SECTORS + len(self.header)] = self.header
         entries = memory_map(memory.size)[:MAX_E820_ENTRIES]
         for format_, at, *values in (
-            ("<Q", RSDP, given.rsdp),
+            ("<Q", RSDP, given.rsdp or 0),
             ("<B", E820_ENTRIES, len(entries)),
             ("<H", VIDEO_MODE, NORMAL_MODE),
             ("<B", LOADER, NO_NAME),

@@ -56,7 +56,7 @@ class PvhImage:
             1 if modules else 0,
             modules_at if modules else 0,
             line_at,
-            given.rsdp,
+            given.rsdp or 0,
             modules_at + len(modules),
             len(entries),
         )
