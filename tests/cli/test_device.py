@@ -97,7 +97,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
     [
         (
             ["Nope"],
-            "there is no 'Nope'. Use BlockDevice, DebugExit, FwCfg, I8042, LinePorts, PowerManagement, Rtc, Uart, or",
+            "there is no 'Nope'. Use BlockDevice, Crtc, DebugExit, FwCfg, I8042, Ide, LinePorts, PowerManagement,",
         ),
         (["rtc"], "Did you mean Rtc?"),
         (["Uarts"], "Did you mean Uart?"),

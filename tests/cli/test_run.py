@@ -324,7 +324,7 @@ SMP = (
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use")
 def test_several_vcpus_on_kvm(run: Run) -> None:
-    assert run(SMP, "--cpu", "kvm", "--vcpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
+    assert run(SMP, "--cpu", "kvm", "--cpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
 
 
 def test_unicorn_has_one_vcpu(run: Run) -> None:

@@ -94,9 +94,9 @@ def device(
 ) -> None:
     """Run a device for a VM.
 
-    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice, DebugExit or
-    PowerManagement; or a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE is an
-    argument of its constructor, for example path=disk.img, read_only=true or base=0x620.
+    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice, Ide, Crtc,
+    DebugExit or PowerManagement; or a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE
+    is an argument of its constructor, for example path=disk.img, read_only=true or base=0x620.
 
     For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote; for a PowerManagement, 0
     when the guest turns the machine off. For an I8042 and a PowerManagement, the command resets the VM when the guest

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.start import Arm64Start, Start
 
 FLAT = "a flat binary of 16-bit code"
-LOCAL = ("serial", "exit", "fw_cfg", "lines", "power")
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
+IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
 
 
@@ -65,7 +66,13 @@ class Machine(Protocol):
 
 
 def choose_machine(
-    arch: str | None, cpu: str | None, kernel: Path, vcpus: int, gic: int, without: tuple[str, ...]
+    arch: str | None,
+    cpu: str | None,
+    kernel: Path,
+    vcpus: int,
+    gic: int,
+    without: tuple[str, ...],
+    disks: tuple[Path, ...] = (),
 ) -> Machine:
     """The machine for a kernel. InvalidArgument for what it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
@@ -74,14 +81,26 @@ def choose_machine(
     if arch == "arm64" or (arch is None and is_arm64(image)):
         if cpu == "kvm":
             raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if disks:
+            raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
         return _Arm64Machine(image, vcpus, gic, without)
-    return _Pc(kernel, image, cpu, vcpus, without)
+    if len(disks) > IDE_DISKS:
+        raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+    return _Pc(kernel, image, cpu, vcpus, without, disks)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        image: bytes,
+        cpu: str | None,
+        vcpus: int,
+        without: tuple[str, ...],
+        disks: tuple[Path, ...],
+    ) -> None:
         from irqchip_client.vmm.boot.flat import FlatImage
         from irqchip_client.vmm.image import parse_image
 
@@ -91,6 +110,7 @@ class _Pc:
         self._is_flat = isinstance(self._image, FlatImage)
         self._vcpus = vcpus
         self._without = without
+        self._disks = disks
 
     @property
     def notice(self) -> str:
@@ -121,11 +141,15 @@ class _Pc:
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
 
-        return create_machine(client, name, self._vcpus)
+        if self.cpu != "kvm":
+            return create_machine(client, name, self._vcpus)
+        from irqchip_client.kvm import guest_tsc_khz
+
+        return create_machine(client, name, self._vcpus, guest_tsc_khz())
 
     @contextmanager
     def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, PowerManagement, Uart
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Uart
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -141,6 +165,12 @@ class _Pc:
             if "power" not in self._without:
                 # As with QEMU's -no-reboot, a reset ends the run.
                 devices.append(PowerManagement(lambda: end(0), lambda: end(0)))
+            if "crtc" not in self._without:
+                devices.append(Crtc())
+            if self._disks:
+                ide = Ide(self._disks[0], self._disks[1] if len(self._disks) > 1 else None)
+                stack.callback(ide.close)
+                devices.append(ide)
             yield devices
 
     @contextmanager

@@ -83,9 +83,19 @@ class _Ended(BaseException):
 @click.option(
     "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
 )
+@click.option(
+    "--disk",
+    "disks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Run an IDE channel in this process, with FILE as its disk. May be given twice, for disk 0 and disk 1.",
+)
 @click.option("--gic", type=click.Choice(["2", "3"]), default="3", show_default=True, help="arm64: the GIC's version.")
 @click.option(
+    "--cpus",
     "--vcpus",
+    "vcpus",
     type=number(1, 64),
     default=1,
     show_default=True,
@@ -134,6 +144,7 @@ def run(
     initrd: Path | None,
     append: str,
     memory: int,
+    disks: tuple[Path, ...],
     gic: str,
     vcpus: int,
     timeout: float | None,
@@ -147,8 +158,9 @@ def run(
 
     The VM has an irqchip, a PIT and vCPUs. This process executes the vCPUs, and has these devices: a 16550A serial port
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
-    510h; ports 2000h + n, which drive GSI n; and ACPI's power management at 600h and cf9h. Other processes may run
-    further devices: see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
+    510h; ports 2000h + n, which drive GSI n; a VGA's CRT controller at 3d4h; and ACPI's power management at 600h and
+    cf9h. With --disk it also has an IDE channel at 1f0h and 3f6h, with GSI 14. Other processes may run further devices:
+    see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
 
     For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
@@ -175,7 +187,7 @@ def run(
     try:
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
-            machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without)
+            machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without, disks)
             if machine.notice:
                 click.echo(machine.notice, err=True)
             ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))

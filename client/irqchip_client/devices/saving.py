@@ -140,6 +140,12 @@ class OrNone(Kind):
     def load(self, data: Plain, what: str) -> Any:
         return None if data is None else self._kind.load(data, what)
 
+    def put(self, owner: object, name: str, value: Any) -> None:
+        if value is None:
+            setattr(owner, name, None)
+        else:
+            self._kind.put(owner, name, value)
+
 
 class TupleOf(Kind):
     """A tuple with these kinds of values, one each."""

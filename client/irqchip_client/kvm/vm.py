@@ -21,6 +21,7 @@ from .ioctls import (
     MSR_EXIT_INVALID,
     MSR_FILTER_HEADER,
     MSR_FILTER_RANGE,
+    MSR_FILTER_READ,
     MSR_FILTER_SIZE,
     MSR_FILTER_WRITE,
     QWORD,
@@ -31,7 +32,9 @@ from .ioctls import (
 )
 
 DEVICE = "/dev/kvm"
-IA32_APIC_BASE = 0x1B
+IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
+# Accesses that a guest's KVM would answer itself, and must not.
+REPORTED = ((MSR_FILTER_WRITE, IA32_APIC_BASE), (MSR_FILTER_READ | MSR_FILTER_WRITE, IA32_TSC_DEADLINE))
 
 # From here to 4 GiB a PC has its IOAPIC, local APICs and firmware, and no RAM.
 HOLE, HOLE_END = 0xFEC0_0000, 1 << 32
@@ -86,7 +89,7 @@ class KvmVm:
                 ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, start, end - start, host))
 
     def _ask_for_msrs(self) -> None:
-        """Makes vCPUs exit for a write to IA32_APIC_BASE, and for accesses that KVM would answer with #GP.
+        """Makes vCPUs exit for accesses to REPORTED, and for those that KVM would answer with #GP.
 
         Among the latter are the x2APIC's registers, which no filter can name: KVM has none without an APIC of its own.
         """
@@ -94,9 +97,9 @@ class KvmVm:
         ioctl(self.fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.X86_USER_SPACE_MSR, 0, wanted, 0, 0, 0))
         none_allowed = ctypes.create_string_buffer(8)
         filters = bytearray(MSR_FILTER_SIZE)
-        MSR_FILTER_RANGE.pack_into(
-            filters, MSR_FILTER_HEADER.size, MSR_FILTER_WRITE, 1, IA32_APIC_BASE, ctypes.addressof(none_allowed)
-        )
+        for number, (accesses, msr) in enumerate(REPORTED):
+            at = MSR_FILTER_HEADER.size + number * MSR_FILTER_RANGE.size
+            MSR_FILTER_RANGE.pack_into(filters, at, accesses, 1, msr, ctypes.addressof(none_allowed))
         ioctl(self.fd, Request.X86_SET_MSR_FILTER, filters)
 
     def close(self) -> None:

@@ -56,15 +56,17 @@ class Vcpus(Generic[StartT]):
 
 
 @contextmanager
-def create_machine(client: Client, name: str = "", vcpus: int = 1) -> Iterator[Vm]:
+def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int = 0) -> Iterator[Vm]:
     """A VM with an irqchip, a PIT and vCPUs. It is deleted in the end, even if this process is killed.
+
+    tsc_khz  the frequency of the vCPUs' TSCs, as in Client.create_vm()
 
     AlreadyExists where the name is taken.
 
     Its GSIs are routed as in QEMU's PC: GSI 0, the PIT's, to the IOAPIC's pin 2, and not to pin 0 as by
     create_irqchip().
     """
-    vm = client.create_vm(name, ephemeral=True)
+    vm = client.create_vm(name, ephemeral=True, tsc_khz=tsc_khz)
     try:
         vm.create_irqchip()
         vm.set_routing(_routes_of_a_pc())
