@@ -82,6 +82,6 @@ def _read(image: bytes) -> tuple[int, list[tuple[int, int, int, int, int, int]]]
                 kind, *rest = fields
             offset, virtual, address, file_size, size = rest[:5]
             headers.append((kind, offset, virtual, address, file_size, size))
-    except struct.error:
+    except (struct.error, OverflowError):  # the latter for an offset of 2^63 or more
         raise bad_image("it ends too early") from None
     return entry, headers
