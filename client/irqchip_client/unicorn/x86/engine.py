@@ -37,6 +37,7 @@ MODEL = x86.UC_CPU_X86_HASWELL
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+CR4_TSD = 1 << 2
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # OSXSAVE in leaf 1's ECX
 
 LONGEST_INSTRUCTION = 15
@@ -200,16 +201,16 @@ class Engine:
 
     def _at_trap(self, address: int, length: int) -> None:
         state = self.state
-        if state.cpl:
-            return  # It faults, except RDTSC.
         decoded = decode(self._read_code(address, length), state.is_64bit)
         if decoded is None:
             return
         trap, register = decoded
-        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
-            return
         if trap is Trap.INT:
             self._prefixed_int = address, length
+            return
+        if state.cpl and (trap is not Trap.RDTSC or state.cr4 & CR4_TSD):
+            return  # It faults.
+        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
             return
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()
@@ -264,9 +265,11 @@ class Engine:
         self._uc.reg_write(x86.UC_X86_REG_CR2, address)
         self._state = None
 
-    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """Sets CS and IP: the next instruction."""
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int, ss: Segment | None = None) -> None:
+        """Sets CS and IP: the next instruction. With an SS, its ring is that of CS."""
         state = self.state
+        if ss is not None:
+            state.load_ss(ss)
         state.load_cs(cs, flags)
         state.sp = sp
         self._uc.context_restore(state.context)
@@ -278,10 +281,10 @@ class Engine:
         """Reads a linear address. Fault where a page is not present."""
         return b"".join(self._memory.read(at, size) for at, size in self._pieces(address, length, write=False))
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: bytes, *, user: bool = False) -> None:
         """Writes to a linear address: all bytes, or Fault."""
         done = 0
-        for at, size in self._pieces(address, len(data), write=True):
+        for at, size in self._pieces(address, len(data), write=True, user=user):
             self._uc.mem_write(at, data[done : done + size])
             done += size
 
@@ -292,14 +295,14 @@ class Engine:
         self._stale = True
         self.breaker.stop()
 
-    def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
+    def _pieces(self, address: int, length: int, *, write: bool, user: bool = False) -> list[tuple[int, int]]:
         """The physical addresses and lengths of a linear range."""
         state = self.state
         paging = Paging(state.cr0, state.cr3, state.cr4, state.long_mode)
         pieces = []
         while length:
             size = min(length, PAGE - address % PAGE)
-            physical = paging.translate(self, address, write)
+            physical = paging.translate(self, address, write, user)
             if physical + size > self._memory.size:
                 raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, where there is no RAM")
             pieces.append((physical, size))

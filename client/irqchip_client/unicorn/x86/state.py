@@ -175,8 +175,13 @@ class State:
         return Table(self._ldtr.base, self._ldtr.limit)
 
     @property
-    def tr(self) -> Table:
-        return Table(self._tr.base, self._tr.limit)
+    def tr(self) -> Segment:
+        return _read_segment(self._tr)
+
+    def load_ss(self, ss: Segment) -> None:
+        """Loads SS, and with it the ring. load_cs() comes next. QEMU: cpu.h cpu_x86_load_seg_cache."""
+        self._segments[SS] = _Segment(ss.selector, ss.base, ss.limit, ss.access)
+        self._hflags.value = self._hflags.value & ~CPL | ss.dpl
 
     def load_cs(self, cs: Segment, flags: int) -> None:
         """Loads CS as a far jump does, and ends the shadow of STI. QEMU: cpu.h cpu_x86_load_seg_cache."""
