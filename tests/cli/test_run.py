@@ -43,6 +43,8 @@ ECHO = "ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  b0 02" + EXIT_WITH_AL  # wait f
 POWER_OFF = "ba 04 06  b8 00 34 ef" + SPIN  # PM1 control: sleep type 5, enabled
 RESET = "ba f9 0c  b0 06 ee" + SPIN
 BASE_MEMORY = "a0 13 04" + EXIT_WITH_AL  # mov al, [413h]
+# xor ax, ax; mov ah, 88h; int 15h; setc al; add al, ah
+BIOS_CALL = "bc 00 7c  30 c0  b4 88  cd 15  0f 92 c0  00 e0" + EXIT_WITH_AL
 RSDP = "b8 00 e0 8e d8  a0 00 00" + EXIT_WITH_AL  # mov al, [e000h:0]
 # A multiboot image, by its addresses: 32-bit code at 100020h. lidt with a limit of 0; ud2.
 NO_IDT = (
@@ -173,6 +175,7 @@ def test_a_guest_turns_the_machine_off_or_resets_it(run: Run, cpu: str, code: st
 
 def test_a_guest_finds_what_firmware_would_leave(run: Run) -> None:
     assert run(BASE_MEMORY).returncode == ((639 & 0xFF) << 1 | 1) & 0xFF
+    assert run(BIOS_CALL).returncode == ((0x86 + 1) << 1 | 1) & 0xFF
     assert run(RSDP).returncode == (ord("R") << 1 | 1) & 0xFF
     assert run(RSDP, "--without", "power").returncode == 1
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -266,10 +267,15 @@ class _Arm64Machine:
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
-        return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        self._load = partial(load_arm64, memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        return self._load()
 
-    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Does nothing: load() has made the device tree."""
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002 - a PC's
+        """Loads again: now it is known which virtio devices the device tree has."""
+        from irqchip_client.vmm.arm64 import virtio_places
+
+        if places := virtio_places(vm):
+            self._load(virtio=places)
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine
