@@ -84,8 +84,8 @@ class _Ended(BaseException):
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A multiboot image, or a flat binary, which starts in real mode at 7c00h. arm64: an ELF file, or Linux's"
-    " Image.",
+    help="A Linux bzImage, a multiboot image, an ELF file with an entry for PVH, or a flat binary, which starts in real"
+    " mode at 7c00h. arm64: an ELF file, or Linux's Image.",
 )
 @click.option(
     "--firmware",
@@ -97,13 +97,13 @@ class _Ended(BaseException):
     "--initrd",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Load FILE as the kernel's multiboot module, or arm64's initrd.",
+    help="Load FILE as the kernel's initrd, or as its only multiboot or PVH module.",
 )
 @click.option(
     "--append",
     metavar="TEXT",
     default="",
-    help="Append TEXT to the kernel's command line, which begins with the kernel's name.",
+    help="The kernel's command line. Of a multiboot kernel it begins with the kernel's name.",
 )
 @click.option(
     "--fw-cfg",
@@ -231,6 +231,8 @@ def run(
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
             machine = choose_machine(wanted)
+            if machine.notice:
+                click.echo(machine.notice, err=True)
             reachable = is_named() or listen is not None or bool(awaited)
             ram = stack.enter_context(make_memory(memory << 20, machine.ram, shared=reachable))
             start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())

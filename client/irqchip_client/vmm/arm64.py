@@ -14,8 +14,9 @@ from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2
 from irqchip_client.devices.virtio.mmio import LENGTH
 from irqchip_client.devices.virtio.places import ARM64, Place
 
+from .boot.elf import elf_segments
+from .boot.segments import Segment, bad_image, load_segments
 from .device_tree import Node, Value, address, flatten
-from .image import Segment, bad_image, elf_segments, load_segments
 from .memory import PAGE, GuestMemory
 from .start import Arm64Start
 
@@ -64,10 +65,7 @@ def load_arm64(
     if not is_arm64(image):
         raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
     if image.startswith(b"\x7fELF"):
-        try:
-            entry, segments = elf_segments(image)
-        except struct.error:
-            raise bad_image("it ends too early") from None
+        entry, segments = elf_segments(image)
     else:
         _, _, offset, size, _, _ = IMAGE_HEADER.unpack_from(image)
         entry = memory.start + offset
