@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from irqchip_client import Client
 from irqchip_client._daemon import Daemon, start_daemon
+from irqchip_client.cli import main
 
 GUEST = Path(__file__).parents[2] / "examples" / "guest" / "guest.elf"
 
@@ -56,13 +58,13 @@ def cpu(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run(irqchip_server: Daemon, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(image: str | Path, *options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    def run(image: str | Path | None, *options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         kernel = image
         if isinstance(image, str):
             kernel = tmp_path / "guest.bin"
             Path(kernel).write_bytes(bytes.fromhex(image))
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
-        command += ["--kernel", str(kernel), *options]
+        command += options if kernel is None else ["--kernel", str(kernel), *options]
         return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
 
     return run
@@ -84,8 +86,71 @@ def test_a_write_to_port_f4h_ends_the_run_with_its_value(run: Run, cpu: str) -> 
     assert run("b0 15" + EXIT_WITH_AL, "--cpu", cpu).returncode == 0x15 << 1 | 1
 
 
+def test_what_a_guest_does_after_its_end_does_not_count(run: Run, cpu: str) -> None:
+    done = run("b0 15  0f 01 1e 00 00  e6 f4 cc", "--cpu", cpu)  # lidt [0], where a limit of 0 is; out f4h, al; int3
+    assert (done.returncode, done.stderr) == (0x15 << 1 | 1, "")
+
+
 def test_fw_cfg_has_the_number_of_cpus(run: Run, cpu: str) -> None:
     assert run(CPUS_OF_FW_CFG, "--cpu", cpu).returncode == 1 << 1 | 1
+
+
+# Firmware of 4 KiB, entered at fffffff0h, with a byte of 12h at ffffff80h. It adds the byte, tries to overwrite it, and
+# adds it again. Then it overwrites the byte's copy in shadow RAM with 3, adds that, and goes on there.
+FIRMWARE = {
+    0xF00: "2e a0 80 ff"  # mov al, cs:[ff80h]
+    "2e c6 06 80 ff 77"  # mov byte cs:[ff80h], 77h
+    "2e 02 06 80 ff"  # add al, cs:[ff80h]
+    "bb 00 f0 8e db"  # mov bx, f000h; mov ds, bx
+    "c6 06 80 ff 03 02 06 80 ff"  # mov byte [ff80h], 3; add al, [ff80h]
+    "ea 40 ff 00 f0",  # jmp f000h:ff40h
+    0xF40: EXIT_WITH_AL,
+    0xF80: "12",
+    0xFF0: "e9 0d ff",  # jmp ff00h
+}
+
+
+def test_firmware_begins_in_rom_and_goes_on_in_shadow_ram(run: Run, cpu: str, tmp_path: Path) -> None:
+    image = bytearray(0x1000)
+    for offset, code in FIRMWARE.items():
+        image[offset : offset + len(bytes.fromhex(code))] = bytes.fromhex(code)
+    (tmp_path / "firmware.bin").write_bytes(image)
+    done = run(None, "--firmware", str(tmp_path / "firmware.bin"), "--cpu", cpu, "--timeout", "20")
+    assert (done.returncode, done.stderr) == ((0x12 + 0x12 + 3) << 1 | 1, "")
+
+
+# Selects the item 21h, the second file, and ends with its first byte.
+FILE_OF_FW_CFG = "ba 10 05  b8 21 00 ef  42 ec" + EXIT_WITH_AL
+
+
+def test_fw_cfg_has_files(run: Run, cpu: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\x15")
+    done = run(FILE_OF_FW_CFG, "--fw-cfg", f"opt/test={tmp_path}/file", "--cpu", cpu)
+    assert done.returncode == 0x15 << 1 | 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ((), "give either --kernel FILE or --firmware FILE"),
+        (("--kernel", "FILE", "--firmware", "FILE"), "give either --kernel FILE or --firmware FILE"),
+        (("--firmware", "FILE"), "this one has 3 bytes"),
+        (("--firmware", "FILE", "--append", "x"), "leave --append and --initrd out"),
+        (("--firmware", "FILE", "--arch", "arm64"), "--firmware is for x86"),
+        (("--kernel", "FILE", "--fw-cfg", "x"), "'x' is no NAME=FILE"),
+        (("--kernel", "FILE", "--fw-cfg", "x=/none"), "/none can't be read"),
+        (("--kernel", "FILE", "--fw-cfg", "x=FILE", "--fw-cfg", "x=FILE"), "gives one NAME twice"),
+        (("--kernel", "FILE", "--arch", "arm64", "--fw-cfg", "x=FILE"), "an arm64 machine has no fw_cfg"),
+    ],
+)
+def test_firmware_and_files_that_can_not_be_used_are_refused(
+    irqchip_server: Daemon, tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "guest.bin").write_bytes(bytes.fromhex(EXIT_WITH_AL))
+    given = [option.replace("FILE", f"{tmp_path}/guest.bin") for option in options]
+    done = CliRunner().invoke(main, ["--target", irqchip_server.target, "run", *given])
+    assert done.exit_code == 2
+    assert why in done.stderr
 
 
 def test_ports_2000h_and_up_drive_gsis(run: Run, cpu: str) -> None:

@@ -17,6 +17,7 @@ from irqchip_client.devices.block import SECTOR
 from irqchip_client.devices.device import OutputLine, Timer
 from irqchip_client.devices.keys import KEYS
 from irqchip_client.devices.saving import Fields, Number
+from irqchip_client.vmm.memory import GuestMemory
 from tests.devices.bench import Bench
 
 Step = tuple[str, int, int, int]
@@ -55,7 +56,7 @@ class Model:
             case "exit":
                 return DebugExit(lambda _: None)
             case "fw_cfg":
-                return FwCfg(2, 1 << 20)
+                return FwCfg(2, 1 << 20, {"opt/x": b"abc"}, memory=GuestMemory(0x1000))
             case _:
                 return LinePorts()
 

@@ -4,12 +4,13 @@ from .block import BlockDevice
 from .crtc import Crtc
 from .device import Device, DeviceRegion, Host, OutputLine, Timer
 from .exit import DebugExit
+from .fw_cfg import FwCfg
 from .host import LocalHost, RemoteHost, run_device
 from .i8042 import I8042
 from .ide import Ide
 from .power import PowerManagement
 from .rtc import Rtc
-from .testing import FwCfg, LinePorts
+from .testing import LinePorts
 from .uart import Uart
 
 __all__ = [

@@ -111,6 +111,7 @@ DWORD = struct.Struct("<I")
 MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
+MEMORY_REGION_READONLY = 1 << 1  # a guest's store is an exit for MMIO
 SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
 GUEST_DEBUG = struct.Struct("<I4x8Q")  # control, the debug registers
 GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, GUEST_DEBUG_BREAK = 1 << 0, 1 << 1, 1 << 17

@@ -1,4 +1,4 @@
-"""A guest's RAM."""
+"""A guest's RAM and ROM."""
 
 from __future__ import annotations
 
@@ -13,14 +13,38 @@ from irqchip_client._errors import InvalidArgument
 PAGE = 4096
 
 
+class Rom:
+    """Read-only memory of a guest: `data` from a guest physical address on, both multiples of 4096.
+
+    host_address  its address in this process, to map it into a guest
+    """
+
+    def __init__(self, address: int, data: bytes) -> None:
+        if not data or len(data) % PAGE or address % PAGE:
+            raise InvalidArgument(
+                errno.EINVAL, f"ROM is a multiple of {PAGE} bytes, not {len(data)} bytes at {address:#x}: fill it up"
+            )
+        self.address = address
+        self.size = len(data)
+        self.end = address + len(data)
+        self._memory = mmap.mmap(-1, len(data))
+        self._memory[:] = data
+        self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def read(self, address: int, length: int) -> bytes:
+        """Reads bytes, which must be in it."""
+        return self._memory[address - self.address : address - self.address + length]
+
+
 class GuestMemory:
-    """RAM: `size` bytes from a guest physical address on, both multiples of 4096. It is zero at first.
+    """RAM: `size` bytes from a guest physical address on, both multiples of 4096. It is zero at first. And ROM.
 
     start         the guest physical address
     file          a descriptor of a file that is the RAM, of this size or more: processes with vCPUs of one guest share
                   it; by default the RAM is this process's
     host_address  its address in this process, to map it into a guest
     end           the first address behind it
+    roms          what add_rom() has added
     """
 
     def __init__(self, size: int, *, start: int = 0, file: int = -1) -> None:
@@ -34,11 +58,31 @@ class GuestMemory:
         self._memory = mmap.mmap(file, size)
         self._pointer: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.host_address = ctypes.addressof(self._pointer)
+        self.roms: list[Rom] = []
         # Replaced, and not changed in place: any thread may be writing.
         self._watchers: tuple[Callable[[int, int], None], ...] = ()
 
+    def add_rom(self, address: int, data: bytes) -> None:
+        """Adds ROM, which a guest can't write, before adapters are made. InvalidArgument where there is memory."""
+        rom = Rom(address, data)
+        taken = [(self.start, self.end), *((one.address, one.end) for one in self.roms)]
+        if any(rom.address < end and start < rom.end for start, end in taken):
+            raise InvalidArgument(
+                errno.EINVAL, f"{len(data)} bytes of ROM at {address:#x} lie where the guest has memory: choose others"
+            )
+        self.roms.append(rom)
+
+    def rom_at(self, address: int, length: int) -> Rom | None:
+        """Returns the ROM that has all of these bytes."""
+        for rom in self.roms:
+            if rom.address <= address <= address + length <= rom.end:
+                return rom
+        return None
+
     def read(self, address: int, length: int) -> bytes:
-        """Reads bytes. InvalidArgument outside of the RAM."""
+        """Reads bytes of RAM, or of ROM. InvalidArgument elsewhere."""
+        if (rom := self.rom_at(address, length)) is not None:
+            return rom.read(address, length)
         self._check(address, length)
         return self._memory[address - self.start : address - self.start + length]
 

@@ -328,7 +328,7 @@ class Engine:
         while length:
             size = min(length, PAGE - address % PAGE)
             physical = paging.translate(self, address, write, user)
-            if physical + size > self._memory.size:
+            if physical + size > self._memory.size and (write or self._memory.rom_at(physical, size) is None):
                 raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, where there is no RAM")
             pieces.append((physical, size))
             address += size
@@ -337,12 +337,13 @@ class Engine:
 
     def read_entry(self, address: int, size: int) -> int:
         """For paging.Tables. Where there is no RAM, nothing is present."""
-        if address + size > self._memory.size:
+        if address + size > self._memory.size and self._memory.rom_at(address, size) is None:
             return 0
         return int.from_bytes(self._memory.read(address, size), "little")
 
     def write_entry(self, address: int, value: int, size: int) -> None:
-        self._uc.mem_write(address, value.to_bytes(size, "little"))
+        if address + size <= self._memory.size:
+            self._uc.mem_write(address, value.to_bytes(size, "little"))
 
     def _read_code(self, address: int, length: int) -> bytes:
         """As many bytes of code as are mapped to RAM."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from irqchip_client import Space
 from irqchip_client.devices import power
-from irqchip_client.devices.testing import SELECTOR
+from irqchip_client.devices.fw_cfg import SELECTOR
 from irqchip_client.devices.virtio.places import PC, Place
 
 from .aml import (
