@@ -13,7 +13,9 @@ import lzma
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -55,6 +57,7 @@ class StandardKvm:
 
     def __init__(self, folder: Path, kernel: Path) -> None:
         self.kernel = kernel
+        self._folder = folder
         self.initrd = folder / "initrd"
         root = folder / "root"
         root.mkdir()
@@ -85,11 +88,13 @@ class StandardKvm:
         *arguments: str,
         seconds: float,
         own_clock: bool = True,
+        files: Iterable[Path] = (),
         heard: Callable[[str], None] = lambda _: None,
     ) -> Done:
         """Run Python with some arguments in the project's folder. TimeoutError if it does not end in time.
 
-        Without the instruction clock the machine is faster, but its time is not meaningful.
+        Without the instruction clock the machine is faster, but its time is not meaningful. `files` are further files
+        of this machine, which are there at the same places.
         """
         folders = [*(str(ROOT / name) for name in IMPORTED_FROM), *sorted(self._packages)]
         environment = {"PATH": f"{self._python.parent}", "HOME": "/tmp", "PYTHONPATH": ":".join(folders)}
@@ -106,7 +111,7 @@ class StandardKvm:
             "-kernel",
             str(kernel_image(self.kernel)),
         ]
-        command += ["-initrd", str(self.initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
+        command += ["-initrd", str(self._initrd_with(files)), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -124,6 +129,20 @@ class StandardKvm:
             raise TimeoutError(f"it did not come to the command's end in {seconds:g} s:\n" + "\n".join(said))
         output = said[said.index(BEGINS) + 1 : said.index(ends[0])]
         return Done(int(ends[0].split()[1]), "\n".join(output))
+
+    def _initrd_with(self, files: Iterable[Path]) -> Path:
+        """The RAM disk, followed by another with these files: the kernel unpacks one after the other."""
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for path in files:
+                copy(root, path)
+            if not any(root.iterdir()):
+                return self.initrd
+            both = self._folder / "initrd-with-files"
+            shutil.copyfile(self.initrd, both)
+            with both.open("ab") as file:
+                write_cpio(file, root)
+        return both
 
 
 def standard_kernel(cache: Path) -> Path:
