@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
+FLAT = "a flat binary of 16-bit code"
 LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
 IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
@@ -49,6 +51,7 @@ class Machine(Protocol):
 
     ram    where its RAM begins
     cpu    what executes it
+    notice what to say before it runs
     about  a likely reason for a guest that can't go on, behind the error's text
     """
 
@@ -56,6 +59,8 @@ class Machine(Protocol):
     def ram(self) -> int: ...
     @property
     def cpu(self) -> str: ...
+    @property
+    def notice(self) -> str: ...
     @property
     def about(self) -> str: ...
 
@@ -173,24 +178,33 @@ class _Pc:
 
 class _PcWithKernel(_Pc):
     def __init__(self, wanted: Wanted, kernel: Path, image: bytes) -> None:
+        from irqchip_client.vmm.boot.flat import FlatImage
         from irqchip_client.vmm.image import parse_image
 
         super().__init__(wanted)
         self._kernel = kernel
         self._image = parse_image(image)
+        self._is_flat = isinstance(self._image, FlatImage)
+
+    @property
+    def notice(self) -> str:
+        if not self._is_flat:
+            return ""
+        return f"{self._kernel} is no Linux bzImage, no multiboot image and no ELF file for PVH: it is taken for {FLAT}"
 
     @property
     def about(self) -> str:
-        if self._image.multiboot:
-            return ""
-        return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
+        return f". {self._kernel} was taken for {FLAT}: is it one?" if self._is_flat else ""
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
         from irqchip_client.vmm.image import load
+        from irqchip_client.vmm.pc.memory_map import RSDP
 
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
-        line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
-        return load(memory, self._image, command_line=line, initrd=initrd)
+        line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
+        # describe() writes ACPI's tables. If another process has power management, a kernel looks for them.
+        rsdp = None if "power" in self._without else RSDP
+        return load(memory, self._image, command_line=line, initrd=initrd, rsdp=rsdp)
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
         from irqchip_client.vmm.pc.tables import write_tables
@@ -199,7 +213,7 @@ class _PcWithKernel(_Pc):
 
 
 class _PcWithFirmware(_Pc):
-    about = ""
+    notice = about = ""
 
     def __init__(self, wanted: Wanted, firmware: Path) -> None:
         super().__init__(wanted)
@@ -232,7 +246,7 @@ def _board(vm: irqchip_client.Vm, local: LocalHost) -> Board:
 
 class _Arm64Machine:
     cpu = "unicorn"
-    about = ""
+    notice = about = ""
 
     def __init__(self, wanted: Wanted, image: bytes) -> None:
         from irqchip_client.vmm.arm64 import RAM
@@ -253,10 +267,15 @@ class _Arm64Machine:
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
-        return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        self._load = partial(load_arm64, memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        return self._load()
 
-    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Does nothing: load() has made the device tree."""
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002 - a PC's
+        """Loads again: now it is known which virtio devices the device tree has."""
+        from irqchip_client.vmm.arm64 import virtio_places
+
+        if places := virtio_places(vm):
+            self._load(virtio=places)
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine

@@ -84,8 +84,8 @@ class _Ended(BaseException):
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A multiboot image, or a flat binary, which starts in real mode at 7c00h. arm64: an ELF file, or Linux's"
-    " Image.",
+    help="A Linux bzImage, a multiboot image, an ELF file with an entry for PVH, or a flat binary, which starts in real"
+    " mode at 7c00h. arm64: an ELF file, or Linux's Image.",
 )
 @click.option(
     "--firmware",
@@ -97,13 +97,13 @@ class _Ended(BaseException):
     "--initrd",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Load FILE as the kernel's multiboot module, or arm64's initrd.",
+    help="Load FILE as the kernel's initrd, or as its only multiboot or PVH module.",
 )
 @click.option(
     "--append",
     metavar="TEXT",
     default="",
-    help="Append TEXT to the kernel's command line, which begins with the kernel's name.",
+    help="The kernel's command line. Of a multiboot kernel it begins with the kernel's name.",
 )
 @click.option(
     "--fw-cfg",
@@ -201,15 +201,15 @@ def run(
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
 
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
-    --target unix:///PATH. With --await and without --listen, they connect to the default socket.
+    --target unix:///PATH. With --await and without --listen, they connect to the default socket. With --listen, --await
+    or --target the guest's memory is a memfd, which devices of other processes map (virtio's, for example).
 
     Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if the guest turned the machine off or
     reset it, or if Ctrl-] or the VM's deletion ended the run; 2 if the run was refused; 124 after --timeout or
     --await-timeout; 126 if the guest cannot continue, or if the daemon or a device of this process failed. SIGINT,
     SIGTERM and SIGHUP also delete the VM.
     """
-    from irqchip_client.vmm.memory import GuestMemory
-    from irqchip_client.vmm.run import local_devices, time_limit
+    from irqchip_client.vmm.run import local_devices, make_memory, shared_memory, time_limit
 
     image = kernel or firmware
     if image is None:
@@ -231,12 +231,16 @@ def run(
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
             machine = choose_machine(wanted)
-            ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
+            if machine.notice:
+                click.echo(machine.notice, err=True)
+            reachable = is_named() or listen is not None or bool(awaited)
+            ram = stack.enter_context(make_memory(memory << 20, machine.ram, shared=reachable))
             start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())
             client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(machine.create(client, name))
+            stack.enter_context(shared_memory(vm, ram))
             devices = stack.enter_context(machine.devices(end, ram))
-            host = stack.enter_context(local_devices(vm, devices))
+            host = stack.enter_context(local_devices(vm, devices, ram))
             running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
             host.on_failure = running_vcpus.stop
             running.append(running_vcpus)

@@ -12,6 +12,8 @@ from .power import PowerManagement
 from .rtc import Rtc
 from .testing import LinePorts
 from .uart import Uart
+from .virtio.block import VirtioBlock
+from .virtio.console import VirtioConsole
 
 __all__ = [
     "I8042",
@@ -31,5 +33,7 @@ __all__ = [
     "Rtc",
     "Timer",
     "Uart",
+    "VirtioBlock",
+    "VirtioConsole",
     "run_device",
 ]

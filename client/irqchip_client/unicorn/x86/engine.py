@@ -29,7 +29,7 @@ from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
-from .state import State, protected_mode, real_mode
+from .state import State, long_mode, protected_mode, real_mode
 from .traps import Trap, Traps, decode, is_iret
 
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
@@ -95,14 +95,15 @@ class Engine:
 
     def start(self, start: Start) -> None:
         """Before a guest's first instruction."""
-        if start.mode is StartMode.PROTECTED:
-            self._restore(protected_mode)
-            self._ip = start.entry
-        else:
+        if start.mode is StartMode.REAL:
             self.start_in_real_mode(start.entry >> 4 & 0xF000, start.entry & 0xFFFF)
+        else:
+            make = long_mode if start.mode is StartMode.LONG else protected_mode
+            self._restore(lambda: make(start))
+            self._ip = start.entry
         for register, value in (
             *((x86.UC_X86_REG_RAX, start.eax), (x86.UC_X86_REG_RBX, start.ebx)),
-            *((x86.UC_X86_REG_RDX, start.edx), (x86.UC_X86_REG_RSP, start.esp)),
+            *((x86.UC_X86_REG_RDX, start.edx), (x86.UC_X86_REG_RSI, start.esi), (x86.UC_X86_REG_RSP, start.esp)),
         ):
             self._uc.reg_write(register, value)
 
