@@ -53,10 +53,11 @@ def test_every_leaf_tells_of_one_package_with_a_core_for_each_vcpu(supported: li
     bits = max(ids).bit_length()
     for vcpu in ids:
         leaves = cpuid(supported, vcpu, Package(ids))
-        _, ebx, _, edx = leaves[1, 0]
+        _, ebx, ecx, edx = leaves[1, 0]
         assert ebx >> 24 == vcpu
         assert ebx >> 16 & 0xFF == 1 << bits  # the IDs that a package has room for
         assert bool(edx & 1 << 28) is (len(ids) > 1)
+        assert ecx >> 31  # a hypervisor: without it Linux does not look for KVM's own leaves
         for function in {0xB, 0x1F} & {leaf[0] for leaf in supported}:
             threads, cores, end = (leaves[function, level] for level in range(3))
             assert threads == (0, 1, 0x100, vcpu)
