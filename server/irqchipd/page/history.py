@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.observe.observer import FIELDS, Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.snapshot import VmState
@@ -30,7 +30,10 @@ STATES_RATION_NS: Final = 2_000_000
 _VCPU_BYTES: Final = 2_500
 _INTERRUPT_BYTES: Final = 400
 
-# The number of an event, from 1; its time in nanoseconds since the history began; its tracepoint and values.
+# What events there are, with their fields: the tracepoints, and what a guest does at its GIC, which has none.
+EVENT_FIELDS: Final = {**FIELDS, "gic_acknowledged": ("vcpu", "intid"), "gic_ended": ("vcpu", "intid")}
+
+# The number of an event, from 1; its time in nanoseconds since the history began; its name and values.
 Event = tuple[int, int, str, tuple[int, ...]]
 
 
@@ -58,7 +61,7 @@ class History(Observer):
         self._events_left = EVENTS_RATION
         self._nanoseconds_left = STATES_RATION_NS
         self._asked = False  # for a state at the end of the turn
-        for name in TRACEPOINTS:
+        for name in EVENT_FIELDS:
             setattr(self, name, partial(self._record, name))
 
     # Under the VM's lock.

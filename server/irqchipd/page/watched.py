@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from irqchipd.observe.observer import FIELDS
-from irqchipd.page.history import EVENTS, Event, History
+from irqchipd.page.history import EVENT_FIELDS, EVENTS, Event, History
 from irqchipd.page.part import number
 from irqchipd.page.parts import Encoder, changed
 from irqchipd.vm.errors import VmError
@@ -121,7 +120,7 @@ class Watched:
 
 
 def event_list(events: Iterable[Event]) -> str:
-    """Events as JSON: number, time, tracepoint, and values in the order of FIELDS."""
+    """Events as JSON: number, time, name, and values in the order of EVENT_FIELDS."""
     lists = [[count, at, name, [number(int(value)) for value in values]] for count, at, name, values in events]
     return json.dumps(lists, separators=(",", ":"))
 
@@ -141,4 +140,4 @@ async def whole_history(history: History) -> bytes:
     return f'{{"states":[{",".join(states)}],"events":{event_list(events)},"most":{EVENTS}}}'.encode()
 
 
-FIELDS_TEXT: Final = json.dumps({name: list(fields) for name, fields in FIELDS.items()})
+FIELDS_TEXT: Final = json.dumps({name: list(fields) for name, fields in EVENT_FIELDS.items()})
