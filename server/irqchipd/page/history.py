@@ -23,9 +23,16 @@ log = logging.getLogger(__name__)
 EVENTS: Final = 2048  # that are kept
 STATES: Final = 512  # that are kept, of a VM that is not too large for that
 STATES_BYTES: Final = 16 << 20
-# What an observer may do from one look to the next.
+# What an observer may do from one look to the next, while the daemon has time to spare.
 EVENTS_RATION: Final = 400
 STATES_RATION_NS: Final = 2_000_000
+# A daemon that has had more than a fifth of a processor may have to share it: of its time, events get a 33rd then, and
+# states a 50th. What looks cost is measured: tests/page/test_cost.py.
+_BUSY: Final = 5
+_EVENTS_SHARE: Final = 33
+_STATES_SHARE: Final = 50
+_MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
+_EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
 # About what a state takes: a vCPU's part, and an interrupt's of a GIC.
 _VCPU_BYTES: Final = 2_500
 _INTERRUPT_BYTES: Final = 400
@@ -60,6 +67,8 @@ class History(Observer):
         self._moments: deque[Moment] = deque(maxlen=STATES)
         self._events_left = EVENTS_RATION
         self._nanoseconds_left = STATES_RATION_NS
+        self._state_ns = 0  # that the last state has taken
+        self._looked = self._began, time.process_time_ns()
         self._asked = False  # for a state at the end of the turn
         for name in EVENT_FIELDS:
             setattr(self, name, partial(self._record, name))
@@ -72,7 +81,7 @@ class History(Observer):
         self._number += 1
         self._events_left -= 1
         self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
-        if self._nanoseconds_left > 0 and not self._asked:
+        if self._nanoseconds_left > self._state_ns and not self._asked:
             self._asked = True
             self._vm.at_the_end(self._keep_state)
         if not self._events_left:
@@ -94,7 +103,8 @@ class History(Observer):
         except Exception:  # the operation, which is a client's, must not suffer
             log.exception("the page failed to keep a state")
             self._nanoseconds_left = 0
-        self._nanoseconds_left -= time.monotonic_ns() - began
+        self._state_ns = time.monotonic_ns() - began
+        self._nanoseconds_left -= self._state_ns
 
     def _moment(self) -> Moment:
         state = self._vm.saved()
@@ -112,7 +122,9 @@ class History(Observer):
             moment = self._moment()
             if not self._moments or moment.number != self._moments[-1].number:
                 self._moments.append(moment)
-            self._events_left, self._nanoseconds_left = EVENTS_RATION, STATES_RATION_NS
+            before, self._looked = self._looked, (time.monotonic_ns(), time.process_time_ns())
+            elapsed, busy = (now - then for now, then in zip(self._looked, before, strict=True))
+            self._events_left, self._nanoseconds_left = rations(elapsed, busy)
             events: list[Event] = []
             for event in reversed(self._events):
                 if event[0] <= after:
@@ -132,6 +144,13 @@ class History(Observer):
         if most < (self._moments.maxlen or 0):
             with self._vm.agenda.lock:
                 self._moments = deque(self._moments, maxlen=most)
+
+
+def rations(elapsed: int, busy: int) -> tuple[int, int]:
+    """How many events, and nanoseconds of states, until the next look, after a time of which the daemon worked some."""
+    if elapsed < _MEASURABLE_NS or busy * _BUSY < elapsed:
+        return EVENTS_RATION, STATES_RATION_NS
+    return min(busy // _EVENTS_SHARE // _EVENT_NS, EVENTS_RATION), min(busy // _STATES_SHARE, STATES_RATION_NS)
 
 
 def most_states(state: VmState) -> int:
