@@ -33,9 +33,10 @@ _EVENTS_SHARE: Final = 33
 _STATES_SHARE: Final = 50
 _MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
 _EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
-# About what a state takes: a vCPU's part, and an interrupt's of a GIC.
+# About what a state takes: a vCPU's part, an interrupt's of a GIC, and a line source's beside its bitmap.
 _VCPU_BYTES: Final = 2_500
-_INTERRUPT_BYTES: Final = 400
+_INTERRUPT_BYTES: Final = 200
+_SOURCE_BYTES: Final = 400
 
 # What events there are, with their fields: the tracepoints, and what a guest does at its GIC, which has none.
 EVENT_FIELDS: Final = {**FIELDS, "gic_acknowledged": ("vcpu", "intid"), "gic_ended": ("vcpu", "intid")}
@@ -155,7 +156,10 @@ def rations(elapsed: int, busy: int) -> tuple[int, int]:
 
 def most_states(state: VmState) -> int:
     """How many states like this one may be kept."""
-    size = 8_000 + _VCPU_BYTES * len(state.vcpus) + 64 * len(state.routing) + 200 * len(state.sources)
+    size = 8_000 + _VCPU_BYTES * len(state.vcpus) + 64 * len(state.routing)
+    size += sum(_SOURCE_BYTES + len(one.asserted) + 100 * len(one.resampled_gsis) for one in state.sources)
+    if state.chips is not None:
+        size += sum(map(len, state.chips.sources))
     if state.arm64 is not None:
         size += (_VCPU_BYTES + 32 * _INTERRUPT_BYTES) * len(state.arm64.vcpus)
         size += _INTERRUPT_BYTES * state.arm64.interrupts
