@@ -152,7 +152,7 @@ class VirtioDevice(Device):
     The line is high while InterruptStatus has a bit.
     """
 
-    USES_MEMORY: ClassVar[bool] = True
+    USES_MEMORY = True
     STATE: ClassVar[Fields] = {
         "status": Bits(0xFF, Status),
         "driver_features": Number(0, (1 << 128) - 1),
