@@ -66,15 +66,18 @@ class Number(Kind):
 
 
 class Bits(Kind):
-    """A register in which only some bits may be set."""
+    """A register in which only some bits may be set; `made` makes the value of a number."""
 
-    def __init__(self, mask: int) -> None:
-        self._mask = mask
+    def __init__(self, mask: int, made: Callable[[int], Any] = int) -> None:
+        self._mask, self._made = mask, made
 
-    def load(self, data: Plain, what: str) -> int:
+    def save(self, value: Any) -> Plain:
+        return int(value)
+
+    def load(self, data: Plain, what: str) -> Any:
         if type(data) is not int or data < 0 or data & ~self._mask:
             raise refused(what, data, f"of the bits {self._mask:#x}")
-        return data
+        return self._made(data)
 
 
 class Choice(Kind):

@@ -18,6 +18,7 @@ from irqchip_client.vmm.x86 import X86Adapter, announced_by
 from .apic import Apic
 from .cpuid import Package, physical_address_bits, vcpu_cpuid
 from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
+from .entry import Entry
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
@@ -77,6 +78,8 @@ class KvmVcpu(X86Adapter):
             accesses = ApicAccesses(self._vcpu, self._local_apic, local)
             self._exits = Exits(self._run, self._session, vcpu, accesses, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
+            self._entry = Entry(self._fd, self._run, self._local_apic, exact=self._stepping is None)
+            made.callback(self._entry.close)
             self._made = made.pop_all()
         # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it
         # asks the daemon.
@@ -122,8 +125,8 @@ class KvmVcpu(X86Adapter):
         super()._close()
 
     def _loop(self) -> None:
-        run, fd, kick, apic, exits, handlers = (
-            *(self._run, self._fd, self._kick),
+        run, enter, kick, apic, exits, handlers = (
+            *(self._run, self._entry.enter, self._kick),
             *(self._apic, self._exits, self._handlers),
         )
         while True:
@@ -145,7 +148,7 @@ class KvmVcpu(X86Adapter):
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
             try:
-                run_ioctl(fd, Request.RUN)
+                enter()
                 reason = run[Run.EXIT_REASON]
             except InterruptedError:  # A kick, or a signal for this process.
                 reason = Exit.INTR
@@ -153,7 +156,7 @@ class KvmVcpu(X86Adapter):
                 raise self._guest_error(f"KVM_RUN fails: {error.strerror}") from None
             if self._frame is not None:
                 frame, self._frame = self._frame, None
-                frame.clear_tf(state_of(fd, self._memory))
+                frame.clear_tf(state_of(self._fd, self._memory))
             # KVM_EXIT_SET_TPR comes only for a lower CR8.
             if run[Run.CR8] != apic.cr8:
                 apic.report_cr8()
