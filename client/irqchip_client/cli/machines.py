@@ -153,8 +153,7 @@ class _Pc:
 
                 kvm = stack.enter_context(KvmVm(memory))
                 adapters = [
-                    stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local, exits=exits))
-                    for vcpu in range(self._vcpus)
+                    stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local, exits=exits)) for vcpu in range(self._vcpus)
                 ]
             elif self._vcpus > 1:
                 raise _refused("with Unicorn a machine has one vCPU; KVM can have more")
