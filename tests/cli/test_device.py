@@ -97,7 +97,7 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
     [
         (
             ["Nope"],
-            "there is no 'Nope'. Use BlockDevice, DebugExit, FwCfg, I8042, LinePorts, PowerManagement, Rtc, Uart, or",
+            "there is no 'Nope'. Use BlockDevice, Crtc, DebugExit, FwCfg, I8042, Ide, LinePorts, PowerManagement,",
         ),
         (["rtc"], "Did you mean Rtc?"),
         (["Uarts"], "Did you mean Uart?"),
@@ -124,8 +124,8 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
         ),
         (["OWN:Constant", "value=x"], "value for value=: 'x' is not a whole number"),
         (["OWN:Loose", "port=abc"], "base is 'abc': write a whole number"),
-        (["Rtc", "--listen", "/tmp/x"], "--listen: this is an option of Uart and I8042, and not of Rtc"),
-        (["Uart", "--create", "64K"], "--create: this is an option of BlockDevice, and not of Uart"),
+        (["Rtc", "--listen", "/tmp/x"], "--listen: this is an option of Uart, I8042 and VirtioConsole, and not of Rtc"),
+        (["Uart", "--create", "64K"], "--create: this is an option of BlockDevice and VirtioBlock, and not of Uart"),
         (["Uart", "--delete-vm"], "--delete-vm: this is an option of DebugExit and PowerManagement, and not of Uart"),
         (["BlockDevice", "path=x", "--create", "1000"], "a multiple of 512 bytes, as 1048576, 64K, 10M or 1G"),
         (["Uart", "--listen", "/nonexistent/socket"], "--listen: /nonexistent/socket: No such file"),

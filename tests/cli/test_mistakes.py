@@ -98,9 +98,15 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["shell", "vm2"], "no VM 'vm2'", "vm1", "did you mean"),
     (
         ["run", HERE],
-        "--kernel is missing",
-        "A multiboot image, or a flat binary",
+        "is one argument too many",
+        "leave it out",
         "Write, for example: irqchipctl run --kernel guest.elf",
+    ),
+    (
+        ["run"],
+        "no kernel and no firmware is given",
+        "give either",
+        "--kernel FILE or --firmware FILE",
     ),
     (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image, or a flat binary", "give"),
     (["run", "--kernel", sys.executable], "an ELF file without a multiboot header", "8 KiB", "objcopy -O binary"),

@@ -20,6 +20,7 @@ from .apic import Apic
 from .counted_run import CountedRun
 from .cpuid import Package, physical_address_bits, vcpu_cpuid
 from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
+from .entry import Entry
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
@@ -68,7 +69,6 @@ class KvmVcpu(X86Adapter):
             recorder = self._recorder
             if local is not None and recorder is not None:
                 local = CountedDevices(local, recorder)
-            self._enter = run_ioctl if recorder is None else CountedRun(self._run, recorder)
             self._causes: Session | None = None
             if self._session.transport != "grpc":
                 # Opened before the other Session with events, so that it gets them first. Over gRPC, an event may come
@@ -86,6 +86,9 @@ class KvmVcpu(X86Adapter):
             accesses = ApicAccesses(self._vcpu, self._local_apic, local)
             self._exits = Exits(self._run, self._session, vcpu, accesses, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
+            self._entry = Entry(self._fd, self._run, self._local_apic, exact=self._stepping is None)
+            made.callback(self._entry.close)
+            self._enter = self._entry.enter if recorder is None else CountedRun(self._fd, self._run, recorder)
             self._made = made.pop_all()
         # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it
         # asks the daemon.
@@ -133,9 +136,9 @@ class KvmVcpu(X86Adapter):
         super()._close()
 
     def _loop(self) -> None:
-        run, fd, kick, apic, exits, handlers, enter = (
-            *(self._run, self._fd, self._kick),
-            *(self._apic, self._exits, self._handlers, self._enter),
+        run, enter, kick, apic, exits, handlers = (
+            *(self._run, self._enter, self._kick),
+            *(self._apic, self._exits, self._handlers),
         )
         while True:
             # take() first: what other threads set after it kicks again.
@@ -156,7 +159,7 @@ class KvmVcpu(X86Adapter):
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
             try:
-                enter(fd, Request.RUN)
+                enter()
                 reason = run[Run.EXIT_REASON]
             except InterruptedError:  # A kick, or a signal for this process.
                 reason = Exit.INTR
@@ -164,7 +167,7 @@ class KvmVcpu(X86Adapter):
                 raise self._guest_error(f"KVM_RUN fails: {error.strerror}") from None
             if self._frame is not None:
                 frame, self._frame = self._frame, None
-                frame.clear_tf(state_of(fd, self._memory))
+                frame.clear_tf(state_of(self._fd, self._memory))
             # KVM_EXIT_SET_TPR comes only for a lower CR8.
             if run[Run.CR8] != apic.cr8:
                 apic.report_cr8()

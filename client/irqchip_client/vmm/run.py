@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic
 
 from irqchip_client import Chip, PinRoute
-from irqchip_client._errors import NotFound, Unavailable
+from irqchip_client._errors import IrqchipError, NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.devices.device import Device
 from irqchip_client.devices.host import LocalHost
+from irqchip_client.devices.virtio.places import MOST
 
 from .adapter import Adapter, StartT
+from .memory import GuestMemory
 
 
 class Vcpus(Generic[StartT]):
@@ -87,11 +90,31 @@ def _routes_of_a_pc() -> Iterator[PinRoute]:
             yield PinRoute(gsi, Chip.IOAPIC, gsi or 2)
 
 
+def make_memory(size: int, start: int, *, shared: bool) -> GuestMemory:
+    """A guest's memory: for shared_memory(), or for this process alone."""
+    return GuestMemory.shareable(size, start=start, notes=MOST) if shared else GuestMemory(size, start=start)
+
+
 @contextmanager
-def local_devices(vm: Vm, devices: Sequence[Device]) -> Iterator[LocalHost]:
+def shared_memory(vm: Vm, memory: GuestMemory) -> Iterator[None]:
+    """Shares memory that is shareable with the processes of the VM's devices; over gRPC it can't be shared."""
+    if memory.memfd < 0:
+        yield
+        return
+    with vm.session("memory") as session:
+        try:
+            session.share_memory(memory.memfd, memory.start, memory.size)
+        except IrqchipError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        yield
+
+
+@contextmanager
+def local_devices(vm: Vm, devices: Sequence[Device], memory: GuestMemory | None = None) -> Iterator[LocalHost]:
     """Runs devices in this process, for its vCPUs: with a Session for their lines, and another for the VM's resets."""
     with vm.session("devices") as session, vm.session("devices events") as events:
-        host = LocalHost(session, devices, events)
+        host = LocalHost(session, devices, events, memory)
         try:
             host.start()
             yield host

@@ -49,6 +49,7 @@ def acpi(memory: GuestMemory, *, by_xsdt: bool = True) -> dict[str, bytes]:
     assert number(fadt, 140, 8) == number(fadt, 40, 4)
     tables["DSDT"] = _table(memory, number(fadt, 40, 4))
     facs = number(fadt, 36, 4)
+    assert number(fadt, 132, 8) == facs
     assert facs % 64 == 0
     tables["FACS"] = memory.read(facs, number(memory.read(facs, 8), 4, 4))
     return tables

@@ -49,7 +49,7 @@ AS_THE_BUS, LEVEL_ACTIVE_HIGH = 0, 3 << 2 | 1  # 5.2.12.5, MPS INTI flags
 
 # 5.2.9, FADT.
 FADT_SIZE, FADT_REVISION, FADT_MINOR = 276, 6, 5
-FADT_FACS, FADT_DSDT, FADT_X_DSDT = 36, 40, 140
+FADT_FACS, FADT_DSDT, FADT_X_FACS, FADT_X_DSDT = 36, 40, 132, 140
 # IAPC_BOOT_ARCH.
 LEGACY_DEVICES, HAS_8042, NO_VGA, NO_MSI, NO_RTC = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 # The flags: WBINVD works; C1 on all processors; there are no fixed buttons; the RTC wakes by no fixed register; the
@@ -128,7 +128,11 @@ def acpi_tables(board: Board) -> AcpiTables:
     tables = AcpiTables()
     facs = tables.add_plain(struct.pack("<4sI24xB31x", b"FACS", FACS_SIZE, FACS_VERSION))
     dsdt = tables.add(_with_header(b"DSDT", 2, dsdt_terms(board)))
-    fadt = tables.add(_fadt(board, facs, dsdt), Pointer(FADT_FACS, 4), Pointer(FADT_DSDT, 4), Pointer(FADT_X_DSDT, 8))
+    fadt = tables.add(
+        _fadt(board, facs, dsdt),
+        *(Pointer(offset, 4) for offset in (FADT_FACS, FADT_DSDT)),
+        *(Pointer(offset, 8) for offset in (FADT_X_FACS, FADT_X_DSDT)),
+    )
     madt = tables.add(_with_header(b"APIC", 5, b"".join(_madt(board))))
     tables.rsdt = _add_root(tables, b"RSDT", 4, fadt, madt)
     tables.xsdt = _add_root(tables, b"XSDT", 8, fadt, madt)
@@ -177,6 +181,7 @@ def _fadt(board: Board, facs: int, dsdt: int) -> bytes:
         (116, "<12s", _port(power.RESET_PORT, 8, BY_BYTE)),
         (128, "<B", power.RESET_CPU | power.RESET_HARD),
         (131, "<B", FADT_MINOR),
+        (FADT_X_FACS, "<Q", facs),  # Xen complains of two that differ
         (FADT_X_DSDT, "<Q", dsdt),
         (148, "<12s", _port(event, 32, BY_WORD)),
         (172, "<12s", _port(control, 16, BY_WORD)),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from irqchip_client import Space
 from irqchip_client.devices import power
-from irqchip_client.devices.testing import SELECTOR
+from irqchip_client.devices.fw_cfg import SELECTOR
 from irqchip_client.devices.virtio.places import PC, Place
 
 from .aml import (
@@ -30,6 +30,7 @@ from .aml import (
 from .board import Board
 
 COM1, I8042_DATA, I8042_COMMAND, RTC = 0x3F8, 0x60, 0x64, 0x70
+IDE, IDE_CONTROL = 0x1F0, 0x3F6
 FW_CFG_PORTS = 12  # with the DMA interface. QEMU: docs/specs/fw_cfg.rst
 VIRTIO_MMIO_PAGE = 0x1000
 # 6.3.7, _STA: present, enabled and functioning; not shown to a user.
@@ -66,6 +67,8 @@ def _isa_devices(board: Board) -> Iterator[bytes]:
         yield _device("MOU", "PNP0F13", isa_interrupt(12))
     if board.has(Space.PIO, RTC):
         yield _device("RTC", "PNP0B00", ports(RTC, 2), isa_interrupt(8))
+    if board.has(Space.PIO, IDE):
+        yield _device("IDE", "PNP0600", ports(IDE, 8), ports(IDE_CONTROL, 1), isa_interrupt(14))
     if board.has(Space.PIO, SELECTOR):
         yield device(
             "FWCF",
