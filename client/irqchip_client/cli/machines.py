@@ -137,7 +137,7 @@ class _Pc:
                 devices.append(DebugExit(end))
             if "fw_cfg" not in self._without:
                 files = {**firmware_files(memory), **self._files}
-                devices.append(FwCfg(self._vcpus, memory.size, files, memory=memory))
+                devices.append(FwCfg(self._vcpus, memory.size, files, dma=True))
             if "lines" not in self._without:
                 devices.append(LinePorts())
             if "power" not in self._without:

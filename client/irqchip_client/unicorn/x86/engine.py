@@ -29,8 +29,9 @@ from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
+from .ports import IOPL_SHIFT, decode_port_access, may_access
 from .state import State, long_mode, protected_mode, real_mode
-from .traps import Trap, Traps, decode, is_iret
+from .traps import Trap, Traps, behind_prefixes, decode, is_iret
 
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
@@ -41,6 +42,7 @@ CR4_TSD = 1 << 2
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # OSXSAVE in leaf 1's ECX
 
 LONGEST_INSTRUCTION = 15
+RDX = 2
 SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
 
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
@@ -79,8 +81,8 @@ class Engine:
         uc.hook_add(UC_HOOK_INTR, self._at_exception)
         uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
         self.breaker = Breaker(uc, native=native)
-        self._traps = Traps(uc, self._read_code, self._at_trap, self.breaker)
-        self._exit: Trapped | int | None = None  # int: an exception's vector.
+        self._traps = Traps(uc, self._read_code, self._restricts_ports, self._at_trap, self.breaker)
+        self._exit: Trapped | Event | int | None = None  # int: the vector of Unicorn's exception
         self._prefixed_int = 0, 0  # An address and a length: INT n with prefixes is about to be executed.
         self._ip = 0
         self._ip_register, self._flags = Register(uc, x86.UC_X86_REG_RIP), Register(uc, x86.UC_X86_REG_RFLAGS)
@@ -199,10 +201,34 @@ class Engine:
         uc.emu_stop()
         return True
 
+    def _restricts_ports(self) -> bool:
+        """Whether the program may use only those ports that the TSS says."""
+        return self.state.cpl > self.flags >> IOPL_SHIFT & 3
+
+    def _port_fault(self, code: bytes) -> Event | None:
+        """The exception of an instruction that may not access its port."""
+        prefixes, code = behind_prefixes(code, self.state.is_64bit)
+        access = decode_port_access(code, prefixes, wide=self.state.is_32bit)
+        if access is None:
+            return None
+        try:
+            port = self.register(RDX) & 0xFFFF if access.port is None else access.port
+            if may_access(self, port, access.size):
+                return None
+        except Fault as fault:
+            if fault.address is not None:
+                self.set_cr2(fault.address)
+            return Event(fault.vector, Origin.EXCEPTION, fault.error_code)
+        return Event(Vector.GP, Origin.EXCEPTION)
+
     def _at_trap(self, address: int, length: int) -> None:
         state = self.state
-        decoded = decode(self._read_code(address, length), state.is_64bit)
+        code = self._read_code(address, length)
+        decoded = decode(code, state.is_64bit)
         if decoded is None:
+            if self._restricts_ports() and (event := self._port_fault(code)) is not None:
+                self._exit = event
+                self._uc.emu_stop()
             return
         trap, register = decoded
         if trap is Trap.INT:

@@ -131,6 +131,11 @@ class State:
         return bool(self._hflags.value & CS64)
 
     @property
+    def is_32bit(self) -> bool:
+        """Whether operands have 32 bits by default."""
+        return bool(self._hflags.value & (CS32 | CS64))
+
+    @property
     def is_shadowed(self) -> bool:
         """STI, MOV SS or POP SS came just before."""
         return bool(self._hflags.value & INHIBIT_IRQ)
