@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LINE = "console=ttyS0 panic=-1 quiet"
+LINE = "console=ttyS0 panic=-1 quiet noxsave clocksource=tsc tsc=reliable"
 CPUS, MEMORY = "2", "160"
 PATIENCE = "600"  # seconds of that machine's clock
 

@@ -34,7 +34,7 @@ def initrd(standard_kvm: StandardKvm, request: pytest.FixtureRequest, tmp_path: 
     root = tmp_path / "root"
     for name in ("bin", "proc", "sys", "dev"):
         (root / name).mkdir(parents=True)
-    (program,) = [path for path in busybox.glob("**/bin/busybox")]
+    (program,) = busybox.glob("**/bin/busybox")
     shutil.copy(program, root / "bin")
     shutil.copy(INIT, root / "init")
     (root / "init").chmod(0o755)
@@ -47,7 +47,7 @@ def initrd(standard_kvm: StandardKvm, request: pytest.FixtureRequest, tmp_path: 
 
 
 def interrupts(printed: str, begin: str, end: str) -> dict[str, list[int]]:
-    """The lines of /proc/interrupts, as counts by name or number. A line's end is left out: the chip is checked apart."""
+    """The lines of /proc/interrupts: their counts by name or number."""
     (text,) = re.findall(rf"^linux: {begin}$(.*?)^linux: {end}", printed, re.M | re.S)
     return {name: [int(count) for count in counts.split()] for name, counts in re.findall(LINE, text, re.M)}
 
