@@ -141,10 +141,16 @@ class _Loader(SourceFileLoader):
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes `if self.observer is not None: ...`."""
+    """Removes `if self.observer is not None: ...`, and what is there for that alone."""
 
-    def visit_If(self, node: ast.If) -> ast.AST:
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
-        if ast.unparse(node.test).endswith("observer is not None") and not node.orelse:
-            return ast.copy_location(ast.Pass(), node)
+        test = ast.unparse(node.test)
+        if test.endswith("observer is None"):
+            return node.body
+        if test.endswith("observer is not None"):
+            return node.orelse or ast.copy_location(ast.Pass(), node)
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node) if ast.unparse(node) == "observer = self.observer" else node

@@ -32,25 +32,20 @@ class Counters(Observer):
 
     sees_everything = False
 
-    __slots__ = ("_level", "halts", *COUNTED)
-
-    raised: int
-    lowered: int
-    msis: int
-    ipis: int
-    accepted: int
-    delivered: int
-    coalesced: int
-    masked: int
-    spurious: int
-    lapic_eois: int
-    pic_eois: int
-    ioapic_eois: int
-    gic_eois: int
-
     def __init__(self) -> None:
-        for name in COUNTED:
-            setattr(self, name, 0)
+        self.raised = 0
+        self.lowered = 0
+        self.msis = 0
+        self.ipis = 0
+        self.accepted = 0
+        self.delivered = 0
+        self.coalesced = 0
+        self.masked = 0
+        self.spurious = 0
+        self.lapic_eois = 0
+        self.pic_eois = 0
+        self.ioapic_eois = 0
+        self.gic_eois = 0
         self.halts = Histogram()
         self._level = 0  # of the line that was driven last
 
