@@ -17,8 +17,8 @@ COUNTED = {
     "ipis": ("ipis", "", "Interprocessor interrupts that local APICs sent"),
     "accepted": ("interrupts_accepted", "", "Messages that local APICs were offered"),
     "delivered": ("interrupts_delivered", "", "Interrupts that vCPUs took"),
-    "coalesced": ("interrupts_coalesced", "", "Rises at the PICs' and IOAPICs' inputs that added no interrupt"),
-    "masked": ("interrupts_masked", "", "Rises at the PICs' and IOAPICs' inputs that were masked"),
+    "coalesced": ("interrupts_coalesced", "", "Rises at a chip's input that added no interrupt"),
+    "masked": ("interrupts_masked", "", "Rises at a chip's input that were masked"),
     "spurious": ("interrupts_spurious", "", "Interrupts taken that nothing asked for any more"),
     "lapic_eois": ("eois", "lapic", "Ends of interrupts"),
     "pic_eois": ("eois", "pic", "Ends of interrupts"),
@@ -101,8 +101,9 @@ class Counters(Observer):
     def kvm_ack_irq(self, chip: int, pin: int) -> None:  # noqa: ARG002
         if chip == _IOAPIC:
             self.ioapic_eois += 1
-        else:
-            self.pic_eois += 1
+
+    def pic_ended(self, line: int) -> None:  # noqa: ARG002
+        self.pic_eois += 1
 
     def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002, ARG002
         self.delivered += 1
@@ -112,6 +113,18 @@ class Counters(Observer):
 
     def pic_spurious(self, vcpu: int) -> None:  # noqa: ARG002
         self.spurious += 1
+
+    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:  # noqa: ARG002
+        if masked:
+            self.masked += 1
+        elif coalesced:
+            self.coalesced += 1
+
+    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
+        if masked:
+            self.masked += 1
+        elif coalesced:
+            self.coalesced += 1
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:  # noqa: ARG002
         if intid < _SPECIAL:

@@ -290,6 +290,7 @@ class PcBoard(Board):
     def pic_acked(self, line: int) -> None:
         if self.observer is not None:
             self.observer.kvm_ack_irq(line >> 3, line)  # KVM: i8259.c pic_clear_isr; the secondary's from 8
+            self.observer.pic_ended(line)
         self.pins.acknowledged(line)
 
     def pic_masked(self, line: int, masked: bool) -> None:
