@@ -45,10 +45,10 @@ demo-arm: $(VENV)/installed
 demo-shell: $(VENV)/installed
 	@$(BIN)/python -m examples.demo.shell
 
-test: $(VENV)/test
+test: $(VENV)/test $(VENV)/axe
 	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
-test-long: $(VENV)/test
+test-long: $(VENV)/test $(VENV)/axe
 	$(BIN)/python -m pytest -m long
 
 compiled: $(COMPILED)/built
@@ -119,3 +119,8 @@ $(COMPILED)/built: pyproject.toml hatch_build.py $(shell find proto server clien
 $(VENV)/test $(VENV)/check $(VENV)/bench: $(VENV)/%: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group $*
 	@touch $@
+
+# axe-core, with which tests/page checks that the page is accessible. Without npm those tests skip.
+$(VENV)/axe: $(VENV)/installed
+	@if npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1; then touch $@; \
+	else echo "npm cannot install axe-core: tests/page does not check that the page is accessible"; fi

@@ -1,4 +1,4 @@
-"""Debian's Linux kernels, for machines that tests boot in QEMU. Downloaded by apt-get, without root."""
+"""Debian's Linux kernels and other packages, for machines that tests boot. Downloaded by apt-get, without root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fetch_kernel(cache: Path, architecture: str, series: str = "") -> Path:
     unpacked = cache / name
     if unpacked.is_dir():
         return unpacked
-    apt_cache, apt_get, dpkg_deb = (find(program) for program in ("apt-cache", "apt-get", "dpkg-deb"))
+    apt_cache, apt_get = find("apt-cache"), find("apt-get")
     options = _options(cache, architecture)
     if options:
         _run(cache, "the lists of Debian's packages", apt_get, *options, "--quiet", "update")
@@ -32,12 +32,30 @@ def fetch_kernel(cache: Path, architecture: str, series: str = "") -> Path:
         wanted = f"Linux {series}" if series else "Debian's kernel"
         raise MissingError(f"without a package of {wanted} for {architecture} clouds (apt-get update?)")
     newest = max(names, key=lambda package: _version(package, suffix))
-    _run(cache, newest, apt_get, *options, "--quiet", "download", newest)
-    (package,) = cache.glob(f"{newest}_*.deb")
+    return _fetch(cache, newest, name, options)
+
+
+def fetch_package(cache: Path, pattern: str) -> Path:
+    """The newest package whose name matches a pattern, for this machine, unpacked into the cache folder.
+
+    MissingError if it cannot be downloaded.
+    """
+    names = [line.split()[0] for line in output(find("apt-cache"), "search", "--names-only", pattern).splitlines()]
+    if not names:
+        raise MissingError(f"without a package {pattern} (apt-get update?)")
+    newest = max(names, key=lambda package: _version(package, ""))
+    unpacked = cache / newest
+    return unpacked if unpacked.is_dir() else _fetch(cache, newest, newest, [])
+
+
+def _fetch(cache: Path, package: str, name: str, options: list[str]) -> Path:
+    """Downloads a package, and unpacks it into a folder of the cache."""
+    _run(cache, package, find("apt-get"), *options, "--quiet", "download", package)
+    (archive,) = cache.glob(f"{package}_*.deb")
     half_done = cache / f"{name}-unpacking"
-    subprocess.run([dpkg_deb, "-x", str(package), str(half_done)], check=True)
-    package.unlink()
-    return half_done.rename(unpacked)
+    subprocess.run([find("dpkg-deb"), "-x", str(archive), str(half_done)], check=True)
+    archive.unlink()
+    return half_done.rename(cache / name)
 
 
 def kernel_image(kernel: Path) -> Path:

@@ -19,7 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 ON_KVM, ON_UNICORN, ON_ARM64, EMBEDDED, COUNTER = re.findall(
     r"```python\n(.*?)```", (DOCS / "guests.md").read_text(), re.DOTALL
 )
-(DEVICE,) = re.findall(r"```python\n(.*?)```", (DOCS / "devices.md").read_text(), re.DOTALL)
+(DEVICE, SHARING) = re.findall(r"```python\n(.*?)```", (DOCS / "devices.md").read_text(), re.DOTALL)
 KERNEL = bytes.fromhex("b0 2a e6 f4 eb fe")  # mov al, 42; out 0xf4, al; jmp $
 MULTIBOOT = bytes.fromhex(
     "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
@@ -97,6 +97,19 @@ def vm1(irqchip_server: Daemon, irqchip_client: Client, monkeypatch: pytest.Monk
     vm.create_irqchip()
     vm.create_vcpu(0)
     return vm
+
+
+def test_a_vmm_shares_its_memory(vm1: Vm) -> None:
+    sizes: list[int] = []
+    exec(SHARING.replace("...", "look(vm)"), {"vm": vm1, "look": lambda vm: sizes.append(size_of_memory(vm))})
+    assert sizes == [16 << 20]
+
+
+def size_of_memory(vm: Vm) -> int:
+    with vm.session() as session:
+        part = session.guest_memory()
+        os.close(part.memfd)
+        return part.length
 
 
 def claimed(vm: Vm, port: int) -> None:

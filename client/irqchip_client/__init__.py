@@ -97,7 +97,7 @@ if TYPE_CHECKING:
         RedirectionEntry,
     )
     from ._sync.client import Client, Vm, connect, embedded
-    from ._sync.irqfd import Irqfd
+    from ._sync.irqfd import Irqfd, MemoryPart
     from ._sync.machine import Attributes, Line, Machine, Vcpu
     from ._sync.session import Halt, Session
     from ._sync.streams import Watch
@@ -145,6 +145,7 @@ __all__ = [
     "LimitReached",
     "Line",
     "Machine",
+    "MemoryPart",
     "MpState",
     "MsiRoute",
     "MsrAccess",

@@ -185,5 +185,14 @@ def register_memory(address: int, length: int, offset: int = 0) -> Call[None]:
     return Call("register_region", request, _nothing)
 
 
+@checked
+def get_memory(address: int) -> Call[tuple[int, int, int]]:
+    return Call("get_memory", pb.GetMemoryRequest(address=address), _part_of_memory)
+
+
+def _part_of_memory(response: pb.GetMemoryResponse) -> tuple[int, int, int]:
+    return response.address, response.length, response.offset
+
+
 def _made_vm(response: pb.CreateVmResponse | pb.RestoreVmResponse) -> str:
     return response.vm

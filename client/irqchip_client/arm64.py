@@ -42,6 +42,14 @@ def line_name(line: int) -> str:
     return f"ppi:{vcpu}:{number}" if kind == _PPI else f"{'fiq' if number else 'irq'}:{vcpu}"
 
 
+def gsi_or_line(number: int) -> str:
+    """What a number of Vm.line() is called: "GSI 4", or "spi:4" of an arm64 VM.
+
+    The numbers of vCPU 0's IRQ and FIQ are GSIs' as well, and are called so.
+    """
+    return f"GSI {number}" if number < irq(1) else line_name(number)
+
+
 class Group(IntEnum):
     """KVM_DEV_ARM_VGIC_GRP_*."""
 

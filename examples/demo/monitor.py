@@ -27,19 +27,21 @@ class Monitor:
 
     transcript  the guest's output, line by line, without the numbers that depend on time
     show        is called with each line as it comes
+    patience    how many seconds to wait for the serial port's process, and for an answer
     """
 
-    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, show: Callable[[str], None], patience: float = PATIENCE) -> None:
         self.transcript: list[str] = []
         self._path = path
         self._show = show
+        self._patience = patience
         self._heard = ""
-        self._connection = _connect(path)
+        self._connection = _connect(path, patience)
 
     def reconnect(self) -> None:
         """Connect to the serial port's new process."""
         self._connection.close()
-        self._connection = _connect(self._path)
+        self._connection = _connect(self._path, self._patience)
         self._heard = ""
 
     def close(self) -> None:
@@ -50,8 +52,9 @@ class Monitor:
         """Read the guest's first output."""
         self._keep(self.hear(PROMPT).splitlines())
 
-    def hear(self, until: str, patience: float = PATIENCE) -> str:
+    def hear(self, until: str, patience: float | None = None) -> str:
         """Read up to some text, and return the output before it. DemoError if the text does not come."""
+        patience = self._patience if patience is None else patience
         deadline = time.monotonic() + patience
         while until not in self._heard:
             if not select.select([self._connection], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -73,7 +76,7 @@ class Monitor:
         self.say(line)
         return self.answer(line)
 
-    def answer(self, line: str, patience: float = PATIENCE) -> list[str]:
+    def answer(self, line: str, patience: float | None = None) -> list[str]:
         """The rest of a command's answer, up to the prompt."""
         # The prompt follows a line end, except after a command without an answer.
         said = "" if self._heard == "> " else self.hear(PROMPT, patience)
@@ -91,7 +94,7 @@ class Monitor:
 
     def again(self) -> None:
         """Get a prompt in any state, and return the number of attempts: a new serial port may lose what is typed."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             with suppress(DemoError):
                 self._connection.sendall(b"\r")
@@ -113,8 +116,8 @@ class Monitor:
             self.transcript.append(line)
 
 
-def _connect(path: Path) -> socket.socket:
-    deadline = time.monotonic() + PATIENCE
+def _connect(path: Path, patience: float = PATIENCE) -> socket.socket:
+    deadline = time.monotonic() + patience
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -31,9 +31,13 @@ SEEK = 0.002  # seconds per disk command
 
 @dataclass
 class Stage:
-    """The demo's processes and their folder. Their output is shown as it comes, unless `quiet`."""
+    """The demo's processes and their folder. Their output is shown as it comes, unless `quiet`.
+
+    patience  how many seconds a process may take to begin, or to end
+    """
 
     folder: Path
+    patience: float = 20.0
     quiet: bool = False
     embedded: bool = False  # the vCPU's process is the daemon, too
     architecture: str = "x86"
@@ -61,7 +65,7 @@ class Stage:
             self._await_daemon()
 
     def _await_daemon(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + self.patience
         while not (self.folder / "irqchipd.sock").exists():
             if time.monotonic() > deadline:
                 raise DemoError("the daemon does not listen")
@@ -125,10 +129,10 @@ class Stage:
         process.kill()
         process.wait()
 
-    def wait(self, name: str, patience: float = 10.0) -> int:
+    def wait(self, name: str) -> int:
         """Wait for a process to end, and return its exit status. DemoError if it does not end in time."""
         try:
-            return self.processes.pop(name).wait(patience)
+            return self.processes.pop(name).wait(self.patience)
         except subprocess.TimeoutExpired:
             raise DemoError(f"{name} did not end") from None
 

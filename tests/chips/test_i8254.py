@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -614,6 +616,98 @@ def test_a_restored_gate_shows_with_all_its_bits_and_does_not_rise() -> None:
     assert board.speaker.read(Port.SPEAKER, 1) == 0x44
     board.beep(1)
     assert board.pit.channels[2].count_load_time == 0
+
+
+# What drivers do with channel 2 and port 61h. An access takes a microsecond, as on an ISA bus.
+
+
+class Driver:
+    """A driver on a board, with a TSC that counts nanoseconds."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    def outb(self, value: int, port: int) -> None:
+        self.board.advance(1000)
+        if port == Port.SPEAKER:
+            self.board.beep(value)
+        else:
+            self.board.out(port, value)
+
+    def inb(self, port: int) -> int:
+        self.board.advance(1000)
+        return self.board.speaker.read(port, 1) if port == Port.SPEAKER else self.board.read(port)
+
+    def count_down(self, control_word: int, count: int) -> int:
+        """Lets channel 2 count once, without a sound. Returns the nanoseconds until its output is high."""
+        self.outb(self.inb(Port.SPEAKER) & ~2 | 1, Port.SPEAKER)
+        self.outb(control_word, Port.CONTROL)
+        self.outb(count & 0xFF, Port.CHANNEL_2)
+        self.outb(count >> 8, Port.CHANNEL_2)
+        began = self.board.time
+        while not self.inb(Port.SPEAKER) & 0x20:
+            pass
+        return self.board.time - began
+
+
+@pytest.mark.parametrize(
+    "count", [0x800, 11931]
+)  # SeaBIOS: src/hw/timer.c tsctimer_setup; Linux: tsc.c pit_calibrate_tsc
+def test_a_tsc_is_calibrated_by_channel_2(board: Board, count: int) -> None:
+    driver = Driver(board)
+    for _ in range(2):
+        assert driver.count_down(control(2, Mode.TERMINAL_COUNT), count) == pytest.approx(clocks(count), abs=3000)
+
+
+def test_linux_calibrates_by_the_high_bytes_that_pass(board: Board) -> None:
+    """tsc.c quick_pit_calibrate(): each value of the count's upper byte lasts 256 clocks, and none is left out."""
+    driver = Driver(board)
+    driver.outb(driver.inb(Port.SPEAKER) & ~2 | 1, Port.SPEAKER)
+    driver.outb(0xB0, Port.CONTROL)
+    driver.outb(0xFF, Port.CHANNEL_2)
+    driver.outb(0xFF, Port.CHANNEL_2)
+
+    def high_byte() -> int:
+        driver.inb(Port.CHANNEL_2)
+        return driver.inb(Port.CHANNEL_2)
+
+    assert high_byte() == 0xFF
+    ends = []
+    for value in range(0xFF, 0xF0, -1):
+        while (now := high_byte()) == value:
+            pass
+        assert now == value - 1
+        ends.append(board.time)
+    assert ends[-1] - ends[0] == pytest.approx(clocks(256 * (len(ends) - 1)), abs=3000)
+
+
+def test_linux_beeps(board: Board) -> None:
+    """pcspkr.c pcspkr_event(): 750 Hz, and silence."""
+    driver = Driver(board)
+    driver.outb(0xB6, Port.CONTROL)
+    driver.outb(1591 & 0xFF, Port.CHANNEL_2)
+    driver.outb(1591 >> 8, Port.CHANNEL_2)
+    driver.outb(driver.inb(Port.SPEAKER) | 3, Port.SPEAKER)
+    assert board.pit.flags & FLAG_SPEAKER_DATA_ON
+    levels = []
+    for _ in range(20_000):
+        levels.append(bool(driver.inb(Port.SPEAKER) & 0x20))
+    edges = sum(low != high for low, high in pairwise(levels))
+    assert edges == pytest.approx(2 * 750 * 0.02, abs=1)
+    driver.outb(driver.inb(Port.SPEAKER) & 0xFC, Port.SPEAKER)
+    assert not driver.inb(Port.SPEAKER) & 3
+    assert not board.pit.flags & FLAG_SPEAKER_DATA_ON
+
+
+def test_delays_are_counted_by_the_refresh_bit(board: Board) -> None:
+    """As old BIOSes do, and GRUB's. A PC's changes every 15 us, and KVM's every 16."""
+    driver = Driver(board)
+    began, changes = board.time, 0
+    last = driver.inb(Port.SPEAKER) & 0x10
+    while changes < 66:
+        now = driver.inb(Port.SPEAKER) & 0x10
+        changes, last = changes + (now != last), now
+    assert board.time - began == pytest.approx(66 * 16_384, abs=16_384)
 
 
 # The kernel's structure.

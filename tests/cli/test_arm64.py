@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from click.testing import Result
 
 from irqchip_client import Architecture, Client, DeviceType, GicHost, Vm
 from irqchip_client.arm64 import Group, ppi, spi
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Start
 
 Fails = Callable[[Result], str]
 
@@ -112,6 +113,31 @@ def test_lines_of_a_vcpu_without_a_gic(run: Run, irqchip_client: Client) -> None
     assert run("raise", "bare", "fiq:1").stdout == "0 done\n"
     assert run("sysreg-read", "bare", "isr_el1", "--vcpu", 1).stdout == "0x00000000000000c0\n"
     assert "source 0  asserted lines irq:1 fiq:1\n" in run("show", "bare").stdout
+
+
+@pytest.mark.parametrize("name", ["ppi:1:20", str(ppi(1, 20))])
+def test_a_line_is_watched_by_its_name_and_its_number(start: Start, guest: Vm, name: str) -> None:
+    with start("watch", guest.name, "irq_line", "vgic_update_irq_pending", "--gsi", name) as watcher:
+        assert watcher.stdout is not None
+        seen = threading.Event()
+
+        def pulse_until_seen() -> None:
+            while not seen.wait(0.05):
+                guest.line(spi(3)).pulse()
+                guest.line(ppi(0, 20)).pulse()
+                guest.line(ppi(1, 20)).pulse()
+
+        thread = threading.Thread(target=pulse_until_seen)
+        thread.start()
+        try:
+            lines = [watcher.stdout.readline().split(": ", 2)[1:] for _ in range(4)]
+        finally:
+            seen.set()
+            thread.join()
+            watcher.kill()
+    assert {line[0] for line in lines} == {"kvm_irq_line", "vgic_update_irq_pending"}
+    numbers = "vcpu->idx: 1, num: 20", "VCPU: 1, IRQ 20"
+    assert all(any(number in body for number in numbers) for _, body in lines)
 
 
 @pytest.mark.usefixtures("guest")

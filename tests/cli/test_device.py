@@ -95,7 +95,10 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["Nope"], "there is no 'Nope'. Use BlockDevice, DebugExit, FwCfg, I8042, LinePorts, Rtc, Uart, or"),
+        (
+            ["Nope"],
+            "there is no 'Nope'. Use BlockDevice, Crtc, DebugExit, FwCfg, I8042, Ide, LinePorts, PowerManagement,",
+        ),
         (["rtc"], "Did you mean Rtc?"),
         (["Uarts"], "Did you mean Uart?"),
         (["run_device"], "there is no 'run_device'"),
@@ -121,9 +124,9 @@ def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> 
         ),
         (["OWN:Constant", "value=x"], "value for value=: 'x' is not a whole number"),
         (["OWN:Loose", "port=abc"], "base is 'abc': write a whole number"),
-        (["Rtc", "--listen", "/tmp/x"], "--listen: this is an option of Uart and I8042, and not of Rtc"),
-        (["Uart", "--create", "64K"], "--create: this is an option of BlockDevice, and not of Uart"),
-        (["Uart", "--delete-vm"], "--delete-vm: this is an option of DebugExit, and not of Uart"),
+        (["Rtc", "--listen", "/tmp/x"], "--listen: this is an option of Uart, I8042 and VirtioConsole, and not of Rtc"),
+        (["Uart", "--create", "64K"], "--create: this is an option of BlockDevice and VirtioBlock, and not of Uart"),
+        (["Uart", "--delete-vm"], "--delete-vm: this is an option of DebugExit and PowerManagement, and not of Uart"),
         (["BlockDevice", "path=x", "--create", "1000"], "a multiple of 512 bytes, as 1048576, 64K, 10M or 1G"),
         (["Uart", "--listen", "/nonexistent/socket"], "--listen: /nonexistent/socket: No such file"),
     ],
@@ -257,6 +260,15 @@ def test_a_debug_exit_ends_with_the_guests_status(start: Start, vm: Vm, irqchip_
     assert process.returncode == 0x21
     assert "the guest has ended with status 33" in said
     assert vm.name not in [info.name for info in irqchip_client.vms()]
+
+
+def test_a_power_off_ends_with_status_0(start: Start, vm: Vm) -> None:
+    with start("device", "PowerManagement", "--vm", vm.name) as process:
+        claimed(vm, 0x600)
+        assert vm.vcpu(0).pio_write(0x604, 5 << 10 | 1 << 13, 2)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "the guest has ended with status 0" in said
 
 
 def test_a_device_goes_on_from_what_it_saved_in_a_vm_that_has_moved(

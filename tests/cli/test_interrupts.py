@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from irqchip_client import Client, InterruptCount, InterruptCounts, InterruptKind, Latency, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client.cli.interrupts import table
-from irqchip_client.cli.top import History, sparkline
 
 APIC, IOAPIC, VECTOR, MSI = 0xFEE0_0000, 0xFEC0_0000, 0x41, 0x55
 
@@ -102,22 +101,6 @@ def test_the_table_is_that_of_proc_interrupts() -> None:
         "  11:          7          1  GIC      43-level  uart",
         "V236:          0          5  Local    236-edge",
     ]
-
-
-def test_rates_are_those_since_the_last_update_and_begin_anew_with_the_daemon() -> None:
-    def asked(seconds: int, count: int) -> dict[str, InterruptCounts]:
-        one = InterruptCount(InterruptKind.MSI, None, 1, False, [], {0: count}, latency(), latency())
-        return {"vm": InterruptCounts(seconds * 10**9, [0], [one])}
-
-    history = History()
-    rates = [history.rows(asked(*at))[0].rates[-1] for at in ((1, 100), (3, 400), (4, 400), (2, 10))]
-    assert rates == [100, 150, 0, 5]
-    assert history.rows({}) == []
-
-
-def test_a_sparkline_has_a_bar_for_each_rate() -> None:
-    assert sparkline([0.0, 1.0, 50.0, 100.0]) == " \u2581\u2584\u2588"
-    assert sparkline([0.0, 0.0]) == "  "
 
 
 def test_a_quantile_is_a_bucket_that_enough_times_fit_into() -> None:

@@ -98,9 +98,15 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["shell", "vm2"], "no VM 'vm2'", "vm1", "did you mean"),
     (
         ["run", HERE],
-        "--kernel is missing",
-        "A multiboot image, or a flat binary",
+        "is one argument too many",
+        "leave it out",
         "Write, for example: irqchipctl run --kernel guest.elf",
+    ),
+    (
+        ["run"],
+        "no kernel and no firmware is given",
+        "give either",
+        "--kernel FILE or --firmware FILE",
     ),
     (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image, or a flat binary", "give"),
     (["run", "--kernel", sys.executable], "an ELF file without a multiboot header", "8 KiB", "objcopy -O binary"),
@@ -135,6 +141,8 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
     (["list", "-x"], "'-x'", "--json, --target", "leave it out, or use"),
     (["--target"], "'--target'", "requires an argument", "Write, for example: irqchipctl --target unix:///"),
     (["watch", "vm1", "--gsi", "5000"], "'--gsi': 5000", "0 to 4095", "irqchipctl watch vm1 kvm_set_irq --gsi 1"),
+    (["watch", "vm1", "--gsi", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM", "write a GSI"),
+    (["trace", "vm1", "--gsi", "16777252"], "VM 'vm1' is of x86", "only an arm64 VM", "write a GSI"),
 ]
 
 # With an x86 VM vm1, and an arm64 VM guest.

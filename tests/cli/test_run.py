@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from irqchip_client import Client
 from irqchip_client._daemon import Daemon, start_daemon
+from irqchip_client.cli import main
 
 GUEST = Path(__file__).parents[2] / "examples" / "guest" / "guest.elf"
 
@@ -38,11 +40,23 @@ HELLO = "ba f8 03  b0 48 ee  b0 69 ee  b0 00" + EXIT_WITH_AL  # "Hi", to 3f8h
 CPUS_OF_FW_CFG = "ba 10 05  b8 05 00 ef  42 ec" + EXIT_WITH_AL  # select item 5, read a byte
 LINE_4 = "ba 04 20  b0 01 ee  b0 0a e6 20  e4 20" + EXIT_WITH_AL  # raise GSI 4; OCW3: read IRR
 ECHO = "ba fd 03 ec a8 01 74 f8  ba f8 03 ec ee  b0 02" + EXIT_WITH_AL  # wait for a character, and send it back
+POWER_OFF = "ba 04 06  b8 00 34 ef" + SPIN  # PM1 control: sleep type 5, enabled
+RESET = "ba f9 0c  b0 06 ee" + SPIN
+BASE_MEMORY = "a0 13 04" + EXIT_WITH_AL  # mov al, [413h]
+# xor ax, ax; mov ah, 88h; int 15h; setc al; add al, ah
+BIOS_CALL = "bc 00 7c  30 c0  b4 88  cd 15  0f 92 c0  00 e0" + EXIT_WITH_AL
+RSDP = "b8 00 e0 8e d8  a0 00 00" + EXIT_WITH_AL  # mov al, [e000h:0]
 # A multiboot image, by its addresses: 32-bit code at 100020h. lidt with a limit of 0; ud2.
 NO_IDT = (
     "02 b0 ad 1b  00 00 01 00  fe 4f 51 e4  00 00 10 00  00 00 10 00  00 00 00 00  00 00 00 00  20 00 10 00"
     "0f 01 1d 2a 00 10 00 0f 0b f4  00 00 00 00 00 00"
 )
+
+
+def taken_for_flat(kernel: Path) -> str:
+    """What `run` says of a guest of no known format."""
+    why = "is no Linux bzImage, no multiboot image and no ELF file for PVH"
+    return f"{kernel} {why}: it is taken for a flat binary of 16-bit code\n"
 
 
 @pytest.fixture(params=CPUS)
@@ -52,14 +66,16 @@ def cpu(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run(irqchip_server: Daemon, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(image: str | Path, *options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    def run(image: str | Path | None, *options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         kernel = image
         if isinstance(image, str):
             kernel = tmp_path / "guest.bin"
             Path(kernel).write_bytes(bytes.fromhex(image))
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
-        command += ["--kernel", str(kernel), *options]
-        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
+        command += options if kernel is None else ["--kernel", str(kernel), *options]
+        done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
+        done.stderr = done.stderr.removeprefix(taken_for_flat(tmp_path / "guest.bin"))  # which most guests here are
+        return done
 
     return run
 
@@ -80,12 +96,88 @@ def test_a_write_to_port_f4h_ends_the_run_with_its_value(run: Run, cpu: str) -> 
     assert run("b0 15" + EXIT_WITH_AL, "--cpu", cpu).returncode == 0x15 << 1 | 1
 
 
+def test_what_a_guest_does_after_its_end_does_not_count(run: Run, cpu: str) -> None:
+    done = run("b0 15  0f 01 1e 00 00  e6 f4 cc", "--cpu", cpu)  # lidt [0], where a limit of 0 is; out f4h, al; int3
+    assert (done.returncode, done.stderr) == (0x15 << 1 | 1, "")
+
+
 def test_fw_cfg_has_the_number_of_cpus(run: Run, cpu: str) -> None:
     assert run(CPUS_OF_FW_CFG, "--cpu", cpu).returncode == 1 << 1 | 1
 
 
+# Firmware of 4 KiB, entered at fffffff0h, with a byte of 12h at ffffff80h. It adds the byte, tries to overwrite it, and
+# adds it again. Then it overwrites the byte's copy in shadow RAM with 3, adds that, and goes on there.
+FIRMWARE = {
+    0xF00: "2e a0 80 ff"  # mov al, cs:[ff80h]
+    "2e c6 06 80 ff 77"  # mov byte cs:[ff80h], 77h
+    "2e 02 06 80 ff"  # add al, cs:[ff80h]
+    "bb 00 f0 8e db"  # mov bx, f000h; mov ds, bx
+    "c6 06 80 ff 03 02 06 80 ff"  # mov byte [ff80h], 3; add al, [ff80h]
+    "ea 40 ff 00 f0",  # jmp f000h:ff40h
+    0xF40: EXIT_WITH_AL,
+    0xF80: "12",
+    0xFF0: "e9 0d ff",  # jmp ff00h
+}
+
+
+def test_firmware_begins_in_rom_and_goes_on_in_shadow_ram(run: Run, cpu: str, tmp_path: Path) -> None:
+    image = bytearray(0x1000)
+    for offset, code in FIRMWARE.items():
+        image[offset : offset + len(bytes.fromhex(code))] = bytes.fromhex(code)
+    (tmp_path / "firmware.bin").write_bytes(image)
+    done = run(None, "--firmware", str(tmp_path / "firmware.bin"), "--cpu", cpu, "--timeout", "20")
+    assert (done.returncode, done.stderr) == ((0x12 + 0x12 + 3) << 1 | 1, "")
+
+
+# Selects the item 21h, the second file, and ends with its first byte.
+FILE_OF_FW_CFG = "ba 10 05  b8 21 00 ef  42 ec" + EXIT_WITH_AL
+
+
+def test_fw_cfg_has_files(run: Run, cpu: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\x15")
+    done = run(FILE_OF_FW_CFG, "--fw-cfg", f"opt/test={tmp_path}/file", "--cpu", cpu)
+    assert done.returncode == 0x15 << 1 | 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ((), "give either --kernel FILE or --firmware FILE"),
+        (("--kernel", "FILE", "--firmware", "FILE"), "give either --kernel FILE or --firmware FILE"),
+        (("--firmware", "FILE"), "this one has 3 bytes"),
+        (("--firmware", "FILE", "--append", "x"), "leave --append and --initrd out"),
+        (("--firmware", "FILE", "--arch", "arm64"), "--firmware is for x86"),
+        (("--kernel", "FILE", "--fw-cfg", "x"), "'x' is no NAME=FILE"),
+        (("--kernel", "FILE", "--fw-cfg", "x=/none"), "/none can't be read"),
+        (("--kernel", "FILE", "--fw-cfg", "x=FILE", "--fw-cfg", "x=FILE"), "gives one NAME twice"),
+        (("--kernel", "FILE", "--arch", "arm64", "--fw-cfg", "x=FILE"), "an arm64 machine has no fw_cfg"),
+    ],
+)
+def test_firmware_and_files_that_can_not_be_used_are_refused(
+    irqchip_server: Daemon, tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "guest.bin").write_bytes(bytes.fromhex(EXIT_WITH_AL))
+    given = [option.replace("FILE", f"{tmp_path}/guest.bin") for option in options]
+    done = CliRunner().invoke(main, ["--target", irqchip_server.target, "run", *given])
+    assert done.exit_code == 2
+    assert why in done.stderr
+
+
 def test_ports_2000h_and_up_drive_gsis(run: Run, cpu: str) -> None:
     assert run(LINE_4, "--cpu", cpu).returncode == (1 << 4) << 1 | 1
+
+
+@pytest.mark.parametrize("code", [POWER_OFF, RESET])
+def test_a_guest_turns_the_machine_off_or_resets_it(run: Run, cpu: str, code: str) -> None:
+    done = run(code, "--cpu", cpu, "--timeout", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_guest_finds_what_firmware_would_leave(run: Run) -> None:
+    assert run(BASE_MEMORY).returncode == ((639 & 0xFF) << 1 | 1) & 0xFF
+    assert run(BIOS_CALL).returncode == ((0x86 + 1) << 1 | 1) & 0xFF
+    assert run(RSDP).returncode == (ord("R") << 1 | 1) & 0xFF
+    assert run(RSDP, "--without", "power").returncode == 1
 
 
 def test_typed_text_arrives_at_the_serial_port(run: Run, cpu: str) -> None:
@@ -196,6 +288,7 @@ def test_a_terminal_shows_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -
     command += ["--kernel", str(kernel), "--vm", "told"]
     with subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stderr is not None
+        assert process.stderr.readline().decode() == taken_for_flat(kernel)
         assert process.stderr.readline().startswith(b"VM told runs guest.bin on ")
         os.write(typist, b"\x1d")
         assert process.wait(20) == 0
@@ -255,7 +348,7 @@ def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (
         124,
-        "Error: the guest has not ended within 0.5 s, which --timeout allows\n",
+        taken_for_flat(kernel) + "Error: the guest has not ended within 0.5 s, which --timeout allows\n",
     )
 
 
@@ -265,14 +358,14 @@ def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path
     kernel.write_bytes(bytes.fromhex(HELLO))
     command = f"{sys.executable} -m irqchip_client.cli --target {irqchip_server.target} run --kernel {kernel} {closed}"
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (1, taken_for_flat(kernel))
 
 
 @pytest.mark.parametrize(
     ("image", "options", "why"),
     [
         ("", (), "it is empty"),
-        ("7f 45 4c 46", (), "without a multiboot header"),
+        ("7f 45 4c 46", (), "it ends too early"),
         (SPIN, ("--append", "x"), "a flat binary is given no command line"),
         (SPIN, ("--await", "nobody", "--vm", "!"), "is no VM name"),
     ],
@@ -301,7 +394,7 @@ SMP = (
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm to use")
 def test_several_vcpus_on_kvm(run: Run) -> None:
-    assert run(SMP, "--cpu", "kvm", "--vcpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
+    assert run(SMP, "--cpu", "kvm", "--cpus", "3", "--timeout", "20").returncode == 2 << 1 | 1
 
 
 def test_unicorn_has_one_vcpu(run: Run) -> None:

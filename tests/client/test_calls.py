@@ -48,6 +48,7 @@ from irqchip_client._calls import (
     delete_vm,
     enable_cap,
     get_interrupts,
+    get_memory,
     get_vm,
     irqfd,
     list_vms,
@@ -108,6 +109,7 @@ OPERATIONS: list[Call[Any]] = [
     ops.vcpu_init(0, 4),
     ops.sysreg_read(0, arm64.SYSREGS["ICC_IAR1_EL1"]),
     ops.sysreg_write(0, arm64.SYSREGS["ICC_PMR_EL1"], 0xF0),
+    get_memory(0x1000),
     ops.s390_interrupt(S390IrqType.SERVICE, 0x1000, 5),
     ops.s390_irq(0, S390Irq.make(S390IrqType.EMERGENCY, code=1)),
     ops.get_irq_state(0),
@@ -127,7 +129,7 @@ VARIANTS: list[Call[Any]] = [
     ops.set_gsi_routing([AdapterRoute(4, 0x1000, 0x2000, 5, 1, 3)]),
 ]
 # The operations without an RPC: they concern a Session's events, or need its descriptors.
-ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
+ONLY_OF_SESSIONS = {"Irqfd", "ShareLapic", "GetMemory", "RegisterRegion", "UnregisterRegion", "CompleteAccess"}
 OTHERS: list[Call[Any]] = [
     *[create_vm("a"), delete_vm(), list_vms(), get_vm(), reset_vm(ResetReason.GUEST), save_vm(), restore_vm(SNAPSHOT)],
     *[check_extension(0), enable_cap(121, [24]), create_irqchip(), create_pit(True), set_boot_cpu_id(1)],
@@ -138,7 +140,7 @@ OTHERS: list[Call[Any]] = [
 def test_the_contracts_calls_are_all_here() -> None:
     operations = [field.name for field in pb.Operation.DESCRIPTOR.fields]
     assert [call.operation for call in OPERATIONS] == operations
-    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd", "share_lapic"}
+    public = set(ops.__all__) - {"Call", "host_msr_read", "host_msr_write"} | {"irqfd", "share_lapic", "get_memory"}
     assert {call.operation for call in OPERATIONS} == public
     unary = [method.name for method in pb.DESCRIPTOR.services_by_name["IrqchipService"].methods][:-2]
     assert sorted({call.method for call in OTHERS + OPERATIONS} - ONLY_OF_SESSIONS) == sorted(unary)

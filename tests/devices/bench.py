@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import select
 from collections.abc import Callable
 
+from irqchip_client._errors import NotFound
 from irqchip_client.devices.device import Device, OutputLine, Timer
+from irqchip_client.devices.ram import Ram
 
 
 class Bench:
     """Runs one device."""
 
-    def __init__(self, device: Device, *, now: float = 1000.0) -> None:
+    def __init__(self, device: Device, *, now: float = 1000.0, ram: Ram | None = None) -> None:
         self.device = device
+        self.ram = ram
         self.time = now
         self.timers: set[Timer] = set()
         self.watched: dict[int, Callable[[], None]] = {}
@@ -36,6 +40,11 @@ class Bench:
 
     def now(self) -> float:
         return self.time
+
+    def memory(self) -> Ram:
+        if self.ram is None:
+            raise NotFound(errno.ENOENT, "this bench has no memory")
+        return self.ram
 
     # The surroundings.
 
@@ -79,7 +88,12 @@ class Bench:
             if region.start <= port < region.start + region.length:
                 region.do_write(port, value, size)
                 return
-        raise AssertionError(f"port {port:#x} is not the device's")
+        bells = [bell for bell in self.device.doorbells if (bell.start, bell.length) == (port, size)]
+        for bell in bells:
+            if bell.value == value:
+                bell.rung()
+        if not bells:
+            raise AssertionError(f"port {port:#x} is not the device's")
 
     def level(self, gsi: int) -> bool:
         return any(line.level for line in self.device.lines if line.gsi == gsi)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from irqchip_client import InvalidArgument
-from irqchip_client.devices import Device, FwCfg, Uart
+from irqchip_client.devices import Device, Uart
 from tests.devices.bench import Bench
 
 TEXT = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
@@ -103,15 +103,3 @@ def test_a_constructors_own_exception_is_not_changed() -> None:
 
     with pytest.raises(TypeError, match="port 5"):
         Broken(5)
-
-
-def test_fw_cfg_gives_an_items_bytes_and_then_zeros() -> None:
-    fw_cfg = FwCfg(2, 1 << 30)
-    fw_cfg.items[0x8000] = bytes(range(256)) * 1024
-    bench = Bench(fw_cfg)
-    bench.write(0x510, 0x8000, 2)
-    assert bytes(bench.read(0x511) for _ in range(1 << 18)) == fw_cfg.items[0x8000]
-    assert [bench.read(0x511) for _ in range(3)] == [0, 0, 0]
-    for _ in range(2):
-        bench.write(0x510, 0, 2)
-        assert bytes(bench.read(0x511) for _ in range(6)) == b"QEMU\0\0"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from irqchip_client import Access, Busy, Claim, Client, InvalidArgument, NotReady, Session, SessionClosed, Vm
+from irqchip_client.arm64 import spi
 from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices import host as hosts
 from irqchip_client.devices.failures import describe_failure
@@ -365,6 +366,7 @@ def test_the_end_of_the_vm_ends_the_device(vm: Vm) -> None:
 
 def test_a_devices_ports_and_lines_are_described() -> None:
     assert describe(Toy()) == "PIO 0x300-0x301, MMIO 0xd0000000-0xd000000f, GSI 8"
+    assert describe(Toy(spi(2))).endswith(", spi:2")
 
 
 def test_a_host_claims_lost_regions_again(vm: Vm) -> None:

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irqchip_client import InvalidArgument
-from irqchip_client.devices import I8042, BlockDevice, DebugExit, Device, FwCfg, LinePorts, Rtc, Uart
+from irqchip_client.devices import I8042, BlockDevice, Crtc, DebugExit, Device, FwCfg, Ide, LinePorts, Rtc, Uart
 from irqchip_client.devices.block import SECTOR
 from irqchip_client.devices.device import OutputLine, Timer
 from irqchip_client.devices.keys import KEYS
 from irqchip_client.devices.saving import Fields, Number
+from irqchip_client.vmm.memory import GuestMemory
 from tests.devices.bench import Bench
 
 Step = tuple[str, int, int, int]
@@ -46,10 +47,16 @@ class Model:
                 return I8042()
             case "disk":
                 return BlockDevice(image, seek=0.125)
+            case "ide":
+                return Ide(image, seek=0.125)
+            case "two disks":
+                return Ide(image, image, seek=0.125)
+            case "crtc":
+                return Crtc()
             case "exit":
                 return DebugExit(lambda _: None)
             case "fw_cfg":
-                return FwCfg(2, 1 << 20)
+                return FwCfg(2, 1 << 20, {"opt/x": b"abc"}, memory=GuestMemory(0x1000))
             case _:
                 return LinePorts()
 
@@ -97,10 +104,11 @@ class Model:
         return json.loads(json.dumps(self.device.save()))
 
 
-KINDS = ["uart", "paced uart", "rtc", "i8042", "disk", "exit", "fw_cfg", "lines"]
+KINDS = ["uart", "paced uart", "rtc", "i8042", "disk", "ide", "two disks", "crtc", "exit", "fw_cfg", "lines"]
 # Values with a meaning to some model: commands, bits, sectors.
 VALUES = st.one_of(
     st.sampled_from([0, 1, 2, 3, 7, 0x0F, 0x13, 0x20, 0x60, 0x70, 0x71, 0x82, 0xAA, 0xAD, 0xAE, 0xA8, 0xC7, 0xD4]),
+    st.sampled_from([0x30, 0xC4, 0xC5, 0xC6, 0xE0, 0xE7, 0xEC, 0xEF, 0x10]),
     st.sampled_from([0xED, 0xF2, 0xF3, 0xF4, 0xF5, 0xFF, 200, 100, 80]),
     st.integers(0, (1 << 32) - 1),
 )

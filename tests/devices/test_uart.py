@@ -384,47 +384,7 @@ def test_out2_gates_the_line_and_not_iir(port: Port) -> None:
     assert ungated.level(GSI)
 
 
-# The features that drivers probe.
-
-
-def test_linux_finds_a_16550a(port: Port) -> None:
-    """drivers/tty/serial/8250/8250_port.c autoconfig(), autoconfig_16550a() and size_fifo()."""
-    port.put(IER, 0)
-    assert port.get(IER) == 0
-    port.put(IER, 0x0F)
-    assert port.get(IER) & 0x0F == 0x0F
-    port.put(IER, 0)
-    port.put(MCR, 0x1A)
-    assert port.get(MSR) & 0xF0 == 0x90
-    port.put(MCR, 0)
-    port.put(LCR, 0xBF)  # on a 16650 this would select the EFR
-    port.put(2, 0)
-    port.put(LCR, 0)
-    port.put(FCR, 1)
-    assert port.get(IIR) >> 6 == 3
-    for value in (0xA5, 0x5A):
-        port.put(SCR, value)
-        assert port.get(SCR) == value
-    port.put(IER, 0x40)
-    assert port.get(IER) == 0  # UUE is not set: this is no XScale UART
-    port.put(LCR, 3)
-    port.put(FCR, 7)
-    port.put(MCR, 0x10)
-    port.put(LCR, 0x83)
-    port.put(DATA, 1)
-    port.put(IER, 0)
-    port.put(LCR, 3)
-    port.put(DATA, *range(256))
-    assert len(port.drain()) == 16
-    assert port.sent == b""
-
-
-def test_linux_trusts_the_thr_empty_interrupt(port: Port) -> None:
-    """8250_port.c serial8250_do_startup(): the interrupt comes when enabled, and again when enabled again."""
-    for _ in range(2):
-        port.put(IER, THR_EMPTY)
-        assert not port.get(IIR) & NONE
-        port.put(IER, 0)
+# The features that drivers probe; test_drivers.py has the drivers.
 
 
 def test_loopback_wires_every_output_to_an_input(port: Port) -> None:

@@ -127,6 +127,8 @@ def irqfds(random: Random, messages: Messages) -> bytes:
             operation.irqfd.flags = random.choice((0, 0, 0, 1, 2, 2, 3, 4))
         elif random.random() < 0.5:
             operation.share_lapic.vcpu = random.randrange(4)
+        elif random.random() < 0.3:
+            operation.get_memory.address = random.choice((0, 0x1000, 1 << 63))
         elif random.random() < 0.5:
             region = operation.register_region
             region.space, region.address, region.length = pb.ADDRESS_SPACE_PIO, random.randrange(0x500, 0x520), 1

@@ -524,3 +524,49 @@ IDENTIFIES = code(
     e6 f4                       out 0xf4, al
     """
 )
+
+# Waits twice for the APIC timer in TSC-deadline mode, the second time after a write to the TSC. Reports each time:
+# whether the timer was early, whether the deadline is still there after it, and whether it was read back differently.
+DEADLINES = code(
+    """
+    0f 01 1c 25 20 06 00 00     lidt 0x620
+    bb 00 00 e0 fe              mov ebx, 0xfee00000
+    c7 83 20 03 00 00 50 00 04 00    mov dword ptr [rbx+0x320], 0x40050
+    b9 e0 06 00 00              mov ecx, 0x6e0
+    e8 1a 00 00 00              call deadline
+    b9 10 00 00 00              mov ecx, 0x10
+    ba 00 01 00 00              mov edx, 0x100
+    31 c0                       xor eax, eax
+    0f 30                       wrmsr
+    b9 e0 06 00 00              mov ecx, 0x6e0
+    e8 02 00 00 00              call deadline
+    e6 f4                       out 0xf4, al
+                            deadline:
+    0f 31                       rdtsc
+    05 00 00 00 08              add eax, 0x8000000
+    83 d2 00                    adc edx, 0x0
+    89 c6                       mov esi, eax
+    89 d7                       mov edi, edx
+    0f 30                       wrmsr
+    0f 32                       rdmsr
+    29 f0                       sub eax, esi
+    19 fa                       sbb edx, edi
+    09 d0                       or eax, edx
+    40 0f 95 c5                 setne bpl
+    fb                          sti
+    f4                          hlt
+    fa                          cli
+    0f 31                       rdtsc
+    29 f0                       sub eax, esi
+    19 fa                       sbb edx, edi
+    0f 98 c0                    sets al
+    e6 e9                       out 0xe9, al
+    0f 32                       rdmsr
+    09 d0                       or eax, edx
+    0f 95 c0                    setne al
+    e6 e9                       out 0xe9, al
+    40 88 e8                    mov al, bpl
+    e6 e9                       out 0xe9, al
+    c3                          ret
+    """
+)

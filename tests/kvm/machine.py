@@ -66,11 +66,11 @@ class Devices:
 class Machine:
     """vCPU 0 of the PC, and its memory."""
 
-    def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory) -> None:
+    def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory, tsc_khz: int = 0) -> None:
         self.client = client
         self.kvm = kvm
         self.memory = memory
-        self.vm = client.create_vm()
+        self.vm = client.create_vm(tsc_khz=tsc_khz)
         self.vm.create_irqchip()
         self.vcpu = self.vm.create_vcpu(0)
         self.devices = Devices()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from irqchip_client.kvm import KvmVcpu, Start, StartMode
+import pytest
+
+from irqchip_client import Client
+from irqchip_client.kvm import GuestMemory, KvmVcpu, KvmVm, Start, StartMode, guest_tsc_khz, why_not
 from tests.kvm import guests
 from tests.kvm.machine import APIC, COUNT, ENTRY, FAULT_HANDLER, HANDLER, Machine
 
@@ -17,7 +20,7 @@ def test_cpuid_reports_the_features(machine: Machine) -> None:
     assert machine.word(COUNT) >> 24 == 0
     assert machine.word(COUNT + 4) & (CPUID_X2APIC | CPUID_TSC_DEADLINE) == CPUID_X2APIC
     assert machine.word(COUNT + 8) & CPUID_APIC
-    assert machine.word(COUNT + 12) == 0  # no hypervisor's leaf
+    assert machine.word(COUNT + 12) == int.from_bytes(b"KVMK", "little")
     machine.vm.create_vcpu(5)
     with KvmVcpu(machine.kvm, machine.vm, 5, machine.devices) as cpu:
         machine.devices.stop = cpu.stop
@@ -73,3 +76,18 @@ def test_the_apics_timer_has_the_modes_in_cpuid(machine: Machine) -> None:
     machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
     machine.vcpu.mmio_write(APIC + 0x320, 0x7_0031)
     assert machine.vcpu.mmio_read(APIC + 0x320).data == 0x3_0031
+
+
+def test_a_tsc_deadline_timer_goes_by_the_guests_tsc(irqchip_client: Client) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    if not guest_tsc_khz():
+        pytest.skip("this KVM does not report a guest's deadlines")
+    with GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:
+        machine = Machine(irqchip_client, kvm, memory, guest_tsc_khz())
+        with machine.cpu:
+            machine.memory.write(HANDLER, guests.APIC_HANDLER)
+            machine.load_long(guests.DEADLINES)
+            machine.cpu.run()
+        assert machine.devices.said == bytes(6)  # each time not early, over, and as it was written
+        assert machine.word(COUNT) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,34 +10,12 @@ import pytest
 
 from irqchip_client._daemon import Daemon
 from irqchip_client.kvm import why_not
-
-KERNELS = Path(__file__).parent / "kernels"
-FLAGS = "-O2 -Wall -Werror -Wno-unused-function -ffreestanding -nostdlib -static -no-pie -fno-pie -mgeneral-regs-only"
-LINK = f"-Wl,-T,{KERNELS / 'kernel.ld'} -Wl,--build-id=none -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments"
+from tests.kvm.build import build
 
 
 @pytest.fixture(params=["32", "64"])
 def bits(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def build(name: str, bits: str, where: Path) -> Path:
-    """Build the image; skip if no compiler can."""
-    if (gcc := shutil.which("gcc")) is None:
-        pytest.skip("gcc is not installed")
-    options = [
-        *FLAGS.split(),
-        f"-m{bits}",
-        "-mno-red-zone",
-        "-fno-stack-protector",
-        "-fcf-protection=none",
-        *LINK.split(),
-    ]
-    sources = [str(KERNELS / "boot.S"), str(KERNELS / f"{name}.c")]
-    image = where / f"{name}.elf"
-    done = subprocess.run([gcc, *options, "-o", str(image), *sources], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return image
 
 
 @pytest.mark.parametrize("embedded", [False, True], ids=["daemon", "embedded"])

@@ -11,14 +11,56 @@ from mmap import mmap
 
 import pytest
 
-from irqchip_client import NotFound, SessionClosed
-from irqchip_client.kvm import GuestMemory, KvmVm, Start, StartMode
+from irqchip.lapic_page import COPIED
+from irqchip_client import Client, NotFound, SessionClosed
+from irqchip_client.kvm import GuestMemory, KvmVm, Start, StartMode, entry, why_not
 from irqchip_client.kvm.ioctls import Exit, Request, Run, ioctl
 from irqchip_client.kvm.registers import Registers
+from tests.kvm.guests import code
 from tests.kvm.machine import APIC, ENTRY, Machine
 from tests.vmm.guests import FLAG, SEEN, WAITS_FOR_FLAG, reads_id
 
 READS, RUNS = 20_000, 7
+REGISTERS, READ_AT = 256, 0x8000
+
+# In protected mode: copies the first word of each register of the local APIC to 8000h.
+READS_ALL = code(
+    """
+    fb                          sti
+    be 00 00 e0 fe              mov esi, 0xfee00000
+    bf 00 80 00 00              mov edi, 0x8000
+    b9 00 01 00 00              mov ecx, 256
+                            again:
+    8b 06                       mov eax, [esi]
+    ab                          stosd
+    83 c6 10                    add esi, 16
+    e2 f8                       loop again
+    e6 f4                       out 0xf4, al
+    """
+)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["machine code", "Python"])
+def test_every_register_reads_as_the_daemon_says(
+    irqchip_client: Client, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that change by themselves, and those that do not exist, are the daemon's own answers."""
+    if reason := why_not():
+        pytest.skip(reason)
+    if not native:
+        monkeypatch.setattr(entry, "executable", lambda _: None)
+    with GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:
+        machine = Machine(irqchip_client, kvm, memory)
+        with machine.cpu as cpu:
+            for offset, value in ((0xF0, 0x1FF), (0x80, 0x20), (0x320, 0x10031), (0xD0, 0x0200_0000)):
+                machine.vcpu.mmio_write(APIC + offset, value)
+            machine.load_protected(READS_ALL)
+            cpu.run()
+            own = [machine.vcpu.mmio_read(APIC + 16 * number).data for number in range(REGISTERS)]
+            assert struct.unpack("<256I", memory.read(READ_AT, 4 * REGISTERS)) == tuple(own)
+            # The first read, of no register, has told where they are.
+            shared = sum(not offset & 0xF for offset in COPIED)
+            assert cpu._entry.answered == (shared if native else 0)
 
 
 def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: Machine) -> None:

@@ -14,18 +14,20 @@ from examples.demo.monitor import Monitor
 from examples.demo.stage import Stage
 
 DEVICES_THAT_INTERRUPT = ("timer", "serial", "disk")
+# Seconds of that machine's clock: its one processor takes five for the start of a process, and seven start at once.
+PATIENCE = 300.0
 
 
 def main() -> None:
     """Give the guest one command of each kind, and end it."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(Path(folder))
+        stage = Stage(Path(folder), PATIENCE)
         try:
             stage.start_daemon()
             stage.start_vcpu("kvm")
             for device in DEVICES:
                 stage.start_device(device)
-            monitor = Monitor(stage.folder / "serial", lambda line: stage.show("guest", line))
+            monitor = Monitor(stage.folder / "serial", lambda line: stage.show("guest", line), PATIENCE)
             monitor.banner()
             monitor.expect("time", r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
             monitor.expect("disk", f"disk: {SECTORS} sectors of {SECTOR} bytes")

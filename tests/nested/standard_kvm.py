@@ -7,11 +7,13 @@ processor has the same speed on every machine and a guest's ticks do not overloa
 from __future__ import annotations
 
 import base64
+import compileall
 import json
 import lzma
 import os
 import platform
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from py_compile import PycInvalidationMode
+from tempfile import TemporaryDirectory
 
 from packaging.requirements import Requirement
 
@@ -59,6 +63,14 @@ class StandardKvm:
         self._python = copy_python(root)
         for name in SOURCES:
             _copy_sources(root, ROOT / name)
+        # Each of its processes would compile all that it imports, which takes seconds there.
+        compileall.compile_dir(
+            root / ROOT.relative_to("/"),
+            stripdir=root,
+            quiet=1,
+            force=True,
+            invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+        )
         self._packages = {str(where) for one in _needed(DISTRIBUTIONS) if (where := _copy(root, one)) is not None}
         modules = root / "modules"
         modules.mkdir()
@@ -74,13 +86,39 @@ class StandardKvm:
         self,
         *arguments: str,
         seconds: float,
+        files: Iterable[Path] = (),
         own_clock: bool = True,
         heard: Callable[[str], None] = lambda _: None,
     ) -> Done:
         """Run Python with some arguments in the project's folder. TimeoutError if it does not end in time.
 
         Without the instruction clock the machine is faster, but its time is not meaningful.
+
+        files  further files of this machine, which are there at the same places
         """
+        with TemporaryDirectory(dir=self.initrd.parent) as folder:
+            return self._boot(arguments, self._with_files(Path(folder), files), seconds, own_clock, heard)
+
+    def _with_files(self, folder: Path, files: Iterable[Path]) -> Path:
+        """The RAM disk, and behind it one with more files: the kernel unpacks both."""
+        root = folder / "root"
+        root.mkdir()
+        for path in files:
+            copy(root, path)
+        both = folder / "initrd"
+        shutil.copy(self.initrd, both)
+        with both.open("ab") as file:
+            write_cpio(file, root)
+        return both
+
+    def _boot(
+        self,
+        arguments: tuple[str, ...],
+        initrd: Path,
+        seconds: float,
+        own_clock: bool,
+        heard: Callable[[str], None],
+    ) -> Done:
         folders = [*(str(ROOT / name) for name in IMPORTED_FROM), *sorted(self._packages)]
         environment = {"PATH": f"{self._python.parent}", "HOME": "/tmp", "PYTHONPATH": ":".join(folders)}
         what = {
@@ -96,7 +134,7 @@ class StandardKvm:
             "-kernel",
             str(kernel_image(self.kernel)),
         ]
-        command += ["-initrd", str(self.initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
+        command += ["-initrd", str(initrd), "-append", f"{KERNEL_OPTIONS} -- {argument}"]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"

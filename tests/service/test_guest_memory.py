@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from irqchipd.edge.guest_memory import PAGE, SharedMemory
+from irqchipd.edge.guest_memory import PAGE, SharedMemory, check_memfd
 from irqchipd.vm.errors import VmError
 
 LENGTH = 4 * PAGE
@@ -77,16 +77,16 @@ def test_a_memfd_that_shrinks_is_gone(memory: SharedMemory, memfd: int) -> None:
     [(0, LENGTH + 1), (PAGE, LENGTH), (1, 1), (LENGTH, 1), (0, 0), (1 << 62, PAGE), (0, 1 << 63)],
 )
 def test_memory_must_be_in_the_memfd(memfd: int, offset: int, length: int) -> None:
-    assert refused(lambda: SharedMemory(memfd, offset, length)) == errno.EINVAL
+    assert refused(lambda: check_memfd(memfd, offset, length)) == errno.EINVAL
 
 
 def test_only_a_memfd_that_can_be_written_is_memory(memfd: int) -> None:
     with subprocess.Popen(["true"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         pipe = process.stdout.fileno()
-        of_a_pipe = refused(lambda: SharedMemory(pipe, 0, PAGE))
+        of_a_pipe = refused(lambda: check_memfd(pipe, 0, PAGE))
     eventfd = os.eventfd(0)
-    of_events = refused(lambda: SharedMemory(eventfd, 0, PAGE))
+    of_events = refused(lambda: check_memfd(eventfd, 0, PAGE))
     os.close(eventfd)
     fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     assert [of_a_pipe, of_events, refused(lambda: SharedMemory(memfd, 0, PAGE))] == [errno.EINVAL] * 3

@@ -301,6 +301,20 @@ def test_a_gsi_of_an_arm64_vm_is_watched_as_its_spi() -> None:
     assert not takes("vgic_update_irq_pending", (0, 37, 1), routes)
 
 
+def test_a_line_of_an_arm64_vm_is_watched_by_its_number_in_kvm_irq_line() -> None:
+    takes = Filter(gsis=[1 << 24 | 36, 2 << 24 | 1 << 16 | 27, 3 << 16 | 1]).takes  # SPI 4, vCPU 1's PPI, vCPU 3's FIQ
+    assert takes("kvm_irq_line", (1, 0, 36, 1), ())
+    assert takes("vgic_update_irq_pending", (0, 36, 1), ())
+    assert takes("kvm_irq_line", (2, 1, 27, 1), ())
+    assert takes("vgic_update_irq_pending", (1, 27, 1), ())
+    assert takes("kvm_timer_update_irq", (1, 27, 1), ())
+    assert takes("kvm_irq_line", (0, 3, 1, 1), ())
+    for other in ((0, 37, 1), (0, 27, 1), (1, 26, 1)):
+        assert not takes("vgic_update_irq_pending", other, ())
+    assert not takes("kvm_irq_line", (0, 3, 0, 1), ())
+    assert not takes("kvm_set_irq", (4, 1, 0), ())
+
+
 def test_filters_are_few_and_watches_with_the_same_one_are_many() -> None:
     log = TraceLog(X86Vm("many"), LIMIT, lambda: None)
     readers = [log.open(Filter(gsis=[gsi])) for gsi in range(MAX_FILTERS)]

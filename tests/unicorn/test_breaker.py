@@ -16,6 +16,7 @@ from unicorn.unicorn_py3.arch.intel import UcIntel
 from irqchip_client.unicorn import GuestMemory
 from irqchip_client.unicorn.breaker import IF, SLICE_NS, Breaker
 from irqchip_client.unicorn.x86.state import protected_mode
+from irqchip_client.vmm.start import Start, StartMode
 
 CODE = bytes.fromhex(
     "31db"  # 1000: xor ebx,ebx
@@ -34,7 +35,7 @@ def emulator(memory: GuestMemory, code: bytes) -> UcIntel:
     uc.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.host_address)
     uc.ctl_exits_enabled(True)
     uc.ctl_set_exits([])
-    uc.context_restore(protected_mode())
+    uc.context_restore(protected_mode(Start(StartMode.PROTECTED, 0)))
     return uc
 
 

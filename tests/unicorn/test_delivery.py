@@ -26,7 +26,17 @@ DESCRIPTORS = (
     0x00AF_9B00_0000_FFFF,
 )
 FLAT_CODE, FLAT_DATA = Segment(CODE, 0, 0xFFFF_FFFF, 0x00CF_9B00), Segment(DATA, 0, 0xFFFF_FFFF, 0x00CF_9300)
-IDTR, GDTR, TR, NOTHING = Table(IDT, 0x7FF), Table(GDT, 0x3F), Table(TSS, 0x67), Table(0, 0)
+# After DESCRIPTORS: the program's data, an inner stack that is absent, one of ring 3, code of ring 3 in 64 bits.
+USER_DATA, ABSENT_DATA, CONFORMING_64, USER_CODE_64 = 0x40, 0x48, 0x50, 0x58
+RING_DESCRIPTORS = (
+    0x00CF_F300_0000_FFFF,
+    0x00CF_1300_0000_FFFF,
+    0x00AF_9F00_0000_FFFF,
+    0x00AF_FB00_0000_FFFF,
+)
+TSS_SELECTOR, TSS_BUSY, TSS_16_BUSY = 0x70, 0x8B00, 0x8300
+IDTR, GDTR, NOTHING = Table(IDT, 0x7FF), Table(GDT, 0x3F), Table(0, 0)
+TR = Segment(TSS_SELECTOR, TSS, 0x67, TSS_BUSY)
 INTERRUPT, TRAP = 0x8E, 0x8F
 EXTERNAL, SOFTWARE = Origin.EXTERNAL, Origin.SOFTWARE
 
@@ -46,7 +56,7 @@ class Registers:
     idtr: Table = IDTR
     gdtr: Table = GDTR
     ldtr: Table = NOTHING
-    tr: Table = TR
+    tr: Segment = TR
 
 
 @dataclass
@@ -61,14 +71,14 @@ class Cpu:
     absent: range = range(0)
 
     def __post_init__(self) -> None:
-        self.write(GDT, pack("<8Q", *DESCRIPTORS))
+        self.write(GDT, pack("<12Q", *DESCRIPTORS, *RING_DESCRIPTORS))
 
     def read(self, address: int, length: int) -> bytes:
         self._check(address, 0)
         return bytes(self.memory[address : address + length])
 
-    def write(self, address: int, data: bytes) -> None:
-        self._check(address, 2)
+    def write(self, address: int, data: bytes, *, user: bool = False) -> None:
+        self._check(address, 6 if user else 2)
         self.memory[address : address + len(data)] = data
 
     def _check(self, address: int, error_code: int) -> None:
@@ -81,8 +91,8 @@ class Cpu:
     def skip(self, length: int) -> None:
         self.ip += length
 
-    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        self.state = replace(self.state, cs=cs, sp=sp)
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int, ss: Segment | None = None) -> None:
+        self.state = replace(self.state, cs=cs, sp=sp, ss=ss or self.state.ss, cpl=cs.selector & 3)
         self.ip, self.flags = ip, flags
 
     def gate(self, vector: int, offset: int = 0x5000, selector: int = CODE, kind: int = INTERRUPT) -> None:
@@ -226,12 +236,6 @@ class TestProtectedMode:
         deliver(cpu, Event(0x80, SOFTWARE))
         assert cpu.stack(1) == (0x80 * 8 | 2,)
 
-    def test_a_change_of_ring_is_not_supported(self, cpu: Cpu) -> None:
-        cpu.state.cpl = 3
-        cpu.gate(0x21)
-        with pytest.raises(Unsupported, match="ring 3"):
-            deliver(cpu, Event(0x21, EXTERNAL))
-
     def test_task_gates_and_virtual_8086_mode_are_not_supported(self, cpu: Cpu) -> None:
         cpu.gate(0x21, kind=0x85)
         with pytest.raises(Unsupported, match="task gate"):
@@ -336,7 +340,7 @@ class TestLongMode:
         assert long.state.sp == 0x7000 - 5 * 8
 
     def test_an_interrupt_stack_beyond_the_tsss_limit_is_a_fault(self, long: Cpu) -> None:
-        long.state.tr = Table(TSS, 0x2B)
+        long.state.tr = replace(TR, limit=0x2B)
         long.gate64(0x21, 0x5000, ist=3)
         long.gate64(10, 0x6000)
         deliver(long, Event(0x21, EXTERNAL))
@@ -355,6 +359,151 @@ class TestLongMode:
         long.gate64(13, 0x6000)
         deliver(long, Event(0x21, EXTERNAL))
         assert long.stack(1, "Q") == (0x21 * 8 | 3,)
+
+
+USER_STACK, INNER_STACK = 0xA000, 0x9000
+
+
+@pytest.fixture
+def user() -> Cpu:
+    """A program in ring 3, and a TSS with a stack of ring 0."""
+    cpu = Cpu()
+    cpu.state = Registers(
+        cpl=3,
+        cs=Segment(USER_CODE | 3, 0, 0xFFFF_FFFF, 0x00CF_FB00),
+        ss=Segment(USER_DATA | 3, 0, 0xFFFF_FFFF, 0x00CF_F300),
+        sp=USER_STACK,
+        gdtr=Table(GDT, 0x5F),
+    )
+    cpu.write(TSS + 4, pack("<IH", INNER_STACK, DATA))
+    return cpu
+
+
+class TestChangeOfRing:
+    """6.12.1: the handler in an inner ring has the stack that the TSS names."""
+
+    def test_pushes_ss_and_esp_first(self, user: Cpu) -> None:
+        user.gate(0x21)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.stack(5) == (0x1234, USER_CODE | 3, 2 | IF, USER_STACK, USER_DATA | 3)
+        assert user.state.sp == INNER_STACK - 20
+        assert (user.state.cs.selector, user.state.ss.selector, user.state.cpl) == (CODE, DATA, 0)
+
+    def test_the_error_code_is_on_top(self, user: Cpu) -> None:
+        user.gate(14)
+        deliver(user, exception(14, 7))
+        assert user.stack(6) == (7, 0x1234, USER_CODE | 3, 2 | IF | RF, USER_STACK, USER_DATA | 3)
+
+    def test_a_16_bit_gate_pushes_words(self, user: Cpu) -> None:
+        user.gate(0x21, kind=0x86)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.stack(5, "H") == (0x1234, USER_CODE | 3, 2 | IF, USER_STACK, USER_DATA | 3)
+
+    def test_a_16_bit_tss_has_words(self, user: Cpu) -> None:
+        user.state.tr = Segment(TSS_SELECTOR, TSS, 0x2B, TSS_16_BUSY)
+        user.write(TSS + 2, pack("<HH", INNER_STACK - 0x100, DATA))
+        user.gate(0x21)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.state.sp == INNER_STACK - 0x100 - 20
+
+    def test_a_conforming_handler_stays_in_the_ring(self, user: Cpu) -> None:
+        user.gate(0x21, selector=CONFORMING)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert (user.state.cs.selector, user.state.cpl) == (CONFORMING | 3, 3)
+        assert user.stack(3) == (0x1234, USER_CODE | 3, 2 | IF)
+
+    def test_a_handler_of_ring_3_pushes_as_the_program(self, user: Cpu) -> None:
+        user.gate(0x21, selector=USER_CODE)
+        user.gate(14)
+        user.absent = range(USER_STACK - 12, USER_STACK)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.stack(2) == (6, 0x1234)
+        assert user.cr2 == USER_STACK - 12
+
+    def test_int_n_needs_a_gate_of_the_programs_ring(self, user: Cpu) -> None:
+        user.gate(0x40, kind=0xEF)
+        user.gate(0x21)
+        user.gate(13, 0x6000)
+        deliver(user, Event(0x21, SOFTWARE, length=2))
+        assert (user.ip, user.stack(2)) == (0x6000, (0x21 * 8 | 2, 0x1232))
+        user.state.cpl, user.ip = 3, 0x1234
+        deliver(user, Event(0x40, SOFTWARE, length=2))
+        assert (user.ip, user.stack(1)) == (0x5000, (0x1234,))
+
+    @pytest.mark.parametrize(
+        ("stack", "vector", "error_code"),
+        [
+            (0, Vector.TS, 1),
+            (CODE, Vector.TS, CODE | 1),  # no data
+            (USER_DATA | 3, Vector.TS, USER_DATA | 1),  # another ring's
+            (DATA | 1, Vector.TS, DATA | 1),  # another RPL
+            (0x60, Vector.TS, 0x60 | 1),  # behind the GDT
+            (ABSENT_DATA, Vector.SS, ABSENT_DATA | 1),
+        ],
+    )
+    def test_the_stack_in_the_tss_is_checked(self, user: Cpu, stack: int, vector: int, error_code: int) -> None:
+        user.write(TSS + 4, pack("<IH", INNER_STACK, stack))
+        user.gate(0x21)
+        user.gate(vector, 0x6000, CONFORMING)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert (user.ip, user.stack(2)) == (0x6000, (error_code, 0x1234))
+
+    def test_a_tss_that_is_too_short_is_an_invalid_tss(self, user: Cpu) -> None:
+        user.state.tr = replace(TR, limit=8)
+        user.gate(0x21)
+        user.gate(Vector.TS, 0x6000, CONFORMING)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.stack(2) == (TSS_SELECTOR | 1, 0x1234)
+
+    def test_an_inner_stack_without_room_is_a_stack_fault_with_its_selector(self, user: Cpu) -> None:
+        user.write(TSS + 4, pack("<IH", 16, DATA))
+        user.gate(0x21)
+        user.gate(Vector.SS, 0x6000, CONFORMING)
+        deliver(user, Event(0x21, EXTERNAL))
+        assert user.stack(2) == (DATA | 1, 0x1234)
+
+
+class TestChangeOfRingInLongMode:
+    """6.14.2 and 6.14.4"""
+
+    @pytest.fixture
+    def user64(self, user: Cpu) -> Cpu:
+        user.state = replace(
+            user.state,
+            long_mode=True,
+            cs=Segment(USER_CODE_64 | 3, 0, 0xFFFF_FFFF, 0x00AF_FB00),
+            idtr=Table(IDT, 0xFFF),
+        )
+        user.write(TSS + 4, pack("<Q", INNER_STACK + 8))
+        return user
+
+    def test_the_stack_is_rsp0_aligned_and_ss_is_null(self, user64: Cpu) -> None:
+        user64.gate64(0x21, 0x5000)
+        deliver(user64, Event(0x21, EXTERNAL))
+        assert user64.state.sp == INNER_STACK - 40
+        assert user64.stack(5, "Q") == (0x1234, USER_CODE_64 | 3, 2 | IF, USER_STACK, USER_DATA | 3)
+        assert (user64.state.ss.selector, user64.state.ss.dpl, user64.state.cpl) == (0, 0, 0)
+
+    def test_an_interrupt_stack_goes_before_rsp0(self, user64: Cpu) -> None:
+        user64.write(TSS + 0x24, pack("<Q", 0x7000))
+        user64.gate64(0x21, 0x5000, ist=1)
+        deliver(user64, Event(0x21, EXTERNAL))
+        assert user64.state.sp == 0x7000 - 40
+        assert user64.state.ss.selector == 0
+
+    def test_a_stack_pointer_that_is_not_canonical_is_a_stack_fault(self, user64: Cpu) -> None:
+        user64.write(TSS + 4, pack("<Q", 1 << 47))
+        user64.gate64(0x21, 0x5000)
+        user64.gate64(Vector.SS, 0x6000, CONFORMING_64)
+        deliver(user64, Event(0x21, EXTERNAL))
+        assert (user64.ip, user64.stack(1, "Q")) == (0x6000, (1,))
+
+    def test_a_tss_that_is_too_short_is_an_invalid_tss(self, user64: Cpu) -> None:
+        user64.state.tr = replace(TR, limit=10)
+        user64.gate64(0x21, 0x5000)
+        user64.gate64(Vector.TS, 0x6000, CONFORMING_64)
+        deliver(user64, Event(0x21, EXTERNAL))
+        assert user64.stack(1, "Q") == (TSS_SELECTOR | 1,)
 
 
 class TestSoftwareInterruptsThatFault:

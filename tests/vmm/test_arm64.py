@@ -10,6 +10,7 @@ import pytest
 
 from examples.guest.build import ARM64, X86
 from irqchip_client import InvalidArgument
+from irqchip_client.devices.virtio.places import ARM64 as PLACES
 from irqchip_client.vmm.arm64 import RAM, is_arm64, load_arm64
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Arm64Start
@@ -88,6 +89,16 @@ def test_the_device_tree_says_what_the_machine_has(memory: GuestMemory) -> None:
     assert tree["/timer"]["interrupts"][24:36] == struct.pack(">3I", 1, 11, 4)  # PPI 11 is INTID 27
     assert tree["/serial@9000000"]["interrupts"] == struct.pack(">3I", 0, 1, 4)
     assert tree["/psci"]["method"] == b"hvc\0"
+
+
+def test_the_device_tree_has_the_virtio_devices_that_are_there(memory: GuestMemory) -> None:
+    load_arm64(memory, image(), virtio=[PLACES[0], PLACES[5]])
+    tree = read_tree(memory.read(TREE, 0x1_0000))
+    found = {name: node for name, node in tree.items() if name.startswith("/virtio")}
+    assert list(found) == ["/virtio_mmio@a001000", "/virtio_mmio@a006000"]
+    assert found["/virtio_mmio@a006000"]["compatible"] == b"virtio,mmio\0"
+    assert found["/virtio_mmio@a006000"]["reg"] == struct.pack(">2Q", 0xA00_6000, 0x200)
+    assert found["/virtio_mmio@a006000"]["interrupts"] == struct.pack(">3I", 0, 21, 4)
 
 
 def test_a_gicv3_has_a_redistributor_for_each_vcpu(memory: GuestMemory) -> None:

@@ -1,4 +1,4 @@
-"""A guest's RAM."""
+"""A guest's RAM and ROM."""
 
 from __future__ import annotations
 
@@ -52,3 +52,35 @@ def test_watchers_are_notified_of_writes_and_flushes() -> None:
         memory.unwatch(written)
         memory.write(1, b"a")
     assert heard == [(5, 3), (7, 9)]
+
+
+def test_rom_can_be_read_and_not_written() -> None:
+    with GuestMemory(4096) as memory:
+        memory.add_rom(0x8000, b"rom!" * 2048)
+        assert memory.read(0x8000, 8) == b"rom!rom!"
+        assert memory.read(0x9FFC, 4) == b"rom!"
+        assert ctypes.string_at(memory.roms[0].host_address + 4, 4) == b"rom!"
+        with pytest.raises(InvalidArgument, match="not in a guest's memory"):
+            memory.write(0x8000, b"x")
+        for address, length in ((0x7FFF, 2), (0x9FFF, 2), (0xA000, 1)):
+            with pytest.raises(InvalidArgument, match="not in a guest's memory"):
+                memory.read(address, length)
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "why"),
+    [
+        (0x8000, 0, "multiple of 4096"),
+        (0x8000, 100, "multiple of 4096"),
+        (0x8800, 4096, "multiple of 4096"),
+        (0x1000, 4096, "where the guest has memory"),
+        (0, 0x4000, "where the guest has memory"),
+        (0x8000, 8192, "where the guest has memory"),
+    ],
+)
+def test_rom_that_can_not_be_there_is_refused(address: int, size: int, why: str) -> None:
+    with GuestMemory(8192) as memory:
+        memory.add_rom(0x9000, bytes(4096))
+        with pytest.raises(InvalidArgument, match=why):
+            memory.add_rom(address, bytes(size))
+        assert [rom.address for rom in memory.roms] == [0x9000]

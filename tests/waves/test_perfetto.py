@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from irqchip_client.waves import Recording
 from irqchip_client.waves.perfetto import write_perfetto
 from tests.waves.test_waves import edges_of_the_trace, events, recording
+from tests.waves.trace_processor import trace_processor
 
 __all__ = ["recording"]
 
@@ -90,18 +90,26 @@ def test_counters_end_with_what_the_trace_has(recording: Recording, timeline: li
     assert last == {"lost events": 0, "coalesced interrupts": coalesced}
 
 
-def test_perfettos_own_trace_processor_counts_the_same(text: str, timeline: list[Event], tmp_path: Path) -> None:
-    processor = pytest.importorskip("perfetto.trace_processor", reason="the package perfetto is not installed")
-    path = tmp_path / "irqs.json"
-    path.write_text(text)
-    try:
-        loaded = processor.TraceProcessor(trace=str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"perfetto's trace processor, which it downloads, is not to be had: {error}")
-    try:
-        rows = loaded.query("select name, count(*) as n from slice group by name")
+@pytest.mark.long
+def test_perfettos_own_trace_processor_counts_the_same(
+    recording: Recording, text: str, timeline: list[Event], tmp_path: Path
+) -> None:
+    with trace_processor(tmp_path) as processor:
+        processor.load(text)
+        rows = processor.query("select name, count(*) as n from slice group by name")
         assert {row.name: row.n for row in rows} == slices(timeline)
-        (arrows,) = loaded.query("select count(*) as n from flow")
+        taken = Counter(event.fields["vector"] for event in events(recording, "kvm_inj_virq"))
+        rows = processor.query(
+            "select process.name as chip, slice.name as name, count(*) as n from slice"
+            " join thread_track on slice.track_id = thread_track.id join thread using (utid) join process using (upid)"
+            " where slice.name like '% in service' group by chip, slice.name"
+        )
+        assert {(row.chip, row.name): row.n for row in rows} == {
+            ("pic0", "IR4 in service"): taken.pop(0x24),
+            ("pic0", "IR5 in service"): taken.pop(0x25),
+            **{("vCPU 0 (lapic0)", f"vector {vector:#04x} in service"): count for vector, count in taken.items()},
+        }
+        (arrows,) = processor.query("select count(*) as n from flow")
         assert arrows.n == sum(event["ph"] in "tf" for event in timeline)
-    finally:
-        loaded.close()
+        (errors,) = processor.query("select total(value) as n from stats where severity = 'error'")
+        assert errors.n == 0

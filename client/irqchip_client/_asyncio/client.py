@@ -328,7 +328,8 @@ class Vm(Machine):
         """Returns the events of these tracepoints, which have the kernel's names. Without names: all events.
 
         With GSIs or vCPUs, returns only the events about one of them: of a GSI also those at the chips' pins and the
-        MSIs to which it leads, of a vCPU what it does and what it is sent. With probes, a ProbesChanged with all
+        MSIs to which it leads, of a vCPU what it does and what it is sent. gsis may have an arm64 VM's lines, too, as
+        arm64.spi(4). With probes, a ProbesChanged with all
         registers and lines comes first, and then one after each operation that changed some.
 
         What happens within its `async with`, or after `await`, is traced. An unknown name raises InvalidArgument, when

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Self
 
 from irqchip_client import _calls
@@ -15,6 +17,22 @@ from irqchip_client._model import Space
 from .transport import Transport
 
 KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """A part of a guest's memory. Made by Session.guest_memory().
+
+    memfd    a descriptor of the memory, which is the caller's
+    address  the guest physical address of the part's first byte
+    length   its bytes
+    offset   where it begins in the memfd
+    """
+
+    memfd: int
+    address: int
+    length: int
+    offset: int
 
 
 class Irqfd:
@@ -129,12 +147,27 @@ class EventfdCalls:
         self._transport.run_with_descriptors(_calls.share_lapic(vcpu), [memfd])
 
     def share_memory(self, memfd: int, address: int, length: int, offset: int = 0) -> None:
-        """Hands over a part of an s390 guest's memory, which is a memfd: the daemon sets adapters' indicators in it.
+        """Shares a part of the guest's memory, which is a memfd, until the Session ends: see guest_memory().
 
-        unregister_region(Space.MEMORY, address) takes it back. Over gRPC: IrqchipError(EOPNOTSUPP). AlreadyExists if a
-        part of the range is registered; InvalidArgument if the descriptor is no memfd, or not so long.
+        In an s390 guest's memory the daemon sets adapters' indicators. Others' memfds must be sealed with
+        F_SEAL_SHRINK. unregister_region(Space.MEMORY, address) ends the sharing, but not what other processes mapped.
+        Over gRPC: IrqchipError(EOPNOTSUPP). AlreadyExists if a part of the range is registered; InvalidArgument if the
+        descriptor is no such memfd, or not so long.
         """
         self._transport.run_with_descriptors(_calls.register_memory(address, length, offset), [memfd])
+
+    def guest_memory(self, address: int = 0) -> MemoryPart:
+        """The first part of the guest's memory that a Session shares, and that ends behind an address.
+
+        Close its descriptor, a memfd that keeps its size. Over gRPC: IrqchipError(EOPNOTSUPP). NotFound if nothing is
+        shared there; InvalidArgument if the memfd could shrink, as an s390 guest's could.
+        """
+        ours, daemons = socket.socketpair()
+        with ours, daemons:
+            part = self._transport.run_with_descriptors(_calls.get_memory(address), [daemons.fileno()])
+            # The daemon sends before it answers.
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_DONTWAIT)
+        return MemoryPart(descriptors[0], *part)
 
     def assign_ioeventfd(
         self, eventfd: int, space: Space, address: int, length: int, datamatch: int | None = None

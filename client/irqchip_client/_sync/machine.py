@@ -25,7 +25,7 @@ from irqchip_client._model import (
     VcpuEvents,
     Wake,
 )
-from irqchip_client.arm64 import PSCI_0_2
+from irqchip_client.arm64 import PSCI_0_2, gsi_or_line
 
 if TYPE_CHECKING:
     from irqchip_client._state import Chip, IoapicState, LapicState, PicState, PitState
@@ -380,7 +380,7 @@ class Line:
         self._lower = partial(ops.irq_line, gsi, False, without_status=without_status)
 
     def __repr__(self) -> str:
-        return f"<Line of GSI {self.gsi} of {self._machine!r}>"
+        return f"<Line of {gsi_or_line(self.gsi)} of {self._machine!r}>"
 
     def raise_(self) -> int:
         """Drives the line high."""

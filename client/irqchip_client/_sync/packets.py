@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -155,7 +155,7 @@ class PacketTransport(Transport):
             return
         self._receive_one(timeout, makes_room=True)
 
-    def run_with_descriptors(self, call: Call[Any], descriptors: Sequence[int]) -> None:
+    def run_with_descriptors(self, call: Call[T], descriptors: Sequence[int]) -> T:
         answer = Answer()
         with self.changed:
             self.wait_for_room()
@@ -170,7 +170,8 @@ class PacketTransport(Transport):
             self._unsent.append((follow.SerializeToString(), ()))
             self._unsent.append((request if isinstance(request, bytes) else request.SerializeToString(), copies))
             self._flush(waits=True)
-        self.result(answer, serial, self.peer.timeout)
+        answered: T = self.result(answer, serial, self.peer.timeout)[0]
+        return answered
 
     # The short way of what is called most.
 

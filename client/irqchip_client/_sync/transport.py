@@ -78,7 +78,7 @@ class Transport:
     def expect_answers(self) -> None:
         """Answers are to be received from now on even while no thread waits for one."""
 
-    def run_with_descriptors(self, call: Call[Any], descriptors: Sequence[int]) -> None:  # noqa: ARG002 - the port's
+    def run_with_descriptors(self, call: Call[T], descriptors: Sequence[int]) -> T:  # noqa: ARG002 - the port's
         """Makes a call that file descriptors go with."""
         raise IrqchipError(errno.EOPNOTSUPP, "gRPC carries no eventfd: irqfds need the port, on the daemon's own host")
 

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,16 +62,17 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8
 @click.option(
     "--listen",
     metavar="PATH",
-    help="For Uart and I8042: listen on this unix socket for a terminal, one at a time. While none is connected, the"
-    " last 64 KiB of output are kept. [default: use this terminal; Ctrl-] ends the command]",
+    help="For Uart, I8042 and VirtioConsole: listen on this unix socket for a terminal, one at a time. While none is"
+    " connected, the last 64 KiB of output are kept. [default: use this terminal; Ctrl-] ends the command]",
 )
 @click.option(
     "--create",
     type=_Size(),
     metavar="SIZE",
-    help="For BlockDevice: if the file of path= does not exist, create it with this size, for example 64K, 10M or 1G.",
+    help="For BlockDevice and VirtioBlock: if the file of path= does not exist, create it with this size, for example"
+    " 64K, 10M or 1G.",
 )
-@click.option("--delete-vm", is_flag=True, help="For DebugExit: delete the VM after the guest's write.")
+@click.option("--delete-vm", is_flag=True, help="For DebugExit and PowerManagement: delete the VM at the guest's end.")
 @click.option(
     "--state",
     "state_file",
@@ -93,12 +95,14 @@ def device(
 ) -> None:
     """Run a device for a VM.
 
-    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice or DebugExit; or
-    a class of your own in a file or module, for example my_device.py:Timer. NAME=VALUE is an argument of its
-    constructor, for example path=disk.img, read_only=true or base=0x620.
+    The device runs until SIGTERM, Ctrl-C or the VM's deletion. MODEL is Uart, Rtc, I8042, BlockDevice, Ide, Crtc,
+    VirtioBlock, VirtioConsole, DebugExit or PowerManagement; or a class of your own in a file or module, for example
+    my_device.py:Timer. NAME=VALUE is an argument of its constructor, for example path=disk.img, read_only=true or
+    base=0x620.
 
-    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote. For an I8042, the command
-    resets the VM when the guest resets the machine.
+    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote; for a PowerManagement, 0
+    when the guest turns the machine off. For an I8042 and a PowerManagement, the command resets the VM when the guest
+    resets the machine.
     """
     from irqchip_client import devices
     from irqchip_client.devices.failures import describe_failure
@@ -106,9 +110,9 @@ def device(
     logging.basicConfig(level="INFO", format="%(message)s")
     cls = find_model(model)
     machine = _Machine(vm, context.obj)
-    _check_option("--listen", listen, cls, devices.Uart, devices.I8042)
-    _check_option("--create", create, cls, devices.BlockDevice)
-    _check_option("--delete-vm", delete_vm, cls, devices.DebugExit)
+    _check_option("--listen", listen, cls, devices.Uart, devices.I8042, devices.VirtioConsole)
+    _check_option("--create", create, cls, devices.BlockDevice, devices.VirtioBlock)
+    _check_option("--delete-vm", delete_vm, cls, devices.DebugExit, devices.PowerManagement)
     with ExitStack() as stack:
         ours = _given(cls, machine)
         values = read_parameters(cls, parameters, ours)
@@ -174,7 +178,8 @@ def leave() -> None:
 
 def _check_option(option: str, given: object, cls: type[Device], *models: type[Device]) -> None:
     if given and not issubclass(cls, models):
-        whose = " and ".join(model.__name__ for model in models)
+        *others, last = (model.__name__ for model in models)
+        whose = f"{', '.join(others)} and {last}" if others else last
         raise click.BadParameter(
             f"this is an option of {whose}, and not of {cls.__name__}: leave it out", param_hint=option
         )
@@ -182,15 +187,17 @@ def _check_option(option: str, given: object, cls: type[Device], *models: type[D
 
 def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
     """The arguments that the command itself gives a model, except its other end."""
-    from irqchip_client.devices import I8042, DebugExit, Uart
+    from irqchip_client.devices import I8042, DebugExit, PowerManagement, Uart, VirtioConsole
 
     given: dict[str, Any] = {}
-    if issubclass(cls, Uart):
+    if issubclass(cls, Uart | VirtioConsole):
         given |= {"output": None, "input_fd": None}
     if issubclass(cls, I8042):
         given |= {"input_fd": None, "reset": machine.reset}
     if issubclass(cls, DebugExit):
         given |= {"ended": machine.end}
+    if issubclass(cls, PowerManagement):
+        given |= {"power_off": partial(machine.end, 0), "reset": machine.reset}
     takes = inspect.signature(cls).parameters
     return {name: value for name, value in given.items() if name in takes}
 

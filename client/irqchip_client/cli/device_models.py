@@ -181,7 +181,7 @@ def make(cls: type[Device], values: dict[str, Any]) -> Device:
     try:
         return cls(**values)
     except irqchip_client.NotFound as error:
-        hint = ", or with --create SIZE" if cls is _models()["BlockDevice"] else ""
+        hint = ", or with --create SIZE" if cls in (_models()["BlockDevice"], _models()["VirtioBlock"]) else ""
         raise click.ClickException(f"{cls.__name__} can't be made: {error.message}{hint}") from error
     except (irqchip_client.InvalidArgument, TypeError, ValueError) as error:
         raise click.BadParameter(

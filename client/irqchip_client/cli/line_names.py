@@ -11,6 +11,9 @@ import irqchip_client
 
 from ._common import GSI
 
+_LAST_GSI: Final = 4095
+_FIRST_NUMBER: Final = 1 << 16  # behind the GSIs, of KVM_IRQ_LINE's on arm64: that of irq:1
+
 
 class NamedLine(int):
     """A line of an arm64 VM that was written by its name."""
@@ -56,6 +59,23 @@ class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
 LINE: Final = _LineType()
 
 
+class _WatchedType(_LineType):
+    """A line that events are about: a GSI that there can be, or an arm64 VM's line."""
+
+    example = "1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        line = super().convert(value, param, ctx)
+        if _LAST_GSI < line < _FIRST_NUMBER:
+            self.fail(
+                f"{value:.100} is out of range: use 0 to {_LAST_GSI}, or an arm64 VM's line, as spi:4", param, ctx
+            )
+        return line
+
+
+WATCHED: Final = _WatchedType()
+
+
 def _numbers(texts: Iterable[str]) -> list[int]:
     try:
         return [int(text, 0) for text in texts]
@@ -63,14 +83,15 @@ def _numbers(texts: Iterable[str]) -> list[int]:
         return []
 
 
-def check_line(vm: irqchip_client.Vm, line: int) -> bool:
-    """Whether a VM is an arm64 one; refuses a line that was written as such a VM has it, if it is none."""
-    architecture = vm.info().architecture
-    if isinstance(line, NamedLine) and architecture is not irqchip_client.Architecture.ARM64:
+def check_line(info: irqchip_client.VmInfo, line: int) -> bool:
+    """Whether a VM is an arm64 one; refuses a line that only such a VM has, if it is none."""
+    is_arm64 = info.architecture is irqchip_client.Architecture.ARM64
+    if (isinstance(line, NamedLine) or line >= _FIRST_NUMBER) and not is_arm64:
         raise click.ClickException(
-            f"VM {vm.name!r} is of {architecture.name.lower()}, and only an arm64 VM has such lines: write a GSI, as 4"
+            f"VM {info.name!r} is of {info.architecture.name.lower()}, and only an arm64 VM has such lines:"
+            " write a GSI, as 4"
         )
-    return architecture is irqchip_client.Architecture.ARM64
+    return is_arm64
 
 
 def asserted(info: irqchip_client.VmInfo, lines: Iterable[int]) -> str:

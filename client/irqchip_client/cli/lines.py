@@ -112,7 +112,7 @@ class _Line:
     def __init__(self, vm: irqchip_client.Vm, gsi: int) -> None:
         self.vm = vm
         self.gsi = gsi
-        self.is_arm64 = check_line(vm, gsi)
+        self.is_arm64 = check_line(vm.info(), gsi)
         self._line = vm.line(gsi)
 
     def drive(self, action: Callable[[irqchip_client.Line], int]) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,11 +18,32 @@ if TYPE_CHECKING:
     from irqchip_client.devices import Device, LocalHost
     from irqchip_client.vmm.adapter import Adapter
     from irqchip_client.vmm.memory import GuestMemory
+    from irqchip_client.vmm.pc.board import Board
     from irqchip_client.vmm.run import Vcpus
     from irqchip_client.vmm.start import Arm64Start, Start
 
-LOCAL = ("serial", "exit", "fw_cfg", "lines")
+FLAT = "a flat binary of 16-bit code"
+LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
+IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asks of a machine: a kernel or firmware, and what runs it.
+
+    files  fw_cfg's, by name
+    """
+
+    arch: str | None
+    cpu: str | None
+    kernel: Path | None
+    firmware: Path | None
+    vcpus: int
+    gic: int
+    without: tuple[str, ...]
+    disks: tuple[Path, ...]
+    files: Mapping[str, bytes]
 
 
 class Machine(Protocol):
@@ -28,6 +51,7 @@ class Machine(Protocol):
 
     ram    where its RAM begins
     cpu    what executes it
+    notice what to say before it runs
     about  a likely reason for a guest that can't go on, behind the error's text
     """
 
@@ -36,16 +60,21 @@ class Machine(Protocol):
     @property
     def cpu(self) -> str: ...
     @property
+    def notice(self) -> str: ...
+    @property
     def about(self) -> str: ...
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel into memory. Returns how the first vCPU starts."""
+        """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None for as after RESET."""
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        """Makes tables that describe the VM and its devices, which are all there now."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
 
-    def devices(self, end: End, memory_size: int) -> AbstractContextManager[list[Device]]:
-        """The devices of this process."""
+    def devices(self, end: End, memory: GuestMemory) -> AbstractContextManager[list[Device]]:
+        """The devices of this process. InvalidArgument for a file that fw_cfg can't have."""
 
     def vcpus(
         self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End
@@ -57,53 +86,46 @@ class Machine(Protocol):
         """
 
 
-def choose_machine(
-    arch: str | None, cpu: str | None, kernel: Path, vcpus: int, gic: int, without: tuple[str, ...]
-) -> Machine:
-    """The machine for a kernel. InvalidArgument for what it can't have."""
+def choose_machine(wanted: Wanted) -> Machine:
+    """The machine for a kernel, or for firmware. InvalidArgument for what it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
 
-    image = kernel.read_bytes()
-    if arch == "arm64" or (arch is None and is_arm64(image)):
-        if cpu == "kvm":
-            raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
-        return _Arm64Machine(image, vcpus, gic, without)
-    return _Pc(kernel, image, cpu, vcpus, without)
+    if wanted.firmware is not None:
+        if wanted.arch == "arm64":
+            raise _refused("--firmware is for x86: leave --arch out")
+        return _PcWithFirmware(wanted, wanted.firmware)
+    assert wanted.kernel is not None
+    image = wanted.kernel.read_bytes()
+    if wanted.arch == "arm64" or (wanted.arch is None and is_arm64(image)):
+        return _Arm64Machine(wanted, image)
+    return _PcWithKernel(wanted, wanted.kernel, image)
 
 
 class _Pc:
     ram = 0
 
-    def __init__(self, kernel: Path, image: bytes, cpu: str | None, vcpus: int, without: tuple[str, ...]) -> None:
-        from irqchip_client.vmm.image import parse_image
-
-        self.cpu = cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
-        self._kernel = kernel
-        self._image = parse_image(image)
-        self._vcpus = vcpus
-        self._without = without
-
-    @property
-    def about(self) -> str:
-        if self._image.multiboot:
-            return ""
-        return f". {self._kernel} has no multiboot header, and was taken for a flat binary of 16-bit code: is it one?"
-
-    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
-        from irqchip_client.vmm.image import load
-
-        # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
-        line = f"{self._kernel} {append}".rstrip() if self._image.multiboot else append
-        return load(memory, self._image, command_line=line, initrd=initrd)
+    def __init__(self, wanted: Wanted) -> None:
+        if len(wanted.disks) > IDE_DISKS:
+            raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+        self.cpu = wanted.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
+        self._vcpus = wanted.vcpus
+        self._without = wanted.without
+        self._disks = wanted.disks
+        self._files = wanted.files
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.run import create_machine
 
-        return create_machine(client, name, self._vcpus)
+        if self.cpu != "kvm":
+            return create_machine(client, name, self._vcpus)
+        from irqchip_client.kvm import guest_tsc_khz
+
+        return create_machine(client, name, self._vcpus, guest_tsc_khz())
 
     @contextmanager
-    def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:
-        from irqchip_client.devices import DebugExit, FwCfg, LinePorts, Uart
+    def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Uart
+        from irqchip_client.vmm.firmware import firmware_files
 
         with ExitStack() as stack:
             devices: list[Device] = []
@@ -113,9 +135,19 @@ class _Pc:
             if "exit" not in self._without:
                 devices.append(DebugExit(end))
             if "fw_cfg" not in self._without:
-                devices.append(FwCfg(self._vcpus, memory_size))
+                files = {**firmware_files(memory), **self._files}
+                devices.append(FwCfg(self._vcpus, memory.size, files, memory=memory))
             if "lines" not in self._without:
                 devices.append(LinePorts())
+            if "power" not in self._without:
+                # As with QEMU's -no-reboot, a reset ends the run.
+                devices.append(PowerManagement(lambda: end(0), lambda: end(0)))
+            if "crtc" not in self._without:
+                devices.append(Crtc())
+            if self._disks:
+                ide = Ide(self._disks[0], self._disks[1] if len(self._disks) > 1 else None)
+                stack.callback(ide.close)
+                devices.append(ide)
             yield devices
 
     @contextmanager
@@ -144,24 +176,106 @@ class _Pc:
             yield Vcpus(adapters[0], adapters[1:])
 
 
+class _PcWithKernel(_Pc):
+    def __init__(self, wanted: Wanted, kernel: Path, image: bytes) -> None:
+        from irqchip_client.vmm.boot.flat import FlatImage
+        from irqchip_client.vmm.image import parse_image
+
+        super().__init__(wanted)
+        self._kernel = kernel
+        self._image = parse_image(image)
+        self._is_flat = isinstance(self._image, FlatImage)
+
+    @property
+    def notice(self) -> str:
+        if not self._is_flat:
+            return ""
+        return f"{self._kernel} is no Linux bzImage, no multiboot image and no ELF file for PVH: it is taken for {FLAT}"
+
+    @property
+    def about(self) -> str:
+        return f". {self._kernel} was taken for {FLAT}: is it one?" if self._is_flat else ""
+
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Start:
+        from irqchip_client.vmm.image import load
+        from irqchip_client.vmm.pc.memory_map import RSDP
+
+        # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
+        line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
+        # describe() writes ACPI's tables. If another process has power management, a kernel looks for them.
+        rsdp = None if "power" in self._without else RSDP
+        return load(memory, self._image, command_line=line, initrd=initrd, rsdp=rsdp)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
+        from irqchip_client.vmm.pc.tables import write_tables
+
+        write_tables(memory, _board(vm, local))
+
+
+class _PcWithFirmware(_Pc):
+    notice = about = ""
+
+    def __init__(self, wanted: Wanted, firmware: Path) -> None:
+        super().__init__(wanted)
+        self._image = firmware.read_bytes()
+
+    def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> None:
+        from irqchip_client.vmm.firmware import load_firmware
+
+        if append or initrd is not None:
+            raise _refused("firmware is given no kernel: leave --append and --initrd out")
+        load_firmware(memory, self._image)
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002
+        """Gives fw_cfg ACPI's tables, which firmware puts into memory; it makes the others itself."""
+        from irqchip_client.devices import FwCfg
+        from irqchip_client.vmm.pc.table_loader import table_files
+
+        board = _board(vm, local)
+        for device in local.devices:
+            if isinstance(device, FwCfg):
+                device.add_files(table_files(board))
+
+
+def _board(vm: irqchip_client.Vm, local: LocalHost) -> Board:
+    """What tables say of the machine, now that all its devices are there."""
+    from irqchip_client.vmm.pc.board import read_board
+
+    return read_board(vm, (region for device in local.devices for region in device.regions))
+
+
 class _Arm64Machine:
     cpu = "unicorn"
-    about = ""
+    notice = about = ""
 
-    def __init__(self, image: bytes, vcpus: int, gic: int, without: tuple[str, ...]) -> None:
+    def __init__(self, wanted: Wanted, image: bytes) -> None:
         from irqchip_client.vmm.arm64 import RAM
 
-        if vcpus > 1:
+        if wanted.cpu == "kvm":
+            raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
+        if wanted.disks:
+            raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
+        if wanted.files:
+            raise _refused("--fw-cfg is for x86: an arm64 machine has no fw_cfg; leave --fw-cfg out")
+        if wanted.vcpus > 1:
             raise _refused("with Unicorn a machine has one vCPU")
         self.ram = RAM
         self._image = image
-        self._gic = gic
-        self._without = without
+        self._gic = wanted.gic
+        self._without = wanted.without
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Arm64Start:
         from irqchip_client.vmm.arm64 import load_arm64
 
-        return load_arm64(memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        self._load = partial(load_arm64, memory, self._image, command_line=append, initrd=initrd, gic=self._gic)
+        return self._load()
+
+    def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002 - a PC's
+        """Loads again: now it is known which virtio devices the device tree has."""
+        from irqchip_client.vmm.arm64 import virtio_places
+
+        if places := virtio_places(vm):
+            self._load(virtio=places)
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         from irqchip_client.vmm.arm64 import create_arm64_machine
@@ -169,7 +283,7 @@ class _Arm64Machine:
         return create_arm64_machine(client, name, gic=self._gic)
 
     @contextmanager
-    def devices(self, end: End, memory_size: int) -> Iterator[list[Device]]:  # noqa: ARG002 - of a PC's fw_cfg
+    def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:  # noqa: ARG002 - of a PC's fw_cfg
         from irqchip_client.devices import Uart
         from irqchip_client.vmm.arm64 import SERIAL, SERIAL_LINE
 

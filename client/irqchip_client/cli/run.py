@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import irqchip_client
+from irqchip_client.vmm.pc.memory_map import MEMORY_LIMIT, MIB
 
 from ._common import command, connect, is_named, number
 from .durations import SECONDS
-from .machines import LOCAL, choose_machine
+from .machines import LOCAL, Wanted, choose_machine
 
 if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
@@ -30,7 +31,7 @@ TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SWITCH_INTERVAL = 0.0005  # seconds that a vCPU's thread may keep the interpreter from a device's message
 SILENCE = 3  # seconds of waiting before a message says so
-BIGGEST = 3072  # MiB: the chips' addresses are above
+BIGGEST = MEMORY_LIMIT // MIB  # the chips' addresses are above
 
 
 class _Refused(click.ClickException):
@@ -43,6 +44,26 @@ class _CanNotGoOn(click.ClickException):
 
 class _TimeIsUp(click.ClickException):
     exit_code = TIME_IS_UP
+
+
+class _FwCfgFile(click.ParamType):  # type: ignore[type-arg]  # No generic in click 8.1.
+    """NAME=FILE: a name, and the file's content."""
+
+    name = "fw_cfg file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, bytes]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            self.fail(f"{value!r:.100} is no NAME=FILE: write opt/example=message.txt, for example", param, ctx)
+        try:
+            return name, Path(path).read_bytes()
+        except OSError as error:
+            self.fail(f"{path} can't be read: {error.strerror or error}", param, ctx)
+
+
+FW_CFG_FILE = _FwCfgFile()
 
 
 class _Ended(BaseException):
@@ -63,28 +84,51 @@ class _Ended(BaseException):
 @click.option(
     "--kernel",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="A multiboot image, or a flat binary, which starts in real mode at 7c00h. arm64: an ELF file, or Linux's"
-    " Image.",
+    help="A Linux bzImage, a multiboot image, an ELF file with an entry for PVH, or a flat binary, which starts in real"
+    " mode at 7c00h. arm64: an ELF file, or Linux's Image.",
+)
+@click.option(
+    "--firmware",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Instead of a kernel, run firmware, SeaBIOS for example. FILE is ROM that ends at 4 GiB.",
 )
 @click.option(
     "--initrd",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Load FILE as the kernel's multiboot module, or arm64's initrd.",
+    help="Load FILE as the kernel's initrd, or as its only multiboot or PVH module.",
 )
 @click.option(
     "--append",
     metavar="TEXT",
     default="",
-    help="Append TEXT to the kernel's command line, which begins with the kernel's name.",
+    help="The kernel's command line. Of a multiboot kernel it begins with the kernel's name.",
+)
+@click.option(
+    "--fw-cfg",
+    "files",
+    metavar="NAME=FILE",
+    type=FW_CFG_FILE,
+    multiple=True,
+    help="Give the guest FILE's content as fw_cfg's file NAME. May be repeated.",
 )
 @click.option(
     "--memory", type=number(2, BIGGEST), default=128, show_default=True, metavar="MIB", help="The guest's RAM."
 )
+@click.option(
+    "--disk",
+    "disks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Run an IDE channel in this process, with FILE as its disk. May be given twice, for disk 0 and disk 1.",
+)
 @click.option("--gic", type=click.Choice(["2", "3"]), default="3", show_default=True, help="arm64: the GIC's version.")
 @click.option(
+    "--cpus",
     "--vcpus",
+    "vcpus",
     type=number(1, 64),
     default=1,
     show_default=True,
@@ -129,10 +173,13 @@ class _Ended(BaseException):
 def run(
     arch: str | None,
     cpu: str | None,
-    kernel: Path,
+    kernel: Path | None,
+    firmware: Path | None,
     initrd: Path | None,
     append: str,
+    files: tuple[tuple[str, bytes], ...],
     memory: int,
+    disks: tuple[Path, ...],
     gic: str,
     vcpus: int,
     timeout: float | None,
@@ -146,21 +193,32 @@ def run(
 
     The VM has an irqchip, a PIT and vCPUs. This process executes the vCPUs, and has these devices: a 16550A serial port
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
-    510h; and ports 2000h + n, which drive GSI n. Other processes may run further devices: see `device`.
+    510h; ports 2000h + n, which drive GSI n; a VGA's CRT controller at 3d4h; and ACPI's power management at 600h and
+    cf9h. With --disk it also has an IDE channel at 1f0h and 3f6h, with GSI 14. Other processes may run further devices:
+    see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
 
     For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
 
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
-    --target unix:///PATH. With --await and without --listen, they connect to the default socket.
+    --target unix:///PATH. With --await and without --listen, they connect to the default socket. With --listen, --await
+    or --target the guest's memory is a memfd, which devices of other processes map (virtio's, for example).
 
-    Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if Ctrl-] or the VM's deletion ended the
-    run; 2 if the run was refused; 124 after --timeout or --await-timeout; 126 if the guest cannot continue, or if the
-    daemon or a device of this process failed. SIGINT, SIGTERM and SIGHUP also delete the VM.
+    Exit status: if the guest wrote a value to port f4h, (value << 1) | 1; 0 if the guest turned the machine off or
+    reset it, or if Ctrl-] or the VM's deletion ended the run; 2 if the run was refused; 124 after --timeout or
+    --await-timeout; 126 if the guest cannot continue, or if the daemon or a device of this process failed. SIGINT,
+    SIGTERM and SIGHUP also delete the VM.
     """
-    from irqchip_client.vmm.memory import GuestMemory
-    from irqchip_client.vmm.run import local_devices, time_limit
+    from irqchip_client.vmm.run import local_devices, make_memory, shared_memory, time_limit
 
+    image = kernel or firmware
+    if image is None:
+        raise click.UsageError("no kernel and no firmware is given: give either --kernel FILE or --firmware FILE")
+    if kernel and firmware:
+        raise click.UsageError("a kernel and firmware are given: give either --kernel FILE or --firmware FILE")
+    if len(files) > len(contents := dict(files)):
+        raise click.UsageError("--fw-cfg gives one NAME twice: leave one out")
+    wanted = Wanted(arch, cpu, kernel, firmware, vcpus, int(gic), without, disks, contents)
     ended: list[int] = []  # the exit status, once the run has ended
     running: list[Vcpus[Any]] = []
 
@@ -172,27 +230,34 @@ def run(
     try:
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals(running, end))
-            machine = choose_machine(arch, cpu, kernel, vcpus, int(gic), without)
-            ram = stack.enter_context(GuestMemory(memory << 20, start=machine.ram))
+            machine = choose_machine(wanted)
+            if machine.notice:
+                click.echo(machine.notice, err=True)
+            reachable = is_named() or listen is not None or bool(awaited)
+            ram = stack.enter_context(make_memory(memory << 20, machine.ram, shared=reachable))
             start = machine.load(ram, append, None if initrd is None else initrd.read_bytes())
             client = stack.enter_context(_connect(listen, bool(awaited)))
             vm = stack.enter_context(machine.create(client, name))
-            devices = stack.enter_context(machine.devices(end, memory << 20))
-            host = stack.enter_context(local_devices(vm, devices))
+            stack.enter_context(shared_memory(vm, ram))
+            devices = stack.enter_context(machine.devices(end, ram))
+            host = stack.enter_context(local_devices(vm, devices, ram))
             running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
             host.on_failure = running_vcpus.stop
             running.append(running_vcpus)
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
-                click.echo(f"VM {vm.name} runs {kernel.name} on {machine.cpu}; Ctrl-] ends it\r", err=True)
+                click.echo(f"VM {vm.name} runs {image.name} on {machine.cpu}; Ctrl-] ends it\r", err=True)
             over = stack.enter_context(time_limit(running_vcpus, timeout))
             _wait_for(vm, awaited, await_timeout, lambda: bool(ended) or over.is_set())
             if not ended and not over.is_set():
-                running_vcpus.start(start)
+                machine.describe(ram, vm, host)
+                if start is not None:
+                    running_vcpus.start(start)
                 running_vcpus.run()
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        raise _CanNotGoOn(f"{error.message}{machine.about}") from error
+        if not ended:  # else the guest was to stop at an instruction, and has gone on to the end of its block
+            raise _CanNotGoOn(f"{error.message}{machine.about}") from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):
             raise _failure(running, error) from error

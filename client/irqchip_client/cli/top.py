@@ -18,7 +18,7 @@ from .durations import show_duration
 from .interrupts import chip, label
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SHOWN = 20  # rates in a sparkline
@@ -99,7 +99,7 @@ def top(vms: tuple[str, ...], interval: float, count: int | None) -> None:
             while count is None or updates < count:
                 time.sleep(interval)
                 asked = _ask(client, vms)
-                live.update(_table(history.rows(asked), len(asked), console.height), refresh=True)
+                live.update(_screen(history.rows(asked), len(asked), console.height), refresh=True)
                 updates += 1
 
 
@@ -133,13 +133,17 @@ def _cells(row: _Row) -> list[str]:
     ]
 
 
-def _table(rows: list[_Row], vms: int, height: int) -> Table:
-    from rich.table import Table
+def _screen(rows: list[_Row], vms: int, height: int) -> Text:
+    """A line for each row that there is room for; a narrow terminal has the first columns."""
+    from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
     total = sum(row.rates[-1] for row in rows)
-    title = f"{vms} VMs, {total:.1f} interrupts a second, {time.strftime('%H:%M:%S')}"
-    table = Table(*_HEADERS, box=None, title=title, title_justify="left", padding=(0, 2, 0, 0))
-    for row in rows[: max(height - 3, 1)]:
-        table.add_row(*(Text(cell) for cell in _cells(row)))
-    return table
+    title = f"{vms} VM{'' if vms == 1 else 's'}, {total:.1f} interrupts a second, {time.strftime('%H:%M:%S')}"
+    lines = [_HEADERS, *map(_cells, rows[: max(height - 2, 1)])]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    text = Text(title, no_wrap=True, overflow="crop")
+    for line, style in zip(lines, ["bold"] + [""] * len(rows), strict=False):
+        cells = (set_cell_size(cell, width) for cell, width in zip(line, widths, strict=True))
+        text.append("\n" + "  ".join(cells).rstrip(), style)
+    return text

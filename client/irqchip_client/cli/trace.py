@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import click
 
 import irqchip_client
 
 from ._common import command, pass_vm
-from .ftrace import TRACEPOINTS, Ftrace, full_name
-from .watch import concerning, warn_of_missing
+from .ftrace import TRACEPOINTS, Ftrace
+from .watch import concerning, watching
 
 
 @command(epilog=f"Tracepoints: {', '.join(TRACEPOINTS)}.", example="kvm_set_irq kvm_eoi")
@@ -26,11 +24,8 @@ def trace(vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, 
     --gsi selects events of the GSI, and of the chips' pins and MSIs to which the GSI leads at the time. --vcpu selects
     what the vCPU does, and what its interrupt controller is sent. With both, an event that matches either is printed.
     """
-    info = vm.info()
-    warn_of_missing(info, vcpus)
-    ftrace = Ftrace(info.architecture)
-    with suppress(KeyboardInterrupt), vm.watch(map(full_name, tracepoints), gsis=gsis, vcpus=vcpus) as events:
+    with watching(vm, tracepoints, gsis, vcpus) as (info, events):
+        ftrace = Ftrace(info.architecture)
         click.echo(ftrace.header(max(len(info.vcpus), 1)))
         for event in events:
-            if not isinstance(event, irqchip_client.ProbesChanged):
-                click.echo(ftrace.line(event))
+            click.echo(ftrace.line(event))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 import irqchip_client
 
-from ._common import VCPU, command, number, pass_vm
+from ._common import VCPU, command, pass_vm
 from .ftrace import TRACEPOINTS, Ftrace, full_name, seconds
+from .line_names import WATCHED, check_line
 from .output import echo_json, json_option
 
 T = TypeVar("T")
 
-_LAST_GSI = 4095
+if TYPE_CHECKING:  # it loads gRPC
+    Event = irqchip_client.TraceEvent | irqchip_client.EventsDropped
 
 
 def concerning(function: Callable[..., T]) -> Callable[..., T]:
@@ -33,17 +35,30 @@ def concerning(function: Callable[..., T]) -> Callable[..., T]:
         click.option(
             "--gsi",
             "gsis",
-            type=number(0, _LAST_GSI),
+            type=WATCHED,
             multiple=True,
             metavar="N",
-            help="Print only events of this GSI. May be repeated.",
+            help="Print only events of this GSI, or of this line of an arm64 VM: spi:4, ppi:0:27. May be repeated.",
         ),
     ):
         function = one(function)
     return function
 
 
-def warn_of_missing(info: irqchip_client.VmInfo, vcpus: tuple[int, ...]) -> None:
+@contextmanager
+def watching(
+    vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...]
+) -> Iterator[tuple[irqchip_client.VmInfo, Iterator[Event]]]:
+    """A VM, and its events until Ctrl-C, which ends the `with` without an error."""
+    info = vm.info()
+    for gsi in gsis:
+        check_line(info, gsi)
+    _warn_of_missing(info, vcpus)
+    with suppress(KeyboardInterrupt), vm.watch(map(full_name, tracepoints), gsis=gsis, vcpus=vcpus) as events:
+        yield info, (event for event in events if not isinstance(event, irqchip_client.ProbesChanged))
+
+
+def _warn_of_missing(info: irqchip_client.VmInfo, vcpus: tuple[int, ...]) -> None:
     """Say which vCPU is not there yet: it may come."""
     if missing := [vcpu for vcpu in vcpus if vcpu not in info.vcpus]:
         have = ", ".join(map(str, info.vcpus)) or "none"
@@ -54,7 +69,7 @@ def warn_of_missing(info: irqchip_client.VmInfo, vcpus: tuple[int, ...]) -> None
         )
 
 
-def trace_line(event: irqchip_client.TraceEvent | irqchip_client.EventsDropped, ftrace: Ftrace) -> str:
+def trace_line(event: Event, ftrace: Ftrace) -> str:
     """One line of the kernel's trace, without its columns of task and CPU."""
     if isinstance(event, irqchip_client.EventsDropped):
         return f"[LOST {event.count} EVENTS]"
@@ -78,13 +93,9 @@ def watch(
     --gsi selects events of the GSI, and of the chips' pins and MSIs to which the GSI leads at the time. --vcpu selects
     what the vCPU does, and what its interrupt controller is sent. With both, an event that matches either is printed.
     """
-    info = vm.info()
-    warn_of_missing(info, vcpus)
-    ftrace = Ftrace(info.architecture)
-    with suppress(KeyboardInterrupt), vm.watch(map(full_name, tracepoints), gsis=gsis, vcpus=vcpus) as events:
+    with watching(vm, tracepoints, gsis, vcpus) as (info, events):
+        ftrace = Ftrace(info.architecture)
         for event in events:
-            if isinstance(event, irqchip_client.ProbesChanged):
-                continue
             if not as_json:
                 click.echo(trace_line(event, ftrace))
             elif isinstance(event, irqchip_client.EventsDropped):

@@ -15,16 +15,13 @@ docs/devices.md has the commands, step by step.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
 
-from irqchip_client._errors import IrqchipError, make_error
-
 from .device import Device
+from .image_file import open_image
 from .saving import FLAG, Choice, Fields, Number, Octets, refused
 
 SECTOR = 512  # bytes
@@ -76,16 +73,6 @@ INTERRUPT_PENDING = 0x01
 CONTROL_ENABLE, CONTROL_RESET = 0x01, 0x02
 
 
-def _not_opened(path: str | os.PathLike[str], error: OSError, read_only: bool) -> IrqchipError:
-    if error.errno == errno.ENOENT:
-        advice = f"check the path, or make the file with `truncate -s 64M {os.fspath(path)}`"
-    elif error.errno == errno.EISDIR:
-        advice = "give a file, or a block device"
-    else:
-        advice = f"give a file that this user may read{'' if read_only else ' and write, or read_only=True'}"
-    return make_error(error.errno or errno.EIO, f"{os.fspath(path)} can't be opened ({error.strerror}): {advice}")
-
-
 class BlockDevice(Device):
     """A file as a block device. The guest cannot reach the bytes behind the last whole sector.
 
@@ -124,13 +111,7 @@ class BlockDevice(Device):
         super().__init__("block device")
         self.read_only = read_only
         self.seek = seek
-        try:
-            self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-            if stat.S_ISDIR(os.fstat(self._file).st_mode):
-                os.close(self._file)
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        except OSError as error:
-            raise _not_opened(path, error, read_only) from None
+        self._file = open_image(path, read_only=read_only)
         self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
         (self.mmio if mmio else self.pio)(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)

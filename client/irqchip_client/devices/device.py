@@ -29,9 +29,10 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from irqchip_client._call import is_flag
-from irqchip_client._errors import InvalidArgument
-from irqchip_client._model import Space
+from irqchip_client._errors import InvalidArgument, NotFound
+from irqchip_client._model import Architecture, Space
 
+from .ram import Ram
 from .saving import (
     FLAG,
     SECONDS,
@@ -65,6 +66,9 @@ class Host(Protocol):
     def now(self) -> float:
         """Returns the seconds of a monotonic clock."""
 
+    def memory(self) -> Ram:
+        """The guest's RAM. NotFound without."""
+
 
 class _NoHost:
     """The host of a device that does not run yet."""
@@ -80,6 +84,9 @@ class _NoHost:
 
     def now(self) -> float:
         return 0.0
+
+    def memory(self) -> Ram:
+        raise NotFound(errno.ENOENT, "the device does not run, and so has no guest's memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,20 @@ class DeviceRegion:
         mask = (1 << 8 * width) - 1
         for byte in range(0, size, width):
             self.write(offset + byte, value >> 8 * byte & mask, width)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDoorbell:
+    """An address of a device whose writes notify it, and no vCPU waits.
+
+    length, value  only a write of this many bytes and of this value rings
+    rung           called after a write; once for several in quick succession
+    """
+
+    start: int
+    length: int
+    value: int
+    rung: Callable[[], None]
 
 
 class OutputLine:
@@ -188,10 +209,12 @@ class _Restored:
 class Device:
     """A device model. The constructor of a subclass adds regions, lines and timers. A name has at most 64 characters.
 
+    USES_MEMORY    whether the device accesses the guest's RAM: a host then has it before it starts the device
     STATE          the attributes that are its state, and their kinds (see saving.py); lines and timers are saved anyway
     STATE_VERSION  the version of STATE; restore() refuses the state of another version
     """
 
+    USES_MEMORY: ClassVar[bool] = False
     STATE: ClassVar[Fields] = {}
     STATE_VERSION: ClassVar[int] = 1
 
@@ -204,6 +227,7 @@ class Device:
         self.name = name
         self.host: Host = _NoHost()
         self.regions: list[DeviceRegion] = []
+        self.doorbells: list[DeviceDoorbell] = []
         self.lines: list[OutputLine] = []
         self.timers: list[Timer] = []
 
@@ -224,6 +248,15 @@ class Device:
         _check_region("address", start, length, 1 << 64)
         self.regions.append(DeviceRegion(Space.MMIO, start, length, read, write, width))
 
+    def doorbell(self, start: int, length: int, value: int, rung: Callable[[], None]) -> None:
+        """Adds a doorbell at a physical address, which is in none of the device's regions: KVM_IOEVENTFD."""
+        _check_region("address", start, length, 1 << 64)
+        if length not in (1, 2, 4, 8) or not 0 <= value < 1 << 8 * length:
+            raise InvalidArgument(
+                errno.EINVAL, f"a doorbell of {length} bytes and value {value:#x}: use 1, 2, 4 or 8 bytes that fit it"
+            )
+        self.doorbells.append(DeviceDoorbell(start, length, value, rung))
+
     def line(self, gsi: int, *, retries: bool = False) -> OutputLine:
         """Adds a line. `retries` repeats coalesced edges; KVM would otherwise lose edges of GSI 8."""
         if not isinstance(gsi, int) or not 0 <= gsi < 1 << 32:
@@ -239,6 +272,9 @@ class Device:
         return timer
 
     # Running and resetting.
+
+    def place(self, architecture: Architecture) -> None:
+        """Called before a host claims anything: where the device is may depend on the VM's architecture."""
 
     def run_by(self, host: Host) -> None:
         """Connects the device to a host. The device's timers use the host's clock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from .device import Device
 
 # Files whose frames are not the device's.
-_CALLERS = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("device", "host", "reactor"))
+_CALLERS = tuple(
+    str(Path(__file__).with_name(f"{name}.py")) for name in ("device", "host", "bells", "reactor", "failures")
+)
 
 
 class _Blame(str):
@@ -23,6 +26,15 @@ def blame(error: BaseException, device: Device, call: str) -> None:
     """Adds a note to an exception, that it came from a call of a device."""
     if _blame_of(error) is None:
         error.add_note(_Blame(f"{type(device).__name__} failed in {call}"))
+
+
+def call_device(device: Device, what: str, call: Callable[[], None]) -> None:
+    """Calls a device. A note on what it raises names the device, and what it did."""
+    try:
+        call()
+    except Exception as error:
+        blame(error, device, what)
+        raise
 
 
 def describe_failure(error: BaseException) -> str | None:

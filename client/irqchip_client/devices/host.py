@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import threading
 import time
@@ -15,19 +16,23 @@ from typing import Any
 
 from irqchip_client import ops
 from irqchip_client._errors import Busy, InvalidArgument, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
-from irqchip_client._events import Event, RegionAccess, RegionsLost, VmReset
+from irqchip_client._events import Doorbell, Event, RegionAccess, RegionsLost, VmReset
 from irqchip_client._model import DeviceType, Space, VmInfo
 from irqchip_client._sync.client import Vm, connect
 from irqchip_client._sync.session import Session
+from irqchip_client.arm64 import gsi_or_line
 
+from .bells import Bells
 from .device import Device, DeviceRegion, OutputLine
-from .failures import blame
+from .failures import blame, call_device
+from .ram import MappedRam, Ram
 from .reactor import Reactor
 from .saving import Plain, refused
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
 SILENCE = 3.0  # seconds of waiting before a log line says so
 RETRY = 0.001  # seconds before a coalesced edge is made again
+MOST_PARTS = 16  # of a guest's memory
 RECLAIM = 1.0  # seconds before a host that was too slow twice claims its regions again
 
 # Lines that retry, and the position among a turn's operations of the one that raised them.
@@ -51,6 +56,7 @@ class _Host:
         self.arm = self._reactor.arm
         self.watch = self._reactor.watch
         self.now = time.monotonic
+        self._ram: Ram | None = None
         clock = Device("clock")
         clock.host = self
         self._again = clock.timer(self._make_again)
@@ -66,7 +72,7 @@ class _Host:
             self._warn_of_lost_lines()
         with self.turn():
             for device in self.devices:
-                _call(device, "started", device.started)
+                call_device(device, "started()", device.started)
         self._reactor.start()
 
     def stop(self) -> None:
@@ -88,7 +94,7 @@ class _Host:
         """Resets the devices: the VM was reset."""
         with self.turn():
             for device in self.devices:
-                _call(device, "reset", device.reset)
+                call_device(device, "reset()", device.reset)
 
     def save(self) -> list[Plain]:
         """Returns the state of all devices at one moment, as plain data. From any thread."""
@@ -115,6 +121,12 @@ class _Host:
                 retrying, self._retrying = self._retrying, []
                 if changes:
                     self.send(changes, retrying)
+
+    def memory(self) -> Ram:
+        """The guest's RAM. NotFound without."""
+        if self._ram is None:
+            raise NotFound(errno.ENOENT, "there is no memory of the guest's for devices here")
+        return self._ram
 
     def drive(self, line: OutputLine) -> None:
         """A line has another level."""
@@ -169,16 +181,30 @@ class RemoteHost(_Host):
         clock = Device("claims")
         clock.host = self
         self._later = clock.timer(self._claim_again)
+        self._bells = Bells(self)
 
     def start(self) -> None:
-        """Claims the devices' regions, and begins to run them. AlreadyExists if a region is claimed."""
+        """Claims the devices' regions, and begins to run them.
+
+        AlreadyExists if a region is claimed. NotFound if a device uses the guest's memory, and no Session shares it;
+        IrqchipError(EOPNOTSUPP) then over gRPC.
+        """
+        if any(device.USES_MEMORY for device in self.devices):
+            self._ram = map_memory(self.session)
         self._claim()
         super().start()
+
+    def stop(self) -> None:
+        """Calls the devices no more."""
+        super().stop()
+        self._bells.close()
 
     def _claim(self) -> None:
         for device in self.devices:
             for region in device.regions:
                 self.session.register_region(region.space, region.start, region.length)
+            for doorbell in device.doorbells:
+                self._bells.hang(device, doorbell)
 
     def _claim_again(self) -> None:
         """Claims the regions that were lost; later those that the daemon refuses for now (RegisterRegion's EBUSY)."""
@@ -230,6 +256,10 @@ class RemoteHost(_Host):
                 with self.turn():
                     self._lost = [region for device in self.devices for region in device.regions]
                     self._claim_again()
+                    self._bells.hang_again()
+            case Doorbell(_, address, size, data):
+                with self.turn():
+                    self._bells.ring(address, size, data)
             case _:
                 pass
 
@@ -247,13 +277,27 @@ class LocalHost(_Host):
     """Runs devices in a VMM's process. Its vCPUs' accesses go to them first, and then to the daemon.
 
     events  a Session of the same VM that only this host uses, to receive the VM's resets; without it, call reset()
+    memory  the guest's memory
     """
 
     on_failure: Callable[[], None] | None = None  # Called when `failure` is set, on any thread.
 
-    def __init__(self, session: Session, devices: Iterable[Device], events: Session | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        devices: Iterable[Device],
+        events: Session | None = None,
+        memory: Ram | None = None,
+    ) -> None:
         super().__init__(session, devices)
         self._events = events
+        self._ram = memory
+
+    def reset(self) -> None:
+        """Resets the devices, and forgets what those of other processes noted: the VM was reset."""
+        if self._ram is not None:
+            self._ram.erase_notes()
+        super().reset()
 
     def start(self) -> None:
         """Begins to run the devices: their lines have the levels that they drive."""
@@ -314,10 +358,22 @@ class LocalHost(_Host):
     def _write(self, space: Space, address: int, value: int, size: int) -> bool:
         found = _find(self.devices, space, address, size)
         if found is None:
-            return False
+            return space is Space.MMIO and self._ring(address, value, size)
         with self.turn():
             _write(*found, address, value, size)
         return True
+
+    def _ring(self, address: int, value: int, size: int) -> bool:
+        rung = [
+            (device, bell)
+            for device in self.devices
+            for bell in device.doorbells
+            if (bell.start, bell.length, bell.value) == (address, size, value)
+        ]
+        with self.turn() if rung else nullcontext():
+            for device, bell in rung:
+                call_device(device, f"the doorbell at {address:#x}", bell.rung)
+        return bool(rung)
 
 
 def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> tuple[Device, DeviceRegion] | None:
@@ -352,14 +408,6 @@ def _place(region: DeviceRegion, address: int, size: int) -> str:
     return f"{size} byte{'s' if size > 1 else ''} at {where} {address:#x}"
 
 
-def _call(device: Device, what: str, call: Callable[[], None]) -> None:
-    try:
-        call()
-    except Exception as error:
-        blame(error, device, f"{what}()")
-        raise
-
-
 def run_device(device: Device, vm: str, *, target: str | None = None, start_timeout: float = 30.0) -> None:
     """Runs a device in this process, for the VM of this name, until SIGTERM, SIGINT or the VM's deletion.
 
@@ -377,8 +425,12 @@ def run_device(device: Device, vm: str, *, target: str | None = None, start_time
         hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
         raise InvalidArgument(errno.EINVAL, f"device is {device!r:.200}, and no Device{hint}")
     with _stopped_by_signals() as stop, connect(target) as client:
+        began = time.monotonic()
         machine = _wait_for(lambda: client.vm(vm), start_timeout)
+        device.place(machine.info().architecture)
         with _session(machine, device.name) as session:
+            if device.USES_MEMORY:
+                wait_for_memory(session, began + start_timeout)
             host = RemoteHost(session, [device])
             host.undisturbed = stop
             try:
@@ -401,10 +453,32 @@ def _session(vm: Vm, name: str) -> Session:
         return vm.session(name)
 
 
+def map_memory(session: Session) -> MappedRam:
+    """Maps the guest's memory, as other Sessions share it. NotFound where none does; EOPNOTSUPP over gRPC."""
+    parts = [session.guest_memory()]
+    with suppress(NotFound):
+        while len(parts) < MOST_PARTS:
+            parts.append(session.guest_memory(parts[-1].address + parts[-1].length))
+    return MappedRam(parts)
+
+
+def wait_for_memory(session: Session, deadline: float) -> None:
+    """Waits until a Session shares the guest's memory. NotFound after the deadline, of time.monotonic()."""
+    while True:
+        try:
+            os.close(session.guest_memory().memfd)
+            return
+        except NotFound as error:
+            if time.monotonic() > deadline:
+                error.message += "; `irqchipctl run` shares it with --listen, --await or --target"
+                raise
+        time.sleep(0.05)
+
+
 def describe(device: Device) -> str:
     """The device's regions and lines, for people to read."""
     regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
-    return ", ".join(regions + [f"GSI {line.gsi}" for line in device.lines])
+    return ", ".join(regions + [gsi_or_line(line.gsi) for line in device.lines])
 
 
 def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:

@@ -66,15 +66,18 @@ class Number(Kind):
 
 
 class Bits(Kind):
-    """A register in which only some bits may be set."""
+    """A register in which only some bits may be set; `made` makes the value of a number."""
 
-    def __init__(self, mask: int) -> None:
-        self._mask = mask
+    def __init__(self, mask: int, made: Callable[[int], Any] = int) -> None:
+        self._mask, self._made = mask, made
 
-    def load(self, data: Plain, what: str) -> int:
+    def save(self, value: Any) -> Plain:
+        return int(value)
+
+    def load(self, data: Plain, what: str) -> Any:
         if type(data) is not int or data < 0 or data & ~self._mask:
             raise refused(what, data, f"of the bits {self._mask:#x}")
-        return data
+        return self._made(data)
 
 
 class Choice(Kind):
@@ -139,6 +142,12 @@ class OrNone(Kind):
 
     def load(self, data: Plain, what: str) -> Any:
         return None if data is None else self._kind.load(data, what)
+
+    def put(self, owner: object, name: str, value: Any) -> None:
+        if value is None:
+            setattr(owner, name, None)
+        else:
+            self._kind.put(owner, name, value)
 
 
 class TupleOf(Kind):

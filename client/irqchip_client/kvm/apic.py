@@ -9,7 +9,8 @@ from irqchip_client._errors import GuestError
 from irqchip_client.vmm.local_apic import LocalApic
 
 from .ioctls import MSRS, Request, Run, ioctl
-from .vm import IA32_APIC_BASE
+from .tsc import Deadline
+from .vm import IA32_APIC_BASE, IA32_TSC_DEADLINE
 
 if TYPE_CHECKING:
     from irqchip_client import Vcpu
@@ -30,16 +31,18 @@ class Apic:
     cr8  the daemon's TPR; where kvm_run.cr8 differs, the guest has written CR8
     """
 
-    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, local: LocalApic) -> None:
+    def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, local: LocalApic, deadline: Deadline) -> None:
         self.cr8 = 0
         self._fd = fd
         self._run = run
         self._vcpu = vcpu
         self._local = local
+        self._deadline = deadline
         self._base = 0
 
     def learn(self) -> None:
         """Copies the daemon's values to KVM."""
+        self._deadline.begin()
         self._set_base(self._vcpu.msr_read(IA32_APIC_BASE).data)
         self.cr8 = self._run[Run.CR8] = self._vcpu.cr8_read()
 
@@ -69,7 +72,7 @@ class Apic:
 
     def read_msr(self, msr: int) -> int | None:
         """RDMSR; None: a general protection fault."""
-        if msr not in X2APIC:
+        if msr not in X2APIC and msr != IA32_TSC_DEADLINE:
             return None
         if (value := self._local.read_msr(msr)) is not None:
             return value
@@ -78,6 +81,9 @@ class Apic:
 
     def write_msr(self, msr: int, value: int) -> bool:
         """WRMSR; False: a general protection fault."""
+        if msr == IA32_TSC_DEADLINE:
+            self._deadline.set(value)
+            return True
         if msr != IA32_APIC_BASE and msr not in X2APIC:
             return False
         access = self._vcpu.msr_write(msr, value)

@@ -37,11 +37,13 @@ class Request(IntEnum):
     SET_SREGS = 0x4138_AE84
     INTERRUPT = 0x4004_AE86
     TRANSLATE = 0xC018_AE85
+    GET_MSRS = 0xC008_AE88
     SET_MSRS = 0x4008_AE89
     SET_SIGNAL_MASK = 0x4004_AE8B
     SET_CPUID2 = 0x4008_AE90
     SET_GUEST_DEBUG = 0x4048_AE9B
     NMI = 0xAE9A
+    GET_TSC_KHZ = 0xAEA3
     GET_VCPU_EVENTS = 0x8040_AE9F
     SET_VCPU_EVENTS = 0x4040_AEA0
     SMI = 0xAEB7
@@ -53,6 +55,7 @@ class Cap(IntEnum):
     IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188
     X86_MSR_FILTER = 189
+    ENFORCE_PV_FEATURE_CPUID = 190
 
 
 class Exit(IntEnum):
@@ -100,7 +103,7 @@ REGS = struct.Struct("<18Q")  # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rf
 SREGS_SIZE = 312
 SEGMENT = struct.Struct("<QIH8Bxx")  # base, limit, selector, type, present, dpl, db, s, l, g, avl
 SEGMENTS = {name: 24 * position for position, name in enumerate(("cs", "ds", "es", "fs", "gs", "ss"))}
-GDT_AT, IDT_AT, CR0_AT, EFER_AT = 0xC0, 0xD0, 0xE0, 0x108
+TR_AT, GDT_AT, IDT_AT, CR0_AT, CR3_AT, CR4_AT, EFER_AT = 0x90, 0xC0, 0xD0, 0xE0, 0xF0, 0xF8, 0x108
 TABLE = struct.Struct("<QH")  # base, limit
 TRANSLATION = struct.Struct("<QQBBB5x")  # linear and physical address, whether valid, writable, the user's
 QWORD = struct.Struct("<Q")
@@ -108,6 +111,7 @@ DWORD = struct.Struct("<I")
 MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
+MEMORY_REGION_READONLY = 1 << 1  # a guest's store is an exit for MMIO
 SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
 GUEST_DEBUG = struct.Struct("<I4x8Q")  # control, the debug registers
 GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, GUEST_DEBUG_BREAK = 1 << 0, 1 << 1, 1 << 17

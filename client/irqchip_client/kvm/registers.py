@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from irqchip_client.vmm.start import Start, StartMode
 
-from .ioctls import CR0_AT, QWORD, REGS, SEGMENT, SEGMENTS, SREGS_SIZE, Request, ioctl
+from .ioctls import (
+    CR0_AT,
+    CR3_AT,
+    CR4_AT,
+    EFER_AT,
+    GDT_AT,
+    QWORD,
+    REGS,
+    SEGMENT,
+    SEGMENTS,
+    SREGS_SIZE,
+    TABLE,
+    TR_AT,
+    Request,
+    ioctl,
+)
 
-RAX, RBX, RDX, RSP, RIP, RFLAGS = 0, 1, 3, 6, 16, 17
-CR0_PE, CR0_ET = 1 << 0, 1 << 4
-CODE, DATA = 0xB, 0x3  # types of segments: execute/read, read/write; both accessed
-FLAT_CODE, FLAT_DATA = 0x08, 0x10  # selectors
+RAX, RBX, RDX, RSI, RSP, RIP, RFLAGS = 0, 1, 3, 4, 6, 16, 17
+CR0_PE, CR0_ET, CR0_PG = 1 << 0, 1 << 4, 1 << 31
+CR4_PAE = 1 << 5
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+CODE, DATA, BUSY_TSS = 0xB, 0x3, 0xB  # types of segments: execute/read, read/write; both accessed
+GDT_LIMIT = 31
 
 
 class Registers:
@@ -26,18 +43,30 @@ class Registers:
     def start(self, start: Start) -> None:
         """Sets the state of a guest's start; the rest is as after RESET."""
         regs, sregs = list(REGS.unpack(self._regs)), bytearray(self._sregs)
-        regs[RAX], regs[RBX], regs[RDX], regs[RSP] = start.eax, start.ebx, start.edx, start.esp
+        regs[RAX], regs[RBX], regs[RDX] = start.eax, start.ebx, start.edx
+        regs[RSI], regs[RSP] = start.esi, start.esp
         if start.mode is StartMode.REAL:
             base = start.entry & ~0xFFFF
             _real_code(sregs, base >> 4, base)
             regs[RIP] = start.entry & 0xFFFF
         else:
+            long = start.mode is StartMode.LONG
+            code_selector, data_selector = start.selectors
             for name, offset in SEGMENTS.items():
                 code = name == "cs"
-                selector, kind = (FLAT_CODE, CODE) if code else (FLAT_DATA, DATA)
-                # Present, of 32 bits, in pages.
-                SEGMENT.pack_into(sregs, offset, 0, 0xFFFF_FFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0)
-            QWORD.pack_into(sregs, CR0_AT, CR0_ET | CR0_PE)
+                selector, kind = (code_selector, CODE) if code else (data_selector, DATA)
+                # Present, of 32 or 64 bits, in pages.
+                of_64_bits = long and code
+                flags = (kind, 1, 0, not of_64_bits, 1, of_64_bits, 1, 0)
+                SEGMENT.pack_into(sregs, offset, 0, 0xFFFF_FFFF, selector, *flags)
+            SEGMENT.pack_into(sregs, TR_AT, 0, 0x67, 0, BUSY_TSS, 1, 0, 0, 0, 0, 0, 0)
+            QWORD.pack_into(sregs, CR0_AT, CR0_ET | CR0_PE | (CR0_PG if long else 0))
+            if start.gdt:
+                TABLE.pack_into(sregs, GDT_AT, start.gdt, GDT_LIMIT)
+            if long:
+                QWORD.pack_into(sregs, CR3_AT, start.cr3)
+                QWORD.pack_into(sregs, CR4_AT, CR4_PAE)
+                QWORD.pack_into(sregs, EFER_AT, EFER_LME | EFER_LMA)
             regs[RIP] = start.entry
         self._set(regs, sregs)
 

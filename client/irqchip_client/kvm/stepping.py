@@ -8,19 +8,10 @@ instruction, and needs none of this.
 from __future__ import annotations
 
 import functools
-import mmap
-import os
 import time
-from contextlib import ExitStack
-from fcntl import ioctl as run_ioctl
-
-from irqchip_client._errors import IrqchipError
-from irqchip_client.vmm.memory import GuestMemory
-from irqchip_client.vmm.start import Start, StartMode
 
 from .ioctls import GUEST_DEBUG, GUEST_DEBUG_BREAK, GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, Exit, Request, Run, ioctl
-from .registers import Registers
-from .vm import KvmVm
+from .trial import first_exit, trial
 
 # The most seconds of steps at a time, and their share in the long run: a guest that is seldom ready still gets on.
 MOST, SHARE = 2.0, 0.05
@@ -80,22 +71,9 @@ class Stepping:
 @functools.cache
 def windows_are_exact() -> bool:
     """Tries whether this machine's KVM exits for a window that is two instructions wide."""
-    with ExitStack() as stack:
-        memory = stack.enter_context(GuestMemory(0x2000))
-        kvm = stack.enter_context(KvmVm(memory))
-        fd = ioctl(kvm.fd, Request.CREATE_VCPU, 0)
-        stack.callback(os.close, fd)
-        run = stack.enter_context(mmap.mmap(fd, kvm.run_size))
-        memory.write(0x1000, WINDOW)
-        Registers(fd).start(Start(StartMode.PROTECTED, 0x1000))
-        run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-        try:
-            for _ in range(10):  # signals for this process may end it too early
-                try:
-                    run_ioctl(fd, Request.RUN)
-                except InterruptedError:
-                    continue
-                return run[Run.EXIT_REASON] == Exit.IRQ_WINDOW_OPEN
-        except (OSError, IrqchipError):
-            pass
-    return True
+    try:
+        with trial(WINDOW) as (fd, run):
+            run[Run.REQUEST_INTERRUPT_WINDOW] = 1
+            return first_exit(fd, run) in (None, Exit.IRQ_WINDOW_OPEN)
+    except OSError:
+        return True

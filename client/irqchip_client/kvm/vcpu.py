@@ -16,15 +16,17 @@ from irqchip_client.vmm.start import Start
 from irqchip_client.vmm.x86 import X86Adapter, announced_by
 
 from .apic import Apic
-from .cpuid import physical_address_bits, vcpu_cpuid
+from .cpuid import Package, physical_address_bits, vcpu_cpuid
 from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
+from .entry import Entry
 from .exits import Exits
 from .failures import describe, lacks_instruction
 from .frames import Frame, next_frame
-from .ioctls import DWORD, NO_EVENTS, Exit, Request, Run, delivers, ioctl
+from .ioctls import DWORD, ENABLE_CAP, NO_EVENTS, Cap, Exit, Request, Run, delivers, ioctl
 from .kick import Kick
 from .registers import RIP, Registers
 from .stepping import Stepping, windows_are_exact
+from .tsc import Deadline, guest_tsc_khz
 from .vm import KvmVm
 
 if TYPE_CHECKING:
@@ -51,7 +53,13 @@ class KvmVcpu(X86Adapter):
             self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
             made.callback(os.close, self._fd)
             self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
-            ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu))
+            info = vm.info()
+            # A deadline counts by the guest's TSC.
+            khz = guest_tsc_khz() if not info.virtual and info.tsc_khz == guest_tsc_khz() else 0
+            package = Package([*info.vcpus] if vcpu in info.vcpus else [*info.vcpus, vcpu], khz)
+            ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu, package))
+            # What CPUID does not show, KVM does not do.
+            ioctl(self._fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.ENFORCE_PV_FEATURE_CPUID, 0, 1, 0, 0, 0))
             super().__init__(vm, vcpu, made)
             self._causes: Session | None = None
             if self._session.transport != "grpc":
@@ -63,12 +71,15 @@ class KvmVcpu(X86Adapter):
             self._registers = Registers(self._fd)
             self._kick = Kick(self._fd)
             self._vcpu.set_cpuid(
-                tsc_deadline=False, tsc_adjust=False, physical_address_bits=physical_address_bits(kvm.cpuid)
+                tsc_deadline=khz > 0, tsc_adjust=False, physical_address_bits=physical_address_bits(kvm.cpuid)
             )
-            self._apic = Apic(self._fd, self._run, self._vcpu, self._local_apic)
+            deadline = Deadline(self._fd, self._session, vcpu, khz)
+            self._apic = Apic(self._fd, self._run, self._vcpu, self._local_apic, deadline)
             accesses = ApicAccesses(self._vcpu, self._local_apic, local)
             self._exits = Exits(self._run, self._session, vcpu, accesses, local, self._apic)
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
+            self._entry = Entry(self._fd, self._run, self._local_apic, exact=self._stepping is None)
+            made.callback(self._entry.close)
             self._made = made.pop_all()
         # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it
         # asks the daemon.
@@ -114,8 +125,8 @@ class KvmVcpu(X86Adapter):
         super()._close()
 
     def _loop(self) -> None:
-        run, fd, kick, apic, exits, handlers = (
-            *(self._run, self._fd, self._kick),
+        run, enter, kick, apic, exits, handlers = (
+            *(self._run, self._entry.enter, self._kick),
             *(self._apic, self._exits, self._handlers),
         )
         while True:
@@ -137,7 +148,7 @@ class KvmVcpu(X86Adapter):
             if (self._interrupted or self._vector is not None or self._held) and self._interrupt():
                 continue
             try:
-                run_ioctl(fd, Request.RUN)
+                enter()
                 reason = run[Run.EXIT_REASON]
             except InterruptedError:  # A kick, or a signal for this process.
                 reason = Exit.INTR
@@ -145,7 +156,7 @@ class KvmVcpu(X86Adapter):
                 raise self._guest_error(f"KVM_RUN fails: {error.strerror}") from None
             if self._frame is not None:
                 frame, self._frame = self._frame, None
-                frame.clear_tf(state_of(fd, self._memory))
+                frame.clear_tf(state_of(self._fd, self._memory))
             # KVM_EXIT_SET_TPR comes only for a lower CR8.
             if run[Run.CR8] != apic.cr8:
                 apic.report_cr8()

@@ -17,10 +17,12 @@ from .ioctls import (
     API_VERSION,
     ENABLE_CAP,
     MEMORY_REGION,
+    MEMORY_REGION_READONLY,
     MSR_EXIT_FILTERED,
     MSR_EXIT_INVALID,
     MSR_FILTER_HEADER,
     MSR_FILTER_RANGE,
+    MSR_FILTER_READ,
     MSR_FILTER_SIZE,
     MSR_FILTER_WRITE,
     QWORD,
@@ -31,12 +33,15 @@ from .ioctls import (
 )
 
 DEVICE = "/dev/kvm"
-IA32_APIC_BASE = 0x1B
+IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
+# Accesses that a guest's KVM would answer itself, and must not.
+REPORTED = ((MSR_FILTER_WRITE, IA32_APIC_BASE), (MSR_FILTER_READ | MSR_FILTER_WRITE, IA32_TSC_DEADLINE))
 
 # From here to 4 GiB a PC has its IOAPIC, local APICs and firmware, and no RAM.
 HOLE, HOLE_END = 0xFEC0_0000, 1 << 32
-# Four pages in that hole, for KVM's own use on processors that can't execute real mode natively.
-IDENTITY_MAP, TSS = 0xFFFB_C000, 0xFFFB_D000
+# Four pages in that hole, for KVM's own use on processors that can't execute real mode natively. QEMU: target/i386/kvm,
+# below firmware of up to 16 MiB.
+IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 
 
 def why_not() -> str | None:
@@ -53,7 +58,7 @@ def why_not() -> str | None:
 
 
 class KvmVm:
-    """A VM of this machine's KVM, with the RAM of a guest. IrqchipError where there is no KVM, or it is too old.
+    """A VM of this machine's KVM, with a guest's RAM and ROM. IrqchipError where there is no KVM, or it is too old.
 
     Needs access to /dev/kvm, and Linux 5.10, whose KVM reports a guest's accesses to the APIC's MSRs.
 
@@ -79,14 +84,15 @@ class KvmVm:
             raise
 
     def _map_memory(self) -> None:
-        size = self.memory.size
-        for slot, (start, end) in enumerate([(0, min(size, HOLE)), (HOLE_END, size)]):
-            if start < end:
-                host = self.memory.host_address + start
-                ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, start, end - start, host))
+        size, host = self.memory.size, self.memory.host_address
+        regions = [(0, start, end - start, host + start) for start, end in ((0, min(size, HOLE)), (HOLE_END, size))]
+        regions += [(MEMORY_REGION_READONLY, rom.address, rom.size, rom.host_address) for rom in self.memory.roms]
+        for slot, (flags, start, length, at) in enumerate(regions):
+            if length > 0:
+                ioctl(self.fd, Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, flags, start, length, at))
 
     def _ask_for_msrs(self) -> None:
-        """Makes vCPUs exit for a write to IA32_APIC_BASE, and for accesses that KVM would answer with #GP.
+        """Makes vCPUs exit for accesses to REPORTED, and for those that KVM would answer with #GP.
 
         Among the latter are the x2APIC's registers, which no filter can name: KVM has none without an APIC of its own.
         """
@@ -94,9 +100,9 @@ class KvmVm:
         ioctl(self.fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.X86_USER_SPACE_MSR, 0, wanted, 0, 0, 0))
         none_allowed = ctypes.create_string_buffer(8)
         filters = bytearray(MSR_FILTER_SIZE)
-        MSR_FILTER_RANGE.pack_into(
-            filters, MSR_FILTER_HEADER.size, MSR_FILTER_WRITE, 1, IA32_APIC_BASE, ctypes.addressof(none_allowed)
-        )
+        for number, (accesses, msr) in enumerate(REPORTED):
+            at = MSR_FILTER_HEADER.size + number * MSR_FILTER_RANGE.size
+            MSR_FILTER_RANGE.pack_into(filters, at, accesses, 1, msr, ctypes.addressof(none_allowed))
         ioctl(self.fd, Request.X86_SET_MSR_FILTER, filters)
 
     def close(self) -> None:

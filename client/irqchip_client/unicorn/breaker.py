@@ -10,14 +10,14 @@ of memory, and calls uc_emu_stop() itself.
 from __future__ import annotations
 
 import ctypes
-import mmap
-import platform
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unicorn.unicorn_const import UC_HOOK_BLOCK
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 from unicorn.x86_const import UC_X86_REG_EFLAGS
+
+from irqchip_client.vmm.machine_code import executable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ class Breaker:
     def __init__(self, uc: Uc, window: Window = INTERRUPT_FLAG, *, native: bool = True) -> None:
         self._register = window.register
         self._state = _State(0, 0, 0, 0, _address(uclib.uc_emu_stop), _address(uclib.uc_reg_read), *window)
-        self._code = _executable(_X86_64) if native and platform.machine() == "x86_64" else None
+        self._code = executable(_X86_64) if native else None
         self.native = self._code is not None
         self._blocks = self._state.blocks = FEWEST  # of guest code, in a slice
         self._begun = 0
@@ -181,16 +181,6 @@ class Breaker:
                     return
         state.stopped = 1
         uc.emu_stop()
-
-
-def _executable(code: bytes) -> ctypes.Array[ctypes.c_char] | None:
-    """Machine code; None where the system allows none."""
-    try:
-        memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError:  # A hardened system.
-        return None
-    memory.write(code)
-    return (ctypes.c_char * len(code)).from_buffer(memory)
 
 
 def _address(function: Callable[..., object]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Protocol
 
-from unicorn.unicorn_const import UC_PROT_ALL
+from unicorn.unicorn_const import UC_HOOK_MEM_WRITE_PROT, UC_PROT_ALL, UC_PROT_EXEC, UC_PROT_READ
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from irqchip_client.vmm.memory import GuestMemory
@@ -23,11 +23,23 @@ class MemoryBus(Protocol):
 
 
 def map_guest(uc: Uc, memory: GuestMemory, end: int, bus: MemoryBus) -> None:
-    """Maps a guest's RAM, and all other addresses below `end` to the bus. Only uc_emu_stop() ends the emulation."""
+    """Maps a guest's RAM and ROM, and all other addresses below `end` to the bus.
+
+    Only uc_emu_stop() ends the emulation.
+    """
     uc.mem_map_ptr(memory.start, memory.size, UC_PROT_ALL, memory.host_address)
-    for first, last in ((0, memory.start), (memory.end, end)):
-        if first < last:
-            _map_mmio(uc, first, last, bus)
+    for rom in memory.roms:
+        # Memory of Unicorn's own: into mapped memory, it would store in spite of the protection.
+        uc.mem_map(rom.address, rom.size, UC_PROT_READ | UC_PROT_EXEC)
+        uc.mem_write(rom.address, rom.read(rom.address, rom.size))
+    if memory.roms:
+        uc.hook_add(UC_HOOK_MEM_WRITE_PROT, lambda *_: True)  # The store is lost, and the guest goes on.
+    first = 0
+    for start, behind in sorted([(memory.start, memory.end), *((rom.address, rom.end) for rom in memory.roms)]):
+        if first < start:
+            _map_mmio(uc, first, start, bus)
+        first = behind
+    _map_mmio(uc, first, end, bus)
     uc.ctl_exits_enabled(True)
     uc.ctl_set_exits([])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -11,9 +11,12 @@ from irqchip_client import Architecture, GicHost
 from irqchip_client._errors import NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2, REDISTRIBUTORS, spi
+from irqchip_client.devices.virtio.mmio import LENGTH
+from irqchip_client.devices.virtio.places import ARM64, Place
 
+from .boot.elf import elf_segments
+from .boot.segments import Segment, bad_image, load_segments
 from .device_tree import Node, Value, address, flatten
-from .image import Segment, bad_image, elf_segments, load_segments
 from .memory import PAGE, GuestMemory
 from .start import Arm64Start
 
@@ -50,10 +53,11 @@ def load_arm64(
     initrd: bytes | None = None,
     vcpus: int = 1,
     gic: int = 3,
+    virtio: Sequence[Place] = (),
 ) -> Arm64Start:
     """Puts an image into a guest's memory, and returns how the vCPU starts: with a device tree's address in x0.
 
-    vcpus, gic  what the device tree says of the machine
+    vcpus, gic, virtio  what the device tree says of the machine; virtio_places() finds its virtio devices
 
     The device tree is at the end of the memory, and the initrd before it. InvalidArgument for what is no arm64 image,
     and where the memory has no room for it.
@@ -61,10 +65,7 @@ def load_arm64(
     if not is_arm64(image):
         raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
     if image.startswith(b"\x7fELF"):
-        try:
-            entry, segments = elf_segments(image)
-        except struct.error:
-            raise bad_image("it ends too early") from None
+        entry, segments = elf_segments(image)
     else:
         _, _, offset, size, _, _ = IMAGE_HEADER.unpack_from(image)
         entry = memory.start + offset
@@ -81,14 +82,20 @@ def load_arm64(
     chosen: dict[str, Value] = {"bootargs": command_line, "stdout-path": f"/serial@{SERIAL:x}"}
     if initrd is not None:
         chosen |= {"linux,initrd-start": address(initrd_at), "linux,initrd-end": address(initrd_at + len(initrd))}
-    tree = flatten(_machine(memory, chosen, vcpus, gic))
+    tree = flatten(_machine(memory, chosen, vcpus, gic, virtio))
     if len(tree) > TREE_ROOM:
         raise bad_image(f"its command line is too long: the device tree has {len(tree)} bytes of {TREE_ROOM}")
     memory.write(end, tree)
     return Arm64Start(entry, x0=end)
 
 
-def _machine(memory: GuestMemory, chosen: dict[str, Value], vcpus: int, gic: int) -> Node:
+def virtio_places(vm: Vm) -> list[Place]:
+    """The places of the virtio devices that have claimed their registers, of those where the SDK's are by default."""
+    claimed = {region.address for session in vm.info().sessions for region in session.regions}
+    return [place for place in ARM64 if place.address in claimed]
+
+
+def _machine(memory: GuestMemory, chosen: dict[str, Value], vcpus: int, gic: int, virtio: Sequence[Place]) -> Node:
     """The device tree. Linux: Documentation/devicetree/bindings."""
     controller = Node(
         f"interrupt-controller@{DISTRIBUTOR:x}",
@@ -127,7 +134,18 @@ def _machine(memory: GuestMemory, chosen: dict[str, Value], vcpus: int, gic: int
             Node("timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None}),
             controller,
             Node(f"serial@{SERIAL:x}", {**serial, "clock-frequency": 1_843_200}),
+            *map(_virtio, virtio),
         ],
+    )
+
+
+def _virtio(place: Place) -> Node:
+    """Linux: Documentation/devicetree/bindings/virtio/mmio.yaml."""
+    where: dict[str, Value] = {"reg": address(place.address, LENGTH)}
+    interrupt = (SPI, place.gsi - spi(0), LEVEL_HIGH)
+    return Node(
+        f"virtio_mmio@{place.address:x}",
+        {"compatible": "virtio,mmio", **where, "interrupts": interrupt, "dma-coherent": None},
     )
 
 

@@ -46,23 +46,28 @@ _SEQUENCE, _BASE = SEQUENCE_AT // 8, BASE_AT // 8
 
 
 class LocalApic:
-    """The shared registers of a vCPU's local APIC. A method returns None where the daemon has to be asked."""
+    """The shared registers of a vCPU's local APIC. A method returns None where the daemon has to be asked.
+
+    page     the memory: see irqchip.lapic_page
+    base     the last IA32_APIC_BASE that a read has found there
+    address  of the register page, by that; a negative number while the registers are not in memory
+    """
 
     def __init__(self, page: mmap.mmap) -> None:
-        self._page = page
+        self.page = page
         self._numbers = memoryview(page).cast("Q")
         self._words = memoryview(page).cast("I")
-        self._base = 0
-        self._address = _NOWHERE
+        self.base = 0
+        self.address = _NOWHERE
         self._x2apic = False
 
     def read(self, address: int, size: int) -> int | None:
         """A load from memory."""
         numbers = self._numbers
         sequence = numbers[_SEQUENCE]
-        if numbers[_BASE] != self._base:
+        if numbers[_BASE] != self.base:
             self._learn(numbers[_BASE])
-        offset = address - self._address
+        offset = address - self.address
         word = _BY_OFFSET.get(offset & ~3)
         if word is None or sequence & 1:
             return None
@@ -79,7 +84,7 @@ class LocalApic:
         numbers = self._numbers
         sequence = numbers[_SEQUENCE]
         base = numbers[_BASE]
-        if base != self._base:
+        if base != self.base:
             self._learn(base)
         if msr == IA32_APIC_BASE:
             value = base
@@ -101,13 +106,13 @@ class LocalApic:
         """Unmaps the page. Nothing may read after this."""
         self._numbers.release()
         self._words.release()
-        self._page.close()
+        self.page.close()
 
     def _learn(self, base: int) -> None:
         """IA32_APIC_BASE has changed."""
-        self._base = base
+        self.base = base
         self._x2apic = base & (_ENABLED | _X2APIC) == _ENABLED | _X2APIC
-        self._address = base & _ADDRESS if base & (_ENABLED | _X2APIC) == _ENABLED else _NOWHERE
+        self.address = base & _ADDRESS if base & (_ENABLED | _X2APIC) == _ENABLED else _NOWHERE
 
 
 def share_local_apic(session: Session, vcpu: int) -> LocalApic:

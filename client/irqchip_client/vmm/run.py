@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic
 
 from irqchip_client import Chip, PinRoute
-from irqchip_client._errors import NotFound, Unavailable
+from irqchip_client._errors import IrqchipError, NotFound, Unavailable
 from irqchip_client._sync.client import Client, Vm
 from irqchip_client.devices.device import Device
 from irqchip_client.devices.host import LocalHost
+from irqchip_client.devices.virtio.places import MOST
 
 from .adapter import Adapter, StartT
+from .memory import GuestMemory
 
 
 class Vcpus(Generic[StartT]):
@@ -56,15 +59,17 @@ class Vcpus(Generic[StartT]):
 
 
 @contextmanager
-def create_machine(client: Client, name: str = "", vcpus: int = 1) -> Iterator[Vm]:
+def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int = 0) -> Iterator[Vm]:
     """A VM with an irqchip, a PIT and vCPUs. It is deleted in the end, even if this process is killed.
+
+    tsc_khz  the frequency of the vCPUs' TSCs, as in Client.create_vm()
 
     AlreadyExists where the name is taken.
 
     Its GSIs are routed as in QEMU's PC: GSI 0, the PIT's, to the IOAPIC's pin 2, and not to pin 0 as by
     create_irqchip().
     """
-    vm = client.create_vm(name, ephemeral=True)
+    vm = client.create_vm(name, ephemeral=True, tsc_khz=tsc_khz)
     try:
         vm.create_irqchip()
         vm.set_routing(_routes_of_a_pc())
@@ -85,11 +90,31 @@ def _routes_of_a_pc() -> Iterator[PinRoute]:
             yield PinRoute(gsi, Chip.IOAPIC, gsi or 2)
 
 
+def make_memory(size: int, start: int, *, shared: bool) -> GuestMemory:
+    """A guest's memory: for shared_memory(), or for this process alone."""
+    return GuestMemory.shareable(size, start=start, notes=MOST) if shared else GuestMemory(size, start=start)
+
+
 @contextmanager
-def local_devices(vm: Vm, devices: Sequence[Device]) -> Iterator[LocalHost]:
+def shared_memory(vm: Vm, memory: GuestMemory) -> Iterator[None]:
+    """Shares memory that is shareable with the processes of the VM's devices; over gRPC it can't be shared."""
+    if memory.memfd < 0:
+        yield
+        return
+    with vm.session("memory") as session:
+        try:
+            session.share_memory(memory.memfd, memory.start, memory.size)
+        except IrqchipError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        yield
+
+
+@contextmanager
+def local_devices(vm: Vm, devices: Sequence[Device], memory: GuestMemory | None = None) -> Iterator[LocalHost]:
     """Runs devices in this process, for its vCPUs: with a Session for their lines, and another for the VM's resets."""
     with vm.session("devices") as session, vm.session("devices events") as events:
-        host = LocalHost(session, devices, events)
+        host = LocalHost(session, devices, events, memory)
         try:
             host.start()
             yield host

@@ -124,6 +124,8 @@ from irqchip.v1.region_pb2 import ADDRESS_SPACE_UNSPECIFIED as ADDRESS_SPACE_UNS
 from irqchip.v1.region_pb2 import AddressSpace as AddressSpace
 from irqchip.v1.region_pb2 import CompleteAccessRequest as CompleteAccessRequest
 from irqchip.v1.region_pb2 import CompleteAccessResponse as CompleteAccessResponse
+from irqchip.v1.region_pb2 import GetMemoryRequest as GetMemoryRequest
+from irqchip.v1.region_pb2 import GetMemoryResponse as GetMemoryResponse
 from irqchip.v1.region_pb2 import RegionInfo as RegionInfo
 from irqchip.v1.region_pb2 import RegisterRegionRequest as RegisterRegionRequest
 from irqchip.v1.region_pb2 import RegisterRegionResponse as RegisterRegionResponse

@@ -24,27 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17irqchip/v1/region.proto\x12\nirqchip.v1\"\xc9\x01\n\x15RegisterRegionRequest\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x10\n\x08\x64oorbell\x18\x04 \x01(\x08\x12\x16\n\tdatamatch\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07\x65ventfd\x18\x06 \x01(\x08\x12\r\n\x05memfd\x18\x07 \x01(\x08\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x42\x0c\n\n_datamatch\"\x18\n\x16RegisterRegionResponse\"y\n\x17UnregisterRegionRequest\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x16\n\tdatamatch\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_datamatch\"\x1a\n\x18UnregisterRegionResponse\"I\n\x15\x43ompleteAccessRequest\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x04\x12\x12\n\nunanswered\x18\x03 \x01(\x08\"+\n\x16\x43ompleteAccessResponse\x12\x11\n\tcompleted\x18\x01 \x01(\x08\"\x8e\x01\n\nRegionInfo\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x10\n\x08\x64oorbell\x18\x04 \x01(\x08\x12\x16\n\tdatamatch\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_datamatch*v\n\x0c\x41\x64\x64ressSpace\x12\x1d\n\x19\x41\x44\x44RESS_SPACE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x44RESS_SPACE_PIO\x10\x01\x12\x16\n\x12\x41\x44\x44RESS_SPACE_MMIO\x10\x02\x12\x18\n\x14\x41\x44\x44RESS_SPACE_MEMORY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17irqchip/v1/region.proto\x12\nirqchip.v1\"\xc9\x01\n\x15RegisterRegionRequest\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x10\n\x08\x64oorbell\x18\x04 \x01(\x08\x12\x16\n\tdatamatch\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07\x65ventfd\x18\x06 \x01(\x08\x12\r\n\x05memfd\x18\x07 \x01(\x08\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x42\x0c\n\n_datamatch\"\x18\n\x16RegisterRegionResponse\"#\n\x10GetMemoryRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\"D\n\x11GetMemoryResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"y\n\x17UnregisterRegionRequest\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x16\n\tdatamatch\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_datamatch\"\x1a\n\x18UnregisterRegionResponse\"I\n\x15\x43ompleteAccessRequest\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x04\x12\x12\n\nunanswered\x18\x03 \x01(\x08\"+\n\x16\x43ompleteAccessResponse\x12\x11\n\tcompleted\x18\x01 \x01(\x08\"\x8e\x01\n\nRegionInfo\x12\'\n\x05space\x18\x01 \x01(\x0e\x32\x18.irqchip.v1.AddressSpace\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x10\n\x08\x64oorbell\x18\x04 \x01(\x08\x12\x16\n\tdatamatch\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_datamatch*v\n\x0c\x41\x64\x64ressSpace\x12\x1d\n\x19\x41\x44\x44RESS_SPACE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x44RESS_SPACE_PIO\x10\x01\x12\x16\n\x12\x41\x44\x44RESS_SPACE_MMIO\x10\x02\x12\x18\n\x14\x41\x44\x44RESS_SPACE_MEMORY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'irqchip.v1.region_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADDRESSSPACE']._serialized_start=685
-  _globals['_ADDRESSSPACE']._serialized_end=803
+  _globals['_ADDRESSSPACE']._serialized_start=792
+  _globals['_ADDRESSSPACE']._serialized_end=910
   _globals['_REGISTERREGIONREQUEST']._serialized_start=40
   _globals['_REGISTERREGIONREQUEST']._serialized_end=241
   _globals['_REGISTERREGIONRESPONSE']._serialized_start=243
   _globals['_REGISTERREGIONRESPONSE']._serialized_end=267
-  _globals['_UNREGISTERREGIONREQUEST']._serialized_start=269
-  _globals['_UNREGISTERREGIONREQUEST']._serialized_end=390
-  _globals['_UNREGISTERREGIONRESPONSE']._serialized_start=392
-  _globals['_UNREGISTERREGIONRESPONSE']._serialized_end=418
-  _globals['_COMPLETEACCESSREQUEST']._serialized_start=420
-  _globals['_COMPLETEACCESSREQUEST']._serialized_end=493
-  _globals['_COMPLETEACCESSRESPONSE']._serialized_start=495
-  _globals['_COMPLETEACCESSRESPONSE']._serialized_end=538
-  _globals['_REGIONINFO']._serialized_start=541
-  _globals['_REGIONINFO']._serialized_end=683
+  _globals['_GETMEMORYREQUEST']._serialized_start=269
+  _globals['_GETMEMORYREQUEST']._serialized_end=304
+  _globals['_GETMEMORYRESPONSE']._serialized_start=306
+  _globals['_GETMEMORYRESPONSE']._serialized_end=374
+  _globals['_UNREGISTERREGIONREQUEST']._serialized_start=376
+  _globals['_UNREGISTERREGIONREQUEST']._serialized_end=497
+  _globals['_UNREGISTERREGIONRESPONSE']._serialized_start=499
+  _globals['_UNREGISTERREGIONRESPONSE']._serialized_end=525
+  _globals['_COMPLETEACCESSREQUEST']._serialized_start=527
+  _globals['_COMPLETEACCESSREQUEST']._serialized_end=600
+  _globals['_COMPLETEACCESSRESPONSE']._serialized_start=602
+  _globals['_COMPLETEACCESSRESPONSE']._serialized_end=645
+  _globals['_REGIONINFO']._serialized_start=648
+  _globals['_REGIONINFO']._serialized_end=790
 # @@protoc_insertion_point(module_scope)

@@ -30,7 +30,7 @@ class _AddressSpaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AddressS
     ADDRESS_SPACE_MMIO: _AddressSpace.ValueType  # 2
     """Guest physical memory."""
     ADDRESS_SPACE_MEMORY: _AddressSpace.ValueType  # 3
-    """The guest's memory itself, in which irqchipd sets the indicators of s390's adapters."""
+    """The guest's memory itself, which processes share; irqchipd sets the indicators of s390's adapters in it."""
 
 class AddressSpace(_AddressSpace, metaclass=_AddressSpaceEnumTypeWrapper):
     """AddressSpace is the space of an address."""
@@ -42,7 +42,7 @@ ADDRESS_SPACE_PIO: AddressSpace.ValueType  # 1
 ADDRESS_SPACE_MMIO: AddressSpace.ValueType  # 2
 """Guest physical memory."""
 ADDRESS_SPACE_MEMORY: AddressSpace.ValueType  # 3
-"""The guest's memory itself, in which irqchipd sets the indicators of s390's adapters."""
+"""The guest's memory itself, which processes share; irqchipd sets the indicators of s390's adapters in it."""
 Global___AddressSpace: _TypeAlias = AddressSpace  # noqa: Y015
 
 @_typing.final
@@ -65,8 +65,12 @@ class RegisterRegionRequest(_message.Message):
     A doorbell is a region whose writes are reported as Doorbell events, and no vCPU waits: KVM_IOEVENTFD. A read of a
     doorbell is unclaimed.
 
-    With ADDRESS_SPACE_MEMORY, which only an s390 VM has, the region is a part of the guest's memory, for the indicators
-    of adapters. With memfd the daemon sets them itself, atomically. Without memfd the owner sets them: a RegionAccess
+    With ADDRESS_SPACE_MEMORY and memfd, the region is a part of the guest's memory, for other Sessions to map: see
+    GetMemory. This is what KVM_SET_USER_MEMORY_REGION is for the devices of a VMM. The daemon does not access the memory,
+    and it is at no vCPU's bus. Regions of this space are only compared with each other.
+
+    An s390 VM's memory is also for the indicators of adapters. With memfd the daemon sets them itself, atomically. Only
+    an s390 VM's memory may be without memfd. Then the owner sets the indicators: a RegionAccess
     with one bit in its data asks to set this bit in the byte at its address. The owner answers with what the byte was
     before; a guest that clears indicators at the same time must be excluded meanwhile. No vCPU waits. IrqLine returns 1
     for such a GSI, and if the bit was set the interrupt is coalesced without another status.
@@ -107,7 +111,8 @@ class RegisterRegionRequest(_message.Message):
     memfd: _builtins.bool
     """Only for the guest's memory: the memory is a memfd. It is the first file descriptor of the batch's packet that no
     earlier operation of the batch has used. Only on the AF_UNIX port. EINVAL if the descriptor is no memfd, or the
-    memfd is too short, or can't be written.
+    memfd is too short; for an s390 VM also if the memfd can't be written, and for others if it is not sealed with
+    F_SEAL_SHRINK: a process that maps the memory would be killed when it reads what is no longer there.
     """
     offset: _builtins.int
     """With memfd: where the region begins in the memfd, a multiple of 4096."""
@@ -149,6 +154,68 @@ class RegisterRegionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterRegionResponse: _TypeAlias = RegisterRegionResponse  # noqa: Y015
+
+@_typing.final
+class GetMemoryRequest(_message.Message):
+    """GetMemoryRequest asks for a descriptor of the guest's memory, which a Session has shared with RegisterRegion. The
+    daemon sends the memfd through a unix socket of the client's, with one byte, and before the result. The socket is the
+    first file descriptor of the batch's packet that no earlier operation of the batch has used. So a client makes a pair
+    of sockets, sends one, and receives from the other. Only on the AF_UNIX port.
+
+    Whoever has the memfd can read and write the guest's memory, also after the region has gone.
+
+    ENOENT: no memory is shared at the address or behind it. EINVAL: the descriptor is no unix socket, or takes nothing;
+    or the memfd is not sealed with F_SEAL_SHRINK, as that of an s390 VM may not be. For the descriptor also EBADF and
+    ENOSPC, as for IrqfdRequest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.int
+    """A guest physical address. The daemon sends the first part of the memory that ends behind this address."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryRequest: _TypeAlias = GetMemoryRequest  # noqa: Y015
+
+@_typing.final
+class GetMemoryResponse(_message.Message):
+    """GetMemoryResponse says which part of the guest's memory the memfd is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    address: _builtins.int
+    """The guest physical address of its first byte."""
+    length: _builtins.int
+    """Its length in bytes."""
+    offset: _builtins.int
+    """Where it begins in the memfd, a multiple of 4096."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.int = ...,
+        length: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "length", b"length", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryResponse: _TypeAlias = GetMemoryResponse  # noqa: Y015
 
 @_typing.final
 class UnregisterRegionRequest(_message.Message):

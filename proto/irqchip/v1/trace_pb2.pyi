@@ -93,8 +93,8 @@ class WatchRequest(_message.Message):
     @_builtins.property
     def gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With GSIs or vCPUs, only events about one of them are sent. Events about a GSI are also those at the chips' pins and
-        the MSIs to which it leads at the time. ENOSPC if the VM has Watches with 16 other choices of these and of the
-        other fields.
+        the MSIs to which it leads at the time. A line of an arm64 VM has its number of KVM_IRQ_LINE here. ENOSPC if the VM
+        has Watches with 16 other choices of these and of the other fields.
         """
 
     @_builtins.property

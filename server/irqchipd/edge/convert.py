@@ -17,7 +17,7 @@ from irqchipd.edge import s390
 from irqchipd.vm.counting import InterruptCounts
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Description, GicInfo
-from irqchipd.vm.regions import RegionInfo
+from irqchipd.vm.regions import Region, RegionInfo
 from irqchipd.vm.routing import MsiRoute, PinRoute, Route, S390Route
 from irqchipd.vm.vcpu_state import Signal, Taken
 from irqchipd.vm.x86.vcpu_state import VcpuEvents
@@ -303,6 +303,12 @@ def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool,
 def unregistered_from(request: pb.UnregisterRegionRequest) -> tuple[int, int, int | None]:
     """A region that is to be given up: space, address and datamatch."""
     return request.space, request.address, request.datamatch if request.HasField("datamatch") else None
+
+
+def memory_to(region: Region, response: pb.GetMemoryResponse) -> None:
+    """Which part of the guest's memory a memfd is."""
+    response.address, response.length = region.start, region.length
+    response.offset = 0 if region.shared is None else region.shared.offset
 
 
 # Descriptions.

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from irqchipd.edge.closing import CLOSER
 from irqchipd.edge.eventfd_write import writer
-from irqchipd.edge.guest_memory import SharedMemory
+from irqchipd.edge.guest_memory import SharedMemory, check_memfd, keeps_its_size, send_memfd
 from irqchipd.edge.lapic_page import LapicPage
 from irqchipd.edge.work import Watcher, Work
 from irqchipd.vm.errors import VmError, invalid
@@ -19,6 +19,7 @@ from irqchipd.vm.events import Event
 from irqchipd.vm.lines import Irqfd
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Pending
+from irqchipd.vm.regions import SharedBytes
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.x86.machine import X86Vm
 
@@ -126,24 +127,52 @@ class Bell:
 
 
 class Lent:
-    """A part of the guest's memory that a client shares. Owns the descriptor."""
+    """A part of the guest's memory that a client shares. Owns the descriptor.
 
-    def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int) -> None:
+    is_mapped  bits are set in it; otherwise others map it, and it must keep its size
+    """
+
+    def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int, *, is_mapped: bool) -> None:
         """EINVAL, ENOSPC; the descriptor is then the caller's."""
-        self._in_use, self._descriptor = in_use, descriptor
+        self.offset = offset
+        self._in_use = in_use
+        self._descriptor: int | None = descriptor
+        self._lock = threading.Lock()  # another thread may send the descriptor while this one closes
+        self._mapped: SharedMemory | None = None
         in_use.add(self)
         try:
-            self.memory = SharedMemory(descriptor, offset, length)
+            check_memfd(descriptor, offset, length)
+            if is_mapped:
+                self._mapped = SharedMemory(descriptor, offset, length)
+            elif not keeps_its_size(descriptor):
+                raise invalid("the memfd can shrink: seal it with F_SEAL_SHRINK")
         except BaseException:
             in_use.remove(self)
             raise
 
+    def set_bits(self, offset: int, mask: int) -> int | None:
+        """Set the one bit of a mask in a byte, and return what the byte was; None where the memfd has shrunk."""
+        return None if self._mapped is None else self._mapped.set_bits(offset, mask)
+
+    def send(self, over: int) -> None:
+        """Send the memfd through a unix socket: EINVAL, ENOENT where the region has just gone."""
+        with self._lock:
+            if self._descriptor is None:
+                raise VmError(errno.ENOENT, "the memory is no longer shared")
+            if not keeps_its_size(self._descriptor):
+                raise invalid("the memory's memfd can shrink: its owner must seal it with F_SEAL_SHRINK")
+            send_memfd(self._descriptor, over)
+
     def close(self) -> None:
         """The region was removed."""
-        self.memory.close()
-        os.close(self._descriptor)
-        self._in_use.let_go()
-        self._in_use.remove(self)
+        if self._mapped is not None:
+            self._mapped.close()
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+            self._in_use.let_go()
+            self._in_use.remove(self)
 
 
 class _Assigned(Work):
@@ -244,8 +273,12 @@ class Eventfds:
         """Keep a copy of a local APIC's registers in the next descriptor, a memfd."""
         raise _no_descriptors()
 
-    def guest_memory(self, offset: int, length: int) -> Lent:
+    def guest_memory(self, offset: int, length: int, *, is_mapped: bool) -> Lent:
         """A part of the next descriptor, a memfd, as a part of the guest's memory."""
+        raise _no_descriptors()
+
+    def send_memory(self, memory: SharedBytes) -> None:
+        """Send the guest's memory through the next descriptor, a unix socket."""
         raise _no_descriptors()
 
 
@@ -327,13 +360,20 @@ class PortEventfds(Eventfds):
             raise
         self._shared.append(shared)
 
-    def guest_memory(self, offset: int, length: int) -> Lent:
+    def guest_memory(self, offset: int, length: int, *, is_mapped: bool) -> Lent:
         descriptor = self._take()
         try:
-            return Lent(self._in_use, descriptor, offset, length)
+            return Lent(self._in_use, descriptor, offset, length, is_mapped=is_mapped)
         except BaseException:
             self._close(descriptor)
             raise
+
+    def send_memory(self, memory: SharedBytes) -> None:
+        descriptor = self._take()
+        try:
+            memory.send(descriptor)
+        finally:
+            self._close(descriptor)
 
     def _take(self) -> int:
         if self._descriptors:

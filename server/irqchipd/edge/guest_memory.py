@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import platform
+import socket
 import sys
 from typing import Final
 
@@ -20,6 +21,41 @@ _WAKE_OP_PRIVATE: Final = 5 | 128
 _OR_BIT: Final = 2 | 8  # FUTEX_OP_OR of 1 << the operand
 
 
+def check_memfd(descriptor: int, offset: int, length: int) -> None:
+    """EINVAL for a descriptor that is no memfd, or memory that is not in it."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        # Of another file, reads could wait for a disk or for another process.
+        raise invalid("the descriptor is not a memfd") from None
+    if offset % PAGE:
+        raise invalid(f"offset {offset:#x} of a memfd: use a multiple of {PAGE}")
+    size = os.fstat(descriptor).st_size
+    if not 0 < length <= size - offset:
+        raise invalid(f"{length} bytes at {offset:#x} of a memfd that has {size}: make the memfd longer")
+
+
+def keeps_its_size(memfd: int) -> bool:
+    """Whether nobody can shrink a memfd."""
+    return fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK != 0
+
+
+def send_memfd(memfd: int, over: int) -> None:
+    """Send a descriptor through a unix socket, without waiting: EINVAL where that can't be done."""
+    try:
+        # Its family and type are those of the descriptor.
+        connection = socket.socket(fileno=os.dup(over))
+    except OSError:
+        raise invalid("the descriptor is not a socket") from None
+    with connection:
+        if connection.family != socket.AF_UNIX:
+            raise invalid("the descriptor is not a unix socket")
+        try:
+            socket.send_fds(connection, [b"\0"], [memfd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise invalid(f"the memfd can't be sent through the socket: {error.strerror}") from None
+
+
 class SharedMemory:
     """A part of a memfd, mapped.
 
@@ -28,19 +64,9 @@ class SharedMemory:
     """
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
-        """EINVAL for a descriptor that is no memfd, or memory that is not in it. The descriptor stays the caller's."""
+        """The range has been checked. EINVAL for a memfd that can't be written. The descriptor stays the caller's."""
         if not _SYS_FUTEX:
             raise VmError(errno.EOPNOTSUPP, f"on {platform.machine()} no memory can be shared: answer for it instead")
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-        except OSError:
-            # Of another file, reads could wait for a disk or for another process.
-            raise invalid("the descriptor is not a memfd") from None
-        if offset % PAGE:
-            raise invalid(f"offset {offset:#x} of a memfd: use a multiple of {PAGE}")
-        size = os.fstat(descriptor).st_size
-        if not 0 < length <= size - offset:
-            raise invalid(f"{length} bytes at {offset:#x} of a memfd that has {size}: make the memfd longer")
         try:
             self._map = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
         except OSError as error:

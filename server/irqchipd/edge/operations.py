@@ -27,7 +27,7 @@ from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.errors import VmError, invalid
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.pending import Slices
-from irqchipd.vm.regions import Access, Space
+from irqchipd.vm.regions import Access, Region, Space
 from irqchipd.vm.s390.machine import S390Vm
 from irqchipd.vm.sources import LineSource
 from irqchipd.vm.turns import Advance
@@ -255,7 +255,7 @@ def register_region(
     if offset and not memfd:
         raise invalid(f"offset {offset:#x} is for a memfd: set memfd, or leave offset out")
     bell = on.eventfds.bell() if eventfd else None
-    lent = on.eventfds.guest_memory(offset, length) if memfd else None
+    lent = on.eventfds.guest_memory(offset, length, is_mapped=on.vm.has_indicators) if memfd else None
     as_records = as_records and space != Space.MEMORY  # a record is an operation of a vCPU
     listener = partial(on.events.put_access, as_record=as_records) if bell is None else bell.ring
     removed = bell.close if bell is not None else None if lent is None else lent.close
@@ -271,7 +271,7 @@ def register_region(
             doorbell=doorbell,
             datamatch=datamatch,
             removed=removed,
-            shared=None if lent is None else lent.memory,
+            shared=lent,
         )
     except BaseException:
         if removed is not None:
@@ -290,6 +290,14 @@ def register_region_by_record(on: SessionCaller, space: int, _: int, address: in
 def unregister_region(on: SessionCaller, space: int, address: int, datamatch: int | None) -> None:
     on.vm.unregister_region(on.own_source, space, address, datamatch)
     on.log(logging.DEBUG, "region given up", space=Space(space).name, address=hex(address))
+
+
+def get_memory(on: SessionCaller, address: int) -> Region:
+    region = on.vm.find_memory(address)
+    assert region.shared is not None
+    on.eventfds.send_memory(region.shared)
+    on.log(logging.INFO, "memory handed over", address=hex(region.start), length=region.length)
+    return region
 
 
 def complete_access(on: SessionCaller, unanswered: int, _: int, access: int, data: int) -> Result:
@@ -442,6 +450,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation("unregister_region", unregister_region, convert.unregistered_from),
         Operation("irqfd", irqfd, ("flags", "gsi")),
         Operation("share_lapic", share_lapic, ("vcpu",)),
+        Operation("get_memory", get_memory, ("address",), convert.memory_to),
         Operation("irq_lines", irq_lines, ("changes",), _statuses_to, reserve=Room.take_changes),
         Operation("get_mp_state", get_mp_state, ("vcpu",), "state"),
         Operation("set_mp_state", set_mp_state, ("vcpu", "state")),

@@ -6,23 +6,35 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Final
 
 from irqchipd.observe.observer import FIELDS, TRACEPOINTS
+from irqchipd.vm.arm64.line_numbers import parts_of
 from irqchipd.vm.errors import invalid, quoted
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute, Route
 
 _IOAPIC, _SECONDARY = 2, 1  # KVM_IRQCHIP_*
-_SPI, _FIRST_SPI = 1, 32  # KVM_ARM_IRQ_TYPE_SPI, and the INTID of SPI 0
-_MSI = "msi"
+_SPI, _PPI, _FIRST_SPI = 1, 2, 32  # KVM_ARM_IRQ_TYPE_*, and the INTID of SPI 0
+_MSI, _LINE = "msi", "line"
 
-# What an event is about, in the form that _ends_of has: a GSI's number, a chip and a pin, or an MSI. A GIC is chip 0,
-# and an SPI's number its pin. PICs acknowledge lines 0 to 15.
+
+def _line(kind: int, vcpu: int, number: int, *_: int) -> Hashable:
+    """A line of an arm64 VM: an SPI is the GIC's pin, whichever vCPU KVM_IRQ_LINE's number has beside."""
+    return (0, number - _FIRST_SPI) if kind == _SPI else (_LINE, kind, vcpu, number)
+
+
+def _intid(vcpu: int, intid: int, _level: int) -> Hashable:
+    return _line(_SPI if intid >= _FIRST_SPI else _PPI, vcpu, intid)
+
+
+# What an event is about, in the form that _ends_of has: a GSI's number, a chip and a pin, a line of an arm64 vCPU, or
+# an MSI. A GIC is chip 0, and an SPI's number its pin. PICs acknowledge lines 0 to 15.
 _ABOUT: Final[dict[str, Callable[..., Hashable]]] = {
     "kvm_set_irq": lambda gsi, *_: gsi,
     "kvm_pic_set_irq": lambda chip, pin, *_: (chip, pin),
     "kvm_ioapic_set_irq": lambda _entry, pin, _coalesced: (_IOAPIC, pin),
     "kvm_msi_set_irq": lambda address, data: (_MSI, address, data),
     "kvm_ack_irq": lambda chip, pin: (chip, pin & 7 if chip == _SECONDARY else pin),
-    "kvm_irq_line": lambda kind, _vcpu, number, _level: (0, number - _FIRST_SPI) if kind == _SPI else None,
-    "vgic_update_irq_pending": lambda _vcpu, intid, _level: (0, intid - _FIRST_SPI),
+    "kvm_irq_line": _line,
+    "kvm_timer_update_irq": _intid,
+    "vgic_update_irq_pending": _intid,
 }
 _VCPU: Final = {name: fields.index("vcpu") for name, fields in FIELDS.items() if "vcpu" in fields}
 
@@ -78,8 +90,8 @@ class Filter:
 
 
 def _ends_of(gsis: frozenset[int], routes: Sequence[Route]) -> frozenset[Hashable]:
-    """GSIs, and what they lead to."""
-    ends: set[Hashable] = set(gsis)
+    """GSIs, and what they lead to; and the lines of an arm64 VM that have such numbers in KVM_IRQ_LINE."""
+    ends: set[Hashable] = {*gsis, *(_line(*parts_of(gsi)) for gsi in gsis)}
     for route in routes:
         if route.gsi in gsis and isinstance(route, MsiRoute):
             ends.add((_MSI, route.address, route.data))

@@ -95,6 +95,11 @@ class Accesses(Vcpus):
 
     # Regions.
 
+    @property
+    def has_indicators(self) -> bool:
+        """Whether bits are set in the guest's memory."""
+        return self._board.regions.has_indicators
+
     def register_region(
         self,
         source: LineSource,
@@ -114,7 +119,7 @@ class Accesses(Vcpus):
         """
         with self._turn:
             regions = self._board.regions
-            regions.check(space, start, length, doorbell, datamatch)
+            regions.check(space, start, length, doorbell, datamatch, shared is not None)
             if source.closed:
                 raise VmError(errno.ENOENT, f"line source {source.number} has been closed")
             regions.register(
@@ -125,6 +130,14 @@ class Accesses(Vcpus):
         """Undo register_region; ENOENT where the source has no such range. Accesses that wait stay unanswered."""
         with self._turn:
             self._board.regions.unregister(source, space, start, datamatch)
+
+    def find_memory(self, address: int) -> Region:
+        """The first part of the guest's memory that is shared and ends behind an address: ENOENT."""
+        with self._turn:
+            region = self._board.regions.shared_from(address)
+            if region is None:
+                raise VmError(errno.ENOENT, f"no memory of the guest's is shared at {address:#x} or behind it")
+            return region
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
         """Take an owner's answer to an access, or its refusal to answer. Returns whether the access was still waiting.

@@ -27,7 +27,8 @@ class Board:
 
     notices: Notices
 
-    def __init__(self, agenda: Agenda, memory: IoBus | None = None) -> None:
+    def __init__(self, agenda: Agenda, *, has_indicators: bool = False) -> None:
+        """has_indicators: this architecture sets indicators in the guest's memory."""
         self.agenda = agenda
         self.observer: Observer | None = None
         self.pio = IoBus()
@@ -35,11 +36,9 @@ class Board:
         self.has_irqchip = False  # KVM: irqchip_in_kernel, or what an architecture has in its place
         self.can_resample = False  # whether an interrupt's end is known here
         self.routes: Sequence[Route] = ()
-        buses = {Space.PIO: self.pio, Space.MMIO: self.mmio}
-        if memory is not None:  # in which this architecture sets indicators
-            buses[Space.MEMORY] = memory
-        self.memory = memory if memory is not None else IoBus()
-        self.regions = Regions(agenda, buses)
+        self.memory = IoBus()
+        buses = {Space.PIO: self.pio, Space.MMIO: self.mmio, Space.MEMORY: self.memory}
+        self.regions = Regions(agenda, buses, has_indicators=has_indicators)
 
     def reset(self) -> None:
         """RESET of all chips and vCPUs; the levels that sources drive stay, and the chips see them anew."""

@@ -38,7 +38,7 @@ class Space(IntEnum):
 
     PIO = 1
     MMIO = 2
-    MEMORY = 3  # the guest's memory, in which irqchipd sets indicators
+    MEMORY = 3  # the guest's memory, which processes share; irqchipd sets s390's indicators in it
 
 
 LIMITS: Final = {Space.PIO: 1 << 16, Space.MMIO: 1 << 64, Space.MEMORY: 1 << 64}
@@ -59,10 +59,15 @@ class RegionInfo:
 
 
 class SharedBytes(Protocol):
-    """Guest memory that a client shares with the daemon."""
+    """Guest memory that a client shares: a part of a memfd."""
+
+    offset: int  # in the memfd
 
     def set_bits(self, offset: int, mask: int) -> int | None:
         """Set bits of a byte, atomically; return what it was, or None where the client took the memory away."""
+
+    def send(self, over: int) -> None:
+        """Send the memfd through a unix socket, without waiting: EINVAL."""
 
 
 @dataclass(eq=False, slots=True)
@@ -185,9 +190,11 @@ class _Loss:
 class Regions:
     """The regions of a VM."""
 
-    def __init__(self, agenda: Agenda, buses: Mapping[Space, IoBus]) -> None:
+    def __init__(self, agenda: Agenda, buses: Mapping[Space, IoBus], *, has_indicators: bool) -> None:
+        """has_indicators: Sessions may answer for the guest's memory, in which bits are set."""
         self._agenda = agenda
         self._buses = buses
+        self.has_indicators = has_indicators
         self.observer: Observer | None = None
         self._reserved: list[Reserved] = []
         self._last_number = 0
@@ -216,7 +223,9 @@ class Regions:
 
     # Registration.
 
-    def check(self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None) -> None:
+    def check(
+        self, space: int, start: int, length: int, doorbell: bool, datamatch: int | None, is_shared: bool
+    ) -> None:
         """Refuse an invalid region: EINVAL."""
         if space not in self._buses:
             names = {Space.PIO: "ports", Space.MMIO: "devices in memory", Space.MEMORY: "the guest's memory"}
@@ -224,6 +233,8 @@ class Regions:
             raise invalid(f"address space {space} is invalid; {spaces}")
         if doorbell and space == Space.MEMORY:
             raise invalid("the guest's memory has no doorbells: leave doorbell out")
+        if space == Space.MEMORY and not is_shared and not self.has_indicators:
+            raise invalid("no Session answers for this VM's memory: share it as a memfd")
         limit = LIMITS[Space(space)]
         if not (0 <= start < limit and 0 < length <= limit - start):
             raise invalid(f"a range of {length} bytes at {start:#x}; use 1 or more, within 0 to {limit - 1:#x}")
@@ -259,6 +270,12 @@ class Regions:
     def reserve(self, page: Reserved) -> None:
         """Keep a page, which is on no bus, from being claimed."""
         self._reserved.append(page)
+
+    def shared_from(self, address: int) -> Region | None:
+        """The first part of the guest's memory that is shared, and ends behind an address."""
+        regions = (region for owner in self._owners.values() for region in owner.regions)
+        shared = [each for each in regions if each.shared is not None and each.start + each.length > address]
+        return min(shared, key=lambda region: region.start, default=None)
 
     def _check_losses(self, region: Region) -> None:
         now = self._agenda.deadlines.now()

@@ -13,9 +13,8 @@ import pytest
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
 from irqchip_client._daemon import Daemon
-from tests.debian_kernel import fetch_kernel, kernel_image
+from tests.debian_kernel import kernel_image
 from tests.ram_disk import write_cpio
-from tests.this_machine import MissingError
 
 PATIENCE = 600  # seconds
 
@@ -72,19 +71,9 @@ def program(code: bytes) -> bytes:
     return header + struct.pack("<2I6Q", 1, 5, 0, base, base, size, size, 0x1000) + code
 
 
-@pytest.fixture
-def kernel(request: pytest.FixtureRequest) -> Path:
-    cache = request.config.cache
-    assert cache is not None
-    try:
-        return kernel_image(fetch_kernel(cache.mkdir("arm64"), "arm64", "6.12"))
-    except MissingError as missing:
-        pytest.skip(f"this machine is {missing}")
-
-
 @pytest.mark.parametrize("gic", ["3", "2"])
 def test_linux_boots_to_its_first_process_and_turns_the_machine_off(
-    kernel: Path, gic: str, tmp_path: Path, irqchip_server: Daemon
+    debian: Path, gic: str, tmp_path: Path, irqchip_server: Daemon
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -95,7 +84,7 @@ def test_linux_boots_to_its_first_process_and_turns_the_machine_off(
     with open(initrd, "wb") as file:
         write_cpio(file, root)
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
-    command += ["--kernel", str(kernel), "--initrd", str(initrd), "--gic", gic, "--memory", "256"]
+    command += ["--kernel", str(kernel_image(debian)), "--initrd", str(initrd), "--gic", gic, "--memory", "256"]
     command += ["--append", "console=ttyS0 panic=-1", "--timeout", str(PATIENCE)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

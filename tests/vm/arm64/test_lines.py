@@ -145,6 +145,23 @@ class TestSources:
         arm.msr(0xDF19, 1)  # CNTV_CTL_EL0, whose compare value is 0
         assert ("kvm_timer_update_irq", 0, 27, True) in seen.calls
 
+    def test_tracepoints_have_a_vcpu_s_id(self) -> None:
+        class Seen(Observer):
+            vcpus: tuple[int, ...] = ()
+
+            def vgic_update_irq_pending(self, vcpu: int, intid: int, level: bool) -> None:  # noqa: ARG002
+                self.vcpus += (vcpu,)
+
+        arm, seen = Arm(3, 0, ready=False), Seen()
+        for vcpu in (5, 1):
+            arm.vm.create_vcpu(vcpu)
+            arm.vm.vcpu_init(vcpu, None, 0)
+        arm.create_gic()
+        arm.vm.attach(seen)
+        arm.line(ppi(1, 20), 1)
+        arm.line(ppi(5, 20), 1)
+        assert seen.vcpus == (1, 5)
+
 
 class TestRouting:
     def test_gsi_n_is_spi_n_at_first(self) -> None:

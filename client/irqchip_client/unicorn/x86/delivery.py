@@ -17,7 +17,11 @@ TF, IF, NT, RF, VM, AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 
 # The second doubleword of a descriptor: figures 3-8 and 6-2.
 CODE, CONFORMING, NOT_SYSTEM, PRESENT, LONG, BIG = 1 << 11, 1 << 10, 1 << 12, 1 << 15, 1 << 21, 1 << 22
-GRANULARITY, EXPAND_DOWN = 1 << 23, 1 << 10
+GRANULARITY, EXPAND_DOWN, WRITABLE = 1 << 23, 1 << 10, 1 << 9
+TSS_32 = 1 << 11  # of TR's type: the TSS has 32 bits, and not 16
+# Offsets in a TSS: figures 8-2, 8-10 and 8-11.
+SS0_ESP0_AT, SS0_SP0_AT, RSP0_AT, IST1_AT = 4, 2, 4, 0x24
+USER = 3
 DPL_SHIFT = 13
 REAL_MODE_SEGMENT = 0x9300  # present, data, writable, accessed
 
@@ -70,7 +74,7 @@ class Segment:
 
 
 class Table(NamedTuple):
-    """GDTR, IDTR, and LDTR and TR without their selectors."""
+    """GDTR, IDTR, and LDTR without its selector."""
 
     base: int
     limit: int
@@ -98,11 +102,15 @@ class State(Protocol):
     @property
     def ldtr(self) -> Table: ...
     @property
-    def tr(self) -> Table: ...
+    def tr(self) -> Segment: ...
 
 
 class Processor(Protocol):
-    """The processor that delivery works on. read and write take linear addresses, as ring 0, and raise Fault."""
+    """The processor that delivery works on.
+
+    read and write take linear addresses, and raise Fault. They access memory as the processor does implicitly, and a
+    write with `user` as a program in ring 3.
+    """
 
     @property
     def state(self) -> State: ...
@@ -112,20 +120,20 @@ class Processor(Protocol):
     def flags(self) -> int: ...
 
     def read(self, address: int, length: int) -> bytes: ...
-    def write(self, address: int, data: bytes) -> None: ...
+    def write(self, address: int, data: bytes, *, user: bool = False) -> None: ...
     def set_cr2(self, address: int) -> None: ...
 
     def skip(self, length: int) -> None:
         """Moves IP forwards or backwards."""
 
-    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """Sets CS and IP to the handler's first instruction."""
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int, ss: Segment | None = None) -> None:
+        """Sets CS and IP to the handler's first instruction, and with an SS the stack, of another ring."""
 
 
 def deliver(cpu: Processor, event: Event) -> None:
     """Enters the guest's handler of an event. A fault on the way is delivered instead: 6.15, "Interrupt 8".
 
-    TripleFault where that leads nowhere; Unsupported for task gates, virtual-8086 mode and changes of ring.
+    TripleFault where that leads nowhere; Unsupported for task gates and virtual-8086 mode.
     """
     while True:
         try:
@@ -169,13 +177,17 @@ def _deliver_in_real_mode(cpu: Processor, event: Event) -> None:
     if at + 3 > table.limit:
         raise Fault(Vector.GP, 0)
     ip, selector = unpack("<HH", cpu.read(table.base + at, 4))
-    sp = _push(cpu, pack("<HHH", cpu.ip & 0xFFFF, cpu.state.cs.selector, cpu.flags & 0xFFFF), EXTERNAL, wide=False)
+    frame = pack("<HHH", cpu.ip & 0xFFFF, cpu.state.cs.selector, cpu.flags & 0xFFFF)
+    ss, sp = cpu.state.ss, cpu.state.sp
+    mask = 0xFFFF
+    at = _room(ss, sp, len(frame), Fault(Vector.SS, EXTERNAL), mask)
+    cpu.write(ss.base + at & 0xFFFF_FFFF, frame)
     cs = Segment(selector, selector << 4, 0xFFFF, REAL_MODE_SEGMENT)
-    cpu.enter(cs, ip, sp, cpu.flags & ~(IF | TF | RF | AC))
+    cpu.enter(cs, ip, sp & ~mask | at, cpu.flags & ~(IF | TF | RF | AC))
 
 
 def _deliver_in_protected_mode(cpu: Processor, event: Event) -> None:
-    """6.12.1, without a change of ring."""
+    """6.12.1."""
     external = _ext(event)
     low, high = unpack("<II", _gate(cpu, event, 8))
     kind = high >> 8 & 0x1F
@@ -189,12 +201,22 @@ def _deliver_in_protected_mode(cpu: Processor, event: Event) -> None:
     words = [cpu.ip, cpu.state.cs.selector, _flags_image(cpu, event)]
     if _pushes_error_code(event):
         words.insert(0, event.error_code)
+    ring, inner = cs.selector & 3, None
+    ss, sp = cpu.state.ss, cpu.state.sp
+    no_room = Fault(Vector.SS, external)
+    if ring < cpu.state.cpl:
+        words += sp, ss.selector
+        inner, sp = _inner_stack(cpu, ring, external)
+        ss = inner
+        no_room = Fault(Vector.SS, ss.selector & ~3 | external)
     frame = pack(f"<{len(words)}I", *words) if wide else pack(f"<{len(words)}H", *(word & 0xFFFF for word in words))
     ip = low & 0xFFFF | (high & 0xFFFF_0000 if wide else 0)
+    mask = 0xFFFF_FFFF if ss.access & BIG else 0xFFFF
+    at = _room(ss, sp, len(frame), no_room, mask)
     if ip > cs.limit:
         raise Fault(Vector.GP, external)
-    sp = _push(cpu, frame, external, wide=bool(cpu.state.ss.access & BIG))
-    cpu.enter(cs, ip, sp, _flags_inside(cpu, kind in (INTERRUPT_16, INTERRUPT_32)))
+    cpu.write(ss.base + at & 0xFFFF_FFFF, frame, user=ring == USER)
+    cpu.enter(cs, ip, sp & ~mask | at, _flags_inside(cpu, kind in (INTERRUPT_16, INTERRUPT_32)), inner)
 
 
 def _deliver_in_long_mode(cpu: Processor, event: Event) -> None:
@@ -208,17 +230,25 @@ def _deliver_in_long_mode(cpu: Processor, event: Event) -> None:
     cs = _handler_segment(cpu, low >> 16, external)
     if not cs.access & LONG or cs.access & BIG:
         raise Fault(Vector.GP, cs.selector & ~3 | external)
+    ring, ss = cs.selector & 3, None
     sp = cpu.state.sp
-    if stack := high & 7:
-        sp = _interrupt_stack(cpu, stack)
+    if ring < cpu.state.cpl:
+        sp = _stack_pointer(cpu, RSP0_AT + 8 * ring, external)
+        ss = Segment(ring, 0, 0, ring << DPL_SHIFT)  # the null selector, with the ring: 6.14.2
+    if number := high & 7:
+        sp = _stack_pointer(cpu, IST1_AT + 8 * (number - 1), external)
+    if not _is_canonical(sp):
+        raise Fault(Vector.SS, external)
     sp &= ~0xF
     words = [cpu.ip, cpu.state.cs.selector, _flags_image(cpu, event), cpu.state.sp, cpu.state.ss.selector]
     if _pushes_error_code(event):
         words.insert(0, event.error_code)
     sp -= 8 * len(words)
-    cpu.write(sp, pack(f"<{len(words)}Q", *words))
     ip = top << 32 | high & 0xFFFF_0000 | low & 0xFFFF
-    cpu.enter(cs, ip, sp, _flags_inside(cpu, kind == INTERRUPT_32))
+    if not _is_canonical(ip):
+        raise Fault(Vector.GP, external)
+    cpu.write(sp, pack(f"<{len(words)}Q", *words), user=ring == USER)
+    cpu.enter(cs, ip, sp, _flags_inside(cpu, kind == INTERRUPT_32), ss)
 
 
 def _gate(cpu: Processor, event: Event, size: int) -> bytes:
@@ -238,42 +268,71 @@ def _check_gate(cpu: Processor, event: Event, high: int) -> None:
 
 
 def _handler_segment(cpu: Processor, selector: int, external: int) -> Segment:
-    """The code segment that a gate names, which must be of this ring, or conform."""
+    """The code segment that a gate names. Its RPL is the handler's ring: an inner one, or this one if it conforms."""
     if not selector & ~3:
         raise Fault(Vector.GP, external)
-    table = cpu.state.ldtr if selector & 4 else cpu.state.gdtr
     error = selector & ~3 | external
-    at = selector & ~7
-    if at + 7 > table.limit:
-        raise Fault(Vector.GP, error)
-    low, high = unpack("<II", cpu.read(table.base + at, 8))
-    if ~high & (NOT_SYSTEM | CODE) or high >> DPL_SHIFT & 3 > cpu.state.cpl:
+    low, high = _descriptor(cpu, selector, Fault(Vector.GP, error))
+    ring = high >> DPL_SHIFT & 3
+    if ~high & (NOT_SYSTEM | CODE) or ring > cpu.state.cpl:
         raise Fault(Vector.GP, error)
     if not high & PRESENT:
         raise Fault(Vector.NP, error)
-    if not high & CONFORMING and high >> DPL_SHIFT & 3 < cpu.state.cpl:
-        raise Unsupported(f"an interrupt in ring {cpu.state.cpl}, whose handler is in ring {high >> DPL_SHIFT & 3}")
-    return Segment.of_descriptor(selector & ~3 | cpu.state.cpl, low, high)
+    if high & CONFORMING:
+        ring = cpu.state.cpl
+    return Segment.of_descriptor(selector & ~3 | ring, low, high)
 
 
-def _interrupt_stack(cpu: Processor, number: int) -> int:
-    """6.14.5: the stack pointer IST1 to IST7 of the 64-bit TSS (figure 8-11)."""
-    at = 0x24 + 8 * (number - 1)
-    if at + 7 > cpu.state.tr.limit:
-        raise Fault(Vector.TS, 0)
-    return int(unpack("<Q", cpu.read(cpu.state.tr.base + at, 8))[0])
+def _descriptor(cpu: Processor, selector: int, beyond: Fault) -> tuple[int, int]:
+    """A segment's descriptor in the GDT or LDT. Raises `beyond` where the table ends before it."""
+    table = cpu.state.ldtr if selector & 4 else cpu.state.gdtr
+    at = selector & ~7
+    if at + 7 > table.limit:
+        raise beyond
+    low, high = unpack("<II", cpu.read(table.base + at, 8))
+    return low, high
 
 
-def _push(cpu: Processor, frame: bytes, external: int, *, wide: bool) -> int:
-    """Pushes a frame on the stack of a 16- or 32-bit segment, and returns SP or ESP after it."""
-    mask = 0xFFFF_FFFF if wide else 0xFFFF
-    ss = cpu.state.ss
-    offset = (cpu.state.sp & mask or mask + 1) - len(frame)  # Below 0 the stack goes on at the segment's end.
+def _inner_stack(cpu: Processor, ring: int, external: int) -> tuple[Segment, int]:
+    """6.12.1 and 7.2.1: SS and ESP of an inner ring, from the TSS of 32 or 16 bits."""
+    tr = cpu.state.tr
+    wide = bool(tr.access & TSS_32)
+    at, size = (SS0_ESP0_AT + 8 * ring, 6) if wide else (SS0_SP0_AT + 4 * ring, 4)
+    if at + size - 1 > tr.limit:
+        raise Fault(Vector.TS, tr.selector & ~3 | external)
+    sp, selector = unpack("<IH" if wide else "<HH", cpu.read(tr.base + at, size))
+    if not selector & ~3:
+        raise Fault(Vector.TS, external)
+    error = selector & ~3 | external
+    invalid = Fault(Vector.TS, error)
+    low, high = _descriptor(cpu, selector, invalid)
+    is_stack = high & (NOT_SYSTEM | CODE | WRITABLE) == NOT_SYSTEM | WRITABLE
+    if not is_stack or selector & 3 != ring or high >> DPL_SHIFT & 3 != ring:
+        raise invalid
+    if not high & PRESENT:
+        raise Fault(Vector.SS, error)
+    return Segment.of_descriptor(selector, low, high), sp
+
+
+def _stack_pointer(cpu: Processor, at: int, external: int) -> int:
+    """RSP0 to RSP2 or IST1 to IST7 of the 64-bit TSS: figure 8-11."""
+    tr = cpu.state.tr
+    if at + 7 > tr.limit:
+        raise Fault(Vector.TS, tr.selector & ~3 | external)
+    return int(unpack("<Q", cpu.read(tr.base + at, 8))[0])
+
+
+def _room(ss: Segment, sp: int, size: int, fault: Fault, mask: int) -> int:
+    """The offset of a frame on a stack whose pointer has the bits of `mask`. Raises the fault where it has no room."""
+    offset = (sp & mask or mask + 1) - size  # Below 0 the stack goes on at the segment's end.
     # The limit of a segment that expands down is its lower end.
-    if offset < 0 or (not ss.access & EXPAND_DOWN and offset + len(frame) - 1 > ss.limit):
-        raise Fault(Vector.SS, external)
-    cpu.write(ss.base + offset & 0xFFFF_FFFF, frame)
-    return cpu.state.sp & ~mask | offset
+    if offset < 0 or (not ss.access & EXPAND_DOWN and offset + size - 1 > ss.limit):
+        raise fault
+    return offset
+
+
+def _is_canonical(address: int) -> bool:
+    return address >> 47 in (0, 0x1_FFFF)
 
 
 def _flags_image(cpu: Processor, event: Event) -> int:

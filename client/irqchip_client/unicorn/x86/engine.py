@@ -29,17 +29,20 @@ from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
-from .state import State, protected_mode, real_mode
-from .traps import Trap, Traps, decode, is_iret
+from .ports import IOPL_SHIFT, decode_port_access, may_access
+from .state import State, long_mode, protected_mode, real_mode
+from .traps import Trap, Traps, behind_prefixes, decode, is_iret
 
 RESET_SELECTOR, RESET_BASE, RESET_IP = 0xF000, 0xFFFF_0000, 0xFFF0
 MODEL = x86.UC_CPU_X86_HASWELL
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 CPUID_RESULTS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+CR4_TSD = 1 << 2
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # OSXSAVE in leaf 1's ECX
 
 LONGEST_INSTRUCTION = 15
+RDX = 2
 SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
 
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
@@ -78,8 +81,8 @@ class Engine:
         uc.hook_add(UC_HOOK_INTR, self._at_exception)
         uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
         self.breaker = Breaker(uc, native=native)
-        self._traps = Traps(uc, self._read_code, self._at_trap, self.breaker)
-        self._exit: Trapped | int | None = None  # int: an exception's vector.
+        self._traps = Traps(uc, self._read_code, self._restricts_ports, self._at_trap, self.breaker)
+        self._exit: Trapped | Event | int | None = None  # int: the vector of Unicorn's exception
         self._prefixed_int = 0, 0  # An address and a length: INT n with prefixes is about to be executed.
         self._ip = 0
         self._ip_register, self._flags = Register(uc, x86.UC_X86_REG_RIP), Register(uc, x86.UC_X86_REG_RFLAGS)
@@ -94,14 +97,15 @@ class Engine:
 
     def start(self, start: Start) -> None:
         """Before a guest's first instruction."""
-        if start.mode is StartMode.PROTECTED:
-            self._restore(protected_mode)
-            self._ip = start.entry
-        else:
+        if start.mode is StartMode.REAL:
             self.start_in_real_mode(start.entry >> 4 & 0xF000, start.entry & 0xFFFF)
+        else:
+            make = long_mode if start.mode is StartMode.LONG else protected_mode
+            self._restore(lambda: make(start))
+            self._ip = start.entry
         for register, value in (
             *((x86.UC_X86_REG_RAX, start.eax), (x86.UC_X86_REG_RBX, start.ebx)),
-            *((x86.UC_X86_REG_RDX, start.edx), (x86.UC_X86_REG_RSP, start.esp)),
+            *((x86.UC_X86_REG_RDX, start.edx), (x86.UC_X86_REG_RSI, start.esi), (x86.UC_X86_REG_RSP, start.esp)),
         ):
             self._uc.reg_write(register, value)
 
@@ -197,18 +201,42 @@ class Engine:
         uc.emu_stop()
         return True
 
+    def _restricts_ports(self) -> bool:
+        """Whether the program may use only those ports that the TSS says."""
+        return self.state.cpl > self.flags >> IOPL_SHIFT & 3
+
+    def _port_fault(self, code: bytes) -> Event | None:
+        """The exception of an instruction that may not access its port."""
+        prefixes, code = behind_prefixes(code, self.state.is_64bit)
+        access = decode_port_access(code, prefixes, wide=self.state.is_32bit)
+        if access is None:
+            return None
+        try:
+            port = self.register(RDX) & 0xFFFF if access.port is None else access.port
+            if may_access(self, port, access.size):
+                return None
+        except Fault as fault:
+            if fault.address is not None:
+                self.set_cr2(fault.address)
+            return Event(fault.vector, Origin.EXCEPTION, fault.error_code)
+        return Event(Vector.GP, Origin.EXCEPTION)
+
     def _at_trap(self, address: int, length: int) -> None:
         state = self.state
-        if state.cpl:
-            return  # It faults, except RDTSC.
-        decoded = decode(self._read_code(address, length), state.is_64bit)
+        code = self._read_code(address, length)
+        decoded = decode(code, state.is_64bit)
         if decoded is None:
+            if self._restricts_ports() and (event := self._port_fault(code)) is not None:
+                self._exit = event
+                self._uc.emu_stop()
             return
         trap, register = decoded
-        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
-            return
         if trap is Trap.INT:
             self._prefixed_int = address, length
+            return
+        if state.cpl and (trap is not Trap.RDTSC or state.cr4 & CR4_TSD):
+            return  # It faults.
+        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
             return
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()
@@ -263,9 +291,11 @@ class Engine:
         self._uc.reg_write(x86.UC_X86_REG_CR2, address)
         self._state = None
 
-    def enter(self, cs: Segment, ip: int, sp: int, flags: int) -> None:
-        """Sets CS and IP: the next instruction."""
+    def enter(self, cs: Segment, ip: int, sp: int, flags: int, ss: Segment | None = None) -> None:
+        """Sets CS and IP: the next instruction. With an SS, its ring is that of CS."""
         state = self.state
+        if ss is not None:
+            state.load_ss(ss)
         state.load_cs(cs, flags)
         state.sp = sp
         self._uc.context_restore(state.context)
@@ -277,10 +307,10 @@ class Engine:
         """Reads a linear address. Fault where a page is not present."""
         return b"".join(self._memory.read(at, size) for at, size in self._pieces(address, length, write=False))
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: bytes, *, user: bool = False) -> None:
         """Writes to a linear address: all bytes, or Fault."""
         done = 0
-        for at, size in self._pieces(address, len(data), write=True):
+        for at, size in self._pieces(address, len(data), write=True, user=user):
             self._uc.mem_write(at, data[done : done + size])
             done += size
 
@@ -291,15 +321,15 @@ class Engine:
         self._stale = True
         self.breaker.stop()
 
-    def _pieces(self, address: int, length: int, *, write: bool) -> list[tuple[int, int]]:
+    def _pieces(self, address: int, length: int, *, write: bool, user: bool = False) -> list[tuple[int, int]]:
         """The physical addresses and lengths of a linear range."""
         state = self.state
         paging = Paging(state.cr0, state.cr3, state.cr4, state.long_mode)
         pieces = []
         while length:
             size = min(length, PAGE - address % PAGE)
-            physical = paging.translate(self, address, write)
-            if physical + size > self._memory.size:
+            physical = paging.translate(self, address, write, user)
+            if physical + size > self._memory.size and (write or self._memory.rom_at(physical, size) is None):
                 raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, where there is no RAM")
             pieces.append((physical, size))
             address += size
@@ -308,12 +338,13 @@ class Engine:
 
     def read_entry(self, address: int, size: int) -> int:
         """For paging.Tables. Where there is no RAM, nothing is present."""
-        if address + size > self._memory.size:
+        if address + size > self._memory.size and self._memory.rom_at(address, size) is None:
             return 0
         return int.from_bytes(self._memory.read(address, size), "little")
 
     def write_entry(self, address: int, value: int, size: int) -> None:
-        self._uc.mem_write(address, value.to_bytes(size, "little"))
+        if address + size <= self._memory.size:
+            self._uc.mem_write(address, value.to_bytes(size, "little"))
 
     def _read_code(self, address: int, length: int) -> bytes:
         """As many bytes of code as are mapped to RAM."""

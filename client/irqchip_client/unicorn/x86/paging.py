@@ -1,4 +1,4 @@
-"""Linear addresses to physical ones, as the SDM vol. 3 chapter 4 has it: 32-bit, PAE and 4-level paging, supervisor."""
+"""Linear addresses to physical ones, as the SDM vol. 3 chapter 4 has it: 32-bit, PAE and 4-level paging."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .exceptions import Fault, Vector
 CR0_WP, CR0_PG = 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
 
-PRESENT, WRITABLE, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
+PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 ADDRESS = 0x000F_FFFF_FFFF_F000
-ERROR_PRESENT, ERROR_WRITE = 1, 2  # Figure 4-12
+ERROR_PRESENT, ERROR_WRITE, ERROR_USER = 1, 2, 4  # Figure 4-12
 
 
 class Tables(Protocol):
@@ -31,35 +31,41 @@ class Paging:
     cr4: int
     long_mode: bool
 
-    def translate(self, tables: Tables, linear: int, write: bool) -> int:
-        """The physical address of a byte that ring 0 accesses. Sets accessed and dirty bits. Fault: #PF, #GP."""
+    def translate(self, tables: Tables, linear: int, write: bool, user: bool = False) -> int:
+        """The physical address of a byte that ring 0 accesses, or a program in ring 3.
+
+        Sets accessed and dirty bits. Fault: #PF, #GP.
+        """
         if not self.cr0 & CR0_PG:
             return linear & 0xFFFF_FFFF
+        error = ERROR_WRITE * write | ERROR_USER * user
         if self.long_mode:
             if (linear >> 47) not in (0, 0x1FFFF):
                 raise Fault(Vector.GP, 0)  # Not canonical.
-            return self._walk(tables, linear, write, self.cr3 & ADDRESS, (39, 30, 21, 12), 9, 8)
+            return self._walk(tables, linear, error, self.cr3 & ADDRESS, (39, 30, 21, 12), 9, 8)
         linear &= 0xFFFF_FFFF
         if self.cr4 & CR4_PAE:
             entry = tables.read_entry((self.cr3 & ~0x1F) + (linear >> 30) * 8, 8)
             if not entry & PRESENT:
-                raise Fault(Vector.PF, ERROR_WRITE * write, linear)
-            return self._walk(tables, linear, write, entry & ADDRESS, (21, 12), 9, 8)
-        return self._walk(tables, linear, write, self.cr3 & ~0xFFF, (22, 12), 10, 4)
+                raise Fault(Vector.PF, error, linear)
+            return self._walk(tables, linear, error, entry & ADDRESS, (21, 12), 9, 8)
+        return self._walk(tables, linear, error, self.cr3 & ~0xFFF, (22, 12), 10, 4)
 
     def _walk(
-        self, tables: Tables, linear: int, write: bool, table: int, shifts: tuple[int, ...], bits: int, size: int
+        self, tables: Tables, linear: int, error: int, table: int, shifts: tuple[int, ...], bits: int, size: int
     ) -> int:
-        writable = True
+        """The physical address. `error` says what accesses, as in a page fault's error code."""
+        write, user = error & ERROR_WRITE, error & ERROR_USER
+        allowed = WRITABLE | USER
         for shift in shifts:
             at = table + (linear >> shift & (1 << bits) - 1) * size
             entry = tables.read_entry(at, size)
             if not entry & PRESENT:
-                raise Fault(Vector.PF, ERROR_WRITE * write, linear)
-            writable = writable and bool(entry & WRITABLE)
+                raise Fault(Vector.PF, error, linear)
+            allowed &= entry
             is_page = shift == 12 or (bool(entry & LARGE) and shift != 39 and (size == 8 or bool(self.cr4 & CR4_PSE)))
-            if is_page and write and not writable and self.cr0 & CR0_WP:
-                raise Fault(Vector.PF, ERROR_PRESENT | ERROR_WRITE, linear)
+            if is_page and self._refuses(allowed, write, user):
+                raise Fault(Vector.PF, ERROR_PRESENT | error, linear)
             used = entry | ACCESSED | (DIRTY if is_page and write else 0)
             if used != entry:
                 tables.write_entry(at, used, size)
@@ -70,3 +76,9 @@ class Paging:
                 return entry & ADDRESS & ~offset | linear & offset
             table = entry & (ADDRESS if size == 8 else 0xFFFF_F000)
         raise AssertionError("the last level has pages")
+
+    def _refuses(self, allowed: int, write: int, user: int) -> bool:
+        """4.6.1: whether the entries' rights forbid the access."""
+        if user and not allowed & USER:
+            return True
+        return bool(write and not allowed & WRITABLE and (user or self.cr0 & CR0_WP))

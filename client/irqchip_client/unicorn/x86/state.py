@@ -23,6 +23,8 @@ from unicorn import x86_const
 from unicorn.unicorn_const import UC_ARCH_X86, UC_HOOK_BLOCK, UC_HOOK_INTR, UC_MODE_16, UC_MODE_32
 from unicorn.unicorn_py3.unicorn import Uc, UcContext
 
+from irqchip_client.vmm.start import CODE_64, FLAT_CODE, FLAT_DATA, Start, StartMode
+
 from .delivery import BIG, CR0_PE, LONG, VM, Segment, Table
 
 # QEMU's hflags.
@@ -35,9 +37,24 @@ BASE = 8  # Its offset in a segment.
 
 MARK = 0x1230  # A value that occurs nowhere else.
 
-FLAT_CODE, FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
-CODE_SELECTOR, DATA_SELECTOR = 8, 16
 MXCSR, FPCW = 0x1F80, 0x37F  # After RESET, FNINIT
+GDT_LIMIT = 31
+
+# The change to 64-bit mode, in an emulator of its own: its code at CHANGE, up to LANDING.
+CHANGE, LANDING, PAGE_TABLES = 0x800, 0xC00, 0x1000
+ENTER_LONG_MODE = bytes.fromhex(
+    "b820000000"  # mov eax, 0x20
+    "0f22e0"  # mov cr4, eax: PAE
+    "b800100000"  # mov eax, PAGE_TABLES
+    "0f22d8"  # mov cr3, eax
+    "b9800000c0"  # mov ecx, 0xc0000080: EFER
+    "0f32"  # rdmsr
+    "80cc01"  # or ah, 1: LME
+    "0f30"  # wrmsr
+    "0f20c0"  # mov eax, cr0
+    "0d00000080"  # or eax, 0x80000000: PG
+    "0f22c0"  # mov cr0, eax
+)
 
 
 class _Segment(ctypes.Structure):
@@ -114,6 +131,11 @@ class State:
         return bool(self._hflags.value & CS64)
 
     @property
+    def is_32bit(self) -> bool:
+        """Whether operands have 32 bits by default."""
+        return bool(self._hflags.value & (CS32 | CS64))
+
+    @property
     def is_shadowed(self) -> bool:
         """STI, MOV SS or POP SS came just before."""
         return bool(self._hflags.value & INHIBIT_IRQ)
@@ -158,8 +180,13 @@ class State:
         return Table(self._ldtr.base, self._ldtr.limit)
 
     @property
-    def tr(self) -> Table:
-        return Table(self._tr.base, self._tr.limit)
+    def tr(self) -> Segment:
+        return _read_segment(self._tr)
+
+    def load_ss(self, ss: Segment) -> None:
+        """Loads SS, and with it the ring. load_cs() comes next. QEMU: cpu.h cpu_x86_load_seg_cache."""
+        self._segments[SS] = _Segment(ss.selector, ss.base, ss.limit, ss.access)
+        self._hflags.value = self._hflags.value & ~CPL | ss.dpl
 
     def load_cs(self, cs: Segment, flags: int) -> None:
         """Loads CS as a far jump does, and ends the shadow of STI. QEMU: cpu.h cpu_x86_load_seg_cache."""
@@ -194,18 +221,46 @@ def real_mode(selector: int) -> UcContext:
     return _initial(uc)
 
 
-def protected_mode() -> UcContext:
-    """The state of a processor in 32-bit protected mode, flat, without paging; GDTR and IDTR are empty."""
-    uc = Uc(UC_ARCH_X86, UC_MODE_32)
-    uc.mem_map(0, 0x1000)
-    uc.mem_write(0, pack("<3Q", 0, FLAT_CODE, FLAT_DATA))
-    uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, 0, 23, 0))
-    uc.reg_write(x86_const.UC_X86_REG_CS, CODE_SELECTOR)
-    for register in ("DS", "ES", "FS", "GS", "SS"):
-        uc.reg_write(getattr(x86_const, f"UC_X86_REG_{register}"), DATA_SELECTOR)
-    uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, 0, 0, 0))
-    uc.reg_write(x86_const.UC_X86_REG_CR4, 0)
+def protected_mode(start: Start) -> UcContext:
+    """The state of a processor in 32-bit protected mode, flat, without paging; IDTR is empty."""
+    uc = _flat(start)
+    uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, start.gdt, GDT_LIMIT if start.gdt else 0, 0))
     return _initial(uc)
+
+
+def long_mode(start: Start) -> UcContext:
+    """The state of a processor in 64-bit mode, flat, with paging; IDTR is empty.
+
+    Unicorn's registers can't be set to this: a processor has executed the change of modes.
+    """
+    uc = _flat(start)
+    code, _ = start.selectors
+    far_jump = b"\xea" + pack("<IH", LANDING, code)
+    uc.mem_write(CHANGE, ENTER_LONG_MODE + far_jump)
+    uc.mem_write(code, pack("<Q", CODE_64))
+    uc.mem_write(PAGE_TABLES, pack("<Q", PAGE_TABLES + 0x1000 | 3))
+    uc.mem_write(PAGE_TABLES + 0x1000, pack("<Q", PAGE_TABLES + 0x2000 | 3))
+    uc.mem_write(PAGE_TABLES + 0x2000, pack("<Q", 0x83))
+    uc.emu_start(CHANGE, LANDING)
+    for name in ("RAX", "RCX", "RDX"):
+        uc.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), 0)
+    uc.reg_write(x86_const.UC_X86_REG_CR3, start.cr3)
+    uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, start.gdt, GDT_LIMIT, 0))
+    return _initial(uc)
+
+
+def _flat(start: Start) -> Uc:
+    """An emulator in 32-bit protected mode."""
+    uc = Uc(UC_ARCH_X86, UC_MODE_32)
+    uc.mem_map(0, PAGE_TABLES + 0x3000)
+    code, data = start.selectors
+    uc.mem_write(code, pack("<2Q", FLAT_CODE, FLAT_DATA))
+    uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, 0, GDT_LIMIT, 0))
+    uc.reg_write(x86_const.UC_X86_REG_CS, code)
+    for register in ("DS", "ES", "FS", "GS", "SS"):
+        uc.reg_write(getattr(x86_const, f"UC_X86_REG_{register}"), data)
+    uc.reg_write(x86_const.UC_X86_REG_CR4, 0)
+    return uc
 
 
 def _initial(uc: Uc) -> UcContext:
@@ -224,7 +279,7 @@ def find_layout() -> Layout:
     uc.ctl_set_exits([])
     uc.hook_add(UC_HOOK_INTR, lambda uc, *_: uc.emu_stop())
     uc.hook_add(UC_HOOK_BLOCK, lambda uc, address, *_: uc.emu_stop() if address else None)
-    initial = protected_mode()
+    initial = protected_mode(Start(StartMode.PROTECTED, 0))
 
     def execute(code: str) -> list[tuple[int, int]]:
         """The words of contexts before and after."""

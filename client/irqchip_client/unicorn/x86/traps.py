@@ -1,6 +1,7 @@
 """Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8.
 
-And INT n, INT3 and INTO with prefixes: of them Unicorn does not say where they begin.
+And INT n, INT3 and INTO with prefixes: of them Unicorn does not say where they begin. And IN, OUT, INS and OUTS of a
+program that may not use all ports: Unicorn does not check them.
 
 Each block of guest code is searched for them once, when Unicorn has translated it and before it executes it. Where one
 may begin, the block is discarded, a code hook is set on that very address, and the block is translated again with it.
@@ -24,6 +25,9 @@ _OPCODES = re.compile(
     b"(?=[%(prefixes)b]{0,14}%(rex)b?(?:\xf4|\x0f[\x30\x31\x32])"
     b"|(?:[%(prefixes)b]{1,14}%(rex)b?|%(rex)b)[\xcc-\xce]"
     b"|[%(prefixes)b]{0,14}[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])" % {b"prefixes": _PREFIXES, b"rex": _REX}
+)
+_PORT_OPCODES = re.compile(
+    b"(?=[%(prefixes)b]{0,14}%(rex)b?[\xe4-\xe7\xec-\xef\x6c-\x6f])" % {b"prefixes": _PREFIXES, b"rex": _REX}
 )
 _MOV_CR8_BYTES = 4
 
@@ -65,6 +69,12 @@ def decode(code: bytes, is_64bit: bool) -> tuple[Trap, int] | None:
     return None if trap is None else (trap, 0)
 
 
+def behind_prefixes(code: bytes, is_64bit: bool) -> tuple[bytes, bytes]:
+    """An instruction's prefixes without REX, and the rest behind REX."""
+    rest = code.lstrip(_PREFIXES)
+    return code[: len(code) - len(rest)], _opcode(rest, is_64bit)
+
+
 def is_iret(code: bytes, is_64bit: bool) -> bool:
     """Whether some code begins with IRET."""
     return _opcode(code.lstrip(_PREFIXES), is_64bit).startswith(b"\xcf")
@@ -79,14 +89,21 @@ class Traps:
     """The traps of one emulator.
 
     read    reads guest code at a linear address, as much of it as can be read
+    ports   whether programs of this ring may not use all ports
     reached is called before an instruction that may be a trap, with its address and its length
     """
 
     def __init__(
-        self, uc: Uc, read: Callable[[int, int], bytes], reached: Callable[[int, int], None], breaker: Breaker
+        self,
+        uc: Uc,
+        read: Callable[[int, int], bytes],
+        ports: Callable[[], bool],
+        reached: Callable[[int, int], None],
+        breaker: Breaker,
     ) -> None:
         self._uc = uc
         self._read = read
+        self._ports = ports
         self._reached = reached
         self._breaker = breaker
         self._hooked: set[int] = set()
@@ -110,7 +127,10 @@ class Traps:
 
     def search(self, block: int, length: int) -> None:
         """Looks for traps in a block. Call hook() before the block executes."""
-        found = [block + match.start() for match in _OPCODES.finditer(self._read(block, length))]
+        code = self._read(block, length)
+        found = [block + match.start() for match in _OPCODES.finditer(code)]
+        if self._ports():
+            found += [block + match.start() for match in _PORT_OPCODES.finditer(code)]
         self._new += [(block, address) for address in found if address not in self._hooked]
 
     def _at_new_block(self, uc: Uc, block: Any, _previous: Any, _data: object) -> None:

@@ -5,6 +5,7 @@ import { duration, h, hex, row, table } from "./dom.js";
 const MOST = 100;
 
 export function eventPanel(events, fields, current, choose) {
+  if (!events.length) return h("p", { class: "off" }, "Nothing has happened since somebody looks.");
   const at = current === null ? events.length - 1 : current;
   const from = Math.max(0, Math.min(at - MOST / 2, events.length - MOST));
   const shown = events.slice(from, from + MOST);

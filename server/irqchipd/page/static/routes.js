@@ -32,7 +32,7 @@ export function drawRoutes(paths, count, heads = ["GSI", "Pin", "Vector", "vCPU"
   columns.forEach((column, at) => column.forEach((place, word) =>
     picture.append(svg("g", { class: lit[at].has(word) ? "on" : "" }, svg("text", { x: X[at], y: y(place) + 4 }, word)))));
   const hidden = count - shown.length;
-  return [picture, hidden ? h("p", { class: "help" }, `${hidden} routes that end at masked pins, or have no room here, are not drawn.`) : null];
+  return [h("div", { class: "tall", tabindex: 0, role: "region", "aria-label": "Drawing of the routes" }, picture), hidden ? h("p", { class: "help" }, `${hidden} routes that end at masked pins, or have no room here, are not drawn.`) : null];
 }
 
 function place(words) {

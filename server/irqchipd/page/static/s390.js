@@ -46,9 +46,11 @@ function cpu(vcpu) {
 }
 
 function adapters(parts) {
+  const rows = parts.adapters.map((one) => row([String(one.id), String(one.isc), one.maskable ? (one.masked ? "masked" : "open") : "not maskable"]));
+  const routes = parts.routes.shown.map((route) => row([String(route.gsi), String(route.adapter), String(route.bit)]));
   return [
-    table(["Adapter", "Subclass", "Mask"], parts.adapters.map((one) => row([String(one.id), String(one.isc), one.maskable ? (one.masked ? "masked" : "open") : "not maskable"]))),
+    rows.length ? table(["Adapter", "Subclass", "Mask"], rows) : h("p", { class: "off" }, "No adapter is registered."),
     h("h3", {}, "Routes"),
-    table(["GSI", "Adapter", "Indicator bit"], parts.routes.shown.map((route) => row([String(route.gsi), String(route.adapter), String(route.bit)]))),
+    routes.length ? table(["GSI", "Adapter", "Indicator bit"], routes) : h("p", { class: "off" }, "No GSI leads to an adapter."),
   ];
 }

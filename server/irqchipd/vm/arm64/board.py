@@ -400,7 +400,7 @@ class Arm64Board(Board):
     def _set_line(self, interrupt: Interrupt, level: bool, owner: int = NO_OWNER) -> None:
         assert self.gic is not None
         if self.observer is not None:
-            cpu = interrupt.target if interrupt.intid < PRIVATE else 0
+            cpu = self.cpus[interrupt.target].id if interrupt.intid < PRIVATE else 0
             self.observer.vgic_update_irq_pending(cpu, interrupt.intid, level)
             if level and interrupt.owner == owner:
                 there = interrupt.line if interrupt.level else interrupt.pending_latch

@@ -10,7 +10,6 @@ from irqchipd.chips.s390.flic import Flic, SavedFlic
 from irqchipd.chips.s390.irq import Kind
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board
-from irqchipd.vm.bus import IoBus
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.notices import Notices
 from irqchipd.vm.regions import Access, RegionDevice
@@ -22,7 +21,7 @@ class S390Board(Board):
     """A FLIC and vCPUs. It is the FLIC's wires."""
 
     def __init__(self, agenda: Agenda) -> None:
-        super().__init__(agenda, memory=IoBus())
+        super().__init__(agenda, has_indicators=True)
         self.flic = Flic(self)
         self.has_irqchip = True  # KVM: arch/s390/kvm/irq.h irqchip_in_kernel
         # KVM takes irqfds that resample, and no interrupt's end is known: they never do. An adapter's are edges.

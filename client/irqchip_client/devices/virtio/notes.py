@@ -1,0 +1,57 @@
+"""What a device's next process needs to know, in memory that outlives the process."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import Any, Final
+
+HEAD: Final = struct.Struct("<3I")  # how many were written before, bytes, their CRC
+
+
+class Notes:
+    """The newest of the states that were written. It is whole, even if the process was killed while it wrote."""
+
+    def __init__(self, memory: memoryview) -> None:
+        half = len(memory) // 2
+        self._halves = (memory[:half], memory[half:])
+
+    def read(self) -> Any:
+        """The newest state, as plain data; None if there is none."""
+        written = [found for found in map(_content, self._halves) if found is not None]
+        if not written:
+            return None
+        return max(written, key=lambda found: found[0])[1]
+
+    def write(self, state: Any) -> None:
+        """Writes a state. ValueError if it is too long."""
+        data = json.dumps(state, separators=(",", ":")).encode()
+        numbers = [found[0] if (found := _content(half)) is not None else 0 for half in self._halves]
+        number = max(numbers) + 1
+        half = self._halves[number % 2]
+        if HEAD.size + len(data) > len(half):
+            raise ValueError(f"a state of {len(data)} bytes, and there is room for {len(half) - HEAD.size}")
+        half[HEAD.size : HEAD.size + len(data)] = data
+        half[: HEAD.size] = HEAD.pack(number, len(data), _check(number, data))
+
+    def erase(self) -> None:
+        """Forgets all states."""
+        for half in self._halves:
+            half[: HEAD.size] = bytes(HEAD.size)
+
+
+def _content(half: memoryview) -> tuple[int, Any] | None:
+    """The number of a state, and the state; None if there is none, or only a part of it."""
+    number, length, check = HEAD.unpack_from(half)
+    data = bytes(half[HEAD.size : HEAD.size + length])
+    if not number or len(data) != length or check != _check(number, data):
+        return None
+    try:
+        return number, json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check(number: int, data: bytes) -> int:
+    return zlib.crc32(data, number)

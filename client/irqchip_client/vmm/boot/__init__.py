@@ -1,0 +1,1 @@
+"""Boot images of a PC: a file for each format."""

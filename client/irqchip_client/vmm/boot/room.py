@@ -1,0 +1,72 @@
+"""The RAM of a PC that is free for what a loader places: a kernel's initrd, its command line, page tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from irqchip_client.vmm.memory import PAGE, GuestMemory
+from irqchip_client.vmm.pc.memory_map import Kind, memory_map
+
+from .segments import Segment, bad_image, load_segments
+
+# Boot information goes here, or behind it. Below are the vectors and the data of a BIOS, and kernels' code for SIPIs.
+INFORMATION: Final = 0x9000
+
+
+class Room:
+    """The free ranges: at first all RAM of the machine's memory map."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._ram = [(each.start, each.end) for each in memory_map(memory.size) if each.kind is Kind.RAM]
+        self._free = self._ram
+
+    def load(self, segments: Sequence[Segment], entry: int) -> None:
+        """Loads an image where it chooses. InvalidArgument where there is no RAM for it, or where it has no entry."""
+        for segment in segments:
+            if not any(start <= segment.address and segment.end <= end for start, end in self._ram):
+                if segment.end > self._memory.size:
+                    raise bad_image(
+                        f"it needs memory up to {segment.end:#x}, and the machine has {self._memory.size:#x} bytes; "
+                        "give the machine more (--memory)"
+                    )
+                raise bad_image(
+                    f"a part of it belongs at {segment.address:#x} to {segment.end:#x}, and a PC's RAM for kernels is "
+                    + " and ".join(f"{start:#x} to {end:#x}" for start, end in self._ram)
+                )
+        if not any(segment.address <= entry < segment.end for segment in segments):
+            raise bad_image(f"its entry {entry:#x} is in no part of it")
+        load_segments(self._memory, segments)
+        for segment in segments:
+            self._remove(segment.address, segment.end)
+
+    def lowest(self, what: str, size: int, *, above: int = INFORMATION, alignment: int = PAGE) -> int:
+        """Takes the lowest place from `above` on. InvalidArgument where there is none."""
+        for start, end in self._free:
+            place = -(-max(start, above) // alignment) * alignment
+            if place + size <= end:
+                self._remove(place, place + size)
+                return place
+        raise self._full(what, size)
+
+    def highest(self, what: str, size: int, *, below: int) -> int:
+        """Takes the highest place at the beginning of a page, that ends at `below` or before."""
+        for start, end in reversed(self._free):
+            place = (min(end, below) - size) // PAGE * PAGE
+            if place >= start:
+                self._remove(place, place + size)
+                return place
+        raise self._full(what, size)
+
+    def _remove(self, start: int, end: int) -> None:
+        pieces = []
+        for first, last in self._free:
+            pieces += [(first, min(last, start)), (max(first, end), last)]
+        self._free = [(first, last) for first, last in pieces if first < last]
+
+    def _full(self, what: str, size: int) -> Exception:
+        return bad_image(
+            f"the machine's {self._memory.size:#x} bytes of memory have no room for {what} of {size:#x} bytes; "
+            "give the machine more (--memory)"
+        )
