@@ -25,7 +25,7 @@ from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
-from bench.watching import FIGURES, unobserved, watched
+from bench.watching import FIGURES, metered, unobserved, watched
 from bench.workers import (
     ANSWERED_PORT,
     BATCH,
@@ -460,6 +460,7 @@ MEASURES = (
     replayed,
     watched,
     unobserved,
+    metered,
     in_the_kernel,
 )
 

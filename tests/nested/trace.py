@@ -172,13 +172,10 @@ class OnDaemon:
         self._vm.create_vcpu(vcpu).set_mp_state(MpState.RUNNABLE)
 
     def irq_line(self, gsi: int, level: int) -> None:
-        line = self._vm.line(gsi)  # of no Session: its source is 0, as the kernel's is
-        if level:
-            line.raise_()
-        else:
-            line.lower()
+        self._vm._call(ops.irq_line(gsi, bool(level)))  # of no Session: its source is 0, as the kernel's is
 
-    irq_line_without_status = irq_line
+    def irq_line_without_status(self, gsi: int, level: int) -> None:
+        self._vm._call(ops.irq_line(gsi, bool(level), without_status=True))
 
     def take(self, vcpu: int) -> None:
         """As KernelMachine's guest does."""

@@ -10,7 +10,7 @@ from irqchipd.edge.trace_codec import Event, TraceEncoder
 from irqchipd.edge.trace_filter import Filter
 from irqchipd.vm.board import Probes
 
-BATCH: Final = 256  # events and probes in a batch: encoding them takes less than a piece of other work
+BATCH: Final = 1024  # events and probes in a batch: encoding them takes less than a piece of other work
 # A Watch gets at most a ring of events in this time, nanoseconds. Otherwise a VM with more events than that would spend
 # its time on the Watch.
 RING_NS: Final = 10_000_000
