@@ -19,12 +19,14 @@ from pathlib import Path
 
 import grpc
 
+from bench import virtio
 from bench.builds import CORE, Build, measure_in, write_measured
 from bench.measure import Figure, Series, Work, round_robin
 from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
+from bench.virtio import by_virtio
 from bench.watching import FIGURES, metered, unobserved, watched
 from bench.workers import (
     ANSWERED_PORT,
@@ -108,6 +110,7 @@ ORDER = (
     "from the assert in a device process to the end of Halt in an embedded daemon / bare ping-pong, both polling",
     "in-process replay of golden traces, pure / compiled",
     *FIGURES,
+    *virtio.FIGURES,
 )
 REPLAYED = "an operation of the golden traces, in this process"
 
@@ -461,6 +464,7 @@ MEASURES = (
     watched,
     unobserved,
     metered,
+    by_virtio,
     in_the_kernel,
 )
 

@@ -27,7 +27,7 @@ def memory() -> Iterator[GuestMemory]:
 
 @pytest.fixture
 def bench(memory: GuestMemory) -> Bench:
-    return Bench(FwCfg(2, 1 << 30, {"opt/b": FILE, "etc/a": b"a"}, memory=memory))
+    return Bench(FwCfg(2, 1 << 30, {"opt/b": FILE, "etc/a": b"a"}, dma=True), ram=memory)
 
 
 def read(bench: Bench, item: int, length: int) -> bytes:
@@ -91,7 +91,7 @@ def test_more_files_than_there_are_items_are_refused() -> None:
 # DMA.
 
 
-def test_only_a_device_with_memory_has_dma(bench: Bench) -> None:
+def test_only_a_device_with_dma_uses_memory(bench: Bench) -> None:
     assert read(bench, 1, 4) == b"\3\0\0\0"
     assert bench.read(ADDRESS, 4).to_bytes(4, "little") + bench.read(ADDRESS + 4, 4).to_bytes(4, "little") == (
         b"QEMU CFG"
@@ -99,6 +99,7 @@ def test_only_a_device_with_memory_has_dma(bench: Bench) -> None:
     without = Bench(FwCfg(1, 0))
     assert read(without, 1, 4) == b"\1\0\0\0"
     assert [region.start for region in without.device.regions] == [SELECTOR]
+    assert (bench.device.USES_MEMORY, without.device.USES_MEMORY) == (True, False)
 
 
 def test_dma_selects_and_reads(bench: Bench, memory: GuestMemory) -> None:
@@ -150,7 +151,7 @@ def test_a_transfer_far_behind_the_end_is_an_error_and_writes_nothing(bench: Ben
 def test_a_command_in_rom_leaves_it_as_it_is(memory: GuestMemory) -> None:
     rom = COMMAND.pack(select(0) | READ, 4, TO).ljust(0x1000, b"\0")
     memory.add_rom(0xFFFF_F000, rom)
-    bench = Bench(FwCfg(1, 0, memory=memory))
+    bench = Bench(FwCfg(1, 0, dma=True), ram=memory)
     bench.write(ADDRESS + 4, 0x00F0_FFFF, 4)
     assert memory.read(TO, 4) == b"QEMU"
     assert memory.read(0xFFFF_F000, 0x1000) == rom

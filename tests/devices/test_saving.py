@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from tests.devices.bench import Bench
 Step = tuple[str, int, int, int]
 KEY_NAMES = sorted(KEYS)
 WALL = 1_800_000_000.25
+MEMORY = GuestMemory(0x1000)  # which no device leaves other than as zeros
 
 
 class Model:
@@ -34,6 +36,8 @@ class Model:
         self.now = now
         self.bench: Bench | None = None
         self.device = self.make(kind, image)
+        if isinstance(self.device, BlockDevice | Ide):
+            weakref.finalize(self, self.device.close)  # else examples have more files open than select() can wait for
         if saved is not None:
             self.device.restore(saved)
 
@@ -56,7 +60,7 @@ class Model:
             case "exit":
                 return DebugExit(lambda _: None)
             case "fw_cfg":
-                return FwCfg(2, 1 << 20, {"opt/x": b"abc"}, memory=GuestMemory(0x1000))
+                return FwCfg(2, 1 << 20, {"opt/x": b"abc"}, dma=True)
             case _:
                 return LinePorts()
 
@@ -65,7 +69,7 @@ class Model:
         return self.takes
 
     def run(self) -> Model:
-        self.bench = Bench(self.device, now=self.now)
+        self.bench = Bench(self.device, now=self.now, ram=MEMORY)
         return self
 
     def step(self, step: Step) -> object:

@@ -214,7 +214,7 @@ class Device:
     STATE_VERSION  the version of STATE; restore() refuses the state of another version
     """
 
-    USES_MEMORY: ClassVar[bool] = False
+    USES_MEMORY: bool = False
     STATE: ClassVar[Fields] = {}
     STATE_VERSION: ClassVar[int] = 1
 

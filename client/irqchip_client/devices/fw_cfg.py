@@ -11,11 +11,12 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from irqchip_client._errors import InvalidArgument
 
 from .device import Device
+from .ram import Ram
 from .saving import Fields, Number
 
 SELECTOR, DATA = 0x510, 0x511  # the selector has 16 bits, and the data port, 8, lies within them
@@ -39,19 +40,12 @@ NAME_LENGTH, LARGEST_FILE = 55, 0xFFFF_FFFF
 MOST_ZEROS = 1 << 20  # bytes
 
 
-class Memory(Protocol):
-    """A guest's memory, for a device that reads and writes it. InvalidArgument where there is none."""
-
-    def read(self, address: int, length: int) -> bytes: ...
-    def write(self, address: int, data: bytes) -> None: ...
-
-
 class FwCfg(Device):
     """fw_cfg. The guest selects an item, and reads its bytes one by one, or by DMA.
 
     cpus, memory_size  the number of CPUs, and the size of the guest's RAM
     files              the content of each file, by name: up to 55 ASCII characters; guests can't write files
-    memory             the guest's memory; without it the device has no DMA interface
+    dma                whether the guest can have items copied into its memory, which the device's host then needs
 
     InvalidArgument for a name or number of files that fw_cfg can't have.
     """
@@ -69,14 +63,14 @@ class FwCfg(Device):
         memory_size: int,
         files: Mapping[str, bytes] = MappingProxyType({}),
         *,
-        memory: Memory | None = None,
+        dma: bool = False,
     ) -> None:
         super().__init__("fw_cfg")
-        self._memory = memory
+        self.USES_MEMORY = dma
         # The content of each item, by number.
         self.items = {
             SIGNATURE: b"QEMU",
-            ID: struct.pack("<I", TRADITIONAL if memory is None else TRADITIONAL | DMA),
+            ID: struct.pack("<I", TRADITIONAL | (DMA if dma else 0)),
             RAM_SIZE: struct.pack("<Q", memory_size),
             NO_GRAPHICS: struct.pack("<H", 1),  # so firmware's console is the serial port
             CPUS: struct.pack("<H", cpus),
@@ -89,7 +83,7 @@ class FwCfg(Device):
         self._position = 0
         self._address = 0  # the upper half of a command's address
         self.pio(SELECTOR, 2, self.read, self.write, width=2)
-        if memory is not None:
+        if dma:
             self.pio(ADDRESS, 8, self._read_signature, self._write_address, width=4)
 
     def add_files(self, files: Mapping[str, bytes]) -> None:
@@ -143,8 +137,7 @@ class FwCfg(Device):
 
     def _execute(self, at: int) -> None:
         """Executes the command at an address. It is over when the guest goes on."""
-        memory = self._memory
-        assert memory is not None
+        memory = self.host.memory()
         try:
             control, length, address = COMMAND.unpack(memory.read(at, COMMAND.size))
         except InvalidArgument:
@@ -164,7 +157,7 @@ class FwCfg(Device):
         with suppress(InvalidArgument):  # as the command is in ROM
             memory.write(at, result.to_bytes(4, "big"))
 
-    def _transfer(self, memory: Memory, address: int, length: int) -> None:
+    def _transfer(self, memory: Ram, address: int, length: int) -> None:
         """Copies bytes to the guest, and zeros from behind the item's end.
 
         The zeros have a limit, so that a guest's command is no more work than there are bytes to give.

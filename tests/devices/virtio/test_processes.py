@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,12 +103,18 @@ def cpu(vm: Vm, memory: GuestMemory) -> Iterator[Vcpu]:
 @contextmanager
 def device(vm: Vm, client: Client, disk: Path) -> Iterator[subprocess.Popen[str]]:
     """`irqchipctl device VirtioBlock`, ready to answer."""
-    command = [sys.executable, "-m", "irqchip_client.cli", "--target", client.target, "device", "VirtioBlock"]
-    with subprocess.Popen([*command, "--vm", vm.name, f"path={disk}"], stderr=subprocess.PIPE, text=True) as process:
+    with model(vm, client, "VirtioBlock", f"path={disk}") as process:
+        yield process
+
+
+@contextmanager
+def model(vm: Vm, client: Client, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", client.target, "device"]
+    with subprocess.Popen([*command, *arguments, "--vm", vm.name], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
-            assert "GSI 16" in line, line + process.stderr.read()
+            assert "GSI 1" in line, line + process.stderr.read()
             yield process
         finally:
             process.kill()
@@ -147,6 +154,49 @@ def test_a_reset_of_the_vm_resets_the_device_and_its_notes(
         eventually(lambda: cpu.driver.status == 0)
     with device(vm, irqchip_client, disk):
         assert cpu.driver.status == 0
+
+
+def test_the_cause_of_an_interrupt_is_read_without_asking_the_device(
+    vm: Vm, irqchip_client: Client, cpu: Vcpu, disk: Path, memory: GuestMemory
+) -> None:
+    register = PC[0].address + Register.INTERRUPT_STATUS
+    with local_devices(vm, [], memory) as host:
+        assert host.mmio_read(register, 4) is None, "no device is there"
+        with device(vm, irqchip_client, disk) as process:
+            cpu.driver.start(at=RINGS)
+            assert host.mmio_read(register, 4) == 0
+            cpu.offer_read(3)
+            cpu.driver.notify()
+            assert cpu.halt()
+            assert host.mmio_read(register, 4) == cpu.read(register, 4) == Cause.USED_BUFFER
+            assert host.mmio_read(register, 2) is None
+            assert host.mmio_read(PC[1].address + Register.INTERRUPT_STATUS, 4) is None
+            process.kill()
+            process.wait()
+            assert host.mmio_read(register, 4) == Cause.USED_BUFFER, "an interrupt's handler may be about to read it"
+        host.reset()
+        assert host.mmio_read(register, 4) is None
+
+
+def test_a_console_is_a_socket(vm: Vm, irqchip_client: Client, cpu: Vcpu, memory: GuestMemory, tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with model(vm, irqchip_client, "VirtioConsole", "--listen", str(path)), socket.socket(socket.AF_UNIX) as terminal:
+        terminal.connect(str(path))
+        terminal.settimeout(20)
+        driver = Driver(cpu.read, cpu.write, memory, PC[1].address)
+        driver.start(at=RINGS, queues=2)
+        receive, transmit = driver.queues
+        memory.write(DATA, b"login: ")
+        transmit.add([(DATA, 7)], [])
+        driver.notify(1)
+        assert terminal.recv(100) == b"login: "
+        receive.add([], [(DATA, 64)])
+        driver.notify(0)
+        terminal.send(b"root\r")
+        eventually(lambda: receive.used_index == 1)
+        taken = receive.take()
+        assert taken is not None
+        assert memory.read(DATA, taken[1]) == b"root\r"
 
 
 class Reads:

@@ -1,14 +1,16 @@
-"""A standard Linux kernel for arm64 uses a virtio disk of another process, which is killed and started again."""
+"""A standard Linux kernel for arm64 uses a virtio disk and a virtio console of other processes, which may be killed."""
 
 from __future__ import annotations
 
 import lzma
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,19 @@ def command(daemon: Daemon, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def answer(path: Path, text: bytes) -> bytes:
+    """Waits for a line on a console's socket, answers it, and returns it."""
+    with socket.socket(socket.AF_UNIX) as terminal:
+        while terminal.connect_ex(str(path)):  # the device's process is not there yet
+            time.sleep(0.1)
+        terminal.settimeout(PATIENCE)
+        line = b""
+        while not line.endswith(b"\n"):
+            line += terminal.recv(100)
+        terminal.send(text)
+        return line
+
+
 def test_linux_reads_a_disk_whose_process_is_killed(debian: Path, tmp_path: Path, irqchip_server: Daemon) -> None:
     try:
         initrd = make_initrd(debian, tmp_path)
@@ -67,8 +82,10 @@ def test_linux_reads_a_disk_whose_process_is_killed(debian: Path, tmp_path: Path
     disk = tmp_path / "disk"
     disk.write_bytes(b"".join(struct.pack("<I", number) * 128 for number in range(SECTORS)))
     arguments = ["--vm", "virtio", "--kernel", str(kernel_image(debian)), "--initrd", str(initrd), "--memory", "256"]
-    arguments += ["--append", "console=ttyS0 panic=-1", "--await", "virtio block", "--timeout", str(PATIENCE)]
+    arguments += ["--append", "console=ttyS0 panic=-1", "--await", "virtio block", "--await", "virtio console"]
+    arguments += ["--timeout", str(PATIENCE)]
     device = ("device", "VirtioBlock", "--vm", "virtio", f"path={disk}")
+    console = ("device", "VirtioConsole", "--vm", "virtio", "--listen", str(tmp_path / "console"))
     output: list[str] = []
     a_third = threading.Event()
 
@@ -80,9 +97,14 @@ def test_linux_reads_a_disk_whose_process_is_killed(debian: Path, tmp_path: Path
                 a_third.set()
         a_third.set()
 
-    with command(irqchip_server, "run", *arguments) as run, command(irqchip_server, *device) as first:
+    with (
+        command(irqchip_server, "run", *arguments) as run,
+        command(irqchip_server, *console),
+        command(irqchip_server, *device) as first,
+    ):
         reader = threading.Thread(target=read, args=(run,))
         reader.start()
+        assert answer(tmp_path / "console", b"nobody\r") == b"who is there?\r\n"
         a_third.wait()
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -94,5 +116,6 @@ def test_linux_reads_a_disk_whose_process_is_killed(debian: Path, tmp_path: Path
     said = dict(re.findall(r"^init: ([a-z ]+): (-?\d+)\r?$", printed, re.M))
     assert said == {"wrong sectors": "0", "written": "4096", "flushed": "0"}, printed[-2000:]
     assert disk.read_bytes()[4096:8192] == b"w" * 4096
+    assert "init: heard nobody" in printed
     (interrupts,) = re.findall(r"^ *\d+: +(\d+) +GICv3 +48 Level +virtio0", printed, re.M)
     assert int(interrupts) > 200

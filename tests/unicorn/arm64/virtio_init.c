@@ -1,5 +1,6 @@
-/* The first process of a guest with a virtio disk: loads the drivers, reads and writes the disk past the page cache,
- * and says on the console what it finds. System calls alone; nothing is linked.
+/* The first process of a guest with a virtio disk and console: loads the drivers, talks to the virtio console, reads and
+ * writes the disk past the page cache, and says on the serial console what it finds. System calls alone; nothing is
+ * linked.
  *
  * The disk's sector n has n in each of its words, 4 bytes each. */
 
@@ -80,6 +81,22 @@ static void show(const char *path)
     call(CLOSE, file, 0, 0, 0, 0);
 }
 
+/* Asks on the virtio console, and repeats the answer. */
+static void talk(void)
+{
+    static const char question[] = "who is there?\n";
+    long length, console = open_file("/dev/hvc0", O_RDWR);
+    if (console < 0) {
+        say_number("init: no virtio console: ", console);
+        return;
+    }
+    call(WRITE, console, (long)question, sizeof question - 1, 0, 0);
+    length = call(READ, console, (long)block, SECTOR, 0, 0);
+    say("init: heard ");
+    call(WRITE, 1, (long)block, length, 0, 0);
+    call(CLOSE, console, 0, 0, 0, 0);
+}
+
 __attribute__((noreturn)) void _start(void)
 {
     const int64_t pause[2] = {0, 50000000};
@@ -90,6 +107,7 @@ __attribute__((noreturn)) void _start(void)
     load("/virtio_blk.ko");
     while ((disk = open_file("/dev/vda", O_RDWR | O_DIRECT)) < 0)
         call(NANOSLEEP, (long)pause, 0, 0, 0, 0);
+    talk();
     say("init: reading\n");
     for (long number = 0; number < READS; number++) {
         long sector = number * 8 * 7 % SECTORS;
