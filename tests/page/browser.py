@@ -79,6 +79,12 @@ class Browser:
             assert time.monotonic() < deadline, (expression, self.console, self.evaluate("document.body.innerText"))
             time.sleep(0.02)
 
+    def leave(self) -> None:
+        """Leave the page, and forget its errors."""
+        self.call("Page.navigate", url="about:blank")
+        self.evaluate("1")  # what the page had to report is here
+        self.console.clear()
+
     def size(self, width: int, height: int) -> None:
         """Make the window this large."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -95,9 +101,13 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
-    def screenshot(self, path: Path) -> None:
-        """Write a picture of the whole page."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, most: int = 1 << 14) -> None:
+        """Write a picture of the whole page, or of its upper part."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        width, height = self.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, most), "scale": 1}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        self.call("Emulation.setScrollbarsHidden", hidden=False)
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
