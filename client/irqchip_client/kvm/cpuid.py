@@ -112,7 +112,7 @@ def _leaf(leaf: Leaf, vcpu: int, package: Package) -> Leaf:
             eax = max(eax, EXTENDED_TOPOLOGY)  # It comes with an x2APIC.
         case 1:
             ebx = ebx & 0xFFFF | min(1 << package.id_bits, 0xFF) << 16 | (vcpu & 0xFF) << 24
-            # Linux looks for KVM's own leaves only where there is a hypervisor. KVM leaves that bit to its user.
+            # A hypervisor's leaves are looked for only with its bit, which KVM leaves to the VMM.
             ecx = (ecx | X2APIC | HYPERVISOR) & ~TSC_DEADLINE_TIMER | (TSC_DEADLINE_TIMER if package.tsc_khz else 0)
             edx = (edx | APIC) & ~HTT | (HTT if several else 0)
         case _ if function in (CACHES, AMD_CACHES) and eax & 0x1F:
