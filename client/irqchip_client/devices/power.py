@@ -3,8 +3,8 @@
 ACPI Specification 6.5, section 4.8.3, "Fixed Hardware". The registers, at 600h as on QEMU's PC:
 
     0, 1    PM1 status: bit 0, the timer's most significant bit has changed; a 1 clears it
-    2, 3    PM1 enable: bit 0, the interrupt for it, which is level-triggered and active high; bit 5, that of the global
-            lock, which no firmware here takes
+    2, 3    PM1 enable: bit 0, the interrupt for it, which is level-triggered and active high; bits 5 and 10, those
+            of the global lock, which no firmware here takes, and of the clock's alarm, which wakes nothing
     4, 5    PM1 control: bit 0 reads 1, as the machine is always in ACPI mode; bits 12:10 are the sleep type, and a
             write with bit 13 enters it
     8 to 11 the timer, 24 bits, which counts at 3.579545 MHz
