@@ -18,6 +18,7 @@ import pytest
 from irqchip_client._daemon import Daemon
 
 BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue/grub-rescue-floppy.img")
+MICROVM, USB = Path("/usr/share/seabios/bios-microvm.bin"), GRUB.with_name("grub-rescue-usb.img")
 FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
 PATIENCE = 60.0  # seconds. GRUB's menu comes after 5 where nothing else runs.
 # What moves the cursor. A lone return is a slip of SeaBIOS's: a tick flushes its output in the middle of a character's.
@@ -115,4 +116,43 @@ def test_grub_takes_commands_from_the_keyboard_s_process(
     keyboard.type("date\n")
     assert re.search(r"date\r\n20\d\d-\d\d?-\d\d? \d\d?:\d\d?:\d\d? ", console.expect(r"date\r\n.*grub> "))
     keyboard.type("reboot\n")
+    assert console.process.wait(PATIENCE) == 0
+
+
+def disk_is_there(server: Daemon) -> bool:
+    with server.connect() as client:
+        sessions = client.vm("bios").info().sessions
+    return any(session.client == "virtio block" and session.regions for session in sessions)
+
+
+@pytest.mark.skipif(not MICROVM.exists(), reason=f"there is no {MICROVM}: the package seabios has it")
+def test_grub_boots_from_a_virtio_disk_whose_process_is_killed(
+    consoles: ExitStack, tmp_path: Path, irqchip_server: Daemon
+) -> None:
+    """SeaBIOS finds the disk in ACPI's tables, and reads it by a driver of its own."""
+    image = tmp_path / "disk"
+    image.write_bytes(USB.read_bytes())
+    os.truncate(image, (image.stat().st_size + 511) // 512 * 512)
+    target = ("--target", irqchip_server.target)
+    disk = (*target, "device", "VirtioBlock", "--vm", "bios", f"path={image}")
+    firmware = ("--cpu", "unicorn", "--firmware", str(MICROVM))
+    console = Console(*target, "run", "--vm", "bios", "--await", "virtio block", *firmware)
+    consoles.callback(console.close)
+    first = Console(*disk)
+    consoles.callback(first.close)
+    console.expect("SeaBIOS .*Booting from Hard Disk.*GNU GRUB.*Use the .* keys to select")
+    console.type("c")
+    console.expect("grub> ")
+    first.close()
+    end = time.monotonic() + PATIENCE
+    while disk_is_there(irqchip_server):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    consoles.callback(Console(*disk).close)
+    while not disk_is_there(irqchip_server):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    console.type("ls (hd0)/\r")  # a BIOS keeps 15 keys
+    assert "boot/" in console.expect(r"ls \(hd0\)/\r\n.*grub> ")
+    console.type("halt\r")
     assert console.process.wait(PATIENCE) == 0

@@ -321,6 +321,24 @@ def test_another_process_goes_on_with_the_requests_that_wait(disk: Path) -> None
     assert read_sector(machine, 10) == bytes([10]) * 512
 
 
+def test_a_process_that_was_replaced_uses_no_buffer(disk: Path) -> None:
+    """One that was stopped, for example, until it lost its regions, and then goes on."""
+    machine = noted(disk)
+    driver = machine.driver
+    driver.start(at=RINGS)
+    replaced = machine.device
+    machine.replace(VirtioBlock(disk))
+    machine.request(IN, 9, room=512)
+    replaced.look(0)
+    assert machine.queue.used_index == 0
+    machine.device.look(0)
+    assert machine.queue.used_index == 1
+    machine.ram.erase_notes()
+    machine.device.reset()
+    driver.start(at=RINGS)
+    assert read_sector(machine, 4) == bytes([4]) * 512
+
+
 def test_a_suspended_device_is_suspended_in_the_next_process(disk: Path) -> None:
     machine = noted(disk)
     driver = machine.driver
