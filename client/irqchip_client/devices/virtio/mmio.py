@@ -297,7 +297,7 @@ class VirtioDevice(Device):
     def _drive(self) -> None:
         published = self._published
         if published is not None:
-            published[1], published[0] = self.interrupt_status, 1
+            published[1], published[0] = self.interrupt_status, int(self._address is None)
             published[2] = published[2] or self._token  # the notes were erased, as the VM was reset
         self._line.set(self.interrupt_status != 0)
 
