@@ -23,7 +23,7 @@ SDK = {"irqchip_client", "irqchip", "google", "grpc", "grpc_status"}
 LAYERS: Mapping[str, set[str]] = {
     # The server, from the bottom.
     "irqchipd.chips": set(),
-    "irqchipd.observe": set(),
+    "irqchipd.observe": {"mypy_extensions"},
     "irqchipd.fields": set(),
     "irqchipd.fair": set(),
     "irqchipd.vm": {*VM, "irqchipd.fields"},
