@@ -12,10 +12,12 @@ insmod /virtio_blk.ko
 while [ ! -b /dev/vda ]; do usleep 20000; done
 
 now() { cut -d . -f 1 /proc/uptime; }
+# Each character is an access to the serial port: only what the test looks at.
+interrupts() { grep -E 'CPU|IO-APIC|XT-PIC|LOC|RES|CAL|TLB' /proc/interrupts; }
 
 echo "linux: clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 echo "linux: before"
-cat /proc/interrupts
+interrupts
 end=$(($(now) + 10))
 for cpu in 0 1; do
     (
@@ -34,6 +36,6 @@ while [ "$(now)" -lt $end ]; do
 done
 wait
 echo "linux: after"
-cat /proc/interrupts
+interrupts
 echo "linux: end"
 poweroff -f

@@ -75,7 +75,7 @@ def test_debians_linux_runs_on_two_vcpus_and_survives_its_disks_process(
     for cpu in range(2):
         kinds = ("RES", "CAL", "TLB")
         assert sum(after[kind][cpu] - before[kind][cpu] for kind in kinds) > 0, said
-    for line in (r"IO-APIC +2-edge +timer", r"IO-APIC +4-edge +ttyS0", r"IO-APIC +16-fasteoi +virtio0"):
+    for line in (r"IO-APIC +4-edge +ttyS0", r"IO-APIC +8-edge +rtc0", r"IO-APIC +16-fasteoi +virtio0"):
         assert re.search(line, said), said
     assert "XT-PIC" not in said
     assert len(re.findall(r"^linux: worker [01] [1-9]", said, re.M)) == 2, said
