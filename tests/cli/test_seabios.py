@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +18,9 @@ import pytest
 
 from irqchip_client._daemon import Daemon
 
-BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue/grub-rescue-floppy.img")
+BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue")
 FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
-PATIENCE = 60.0  # seconds. GRUB's menu comes after 5 where nothing else runs.
+PATIENCE = 120.0  # seconds. GRUB's menu comes after 5 where nothing else runs.
 # What moves the cursor. A lone return is a slip of SeaBIOS's: a tick flushes its output in the middle of a character's.
 CURSOR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
 
@@ -45,6 +46,13 @@ class Console:
         self.process.stdin.write(text.encode())
         self.process.stdin.flush()
 
+    def enter(self, line: str, keyboard: Console | None = None) -> None:
+        """Types a line into GRUB's shell, not faster than it is echoed: SeaBIOS keeps 15 keys."""
+        for character in line:
+            (keyboard or self).type(character)
+            self.expect(re.escape(character))
+        (keyboard or self).type("\r")
+
     def expect(self, pattern: str) -> str:
         """Waits for some output, and returns what has come before its end and after the last one expected."""
         assert self.process.stdout is not None
@@ -69,8 +77,14 @@ class Console:
 def floppy(tmp_path: Path) -> Path:
     """GRUB's rescue floppy."""
     image = tmp_path / "grub.img"
-    image.write_bytes(GRUB.read_bytes().ljust(FLOPPY, b"\0"))
+    image.write_bytes((GRUB / "grub-rescue-floppy.img").read_bytes().ljust(FLOPPY, b"\0"))
     return image
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """GRUB's rescue disk, which is an image for CDs and for hard disks."""
+    return Path(shutil.copy(GRUB / "grub-rescue-cdrom.iso", tmp_path / "grub.img"))
 
 
 @pytest.fixture
@@ -79,22 +93,33 @@ def consoles() -> Iterator[ExitStack]:
         yield stack
 
 
-def boot(consoles: ExitStack, floppy: Path, *arguments: str) -> Console:
-    console = Console(*arguments, "--cpu", "unicorn", "--firmware", str(BIOS), "--fw-cfg", f"floppyimg/grub={floppy}")
+def boot(consoles: ExitStack, *arguments: str) -> Console:
+    console = Console(*arguments, "--cpu", "unicorn", "--firmware", str(BIOS))
     consoles.callback(console.close)
     return console
 
 
 def test_grub_takes_commands_from_the_serial_port(consoles: ExitStack, floppy: Path) -> None:
-    console = boot(consoles, floppy, "run", "--memory", "64")
+    console = boot(consoles, "run", "--memory", "64", "--fw-cfg", f"floppyimg/grub={floppy}")
     console.expect("SeaBIOS .*Booting from Floppy.*GNU GRUB.*Use the .* keys to select")
     console.type("c")
     console.expect("grub> ")
-    console.type("lsmmap\r")
-    ram = console.expect(r"lsmmap\r\n.*grub> ")
+    console.enter("lsmmap")
+    ram = console.expect("grub> ")
     assert "base_addr = 0x0, length = 0x9fc00, available RAM" in ram
     assert "base_addr = 0xfffc0000, length = 0x40000, reserved RAM" in ram
-    console.type("halt\r")
+    console.enter("halt")
+    assert console.process.wait(PATIENCE) == 0
+
+
+def test_grub_is_loaded_from_an_ide_disk(consoles: ExitStack, disk: Path) -> None:
+    console = boot(consoles, "run", "--disk", str(disk))
+    console.expect("SeaBIOS .*Booting from Hard Disk.*Use the .* keys to select")
+    console.type("c")
+    console.expect("grub> ")
+    console.enter("search --file /boot/grub/grub.cfg")
+    assert "hd0" in console.expect("grub> ")
+    console.enter("halt")
     assert console.process.wait(PATIENCE) == 0
 
 
@@ -102,7 +127,8 @@ def test_grub_takes_commands_from_the_keyboard_s_process(
     consoles: ExitStack, floppy: Path, irqchip_server: Daemon
 ) -> None:
     target = ("--target", irqchip_server.target)
-    console = boot(consoles, floppy, *target, "run", "--vm", "bios", "--await", "i8042", "--await", "MC146818")
+    given = ("--fw-cfg", f"floppyimg/grub={floppy}", "--await", "i8042", "--await", "MC146818")
+    console = boot(consoles, *target, "run", "--vm", "bios", *given)
     rtc, keyboard = (
         Console(*target, "device", "Rtc", "--vm", "bios"),
         Console(*target, "device", "I8042", "--vm", "bios"),
@@ -112,7 +138,7 @@ def test_grub_takes_commands_from_the_keyboard_s_process(
     console.expect("Use the .* keys to select")
     keyboard.type("c")
     console.expect("grub> ")
-    keyboard.type("date\n")
-    assert re.search(r"date\r\n20\d\d-\d\d?-\d\d? \d\d?:\d\d?:\d\d? ", console.expect(r"date\r\n.*grub> "))
-    keyboard.type("reboot\n")
+    console.enter("date", keyboard)
+    assert re.search(r"20\d\d-\d\d?-\d\d? \d\d?:\d\d?:\d\d? ", console.expect("grub> "))
+    console.enter("reboot", keyboard)
     assert console.process.wait(PATIENCE) == 0
