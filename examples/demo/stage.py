@@ -57,11 +57,11 @@ class Stage:
         """The disk's file."""
         return self.folder / "disk.img"
 
-    def start_daemon(self) -> None:
+    def start_daemon(self, *more: str) -> None:
         """Create a disk with data, and start the daemon, if it has a process of its own."""
         self.image.write_bytes(random.Random(8259).randbytes(SECTOR * SECTORS))
         if not self.embedded:
-            self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning")
+            self.start("daemon", "-m", "irqchipd", "--listen", self.target, "--log-level", "warning", *more)
             self._await_daemon()
 
     def _await_daemon(self) -> None:

@@ -402,3 +402,40 @@ def test_unicorn_has_one_vcpu(run: Run) -> None:
     done = run(SPIN, "--cpu", "unicorn", "--vcpus", "2")
     assert done.returncode == 2
     assert "with Unicorn a machine has one vCPU" in done.stderr
+
+
+# In real mode: reads the keyboard's port and the PIC's mask, and writes to the serial port; then spins for ever, or
+# exits.
+ACCESSES = "e4 21 e4 21 ba f8 03 b0 2e ee ee ee"
+
+
+def exits(output: str) -> dict[tuple[str, str], list[str]]:
+    """The rows of --stats, by kind and port."""
+    rows = [line.split("\t") for line in output.splitlines() if "\t" in line]
+    return {(row[0], row[1]): row[2:] for row in rows}
+
+
+def test_stats_says_who_answered_how_often(run: Run, cpu: str) -> None:
+    done = run(ACCESSES + "b0 07" + EXIT_WITH_AL, "--cpu", cpu, "--stats")
+    assert done.returncode == 15
+    rows = exits(done.stderr)
+    assert rows["io read", "21"][:2] == ["the daemon", "2"]
+    assert rows["io write", "3f8"][:2] == ["a device here", "3"]
+    assert " answered by the daemon" in done.stderr
+
+
+def test_sigusr1_shows_the_stats_of_a_guest_that_runs(irqchip_server: Daemon, tmp_path: Path, cpu: str) -> None:
+    kernel = tmp_path / "guest.bin"
+    kernel.write_bytes(bytes.fromhex(ACCESSES + SPIN))
+    command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run", "--stats"]
+    command += ["--kernel", str(kernel), "--cpu", cpu]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(3) == "..."
+        process.send_signal(signal.SIGUSR1)
+        assert any(" exits in " in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        rows = exits(process.communicate(timeout=30)[1])
+    assert rows["io write", "3f8"][:2] == ["a device here", "3"]

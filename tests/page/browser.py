@@ -95,9 +95,13 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
-    def screenshot(self, path: Path) -> None:
-        """Write a picture of the whole page."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, most: int = 1 << 14) -> None:
+        """Write a picture of the whole page, or of its upper part."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        width, height = self.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, most), "scale": 1}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        self.call("Emulation.setScrollbarsHidden", hidden=False)
         path.write_bytes(base64.b64decode(shot["data"]))
 
 

@@ -197,6 +197,19 @@ def test_a_shared_memfd_gets_the_indicators(vm: Vm, memfd: int) -> None:
 
 
 @pytest.mark.only_daemon
+def test_the_memory_that_the_daemon_maps_is_limited(vm: Vm, memfd: int) -> None:
+    """A sparse memfd costs nothing, and the daemon's address space has an end."""
+    os.ftruncate(memfd, 1 << 43)
+    with vm.session("vmm") as session:
+        for part in range(2):
+            session.share_memory(memfd, part << 43, 1 << 43)
+        with pytest.raises(irqchip.LimitReached, match="bytes of memory"):
+            session.share_memory(memfd, 2 << 43, 1 << 43)
+        session.unregister_region(Space.MEMORY, 0)
+        session.share_memory(memfd, 2 << 43, 1 << 43)
+
+
+@pytest.mark.only_daemon
 def test_memory_that_cannot_be_shared(vm: Vm, memfd: int) -> None:
     eventfd = os.eventfd(0)
     with vm.session("vmm") as session:

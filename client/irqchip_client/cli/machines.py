@@ -17,6 +17,7 @@ import irqchip_client
 if TYPE_CHECKING:
     from irqchip_client.devices import Device, LocalHost
     from irqchip_client.vmm.adapter import Adapter
+    from irqchip_client.vmm.exit_stats import ExitStats
     from irqchip_client.vmm.memory import GuestMemory
     from irqchip_client.vmm.pc.board import Board
     from irqchip_client.vmm.run import Vcpus
@@ -77,9 +78,9 @@ class Machine(Protocol):
         """The devices of this process. InvalidArgument for a file that fw_cfg can't have."""
 
     def vcpus(
-        self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End
+        self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End, exits: ExitStats | None
     ) -> AbstractContextManager[Vcpus[Any]]:
-        """Adapters for the vCPUs from 0 on.
+        """Adapters for the vCPUs from 0 on, which count the guest's exits if `exits` is given.
 
         ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError where /dev/kvm
         can't be used.
@@ -157,6 +158,7 @@ class _Pc:
         vm: irqchip_client.Vm,
         local: LocalHost,
         end: End,  # noqa: ARG002 - a PC's guest has a device for it
+        exits: ExitStats | None,
     ) -> Iterator[Vcpus[Start]]:
         from irqchip_client.vmm.run import Vcpus
 
@@ -166,13 +168,15 @@ class _Pc:
                 from irqchip_client.kvm import KvmVcpu, KvmVm
 
                 kvm = stack.enter_context(KvmVm(memory))
-                adapters = [stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local)) for vcpu in range(self._vcpus)]
+                adapters = [
+                    stack.enter_context(KvmVcpu(kvm, vm, vcpu, local=local, exits=exits)) for vcpu in range(self._vcpus)
+                ]
             elif self._vcpus > 1:
                 raise _refused("with Unicorn a machine has one vCPU; KVM can have more")
             else:
                 from irqchip_client.unicorn import UnicornVcpu
 
-                adapters = [stack.enter_context(UnicornVcpu(memory, vm, 0, local=local))]
+                adapters = [stack.enter_context(UnicornVcpu(memory, vm, 0, local=local, exits=exits))]
             yield Vcpus(adapters[0], adapters[1:])
 
 
@@ -295,12 +299,13 @@ class _Arm64Machine:
 
     @contextmanager
     def vcpus(
-        self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End
+        self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost, end: End, exits: ExitStats | None
     ) -> Iterator[Vcpus[Arm64Start]]:
         from irqchip_client.unicorn import Alone, UnicornArm64Vcpu
         from irqchip_client.vmm.run import Vcpus
 
-        with UnicornArm64Vcpu(memory, vm, 0, local=local, power=Alone(turned_off=lambda: end(0))) as vcpu:
+        power = Alone(turned_off=lambda: end(0))
+        with UnicornArm64Vcpu(memory, vm, 0, local=local, power=power, exits=exits) as vcpu:
             yield Vcpus(vcpu, [])
 
 

@@ -37,11 +37,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on a terminal; else one line per row, with tabs between, for cut and read."""
-    if not sys.stdout.isatty():
+def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, err: bool = False) -> None:
+    """A table on a terminal; else one line per row, with tabs between, for cut and read. On stdout, or on stderr."""
+    if not (sys.stderr if err else sys.stdout).isatty():
         for row in rows:
-            click.echo("\t".join(map(str, row)))
+            click.echo("\t".join(map(str, row)), err=err)
         return
     # Not needed in a pipe, and slow to load.
     from rich.console import Console
@@ -51,4 +51,4 @@ def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
-    Console().print(table)
+    Console(stderr=err).print(table)

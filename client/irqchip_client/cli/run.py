@@ -20,6 +20,7 @@ from irqchip_client.vmm.pc.memory_map import MEMORY_LIMIT, MIB
 
 from ._common import command, connect, is_named, number
 from .durations import SECONDS
+from .exits import shown_exits
 from .machines import LOCAL, Wanted, choose_machine
 
 if TYPE_CHECKING:
@@ -141,6 +142,12 @@ class _Ended(BaseException):
     metavar="S",
     help="End the run after S seconds, including the wait for --await. [default: no limit]",
 )
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="At the end, and at every SIGUSR1, print the guest's exits by kind and address to stderr: how many, how long,"
+    " and who answered.",
+)
 @click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon chooses one]")
 @click.option(
     "--without",
@@ -183,6 +190,7 @@ def run(
     gic: str,
     vcpus: int,
     timeout: float | None,
+    stats: bool,
     name: str,
     without: tuple[str, ...],
     awaited: tuple[str, ...],
@@ -241,7 +249,8 @@ def run(
             stack.enter_context(shared_memory(vm, ram))
             devices = stack.enter_context(machine.devices(end, ram))
             host = stack.enter_context(local_devices(vm, devices, ram))
-            running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end))
+            exits = stack.enter_context(shown_exits(vm, _name_of(client))) if stats else None
+            running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end, exits))
             host.on_failure = running_vcpus.stop
             running.append(running_vcpus)
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
@@ -287,6 +296,11 @@ def _connect(listen: str | None, awaits: bool) -> irqchip_client.Client:
         raise
     sys.setswitchinterval(SWITCH_INTERVAL)
     return client
+
+
+def _name_of(client: irqchip_client.Client) -> str:
+    """The daemon, for the table of exits."""
+    return "the daemon here" if client.target.startswith("embedded:") else "the daemon"
 
 
 def _failure(running: list[Vcpus[Any]], error: Exception) -> click.ClickException:

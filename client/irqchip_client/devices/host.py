@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
@@ -25,9 +25,11 @@ from irqchip_client.arm64 import gsi_or_line
 from .bells import Bells
 from .device import Device, DeviceRegion, OutputLine
 from .failures import blame, call_device
-from .ram import MappedRam, Ram
+from .ram import PUBLISHED, MappedRam, Ram
 from .reactor import Reactor
 from .saving import Plain, refused
+from .virtio.mmio import Register
+from .virtio.places import ARM64, PC
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
 SILENCE = 3.0  # seconds of waiting before a log line says so
@@ -292,6 +294,7 @@ class LocalHost(_Host):
         super().__init__(session, devices)
         self._events = events
         self._ram = memory
+        self._published = {} if memory is None else dict(_published(memory))
 
     def reset(self) -> None:
         """Resets the devices, and forgets what those of other processes noted: the VM was reset."""
@@ -351,7 +354,8 @@ class LocalHost(_Host):
     def _read(self, space: Space, address: int, size: int) -> int | None:
         found = _find(self.devices, space, address, size)
         if found is None:
-            return None
+            words = self._published.get(address)
+            return words[1] if words is not None and words[0] and (space, size) == (Space.MMIO, 4) else None
         with self.turn():
             return _read(*found, address, size)
 
@@ -374,6 +378,15 @@ class LocalHost(_Host):
             for device, bell in rung:
                 call_device(device, f"the doorbell at {address:#x}", bell.rung)
         return bool(rung)
+
+
+def _published(memory: Ram) -> Iterator[tuple[int, memoryview]]:
+    """The InterruptStatus registers of virtio devices in other processes, and where those publish them."""
+    for places in (PC, ARM64):
+        for number, place in enumerate(places):
+            notes = memory.notes(number)
+            if notes is not None:
+                yield place.address + Register.INTERRUPT_STATUS, notes[PUBLISHED:].cast("I")
 
 
 def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> tuple[Device, DeviceRegion] | None:

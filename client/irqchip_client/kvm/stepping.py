@@ -14,6 +14,7 @@ from .ioctls import GUEST_DEBUG, GUEST_DEBUG_BREAK, GUEST_DEBUG_ENABLE, GUEST_DE
 from .trial import first_exit, trial
 
 # The most seconds of steps at a time, and their share in the long run: a guest that is seldom ready still gets on.
+# Steps count by the thread's own time: other processes that keep the processor busy do not end them.
 MOST, SHARE = 2.0, 0.05
 PAUSE = 0.01  # seconds of steps that must be left before steps begin again
 DR7_BREAK = 1 << 10 | 1 << 1  # enables the first breakpoint register, for an instruction
@@ -27,7 +28,7 @@ class Stepping:
         self._fd = fd
         self._on = False
         self._left = MOST
-        self._looked = time.monotonic()
+        self._looked = _now()
         self._spent = False
         self._break: int | None = None
 
@@ -44,9 +45,13 @@ class Stepping:
             self._apply()
 
     def _count(self) -> None:
-        now = time.monotonic()
-        elapsed, self._looked = now - self._looked, now
-        self._left = self._left - elapsed if self._on else min(self._left + elapsed * SHARE, MOST)
+        wall_before, own_before = self._looked
+        self._looked = wall, own = _now()
+        wall, own = wall - wall_before, own - own_before
+        if self._on:
+            self._left -= min(max(own, 0), wall)  # Another thread may have run the vCPU before.
+        else:
+            self._left = min(self._left + wall * SHARE, MOST)
         self._spent = self._left < (PAUSE if self._spent else 0)
 
     def run_on(self) -> None:
@@ -66,6 +71,11 @@ class Stepping:
         control |= GUEST_DEBUG_ENABLE if control else 0
         registers = (self._break or 0, 0, 0, 0, 0, 0, 0, DR7_BREAK if stops else 0)
         ioctl(self._fd, Request.SET_GUEST_DEBUG, GUEST_DEBUG.pack(control, *registers))
+
+
+def _now() -> tuple[float, float]:
+    """The machine's time, and the thread's, seconds."""
+    return time.monotonic(), time.thread_time()
 
 
 @functools.cache

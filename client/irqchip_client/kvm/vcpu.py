@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, IrqchipError, TimedOut
 from irqchip_client.vmm.accesses import ApicAccesses, LocalDevices
+from irqchip_client.vmm.exit_stats import CountedDevices, ExitStats
 from irqchip_client.vmm.start import Start
 from irqchip_client.vmm.x86 import X86Adapter, announced_by
 
 from .apic import Apic
+from .counted_run import CountedRun
 from .cpuid import Package, physical_address_bits, vcpu_cpuid
 from .emulator import IF, Instruction, execute, next_instruction, nmi_must_wait, state_of
 from .entry import Entry
@@ -42,13 +44,16 @@ class KvmVcpu(X86Adapter):
     vm     irqchipd's VM, with an irqchip and a vCPU of this id
     vcpu   the id, which is also its APIC id
     local  devices of this process, which get accesses before the daemon; called in the thread of run()
+    exits  counts the guest's exits; None: nothing does
 
     vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
     its operations, another for its events, on which a thread waits, and a third for events that it causes itself.
     Close it, or use it in a with statement.
     """
 
-    def __init__(self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
+    def __init__(
+        self, kvm: KvmVm, vm: Vm, vcpu: int, local: LocalDevices | None = None, exits: ExitStats | None = None
+    ) -> None:
         with ExitStack() as made:
             self._fd = ioctl(kvm.fd, Request.CREATE_VCPU, vcpu)
             made.callback(os.close, self._fd)
@@ -60,7 +65,10 @@ class KvmVcpu(X86Adapter):
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu, package))
             # What CPUID does not show, KVM does not do.
             ioctl(self._fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.ENFORCE_PV_FEATURE_CPUID, 0, 1, 0, 0, 0))
-            super().__init__(vm, vcpu, made)
+            super().__init__(vm, vcpu, made, exits)
+            recorder = self._recorder
+            if local is not None and recorder is not None:
+                local = CountedDevices(local, recorder)
             self._causes: Session | None = None
             if self._session.transport != "grpc":
                 # Opened before the other Session with events, so that it gets them first. Over gRPC, an event may come
@@ -80,6 +88,7 @@ class KvmVcpu(X86Adapter):
             self._stepping = None if windows_are_exact() else Stepping(self._fd)
             self._entry = Entry(self._fd, self._run, self._local_apic, exact=self._stepping is None)
             made.callback(self._entry.close)
+            self._enter = self._entry.enter if recorder is None else CountedRun(self._fd, self._run, recorder)
             self._made = made.pop_all()
         # Other threads set _interrupted and _signalled, and then kick the vCPU's thread, which clears them before it
         # asks the daemon.
@@ -115,6 +124,8 @@ class KvmVcpu(X86Adapter):
                 self._loop()
         finally:
             self._kick.leave()
+            if self._recorder is not None:
+                self._recorder.end()
 
     def _interrupt_guest(self) -> None:
         self._kick.kick()
@@ -126,7 +137,7 @@ class KvmVcpu(X86Adapter):
 
     def _loop(self) -> None:
         run, enter, kick, apic, exits, handlers = (
-            *(self._run, self._entry.enter, self._kick),
+            *(self._run, self._enter, self._kick),
             *(self._apic, self._exits, self._handlers),
         )
         while True:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from irqchip_client.vmm.accesses import Accesses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from irqchip_client.vmm.accesses import Accesses, LocalDevices
+from irqchip_client.vmm.exit_stats import CountedAccesses, CountedDevices, Recorder
 
 from .breaker import Breaker
 
@@ -10,10 +14,24 @@ from .breaker import Breaker
 class Bus:
     """An adapter's accesses. No exception may cross the emulator's C code, so run() raises it later."""
 
-    _accesses: Accesses
+    _accesses: Accesses | CountedAccesses
     _breaker: Breaker
     _interrupted: bool
+    _recorder: Recorder | None
     _failure: BaseException | None = None
+
+    def _make_accesses(
+        self, make: Callable[[LocalDevices | None], Accesses], local: LocalDevices | None
+    ) -> Accesses | CountedAccesses:
+        """The accesses, with their counts if a Recorder keeps them."""
+        if self._recorder is None:
+            return make(local)
+        devices = None if local is None else CountedDevices(local, self._recorder)
+        return CountedAccesses(make(devices), self._recorder)
+
+    def _counted(self, kind: str) -> AbstractContextManager[None]:
+        """Counts what the body handles as an exit, if a Recorder keeps the counts."""
+        return nullcontext() if self._recorder is None else self._recorder.exit(kind)
 
     def mmio_read(self, address: int, size: int) -> int:
         try:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from irqchip_client._errors import Busy, SessionClosed
 from irqchip_client._model import MpState, Wake
 
+from .exit_stats import CountedSession, ExitStats, Recorder
+
 if TYPE_CHECKING:
-    from irqchip_client import Halt, Vm
+    from irqchip_client import Halt, Session, Vm
 
 StartT = TypeVar("StartT")  # where a vCPU starts
 
@@ -20,10 +22,16 @@ StartT = TypeVar("StartT")  # where a vCPU starts
 class Adapter(Generic[StartT]):
     """A vCPU that executes a guest, on one thread at a time. Close it, or use a with statement."""
 
-    def __init__(self, vm: Vm, vcpu: int, made: ExitStack) -> None:
-        """`made` closes what the adapter is made of. The adapter keeps it as `_made` when it is complete."""
+    def __init__(self, vm: Vm, vcpu: int, made: ExitStack, exits: ExitStats | None = None) -> None:
+        """`made` closes what the adapter is made of. The adapter keeps it as `_made` when it is complete.
+
+        exits  counts the guest's exits; None: nothing does
+        """
         self.id = vcpu
-        self._session = made.enter_context(vm.session(f"vcpu {vcpu}"))
+        self._recorder: Recorder | None = None if exits is None else exits.recorder()
+        self._session: Session = made.enter_context(vm.session(f"vcpu {vcpu}"))
+        if self._recorder is not None:
+            self._session = CountedSession(self._session, self._recorder)
         self._vcpu = self._session.vcpu(vcpu)
         self._made = ExitStack()
         self._halt: Halt | None = None  # under way

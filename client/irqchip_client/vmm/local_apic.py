@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -115,19 +116,21 @@ class LocalApic:
         self.address = base & _ADDRESS if base & (_ENABLED | _X2APIC) == _ENABLED else _NOWHERE
 
 
-def share_local_apic(session: Session, vcpu: int) -> LocalApic:
+def share_local_apic(session: Session, vcpu: int, make: Callable[[mmap.mmap], LocalApic] = LocalApic) -> LocalApic:
     """Shares the registers of a vCPU's local APIC, until the Session ends.
 
     If the daemon cannot share them, for example over gRPC, or shares them with another process, every read goes to the
     daemon.
+
+    make  makes it of the page
     """
     if not CAN_BE_SHARED:
-        return LocalApic(_no_copy(-1))
+        return make(_no_copy(-1))
     memory = os.memfd_create(f"irqchip vcpu {vcpu}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, PAGE_SIZE)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        local_apic = LocalApic(_no_copy(memory))
+        local_apic = make(_no_copy(memory))
         with suppress(IrqchipError):
             session.share_lapic(vcpu, memory)
         return local_apic

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchip_client._events import Event, InterruptPending, VcpuSignal
 from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
 
 from .adapter import Adapter
-from .local_apic import share_local_apic
+from .exit_stats import CountedLocalApic, ExitStats
+from .local_apic import LocalApic, share_local_apic
 from .start import Start
 
 if TYPE_CHECKING:
@@ -22,9 +24,11 @@ _WAITS_FOR_STARTUP = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 class X86Adapter(Adapter[Start]):
     """An x86 vCPU that executes a guest."""
 
-    def __init__(self, vm: Vm, vcpu: int, made: ExitStack) -> None:
-        super().__init__(vm, vcpu, made)
-        self._local_apic = share_local_apic(self._session, vcpu)
+    def __init__(self, vm: Vm, vcpu: int, made: ExitStack, exits: ExitStats | None = None) -> None:
+        super().__init__(vm, vcpu, made, exits)
+        recorder = self._recorder
+        make = LocalApic if recorder is None else partial(CountedLocalApic, recorder=recorder)
+        self._local_apic = share_local_apic(self._session, vcpu, make)
         made.callback(self._local_apic.close)
         # The daemon may have a signal to take.
         self._signalled = False

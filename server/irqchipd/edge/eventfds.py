@@ -24,6 +24,7 @@ from irqchipd.vm.sources import LineSource
 from irqchipd.vm.x86.machine import X86Vm
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
+MAPPED = 1 << 44  # bytes of clients' memory, an eighth of a process's address space on x86-64
 PASSING = 64  # descriptors that may be held beside those of irqfds and doorbells, for example to deassign one
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
@@ -52,6 +53,7 @@ class EventfdsInUse:
         self._most = most
         self._lock = threading.Lock()
         self._held = 0
+        self._mapped = 0
         self._identities: set[object] = set()
 
     def hold(self, count: int) -> int:
@@ -65,6 +67,18 @@ class EventfdsInUse:
         """Count a descriptor that was kept and has been closed."""
         with self._lock:
             self._held -= 1
+
+    def map(self, length: int) -> None:
+        """Count bytes of memory that the daemon maps. ENOSPC at the limit."""
+        with self._lock:
+            if self._mapped + length > MAPPED:
+                raise VmError(errno.ENOSPC, f"the daemon maps {MAPPED:#x} bytes of memory at the most, for all VMs")
+            self._mapped += length
+
+    def unmap(self, length: int) -> None:
+        """Undo map."""
+        with self._lock:
+            self._mapped -= length
 
     def add(self, identity: object) -> None:
         """Count an eventfd. EBUSY if it is an irqfd already, ENOSPC at the limit."""
@@ -135,6 +149,7 @@ class Lent:
     def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int, *, is_mapped: bool) -> None:
         """EINVAL, ENOSPC; the descriptor is then the caller's."""
         self.offset = offset
+        self._length = length
         self._in_use = in_use
         self._descriptor: int | None = descriptor
         self._lock = threading.Lock()  # another thread may send the descriptor while this one closes
@@ -143,7 +158,12 @@ class Lent:
         try:
             check_memfd(descriptor, offset, length)
             if is_mapped:
-                self._mapped = SharedMemory(descriptor, offset, length)
+                in_use.map(length)
+                try:
+                    self._mapped = SharedMemory(descriptor, offset, length)
+                except BaseException:
+                    in_use.unmap(length)
+                    raise
             elif not keeps_its_size(descriptor):
                 raise invalid("the memfd can shrink: seal it with F_SEAL_SHRINK")
         except BaseException:
@@ -167,6 +187,7 @@ class Lent:
         """The region was removed."""
         if self._mapped is not None:
             self._mapped.close()
+            self._in_use.unmap(self._length)
         with self._lock:
             descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.observe.observer import FIELDS, Observer
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.snapshot import VmState
@@ -23,14 +23,25 @@ log = logging.getLogger(__name__)
 EVENTS: Final = 2048  # that are kept
 STATES: Final = 512  # that are kept, of a VM that is not too large for that
 STATES_BYTES: Final = 16 << 20
-# What an observer may do from one look to the next.
+# What an observer may do from one look to the next, while the daemon has time to spare.
 EVENTS_RATION: Final = 400
 STATES_RATION_NS: Final = 2_000_000
-# About what a state takes: a vCPU's part, and an interrupt's of a GIC.
+# A daemon that has had more than a fifth of a processor may have to share it: of its time, events get a 33rd then, and
+# states a 50th. What looks cost is measured: tests/page/test_cost.py.
+_BUSY: Final = 5
+_EVENTS_SHARE: Final = 33
+_STATES_SHARE: Final = 50
+_MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
+_EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
+# About what a state takes: a vCPU's part, an interrupt's of a GIC, and a line source's beside its bitmap.
 _VCPU_BYTES: Final = 2_500
-_INTERRUPT_BYTES: Final = 400
+_INTERRUPT_BYTES: Final = 200
+_SOURCE_BYTES: Final = 400
 
-# The number of an event, from 1; its time in nanoseconds since the history began; its tracepoint and values.
+# What events there are, with their fields: the tracepoints, and what a guest does at its GIC, which has none.
+EVENT_FIELDS: Final = {**FIELDS, "gic_acknowledged": ("vcpu", "intid"), "gic_ended": ("vcpu", "intid")}
+
+# The number of an event, from 1; its time in nanoseconds since the history began; its name and values.
 Event = tuple[int, int, str, tuple[int, ...]]
 
 
@@ -57,8 +68,10 @@ class History(Observer):
         self._moments: deque[Moment] = deque(maxlen=STATES)
         self._events_left = EVENTS_RATION
         self._nanoseconds_left = STATES_RATION_NS
+        self._state_ns = 0  # that the last state has taken
+        self._looked = self._began, time.process_time_ns()
         self._asked = False  # for a state at the end of the turn
-        for name in TRACEPOINTS:
+        for name in EVENT_FIELDS:
             setattr(self, name, partial(self._record, name))
 
     # Under the VM's lock.
@@ -69,7 +82,7 @@ class History(Observer):
         self._number += 1
         self._events_left -= 1
         self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
-        if self._nanoseconds_left > 0 and not self._asked:
+        if self._nanoseconds_left > self._state_ns and not self._asked:
             self._asked = True
             self._vm.at_the_end(self._keep_state)
         if not self._events_left:
@@ -91,7 +104,8 @@ class History(Observer):
         except Exception:  # the operation, which is a client's, must not suffer
             log.exception("the page failed to keep a state")
             self._nanoseconds_left = 0
-        self._nanoseconds_left -= time.monotonic_ns() - began
+        self._state_ns = time.monotonic_ns() - began
+        self._nanoseconds_left -= self._state_ns
 
     def _moment(self) -> Moment:
         state = self._vm.saved()
@@ -109,7 +123,9 @@ class History(Observer):
             moment = self._moment()
             if not self._moments or moment.number != self._moments[-1].number:
                 self._moments.append(moment)
-            self._events_left, self._nanoseconds_left = EVENTS_RATION, STATES_RATION_NS
+            before, self._looked = self._looked, (time.monotonic_ns(), time.process_time_ns())
+            elapsed, busy = (now - then for now, then in zip(self._looked, before, strict=True))
+            self._events_left, self._nanoseconds_left = rations(elapsed, busy)
             events: list[Event] = []
             for event in reversed(self._events):
                 if event[0] <= after:
@@ -131,9 +147,19 @@ class History(Observer):
                 self._moments = deque(self._moments, maxlen=most)
 
 
+def rations(elapsed: int, busy: int) -> tuple[int, int]:
+    """How many events, and nanoseconds of states, until the next look, after a time of which the daemon worked some."""
+    if elapsed < _MEASURABLE_NS or busy * _BUSY < elapsed:
+        return EVENTS_RATION, STATES_RATION_NS
+    return min(busy // _EVENTS_SHARE // _EVENT_NS, EVENTS_RATION), min(busy // _STATES_SHARE, STATES_RATION_NS)
+
+
 def most_states(state: VmState) -> int:
     """How many states like this one may be kept."""
-    size = 8_000 + _VCPU_BYTES * len(state.vcpus) + 64 * len(state.routing) + 200 * len(state.sources)
+    size = 8_000 + _VCPU_BYTES * len(state.vcpus) + 64 * len(state.routing)
+    size += sum(_SOURCE_BYTES + len(one.asserted) + 100 * len(one.resampled_gsis) for one in state.sources)
+    if state.chips is not None:
+        size += sum(map(len, state.chips.sources))
     if state.arm64 is not None:
         size += (_VCPU_BYTES + 32 * _INTERRUPT_BYTES) * len(state.arm64.vcpus)
         size += _INTERRUPT_BYTES * state.arm64.interrupts

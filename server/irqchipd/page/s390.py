@@ -99,4 +99,4 @@ def _irq(irq: Irq) -> Any:
         fields = {name: number(value) for name, value in values.items() if isinstance(value, int) and value}
     if isinstance(info, Io):
         fields["isc"] = info.isc
-    return {"type": name_of(irq.kind), "fields": fields}
+    return {"type": name_of(irq.kind), "kind": irq.kind, "fields": fields}

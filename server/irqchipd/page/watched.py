@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from irqchipd.observe.observer import FIELDS
-from irqchipd.page.history import EVENTS, Event, History
+from irqchipd.page.history import EVENT_FIELDS, EVENTS, Event, History
 from irqchipd.page.part import number
 from irqchipd.page.parts import Encoder, changed
 from irqchipd.vm.errors import VmError
@@ -19,7 +18,7 @@ from irqchipd.vm.machine import Vm
 log = logging.getLogger(__name__)
 
 PERIOD: Final = 0.1  # from one look at a VM to the next, seconds
-SHARE: Final = 10  # a look waits this many times as long as the one before it took
+SHARE: Final = 20  # a look waits this many times as long as the one before it took
 STILL: Final = 10  # after so many looks without news a message goes out all the same
 _RECENT: Final = 500  # events that a new viewer is sent
 
@@ -121,9 +120,14 @@ class Watched:
 
 
 def event_list(events: Iterable[Event]) -> str:
-    """Events as JSON: number, time, tracepoint, and values in the order of FIELDS."""
-    lists = [[count, at, name, [number(int(value)) for value in values]] for count, at, name, values in events]
-    return json.dumps(lists, separators=(",", ":"))
+    """Events as JSON: number, time, name, and values in the order of EVENT_FIELDS."""
+    texts = [f'[{count},{at},"{name}",[{",".join(map(_value, values))}]]' for count, at, name, values in events]
+    return f"[{','.join(texts)}]"
+
+
+def _value(value: int) -> str:
+    shown = number(value)
+    return f'"{shown}"' if isinstance(shown, str) else str(int(shown))
 
 
 async def whole_history(history: History) -> bytes:
@@ -141,4 +145,4 @@ async def whole_history(history: History) -> bytes:
     return f'{{"states":[{",".join(states)}],"events":{event_list(events)},"most":{EVENTS}}}'.encode()
 
 
-FIELDS_TEXT: Final = json.dumps({name: list(fields) for name, fields in FIELDS.items()})
+FIELDS_TEXT: Final = json.dumps({name: list(fields) for name, fields in EVENT_FIELDS.items()})

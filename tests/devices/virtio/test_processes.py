@@ -156,6 +156,28 @@ def test_a_reset_of_the_vm_resets_the_device_and_its_notes(
         assert cpu.driver.status == 0
 
 
+def test_the_cause_of_an_interrupt_is_read_without_asking_the_device(
+    vm: Vm, irqchip_client: Client, cpu: Vcpu, disk: Path, memory: GuestMemory
+) -> None:
+    register = PC[0].address + Register.INTERRUPT_STATUS
+    with local_devices(vm, [], memory) as host:
+        assert host.mmio_read(register, 4) is None, "no device is there"
+        with device(vm, irqchip_client, disk) as process:
+            cpu.driver.start(at=RINGS)
+            assert host.mmio_read(register, 4) == 0
+            cpu.offer_read(3)
+            cpu.driver.notify()
+            assert cpu.halt()
+            assert host.mmio_read(register, 4) == cpu.read(register, 4) == Cause.USED_BUFFER
+            assert host.mmio_read(register, 2) is None
+            assert host.mmio_read(PC[1].address + Register.INTERRUPT_STATUS, 4) is None
+            process.kill()
+            process.wait()
+            assert host.mmio_read(register, 4) == Cause.USED_BUFFER, "an interrupt's handler may be about to read it"
+        host.reset()
+        assert host.mmio_read(register, 4) is None
+
+
 def test_a_console_is_a_socket(vm: Vm, irqchip_client: Client, cpu: Vcpu, memory: GuestMemory, tmp_path: Path) -> None:
     path = tmp_path / "console"
     with model(vm, irqchip_client, "VirtioConsole", "--listen", str(path)), socket.socket(socket.AF_UNIX) as terminal:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 from irqchip_client._errors import InvalidArgument
 from irqchip_client._model import Architecture
 from irqchip_client.devices.device import Device
-from irqchip_client.devices.ram import Ram
+from irqchip_client.devices.ram import PUBLISHED, Ram
 from irqchip_client.devices.saving import (
     FLAG,
     Bits,
@@ -179,6 +179,7 @@ class VirtioDevice(Device):
         self._line = self.line(0)
         self._ram: Ram | None = None
         self._notes: Notes | None = None
+        self._published: memoryview | None = None
         self._go_on = self.timer(self._use_all)
         # Why the device last needed a reset.
         self.broken = ""
@@ -249,7 +250,8 @@ class VirtioDevice(Device):
         """Goes on where an earlier process of this device ended, if the guest's machine has kept its state."""
         self._ram = self.host.memory()
         memory = self._ram.notes(self.slot)
-        self._notes = None if memory is None else Notes(memory)
+        self._notes = None if memory is None else Notes(memory[:PUBLISHED])
+        self._published = None if memory is None else memory[PUBLISHED:].cast("I")
         kept = None if self._notes is None else self._notes.read()
         if kept is not None:
             try:
@@ -286,6 +288,9 @@ class VirtioDevice(Device):
     # Interrupts.
 
     def _drive(self) -> None:
+        published = self._published
+        if published is not None:
+            published[1], published[0] = self.interrupt_status, 1
         self._line.set(self.interrupt_status != 0)
 
     def _interrupt(self, cause: Interrupt) -> None:

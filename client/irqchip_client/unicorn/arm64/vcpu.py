@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, InvalidArgument
@@ -14,6 +15,7 @@ from irqchip_client.unicorn.bus import Bus
 from irqchip_client.unicorn.emulator import Unsupported
 from irqchip_client.vmm.accesses import Accesses, LocalDevices
 from irqchip_client.vmm.adapter import Adapter
+from irqchip_client.vmm.exit_stats import HALT, ExitStats
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.start import Arm64Start
 
@@ -57,6 +59,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     vcpu    the id
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
     power   what PSCI calls turn on and off; by default this vCPU is the only one
+    exits   counts the guest's accesses, waits and the like; None: nothing does
 
     PSCI's CPU_OFF and SYSTEM_OFF end run().
 
@@ -71,6 +74,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
         vcpu: int,
         local: LocalDevices | None = None,
         power: psci.Power | None = None,
+        exits: ExitStats | None = None,
     ) -> None:
         if memory.end > 1 << PHYSICAL_BITS:
             raise InvalidArgument(errno.EINVAL, f"RAM ends at {1 << PHYSICAL_BITS:#x} at most, not at {memory.end:#x}")
@@ -78,9 +82,9 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
         with ExitStack() as made:
             self._engine = Engine(memory, self, vcpu)
             made.callback(self._engine.close)
-            super().__init__(vm, vcpu, made)
+            super().__init__(vm, vcpu, made, exits)
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
-            self._accesses = Accesses(self._vcpu, local)
+            self._accesses = self._make_accesses(partial(Accesses, self._vcpu), local)
             self._breaker = self._engine.breaker
             self._made = made.pop_all()
 
@@ -116,7 +120,8 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
                 self._look()
                 breaker.begin_slice()
             if self._idle:
-                self._wait(interrupts_masked=False)  # WFI ends by an interrupt that is masked, too.
+                with self._counted(HALT):
+                    self._wait(interrupts_masked=False)  # WFI ends by an interrupt that is masked, too.
                 continue
             if self._interrupted:
                 self._interrupt()

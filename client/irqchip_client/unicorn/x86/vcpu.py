@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchip_client._errors import GuestError, InvalidArgument
 from irqchip_client.unicorn.bus import Bus
 from irqchip_client.unicorn.emulator import Unsupported
 from irqchip_client.vmm.accesses import ApicAccesses, LocalDevices
+from irqchip_client.vmm.exit_stats import HALT, MSR_READ, MSR_WRITE, ExitStats
 from irqchip_client.vmm.memory import PAGE, GuestMemory
 from irqchip_client.vmm.start import Start, StartMode
 from irqchip_client.vmm.x86 import X86Adapter, announced_by
@@ -38,12 +40,15 @@ class UnicornVcpu(Bus, X86Adapter):
     vm      irqchipd's VM, with an irqchip and a vCPU of this id
     vcpu    the id
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
+    exits   counts the guest's accesses, halts and the like; None: nothing does
 
     vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
     its operations, and another for its events. Close it before the memory, or use it in a with statement.
     """
 
-    def __init__(self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None) -> None:
+    def __init__(
+        self, memory: GuestMemory, vm: Vm, vcpu: int, local: LocalDevices | None = None, exits: ExitStats | None = None
+    ) -> None:
         if memory.start or memory.end > RAM_END:
             raise InvalidArgument(
                 errno.EINVAL,
@@ -53,11 +58,11 @@ class UnicornVcpu(Bus, X86Adapter):
         with ExitStack() as made:
             self._engine = Engine(memory, self)
             made.callback(self._engine.close)
-            super().__init__(vm, vcpu, made)
+            super().__init__(vm, vcpu, made, exits)
             self._events = made.enter_context(vm.session(f"vcpu {vcpu} events", vcpus=[vcpu]))
             self._vcpu.set_cpuid(tsc_adjust=False, physical_address_bits=PHYSICAL_BITS)
             self._apic = Apic(self._vcpu, self._local_apic)
-            self._accesses = ApicAccesses(self._vcpu, self._local_apic, local)
+            self._accesses = self._make_accesses(partial(ApicAccesses, self._vcpu, self._local_apic), local)
             self._breaker = self._engine.breaker
             self._engine.reset()
             self._made = made.pop_all()
@@ -91,13 +96,18 @@ class UnicornVcpu(Bus, X86Adapter):
                 else:
                     self._deliver_nmi()
             if self._idle:
-                self._wait(not engine.interrupts_enabled)
+                with self._counted(HALT):
+                    self._wait(not engine.interrupts_enabled)
                 continue
             if self._interrupted:
                 self._interrupt()
             match engine.run():
                 case Trapped() as trapped:
-                    self._emulate(trapped)
+                    if self._recorder is None or trapped.trap is Trap.HLT:
+                        self._emulate(trapped)
+                    else:
+                        with self._recorder.exit(*self._kind(trapped)):
+                            self._emulate(trapped)
                 case Event() as event:
                     deliver(engine, event)
 
@@ -191,6 +201,16 @@ class UnicornVcpu(Bus, X86Adapter):
             deliver(engine, Event(fault.vector, Origin.EXCEPTION, fault.error_code))
         else:
             engine.skip(trapped.length)
+
+    def _kind(self, trapped: Trapped) -> tuple[str, int | None]:
+        """For the counts of exits."""
+        match trapped.trap:
+            case Trap.RDMSR:
+                return MSR_READ, self._engine.register(RCX) & DWORD
+            case Trap.WRMSR:
+                return MSR_WRITE, self._engine.register(RCX) & DWORD
+            case trap:
+                return trap.name.lower().replace("_", " "), None
 
     def _set_edx_eax(self, value: int) -> None:
         self._engine.set_register(RAX, value & DWORD)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 
 from irqchipd.chips.gic.interrupt import NOBODY, PRIVATE, SGIS, Interrupt
@@ -157,10 +159,18 @@ class SavedGic:
             cpu.check(list_registers)
 
 
+_values: Final = attrgetter("target", *ALIKE)
+
+
+@lru_cache(MOST_INTERRUPTS)
+def _saved(target: int, *alike: Any) -> SavedInterrupt:
+    """Most of a GIC's interrupts are alike, and what a snapshot holds never changes: they share it."""
+    return SavedInterrupt(target=None if target == NOBODY else target, **dict(zip(ALIKE, alike, strict=True)))
+
+
 def save_interrupt(interrupt: Interrupt) -> SavedInterrupt:
     """An interrupt's state."""
-    target = None if interrupt.target == NOBODY else interrupt.target
-    return SavedInterrupt(target=target, **{name: getattr(interrupt, name) for name in ALIKE})
+    return _saved(*_values(interrupt))
 
 
 def resume_interrupt(interrupt: Interrupt, saved: SavedInterrupt) -> None:

@@ -4,7 +4,6 @@ import { panelsOf } from "./chips.js";
 import { h } from "./dom.js";
 import { countPanel, eventPanel, latencyPanel } from "./events.js";
 import { Feed, Past } from "./feed.js";
-import { latenciesOf, signalsOf } from "./signals.js";
 import { Wave } from "./wave.js";
 
 const find = (id) => document.getElementById(id);
@@ -79,24 +78,24 @@ function countDetails() {
   return details;
 }
 
-let drawn = { events: null, length: 0, last: 0, signals: new Map(), gaps: [] };
+let known = { events: null, last: 0, gaps: [] };
 
-function signals(events, marks) {
+// The times of which events are missing.
+function gapsOf(events) {
   const last = events.length ? events[events.length - 1][0] : 0;
-  if (drawn.events !== events || drawn.length !== events.length || drawn.last !== last || drawn.marks !== marks.length) {
+  if (known.events !== events || known.last !== last) {
     const gaps = [];
     for (let at = 1; at < events.length; at++) if (events[at][0] !== events[at - 1][0] + 1) gaps.push([events[at - 1][1], events[at][1]]);
-    drawn = { events, length: events.length, last, marks: marks.length, signals: signalsOf(events, fields, marks), gaps };
+    known = { events, last, gaps };
   }
-  return drawn;
+  return known.gaps;
 }
 
 function drawWave() {
   if (!feed) return;
-  const events = past ? past.events : feed.events;
-  const known = signals(events, (past || feed).marks);
+  const of = past || feed;
   // Of a past the whole is drawn, with the event in it: the end stays where it was when the page was paused.
-  wave.draw(known.signals, past ? past.end : feed.now, known.gaps, past ? past.time : null);
+  wave.draw(of.signals.all, past ? past.end : feed.now, gapsOf(of.events), past ? past.time : null);
 }
 
 function drawEvents(force) {
@@ -112,7 +111,7 @@ function drawEvents(force) {
   const events = past ? past.events : feed.events;
   list.replaceChildren(eventPanel(events, fields, past ? past.at : null, (at) => step(at - past.at)));
   list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
-  find("latency").replaceChildren(latencyPanel(latenciesOf(signals(events, (past || feed).marks).signals)));
+  find("latency").replaceChildren(latencyPanel((past || feed).signals.latencies));
 }
 
 function tell() {
@@ -141,7 +140,7 @@ async function pause() {
   if (past || !feed) return;
   const of = feed;
   try {
-    const loaded = await Past.load(of.vm);
+    const loaded = await Past.load(of.vm, fields);
     if (of !== feed) return;
     past = loaded;
   } catch (error) {
@@ -181,7 +180,7 @@ function begin(vm) {
   past = null;
   buttons();
   find("view").hidden = false;
-  feed = new Feed(vm, changed);
+  feed = new Feed(vm, fields, changed);
 }
 
 async function vms() {

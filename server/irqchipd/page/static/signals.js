@@ -1,76 +1,218 @@
-// From events to signals over time: lines, and vectors that are pending or in service at a vCPU.
+// Signals over time, from events and states: lines, and interrupts that are pending and in service. And how long that took.
 
-// A signal's segments are [from, to, kind]; to is null of one that goes on.
-// Events are what the tracepoints say, and marks the phases of which there is no tracepoint.
-export function signalsOf(events, fields, marks) {
-  const signals = new Map();
-  const sources = new Map(); // of each line: who drives it high
-  const signal = (name) => {
-    if (!signals.has(name)) signals.set(name, []);
-    return signals.get(name);
-  };
-  const begin = (name, kind, time) => {
-    const segments = signal(name), last = segments[segments.length - 1];
-    if (last && last[1] === null) {
-      if (last[2] === kind) return;
-      last[1] = time;
+// A state says how things are, whatever events were lost. Times that a state alone tells count for no latency.
+export class Signals {
+  constructor(fields) {
+    this.fields = fields; // of each event
+    this.rows = new Map(); // segments by name: [from, to, kind], where to is null of one that goes on
+    this.times = []; // [when, name, "wait" or "serve", how long]
+    this.drivers = new Map(); // of lines: who drives each high
+    this.pending = new Map(); // times since when, of each that waits: null where only a state tells
+    this.serving = new Map(); // the same of those in service
+    this.parts = {}; // the last known
+    this.number = 0; // of the last event
+    this.sorted = null;
+  }
+
+  // What happens.
+
+  event([number, time, name, values]) {
+    if (number !== this.number + 1) this.forget();
+    this.number = number;
+    const of = {};
+    (this.fields[name] || []).forEach((field, at) => (of[field] = values[at]));
+    const vector = () => `vCPU ${of.vcpu} ${hex(of.vector)}`;
+    const intid = () => (of.intid < PRIVATE ? `vCPU ${of.vcpu} INTID ${of.intid}` : `INTID ${of.intid}`);
+    switch (name) {
+      case "kvm_set_irq": if (!this.parts.gic) this.drive(`GSI ${of.gsi}`, of.source, of.level, time); break;
+      case "kvm_irq_line": if (of.kind === 0) this.level(`${of.number ? "fiq" : "irq"}:${of.vcpu}`, of.level, time); break;
+      case "vgic_update_irq_pending":
+        this.level(of.intid < PRIVATE ? `ppi:${of.vcpu}:${of.intid}` : `spi:${of.intid - PRIVATE}`, of.level, time);
+        if (of.level) this.wait(intid(), time);
+        else if (this.isLevel(of)) this.pending.delete(intid());
+        break;
+      case "kvm_apic_accept_irq": if (of.delivery_mode < 2) this.wait(vector(), time); break;
+      case "kvm_inj_virq": this.take(vector(), time); break;
+      case "kvm_eoi": this.finish(vector(), time); break;
+      case "kvm_ack_irq": this.finishAtPic(of.chip, of.pin, time); break;
+      case "gic_acknowledged": if (of.intid < SPECIAL) this.take(intid(), time); break;
+      case "gic_ended": this.finish(intid(), time); break;
+      case "kvm_s390_inject_vm": this.wait(`floating ${typeOf(of.type)}`, time, true); break;
+      case "kvm_s390_inject_vcpu": this.wait(`vCPU ${of.vcpu} ${typeOf(of.type)}`, time, true); break;
+      case "kvm_s390_deliver_interrupt": {
+        const own = `vCPU ${of.vcpu} ${typeOf(of.type)}`;
+        this.deliver(this.pending.has(own) ? own : `floating ${typeOf(of.type)}`, time);
+        break;
+      }
     }
-    segments.push([time, null, kind]);
-  };
-  const end = (name, kind, time) => {
-    const segments = signals.get(name), last = segments && segments[segments.length - 1];
-    if (last && last[1] === null && (kind === null || last[2] === kind)) last[1] = time;
-  };
-  const drive = (name, source, level, time) => {
-    if (!sources.has(name)) sources.set(name, new Set());
-    const driving = sources.get(name);
+  }
+
+  drive(name, source, level, time) {
+    const driving = this.drivers.get(name) || new Set();
     if (level) driving.add(source);
     else driving.delete(source);
-    if (driving.size) begin(name, "high", time);
-    else end(name, "high", time), signal(name);
-  };
-  for (const [, time, tracepoint, values] of events) {
-    const of = {};
-    (fields[tracepoint] || []).forEach((field, at) => (of[field] = values[at]));
-    const vector = () => `vCPU ${of.vcpu} ${hex(of.vector)}`;
-    switch (tracepoint) {
-      case "kvm_set_irq": drive(`GSI ${of.gsi}`, of.source, of.level, time); break;
-      case "kvm_irq_line": drive(lineOf(of.kind, of.vcpu, of.number), "user", of.level, time); break;
-      case "kvm_timer_update_irq": drive(`ppi:${of.vcpu}:${of.intid}`, "timer", of.level, time); break;
-      case "kvm_apic_accept_irq": if (of.delivery_mode < 2) begin(vector(), "wait", time); break;
-      case "kvm_inj_virq": begin(vector(), "serve", time); break;
-      case "kvm_eoi": end(vector(), "serve", time); break;
-      case "kvm_s390_inject_vm": begin(`floating ${typeOf(of.type)}`, "wait", time); break;
-      case "kvm_s390_inject_vcpu": begin(`vCPU ${of.vcpu} ${typeOf(of.type)}`, "wait", time); break;
-      case "kvm_s390_deliver_interrupt": end(`floating ${typeOf(of.type)}`, "wait", time); end(`vCPU ${of.vcpu} ${typeOf(of.type)}`, "wait", time); break;
+    this.drivers.set(name, driving);
+    this.draw(name, time);
+  }
+
+  level(name, level, time) {
+    this.drivers.set(name, new Set(level ? ["line"] : []));
+    this.draw(name, time);
+  }
+
+  // many: whether several of a name wait behind each other.
+  wait(name, time, many = false) {
+    const waiting = this.pending.get(name) || [];
+    if (many || !waiting.length) this.pending.set(name, [...waiting, time]);
+    this.draw(name, time);
+  }
+
+  taken(name, time) {
+    const [since, ...others] = this.pending.get(name) || [null];
+    this.measure(name, "wait", since, time);
+    this.pending.delete(name);
+    if (others.length) this.pending.set(name, others);
+  }
+
+  take(name, time) {
+    this.taken(name, time);
+    this.serving.set(name, time);
+    this.draw(name, time);
+  }
+
+  // What is delivered is not in service.
+  deliver(name, time) {
+    this.taken(name, time);
+    this.draw(name, time);
+  }
+
+  finish(name, time) {
+    this.measure(name, "serve", this.serving.get(name) ?? null, time);
+    this.serving.delete(name);
+    this.draw(name, time);
+  }
+
+  finishAtPic(chip, pin, time) {
+    const pic = this.parts[`pic${chip}`];
+    if (chip > 1 || !pic) return;
+    for (const name of this.serving.keys()) if (name.endsWith(` ${hex(pic.base + (pin & 7))}`)) this.finish(name, time);
+  }
+
+  isLevel({ vcpu, intid }) {
+    const known = intid < PRIVATE ? this.parts[`cpu${vcpu}`]?.private : this.parts.spis;
+    return (known || []).some((one) => one.intid === intid && one.level);
+  }
+
+  // Events are missing: what waits may wait since another time.
+  forget() {
+    for (const [name, waiting] of this.pending) this.pending.set(name, waiting.map(() => null));
+    for (const name of this.serving.keys()) this.serving.set(name, null);
+  }
+
+  measure(name, kind, since, time) {
+    if (since !== null) this.times.push([time, name, kind, time - since]);
+  }
+
+  // How things are.
+
+  state(parts, time) {
+    this.parts = parts;
+    const now = phasesOf(parts);
+    for (const [name, driving] of this.drivers) if (driving.size && !now.lines.has(name) && now.allLines) this.drivers.set(name, new Set());
+    for (const [name, sources] of now.lines) this.drivers.set(name, new Set(sources));
+    for (const [name, waiting] of this.pending) {
+      const most = (now.wait.get(name) || 0) + (now.accepted.get(name.replace(/^(floating|vCPU \d+) /, "")) || 0);
+      if (waiting.length > most && (now.allWait || !name.startsWith("floating"))) this.pending.set(name, waiting.slice(waiting.length - most));
     }
+    for (const [name, count] of now.wait) {
+      const waiting = this.pending.get(name) || [];
+      this.pending.set(name, [...waiting, ...Array(Math.max(count - waiting.length, 0)).fill(null)]);
+    }
+    for (const name of [...this.serving.keys()]) if (!now.serve.has(name) && !now.atPics.has(name.split(" ").pop())) this.serving.delete(name);
+    for (const name of now.serve) if (!this.serving.has(name)) this.serving.set(name, null);
+    for (const name of new Set([...this.drivers.keys(), ...this.pending.keys(), ...this.serving.keys(), ...this.rows.keys()])) this.draw(name, time);
+    for (const [name, waiting] of this.pending) if (!waiting.length) this.pending.delete(name);
   }
-  for (const [time, name, kind] of marks) {
-    if (kind) begin(name, kind, time);
-    else end(name, null, time);
+
+  // Forget what ended before a time.
+  prune(before) {
+    for (const [name, segments] of this.rows) {
+      let over = 0;
+      while (over < segments.length && segments[over][1] !== null && segments[over][1] < before) over++;
+      segments.splice(0, over);
+      if (!segments.length) {
+        this.rows.delete(name);
+        this.sorted = null;
+      }
+    }
+    this.times.splice(0, this.times.findIndex(([when]) => when >= before) >>> 0);
   }
-  return new Map([...signals].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })));
+
+  draw(name, time) {
+    const kind = this.serving.has(name) ? "serve" : this.pending.get(name)?.length ? "wait" : this.drivers.get(name)?.size ? "high" : null;
+    let segments = this.rows.get(name);
+    const last = segments?.[segments.length - 1];
+    const on = last && last[1] === null ? last[2] : null;
+    if (on === kind) return;
+    if (on) last[1] = time;
+    if (!kind) return;
+    if (!segments) {
+      this.rows.set(name, (segments = []));
+      this.sorted = null;
+    }
+    segments.push([time, null, kind]);
+  }
+
+  get all() {
+    this.sorted ||= new Map([...this.rows].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })));
+    return this.sorted;
+  }
+
+  // How long each interrupt waited, and was in service: the count, the mean and the longest.
+  get latencies() {
+    const found = new Map();
+    for (const [, name, kind, time] of this.times) {
+      if (!found.has(name)) found.set(name, { name, wait: null, serve: null });
+      const one = (found.get(name)[kind] ||= { count: 0, mean: 0, most: 0 });
+      one.count++;
+      one.mean += (time - one.mean) / one.count;
+      one.most = Math.max(one.most, time);
+    }
+    return [...found.values()].sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+  }
 }
 
-// How long a vector was pending, and in service: the count, the mean and the longest, of complete segments.
-export function latenciesOf(signals) {
-  const found = [];
-  for (const [name, segments] of signals) {
-    const of = (kind) => segments.filter((segment) => segment[2] === kind && segment[1] !== null).map(([from, to]) => to - from);
-    const wait = of("wait"), serve = of("serve");
-    if (wait.length || serve.length) found.push({ name, wait: sum(wait), serve: sum(serve) });
+const PRIVATE = 32, SPECIAL = 1020; // INTIDs below are a vCPU's own, and from there on no interrupt's
+const MOST_LINES = 256; // that a state tells
+
+// What a state tells: lines with their sources, how many of each interrupt wait, and what is in service.
+export function phasesOf(parts) {
+  const now = { lines: new Map(), allLines: true, wait: new Map(), allWait: true, serve: new Set(), atPics: new Set(), accepted: new Map() };
+  const more = (counts, name) => counts.set(name, (counts.get(name) || 0) + 1);
+  const high = (parts.lines?.lines || []).filter((line) => line.sources.length);
+  for (const line of high) now.lines.set(line.name.split(" (")[0], line.sources);
+  now.allLines = high.length < MOST_LINES;
+  const interrupts = (list, where) => {
+    for (const one of list) {
+      if (one.pending) more(now.wait, `${where}INTID ${one.intid}`);
+      if (one.active) now.serve.add(`${where}INTID ${one.intid}`);
+    }
+  };
+  interrupts(parts.spis || [], "");
+  for (const irq of parts.flic?.interrupts || []) more(now.wait, `floating ${typeOf(irq.kind)}`);
+  now.allWait = !parts.flic || parts.flic.count === parts.flic.interrupts.length;
+  for (const pic of [parts.pic0, parts.pic1]) {
+    for (let bit = 0; pic && bit < 8; bit++) if (pic.isr >> bit & 1) now.atPics.add(hex(pic.base + bit));
   }
-  return found;
-}
-
-function sum(list) {
-  return list.length ? { count: list.length, mean: list.reduce((a, b) => a + b, 0) / list.length, most: Math.max(...list) } : null;
-}
-
-// A line of an arm64 VM, as irqchipctl has it; kinds are KVM_ARM_IRQ_TYPE_*.
-function lineOf(kind, vcpu, number) {
-  if (kind === 1) return `spi:${number - 32}`;
-  return kind === 2 ? `ppi:${vcpu}:${number}` : `${number ? "fiq" : "irq"}:${vcpu}`;
+  for (const vcpu of parts.vcpus || []) {
+    const lapic = parts[`lapic${vcpu}`], cpu = parts[`cpu${vcpu}`];
+    for (const vector of lapic?.irr || []) more(now.wait, `vCPU ${vcpu} ${hex(vector)}`);
+    for (const vector of lapic?.isr || []) now.serve.add(`vCPU ${vcpu} ${hex(vector)}`);
+    interrupts(cpu?.private || [], `vCPU ${vcpu} `);
+    for (const irq of (parts.flic && cpu?.pending) || []) more(now.wait, `vCPU ${vcpu} ${typeOf(irq.kind)}`);
+    for (const irq of cpu?.accepted || []) more(now.accepted, typeOf(irq.kind));
+  }
+  return now;
 }
 
 // KVM_S390_*.
@@ -85,22 +227,4 @@ function typeOf(type) {
 
 function hex(value) {
   return typeof value === "number" ? `0x${value.toString(16).padStart(2, "0")}` : value;
-}
-
-// Which phase each of a GIC's interrupts is in: the kernel has no tracepoint for the guest's acknowledgement and end.
-export function phasesOf(parts) {
-  const phases = new Map();
-  const add = (list, where) => {
-    for (const one of list) if (one.active || one.pending) phases.set(`${where} INTID ${one.intid}`.trim(), one.active ? "serve" : "wait");
-  };
-  add(parts.spis || [], "");
-  if (parts.gic) for (const vcpu of parts.vcpus || []) add(parts[`cpu${vcpu}`]?.private || [], `vCPU ${vcpu}`);
-  return phases;
-}
-
-export function marksBetween(before, now, time) {
-  const marks = [];
-  for (const [name, kind] of now) if (before.get(name) !== kind) marks.push([time, name, kind]);
-  for (const name of before.keys()) if (!now.has(name)) marks.push([time, name, null]);
-  return marks;
 }
