@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import select
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from irqchip_client._daemon import Daemon
+from tests.cli.console import PATIENCE, Console
 
 BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue")
 FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
-PATIENCE = 120.0  # seconds. GRUB's menu comes after 5 where nothing else runs.
-# What moves the cursor. A lone return is a slip of SeaBIOS's: a tick flushes its output in the middle of a character's.
-CURSOR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
-
 pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(300),
@@ -31,46 +23,6 @@ pytestmark = [
     pytest.mark.skipif(not BIOS.exists(), reason=f"there is no {BIOS}: the package seabios has it"),
     pytest.mark.skipif(not GRUB.exists(), reason=f"there is no {GRUB}: the package grub-rescue-pc has it"),
 ]
-
-
-class Console:
-    """A process of irqchipctl, with its output and the keys that are typed for it."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "irqchip_client.cli", *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._said = b""
-
-    def type(self, text: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text.encode())
-        self.process.stdin.flush()
-
-    def enter(self, line: str, keyboard: Console | None = None) -> None:
-        """Types a line into GRUB's shell, not faster than it is echoed: SeaBIOS keeps 15 keys."""
-        for character in line:
-            (keyboard or self).type(character)
-            self.expect(re.escape(character))
-        (keyboard or self).type("\r")
-
-    def expect(self, pattern: str) -> str:
-        """Waits for some output, and returns what has come before its end and after the last one expected."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + PATIENCE
-        while True:
-            said = CURSOR.sub(b"", self._said).decode(errors="replace")
-            if found := re.search(pattern, said, re.DOTALL):
-                self._said = b""
-                return said[: found.end()]
-            left = end - time.monotonic()
-            ready, _, _ = select.select([self.process.stdout], [], [], max(left, 0))
-            data = os.read(self.process.stdout.fileno(), 4096) if ready else b""
-            assert data, f"{pattern} has not come; the last output was {said[-1000:]}"
-            self._said += data
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
