@@ -39,6 +39,7 @@ COMPILED = (
     "server/irqchipd/vm/arm64/[a-z]*.py",
     "server/irqchipd/vm/s390/[a-z]*.py",
     "server/irqchipd/vm/x86/[a-z]*.py",
+    "server/irqchipd/observe/[a-z]*.py",
     "server/irqchipd/fair.py",
     "server/irqchipd/limits.py",
     "server/irqchipd/timers.py",
@@ -59,6 +60,10 @@ COMPILED = (
     "server/irqchipd/edge/records.py",
     "server/irqchipd/edge/ring.py",
     "server/irqchipd/edge/session.py",
+    "server/irqchipd/edge/trace.py",
+    "server/irqchipd/edge/trace_codec.py",
+    "server/irqchipd/edge/trace_filter.py",
+    "server/irqchipd/edge/trace_ring.py",
     "server/irqchipd/edge/work.py",
 )
 # What the compiler needs; mypyc believes the types that mypy infers, so its version is the one that checks them.

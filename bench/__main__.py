@@ -27,7 +27,7 @@ from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
 from bench.ticks import cpu_share
 from bench.virtio import by_virtio
-from bench.watching import FIGURES, unobserved, watched
+from bench.watching import FIGURES, metered, unobserved, watched
 from bench.workers import (
     ANSWERED_PORT,
     BATCH,
@@ -463,6 +463,7 @@ MEASURES = (
     replayed,
     watched,
     unobserved,
+    metered,
     by_virtio,
     in_the_kernel,
 )

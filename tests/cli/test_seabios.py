@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +17,7 @@ from irqchip_client._daemon import Daemon
 from tests.cli.console import PATIENCE, Console
 
 BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue")
+MICROVM = BIOS.with_name("bios-microvm.bin")
 FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
 pytestmark = [
     pytest.mark.long,
@@ -45,8 +48,8 @@ def consoles() -> Iterator[ExitStack]:
         yield stack
 
 
-def boot(consoles: ExitStack, *arguments: str) -> Console:
-    console = Console(*arguments, "--cpu", "unicorn", "--firmware", str(BIOS))
+def boot(consoles: ExitStack, *arguments: str, firmware: Path = BIOS) -> Console:
+    console = Console(*arguments, "--cpu", "unicorn", "--firmware", str(firmware))
     consoles.callback(console.close)
     return console
 
@@ -69,8 +72,8 @@ def test_grub_is_loaded_from_an_ide_disk(consoles: ExitStack, disk: Path) -> Non
     console.expect("SeaBIOS .*Booting from Hard Disk.*Use the .* keys to select")
     console.type("c")
     console.expect("grub> ")
-    console.enter("search --file /boot/grub/grub.cfg")
-    assert "hd0" in console.expect("grub> ")
+    console.enter("ls (hd0)/")
+    assert "boot/" in console.expect("grub> ")
     console.enter("halt")
     assert console.process.wait(PATIENCE) == 0
 
@@ -93,4 +96,39 @@ def test_grub_takes_commands_from_the_keyboard_s_process(
     console.enter("date", keyboard)
     assert re.search(r"20\d\d-\d\d?-\d\d? \d\d?:\d\d?:\d\d? ", console.expect("grub> "))
     console.enter("reboot", keyboard)
+    assert console.process.wait(PATIENCE) == 0
+
+
+def disk_is_there(server: Daemon) -> bool:
+    with server.connect() as client:
+        sessions = client.vm("bios").info().sessions
+    return any(session.client == "virtio block" and session.regions for session in sessions)
+
+
+@pytest.mark.skipif(not MICROVM.exists(), reason=f"there is no {MICROVM}: the package seabios has it")
+def test_grub_boots_from_a_virtio_disk_whose_process_is_killed(
+    consoles: ExitStack, disk: Path, irqchip_server: Daemon
+) -> None:
+    """SeaBIOS finds the disk in ACPI's tables, and reads it by a driver of its own."""
+    os.truncate(disk, (disk.stat().st_size + 511) // 512 * 512)
+    target = ("--target", irqchip_server.target)
+    device = (*target, "device", "VirtioBlock", "--vm", "bios", f"path={disk}")
+    console = boot(consoles, *target, "run", "--vm", "bios", "--await", "virtio block", firmware=MICROVM)
+    first = Console(*device)
+    consoles.callback(first.close)
+    console.expect("SeaBIOS .*Booting from Hard Disk.*GNU GRUB.*Use the .* keys to select")
+    console.type("c")
+    console.expect("grub> ")
+    first.close()
+    end = time.monotonic() + PATIENCE
+    while disk_is_there(irqchip_server):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    consoles.callback(Console(*device).close)
+    while not disk_is_there(irqchip_server):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    console.enter("ls (hd0)/")
+    assert "boot/" in console.expect("grub> ")
+    console.enter("halt")
     assert console.process.wait(PATIENCE) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from random import Random
 
 import pytest
@@ -93,7 +94,7 @@ def of_irqchipd(machine: DaemonMachine, ops: list[Op]) -> list[list[str]]:
     seen: list[list[str]] = []
     for op in ops:
         machine.perform(op)
-        events = [trace_from_proto(message) for message in iter(reader.read, None)]
+        events = [trace_from_proto(message) for message in iter(partial(log.read, reader), None)]
         seen.append([f"{e.tracepoint}: {ftrace.body(e)}" for e in events if isinstance(e, TraceEvent)])
     return seen
 

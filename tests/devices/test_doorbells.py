@@ -84,6 +84,25 @@ def test_no_vcpu_waits_for_a_doorbell(vm: Vm) -> None:
         assert bells.rung == [2, 0]
 
 
+def test_a_vcpus_accesses_keep_their_order(vm: Vm) -> None:
+    """A doorbell's eventfd and an access reach the device in different ways."""
+    order: list[str] = []
+
+    class Ordered(Bells):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mmio(BASE + 0x100, 4, lambda offset, size: 0, lambda offset, value, size: order.append("written"))  # noqa: ARG005
+
+        def ring(self, value: int) -> None:  # noqa: ARG002
+            order.append("rung")
+
+    with remote(vm, Ordered()), vm.session() as session:
+        for _ in range(50):
+            session.vcpu(0).mmio_write(BASE + 16, 0, 4)
+            session.vcpu(0).mmio_write(BASE + 0x100, 0, 4)
+    assert order == ["rung", "written"] * 50
+
+
 def test_a_vmm_rings_without_a_message(vm: Vm) -> None:
     bells = Bells()
     with vm.session() as session:

@@ -18,7 +18,10 @@ MODULES = Path("/modules")
 BEGINS, ENDS = "COMMAND-BEGINS", "COMMAND-ENDS"
 INIT_MODULE = 175  # the system call, on x86-64
 POWER_OFF = 0x4321_FEDC
-FILE_SYSTEMS = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm"))
+FILE_SYSTEMS = (
+    *(("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/dev/shm")),
+    ("tracefs", "/sys/kernel/tracing"),
+)
 
 
 def _check(result: int, what: str) -> None:

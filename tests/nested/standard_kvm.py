@@ -40,7 +40,7 @@ DISTRIBUTIONS = ("irqchipd", "pytest", "pytest-timeout")
 MODULE = "kvm-amd"
 QEMU = "qemu-system-x86_64"
 OPTIONS = "-M q35 -accel tcg -cpu max,+svm -m 1536 -display none -nodefaults -no-reboot -serial stdio"
-OWN_CLOCK = "-icount shift=2,sleep=off"  # 4 ns per instruction
+OWN_CLOCK, INSTRUCTION_NS = "-icount shift={},sleep=off", 4
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 loglevel=3"
 
 
@@ -88,16 +88,19 @@ class StandardKvm:
         seconds: float,
         files: Iterable[Path] = (),
         own_clock: bool = True,
+        instruction_ns: int = INSTRUCTION_NS,
         heard: Callable[[str], None] = lambda _: None,
     ) -> Done:
         """Run Python with some arguments in the project's folder. TimeoutError if it does not end in time.
 
         Without the instruction clock the machine is faster, but its time is not meaningful.
 
-        files  further files of this machine, which are there at the same places
+        files           further files of this machine, which are there at the same places
+        instruction_ns  the duration of an instruction by the instruction clock: a power of two
         """
+        clock = OWN_CLOCK.format(instruction_ns.bit_length() - 1) if own_clock else ""
         with TemporaryDirectory(dir=self.initrd.parent) as folder:
-            return self._boot(arguments, self._with_files(Path(folder), files), seconds, own_clock, heard)
+            return self._boot(arguments, self._with_files(Path(folder), files), seconds, clock, heard)
 
     def _with_files(self, folder: Path, files: Iterable[Path]) -> Path:
         """The RAM disk, and behind it one with more files: the kernel unpacks both."""
@@ -116,7 +119,7 @@ class StandardKvm:
         arguments: tuple[str, ...],
         initrd: Path,
         seconds: float,
-        own_clock: bool,
+        clock: str,
         heard: Callable[[str], None],
     ) -> Done:
         folders = [*(str(ROOT / name) for name in IMPORTED_FROM), *sorted(self._packages)]
@@ -130,7 +133,7 @@ class StandardKvm:
         command = [
             find(QEMU),
             *OPTIONS.split(),
-            *(OWN_CLOCK.split() if own_clock else ()),
+            *clock.split(),
             "-kernel",
             str(kernel_image(self.kernel)),
         ]

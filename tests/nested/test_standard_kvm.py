@@ -31,6 +31,11 @@ def test_the_adapters_tests_pass(standard_kvm: StandardKvm) -> None:
     assert " skipped" not in done.output, done.output
 
 
+def test_its_trace_is_that_of_irqchipctl_line_by_line(standard_kvm: StandardKvm) -> None:
+    done = standard_kvm.run("-m", "tests.nested.trace", seconds=PATIENCE, own_clock=False)
+    assert done.status == 0, done.output
+
+
 def test_its_irqchip_answers_like_irqchipd_except_for_known_departures(standard_kvm: StandardKvm) -> None:
     done = standard_kvm.run("-m", "tests.nested.compare", SECONDS, SEED, seconds=PATIENCE, own_clock=False)
     assert done.status == 0, done.output

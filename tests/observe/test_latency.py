@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
+from irqchipd.chips.s390.irq import Kind as S390Kind
 from irqchipd.observe.histogram import BUCKETS, Histogram
 from irqchipd.observe.latency import Kind
+from irqchipd.vm.clock import Deadlines
 from irqchipd.vm.counting import KEPT_NS, InterruptInfo
-from irqchipd.vm.routing import MsiRoute
+from irqchipd.vm.routing import MsiRoute, PinRoute
+from tests.vm.arm64.machine import SPURIOUS, Arm, ppi, spi
 from tests.vm.pc import EOI, LEVEL, PRIMARY, Pc
+from tests.vm.s390.machine import ALL, Machine
 
 VECTOR = 0x41
 
@@ -128,3 +134,58 @@ def test_a_histogram_is_bounded_and_its_buckets_are_powers_of_two() -> None:
         histogram.add(time)
     assert times(histogram) == {0: 2, 1: 1, 2: 2, 3: 1, BUCKETS - 1: 1}
     assert histogram.sum == 15 + (1 << 60)
+
+
+# The other architectures.
+
+
+@pytest.mark.parametrize("gic", [2, 3])
+def test_an_spi_from_the_line_through_the_acknowledgement_to_its_end(gic: int) -> None:
+    time = Deadlines()
+    arm = Arm(gic, deadlines=time)
+    arm.vm.set_routing([PinRoute(7, 0, 8)])
+    arm.configure(40, level=True)
+    arm.vm.interrupts()
+    source = arm.vm.open_source("nic")
+    arm.vm.irq_line(spi(40), True, source)
+    time.move(300)
+    assert arm.acknowledge() == 40
+    time.move(20)
+    arm.vm.irq_line(spi(40), False, source)
+    arm.end(40)
+    (one,) = arm.vm.interrupts().interrupts
+    assert (one.kind, one.gsi, one.number, one.level, one.counts) == (Kind.GIC, 7, 40, True, {0: 1})
+    assert (one.accept.sum, one.eoi.sum) == (300, 20)
+
+
+@pytest.mark.parametrize("gic", [2, 3])
+def test_each_vcpus_private_interrupt_has_its_own_time_and_what_is_special_is_not_counted(gic: int) -> None:
+    time = Deadlines()
+    arm = Arm(gic, 2, deadlines=time)
+    arm.vm.interrupts()
+    for vcpu in (0, 1):
+        arm.configure(20, vcpu=vcpu)
+    for vcpu in (0, 1):
+        arm.line(ppi(vcpu, 20), 1)
+        time.move(100)
+    assert [arm.take(vcpu) for vcpu in (0, 1, 0)] == [20, 20, 20]  # its line is still high
+    arm.line(ppi(0, 20), 0)
+    assert arm.acknowledge() == SPURIOUS
+    (one,) = arm.vm.interrupts().interrupts
+    assert (one.counts, one.accept.sum, sum(one.accept.buckets)) == ({0: 2, 1: 1}, 300, 2)
+
+
+def test_s390_interrupts_from_the_injection_to_the_delivery() -> None:
+    time = Deadlines()
+    machine = Machine(deadlines=time)
+    machine.add_vcpus(ALL, ALL)
+    machine.vm.interrupts()
+    machine.vm.s390_interrupt(S390Kind.SERVICE, 0x100, 0)
+    machine.vm.s390_interrupt(S390Kind.EMERGENCY, 1, 0, 1)
+    time.move(50)
+    assert machine.vm.take_irq(1) is not None
+    time.move(50)
+    assert machine.vm.take_irq(0 if machine.vm.get_irq_state(1, 4096) else 1) is not None
+    found = {one.number: (one.counts, one.accept.sum) for one in machine.vm.interrupts().interrupts}
+    assert set(found) == {S390Kind.SERVICE, S390Kind.EMERGENCY}
+    assert sum(total for _, total in found.values()) == 150

@@ -10,7 +10,9 @@ from irqchipd.chips.fault import FAULT
 from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import Reg
-from irqchipd.observe.observer import TRACEPOINTS, Observer, combine
+from irqchipd.observe import recorder
+from irqchipd.observe.observer import TRACEPOINTS, Observer
+from irqchipd.observe.recorder import combine
 from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.routing import ChipId
@@ -232,6 +234,12 @@ def test_several_observers_get_every_tracepoint_with_its_fields() -> None:
         getattr(both, name)(*range(number, number + count))
     assert recorders[0].trace == recorders[1].trace == recorders[2].trace
     assert [fields[0] for fields in recorders[0].trace] == list(TRACEPOINTS)
+
+
+def test_everything_is_passed_to_several_observers() -> None:
+    for name, method in vars(Observer).items():
+        if inspect.isroutine(method) and not name.startswith("_"):
+            assert getattr(recorder.Recorder, name) is not method, name
 
 
 def test_an_observer_may_override_nothing() -> None:

@@ -79,6 +79,12 @@ class Browser:
             assert time.monotonic() < deadline, (expression, self.console, self.evaluate("document.body.innerText"))
             time.sleep(0.02)
 
+    def leave(self) -> None:
+        """Leave the page, and forget its errors."""
+        self.call("Page.navigate", url="about:blank")
+        self.evaluate("1")  # what the page had to report is here
+        self.console.clear()
+
     def size(self, width: int, height: int) -> None:
         """Make the window this large."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from irqchip_client import Client
-from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import arm64_vm, play, s390_vm, x86_vm
 from tests.page.pages import Page, page
 
@@ -48,12 +48,6 @@ def client(served: Page) -> Iterator[Client]:
         for name in ("pc", "arm", "mainframe"):
             play(client, name)
         yield client
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 def look(chromium: Browser, served: Page, vm: str) -> None:

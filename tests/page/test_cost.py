@@ -18,7 +18,7 @@ import pytest
 from irqchip_client import Client, S390IrqType, Session, Vm, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.arm64 import CPU_INTERFACE, spi
-from tests.page.browser import CHROMIUM, browser
+from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import SERIAL, arm64_vm, s390_vm, x86_vm
 from tests.page.pages import page
 
@@ -90,11 +90,10 @@ def share(alone: Driven, watched: Driven) -> float:
 
 
 @pytest.mark.parametrize("architecture", WORK)
-def test_a_vm_keeps_nine_tenths_of_its_throughput(architecture: str, tmp_path: Path) -> None:
+def test_a_vm_keeps_nine_tenths_of_its_throughput(architecture: str, chromium: Browser) -> None:
     make, work = WORK[architecture]
     with ExitStack() as stack:
         driven: list[Driven] = []
-        chromium = stack.enter_context(browser(tmp_path))
         for looked_at in (False, True):
             served = stack.enter_context(page())
             client = stack.enter_context(served.daemon.connect())
@@ -109,6 +108,7 @@ def test_a_vm_keeps_nine_tenths_of_its_throughput(architecture: str, tmp_path: P
         while len(kept) < ROUNDS or (statistics.median(kept) < SHARE and len(kept) < MOST_ROUNDS):
             kept.append(share(alone, watched))
         numbers = chromium.evaluate("document.getElementById('position').innerText")
+        chromium.leave()
     print(f"{architecture}: {statistics.median(kept):.3f} of the throughput, of {len(kept)} rounds; {numbers}")
     assert int(numbers.rpartition(" ")[2]) > ROUNDS * 100, "the page has seen what happened"
     assert statistics.median(kept) >= SHARE

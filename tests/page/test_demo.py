@@ -21,7 +21,7 @@ from examples.demo.__main__ import DEVICES
 from examples.demo.monitor import Monitor
 from examples.demo.stage import Stage
 from irqchip_client import Chip, Client, Session, Vm, connect, ops
-from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import play, s390_vm
 from tests.page.pages import page
 
@@ -115,13 +115,6 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-@pytest.fixture
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        found.size(1280, 900)
-        yield found
-
-
 def look(chromium: Browser, url: str, vm: str) -> None:
     chromium.call("Page.navigate", url=f"{url}#{vm}")
     chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
@@ -154,11 +147,11 @@ def test_the_values_are_get_irqchips_at_10000_operations_a_second(chromium: Brow
             f"{rate:.0f} operations a second; the page is {ages[len(ages) // 2] * 1000:.0f} ms old, at 90 % "
             f"{ages[len(ages) * 9 // 10] * 1000:.0f} ms, at most {ages[-1] * 1000:.0f} ms, of {len(ages)}"
         )
-        chromium.call("Page.navigate", url="about:blank")
+        assert chromium.console == []
+        chromium.leave()
         assert rate > 9000
         assert len(ages) > 50
         assert ages[len(ages) * 9 // 10] <= LATEST
-        assert chromium.console == []
 
 
 def counter_of(vm: Vm) -> int:
@@ -192,7 +185,8 @@ def picture(chromium: Browser, folder: Path, name: str) -> None:
     path = Path(os.environ.get("IRQCHIPD_SCREENSHOTS", folder)) / name
     chromium.screenshot(path, 1500)
     assert path.stat().st_size > 10_000
-    chromium.call("Page.navigate", url="about:blank")
+    assert chromium.console == []
+    chromium.leave()
 
 
 def shows_latencies(chromium: Browser, *columns: str) -> bool:
@@ -229,4 +223,3 @@ def test_pictures_of_the_demos(chromium: Browser, tmp_path: Path) -> None:
             time.sleep(0.3)
         assert shows_latencies(chromium, "pending")
         picture(chromium, tmp_path, "page-s390.png")
-    assert chromium.console == []

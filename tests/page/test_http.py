@@ -231,6 +231,7 @@ def test_a_strange_request_is_refused(served: Page, request_bytes: bytes, status
     assert answered == status
     assert body
     assert "content-security-policy" in headers
+    assert headers.get("allow") == ("GET, HEAD" if status == 405 else None)
     assert served.get("/api/vms")[0] == 200
 
 

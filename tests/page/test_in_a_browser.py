@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irqchip_client import Client
-from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
 from tests.page.pages import Page, page
 
@@ -32,12 +32,6 @@ def client(served: Page) -> Iterator[Client]:
         arm64_vm(client)
         s390_vm(client)
         yield client
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 def look(chromium: Browser, served: Page, vm: str, width: int = 1280) -> None:

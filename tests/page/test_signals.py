@@ -11,7 +11,7 @@ import pytest
 
 from irqchip_client import Client, S390Irq, S390IrqType, Vm
 from irqchip_client.arm64 import CPU_INTERFACE, ppi, spi
-from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, s390_vm, x86_vm
 from tests.page.pages import Page, page
 
@@ -41,11 +41,11 @@ def client(served: Page) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def chromium(served: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        found.call("Page.navigate", url=f"{served.url}icon.svg")
-        found.wait("location.pathname === '/icon.svg'")
-        yield found
+def chromium_there(served: Page, chromium: Browser) -> Browser:
+    """A Chromium at the page's origin."""
+    chromium.call("Page.navigate", url=f"{served.url}icon.svg")
+    chromium.wait("location.pathname === '/icon.svg'")
+    return chromium
 
 
 def past(chromium: Browser, served: Page, vm: Vm, play: Callable[[Vm], None]) -> tuple[Any, dict[str, Any]]:
@@ -71,7 +71,7 @@ def counted(served: Page, vm: Vm) -> dict[int, Any]:
     return {one["number"]: one for one in served.json(f"/api/vms/{vm.name}/interrupts")["interrupts"]}
 
 
-def test_x86(chromium: Browser, served: Page, client: Client) -> None:
+def test_x86(chromium_there: Browser, served: Page, client: Client) -> None:
     def play(vm: Vm) -> None:
         cpu = vm.vcpu(0)
         for _ in range(TIMES):
@@ -85,7 +85,7 @@ def test_x86(chromium: Browser, served: Page, client: Client) -> None:
 
     vm = x86_vm(client)
     counted(served, vm)
-    rows, latencies = past(chromium, served, vm, play)
+    rows, latencies = past(chromium_there, served, vm, play)
     name = f"vCPU 0 {VECTORS[SERIAL]:#x}"
     assert kinds(rows[name]) == ["wait", "serve"] * 2 * TIMES
     assert kinds(rows[f"GSI {SERIAL}"]) == ["high"] * 2 * TIMES
@@ -96,20 +96,20 @@ def test_x86(chromium: Browser, served: Page, client: Client) -> None:
     assert ours["serve"]["mean"] == pytest.approx(daemons["eoi"]["mean"], rel=0.5)
 
 
-def test_an_interrupt_of_the_pics_ends(chromium: Browser, served: Page, client: Client) -> None:
+def test_an_interrupt_of_the_pics_ends(chromium_there: Browser, served: Page, client: Client) -> None:
     def play(vm: Vm) -> None:
         vm.line(0).pulse()
         assert vm.vcpu(0).acknowledge() is not None
         vm.vcpu(0).pio_write(0x20, 0x20)
 
     vm = client.vm("pc")
-    rows, latencies = past(chromium, served, vm, play)
+    rows, latencies = past(chromium_there, served, vm, play)
     (name,) = (name for name in rows if name.endswith(" 0x30"))
     assert kinds(rows[name]) == ["serve"]
     assert latencies[name]["serve"]["count"] == 1
 
 
-def test_arm64(chromium: Browser, served: Page, client: Client) -> None:
+def test_arm64(chromium_there: Browser, served: Page, client: Client) -> None:
     def play(vm: Vm) -> None:
         cpu = vm.vcpu(0)
         for _ in range(TIMES):
@@ -121,7 +121,7 @@ def test_arm64(chromium: Browser, served: Page, client: Client) -> None:
 
     vm = arm64_vm(client)
     counted(served, vm)
-    rows, latencies = past(chromium, served, vm, play)
+    rows, latencies = past(chromium_there, served, vm, play)
     daemons = counted(served, vm)
     for line, name, intid in (("spi:4", "INTID 36", 36), ("ppi:0:20", "vCPU 0 INTID 20", 20)):
         assert kinds(rows[line]) == ["high"] * TIMES
@@ -132,7 +132,7 @@ def test_arm64(chromium: Browser, served: Page, client: Client) -> None:
         assert ours["serve"]["mean"] == pytest.approx(daemons[intid]["eoi"]["mean"], rel=0.5)
 
 
-def test_s390(chromium: Browser, served: Page, client: Client) -> None:
+def test_s390(chromium_there: Browser, served: Page, client: Client) -> None:
     def play(vm: Vm) -> None:
         for _ in range(TIMES):
             vm.s390_interrupt(S390IrqType.VIRTIO, 0x2603, 0x77)
@@ -142,7 +142,7 @@ def test_s390(chromium: Browser, served: Page, client: Client) -> None:
                 pass
         vm.s390_interrupt(S390IrqType.SERVICE, 0x1000)
 
-    rows, latencies = past(chromium, served, s390_vm(client), play)
+    rows, latencies = past(chromium_there, served, s390_vm(client), play)
     assert kinds(rows["floating virtio"]) == ["wait"] * TIMES
     assert kinds(rows["vCPU 0 signal"]) == ["wait"] * TIMES
     assert rows["floating service"][-1][1] is None
@@ -151,12 +151,12 @@ def test_s390(chromium: Browser, served: Page, client: Client) -> None:
     assert all(one["serve"] is None for one in latencies.values())
 
 
-def test_a_state_corrects_what_lost_events_would_have_told(chromium: Browser) -> None:
+def test_a_state_corrects_what_lost_events_would_have_told(chromium_there: Browser) -> None:
     """The end of an interrupt falls into a gap: the row ends with the next state, and no time is measured."""
     events = [[1, 100, "kvm_apic_accept_irq", [0, 0, False, 0x34]], [2, 200, "kvm_inj_virq", [0, 0x34]]]
     again = [[4, 500, "kvm_apic_accept_irq", [0, 0, False, 0x34]], [6, 700, "kvm_inj_virq", [0, 0x34]]]
     idle = {"vcpus": [0], "lapic0": {"irr": [], "isr": []}}
-    found = chromium.evaluate(
+    found = chromium_there.evaluate(
         f"""(async () => {{
           const {{Signals}} = await import("/signals.js");
           const signals = new Signals(await (await fetch("/api/tracepoints")).json());

@@ -6,6 +6,7 @@ import http.client
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,12 +14,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from irqchip_client import Client, IrqchipError, Space, Vm, ops
+from irqchip.v1 import irqchip_pb2 as pb
+from irqchip_client import Architecture, Client, GicHost, IrqchipError, Space, Vm, ops
 from irqchip_client._daemon import Daemon, start_daemon
+from irqchip_client.arm64 import FIRST_SPI, Address, spi
+from tests.service.test_port import Peer
 
 LABELLED = 2
 APIC, SVR, EOI = 0xFEE0_0000, 0xF0, 0xB0
 VECTOR = 0x41
+GICD, GICC, INTID = 0x0800_0000, 0x0801_0000, 40
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -29,8 +34,17 @@ def daemon(*arguments: str) -> Iterator[Daemon]:
         yield running
 
 
+def place(running: Daemon) -> str:
+    """What the daemon prints of its metrics, just after it is ready for clients."""
+    deadline = time.monotonic() + 10
+    while not (found := re.search(r"^metrics at (.*)\n", running.stdout, re.M)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[1]
+
+
 def connection(running: Daemon) -> http.client.HTTPConnection:
-    line = next(line for line in running.stdout.splitlines() if line.startswith("metrics at "))
+    line = place(running)
     return http.client.HTTPConnection(line.partition("http://")[2].partition("/")[0], timeout=10)
 
 
@@ -119,6 +133,60 @@ def test_metrics_agree_with_what_clients_counted_under_load() -> None:
         assert of(samples, "vms") == len(names) - 1
 
 
+def arm(client: Client, name: str) -> Vm:
+    """An arm64 VM with a GICv2, whose SPI is edge-triggered, and its vCPU's."""
+    vm = client.create_vm(name, architecture=Architecture.ARM64, gic=GicHost(2))
+    vcpu = vm.create_vcpu(0)
+    vcpu.init()
+    vm.create_irqchip()
+    vm.set_device_addr(Address.V2_DIST, GICD)
+    vm.set_device_addr(Address.V2_CPU, GICC)
+    for address, value, size in (
+        *((GICD, 1, 4), (GICC + 4, 0xF8, 4), (GICC, 1, 4)),
+        *((GICD + 0x400 + INTID, 0x80, 1), (GICD + 0x800 + INTID, 1, 1)),
+        *((GICD + 0xC00 + 4 * (INTID // 16), 2 << 2 * (INTID % 16), 4), (GICD + 0x104, 1 << INTID % 32, 4)),
+    ):
+        assert vcpu.mmio_write(address, value, size)
+    return vm
+
+
+def interrupt_by_spi(vm: Vm, count: int) -> None:
+    """Interrupts from the line to the end; each rises twice, of which the second adds nothing, and one more is none."""
+    line, masked = spi(INTID - FIRST_SPI), spi(INTID + 1 - FIRST_SPI)
+    with vm.session() as session:
+        vcpu = session.vcpu(0)
+        for _ in range(count):
+            session.run([ops.irq_lines([(line, True), (line, False), (line, True), (masked, True)])])
+            vcpu.halt()
+            assert vcpu.mmio_read(GICC + 0xC).data == INTID
+            vcpu.mmio_write(GICC + 0x10, INTID)
+            assert vcpu.mmio_read(GICC + 0xC).data == 1023
+
+
+def test_metrics_agree_with_what_clients_of_arm64_vms_counted_under_load() -> None:
+    count, names = 20, ("a", "b")
+    with daemon("--metrics-vms", str(LABELLED)) as running, ExitStack() as stack:
+        vms = [arm(stack.enter_context(running.connect()), name) for name in names]
+        threads = [threading.Thread(target=interrupt_by_spi, args=(vm, count)) for vm in vms]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert of(scrape(running), "interrupts_delivered_total") <= len(names) * count
+            threads[0].join(0.05)
+        samples = scrape(running)
+        total = len(names) * count
+        assert of(samples, "lines_raised_total") == 3 * total
+        assert of(samples, "lines_lowered_total") == total
+        assert of(samples, "interrupts_delivered_total") == total
+        assert of(samples, "interrupts_coalesced_total") == total
+        assert of(samples, "interrupts_masked_total") == total
+        assert of(samples, "interrupts_spurious_total") == total
+        assert of(samples, "eois_total", chip="gic") == total
+        assert of(samples, "eois_total", chip="pic") == 0
+        assert of(samples, "halt_seconds_count") == total
+        assert of(samples, "vm_interrupts_delivered_total", vm="b") == count
+
+
 def test_masked_lines_refused_operations_sessions_and_regions() -> None:
     with daemon() as running, running.connect() as client:
         vm = client.create_vm("vm")
@@ -151,6 +219,28 @@ def test_queued_and_dropped_events_and_their_peak() -> None:
         samples = scrape(running)
         assert 1 <= of(samples, "queued_events_peak") <= 3
         assert of(samples, "queued_events") == 0  # the Session took its queue with it
+
+
+def test_dropped_events_are_those_that_the_session_lost() -> None:
+    limit, rings = 4, 2500
+    with daemon("--max-events", str(limit)) as running, running.connect() as client:
+        vm = client.create_vm("vm")
+        vm.create_irqchip()
+        vm.create_vcpu(0)
+        reader = Peer(running, vm="vm")  # that does not read
+        region = pb.RegisterRegionRequest(space=pb.ADDRESS_SPACE_PIO, address=0x300, length=1, doorbell=True)
+        assert reader.run(pb.Operation(register_region=region))
+        with vm.session() as session:
+            session.run([ops.pio_write(0, 0x300, value & 0xFF, 1) for value in range(rings)])
+        samples = scrape(running)
+        lost = vm.info().sessions[0].dropped_events
+        assert lost > 0
+        assert of(samples, "dropped_events_total") == lost
+        # Beside as many events as allowed, one that says how many were lost.
+        assert of(samples, "queued_events") == of(samples, "queued_events_peak") == limit + 1
+        got = [reader.receive().event for _ in range(rings - lost + 1)]  # one says how many were lost
+        reader.close()
+        assert [event.events_dropped.count for event in got if event.HasField("events_dropped")] == [lost]
 
 
 def test_timers_are_measured_where_they_ring() -> None:
@@ -205,7 +295,8 @@ def test_clients_that_say_nothing_do_not_keep_others_from_metrics() -> None:
         idle = [socket.create_connection((where.host, where.port)) for _ in range(15)]
         assert get(running)[0] == 200
         idle += [socket.create_connection((where.host, where.port)) for _ in range(5)]
-        assert ended(idle[-1])  # there are too many: closed at once
+        assert ended(idle[0])  # there are too many: the oldest is closed
+        assert get(running)[0] == 200
         for one in idle:
             one.close()
 
@@ -215,14 +306,14 @@ def test_an_endless_request_is_ended() -> None:
         where = connection(running)
         with socket.create_connection((where.host, where.port), timeout=10) as flooding:
             flooding.sendall(b"x" * (64 << 10))
-            assert ended(flooding)
+            assert flooding.recv(1 << 10).startswith(b"HTTP/1.1 431 ")
         assert get(running)[0] == 200
 
 
 def test_metrics_on_a_unix_socket_that_goes_with_the_daemon(tmp_path: Path) -> None:
     path = Path(f"/tmp/{tmp_path.name}-metrics")
     with start_daemon(arguments=["--metrics", f"unix://{path}"]) as running:
-        assert f"metrics at unix://{path}" in running.stdout
+        assert place(running) == f"unix://{path}, path /metrics"
         assert path.stat().st_mode & 0o077 == 0
         with socket.socket(socket.AF_UNIX) as asking:
             asking.connect(str(path))

@@ -216,6 +216,29 @@ def test_connecting_and_leaving_beside_an_unopened_connection_keeps_nothing(here
         assert descriptors() == before
 
 
+@needs_sources
+def test_a_deadline_at_which_the_port_fails_ends_neither_its_thread_nor_other_deadlines(
+    here: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(port, "OPENING_TIMEOUT", 0.2)
+    here.vm()
+    checked: list[object] = []
+
+    class Failing:
+        def has_stalled(self) -> bool:
+            checked.append(self)
+            raise ZeroDivisionError
+
+    with closing(here.peer(vm="vm")) as session, closing(here.peer()) as unopened:
+        here.port._suspects.update(dict.fromkeys((Failing(), Failing()), 0.0))  # type: ignore[arg-type]
+        assert unopened.end() == "ETIMEDOUT"
+        assert len(checked) == 2
+        assert not here.port._suspects
+        session.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
+        assert session.receive_results(1)[0] == 1
+    assert "the port failed at a deadline" in caplog.text
+
+
 # Descriptors.
 
 

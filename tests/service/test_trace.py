@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchipd.edge.trace import MAX_FILTERS, TraceLog, TraceReader
+from irqchipd.edge.trace import MAX_FILTERS, TraceLog
 from irqchipd.edge.trace_filter import Filter
+from irqchipd.edge.trace_ring import TraceReader
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
@@ -33,11 +34,11 @@ Steps = st.lists(
 )
 
 
-class Log(TraceLog):
-    """A log with room for LIMIT events; it counts how often it woke its readers."""
+class Log:
+    """A trace with room for LIMIT events; it counts how often it woke its readers."""
 
     def __init__(self) -> None:
-        super().__init__(X86Vm("traced"), LIMIT, self._woken)
+        self.trace = TraceLog(X86Vm("traced"), LIMIT, self._woken)
         self.wakes = 0
 
     def _woken(self) -> None:
@@ -45,14 +46,31 @@ class Log(TraceLog):
 
     def happen(self, name: str, number: int) -> None:
         """Log an event, identified by a number."""
-        getattr(self, name)(number, *([0] if name != LINE else [0, 0]))
+        getattr(self.trace, name)(number, *([0] if name != LINE else [0, 0]))
+
+    def open(self, wanted: Filter) -> Reader:
+        return Reader(self.trace, wanted)
+
+
+class Reader:
+    """A reader, with its trace."""
+
+    def __init__(self, trace: TraceLog, wanted: Filter) -> None:
+        self.trace = trace
+        self.reader: TraceReader = trace.open(wanted)
+
+    def read(self) -> pb.WatchResponse | None:
+        return self.trace.read(self.reader)
+
+    def close(self) -> None:
+        self.trace.close(self.reader)
 
 
 class Watch:
     """A reader, with the events since it was opened, and how many of these it has read or been reported as lost."""
 
-    def __init__(self, log: TraceLog, wanted: tuple[str, ...]) -> None:
-        self.reader: TraceReader = log.open(Filter(wanted))
+    def __init__(self, log: Log, wanted: tuple[str, ...]) -> None:
+        self.reader = log.open(Filter(wanted))
         self.wanted = wanted
         self.happened: list[int] = []
         self.accounted = 0
@@ -90,22 +108,77 @@ def test_every_reader_gets_each_event_or_the_exact_number_it_missed(steps: list[
             if what == "read":
                 watches[argument].read()
             else:
-                log.close(watches.pop(argument).reader)
+                watches.pop(argument).reader.close()
     for watch in watches:
         while watch.read():
             pass
-    assert bool(log) == bool(watches)
+    assert bool(log.trace) == bool(watches)
 
 
-def test_lost_events_are_reported_before_the_remaining_ones() -> None:
+def numbers(reader: Reader) -> list[int | tuple[str, int]]:
+    """What can be read: the numbers of events, and how many were lost."""
+    return [
+        ("lost", message.dropped.count) if message.HasField("dropped") else message.event.fields[0].value
+        for message in iter(reader.read, None)
+    ]
+
+
+def test_lost_events_are_reported_where_they_are_missing() -> None:
     log = Log()
-    watch = log.open(Filter())
+    reader = log.open(Filter())
     for number in range(LIMIT + 3):
         log.happen(LINE, number)
-    first = watch.read()
-    assert first == pb.WatchResponse(dropped=pb.EventsDropped(count=3))
-    left = [message.event.fields[0].value for message in iter(watch.read, None)]
-    assert left == [3, 4, 5, 6]
+    assert reader.reader.is_overrun() is False, "there are others to be read first"
+    assert [reader.read() is not None for _ in range(LIMIT)] == [True] * LIMIT
+    assert reader.reader.is_overrun()
+    log.happen(LINE, LIMIT + 3)
+    assert numbers(reader) == [("lost", 4)]
+    log.happen(LINE, 100)
+    assert numbers(reader) == [100]
+
+
+def test_a_slower_reader_loses_what_was_overwritten_and_a_faster_one_nothing() -> None:
+    log = Log()
+    fast, slow = log.open(Filter()), log.open(Filter())
+    for number in range(LIMIT + 2):
+        log.happen(LINE, number)
+        assert numbers(fast) == [number]
+    assert slow.reader.is_overrun()
+    assert numbers(slow) == [("lost", 2), 2, 3, 4, 5]
+
+
+def test_a_full_ring_is_emptied_before_there_is_room_again() -> None:
+    log = Log()
+    reader = log.open(Filter())
+    for number in range(LIMIT + 1):
+        log.happen(LINE, number)
+    for number in range(LIMIT + 1, LIMIT + 3):  # one is read for each that happens: all are lost
+        assert reader.read() is not None
+        log.happen(LINE, number)
+    assert numbers(reader) == [2, 3, ("lost", 3)]
+
+
+def test_equal_watches_share_the_encoded_bytes() -> None:
+    pc = Pc(1)
+    log, first = watched(pc.vm, Filter())
+    second = Reader(log, Filter())
+    for _ in range(100):
+        pc.line(4, 1, 0)
+    read = [log.read_encoded(first.reader, 256), log.read_encoded(first.reader, 256)]
+    assert [log.read_encoded(second.reader, 256) is data for data in read] == [True, True]
+
+
+def test_watches_that_began_apart_have_the_same_batches_soon() -> None:
+    pc = Pc(1)
+    log, first = watched(pc.vm, Filter())
+    pc.line(4, 1, 0)
+    second = Reader(log, Filter())
+    for _ in range(100):
+        pc.line(4, 1, 0)
+    assert log.read_encoded(first.reader, 256) != log.read_encoded(second.reader, 256)
+    data = log.read_encoded(first.reader, 256)
+    assert data is not None
+    assert log.read_encoded(second.reader, 256) is data
 
 
 def test_readers_are_woken_once_for_unread_events() -> None:
@@ -140,13 +213,13 @@ def test_a_batch_has_the_same_messages_as_reading_one_by_one() -> None:
     pc = Pc(1)
     pc.program(4, LEVEL | 0x34)
     log, one = watched(pc.vm, Filter(probes=True))
-    batched = log.open(Filter(probes=True))
+    batched = Reader(log, Filter(probes=True))
     for number in range(40):
         pc.line(4, number & 1)
         pc.vm.mmio_write(0, 0xFEE0_0080, 4, number)
     log.kvm_msi_set_irq(0xFFFF_FFFF_FFFF_FFFF, -1)
     singly = list(iter(one.read, None))
-    read = list(iter(lambda: batched.read_encoded(16), None))
+    read = list(iter(lambda: log.read_encoded(batched.reader, 16), None))
     messages = []
     for data in read:
         first = pb.WatchResponse.FromString(data)
@@ -161,13 +234,13 @@ def test_a_batch_has_the_same_messages_as_reading_one_by_one() -> None:
 # Filters.
 
 
-def watched(vm: X86Vm, wanted: Filter, limit: int = 1000) -> tuple[TraceLog, TraceReader]:
+def watched(vm: X86Vm, wanted: Filter, limit: int = 1000) -> tuple[TraceLog, Reader]:
     log = TraceLog(vm, limit, lambda: None)
     vm.attach(log)
-    return log, log.open(wanted)
+    return log, Reader(log, wanted)
 
 
-def events(reader: TraceReader) -> list[tuple[str, dict[str, int]]]:
+def events(reader: Reader) -> list[tuple[str, dict[str, int]]]:
     messages = [message.event for message in iter(reader.read, None) if message.HasField("event")]
     return [(event.tracepoint, {field.name: field.value for field in event.fields}) for event in messages]
 
@@ -257,26 +330,26 @@ def test_filters_are_few_and_watches_with_the_same_one_are_many() -> None:
 
 def test_what_nobody_wants_is_not_even_recorded() -> None:
     log = TraceLog(X86Vm("quiet"), LIMIT, lambda: None)
-    log.open(Filter((ACK,)))
+    reader = Reader(log, Filter((ACK,)))
     log.kvm_set_irq(4, 1, 0)
-    assert "kvm_pio" in vars(log)
-    assert vars(log)["kvm_set_irq"].__func__ is TraceLog.kvm_set_irq, "the observer's method that does nothing"
+    assert reader.reader.ring.written == 0
 
 
 def test_no_two_events_have_the_same_time() -> None:
     pc = Pc(1)
     _, reader = watched(pc.vm, Filter())
-    for _ in range(200):
+    for _ in range(100):
         pc.line(4, 1)
         pc.line(4, 0)
     times = [message.event.time_ns for message in iter(reader.read, None)]
+    assert len(times) == 600
     assert times == sorted(set(times))
 
 
 # Probes.
 
 
-def changes(reader: TraceReader) -> list[dict[str, int]]:
+def changes(reader: Reader) -> list[dict[str, int]]:
     return [
         {probe.name: int.from_bytes(probe.value, "little") for probe in message.probes.probes}
         for message in iter(reader.read, None)
@@ -319,11 +392,11 @@ def test_who_missed_changes_gets_all_probes() -> None:
         pc.line(4, 1)
         pc.line(4, 0)
     pc.line(4, 1)
-    missed = reader.read()
-    assert missed is not None
-    assert missed.dropped.count == 7
-    everything = reader.read()
-    assert everything is not None
+    messages = list(iter(reader.read, None))
+    kept = [{probe.name: probe.value[0] for probe in message.probes.probes} for message in messages[:LIMIT]]
+    assert [probes["gsi4"] for probes in kept] == [1, 0, 1, 0]
+    missed, everything = messages[LIMIT:]
+    assert missed.dropped.count == 3
     assert everything.probes.all
     assert {probe.name: probe.value for probe in everything.probes.probes}["gsi4"] == b"\1" + bytes(7)
     pc.line(4, 0)
@@ -333,8 +406,8 @@ def test_who_missed_changes_gets_all_probes() -> None:
 def test_after_the_last_watch_of_probes_nothing_looks_at_them() -> None:
     pc = Pc(1)
     log, reader = watched(pc.vm, Filter(probes=True))
-    plain = log.open(Filter((LINE,)))
-    log.close(reader)
+    plain = Reader(log, Filter((LINE,)))
+    reader.close()
     pc.line(4, 1)
-    assert log._probes.get("gsi4") is None
+    assert log._probing is None
     assert [name for name, _ in events(plain)] == [LINE]

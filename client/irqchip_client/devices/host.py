@@ -243,6 +243,7 @@ class RemoteHost(_Host):
         match event:
             case RegionAccess():
                 with self.turn():
+                    self._bells.ring_pending()
                     try:
                         answer = ops.complete_access(event.access, self._access(event))
                     except BaseException:  # the caller gets the exception, and the guest no answer
@@ -250,7 +251,9 @@ class RemoteHost(_Host):
                         raise
                     self._changes.append(answer)
             case VmReset():
-                self.reset()
+                with self.turn():
+                    self._bells.forget_pending()
+                    self.reset()
             case RegionsLost(space, address):
                 log.warning(
                     "too slow to answer an access to %s %#x in time: claiming the regions again", space.name, address

@@ -80,8 +80,8 @@ class RegisterRegionRequest(_message.Message):
     lost twice within 30 times the limit, because its owners did not answer in time; for as long again only doorbells may
     claim it. EINVAL: the space is invalid; the range is empty or too long; there is a datamatch, and the region is not a
     doorbell of 1, 2, 4 or 8 bytes that the value fits; there is an eventfd, and the region is not a doorbell. ENOSPC:
-    the bus has 1,000 devices, and each doorbell counts as one; the memfds of s390 VMs have 16 TiB. For an eventfd also EBADF, EINVAL, EOPNOTSUPP and ENOSPC, as
-    for IrqfdRequest.
+    the bus has 1,000 devices, and each doorbell counts as one; the memfds of s390 VMs have 16 TiB. For an eventfd also
+    EBADF, EINVAL, EOPNOTSUPP and ENOSPC, as for IrqfdRequest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

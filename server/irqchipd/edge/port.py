@@ -222,7 +222,10 @@ class Port(Host[Connection]):
             if waiting or arrived:
                 self._do_work()
             if self._unopened or self._accept_again or self._suspects:
-                self._check_deadlines()
+                try:
+                    self._check_deadlines()
+                except Exception:  # what failed has no deadline any more, and the others are checked in the next pass
+                    log.exception("the port failed at a deadline")
 
     def _charge_holder(self, nanoseconds: int) -> None:
         """Charge the holder of what a handler has done at once."""

@@ -24,8 +24,9 @@ from irqchipd.edge.gate import Gate
 from irqchipd.edge.loop import call, first_of
 from irqchipd.edge.rpc import Context, abort, not_a_message
 from irqchipd.edge.session import Session, opening
-from irqchipd.edge.trace import BATCH, TraceLog, TraceReader, filter_of
+from irqchipd.edge.trace import TraceLog, filter_of
 from irqchipd.edge.trace_filter import Filter
+from irqchipd.edge.trace_ring import BATCH, TraceReader
 from irqchipd.limits import Limits
 from irqchipd.vm.errors import VmError, deleted
 from irqchipd.vm.machine import Vm
@@ -156,11 +157,17 @@ class Streams:
         stream: _Stream,
         next_message: Callable[[], bytes | None],
         send: Callable[[bytes], Coroutine[Any, Any, None]],
+        rest: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """Send all messages there are whenever the stream is woken. Each takes a piece of the VM's work."""
+        """Send all messages there are whenever the stream is woken, after a rest of some seconds before each.
+
+        Each takes a piece of the VM's work.
+        """
         while True:
             await stream.woken()
             while True:
+                if seconds := rest():
+                    await asyncio.sleep(seconds)
                 async with self._gate.piece(vm.share):
                     message = next_message()
                 if message is None:
@@ -176,6 +183,7 @@ class Streams:
             most = BATCH if request.batches else 1
             async with self._gate.piece(vm.share):
                 reader = self._open_trace(vm, wanted, stream)
+            read = partial(self._traces[vm].log.read_encoded, reader, most)
 
             async def send(traced: bytes) -> None:
                 await context.write(traced)
@@ -183,7 +191,7 @@ class Streams:
             try:
                 # The head lets the client know that from here on it misses nothing.
                 await _begin(context.send_initial_metadata(()))
-                await self._send_all(vm, stream, partial(reader.read_encoded, most), send)
+                await self._send_all(vm, stream, read, send, reader.rest)
             finally:
                 self._close_trace(vm, reader, stream)
 

@@ -17,8 +17,9 @@ _TIME: Final = bytes((pb.TraceEvent.TIME_NS_FIELD_NUMBER << 3,))
 _EVENT: Final = bytes((pb.WatchResponse.EVENT_FIELD_NUMBER << 3 | 2,))
 _MORE: Final = bytes((pb.WatchResponse.MORE_FIELD_NUMBER << 3 | 2,))
 
-# A number, a time, and a tracepoint with its values, or None with probes that have changed.
-Event = tuple[int, int, str | None, tuple[int, ...] | Probes]
+# A position, how many events were lost before, a time, and a tracepoint with its values, or None with probes that have
+# changed.
+Event = tuple[int, int, int, str | None, tuple[int, ...] | Probes]
 
 
 class TraceEncoder:
@@ -35,7 +36,7 @@ class TraceEncoder:
         parts: list[bytes] = []
         late = 0  # from the second on
         upper, high = self._high
-        for _, time_ns, name, values in events:
+        for _, _, time_ns, name, values in events:
             if name is None or isinstance(values, dict):
                 message = probes_message(time_ns, cast(Probes, values))
                 parts += (_MORE, _varint(len(message)), message) if late else (message,)

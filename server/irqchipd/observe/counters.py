@@ -17,8 +17,8 @@ COUNTED = {
     "ipis": ("ipis", "", "Interprocessor interrupts that local APICs sent"),
     "accepted": ("interrupts_accepted", "", "Messages that local APICs were offered"),
     "delivered": ("interrupts_delivered", "", "Interrupts that vCPUs took"),
-    "coalesced": ("interrupts_coalesced", "", "Rises at the PICs' and IOAPICs' inputs that added no interrupt"),
-    "masked": ("interrupts_masked", "", "Rises at the PICs' and IOAPICs' inputs that were masked"),
+    "coalesced": ("interrupts_coalesced", "", "Rises at a chip's input that added no interrupt"),
+    "masked": ("interrupts_masked", "", "Rises at a chip's input that were masked"),
     "spurious": ("interrupts_spurious", "", "Interrupts taken that nothing asked for any more"),
     "lapic_eois": ("eois", "lapic", "Ends of interrupts"),
     "pic_eois": ("eois", "pic", "Ends of interrupts"),
@@ -32,25 +32,20 @@ class Counters(Observer):
 
     sees_everything = False
 
-    __slots__ = ("_level", "halts", *COUNTED)
-
-    raised: int
-    lowered: int
-    msis: int
-    ipis: int
-    accepted: int
-    delivered: int
-    coalesced: int
-    masked: int
-    spurious: int
-    lapic_eois: int
-    pic_eois: int
-    ioapic_eois: int
-    gic_eois: int
-
     def __init__(self) -> None:
-        for name in COUNTED:
-            setattr(self, name, 0)
+        self.raised = 0
+        self.lowered = 0
+        self.msis = 0
+        self.ipis = 0
+        self.accepted = 0
+        self.delivered = 0
+        self.coalesced = 0
+        self.masked = 0
+        self.spurious = 0
+        self.lapic_eois = 0
+        self.pic_eois = 0
+        self.ioapic_eois = 0
+        self.gic_eois = 0
         self.halts = Histogram()
         self._level = 0  # of the line that was driven last
 
@@ -106,8 +101,9 @@ class Counters(Observer):
     def kvm_ack_irq(self, chip: int, pin: int) -> None:  # noqa: ARG002
         if chip == _IOAPIC:
             self.ioapic_eois += 1
-        else:
-            self.pic_eois += 1
+
+    def pic_ended(self, line: int) -> None:  # noqa: ARG002
+        self.pic_eois += 1
 
     def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002, ARG002
         self.delivered += 1
@@ -117,6 +113,18 @@ class Counters(Observer):
 
     def pic_spurious(self, vcpu: int) -> None:  # noqa: ARG002
         self.spurious += 1
+
+    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:  # noqa: ARG002
+        if masked:
+            self.masked += 1
+        elif coalesced:
+            self.coalesced += 1
+
+    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
+        if masked:
+            self.masked += 1
+        elif coalesced:
+            self.coalesced += 1
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:  # noqa: ARG002
         if intid < _SPECIAL:

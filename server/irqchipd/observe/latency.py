@@ -98,6 +98,7 @@ class Latencies(Observer):
         self._served: dict[tuple[int, int], _Began] = {}
         self._pic_served: dict[int, _Began] = {}
         self._gic_risen: dict[tuple[int, int], int] = {}
+        self._s390_risen: dict[tuple[int, int], int] = {}  # by vCPU, or -1 of a floating one, and type
 
     def _line(self, kind: Kind, gsi: int, number: int) -> Line:
         key = kind, gsi, number
@@ -191,9 +192,8 @@ class Latencies(Observer):
     def kvm_eoi(self, vcpu: int, vector: int) -> None:
         self._ended(self._served.pop((vcpu, vector), None))
 
-    def kvm_ack_irq(self, chip: int, pin: int) -> None:
-        if chip < 2:  # a PIC
-            self._ended(self._pic_served.pop(pin & 15, None))
+    def pic_ended(self, line: int) -> None:
+        self._ended(self._pic_served.pop(line, None))
 
     # arm64.
 
@@ -213,7 +213,20 @@ class Latencies(Observer):
     def gic_ended(self, vcpu: int, intid: int) -> None:
         self._ended(self._served.pop((vcpu, intid), None))
 
-    # s390: an interrupt ends as it is taken.
+    # s390: an interrupt ends as it is taken. Of several of a type that wait, the first has a time.
+
+    def kvm_s390_inject_vm(self, type: int, parm: int, parm64: int) -> None:  # noqa: A002, ARG002
+        self._s390_injected(-1, type)
+
+    def kvm_s390_inject_vcpu(self, vcpu: int, type: int, parm: int, parm64: int) -> None:  # noqa: A002, ARG002
+        self._s390_injected(vcpu, type)
+
+    def _s390_injected(self, vcpu: int, kind: int) -> None:
+        if len(self._s390_risen) < MAX_LINES:  # a pending one can be cleared, and is never taken then
+            self._s390_risen.setdefault((vcpu, kind), self._now())
 
     def kvm_s390_deliver_interrupt(self, vcpu: int, type: int, data0: int, data1: int) -> None:  # noqa: A002, ARG002
-        self._taken(self._line(Kind.S390, -1, type), vcpu, None)
+        risen = self._s390_risen.pop((vcpu, type), None)
+        if risen is None:
+            risen = self._s390_risen.pop((-1, type), None)
+        self._taken(self._line(Kind.S390, -1, type), vcpu, risen)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+
+from mypy_extensions import mypyc_attr
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Observer:
     """Called for what happens in a VM, in order, by the thread that does it, under the VM's lock: be quick, don't wait.
 
@@ -90,6 +91,15 @@ class Observer:
     def pic_spurious(self, vcpu: int) -> None:
         """A vCPU took an interrupt of the PICs that none of their lines asked for."""
 
+    def pic_ended(self, line: int) -> None:
+        """An interrupt of the PICs ended: its line, 0 to 15."""
+
+    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:
+        """An interrupt's line at a GIC was driven high, which added no interrupt, or was masked."""
+
+    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
+        """A GSI that leads to an s390 adapter was driven high, which added no interrupt, or was masked."""
+
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:
         """A guest acknowledged an interrupt at its GIC's CPU interface; INTIDs from 1020 are special."""
 
@@ -97,31 +107,6 @@ class Observer:
         """A guest wrote an end-of-interrupt register of its GIC's CPU interface."""
 
 
-METHODS = tuple(name for name, method in vars(Observer).items() if callable(method) and not name.startswith("_"))
 TRACEPOINTS = tuple(name for name in vars(Observer) if name.startswith(("kvm_", "vgic_")))
 # The fields of each, in the kernel's order.
 FIELDS = {name: tuple(inspect.signature(getattr(Observer, name)).parameters)[1:] for name in TRACEPOINTS}
-
-
-class _Several(Observer):
-    """Passes everything on to several observers, whose methods may change while they observe."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self.sees_everything = any(observer.sees_everything for observer in observers)
-        for name in METHODS:
-            setattr(self, name, self._passing_on(observers, name))
-
-    @staticmethod
-    def _passing_on(observers: Sequence[Observer], name: str) -> Any:
-        def pass_on(*fields: object) -> None:
-            for observer in observers:
-                getattr(observer, name)(*fields)
-
-        return pass_on
-
-
-def combine(observers: Sequence[Observer]) -> Observer | None:
-    """One observer that stands for several; None for none, which costs nothing."""
-    if not observers:
-        return None
-    return observers[0] if len(observers) == 1 else _Several(observers)

@@ -12,10 +12,10 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
 
+from irqchipd.http import HEAD_BYTES, Answer, HttpServer, RefusedError, Request
 from irqchipd.limits import Limits
 from irqchipd.listen import ListenError, TcpAddress
 from irqchipd.page.counts import counts
-from irqchipd.page.http import HEAD_BYTES, Answer, HttpServer, RefusedError, Request
 from irqchipd.page.watched import FIELDS_TEXT, Viewer, Watched, whole_history
 from irqchipd.vm.architectures import ARCHITECTURES
 from irqchipd.vm.errors import VmError

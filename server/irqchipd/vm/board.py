@@ -6,6 +6,7 @@ Everything here runs under the lock of the agenda, and calls nothing that waits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
@@ -18,6 +19,7 @@ from irqchipd.vm.sources import RESAMPLERS
 
 # By name: how many bits wide a probe is, and its value.
 Probes = dict[str, tuple[int, int]]
+RawProbes = tuple[Any, ...]
 
 
 class Board:
@@ -71,12 +73,22 @@ class Board:
         """Report to an observer what happens from now on."""
         self.observer = self.regions.observer = observer
 
-    def probes(self) -> Probes:
-        """What a logic analyser would see: the bits of the chips that interrupts pass through."""
+    # Probes: what a logic analyser would see of the chips that interrupts pass through. See vm/probing.py.
+
+    def raw_probes(self) -> list[RawProbes]:
+        """The raw values of each part."""
+        return []
+
+    def named_probes(self, part: int, raw: RawProbes) -> Probes:  # noqa: ARG002
+        """The probes of a part that has these raw values."""
         return {}
 
-    def line_probes(self) -> dict[str, int]:
-        """The lines that sources of no Session drive high, which sources' bitmaps don't have: bit n is source n."""
+    def raw_lines(self) -> RawProbes:
+        """The levels that sources' bitmaps don't have."""
+        return ()
+
+    def named_lines(self, raw: RawProbes) -> dict[str, int]:  # noqa: ARG002
+        """The lines that are high with these levels: bit n is source n."""
         return {}
 
     # What counts interrupts asks: observe/latency.py, Wiring.

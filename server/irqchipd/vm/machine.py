@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from irqchipd.observe.observer import Observer, combine
+from irqchipd.observe.observer import Observer
+from irqchipd.observe.recorder import combine
 from irqchipd.vm import saving
 from irqchipd.vm.accesses import Accesses
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.board import Board, Probes
+from irqchipd.vm.board import Board, Probes, RawProbes
 from irqchipd.vm.counting import Counting, InterruptCounts, InterruptInfo, copy_of
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, deleted
@@ -348,16 +349,26 @@ class Vm(Accesses):
         """Do some work at the end of the turn."""
         self.agenda.defer(work)
 
-    def probes(self) -> Probes:
-        """The probes of the VM; of lines only those that are high, whose value has a bit for each source."""
-        lines = self._board.line_probes()
-        for source in (self._shared_source, *self._sources.values()):
-            for line in numbers_of(source.asserted) if source.asserted else ():
+    def raw_probes(self) -> list[RawProbes]:
+        """See vm/probing.py. The first part are the lines."""
+        asserted = [
+            (source.number, source.asserted)
+            for source in (self._shared_source, *self._sources.values())
+            if source.asserted
+        ]
+        return [(self._board.raw_lines(), asserted), *self._board.raw_probes()]
+
+    def named_probes(self, part: int, raw: RawProbes) -> Probes:
+        """See vm/probing.py."""
+        if part:
+            return self._board.named_probes(part - 1, raw)
+        levels, asserted = raw
+        lines = self._board.named_lines(levels)
+        for number, bits in asserted:
+            for line in numbers_of(bits):
                 name = self._line_name(line)
-                lines[name] = lines.get(name, 0) | 1 << source.number
-        probes: Probes = {name: (-(-sources.bit_length() // 64) * 64, sources) for name, sources in lines.items()}
-        probes.update(self._board.probes())
-        return probes
+                lines[name] = lines.get(name, 0) | 1 << number
+        return {name: (-(-sources.bit_length() // 64) * 64, sources) for name, sources in lines.items()}
 
     def _line_name(self, line: int) -> str:
         """The probe of a line, by its number in a source's bitmap."""

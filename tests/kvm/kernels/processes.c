@@ -38,7 +38,7 @@ static struct {
     u32 vector, error, ring, cr2;
 } faults[PROGRAMS + 1][FAULTS]; /* of each program, and of the kernel */
 static volatile int fault_counts[PROGRAMS + 1], switches, disk_interrupts, pings, pongs, shot_down, other_is_up, other_done;
-static volatile u32 seen_by_other, calls, call_frame[5], call_stack;
+static volatile u32 seen_by_other, calls, call_frame[5], on_its_stack;
 static struct program *volatile running[CPUS];
 static struct registers *idle[CPUS];
 static volatile u32 lock, locked_count;
@@ -203,7 +203,7 @@ static struct registers *system_call(int me, struct registers *frame)
         call_frame[2] = frame->sp;
         call_frame[3] = frame->flags;
         call_frame[4] = frame->ip;
-        call_stack = (u32)(frame + 1);
+        on_its_stack = (u32)(frame + 1) == program->kernel_stack;
     }
     if (frame->eax == 1) {
         frame->eax = program - programs + 1;
@@ -413,7 +413,7 @@ static void two_programs(void)
     report("INT 64h reaches ring 0, with the program's CS, SS, ESP and IF",
            call_frame[0] == USER_CODE && call_frame[1] == USER_DATA && call_frame[2] == DATA + PAGE &&
                call_frame[3] & IF && call_frame[4] == PROGRAM + 7);
-    report("on the stack that the TSS names", call_stack == programs[0].kernel_stack);
+    report("on the stack that the TSS names", on_its_stack);
     report("INT3 returns behind itself", first[1] == 1 && second[1] == 1);
     report("CLI faults", faulted(0, 0, PROTECTION, 0, 3));
     report("so does INT of a gate of ring 0, with its vector", faulted(0, 1, PROTECTION, TICK * 8 + 2, 3));

@@ -11,7 +11,7 @@ from irqchipd.chips.s390.adapters import register_request
 from irqchipd.chips.s390.flic import Group
 from irqchipd.chips.s390.irq import Io, Irq, Kind, pack, word_of
 from irqchipd.chips.s390.pending import PSW_EXTERNAL, PSW_IO, PSW_MACHINE_CHECK, Masks
-from irqchipd.vm.clock import VirtualClock
+from irqchipd.vm.clock import Deadlines, VirtualClock
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Event, RegionAccess
 from irqchipd.vm.regions import Space
@@ -87,8 +87,8 @@ class Owner:
 class Machine:
     """An s390 VM with a FLIC."""
 
-    def __init__(self, *, ais: bool = False) -> None:
-        self.vm = S390Vm("s390", clock=VirtualClock())
+    def __init__(self, *, ais: bool = False, deadlines: Deadlines | None = None) -> None:
+        self.vm = S390Vm("s390", clock=VirtualClock(), deadlines=deadlines)
         if ais:
             self.vm.enable_cap(Cap.S390_AIS)
         self.vm.enable_cap(Cap.S390_IRQCHIP)

@@ -256,6 +256,8 @@ class VirtioDevice(Device):
         if kept is not None:
             try:
                 self.restore(kept)
+                if self.status and not self.status & (Status.DRIVER_OK | NOT_LIVE):
+                    self.needs_reset("its process ended while a driver set it up, and a register may not be written")
                 return
             except InvalidArgument as error:
                 log.warning("%s: what an earlier process kept can't be used: %s", self.name, error.message)

@@ -48,6 +48,9 @@ SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
 
 
+FOR_ALL_RINGS = frozenset((Trap.RDTSC, Trap.SYSCALL, Trap.SYSENTER))
+
+
 class Bus(MemoryBus, Protocol):
     """Takes the accesses outside of RAM, and CPUID. Its methods must not raise."""
 
@@ -234,7 +237,7 @@ class Engine:
         if trap is Trap.INT:
             self._prefixed_int = address, length
             return
-        if state.cpl and (trap is not Trap.RDTSC or state.cr4 & CR4_TSD):
+        if state.cpl and (trap not in FOR_ALL_RINGS or (trap is Trap.RDTSC and state.cr4 & CR4_TSD)):
             return  # It faults.
         if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
             return
@@ -250,6 +253,10 @@ class Engine:
     def set_register(self, number: int, value: int) -> None:
         self._uc.reg_write(GENERAL[number], value)
         self._state = None
+
+    def msr(self, number: int) -> int:
+        """A model-specific register that Unicorn has."""
+        return int(self._uc.msr_read(number))
 
     def skip(self, length: int) -> None:
         """Moves IP behind the trapped instruction."""

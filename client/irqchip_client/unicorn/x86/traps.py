@@ -1,4 +1,5 @@
-"""Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8.
+"""Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8,
+SYSCALL and SYSENTER.
 
 And INT n, INT3 and INTO with prefixes: of them Unicorn does not say where they begin. And IN, OUT, INS and OUTS of a
 program that may not use all ports: Unicorn does not check them.
@@ -22,7 +23,7 @@ from unicorn.unicorn_py3.unicorn import Uc
 _PREFIXES = b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65"
 _REX = b"[\x40-\x4f]"
 _OPCODES = re.compile(
-    b"(?=[%(prefixes)b]{0,14}%(rex)b?(?:\xf4|\x0f[\x30\x31\x32])"
+    b"(?=[%(prefixes)b]{0,14}%(rex)b?(?:\xf4|\x0f[\x05\x30-\x32\x34])"
     b"|(?:[%(prefixes)b]{1,14}%(rex)b?|%(rex)b)[\xcc-\xce]"
     b"|[%(prefixes)b]{0,14}[\x44-\x47\x4c-\x4f]\x0f[\x20\x22][\xc0-\xc7])" % {b"prefixes": _PREFIXES, b"rex": _REX}
 )
@@ -44,11 +45,15 @@ class Trap(Enum):
     RDTSC = auto()
     READ_CR8 = auto()
     WRITE_CR8 = auto()
+    SYSCALL = auto()
+    SYSENTER = auto()
     INT = auto()  # with prefixes; also INT3 and INTO
 
 
 _TRAPS = {
     b"\xf4": Trap.HLT,
+    b"\x0f\x05": Trap.SYSCALL,
+    b"\x0f\x34": Trap.SYSENTER,
     b"\x0f\x30": Trap.WRMSR,
     b"\x0f\x31": Trap.RDTSC,
     b"\x0f\x32": Trap.RDMSR,

@@ -21,6 +21,7 @@ from .delivery import Event, Origin, deliver
 from .engine import Engine, Trapped
 from .exceptions import Fault, TripleFault, Vector
 from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, X2APIC_ICR, Cpuid
+from .system_calls import enter_by_syscall, enter_by_sysenter
 from .traps import Trap
 
 if TYPE_CHECKING:
@@ -194,6 +195,12 @@ class UnicornVcpu(Bus, X86Adapter):
                     self._set_edx_eax(self._apic.read_msr(IA32_TSC))
                 case Trap.READ_CR8:
                     engine.set_register(trapped.register, self._apic.read_cr8())
+                case Trap.SYSCALL:
+                    enter_by_syscall(engine, trapped.length, is_64bit=engine.state.is_64bit)
+                    return
+                case Trap.SYSENTER:
+                    enter_by_sysenter(engine)
+                    return
                 case Trap.WRITE_CR8:
                     self._apic.write_cr8(engine.register(trapped.register))
                     self._interrupted = True

@@ -20,10 +20,10 @@ from irqchipd.vm.arm64.its import ItsFrame
 from irqchipd.vm.arm64.line_numbers import VCPU_LINES, line_name, owner_of
 from irqchipd.vm.arm64.numbers import USUAL_INTERRUPTS
 from irqchipd.vm.arm64.places import V2_CPU_SIZE, V2_DIST_SIZE, V3_DIST_SIZE, Place, Places
-from irqchipd.vm.arm64.probes import gic_probes
+from irqchipd.vm.arm64.probes import named_probes, raw_probes
 from irqchipd.vm.arm64.routing import SpiNotices, default_routes
 from irqchipd.vm.arm64.timer import OWNERS, PHYSICAL, USUAL_PPIS, VIRTUAL
-from irqchipd.vm.board import Board, Probes
+from irqchipd.vm.board import Board, Probes, RawProbes
 from irqchipd.vm.bus import Device
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.errors import VmError, invalid
@@ -402,6 +402,9 @@ class Arm64Board(Board):
         if self.observer is not None:
             cpu = self.cpus[interrupt.target].id if interrupt.intid < PRIVATE else 0
             self.observer.vgic_update_irq_pending(cpu, interrupt.intid, level)
+            if level and interrupt.owner == owner:
+                there = interrupt.line if interrupt.level else interrupt.pending_latch
+                self.observer.gic_raised(interrupt.intid, there, not interrupt.enabled)
         self.gic.set_line(interrupt, level, owner)
 
     def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:
@@ -414,11 +417,17 @@ class Arm64Board(Board):
     def signal_msi(self, address: int, data: int) -> int:
         raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
 
-    def probes(self) -> Probes:
-        return {} if self.gic is None else gic_probes(self.gic, self.v2, self.v3)
+    def raw_probes(self) -> list[RawProbes]:
+        return [] if self.gic is None else raw_probes(self.gic, self.v2, self.v3)
 
-    def line_probes(self) -> dict[str, int]:
-        return {line_name(line): sources for line, sources in self.drivers.items()}
+    def named_probes(self, part: int, raw: RawProbes) -> Probes:  # noqa: ARG002
+        return named_probes(raw)
+
+    def raw_lines(self) -> RawProbes:
+        return tuple(self.drivers.items())
+
+    def named_lines(self, raw: RawProbes) -> dict[str, int]:
+        return {line_name(line): sources for line, sources in raw}
 
     # What a vCPU needs of its GIC.
 

@@ -86,6 +86,8 @@ class S390Board(Board):
             self._send_indicator(route)
             return 1
         status = self.flic.set_adapter(route, level)
+        if self.observer is not None and level and adapter is not None and status >= 0:
+            self.observer.adapter_raised(status == 0, adapter.masked)
         if status > 0:
             self.floating_changed()
         return status
@@ -134,7 +136,11 @@ class S390Board(Board):
     def _summarized(self, route: AdapterRoute, was: bool | None) -> None:
         self._arrived(route)
         adapter = self.flic.adapters.find(route.adapter)
-        if was is False and adapter is not None:
+        if was is None or adapter is None:
+            return
+        if self.observer is not None:
+            self.observer.adapter_raised(was, adapter.masked)
+        if not was:
             self.flic.summarized(adapter)
             self.floating_changed()
 

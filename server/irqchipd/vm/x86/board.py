@@ -14,7 +14,7 @@ from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.chips.message import from_msi
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
-from irqchipd.vm.board import Board, Probes
+from irqchipd.vm.board import Board, Probes, RawProbes
 from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.cpu import Vcpu
@@ -25,7 +25,7 @@ from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.apicbus import ApicBus
 from irqchipd.vm.x86.cpu import Cpu
 from irqchipd.vm.x86.notices import PIT_GSI, PinNotices
-from irqchipd.vm.x86.probes import chip_probes
+from irqchipd.vm.x86.probes import named_probes, raw_probes
 from irqchipd.vm.x86.routing import (
     DEFAULT_GSI_OF,
     DEFAULT_ROUTES,
@@ -155,7 +155,7 @@ class PcBoard(Board):
             cpu.reset()
         for pin, sources in enumerate(self.sources):
             if sources:
-                self._drive(pin, 1, sources)
+                self._drive_observed(pin, 1, sources)
 
     def enable_x2apic_api(self, *, ids: bool, no_broadcast_quirk: bool) -> None:
         """APIC IDs have 32 bits where they had 8, and FFh is not all x2APICs any more."""
@@ -173,12 +173,16 @@ class PcBoard(Board):
             self.apics.scans += 1
 
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
-        if self.observer is not None:
-            self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        observer = self.observer
+        if observer is not None:
+            observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
         total = -1
         for end in self._table.get(gsi, ()):
             if isinstance(end, int):
-                status = self._drive(end, level, source, line_status)
+                if observer is None:
+                    status = self._drive(end, level, source, line_status)
+                else:
+                    status = self._drive_observed(end, level, source, line_status)
             else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
                 can_send = level and self.apics.can_send(end.address)
                 status = self.signal_msi(end.address, end.data) if can_send else -1
@@ -193,22 +197,29 @@ class PcBoard(Board):
         assert self.pic is not None
         assert self.ioapic is not None
         if pin < IOAPIC_INPUTS:
-            status = self.pic.set_line(pin, 1 if sources else 0)
-            if self.observer is not None:
-                chip = self.pic.secondary if pin >= 8 else self.pic.primary
-                self.observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
+            return self.pic.set_line(pin, 1 if sources else 0)
+        return self.ioapic.set_pin(pin - IOAPIC_INPUTS, 1 if sources else 0, line_status)
+
+    def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
+        """The same, and report it if there is an observer."""
+        pic, ioapic, observer = self.pic, self.ioapic, self.observer
+        assert pic is not None
+        assert ioapic is not None
+        entry = ioapic.redirection[pin - IOAPIC_INPUTS] if pin >= IOAPIC_INPUTS else 0
+        status = self._drive(pin, level, source, line_status)
+        if observer is None:
+            return status
+        if pin < IOAPIC_INPUTS:
+            chip = pic.secondary if pin >= 8 else pic.primary
+            observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
         else:
-            pin -= IOAPIC_INPUTS
-            entry = self.ioapic.redirection[pin]
-            status = self.ioapic.set_pin(pin, 1 if sources else 0, line_status)
-            if self.observer is not None:
-                self.observer.kvm_ioapic_set_irq(entry, pin, status == 0)
+            observer.kvm_ioapic_set_irq(entry, pin - IOAPIC_INPUTS, status == 0)
         return status
 
     def drop_source(self, source: int) -> None:
         for pin, sources in enumerate(self.sources):
             if sources & source:
-                self._drive(pin, 0, source)
+                self._drive_observed(pin, 0, source)
 
     def signal_msi(self, address: int, data: int) -> int:
         if not self.apics.x2apic_format:
@@ -224,14 +235,21 @@ class PcBoard(Board):
         for cpu in self.cpus:
             cpu.publish()
 
-    def probes(self) -> Probes:
-        return chip_probes(self.pic, self.ioapic, self.cpus)
+    def raw_probes(self) -> list[RawProbes]:
+        return raw_probes(self.pic, self.ioapic, self.cpus)
 
-    def line_probes(self) -> dict[str, int]:
+    def named_probes(self, part: int, raw: RawProbes) -> Probes:
+        return named_probes(part, raw)
+
+    def raw_lines(self) -> RawProbes:
+        return (self.routes, *self.sources)
+
+    def named_lines(self, raw: RawProbes) -> dict[str, int]:
         """The PIT's line and what is resampled, as the inputs have them."""
+        routes, *sources = raw
         lines: dict[str, int] = {}
-        for pin, gsi in gsi_of(self.routes).items():
-            if own := self.sources[pin] & (1 << PIT | 1 << RESAMPLERS):
+        for pin, gsi in gsi_of(routes).items():
+            if own := sources[pin] & (1 << PIT | 1 << RESAMPLERS):
                 lines[f"gsi{gsi}"] = own
         return lines
 
@@ -272,6 +290,7 @@ class PcBoard(Board):
     def pic_acked(self, line: int) -> None:
         if self.observer is not None:
             self.observer.kvm_ack_irq(line >> 3, line)  # KVM: i8259.c pic_clear_isr; the secondary's from 8
+            self.observer.pic_ended(line)
         self.pins.acknowledged(line)
 
     def pic_masked(self, line: int, masked: bool) -> None:

@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as the page needs: one GET or HEAD a connection, with bounds on bytes, time and numbers.
+"""As much of HTTP/1.1 as the page and metrics need: one GET or HEAD a connection, bounded in bytes, time and number.
 
 RFC 9112. The answer ends its connection, so no request's body is ever read, and there is nothing to smuggle.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A GET: the path's parts, and the query."""
+    """A GET: the path's parts, and the headers by their names in lower case."""
 
     path: tuple[str, ...]
-    query: dict[str, str]
+    headers: dict[str, str]
 
 
 class Answer:
@@ -61,7 +61,8 @@ class Answer:
 
     async def whole(self, data: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
         """The whole answer."""
-        await self.begin(kind, status, {"Content-Length": str(len(data))})
+        allow = {"Allow": "GET, HEAD"} if status is HTTPStatus.METHOD_NOT_ALLOWED else {}
+        await self.begin(kind, status, {"Content-Length": str(len(data)), **allow})
         if not self._head_only:
             await self.piece(data)
 
@@ -86,11 +87,16 @@ class Answer:
 
 
 class HttpServer:
-    """Connections on one event loop. names are hosts that requests may be for, beside numbers and localhost."""
+    """Connections on one event loop.
 
-    def __init__(self, handle: Callable[[Request, Answer], Awaitable[None]], names: Collection[str] = ()) -> None:
+    names are hosts that requests may be for, beside numbers and localhost; None for any, where no browser is expected.
+    """
+
+    def __init__(
+        self, handle: Callable[[Request, Answer], Awaitable[None]], names: Collection[str] | None = ()
+    ) -> None:
         self._handle = handle
-        self._names = {"localhost", *(name.lower() for name in names)}
+        self._names = None if names is None else {"localhost", *(name.lower() for name in names)}
         self._answering = 0
         self._unread: dict[asyncio.Task[None], None] = {}  # the oldest first
 
@@ -150,8 +156,8 @@ class HttpServer:
 
     def _checked(self, method: str, target: str, headers: dict[str, str]) -> Request:
         if method not in ("GET", "HEAD"):
-            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "the page is to be read alone: use GET or HEAD")
-        if not self._is_host(headers.get("host", "")):
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD: nothing can be changed here")
+        if self._names is not None and not self._is_host(headers.get("host", ""), self._names):
             # A name that leads here may be an attacker's, whose page would then be of this origin (DNS rebinding).
             raise RefusedError(HTTPStatus.FORBIDDEN, "ask for localhost, a number, or the name given with --http")
         if headers.get("sec-fetch-site", "none") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
@@ -159,14 +165,15 @@ class HttpServer:
         if not target.startswith("/") or not target.isascii():
             raise RefusedError(HTTPStatus.BAD_REQUEST, "a request's target begins with /")
         url = urlsplit(target)
-        return Request(tuple(unquote(part) for part in url.path.split("/")[1:]), dict(parse_qsl(url.query)))
+        return Request(tuple(unquote(part) for part in url.path.split("/")[1:]), headers)
 
-    def _is_host(self, host: str) -> bool:
+    @staticmethod
+    def _is_host(host: str, names: Collection[str]) -> bool:
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
             return False
-        if name in self._names:
+        if name in names:
             return True
         with suppress(ValueError):
             ipaddress.ip_address(name)

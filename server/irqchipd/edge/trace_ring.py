@@ -1,0 +1,152 @@
+"""The last events that a filter chooses, which every Watch with that filter reads at its own pace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+from irqchipd.edge.trace_codec import Event, TraceEncoder
+from irqchipd.edge.trace_filter import Filter
+from irqchipd.vm.board import Probes
+
+BATCH: Final = 1024  # events and probes in a batch: encoding them takes less than a piece of other work
+# A Watch gets at most a ring of events in this time, nanoseconds. Otherwise a VM with more events than that would spend
+# its time on the Watch.
+RING_NS: Final = 10_000_000
+_CHUNKS: Final = 8  # encoded batches that are kept for other readers
+
+
+class Ring:
+    """Events and their encoding. One thread at a time adds, under the VM's lock; others read without the lock.
+
+    An event's position shows a reader whether another was written over it. When even the fastest reader is a whole
+    ring behind, events are lost instead, which costs the VM least: reopen ends that. How many were lost before an event
+    is kept with it.
+    """
+
+    __slots__ = ("_chunks", "_encoder", "_encoding", "events", "limit", "lost", "readers", "room", "wanted", "written")
+
+    def __init__(self, wanted: Filter, limit: int) -> None:
+        self.wanted = wanted
+        self.limit = limit
+        self.events: list[Event] = []
+        self.written = 0  # events that were added: the position of the next
+        self.room = limit  # the position from which on events are lost
+        self.lost = 0
+        self.readers: set[TraceReader] = set()
+        self._encoder = TraceEncoder()
+        self._encoding = threading.Lock()
+        # Batches that were encoded last, and where the next begins; by their first position, and how large they may be.
+        self._chunks: dict[tuple[int, int], tuple[bytes, int]] = {}
+
+    def add(self, time_ns: int, name: str | None, values: tuple[int, ...] | Probes) -> None:
+        """Add an event, for which there is room."""
+        written = self.written
+        if written < self.limit:
+            self.events.append((written, self.lost, time_ns, name, values))
+        else:
+            self.events[written % self.limit] = written, self.lost, time_ns, name, values
+        self.written = written + 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next event is lost."""
+        return self.written >= self.room
+
+    def reopen(self, position: int) -> None:
+        """A reader is at a position: there is room for a ring from there on."""
+        self.room = max(self.room, position + self.limit)
+
+    def at(self, position: int) -> Event | None:
+        """The event with a position, or None where it was overwritten."""
+        event = self.events[position % self.limit]
+        return event if event[0] == position else None
+
+    def take(self, first: int, most: int) -> tuple[bytes, int] | None:
+        """The events from a position on, as a message with at most so many events and probes, or one event; and where
+        the next message begins. None where they were overwritten.
+        """
+        with self._encoding:
+            chunk = self._chunks.get((first, most))
+            if chunk is None:
+                events = self._events(first, most)
+                if not events:
+                    return None
+                chunk = self._encoder.batch(events), events[-1][0] + 1
+                while len(self._chunks) >= _CHUNKS:
+                    del self._chunks[next(iter(self._chunks))]
+                self._chunks[first, most] = chunk
+            return chunk
+
+    def _events(self, first: int, most: int) -> list[Event]:
+        """Some events before which none was lost but before the first; none where it was overwritten."""
+        at = first % self.limit
+        # Up to where the ring begins again, and to where other readers' batches begin.
+        ring = self.events[at : at + min(most - first % most, self.written - first)]
+        if ring[0][0] != first:
+            return []
+        lost = ring[0][1]
+        events: list[Event] = []
+        for event in ring:
+            changed = event[4]
+            most -= len(changed) if isinstance(changed, dict) else 1
+            if events and (most < 0 or event[1] != lost):
+                break
+            events.append(event)
+        return events
+
+
+class TraceReader:
+    """A Watch's place in a ring: the position of the next event, and how many events were lost before that."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.position = ring.written
+        self.lost = ring.lost
+        self.probes: tuple[int, Probes] | None = None  # a time, and what they were: to be read next
+        self._paid = 0  # the time up to which this has had its events
+        ring.reopen(self.position)
+
+    def is_overrun(self) -> bool:
+        """Whether the next event was lost. If the client reads on a little later, that costs the VM less."""
+        ring = self.ring
+        if self.position == ring.written:
+            return ring.lost != self.lost
+        event = ring.at(self.position)
+        return event is None or event[1] != self.lost
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to read."""
+        return self.position == self.ring.written and self.lost == self.ring.lost and self.probes is None
+
+    def skip(self) -> int:
+        """Go on behind events that were lost here, and return how many."""
+        ring = self.ring
+        before = self.position + self.lost
+        lost, written = ring.lost, ring.written  # in this order: what is written from here on knows of these lost ones
+        position = max(self.position, written - ring.limit)
+        event = ring.at(position) if position < written else None
+        # Changes of probes say nothing to who has missed one before. The reader goes on with all probes as they are.
+        if event is None or ring.wanted.probes:
+            self.position, self.lost = written, lost
+        else:
+            self.position, self.lost = position, event[1]
+        if self.position == written:
+            ring.reopen(written)
+        return self.position + self.lost - before
+
+    def went_on(self, position: int) -> None:
+        """The events before a position were read."""
+        ring = self.ring
+        now = time.monotonic_ns()
+        self._paid = max(self._paid, now) + (position - self.position) * RING_NS // ring.limit
+        self.position = position
+        # A full ring is emptied before there is room again. Otherwise an overrun reader would get events one by one.
+        if not ring.is_full or (position == ring.written and self.lost == ring.lost):
+            ring.reopen(position)
+
+    def rest(self) -> float:
+        """Seconds to wait before the next message."""
+        ahead = self._paid - time.monotonic_ns()
+        return ahead / 1e9 if ahead * self.ring.limit > BATCH // 2 * RING_NS else 0.0
