@@ -376,6 +376,32 @@ def test_an_image_that_cannot_run_is_refused(run: Run, image: str, options: tupl
     assert why in done.stderr
 
 
+# Reads sector 1 of disk 1, writes it to sector 2, and ends with its last byte.
+READS_DISK = (
+    "ba f6 01  b0 f0  ee"  # device: LBA, disk 1
+    "ba f2 01  b0 01  ee  42  ee  42  b0 00  ee  42  ee"  # one sector, of number 1
+    "ba f7 01  b0 20  ee  ec  a8 08  74 fb"  # READ SECTORS; wait for DRQ
+    "ba f0 01  bf 00 80  b9 00 01  f3 6d"  # rep insw, to 8000h
+    "ba f3 01  b0 02  ee  ba f7 01  b0 30  ee"  # WRITE SECTORS, of number 2
+    "ba f0 01  be 00 80  b9 00 01  f3 6f"  # rep outsw
+    "ba f7 01  ec  a8 80  75 fb  a0 ff 81  e6 f4  f4"  # wait for BSY to end
+)
+
+
+def test_disks_of_the_runs_own(run: Run, tmp_path: Path, cpu: str) -> None:
+    images = [tmp_path / name for name in ("first", "second", "third")]
+    for number, image in enumerate(images):
+        image.write_bytes(bytes(512) + bytes(511) + bytes([0x10 + number]) + bytes(512))
+    disks = [option for image in images for option in ("--disk", str(image))]
+    assert run(READS_DISK, *disks[:4], "--cpu", cpu, "--timeout", "20").returncode == 0x11 << 1 | 1
+    assert images[1].read_bytes()[1023:] == bytes([0x11]) + bytes(511) + bytes([0x11])
+    done = run(READS_DISK, *disks, "--cpu", cpu)
+    assert (done.returncode, "an IDE channel has 2 disks at the most" in done.stderr) == (2, True)
+    (tmp_path / "empty").touch()
+    done = run(READS_DISK, "--disk", str(tmp_path / "empty"), "--cpu", cpu)
+    assert (done.returncode, "has no sector" in done.stderr) == (2, True)
+
+
 # 32-bit code at 100020h: copies 16-bit code to 8000h, enables the local APIC, sends INIT and SIPI 8 to all other CPUs,
 # and waits until all CPUs that fw_cfg reports have counted themselves at a000h.
 SMP = (

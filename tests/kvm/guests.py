@@ -465,6 +465,18 @@ OTHER = code(
     """
 )
 
+# In real mode, at 9000h: stores DR0, and changes it.
+DEBUGGED = code(
+    """
+    0f 21 c0                    mov eax, dr0
+    66 a3 04 05                 mov [0x504], eax
+    66 b8 12 00 00 00           mov eax, 0x12
+    0f 23 c0                    mov dr0, eax
+    fe 06 00 05                 inc byte ptr [0x500]
+    f4                          hlt
+    """
+)
+
 # In protected mode: INT3, INT n and an IPI to itself, with one handler.
 SOFTWARE = code(
     """

@@ -11,8 +11,9 @@ import pytest
 from irqchip_client import Busy, MpState, NotFound, SessionClosed
 from irqchip_client.kvm import KvmVcpu, Start, StartMode
 from tests.kvm import guests
-from tests.kvm.machine import COUNT, HANDLER, Machine, running, wait_for
+from tests.kvm.machine import APIC, COUNT, HANDLER, Machine, running, wait_for
 
+INIT, START_UP = 0x4500, 0x4609  # commands; the latter for the page at 9000h
 SPIN = b"\xfe\x06\x00\x05\xeb\xfa"  # inc byte ptr [0x500]; jmp $ - 4
 
 
@@ -155,11 +156,23 @@ def test_init_resets_a_running_vcpu(machine: Machine) -> None:
     machine.vm.create_vcpu(1)
     machine.memory.write(0x9000, SPIN)
     machine.load_protected(guests.STARTS_OTHER)
-    init, start_up = 0x4500, 0x4609
     with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other):
         machine.cpu.run()
         for _ in range(5):
-            machine.vcpu.mmio_write(0xFEE0_0300, init)
-            machine.vcpu.mmio_write(0xFEE0_0300, start_up)
+            machine.vcpu.mmio_write(APIC + 0x300, INIT)
+            machine.vcpu.mmio_write(APIC + 0x300, START_UP)
             machine.memory.write(COUNT, bytes(4))
             wait_for(lambda: machine.word(COUNT))
+
+
+def test_init_resets_the_debug_registers(machine: Machine) -> None:
+    machine.vm.create_vcpu(1)
+    machine.memory.write(0x9000, guests.DEBUGGED)
+    machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+    machine.vcpu.mmio_write(APIC + 0x310, 1 << 24)
+    with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other):
+        for started in (1, 2):
+            for command in (INIT, START_UP):
+                machine.vcpu.mmio_write(APIC + 0x300, command)
+            wait_for(lambda started=started: machine.memory.read(COUNT, 1)[0] == started)  # type: ignore[misc]
+            assert machine.word(COUNT + 4) == 0

@@ -80,7 +80,10 @@ class Transport:
 
     def run_with_descriptors(self, call: Call[T], descriptors: Sequence[int]) -> T:  # noqa: ARG002 - the port's
         """Makes a call that file descriptors go with."""
-        raise IrqchipError(errno.EOPNOTSUPP, "gRPC carries no eventfd: irqfds need the port, on the daemon's own host")
+        raise IrqchipError(
+            errno.EOPNOTSUPP,
+            "gRPC carries no descriptors: irqfds and shared memory need the port, on the daemon's host",
+        )
 
     def close(self) -> None:
         """Ends the Session, after waiting up to a second for the answers to batches."""

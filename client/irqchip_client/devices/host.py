@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
@@ -345,6 +345,24 @@ class LocalHost(_Host):
     def pio_write(self, port: int, value: int, size: int) -> bool:
         """A vCPU's OUT. Returns whether a device has the port."""
         return self._write(Space.PIO, port, value, size)
+
+    def pio_read_string(self, port: int, size: int, count: int) -> list[int] | None:
+        """A vCPU's INS with REP. None if no device has the port."""
+        found = _find(self.devices, Space.PIO, port, size)
+        if found is None:
+            return None
+        with self.turn():
+            return [_read(*found, port, size) for _ in range(count)]
+
+    def pio_write_string(self, port: int, values: Sequence[int], size: int) -> bool:
+        """A vCPU's OUTS with REP. Returns whether a device has the port."""
+        found = _find(self.devices, Space.PIO, port, size)
+        if found is None:
+            return False
+        with self.turn():
+            for value in values:
+                _write(*found, port, value, size)
+        return True
 
     def mmio_read(self, address: int, size: int) -> int | None:
         """A vCPU's load. None if no device has the address."""

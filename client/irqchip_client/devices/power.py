@@ -3,8 +3,8 @@
 ACPI Specification 6.5, section 4.8.3, "Fixed Hardware". The registers, at 600h as on QEMU's PC:
 
     0, 1    PM1 status: bit 0, the timer's most significant bit has changed; a 1 clears it
-    2, 3    PM1 enable: bit 0, the interrupt for it, which is level-triggered and active high; bit 5, that of the global
-            lock, which no firmware here takes
+    2, 3    PM1 enable: bit 0, the interrupt for it, which is level-triggered and active high; bits 5 and 8 to 10, those
+            of global lock, buttons and RTC, can be set, and never come
     4, 5    PM1 control: bit 0 reads 1, as the machine is always in ACPI mode; bits 12:10 are the sleep type, and a
             write with bit 13 enters it
     8 to 11 the timer, 24 bits, which counts at 3.579545 MHz
@@ -29,8 +29,8 @@ ENABLE, CONTROL, TIMER = 2, 4, 8
 LENGTH: Final = 12
 # Status and enable.
 TIMER_CARRY: Final = 1 << 0
-GLOBAL_LOCK: Final = 1 << 5
-ENABLE_BITS: Final = TIMER_CARRY | GLOBAL_LOCK
+GLOBAL_LOCK, POWER_BUTTON, SLEEP_BUTTON, RTC = 1 << 5, 1 << 8, 1 << 9, 1 << 10
+ENABLE_BITS: Final = TIMER_CARRY | GLOBAL_LOCK | POWER_BUTTON | SLEEP_BUTTON | RTC
 # 4.8.3.2.1, PM1 control.
 SCI_EN, SLEEP_ENABLE = 1 << 0, 1 << 13
 BUS_MASTER_RELOAD = 1 << 1
@@ -120,8 +120,8 @@ class PowerManagement(Device):
         written = (1 << 8 * size) - 1 << 8 * offset
         if value & TIMER_CARRY:
             self.carries = self.ticks // HALF
-        if written >> 8 * ENABLE & ENABLE_BITS:
-            self.enable = value >> 8 * ENABLE & ENABLE_BITS
+        enabled = written >> 8 * ENABLE & ENABLE_BITS
+        self.enable = self.enable & ~enabled | value >> 8 * ENABLE & enabled
         self._update()
         value, written = value >> 8 * CONTROL, written >> 8 * CONTROL & CONTROL_BITS
         self.control = self.control & ~written | value & written

@@ -12,9 +12,9 @@ from irqchip_client import MemoryPart
 from irqchip_client._errors import InvalidArgument
 
 NOTES = 4096  # bytes that a device may keep outside of its process
-# The last of them, two words of 32 bits: 1 if the next is up to date, and a virtio device's InterruptStatus, which the
-# process of the vCPUs then reads without asking the device.
-PUBLISHED = NOTES - 8
+# The last of them, words of 32 bits: 1 if the next is up to date, and the device is at its slot's place; a virtio
+# device's InterruptStatus, which the vCPUs' process then reads without asking the device; which process is the device.
+PUBLISHED = NOTES - 16
 
 
 class Ram(Protocol):

@@ -16,7 +16,7 @@ from .ioctls import CPUID_ENTRY, CPUID_HEADER, MAX_CPUID_ENTRIES, Request, ioctl
 
 INDEXED = 1 << 0  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 # Leaf 1.
-TSC_DEADLINE_TIMER, X2APIC = 1 << 24, 1 << 21  # ECX
+TSC_DEADLINE_TIMER, X2APIC, HYPERVISOR = 1 << 24, 1 << 21, 1 << 31  # ECX
 APIC, HTT = 1 << 9, 1 << 28  # EDX
 TSC_INFORMATION, FREQUENCIES = 0x15, 0x16
 CACHES, ARCHITECTURAL_PERFMON, EXTENDED_TOPOLOGY, EXTENDED_TOPOLOGY_V2 = 4, 0xA, 0xB, 0x1F
@@ -112,7 +112,8 @@ def _leaf(leaf: Leaf, vcpu: int, package: Package) -> Leaf:
             eax = max(eax, EXTENDED_TOPOLOGY)  # It comes with an x2APIC.
         case 1:
             ebx = ebx & 0xFFFF | min(1 << package.id_bits, 0xFF) << 16 | (vcpu & 0xFF) << 24
-            ecx = (ecx | X2APIC) & ~TSC_DEADLINE_TIMER | (TSC_DEADLINE_TIMER if package.tsc_khz else 0)
+            # A hypervisor's leaves are looked for only with its bit, which KVM leaves to the VMM.
+            ecx = (ecx | X2APIC | HYPERVISOR) & ~TSC_DEADLINE_TIMER | (TSC_DEADLINE_TIMER if package.tsc_khz else 0)
             edx = (edx | APIC) & ~HTT | (HTT if several else 0)
         case _ if function in (CACHES, AMD_CACHES) and eax & 0x1F:
             level = eax >> 5 & 7

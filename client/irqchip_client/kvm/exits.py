@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from irqchip_client import ops
 from irqchip_client._model import Access
-from irqchip_client.vmm.accesses import Accesses, LocalDevices
+from irqchip_client.vmm.accesses import Accesses, LocalDevices, LocalStrings
 
 from .apic import X2APIC_ICR, Apic
 from .ioctls import QWORD, Run
@@ -43,6 +43,7 @@ class Exits:
         self._session = session
         self._id = vcpu
         self._local = local
+        self._strings = local if isinstance(local, LocalStrings) else None
         self._accesses = accesses
         self._apic = apic
         self._batch = min(MAX_BATCH, session.max_operations)
@@ -104,7 +105,9 @@ class Exits:
 
     def _read_string(self, port: int, size: int, count: int) -> bytes:
         values: list[int] = []
-        if self._local is not None and (value := self._local.pio_read(port, size)) is not None:
+        if self._strings is not None and (read := self._strings.pio_read_string(port, size, count)) is not None:
+            values = read
+        elif self._local is not None and (value := self._local.pio_read(port, size)) is not None:
             values.append(value)
             values.extend(self._accesses.pio_read(port, size) for _ in range(count - 1))
         else:
@@ -118,6 +121,8 @@ class Exits:
 
     def _write_string(self, port: int, size: int, data: bytes) -> None:
         values = [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        if self._strings is not None and self._strings.pio_write_string(port, values, size):
+            return
         if self._local is not None and self._local.pio_write(port, values[0], size):
             for value in values[1:]:
                 self._accesses.pio_write(port, value, size)

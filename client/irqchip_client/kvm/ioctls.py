@@ -43,6 +43,7 @@ class Request(IntEnum):
     SET_CPUID2 = 0x4008_AE90
     SET_GUEST_DEBUG = 0x4048_AE9B
     NMI = 0xAE9A
+    SET_DEBUGREGS = 0x4080_AEA2
     GET_TSC_KHZ = 0xAEA3
     GET_VCPU_EVENTS = 0x8040_AE9F
     SET_VCPU_EVENTS = 0x4040_AEA0
@@ -113,6 +114,7 @@ ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
 MEMORY_REGION_READONLY = 1 << 1  # a guest's store is an exit for MMIO
 SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
+DEBUGREGS = struct.Struct("<7Q72x")  # DR0 to DR3, DR6, DR7, flags
 GUEST_DEBUG = struct.Struct("<I4x8Q")  # control, the debug registers
 GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, GUEST_DEBUG_BREAK = 1 << 0, 1 << 1, 1 << 17
 CPUID_HEADER, CPUID_ENTRY = struct.Struct("<II"), struct.Struct("<7I12x")

@@ -8,8 +8,10 @@ from .ioctls import (
     CR0_AT,
     CR3_AT,
     CR4_AT,
+    DEBUGREGS,
     EFER_AT,
     GDT_AT,
+    MSRS,
     QWORD,
     REGS,
     SEGMENT,
@@ -27,6 +29,8 @@ CR4_PAE = 1 << 5
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 CODE, DATA, BUSY_TSS = 0xB, 0x3, 0xB  # types of segments: execute/read, read/write; both accessed
 GDT_LIMIT = 31
+DR6, DR7 = 0xFFFF_0FF0, 0x400
+MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01  # Documentation/virt/kvm/x86/msr.rst
 
 
 class Registers:
@@ -37,8 +41,13 @@ class Registers:
         self._regs, self._sregs = self._get()
 
     def reset(self) -> None:
-        """Sets the state after RESET, at the reset vector."""
+        """INIT: sets the state after RESET, at the reset vector. Model-specific registers and the FPU's state stay.
+
+        But KVM writes its clock to the guest's memory no more, as with its own INIT (x86.c kvm_vcpu_reset).
+        """
         self._set(list(REGS.unpack(self._regs)), self._sregs)
+        ioctl(self._fd, Request.SET_DEBUGREGS, DEBUGREGS.pack(0, 0, 0, 0, DR6, DR7, 0))
+        ioctl(self._fd, Request.SET_MSRS, bytearray(MSRS.pack(1, 0, MSR_KVM_SYSTEM_TIME_NEW, 0, 0)))
 
     def start(self, start: Start) -> None:
         """Sets the state of a guest's start; the rest is as after RESET."""

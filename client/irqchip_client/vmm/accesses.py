@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from irqchip_client._sync.machine import Vcpu
 
@@ -23,6 +24,17 @@ class LocalDevices(Protocol):
 
     def mmio_write(self, address: int, value: int, size: int) -> bool:
         """Returns whether a device here has the address."""
+
+
+@runtime_checkable
+class LocalStrings(Protocol):
+    """Local devices that take a whole string at once, as INS and OUTS with REP move it. LocalDevices need not do so."""
+
+    def pio_read_string(self, port: int, size: int, count: int) -> list[int] | None:
+        """Returns `count` values, or None if no device here has the port."""
+
+    def pio_write_string(self, port: int, values: Sequence[int], size: int) -> bool:
+        """Returns whether a device here has the port."""
 
 
 class Accesses:

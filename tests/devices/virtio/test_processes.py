@@ -255,7 +255,7 @@ def read_while_it_is_killed(vm: Vm, client: Client, cpu: Vcpu, disk: Path, kills
 def test_reads_go_on_when_the_process_is_killed_and_started_again(
     vm: Vm, irqchip_client: Client, cpu: Vcpu, disk: Path
 ) -> None:
-    read_while_it_is_killed(vm, irqchip_client, cpu, disk, kills=3, seed=1)
+    read_while_it_is_killed(vm, irqchip_client, cpu, disk, kills=2, seed=1)
 
 
 @pytest.mark.long

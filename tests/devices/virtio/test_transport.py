@@ -11,6 +11,7 @@ import pytest
 from irqchip_client import Architecture, InvalidArgument
 from irqchip_client.arm64 import spi
 from irqchip_client.devices import VirtioBlock
+from irqchip_client.devices.ram import PUBLISHED
 from irqchip_client.devices.virtio.mmio import MOST_AT_ONCE, Feature, Interrupt, Register, Status
 from irqchip_client.devices.virtio.places import ARM64, PC
 from irqchip_client.devices.virtio.queue import MOST
@@ -319,6 +320,33 @@ def test_another_process_goes_on_with_the_requests_that_wait(disk: Path) -> None
     assert taken is not None
     assert machine.ram.read(taken[0].writes[0][0], 512) == bytes([9]) * 512
     assert read_sector(machine, 10) == bytes([10]) * 512
+
+
+def test_a_process_that_was_replaced_uses_no_buffer(disk: Path) -> None:
+    """One that was stopped, for example, until it lost its regions, and then goes on."""
+    machine = noted(disk)
+    driver = machine.driver
+    driver.start(at=RINGS)
+    replaced = machine.device
+    machine.replace(VirtioBlock(disk))
+    machine.request(IN, 9, room=512)
+    replaced.look(0)
+    assert machine.queue.used_index == 0
+    machine.device.look(0)
+    assert machine.queue.used_index == 1
+    machine.ram.erase_notes()
+    machine.device.reset()
+    driver.start(at=RINGS)
+    assert read_sector(machine, 4) == bytes([4]) * 512
+
+
+@pytest.mark.parametrize(("address", "published"), [(None, 1), (0xE000_0000, 0)])
+def test_the_causes_of_interrupts_are_published_at_a_slots_own_place(
+    disk: Path, address: int | None, published: int
+) -> None:
+    ram = NotedRam(GuestMemory(1 << 20))
+    Machine(VirtioBlock(disk, address=address), ram).device.config_changes()
+    assert ram.kept[PUBLISHED:].cast("I")[0] == published
 
 
 def test_a_suspended_device_is_suspended_in_the_next_process(disk: Path) -> None:

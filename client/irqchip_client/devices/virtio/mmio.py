@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import random
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from functools import partial
@@ -180,6 +181,7 @@ class VirtioDevice(Device):
         self._ram: Ram | None = None
         self._notes: Notes | None = None
         self._published: memoryview | None = None
+        self._token = 0
         self._go_on = self.timer(self._use_all)
         # Why the device last needed a reset.
         self.broken = ""
@@ -252,6 +254,9 @@ class VirtioDevice(Device):
         memory = self._ram.notes(self.slot)
         self._notes = None if memory is None else Notes(memory[:PUBLISHED])
         self._published = None if memory is None else memory[PUBLISHED:].cast("I")
+        self._token = random.randrange(1, WORD)
+        if self._published is not None:
+            self._published[2] = self._token
         kept = None if self._notes is None else self._notes.read()
         if kept is not None:
             try:
@@ -292,7 +297,8 @@ class VirtioDevice(Device):
     def _drive(self) -> None:
         published = self._published
         if published is not None:
-            published[1], published[0] = self.interrupt_status, 1
+            published[1], published[0] = self.interrupt_status, int(self._address is None)
+            published[2] = published[2] or self._token  # the notes were erased, as the VM was reset
         self._line.set(self.interrupt_status != 0)
 
     def _interrupt(self, cause: Interrupt) -> None:
@@ -362,6 +368,11 @@ class VirtioDevice(Device):
         for number in range(len(self.queues)):
             self.look(number)
 
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether another process is the device, as this one was stopped for so long that it lost its regions."""
+        return self._published is not None and self._published[2] not in (0, self._token)
+
     def look(self, number: int) -> None:
         """Uses the buffers of a queue, as far as it is to be done in one turn."""
         queue = self.queues[number]
@@ -370,6 +381,8 @@ class VirtioDevice(Device):
         try:
             queue.wants_notifications(False)
             for _ in range(MOST_AT_ONCE):
+                if self._is_replaced:
+                    return
                 # One more look: a buffer may have come before the driver saw that it is to notify.
                 if not self.use(number) and not (queue.wants_notifications(True) and self.use(number)):
                     break

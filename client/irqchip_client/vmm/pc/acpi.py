@@ -159,7 +159,7 @@ def _add_root(tables: AcpiTables, signature: bytes, size: int, *others: int) -> 
 
 
 def _fadt(board: Board, facs: int, dsdt: int) -> bytes:
-    """5.2.9: the fixed description table. What it does not set is 0."""
+    """5.2.9: the fixed description table, by the offsets of its table 5.9. What is not set here is 0."""
     boot = LEGACY_DEVICES | NO_VGA | NO_MSI
     boot |= HAS_8042 if board.has(Space.PIO, I8042_COMMAND) else 0
     has_rtc = board.has(Space.PIO, RTC)
