@@ -15,7 +15,7 @@ import pytest
 from irqchip_client import Client, ops
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
-from tests.page.pages import Page, page
+from tests.page.pages import Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
 
@@ -31,12 +31,6 @@ window.fetch = async (path) => {
 """
 IRR0 = "document.querySelector('[data-irr]').dataset.irr"
 LINE = f"document.querySelector('[data-line=\"{DISK}\"]').innerText"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Page]:
-    with page() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
