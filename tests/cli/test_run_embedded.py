@@ -79,6 +79,12 @@ def test_devices_of_other_processes_connect(
     assert not there.exists()
 
 
+def test_a_real_time_clock_may_be_in_the_same_process(folder: Path, environment: Mapping[str, str], cpu: str) -> None:
+    command = [*COMMAND, "run", "--cpu", cpu, *guest(folder, RTC_D), "--with", "rtc"]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == (0x80 << 1 | 1) & 0xFF
+
+
 def test_a_socket_that_is_in_use_is_refused(folder: Path, environment: Mapping[str, str]) -> None:
     socket = folder / "vmm"
     with embedded(str(socket)):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import ExitStack
+from random import Random
 
 import pytest
 
 from irqchip_client import Busy, MpState, NotFound, SessionClosed
 from irqchip_client.kvm import KvmVcpu, Start, StartMode
 from tests.kvm import guests
-from tests.kvm.machine import APIC, COUNT, HANDLER, Machine, running, wait_for
+from tests.kvm.machine import APIC, COUNT, HANDLER, NMI, Machine, running, wait_for
 
 INIT, START_UP = 0x4500, 0x4609  # commands; the latter for the page at 9000h
 SPIN = b"\xfe\x06\x00\x05\xeb\xfa"  # inc byte ptr [0x500]; jmp $ - 4
+HALTS = b"\xfe\x06\x00\x05\xf4\xeb\xf9"  # inc byte ptr [0x500]; hlt; jmp $ - 5
+NMI_MESSAGE = 0x400  # of an MSI
 
 
 def test_a_spinning_vcpu_is_stopped_and_continues(machine: Machine) -> None:
@@ -176,3 +180,51 @@ def test_init_resets_the_debug_registers(machine: Machine) -> None:
                 machine.vcpu.mmio_write(APIC + 0x300, command)
             wait_for(lambda started=started: machine.memory.read(COUNT, 1)[0] == started)  # type: ignore[misc]
             assert machine.word(COUNT + 4) == 0
+
+
+def test_vcpus_start_whatever_they_do_and_whatever_else_comes(machine: Machine) -> None:
+    """INIT and SIPI reach a vCPU that spins, halts or waits, among NMIs and stops by other threads."""
+    random, over, rounds = Random(1), threading.Event(), 25
+    machine.memory.write(4 * NMI, HANDLER.to_bytes(4, "little"))
+    machine.memory.write(HANDLER, b"\xcf")  # iret
+    ids = (1, 2)
+    counts = {vcpu: COUNT + 0x10 * vcpu for vcpu in ids}
+    pages = {vcpu: (0x8 + 2 * vcpu, 0x9 + 2 * vcpu) for vcpu in ids}
+    for vcpu in ids:
+        machine.vm.create_vcpu(vcpu)
+        for page, guest in zip(pages[vcpu], (SPIN, HALTS), strict=True):
+            machine.memory.write(page << 12, guest.replace(b"\x00\x05", counts[vcpu].to_bytes(2, "little")))
+    machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+
+    def run(cpu: KvmVcpu) -> None:
+        while not over.is_set():
+            cpu.run()
+
+    def disturb(cpus: list[KvmVcpu], random: Random) -> None:
+        while not over.wait(random.random() / 100):
+            machine.vm.signal_msi(APIC | random.choice(ids) << 12, NMI_MESSAGE)
+            random.choice(cpus).stop()
+
+    with ExitStack() as stack:
+        cpus = [stack.enter_context(KvmVcpu(machine.kvm, machine.vm, vcpu)) for vcpu in ids]
+        threads = [threading.Thread(target=run, args=(cpu,)) for cpu in cpus]
+        threads.append(threading.Thread(target=disturb, args=(cpus, Random(2))))
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(rounds):
+                vcpu = random.choice(ids)
+                machine.vcpu.mmio_write(APIC + 0x310, vcpu << 24)
+                machine.vcpu.mmio_write(APIC + 0x300, INIT)
+                if random.random() < 0.5:
+                    time.sleep(random.random() / 100)
+                machine.memory.write(counts[vcpu], bytes(4))
+                machine.vcpu.mmio_write(APIC + 0x300, 0x4600 | random.choice(pages[vcpu]))
+                wait_for(lambda vcpu=vcpu: machine.word(counts[vcpu]))  # type: ignore[misc]
+        finally:
+            over.set()
+            for cpu in cpus:
+                cpu.stop()
+            for thread in threads:
+                thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)

@@ -1,4 +1,4 @@
-"""Kernels with paging and programs in ring 3, on two vCPUs of a standard KVM."""
+"""Guests on a standard KVM: kernels with paging and programs in ring 3, on two vCPUs; firmware."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_seabios import BIOS, FLOPPY, GRUB
 from tests.guest.xv6 import images
 from tests.kvm.build import build
 from tests.kvm.lines import KERNELS, LINES
@@ -48,3 +49,14 @@ def test_xv6_runs_on_two_processors(standard_kvm: StandardKvm) -> None:
     assert "cpu1: starting 1" in done.output
     assert "README " in done.output
     assert "fork test OK" in done.output
+
+
+@pytest.mark.skipif(not BIOS.exists(), reason=f"there is no {BIOS}: the package seabios has it")
+@pytest.mark.skipif(not GRUB.exists(), reason=f"there is no {GRUB}: the package grub-rescue-pc has it")
+def test_seabios_boots_grub(standard_kvm: StandardKvm, tmp_path: Path) -> None:
+    floppy = tmp_path / "grub.img"
+    floppy.write_bytes((GRUB / "grub-rescue-floppy.img").read_bytes().ljust(FLOPPY, b"\0"))
+    what = ("tests.guest.grub", str(BIOS), str(floppy))
+    done = standard_kvm.run("-m", *what, seconds=PATIENCE, files=[BIOS, floppy])
+    assert done.status == 0, done.output
+    assert "base_addr = 0x0, length = 0x9fc00, available RAM" in done.output

@@ -11,6 +11,7 @@ from irqchipd.chips.ioapic import MAX_SUCCESSIVE_EOIS
 from irqchipd.chips.lapic import Msr
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe import recorder
+from irqchipd.observe.counters import Counters
 from irqchipd.observe.observer import TRACEPOINTS, Observer
 from irqchipd.observe.recorder import combine
 from irqchipd.vm.routing import PinRoute
@@ -231,7 +232,7 @@ def test_several_observers_get_every_tracepoint_with_its_fields() -> None:
     assert both is not None
     for number, name in enumerate(TRACEPOINTS):
         count = len(inspect.signature(getattr(Observer, name)).parameters) - 1
-        getattr(both, name)(*range(number, number + count))
+        getattr(both, name)(*(bool(number >> bit & 1) for bit in range(count)))  # which are integers, too
     assert recorders[0].trace == recorders[1].trace == recorders[2].trace
     assert [fields[0] for fields in recorders[0].trace] == list(TRACEPOINTS)
 
@@ -240,6 +241,21 @@ def test_everything_is_passed_to_several_observers() -> None:
     for name, method in vars(Observer).items():
         if inspect.isroutine(method) and not name.startswith("_"):
             assert getattr(recorder.Recorder, name) is not method, name
+
+
+class OfInterruptsAlone(Observer):
+    sees_everything = False  # also in a class that is not compiled, as the page's is not
+
+
+@pytest.mark.parametrize("observers", [[OfInterruptsAlone()], [OfInterruptsAlone(), Counters()]], ids=["one", "two"])
+def test_timers_sleep_unless_an_observer_is_to_see_everything(observers: list[Observer]) -> None:
+    pc = Pc(1, real=True)
+    for observer in observers:
+        pc.vm.attach(observer)
+    (cpu,) = pc.vm._pc.cpus
+    assert cpu.lazy
+    pc.vm.attach(Recorder())
+    assert not cpu.lazy
 
 
 def test_an_observer_may_override_nothing() -> None:

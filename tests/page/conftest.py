@@ -1,4 +1,4 @@
-"""One Chromium for all tests of the page that a process runs: its start takes longer than most tests."""
+"""A daemon with the page for each module, and one Chromium for all that a process runs: its start takes long."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.page.browser import Browser, browser
+from tests.page.pages import Page, page
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Page]:
+    with page() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 from irqchip_client import Client
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import arm64_vm, play, s390_vm, x86_vm
-from tests.page.pages import Page, page
+from tests.page.pages import Page
 
 AXE = Path(sys.prefix) / "npm" / "node_modules" / "axe-core" / "axe.min.js"  # see Makefile
 
@@ -31,12 +31,6 @@ _UNROLLED = (
     "nav {position: static !important}",
     "body {width: max-content !important}",
 )
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Page]:
-    with page() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,23 @@ def test_a_state_is_the_one_after_its_event(make: Callable[[], tuple[Vm, list[Op
         assert one[1] <= other[1]
 
 
+def test_states_are_spread_over_the_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is not enough time for a state after each: a step back leads to one nearby."""
+    vm, operations = x86()
+    history, numbers = History(vm), list[int]()
+    vm.attach(history)
+    monkeypatch.setattr("irqchipd.page.history.rations", lambda *_: (EVENTS_RATION, 1_000_000))  # for ten or so
+    for _ in range(3):
+        history.look(0)
+        numbers = [history._number]
+        while not history._rests:
+            operations[len(numbers) % 4]()
+            numbers.append(history._number)
+    kept = [moment.number for moment in history.all()[0] if moment.number > numbers[0]]
+    assert len(kept) < EVENTS_RATION // 8, "not after each"
+    assert max(kept[:-1]) > numbers[0] + EVENTS_RATION // 2, "and not of the first events alone"
+
+
 def many_vcpus() -> Vm:
     vm = X86Vm("pc", 288)
     vm.create_irqchip()
@@ -180,6 +197,6 @@ def test_a_state_that_takes_long_is_kept_only_by_looks() -> None:
     history._state_ns = STATES_RATION_NS
     for operation in operations:
         operation()
-    assert len(history.all()[0]) == 1
+    assert len(history._moments) == 1
     history.look(0)
-    assert len(history.all()[0]) == 2
+    assert len(history._moments) == 2

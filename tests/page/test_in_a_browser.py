@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from irqchip_client import Client
+from irqchip_client import Client, ops
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
-from tests.page.pages import Page, page
+from tests.page.pages import Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
 
 ISR0 = "document.querySelector('[data-isr]').dataset.isr"
+# Keeps the history that the page gets when it is paused.
+KEEP_HISTORY = """
+const ask = window.fetch;
+window.fetch = async (path) => {
+  const answer = await ask(path);
+  if (path.endsWith("/history")) window.kept = await answer.clone().json();
+  return answer;
+};
+"""
+IRR0 = "document.querySelector('[data-irr]').dataset.irr"
 LINE = f"document.querySelector('[data-line=\"{DISK}\"]').innerText"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Page]:
-    with page() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,8 @@ def client(served: Page) -> Iterator[Client]:
 def look(chromium: Browser, served: Page, vm: str, width: int = 1280) -> None:
     """Load the page of a VM."""
     chromium.size(width, 900)
-    chromium.call("Page.navigate", url=f"{served.url}?{vm}{width}#{vm}")
+    chromium.call("Page.navigate", url="about:blank")
+    chromium.call("Page.navigate", url=f"{served.url}#{vm}")
     chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
 
 
@@ -71,6 +80,48 @@ def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client:
     chromium.press("p")
     chromium.wait("document.querySelector('#status.live')")
     chromium.wait(f"{LINE}.includes('low')", timeout=2)
+    assert chromium.console == []
+
+
+def test_steps_show_the_state_as_it_was_under_load(chromium: Browser, served: Page, client: Client) -> None:
+    vm = client.vm("pc")
+    look(chromium, served, "pc")
+    chromium.evaluate(KEEP_HISTORY)
+    over = threading.Event()
+
+    def drive() -> None:
+        with vm.session("busy") as session:
+            interrupt = [ops.irq_line(SERIAL, True), ops.irq_line(SERIAL, False), ops.ack_interrupt(0)]
+            while not over.is_set():
+                session.run([*interrupt, *interrupt[:2], ops.mmio_write(0, 0xFEE0_00B0, 0)] * 8)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    try:
+        time.sleep(0.3)
+        chromium.press("p")
+        chromium.wait("document.querySelector('#status.paused')")
+    finally:
+        over.set()
+        driver.join()
+    history = chromium.evaluate("window.kept")
+    lapics, lapic = {}, None
+    for state in history["states"]:
+        lapic = state["parts"].get("lapic0", lapic)
+        lapics[state["number"]] = lapic
+    states, seen = sorted(lapics), set()
+    assert states[-1] >= history["events"][-1][0], "there is a state after the last event"
+    chromium.press("Home")
+    for _ in range(40):
+        chromium.press("k")
+        shown, position = chromium.evaluate(f"[[{ISR0}, {IRR0}], document.getElementById('position').innerText]")
+        number = int(position.split()[1])
+        state = states[bisect_left(states, number)]
+        later = re.search(r", state (\d+) events? later", position)
+        assert int(later[1] if later else 0) == state - number
+        assert shown == [" ".join(map(str, lapics[state][kind])) for kind in ("isr", "irr")], position
+        seen.add(tuple(shown))
+    assert len(seen) > 1, "the steps show different states"
     assert chromium.console == []
 
 

@@ -13,7 +13,7 @@ from irqchip_client import Client, S390Irq, S390IrqType, Vm
 from irqchip_client.arm64 import CPU_INTERFACE, ppi, spi
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, s390_vm, x86_vm
-from tests.page.pages import Page, page
+from tests.page.pages import Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
 
@@ -26,12 +26,6 @@ _PAST = """(async () => {
   const past = await Past.load(VM, await (await fetch("/api/tracepoints")).json());
   return {rows: Object.fromEntries(past.signals.all), latencies: past.signals.latencies, states: past.states.length};
 })()"""
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Page]:
-    with page() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

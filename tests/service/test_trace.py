@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchipd.edge.trace import MAX_FILTERS, TraceLog
 from irqchipd.edge.trace_filter import Filter
-from irqchipd.edge.trace_ring import TraceReader
+from irqchipd.edge.trace_ring import BATCH, RING_NS, TraceReader
 from irqchipd.vm.arm64.machine import Arm64Vm
 from irqchipd.vm.errors import VmError
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute
@@ -156,6 +156,16 @@ def test_a_full_ring_is_emptied_before_there_is_room_again() -> None:
         assert reader.read() is not None
         log.happen(LINE, number)
     assert numbers(reader) == [2, 3, ("lost", 3)]
+
+
+@pytest.mark.parametrize("limit", [4, 1024, 1 << 16])
+def test_a_watch_has_a_rate_by_the_size_of_its_ring_and_a_burst_of_half_a_batch(limit: int) -> None:
+    _, reader = watched(Pc(1).vm, Filter(), limit)
+    reader.reader.went_on(BATCH // 2)
+    assert reader.reader.rest() == 0.0
+    count = 100_000 * BATCH  # which take seconds
+    reader.reader.went_on(reader.reader.position + count)
+    assert 0.5 < reader.reader.rest() / (count * RING_NS / max(limit, BATCH) / 1e9) <= 1
 
 
 def test_equal_watches_share_the_encoded_bytes() -> None:

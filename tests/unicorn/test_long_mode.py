@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irqchip_client.vmm.start import Start, StartMode
+
 if TYPE_CHECKING:
     from .machine import Machine
 
@@ -210,3 +212,16 @@ def test_mov_cr8_sets_the_task_priority_of_an_apic_that_is_disabled(machine: Mac
     machine.cpu.run()
     assert machine.quads(0x600, 1) == [5]
     assert machine.daemon.lapic().tpr == 0x50
+
+
+def test_a_start_in_64_bit_mode_leaves_no_trace_of_the_change_of_modes() -> None:
+    from unicorn import x86_const
+    from unicorn.unicorn_const import UC_ARCH_X86, UC_MODE_64
+    from unicorn.unicorn_py3.unicorn import Uc
+
+    from irqchip_client.unicorn.x86.state import long_mode
+
+    uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.context_restore(long_mode(Start(StartMode.LONG, 0x1000, gdt=0x2000, cr3=0x5000)))
+    registers = [getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP")]
+    assert [uc.reg_read(register) for register in registers] == [0] * len(registers)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FLAT = "a flat binary of 16-bit code"
 LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
+OPTIONAL = ("rtc",)  # devices of this process that only an option adds
 IDE_DISKS = 2  # of a channel
 End = Callable[[int], None]  # ends the run, with an exit status
 
@@ -43,6 +44,7 @@ class Wanted:
     vcpus: int
     gic: int
     without: tuple[str, ...]
+    added: tuple[str, ...]
     disks: tuple[Path, ...]
     files: Mapping[str, bytes]
 
@@ -111,6 +113,7 @@ class _Pc:
         self.cpu = wanted.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
         self._vcpus = wanted.vcpus
         self._without = wanted.without
+        self._added = wanted.added
         self._disks = wanted.disks
         self._files = wanted.files
 
@@ -125,7 +128,7 @@ class _Pc:
 
     @contextmanager
     def devices(self, end: End, memory: GuestMemory) -> Iterator[list[Device]]:
-        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Uart
+        from irqchip_client.devices import Crtc, DebugExit, FwCfg, Ide, LinePorts, PowerManagement, Rtc, Uart
         from irqchip_client.vmm.firmware import firmware_files
 
         with ExitStack() as stack:
@@ -138,6 +141,8 @@ class _Pc:
             if "fw_cfg" not in self._without:
                 files = {**firmware_files(memory), **self._files}
                 devices.append(FwCfg(self._vcpus, memory.size, files, dma=True))
+            if "rtc" in self._added:
+                devices.append(Rtc())
             if "lines" not in self._without:
                 devices.append(LinePorts())
             if "power" not in self._without:
@@ -259,6 +264,8 @@ class _Arm64Machine:
             raise _refused("--cpu kvm is for x86: an arm64 guest runs on Unicorn; leave --cpu out")
         if wanted.disks:
             raise _refused("--disk is for x86: an arm64 machine has no IDE channel; leave --disk out")
+        if wanted.added:
+            raise _refused("--with is for x86: an arm64 machine has no such device; leave --with out")
         if wanted.files:
             raise _refused("--fw-cfg is for x86: an arm64 machine has no fw_cfg; leave --fw-cfg out")
         if wanted.vcpus > 1:

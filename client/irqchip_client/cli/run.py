@@ -21,7 +21,7 @@ from irqchip_client.vmm.pc.memory_map import MEMORY_LIMIT, MIB
 from ._common import command, connect, is_named, number
 from .durations import SECONDS
 from .exits import shown_exits
-from .machines import LOCAL, Wanted, choose_machine
+from .machines import LOCAL, OPTIONAL, Wanted, choose_machine
 
 if TYPE_CHECKING:
     from irqchip_client.vmm.run import Vcpus
@@ -150,6 +150,13 @@ class _Ended(BaseException):
 )
 @click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon chooses one]")
 @click.option(
+    "--with",
+    "added",
+    type=click.Choice(OPTIONAL),
+    multiple=True,
+    help="Run this device here, too, so that no other process has to: a real-time clock, which Linux waits for.",
+)
+@click.option(
     "--without",
     type=click.Choice(LOCAL),
     multiple=True,
@@ -193,6 +200,7 @@ def run(
     stats: bool,
     name: str,
     without: tuple[str, ...],
+    added: tuple[str, ...],
     awaited: tuple[str, ...],
     await_timeout: float,
     listen: str | None,
@@ -226,7 +234,7 @@ def run(
         raise click.UsageError("a kernel and firmware are given: give either --kernel FILE or --firmware FILE")
     if len(files) > len(contents := dict(files)):
         raise click.UsageError("--fw-cfg gives one NAME twice: leave one out")
-    wanted = Wanted(arch, cpu, kernel, firmware, vcpus, int(gic), without, disks, contents)
+    wanted = Wanted(arch, cpu, kernel, firmware, vcpus, int(gic), without, added, disks, contents)
     ended: list[int] = []  # the exit status, once the run has ended
     running: list[Vcpus[Any]] = []
 

@@ -11,8 +11,8 @@ from irqchipd.edge.trace_filter import Filter
 from irqchipd.vm.board import Probes
 
 BATCH: Final = 1024  # events and probes in a batch: encoding them takes less than a piece of other work
-# A Watch gets at most a ring of events in this time, nanoseconds. Otherwise a VM with more events than that would spend
-# its time on the Watch.
+# A Watch gets at most a ring of events, or a batch, in this time, nanoseconds. Otherwise a VM with more events than
+# that would spend its time on the Watch.
 RING_NS: Final = 10_000_000
 _CHUNKS: Final = 8  # encoded batches that are kept for other readers
 
@@ -25,11 +25,24 @@ class Ring:
     is kept with it.
     """
 
-    __slots__ = ("_chunks", "_encoder", "_encoding", "events", "limit", "lost", "readers", "room", "wanted", "written")
+    __slots__ = (
+        "_chunks",
+        "_encoder",
+        "_encoding",
+        "event_ns",
+        "events",
+        "limit",
+        "lost",
+        "readers",
+        "room",
+        "wanted",
+        "written",
+    )
 
     def __init__(self, wanted: Filter, limit: int) -> None:
         self.wanted = wanted
         self.limit = limit
+        self.event_ns = RING_NS // max(limit, BATCH)
         self.events: list[Event] = []
         self.written = 0  # events that were added: the position of the next
         self.room = limit  # the position from which on events are lost
@@ -140,7 +153,7 @@ class TraceReader:
         """The events before a position were read."""
         ring = self.ring
         now = time.monotonic_ns()
-        self._paid = max(self._paid, now) + (position - self.position) * RING_NS // ring.limit
+        self._paid = max(self._paid, now) + (position - self.position) * ring.event_ns
         self.position = position
         # A full ring is emptied before there is room again. Otherwise an overrun reader would get events one by one.
         if not ring.is_full or (position == ring.written and self.lost == ring.lost):
@@ -149,4 +162,4 @@ class TraceReader:
     def rest(self) -> float:
         """Seconds to wait before the next message."""
         ahead = self._paid - time.monotonic_ns()
-        return ahead / 1e9 if ahead * self.ring.limit > BATCH // 2 * RING_NS else 0.0
+        return ahead / 1e9 if ahead > BATCH // 2 * self.ring.event_ns else 0.0

@@ -30,7 +30,9 @@ COUNTED = {
 class Counters(Observer):
     """What happened in a VM since it was made. The VM's lock guards this."""
 
-    sees_everything = False
+    @property
+    def sees_everything(self) -> bool:
+        return False
 
     def __init__(self) -> None:
         self.raised = 0

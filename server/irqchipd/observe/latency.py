@@ -74,7 +74,9 @@ _Began = tuple[Line, int]
 class Latencies(Observer):
     """Counts from now on. The VM's lock guards this; at_the_end does some work at the end of a turn."""
 
-    sees_everything = False
+    @property
+    def sees_everything(self) -> bool:
+        return False
 
     def __init__(
         self, wiring: Wiring, now: Callable[[], int], at_the_end: Callable[[Callable[[], None]], None]

@@ -16,9 +16,12 @@ class Observer:
     methods are not the kernel's.
     """
 
-    # Whether this is to see each access of a local APIC's registers, and each tick of a timer, also one that changes
-    # nothing: a vCPU's process then asks the daemon instead of its own memory, and no timer sleeps.
-    sees_everything = True
+    @property
+    def sees_everything(self) -> bool:
+        """Whether this is to see each access of a local APIC's registers, and each tick of a timer, also one that
+        changes nothing: a vCPU's process then asks the daemon instead of its own memory, and no timer sleeps.
+        """
+        return True
 
     def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
         """A vCPU accessed a port."""

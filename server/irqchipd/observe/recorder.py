@@ -104,7 +104,10 @@ class _Several(Recorder):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
-        self.sees_everything = any(observer.sees_everything for observer in observers)
+
+    @property
+    def sees_everything(self) -> bool:
+        return any(observer.sees_everything for observer in self._observers)
 
     def record(self, name: str, values: tuple[int, ...]) -> None:
         for observer in self._observers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -69,6 +70,9 @@ class History(Observer):
         self._events_left = EVENTS_RATION
         self._nanoseconds_left = STATES_RATION_NS
         self._state_ns = 0  # that the last state has taken
+        # Where the ration is too small for a state after each event: how many events there are from one to the next.
+        self._step = 1
+        self._next = self._refilled = 0  # numbers of events: for the next state, and when the ration was handed out
         self._looked = self._began, time.process_time_ns()
         self._asked = False  # for a state at the end of the turn
         for name in EVENT_FIELDS:
@@ -82,7 +86,7 @@ class History(Observer):
         self._number += 1
         self._events_left -= 1
         self._events.append((self._number, time.monotonic_ns() - self._began, name, values))
-        if self._nanoseconds_left > self._state_ns and not self._asked:
+        if self._nanoseconds_left > self._state_ns and self._number >= self._next and not self._asked:
             self._asked = True
             self._vm.at_the_end(self._keep_state)
         if not self._events_left:
@@ -96,7 +100,6 @@ class History(Observer):
     def _keep_state(self) -> None:
         """Keep the state that an operation, or a step of it, has left."""
         self._asked = False
-        began = time.monotonic_ns()
         try:
             self._moments.append(self._moment())
         except VmError:  # too much for a snapshot: E2BIG
@@ -104,11 +107,13 @@ class History(Observer):
         except Exception:  # the operation, which is a client's, must not suffer
             log.exception("the page failed to keep a state")
             self._nanoseconds_left = 0
-        self._state_ns = time.monotonic_ns() - began
         self._nanoseconds_left -= self._state_ns
+        self._next = self._number + self._step
 
     def _moment(self) -> Moment:
+        began = time.thread_time_ns()
         state = self._vm.saved()
+        self._state_ns = time.thread_time_ns() - began
         return Moment(self._number, time.monotonic_ns() - self._began, state)
 
     # From the page's thread.
@@ -116,16 +121,13 @@ class History(Observer):
     def look(self, after: int) -> tuple[Moment, list[Event]]:
         """The state now, and the kept events behind a number. VmError where the VM is gone, or can't be saved."""
         with self._vm.agenda:
+            moment = self._keep_now()
             if self._rests:
                 self._rests = False
-                self._number += 1
                 self._vm.rest(self, False)
-            moment = self._moment()
-            if not self._moments or moment.number != self._moments[-1].number:
-                self._moments.append(moment)
             before, self._looked = self._looked, (time.monotonic_ns(), time.process_time_ns())
             elapsed, busy = (now - then for now, then in zip(self._looked, before, strict=True))
-            self._events_left, self._nanoseconds_left = rations(elapsed, busy)
+            self._refill(*rations(elapsed, busy))
             events: list[Event] = []
             for event in reversed(self._events):
                 if event[0] <= after:
@@ -134,8 +136,25 @@ class History(Observer):
         self._bound(moment.state)
         return moment, events[::-1]
 
+    def _refill(self, events: int, nanoseconds: int) -> None:
+        """Hand out the next ration. States are spread over as many events as there were since the last one."""
+        seen = min(self._number - self._refilled, events)
+        self._step = max(seen * self._state_ns // nanoseconds, 1)
+        self._next = self._refilled = self._number
+        self._events_left, self._nanoseconds_left = events, nanoseconds
+
+    def _keep_now(self) -> Moment:
+        """The state now, which is kept."""
+        self._number += self._rests
+        moment = self._moment()
+        if not self._moments or moment.number != self._moments[-1].number:
+            self._moments.append(moment)
+        return moment
+
     def all(self) -> tuple[list[Moment], list[Event]]:
-        """All that is kept."""
+        """All that is kept, and the state now, if there is one."""
+        with suppress(VmError), self._vm.agenda:
+            self._keep_now()
         with self._vm.agenda.lock:
             return list(self._moments), list(self._events)
 

@@ -242,7 +242,7 @@ def long_mode(start: Start) -> UcContext:
     uc.mem_write(PAGE_TABLES + 0x1000, pack("<Q", PAGE_TABLES + 0x2000 | 3))
     uc.mem_write(PAGE_TABLES + 0x2000, pack("<Q", 0x83))
     uc.emu_start(CHANGE, LANDING)
-    for name in ("RAX", "RCX", "RDX"):
+    for name in ("EAX", "ECX", "EDX"):
         uc.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), 0)
     uc.reg_write(x86_const.UC_X86_REG_CR3, start.cr3)
     uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, start.gdt, GDT_LIMIT, 0))
