@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -40,6 +41,19 @@ print(json.dumps({
 }))
 """
 
+# Whether something listens at port 9464, and what the daemon's metrics say there, inside the forwarder's container.
+LISTENS = """
+import json, socket
+with socket.socket() as asking:
+    print(json.dumps(asking.connect_ex(("127.0.0.1", 9464)) == 0))
+"""
+SCRAPE = """
+import json, urllib.request
+with urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=10) as answer:
+    lines = answer.read().decode().splitlines()
+print(json.dumps([line for line in lines if line.startswith("irqchipd_vms ")]))
+"""
+
 
 def test_the_image_is_small_and_has_the_projects_wheel_without_build_tools(built: Composition) -> None:
     program = (
@@ -66,6 +80,17 @@ def test_a_failed_health_check_fails_the_demo(composition: Composition) -> None:
     status, output = composition.compose("up", "--no-color", "--exit-code-from", DECIDES, daemon=broken)
     assert status != 0
     assert "is unhealthy" in output
+
+
+def test_the_forwarder_of_the_metrics_profile_reaches_the_daemons_socket(composition: Composition) -> None:
+    composition.up("forward")
+    assert composition.containers().keys() == {"daemon", "forward"}
+    deadline = time.monotonic() + 30
+    while not composition.run_python("forward", LISTENS):
+        assert time.monotonic() < deadline
+    assert composition.run_python("forward", SCRAPE) == ["irqchipd_vms 0.0"]
+    mounts = composition.containers()["forward"]["Mounts"]
+    assert [(mount["Destination"], mount["RW"]) for mount in mounts] == [("/run/metrics", False)]
 
 
 def test_services_have_no_unneeded_rights(running: Composition) -> None:
