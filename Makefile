@@ -7,7 +7,7 @@
 #   make compiled  a wheel of irqchipd whose core is compiled, in .venv/compiled
 #   make test-compiled  the tests of the daemon, on that
 #   make test-long  the slow tests: docker-compose.yml in an engine of its own, 10,000 ticks, the whole demo,
-#                and the KVM adapter on a standard KVM in QEMU
+#                the KVM adapter on a standard KVM in QEMU, and kernels that boot: Linux, Xen, SeaBIOS, memtest86+
 #   make check   lint, types, the contract, and whether generated files are current
 #   make proto   generate the stubs from the contract, and the SDK's blocking half from its asyncio half
 #   make baseline  at a release: record the contract that `make check` compares later versions with
@@ -49,7 +49,8 @@ test: $(VENV)/test $(VENV)/axe
 	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-long: $(VENV)/test $(VENV)/axe
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long and not boots"
+	$(BIN)/python -m pytest -m "long and boots" --numprocesses 2 --dist loadfile
 
 compiled: $(COMPILED)/built
 

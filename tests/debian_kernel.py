@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.this_machine import MissingError, find, output
@@ -17,9 +20,12 @@ def fetch_kernel(cache: Path, architecture: str, series: str = "") -> Path:
     MissingError if it cannot be downloaded.
     """
     name = f"kernel-{architecture}" if architecture != _own_architecture() else "kernel"
-    unpacked = cache / name
-    if unpacked.is_dir():
-        return unpacked
+    with _alone(cache):
+        unpacked = cache / name
+        return unpacked if unpacked.is_dir() else _fetch_kernel(cache, architecture, series, name)
+
+
+def _fetch_kernel(cache: Path, architecture: str, series: str, name: str) -> Path:
     apt_cache, apt_get = find("apt-cache"), find("apt-get")
     options = _options(cache, architecture)
     if options:
@@ -44,8 +50,17 @@ def fetch_package(cache: Path, pattern: str) -> Path:
     if not names:
         raise MissingError(f"without a package {pattern} (apt-get update?)")
     newest = max(names, key=lambda package: _version(package, ""))
-    unpacked = cache / newest
-    return unpacked if unpacked.is_dir() else _fetch(cache, newest, newest, [])
+    with _alone(cache):
+        unpacked = cache / newest
+        return unpacked if unpacked.is_dir() else _fetch(cache, newest, newest, [])
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Excludes other processes that test, and fetch into this cache folder."""
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(cache: Path, package: str, name: str, options: list[str]) -> Path:

@@ -19,6 +19,7 @@ PASS_SECONDS = 1500.0
 
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.boots,
     pytest.mark.timeout(1700),
     pytest.mark.skipif(importlib.util.find_spec("unicorn") is None, reason="Unicorn is not installed"),
     pytest.mark.skipif(not KERNEL.exists(), reason=f"there is no {KERNEL}: the package memtest86+ has it"),

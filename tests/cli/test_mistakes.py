@@ -108,7 +108,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
         "give either",
         "--kernel FILE or --firmware FILE",
     ),
-    (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image, or a flat binary", "give"),
+    (["run", "--kernel", "/dev/null"], "is empty", "a multiboot image or a flat binary", "give"),
     (["run", "--kernel", sys.executable], "an ELF file without a multiboot header", "8 KiB", "objcopy -O binary"),
     (["device", "Rtc"], "--vm is missing", "The VM of the device", "`irqchipctl list`"),
     (["device", "Rtc", "--vm", "vm2", "--wait", "1"], "no VM 'vm2'", "waited for 1 s", "`irqchipctl create vm2`"),

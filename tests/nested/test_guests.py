@@ -13,7 +13,7 @@ from tests.kvm.lines import KERNELS, LINES
 from tests.kvm.pattern import make_disk
 from tests.nested.standard_kvm import StandardKvm
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(1200)]
 
 PATIENCE = 1100.0  # seconds; most of it is for a machine that is busy otherwise
 # QEMU's own processor executes the INT, and its error code is 16 * vector + 2 in 64-bit mode.

@@ -16,7 +16,7 @@ from tests.nested.standard_kvm import StandardKvm
 from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(960)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(960)]
 
 PATIENCE = 900.0  # seconds; most of it is for a machine that is busy otherwise
 MODULES = ("virtio/virtio_mmio", "block/virtio_blk")

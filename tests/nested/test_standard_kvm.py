@@ -6,7 +6,7 @@ import pytest
 
 from tests.nested.standard_kvm import StandardKvm
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(900)]
 
 NOT_HERE = (
     "--ignore=tests/kvm/test_kernels.py",  # needs a compiler

@@ -14,7 +14,7 @@ from tests.nested.standard_kvm import QEMU, StandardKvm
 from tests.nested.xen import COMMAND_LINE
 from tests.this_machine import MissingError, find
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(900)]
 
 PACKAGE = "^xen-hypervisor-[0-9.]+-amd64$"
 PATIENCE = 600.0  # seconds; most of it is for a machine that is busy otherwise

@@ -15,7 +15,7 @@ from tests.conformance.arm.judge import Judge
 from tests.conformance.arm.machine import ArmKvm
 from tests.conformance.arm.moving import replay_moved
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(600)]
 
 SEEDS = range(20, 28)
 

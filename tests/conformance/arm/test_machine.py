@@ -19,7 +19,7 @@ from tests.conformance.arm.judge import Judge, without_answer
 from tests.conformance.arm.machine import ArmKvm
 from tests.conformance.arm.program import Program
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(900)]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "kvm-arm64-6.12.jsonl.gz"
 SEEDS = range(1, 10)

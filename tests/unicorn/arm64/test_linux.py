@@ -18,7 +18,7 @@ from tests.ram_disk import write_cpio
 
 PATIENCE = 600  # seconds
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(PATIENCE + 60)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(PATIENCE + 60)]
 
 # Mounts /proc, copies /proc/interrupts to the console, and turns the machine off, by system calls alone.
 INIT = (

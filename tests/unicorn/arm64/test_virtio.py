@@ -30,7 +30,7 @@ MODULES = ("virtio/virtio_mmio", "block/virtio_blk")
 INIT = Path(__file__).with_name("virtio_init.c")
 COMPILER = "aarch64-linux-gnu-gcc"
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(PATIENCE + 60)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(PATIENCE + 60)]
 
 
 def make_initrd(debian: Path, folder: Path) -> Path:
