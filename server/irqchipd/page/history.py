@@ -27,11 +27,11 @@ STATES_BYTES: Final = 16 << 20
 # What an observer may do from one look to the next, while the daemon has time to spare.
 EVENTS_RATION: Final = 400
 STATES_RATION_NS: Final = 2_000_000
-# A daemon that has had more than a fifth of a processor may have to share it: of its time, events get a 33rd then, and
-# states a 50th. What looks cost is measured: tests/page/test_cost.py.
+# A daemon that has had more than a fifth of a processor may have to share it: of its time, events and states get a
+# hundredth each then. What looks cost is measured: tests/page/test_cost.py.
 _BUSY: Final = 5
-_EVENTS_SHARE: Final = 33
-_STATES_SHARE: Final = 50
+_EVENTS_SHARE: Final = 100
+_STATES_SHARE: Final = 100
 _MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
 _EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
 # About what a state takes: a vCPU's part, an interrupt's of a GIC, and a line source's beside its bitmap.
