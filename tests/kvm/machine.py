@@ -23,6 +23,7 @@ VECTOR, NMI, BREAKPOINT, PROTECTION_FAULT = 0x50, 2, 3, 13
 APIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SAY, STOP = 0xE9, 0xF4
 PATIENCE = 10.0
+OTHER_KHZ = 1_234_567  # a TSC that no guest's has: a vCPU then has no TSC-deadline timer
 
 
 def _ignore(_: int) -> None:
@@ -66,7 +67,7 @@ class Devices:
 class Machine:
     """vCPU 0 of the PC, and its memory."""
 
-    def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory, tsc_khz: int = 0) -> None:
+    def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory, tsc_khz: int = OTHER_KHZ) -> None:
         self.client = client
         self.kvm = kvm
         self.memory = memory
