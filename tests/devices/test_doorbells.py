@@ -153,7 +153,8 @@ def test_a_host_leaves_no_eventfd(vm: Vm) -> None:
         gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
-    assert run_and_count() == run_and_count()
+    before = run_and_count()
+    eventually(lambda: run_and_count() <= before)  # threads close some in a while
 
 
 @pytest.mark.parametrize(("start", "length", "value"), [(-1, 4, 0), (0, 3, 0), (0, 4, 1 << 32), (0, 4, -1)])
