@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irqchip_client import IrqchipError, NotFound
-from irqchip_client.devices.block import SECTOR, BlockDevice, Command, Error, Register, Status
+from irqchip_client.devices.block import BlockDevice, Command, Error, Register, Status
+from irqchip_client.devices.image_file import SECTOR
 from tests.devices.bench import Bench
 
 BASE, GSI = 0x620, 11

@@ -11,7 +11,8 @@ import pytest
 
 from irqchip_client import InvalidArgument, NotFound
 from irqchip_client.devices import Ide
-from irqchip_client.devices.ata import MOST_AT_ONCE, SECTOR, Command, Error, Status
+from irqchip_client.devices.ata import MOST_AT_ONCE, Command, Error, Status
+from irqchip_client.devices.image_file import SECTOR
 from tests.devices.bench import Bench
 
 BASE, CONTROL, GSI = 0x1F0, 0x3F6, 14
