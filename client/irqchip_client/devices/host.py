@@ -22,7 +22,7 @@ from irqchip_client._sync.client import Vm, connect
 from irqchip_client._sync.session import Session
 from irqchip_client.arm64 import gsi_or_line
 
-from .bells import Bells
+from .bells import Bells, find_doorbells, ring
 from .device import Device, DeviceRegion, OutputLine
 from .failures import blame, call_device
 from .ram import PUBLISHED, MappedRam, Ram
@@ -264,7 +264,8 @@ class RemoteHost(_Host):
                     self._bells.hang_again()
             case Doorbell(_, address, size, data):
                 with self.turn():
-                    self._bells.ring(address, size, data)
+                    for found in find_doorbells(self.devices, address, size, data):
+                        ring(*found)
             case _:
                 pass
 
@@ -389,16 +390,13 @@ class LocalHost(_Host):
         return True
 
     def _ring(self, address: int, value: int, size: int) -> bool:
-        rung = [
-            (device, bell)
-            for device in self.devices
-            for bell in device.doorbells
-            if (bell.start, bell.length, bell.value) == (address, size, value)
-        ]
-        with self.turn() if rung else nullcontext():
-            for device, bell in rung:
-                call_device(device, f"the doorbell at {address:#x}", bell.rung)
-        return bool(rung)
+        found = find_doorbells(self.devices, address, size, value)
+        if not found:
+            return False
+        with self.turn():
+            for each in found:
+                ring(*each)
+        return True
 
 
 def _published(memory: Ram) -> Iterator[tuple[int, memoryview]]:
