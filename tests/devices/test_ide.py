@@ -129,6 +129,17 @@ def test_a_read_is_busy_and_then_interrupts_for_each_sector(channel: Channel, si
     assert channel.read(BASE, size) == (1 << 8 * size) - 1
 
 
+def test_accesses_to_the_data_register_do_not_delay_a_busy_disk(channel: Channel) -> None:
+    channel.put(1, 5)
+    channel.command(Command.READ_SECTORS)
+    channel.advance(SEEK / 2)
+    assert channel.read(BASE, 2) == 0xFFFF
+    channel.write(BASE, 0, 2)
+    channel.advance(SEEK / 2)
+    assert (channel.status, channel.level(GSI)) == (ASKS, True)
+    assert channel.data() == sectors(5)
+
+
 def test_a_sector_count_of_0_is_256_sectors(channel: Channel) -> None:
     channel.put(0, 100)
     channel.command(Command.READ_SECTORS)
