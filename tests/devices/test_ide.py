@@ -73,11 +73,10 @@ class Channel(Bench):
         return tuple(self.read(BASE + register) for register in range(2, 7))
 
     def data(self, count: int = SECTOR, size: int = 2) -> bytes:
-        return b"".join(self.read(BASE, size).to_bytes(size, "little") for _ in range(count // size))
+        return self.read_data(BASE, count, size)
 
     def fill(self, data: bytes, size: int = 2) -> None:
-        for at in range(0, len(data), size):
-            self.write(BASE, int.from_bytes(data[at : at + size], "little"), size)
+        self.write_data(BASE, data, size)
 
     def words(self) -> tuple[int, ...]:
         """IDENTIFY DEVICE."""
