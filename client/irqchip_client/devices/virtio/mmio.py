@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Final
 from irqchip_client._errors import InvalidArgument
 from irqchip_client._model import Architecture
 from irqchip_client.devices.device import Device
-from irqchip_client.devices.ram import PUBLISHED, Ram
+from irqchip_client.devices.ram import Ram
 from irqchip_client.devices.saving import (
     FLAG,
     Bits,
@@ -31,7 +30,7 @@ from irqchip_client.devices.saving import (
     save_fields,
 )
 
-from .notes import Notes
+from .notes import Notes, Published
 from .places import ARM64, MOST, PC
 from .queue import BrokenQueueError, Virtqueue
 
@@ -180,8 +179,7 @@ class VirtioDevice(Device):
         self._line = self.line(0)
         self._ram: Ram | None = None
         self._notes: Notes | None = None
-        self._published: memoryview | None = None
-        self._token = 0
+        self._published: Published | None = None
         self._go_on = self.timer(self._use_all)
         # Why the device last needed a reset.
         self.broken = ""
@@ -251,12 +249,9 @@ class VirtioDevice(Device):
     def started(self) -> None:
         """Goes on where an earlier process of this device ended, if the guest's machine has kept its state."""
         self._ram = self.host.memory()
-        memory = self._ram.notes(self.slot)
-        self._notes = None if memory is None else Notes(memory[:PUBLISHED])
-        self._published = None if memory is None else memory[PUBLISHED:].cast("I")
-        self._token = random.randrange(1, WORD)
-        if self._published is not None:
-            self._published[2] = self._token
+        page = self._ram.notes(self.slot)
+        self._notes = None if page is None else Notes(page)
+        self._published = None if page is None else Published(page)
         kept = None if self._notes is None else self._notes.read()
         if kept is not None:
             try:
@@ -295,10 +290,8 @@ class VirtioDevice(Device):
     # Interrupts.
 
     def _drive(self) -> None:
-        published = self._published
-        if published is not None:
-            published[1], published[0] = self.interrupt_status, int(self._address is None)
-            published[2] = published[2] or self._token  # the notes were erased, as the VM was reset
+        if self._published is not None:
+            self._published.put(self.interrupt_status, at_slot=self._address is None)
         self._line.set(self.interrupt_status != 0)
 
     def _interrupt(self, cause: Interrupt) -> None:
@@ -368,11 +361,6 @@ class VirtioDevice(Device):
         for number in range(len(self.queues)):
             self.look(number)
 
-    @property
-    def _is_replaced(self) -> bool:
-        """Whether another process is the device, as this one was stopped for so long that it lost its regions."""
-        return self._published is not None and self._published[2] not in (0, self._token)
-
     def look(self, number: int) -> None:
         """Uses the buffers of a queue, as far as it is to be done in one turn."""
         queue = self.queues[number]
@@ -381,7 +369,7 @@ class VirtioDevice(Device):
         try:
             queue.wants_notifications(False)
             for _ in range(MOST_AT_ONCE):
-                if self._is_replaced:
+                if self._published is not None and self._published.is_replaced:
                     return
                 # One more look: a buffer may have come before the driver saw that it is to notify.
                 if not self.use(number) and not (queue.wants_notifications(True) and self.use(number)):
