@@ -14,7 +14,7 @@ from irqchip_client._errors import InvalidArgument
 from irqchip_client.devices.image_file import SECTOR, count_sectors, open_image
 
 from .mmio import VirtioDevice
-from .parts import gather, part, scatter
+from .parts import Parts, gather, part, scatter
 from .queue import BrokenQueueError, Chain
 
 DEVICE_ID: Final = 2
@@ -122,9 +122,7 @@ class VirtioBlock(VirtioDevice):
         scatter(self.ram, part(chain.writable, room, room + 1), bytes([result]))
         return written + 1 if written == room else written
 
-    def _do(
-        self, kind: int, sector: int, data: list[tuple[int, int]], into: list[tuple[int, int]]
-    ) -> tuple[Result, int]:
+    def _do(self, kind: int, sector: int, data: Parts, into: Parts) -> tuple[Result, int]:
         match kind:
             case Request.IN:
                 return self._transfer(os.preadv, sector, into)
@@ -144,7 +142,7 @@ class VirtioBlock(VirtioDevice):
                 return Result.UNSUPP, 0
 
     def _transfer(
-        self, move: Callable[[int, list[memoryview], int], int], sector: int, parts: list[tuple[int, int]]
+        self, move: Callable[[int, list[memoryview], int], int], sector: int, parts: Parts
     ) -> tuple[Result, int]:
         """Reads or writes sectors, and returns how many bytes were moved."""
         size = sum(length for _, length in parts)

@@ -230,9 +230,7 @@ class VirtioDevice(Device):
     def _reset(self) -> None:
         """2.4."""
         self._power_on()
-        for number in range(len(self.queues)):
-            self._end_queue(number, reset=True)
-        self._go_on.stop()
+        self._end_queues(reset=True)
         self._drive()
 
     def reset(self) -> None:
@@ -314,9 +312,7 @@ class VirtioDevice(Device):
             log.warning("%s needs a reset by its driver: %s", self.name, why)
         self.broken = why
         self.status |= Status.DEVICE_NEEDS_RESET
-        for number in range(len(self.queues)):
-            self._end_queue(number)
-        self._go_on.stop()
+        self._end_queues()
         self._interrupt(Interrupt.CONFIGURATION)
         self._keep()
 
@@ -342,6 +338,11 @@ class VirtioDevice(Device):
             )
         except BrokenQueueError as error:
             self.needs_reset(str(error))
+
+    def _end_queues(self, *, reset: bool = False) -> None:
+        for number in range(len(self.queues)):
+            self._end_queue(number, reset=reset)
+        self._go_on.stop()
 
     def _end_queue(self, number: int, *, reset: bool = False) -> None:
         queue = self.queues[number]

@@ -69,7 +69,8 @@ class Virtqueue:
     size     descriptors
     ready    the driver has set it up
     areas    the guest addresses of the descriptor table, the available ring and the used ring
-    begun    the used ring's index is the device's
+    begun    the device has used the rings: another process goes on at the used ring's index
+    is_live  buffers can be taken
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -84,7 +85,7 @@ class Virtqueue:
         self.ready = False
         self.areas = [0, 0, 0]
         self.begun = False
-        self._is_mapped = False
+        self.is_live = False
 
     # The rings.
 
@@ -99,7 +100,7 @@ class Virtqueue:
             self._next = self._done = 0
             self._told = 0
             self.begun = True
-        self._is_mapped = True
+        self.is_live = True
 
     def _map(self, ram: Ram, event_idx: bool, indirect: bool) -> None:
         if sys.byteorder != "little":
@@ -122,18 +123,13 @@ class Virtqueue:
             raise BrokenQueueError(f"a part of a queue: {error.message}") from None
 
     @property
-    def is_live(self) -> bool:
-        """Whether buffers can be taken."""
-        return self._is_mapped
-
-    @property
     def has_buffers(self) -> bool:
         """Whether the driver has made a buffer available that was not popped."""
         return self._available[1] != self._next
 
     def end(self) -> None:
         """The rings are not accessed any more."""
-        self._is_mapped = False
+        self.is_live = False
 
     def pop(self) -> Chain | None:
         """Takes the next buffer; None where there is none. BrokenQueueError."""
@@ -215,7 +211,7 @@ class Virtqueue:
         else:
             self._used[0] = 0 if wants else NO_NOTIFY
         _fence()
-        return self._available[1] != self._next
+        return self.has_buffers
 
     def is_notification_due(self) -> bool:
         """Whether the driver wants to be notified of what was pushed since the last call."""
