@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client import Client, Vcpu, Vm
+from irqchip_client import Vcpu, Vm
 from irqchip_client._daemon import Daemon
 
 ROOT = Path(__file__).parents[2]
@@ -23,14 +23,6 @@ SERIAL, LSR = 0x3F8, 0x3FD
 SECTOR = 512
 PATIENCE = 60.0  # seconds, for a machine that is busy otherwise
 Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def vm(irqchip_client: Client) -> Vm:
-    vm = irqchip_client.create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
 
 
 @pytest.fixture

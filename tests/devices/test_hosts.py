@@ -19,7 +19,7 @@ from irqchip_client.arm64 import spi
 from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices import host as hosts
 from irqchip_client.devices.failures import describe_failure
-from irqchip_client.devices.host import describe
+from irqchip_client.devices.process import describe
 from irqchip_client.devices.saving import Fields, Number
 from irqchip_client.vmm.run import local_devices
 

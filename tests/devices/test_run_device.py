@@ -50,14 +50,6 @@ finally:
 """
 
 
-@pytest.fixture
-def vm(irqchip_client: Client) -> Vm:
-    vm = irqchip_client.create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
-
-
 @contextmanager
 def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"IRQCHIP_TARGET": daemon.target}

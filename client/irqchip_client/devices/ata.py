@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 
 from irqchip_client._errors import InvalidArgument
 
-from .image_file import open_image
+from .image_file import SECTOR, count_sectors, open_image, read_sectors, write_sectors
 from .saving import BYTE, FLAG, Bits, Choice, Fields, Number, Octets, refused
 
-SECTOR = 512  # bytes
 MOST_AT_ONCE = 16  # sectors of a block of data, at the most
 HEADS, SECTORS_PER_TRACK, MOST_CYLINDERS = 16, 63, 16383  # the default translation of a large disk
 LBA28, LBA48 = 1 << 28, 1 << 48
@@ -126,7 +125,7 @@ class Disk:
         self.number = number
         self.read_only = read_only
         self._file = open_image(path, read_only=read_only)
-        self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, LBA48)
+        self.capacity = min(count_sectors(self._file), LBA48)
         if not self.capacity:
             os.close(self._file)
             raise InvalidArgument(errno.EINVAL, f"{os.fspath(path)} has no sector of {SECTOR} bytes: make it larger")
@@ -298,11 +297,9 @@ class Disk:
         """What the disk does while it is BSY."""
         try:
             if self.command in READS:
-                size = min(self.block, self.left) * SECTOR
-                self._offer(_exactly(os.pread(self._file, size, self.sector * SECTOR), size))
+                self._offer(read_sectors(self._file, self.sector, min(self.block, self.left)))
             elif self.command in WRITES:
-                data = self.buffer[: self.length]
-                _exactly(data[: os.pwrite(self._file, data, self.sector * SECTOR)], self.length)
+                write_sectors(self._file, self.sector, self.buffer[: self.length])
                 if self._advance():
                     self._await_data()
                     self.interrupt = True
@@ -486,12 +483,6 @@ class Disk:
                 raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position in it")
         if Status.BSY in status and command in READS and not values["left"]:
             raise refused(f"{what}.left", 0, "the number of sectors that are to be read")
-
-
-def _exactly(data: bytes | bytearray, size: int) -> bytes:
-    if len(data) != size:  # The file was cut, or its disk is full.
-        raise OSError
-    return bytes(data)
 
 
 def _text(text: str, size: int) -> tuple[int, ...]:

@@ -95,9 +95,10 @@ class Ide(Device):
         """A guest's IN: of the data register, or of the others byte by byte."""
         if offset == DATA:
             disk = self.selected
-            value = (1 << 8 * size) - 1 if disk is None else disk.read_data(size)
-            if disk is not None and disk.busy:
-                self._done.start(self.seek)
+            if disk is None or disk.busy:
+                return (1 << 8 * size) - 1
+            value = disk.read_data(size)
+            self._seek_if_busy(disk)
             return value
         return int.from_bytes(bytes(self._read_byte(offset + byte) for byte in range(size)), "little")
 
@@ -124,10 +125,9 @@ class Ide(Device):
         """A guest's OUT: to the data register, or to the others byte by byte."""
         if offset == DATA:
             disk = self.selected
-            if disk is not None:
+            if disk is not None and not disk.busy:
                 disk.write_data(value, size)
-                if disk.busy:
-                    self._done.start(self.seek)
+                self._seek_if_busy(disk)
             return
         for byte in range(min(size, PORTS - offset)):
             self._write_byte(offset + byte, value >> 8 * byte & 0xFF)
@@ -142,12 +142,16 @@ class Ide(Device):
                 self._diagnose()
             elif disk is not None and not disk.busy:
                 disk.begin(value)
-                if disk.busy:
-                    self._done.start(self.seek)
+                self._seek_if_busy(disk)
         elif disk is None or not disk.status & (Status.BSY | Status.DRQ):
             for each in self.disks:  # Both take the registers; the device register selects.
                 each.write_register(offset, value)
         self._update()
+
+    def _seek_if_busy(self, disk: Disk) -> None:
+        """Makes a disk that an access has made BSY work at the end of a seek."""
+        if disk.busy:
+            self._done.start(self.seek)
 
     def _diagnose(self) -> None:
         """8.9: both disks execute it, and disk 0 interrupts for both."""

@@ -21,18 +21,10 @@ from irqchip_client.devices.virtio.places import MOST, PC
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import local_devices, shared_memory
 from tests.devices.virtio.driver import Driver
-from tests.devices.virtio.machine import DATA, RAM, RINGS
+from tests.devices.virtio.machine import DATA, RAM, RINGS, SECTORS
 
-SECTORS = 256
 IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
 VECTOR = 0x51
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk"
-    path.write_bytes(b"".join(bytes([number]) * 512 for number in range(SECTORS)))
-    return path
 
 
 @pytest.fixture

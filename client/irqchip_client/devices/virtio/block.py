@@ -11,14 +11,13 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from irqchip_client._errors import InvalidArgument
-from irqchip_client.devices.image_file import open_image
+from irqchip_client.devices.image_file import SECTOR, count_sectors, open_image
 
 from .mmio import VirtioDevice
 from .parts import gather, part, scatter
 from .queue import BrokenQueueError, Chain
 
 DEVICE_ID: Final = 2
-SECTOR: Final = 512  # bytes, whatever the block size
 HEADER: Final = struct.Struct("<IIQ")  # struct virtio_blk_req: type, reserved, sector
 MOST_SEGMENTS: Final = 126  # of a request's data: with its header and status, half of a queue
 SEGMENT: Final = 1 << 20  # bytes, the most that a segment may have
@@ -89,7 +88,7 @@ class VirtioBlock(VirtioDevice):
         self.read_only = read_only
         self._file = open_image(path, read_only=read_only)
         self._closed = weakref.finalize(self, os.close, self._file)
-        self.capacity = os.lseek(self._file, 0, os.SEEK_END) // SECTOR
+        self.capacity = count_sectors(self._file)
 
     def close(self) -> None:
         """Closes the file."""
