@@ -95,7 +95,7 @@ def interrupt(vm: Vm, count: int) -> None:
 
 
 def scrape_under_load(running: Daemon, vms: list[Vm], interrupt: Callable[[Vm, int], None], count: int) -> Samples:
-    """The metrics after so many interrupts of each VM, whose threads work at once; they are asked for meanwhile, too."""
+    """Metrics after so many interrupts of each VM, whose threads work at once; they are asked for meanwhile, too."""
     threads = [threading.Thread(target=interrupt, args=(vm, count)) for vm in vms]
     for thread in threads:
         thread.start()
