@@ -33,7 +33,7 @@ def cpu(vm: Vm) -> Vcpu:
 
 @pytest.fixture
 def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
-    """Start an example for the VM, and wait until it has registered its ports, or failed."""
+    """Start an example for the VM, and wait until it has registered its regions, or failed."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def run(
@@ -42,6 +42,7 @@ def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
         stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
         stderr: int | None = None,
+        regions: int = 1,
     ) -> subprocess.Popen[bytes]:
         command = [
             sys.executable,
@@ -56,7 +57,7 @@ def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
         process = subprocess.Popen(command, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=stderr)
         processes.append(process)
         eventually(
-            lambda: process.poll() is not None or any(session.regions for session in vm.info().sessions), PATIENCE
+            lambda: process.poll() is not None or sum(len(s.regions) for s in vm.info().sessions) == regions, PATIENCE
         )
         return process
 
@@ -163,7 +164,7 @@ def test_serial_delivers_all_input_of_a_client_that_left(cpu: Vcpu, start: Start
 
 def test_keyboard_types_what_a_client_sends(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keyboard"
-    start("keyboard", "--listen", str(path), "--interval", "0.001")
+    start("keyboard", "--listen", str(path), "--interval", "0.001", regions=2)  # ports 60h and 64h
     with connect(path) as client:
         client.sendall(b"Hi\n")
     codes: list[int] = []
