@@ -55,7 +55,7 @@ PRIMARY, SECONDARY = 0x20, 0xA0  # the PICs' first ports
 
 
 def story() -> list[Op]:
-    """What a guest with two vCPUs does with its interrupt controllers, and what devices do, in an order that they have.
+    """What a guest with two vCPUs and its devices do with the interrupt controllers, in the order of a boot.
 
     PICs are initialised and interrupt; IOAPIC and local APICs take over; IPIs, MSIs and routes come.
     """
