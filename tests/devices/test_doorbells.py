@@ -15,7 +15,8 @@ from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices.ram import NOTES, MappedRam
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import shared_memory
-from tests.devices.test_hosts import eventually, remote
+from tests.devices.test_hosts import remote
+from tests.waiting import eventually
 
 BASE = 0xD000_0000
 

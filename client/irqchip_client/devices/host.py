@@ -20,7 +20,7 @@ from irqchip_client._sync.session import Session
 from .bells import Bells, find_doorbells, ring
 from .device import Device, DeviceRegion, OutputLine
 from .failures import blame, call_device
-from .ram import PUBLISHED, MappedRam, Ram
+from .ram import INTERRUPT_STATUS, IS_CURRENT, PUBLISHED, MappedRam, Ram
 from .reactor import Reactor
 from .saving import Plain, refused
 from .virtio.mmio import Register
@@ -371,7 +371,9 @@ class LocalHost(_Host):
         found = _find(self.devices, space, address, size)
         if found is None:
             words = self._published.get(address)
-            return words[1] if words is not None and words[0] and (space, size) == (Space.MMIO, 4) else None
+            if words is None or not words[IS_CURRENT] or (space, size) != (Space.MMIO, 4):
+                return None
+            return words[INTERRUPT_STATUS]
         with self.turn():
             return _read(*found, address, size)
 

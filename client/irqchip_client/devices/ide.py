@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .ata import SECOND, Command, Disk, Status
+from .ata import DEV, Command, Disk, Status
 from .device import Device
 from .saving import Bits, Fields, OrNone, Part, refused
 
@@ -28,14 +28,14 @@ NIEN, SRST, HOB = 0x02, 0x04, 0x80  # device control: 7.8
 
 
 class Ide(Device):
-    """An IDE channel. Reads and writes are by PIO; DMA is not there.
+    """An IDE channel. Data are transferred by PIO; there is no DMA.
 
-    image      the file of disk 0, whose last, incomplete sector is not accessible
+    image      the file of disk 0; the guest cannot reach an incomplete last sector
     second     the file of disk 1, or None
-    base, gsi  the first port of the command block, and the line, which is high while a disk asks
+    base, gsi  the first port of the command block, and the line, which is high while the selected disk interrupts
     control    the port of alternate status and device control
     read_only  both disks end writes with ABRT
-    seek       seconds for which a disk is BSY, for a block of data
+    seek       seconds for which a disk is BSY, for each block of data
 
     A saved state does not contain the files. Restore the device with files of the same content.
     """
@@ -74,11 +74,11 @@ class Ide(Device):
 
     @property
     def selected(self) -> Disk | None:
-        """The disk that the device register selects; None if it is not there. Disk 0 then answers for it."""
-        return self.disk1 if self.disk0.device & SECOND else self.disk0
+        """The disk that the device register selects. None if there is no disk 1: disk 0 then answers for it."""
+        return self.disk1 if self.disk0.device & DEV else self.disk0
 
     def reset(self) -> None:
-        """RESET-: both disks are as after power-on."""
+        """The signal RESET-: both disks are as after power-on."""
         self.control = 0
         for disk in self.disks:
             disk.reset(hardware=True)
@@ -173,7 +173,7 @@ class Ide(Device):
     # The control block.
 
     def read_control(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
-        """Alternate status: the status, and the interrupt stays."""
+        """Alternate status: the status, without an effect on the interrupt."""
         return self._status()
 
     def write_control(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - a region's signature
@@ -199,7 +199,7 @@ class Ide(Device):
         second = values["disk1"]
         if self.disk1 is None or second is None:
             if self.disk1 is not None or second is not None:
-                raise refused("state.disk1", second, "a disk if there is one, and else null")
+                raise refused("state.disk1", second, "a disk exactly if there is a disk 1")
         else:
             self.disk1.check_state(second, "state.disk1")
 
