@@ -85,7 +85,7 @@ def watched(figures: list[Figure], series: dict[str, Series]) -> None:
 
 
 def metered(figures: list[Figure], series: dict[str, Series]) -> None:
-    """The same on a daemon with --metrics, and on one without."""
+    """Line changes, reads and interrupts on a daemon with --metrics, and on one without."""
     with ExitStack() as stack:
         work: dict[str, Work] = {}
         for kind, arguments in (("", []), (", --metrics", ["--metrics", "tcp://127.0.0.1:0"])):

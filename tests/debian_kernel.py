@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import lzma
 import re
 import subprocess
 from collections.abc import Iterator
@@ -26,14 +27,12 @@ def fetch_kernel(cache: Path, architecture: str, series: str = "") -> Path:
 
 
 def _fetch_kernel(cache: Path, architecture: str, series: str, name: str) -> Path:
-    apt_cache, apt_get = find("apt-cache"), find("apt-get")
     options = _options(cache, architecture)
     if options:
-        _run(cache, "the lists of Debian's packages", apt_get, *options, "--quiet", "update")
+        _run(cache, "the lists of Debian's packages", find("apt-get"), *options, "--quiet", "update")
     suffix = f"-cloud-{architecture}"
     pattern = f"^linux-image-{re.escape(series) or '[0-9]'}[0-9.]*[^ ]*{suffix}$"
-    names = [line.split()[0] for line in output(apt_cache, *options, "search", "--names-only", pattern).splitlines()]
-    names = [package for package in names if len(_version(package, suffix)) > 2]  # without metapackages
+    names = [package for package in _named(pattern, options) if len(_version(package, suffix)) > 2]  # no metapackages
     if not names:
         wanted = f"Linux {series}" if series else "Debian's kernel"
         raise MissingError(f"without a package of {wanted} for {architecture} clouds (apt-get update?)")
@@ -46,13 +45,19 @@ def fetch_package(cache: Path, pattern: str) -> Path:
 
     MissingError if it cannot be downloaded.
     """
-    names = [line.split()[0] for line in output(find("apt-cache"), "search", "--names-only", pattern).splitlines()]
+    names = _named(pattern, [])
     if not names:
         raise MissingError(f"without a package {pattern} (apt-get update?)")
     newest = max(names, key=lambda package: _version(package, ""))
     with _alone(cache):
         unpacked = cache / newest
         return unpacked if unpacked.is_dir() else _fetch(cache, newest, newest, [])
+
+
+def _named(pattern: str, options: list[str]) -> list[str]:
+    """The packages whose names match a pattern."""
+    found = output(find("apt-cache"), *options, "search", "--names-only", pattern)
+    return [line.split()[0] for line in found.splitlines()]
 
 
 @contextmanager
@@ -77,6 +82,29 @@ def kernel_image(kernel: Path) -> Path:
     """What QEMU boots."""
     (image,) = kernel.glob("boot/vmlinuz-*")
     return image
+
+
+def modules(kernel: Path, name: str) -> Iterator[bytes]:
+    """A module of a kernel, after all modules that it depends on."""
+    seen: set[str] = set()
+
+    def load(name: str) -> Iterator[bytes]:
+        if name in seen:
+            return
+        seen.add(name)
+        (path,) = (
+            path
+            for path in kernel.glob("lib/modules/*/kernel/**/*.ko*")
+            if path.name.partition(".")[0].replace("-", "_") == name
+        )
+        image = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        depends = re.search(rb"\0depends=([^\0]*)\0", image)
+        for other in depends[1].decode().split(",") if depends else ():
+            if other:
+                yield from load(other.replace("-", "_"))
+        yield image
+
+    return load(name.replace("-", "_"))
 
 
 def _own_architecture() -> str:

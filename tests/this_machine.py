@@ -1,10 +1,11 @@
-"""Copies files of this machine to another root folder: programs, the libraries they need, and Python."""
+"""What this machine has: programs and ports; and copies of its files in another root folder, Python's among them."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -35,6 +36,12 @@ def find(program: str) -> str:
 def output(*command: str) -> str:
     """A command's output."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listened just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def copy(root: Path, path: Path) -> None:

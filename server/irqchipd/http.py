@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,8 +101,11 @@ class HttpServer:
         self._answering = 0
         self._unread: dict[asyncio.Task[None], None] = {}  # the oldest first
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection."""
+    async def start(self, listening: socket.socket) -> asyncio.Server:
+        """Accept connections from a socket."""
+        return await asyncio.start_server(self._connected, sock=listening, limit=HEAD_BYTES)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER)
         try:
             await self._serve(reader, writer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import compileall
 import json
-import lzma
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from packaging.requirements import Requirement
 
-from tests.debian_kernel import fetch_kernel, kernel_image
+from tests.debian_kernel import fetch_kernel, kernel_image, modules
 from tests.nested.first_process import BEGINS, ENDS
 from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError, copy, copy_distribution, copy_python, find
@@ -72,10 +71,10 @@ class StandardKvm:
             invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
         )
         self._packages = {str(where) for one in _needed(DISTRIBUTIONS) if (where := _copy(root, one)) is not None}
-        modules = root / "modules"
-        modules.mkdir()
-        for number, image in enumerate(_modules(kernel, MODULE)):
-            (modules / f"{number:02}.ko").write_bytes(image)
+        loaded = root / "modules"
+        loaded.mkdir()
+        for number, image in enumerate(modules(kernel, MODULE)):
+            (loaded / f"{number:02}.ko").write_bytes(image)
         init = root / "init"
         init.write_text(f"#!{self._python} -IS\n" + Path(__file__).with_name("first_process.py").read_text())
         init.chmod(0o755)
@@ -162,29 +161,6 @@ def standard_kernel(cache: Path) -> Path:
     if platform.machine() != "x86_64":
         raise MissingError(f"on {platform.machine()}: what is booted is this machine's Python")
     return fetch_kernel(cache, "amd64")
-
-
-def _modules(kernel: Path, name: str) -> Iterator[bytes]:
-    """A module, after all modules that it depends on."""
-    seen: set[str] = set()
-
-    def load(name: str) -> Iterator[bytes]:
-        if name in seen:
-            return
-        seen.add(name)
-        (path,) = (
-            path
-            for path in kernel.glob("lib/modules/*/kernel/**/*.ko*")
-            if path.name.partition(".")[0].replace("-", "_") == name
-        )
-        image = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
-        depends = re.search(rb"\0depends=([^\0]*)\0", image)
-        for other in depends[1].decode().split(",") if depends else ():
-            if other:
-                yield from load(other.replace("-", "_"))
-        yield image
-
-    return load(name.replace("-", "_"))
 
 
 def _needed(names: Iterable[str]) -> Iterator[Distribution]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
 import re
 import shutil
 import struct
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian_kernel import fetch_package, kernel_image
+from tests.debian_kernel import fetch_package, kernel_image, modules
 from tests.nested.standard_kvm import StandardKvm
 from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError
@@ -19,7 +18,7 @@ from tests.this_machine import MissingError
 pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(960)]
 
 PATIENCE = 900.0  # seconds; most of it is for a machine that is busy otherwise
-MODULES = ("virtio/virtio_mmio", "block/virtio_blk")
+MODULES = ("virtio_mmio", "virtio_blk")
 INIT = Path(__file__).with_name("linux_init.sh")
 SECTORS = 2048
 
@@ -39,8 +38,8 @@ def initrd(standard_kvm: StandardKvm, request: pytest.FixtureRequest, tmp_path: 
     shutil.copy(INIT, root / "init")
     (root / "init").chmod(0o755)
     for module in MODULES:
-        (packed,) = standard_kvm.kernel.glob(f"lib/modules/*/kernel/drivers/{module}.ko.xz")
-        (root / Path(module).name).with_suffix(".ko").write_bytes(lzma.decompress(packed.read_bytes()))
+        (image,) = modules(standard_kvm.kernel, module)  # which needs no other
+        (root / f"{module}.ko").write_bytes(image)
     with open(tmp_path / "initrd", "wb") as file:
         write_cpio(file, root)
     return tmp_path / "initrd"

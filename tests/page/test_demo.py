@@ -6,7 +6,6 @@ IRQCHIPD_SCREENSHOTS=docs makes the documentation's pictures.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from irqchip_client import Chip, Client, Session, Vm, connect, ops
 from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import play, s390_vm
 from tests.page.pages import page
+from tests.this_machine import free_port
 
 pytestmark = [
     pytest.mark.long,
@@ -108,11 +108,6 @@ def demo(architecture: str, folder: Path) -> Iterator[tuple[Client, str, Monitor
             monitor.close()
     finally:
         stage.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def test_the_values_are_get_irqchips_at_10000_operations_a_second(chromium: Browser, tmp_path: Path) -> None:

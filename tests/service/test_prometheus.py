@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 
 from irqchip_client._daemon import start_daemon
 from tests.service.test_metrics import daemon, get, pc
+from tests.this_machine import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples/metrics"
 ALERTS = EXAMPLES / "alerts.yml"
@@ -196,9 +196,3 @@ def test_prometheus_scrapes_a_daemon_through_the_forwarder(tmp_path: Path) -> No
         assert [sample["value"][1] for sample in ask(serving, 'up{job="irqchipd"}')] == ["1"]
         for query in queries():
             ask(serving, query)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port

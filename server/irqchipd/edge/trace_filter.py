@@ -7,21 +7,22 @@ from typing import Final
 
 from irqchipd.observe.observer import FIELDS, TRACEPOINTS
 from irqchipd.vm.arm64.line_numbers import parts_of
+from irqchipd.vm.arm64.numbers import LineType
 from irqchipd.vm.errors import invalid, quoted
 from irqchipd.vm.routing import MAX_GSIS, MsiRoute, PinRoute, Route
 
 _IOAPIC, _SECONDARY = 2, 1  # KVM_IRQCHIP_*
-_SPI, _PPI, _FIRST_SPI = 1, 2, 32  # KVM_ARM_IRQ_TYPE_*, and the INTID of SPI 0
+_FIRST_SPI = 32  # the INTID of SPI 0
 _MSI, _LINE = "msi", "line"
 
 
 def _line(kind: int, vcpu: int, number: int, *_: int) -> Hashable:
-    """A line of an arm64 VM: an SPI is the GIC's pin, whichever vCPU KVM_IRQ_LINE's number has beside."""
-    return (0, number - _FIRST_SPI) if kind == _SPI else (_LINE, kind, vcpu, number)
+    """A line of an arm64 VM: an SPI is a pin of the GIC, whichever vCPU is in KVM_IRQ_LINE's number."""
+    return (0, number - _FIRST_SPI) if kind == LineType.SPI else (_LINE, kind, vcpu, number)
 
 
 def _intid(vcpu: int, intid: int, _level: int) -> Hashable:
-    return _line(_SPI if intid >= _FIRST_SPI else _PPI, vcpu, intid)
+    return _line(LineType.SPI if intid >= _FIRST_SPI else LineType.PPI, vcpu, intid)
 
 
 # What an event is about, in the form that _ends_of has: a GSI's number, a chip and a pin, a line of an arm64 vCPU, or

@@ -11,7 +11,7 @@ from irqchipd.edge.trace_filter import Filter
 from irqchipd.vm.board import Probes
 
 BATCH: Final = 1024  # events and probes in a batch: encoding them takes less than a piece of other work
-# A Watch gets at most a ring of events, or a batch, in this time, nanoseconds. Otherwise a VM with more events than
+# A Watch gets at most a ring of events, or a batch, in this time (in nanoseconds). Otherwise a VM with more events than
 # that would spend its time on the Watch.
 RING_NS: Final = 10_000_000
 _CHUNKS: Final = 8  # encoded batches that are kept for other readers
@@ -122,7 +122,7 @@ class TraceReader:
         ring.reopen(self.position)
 
     def is_overrun(self) -> bool:
-        """Whether the next event was lost. If the client reads on a little later, that costs the VM less."""
+        """Whether the next event was lost."""
         ring = self.ring
         if self.position == ring.written:
             return ring.lost != self.lost

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from irqchipd.http import HEAD_BYTES, Answer, HttpServer, RefusedError, Request
+from irqchipd.http import Answer, HttpServer, RefusedError, Request
 from irqchipd.listen import Address, ListenError, SocketPath, TcpAddress, UnixAddress
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Exposition:
             log.exception("metrics are no longer served")
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._http.serve, sock=self._socket, limit=HEAD_BYTES)
+        server = await self._http.start(self._socket)
         async with server:
             await server.serve_forever()
 

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
 
-from irqchipd.http import HEAD_BYTES, Answer, HttpServer, RefusedError, Request
+from irqchipd.http import Answer, HttpServer, RefusedError, Request
 from irqchipd.limits import Limits
 from irqchipd.listen import ListenError, TcpAddress
 from irqchipd.page.counts import counts
@@ -68,7 +68,7 @@ class PageServer:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(asyncio.start_server(self._http.serve, sock=self._socket, limit=HEAD_BYTES))
+            self._loop.run_until_complete(self._http.start(self._socket))
             self._loop.run_forever()
         except Exception:
             log.exception("the page's server has ended")

@@ -8,7 +8,7 @@ from irqchipd.vm.board import Probes, RawProbes
 
 
 class Probed(Protocol):
-    """Has probes in parts, a chip each. Raw values are quick to get and to compare, and say all that names say."""
+    """Has probes in parts, a chip each. Raw values are quick to get and to compare; the names follow from them."""
 
     def raw_probes(self) -> list[RawProbes]:
         """The raw values of each part."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import re
 import signal
 import socket
@@ -20,13 +19,13 @@ import pytest
 pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unicorn]'")
 
 from irqchip_client._daemon import Daemon
-from tests.debian_kernel import kernel_image
+from tests.debian_kernel import kernel_image, modules
 from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError, find
 
 PATIENCE = 600  # seconds; on two processors of 2020 the test takes one minute
 SECTORS = 2048
-MODULES = ("virtio/virtio_mmio", "block/virtio_blk")
+MODULES = ("virtio_mmio", "virtio_blk")
 INIT = Path(__file__).with_name("virtio_init.c")
 COMPILER = "aarch64-linux-gnu-gcc"
 
@@ -41,8 +40,8 @@ def make_initrd(debian: Path, folder: Path) -> Path:
     options = ["-O1", "-Wall", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"]
     subprocess.run([find(COMPILER), *options, "-o", str(root / "init"), str(INIT)], check=True)
     for module in MODULES:
-        (packed,) = debian.glob(f"lib/modules/*/kernel/drivers/{module}.ko.xz")
-        (root / Path(module).name).with_suffix(".ko").write_bytes(lzma.decompress(packed.read_bytes()))
+        (image,) = modules(debian, module)  # which needs no other
+        (root / f"{module}.ko").write_bytes(image)
     with open(folder / "initrd", "wb") as file:
         write_cpio(file, root)
     return folder / "initrd"

@@ -5,7 +5,7 @@ import { duration, h, hex, row, table } from "./dom.js";
 const MOST = 100;
 
 export function eventPanel(events, fields, current, choose) {
-  if (!events.length) return h("p", { class: "off" }, "Nothing has happened since somebody looks.");
+  if (!events.length) return h("p", { class: "off" }, "Nothing has happened since somebody began to look.");
   const at = current === null ? events.length - 1 : current;
   const from = Math.max(0, Math.min(at - MOST / 2, events.length - MOST));
   const shown = events.slice(from, from + MOST);
@@ -13,7 +13,7 @@ export function eventPanel(events, fields, current, choose) {
     const [number, time, tracepoint, values] = event;
     const names = fields[tracepoint] || [];
     const words = values.map((value, which) => `${names[which]} ${typeof value === "number" && value > 9 ? hex(value) : value}`).join(", ");
-    const gap = place && number !== shown[place - 1][0] + 1 ? ` (others before are not known)` : "";
+    const gap = place && number !== shown[place - 1][0] + 1 ? " (events before this one are missing)" : "";
     const chosen = current !== null && from + place === current;
     const cell = current === null ? String(number) : h("button", { type: "button", "aria-label": `Go to event ${number}` }, String(number));
     if (cell instanceof Node) cell.addEventListener("click", () => choose(from + place));

@@ -80,7 +80,7 @@ function countDetails() {
 
 let known = { events: null, last: 0, gaps: [] };
 
-// The times of which events are missing.
+// The times between which events are missing.
 function gapsOf(events) {
   const last = events.length ? events[events.length - 1][0] : 0;
   if (known.events !== events || known.last !== last) {

@@ -1,13 +1,13 @@
 // Signals over time, from events and states: lines, and interrupts that are pending and in service. And how long that took.
 
-// A state says how things are, whatever events were lost. Times that a state alone tells count for no latency.
+// A state says how things are, whatever events were lost. A time that is only known from a state counts for no latency.
 export class Signals {
   constructor(fields) {
     this.fields = fields; // of each event
     this.rows = new Map(); // segments by name: [from, to, kind], where to is null of one that goes on
     this.times = []; // [when, name, "wait" or "serve", how long]
     this.drivers = new Map(); // of lines: who drives each high
-    this.pending = new Map(); // times since when, of each that waits: null where only a state tells
+    this.pending = new Map(); // since when each waits: null where that is only known from a state
     this.serving = new Map(); // the same of those in service
     this.parts = {}; // the last known
     this.number = 0; // of the last event
@@ -183,9 +183,9 @@ export class Signals {
 }
 
 const PRIVATE = 32, SPECIAL = 1020; // INTIDs below are a vCPU's own, and from there on no interrupt's
-const MOST_LINES = 256; // that a state tells
+const MOST_LINES = 256; // that a state has
 
-// What a state tells: lines with their sources, how many of each interrupt wait, and what is in service.
+// What a state has: lines with their sources, how many of each interrupt wait, and what is in service.
 export function phasesOf(parts) {
   const now = { lines: new Map(), allLines: true, wait: new Map(), allWait: true, serve: new Set(), atPics: new Set(), accepted: new Map() };
   const more = (counts, name) => counts.set(name, (counts.get(name) || 0) + 1);
