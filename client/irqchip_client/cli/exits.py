@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 import irqchip_client
-from irqchip_client import Space
 
 from .output import echo_table
 
@@ -83,7 +82,7 @@ def owner_of(vm: irqchip_client.Vm) -> Owner:
     def owner(row: ExitCount) -> str | None:
         if row.at is None or not row.kind.startswith(("io", "mmio")):
             return None
-        space = Space.PIO if row.kind.startswith("io") else Space.MMIO
+        space = irqchip_client.Space.PIO if row.kind.startswith("io") else irqchip_client.Space.MMIO
         at = row.at
         return next(
             (

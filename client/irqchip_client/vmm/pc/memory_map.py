@@ -6,7 +6,7 @@ import errno
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from irqchip_client._errors import InvalidArgument
+import irqchip_client  # its names are loaded at their first use: `irqchipctl run --help` does not wait for gRPC
 
 MIB: Final = 1 << 20
 EBDA: Final = 0x9FC00  # the extended BIOS data area: the last KiB of base memory
@@ -51,7 +51,9 @@ def memory_map(size: int) -> tuple[MemoryRange, ...]:
     What is in no range is free for devices. InvalidArgument for more RAM than MEMORY_LIMIT.
     """
     if size > MEMORY_LIMIT:
-        raise InvalidArgument(errno.EINVAL, f"a PC has at most {MEMORY_LIMIT // MIB} MiB of RAM, not {size / MIB:g}")
+        raise irqchip_client.InvalidArgument(
+            errno.EINVAL, f"a PC has at most {MEMORY_LIMIT // MIB} MiB of RAM, not {size / MIB:g}"
+        )
     ranges = (
         MemoryRange(0, min(size, EBDA), Kind.RAM),
         MemoryRange(EBDA, BASE_MEMORY_END - EBDA, Kind.RESERVED),
