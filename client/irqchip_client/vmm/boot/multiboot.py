@@ -90,8 +90,7 @@ def _give_information(memory: GuestMemory, room: Room, image_end: int, given: Gi
     entries = b"".join(MAP_ENTRY.pack(MAP_ENTRY.size - 4, *entry) for entry in memory_map(memory.size))
     initrd_at = 0
     if given.initrd is not None:
-        initrd_at = room.lowest("the initrd", len(given.initrd), above=max(image_end, MIB))
-        memory.write(initrd_at, given.initrd)
+        initrd_at = room.put_lowest("the initrd", given.initrd, above=max(image_end, MIB))
         flags |= HAS_MODULES
     parts = [bytes(INFO.size), given.line, NAME, entries, bytes(MODULE.size), MODULE_NAME]
     lengths = [-(-len(part) // 8) * 8 for part in parts]
