@@ -8,18 +8,15 @@ takes the RAM as it is.
 from __future__ import annotations
 
 import errno
-import struct
 
 from irqchip_client._errors import InvalidArgument
 
 from .memory import PAGE, GuestMemory
-from .pc.memory_map import MIB, Kind
+from .pc.memory_map import E820_ENTRY, MIB, Kind, MemoryRange
 
 END = 1 << 32
 LARGEST = 16 * MIB
 SHADOW, SHADOW_END = 0x2_0000, MIB  # the most bytes of the copy, and where it ends
-
-E820_ENTRY = struct.Struct("<QQI")  # start, size, kind
 
 
 def load_firmware(memory: GuestMemory, image: bytes) -> None:
@@ -40,4 +37,4 @@ def load_firmware(memory: GuestMemory, image: bytes) -> None:
 
 def firmware_files(memory: GuestMemory) -> dict[str, bytes]:
     """The files of fw_cfg that tell firmware of this machine. QEMU: hw/i386/fw_cfg.c fw_cfg_arch_create."""
-    return {"etc/e820": E820_ENTRY.pack(memory.start, memory.size, Kind.RAM)}
+    return {"etc/e820": E820_ENTRY.pack(*MemoryRange(memory.start, memory.size, Kind.RAM))}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from irqchip_client.vmm.memory import GuestMemory
-from irqchip_client.vmm.pc.memory_map import MIB, memory_map
+from irqchip_client.vmm.pc.memory_map import E820_ENTRY, MIB, memory_map
 from irqchip_client.vmm.start import Start, StartMode
 
 from .given import Given
@@ -31,7 +31,7 @@ SECTOR: Final = 512
 # Fields of the zero page.
 RSDP, E820_ENTRIES, E820_TABLE = 0x070, 0x1E8, 0x2D0
 ZERO_PAGE_SIZE, MAX_E820_ENTRIES = 0x1000, 128
-E820_ENTRY, SETUP_DATA_HEADER = struct.Struct("<QQI"), struct.Struct("<QII")  # next, type, length
+SETUP_DATA_HEADER = struct.Struct("<QII")  # next, type, length
 SETUP_RNG_SEED, SEED_BYTES = 9, 32
 ENTRY_64: Final = 0x200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -21,6 +22,10 @@ LOCAL_APIC: Final = 0xFEE0_0000
 PAGE: Final = 0x1000
 # The addresses above RAM, up to the IOAPIC: for devices. MEMORY_LIMIT is the most RAM that a machine can have.
 MEMORY_LIMIT: Final = 3072 * MIB
+
+
+# A MemoryRange, as the BIOS call E820h returns it.
+E820_ENTRY: Final = struct.Struct("<QQI")
 
 
 class Kind(IntEnum):
