@@ -14,7 +14,7 @@ from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2
 from irqchip_client.devices.virtio.mmio import LENGTH
 from irqchip_client.devices.virtio.places import ARM64, Place
 
-from .boot.elf import elf_segments
+from .boot.elf import elf_segments, is_elf
 from .boot.segments import Segment, bad_image, load_segments
 from .device_tree import Node, Value, address, flatten
 from .memory import PAGE, GuestMemory
@@ -40,7 +40,7 @@ EM_AARCH64: Final = 183
 
 def is_arm64(image: bytes) -> bool:
     """Whether it is an arm64 ELF file or Linux's Image for arm64."""
-    if image.startswith(b"\x7fELF"):
+    if is_elf(image):
         return len(image) >= ELF_MACHINE.size and ELF_MACHINE.unpack_from(image)[1] == EM_AARCH64
     return len(image) >= IMAGE_HEADER.size and IMAGE_HEADER.unpack_from(image)[-1] == IMAGE_MAGIC
 
@@ -64,7 +64,7 @@ def load_arm64(
     """
     if not is_arm64(image):
         raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
-    if image.startswith(b"\x7fELF"):
+    if is_elf(image):
         entry, segments = elf_segments(image)
     else:
         _, _, offset, size, _, _ = IMAGE_HEADER.unpack_from(image)
@@ -72,7 +72,7 @@ def load_arm64(
         segments = (Segment(entry, image, max(size, len(image))),)
     end = memory.end - TREE_ROOM
     initrd_at = (end - len(initrd or b"")) // PAGE * PAGE
-    if any(segment.address + segment.size > initrd_at for segment in segments):
+    if any(segment.end > initrd_at for segment in segments):
         raise bad_image(
             f"it needs more memory than the machine's {memory.size:#x} bytes, with {TREE_ROOM:#x} for the device tree"
             f"{' and the initrd' if initrd else ''}; give the machine more (--memory)"

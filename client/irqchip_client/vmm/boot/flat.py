@@ -22,7 +22,6 @@ class FlatImage:
 
     image: bytes = field(repr=False)
     entry: int = BOOT_SECTOR
-    format = "a flat binary"
     has_name_first = False
 
     def load(self, memory: GuestMemory, given: Given) -> Start:

@@ -55,7 +55,6 @@ class LinuxImage:
     init_size: int
     initrd_max: int
     line_size: int
-    format = "a Linux bzImage"
     has_name_first = False
 
     @property

@@ -18,10 +18,8 @@ from .segments import Segment, bad_image
 # 3.1, the image's header: in its first 8 KiB, on a boundary of 4 bytes.
 HEADER_MAGIC, HEADER_WITHIN = 0x1BADB002, 8192
 PAGE_ALIGN, MEMORY_INFO, VIDEO_MODE, ADDRESSES = 1 << 0, 1 << 1, 1 << 2, 1 << 16
-SUPPORTED = (
-    PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE | ADDRESSES
-)  # of the bits that must be understood, 0 to 15; and bit 16
-MUST_BE_UNDERSTOOD = 0xFFFF
+MUST_BE_UNDERSTOOD = 0xFFFF  # bits 0 to 15; a loader may ignore the others
+SUPPORTED = PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE  # of these bits
 # 3.2, the machine's state.
 BOOT_MAGIC: Final = 0x2BADB002
 # 3.3, the boot information.
@@ -37,7 +35,6 @@ class MultibootImage:
 
     entry: int
     segments: tuple[Segment, ...]
-    format = "a multiboot image"
     has_name_first = True  # as with QEMU and GRUB
 
     def load(self, memory: GuestMemory, given: Given) -> Start:

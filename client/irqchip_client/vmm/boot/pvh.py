@@ -30,7 +30,6 @@ class PvhImage:
 
     entry: int
     segments: tuple[Segment, ...]
-    format = "an ELF file with an entry for PVH"
     has_name_first = False
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
