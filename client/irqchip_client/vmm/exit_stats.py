@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from irqchip_client._call import Call
 from irqchip_client._sync.session import Halt, Session
 
-from .accesses import Accesses, LocalDevices
+from .accesses import Accesses, LocalDevices, LocalStrings
 from .local_apic import LocalApic
 
 T = TypeVar("T")
@@ -178,10 +178,11 @@ class CountedSession(Session):
 
 
 class CountedDevices:
-    """The LocalDevices of a vCPU's process."""
+    """The LocalDevices of a vCPU's process; its LocalStrings, too, where they are."""
 
     def __init__(self, devices: LocalDevices, recorder: Recorder) -> None:
         self._devices = devices
+        self._strings = devices if isinstance(devices, LocalStrings) else None
         self._recorder = recorder
 
     def pio_read(self, port: int, size: int) -> int | None:
@@ -196,7 +197,15 @@ class CountedDevices:
     def mmio_write(self, address: int, value: int, size: int) -> bool:
         return bool(self._noted(self._devices.mmio_write(address, value, size) or None))
 
-    def _noted(self, answer: int | None) -> int | None:
+    def pio_read_string(self, port: int, size: int, count: int) -> list[int] | None:
+        return None if self._strings is None else self._noted(self._strings.pio_read_string(port, size, count))
+
+    def pio_write_string(self, port: int, values: Sequence[int], size: int) -> bool:
+        return self._strings is not None and bool(
+            self._noted(self._strings.pio_write_string(port, values, size) or None)
+        )
+
+    def _noted(self, answer: T | None) -> T | None:
         if answer is not None:
             self._recorder.by = Answerer.DEVICE
         return answer
