@@ -24,7 +24,7 @@ Owner = Callable[["ExitCount"], str | None]
 
 @contextmanager
 def shown_exits(vm: irqchip_client.Vm, daemon: str) -> Iterator[ExitStats]:
-    """Counts of exits, which are printed at SIGUSR1 and behind the body. For the main thread.
+    """Counts exits, and prints the table at SIGUSR1 and after the body. For the main thread.
 
     daemon  what the table calls the daemon
     """

@@ -90,7 +90,7 @@ def load_arm64(
 
 
 def virtio_places(vm: Vm) -> list[Place]:
-    """The places of the virtio devices that have claimed their registers, of those where the SDK's are by default."""
+    """The default places of the SDK's virtio devices at which some device has claimed its registers."""
     claimed = {region.address for session in vm.info().sessions for region in session.regions}
     return [place for place in ARM64 if place.address in claimed]
 

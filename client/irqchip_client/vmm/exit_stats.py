@@ -1,8 +1,8 @@
 """Counts a guest's exits, as `perf kvm stat` does: how many of each kind, how long they took, and who answered them.
 
-An adapter that is given ExitStats notes each exit in a Recorder of its own. What answers is told apart by what is
-called meanwhile: a device of this process, the registers of the local APIC that this process shares, or the daemon.
-Without ExitStats, none of this is called.
+An adapter that is given ExitStats notes each exit in a Recorder of its own. Who answered an exit is known from what was
+called during the exit: a device of this process, the registers of the local APIC that this process shares, or the
+daemon. Without ExitStats, none of this is called.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class Recorder:
             self.end()
 
     def operation(self, name: str, at: int | None, execute: Callable[[], T]) -> T:
-        """Executes a batch of the daemon's. Between two exits it counts as one, by its name; before the first, not."""
+        """Executes a batch of operations at the daemon.
+
+        Between two exits, the batch counts as an exit of its own, with this name. Before the first exit it does not.
+        """
         if self._what is not None or not self._began:
             self._operations += 1
             return execute()
@@ -149,7 +152,7 @@ class ExitStats:
         return sorted(rows, key=lambda row: (-row.count, row.kind, row.at or 0))
 
 
-# What the adapters use in the place of the same without a Recorder.
+# The adapters use these with a Recorder, and the classes without Counted in their names otherwise.
 
 
 class CountedSession(Session):

@@ -20,7 +20,7 @@ BIOS_CALLS: Final = 0xFFF00  # code behind the real-mode interrupt vectors
 IOAPIC: Final = 0xFEC0_0000
 LOCAL_APIC: Final = 0xFEE0_0000
 PAGE: Final = 0x1000
-# The addresses above RAM, up to the IOAPIC: for devices. MEMORY_LIMIT is the most RAM that a machine can have.
+# The most RAM that a machine can have. Devices have the addresses from here up to the IOAPIC.
 MEMORY_LIMIT: Final = 3072 * MIB
 
 
