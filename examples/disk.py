@@ -10,7 +10,7 @@ from typing import Any
 
 from examples.options import parser, short_errors
 from irqchip_client.devices import BlockDevice, run_device
-from irqchip_client.devices.block import SECTOR
+from irqchip_client.devices.image_file import SECTOR
 from irqchip_client.vmm.arm64 import DISK, DISK_LINE
 
 

@@ -93,7 +93,7 @@ class Monitor:
         return lines
 
     def again(self) -> None:
-        """Get a prompt in any state, and return the number of attempts: a new serial port may lose what is typed."""
+        """Get a prompt, whatever was typed before: a new serial port may have lost a part of it."""
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             with suppress(DemoError):

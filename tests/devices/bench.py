@@ -95,5 +95,13 @@ class Bench:
         if not bells:
             raise AssertionError(f"port {port:#x} is not the device's")
 
+    def read_data(self, port: int, count: int, size: int) -> bytes:
+        """`count` bytes of a data register, by reads of `size` bytes."""
+        return b"".join(self.read(port, size).to_bytes(size, "little") for _ in range(count // size))
+
+    def write_data(self, port: int, data: bytes, size: int) -> None:
+        for at in range(0, len(data), size):
+            self.write(port, int.from_bytes(data[at : at + size], "little"), size)
+
     def level(self, gsi: int) -> bool:
         return any(line.level for line in self.device.lines if line.gsi == gsi)

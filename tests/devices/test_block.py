@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irqchip_client import IrqchipError, NotFound
-from irqchip_client.devices.block import SECTOR, BlockDevice, Command, Error, Register, Status
+from irqchip_client.devices.block import BlockDevice, Command, Error, Register, Status
+from irqchip_client.devices.image_file import SECTOR
 from tests.devices.bench import Bench
 
 BASE, GSI = 0x620, 11
@@ -47,11 +48,10 @@ class Disk(Bench):
         return self.read(BASE + Register.INTERRUPT)
 
     def data(self, size: int, count: int = SECTOR) -> bytes:
-        return b"".join(self.read(BASE + Register.DATA, size).to_bytes(size, "little") for _ in range(count // size))
+        return self.read_data(BASE + Register.DATA, count, size)
 
     def fill(self, data: bytes, size: int) -> None:
-        for at in range(0, len(data), size):
-            self.write(BASE + Register.DATA, int.from_bytes(data[at : at + size], "little"), size)
+        self.write_data(BASE + Register.DATA, data, size)
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from irqchip_client import Claim, Client, InvalidArgument, IrqchipError, NotFound, RegionsLost, Space, Vm
+from irqchip_client import Claim, InvalidArgument, IrqchipError, NotFound, RegionsLost, Space, Vm
 from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices.ram import NOTES, MappedRam
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import shared_memory
-from tests.devices.test_hosts import eventually, remote
+from tests.devices.test_hosts import remote
+from tests.waiting import eventually
 
 BASE = 0xD000_0000
 
@@ -39,14 +40,6 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     monkeypatch.setenv("IRQCHIP_PORT", "off" if name == "gRPC" else "")
     return name
-
-
-@pytest.fixture
-def vm(irqchip_client: Client) -> Vm:
-    vm = irqchip_client.create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
 
 
 @pytest.mark.usefixtures("transport")

@@ -15,22 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from irqchip_client import Client, Vcpu, Vm
+from irqchip_client import Vcpu, Vm
 from irqchip_client._daemon import Daemon
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 SERIAL, LSR = 0x3F8, 0x3FD
 SECTOR = 512
 PATIENCE = 60.0  # seconds, for a machine that is busy otherwise
 Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def vm(irqchip_client: Client) -> Vm:
-    vm = irqchip_client.create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
 
 
 @pytest.fixture
@@ -62,7 +55,9 @@ def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
         ]
         process = subprocess.Popen(command, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=stderr)
         processes.append(process)
-        wait_until(lambda: process.poll() is not None or any(session.regions for session in vm.info().sessions))
+        eventually(
+            lambda: process.poll() is not None or any(session.regions for session in vm.info().sessions), PATIENCE
+        )
         return process
 
     yield run
@@ -72,13 +67,6 @@ def start(irqchip_server: Daemon, vm: Vm) -> Iterator[Start]:
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def receive(client: socket.socket, length: int) -> bytes:
@@ -99,14 +87,14 @@ def get_line(cpu: Vcpu) -> bytes:
     """Read from the serial port up to the end of the line."""
     line = b""
     while not line.endswith(b"\n"):
-        wait_until(lambda: bool(get(cpu, LSR) & 1))
+        eventually(lambda: bool(get(cpu, LSR) & 1), PATIENCE)
         line += bytes((get(cpu, SERIAL),))
     return line
 
 
 def put(cpu: Vcpu, data: bytes) -> None:
     for byte in data:
-        wait_until(lambda: bool(get(cpu, LSR) & 0x20))
+        eventually(lambda: bool(get(cpu, LSR) & 0x20), PATIENCE)
         cpu.pio_write(SERIAL, byte)
 
 
@@ -180,7 +168,7 @@ def test_keyboard_types_what_a_client_sends(cpu: Vcpu, start: Start, tmp_path: P
         client.sendall(b"Hi\n")
     codes: list[int] = []
     while codes[-1:] != [0x9C]:
-        wait_until(lambda: bool(get(cpu, 0x64) & 1))
+        eventually(lambda: bool(get(cpu, 0x64) & 1), PATIENCE)
         codes.append(get(cpu, 0x60))
     assert codes == [0x2A, 0x23, 0xA3, 0xAA, 0x17, 0x97, 0x1C, 0x9C]
 
@@ -201,7 +189,7 @@ def test_disk_serves_a_file(cpu: Vcpu, start: Start, tmp_path: Path) -> None:
     assert get(cpu, 0x62C, 4) == 4
     cpu.pio_write(0x620, 2, 4)
     cpu.pio_write(0x624, 1)
-    wait_until(lambda: get(cpu, 0x624) == 2)
+    eventually(lambda: get(cpu, 0x624) == 2, PATIENCE)
     data = b"".join(get(cpu, 0x628, 4).to_bytes(4, "little") for _ in range(SECTOR // 4))
     assert data == content[2 * SECTOR : 3 * SECTOR]
     cpu.pio_write(0x624, 2)

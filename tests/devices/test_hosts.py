@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ from irqchip_client.arm64 import spi
 from irqchip_client.devices import Device, LocalHost, RemoteHost
 from irqchip_client.devices import host as hosts
 from irqchip_client.devices.failures import describe_failure
-from irqchip_client.devices.host import describe
+from irqchip_client.devices.process import describe
 from irqchip_client.devices.saving import Fields, Number
 from irqchip_client.vmm.run import local_devices
+from tests.waiting import eventually
 
 IOAPIC, LAPIC, EOI = 0xFEC0_0000, 0xFEE0_0000, 0xFEE0_00B0
 VECTOR = 0x48
@@ -104,13 +105,6 @@ def local(vm: Vm, device: Device) -> Iterator[LocalHost]:
             yield host
         finally:
             host.stop()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_accesses_reach_the_model_and_its_lines_reach_the_vm(vm: Vm) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from irqchip_client import InvalidArgument, NotFound
 from irqchip_client.devices import Ide
-from irqchip_client.devices.ata import MOST_AT_ONCE, SECTOR, Command, Error, Status
+from irqchip_client.devices.ata import MOST_AT_ONCE, Command, Error, Status
+from irqchip_client.devices.image_file import SECTOR
 from tests.devices.bench import Bench
 
 BASE, CONTROL, GSI = 0x1F0, 0x3F6, 14
@@ -72,11 +73,10 @@ class Channel(Bench):
         return tuple(self.read(BASE + register) for register in range(2, 7))
 
     def data(self, count: int = SECTOR, size: int = 2) -> bytes:
-        return b"".join(self.read(BASE, size).to_bytes(size, "little") for _ in range(count // size))
+        return self.read_data(BASE, count, size)
 
     def fill(self, data: bytes, size: int = 2) -> None:
-        for at in range(0, len(data), size):
-            self.write(BASE, int.from_bytes(data[at : at + size], "little"), size)
+        self.write_data(BASE, data, size)
 
     def words(self) -> tuple[int, ...]:
         """IDENTIFY DEVICE."""
@@ -126,6 +126,17 @@ def test_a_read_is_busy_and_then_interrupts_for_each_sector(channel: Channel, si
     channel.advance(1)
     assert not channel.level(GSI)  # no interrupt behind the last sector
     assert channel.read(BASE, size) == (1 << 8 * size) - 1
+
+
+def test_accesses_to_the_data_register_do_not_delay_a_busy_disk(channel: Channel) -> None:
+    channel.put(1, 5)
+    channel.command(Command.READ_SECTORS)
+    channel.advance(SEEK / 2)
+    assert channel.read(BASE, 2) == 0xFFFF
+    channel.write(BASE, 0, 2)
+    channel.advance(SEEK / 2)
+    assert (channel.status, channel.level(GSI)) == (ASKS, True)
+    assert channel.data() == sectors(5)
 
 
 def test_a_sector_count_of_0_is_256_sectors(channel: Channel) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from irqchip_client import Access, Architecture, Busy, Client, DeviceType, GicHost, Vm, arm64, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.devices import Device, run_device
+from tests.waiting import eventually
 
 SLOW = """
 import json, sys, time
@@ -50,14 +51,6 @@ finally:
 """
 
 
-@pytest.fixture
-def vm(irqchip_client: Client) -> Vm:
-    vm = irqchip_client.create_vm()
-    vm.create_irqchip()
-    vm.create_vcpu(0)
-    return vm
-
-
 @contextmanager
 def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"IRQCHIP_TARGET": daemon.target}
@@ -66,17 +59,10 @@ def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
-            wait_until(lambda: vm.vcpu(0).pio_read(0x300).claimed)
+            eventually(lambda: vm.vcpu(0).pio_read(0x300).claimed, 20)
             yield process
         finally:
             process.kill()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_signal_in_the_middle_of_an_access_waits_for_its_end(irqchip_server: Daemon, vm: Vm) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from irqchip_client import InvalidArgument
 from irqchip_client.devices import I8042, BlockDevice, Crtc, DebugExit, Device, FwCfg, Ide, LinePorts, Rtc, Uart
-from irqchip_client.devices.block import SECTOR
 from irqchip_client.devices.device import OutputLine, Timer
+from irqchip_client.devices.image_file import SECTOR
 from irqchip_client.devices.keys import KEYS
 from irqchip_client.devices.saving import Fields, Number
 from irqchip_client.vmm.memory import GuestMemory

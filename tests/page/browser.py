@@ -15,10 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # The numbers of keys that do something by themselves: Windows' virtual-key codes.
 _KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40}
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NO_CHROMIUM = "there is no chromium: on Debian, apt-get install chromium"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 
 class Browser:
@@ -78,6 +82,14 @@ class Browser:
         while not self.evaluate(f"!!({expression})"):
             assert time.monotonic() < deadline, (expression, self.console, self.evaluate("document.body.innerText"))
             time.sleep(0.02)
+
+    def look(self, url: str, vm: str, width: int = 1280) -> None:
+        """Load the page of a VM, and wait until all its panels are there."""
+        self.size(width, 900)
+        self.call("Page.navigate", url="about:blank")  # otherwise only the VM changes, and not the page
+        self.call("Page.navigate", url=f"{url}#{vm}")
+        self.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
+        self.wait("document.querySelectorAll('#panels section').length > 3")
 
     def leave(self) -> None:
         """Leave the page, and forget its errors."""

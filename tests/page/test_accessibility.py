@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from irqchip_client import Client
-from tests.page.browser import CHROMIUM, Browser
+from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import arm64_vm, play, s390_vm, x86_vm
 from tests.page.pages import Page
 
 AXE = Path(sys.prefix) / "npm" / "node_modules" / "axe-core" / "axe.min.js"  # see Makefile
 
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
 with_axe = pytest.mark.skipif(not AXE.exists(), reason="there is no axe-core: `make test` gets it, where there is npm")
 
 _RUN = "axe.run(document, {options}).then(({{violations, incomplete}}) => ({{violations, incomplete}}))"
@@ -44,15 +43,6 @@ def client(served: Page) -> Iterator[Client]:
         yield client
 
 
-def look(chromium: Browser, served: Page, vm: str) -> None:
-    """Load the page of a VM, with everything open."""
-    chromium.size(1280, 900)
-    chromium.call("Page.navigate", url="about:blank")
-    chromium.call("Page.navigate", url=f"{served.url}#{vm}")
-    chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
-    chromium.wait("document.querySelectorAll('#panels section').length > 3")
-
-
 def axe(chromium: Browser, options: str = "{}") -> dict[str, dict[str, list[Any]]]:
     """What axe-core reports: rules that are broken, and those that it can't decide, each with the elements."""
     found = chromium.evaluate(_RUN.format(options=options))
@@ -62,12 +52,12 @@ def axe(chromium: Browser, options: str = "{}") -> dict[str, dict[str, list[Any]
     }
 
 
-@in_a_browser
+@needs_chromium
 @with_axe
 @pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("vm", ["pc", "arm", "mainframe"])
 def test_axe_finds_nothing(chromium: Browser, served: Page, vm: str) -> None:
-    look(chromium, served, vm)
+    chromium.look(served.url, vm)
     chromium.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
     chromium.evaluate(AXE.read_text())
     for width in (1280, 390):
@@ -123,10 +113,10 @@ FOCUSED = "document.activeElement"
 NAME = "(one) => one.id || one.getAttribute('aria-label') || one.innerText"
 
 
-@in_a_browser
+@needs_chromium
 @pytest.mark.usefixtures("client")
 def test_tab_reaches_everything_and_shows_where_it_is(chromium: Browser, served: Page) -> None:
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.press("p")
     chromium.wait("document.querySelector('#status.paused')")
     reachable = chromium.evaluate(
@@ -147,10 +137,10 @@ def test_tab_reaches_everything_and_shows_where_it_is(chromium: Browser, served:
     assert reached == reachable  # in the order of the page, and then the page is left
 
 
-@in_a_browser
+@needs_chromium
 @pytest.mark.usefixtures("client")
 def test_everything_can_be_done_by_the_keyboard(chromium: Browser, served: Page) -> None:
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.evaluate("document.getElementById('pause').focus()")
     chromium.press("Enter")
     chromium.wait("document.querySelector('#status.paused')")
@@ -169,9 +159,9 @@ def test_everything_can_be_done_by_the_keyboard(chromium: Browser, served: Page)
     chromium.wait("location.hash !== '#pc' && document.querySelector('#status.live')")
 
 
-@in_a_browser
+@needs_chromium
 def test_what_has_the_focus_keeps_it_while_the_page_changes(chromium: Browser, served: Page, client: Client) -> None:
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.evaluate("document.querySelector('[aria-label=\"Table of lines\"]').focus()")
     chromium.evaluate("window.before = document.activeElement")
     client.vm("pc").line(7).raise_()

@@ -21,13 +21,13 @@ from examples.demo.__main__ import DEVICES
 from examples.demo.monitor import Monitor
 from examples.demo.stage import Stage
 from irqchip_client import Chip, Client, Session, Vm, connect, ops
-from tests.page.browser import CHROMIUM, Browser
+from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import play, s390_vm
 from tests.page.pages import page
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
+    needs_chromium,
 ]
 
 BATCH = 100  # operations, each 10 ms
@@ -115,16 +115,10 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def look(chromium: Browser, url: str, vm: str) -> None:
-    chromium.call("Page.navigate", url=f"{url}#{vm}")
-    chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
-    chromium.wait("document.querySelectorAll('#panels section').length > 3")
-
-
 def test_the_values_are_get_irqchips_at_10000_operations_a_second(chromium: Browser, tmp_path: Path) -> None:
     with demo("x86", tmp_path / "x86") as (client, url, monitor):
         vm = client.vm(VM)
-        look(chromium, url, VM)
+        chromium.look(url, VM)
         ages: list[float] = []
         with vm.session("load") as session, Load(session) as load:
             end = time.monotonic() + SECONDS
@@ -203,21 +197,21 @@ def shows_latencies(chromium: Browser, *columns: str) -> bool:
 def test_pictures_of_the_demos(chromium: Browser, tmp_path: Path) -> None:
     """Each architecture has a timing diagram and latencies."""
     with demo("x86", tmp_path / "x86") as (client, url, monitor):
-        look(chromium, url, VM)
+        chromium.look(url, VM)
         monitor.command("ticks 100")
         monitor.command("sum 0 64")
         assert shows_latencies(chromium, "pending", "in service")
         picture(chromium, tmp_path, "page-x86.png")
         assert client
     with demo("arm64", tmp_path / "arm64") as (client, url, monitor):
-        look(chromium, url, VM)
+        chromium.look(url, VM)
         monitor.command("sgis 20")
         monitor.command("sum 0 64")
         assert shows_latencies(chromium, "pending", "in service")
         picture(chromium, tmp_path, "page-arm64.png")
     with page() as served, served.daemon.connect() as client:
         s390_vm(client)
-        look(chromium, served.url, "mainframe")
+        chromium.look(served.url, "mainframe")
         for _ in range(4):
             play(client, "mainframe")
             time.sleep(0.3)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from irqchip_client import Client, ops
-from tests.page.browser import CHROMIUM, Browser
+from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
 from tests.page.pages import Page
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
+pytestmark = needs_chromium
 
 ISR0 = "document.querySelector('[data-isr]').dataset.isr"
 # Keeps the history that the page gets when it is paused.
@@ -42,17 +42,9 @@ def client(served: Page) -> Iterator[Client]:
         yield client
 
 
-def look(chromium: Browser, served: Page, vm: str, width: int = 1280) -> None:
-    """Load the page of a VM."""
-    chromium.size(width, 900)
-    chromium.call("Page.navigate", url="about:blank")
-    chromium.call("Page.navigate", url=f"{served.url}#{vm}")
-    chromium.wait(f"document.getElementById('vm')?.value === '{vm}' && document.querySelector('#status.live')")
-
-
 def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client: Client) -> None:
     vm = client.vm("pc")
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     assert "low" in chromium.evaluate(LINE)
     vm.line(DISK).raise_()
     chromium.wait(f"{LINE}.includes('high')", timeout=2)
@@ -85,7 +77,7 @@ def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client:
 
 def test_steps_show_the_state_as_it_was_under_load(chromium: Browser, served: Page, client: Client) -> None:
     vm = client.vm("pc")
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.evaluate(KEEP_HISTORY)
     over = threading.Event()
 
@@ -126,7 +118,7 @@ def test_steps_show_the_state_as_it_was_under_load(chromium: Browser, served: Pa
 
 
 def test_counts_are_made_while_they_are_open(chromium: Browser, served: Page, client: Client) -> None:
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.evaluate("document.querySelector('#counts summary').click()")
     chromium.wait("document.getElementById('counts').innerText.includes('Counting has begun')")
     vm = client.vm("pc")
@@ -139,7 +131,7 @@ def test_counts_are_made_while_they_are_open(chromium: Browser, served: Page, cl
 
 def test_cursors_by_the_keyboard(chromium: Browser, served: Page, client: Client) -> None:
     assert client
-    look(chromium, served, "pc")
+    chromium.look(served.url, "pc")
     chromium.evaluate("document.getElementById('wave').focus()")
     for key in ("a", "b", "ArrowRight", "ArrowRight"):
         chromium.press(key)
@@ -152,7 +144,7 @@ def test_cursors_by_the_keyboard(chromium: Browser, served: Page, client: Client
 
 @pytest.mark.parametrize(("vm", "words"), [("arm", "Distributor"), ("mainframe", "Floating interrupts")])
 def test_other_architectures(chromium: Browser, served: Page, client: Client, vm: str, words: str) -> None:
-    look(chromium, served, vm)
+    chromium.look(served.url, vm)
     play(client, vm)
     seen = {"arm": "document.querySelector('[data-intid=\"36\"]')?.innerText.includes('active')"}
     seen["mainframe"] = "document.querySelector('[data-irq=virtio]')"
@@ -167,8 +159,7 @@ def test_nothing_sticks_out(
     chromium: Browser, served: Page, client: Client, tmp_path: Path, vm: str, width: int
 ) -> None:
     """The page scrolls up and down alone; what is wide scrolls by itself."""
-    look(chromium, served, vm, width)
-    chromium.wait("document.querySelectorAll('#panels section').length > 3")
+    chromium.look(served.url, vm, width)
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
     play(client, vm)
     chromium.evaluate("new Promise((done) => setTimeout(done, 700))")  # all is drawn
@@ -178,6 +169,6 @@ def test_nothing_sticks_out(
 def test_a_deleted_vm_is_said_to_be_gone(chromium: Browser, served: Page, client: Client) -> None:
     vm = client.create_vm("short")
     assert vm
-    look(chromium, served, "short")
+    chromium.look(served.url, "short")
     client.delete_vm("short")
     chromium.wait("document.querySelector('#status.lost')")

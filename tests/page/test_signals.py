@@ -11,11 +11,11 @@ import pytest
 
 from irqchip_client import Client, S390Irq, S390IrqType, Vm
 from irqchip_client.arm64 import CPU_INTERFACE, ppi, spi
-from tests.page.browser import CHROMIUM, Browser
+from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, s390_vm, x86_vm
 from tests.page.pages import Page
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium")
+pytestmark = needs_chromium
 
 TIMES = 5
 IAR, EOIR = CPU_INTERFACE + 0xC, CPU_INTERFACE + 0x10

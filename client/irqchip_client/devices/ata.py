@@ -1,7 +1,7 @@
 """An ATA disk: the registers of its command block, and its commands. ATA/ATAPI-6 (T13/1410D), PIO without DMA.
 
-A command passes through the states of chapter 9: BSY while the disk works, DRQ while a block of data can be
-transferred, and neither when the command has ended. ide.py has the channel: ports, selection, line and timer.
+A command has the states of chapter 9. The status has BSY while the disk works, DRQ while a block of data can be
+transferred, and neither at the command's end. The channel is in ide.py: its ports, line and timer, and the selection.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 
 from irqchip_client._errors import InvalidArgument
 
-from .image_file import open_image
+from .image_file import SECTOR, count_sectors, open_image, read_sectors, write_sectors
 from .saving import BYTE, FLAG, Bits, Choice, Fields, Number, Octets, refused
 
-SECTOR = 512  # bytes
-MOST_AT_ONCE = 16  # sectors of a block of data, at the most
+MOST_AT_ONCE = 16  # the most sectors in a block of data
 HEADS, SECTORS_PER_TRACK, MOST_CYLINDERS = 16, 63, 16383  # the default translation of a large disk
 LBA28, LBA48 = 1 << 28, 1 << 48
 WORD = 0xFFFF
@@ -30,7 +29,7 @@ class Status(IntFlag):
 
     ERR = 0x01
     DRQ = 0x08
-    DSC = 0x10  # seek complete: obsolete, and expected by old drivers
+    DSC = 0x10  # seek complete: obsolete, but old drivers wait for it
     DF = 0x20
     DRDY = 0x40
     BSY = 0x80
@@ -40,7 +39,7 @@ READY = Status.DRDY | Status.DSC
 
 
 class Error(IntFlag):
-    """7.10: the error register. After a reset or a diagnostic it has a code, of which 1 is "passed"."""
+    """7.10: the error register. After a reset or a diagnostic it has a diagnostic code instead: PASSED."""
 
     ABRT = 0x04
     IDNF = 0x10
@@ -49,14 +48,16 @@ class Error(IntFlag):
 
 PASSED = 0x01
 
-LBA_MODE, SECOND = 0x40, 0x10  # of the device register
-DEVICE_HIGH = 0x0F  # its LBA bits 27 to 24, or a head
+# The device register.
+DEV = 0x10  # selects disk 1
+LBA = 0x40  # the address is an LBA; without this bit, it is a cylinder, a head and a sector
+ADDRESS_HIGH = 0x0F  # bits 27 to 24 of the LBA, or the head
 
 
 class Command(IntEnum):
-    """Chapter 8: the commands that the disk has."""
+    """Chapter 8: the commands that the disk executes."""
 
-    NONE = 0x00  # NOP, which ends with ABRT
+    NONE = 0x00  # no command, or NOP, which ends with ABRT
     RECALIBRATE = 0x10
     READ_SECTORS = 0x20
     READ_SECTORS_ONCE = 0x21
@@ -103,30 +104,32 @@ EXTENDED = frozenset(
         *(_C.VERIFY_SECTORS_EXT, _C.READ_NATIVE_MAX_EXT),
     )
 )
-WORKS = READS | WRITES | FLUSHES | {_C.IDENTIFY}  # commands that are BSY for a while
+WORKS = READS | WRITES | FLUSHES | {_C.IDENTIFY}  # commands that take time: the disk is BSY
 
-# 8.46: subcommands of SET FEATURES, and transfer modes.
-TRANSFER_MODE, PIO_FLOW_CONTROL, BEST_PIO = 0x03, 0x08, 4
-KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # at a software reset
+# 8.46: subcommands of SET FEATURES.
+SET_TRANSFER_MODE = 0x03
+KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # what a software reset does
 ACCEPTED_FEATURES = frozenset((0x02, 0x82, 0x55, 0xAA))  # write cache and look-ahead, on and off
+# Transfer modes: 0 and 1 are the default, with and without IORDY; from 8 on they are PIO modes with flow control.
+DEFAULT_MODES, PIO_FLOW_CONTROL, BEST_PIO = (0, 1), 0x08, 4
 
 
 class Disk:
-    """A disk of a channel: a file whose last, incomplete sector is not accessible.
+    """A disk of a channel: a file. The guest cannot reach an incomplete last sector.
 
-    path       a file or a block device; NotFound or IrqchipError if it cannot be opened, InvalidArgument without a
-               sector
-    number     0 or 1: the device's place on its channel
+    path       a file or a block device; NotFound or IrqchipError if it cannot be opened, InvalidArgument if it is
+               smaller than a sector
+    number     0 or 1: the device's number on its channel
     read_only  end writes with ABRT
 
-    interrupt  INTRQ, before nIEN and the selection decide whether the line has it
+    interrupt  the disk asks for an interrupt: INTRQ, if the disk is selected and nIEN is clear
     """
 
     def __init__(self, path: str | os.PathLike[str], number: int, *, read_only: bool = False) -> None:
         self.number = number
         self.read_only = read_only
         self._file = open_image(path, read_only=read_only)
-        self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, LBA48)
+        self.capacity = min(count_sectors(self._file), LBA48)
         if not self.capacity:
             os.close(self._file)
             raise InvalidArgument(errno.EINVAL, f"{os.fspath(path)} has no sector of {SECTOR} bytes: make it larger")
@@ -136,19 +139,19 @@ class Disk:
         """The state after power-on: translation and settings have their defaults."""
         self.heads = HEADS if self.capacity >= HEADS * SECTORS_PER_TRACK else 1
         self.sectors_per_track = min(self.capacity, SECTORS_PER_TRACK)
-        # As QEMU's, READ MULTIPLE can be used without SET MULTIPLE MODE.
+        # As on QEMU, READ MULTIPLE needs no SET MULTIPLE MODE before it.
         self.multiple = MOST_AT_ONCE
-        self.reverts = False
+        self.reverts = False  # whether a software reset makes `multiple` the default
         self.reset()
 
     def reset(self, *, hardware: bool = False) -> None:
-        """9.2: after a reset or a diagnostic. A block that was about to be written is not written."""
+        """9.2: a reset, or a diagnostic. A block that the disk has not written yet is lost."""
         if hardware:
             self._power_on()
             return
         if self.reverts:
             self.multiple = MOST_AT_ONCE
-        # The signature of an ATA disk: 9.12. Registers have 16 bits: their previous content is the upper half.
+        # The signature of an ATA disk: 9.12. The upper 8 bits of a register are its previous content.
         self.features = 0
         self.count = 1
         self.low, self.mid, self.high = 1, 0, 0
@@ -157,11 +160,11 @@ class Disk:
         self.status = READY
         self.interrupt = False
         self.command = Command.NONE
-        # Of the command under way: the next sector, how many are left, and how many a block of data has.
+        # The command in progress: its next sector, the number of sectors left, and the sectors in each block of data.
         self.sector = 0
         self.left = 0
         self.block = 1
-        # The block of data under transfer: its bytes, and how many of them have been transferred.
+        # The block of data in transfer: its bytes, how many they are, and how many have been transferred.
         self.buffer = bytearray(MOST_AT_ONCE * SECTOR)
         self.length = 0
         self.position = 0
@@ -174,11 +177,11 @@ class Disk:
 
     @property
     def busy(self) -> bool:
-        """BSY: the channel is to call work()."""
+        """BSY: the channel calls work() after a while."""
         return Status.BSY in self.status
 
     def write_register(self, register: int, value: int) -> None:
-        """A write to registers 1 to 6 of the command block. The 8 bits that were there become "previous content"."""
+        """A write to registers 1 to 6 of the command block. What the register had becomes its previous content."""
         match register:
             case 1:
                 self.features = self.features << 8 & 0xFF00 | value
@@ -194,7 +197,7 @@ class Disk:
                 self.device = value
 
     def read_register(self, register: int, *, previous: bool) -> int:
-        """A read of registers 1 to 6, or with HOB of their previous contents."""
+        """A read of registers 1 to 6; `previous`: of their previous content, as with HOB."""
         match register:
             case 1:
                 return int(self.error)
@@ -252,7 +255,7 @@ class Disk:
                 self.status = READY | Status.BSY
 
     def _execute(self, command: Command) -> int:
-        """A command without data. Returns its error."""
+        """Executes a command without data. Returns its error, or 0."""
         match command:
             case Command.RECALIBRATE:
                 self.low = self.mid = self.high = 0
@@ -262,7 +265,7 @@ class Disk:
             case Command.INITIALIZE_PARAMETERS:
                 if not self.count & 0xFF:
                     return Error.ABRT
-                self.heads, self.sectors_per_track = (self.device & DEVICE_HIGH) + 1, self.count & 0xFF
+                self.heads, self.sectors_per_track = (self.device & ADDRESS_HIGH) + 1, self.count & 0xFF
             case Command.SET_MULTIPLE:
                 count = self.count & 0xFF
                 if count > MOST_AT_ONCE or count & count - 1:
@@ -281,28 +284,23 @@ class Disk:
         return 0
 
     def _set_features(self) -> int:
-        match self.features & 0xFF:
-            case value if value == TRANSFER_MODE:
-                mode = self.count & 0xFF
-                is_pio = mode <= 1 or PIO_FLOW_CONTROL <= mode <= PIO_FLOW_CONTROL + BEST_PIO
-                return 0 if is_pio else Error.ABRT
-            case value if value == KEEP_SETTINGS:
-                self.reverts = False
-            case value if value == REVERT_SETTINGS:
-                self.reverts = True
-            case value if value not in ACCEPTED_FEATURES:
-                return Error.ABRT
-        return 0
+        """SET FEATURES. Returns its error, or 0."""
+        feature, mode = self.features & 0xFF, self.count & 0xFF
+        if feature == SET_TRANSFER_MODE:
+            is_pio = mode in DEFAULT_MODES or PIO_FLOW_CONTROL <= mode <= PIO_FLOW_CONTROL + BEST_PIO
+            return 0 if is_pio else Error.ABRT
+        if feature in (KEEP_SETTINGS, REVERT_SETTINGS):
+            self.reverts = feature == REVERT_SETTINGS
+            return 0
+        return 0 if feature in ACCEPTED_FEATURES else Error.ABRT
 
     def work(self) -> None:
-        """What the disk does while it is BSY."""
+        """Does what the disk is BSY with."""
         try:
             if self.command in READS:
-                size = min(self.block, self.left) * SECTOR
-                self._offer(_exactly(os.pread(self._file, size, self.sector * SECTOR), size))
+                self._offer(read_sectors(self._file, self.sector, min(self.block, self.left)))
             elif self.command in WRITES:
-                data = self.buffer[: self.length]
-                _exactly(data[: os.pwrite(self._file, data, self.sector * SECTOR)], self.length)
+                write_sectors(self._file, self.sector, self.buffer[: self.length])
                 if self._advance():
                     self._await_data()
                     self.interrupt = True
@@ -322,20 +320,20 @@ class Disk:
                 self.status, self.interrupt = READY | Status.DF, True
 
     def _end(self, error: int = 0) -> None:
-        """The end of a command that interrupts at its end."""
+        """The end of a command, with an interrupt."""
         self.error = error
         self.status = READY | Status.ERR if error else READY
         self.interrupt = True
 
     def _offer(self, data: bytes) -> None:
-        """DRQ, for a block that the host reads."""
+        """DRQ: the host reads a block."""
         self.buffer[: len(data)] = data
         self.length, self.position = len(data), 0
         self.status = READY | Status.DRQ
         self.interrupt = True
 
     def _await_data(self) -> None:
-        """DRQ, for a block that the host writes. The first comes without an interrupt."""
+        """DRQ: the host writes a block. No interrupt asks for the first one."""
         self.length, self.position = min(self.block, self.left) * SECTOR, 0
         self.status = READY | Status.DRQ
 
@@ -349,44 +347,44 @@ class Disk:
     # Addresses.
 
     def _count(self) -> int:
-        """The number of sectors that a command is about: 0 stands for all that the register can't say."""
+        """The number of sectors of a command. A register of 0 stands for the largest: 256, or 65536."""
         if self.command in EXTENDED:
             return self.count or 0x1_0000
         return self.count & 0xFF or 0x100
 
     def _address(self) -> int | None:
-        """The first sector of a command; None where the translation has none."""
+        """The first sector of a command; None if there is no such cylinder, head and sector."""
         if self.command in EXTENDED:
             low = self.high << 16 & 0xFF_0000 | self.mid << 8 & 0xFF00 | self.low & 0xFF
             return (self.high >> 8) << 40 | (self.mid >> 8) << 32 | (self.low >> 8) << 24 | low
         low, cylinder = self.low & 0xFF, self.high << 8 & 0xFF00 | self.mid & 0xFF
-        if self.device & LBA_MODE:
-            return (self.device & DEVICE_HIGH) << 24 | cylinder << 8 | low
-        head = self.device & DEVICE_HIGH
+        head = self.device & ADDRESS_HIGH
+        if self.device & LBA:
+            return head << 24 | cylinder << 8 | low
         if not low or low > self.sectors_per_track or head >= self.heads:
             return None
         return (cylinder * self.heads + head) * self.sectors_per_track + low - 1
 
     def _set_address(self, sector: int) -> None:
-        """The sector at which a command failed, or the last one, in the registers."""
+        """Puts a sector into the registers: the one at which a command failed, or the disk's last one."""
         if self.command in EXTENDED:
             self.low = sector >> 16 & 0xFF00 | sector & 0xFF
             self.mid = sector >> 24 & 0xFF00 | sector >> 8 & 0xFF
             self.high = sector >> 32 & 0xFF00 | sector >> 16 & 0xFF
-        elif self.device & LBA_MODE:
+        elif self.device & LBA:
             sector = min(sector, LBA28 - 1)
             self.low, self.mid, self.high = sector & 0xFF, sector >> 8 & 0xFF, sector >> 16 & 0xFF
-            self.device = self.device & ~DEVICE_HIGH | sector >> 24
+            self.device = self.device & ~ADDRESS_HIGH | sector >> 24
         else:
             track, low = divmod(sector, self.sectors_per_track)
             cylinder, head = divmod(track, self.heads)
             self.low, self.mid, self.high = low + 1, cylinder & 0xFF, cylinder >> 8 & 0xFF
-            self.device = self.device & ~DEVICE_HIGH | head
+            self.device = self.device & ~ADDRESS_HIGH | head
 
     # Data.
 
     def read_data(self, size: int) -> int:
-        """A read of the data register. Without data that the disk offers, all ones."""
+        """A read of the data register. All bits are ones if the disk offers no data."""
         if Status.DRQ not in self.status or self.command in WRITES:
             return (1 << 8 * size) - 1
         at = self.position
@@ -432,8 +430,8 @@ class Disk:
         words[67] = words[68] = 120  # ns of a PIO cycle
         words[80] = 0x0070  # ATA/ATAPI-4 to -6
         words[82] = words[85] = 0x4068  # NOP, look-ahead, write cache, power management
-        words[83] = words[86] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses
-        words[86] &= ~0x4000
+        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14 says that the word is valid
+        words[86] = 0x3400  # the same without bit 14
         words[84] = words[87] = 0x4000
         words[93] = 0x4001 | (0x0700 if self.number else 0) | 0x0008  # how it found its number: by a jumper
         words[100:104] = struct.unpack("<4H", self.capacity.to_bytes(8, "little"))
@@ -486,12 +484,6 @@ class Disk:
                 raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position in it")
         if Status.BSY in status and command in READS and not values["left"]:
             raise refused(f"{what}.left", 0, "the number of sectors that are to be read")
-
-
-def _exactly(data: bytes | bytearray, size: int) -> bytes:
-    if len(data) != size:  # The file was cut, or its disk is full.
-        raise OSError
-    return bytes(data)
 
 
 def _text(text: str, size: int) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""The doorbells of devices in a process of their own: eventfds, or events where descriptors can't be passed."""
+"""Devices' doorbells. For a device in its own process: eventfds, or events where descriptors can't be passed."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -21,6 +21,23 @@ class _Host(Protocol):
     session: Session
 
     def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None: ...
+
+
+def find_doorbells(
+    devices: Iterable[Device], address: int, size: int, value: int
+) -> list[tuple[Device, DeviceDoorbell]]:
+    """The doorbells that a vCPU's write rings."""
+    return [
+        (device, doorbell)
+        for device in devices
+        for doorbell in device.doorbells
+        if (doorbell.start, doorbell.length, doorbell.value) == (address, size, value)
+    ]
+
+
+def ring(device: Device, doorbell: DeviceDoorbell) -> None:
+    """Calls a device, as its doorbell rang."""
+    call_device(device, f"the doorbell at {doorbell.start:#x}", doorbell.rung)
 
 
 class Bells:
@@ -52,18 +69,14 @@ class Bells:
     def _ready(self, device: Device, doorbell: DeviceDoorbell, eventfd: int) -> None:
         try:
             os.eventfd_read(eventfd)
-        except BlockingIOError:  # an access that came later was quicker
+        except BlockingIOError:  # it did not ring, or an access that came later was quicker
             return
-        call_device(device, f"the doorbell at {doorbell.start:#x}", doorbell.rung)
+        ring(device, doorbell)
 
     def ring_pending(self) -> None:
         """Calls the devices for what rang before an access that has come: a vCPU's accesses keep their order."""
         for device, doorbell in self._hung:
-            try:
-                os.eventfd_read(self._eventfds[doorbell])
-            except BlockingIOError:
-                continue
-            call_device(device, f"the doorbell at {doorbell.start:#x}", doorbell.rung)
+            self._ready(device, doorbell, self._eventfds[doorbell])
 
     def forget_pending(self) -> None:
         """Forgets what rang before the VM was reset."""
@@ -76,13 +89,7 @@ class Bells:
         for device, doorbell in self._hung:
             with suppress(Busy):
                 self._claim(device, doorbell)
-            call_device(device, f"the doorbell at {doorbell.start:#x}", doorbell.rung)
-
-    def ring(self, address: int, size: int, value: int) -> None:
-        """A vCPU wrote to a doorbell, as an event says."""
-        for device, doorbell in self._hung:
-            if (doorbell.start, doorbell.length, doorbell.value) == (address, size, value):
-                call_device(device, f"the doorbell at {address:#x}", doorbell.rung)
+            ring(device, doorbell)
 
     def close(self) -> None:
         """The host calls no device any more."""

@@ -21,10 +21,9 @@ from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
 
 from .device import Device
-from .image_file import open_image
+from .image_file import SECTOR, count_sectors, open_image, read_sectors, write_sectors
 from .saving import FLAG, Choice, Fields, Number, Octets, refused
 
-SECTOR = 512  # bytes
 PORTS = 16
 WIDTH = 4  # bytes of the widest register
 MOST_SECTORS = 0xFFFF_FFFF
@@ -112,7 +111,7 @@ class BlockDevice(Device):
         self.read_only = read_only
         self.seek = seek
         self._file = open_image(path, read_only=read_only)
-        self.capacity = min(os.lseek(self._file, 0, os.SEEK_END) // SECTOR, MOST_SECTORS)
+        self.capacity = min(count_sectors(self._file), MOST_SECTORS)
         (self.mmio if mmio else self.pio)(base, PORTS, self.read, self.write, width=WIDTH)
         self._line = self.line(gsi)
         self._done = self.timer(self._work)
@@ -237,22 +236,16 @@ class BlockDevice(Device):
         try:
             match self._command:
                 case Command.READ:
-                    self._buffer[:] = self._exactly(os.pread(self._file, SECTOR, self._at * SECTOR))
+                    self._buffer[:] = read_sectors(self._file, self._at, 1)
                     data = True
                 case Command.WRITE:
-                    self._exactly(self._buffer[: os.pwrite(self._file, self._buffer, self._at * SECTOR)])
+                    write_sectors(self._file, self._at, self._buffer)
                 case Command.FLUSH:
                     os.fsync(self._file)
         except OSError:
             self._end(Error.FILE_FAILED)
         else:
             self._end(Error.NONE, Status.DATA if data else Status(0))
-
-    @staticmethod
-    def _exactly(data: bytes | bytearray) -> bytes | bytearray:
-        if len(data) != SECTOR:  # The file was cut, or its disk is full.
-            raise OSError
-        return data
 
     def _end(self, error: Error, status: Status = Status(0)) -> None:  # noqa: B008 - it is immutable
         """The end of a command, or the arrival of a read's data."""

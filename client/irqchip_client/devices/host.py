@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from irqchip_client import ops
-from irqchip_client._errors import Busy, InvalidArgument, IrqchipError, NotFound, SessionClosed, TimedOut, Unavailable
+from irqchip_client._errors import Busy, IrqchipError, NotFound, SessionClosed
 from irqchip_client._events import Doorbell, Event, RegionAccess, RegionsLost, VmReset
-from irqchip_client._model import DeviceType, Space, VmInfo
-from irqchip_client._sync.client import Vm, connect
+from irqchip_client._model import Space
 from irqchip_client._sync.session import Session
-from irqchip_client.arm64 import gsi_or_line
 
-from .bells import Bells
+from .bells import Bells, find_doorbells, ring
 from .device import Device, DeviceRegion, OutputLine
 from .failures import blame, call_device
-from .ram import PUBLISHED, MappedRam, Ram
+from .ram import INTERRUPT_STATUS, IS_CURRENT, PUBLISHED, MappedRam, Ram
 from .reactor import Reactor
 from .saving import Plain, refused
 from .virtio.mmio import Register
 from .virtio.places import ARM64, PC
 
 COALESCED = 0  # a status of KVM_IRQ_LINE_STATUS
-SILENCE = 3.0  # seconds of waiting before a log line says so
 RETRY = 0.001  # seconds before a coalesced edge is made again
 MOST_PARTS = 16  # of a guest's memory
 RECLAIM = 1.0  # seconds before a host that was too slow twice claims its regions again
@@ -174,7 +168,7 @@ class _Host:
 class RemoteHost(_Host):
     """Runs devices for a VM whose vCPUs are in other processes."""
 
-    # The context in which an event is handled: _Stop's.
+    # Each event is handled within this context: run_device() puts signals off until its end.
     undisturbed: AbstractContextManager[None] = nullcontext()
 
     def __init__(self, session: Session, devices: Iterable[Device]) -> None:
@@ -264,7 +258,8 @@ class RemoteHost(_Host):
                     self._bells.hang_again()
             case Doorbell(_, address, size, data):
                 with self.turn():
-                    self._bells.ring(address, size, data)
+                    for found in find_doorbells(self.devices, address, size, data):
+                        ring(*found)
             case _:
                 pass
 
@@ -376,7 +371,9 @@ class LocalHost(_Host):
         found = _find(self.devices, space, address, size)
         if found is None:
             words = self._published.get(address)
-            return words[1] if words is not None and words[0] and (space, size) == (Space.MMIO, 4) else None
+            if words is None or not words[IS_CURRENT] or (space, size) != (Space.MMIO, 4):
+                return None
+            return words[INTERRUPT_STATUS]
         with self.turn():
             return _read(*found, address, size)
 
@@ -389,16 +386,22 @@ class LocalHost(_Host):
         return True
 
     def _ring(self, address: int, value: int, size: int) -> bool:
-        rung = [
-            (device, bell)
-            for device in self.devices
-            for bell in device.doorbells
-            if (bell.start, bell.length, bell.value) == (address, size, value)
-        ]
-        with self.turn() if rung else nullcontext():
-            for device, bell in rung:
-                call_device(device, f"the doorbell at {address:#x}", bell.rung)
-        return bool(rung)
+        found = find_doorbells(self.devices, address, size, value)
+        if not found:
+            return False
+        with self.turn():
+            for each in found:
+                ring(*each)
+        return True
+
+
+def map_memory(session: Session) -> MappedRam:
+    """Maps the guest's memory, as other Sessions share it. NotFound where none does; EOPNOTSUPP over gRPC."""
+    parts = [session.guest_memory()]
+    with suppress(NotFound):
+        while len(parts) < MOST_PARTS:
+            parts.append(session.guest_memory(parts[-1].address + parts[-1].length))
+    return MappedRam(parts)
 
 
 def _published(memory: Ram) -> Iterator[tuple[int, memoryview]]:
@@ -440,161 +443,3 @@ def _write(device: Device, region: DeviceRegion, address: int, value: int, size:
 def _place(region: DeviceRegion, address: int, size: int) -> str:
     where = "port" if region.space is Space.PIO else "address"
     return f"{size} byte{'s' if size > 1 else ''} at {where} {address:#x}"
-
-
-def run_device(device: Device, vm: str, *, target: str | None = None, start_timeout: float = 30.0) -> None:
-    """Runs a device in this process, for the VM of this name, until SIGTERM, SIGINT or the VM's deletion.
-
-    target         the daemon's address; the default is that of connect()
-    start_timeout  how many seconds to wait for the daemon, the VM and its irqchip, initialised if it is a GIC
-
-    If the VM was restored and holds a line source of this device's name, the device takes the line source over. A
-    device that was restored before run_device() continues from that state. After run_device(), device.save() returns
-    the state at the end.
-
-    Raises SessionClosed if the daemon stops; AlreadyExists if the device's ports or addresses are claimed; NotFound,
-    Unavailable or Busy after start_timeout; and any exception of the device, with a note that names the call.
-    """
-    if not isinstance(device, Device):
-        hint = f": make one, {device.__name__}(...)" if isinstance(device, type) else ""
-        raise InvalidArgument(errno.EINVAL, f"device is {device!r:.200}, and no Device{hint}")
-    with _stopped_by_signals() as stop, connect(target) as client:
-        began = time.monotonic()
-        machine = _wait_for(lambda: client.vm(vm), start_timeout)
-        device.place(machine.info().architecture)
-        with _session(machine, device.name) as session:
-            if device.USES_MEMORY:
-                wait_for_memory(session, began + start_timeout)
-            host = RemoteHost(session, [device])
-            host.undisturbed = stop
-            try:
-                host.start()
-                log.info("%s: %s", device.name, describe(device))
-                host.serve()
-            except SessionClosed as error:
-                if not isinstance(error.__cause__, NotFound):
-                    raise
-                log.info("%s: VM %r has been deleted", device.name, vm)
-            finally:
-                host.stop()
-
-
-def _session(vm: Vm, name: str) -> Session:
-    """A Session; on a VM that was restored, the line source that it keeps for this name, if there is one."""
-    try:
-        return vm.session(name, resume=True)
-    except NotFound:
-        return vm.session(name)
-
-
-def map_memory(session: Session) -> MappedRam:
-    """Maps the guest's memory, as other Sessions share it. NotFound where none does; EOPNOTSUPP over gRPC."""
-    parts = [session.guest_memory()]
-    with suppress(NotFound):
-        while len(parts) < MOST_PARTS:
-            parts.append(session.guest_memory(parts[-1].address + parts[-1].length))
-    return MappedRam(parts)
-
-
-def wait_for_memory(session: Session, deadline: float) -> None:
-    """Waits until a Session shares the guest's memory. NotFound after the deadline, of time.monotonic()."""
-    while True:
-        try:
-            os.close(session.guest_memory().memfd)
-            return
-        except NotFound as error:
-            if time.monotonic() > deadline:
-                error.message += "; `irqchipctl run` shares it with --listen, --await or --target"
-                raise
-        time.sleep(0.05)
-
-
-def describe(device: Device) -> str:
-    """The device's regions and lines, for people to read."""
-    regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
-    return ", ".join(regions + [gsi_or_line(line.gsi) for line in device.lines])
-
-
-def _wait_for(find: Callable[[], Vm], timeout: float) -> Vm:
-    """The VM, when it is there and has an irqchip that takes lines."""
-    began = time.monotonic()
-    deadline, logged = began + timeout, False
-    while True:
-        vm = find()
-        try:
-            info = vm.info()
-            if info.irqchip and not _awaits_init(info):
-                return vm
-            missing: IrqchipError = NotFound(errno.ENOENT, f"VM {vm.name!r} has no irqchip")
-            if info.irqchip:
-                missing = Busy(
-                    errno.EBUSY, f"the GIC of VM {vm.name!r} is not initialised: set its attribute CTRL_INIT"
-                )
-        except (NotFound, Unavailable, TimedOut) as error:
-            missing = error
-        if time.monotonic() > deadline:
-            if timeout >= 1:
-                make = f"; `irqchipctl create {vm.name}` makes it" if missing.reason == "ENOENT" else ""
-                missing = type(missing)(missing.errno, f"{missing.message}; waited for {timeout:g} s{make}")
-            raise missing
-        if not logged and time.monotonic() > began + SILENCE:
-            logged = True
-            log.info("waiting for VM %r: %s", vm.name, missing.message)
-        time.sleep(0.05)
-
-
-def _awaits_init(info: VmInfo) -> bool:
-    """Whether the VM's maker has yet to initialise the GIC.
-
-    A GICv3 refuses lines until then. A GICv2 initialises itself for the first line, which the maker's attributes and
-    vCPUs then come too late for; only CreateIrqchip leaves the GICv2 to do so.
-    """
-    if info.gic is None or info.gic.initialised:
-        return False
-    return info.gic.version == 3 or DeviceType.ARM_VGIC_V2 in info.devices
-
-
-class _Stopped(BaseException):
-    """SIGTERM or SIGINT."""
-
-
-class _Stop:
-    """Ends the main thread's work by a signal: at once, but within this context at the context's end.
-
-    So a signal leaves no device in the middle of an access, and the device can be saved. A second signal does not wait.
-    """
-
-    def __init__(self) -> None:
-        self._deferring = False
-        self._asked = False
-
-    def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal's handler
-        """The handler of the signals."""
-        again, self._asked = self._asked, True
-        if again or not self._deferring:
-            raise _Stopped
-
-    def __enter__(self) -> None:
-        self._deferring = True
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._deferring = False
-        if self._asked and kind is None:
-            raise _Stopped
-
-
-@contextmanager
-def _stopped_by_signals() -> Generator[_Stop, None, None]:
-    """Ends its body without an error when a signal comes. Python runs handlers on the main thread alone."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    except _Stopped:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

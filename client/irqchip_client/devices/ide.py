@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .ata import SECOND, Command, Disk, Status
+from .ata import DEV, Command, Disk, Status
 from .device import Device
 from .saving import Bits, Fields, OrNone, Part, refused
 
@@ -28,14 +28,14 @@ NIEN, SRST, HOB = 0x02, 0x04, 0x80  # device control: 7.8
 
 
 class Ide(Device):
-    """An IDE channel. Reads and writes are by PIO; DMA is not there.
+    """An IDE channel. Data are transferred by PIO; there is no DMA.
 
-    image      the file of disk 0, whose last, incomplete sector is not accessible
+    image      the file of disk 0; the guest cannot reach an incomplete last sector
     second     the file of disk 1, or None
-    base, gsi  the first port of the command block, and the line, which is high while a disk asks
+    base, gsi  the first port of the command block, and the line, which is high while the selected disk interrupts
     control    the port of alternate status and device control
     read_only  both disks end writes with ABRT
-    seek       seconds for which a disk is BSY, for a block of data
+    seek       seconds for which a disk is BSY, for each block of data
 
     A saved state does not contain the files. Restore the device with files of the same content.
     """
@@ -74,11 +74,11 @@ class Ide(Device):
 
     @property
     def selected(self) -> Disk | None:
-        """The disk that the device register selects; None if it is not there. Disk 0 then answers for it."""
-        return self.disk1 if self.disk0.device & SECOND else self.disk0
+        """The disk that the device register selects. None if there is no disk 1: disk 0 then answers for it."""
+        return self.disk1 if self.disk0.device & DEV else self.disk0
 
     def reset(self) -> None:
-        """RESET-: both disks are as after power-on."""
+        """The signal RESET-: both disks are as after power-on."""
         self.control = 0
         for disk in self.disks:
             disk.reset(hardware=True)
@@ -95,9 +95,10 @@ class Ide(Device):
         """A guest's IN: of the data register, or of the others byte by byte."""
         if offset == DATA:
             disk = self.selected
-            value = (1 << 8 * size) - 1 if disk is None else disk.read_data(size)
-            if disk is not None and disk.busy:
-                self._done.start(self.seek)
+            if disk is None or disk.busy:
+                return (1 << 8 * size) - 1
+            value = disk.read_data(size)
+            self._seek_if_busy(disk)
             return value
         return int.from_bytes(bytes(self._read_byte(offset + byte) for byte in range(size)), "little")
 
@@ -124,10 +125,9 @@ class Ide(Device):
         """A guest's OUT: to the data register, or to the others byte by byte."""
         if offset == DATA:
             disk = self.selected
-            if disk is not None:
+            if disk is not None and not disk.busy:
                 disk.write_data(value, size)
-                if disk.busy:
-                    self._done.start(self.seek)
+                self._seek_if_busy(disk)
             return
         for byte in range(min(size, PORTS - offset)):
             self._write_byte(offset + byte, value >> 8 * byte & 0xFF)
@@ -142,12 +142,16 @@ class Ide(Device):
                 self._diagnose()
             elif disk is not None and not disk.busy:
                 disk.begin(value)
-                if disk.busy:
-                    self._done.start(self.seek)
+                self._seek_if_busy(disk)
         elif disk is None or not disk.status & (Status.BSY | Status.DRQ):
             for each in self.disks:  # Both take the registers; the device register selects.
                 each.write_register(offset, value)
         self._update()
+
+    def _seek_if_busy(self, disk: Disk) -> None:
+        """Makes a disk that an access has made BSY work at the end of a seek."""
+        if disk.busy:
+            self._done.start(self.seek)
 
     def _diagnose(self) -> None:
         """8.9: both disks execute it, and disk 0 interrupts for both."""
@@ -169,7 +173,7 @@ class Ide(Device):
     # The control block.
 
     def read_control(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
-        """Alternate status: the status, and the interrupt stays."""
+        """Alternate status: the status, without an effect on the interrupt."""
         return self._status()
 
     def write_control(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - a region's signature
@@ -195,7 +199,7 @@ class Ide(Device):
         second = values["disk1"]
         if self.disk1 is None or second is None:
             if self.disk1 is not None or second is not None:
-                raise refused("state.disk1", second, "a disk if there is one, and else null")
+                raise refused("state.disk1", second, "a disk exactly if there is a disk 1")
         else:
             self.disk1.check_state(second, "state.disk1")
 

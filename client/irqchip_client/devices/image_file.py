@@ -1,12 +1,15 @@
-"""Opens the file that has a disk's sectors."""
+"""The file that has a disk's sectors."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from typing import Final
 
 from irqchip_client._errors import IrqchipError, make_error
+
+SECTOR: Final = 512  # bytes
 
 
 def open_image(path: str | os.PathLike[str], *, read_only: bool) -> int:
@@ -19,6 +22,28 @@ def open_image(path: str | os.PathLike[str], *, read_only: bool) -> int:
     except OSError as error:
         raise _not_opened(path, error, read_only) from None
     return file
+
+
+def count_sectors(file: int) -> int:
+    """The number of whole sectors: an incomplete one at the end does not count."""
+    return os.lseek(file, 0, os.SEEK_END) // SECTOR
+
+
+def read_sectors(file: int, first: int, count: int) -> bytes:
+    """Reads sectors. OSError for fewer than `count`: the file was truncated."""
+    data = os.pread(file, count * SECTOR, first * SECTOR)
+    _check_moved(len(data), count * SECTOR)
+    return data
+
+
+def write_sectors(file: int, first: int, data: bytes | bytearray) -> None:
+    """Writes sectors. OSError if not all of them were written: the host's disk is full."""
+    _check_moved(os.pwrite(file, data, first * SECTOR), len(data))
+
+
+def _check_moved(moved: int, size: int) -> None:
+    if moved != size:
+        raise OSError(errno.EIO, f"{moved} of {size} bytes were read or written")
 
 
 def _not_opened(path: str | os.PathLike[str], error: OSError, read_only: bool) -> IrqchipError:

@@ -2,15 +2,15 @@
 
 ACPI Specification 6.5, section 4.8.3, "Fixed Hardware". The registers, at 600h as on QEMU's PC:
 
-    0, 1    PM1 status: bit 0, the timer's most significant bit has changed; a 1 clears it
-    2, 3    PM1 enable: bit 0, the interrupt for it, which is level-triggered and active high; bits 5 and 8 to 10, those
-            of global lock, buttons and RTC, can be set, and never come
-    4, 5    PM1 control: bit 0 reads 1, as the machine is always in ACPI mode; bits 12:10 are the sleep type, and a
-            write with bit 13 enters it
+    0, 1    PM1 status: bit 0, the timer's most significant bit has changed; writing a 1 clears it
+    2, 3    PM1 enable: bit 0, the interrupt for that change, level-triggered and active high; bits 5 and 8 to 10
+            (global lock, buttons and RTC) can be set, but their events never occur
+    4, 5    PM1 control: bit 0 reads 1, as the machine is always in ACPI mode; bits 12:10 are the sleep type, which a
+            write with bit 13 enters
     8 to 11 the timer, 24 bits, which counts at 3.579545 MHz
 
-The reset register is the PCI chipsets' at CF9h, which this machine has without PCI: bit 2 resets the processors. There
-is no power button, no general purpose event and no other sleep state than power-off.
+The reset register is that of PCI chipsets, at CF9h, although this machine has no PCI: bit 2 resets the processors.
+There is no power button, no general purpose event and no other sleep state than power-off.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HALF: Final = 1 << TIMER_BITS - 1  # ticks between two changes of the most signi
 # The reset register. Intel ICH9 datasheet, 13.7.5.
 RESET_CPU, RESET_HARD, RESET_FULL = 1 << 2, 1 << 1, 1 << 3
 
-FARTHEST = 1 << 60  # the most ticks in a state
+FARTHEST = 1 << 60  # the most ticks in a saved state
 
 
 class PowerManagement(Device):
@@ -105,7 +105,7 @@ class PowerManagement(Device):
         self._update()
 
     def read(self, offset: int, size: int) -> int:
-        """Any part of the registers, whatever the size: they stand one behind the other."""
+        """Reads any part of the registers, which lie one behind the other."""
         registers = (
             self.status
             | self.enable << 8 * ENABLE
@@ -129,7 +129,7 @@ class PowerManagement(Device):
             self._power_off()
 
     def read_reset(self, offset: int, size: int) -> int:  # noqa: ARG002 - a region's signature
-        """What was written last. The bit that resets is seen by nobody."""
+        """The last value written. The bit that resets always reads 0."""
         return self.reset_control
 
     def write_reset(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - a region's signature
@@ -139,7 +139,7 @@ class PowerManagement(Device):
             self._reset_machine()
 
     def _update(self) -> None:
-        """The line is high while an enabled status is set; without one, the next carry will be looked at."""
+        """The line is high while an enabled status is set. Otherwise a timer waits for the next carry."""
         raised = bool(self.status & self.enable)
         self._line.set(raised)
         if self.enable & TIMER_CARRY and not raised:

@@ -12,9 +12,11 @@ from irqchip_client import MemoryPart
 from irqchip_client._errors import InvalidArgument
 
 NOTES = 4096  # bytes that a device may keep outside of its process
-# The last of them, words of 32 bits: 1 if the next is up to date, and the device is at its slot's place; a virtio
-# device's InterruptStatus, which the vCPUs' process then reads without asking the device; which process is the device.
-PUBLISHED = NOTES - 16
+# Words of 32 bits at the end of a virtio device's notes, which other processes read.
+PUBLISHED = NOTES - 16  # their offset
+IS_CURRENT = 0  # 1 if the next word is up to date, and the device is at its slot's place
+INTERRUPT_STATUS = 1  # the register, which the process of the vCPUs then reads without asking the device
+OWNER = 2  # a random number of the process that is the device; 0 after the VM's reset
 
 
 class Ram(Protocol):

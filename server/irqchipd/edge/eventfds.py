@@ -99,19 +99,13 @@ class EventfdsInUse:
         return VmError(errno.ENOSPC, f"there are {self._most} eventfds, the most that this daemon allows")
 
 
-class _Signalled:
-    """An eventfd that any thread may write. Owns the descriptor."""
+class _Held:
+    """A descriptor that any thread may use until it is closed. Owns the descriptor."""
 
     def __init__(self, descriptor: int, closed: Callable[[], None] = _nothing) -> None:
         self._descriptor: int | None = descriptor
         self._closed = closed
-        self._lock = threading.Lock()  # another thread may write while this one closes
-
-    def signal(self) -> None:
-        """Add 1, without waiting."""
-        with self._lock:
-            if self._descriptor is not None:
-                writer().add_one(self._descriptor)
+        self._lock = threading.Lock()  # another thread may use the descriptor while this one closes
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -120,6 +114,16 @@ class _Signalled:
             if descriptor is not None:
                 os.close(descriptor)
                 self._closed()
+
+
+class _Signalled(_Held):
+    """An eventfd that any thread may write."""
+
+    def signal(self) -> None:
+        """Add 1, without waiting."""
+        with self._lock:
+            if self._descriptor is not None:
+                writer().add_one(self._descriptor)
 
 
 class Bell:
@@ -140,7 +144,7 @@ class Bell:
         self._in_use.remove(self)
 
 
-class Lent:
+class Lent(_Held):
     """A part of the guest's memory that a client shares. Owns the descriptor.
 
     is_mapped  bits are set in it; otherwise others map it, and it must keep its size
@@ -148,11 +152,10 @@ class Lent:
 
     def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int, *, is_mapped: bool) -> None:
         """EINVAL, ENOSPC; the descriptor is then the caller's."""
+        super().__init__(descriptor, in_use.let_go)
         self.offset = offset
         self._length = length
         self._in_use = in_use
-        self._descriptor: int | None = descriptor
-        self._lock = threading.Lock()  # another thread may send the descriptor while this one closes
         self._mapped: SharedMemory | None = None
         in_use.add(self)
         try:
@@ -188,12 +191,8 @@ class Lent:
         if self._mapped is not None:
             self._mapped.close()
             self._in_use.unmap(self._length)
-        with self._lock:
-            descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-            self._in_use.let_go()
-            self._in_use.remove(self)
+        super().close()
+        self._in_use.remove(self)
 
 
 class _Assigned(Work):

@@ -157,17 +157,11 @@ class Streams:
         stream: _Stream,
         next_message: Callable[[], bytes | None],
         send: Callable[[bytes], Coroutine[Any, Any, None]],
-        rest: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """Send all messages there are whenever the stream is woken, after a rest of some seconds before each.
-
-        Each takes a piece of the VM's work.
-        """
+        """Send all messages there are whenever the stream is woken. Each takes a piece of the VM's work."""
         while True:
             await stream.woken()
             while True:
-                if seconds := rest():
-                    await asyncio.sleep(seconds)
                 async with self._gate.piece(vm.share):
                     message = next_message()
                 if message is None:
@@ -187,11 +181,13 @@ class Streams:
 
             async def send(traced: bytes) -> None:
                 await context.write(traced)
+                if seconds := reader.rest():
+                    await asyncio.sleep(seconds)
 
             try:
                 # The head lets the client know that from here on it misses nothing.
                 await _begin(context.send_initial_metadata(()))
-                await self._send_all(vm, stream, read, send, reader.rest)
+                await self._send_all(vm, stream, read, send)
             finally:
                 self._close_trace(vm, reader, stream)
 

@@ -156,7 +156,7 @@ class TraceReader:
         self._paid = max(self._paid, now) + (position - self.position) * ring.event_ns
         self.position = position
         # A full ring is emptied before there is room again. Otherwise an overrun reader would get events one by one.
-        if not ring.is_full or (position == ring.written and self.lost == ring.lost):
+        if not ring.is_full or self.is_done():
             ring.reopen(position)
 
     def rest(self) -> float:

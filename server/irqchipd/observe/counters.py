@@ -116,13 +116,7 @@ class Counters(Observer):
     def pic_spurious(self, vcpu: int) -> None:  # noqa: ARG002
         self.spurious += 1
 
-    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:  # noqa: ARG002
-        if masked:
-            self.masked += 1
-        elif coalesced:
-            self.coalesced += 1
-
-    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
+    def line_raised(self, coalesced: bool, masked: bool) -> None:
         if masked:
             self.masked += 1
         elif coalesced:

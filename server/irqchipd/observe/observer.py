@@ -97,11 +97,10 @@ class Observer:
     def pic_ended(self, line: int) -> None:
         """An interrupt of the PICs ended: its line, 0 to 15."""
 
-    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:
-        """An interrupt's line at a GIC was driven high, which added no interrupt, or was masked."""
-
-    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
-        """A GSI that leads to an s390 adapter was driven high, which added no interrupt, or was masked."""
+    def line_raised(self, coalesced: bool, masked: bool) -> None:
+        """A GIC's line, or a GSI that leads to an s390 adapter, was driven high: whether that added no interrupt, and
+        whether the interrupt was masked. For PICs and IOAPICs the kernel's tracepoints say so.
+        """
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:
         """A guest acknowledged an interrupt at its GIC's CPU interface; INTIDs from 1020 are special."""

@@ -86,11 +86,8 @@ class Recorder(Observer):
     def pic_ended(self, line: int) -> None:
         self.record("pic_ended", (line,))
 
-    def gic_raised(self, intid: int, coalesced: bool, masked: bool) -> None:
-        self.record("gic_raised", (intid, coalesced, masked))
-
-    def adapter_raised(self, coalesced: bool, masked: bool) -> None:
-        self.record("adapter_raised", (coalesced, masked))
+    def line_raised(self, coalesced: bool, masked: bool) -> None:
+        self.record("line_raised", (coalesced, masked))
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:
         self.record("gic_acknowledged", (vcpu, intid))

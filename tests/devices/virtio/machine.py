@@ -14,6 +14,7 @@ from tests.devices.virtio.driver import Driver, Queue
 RAM = 1 << 20
 RINGS = 0x1_0000  # where the driver puts its queues
 DATA = 0x4_0000  # and its buffers
+SECTORS = 256  # of the disk
 
 IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
 OK, IOERR, UNSUPP = 0, 1, 2

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,18 +21,12 @@ from irqchip_client.devices.virtio.places import MOST, PC
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import local_devices, shared_memory
 from tests.devices.virtio.driver import Driver
-from tests.devices.virtio.machine import DATA, RAM, RINGS
+from tests.devices.virtio.machine import DATA, RAM, RINGS, SECTORS
+from tests.waiting import eventually
 
-SECTORS = 256
 IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
 VECTOR = 0x51
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk"
-    path.write_bytes(b"".join(bytes([number]) * 512 for number in range(SECTORS)))
-    return path
+PATIENCE = 20.0  # seconds
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ class Vcpu:
     def write(self, address: int, value: int, size: int) -> Claim:
         return self._vcpu.mmio_write(address, value, size)
 
-    def halt(self, seconds: float = 20.0) -> bool:
+    def halt(self, seconds: float = PATIENCE) -> bool:
         """Executes HLT, and takes the device's interrupt. Returns whether it came."""
         try:
             wake = self._vcpu.halt(timeout=seconds)
@@ -120,13 +114,6 @@ def model(vm: Vm, client: Client, *arguments: str) -> Iterator[subprocess.Popen[
             process.kill()
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_a_read_is_a_doorbell_and_an_interrupt(vm: Vm, irqchip_client: Client, cpu: Vcpu, disk: Path) -> None:
     with device(vm, irqchip_client, disk):
         cpu.driver.start(at=RINGS)
@@ -151,7 +138,7 @@ def test_a_reset_of_the_vm_resets_the_device_and_its_notes(
         cpu.driver.start(at=RINGS)
         assert any(memory.notes(0) or b"")
         vm.reset()
-        eventually(lambda: cpu.driver.status == 0)
+        eventually(lambda: cpu.driver.status == 0, PATIENCE)
     with device(vm, irqchip_client, disk):
         assert cpu.driver.status == 0
 
@@ -182,7 +169,7 @@ def test_a_console_is_a_socket(vm: Vm, irqchip_client: Client, cpu: Vcpu, memory
     path = tmp_path / "console"
     with model(vm, irqchip_client, "VirtioConsole", "--listen", str(path)), socket.socket(socket.AF_UNIX) as terminal:
         terminal.connect(str(path))
-        terminal.settimeout(20)
+        terminal.settimeout(PATIENCE)
         driver = Driver(cpu.read, cpu.write, memory, PC[1].address)
         driver.start(at=RINGS, queues=2)
         receive, transmit = driver.queues
@@ -193,7 +180,7 @@ def test_a_console_is_a_socket(vm: Vm, irqchip_client: Client, cpu: Vcpu, memory
         receive.add([], [(DATA, 64)])
         driver.notify(0)
         terminal.send(b"root\r")
-        eventually(lambda: receive.used_index == 1)
+        eventually(lambda: receive.used_index == 1, PATIENCE)
         taken = receive.take()
         assert taken is not None
         assert memory.read(DATA, taken[1]) == b"root\r"

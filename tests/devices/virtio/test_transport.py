@@ -19,15 +19,6 @@ from irqchip_client.vmm.memory import GuestMemory
 from tests.devices.virtio.driver import Driver, Queue
 from tests.devices.virtio.machine import DATA, IN, OK, RINGS, Machine, NotedRam
 
-SECTORS = 64
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk"
-    path.write_bytes(b"".join(bytes([number]) * 512 for number in range(SECTORS)))
-    return path
-
 
 @pytest.fixture
 def machine(disk: Path) -> Machine:

@@ -11,14 +11,13 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from irqchip_client._errors import InvalidArgument
-from irqchip_client.devices.image_file import open_image
+from irqchip_client.devices.image_file import SECTOR, count_sectors, open_image
 
 from .mmio import VirtioDevice
-from .parts import gather, part, scatter
+from .parts import Parts, gather, part, scatter
 from .queue import BrokenQueueError, Chain
 
 DEVICE_ID: Final = 2
-SECTOR: Final = 512  # bytes, whatever the block size
 HEADER: Final = struct.Struct("<IIQ")  # struct virtio_blk_req: type, reserved, sector
 MOST_SEGMENTS: Final = 126  # of a request's data: with its header and status, half of a queue
 SEGMENT: Final = 1 << 20  # bytes, the most that a segment may have
@@ -56,16 +55,16 @@ class Result(IntEnum):
 
 
 class VirtioBlock(VirtioDevice):
-    """A file as a virtio disk. The guest cannot reach the bytes behind the last whole sector.
+    """A file as a virtio disk. The guest cannot reach an incomplete last sector.
 
     path          a file or a block device; NotFound or IrqchipError if it cannot be opened
-    slot          which of the machine's virtio devices it is, 0 to 7
+    slot          the device's number among the machine's virtio devices, 0 to 7
     address, gsi  the registers and the line; by default those of the slot
     read_only     refuse writes
     identity      what the guest reads as the disk's serial number, at most 20 characters
 
-    A request that was under way when the process ended is done again by the next process: that changes nothing, for
-    requests are done in the order in which the driver makes them available, and read or write whole sectors.
+    If the process ends during a request, the next process does the whole request again. The result is the same: the
+    driver's requests are done in order, and each reads or writes whole sectors.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class VirtioBlock(VirtioDevice):
         self.read_only = read_only
         self._file = open_image(path, read_only=read_only)
         self._closed = weakref.finalize(self, os.close, self._file)
-        self.capacity = os.lseek(self._file, 0, os.SEEK_END) // SECTOR
+        self.capacity = count_sectors(self._file)
 
     def close(self) -> None:
         """Closes the file."""
@@ -108,10 +107,10 @@ class VirtioBlock(VirtioDevice):
         return True
 
     def _serve(self, chain: Chain) -> int:
-        """Does a request, and returns how many bytes of the buffer's beginning it wrote. BrokenQueueError."""
+        """Does a request. Returns how many bytes it wrote from the buffer's beginning on. BrokenQueueError."""
         header = gather(self.ram, chain.readable, HEADER.size)
         if len(header) < HEADER.size or not chain.room:
-            # 2.1.2: there is no place for an answer.
+            # 2.1.2: no answer is possible.
             raise BrokenQueueError("a request without a header, or without room for its status")
         kind, _, sector = HEADER.unpack(header)
         data = part(chain.readable, HEADER.size, chain.given)
@@ -123,9 +122,7 @@ class VirtioBlock(VirtioDevice):
         scatter(self.ram, part(chain.writable, room, room + 1), bytes([result]))
         return written + 1 if written == room else written
 
-    def _do(
-        self, kind: int, sector: int, data: list[tuple[int, int]], into: list[tuple[int, int]]
-    ) -> tuple[Result, int]:
+    def _do(self, kind: int, sector: int, data: Parts, into: Parts) -> tuple[Result, int]:
         match kind:
             case Request.IN:
                 return self._transfer(os.preadv, sector, into)
@@ -133,7 +130,7 @@ class VirtioBlock(VirtioDevice):
                 return Result.IOERR, 0
             case Request.OUT:
                 result, _ = self._transfer(os.pwritev, sector, data)
-                if not self.driver_features & Feature.FLUSH:  # 5.2.5.1: then the cache is written through
+                if not self.driver_features & Feature.FLUSH:  # 5.2.5.1: without the feature, writes are durable
                     os.fdatasync(self._file)
                 return result, 0
             case Request.FLUSH:
@@ -145,9 +142,9 @@ class VirtioBlock(VirtioDevice):
                 return Result.UNSUPP, 0
 
     def _transfer(
-        self, move: Callable[[int, list[memoryview], int], int], sector: int, parts: list[tuple[int, int]]
+        self, move: Callable[[int, list[memoryview], int], int], sector: int, parts: Parts
     ) -> tuple[Result, int]:
-        """Reads or writes sectors, and returns how many bytes were moved."""
+        """Reads or writes sectors: os.preadv or os.pwritev. Returns also how many bytes were moved."""
         size = sum(length for _, length in parts)
         if size % SECTOR or size > MOST_BYTES or sector + size // SECTOR > self.capacity:
             return Result.IOERR, 0
@@ -159,5 +156,5 @@ class VirtioBlock(VirtioDevice):
         if move is os.preadv:
             for address, length in parts:
                 self.ram.flush(address, length)
-        # Fewer where the file was cut, or its disk is full.
+        # Fewer bytes are moved if the file was truncated, or the host's disk is full.
         return (Result.OK, moved) if moved == size else (Result.IOERR, 0)

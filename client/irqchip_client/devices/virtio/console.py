@@ -17,7 +17,7 @@ from .queue import BrokenQueueError
 
 DEVICE_ID: Final = 3
 RECEIVE, TRANSMIT = 0, 1  # queues, 5.3.2
-CHUNK: Final = 512  # bytes that are moved at once; a descriptor that accepts any accepts as many
+CHUNK: Final = 512  # bytes that are moved at once: a pipe that poll() reports as writable accepts as many
 MOST_AT_ONCE: Final = 1 << 16  # bytes of a buffer that are sent in a turn
 RETRY: Final = 0.02  # seconds before output that was not accepted is tried again
 EMERG_WR: Final = 8  # the offset of a field of the configuration, 5.3.4
@@ -33,12 +33,12 @@ class Feature(IntFlag):
 class VirtioConsole(VirtioDevice):
     """A console with one port.
 
-    output        a descriptor, or a function, that gets what the guest sends; nothing is lost while it accepts nothing
-    input_fd      a descriptor of what the guest receives, which is read only while the driver offers buffers
-    slot          which of the machine's virtio devices it is, 0 to 7
+    output        a descriptor or a function for the guest's output; what it does not accept yet is tried again
+    input_fd      a descriptor of the guest's input, which is read only while the driver offers buffers
+    slot          the device's number among the machine's virtio devices, 0 to 7
     address, gsi  the registers and the line; by default those of the slot
 
-    What was being sent when the process ended is sent again by the next process, from the beginning of its buffer.
+    If the process ends while it sends a buffer, the next process sends the buffer again, from its beginning.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VirtioConsole(VirtioDevice):
         return CONFIG
 
     def write_config(self, offset: int, value: int, size: int) -> None:  # noqa: ARG002 - the lowest byte counts
-        """5.3.5: an emergency write is a character, whatever state the device is in."""
+        """5.3.5: an emergency write sends a character in any state of the device."""
         if offset == EMERG_WR:
             self._output(bytes([value & 0xFF]))
 
@@ -112,7 +112,7 @@ class VirtioConsole(VirtioDevice):
     # Input.
 
     def _watch_input(self) -> None:
-        """Reads no more of the input than the driver has buffers for."""
+        """Watches the input only while the driver has buffers for it."""
         if self._input is None:
             return
         queue = self.queues[RECEIVE]

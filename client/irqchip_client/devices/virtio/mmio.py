@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Final
 from irqchip_client._errors import InvalidArgument
 from irqchip_client._model import Architecture
 from irqchip_client.devices.device import Device
-from irqchip_client.devices.ram import PUBLISHED, Ram
+from irqchip_client.devices.ram import Ram
 from irqchip_client.devices.saving import (
     FLAG,
     Bits,
@@ -31,7 +30,7 @@ from irqchip_client.devices.saving import (
     save_fields,
 )
 
-from .notes import Notes
+from .notes import Notes, Published
 from .places import ARM64, MOST, PC
 from .queue import BrokenQueueError, Virtqueue
 
@@ -41,8 +40,8 @@ MAGIC, VERSION = 0x7472_6976, 2
 VENDOR: Final = 0x6372_7169  # "irqc"
 LENGTH: Final = 0x200  # bytes of registers
 WIDTH: Final = 4  # bytes of the widest register
-MOST_AT_ONCE: Final = 32  # buffers that a queue uses in a turn; other accesses come in between
-MOST_COMPLAINTS: Final = 10  # lines in the log about the driver
+MOST_AT_ONCE: Final = 32  # buffers of a queue in one turn; vCPUs' accesses are answered between turns
+MOST_COMPLAINTS: Final = 10  # lines in the log about the driver's errors
 WORD: Final = 0xFFFF_FFFF
 
 
@@ -111,7 +110,8 @@ class Feature(IntFlag):
     SUSPEND = 1 << 43
 
 
-# A device uses buffers in order, but does not offer IN_ORDER: a driver would then have to make descriptors in order.
+# A device uses buffers in order, but does not offer IN_ORDER: that would also oblige the driver to use its descriptors
+# in order.
 COMMON: Final = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.RING_RESET | Feature.SUSPEND
 NOT_LIVE: Final = Status.DEVICE_NEEDS_RESET | Status.FAILED | Status.SUSPEND
 _ADDRESS: Final = Number(0, (1 << 64) - 1)
@@ -142,13 +142,13 @@ class _Queues(Kind):
 
 
 class VirtioDevice(Device):
-    """A virtio device. A subclass has queues, features, a configuration and what it does with buffers.
+    """A virtio device. A subclass adds the configuration and the use of buffers.
 
-    slot          which of the machine's devices it is; see places.py
-    address, gsi  where it is; by default as the slot and the VM's architecture say
-    device_id     the type of device, 5
-    features      those of its type that it offers
-    queues        how many it has
+    slot          the device's number among the machine's virtio devices; see places.py
+    address, gsi  the registers and the line; by default those of the slot on the VM's architecture
+    device_id     the type of device: section 5
+    features      the features of its type that it offers
+    queues        the number of queues
 
     The line is high while InterruptStatus has a bit.
     """
@@ -180,8 +180,7 @@ class VirtioDevice(Device):
         self._line = self.line(0)
         self._ram: Ram | None = None
         self._notes: Notes | None = None
-        self._published: memoryview | None = None
-        self._token = 0
+        self._published: Published | None = None
         self._go_on = self.timer(self._use_all)
         # Why the device last needed a reset.
         self.broken = ""
@@ -191,7 +190,7 @@ class VirtioDevice(Device):
         self.place(Architecture.X86)
 
     def place(self, architecture: Architecture) -> None:
-        """The registers and the line are where the architecture's machines have them, if no place was given."""
+        """Puts registers and line where the architecture's machines have them, unless the constructor was told."""
         default = (ARM64 if architecture is Architecture.ARM64 else PC)[self.slot]
         start = default.address if self._address is None else self._address
         self._line.gsi = default.gsi if self._gsi is None else self._gsi
@@ -203,7 +202,7 @@ class VirtioDevice(Device):
         for number in range(len(self.queues)):
             self.doorbell(start + Register.QUEUE_NOTIFY, WIDTH, number, partial(self._notified, number))
 
-    # What a subclass has.
+    # For subclasses.
 
     @property
     def config(self) -> bytes:
@@ -211,14 +210,14 @@ class VirtioDevice(Device):
         raise NotImplementedError
 
     def write_config(self, offset: int, value: int, size: int) -> None:
-        """The driver's write to the configuration space. By default nothing there can be written."""
+        """The driver's write to the configuration space. By default it is ignored."""
 
     def use(self, number: int) -> bool:
-        """Uses a buffer of a queue, if there is one that the device can use now. Returns whether. BrokenQueueError."""
+        """Uses the next buffer of a queue. Returns False if there is none that can be used now. BrokenQueueError."""
         raise NotImplementedError
 
     def queue_ended(self, number: int) -> None:
-        """A queue's buffers are no longer the device's. Override this to forget what was begun with them."""
+        """Called when a queue's buffers are no longer the device's. Override this to forget buffers in progress."""
 
     # The state.
 
@@ -232,9 +231,7 @@ class VirtioDevice(Device):
     def _reset(self) -> None:
         """2.4."""
         self._power_on()
-        for number in range(len(self.queues)):
-            self._end_queue(number, reset=True)
-        self._go_on.stop()
+        self._end_queues(reset=True)
         self._drive()
 
     def reset(self) -> None:
@@ -249,23 +246,20 @@ class VirtioDevice(Device):
         return self._ram
 
     def started(self) -> None:
-        """Goes on where an earlier process of this device ended, if the guest's machine has kept its state."""
+        """Continues where an earlier process of this device ended, if the guest's machine has kept its state."""
         self._ram = self.host.memory()
-        memory = self._ram.notes(self.slot)
-        self._notes = None if memory is None else Notes(memory[:PUBLISHED])
-        self._published = None if memory is None else memory[PUBLISHED:].cast("I")
-        self._token = random.randrange(1, WORD)
-        if self._published is not None:
-            self._published[2] = self._token
+        page = self._ram.notes(self.slot)
+        self._notes = None if page is None else Notes(page)
+        self._published = None if page is None else Published(page)
         kept = None if self._notes is None else self._notes.read()
         if kept is not None:
             try:
                 self.restore(kept)
                 if self.status and not self.status & (Status.DRIVER_OK | NOT_LIVE):
-                    self.needs_reset("its process ended while a driver set it up, and a register may not be written")
+                    self.needs_reset("its process ended during the driver's set-up, and a write may have been lost")
                 return
             except InvalidArgument as error:
-                log.warning("%s: what an earlier process kept can't be used: %s", self.name, error.message)
+                log.warning("%s: the state that an earlier process kept can't be used: %s", self.name, error.message)
         self.restored()
 
     def check_state(self, values: Mapping[str, Any]) -> None:
@@ -275,12 +269,12 @@ class VirtioDevice(Device):
             raise refused("state.driver_features", values["driver_features"], "features that the device offers")
 
     def restored(self) -> None:
-        """Takes the queues up again. The driver may have notified, or have missed an interrupt, in between."""
+        """Continues with the queues. Meanwhile the driver may have notified the device, or missed an interrupt."""
         if self._ram is None:  # before the device runs
             return
         if self.is_live:
             self._map_queues()
-            # The configuration may be another, too: of a file that has grown, for example.
+            # The configuration may have changed, too: the disk's file may have grown, for example.
             self.config_generation = self.config_generation + 1 & WORD
             self.interrupt_status |= Interrupt.USED_BUFFER | Interrupt.CONFIGURATION
             self._use_all()
@@ -288,17 +282,15 @@ class VirtioDevice(Device):
         self._keep()
 
     def _keep(self) -> None:
-        """Keeps the state for the device's next process, if the guest's machine has room for it."""
+        """Keeps the state for the device's next process, if the guest's machine keeps notes."""
         if self._notes is not None:
             self._notes.write(self.save())
 
     # Interrupts.
 
     def _drive(self) -> None:
-        published = self._published
-        if published is not None:
-            published[1], published[0] = self.interrupt_status, int(self._address is None)
-            published[2] = published[2] or self._token  # the notes were erased, as the VM was reset
+        if self._published is not None:
+            self._published.put(self.interrupt_status, at_slot=self._address is None)
         self._line.set(self.interrupt_status != 0)
 
     def _interrupt(self, cause: Interrupt) -> None:
@@ -316,14 +308,12 @@ class VirtioDevice(Device):
 
     def needs_reset(self, why: str) -> None:
         """The device can't go on: 2.1.2."""
-        if self._complaints:  # as a guest can cause any number
+        if self._complaints:  # a guest can cause any number of them
             self._complaints -= 1
             log.warning("%s needs a reset by its driver: %s", self.name, why)
         self.broken = why
         self.status |= Status.DEVICE_NEEDS_RESET
-        for number in range(len(self.queues)):
-            self._end_queue(number)
-        self._go_on.stop()
+        self._end_queues()
         self._interrupt(Interrupt.CONFIGURATION)
         self._keep()
 
@@ -338,7 +328,7 @@ class VirtioDevice(Device):
         for queue in self.queues:
             if queue.ready and not queue.is_live:
                 self._map_queue(queue)
-        self._keep()  # before a buffer is used: otherwise the next process would begin anew
+        self._keep()  # before a buffer is used: otherwise the next process would begin with the first buffer again
 
     def _map_queue(self, queue: Virtqueue) -> None:
         try:
@@ -349,6 +339,11 @@ class VirtioDevice(Device):
             )
         except BrokenQueueError as error:
             self.needs_reset(str(error))
+
+    def _end_queues(self, *, reset: bool = False) -> None:
+        for number in range(len(self.queues)):
+            self._end_queue(number, reset=reset)
+        self._go_on.stop()
 
     def _end_queue(self, number: int, *, reset: bool = False) -> None:
         queue = self.queues[number]
@@ -361,29 +356,24 @@ class VirtioDevice(Device):
             self.look(number)
         elif not self.status & (Status.DRIVER_OK | NOT_LIVE):
             # 3.1.1: a driver notifies only after DRIVER_OK. So the driver has set up an earlier process of this device,
-            # whose state nobody kept.
-            self.needs_reset("a driver notifies it, and the device knows of none: its state was lost")
+            # and the state of that process was not kept.
+            self.needs_reset("a driver that has not set it up notifies it: its state was lost")
 
     def _use_all(self) -> None:
         for number in range(len(self.queues)):
             self.look(number)
 
-    @property
-    def _is_replaced(self) -> bool:
-        """Whether another process is the device, as this one was stopped for so long that it lost its regions."""
-        return self._published is not None and self._published[2] not in (0, self._token)
-
     def look(self, number: int) -> None:
-        """Uses the buffers of a queue, as far as it is to be done in one turn."""
+        """Uses buffers of a queue. If there are more than MOST_AT_ONCE, a timer continues in another turn."""
         queue = self.queues[number]
         if not self.is_live or not queue.is_live:
             return
         try:
             queue.wants_notifications(False)
             for _ in range(MOST_AT_ONCE):
-                if self._is_replaced:
+                if self._published is not None and self._published.is_replaced:
                     return
-                # One more look: a buffer may have come before the driver saw that it is to notify.
+                # Look once more: the driver may have added a buffer before it saw that the device wants notifications.
                 if not self.use(number) and not (queue.wants_notifications(True) and self.use(number)):
                     break
             else:
@@ -403,7 +393,7 @@ class VirtioDevice(Device):
         self.write(offset + Register.QUEUE_NOTIFY + WIDTH, value, size)
 
     def read(self, offset: int, size: int) -> int:
-        """A vCPU's load. Other accesses than 4.2.2.2 allows read 0."""
+        """A vCPU's load. An access that 4.2.2.2 does not allow reads 0."""
         if offset >= Register.CONFIG:
             at = offset - Register.CONFIG
             return int.from_bytes(self.config[at : at + size], "little")
@@ -434,7 +424,7 @@ class VirtioDevice(Device):
                 return WORD  # there is no such region
             case Register.CONFIG_GENERATION:
                 return self.config_generation
-            case _:  # Also QueueReset: a reset of a queue is done at once.
+            case _:  # QueueReset reads 0, too: a queue's reset is over at once.
                 return 0
 
     @property
@@ -442,7 +432,7 @@ class VirtioDevice(Device):
         return self.queues[self._queue_sel] if self._queue_sel < len(self.queues) else None
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """A vCPU's store. Other accesses than 4.2.2.2 allows are ignored."""
+        """A vCPU's store. An access that 4.2.2.2 does not allow is ignored."""
         if offset >= Register.CONFIG:
             if Status.SUSPEND not in self.status:
                 self.write_config(offset - Register.CONFIG, value, size)
@@ -473,12 +463,12 @@ class VirtioDevice(Device):
 
     def _acknowledge(self, value: int) -> None:
         self.interrupt_status &= ~Interrupt(value & 3)
-        # Where the line's pin is edge-triggered, a cause that came meanwhile needs an edge of its own.
+        # If the line's pin is edge-triggered, a cause that is still pending needs a new edge.
         self._line.set(False)
         self._drive()
 
     def _write_status(self, value: int) -> None:
-        """2.1, 3.1, and 3.5 of draft 1.4. The driver sets bits; the device alone clears them."""
+        """2.1, 3.1, and 3.5 of draft 1.4. The driver only sets bits; only the device clears single bits."""
         if not value:
             self._reset()
             return
@@ -491,7 +481,7 @@ class VirtioDevice(Device):
         if Status.DRIVER_OK in new:
             self._go_live()
         elif Status.SUSPEND in new and Status.DRIVER_OK in self.status and self.driver_features & Feature.SUSPEND:
-            # What was begun is done: buffers are used one at a time.
+            # No buffer is in progress: the device uses one at a time, to its end.
             self.status = self.status & ~Status.DRIVER_OK | Status.SUSPEND
 
     def _accepts_features(self) -> bool:
@@ -508,7 +498,7 @@ class VirtioDevice(Device):
             self._use_all()
 
     def _write_queue(self, queue: Virtqueue, offset: int, value: int) -> None:
-        """A register of the queue that is selected. 4.2.2.2: those of a queue that is ready are not written."""
+        """A write to a register of the selected queue. 4.2.2.2: while it is ready, most of its registers are fixed."""
         match offset:
             case Register.QUEUE_READY if value & 1 and not queue.ready:
                 if Status.FEATURES_OK in self.status:

@@ -1,19 +1,23 @@
-"""What a device's next process needs to know, in memory that outlives the process."""
+"""A device's page in memory that outlives its process: what its next process needs to know, and what others read."""
 
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from typing import Any, Final
 
-HEAD: Final = struct.Struct("<3I")  # how many were written before, bytes, their CRC
+from irqchip_client.devices.ram import INTERRUPT_STATUS, IS_CURRENT, OWNER, PUBLISHED
+
+HEAD: Final = struct.Struct("<3I")  # the state's number, its length in bytes, and their CRC
 
 
 class Notes:
     """The newest of the states that were written. It is whole, even if the process was killed while it wrote."""
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, page: memoryview) -> None:
+        memory = page[:PUBLISHED]
         half = len(memory) // 2
         self._halves = (memory[:half], memory[half:])
 
@@ -39,6 +43,27 @@ class Notes:
         """Forgets all states."""
         for half in self._halves:
             half[: HEAD.size] = bytes(HEAD.size)
+
+
+class Published:
+    """The words of a page that other processes read. The constructor makes this process the device."""
+
+    def __init__(self, page: memoryview) -> None:
+        self._words = page[PUBLISHED:].cast("I")
+        self._token = random.randrange(1, 1 << 32)
+        self._words[OWNER] = self._token
+
+    def put(self, interrupt_status: int, *, at_slot: bool) -> None:
+        """Publishes the register. `at_slot`: the device is at its slot's place."""
+        words = self._words
+        words[INTERRUPT_STATUS] = interrupt_status
+        words[IS_CURRENT] = at_slot
+        words[OWNER] = words[OWNER] or self._token  # the VM's reset erases the page
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another process is the device, as this one was stopped for so long that it lost its regions."""
+        return self._words[OWNER] not in (0, self._token)
 
 
 def _content(half: memoryview) -> tuple[int, Any] | None:

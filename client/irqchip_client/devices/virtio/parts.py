@@ -1,4 +1,4 @@
-"""Buffers in the guest's memory, which consist of parts: guest addresses and lengths."""
+"""Buffers in the guest's memory. A buffer consists of parts: their guest addresses and lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Parts = Sequence[tuple[int, int]]
 
 
 def part(parts: Parts, start: int, end: int) -> list[tuple[int, int]]:
-    """The bytes of a buffer from one offset to another."""
+    """The parts of a buffer from one offset up to another."""
     found = []
     at = 0
     for address, length in parts:

@@ -4,7 +4,7 @@ The driver is hostile: its rings and descriptors may have any content, and chang
 raises BrokenQueueError, and no content makes the device do unbounded work.
 
 A device uses buffers in the order in which they were made available. So the used ring's index says how far a device
-came, and another process can go on from there.
+came, and another process can continue from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from irqchip_client._errors import InvalidArgument
 from irqchip_client.devices.ram import Ram
 
 MOST: Final = 256  # of a queue's size; the standard allows 32768
-# Descriptors of a chain. The standard allows as many as the queue has; Linux makes longer ones of indirect tables.
+# Descriptors of a chain. The standard allows as many as the queue has; Linux makes longer chains in indirect tables.
 LONGEST: Final = 1024
 MOST_BYTES: Final = 1 << 32  # of a chain, 2.7.5
 
@@ -43,7 +43,7 @@ class BrokenQueueError(Exception):
 
 @dataclass(slots=True)
 class Chain:
-    """A buffer: guest addresses and lengths.
+    """A buffer: the guest addresses and lengths of its parts.
 
     head  the index of its first descriptor
     """
@@ -69,12 +69,13 @@ class Virtqueue:
     size     descriptors
     ready    the driver has set it up
     areas    the guest addresses of the descriptor table, the available ring and the used ring
-    begun    the used ring's index is the device's
+    begun    the device has used the rings: another process goes on at the used ring's index
+    is_live  buffers can be taken
     """
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        # The used index of the last notification, if that is known.
+        # The used index at the last notification; None if another process sent it.
         self._told: int | None = None
         self.reset()
 
@@ -84,22 +85,22 @@ class Virtqueue:
         self.ready = False
         self.areas = [0, 0, 0]
         self.begun = False
-        self._is_mapped = False
+        self.is_live = False
 
     # The rings.
 
     def begin(self, ram: Ram, *, event_idx: bool, indirect: bool) -> None:
-        """Begins to use the rings, or goes on where another process ended. BrokenQueueError."""
+        """Begins to use the rings, or continues where another process ended. BrokenQueueError."""
         self._map(ram, event_idx, indirect)
         if self.begun:
             self._next = self._done = self._used[1]
             self._told = None
         else:
-            self._used[0] = self._used[1] = 0  # as the driver must have done
+            self._used[0] = self._used[1] = 0  # which a driver must have done already
             self._next = self._done = 0
             self._told = 0
             self.begun = True
-        self._is_mapped = True
+        self.is_live = True
 
     def _map(self, ram: Ram, event_idx: bool, indirect: bool) -> None:
         if sys.byteorder != "little":
@@ -115,25 +116,20 @@ class Virtqueue:
         try:
             table, available, used = self.areas
             self._table = ram.view(table, 16 * size)
-            # As words of 16 bits, each of which is loaded and stored at once: flags, index, ring, event.
+            # Words of 16 bits, each of which is loaded or stored by one access: flags, index, ring, event.
             self._available = ram.view(available, 6 + 2 * size).cast("H")
             self._used = ram.view(used, 6 + 8 * size).cast("H")
         except InvalidArgument as error:
             raise BrokenQueueError(f"a part of a queue: {error.message}") from None
 
     @property
-    def is_live(self) -> bool:
-        """Whether buffers can be taken."""
-        return self._is_mapped
-
-    @property
     def has_buffers(self) -> bool:
-        """Whether the driver has made a buffer available that was not popped."""
+        """Whether the driver has made a buffer available that was not taken."""
         return self._available[1] != self._next
 
     def end(self) -> None:
         """The rings are not accessed any more."""
-        self._is_mapped = False
+        self.is_live = False
 
     def pop(self) -> Chain | None:
         """Takes the next buffer; None where there is none. BrokenQueueError."""
@@ -202,23 +198,23 @@ class Virtqueue:
         used[1] = self._done
 
     def put_back(self) -> None:
-        """The buffer that was popped last, and not pushed, will be popped again."""
+        """Makes pop() return the last buffer again, which was not pushed."""
         self._next = self._done
 
     # Notifications, 2.7.7 and 2.7.10.
 
     def wants_notifications(self, wants: bool) -> bool:
-        """Asks the driver to notify of new buffers, or not to. Returns whether there are buffers now."""
+        """Asks the driver for notifications of new buffers, or for none. Returns whether there are buffers now."""
         if self._event_idx:
             if wants:
                 self._used[2 + 4 * self.size] = self._next
         else:
             self._used[0] = 0 if wants else NO_NOTIFY
         _fence()
-        return self._available[1] != self._next
+        return self.has_buffers
 
     def is_notification_due(self) -> bool:
-        """Whether the driver wants to be notified of what was pushed since the last call."""
+        """Whether the driver wants a notification of the buffers that were pushed since the last call."""
         _fence()
         told, self._told = self._told, self._done
         if told == self._done:
@@ -232,14 +228,14 @@ class Virtqueue:
 
 
 def _fence() -> None:
-    """Everything before is visible to others before anything behind is done."""
-    # On x86 a lock's acquisition does this. Elsewhere it takes a release before an acquisition.
+    """A full memory barrier between the accesses before it and those after it."""
+    # On x86 the acquisition of a lock is one. Elsewhere it takes a release before an acquisition.
     for _ in range(1 if _IN_ORDER else 2):
         if _LOCK.acquire(False):
             _LOCK.release()
 
 
 def _keep_order() -> None:
-    """As _fence(), but stores may still wait while loads behind them are done."""
+    """A weaker barrier than _fence(): a load after it may still overtake a store before it."""
     if not _IN_ORDER:
         _fence()

@@ -404,7 +404,7 @@ class Arm64Board(Board):
             self.observer.vgic_update_irq_pending(cpu, interrupt.intid, level)
             if level and interrupt.owner == owner:
                 there = interrupt.line if interrupt.level else interrupt.pending_latch
-                self.observer.gic_raised(interrupt.intid, there, not interrupt.enabled)
+                self.observer.line_raised(there, not interrupt.enabled)
         self.gic.set_line(interrupt, level, owner)
 
     def drive_timer(self, cpu: GicCpu, timer: int, level: bool) -> None:

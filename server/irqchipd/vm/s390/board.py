@@ -87,7 +87,7 @@ class S390Board(Board):
             return 1
         status = self.flic.set_adapter(route, level)
         if self.observer is not None and level and adapter is not None and status >= 0:
-            self.observer.adapter_raised(status == 0, adapter.masked)
+            self.observer.line_raised(status == 0, adapter.masked)
         if status > 0:
             self.floating_changed()
         return status
@@ -139,7 +139,7 @@ class S390Board(Board):
         if was is None or adapter is None:
             return
         if self.observer is not None:
-            self.observer.adapter_raised(was, adapter.masked)
+            self.observer.line_raised(was, adapter.masked)
         if not was:
             self.flic.summarized(adapter)
             self.floating_changed()
