@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from irqchip.v1 import irqchip_pb2 as pb
-from irqchip_client import Vm
+from irqchip_client import Architecture, Vm
 from irqchip_client.cli import main
+from irqchip_client.cli.vms import ARCHITECTURES
 from tests.cli.conftest import Run, Start
 
 # Every command but replay --in-process connects to the daemon.
@@ -106,12 +107,19 @@ def test_a_full_disk(start: Start, vm: Vm) -> None:
     assert errors == "Error: [Errno 28] No space left on device\n"
 
 
-def test_help_does_not_wait_for_grpc() -> None:
+@pytest.mark.parametrize("more", ["", "; main(['--help'], standalone_mode=False)"], ids=["the group", "all commands"])
+def test_help_does_not_wait_for_grpc(more: str) -> None:
+    unwanted = ("grpc", "rich") if more else ("grpc", "google.protobuf", "rich")
     program = (
-        "import sys, irqchip_client.cli; print([m for m in ('grpc', 'google.protobuf', 'rich') if m in sys.modules])"
+        f"import sys; from irqchip_client.cli import main{more};"
+        f"sys.exit(str([module for module in {unwanted} if module in sys.modules]))"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert shown.stdout == "[]\n"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert shown.stderr == "[]\n"
+
+
+def test_every_architecture_can_be_chosen() -> None:
+    assert [name.upper() for name in ARCHITECTURES] == [known.name for known in Architecture]
 
 
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], *([command[0], "-h"] for command in COMMANDS)])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from irqchip_client import Client, Space
 from irqchip_client.cli.exits import owner_of, summary, table
+from irqchip_client.vmm.accesses import LocalStrings
 from irqchip_client.vmm.exit_stats import (
     IO_READ,
+    IO_WRITE,
     MAX_ROWS,
     MMIO_WRITE,
     Answerer,
@@ -28,6 +32,16 @@ class Ports:
         return port == 0x60
 
     mmio_read, mmio_write = pio_read, pio_write
+
+
+class Strings(Ports):
+    """A device that takes strings, too."""
+
+    def pio_read_string(self, port: int, size: int, count: int) -> list[int] | None:  # noqa: ARG002
+        return [*range(count)] if port == 0x60 else None
+
+    def pio_write_string(self, port: int, values: Sequence[int], size: int) -> bool:  # noqa: ARG002
+        return port == 0x60
 
 
 def test_exits_add_up_over_vcpus_and_the_shortest_and_longest_are_kept() -> None:
@@ -78,6 +92,29 @@ def test_who_answered_is_who_was_called(irqchip_client: Client) -> None:
         (IO_READ, 0x21): (Answerer.DAEMON, 2, 4),
         ("ack interrupt", None): (Answerer.DAEMON, 1, 1),
     }
+
+
+def test_a_device_still_gets_a_string_at_once() -> None:
+    stats = ExitStats()
+    recorder = stats.recorder()
+    devices = CountedDevices(Strings(), recorder)
+    assert isinstance(devices, LocalStrings)
+    with recorder.exit(IO_READ, 0x60):
+        assert devices.pio_read_string(0x60, 2, 3) == [0, 1, 2]
+    with recorder.exit(IO_WRITE, 0x60):
+        assert devices.pio_write_string(0x60, [1, 2], 2)
+    with recorder.exit(IO_READ, 0x61):
+        assert devices.pio_read_string(0x61, 2, 3) is None
+    assert not devices.pio_write_string(0x61, [1, 2], 2)
+    rows = {(row.kind, row.at): (row.by, row.count) for row in stats.counts()}
+    assert rows == {
+        (IO_READ, 0x60): (Answerer.DEVICE, 1),
+        (IO_WRITE, 0x60): (Answerer.DEVICE, 1),
+        (IO_READ, 0x61): (Answerer.NOBODY, 1),
+    }
+    without = CountedDevices(Ports(), recorder)
+    assert without.pio_read_string(0x60, 2, 3) is None
+    assert not without.pio_write_string(0x60, [1, 2], 2)
 
 
 def test_an_exit_that_fails_counts() -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 import irqchip_client
-from irqchip_client import Space
 
 from .output import echo_table
 
@@ -25,7 +24,7 @@ Owner = Callable[["ExitCount"], str | None]
 
 @contextmanager
 def shown_exits(vm: irqchip_client.Vm, daemon: str) -> Iterator[ExitStats]:
-    """Counts of exits, which are printed at SIGUSR1 and behind the body. For the main thread.
+    """Counts exits, and prints the table at SIGUSR1 and after the body. For the main thread.
 
     daemon  what the table calls the daemon
     """
@@ -83,7 +82,7 @@ def owner_of(vm: irqchip_client.Vm) -> Owner:
     def owner(row: ExitCount) -> str | None:
         if row.at is None or not row.kind.startswith(("io", "mmio")):
             return None
-        space = Space.PIO if row.kind.startswith("io") else Space.MMIO
+        space = irqchip_client.Space.PIO if row.kind.startswith("io") else irqchip_client.Space.MMIO
         at = row.at
         return next(
             (

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 import irqchip_client
-from irqchip_client import InterruptCount, InterruptCounts, InterruptKind, Latency
 
 from ._common import command, pass_vm
 from .durations import show_duration
 from .output import echo_json, json_option
 
-# The chips' names: arch/x86/kernel/i8259.c, apic/io_apic.c, apic/msi.c; drivers/irqchip/irq-gic-v3.c.
+if TYPE_CHECKING:
+    from irqchip_client import InterruptCount, InterruptCounts, Latency
+
+# The chips' names by InterruptKind: arch/x86/kernel/i8259.c, apic/io_apic.c, apic/msi.c; drivers/irqchip/irq-gic-v3.c.
 _CHIPS = {
-    InterruptKind.PIC: "XT-PIC",
-    InterruptKind.IOAPIC: "IO-APIC",
-    InterruptKind.MSI: "PCI-MSI",
-    InterruptKind.IPI: "IPI",
-    InterruptKind.LOCAL: "Local",
-    InterruptKind.GIC: "GIC",
-    InterruptKind.S390: "s390",
-    InterruptKind.OTHER: "other",
+    "PIC": "XT-PIC",
+    "IOAPIC": "IO-APIC",
+    "MSI": "PCI-MSI",
+    "IPI": "IPI",
+    "LOCAL": "Local",
+    "GIC": "GIC",
+    "S390": "s390",
+    "OTHER": "other",
 }
 
 
@@ -80,7 +83,7 @@ def label(one: InterruptCount) -> str:
 
 def chip(one: InterruptCount) -> str:
     """The chip, and the vector or INTID with the trigger mode."""
-    return f"{_CHIPS[one.kind]:<8} {one.number}-{'level' if one.level else 'edge'}"
+    return f"{_CHIPS[one.kind.name]:<8} {one.number}-{'level' if one.level else 'edge'}"
 
 
 def _times(latency: Latency) -> str:

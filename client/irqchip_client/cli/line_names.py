@@ -12,7 +12,7 @@ import irqchip_client
 from ._common import GSI
 
 _LAST_GSI: Final = 4095
-_FIRST_NUMBER: Final = 1 << 16  # behind the GSIs, of KVM_IRQ_LINE's on arm64: that of irq:1
+_FIRST_NUMBER: Final = 1 << 16  # irq:1, the least of KVM_IRQ_LINE's numbers on arm64 that can be no GSI
 
 
 class NamedLine(int):
@@ -60,7 +60,7 @@ LINE: Final = _LineType()
 
 
 class _WatchedType(_LineType):
-    """A line that events are about: a GSI that there can be, or an arm64 VM's line."""
+    """A line whose events are printed: a GSI of at most _LAST_GSI, or an arm64 VM's line."""
 
     example = "1"
 
@@ -84,7 +84,7 @@ def _numbers(texts: Iterable[str]) -> list[int]:
 
 
 def check_line(info: irqchip_client.VmInfo, line: int) -> bool:
-    """Whether a VM is an arm64 one; refuses a line that only such a VM has, if it is none."""
+    """Returns whether a VM is an arm64 VM. Refuses a line that only an arm64 VM has, if it is not."""
     is_arm64 = info.architecture is irqchip_client.Architecture.ARM64
     if (isinstance(line, NamedLine) or line >= _FIRST_NUMBER) and not is_arm64:
         raise click.ClickException(

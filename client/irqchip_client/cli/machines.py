@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 
 FLAT = "a flat binary of 16-bit code"
 LOCAL = ("serial", "exit", "fw_cfg", "lines", "power", "crtc")
-OPTIONAL = ("rtc",)  # devices of this process that only an option adds
-IDE_DISKS = 2  # of a channel
+OPTIONAL = ("rtc",)  # devices of this process that --with adds
+IDE_DISKS = 2  # the most that an IDE channel has
 End = Callable[[int], None]  # ends the run, with an exit status
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a user asks of a machine: a kernel or firmware, and what runs it.
+    """What a user wants to run, a kernel or firmware, and on what machine.
 
-    files  fw_cfg's, by name
+    without  devices of LOCAL that the machine does not have
+    added    devices of OPTIONAL that it has
+    files    fw_cfg's files, by name
     """
 
     arch: str | None
@@ -54,8 +56,8 @@ class Machine(Protocol):
 
     ram    where its RAM begins
     cpu    what executes it
-    notice what to say before it runs
-    about  a likely reason for a guest that can't go on, behind the error's text
+    notice what is printed before the guest runs
+    about  a likely reason why the guest can't go on, which follows the error's text
     """
 
     @property
@@ -68,10 +70,10 @@ class Machine(Protocol):
     def about(self) -> str: ...
 
     def load(self, memory: GuestMemory, append: str, initrd: bytes | None) -> Any:
-        """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None for as after RESET."""
+        """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None: as after RESET."""
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Makes tables that describe the VM and its devices, which are all there now."""
+        """Makes the tables that describe the VM and its devices. All devices are there by then."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
         """Creates the VM, which is deleted in the end."""
@@ -211,7 +213,7 @@ class _PcWithKernel(_Pc):
 
         # As with QEMU and GRUB, the first word is the kernel's name, which kernels skip.
         line = f"{self._kernel} {append}".rstrip() if self._image.has_name_first else append
-        # describe() writes ACPI's tables. If another process has power management, a kernel looks for them.
+        # If power management is not in this process, describe() may write no ACPI tables: the kernel looks for them.
         rsdp = None if "power" in self._without else RSDP
         return load(memory, self._image, command_line=line, initrd=initrd, rsdp=rsdp)
 
@@ -236,7 +238,7 @@ class _PcWithFirmware(_Pc):
         load_firmware(memory, self._image)
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002
-        """Gives fw_cfg ACPI's tables, which firmware puts into memory; it makes the others itself."""
+        """Gives ACPI's tables to fw_cfg, where firmware finds them. Firmware makes the other tables itself."""
         from irqchip_client.devices import FwCfg
         from irqchip_client.vmm.pc.table_loader import table_files
 
@@ -282,7 +284,7 @@ class _Arm64Machine:
         return self._load()
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002 - a PC's
-        """Loads again: now it is known which virtio devices the device tree has."""
+        """Loads everything again if there are virtio devices, for a device tree that has them."""
         from irqchip_client.vmm.arm64 import virtio_places
 
         if places := virtio_places(vm):

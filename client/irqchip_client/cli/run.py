@@ -273,7 +273,7 @@ def run(
             if host.failure is not None:
                 raise host.failure
     except irqchip_client.GuestError as error:
-        if not ended:  # else the guest was to stop at an instruction, and has gone on to the end of its block
+        if not ended:  # Unicorn executes a block to its end, also behind the instruction that ended the run.
             raise _CanNotGoOn(f"{error.message}{machine.about}") from error
     except (irqchip_client.SessionClosed, irqchip_client.NotFound) as error:
         if not running or not isinstance(error.__cause__ or error, irqchip_client.NotFound):

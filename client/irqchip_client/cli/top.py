@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 import irqchip_client
-from irqchip_client import InterruptCount, InterruptCounts
 
 from ._common import command, connect, with_others
 from .durations import show_duration
@@ -19,6 +18,8 @@ from .interrupts import chip, label
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from irqchip_client import InterruptCount, InterruptCounts
 
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SHOWN = 20  # rates in a sparkline

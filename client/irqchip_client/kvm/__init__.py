@@ -11,10 +11,10 @@
 
 This needs x86-64 and Linux 5.10 or newer; why_not() says what is missing.
 
-CPUID shows one package, with a core for each vCPU that irqchipd's VM has when the KvmVcpu is made: create them all
-before the first. It shows a local APIC, x2APIC and, of KVM's paravirtual features, the clock. It shows the TSC-deadline
-timer if the VM's TSC has the frequency of the guest's, guest_tsc_khz(). It hides performance counters and the
-paravirtual features that need KVM's own APIC.
+CPUID shows one package, with a core for each vCPU that irqchipd's VM has when the KvmVcpu is made: create all vCPUs in
+irqchipd's VM before the first KvmVcpu. CPUID shows a local APIC, x2APIC and, of KVM's paravirtual features, the clock.
+It shows the TSC-deadline timer if the VM's TSC has the frequency of the guest's, guest_tsc_khz(). It hides performance
+counters and the paravirtual features that need KVM's own APIC.
 
 If a guest moves its APIC's page onto RAM, it sees the RAM there. Some KVMs without hardware support do not exit when
 the guest lowers CR8; then the new CR8 counts from the next exit on. While a vCPU runs, its thread blocks SIGRTMIN,

@@ -24,7 +24,7 @@ AMD_FEATURES, ADDRESS_SIZES, AMD_CACHES, AMD_TOPOLOGY = 0x8000_0001, 0x8000_0008
 AMD_EXTENDED_TOPOLOGY = 0x8000_0026
 LEGACY_CORES = 1 << 1  # of AMD_FEATURES, ECX: several logical processors are cores
 THREADS, CORES = 1, 2  # kinds of a topology's level
-LAST_CACHE_OF_ONE_CORE = 2  # a level: those behind it are shared by the package
+LAST_CACHE_OF_ONE_CORE = 2  # a level; the cores of the package share the caches of higher levels
 # KVM's own leaves.
 PARAVIRTUAL = range(0x4000_0000, 0x4001_0000)
 SIGNATURE, FEATURES, TIMING = 0x4000_0000, 0x4000_0001, 0x4000_0010
@@ -53,7 +53,7 @@ class Package:
 
     @property
     def id_bits(self) -> int:
-        """The width of an APIC ID's part for the core."""
+        """How many bits of an APIC ID are the number of the core."""
         return max(self.ids).bit_length()
 
 
@@ -67,7 +67,7 @@ def supported_cpuid(kvm: int) -> list[Leaf]:
 
 
 def vcpu_cpuid(supported: Sequence[Leaf], vcpu: int, package: Package) -> bytearray:
-    """struct kvm_cpuid2 of a vCPU. 1,024 bytes and more: fcntl.ioctl wants a bytearray."""
+    """struct kvm_cpuid2 of a vCPU: a bytearray, as fcntl.ioctl takes at most 1,024 bytes that it may not write to."""
     leaves = list(vcpu_leaves(supported, vcpu, package))
     return bytearray(CPUID_HEADER.pack(len(leaves), 0) + b"".join(CPUID_ENTRY.pack(*leaf) for leaf in leaves))
 
@@ -130,7 +130,7 @@ def _leaf(leaf: Leaf, vcpu: int, package: Package) -> Leaf:
         case _ if function == AMD_TOPOLOGY:
             eax, ebx, ecx, edx = vcpu, vcpu & 0xFF, 0, 0
         case _ if function == AMD_EXTENDED_TOPOLOGY:
-            eax = ebx = ecx = edx = 0  # EXTENDED_TOPOLOGY says it.
+            eax = ebx = ecx = edx = 0  # EXTENDED_TOPOLOGY describes the package.
     return function, index, flags, eax, ebx, ecx, edx
 
 
@@ -142,7 +142,7 @@ def _topology(function: int, vcpu: int, package: Package) -> Iterator[Leaf]:
 
 
 def _frequency(leaf: Leaf, tsc_khz: int) -> Leaf:
-    """Intel's leaves: the crystal is the local APIC timer's clock, to which Linux takes it.
+    """Intel's leaves. Linux takes the crystal's frequency for that of the local APIC timer, so it is BUS_KHZ.
 
     Linux (tsc.c native_calibrate_tsc) multiplies kHz and the numerator in 32 bits.
     """

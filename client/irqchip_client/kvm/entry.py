@@ -86,7 +86,8 @@ class _State(ctypes.Structure):
 class Entry:
     """A vCPU's entries into its guest. Close it before what it was made of.
 
-    exact  whether KVM exits at the very window that was requested; otherwise every exit returns to Python meanwhile
+    exact  whether KVM exits at the very window that was requested; if not, every exit returns to Python while a window
+           is requested
     """
 
     def __init__(self, fd: int, run: mmap.mmap, apic: LocalApic, *, exact: bool) -> None:

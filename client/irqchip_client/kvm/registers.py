@@ -43,7 +43,7 @@ class Registers:
     def reset(self) -> None:
         """INIT: sets the state after RESET, at the reset vector. Model-specific registers and the FPU's state stay.
 
-        But KVM writes its clock to the guest's memory no more, as with its own INIT (x86.c kvm_vcpu_reset).
+        But KVM stops writing its clock to the guest's memory, as at an INIT of its own (x86.c kvm_vcpu_reset).
         """
         self._set(list(REGS.unpack(self._regs)), self._sregs)
         ioctl(self._fd, Request.SET_DEBUGREGS, DEBUGREGS.pack(0, 0, 0, 0, DR6, DR7, 0))

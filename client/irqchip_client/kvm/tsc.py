@@ -5,7 +5,8 @@ deadline is set, irqchipd's TSC is set to the guest's, if the two may differ: th
 IA32_TSC or IA32_TSC_ADJUST, which is no exit. Both count at the same frequency, or CPUID hides the timer. The register
 then has what the guest wrote, or 0 once the timer has expired, as a snapshot and any other client see it.
 
-irqchipd's TSC is set a little after the guest's is read, and so is behind it by that. A deadline is never early by it.
+irqchipd's TSC is set a little after the guest's is read, so it is behind the guest's by that time. A timer is late by
+that time, and never early.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 IA32_TSC = 0x10
 WRITE_DEADLINE = bytes.fromhex("b9 e0 06 00 00 31 d2 31 c0 0f 30 f4")  # mov ecx, 6e0h; xor; xor; wrmsr; hlt
-NEAR = 2_000  # nanoseconds between two TSCs that are not set again
+NEAR = 2_000  # nanoseconds that irqchipd's TSC may differ from the guest's before it is set again
 
 
 @functools.cache

@@ -60,7 +60,7 @@ class KvmVcpu(X86Adapter):
             self._run = made.enter_context(mmap.mmap(self._fd, kvm.run_size))
             info = vm.info()
             # A deadline counts by the guest's TSC.
-            khz = guest_tsc_khz() if not info.virtual and info.tsc_khz == guest_tsc_khz() else 0
+            khz = info.tsc_khz if not info.virtual and info.tsc_khz == guest_tsc_khz() else 0
             package = Package([*info.vcpus] if vcpu in info.vcpus else [*info.vcpus, vcpu], khz)
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu, package))
             # What CPUID does not show, KVM does not do.

@@ -34,7 +34,7 @@ from .ioctls import (
 
 DEVICE = "/dev/kvm"
 IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
-# Accesses that a guest's KVM would answer itself, and must not.
+# Accesses that KVM would answer itself, and must not.
 REPORTED = ((MSR_FILTER_WRITE, IA32_APIC_BASE), (MSR_FILTER_READ | MSR_FILTER_WRITE, IA32_TSC_DEADLINE))
 
 # From here to 4 GiB a PC has its IOAPIC, local APICs and firmware, and no RAM.

@@ -23,14 +23,14 @@ class Bus:
     def _make_accesses(
         self, make: Callable[[LocalDevices | None], Accesses], local: LocalDevices | None
     ) -> Accesses | CountedAccesses:
-        """The accesses, with their counts if a Recorder keeps them."""
+        """The accesses, which a Recorder counts if there is one."""
         if self._recorder is None:
             return make(local)
         devices = None if local is None else CountedDevices(local, self._recorder)
         return CountedAccesses(make(devices), self._recorder)
 
     def _counted(self, kind: str) -> AbstractContextManager[None]:
-        """Counts what the body handles as an exit, if a Recorder keeps the counts."""
+        """Counts what the body handles as an exit, if there is a Recorder."""
         return nullcontext() if self._recorder is None else self._recorder.exit(kind)
 
     def mmio_read(self, address: int, size: int) -> int:

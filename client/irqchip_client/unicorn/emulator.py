@@ -29,7 +29,7 @@ def map_guest(uc: Uc, memory: GuestMemory, end: int, bus: MemoryBus) -> None:
     """
     uc.mem_map_ptr(memory.start, memory.size, UC_PROT_ALL, memory.host_address)
     for rom in memory.roms:
-        # Memory of Unicorn's own: into mapped memory, it would store in spite of the protection.
+        # A copy in Unicorn's own memory: where it maps ours, it stores in spite of the protection.
         uc.mem_map(rom.address, rom.size, UC_PROT_READ | UC_PROT_EXEC)
         uc.mem_write(rom.address, rom.read(rom.address, rom.size))
     if memory.roms:

@@ -14,7 +14,7 @@ from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, POWER_OFF, PSCI_0_2
 from irqchip_client.devices.virtio.mmio import LENGTH
 from irqchip_client.devices.virtio.places import ARM64, Place
 
-from .boot.elf import elf_segments
+from .boot.elf import elf_segments, is_elf
 from .boot.segments import Segment, bad_image, load_segments
 from .device_tree import Node, Value, address, flatten
 from .memory import PAGE, GuestMemory
@@ -40,7 +40,7 @@ EM_AARCH64: Final = 183
 
 def is_arm64(image: bytes) -> bool:
     """Whether it is an arm64 ELF file or Linux's Image for arm64."""
-    if image.startswith(b"\x7fELF"):
+    if is_elf(image):
         return len(image) >= ELF_MACHINE.size and ELF_MACHINE.unpack_from(image)[1] == EM_AARCH64
     return len(image) >= IMAGE_HEADER.size and IMAGE_HEADER.unpack_from(image)[-1] == IMAGE_MAGIC
 
@@ -64,7 +64,7 @@ def load_arm64(
     """
     if not is_arm64(image):
         raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
-    if image.startswith(b"\x7fELF"):
+    if is_elf(image):
         entry, segments = elf_segments(image)
     else:
         _, _, offset, size, _, _ = IMAGE_HEADER.unpack_from(image)
@@ -72,7 +72,7 @@ def load_arm64(
         segments = (Segment(entry, image, max(size, len(image))),)
     end = memory.end - TREE_ROOM
     initrd_at = (end - len(initrd or b"")) // PAGE * PAGE
-    if any(segment.address + segment.size > initrd_at for segment in segments):
+    if any(segment.end > initrd_at for segment in segments):
         raise bad_image(
             f"it needs more memory than the machine's {memory.size:#x} bytes, with {TREE_ROOM:#x} for the device tree"
             f"{' and the initrd' if initrd else ''}; give the machine more (--memory)"
@@ -90,7 +90,7 @@ def load_arm64(
 
 
 def virtio_places(vm: Vm) -> list[Place]:
-    """The places of the virtio devices that have claimed their registers, of those where the SDK's are by default."""
+    """The default places of the SDK's virtio devices at which some device has claimed its registers."""
     claimed = {region.address for session in vm.info().sessions for region in session.regions}
     return [place for place in ARM64 if place.address in claimed]
 

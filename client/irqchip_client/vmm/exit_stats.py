@@ -1,15 +1,15 @@
 """Counts a guest's exits, as `perf kvm stat` does: how many of each kind, how long they took, and who answered them.
 
-An adapter that is given ExitStats notes each exit in a Recorder of its own. What answers is told apart by what is
-called meanwhile: a device of this process, the registers of the local APIC that this process shares, or the daemon.
-Without ExitStats, none of this is called.
+An adapter that is given ExitStats notes each exit in a Recorder of its own. Who answered an exit is known from what was
+called during the exit: a device of this process, the registers of the local APIC that this process shares, or the
+daemon. Without ExitStats, none of this is called.
 """
 
 from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from irqchip_client._call import Call
 from irqchip_client._sync.session import Halt, Session
 
-from .accesses import Accesses, LocalDevices
+from .accesses import Accesses, LocalDevices, LocalStrings
 from .local_apic import LocalApic
 
 T = TypeVar("T")
@@ -112,7 +112,10 @@ class Recorder:
             self.end()
 
     def operation(self, name: str, at: int | None, execute: Callable[[], T]) -> T:
-        """Executes a batch of the daemon's. Between two exits it counts as one, by its name; before the first, not."""
+        """Executes a batch of operations at the daemon.
+
+        Between two exits, the batch counts as an exit of its own, with this name. Before the first exit it does not.
+        """
         if self._what is not None or not self._began:
             self._operations += 1
             return execute()
@@ -149,7 +152,7 @@ class ExitStats:
         return sorted(rows, key=lambda row: (-row.count, row.kind, row.at or 0))
 
 
-# What the adapters use in the place of the same without a Recorder.
+# The adapters use these with a Recorder, and the classes without Counted in their names otherwise.
 
 
 class CountedSession(Session):
@@ -178,10 +181,11 @@ class CountedSession(Session):
 
 
 class CountedDevices:
-    """The LocalDevices of a vCPU's process."""
+    """The LocalDevices of a vCPU's process; its LocalStrings, too, where they are."""
 
     def __init__(self, devices: LocalDevices, recorder: Recorder) -> None:
         self._devices = devices
+        self._strings = devices if isinstance(devices, LocalStrings) else None
         self._recorder = recorder
 
     def pio_read(self, port: int, size: int) -> int | None:
@@ -196,7 +200,15 @@ class CountedDevices:
     def mmio_write(self, address: int, value: int, size: int) -> bool:
         return bool(self._noted(self._devices.mmio_write(address, value, size) or None))
 
-    def _noted(self, answer: int | None) -> int | None:
+    def pio_read_string(self, port: int, size: int, count: int) -> list[int] | None:
+        return None if self._strings is None else self._noted(self._strings.pio_read_string(port, size, count))
+
+    def pio_write_string(self, port: int, values: Sequence[int], size: int) -> bool:
+        return self._strings is not None and bool(
+            self._noted(self._strings.pio_write_string(port, values, size) or None)
+        )
+
+    def _noted(self, answer: T | None) -> T | None:
         if answer is not None:
             self._recorder.by = Answerer.DEVICE
         return answer

@@ -1,4 +1,4 @@
-"""Firmware of a PC: an image in ROM below 4 GiB, where the processor begins, and its end again below 1 MiB.
+"""A PC's firmware: an image in ROM that ends at 4 GiB, where the processor begins, and a copy of its end below 1 MiB.
 
 The copy below 1 MiB is in RAM, as when a PC's host bridge has turned its shadow RAM on: this machine has no host bridge
 for firmware to do it with. SeaBIOS (src/fw/shadow.c make_bios_writable) looks for one, reports that there is none, and
@@ -8,18 +8,15 @@ takes the RAM as it is.
 from __future__ import annotations
 
 import errno
-import struct
 
 from irqchip_client._errors import InvalidArgument
 
 from .memory import PAGE, GuestMemory
-from .pc.memory_map import MIB, Kind
+from .pc.memory_map import E820_ENTRY, MIB, Kind, MemoryRange
 
 END = 1 << 32
 LARGEST = 16 * MIB
 SHADOW, SHADOW_END = 0x2_0000, MIB  # the most bytes of the copy, and where it ends
-
-E820_ENTRY = struct.Struct("<QQI")  # start, size, kind
 
 
 def load_firmware(memory: GuestMemory, image: bytes) -> None:
@@ -39,5 +36,5 @@ def load_firmware(memory: GuestMemory, image: bytes) -> None:
 
 
 def firmware_files(memory: GuestMemory) -> dict[str, bytes]:
-    """The files of fw_cfg that tell firmware of this machine. QEMU: hw/i386/fw_cfg.c fw_cfg_arch_create."""
-    return {"etc/e820": E820_ENTRY.pack(memory.start, memory.size, Kind.RAM)}
+    """The files of fw_cfg that describe this machine to firmware. QEMU: hw/i386/fw_cfg.c fw_cfg_arch_create."""
+    return {"etc/e820": E820_ENTRY.pack(*MemoryRange(memory.start, memory.size, Kind.RAM))}

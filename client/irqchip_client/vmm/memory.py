@@ -85,7 +85,7 @@ class GuestMemory:
         return made
 
     def add_rom(self, address: int, data: bytes) -> None:
-        """Adds ROM, which a guest can't write, before adapters are made. InvalidArgument where there is memory."""
+        """Adds ROM, which a guest can't write. Call it before adapters are made. InvalidArgument if memory is there."""
         rom = Rom(address, data)
         taken = [(self.start, self.end), *((one.address, one.end) for one in self.roms)]
         if any(rom.address < end and start < rom.end for start, end in taken):
@@ -126,7 +126,7 @@ class GuestMemory:
         return page if len(page) == NOTES else None
 
     def erase_notes(self) -> None:
-        """The machine is reset: what devices noted is no longer true."""
+        """At a reset of the machine: what devices have noted is no longer true."""
         self._view[self.size :] = bytes(len(self._view) - self.size)
 
     def flush(self, address: int, length: int) -> None:

@@ -97,7 +97,7 @@ def make_memory(size: int, start: int, *, shared: bool) -> GuestMemory:
 
 @contextmanager
 def shared_memory(vm: Vm, memory: GuestMemory) -> Iterator[None]:
-    """Shares memory that is shareable with the processes of the VM's devices; over gRPC it can't be shared."""
+    """Shares memory that is shareable with the processes that run the VM's devices. Over gRPC it does nothing."""
     if memory.memfd < 0:
         yield
         return

@@ -58,11 +58,11 @@ struct gate {
 };
 static struct gate idt[256];
 
-static void handle(int vector, void (*handler)(struct frame *))
+static void gate(int vector, word handler, u16 flags)
 {
-    word address = (word)handler;
-    idt[vector] = (struct gate){.low = address, .selector = 8, .flags = 0x8e00, .middle = address >> 16};
+    idt[vector] = (struct gate){.low = handler, .selector = 8, .flags = flags, .middle = handler >> 16};
 }
+static void handle(int vector, void (*handler)(struct frame *)) { gate(vector, (word)handler, 0x8e00); }
 
 static void set_up(void)
 {

@@ -1,15 +1,11 @@
 /* What a small operating system does, xv6 for example: paging, programs in ring 3, system calls, preemption by a timer,
    a disk that interrupts, and a second processor. 32 bits. */
-#include "kernel.h"
+#include "user.h"
 
-enum { KERNEL_CODE = 0x08, KERNEL_DATA = 0x10, USER_CODE = 0x1b, USER_DATA = 0x23, TSS = 0x28 };
-enum { PRESENT = 1, WRITABLE = 2, USER = 4, LARGE = 0x80, PAGE = 4096 };
-enum { BREAKPOINT = 3, PROTECTION = 13, PAGE_FAULT = 14, SYSTEM_CALL = 0x64 };
-enum { TICK = 0x50, DISK = 0x5e, PING = 0x60, PONG = 0x61, SHOOT_DOWN = 0x62 };
+enum { USER_CODE = 0x1b, USER_DATA = 0x23, TSS = 0x28 };
+enum { DISK = 0x5e, PING = 0x60, PONG = 0x61, SHOOT_DOWN = 0x62 };
 enum { PROGRAM = 0x40000000, DATA = PROGRAM + PAGE, READ_ONLY = PROGRAM + 2 * PAGE, WINDOW = 0x40400000 };
-enum { CPUS = 2, PROGRAMS = 3, KERNEL = PROGRAMS, FAULTS = 8, IF = 0x200, WP = 1 << 16, PG = 1u << 31, PSE = 1 << 4 };
-
-#define ALIGNED __attribute__((aligned(PAGE)))
+enum { CPUS = 2, PROGRAMS = 3, KERNEL = PROGRAMS, FAULTS = 8, LARGE = 0x80, WP = 1 << 16, PG = 1u << 31, PSE = 1 << 4 };
 
 /* The registers of an interrupted program, as the stubs push them. */
 struct registers {
@@ -43,7 +39,7 @@ static struct program *volatile running[CPUS];
 static struct registers *idle[CPUS];
 static volatile u32 lock, locked_count;
 
-extern u8 program_begin[], program_end[], trampoline_begin[], trampoline_end[];
+extern u8 trampoline_begin[], trampoline_end[];
 
 /* The program: it stores its number, calls the kernel, does what is forbidden, and then counts until it is told to
    stop. Its addresses are those of its page. */
@@ -106,18 +102,10 @@ asm(".pushsection .rodata\n"
     ".popsection\n");
 
 /* Stubs that push the registers, and go on with those that interrupted() returns. */
-#define STUB(name, vector, error)                                                                                      \
-    asm(".pushsection .text\n" #name ":\n" error "    push $" #vector "\n    jmp interrupt\n.popsection\n");           \
-    extern u8 name[]
-STUB(stub_breakpoint, 3, "    push $0\n");
-STUB(stub_protection, 13, "");
-STUB(stub_page_fault, 14, "");
-STUB(stub_tick, 0x50, "    push $0\n");
 STUB(stub_disk, 0x5e, "    push $0\n");
 STUB(stub_ping, 0x60, "    push $0\n");
 STUB(stub_pong, 0x61, "    push $0\n");
 STUB(stub_shoot_down, 0x62, "    push $0\n");
-STUB(stub_call, 0x64, "    push $0\n");
 asm(".pushsection .text\n"
     "interrupt:\n"
     "    pusha\n"
@@ -158,10 +146,6 @@ void leave(struct registers **idle, struct registers *program);
 
 static void load_cr3(u32 *directory) { asm volatile("mov %0, %%cr3" : : "r"(directory) : "memory"); }
 static void invalidate(u32 address) { asm volatile("invlpg (%0)" : : "r"(address) : "memory"); }
-static void gate(int vector, u8 *stub, u16 flags)
-{
-    idt[vector] = (struct gate){.low = (u32)stub, .selector = KERNEL_CODE, .flags = flags, .middle = (u32)stub >> 16};
-}
 static int cpu(void) { return *apic(ID) >> 24; }
 
 /* Interrupts. */
@@ -259,7 +243,7 @@ struct registers *interrupted(struct registers *frame)
     case PROTECTION:
     case PAGE_FAULT:
         return fault(me, frame);
-    case SYSTEM_CALL:
+    case CALL:
         return system_call(me, frame);
     case TICK:
         *apic(EOI) = 0;
@@ -317,7 +301,6 @@ static void make_program(int number)
 {
     struct program *program = &programs[number];
     u32 *table = tables[number];
-    u8 *code = (u8 *)pages[number][0];
 
     program->directory = directories[number];
     map_kernel(program->directory);
@@ -325,8 +308,7 @@ static void make_program(int number)
     table[0] = (u32)pages[number][0] | PRESENT | USER;
     table[1] = (u32)pages[number][1] | PRESENT | WRITABLE | USER;
     table[2] = (u32)pages[number][2] | PRESENT | USER;
-    for (u8 *from = program_begin; from < program_end; from++)
-        *code++ = *from;
+    copy(pages[number][0], program_begin, program_end);
     program->kernel_stack = (u32)(stacks[number] + 1024);
     program->frame = (struct registers *)program->kernel_stack - 1;
     program->frame->ip = PROGRAM;
@@ -334,13 +316,6 @@ static void make_program(int number)
     program->frame->flags = IF | 2;
     program->frame->sp = DATA + PAGE;
     program->frame->ss = USER_DATA;
-}
-
-static void start_timer(void)
-{
-    *apic(DIVIDE) = 0xb;
-    *apic(TIMER) = PERIODIC | TICK;
-    *apic(INITIAL) = 20000000; /* ns */
 }
 
 static void stop_timer(void)
@@ -505,10 +480,7 @@ void other(void)
 
 static void two_processors(void)
 {
-    u8 *to = (u8 *)0x7000;
-
-    for (u8 *from = trampoline_begin; from < trampoline_end; from++)
-        *to++ = *from;
+    copy((void *)0x7000, trampoline_begin, trampoline_end);
     make_program(2);
     *apic(ICR + 0x10) = 1 << 24;
     *apic(ICR) = 0x4500;
@@ -549,15 +521,15 @@ void kernel(void)
     set_up();
     *apic(SVR) = 0x1ff;
     load_segments(0);
-    gate(BREAKPOINT, stub_breakpoint, 0xee00);
-    gate(PROTECTION, stub_protection, 0x8e00);
-    gate(PAGE_FAULT, stub_page_fault, 0x8e00);
-    gate(TICK, stub_tick, 0x8e00);
-    gate(DISK, stub_disk, 0x8e00);
-    gate(PING, stub_ping, 0x8e00);
-    gate(PONG, stub_pong, 0x8e00);
-    gate(SHOOT_DOWN, stub_shoot_down, 0x8e00);
-    gate(SYSTEM_CALL, stub_call, 0xef00);
+    gate(BREAKPOINT, (word)stub_breakpoint, 0xee00);
+    gate(PROTECTION, (word)stub_protection, 0x8e00);
+    gate(PAGE_FAULT, (word)stub_page_fault, 0x8e00);
+    gate(TICK, (word)stub_tick, 0x8e00);
+    gate(DISK, (word)stub_disk, 0x8e00);
+    gate(PING, (word)stub_ping, 0x8e00);
+    gate(PONG, (word)stub_pong, 0x8e00);
+    gate(SHOOT_DOWN, (word)stub_shoot_down, 0x8e00);
+    gate(CALL, (word)stub_call, 0xef00);
     paging();
     two_programs();
     disk();

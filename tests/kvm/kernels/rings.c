@@ -1,16 +1,14 @@
 /* A program in ring 3 in 64-bit mode: system calls by SYSCALL and INT, faults, interrupt stacks, preemption. */
-#include "kernel.h"
+#include "user.h"
 
 typedef unsigned long u64;
 
-enum { KERNEL_CODE = 0x08, KERNEL_DATA = 0x10, USER_BASE = 0x18, USER_DATA = 0x23, USER_CODE = 0x2b, TSS = 0x30 };
-enum { BREAKPOINT = 3, PROTECTION = 13, PAGE_FAULT = 14, TICK = 0x50, CALL = 0x64 };
-enum { PRESENT = 1, WRITABLE = 2, USER = 4, PAGE = 4096, IF = 0x200, TICKS = 3 };
+enum { USER_BASE = 0x18, USER_DATA = 0x23, USER_CODE = 0x2b, TSS = 0x30 };
+enum { TICKS = 3 };
 enum { STAR = 0xc0000081, LSTAR, CSTAR, FMASK, EFER = 0xc0000080 };
 #define PROGRAM 0x8000000000ul
 #define DATA (PROGRAM + PAGE)
 #define READ_ONLY (PROGRAM + 2 * PAGE)
-#define ALIGNED __attribute__((aligned(PAGE)))
 
 /* The registers of what was interrupted, as the stubs push them. */
 struct registers {
@@ -30,7 +28,7 @@ static volatile int count, ticks, ended;
 u64 at_syscall[6], program_sp, kernel_sp; /* RCX, R11, RFLAGS, CS, SS and RSP */
 static int user_ticks;
 
-extern u8 program_begin[], program_end[], after_syscall[], stub_syscall[], leave_return[];
+extern u8 after_syscall[], stub_syscall[], leave_return[];
 
 asm(".pushsection .rodata\n"
     "program_begin:\n"
@@ -57,14 +55,7 @@ asm(".pushsection .rodata\n"
     "program_end:\n"
     ".popsection\n");
 
-#define STUB(name, vector, error)                                                                                      \
-    asm(".pushsection .text\n" #name ":\n" error "    push $" #vector "\n    jmp interrupt\n.popsection\n");           \
-    extern u8 name[]
-STUB(stub_breakpoint, 3, "    push $0\n");
-STUB(stub_protection, 13, "");
-STUB(stub_page_fault, 14, "");
-STUB(stub_tick, 0x50, "    push $0\n");
-STUB(stub_call, 0x64, "    push $0\n");
+/* Stubs that push the registers, and go on with those that interrupted() returns. */
 asm(".pushsection .text\n"
     "interrupt:\n"
     "    push %rax; push %rbx; push %rcx; push %rdx; push %rsi; push %rdi; push %rbp\n"
@@ -106,11 +97,6 @@ void leave(u64 *frame);
 static void write_msr(u32 msr, u64 value)
 {
     asm volatile("wrmsr" : : "c"(msr), "a"((u32)value), "d"((u32)(value >> 32)) : "memory");
-}
-static void gate(int vector, u8 *stub, u16 flags)
-{
-    u64 at = (u64)stub;
-    idt[vector] = (struct gate){at, KERNEL_CODE, flags, at >> 16, at >> 32, 0};
 }
 
 struct registers *interrupted(struct registers *frame)
@@ -173,7 +159,7 @@ static void load_segments(void)
 
 static void make_program(void)
 {
-    u64 *boot, *to = pages[0];
+    u64 *boot;
 
     asm volatile("mov %%cr3, %0" : "=r"(boot));
     level4[0] = boot[0];
@@ -183,8 +169,7 @@ static void make_program(void)
     level1[0] = (u64)pages[0] | PRESENT | USER;
     level1[1] = (u64)pages[1] | PRESENT | WRITABLE | USER;
     level1[2] = (u64)pages[2] | PRESENT | USER;
-    for (u8 *from = program_begin; from < program_end; from++)
-        ((u8 *)to)[from - program_begin] = *from;
+    copy(pages[0], program_begin, program_end);
     asm volatile("mov %0, %%cr3" : : "r"(level4) : "memory");
 }
 
@@ -201,19 +186,17 @@ void kernel(void)
     set_up();
     *apic(SVR) = 0x1ff;
     load_segments();
-    gate(BREAKPOINT, stub_breakpoint, 0xee00);
-    gate(PROTECTION, stub_protection, 0x8e00);
-    gate(PAGE_FAULT, stub_page_fault, 0x8e01); /* with an interrupt stack */
-    gate(TICK, stub_tick, 0x8e00);
-    gate(CALL, stub_call, 0xee00);
+    gate(BREAKPOINT, (word)stub_breakpoint, 0xee00);
+    gate(PROTECTION, (word)stub_protection, 0x8e00);
+    gate(PAGE_FAULT, (word)stub_page_fault, 0x8e01); /* with an interrupt stack */
+    gate(TICK, (word)stub_tick, 0x8e00);
+    gate(CALL, (word)stub_call, 0xee00);
     write_msr(EFER, rdmsr(EFER) | 1);
     write_msr(STAR, (u64)USER_BASE << 48 | (u64)KERNEL_CODE << 32);
     write_msr(LSTAR, (u64)stub_syscall);
     write_msr(FMASK, IF);
     make_program();
-    *apic(DIVIDE) = 0xb;
-    *apic(TIMER) = PERIODIC | TICK;
-    *apic(INITIAL) = 20000000; /* ns */
+    start_timer();
     leave(frame);
     *apic(INITIAL) = 0;
 

@@ -108,8 +108,8 @@ class State(Protocol):
 class Processor(Protocol):
     """The processor that delivery works on.
 
-    read and write take linear addresses, and raise Fault. They access memory as the processor does implicitly, and a
-    write with `user` as a program in ring 3.
+    read and write take linear addresses, and raise Fault. They have the rights of the processor's implicit accesses; a
+    write with `user` has those of a program in ring 3.
     """
 
     @property
@@ -127,7 +127,7 @@ class Processor(Protocol):
         """Moves IP forwards or backwards."""
 
     def enter(self, cs: Segment, ip: int, sp: int, flags: int, ss: Segment | None = None) -> None:
-        """Sets CS and IP to the handler's first instruction, and with an SS the stack, of another ring."""
+        """Sets CS and IP to the handler's first instruction, and SP. `ss` is given for the stack of another ring."""
 
 
 def deliver(cpu: Processor, event: Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 from unicorn import x86_const as x86
@@ -29,7 +29,7 @@ from .delivery import REAL_MODE_SEGMENT, Event, Origin, Segment
 from .exceptions import Fault, Vector
 from .features import PHYSICAL_BITS, Cpuid, is_emulated_msr
 from .paging import Paging
-from .ports import IOPL_SHIFT, decode_port_access, may_access
+from .ports import decode_port_access, is_restricted, may_access
 from .state import State, long_mode, protected_mode, real_mode
 from .traps import Trap, Traps, behind_prefixes, decode, is_iret
 
@@ -42,11 +42,10 @@ CR4_TSD = 1 << 2
 CR4_OSXSAVE, OSXSAVE = 1 << 18, 1 << 27  # OSXSAVE in leaf 1's ECX
 
 LONGEST_INSTRUCTION = 15
-RDX = 2
+RAX, RCX, RDX = range(3)
 SHORT_INTS = {int(Vector.BP): b"\xcc", int(Vector.OF): b"\xce"}  # INT3 and INTO, of one byte
 
 GENERAL = tuple(int(getattr(x86, f"UC_X86_REG_{name}")) for name in _GENERAL)
-
 
 FOR_ALL_RINGS = frozenset((Trap.RDTSC, Trap.SYSCALL, Trap.SYSENTER))
 
@@ -84,7 +83,7 @@ class Engine:
         uc.hook_add(UC_HOOK_INTR, self._at_exception)
         uc.hook_add(UC_HOOK_INSN_INVALID, self._at_invalid_opcode)
         self.breaker = Breaker(uc, native=native)
-        self._traps = Traps(uc, self._read_code, self._restricts_ports, self._at_trap, self.breaker)
+        self._traps = Traps(uc, self._read_code, partial(is_restricted, self), self._at_trap, self.breaker)
         self._exit: Trapped | Event | int | None = None  # int: the vector of Unicorn's exception
         self._prefixed_int = 0, 0  # An address and a length: INT n with prefixes is about to be executed.
         self._ip = 0
@@ -204,10 +203,6 @@ class Engine:
         uc.emu_stop()
         return True
 
-    def _restricts_ports(self) -> bool:
-        """Whether the program may use only those ports that the TSS says."""
-        return self.state.cpl > self.flags >> IOPL_SHIFT & 3
-
     def _port_fault(self, code: bytes) -> Event | None:
         """The exception of an instruction that may not access its port."""
         prefixes, code = behind_prefixes(code, self.state.is_64bit)
@@ -229,7 +224,7 @@ class Engine:
         code = self._read_code(address, length)
         decoded = decode(code, state.is_64bit)
         if decoded is None:
-            if self._restricts_ports() and (event := self._port_fault(code)) is not None:
+            if (event := self._port_fault(code)) is not None:
                 self._exit = event
                 self._uc.emu_stop()
             return
@@ -239,7 +234,7 @@ class Engine:
             return
         if state.cpl and (trap not in FOR_ALL_RINGS or (trap is Trap.RDTSC and state.cr4 & CR4_TSD)):
             return  # It faults.
-        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(1) & 0xFFFF_FFFF):
+        if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(RCX) & 0xFFFF_FFFF):
             return
         self._exit = Trapped(trap, length, register)
         self._uc.emu_stop()

@@ -31,12 +31,17 @@ def decode_port_access(code: bytes, prefixes: bytes, *, wide: bool) -> PortAcces
     return PortAccess(None, size)
 
 
+def is_restricted(cpu: Processor) -> bool:
+    """Whether a program may use only the ports that the TSS allows: IOPL says so, or it is in virtual-8086 mode."""
+    flags = cpu.flags
+    return bool(flags & VM) or cpu.state.cpl > flags >> IOPL_SHIFT & 3
+
+
 def may_access(cpu: Processor, port: int, size: int) -> bool:
     """Whether IOPL or the TSS's bitmap allows an access. Fault where the TSS is not in memory."""
-    state = cpu.state
-    if not cpu.flags & VM and state.cpl <= cpu.flags >> IOPL_SHIFT & 3:
+    if not is_restricted(cpu):
         return True
-    tr = state.tr
+    tr = cpu.state.tr
     if not tr.access & TSS_32 or tr.limit < SMALLEST_TSS:
         return False
     at = int.from_bytes(cpu.read(tr.base + BITMAP_AT, 2), "little") + (port >> 3)

@@ -231,7 +231,7 @@ def protected_mode(start: Start) -> UcContext:
 def long_mode(start: Start) -> UcContext:
     """The state of a processor in 64-bit mode, flat, with paging; IDTR is empty.
 
-    Unicorn's registers can't be set to this: a processor has executed the change of modes.
+    Unicorn's registers can't be set to this state, so an emulator executes the change of modes.
     """
     uc = _flat(start)
     code, _ = start.selectors

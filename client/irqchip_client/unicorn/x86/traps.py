@@ -1,8 +1,8 @@
 """Instructions that concern the irqchip, and for which Unicorn has no hooks: HLT, RDMSR, WRMSR, RDTSC, MOV CR8,
 SYSCALL and SYSENTER.
 
-And INT n, INT3 and INTO with prefixes: of them Unicorn does not say where they begin. And IN, OUT, INS and OUTS of a
-program that may not use all ports: Unicorn does not check them.
+And INT n, INT3 and INTO with prefixes, as Unicorn does not report where they begin. And IN, OUT, INS and OUTS of a
+program that may not use all ports, as Unicorn does not check them.
 
 Each block of guest code is searched for them once, when Unicorn has translated it and before it executes it. Where one
 may begin, the block is discarded, a code hook is set on that very address, and the block is translated again with it.

@@ -18,7 +18,7 @@ from irqchip_client.vmm.x86 import X86Adapter, announced_by
 
 from .apic import Apic
 from .delivery import Event, Origin, deliver
-from .engine import Engine, Trapped
+from .engine import RAX, RCX, RDX, Engine, Trapped
 from .exceptions import Fault, TripleFault, Vector
 from .features import BOOT_CPU, IA32_TSC, PHYSICAL_BITS, X2APIC_ICR, Cpuid
 from .system_calls import enter_by_syscall, enter_by_sysenter
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from irqchip_client import Vm
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
-RAX, RCX, RDX = range(3)
 ICR = 0x300  # Its offset in the local APIC's page, wherever that is; and the bit that NMI, INIT and SIPI have in it
 ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF

@@ -14,7 +14,7 @@ HEADER, PROGRAM_HEADER = struct.Struct("<16s2H5I6H"), struct.Struct("<8I")
 HEADER_64, PROGRAM_HEADER_64 = struct.Struct("<16s2HI3QI6H"), struct.Struct("<2I6Q")
 LOADABLE, NOTES = 1, 4  # types of a program header
 NOTE: Final = struct.Struct("<3I")  # sizes of the name and of the description, type
-MAX_PROGRAM_HEADERS: Final = 256  # a kernel has less than ten
+MAX_PROGRAM_HEADERS: Final = 256  # a kernel has fewer than ten
 
 
 def is_elf(image: bytes) -> bool:
@@ -48,7 +48,7 @@ def elf_notes(image: bytes) -> Iterator[tuple[bytes, int, bytes]]:
 
 
 def _notes(notes: memoryview) -> Iterator[tuple[bytes, int, bytes]]:
-    """Each name and description ends at a boundary of 4 bytes, also in files of 64 bits."""
+    """The notes in a segment. Each name and description is padded to 4 bytes, in 64-bit files too."""
     at = 0
     while at + NOTE.size <= len(notes):
         name_size, size, kind = NOTE.unpack_from(notes, at)
@@ -66,7 +66,7 @@ def _up(size: int) -> int:
 
 
 def _read(image: bytes) -> tuple[int, list[tuple[int, int, int, int, int, int]]]:
-    """The entry, and of each program header: type, offset, virtual and physical address, size in the file and all."""
+    """The entry, and of each program header: type, offset, virtual and physical address, size in file and memory."""
     long = image[4:5] == bytes([IS_64_BIT])  # GRUB and others load 64-bit ELF files too, and enter them in 32-bit mode
     header, program_header = (HEADER_64, PROGRAM_HEADER_64) if long else (HEADER, PROGRAM_HEADER)
     try:

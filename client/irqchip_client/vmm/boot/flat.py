@@ -13,7 +13,7 @@ from .room import Room
 from .segments import Segment, bad_image
 
 BOOT_SECTOR: Final = 0x7C00  # where a PC has its boot sector
-FIRST_DISK: Final = 0x80  # what a BIOS has in DL
+FIRST_DISK: Final = 0x80  # what a BIOS passes in DL
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,6 @@ class FlatImage:
 
     image: bytes = field(repr=False)
     entry: int = BOOT_SECTOR
-    format = "a flat binary"
     has_name_first = False
 
     def load(self, memory: GuestMemory, given: Given) -> Start:

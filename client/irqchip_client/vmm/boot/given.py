@@ -35,13 +35,9 @@ class Given:
 class BootImage(Protocol):
     """An image that has been recognised.
 
-    format         the format's name, for people
-    entry          the physical address of the first instruction, if the image determines it
-    has_name_first whether its command line begins with the kernel's name
+    has_name_first  whether its command line begins with the kernel's name
     """
 
-    @property
-    def format(self) -> str: ...
     @property
     def has_name_first(self) -> bool: ...
 

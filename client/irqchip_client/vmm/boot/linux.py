@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from irqchip_client.vmm.memory import GuestMemory
-from irqchip_client.vmm.pc.memory_map import MIB, memory_map
+from irqchip_client.vmm.pc.memory_map import E820_ENTRY, MIB, memory_map
 from irqchip_client.vmm.start import Start, StartMode
 
 from .given import Given
@@ -31,7 +31,7 @@ SECTOR: Final = 512
 # Fields of the zero page.
 RSDP, E820_ENTRIES, E820_TABLE = 0x070, 0x1E8, 0x2D0
 ZERO_PAGE_SIZE, MAX_E820_ENTRIES = 0x1000, 128
-E820_ENTRY, SETUP_DATA_HEADER = struct.Struct("<QQI"), struct.Struct("<QII")  # next, type, length
+SETUP_DATA_HEADER = struct.Struct("<QII")  # next, type, length
 SETUP_RNG_SEED, SEED_BYTES = 9, 32
 ENTRY_64: Final = 0x200
 
@@ -55,7 +55,6 @@ class LinuxImage:
     init_size: int
     initrd_max: int
     line_size: int
-    format = "a Linux bzImage"
     has_name_first = False
 
     @property
@@ -72,14 +71,10 @@ class LinuxImage:
         room = Room(memory)
         room.load([segment], self.entry)
         zero_page_at = room.lowest("boot parameters", ZERO_PAGE_SIZE)
-        line_at = room.lowest("the command line", len(line))
-        memory.write(line_at, line)
-        initrd_at = 0
-        if initrd is not None:
-            initrd_at = room.highest("the initrd", len(initrd), below=min(self.initrd_max + 1, memory.end))
-            memory.write(initrd_at, initrd)
+        line_at = room.put_lowest("the command line", line)
+        initrd_at = 0 if initrd is None else room.put_highest("the initrd", initrd, below=self.initrd_max + 1)
         seed = (SETUP_RNG_SEED, os.urandom(SEED_BYTES))  # the kernel has no device for entropy
-        setup_data = _write_setup_data(memory, room, (*given.setup_data, seed))
+        setup_data = _write_setup_data(room, (*given.setup_data, seed))
         zero_page = bytearray(ZERO_PAGE_SIZE)
         zero_page[SETUP_SECTORS : SETUP_SECTORS + len(self.header)] = self.header
         entries = memory_map(memory.size)[:MAX_E820_ENTRIES]
@@ -96,7 +91,7 @@ class LinuxImage:
         for number, entry in enumerate(entries):
             E820_ENTRY.pack_into(zero_page, E820_TABLE + number * E820_ENTRY.size, *entry)
         memory.write(zero_page_at, bytes(zero_page))
-        gdt = write_descriptors(memory, room, long=self.is_64_bit)
+        gdt = write_descriptors(room, long=self.is_64_bit)
         if self.is_64_bit:
             cr3 = write_page_tables(memory, room)
             return Start(StartMode.LONG, self.entry, esi=zero_page_at, gdt=gdt, cr3=cr3)
@@ -136,11 +131,10 @@ def recognise_linux(image: bytes) -> LinuxImage | None:
     )
 
 
-def _write_setup_data(memory: GuestMemory, room: Room, entries: Iterable[tuple[int, bytes]]) -> int:
+def _write_setup_data(room: Room, entries: Iterable[tuple[int, bytes]]) -> int:
     """Writes the list's entries, the last one first, and returns the address of the first."""
     following = 0
     for kind, data in reversed(list(entries)):
-        at = room.lowest("setup data", SETUP_DATA_HEADER.size + len(data), alignment=8)
-        memory.write(at, SETUP_DATA_HEADER.pack(following, kind, len(data)) + data)
-        following = at
+        node = SETUP_DATA_HEADER.pack(following, kind, len(data)) + data
+        following = room.put_lowest("setup data", node, alignment=8)
     return following

@@ -27,9 +27,7 @@ def write_page_tables(memory: GuestMemory, room: Room) -> int:
     return root
 
 
-def write_descriptors(memory: GuestMemory, room: Room, *, long: bool) -> int:
+def write_descriptors(room: Room, *, long: bool) -> int:
     """Writes a descriptor table of flat segments, as Start.gdt is, and returns its address."""
     table = struct.pack("<4Q", 0, 0, CODE_64 if long else FLAT_CODE, FLAT_DATA)
-    at = room.lowest("segment descriptors", len(table), alignment=8)
-    memory.write(at, table)
-    return at
+    return room.put_lowest("segment descriptors", table, alignment=8)

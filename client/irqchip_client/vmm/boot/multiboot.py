@@ -18,10 +18,8 @@ from .segments import Segment, bad_image
 # 3.1, the image's header: in its first 8 KiB, on a boundary of 4 bytes.
 HEADER_MAGIC, HEADER_WITHIN = 0x1BADB002, 8192
 PAGE_ALIGN, MEMORY_INFO, VIDEO_MODE, ADDRESSES = 1 << 0, 1 << 1, 1 << 2, 1 << 16
-SUPPORTED = (
-    PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE | ADDRESSES
-)  # of the bits that must be understood, 0 to 15; and bit 16
-MUST_BE_UNDERSTOOD = 0xFFFF
+MUST_BE_UNDERSTOOD = 0xFFFF  # bits 0 to 15; a loader may ignore the others
+SUPPORTED = PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE  # of these bits
 # 3.2, the machine's state.
 BOOT_MAGIC: Final = 0x2BADB002
 # 3.3, the boot information.
@@ -37,7 +35,6 @@ class MultibootImage:
 
     entry: int
     segments: tuple[Segment, ...]
-    format = "a multiboot image"
     has_name_first = True  # as with QEMU and GRUB
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
@@ -90,8 +87,7 @@ def _give_information(memory: GuestMemory, room: Room, image_end: int, given: Gi
     entries = b"".join(MAP_ENTRY.pack(MAP_ENTRY.size - 4, *entry) for entry in memory_map(memory.size))
     initrd_at = 0
     if given.initrd is not None:
-        initrd_at = room.lowest("the initrd", len(given.initrd), above=max(image_end, MIB))
-        memory.write(initrd_at, given.initrd)
+        initrd_at = room.put_lowest("the initrd", given.initrd, above=max(image_end, MIB))
         flags |= HAS_MODULES
     parts = [bytes(INFO.size), given.line, NAME, entries, bytes(MODULE.size), MODULE_NAME]
     lengths = [-(-len(part) // 8) * 8 for part in parts]

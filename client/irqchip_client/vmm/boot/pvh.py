@@ -30,20 +30,16 @@ class PvhImage:
 
     entry: int
     segments: tuple[Segment, ...]
-    format = "an ELF file with an entry for PVH"
     has_name_first = False
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
         """See BootImage."""
         room = Room(memory)
         room.load(self.segments, self.entry)
-        line = given.line
-        line_at = room.lowest("the command line", len(line))
-        memory.write(line_at, line)
+        line_at = room.put_lowest("the command line", given.line)
         modules = b""
         if given.initrd is not None:
-            initrd_at = room.highest("the initrd", len(given.initrd), below=memory.end)
-            memory.write(initrd_at, given.initrd)
+            initrd_at = room.put_highest("the initrd", given.initrd)
             modules = MODULE.pack(initrd_at, len(given.initrd), 0)
         entries = memory_map(memory.size)
         mapped = b"".join(MAP_ENTRY.pack(*entry) for entry in entries)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from irqchip_client.vmm.memory import PAGE, GuestMemory
-from irqchip_client.vmm.pc.memory_map import Kind, memory_map
+from irqchip_client.vmm.pc.memory_map import MEMORY_LIMIT, Kind, memory_map
 
 from .segments import Segment, bad_image, load_segments
 
@@ -42,7 +42,7 @@ class Room:
             self._remove(segment.address, segment.end)
 
     def lowest(self, what: str, size: int, *, above: int = INFORMATION, alignment: int = PAGE) -> int:
-        """Takes the lowest place from `above` on. InvalidArgument where there is none."""
+        """Takes the lowest place from `above` on, and returns its address. InvalidArgument where there is none."""
         for start, end in self._free:
             place = -(-max(start, above) // alignment) * alignment
             if place + size <= end:
@@ -50,14 +50,24 @@ class Room:
                 return place
         raise self._full(what, size)
 
-    def highest(self, what: str, size: int, *, below: int) -> int:
-        """Takes the highest place at the beginning of a page, that ends at `below` or before."""
+    def put_lowest(self, what: str, data: bytes, *, above: int = INFORMATION, alignment: int = PAGE) -> int:
+        """Writes data at the lowest place from `above` on, and returns the address. InvalidArgument as for lowest()."""
+        place = self.lowest(what, len(data), above=above, alignment=alignment)
+        self._memory.write(place, data)
+        return place
+
+    def put_highest(self, what: str, data: bytes, *, below: int = MEMORY_LIMIT) -> int:
+        """Writes data at the highest page where it ends at `below` or before, and returns the address.
+
+        InvalidArgument where there is none.
+        """
         for start, end in reversed(self._free):
-            place = (min(end, below) - size) // PAGE * PAGE
+            place = (min(end, below) - len(data)) // PAGE * PAGE
             if place >= start:
-                self._remove(place, place + size)
+                self._remove(place, place + len(data))
+                self._memory.write(place, data)
                 return place
-        raise self._full(what, size)
+        raise self._full(what, len(data))
 
     def _remove(self, start: int, end: int) -> None:
         pieces = []

@@ -19,7 +19,7 @@ from irqchip_client import Space
 from irqchip_client._errors import InvalidArgument
 from irqchip_client.devices import power
 
-from .board import Board
+from .board import AS_THE_BUS, Board
 from .dsdt import I8042_COMMAND, RTC, dsdt_terms
 from .memory_map import LOCAL_APIC
 
@@ -45,7 +45,6 @@ LAPIC, IOAPIC, OVERRIDE, LAPIC_NMI, X2APIC, X2APIC_NMI = 0, 1, 2, 4, 9, 10
 ENABLED = 1 << 0
 FIRST_X2APIC_ID: Final = 255  # 5.2.12.12: lower ids have local APIC entries
 ISA, NMI_LINE = 0, 1  # the overridden bus; LINT1
-AS_THE_BUS, LEVEL_ACTIVE_HIGH = 0, 3 << 2 | 1  # 5.2.12.5, MPS INTI flags
 
 # 5.2.9, FADT.
 FADT_SIZE, FADT_REVISION, FADT_MINOR = 276, 6, 5
@@ -207,7 +206,7 @@ def _madt(board: Board) -> Iterator[bytes]:
             yield X2APIC_ENTRY.pack(X2APIC, X2APIC_ENTRY.size, 0, apic_id, ENABLED, number)
     yield IOAPIC_ENTRY.pack(IOAPIC, IOAPIC_ENTRY.size, board.ioapic_id, 0, board.ioapic_address, 0)
     for irq, pin in board.isa_pins.items():
-        flags = LEVEL_ACTIVE_HIGH if irq in board.level_irqs else AS_THE_BUS
+        flags = board.inti_flags(irq)
         if pin != irq or flags != AS_THE_BUS:
             yield OVERRIDE_ENTRY.pack(OVERRIDE, OVERRIDE_ENTRY.size, ISA, irq, pin, flags)
     yield LAPIC_NMI_ENTRY.pack(LAPIC_NMI, LAPIC_NMI_ENTRY.size, 0xFF, AS_THE_BUS, NMI_LINE)

@@ -65,7 +65,7 @@ def bios_data_area() -> bytes:
 
 
 def extended_bios_data_area() -> bytes:
-    """The first bytes of it: its size in KiB."""
+    """Its first byte: its size in KiB."""
     return bytes([1])
 
 

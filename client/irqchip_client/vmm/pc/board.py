@@ -12,6 +12,8 @@ from irqchip_client.devices.device import DeviceRegion
 
 IOAPIC_VERSION = 0x11  # of an 82093AA. KVM: ioapic.h IOAPIC_VERSION_ID
 ISA_IRQS = 16
+# Polarity and trigger mode, MPS INTI flags: MultiProcessor Specification 1.4, 4.3.4; ACPI 6.5, 5.2.12.5.
+AS_THE_BUS, LEVEL_ACTIVE_HIGH = 0, 3 << 2 | 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,9 @@ class Board:
         """The pin of each ISA interrupt that has one: ISA interrupts are GSI 0 to 15."""
         return {irq: self.pins[irq] for irq in range(ISA_IRQS) if irq in self.pins}
 
-    @property
-    def level_irqs(self) -> frozenset[int]:
-        """The ISA interrupts that are level-triggered and active high; the others are as ISA has them."""
-        return frozenset({power.SCI} if self.has(Space.PIO, power.BASE) else ())
+    def inti_flags(self, irq: int) -> int:
+        """An ISA interrupt's flags. ACPI's SCI is level-triggered and active high; the others are as ISA has them."""
+        return LEVEL_ACTIVE_HIGH if irq == power.SCI and self.has(Space.PIO, power.BASE) else AS_THE_BUS
 
 
 def read_board(vm: Vm, local: Iterable[DeviceRegion] = ()) -> Board:

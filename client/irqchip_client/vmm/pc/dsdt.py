@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from irqchip_client import Space
 from irqchip_client.devices import power
 from irqchip_client.devices.fw_cfg import SELECTOR
-from irqchip_client.devices.virtio.places import PC, Place
+from irqchip_client.devices.virtio.places import PAGE, PC, Place
 
 from .aml import (
     device,
@@ -32,7 +32,6 @@ from .board import Board
 COM1, I8042_DATA, I8042_COMMAND, RTC = 0x3F8, 0x60, 0x64, 0x70
 IDE, IDE_CONTROL = 0x1F0, 0x3F6
 FW_CFG_PORTS = 12  # with the DMA interface. QEMU: docs/specs/fw_cfg.rst
-VIRTIO_MMIO_PAGE = 0x1000
 # 6.3.7, _STA: present, enabled and functioning; not shown to a user.
 PRESENT_HIDDEN = 0xB
 
@@ -86,7 +85,7 @@ def _virtio_devices(board: Board) -> Iterator[bytes]:
 
 
 def _virtio_device(number: int, place: Place, pin: int) -> bytes:
-    where = resources(memory(place.address, VIRTIO_MMIO_PAGE), interrupt(pin))
+    where = resources(memory(place.address, PAGE), interrupt(pin))
     return device(
         f"VR{number:02X}", name("_HID", string("LNRO0005")), name("_UID", integer(number)), name("_CRS", where)
     )

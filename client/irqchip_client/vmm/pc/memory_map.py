@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from irqchip_client._errors import InvalidArgument
+import irqchip_client  # its names are loaded at their first use: `irqchipctl run --help` does not wait for gRPC
 
 MIB: Final = 1 << 20
 EBDA: Final = 0x9FC00  # the extended BIOS data area: the last KiB of base memory
@@ -19,8 +20,12 @@ BIOS_CALLS: Final = 0xFFF00  # code behind the real-mode interrupt vectors
 IOAPIC: Final = 0xFEC0_0000
 LOCAL_APIC: Final = 0xFEE0_0000
 PAGE: Final = 0x1000
-# The addresses above RAM, up to the IOAPIC: for devices. MEMORY_LIMIT is the most RAM that a machine can have.
+# The most RAM that a machine can have. Devices have the addresses from here up to the IOAPIC.
 MEMORY_LIMIT: Final = 3072 * MIB
+
+
+# A MemoryRange, as the BIOS call E820h returns it.
+E820_ENTRY: Final = struct.Struct("<QQI")
 
 
 class Kind(IntEnum):
@@ -51,7 +56,9 @@ def memory_map(size: int) -> tuple[MemoryRange, ...]:
     What is in no range is free for devices. InvalidArgument for more RAM than MEMORY_LIMIT.
     """
     if size > MEMORY_LIMIT:
-        raise InvalidArgument(errno.EINVAL, f"a PC has at most {MEMORY_LIMIT // MIB} MiB of RAM, not {size / MIB:g}")
+        raise irqchip_client.InvalidArgument(
+            errno.EINVAL, f"a PC has at most {MEMORY_LIMIT // MIB} MiB of RAM, not {size / MIB:g}"
+        )
     ranges = (
         MemoryRange(0, min(size, EBDA), Kind.RAM),
         MemoryRange(EBDA, BASE_MEMORY_END - EBDA, Kind.RESERVED),

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 
-from .board import IOAPIC_VERSION, Board
+from .board import AS_THE_BUS, IOAPIC_VERSION, Board
 from .memory_map import LOCAL_APIC
 
 SPECIFICATION = 4  # 1.4
@@ -38,10 +38,6 @@ class Interrupt(IntEnum):
     VECTORED = 0
     NMI = 1
     EXTERNAL = 3  # by the PICs
-
-
-# 4.3.4: polarity and trigger mode.
-AS_THE_BUS, LEVEL_ACTIVE_HIGH = 0, 3 << 2 | 1
 
 
 def mp_table(board: Board, address: int) -> bytes:
@@ -76,7 +72,7 @@ def _entries(board: Board) -> Iterator[bytes]:
     yield BUS_ENTRY.pack(BUS, ISA, b"ISA".ljust(6))
     yield IOAPIC_ENTRY.pack(IOAPIC, board.ioapic_id, IOAPIC_VERSION, ENABLED, board.ioapic_address)
     for irq, pin in board.isa_pins.items():
-        flags = LEVEL_ACTIVE_HIGH if irq in board.level_irqs else AS_THE_BUS
+        flags = board.inti_flags(irq)
         yield INTERRUPT_ENTRY.pack(IO_INTERRUPT, Interrupt.VECTORED, flags, ISA, irq, board.ioapic_id, pin)
     for line, kind in enumerate((Interrupt.EXTERNAL, Interrupt.NMI)):  # LINT0 and LINT1
         yield INTERRUPT_ENTRY.pack(LOCAL_INTERRUPT, kind, AS_THE_BUS, ISA, 0, EVERY_APIC, line)
