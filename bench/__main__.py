@@ -21,7 +21,7 @@ import grpc
 
 from bench import virtio
 from bench.builds import CORE, Build, measure_in, write_measured
-from bench.measure import Figure, Series, Work, round_robin
+from bench.measure import PAUSE, Figure, Series, Work, round_robin
 from bench.peers import PingPong, pin, pinned, qtest
 from bench.report import print_report, write_plot, write_report
 from bench.server import NOOP_CALL, NOOP_VM
@@ -52,7 +52,6 @@ from tests.conformance.kvm import Kvm, KvmVm
 
 POLL_US = 100  # how long both sides poll, where they poll
 IN_FLIGHT = 8
-PAUSE = 500e-6  # seconds before each operation that blocks
 REPEATED = 200
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
 GOLDEN = Path(__file__).parents[1] / "tests/conformance/golden/kvm-6.18.jsonl.gz"

@@ -11,6 +11,7 @@ from typing import Self
 # The function, how often to call it per round, and how many operations one call makes.
 Work = tuple[Callable[[], object], int, int]
 
+PAUSE = 500e-6  # seconds before each operation that blocks
 REST = 0.005  # seconds, longer than any side polls
 
 

@@ -1,4 +1,4 @@
-"""The references irqchipd is measured against: two Python processes on a socket, QEMU, and the kernel's own irqchip."""
+"""The references irqchipd is measured against: pairs of Python processes, QEMU, and the kernel's own irqchip."""
 
 from __future__ import annotations
 
@@ -60,6 +60,29 @@ class PingPong:
     def close(self) -> None:
         """End the other process."""
         self._here.close()
+        os.waitpid(self._child, 0)
+
+
+class Eventfds:
+    """The least that a doorbell and an interrupt can cost in Python: an eventfd to another process, and one back."""
+
+    def __init__(self) -> None:
+        self._there, self._here = os.eventfd(0), os.eventfd(0)
+        self._child = os.fork()
+        if not self._child:
+            pin(os.getpid(), 1)
+            while os.eventfd_read(self._there) == 1:
+                os.eventfd_write(self._here, 1)
+            os._exit(0)
+
+    def hop(self) -> None:
+        """Wakes the other process, and waits for it."""
+        os.eventfd_write(self._there, 1)
+        os.eventfd_read(self._here)
+
+    def close(self) -> None:
+        """End the other process."""
+        os.eventfd_write(self._there, 2)
         os.waitpid(self._child, 0)
 
 
