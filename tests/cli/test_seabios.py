@@ -84,9 +84,10 @@ def test_grub_is_loaded_from_an_ide_disk(consoles: ExitStack, disk: Path) -> Non
 @pytest.mark.skipif(not IPXE.exists(), reason=f"there is no {IPXE}: the package ipxe has it")
 def test_grub_starts_ipxe_from_a_second_disk(consoles: ExitStack, disk: Path, tmp_path: Path) -> None:
     """iPXE leaves and enters real mode for every key, and counts time by the BIOS's ticks."""
-    with tarfile.open(tmp_path / "second.img", "w") as second:  # GRUB reads an archive like a file system
-        second.add(IPXE, IPXE.name)
-    console = boot(consoles, "run", "--memory", "64", "--disk", str(disk), "--disk", second.name)
+    second = tmp_path / "second.img"
+    with tarfile.open(second, "w") as archive:  # GRUB reads an archive like a file system
+        archive.add(IPXE, IPXE.name)
+    console = boot(consoles, "run", "--memory", "64", "--disk", str(disk), "--disk", str(second))
     console.expect("Use the .* keys to select")
     console.type("c")
     console.expect("grub> ")
