@@ -132,7 +132,7 @@ def held(**changes: Any) -> SavedGicV2:
 
 CONTRADICTIONS: list[tuple[SavedGicV2, str]] = [
     (replace(saved_of(Board(CPUS)), revision=1), "revision"),
-    (replace(saved_of(Board(CPUS)), cpus=()), "has 0 CPUs, and the VM 2"),
+    (replace(saved_of(Board(CPUS)), cpus=()), "has 0 CPUs, but the VM 2"),
     (replace(saved_of(Board(CPUS)), spis=saved_of(Board(CPUS)).spis[1:]), "multiple of 32"),
     (with_private(20, group=2), "group"),
     (with_private(20, priority=0x44), "priority"),
