@@ -231,7 +231,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, vm: vm.signal_msi(1 << 70, 5), "address is 11805916", "0 to 0xffffffffffffffff"),
         "use an address",
     ),
-    "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "access of 3 bytes", "invalid", "use 1, 2, 4 bytes"),
+    "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "of 3 bytes", "invalid", "use 1, 2, 4"),
     "a port out of range": (lambda _, vm: vm.vcpu(0).pio_read(70000), "port 0x11170", "0 to 0xffff", "use"),
     "a second vCPU 0": (lambda _, vm: vm.create_vcpu(0), "has a vCPU 0 already", "another id", "choose"),
     "an invalid route": (
