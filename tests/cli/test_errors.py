@@ -78,7 +78,7 @@ OF_A_VM = [command for command in COMMANDS if command[0] not in ("create", "list
 @pytest.mark.parametrize("command", OF_A_VM, ids=lambda command: str(command[0]))
 def test_no_such_vm(run: Run, fails: Callable[[Result], str], command: list[str]) -> None:
     name, _, *arguments = command
-    why = "there is no VM 'missing'; there are none: `irqchipctl create` makes one (ENOENT)"
+    why = "there is no VM 'missing'; there are no VMs: `irqchipctl create` makes one (ENOENT)"
     assert fails(run(name, "missing", *arguments)) == why
 
 

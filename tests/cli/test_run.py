@@ -369,7 +369,7 @@ def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path
     [
         ("", (), "it is empty"),
         ("7f 45 4c 46", (), "it ends too early"),
-        (SPIN, ("--append", "x"), "a flat binary is given no command line"),
+        (SPIN, ("--append", "x"), "a flat binary takes no command line"),
         (SPIN, ("--await", "nobody", "--vm", "!"), "is no VM name"),
     ],
 )

@@ -67,4 +67,4 @@ def test_what_it_can_not_do_is_refused(
 def test_a_pcs_guest_is_none_for_arm64(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = run("--kernel", str(X86.binary), "--arch", "arm64")
     assert done.returncode == 2
-    assert "it is no ELF file for arm64" in done.stderr
+    assert "it is neither an ELF file for arm64" in done.stderr

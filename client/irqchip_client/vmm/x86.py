@@ -35,7 +35,7 @@ class X86Adapter(Adapter[Start]):
         # An interrupt that is acknowledged, and not yet delivered to the guest.
         self._vector: int | None = None
 
-    # Each adapter has its own of these.
+    # Each adapter implements these.
 
     def _reset(self) -> None:
         """INIT: the registers are as after RESET."""
@@ -55,7 +55,7 @@ class X86Adapter(Adapter[Start]):
     def _take_smi(self) -> None:
         raise NotImplementedError
 
-    # The same in all.
+    # All adapters share these.
 
     def _begin(self) -> None:
         self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP
@@ -84,7 +84,7 @@ class X86Adapter(Adapter[Start]):
                 self._start_up(page)
                 self._forget()
             case Signal(SignalKind.UNHALT):
-                pass  # It goes on behind its HLT.
+                pass  # The vCPU goes on behind its HLT.
 
     def _forget(self) -> None:
         super()._forget()
