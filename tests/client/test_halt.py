@@ -40,7 +40,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def wait_until_halted(vm: Vm, vcpu: int = 0) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60  # seconds: the vCPU may be a process that has yet to start
     while vm.vcpu(vcpu).mp_state() is not MpState.HALTED:
         assert time.monotonic() < deadline
         time.sleep(0.005)
