@@ -13,9 +13,9 @@ import pytest
 
 from irqchipd.timers import Timers
 from irqchipd.vm.clock import Alarm
+from tests.waiting import PATIENCE
 
 MS = 1_000_000
-PATIENCE = 20.0
 SECOND = 1_000_000_000
 SOON, LATER = 5 * MS, 3600 * SECOND
 

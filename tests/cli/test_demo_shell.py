@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +35,7 @@ def test_it_says_how_to_look_and_what_has_died() -> None:
 
     regs = hear(r"\n    (\S+ -m irqchip_client.cli [^\r\n]*regs demo)\r")
     hear(r"(\n> )")
-    shown = subprocess.run(regs, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run(regs, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "ioapic0: " in shown.stdout
     children = Path(f"/proc/{child}/task/{child}/children").read_text().split()
     (disk,) = [pid for pid in children if b"examples.disk" in Path(f"/proc/{pid}/cmdline").read_bytes()]

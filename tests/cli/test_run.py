@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from irqchip_client import Client
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client.cli import main
+from tests.waiting import PATIENCE, eventually
 
 GUEST = Path(__file__).parents[2] / "examples" / "guest" / "guest.elf"
 
@@ -215,7 +216,7 @@ def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Cl
     kernel.write_bytes(bytes.fromhex(SPIN))
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
     with subprocess.Popen([*command, "--cpu", cpu, "--kernel", str(kernel), "--vm", "doomed"]) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not any(
             vm.name == "doomed" and any("vcpu" in session.client for session in vm.sessions)
             for vm in irqchip_client.vms()
@@ -224,7 +225,7 @@ def test_deleting_the_vm_ends_the_run(irqchip_server: Daemon, irqchip_client: Cl
             time.sleep(0.02)
         time.sleep(0.2)
         irqchip_client.delete_vm("doomed")
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.fixture
@@ -241,10 +242,7 @@ def at_a_terminal(
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
         command += ["--kernel", str(kernel), "--vm", "typed", *options]
         process = subprocess.Popen(command, stdin=terminal, stdout=terminal, start_new_session=True)
-        deadline = time.monotonic() + 20
-        while not any(client in session.client for vm in irqchip_client.vms() for session in vm.sessions):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: any(client in session.client for vm in irqchip_client.vms() for session in vm.sessions))
         time.sleep(0.2)
         return process, typist
 
@@ -261,7 +259,7 @@ Terminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 def test_a_signal_ends_the_run_and_leaves_nothing(at_a_terminal: Terminal, cpu: str, number: int) -> None:
     process, _ = at_a_terminal("--cpu", cpu, client="vcpu")
     process.send_signal(number)
-    assert process.wait(10) == -number
+    assert process.wait(PATIENCE) == -number
 
 
 def test_a_run_that_is_killed_leaves_no_vm(
@@ -271,14 +269,9 @@ def test_a_run_that_is_killed_leaves_no_vm(
     kernel.write_bytes(bytes.fromhex(SPIN))
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
     with subprocess.Popen([*command, "--cpu", cpu, "--kernel", str(kernel)], stdin=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
-        while not irqchip_client.vms():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(irqchip_client.vms)
         process.kill()
-    while irqchip_client.vms():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: not irqchip_client.vms())
 
 
 def test_a_terminal_shows_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -> None:
@@ -292,7 +285,7 @@ def test_a_terminal_shows_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -
         assert process.stderr.readline().decode() == taken_for_flat(kernel)
         assert process.stderr.readline().startswith(b"VM told runs guest.bin on ")
         os.write(typist, b"\x1d")
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     os.close(typist)
     os.close(terminal)
 
@@ -300,7 +293,7 @@ def test_a_terminal_shows_how_to_leave(irqchip_server: Daemon, tmp_path: Path) -
 def test_the_wait_for_clients_can_be_ended(at_a_terminal: Terminal) -> None:
     process, typist = at_a_terminal("--await", "nobody", client="devices")
     os.write(typist, b"\x1d")
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_a_client_that_does_not_come_is_named_and_the_status_says_so(run: Run) -> None:
@@ -324,13 +317,10 @@ def test_a_daemon_that_dies_in_the_middle_is_not_a_refusal(tmp_path: Path, cpu: 
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", daemon.target, "run"]
         command += ["--cpu", cpu, "--kernel", str(kernel)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
-            deadline = time.monotonic() + 20
-            while not any("vcpu" in session.client for vm in client.vms() for session in vm.sessions):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            eventually(lambda: any("vcpu" in session.client for vm in client.vms() for session in vm.sessions))
             time.sleep(0.5)  # Until it runs.
             daemon.process.kill()
-            _, said = process.communicate(timeout=20)
+            _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 126, said
     assert "no irqchipd answers" in said
 
@@ -346,7 +336,7 @@ def test_a_terminal_may_hang_up(irqchip_server: Daemon, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.close(terminal)
     os.close(typist)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE)
     # The terminal may still be there when the run looks for one.
     errors = re.sub(r"^VM .* ends it\r?\n", "", errors, flags=re.MULTILINE)
     assert (process.returncode, errors) == (
@@ -466,5 +456,5 @@ def test_sigusr1_shows_the_stats_of_a_guest_that_runs(irqchip_server: Daemon, tm
         process.send_signal(signal.SIGUSR1)
         assert any(" exits in " in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
-        rows = exits(process.communicate(timeout=30)[1])
+        rows = exits(process.communicate(timeout=PATIENCE)[1])
     assert rows["io write", "3f8"][:2] == ["a device here", "3"]

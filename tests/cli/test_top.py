@@ -21,6 +21,7 @@ from irqchip_client import Client, InterruptCount, InterruptCounts, InterruptKin
 from irqchip_client._daemon import Daemon
 from irqchip_client.cli.top import History, sparkline
 from tests.cli.test_interrupts import MSI, busy, latency, pc
+from tests.waiting import PATIENCE
 
 ROWS = 6  # of the terminal
 ENTER, HOME, LEAVE = "\x1b[?1049h", "\x1b[H", "\x1b[?1049l"  # the terminal's other screen
@@ -36,7 +37,7 @@ class Terminal:
 
     def read_until(self, enough: str, times: int = 1) -> None:
         """Read until there is a text, several times."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while self.output.count(enough) < times:
             assert select.select([self._screen], [], [], deadline - time.monotonic())[0], self.output
             self.output += os.read(self._screen, 1 << 16).decode()
@@ -89,7 +90,7 @@ def test_the_screen_is_live_until_ctrl_c(irqchip_server: Daemon, vm: Vm) -> None
         terminal.read_until(HOME, 5)
         terminal.press(b"\x03")
         terminal.read_until(LEAVE)
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(PATIENCE) == 0
     assert terminal.output.startswith(ENTER)
     assert terminal.output.endswith(LEAVE), "the terminal is as it was, without a traceback"
     title, headers, first, second, *rest = terminal.frames[-1]
@@ -116,7 +117,7 @@ def test_a_row_is_a_line_on_a_small_terminal(irqchip_server: Daemon, vm: Vm) -> 
         vm.vcpu(0).mmio_write(0xFEE0_00B0, 0)
     with top(irqchip_server, 40, "--count", "2") as terminal:
         terminal.read_until(LEAVE)
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(PATIENCE) == 0
     for frame in terminal.frames:
         assert len(frame) <= ROWS
         assert all(len(line) <= 40 for line in frame)

@@ -21,6 +21,7 @@ import irqchip_client as irqchip
 from irqchip_client import Vm, aio, connect, ops
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client._sync.port import connect_port
+from tests.waiting import PATIENCE
 
 LARGE: list[ops.Call[object]] = [ops.set_lapic(0, bytes(1024))] * 60  # Almost the largest packet.
 
@@ -127,7 +128,7 @@ def test_sending_to_a_stopped_daemon_ends_at_the_timeout_and_arrives_when_it_con
                 session.irqfd(6)
             assert time.monotonic() - begin < 20
         client._connection.peer.timeout = 10
-        assert {len(future.result(10)) for future in futures} == {60}
+        assert {len(future.result(PATIENCE)) for future in futures} == {60}
         # All of this goes out before later batches, in order, and with its descriptors.
         assert session.run([ops.irq_line(8, True)])
         (info,) = client.vm(session.vm).info().sessions
@@ -144,7 +145,7 @@ def test_giving_up_a_halt_does_not_wait_again() -> None:
             time.sleep(0.1)
             with pytest.raises(irqchip.TimedOut):
                 fill(session, [])
-            halting.join(10)
+            halting.join(PATIENCE)
             assert not halting.is_alive()
 
 

@@ -16,7 +16,7 @@ import pytest
 from irqchip_client import Access, Architecture, Busy, Client, DeviceType, GicHost, Vm, arm64, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.devices import Device, run_device
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 SLOW = """
 import json, sys, time
@@ -70,10 +70,10 @@ def test_a_signal_in_the_middle_of_an_access_waits_for_its_end(irqchip_server: D
         written = vcpu.submit([ops.pio_write(0, 0x300, 7)])
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert json.loads(said) == {"begun": 1, "ended": 1}
         assert process.returncode == 0
-        assert written.result(10)[0], "and it was answered"
+        assert written.result(PATIENCE)[0], "and it was answered"
 
 
 def test_a_second_signal_does_not_wait(irqchip_server: Daemon, vm: Vm) -> None:
@@ -83,14 +83,14 @@ def test_a_second_signal_does_not_wait(irqchip_server: Daemon, vm: Vm) -> None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert json.loads(said) == {"begun": 1, "ended": 0}
 
 
 def test_an_exception_of_the_device_leaves_run_device(irqchip_server: Daemon, vm: Vm) -> None:
     with slow(irqchip_server, vm) as process:
         vm.vcpu(0).pio_write(0x300, 9)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
         assert said.splitlines()[-2:] == [
             "RuntimeError: nine",
             "Slow failed in a write of 0x9 to 1 byte at port 0x300",

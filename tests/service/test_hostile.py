@@ -19,10 +19,10 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1 import irqchip_pb2_grpc as pb_grpc
 from irqchip_client import Client
 from irqchip_client._daemon import Daemon, start_daemon
-from tests.service.inprocess import eventually
 from tests.service.test_closing import lingering
 from tests.service.test_port import HALT, LAPIC, PIO_READ, Peer
 from tests.service.test_sessions import resident
+from tests.waiting import PATIENCE, eventually
 
 Stub = pb_grpc.IrqchipServiceStub
 MS = 1_000_000
@@ -41,7 +41,7 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
         assert daemon.process.poll() is None
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.process.wait(8)
+        daemon.process.wait(PATIENCE)
         assert "Traceback" not in daemon.stderr, daemon.stderr
 
 

@@ -21,8 +21,9 @@ from irqchipd.edge.work import Work as PortWork
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.pending import Pending
 from tests.builds import needs_sources
-from tests.service.inprocess import Served, eventually, served
+from tests.service.inprocess import Served, served
 from tests.service.test_port import MSR_READ, PIO_READ
+from tests.waiting import PATIENCE, eventually
 
 TSC = 0x10
 
@@ -60,7 +61,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
 
     def fail(_: int) -> None:
         inside.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
         raise ZeroDivisionError
 
     def fail_now(_: int) -> None:
@@ -71,7 +72,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
         here.port.watch(eventfds[1], fail_now, select.EPOLLIN | select.EPOLLET)
         here.port.watch(eventfds[2], lambda _: heard.set(), select.EPOLLIN | select.EPOLLET)
         os.eventfd_write(eventfds[0], 1)
-        assert inside.wait(5)
+        assert inside.wait(PATIENCE)
         for eventfd in eventfds[1:]:  # both are reported in one turn
             os.eventfd_write(eventfd, 1)
         go_on.set()
@@ -115,7 +116,7 @@ def test_a_vm_does_not_pay_for_the_work_done_before_its_packet(here: Served, mon
 
     def hold(_: int) -> None:
         inside.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
 
     def receive(_: int) -> None:
         time.sleep(0.05)
@@ -128,11 +129,11 @@ def test_a_vm_does_not_pay_for_the_work_done_before_its_packet(here: Served, mon
         for eventfd, handler in zip(eventfds, (hold, receive, do_at_once), strict=True):
             here.port.watch(eventfd, handler, select.EPOLLIN | select.EPOLLET)
         os.eventfd_write(eventfds[0], 1)
-        assert inside.wait(5)
+        assert inside.wait(PATIENCE)
         for eventfd in eventfds[1:]:  # both are handled in one pass
             os.eventfd_write(eventfd, 1)
         go_on.set()
-        assert done.wait(5)
+        assert done.wait(PATIENCE)
         eventually(lambda: "vm" in here.port._work._used)
         assert here.port._work._used["vm"] < 40_000_000
     finally:

@@ -28,6 +28,7 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon, start_daemon
+from tests.waiting import PATIENCE
 
 IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
 
@@ -123,19 +124,19 @@ def test_a_level_that_is_held_is_delivered_again_at_eoi_until_its_source_goes(vm
 def test_a_vcpus_session_is_notified_of_a_pending_interrupt(vm: Vm) -> None:
     with vm.session("vcpu", vcpus=[0]) as session:
         vm.line(20).raise_()
-        assert session.next_event(5) == InterruptPending(0)
+        assert session.next_event(PATIENCE) == InterruptPending(0)
         assert session.vcpu(0).acknowledge() is not None
         vm.line(20).lower()
         session.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
         assert list(session.events(timeout=0.2)) == []
         vm.line(20).raise_()
-        assert session.next_event(5) == InterruptPending(0)
+        assert session.next_event(PATIENCE) == InterruptPending(0)
 
 
 def test_an_already_pending_interrupt_is_reported_at_once(vm: Vm) -> None:
     vm.line(20).raise_()
     with vm.session("vcpu", vcpus=[0]) as session:
-        assert session.next_event(5) == InterruptPending(0)
+        assert session.next_event(PATIENCE) == InterruptPending(0)
 
 
 def test_signals_past_the_irr_are_reported_with_their_mode_and_vector(vm: Vm) -> None:
@@ -148,7 +149,7 @@ def test_signals_past_the_irr_are_reported_with_their_mode_and_vector(vm: Vm) ->
         ]:
             cpu.mmio_write(LAPIC + 0x310, 1 << 24)
             cpu.mmio_write(LAPIC + 0x300, low)
-            assert session.next_event(5) == VcpuSignal(1, kind, vector)
+            assert session.next_event(PATIENCE) == VcpuSignal(1, kind, vector)
 
 
 def test_deleting_a_vm_ends_its_sessions_alone(irqchip_client: Client, vm: Vm) -> None:
@@ -156,7 +157,7 @@ def test_deleting_a_vm_ends_its_sessions_alone(irqchip_client: Client, vm: Vm) -
     with vm.session("gone") as session, other.session("stays") as staying:
         vm.delete()
         with pytest.raises(SessionClosed, match="has been deleted"):
-            session.next_event(5)
+            session.next_event(PATIENCE)
         with pytest.raises(NotFound):
             vm.info()
         staying.create_vcpu(0)
@@ -166,7 +167,7 @@ def test_batches_are_pipelined_and_answered_in_order(vm: Vm) -> None:
     with vm.session("device") as session:
         futures = [session.submit([ops.irq_line(21, level)]) for level in [True, False] * 100]
 
-        assert [future.result(10) for future in futures] == [[-1], [1]] * 100
+        assert [future.result(PATIENCE) for future in futures] == [[-1], [1]] * 100
 
 
 def test_a_client_that_does_not_read_is_not_read_from_and_delays_no_other(irqchip_server: Daemon, vm: Vm) -> None:
