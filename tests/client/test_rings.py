@@ -185,7 +185,7 @@ def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_waits_for
         begun = time.monotonic()
         session.post([ops.pio_write(0, 0x21, 0x5A)])
         assert session.vcpu(0).pio_read(0x21).data == 0x5A
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 9  # the Client's timeout is 10 s
 
 
 def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_only_looks(vm: Vm) -> None:
@@ -210,7 +210,7 @@ def test_a_wait_has_its_time(session: Session) -> None:
     begun = time.monotonic()
     with pytest.raises(TimedOut):
         session.next_event(timeout=0.2)
-    assert 0.2 <= time.monotonic() - begun < 5
+    assert 0.2 <= time.monotonic() - begun < PATIENCE
 
 
 def test_a_session_that_was_idle_goes_on(session: Session) -> None:
