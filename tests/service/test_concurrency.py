@@ -12,7 +12,7 @@ from typing import Any
 
 from irqchip_client import Chip, Client, InterruptSource, Line, TimedOut, Vm, connect, ops
 from irqchip_client._daemon import Daemon
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 PULSES = 150
 PIC_VECTOR = 0x20
@@ -137,9 +137,7 @@ def test_ten_devices_and_two_vcpus_at_once(irqchip_server: Daemon, irqchip_clien
         holder.report()
         assert held(machine)
         holder.process.kill()
-        killed = time.monotonic()
-        while held(machine):
-            assert time.monotonic() - killed < 1, "a killed process's level is still high"
+        eventually(lambda: not held(machine))
 
         delivered = {gsi: worker.last_report() for gsi, worker in devices.items()}
         deadline = time.monotonic() + PATIENCE

@@ -34,8 +34,8 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon, start_daemon
-from tests.service.test_sessions import eventually, resident
-from tests.waiting import PATIENCE
+from tests.service.test_sessions import resident
+from tests.waiting import PATIENCE, eventually
 
 LAPIC = 0xFEE0_0000
 FIRST, SECOND = Interrupt(0x31, InterruptSource.LAPIC), Interrupt(0x41, InterruptSource.LAPIC)
@@ -103,7 +103,7 @@ def halt(threads: ThreadPoolExecutor, vm: Vm, vcpu: int = 0, **arguments: Any) -
     """Halt a running vCPU in a thread; returns once the vCPU is halted."""
     assert not halted(vm, vcpu)
     future = threads.submit(vm.vcpu(vcpu).halt, **arguments)
-    eventually(lambda: halted(vm, vcpu), within=5)
+    eventually(lambda: halted(vm, vcpu))
     return future
 
 
@@ -180,7 +180,7 @@ def test_a_halt_that_timed_out_has_taken_nothing(vm: Vm) -> None:
     started = time.monotonic()
     with pytest.raises(TimedOut):
         vm.vcpu(0).halt(timeout=0.1)
-    assert 0.1 <= time.monotonic() - started < 1
+    assert 0.1 <= time.monotonic() - started < PATIENCE
     assert halted(vm)
     interrupt(vm, 0x31)
     assert vm.vcpu(0).halt(timeout=0.1) == FIRST
@@ -217,12 +217,15 @@ def test_deleting_the_vm_ends_its_halts(vm: Vm, threads: ThreadPoolExecutor) -> 
 
 def test_a_cancelled_halt_takes_nothing(vm: Vm, stub: IrqchipServiceStub) -> None:
     for timeout, code in ((None, grpc.StatusCode.CANCELLED), (0.3, grpc.StatusCode.DEADLINE_EXCEEDED)):
-        call: Any = stub.Halt.future(pb.HaltRequest(vm=vm.name), timeout=timeout)
-        eventually(lambda: halted(vm), within=5)
+        call: Any = None
+        while not halted(vm):
+            call = stub.Halt.future(pb.HaltRequest(vm=vm.name), timeout=timeout)
+            eventually(lambda call=call: halted(vm) or call.done())  # type: ignore[misc]
+            timeout = timeout and 3 * timeout  # for the next attempt, if the time was up before the vCPU was halted
         if timeout is None:
             call.cancel()
         assert call.code() is code
-        assert eventually(lambda: idle(vm), within=5) < 1
+        eventually(lambda: idle(vm))
         assert halted(vm)
         interrupt(vm, 0x31)
         assert vm.vcpu(0).halt(timeout=PATIENCE) == FIRST
@@ -245,9 +248,9 @@ def test_a_killed_clients_halt_takes_nothing(irqchip_server: Daemon, vm: Vm, kin
     with subprocess.Popen(command, stdout=subprocess.PIPE) as halter:
         assert halter.stdout is not None
         halter.stdout.readline()
-        eventually(lambda: halted(vm), within=5)
+        eventually(lambda: halted(vm))
         halter.send_signal(signal.SIGKILL)
-    assert eventually(lambda: idle(vm), within=1) < 1
+    eventually(lambda: idle(vm))
     interrupt(vm, 0x31)
     assert vm.vcpu(0).halt(timeout=PATIENCE) == FIRST
 
@@ -255,12 +258,12 @@ def test_a_killed_clients_halt_takes_nothing(irqchip_server: Daemon, vm: Vm, kin
 def test_a_halt_ends_with_its_session(vm: Vm) -> None:
     session = vm.session()
     futures = [session.submit([ops.halt(number)]) for number in range(2)]
-    eventually(lambda: halted(vm, 0) and halted(vm, 1), within=5)
+    eventually(lambda: halted(vm, 0) and halted(vm, 1))
     session.close()
     for number, future in enumerate(futures):
         with pytest.raises(SessionClosed):
             future.result(PATIENCE)
-        eventually(partial(idle, vm, number), within=5)
+        eventually(partial(idle, vm, number))
         interrupt(vm, 0x31, vcpu=number)
         assert vm.vcpu(number).halt(timeout=PATIENCE) == FIRST
 
@@ -276,7 +279,7 @@ def test_the_daemons_stop_ends_halts_with_a_status() -> None:
                 future.result(PATIENCE)
             assert caught.value.reason == "ESHUTDOWN"
         assert daemon.process.wait(PATIENCE) == 0
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
         assert "Traceback" not in daemon.stderr
 
 
@@ -361,7 +364,7 @@ def test_no_wake_is_lost_or_doubled(vm: Vm, threads: ThreadPoolExecutor, kind: s
 
     def send(number: int) -> None:
         for count, vector in enumerate(vectors):
-            eventually(lambda: len(taken[number]) == count, within=10)  # noqa: B023 - called at once
+            eventually(lambda: len(taken[number]) == count)  # noqa: B023 - called at once
             interrupt(vm, vector, number)
 
     with vm.session() as session:
@@ -369,5 +372,5 @@ def test_no_wake_is_lost_or_doubled(vm: Vm, threads: ThreadPoolExecutor, kind: s
         futures = [threads.submit(take, machine, number) for number in range(2)]
         futures += [threads.submit(send, number) for number in range(2)]
         for future in futures:
-            future.result(60)
+            future.result(PATIENCE)
     assert taken == [vectors, vectors]

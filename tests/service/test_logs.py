@@ -271,10 +271,12 @@ def test_dropped_events_are_logged() -> None:
 
 def test_a_client_can_not_flood_the_log() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
+        begun = time.monotonic()
         for _ in range(300):
             client.create_vm().delete()
-        time.sleep(0.3)
-        assert 4 <= daemon.stderr.count("VM made") < 60
+        took = time.monotonic() - begun
+        eventually(lambda: daemon.stderr.count("VM made") >= 4)
+        assert daemon.stderr.count("VM made") <= 5 * (took + 2)
 
 
 def test_clients_do_not_wait_for_the_logs_reader() -> None:
@@ -287,7 +289,7 @@ logging.getLogger().handlers[0].filters.clear()
 begun = time.monotonic()
 for _ in range(5000):
     logging.getLogger("x").info("a" * 200)
-os.write(1, b"did not wait" if time.monotonic() - begun < 10 else b"waited")
+os.write(1, b"did not wait" if time.monotonic() - begun < 30 else b"waited")
 os._exit(0)
 """
     reader, writer = os.pipe()  # a pipe without a reader, with room for a tenth of the log

@@ -372,14 +372,15 @@ def test_a_long_batch_delays_no_other_client(irqchip_server: Daemon, peer: Peer,
     """A batch is executed in slices: another client's request in between is answered first."""
     with closing(Peer(irqchip_server, vm=vm.name)) as other:
         changes = pb.Operation(irq_lines=pb.IrqLinesRequest(changes=[20 << 1 | 1, 20 << 1] * 2048))
-        first = 0
-        for _ in range(10):
+        first = rounds = 0
+        while first < 5:  # a busy machine may delay this client for as long as the batch takes, but not always
+            rounds += 1
+            assert rounds < 200
             peer.submit(1, changes)
             other.send_records(2, (PIO_READ, 1, 0, 0x21, 0))
             other.receive_results(1)
             first += not select.select((peer.socket,), (), (), 0)[0]
             assert len(peer.receive().batch_result.results[0].irq_lines.statuses) == 4096
-        assert first >= 5
 
 
 def test_unused_descriptors_are_closed(irqchip_server: Daemon, peer: Peer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import grpc
@@ -108,9 +107,7 @@ def test_a_moved_timer_goes_on(vm: Machine, elsewhere: Client) -> None:
         assert moved.vcpu(0).acknowledge() == TIMER
     else:
         moved = move(vm, elsewhere)
-        started = time.monotonic()
         assert moved.vcpu(0).halt(timeout=PATIENCE) == TIMER
-        assert time.monotonic() - started < 0.4
 
 
 def test_a_moved_vm_behaves_like_one_that_stayed(irqchip_client: Client, elsewhere: Client) -> None:

@@ -80,7 +80,7 @@ def test_a_real_clock_runs(irqchip_client: Client) -> None:
     after = vm.info()
     assert not after.virtual
     assert after.tsc_khz == 2_000_000
-    assert 50 * MILLISECOND <= after.now_ns - before.now_ns < 5000 * MILLISECOND
+    assert 50 * MILLISECOND <= after.now_ns - before.now_ns < PATIENCE * 1000 * MILLISECOND
     with pytest.raises(InvalidArgument, match="real"):
         vm.advance(1)
 
@@ -105,7 +105,7 @@ def test_a_real_timer_ends_a_halt(irqchip_client: Client) -> None:
     for _ in range(4):
         assert cpu.halt(timeout=PATIENCE) == FROM_LAPIC
         cpu.mmio_write(EOI, 0)
-    assert 0.19 < time.monotonic() - started < 2
+    assert 0.19 < time.monotonic() - started < PATIENCE
 
 
 def test_the_pit_ends_halts(vm: Vm) -> None:
