@@ -117,3 +117,36 @@ def test_a_signal_ends_the_run_and_leaves_no_socket(
         run.send_signal(number)
         assert run.wait(PATIENCE) == -number
     assert not socket.exists()
+
+
+IN_A_FINALIZER = """
+import importlib, os, signal
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        len("the signal's handler has been called by now")
+
+def connect(*arguments):
+    Finalized()
+    return before(*arguments)
+
+run = importlib.import_module("irqchip_client.cli.run")
+before, run._connect = run._connect, connect
+importlib.import_module("irqchip_client.cli").main()
+"""
+
+
+@pytest.mark.long
+def test_a_signal_in_a_finalizer_ends_the_run_too(folder: Path, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_FINALIZER, "run", *guest(folder, SPIN)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "Exception ignored" in done.stderr
+    assert done.returncode == -signal.SIGTERM
