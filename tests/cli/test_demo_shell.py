@@ -12,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(300)
 def test_it_says_how_to_look_and_what_has_died() -> None:
     child, terminal = pty.fork()
     if child == 0:
@@ -26,7 +29,7 @@ def test_it_says_how_to_look_and_what_has_died() -> None:
 
     def hear(pattern: str) -> str:
         nonlocal said
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE
         while (found := re.search(pattern, said, re.DOTALL)) is None:
             assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], said
             said += os.read(terminal, 4096).decode()

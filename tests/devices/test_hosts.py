@@ -371,7 +371,7 @@ def test_a_devices_ports_and_lines_are_described() -> None:
 
 
 def test_a_host_claims_lost_regions_again(vm: Vm) -> None:
-    """The daemon's limit is 2 s, so the test sends RegionsLost itself."""
+    """The daemon's limit takes too long, so the test sends RegionsLost itself."""
     from irqchip_client import RegionsLost, Space
 
     toy = Toy()
