@@ -185,7 +185,7 @@ def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_waits_for
         begun = time.monotonic()
         session.post([ops.pio_write(0, 0x21, 0x5A)])
         assert session.vcpu(0).pio_read(0x21).data == 0x5A
-        assert time.monotonic() - begun < 9  # the Client's timeout is 10 s
+        assert time.monotonic() - begun < 30  # the Client's timeout is 60 s
 
 
 def test_a_daemon_that_waits_for_room_hears_of_room_from_a_client_that_only_looks(vm: Vm) -> None:
