@@ -23,6 +23,7 @@ from irqchip_client.devices import Device, LocalHost, Rtc, Uart
 from irqchipd.edge.errors import details
 from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
+from tests.client.test_halt import wait_until_halted
 from tests.waiting import PATIENCE
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
@@ -55,15 +56,14 @@ def irqchipctl(line: str) -> None:
     )
 
 
-@pytest.mark.usefixtures("vm1")
-def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
+def test_the_loop_delivers_what_the_other_terminal_sends(vm1: Vm) -> None:
     with subprocess.Popen(
         [sys.executable, "-u", "-c", LOOP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as loop:
         assert loop.stdout is not None
         try:
-            irqchipctl(ENABLE)
-            for commands in ([MSI], [AGAIN, END]):
+            for commands in ([ENABLE, MSI], [AGAIN, END]):
+                wait_until_halted(vm1)  # before its halt, the loop takes interrupts silently
                 for command in commands:
                     irqchipctl(command)
                 assert loop.stdout.readline() == "deliver 64\n"
