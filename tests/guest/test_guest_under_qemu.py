@@ -101,7 +101,9 @@ def test_every_source_interrupts(append: str) -> None:
         before = counts(guest)
         assert guest.ask("rtc 8 256") == ["rtc: 8 interrupts"]
         ticks, *_ = guest.ask("ticks 20")
-        assert re.match(r"ticks: [2-7]\d came", ticks)
+        found = re.match(r"ticks: (\d+) came", ticks)
+        assert found is not None
+        assert int(found[1]) >= 20  # more on a busy machine, where some are late
         guest.type("keys\r")
         guest.wait_for("keyboard: ")
         guest.press("shift-h", "e", "x", "backspace", "y", "shift-1", "ret")
