@@ -110,7 +110,7 @@ def test_every_source_interrupts(append: str) -> None:
         assert guest.wait_for("\n> ").splitlines()[1] == "keyboard: Hey!"
         after = counts(guest)
         assert after["timer"] >= before["timer"] + 20
-        assert after["keyboard"] >= before["keyboard"] + 18  # each key pressed and released, and two shifts
+        assert after["keyboard"] > before["keyboard"]  # a slow guest reads several codes in one interrupt
         assert after["serial"] > before["serial"]
         assert after["rtc"] >= before["rtc"] + 8
         assert after["disk"] == after["spurious"] == after["other"] == 0
