@@ -251,18 +251,19 @@ class Cpu(Vcpu):
         """INTA: accept what the CPU would take now; the PIC comes first. KVM: irq.c kvm_cpu_get_interrupt."""
         if self.queued and (pic if self.queued[0][1] else lapic):
             taken = self.queued.pop(0)
+            self.priorities_changed()
         elif pic and (self.pic is None or self.pic.output) and self.has_extint():
             if self.pic is not None:
                 taken = self.pic.acknowledge(), True
             else:
                 assert self.external_vector is not None
                 taken, self.external_vector = (self.external_vector, True), None
+            self.priorities_changed()
         elif lapic and self.lapic is not None and (vector := self.lapic.acknowledge()) >= 0:
             taken = vector, False
         else:
             return None
         self.ready = False  # Listeners are notified of what is left.
-        self.priorities_changed()
         if self.halt is None:
             self._unhalt()
         if self.apics.observer is not None:
