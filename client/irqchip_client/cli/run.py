@@ -344,11 +344,15 @@ def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> 
 
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
     """Waits until the clients have come, or the run is over. _TimeIsUp after `timeout` seconds."""
-    missing = set(clients)
     began = time.monotonic()
     announced = False
-    while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
-        if over():
+    before: dict[str, tuple[irqchip_client.RegionInfo, ...]] = {}
+    while True:
+        regions = {session.client: session.regions for session in vm.info().sessions if session.regions}
+        # A client that claims several regions has all of them when two looks find the same ones.
+        missing = {name for name in clients if name not in regions or regions[name] != before.get(name)}
+        before = regions
+        if not missing or over():
             return
         waited, names = time.monotonic() - began, ", ".join(sorted(missing))
         if waited > timeout:
