@@ -177,10 +177,10 @@ class KvmVcpu(X86Adapter):
                 self._look()
 
     def _look(self) -> None:
-        """After a store, which may interrupt the guest itself: takes the events that it caused, if any.
+        """Takes the events that have come.
 
-        The interrupt must come before the next instruction, as with the processor's own APIC. The thread that waits
-        for events would be too late.
+        After a store, which may interrupt the guest itself, the interrupt must come before the next instruction, as
+        with the processor's own APIC. The thread that waits for events would be too late.
         """
         exits, stepping = self._exits, self._stepping
         if self._causes is None:
@@ -218,13 +218,12 @@ class KvmVcpu(X86Adapter):
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
                 return stepping is not None and self._held and self._step(stepping)
-            self._vector = interrupt.vector
+            self._hold(interrupt)
+        assert self._vector is not None
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
-        # KVM holds an interrupt. No event announces a further one: ask again after its delivery.
-        run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
-        run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-        self._interrupted = True
+        run[Run.READY_FOR_INTERRUPT_INJECTION] = 0  # KVM holds an interrupt.
+        run[Run.REQUEST_INTERRUPT_WINDOW] = self._interrupted
         return False
 
     def _find_nmi_window(self, stepping: Stepping) -> None:
@@ -302,6 +301,7 @@ class KvmVcpu(X86Adapter):
         super()._forget()
         ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
         self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
+        self._run[Run.REQUEST_INTERRUPT_WINDOW] = self._interrupted
         self._apic.learn()
 
     def _listen(self) -> None:
