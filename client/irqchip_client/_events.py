@@ -13,7 +13,10 @@ from ._model import ResetReason, SignalKind, Space
 
 @dataclass(frozen=True, slots=True)
 class InterruptPending:
-    """A vCPU has an interrupt to take. One event stands for any number: acknowledge until none is left."""
+    """A vCPU has an interrupt to take.
+
+    If another one is left when the vCPU has taken an interrupt, a further event follows.
+    """
 
     vcpu: int
 

@@ -31,7 +31,7 @@ def kill_disk(stage: Stage, monitor: Monitor) -> None:
     monitor.expect("echo the guest goes on", "the guest goes on")
     stage.show("stage", "the disk is started again")
     stage.start_device("disk")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + stage.patience
     while monitor.command("disk") == ["disk: none"]:
         monitor.transcript[-2:] = []  # the number of attempts depends on timing
         if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ from pathlib import Path
 PROMPT = "\r\n> "
 RATE = ": # a second"  # which is missing where all took less than a tick
 LATE_TICKS = " more than asked for"
-PATIENCE = 30.0  # seconds, for an answer
+PATIENCE = 60.0  # seconds, for an answer
 # Answers that contain times or this machine's speed. The transcript has them without their numbers.
 OF_TIME = frozenset({"time", "uptime", "irqs", "timer", "ticks", "rtc", "ports"})
 

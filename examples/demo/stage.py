@@ -37,7 +37,7 @@ class Stage:
     """
 
     folder: Path
-    patience: float = 20.0
+    patience: float = 60.0
     quiet: bool = False
     embedded: bool = False  # the vCPU's process is the daemon, too
     architecture: str = "x86"

@@ -15,6 +15,7 @@ from irqchip_client import Architecture, Vm
 from irqchip_client.cli import main
 from irqchip_client.cli.vms import ARCHITECTURES
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 # Every command but replay --in-process connects to the daemon.
 COMMANDS = [
@@ -78,7 +79,7 @@ OF_A_VM = [command for command in COMMANDS if command[0] not in ("create", "list
 @pytest.mark.parametrize("command", OF_A_VM, ids=lambda command: str(command[0]))
 def test_no_such_vm(run: Run, fails: Callable[[Result], str], command: list[str]) -> None:
     name, _, *arguments = command
-    why = "there is no VM 'missing'; there are none: `irqchipctl create` makes one (ENOENT)"
+    why = "there is no VM 'missing'; there are no VMs: `irqchipctl create` makes one (ENOENT)"
     assert fails(run(name, "missing", *arguments)) == why
 
 
@@ -102,7 +103,7 @@ def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
 
 def test_a_full_disk(start: Start, vm: Vm) -> None:
     with Path("/dev/full").open("w") as full, start("show", vm.name, stdout=full) as process:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "Error: [Errno 28] No space left on device\n"
 

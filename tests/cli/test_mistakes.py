@@ -23,6 +23,7 @@ from irqchip_client._daemon import Daemon
 from irqchip_client.arm64 import Group as Groups
 from irqchip_client.cli import main
 from irqchip_client.devices import BlockDevice, Device, Rtc, Uart, run_device
+from tests.waiting import PATIENCE
 
 Call = Callable[[Client, Vm], object]
 HERE = str(Path(__file__))
@@ -162,7 +163,7 @@ ARM64: list[tuple[list[str], str, str, str]] = [
         "at most 8 are allowed",
         "with its GIC",
     ),
-    (["pulse", "guest", "4"], "has a GIC, which drives", "as KVM_IRQ_LINE has it", "write spi:N for an SPI"),
+    (["pulse", "guest", "4"], "has a GIC, which drives", "one of KVM_IRQ_LINE's", "write spi:N for an SPI"),
     (["pulse", "guest", "spi:2000"], "'spi:2000' is no line", "N from 0 to 987", "write spi:N"),
     (["pulse", "guest", "ppi:0:4"], "'ppi:0:4' is no line", "INTID from 16 to 31", "ppi:VCPU:INTID"),
     (["raise", "vm1", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM has such lines", "write a GSI"),
@@ -427,7 +428,7 @@ def test_a_command_and_architectures(
 @pytest.mark.parametrize(("arguments", "what", "allowed", "advice"), DAEMON, ids=shown)
 def test_the_daemon(arguments: list[str], what: str, allowed: str, advice: str) -> None:
     command = [sys.executable, "-m", "irqchipd", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode in (1, 2)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ def test_none_of_10000_timer_interrupts_is_lost(monitor: Monitor, capsys: pytest
         print(f"\n{counted}; {rate}")
     came, lost = map(int, re.findall(r"\d+", counted))
     assert lost == 0
-    assert TICKS <= came <= TICKS + 16
+    assert TICKS <= came <= TICKS + HZ  # a busy machine may deliver some more before the guest looks
 
 
 def test_port_accesses_are_timed(monitor: Monitor, capsys: pytest.CaptureFixture[str]) -> None:

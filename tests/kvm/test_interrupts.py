@@ -8,10 +8,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from irqchip_client import Session, connect
+from irqchip_client import Client, Session, connect
 from irqchip_client._daemon import Daemon
 from irqchip_client.kvm import GuestMemory, KvmVm, why_not
 from irqchip_client.kvm.stepping import Stepping
+from irqchip_client.vmm.exit_stats import ExitStats
 from tests.kvm import guests
 from tests.kvm.machine import (
     APIC,
@@ -26,8 +27,8 @@ from tests.kvm.machine import (
     NMI_HANDLER,
     VECTOR,
     Machine,
-    wait_for,
 )
+from tests.waiting import PATIENCE, eventually
 
 
 def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
@@ -36,7 +37,7 @@ def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
     with machine.running() as done, machine.vm.session("device") as session:
         machine.wait_until_halted()
         session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I"
 
 
@@ -45,7 +46,7 @@ def test_the_pic_interrupts_a_guest_that_spins(machine: Machine) -> None:
     machine.load_real(guests.SPINS)
     with machine.running() as done, machine.vm.session("device") as session:
         session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I"
 
 
@@ -63,15 +64,31 @@ def test_an_interrupt_waits_until_interrupts_are_on(machine: Machine) -> None:
     assert machine.devices.said == b"dsIe"
 
 
+def test_the_local_apics_interrupt_comes_behind_the_pics(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.SHUT)
+    machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+    with machine.vm.session("device") as session:
+
+        def interrupt(byte: int) -> None:
+            if byte == ord("d"):
+                session.line(4).pulse()
+                session.signal_msi(APIC, 0x25)
+
+        machine.devices.on_say = interrupt
+        machine.cpu.run()
+    assert machine.devices.said == b"dsIIe"
+
+
 @pytest.mark.parametrize("pulses", [300])
 def test_no_interrupt_is_lost_whatever_the_guest_is_doing(machine: Machine, pulses: int) -> None:
     machine.memory.write(HANDLER, guests.PIC_HANDLER)
     machine.load_real(guests.COUNTS)
     with machine.running() as done, machine.vm.session("device") as session:
         for count in range(pulses):
-            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
             session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I" * pulses
 
 
@@ -91,15 +108,30 @@ def test_a_self_ipi_arrives_at_most_one_instruction_later(machine: Machine) -> N
     assert machine.devices.said == b"+"
 
 
+def test_an_interrupt_of_the_local_apic_is_three_operations(irqchip_client: Client) -> None:
+    """The write to ICR, the acknowledgement and the EOI: nothing asks for a second interrupt that can't be there."""
+    if reason := why_not():
+        pytest.skip(reason)
+    stats, ipis = ExitStats(), 100
+    with GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:
+        machine = Machine(irqchip_client, kvm, memory, exits=stats)
+        with machine.cpu:
+            machine.memory.write(HANDLER, guests.APIC_HANDLER)
+            machine.load_long(guests.SELF_IPIS)
+            machine.cpu.run()
+        assert machine.word(COUNT) == ipis
+    assert sum(row.operations for row in stats.counts()) < 3 * ipis + 20
+
+
 def test_nmis_to_itself_and_to_a_spinning_and_a_halted_vcpu(machine: Machine) -> None:
     machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
     machine.load_long(guests.SELF_NMI)  # with interrupts off
     with machine.running() as done:
-        wait_for(lambda: machine.devices.said == b"Na")
+        eventually(lambda: machine.devices.said == b"Na")
         machine.vcpu.nmi()
         machine.wait_until_halted()
         machine.vcpu.nmi()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"NaNN"
 
 
@@ -141,7 +173,7 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
     def drive(session: Session) -> None:
         for _ in range(50):
             session.line(11).raise_()
-            served.acquire(timeout=10)
+            served.acquire(timeout=PATIENCE)
             session.line(11).lower()
 
     with machine.vm.session("device") as session:
@@ -150,7 +182,7 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
         # The line falls some time after the EOI, so an interrupt may come twice, but none is left pending.
         machine.cpu.run()
         machine.devices.on_say(0)
-        device.join(10)
+        device.join(PATIENCE)
     assert machine.word(COUNT) >= 50
     assert not device.is_alive()
 

@@ -1,4 +1,4 @@
-"""Guests on a standard KVM: kernels with paging and programs in ring 3, on two vCPUs; firmware."""
+"""Guests on a standard KVM: kernels with paging and programs in ring 3, and of two CPUs; firmware."""
 
 from __future__ import annotations
 
@@ -22,29 +22,41 @@ QEMUS_OWN = {f"PASS: {INT}": f"FAIL: {INT}"}
 OF_TWO_PROCESSORS = 5  # further lines of processes.c
 
 
-def test_kernels_with_programs_pass(standard_kvm: StandardKvm, tmp_path: Path) -> None:
-    """The same kernels as in tests/unicorn/test_kernels.py, of which one uses its second processor here."""
-    kernels, disk = [build(name, bits, tmp_path) for name, bits in KERNELS], tmp_path / "disk.img"
+def test_kernels_pass(standard_kvm: StandardKvm, tmp_path: Path) -> None:
+    """Those of tests/unicorn/test_kernels.py, of which one uses its second processor here, and one of two CPUs."""
+    kernels = [build(name, bits, tmp_path) for name, bits in (*KERNELS, ("smp", "64"))]
+    disk = tmp_path / "disk.img"
     make_disk(disk)
     program = ("-m", "tests.nested.kernels", str(disk), *map(str, kernels))
     done = standard_kvm.run(*program, seconds=PATIENCE, files=[disk, *kernels])
-    lines = [line for line in done.output.splitlines() if line]
-    rings, processes = lines[: len(LINES["rings"]) + 1], lines[len(LINES["rings"]) + 1 :]
-    assert rings == [*(QEMUS_OWN.get(line, line) for line in LINES["rings"]), "END"], done.output
+    said: list[list[str]] = [[]]
+    for line in filter(None, done.output.splitlines()):
+        if line == "END":
+            said.append([])
+        else:
+            said[-1].append(line)
+    assert len(said) == len(kernels) + 1, done.output
+    rings, processes, smp, rest = said
+    assert rings == [QEMUS_OWN.get(line, line) for line in LINES["rings"]], done.output
     assert processes[: len(LINES["processes"])] == LINES["processes"], done.output
     further = processes[len(LINES["processes"]) :]
-    assert [line for line in further if not line.startswith("PASS: ")] == ["END"], done.output
-    assert len(further) == OF_TWO_PROCESSORS + 1
-    assert done.status == 0
+    assert all(line.startswith("PASS: ") for line in further), done.output
+    assert len(further) == OF_TWO_PROCESSORS
+    assert (smp, rest, done.status) == (LINES["smp"], [], 0), done.output
 
 
-def test_xv6_runs_on_two_processors(standard_kvm: StandardKvm) -> None:
-    (kernel,) = images("kernelmemfs")
-    options = ("--cpu", "kvm", "--cpus", "2", "--kernel", str(kernel))
+@pytest.mark.parametrize("names", [("kernelmemfs",), ("kernel", "xv6.img", "fs.img")], ids=["memory", "disks"])
+def test_xv6_runs_on_two_processors(standard_kvm: StandardKvm, names: tuple[str, ...]) -> None:
+    """Its file system is in memory or on the second IDE disk."""
+    files = images(*names)
+    kernel, *disks = map(str, files)
+    options = ["--cpu", "kvm", "--cpus", "2", "--kernel", kernel]
+    for disk in disks:
+        options += ["--disk", disk]
     commands = ("ls", "forktest")
     program = ("-m", "tests.guest.xv6", *commands, "--", *options)
     # At 4 ns for an instruction, the ticks of two vCPUs are all that the processor has time for.
-    done = standard_kvm.run(*program, seconds=PATIENCE, files=[kernel], instruction_ns=1)
+    done = standard_kvm.run(*program, seconds=PATIENCE, files=files, instruction_ns=1)
     assert done.status == 0, done.output
     assert "cpu1: starting 1" in done.output
     assert "README " in done.output

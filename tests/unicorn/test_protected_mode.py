@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from irqchip_client import GuestError, MpState
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -314,7 +314,5 @@ def test_prefixes_do_not_keep_an_instruction_from_being_trapped(machine: Machine
         )
     )
     with machine.running():
-        deadline = time.monotonic() + 10
-        while machine.daemon.mp_state() is not MpState.HALTED:
-            assert time.monotonic() < deadline
+        eventually(lambda: machine.daemon.mp_state() is MpState.HALTED)
     assert machine.word(0x600) == 0xFEE0_0900

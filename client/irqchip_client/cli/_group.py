@@ -31,7 +31,7 @@ SHARED_CLIENT = "irqchip_client.cli.client"
 class Command(click.Command):
     """A command of irqchipctl.
 
-    example  arguments that work, without the VM: for --help, and for who got them wrong
+    example  arguments that work, without the VM: for --help, and for errors
     """
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:

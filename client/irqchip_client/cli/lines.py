@@ -107,7 +107,7 @@ def routes(vm: irqchip_client.Vm, as_json: bool) -> None:
 
 
 class _Line:
-    """A line that a command drives, with advice if KVM refuses the line."""
+    """A line that a command drives. It adds advice if KVM refuses the line."""
 
     def __init__(self, vm: irqchip_client.Vm, gsi: int) -> None:
         self.vm = vm
@@ -124,7 +124,7 @@ class _Line:
             if isinstance(self.gsi, NamedLine):
                 message = error.message.replace(f"interrupt {self.gsi:#x}", f"line {self.gsi.text}")
                 raise click.ClickException(f"{message} ({error.reason})") from error
-            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is as KVM_IRQ_LINE has it"
+            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is one of KVM_IRQ_LINE's"
             raise click.ClickException(f"{error.message}; {advice} ({error.reason})") from error
 
     @property

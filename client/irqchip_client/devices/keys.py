@@ -70,7 +70,7 @@ SET_1 = bytes.fromhex(
 
 
 def strokes(character: str) -> tuple[str, ...]:
-    """The keys of a character, in the order of pressing; empty where the keyboard has none."""
+    """The keys of a character, in the order of pressing; empty if the keyboard lacks the character."""
     if character in _NAMED:
         return (_NAMED[character],)
     if character in _SHIFTED:

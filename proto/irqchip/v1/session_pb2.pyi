@@ -1135,8 +1135,9 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 @_typing.final
 class InterruptPending(_message.Message):
     """InterruptPending reports that AckInterrupt of a vCPU returns an interrupt. The daemon sends it whenever that becomes
-    true, and when the Session opens if it is true then. The client acknowledges until no interrupt is left. One unread
-    event stands for any number.
+    true, and when the Session opens if it is true then. On x86, the daemon also sends it when the vCPU has taken an
+    interrupt and another one is left. So the client may acknowledge once for each event, or until no interrupt is left.
+    One unread event stands for any number.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -10,7 +10,7 @@ APIC_ENABLED, BOOT_CPU = 1 << 11, 1 << 8  # of IA32_APIC_BASE
 
 PHYSICAL_BITS = 40  # As leaf 80000008h says
 
-# MSRs that Unicorn has. Any other reads 0 and takes any value, where a processor has #GP.
+# MSRs that Unicorn has. Any other reads 0 and takes any value; a processor would raise #GP.
 _EMULATED = frozenset(
     (
         *(0x34, 0x8B, 0xFE, *range(0x174, 0x177), *range(0x179, 0x17C), 0x198, 0x1A0),

@@ -1,4 +1,4 @@
-"""Linear addresses to physical ones, as the SDM vol. 3 chapter 4 has it: 32-bit, PAE and 4-level paging."""
+"""Linear addresses to physical ones, by the SDM vol. 3 chapter 4: 32-bit, PAE and 4-level paging."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tables(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """The registers that decide."""
+    """The registers that control paging."""
 
     cr0: int
     cr3: int
@@ -32,7 +32,7 @@ class Paging:
     long_mode: bool
 
     def translate(self, tables: Tables, linear: int, write: bool, user: bool = False) -> int:
-        """The physical address of a byte that ring 0 accesses, or a program in ring 3.
+        """The physical address of a byte that ring 0 accesses, or a program in ring 3 if `user`.
 
         Sets accessed and dirty bits. Fault: #PF, #GP.
         """

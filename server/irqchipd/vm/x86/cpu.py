@@ -258,11 +258,12 @@ class Cpu(Vcpu):
             else:
                 assert self.external_vector is not None
                 taken, self.external_vector = (self.external_vector, True), None
-                self.priorities_changed()
+            self.priorities_changed()
         elif lapic and self.lapic is not None and (vector := self.lapic.acknowledge()) >= 0:
             taken = vector, False
         else:
             return None
+        self.ready = False  # Listeners are notified of what is left.
         if self.halt is None:
             self._unhalt()
         if self.apics.observer is not None:
