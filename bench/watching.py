@@ -1,4 +1,4 @@
-"""What observers cost a VM: a Watch of everything, none, and metrics."""
+"""The cost of observers to a VM: a Watch of everything, no Watch, and metrics."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def watcher(pipe: Connection, target: str, vm: str) -> None:
 
 
 def watched(figures: list[Figure], series: dict[str, Series]) -> None:
-    """Batches of line changes, by turns with nobody watching, with a Watch, and with one of the probes, too."""
+    """Batches of line changes, in turn without a Watch, with a Watch, and with a Watch of the probes, too."""
     with ExitStack() as stack:
         daemon = stack.enter_context(start_daemon())
         client = stack.enter_context(daemon.connect())
@@ -123,8 +123,8 @@ def _drive(session: Session, batches: int) -> None:
 
 
 def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
-    """A VM's own function, beside one from which every question for an observer was removed."""
-    if is_compiled("irqchipd.vm.machine"):  # whose statements can't be removed
+    """A VM's own function, beside one without any statement for observers."""
+    if is_compiled("irqchipd.vm.machine"):  # its statements can't be removed
         return
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -183,7 +183,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes `if self.observer is not None: ...`, and what is there for that alone."""
+    """Removes `if self.observer is not None: ...`, and the statements that only that needs."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)

@@ -78,7 +78,7 @@ _LISTS = {
 def what_is_wrong(
     call: str, arguments: Mapping[str, Any], optional: frozenset[str] = frozenset(), flags: Collection[str] = ()
 ) -> str | None:
-    """Of the arguments, the first that is wrong, what it is and what is allowed; None where all look right.
+    """The first wrong argument, what it is and what is allowed; None if all arguments look right.
 
     `optional` names those that may be None, `flags` those that are False or True.
     """
