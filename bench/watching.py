@@ -19,8 +19,8 @@ from irqchip.builds import is_compiled
 from irqchip_client import Session, connect, ops
 from irqchip_client._daemon import start_daemon
 
-WATCHED = "Session over gRPC, changes a second with one Watch of everything / with nobody watching"
-UNOBSERVED = "a line change with nobody watching / without tracepoints"
+WATCHED = "Session over gRPC, changes a second with one Watch of everything / without a Watch"
+UNOBSERVED = "a line change without a Watch / without tracepoints"
 METERED = {
     "a change, Session over gRPC": "Session over gRPC, a line change with --metrics / without",
     "port, PioRead": "port, polling on: PioRead round trip with --metrics / without",
@@ -60,7 +60,7 @@ def watched(figures: list[Figure], series: dict[str, Series]) -> None:
         session = stack.enter_context(session_over(client, "vm", "grpc"))
         watching = stack.enter_context(worker(watcher, daemon.target, "vm"))
         watches = {
-            "a change, nobody watching": None,
+            "a change, no Watch": None,
             "a change, one Watch of everything": False,
             "a change, one Watch of everything and the probes": True,
         }
@@ -80,8 +80,8 @@ def watched(figures: list[Figure], series: dict[str, Series]) -> None:
                     watching.recv()
     measured = {name: Series(values) for name, values in times.items()}
     series.update(measured)
-    nobody, one, _ = measured.values()
-    figures.append(Figure.ratio(WATCHED, nobody, one, 0.5, at_least=True))
+    without, one, _ = measured.values()
+    figures.append(Figure.ratio(WATCHED, without, one, 0.5, at_least=True))
 
 
 def metered(figures: list[Figure], series: dict[str, Series]) -> None:
@@ -129,7 +129,7 @@ def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
         pipes = {
-            "a VM's line change, nobody watching": stack.enter_context(worker(driver, False)),
+            "a VM's line change, no Watch": stack.enter_context(worker(driver, False)),
             "a VM's line change, no tracepoints": stack.enter_context(worker(driver, True)),
         }
         for _ in range(20 * ROUNDS):
@@ -138,8 +138,8 @@ def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
                 times.setdefault(name, []).append(pipe.recv())
     measured = {name: Series(values) for name, values in times.items()}
     series.update(measured)
-    nobody, without = measured.values()
-    figures.append(Figure.ratio(UNOBSERVED, nobody, without, 1.02))
+    observed, without = measured.values()
+    figures.append(Figure.ratio(UNOBSERVED, observed, without, 1.02))
 
 
 def driver(pipe: Connection, without: bool) -> None:
