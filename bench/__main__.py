@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--compiled", metavar="PYTHON", help="measure also in this environment")
     parser.add_argument("--only", metavar="NAME", choices=[measure.__name__ for measure in MEASURES])
-    parser.add_argument("--write", metavar="PATH", type=Path, help="write what was measured, and no report")
+    parser.add_argument("--write", metavar="PATH", type=Path, help="write the measurements, and no report")
     arguments = parser.parse_args()
     figures: list[Figure] = []
     series: dict[str, Series] = {}

@@ -1,4 +1,4 @@
-"""Finds the wrong argument of a call, after protobuf or struct has refused them, and says what is allowed."""
+"""Finds the wrong argument of a call, after protobuf or struct has refused it, and names the allowed values."""
 
 from __future__ import annotations
 

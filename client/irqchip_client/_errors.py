@@ -23,7 +23,7 @@ class IrqchipError(Exception):
     IrqchipError                any other error: see .errno
     ├── AlreadyExists           EEXIST                   the VM, vCPU, irqchip or PIT exists, or a range is claimed
     ├── NotFound                ENOENT                   there is no such VM, vCPU, region or line source
-    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value is invalid; the message says what is allowed
+    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value is invalid; the message has the allowed values
     ├── NotReady                ENXIO, EAGAIN            the VM has no irqchip or no PIT; the vCPU has no local APIC
     ├── Busy                    EBUSY                    the vCPU halts already; the eventfd is an irqfd already
     ├── LimitReached            E2BIG, ENOSPC            a limit of the daemon or of this client is reached
@@ -59,7 +59,7 @@ class NotFound(IrqchipError):
 
 
 class InvalidArgument(IrqchipError):
-    """EINVAL, EBADMSG, EBADF: a value is invalid; the message says what is allowed."""
+    """EINVAL, EBADMSG, EBADF: a value is invalid; the message has the allowed values."""
 
 
 class NotReady(IrqchipError):
@@ -117,7 +117,7 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.EPIPE: SessionClosed,
 }
 
-# Numbers with two names, of which Python's table has the less usual one.
+# Numbers with two names: Python's table has the less usual one.
 _ALIASES = {"EDEADLOCK": "EDEADLK", "EWOULDBLOCK": "EAGAIN", "ENOTSUP": "EOPNOTSUPP"}
 
 

@@ -64,7 +64,7 @@ class InterruptSource(IntEnum):
 
 
 class SignalKind(IntEnum):
-    """A kind of signal. A signal is what a vCPU takes besides interrupts."""
+    """A kind of signal. A vCPU takes signals besides interrupts."""
 
     NMI = 1
     SMI = 2

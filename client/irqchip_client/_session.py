@@ -47,7 +47,7 @@ from ._errors import (
 from ._event_buffer import EventBuffer
 from ._events import Event, event_from_proto, event_from_record
 
-# Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
+# Seconds that close() gives the daemon to answer batches in flight and to end the stream, before it is cut off.
 CLOSE_GRACE: Final = 1.0
 
 _SINGLE_RESULT: Final = SINGLE_RESULT.size
@@ -329,7 +329,7 @@ class SessionCore:
     def give_up(self, serial: int) -> pb.SessionRequest | None:
         """Gives up the halt that ends the batch of this serial. Returns the request to send; None for other batches.
 
-        The vCPU has then taken nothing: the daemon takes back what the halt took. The batch is answered all the same.
+        The vCPU has then taken nothing: the daemon takes back the halt's result. The batch is answered all the same.
         """
         if serial not in self._halts.values() or self._closing or self.ended:
             return None

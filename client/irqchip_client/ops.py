@@ -74,7 +74,7 @@ def _nothing(_response: Message) -> None:
 
 @lru_cache(1024)
 def _access_of(flags: int, _status: int, value: int) -> Access:
-    """A read's result, which is kept: most reads of a register return what an earlier read returned."""
+    """A read's result, which is kept: most reads of a register return the value of an earlier read."""
     # As Access(), in a third of the time.
     return tuple.__new__(Access, (flags != 0, value, flags > CLAIMED))
 
@@ -461,7 +461,7 @@ def cr8_write(vcpu: int, value: int) -> Call[None]:
 
 @_operation
 def get_vcpu_events(vcpu: int) -> Call[VcpuEvents]:
-    """KVM_GET_VCPU_EVENTS: what waits for a vCPU outside of any chip. NotReady if the vCPU has no local APIC."""
+    """KVM_GET_VCPU_EVENTS: the events that wait for a vCPU outside of any chip. NotReady without a local APIC."""
     request = pb.GetVcpuEventsRequest(vcpu=vcpu)
     return Call("get_vcpu_events", request, lambda response: VcpuEvents.from_proto(response.events))
 

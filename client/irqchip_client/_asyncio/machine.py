@@ -238,7 +238,7 @@ class Vcpu:
         await self._machine._call(ops.cr8_write(self.id, value))
 
     async def events(self) -> VcpuEvents:
-        """KVM_GET_VCPU_EVENTS: what waits for the vCPU outside of any chip. NotReady without a local APIC."""
+        """KVM_GET_VCPU_EVENTS: the events that wait for the vCPU outside of any chip. NotReady without a local APIC."""
         return await self._machine._call(ops.get_vcpu_events(self.id))
 
     async def set_events(self, events: VcpuEvents) -> None:

@@ -289,7 +289,7 @@ class Vm(Machine):
     ) -> Session:
         """Opens a Session: a line source of its own, batches of operations, and events.
 
-        client          a name for people to read; at most 64 characters
+        client          a name for logs and lists; at most 64 characters
         vcpus           the vCPUs whose InterruptPending, VcpuSignal and IoapicEoi events the Session gets; they need
                         not exist yet
         gsis            the GSIs whose GsiAcknowledged and GsiMasked events the Session gets

@@ -133,7 +133,7 @@ class PacketTransport(Transport):
                     now = time.monotonic()
                     deadline = now + self.peer.timeout if deadline is None else deadline
                     if now >= deadline:
-                        raise timed_out("room for what is sent", self.peer.timeout) from None
+                        raise timed_out("room for a request", self.peer.timeout) from None
                     self._make_room(deadline - now)
                 else:
                     self._unsent.popleft()

@@ -51,7 +51,7 @@ class Request(IntEnum):
 
 
 class Cap(IntEnum):
-    """KVM_CAP_*: what a kernel must have."""
+    """KVM_CAP_*: the capabilities that a kernel must have."""
 
     IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188

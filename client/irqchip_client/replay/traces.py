@@ -1,4 +1,4 @@
-"""Golden traces: what the kernel answered to a sequence of operations, one JSON object a line.
+"""Golden traces: sequences of operations with the kernel's answers, one JSON object a line.
 
     {"family": "pic", "seed": 1, "vcpus": 1, "ops": [["irq_line", 4, 1, 1], ["take_extint", 0, null]]}
 
@@ -34,7 +34,7 @@ class TraceError(Exception):
 
 
 class Operation(NamedTuple):
-    """An operation and what the kernel answered."""
+    """An operation, and the kernel's answer."""
 
     name: str
     arguments: list[Any]

@@ -52,7 +52,7 @@ class UnicornVcpu(Bus, X86Adapter):
         if memory.start or memory.end > RAM_END:
             raise InvalidArgument(
                 errno.EINVAL,
-                f"a PC's RAM is from 0 to at most {RAM_END:#x}, where the IOAPIC is, not from {memory.start:#x} to "
+                f"a PC's RAM is from 0 to at most {RAM_END:#x}, below the IOAPIC, not from {memory.start:#x} to "
                 f"{memory.end:#x}",
             )
         with ExitStack() as made:
