@@ -19,7 +19,7 @@ pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unic
 def run(irqchip_server: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run", *options]
-        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=110, check=False)
+        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=280, check=False)
 
     return run
 

@@ -14,7 +14,7 @@ from examples.demo.__main__ import DEVICES
 from examples.demo.monitor import Monitor
 from examples.demo.stage import Stage
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.long
 
 TICKS, HZ = 10_000, 500
 PORTS = 5_000

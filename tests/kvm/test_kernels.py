@@ -45,7 +45,7 @@ def test_a_kernel_of_several_cpus_passes(tmp_path: Path, cpus: str, bits: str) -
     assert done.returncode == 1
 
 
-def _run(image: Path, target: str, *options: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
+def _run(image: Path, target: str, *options: str, seconds: int = 200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", target, "run", "--cpu", "kvm"]
     command += ["--kernel", str(image), "--timeout", str(seconds), *options]
     return subprocess.run(

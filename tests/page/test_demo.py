@@ -111,7 +111,6 @@ def demo(architecture: str, folder: Path) -> Iterator[tuple[Client, str, Monitor
         stage.close()
 
 
-@pytest.mark.timeout(240)
 def test_the_values_are_get_irqchips_at_10000_operations_a_second(chromium: Browser, tmp_path: Path) -> None:
     with demo("x86", tmp_path / "x86") as (client, url, monitor):
         chromium.look(url, VM)

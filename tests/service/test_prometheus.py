@@ -168,7 +168,6 @@ def ask(port: int, query: str) -> list[Any]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(200)
 def test_prometheus_scrapes_a_daemon_through_the_forwarder(tmp_path: Path) -> None:
     """As the services of docker-compose.yml do; 20 seconds."""
     prometheus = program("prometheus")
