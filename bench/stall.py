@@ -148,7 +148,7 @@ def _held(pipes: Sequence[Connection]) -> float | None:
 
 
 def _stop(result: Result, daemon: Daemon) -> float:
-    """How long the daemon takes to stop during the attack."""
+    """The seconds that the daemon takes to stop during the attack."""
     if daemon.process.poll() is not None:
         result.trouble.append(f"the daemon ended with status {daemon.process.returncode}")
         return 0.0

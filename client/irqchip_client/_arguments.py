@@ -172,7 +172,7 @@ def _wrong_list(name: str, value: Any) -> str | None:
         shown = f"{name}[{position}] is {item!r:.200}"
         if name == "tracepoints":
             if not isinstance(item, str):
-                return f"{shown}, {_is_no(item, 'text')}; it is {what}, 'kvm_pio' say"
+                return f"{shown}, {_is_no(item, 'text')}; it is {what}: write 'kvm_pio'"
         elif (wrong := _wrong_number(shown, item, what, _LONG if name == "args" else _WORD)) is not None:
             return wrong
     return None

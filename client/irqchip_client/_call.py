@@ -97,7 +97,7 @@ class Decoder(Generic[T]):
 class RecordCall(Call[T]):
     """A call that has the port's short form. Its request is made only for gRPC.
 
-    fields   of the record: size, index, address, value; irqchip.records.FIELDS says which fields of the request
+    fields   of the record: size, index, address, value; irqchip.records.FIELDS maps them to the request's fields
     request  if those fields do not hold all of it
     """
 

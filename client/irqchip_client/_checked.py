@@ -6,7 +6,7 @@ import errno
 import inspect
 from collections.abc import Callable, Collection
 from functools import lru_cache, wraps
-from struct import error as StructError  # noqa: N812 - struct's own name says nothing
+from struct import error as StructError  # noqa: N812 - struct's own name is too general
 from typing import Any, ParamSpec, TypeVar, cast
 
 from ._call import Call, is_flag

@@ -229,7 +229,7 @@ class VmInfo:
             vcpus=tuple(message.vcpus),
             sessions=tuple(SessionInfo.from_proto(session) for session in message.sessions),
             asserted_gsis=tuple(message.asserted_gsis),
-            # A daemon that leaves the mode out knows no split irqchip.
+            # A daemon that leaves the mode out has no split irqchip.
             irqchip_mode=_MODES.get(message.irqchip_mode, IrqchipMode.FULL if message.irqchip else IrqchipMode.NONE),
             pit=message.pit,
             asynchronous_interrupts=message.asynchronous_interrupts,

@@ -20,7 +20,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from struct import error as StructError  # noqa: N812 - struct's own name says nothing
+from struct import error as StructError  # noqa: N812 - struct's own name is too general
 from typing import Any, Final, Protocol
 
 import grpc

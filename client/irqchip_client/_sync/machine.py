@@ -312,7 +312,7 @@ class Vcpu:
         """HLT: waits until the vCPU has an interrupt or a signal to take, and takes it.
 
         WFI on arm64: waits until an interrupt would wake the vCPU, whatever PSTATE masks. Nothing is taken, and the
-        Interrupt says whether IRQ or FIQ is asserted.
+        Interrupt reports whether IRQ or FIQ is asserted.
 
         A vCPU that has not started also waits for INIT or SIPI with halt().
 

@@ -126,7 +126,7 @@ class RingChannel(PortChannel):
                     return packet
                 if packet is not None:
                     return self._from_socket()
-        except (BadSlotError, OSError):  # What is wrong, receive() finds out.
+        except (BadSlotError, OSError):  # receive() finds out what is wrong.
             pass
         return None
 
@@ -172,7 +172,7 @@ class RingChannel(PortChannel):
                 return True
             self._offer_room(end)
             poll = select.poll()
-            # Where the ring has room, the socket has none.
+            # If the ring has room, the socket has none: wait for the socket, too.
             poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
             ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))

@@ -168,7 +168,7 @@ class Session(EventfdCalls, Machine):
         """Answers a RegionAccess with the data that the vCPU reads. Returns whether the access was still waiting.
 
         unanswered  the device has no answer, for example because it is broken: the vCPU reads all ones, and its result
-                    says `unanswered`
+                    has `unanswered`
 
         InvalidArgument if the data does not fit the access's size, or comes with `unanswered`. Then the vCPU still
         waits.

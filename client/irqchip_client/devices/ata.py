@@ -430,7 +430,7 @@ class Disk:
         words[67] = words[68] = 120  # ns of a PIO cycle
         words[80] = 0x0070  # ATA/ATAPI-4 to -6
         words[82] = words[85] = 0x4068  # NOP, look-ahead, write cache, power management
-        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14 says that the word is valid
+        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14: the word is valid
         words[86] = 0x3400  # the same without bit 14
         words[84] = words[87] = 0x4000
         words[93] = 0x4001 | (0x0700 if self.number else 0) | 0x0008  # how it found its number: by a jumper

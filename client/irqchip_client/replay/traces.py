@@ -101,7 +101,7 @@ def _shorten(text: str) -> str:
 
 
 def _where(expected: Any, actual: Any) -> str:
-    """Where two answers that are too long to compare by eye differ."""
+    """The places in which two long answers differ."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         names = [name for name in actual if name not in expected or expected[name] != actual[name]]
         names += [name for name in expected if name not in actual]

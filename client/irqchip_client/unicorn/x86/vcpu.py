@@ -42,7 +42,7 @@ class UnicornVcpu(Bus, X86Adapter):
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
     exits   counts the guest's accesses, halts and the like; None: no counting
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    vCPU 0 begins as after RESET, unless start() was called; the others wait for INIT and SIPI. It has a Session for
     its operations, and another for its events. Close it before the memory, or use it in a with statement.
     """
 
