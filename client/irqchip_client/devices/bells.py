@@ -1,4 +1,4 @@
-"""Devices' doorbells. For a device in its own process: eventfds, or events where descriptors can't be passed."""
+"""Devices' doorbells. For a device in its own process: eventfds, or events if descriptors can't be passed."""
 
 from __future__ import annotations
 

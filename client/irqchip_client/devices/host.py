@@ -267,7 +267,7 @@ class RemoteHost(_Host):
     def _access(self, access: RegionAccess) -> int:
         found = _find(self.devices, access.space, access.address, access.size)
         if found is None:  # the daemon forwards only accesses to claimed regions
-            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
+            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, outside of this host's regions")
         if access.write:
             _write(*found, access.address, access.data, access.size)
             return 0

@@ -18,7 +18,7 @@ from typing import Any
 
 from irqchip_client._errors import InvalidArgument
 
-# What json.loads() gives.
+# The results of json.loads().
 Plain = Any
 
 

@@ -79,7 +79,7 @@ IER_BITS = 0x0F
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
 MCR_BITS = 0x1F
 
-# 8.8 Modem status register. Bits 3:0 say which of bits 7:4 have changed; for RI, that it went off.
+# 8.8 Modem status register. Bits 3:0 report changes of bits 7:4; for RI, only its end.
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TRAILING_RI = 0x04
 
