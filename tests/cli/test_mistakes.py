@@ -344,7 +344,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         "make the file with `truncate",
     ),
     "a port above the last": (lambda _, __: Rtc(0xFFFF), "port 0xffff", "use 1 to 0x1", "begin lower"),
-    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "the VMs that there are", "vms() lists"),
+    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "vms() lists", "the VMs"),
 }
 
 

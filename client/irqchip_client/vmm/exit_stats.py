@@ -114,7 +114,7 @@ class Recorder:
     def operation(self, name: str, at: int | None, execute: Callable[[], T]) -> T:
         """Executes a batch of operations at the daemon.
 
-        Between two exits, the batch counts as an exit of its own, with this name. Before the first exit it is not counted.
+        Between two exits, the batch counts as an exit of its own, with this name. Before the first exit it does not.
         """
         if self._what is not None or not self._began:
             self._operations += 1
