@@ -71,7 +71,8 @@ class Board:
 
     def observe(self, observer: Observer | None) -> None:
         """Report to an observer what happens from now on."""
-        self.observer = self.regions.observer = observer
+        self.observer = observer
+        self.regions.observer = observer if observer is not None and observer.sees_accesses else None
 
     # Probes: what a logic analyser would see of the chips that interrupts pass through. See vm/probing.py.
 

@@ -8,10 +8,11 @@ from typing import Final
 from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
-from irqchipd.chips.ioapic import Ioapic
+from irqchipd.chips.ioapic import MASKED, Ioapic
 from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.chips.message import from_msi
+from irqchipd.observe.counters import Counters
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board, Probes, RawProbes
@@ -19,7 +20,7 @@ from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.regions import Reserved
-from irqchipd.vm.routing import Route
+from irqchipd.vm.routing import MsiRoute, Route
 from irqchipd.vm.sources import PIT, RESAMPLERS
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.apicbus import ApicBus
@@ -173,22 +174,55 @@ class PcBoard(Board):
             self.apics.scans += 1
 
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
-        observer = self.observer
-        if observer is not None:
-            observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        if self.observer is not None:
+            return self._set_irq_observed(gsi, level, source, line_status)
         total = -1
         for end in self._table.get(gsi, ()):
-            if isinstance(end, int):
-                if observer is None:
-                    status = self._drive(end, level, source, line_status)
-                else:
-                    status = self._drive_observed(end, level, source, line_status)
-            else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
-                can_send = level and self.apics.can_send(end.address)
-                status = self.signal_msi(end.address, end.data) if can_send else -1
+            status = self._drive(end, level, source, line_status) if isinstance(end, int) else self._send(end, level)
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
+
+    def _set_irq_observed(self, gsi: int, level: int, source: int, line_status: bool) -> int:
+        """The same, and report it. Counters are called only for what is not plain: they are often the only observer."""
+        observer = self.observer
+        assert observer is not None
+        counters = observer if isinstance(observer, Counters) else None
+        if counters is None:
+            observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        elif level:
+            counters.raised += 1
+        else:
+            counters.lowered += 1
+        total = -1
+        for end in self._table.get(gsi, ()):
+            if not isinstance(end, int):
+                status = self._send(end, level)
+            else:
+                masked = level and self._is_masked(end)
+                if counters is None:
+                    status = self._drive_observed(end, level, source, line_status)
+                else:
+                    status = self._drive(end, level, source, line_status)
+                if level and (masked or not status):
+                    observer.line_raised(not status, bool(masked))
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def _send(self, end: MsiRoute, level: int) -> int:
+        """Send a GSI's MSI. KVM: irq_comm.c kvm_set_msi; a falling line sends nothing."""
+        can_send = level and self.apics.can_send(end.address)
+        return self.signal_msi(end.address, end.data) if can_send else -1
+
+    def _is_masked(self, pin: int) -> bool:
+        """Whether an input is masked at its chip."""
+        assert self.pic is not None
+        assert self.ioapic is not None
+        if pin >= IOAPIC_INPUTS:
+            return bool(self.ioapic.redirection[pin - IOAPIC_INPUTS] & MASKED)
+        chip = self.pic.secondary if pin >= 8 else self.pic.primary
+        return bool(chip.imr >> (pin & 7) & 1)
 
     def _drive(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
         """Set one source's level at an input, and drive it with the OR of all. KVM: __kvm_irq_line_state."""
