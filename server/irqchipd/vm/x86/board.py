@@ -174,8 +174,11 @@ class PcBoard(Board):
             self.apics.scans += 1
 
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
-        if self.observer is not None:
-            return self._set_irq_observed(gsi, level, source, line_status)
+        observer = self.observer
+        if observer is not None:
+            if isinstance(observer, Counters):
+                return self._set_irq_counted(observer, gsi, level, source, line_status)
+            return self._set_irq_traced(observer, gsi, level, source, line_status)
         total = -1
         for end in self._table.get(gsi, ()):
             status = self._drive(end, level, source, line_status) if isinstance(end, int) else self._send(end, level)
@@ -183,14 +186,22 @@ class PcBoard(Board):
                 total = status if total < 0 else total + status
         return total
 
-    def _set_irq_observed(self, gsi: int, level: int, source: int, line_status: bool) -> int:
-        """The same, and report it. Counters are called only for what is not plain: they are often the only observer."""
-        observer = self.observer
-        assert observer is not None
-        counters = observer if isinstance(observer, Counters) else None
-        if counters is None:
-            observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
-        elif level:
+    def _set_irq_traced(self, observer: Observer, gsi: int, level: int, source: int, line_status: bool) -> int:
+        """The same, and report it."""
+        observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        total = -1
+        for end in self._table.get(gsi, ()):
+            if isinstance(end, int):
+                status = self._drive_observed(end, level, source, line_status, rises=level)
+            else:
+                status = self._send(end, level)
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def _set_irq_counted(self, counters: Counters, gsi: int, level: int, source: int, line_status: bool) -> int:
+        """The same for counters alone, as metrics have them of every VM: without a call for each change."""
+        if level:
             counters.raised += 1
         else:
             counters.lowered += 1
@@ -198,14 +209,15 @@ class PcBoard(Board):
         for end in self._table.get(gsi, ()):
             if not isinstance(end, int):
                 status = self._send(end, level)
+            elif level:
+                masked = self._is_masked(end)
+                status = self._drive(end, 1, source, line_status)
+                if masked:
+                    counters.masked += 1
+                elif not status:
+                    counters.coalesced += 1
             else:
-                masked = level and self._is_masked(end)
-                if counters is None:
-                    status = self._drive_observed(end, level, source, line_status)
-                else:
-                    status = self._drive(end, level, source, line_status)
-                if level and (masked or not status):
-                    observer.line_raised(not status, bool(masked))
+                status = self._drive(end, 0, source, line_status)
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
@@ -234,11 +246,12 @@ class PcBoard(Board):
             return self.pic.set_line(pin, 1 if sources else 0)
         return self.ioapic.set_pin(pin - IOAPIC_INPUTS, 1 if sources else 0, line_status)
 
-    def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
-        """The same, and report it if there is an observer."""
+    def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True, *, rises: int = 0) -> int:
+        """The same, and report it if there is an observer; rises says that this is a rise of a GSI."""
         pic, ioapic, observer = self.pic, self.ioapic, self.observer
         assert pic is not None
         assert ioapic is not None
+        masked = bool(rises) and self._is_masked(pin)
         entry = ioapic.redirection[pin - IOAPIC_INPUTS] if pin >= IOAPIC_INPUTS else 0
         status = self._drive(pin, level, source, line_status)
         if observer is None:
@@ -248,6 +261,8 @@ class PcBoard(Board):
             observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
         else:
             observer.kvm_ioapic_set_irq(entry, pin - IOAPIC_INPUTS, status == 0)
+        if rises and (masked or not status):
+            observer.line_raised(not status, masked)
         return status
 
     def drop_source(self, source: int) -> None:
