@@ -23,6 +23,8 @@ from irqchip_client.devices import Device, LocalHost, Rtc, Uart
 from irqchipd.edge.errors import details
 from irqchipd.vm.errors import VmError
 from tests.client.guest import IRQ_BASE, init_pics
+from tests.client.test_halt import wait_until_halted
+from tests.waiting import PATIENCE
 
 TEXT = (Path(__file__).parent.parent / "docs" / "vcpu.md").read_text()
 LOOP, BATCH, ENDED, BEFORE, OF_A_VCPU, RESAMPLING, RETURNING, MOVING = re.findall(
@@ -50,25 +52,24 @@ def irqchipctl(line: str) -> None:
         [str(Path(sysconfig.get_path("scripts")) / "irqchipctl"), *line.split()[1:]],
         capture_output=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 
-@pytest.mark.usefixtures("vm1")
-def test_the_loop_delivers_what_the_other_terminal_sends() -> None:
+def test_the_loop_delivers_what_the_other_terminal_sends(vm1: Vm) -> None:
     with subprocess.Popen(
         [sys.executable, "-u", "-c", LOOP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as loop:
         assert loop.stdout is not None
         try:
-            irqchipctl(ENABLE)
-            for commands in ([MSI], [AGAIN, END]):
+            for commands in ([ENABLE, MSI], [AGAIN, END]):
+                wait_until_halted(vm1)  # before its halt, the loop takes interrupts silently
                 for command in commands:
                     irqchipctl(command)
                 assert loop.stdout.readline() == "deliver 64\n"
             loop.send_signal(signal.SIGINT)
             assert loop.stderr is not None
-            assert (loop.wait(10), loop.stderr.read()) == (0, "")
+            assert (loop.wait(PATIENCE), loop.stderr.read()) == (0, "")
         finally:
             loop.kill()
     irqchipctl(DONE)
@@ -121,7 +122,7 @@ def test_a_resampled_line_is_raised_as_long_as_the_device_asks(vm1: Vm) -> None:
     def guest() -> None:
         cpu = vm1.vcpu(0)
         for _ in range(3):
-            assert cpu.halt(timeout=10) == Interrupt(IRQ_BASE + 11, InterruptSource.PIC)
+            assert cpu.halt(timeout=PATIENCE) == Interrupt(IRQ_BASE + 11, InterruptSource.PIC)
             cpu.pio_write(0xA0, 0x20)
             cpu.pio_write(0x20, 0x20)
 
@@ -129,7 +130,7 @@ def test_a_resampled_line_is_raised_as_long_as_the_device_asks(vm1: Vm) -> None:
     executing.start()
     with pytest.raises(DeviceIsDone):
         exec(RESAMPLING, {"vm": vm1, "device_still_asks": device_still_asks})
-    executing.join(10)
+    executing.join(PATIENCE)
     assert len(asked) == 3
 
 
@@ -153,7 +154,7 @@ def test_a_vm_moves_with_its_devices_by_commands(
         vm1.vcpu(0).pio_write(0x3FF, 0x5A)
         irqchipctl(SAVE)
         device.terminate()
-        assert device.wait(10) == 0
+        assert device.wait(PATIENCE) == 0
     irqchipctl(DELETE)
     irqchipctl(RESTORE)
     moved = irqchip_client.vm("vm2")
@@ -161,7 +162,7 @@ def test_a_vm_moves_with_its_devices_by_commands(
     with started(GOES_ON) as device:
         assert claimed(moved, 0x3FF) == 0x5A
         moved.delete()
-        assert device.wait(10) == 0
+        assert device.wait(PATIENCE) == 0
 
 
 def started(line: str) -> subprocess.Popen[bytes]:
@@ -169,7 +170,7 @@ def started(line: str) -> subprocess.Popen[bytes]:
 
 
 def claimed(vm: Vm, port: int) -> int:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (access := vm.vcpu(0).pio_read(port)).claimed:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -261,7 +262,9 @@ def test_the_shell_s_line() -> None:
     (line,) = re.findall(r"^    (printf .*)$", (DOCS / "irqchipctl.md").read_text(), re.MULTILINE)
     scripts = sysconfig.get_path("scripts")
     environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}"}
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment
+    )
     assert done.stdout.splitlines()[0] == "1 delivered"
 
 
@@ -270,7 +273,7 @@ def test_completion_is_made_for(shell: str) -> None:
     assert f"_IRQCHIPCTL_COMPLETE={shell}_source irqchipctl" in (DOCS / "irqchipctl.md").read_text()
     environment = os.environ | {"_IRQCHIPCTL_COMPLETE": f"{shell}_source"}
     command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
     assert "irqchipctl" in done.stdout
 
 
@@ -283,7 +286,7 @@ def test_completion_completes_commands_and_vms() -> None:
             "COMP_CWORD": str(len(words)),
         }
         command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
     assert complete("sho") == ["show"]
@@ -307,7 +310,7 @@ def test_arm64_by_commands(irqchip_server: Daemon, irqchip_client: Client, monke
     assert len(lines) == 11
     for line, comment in lines:
         command = [str(Path(sysconfig.get_path("scripts")) / "irqchipctl"), *line.split()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
         _, prints, expected = comment.partition("prints ")
         if prints:
             assert done.stdout == f"{expected}\n", line

@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from irqchip_client import Access, Client, IrqchipError, Vm
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE, eventually
 
 DOCS = Path(__file__).parent.parent / "docs"
 ON_KVM, ON_UNICORN, ON_ARM64, EMBEDDED, COUNTER = re.findall(
@@ -113,10 +113,7 @@ def size_of_memory(vm: Vm) -> int:
 
 
 def claimed(vm: Vm, port: int) -> None:
-    deadline = time.monotonic() + 20
-    while not vm.vcpu(0).pio_read(port).claimed:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: vm.vcpu(0).pio_read(port).claimed)
 
 
 def test_a_device_answers_for_its_region(vm1: Vm) -> None:
@@ -130,7 +127,7 @@ def test_a_device_answers_for_its_region(vm1: Vm) -> None:
     assert vm1.vcpu(0).pio_read(0x302) == Access(True, 42)
     assert vm1.vcpu(0).pio_write(0x302, 1)
     vm1.delete()
-    owner.join(10)
+    owner.join(PATIENCE)
     assert not owner.is_alive()
 
 
@@ -141,4 +138,4 @@ def test_a_device_is_a_class_and_a_process(vm1: Vm) -> None:
             assert vm1.vcpu(0).pio_write(0x300, 1)
         assert vm1.vcpu(0).pio_read(0x300) == Access(True, 3)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0

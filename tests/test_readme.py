@@ -11,6 +11,7 @@ import pytest
 
 from irqchip_client import Client
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,7 @@ def test_the_sdk_in_ten_lines_prints_what_it_says(
     monkeypatch.setenv("IRQCHIP_TARGET", irqchip_server.target)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (promised,) = re.findall(r"print\(cpu.*# (.*)", code)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == promised
 
 

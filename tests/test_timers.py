@@ -13,9 +13,9 @@ import pytest
 
 from irqchipd.timers import Timers
 from irqchipd.vm.clock import Alarm
+from tests.waiting import PATIENCE, eventually
 
 MS = 1_000_000
-PATIENCE = 20.0
 SECOND = 1_000_000_000
 SOON, LATER = 5 * MS, 3600 * SECOND
 
@@ -75,7 +75,7 @@ def test_it_rings_once_and_not_before_the_time(timers: Timers) -> None:
     bell, due = Bell(), in_a_while()
     timers.set(bell.alarm, due)
     lateness = bell.rang() - due
-    assert 0 <= lateness < SECOND
+    assert 0 <= lateness < PATIENCE * SECOND
     assert bell.is_silent()
 
 
@@ -91,9 +91,20 @@ def test_an_earlier_one_from_another_ringer_does_not_wait_for_the_later(timers: 
     time.sleep(0.02)  # by now the thread waits for that alarm
     due = in_a_while()
     threading.Thread(target=timers.set, args=(early.alarm, due)).start()
-    assert 0 <= early.rang() - due < SECOND
+    assert 0 <= early.rang() - due < PATIENCE * SECOND
     assert late.is_silent(0)
     timers.set(late.alarm, None)
+
+
+def changed(timers: Timers, to: int | None) -> Bell:
+    """A bell that was to ring soon, until its alarm was changed."""
+    while True:
+        bell, due = Bell(), in_a_while(SOON)
+        timers.set(bell.alarm, due)
+        timers.set(bell.alarm, to)
+        if time.monotonic_ns() < due:  # a busy machine may be too late
+            return bell
+        timers.set(bell.alarm, None)
 
 
 def test_moved_ones_ring_at_their_last_time_alone(timers: Timers) -> None:
@@ -102,17 +113,13 @@ def test_moved_ones_ring_at_their_last_time_alone(timers: Timers) -> None:
     due = in_a_while(SOON)
     timers.set(bell.alarm, due)
     assert bell.rang() >= due
-    timers.set(bell.alarm, in_a_while(SOON))
-    timers.set(bell.alarm, in_a_while(LATER))
+    bell = changed(timers, in_a_while(LATER))
     assert bell.is_silent()
     timers.set(bell.alarm, None)
 
 
 def test_a_cancelled_one_does_not_ring(timers: Timers) -> None:
-    bell = Bell()
-    timers.set(bell.alarm, in_a_while())
-    timers.set(bell.alarm, None)
-    assert bell.is_silent()
+    assert changed(timers, None).is_silent()
 
 
 def test_an_alarm_may_set_itself_and_others_as_it_rings(timers: Timers) -> None:
@@ -160,9 +167,16 @@ def test_while_nothing_is_due_it_does_not_run(timers: Timers) -> None:
     assert thread is not None
     status = Path(f"/proc/self/task/{thread.native_id}/status")
     time.sleep(0.05)
-    before = [line for line in status.read_text().splitlines() if "ctxt" in line]
-    time.sleep(0.25)
-    assert [line for line in status.read_text().splitlines() if "ctxt" in line] == before
+
+    def switches() -> list[str]:
+        return [line for line in status.read_text().splitlines() if "ctxt" in line]
+
+    def rests() -> bool:
+        before = switches()
+        time.sleep(0.25)
+        return switches() == before
+
+    eventually(rests)  # on a busy machine the thread may go to sleep late
     timers.set(bell.alarm, None)
 
 
@@ -178,7 +192,7 @@ def test_an_alarm_that_fails_does_not_silence_the_others() -> None:
         timers.set(Alarm(0, fail), 1)
         time.sleep(0.01)
         timers.set(bell.alarm, 2)
-        assert not bell.is_silent(1)
+        bell.rang()
     finally:
         threading.excepthook = hook
 

@@ -44,7 +44,7 @@ class Daemon:
         """The text that the daemon has written to stderr so far."""
         return (self._directory / "stderr").read_text(errors="replace")
 
-    def connect(self, *, timeout: float = 10.0) -> "Client":
+    def connect(self, *, timeout: float = 60.0) -> "Client":
         """A new Client of the daemon."""
         from ._sync.client import connect  # gRPC: not loaded by the mere import of the pytest plugin.
 
@@ -84,7 +84,7 @@ class Daemon:
 
 @contextmanager
 def start_daemon(
-    *, listen: Sequence[str] = (), arguments: Sequence[str] = (), timeout: float = 20.0, module: str = "irqchipd"
+    *, listen: Sequence[str] = (), arguments: Sequence[str] = (), timeout: float = 60.0, module: str = "irqchipd"
 ) -> Iterator[Daemon]:
     """Runs a daemon on a private socket, and on the addresses of `listen`, for the length of a `with`.
 

@@ -12,9 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(300)
 def test_it_says_how_to_look_and_what_has_died() -> None:
     child, terminal = pty.fork()
     if child == 0:
@@ -24,7 +29,7 @@ def test_it_says_how_to_look_and_what_has_died() -> None:
 
     def hear(pattern: str) -> str:
         nonlocal said
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE
         while (found := re.search(pattern, said, re.DOTALL)) is None:
             assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], said
             said += os.read(terminal, 4096).decode()
@@ -33,7 +38,7 @@ def test_it_says_how_to_look_and_what_has_died() -> None:
 
     regs = hear(r"\n    (\S+ -m irqchip_client.cli [^\r\n]*regs demo)\r")
     hear(r"(\n> )")
-    shown = subprocess.run(regs, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run(regs, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "ioapic0: " in shown.stdout
     children = Path(f"/proc/{child}/task/{child}/children").read_text().split()
     (disk,) = [pid for pid in children if b"examples.disk" in Path(f"/proc/{pid}/cmdline").read_bytes()]

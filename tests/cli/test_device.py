@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 
 from irqchip_client import Access, Client, ResetReason, Vm, VmReset
+from tests.waiting import PATIENCE, eventually
 
 Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -51,18 +52,11 @@ def model(tmp_path: Path) -> Path:
 
 
 def claimed(vm: Vm, port: int) -> Access:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (access := vm.vcpu(0).pio_read(port)).claimed:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return access
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_users_class_runs_until_it_is_stopped(start: Start, vm: Vm, model: Path) -> None:
@@ -72,7 +66,7 @@ def test_a_users_class_runs_until_it_is_stopped(start: Start, vm: Vm, model: Pat
         assert claimed(vm, 0x300) == Access(True, 0x55)
         assert [session.client for session in vm.info().sessions] == ["mine"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     assert not vm.vcpu(0).pio_read(0x300).claimed
 
 
@@ -80,14 +74,14 @@ def test_a_model_of_the_package_prints_its_ports_and_lines(start: Start, vm: Vm)
     with start("device", "Rtc", "--vm", vm.name) as process:
         claimed(vm, 0x71)
         vm.delete()
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     assert said.splitlines()[0] == "MC146818: PIO 0x70-0x71, GSI 8"
 
 
 def test_ports_that_are_taken_are_refused(start: Start, vm: Vm, model: Path) -> None:
     with start("device", f"{model}:Constant", "base=0x20", "--vm", vm.name) as process:
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "part of 0x20 to 0x20 is claimed" in said
 
@@ -160,7 +154,7 @@ def test_a_file_that_does_not_load_shows_its_own_lines_alone(
 def test_an_exception_of_a_device_is_reported_with_its_own_lines_alone(start: Start, vm: Vm, model: Path) -> None:
     with start("device", f"{model}:Broken", "base=0x300", "--vm", vm.name) as process:
         assert claimed(vm, 0x300) == Access(True, 0xFF, unanswered=True)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     _, first, *frames, last = said.splitlines()
     assert first == "Error: Broken failed in a read of 1 byte at port 0x300:"
@@ -181,7 +175,7 @@ def test_wait_limits_how_long_a_device_waits_for_its_vm(run: Run, start: Start, 
         vm.create_vcpu(0)
         claimed(vm, 0x71)
         vm.delete()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_serial_port_listens_at_a_path(start: Start, vm: Vm, tmp_path: Path) -> None:
@@ -194,10 +188,10 @@ def test_a_serial_port_listens_at_a_path(start: Start, vm: Vm, tmp_path: Path) -
             client.connect(str(path))
             assert client.recv(1) == b"A"
             client.sendall(b"B")
-            wait_until(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
+            eventually(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
             assert vm.vcpu(0).pio_read(0x3F8).data == 0x42
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_serial_port_uses_its_standard_streams_by_default(start: Start, vm: Vm, tmp_path: Path) -> None:
@@ -205,11 +199,11 @@ def test_a_serial_port_uses_its_standard_streams_by_default(start: Start, vm: Vm
     typed.write_text("hi")
     with typed.open() as stdin, start("device", "Uart", "--vm", vm.name, stdin=stdin) as process:
         claimed(vm, 0x3FD)
-        wait_until(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
+        eventually(lambda: vm.vcpu(0).pio_read(0x3FD).data & 1 == 1)
         assert vm.vcpu(0).pio_read(0x3F8).data == ord("h")
         vm.vcpu(0).pio_write(0x3F8, ord("x"))
         process.terminate()
-        said, _ = process.communicate(timeout=10)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert said == "x"
 
 
@@ -218,9 +212,9 @@ def test_on_a_terminal_it_says_how_to_leave(start: Start, vm: Vm) -> None:
     with os.fdopen(terminal) as stdin, start("device", "I8042", "--vm", vm.name, stdin=stdin) as process:
         claimed(vm, 0x64)
         os.write(main, b"a")
-        wait_until(lambda: vm.vcpu(0).pio_read(0x64).data & 1 == 1)
+        eventually(lambda: vm.vcpu(0).pio_read(0x64).data & 1 == 1)
         os.write(main, b"\x1d")
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
         assert said.splitlines()[0] == "this terminal is the device's other end: Ctrl-] leaves"
     os.close(main)
@@ -232,13 +226,13 @@ def test_a_keyboard_sends_what_is_typed_and_resets_the_vm(start: Start, vm: Vm, 
     cpu = vm.vcpu(0)
     with typed.open() as stdin, start("device", "I8042", "--vm", vm.name, stdin=stdin) as process:
         claimed(vm, 0x64)
-        wait_until(lambda: cpu.pio_read(0x64).data & 1 == 1)
+        eventually(lambda: cpu.pio_read(0x64).data & 1 == 1)
         assert cpu.pio_read(0x60).data == 0x1E
         with vm.session() as session:
             cpu.pio_write(0x64, 0xFE)
-            assert session.next_event(10) == VmReset(ResetReason.GUEST)
+            assert session.next_event(PATIENCE) == VmReset(ResetReason.GUEST)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_missing_disk_is_created(start: Start, vm: Vm, tmp_path: Path) -> None:
@@ -248,7 +242,7 @@ def test_a_missing_disk_is_created(start: Start, vm: Vm, tmp_path: Path) -> None
             claimed(vm, 0x624)
             assert vm.vcpu(0).pio_read(0x62C, 4).data == 128
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
     assert image.stat().st_size == 64 << 10
 
 
@@ -256,7 +250,7 @@ def test_a_debug_exit_ends_with_the_guests_status(start: Start, vm: Vm, irqchip_
     with start("device", "DebugExit", "--delete-vm", "--vm", vm.name) as process:
         claimed(vm, 0xF4)
         assert vm.vcpu(0).pio_write(0xF4, 0x10)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0x21
     assert "the guest has ended with status 33" in said
     assert vm.name not in [info.name for info in irqchip_client.vms()]
@@ -266,7 +260,7 @@ def test_a_power_off_ends_with_status_0(start: Start, vm: Vm) -> None:
     with start("device", "PowerManagement", "--vm", vm.name) as process:
         claimed(vm, 0x600)
         assert vm.vcpu(0).pio_write(0x604, 5 << 10 | 1 << 13, 2)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert "the guest has ended with status 0" in said
 
@@ -283,14 +277,14 @@ def test_a_device_goes_on_from_what_it_saved_in_a_vm_that_has_moved(
         cpu.pio_write(0x3F9, 2)  # THR is empty: the line is high
         snapshot = vm.snapshot()
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     moved = irqchip_client.restore_vm(snapshot)
     assert [(each.detached, each.asserted_gsis) for each in moved.info().sessions] == [(True, (4,))]
     with start("device", "Uart", *listening, "--vm", moved.name) as process:
         assert claimed(moved, 0x3FF) == Access(True, 0x5A)
         assert [(each.detached, each.asserted_gsis) for each in moved.info().sessions] == [(False, (4,))]
         moved.delete()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(

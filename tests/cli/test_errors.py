@@ -15,6 +15,7 @@ from irqchip_client import Architecture, Vm
 from irqchip_client.cli import main
 from irqchip_client.cli.vms import ARCHITECTURES
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 # Every command but replay --in-process connects to the daemon.
 COMMANDS = [
@@ -102,7 +103,7 @@ def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
 
 def test_a_full_disk(start: Start, vm: Vm) -> None:
     with Path("/dev/full").open("w") as full, start("show", vm.name, stdout=full) as process:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "Error: [Errno 28] No space left on device\n"
 

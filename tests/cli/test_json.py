@@ -9,6 +9,7 @@ import pytest
 
 from irqchip_client import Chip, MsiRoute, PinRoute, Space, Vm
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 VM = {
     "irqchip": True,
@@ -155,7 +156,7 @@ def test_watch_reports_only_the_requested_events(start: Start, vm: Vm, options: 
             done.set()
             pulsing.join()
         watcher.send_signal(signal.SIGINT)
-        watcher.communicate(timeout=10)
+        watcher.communicate(timeout=PATIENCE)
     assert all(set(event) == {"time_ns", "tracepoint", "fields"} for event in lines)
     ours = [event for event in lines if event["fields"].get("gsi") != 9 and event["fields"].get("pin") not in (1, 9)]
     assert {event["tracepoint"] for event in ours} == seen

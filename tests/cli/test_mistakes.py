@@ -23,6 +23,7 @@ from irqchip_client._daemon import Daemon
 from irqchip_client.arm64 import Group as Groups
 from irqchip_client.cli import main
 from irqchip_client.devices import BlockDevice, Device, Rtc, Uart, run_device
+from tests.waiting import PATIENCE
 
 Call = Callable[[Client, Vm], object]
 HERE = str(Path(__file__))
@@ -427,7 +428,7 @@ def test_a_command_and_architectures(
 @pytest.mark.parametrize(("arguments", "what", "allowed", "advice"), DAEMON, ids=shown)
 def test_the_daemon(arguments: list[str], what: str, allowed: str, advice: str) -> None:
     command = [sys.executable, "-m", "irqchipd", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode in (1, 2)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

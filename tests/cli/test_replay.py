@@ -15,6 +15,7 @@ from irqchip_client import Client
 from irqchip_client._daemon import start_daemon
 from irqchip_client.replay.x86 import PIT_FIELDS
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 WAYS = pytest.mark.parametrize("way", [["--in-process"], ["--jobs", "2"]], ids=["in-process", "daemon"])
 
@@ -166,7 +167,7 @@ def test_more_operations_than_the_daemon_takes_in_a_batch(start: Start, file: Ca
         start_daemon(arguments=["--max-batch", "10"]) as daemon,
         start("--target", daemon.target, "replay", str(path)) as process,
     ):
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=PATIENCE)
     assert errors == ""
     assert out.splitlines()[-1] == "1 traces, 36 operations, 0 mismatches"
 
@@ -188,7 +189,7 @@ def test_ctrl_c_leaves_no_vm_in_the_daemon(start: Start, irqchip_client: Client,
         while not any(vm.name.startswith("replay-") for vm in irqchip_client.vms()):
             pass
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, errors.strip()) == (1, "", "Aborted!")
     assert [vm.name for vm in irqchip_client.vms() if vm.name.startswith("replay-")] == []
 
@@ -227,7 +228,7 @@ def test_without_irqchipd_the_error_says_what_is_missing(
 
 def test_no_daemon(start: Start, file: Callable[..., Path]) -> None:
     with start("--target", "unix:///nonexistent/socket", "replay", str(file(trace()))) as process:
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
     assert errors.startswith(
         "Error: no irqchipd answers at unix:///nonexistent/socket (No such file or directory): start it with"
@@ -242,7 +243,7 @@ def test_a_daemon_that_dies_is_one_line(start: Start, file: Callable[..., Path])
             while not client.vms():
                 pass
         daemon.process.kill()
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
     assert errors.startswith("Error: ")
     assert errors.count("\n") == 1

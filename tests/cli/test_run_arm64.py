@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unic
 def run(irqchip_server: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run", *options]
-        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=90, check=False)
+        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=110, check=False)
 
     return run
 
@@ -30,7 +31,8 @@ def test_the_guest_is_recognised_and_runs_until_it_turns_itself_off(
     done = run("--kernel", str(ARM64.binary), "--gic", gic, typed="ticks 5\rsgis 3\rdisk\rexit\r")
     assert done.returncode == 0, done.stderr
     assert f"irqchipd demo guest, arm64, GICv{gic}, 1 CPU" in done.stdout
-    assert "CPU 0: 5 ticks came" in done.stdout
+    (ticks,) = re.findall(r"CPU 0: (\d+) ticks came", done.stdout)
+    assert int(ticks) >= 5  # more on a busy machine, where some are late
     assert "sgis: 3 of 3 came back" in done.stdout
     assert "disk: none" in done.stdout
 

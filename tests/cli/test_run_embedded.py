@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ import pytest
 
 from irqchip_client import connect, embedded
 from tests.cli.test_run import CPUS, HELLO, SPIN, taken_for_flat
+from tests.waiting import PATIENCE, eventually
 
 COMMAND = [sys.executable, "-m", "irqchip_client.cli"]
 # 16-bit code: select the RTC's register D, read it, and exit with its value.
@@ -69,13 +69,10 @@ def test_devices_of_other_processes_connect(
     device = [*COMMAND, *(["--target", f"unix://{socket}"] if listen else []), "device", "Rtc", "--vm", "pc"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as run:
         there = socket if listen else folder / "irqchipd" / "irqchipd.sock"
-        deadline = time.monotonic() + 20
-        while not there.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(there.exists)
         with subprocess.Popen(device, env=environment) as rtc:
-            assert run.wait(30) == (0x80 << 1 | 1) & 0xFF
-            assert rtc.wait(20) == 0
+            assert run.wait(PATIENCE) == (0x80 << 1 | 1) & 0xFF
+            assert rtc.wait(PATIENCE) == 0
     assert not there.exists()
 
 
@@ -114,14 +111,42 @@ def test_a_signal_ends_the_run_and_leaves_no_socket(
     socket = folder / "vmm"
     command = [*COMMAND, "run", "--cpu", cpu, *guest(folder, SPIN), "--listen", str(socket)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 20
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(socket.exists)
         with connect(f"unix://{socket}") as client:
-            while not any("vcpu" in session.client for vm in client.vms() for session in vm.sessions):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            eventually(lambda: any("vcpu" in session.client for vm in client.vms() for session in vm.sessions))
         run.send_signal(number)
-        assert run.wait(10) == -number
+        assert run.wait(PATIENCE) == -number
     assert not socket.exists()
+
+
+IN_A_FINALIZER = """
+import importlib, os, signal
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        len("the signal's handler has been called by now")
+
+def connect(*arguments):
+    Finalized()
+    return before(*arguments)
+
+run = importlib.import_module("irqchip_client.cli.run")
+before, run._connect = run._connect, connect
+importlib.import_module("irqchip_client.cli").main()
+"""
+
+
+@pytest.mark.long
+def test_a_signal_in_a_finalizer_ends_the_run_too(folder: Path, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_FINALIZER, "run", *guest(folder, SPIN)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "Exception ignored" in done.stderr
+    assert done.returncode == -signal.SIGTERM

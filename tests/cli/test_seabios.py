@@ -1,4 +1,4 @@
-"""SeaBIOS, from the reset vector to GRUB's shell, under irqchipctl run. Debian's packages have both."""
+"""SeaBIOS, from the reset vector to GRUB's shell and iPXE's, under irqchipctl run. Debian's packages have all three."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from irqchip_client._daemon import Daemon
 from tests.cli.console import PATIENCE, Console
 
 BIOS, GRUB = Path("/usr/share/seabios/bios.bin"), Path("/usr/lib/grub-rescue")
+IPXE = Path("/boot/ipxe.lkrn")
 MICROVM = BIOS.with_name("bios-microvm.bin")
 FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
 pytestmark = [
@@ -76,6 +78,28 @@ def test_grub_is_loaded_from_an_ide_disk(consoles: ExitStack, disk: Path) -> Non
     console.enter("ls (hd0)/")
     assert "boot/" in console.expect("grub> ")
     console.enter("halt")
+    assert console.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.skipif(not IPXE.exists(), reason=f"there is no {IPXE}: the package ipxe has it")
+def test_grub_starts_ipxe_from_a_second_disk(consoles: ExitStack, disk: Path, tmp_path: Path) -> None:
+    """iPXE leaves and enters real mode for every key, and counts time by the BIOS's ticks."""
+    second = tmp_path / "second.img"
+    with tarfile.open(second, "w") as archive:  # GRUB reads an archive like a file system
+        archive.add(IPXE, IPXE.name)
+    console = boot(consoles, "run", "--memory", "64", "--disk", str(disk), "--disk", str(second))
+    console.expect("Use the .* keys to select")
+    console.type("c")
+    console.expect("grub> ")
+    console.enter(f"linux16 (hd1)/{IPXE.name}")
+    console.expect("grub> ")
+    console.enter("boot")
+    console.expect("iPXE initialising devices...ok.*Press Ctrl-B")
+    console.type("\x02")
+    console.expect("iPXE> ")
+    console.enter("show version")
+    assert "builtin/version:string = 1." in console.expect("iPXE> ")
+    console.enter("reboot")
     assert console.process.wait(PATIENCE) == 0
 
 

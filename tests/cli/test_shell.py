@@ -18,11 +18,12 @@ from irqchip_client._daemon import Daemon
 from irqchip_client.cli import main
 from irqchip_client.cli._group import Group
 from irqchip_client.cli.shell import _Completer
+from tests.waiting import PATIENCE
 
 
 def piped(daemon: Daemon, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "irqchip_client.cli", "--target", daemon.target, "shell", *arguments]
-    return subprocess.run(command, input=script, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_commands_of_a_pipe_are_run_in_one_process(irqchip_server: Daemon, vm: Vm) -> None:
@@ -62,7 +63,7 @@ class Terminal:
 
     def hear(self, text: str) -> str:
         """Read up to some text, and return the output."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while text not in self.said:
             assert select.select([self.descriptor], [], [], max(deadline - time.monotonic(), 0))[0], self.said
             self.said += os.read(self.descriptor, 4096).decode()

@@ -11,6 +11,7 @@ from click.testing import Result
 
 from irqchip_client import Client, Vm, VmSnapshot
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 Fails = Callable[[Result], str]
 
@@ -53,7 +54,7 @@ def test_through_a_pipe(start: Start, vm: Vm, irqchip_client: Client) -> None:
     with start("save", vm.name, "-") as saving:
         assert saving.stdout is not None
         with start("restore", "-", "piped", stdin=saving.stdout) as restoring:
-            out, errors = restoring.communicate(timeout=30)
+            out, errors = restoring.communicate(timeout=PATIENCE)
     assert (out, errors) == ("piped\n", "")
     assert irqchip_client.vm("piped").info().vcpus == (0, 1)
 
@@ -78,7 +79,7 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(run: Run, fails: Fails, fil
 @pytest.mark.parametrize(("to", "name"), [("/dev/full", "/dev/full"), ("-", "standard output")])
 def test_a_full_disk(start: Start, vm: Vm, to: str, name: str) -> None:
     with Path("/dev/full").open("w") as full, start("save", vm.name, to, stdout=full) as process:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == f"Error: {name}: No space left on device\n"
 
@@ -161,10 +162,10 @@ def test_a_device_or_pipe_is_written_in_place(start: Start, vm: Vm, file: Path, 
     os.mkfifo(pipe)
     with start("save", vm.name, str(pipe)) as process:
         assert VmSnapshot.from_bytes(pipe.read_bytes())
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
     assert pipe.is_fifo()
     with file.open("w") as output, start("save", vm.name, "/dev/stdout", stdout=output) as process:
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
         assert VmSnapshot.from_bytes(file.read_bytes())
         assert os.path.samestat(os.fstat(output.fileno()), file.stat())
 
@@ -179,7 +180,7 @@ def test_a_reader_that_leaves_is_no_error(start: Start, vm: Vm) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as pipe, start("save", vm.name, "-", stdout=pipe) as process:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (1, "")
 
 
@@ -187,7 +188,7 @@ def test_a_snapshot_is_not_written_to_a_terminal(start: Start, vm: Vm) -> None:
     master, terminal = os.openpty()
     try:
         with open(terminal, "w") as tty, start("save", vm.name, "-", stdout=tty) as process:
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=PATIENCE)
     finally:
         os.close(master)
     assert process.returncode == 2

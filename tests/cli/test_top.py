@@ -21,6 +21,7 @@ from irqchip_client import Client, InterruptCount, InterruptCounts, InterruptKin
 from irqchip_client._daemon import Daemon
 from irqchip_client.cli.top import History, sparkline
 from tests.cli.test_interrupts import MSI, busy, latency, pc
+from tests.waiting import PATIENCE
 
 ROWS = 6  # of the terminal
 ENTER, HOME, LEAVE = "\x1b[?1049h", "\x1b[H", "\x1b[?1049l"  # the terminal's other screen
@@ -36,9 +37,9 @@ class Terminal:
 
     def read_until(self, enough: str, times: int = 1) -> None:
         """Read until there is a text, several times."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while self.output.count(enough) < times:
-            assert select.select([self._screen], [], [], deadline - time.monotonic())[0], self.output
+            assert select.select([self._screen], [], [], max(deadline - time.monotonic(), 0))[0], self.output
             self.output += os.read(self._screen, 1 << 16).decode()
 
     def press(self, key: bytes) -> None:
@@ -83,25 +84,34 @@ def vm(irqchip_client: Client) -> Vm:
     return pc(irqchip_client)
 
 
+def is_of_a_busy_vm(frame: list[str]) -> bool:
+    """Whether the most frequent interrupt is first, with bars for two updates; a busy machine may delay some."""
+    rows = [row.split() for row in frame[2:4]]
+    return (
+        [row[:2] for row in rows] == [["vm", f"V{MSI}"], ["vm", "16"]] and len(rows[0][3]) > 1 and rows[0][4].isdigit()
+    )
+
+
 def test_the_screen_is_live_until_ctrl_c(irqchip_server: Daemon, vm: Vm) -> None:
     vm.interrupts()  # the counting begins while no interrupt is on its way
     with top(irqchip_server, 120) as terminal, busy(vm):
-        terminal.read_until(HOME, 5)
+        updates = 5
+        while len(good := [frame for frame in terminal.frames[1:-1] if is_of_a_busy_vm(frame)]) < 2:
+            terminal.read_until(HOME, updates)  # the last one may not be whole
+            updates += 1
         terminal.press(b"\x03")
         terminal.read_until(LEAVE)
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(PATIENCE) == 0
     assert terminal.output.startswith(ENTER)
     assert terminal.output.endswith(LEAVE), "the terminal is as it was, without a traceback"
-    title, headers, first, second, *rest = terminal.frames[-1]
+    title, headers, _, second, *rest = good[-1]
     assert re.fullmatch(r"1 VM, \d+\.\d interrupts a second, \d\d:\d\d:\d\d", title)
     assert headers.split() == ["VM", "IRQ", "RATE/S", "TOTAL", "ACCEPT", "EOI", "CHIP", "CLIENTS"]
-    assert (first.split()[:2], second.split()[:2]) == (["vm", f"V{MSI}"], ["vm", "16"])  # the most frequent first
     assert second.split()[-1] == "nic"
     assert not any(rest)
-    totals = [int(frame[2].split()[4]) for frame in terminal.frames[1:]]
+    totals = [int(frame[2].split()[4]) for frame in good]
     assert totals == sorted(totals)
     assert totals[0] < totals[-1]
-    assert len(first.split()[3]) > 1  # a bar for each update with interrupts
 
 
 def test_a_row_is_a_line_on_a_small_terminal(irqchip_server: Daemon, vm: Vm) -> None:
@@ -116,7 +126,7 @@ def test_a_row_is_a_line_on_a_small_terminal(irqchip_server: Daemon, vm: Vm) -> 
         vm.vcpu(0).mmio_write(0xFEE0_00B0, 0)
     with top(irqchip_server, 40, "--count", "2") as terminal:
         terminal.read_until(LEAVE)
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(PATIENCE) == 0
     for frame in terminal.frames:
         assert len(frame) <= ROWS
         assert all(len(line) <= 40 for line in frame)

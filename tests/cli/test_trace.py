@@ -11,6 +11,7 @@ import pytest
 
 from irqchip_client import Vm
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 
 def lines_until(process: "subprocess.Popen[str]", last: str) -> list[str]:
@@ -31,7 +32,7 @@ def test_a_trace_is_in_ftraces_format(start: Start, vm: Vm) -> None:
         vm.vcpu(0).mmio_write(0xFEE0_00B0, 0)
         events = lines_until(tracer, "kvm_eoi")
         tracer.send_signal(signal.SIGINT)
-        _, errors = tracer.communicate(timeout=10)
+        _, errors = tracer.communicate(timeout=PATIENCE)
     assert (tracer.returncode, errors) == (0, "")
     assert header[0] == "# tracer: nop"
     assert header[2].endswith("#P:2")
@@ -58,7 +59,7 @@ def test_the_daemon_selects_events(start: Start, vm: Vm) -> None:
         vm.line(16).raise_()
         events = lines_until(tracer, "kvm_ioapic_set_irq")
         tracer.send_signal(signal.SIGINT)
-        tracer.communicate(timeout=10)
+        tracer.communicate(timeout=PATIENCE)
     assert [line.split(": ")[1] for line in events] == ["kvm_pio", "kvm_set_irq", "kvm_ioapic_set_irq"]
 
 
@@ -79,7 +80,7 @@ def test_a_recording_is_written_when_it_ends(start: Start, vm: Vm, tmp_path: Pat
             vm.delete()
         elif ending.startswith("SIG"):
             recorder.send_signal(signal.Signals[ending])
-        out, errors = recorder.communicate(timeout=20)
+        out, errors = recorder.communicate(timeout=PATIENCE)
     assert (recorder.returncode, errors) == (0, "")
     files = [vcd, vcd.with_suffix(".gtkw"), vcd.with_suffix(".sucl"), perfetto]
     assert re.fullmatch(r"\d+ events: (.*)\n", out)[1] == ", ".join(map(str, files))  # type: ignore[index]

@@ -1,7 +1,6 @@
 """create, list, show, reset, delete."""
 
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from click.testing import Result
 
 from irqchip_client import Client, IrqchipMode, Space, Vm
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE, eventually
 
 Fails = Callable[[Result], str]
 
@@ -196,11 +196,8 @@ def test_an_ephemeral_vm_ends_with_the_command(start: Start, irqchip_client: Cli
         assert process.stdout.readline() == "brief\n"
         assert irqchip_client.vm("brief").info().vcpus == (0,)
         process.send_signal(number)
-        assert process.wait(10) == (-9 if number == signal.SIGKILL else 0)
-    deadline = time.monotonic() + 10
-    while irqchip_client.vms():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        assert process.wait(PATIENCE) == (-9 if number == signal.SIGKILL else 0)
+    eventually(lambda: not irqchip_client.vms())
 
 
 def test_an_ephemeral_vm_s_command_ends_with_the_vm(start: Start, irqchip_client: Client) -> None:
@@ -208,4 +205,4 @@ def test_an_ephemeral_vm_s_command_ends_with_the_vm(start: Start, irqchip_client
         assert process.stdout is not None
         process.stdout.readline()
         irqchip_client.delete_vm("brief")
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0

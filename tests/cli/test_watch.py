@@ -13,6 +13,7 @@ from irqchip_client import Architecture, EventsDropped, TraceEvent, Vm
 from irqchip_client.cli.ftrace import Ftrace
 from irqchip_client.cli.watch import trace_line
 from tests.cli.conftest import Run, Start
+from tests.waiting import PATIENCE
 
 X86 = Ftrace(Architecture.X86)
 
@@ -129,7 +130,7 @@ def test_events_are_printed_at_once_and_ctrl_c_ends_it_quietly(start: Start, vm:
         # It may begin between a pulse's two edges.
         assert re.fullmatch(r"kvm_set_irq: gsi 4 level [01] source 0\n", first_line(watcher, vm).split(": ", 1)[1])
         watcher.send_signal(signal.SIGINT)
-        rest, errors = watcher.communicate(timeout=10)
+        rest, errors = watcher.communicate(timeout=PATIENCE)
     assert {line.split(": ")[1] for line in rest.splitlines()} <= {"kvm_set_irq"}
     assert (watcher.returncode, errors) == (0, "")
 
@@ -138,7 +139,7 @@ def test_it_ends_with_its_vm(start: Start, vm: Vm) -> None:
     with start("watch", vm.name) as watcher:
         first_line(watcher, vm)
         vm.delete()
-        _, errors = watcher.communicate(timeout=10)
+        _, errors = watcher.communicate(timeout=PATIENCE)
     assert (watcher.returncode, errors) == (1, f"Error: VM '{vm.name}' has been deleted (ENOENT)\n")
 
 
@@ -146,7 +147,7 @@ def test_a_vcpu_that_does_not_exist_yet_is_reported(start: Start, vm: Vm) -> Non
     with start("watch", vm.name, "--vcpu", "7", "--gsi", "4") as watcher:
         first_line(watcher, vm)
         watcher.send_signal(signal.SIGINT)
-        _, errors = watcher.communicate(timeout=10)
+        _, errors = watcher.communicate(timeout=PATIENCE)
     assert watcher.returncode == 0
     assert errors == (
         f"VM '{vm.name}' has no vCPU 7 yet; it has 0, 1: create vCPU 7, or press Ctrl-C and name another\n"

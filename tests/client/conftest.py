@@ -11,6 +11,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import Client, Vm, connect
 from irqchip_client._daemon import Daemon
 from irqchipd.embedded import Embedded
+from tests.waiting import PATIENCE
 
 # What the server's Session does, given the requests.
 Script = Callable[[Iterator[pb.SessionRequest], grpc.ServicerContext], Iterator[pb.SessionResponse]]
@@ -51,7 +52,7 @@ class _InThisProcess:
 
     target = "embedded:"
 
-    def connect(self, *, timeout: float = 10.0) -> Client:
+    def connect(self, *, timeout: float = PATIENCE) -> Client:
         return connect(self.target, timeout=timeout)
 
 

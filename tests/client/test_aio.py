@@ -23,6 +23,7 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 from .guest import EOI, IRQ_BASE, init_pics_async
 
@@ -101,7 +102,7 @@ def test_every_call_of_time_and_run_state(irqchip_server: Daemon) -> None:
                 await cpu.nmi()
                 nmi = irqchip.Signal(irqchip.SignalKind.NMI)
                 assert await cpu.take_signal() == nmi
-                assert await cpu.halt(interrupts_masked=True, timeout=5) == nmi
+                assert await cpu.halt(interrupts_masked=True, timeout=PATIENCE) == nmi
                 assert await cpu.take_signal() is None
             moved = await client.restore_vm(await vm.snapshot())
             async with moved.session("walk", resume=True):
@@ -136,7 +137,7 @@ def test_an_interrupt_arrives_at_the_vcpu(run: Run) -> None:
         await init_pics_async(vm)
         async with vm.session("vcpu", vcpus=[0]) as session, vm.session("uart") as device:
             await device.line(4).raise_()
-            async for event in session.events(timeout=5):
+            async for event in session.events(timeout=PATIENCE):
                 assert event == InterruptPending(0)
                 break
             assert await session.vcpu(0).acknowledge() == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
@@ -219,7 +220,7 @@ def test_deleting_the_vm_ends_its_session_and_its_watch(run: Run) -> None:
         async with vm.session() as session, vm.watch() as watch:
             await vm.delete()
             with pytest.raises(irqchip.SessionClosed, match="deleted"):
-                await session.next_event(timeout=5)
+                await session.next_event(timeout=PATIENCE)
             with pytest.raises(irqchip.SessionClosed, match="deleted"):
                 await session.run([EOI])
             with pytest.raises(irqchip.NotFound, match="deleted"):
@@ -235,7 +236,7 @@ def test_close_wakes_waiting_callers(run: Run) -> None:
         session, watch = await vm.session(), await vm.watch()
         asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(session.close()))
         with pytest.raises(irqchip.SessionClosed, match="this client closed it"):
-            await session.next_event(timeout=5)
+            await session.next_event(timeout=PATIENCE)
         asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(watch.close()))
         assert [event async for event in watch] == []
 
@@ -274,12 +275,12 @@ def test_a_session_answers_for_a_region(run: Run) -> None:
             await device.register_region(Space.PIO, 0x300, 2)
             await device.register_region(Space.MMIO, 0xD000_0000, 4, doorbell=True, datamatch=7)
             reading = asyncio.create_task(vm.vcpu(0).pio_read(0x301))
-            event = await device.next_event(5)
+            event = await device.next_event(PATIENCE)
             assert event == RegionAccess(event.access, 0, Space.PIO, 0x301, 1, write=False)  # type: ignore[union-attr]
             assert await device.complete_access(event.access, 0x42)
             assert await reading == Access(True, 0x42)
             assert await vm.vcpu(0).mmio_write(0xD000_0000, 7)
-            assert await device.next_event(5) == Doorbell(Space.MMIO, 0xD000_0000, 4, 7)
+            assert await device.next_event(PATIENCE) == Doorbell(Space.MMIO, 0xD000_0000, 4, 7)
             await device.unregister_region(Space.PIO, 0x300)
             assert await vm.vcpu(0).pio_read(0x301) == Access(False, 0)
 

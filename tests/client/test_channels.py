@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import irqchip_client as irqchip
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client import aio, connect
 from irqchip_client._channels import MOST_CALLS, Lasting
+from tests.waiting import PATIENCE, eventually
 
 from .conftest import Stub
 
@@ -88,13 +88,6 @@ def target(server: Server, stub: Stub) -> str:
     return stub(MANY + 8, Session=server.session, Watch=server.watch, Halt=server.halt, GetVm=server.get_vm)
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def begin(vm: irqchip.Vm, turn: int) -> irqchip.Session | irqchip.Watch:
     return vm.session() if turn % 2 else vm.watch()
 
@@ -125,7 +118,7 @@ def test_many_halts_by_unary_calls_do_not_hold_up_others(server: Server, target:
         assert server.most == MOST_CALLS
         assert vm.info().name == "a"
         server.woken.set()
-        assert {wake.result(20) for wake in wakes} == {irqchip.Interrupt(0x31, irqchip.InterruptSource.LAPIC)}
+        assert {wake.result(PATIENCE) for wake in wakes} == {irqchip.Interrupt(0x31, irqchip.InterruptSource.LAPIC)}
         eventually(lambda: len(client._connection.lasting) == 1)
         assert vm.vcpu(0).halt()
         assert len(client._connection.lasting) == 1
@@ -168,9 +161,9 @@ def test_a_client_that_closes_ends_them_all_and_says_why(server: Server, target:
         client.close()
         for halt in halts:
             with pytest.raises(irqchip.Unavailable, match="this Client is closed"):
-                halt.result(20)
+                halt.result(PATIENCE)
     with pytest.raises(irqchip.SessionClosed, match="this Client is closed"):
-        session.next_event(5)
+        session.next_event(PATIENCE)
     with pytest.raises(irqchip.Unavailable, match="this Client is closed"):
         next(watch)
     for call in (vm.info, vm.session, vm.watch, vm.vcpu(0).halt):
@@ -192,11 +185,11 @@ def test_a_client_for_asyncio_that_closes_says_why(server: Server, target: str) 
         with pytest.raises(irqchip.Unavailable, match="this Client is closed"):
             await halt
         with pytest.raises(irqchip.SessionClosed, match="this Client is closed"):
-            await session.next_event(5)
+            await session.next_event(PATIENCE)
         with pytest.raises(irqchip.Unavailable, match="this Client is closed"):
             await anext(watch)
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
     server.woken.set()
 
 

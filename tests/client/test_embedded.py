@@ -44,6 +44,7 @@ from irqchipd.edge.operations import SessionCaller
 from irqchipd.embedded import LocalSession
 from tests.client.guest import IRQ_BASE, init_pics
 from tests.client.test_halt import MSI, TAKEN, wait_until_halted
+from tests.waiting import PATIENCE
 
 SPURIOUS = ops.mmio_write(0, 0xFEE0_00F0, 0x1FF)  # enables the local APIC
 PORT = 0x5000
@@ -87,7 +88,7 @@ def own_threads() -> set[str]:
 
 
 def soon(condition: Callable[[], object]) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -161,7 +162,7 @@ def test_others_connect_as_to_any_daemon(path: Path, monkeypatch: pytest.MonkeyP
                 halted = pool.submit(vm.vcpu(0).halt)
                 wait_until_halted(vm)
                 uart.line(4).raise_()
-                assert halted.result(10) == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
+                assert halted.result(PATIENCE) == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
                 vm.vcpu(0).pio_write(0x20, 0x20)
     assert not path.exists()
     assert not path.with_name("vmm.port").exists()
@@ -178,7 +179,7 @@ def test_a_device_process_answers_the_accesses(path: Path) -> None:
             assert session.vcpu(0).pio_read(0x71).data == 0x80  # the RTC has power
             assert session.run([ops.pio_read(0, 0x71)] * 3) == [Access(True, 0x80)] * 3
         vm.delete()
-        assert device.wait(10) == 0
+        assert device.wait(PATIENCE) == 0
 
 
 def test_a_device_of_a_thread(path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_device_of_a_thread(path: Path) -> None:
         vm.vcpu(0).pio_write(0x70, 0x0D)
         assert vm.vcpu(0).pio_read(0x71).data == 0x80
         vm.delete()
-        device.result(10)
+        device.result(PATIENCE)
 
 
 def test_the_end_of_the_client_ends_the_sessions_of_others(path: Path) -> None:
@@ -198,7 +199,7 @@ def test_the_end_of_the_client_ends_the_sessions_of_others(path: Path) -> None:
     with connect(f"unix://{path}") as other, other.vm("pc").session() as session:
         client.close()
         with pytest.raises(SessionClosed, match="irqchipd is stopping"):
-            session.next_event(10)
+            session.next_event(PATIENCE)
         with pytest.raises(Unavailable):
             other.vms()
 
@@ -214,7 +215,7 @@ def test_a_halt_does_not_block_other_threads(client: Client) -> None:
         assert session.vcpu(0).pio_read(0x21).claimed
         assert session.run([ops.pio_read(0, 0x21)])[0].claimed
         vm._run([MSI])
-        assert halted.result(10) == TAKEN
+        assert halted.result(PATIENCE) == TAKEN
 
 
 def test_a_waiting_halt_uses_no_processor(client: Client) -> None:
@@ -226,7 +227,7 @@ def test_a_waiting_halt_uses_no_processor(client: Client) -> None:
         time.sleep(0.5)
         assert time.process_time() - begun < 0.1
         vm._run([MSI])
-        assert halted.result(10) == [TAKEN]
+        assert halted.result(PATIENCE) == [TAKEN]
 
 
 HALTS: dict[str, Callable[[Vm, Session], object]] = {
@@ -247,7 +248,7 @@ def test_close_ends_a_halt(halt: str) -> None:
         wait_until_halted(vm)
         client.close()
         with pytest.raises(Unavailable if halt == "of the VM" else SessionClosed, match="Client is closed"):
-            halted.result(10)
+            halted.result(PATIENCE)
     with pytest.raises(Unavailable, match="Client is closed"):
         vm.info()
 
@@ -261,7 +262,7 @@ def test_the_end_of_the_vm_ends_a_halt(client: Client, halt: str) -> None:
         wait_until_halted(vm)
         vm.delete()
         with pytest.raises((NotFound, SessionClosed), match="deleted"):
-            halted.result(10)
+            halted.result(PATIENCE)
     with pytest.raises(SessionClosed, match="deleted"):
         session.line(4).raise_()
 
@@ -274,9 +275,9 @@ def test_the_end_of_the_session_gives_a_halt_up(client: Client) -> None:
         wait_until_halted(vm)
         session.close()
         with pytest.raises(SessionClosed, match="this client closed it"):
-            halted.result(10)
+            halted.result(PATIENCE)
     vm._run([MSI])
-    assert vm.vcpu(0).halt(timeout=10) == TAKEN
+    assert vm.vcpu(0).halt(timeout=PATIENCE) == TAKEN
 
 
 def test_a_halt_that_begins_while_its_session_is_closed_ends(client: Client) -> None:
@@ -310,9 +311,9 @@ def test_close_ends_waits_for_events_and_traces() -> None:
         time.sleep(0.1)
         client.close()
         with pytest.raises(SessionClosed, match="Client is closed"):
-            event.result(10)
+            event.result(PATIENCE)
         with pytest.raises(Unavailable, match="Client is closed"):
-            trace.result(10)
+            trace.result(PATIENCE)
 
 
 def test_a_vcpu_and_devices_at_once(client: Client) -> None:
@@ -325,19 +326,23 @@ def test_a_vcpu_and_devices_at_once(client: Client) -> None:
     def device(vector: int) -> None:
         with vm.session("device") as session:
             for _ in range(rounds):
-                assert free[vector].acquire(timeout=30)
+                assert free[vector].acquire(timeout=PATIENCE)
                 session.signal_msi(0xFEE0_0000, vector)
 
     with vm.session("vcpu 0") as session, ThreadPoolExecutor() as pool:
         devices = [pool.submit(device, vector) for vector in vectors]
         for number in range(rounds * len(vectors)):
-            wake = session.vcpu(0).halt(timeout=30) if number % 2 else session.run([ops.halt(0, timeout=30)])[0]
+            wake = (
+                session.vcpu(0).halt(timeout=PATIENCE)
+                if number % 2
+                else session.run([ops.halt(0, timeout=PATIENCE)])[0]
+            )
             assert isinstance(wake, Interrupt)
             taken[wake.vector] += 1
             session.run([ops.mmio_write(0, 0xFEE0_00B0, 0)])
             free[wake.vector].release()
         for one in devices:
-            one.result(30)
+            one.result(PATIENCE)
     assert taken == dict.fromkeys(vectors, rounds)
 
 
@@ -347,7 +352,7 @@ def test_a_posted_batch_goes_on_when_what_it_waits_for_has_come(client: Client) 
     with vm.session("device") as device, vm.session("vcpu 0") as session:
         device.register_region(Space.PIO, PORT, 4)
         session.post([ops.pio_read(0, PORT), ops.pio_read(0, 0x21)], results.extend)
-        access = device.next_event(10)
+        access = device.next_event(PATIENCE)
         assert isinstance(access, RegionAccess)
         assert results == []
         device.complete_access(access.access, 0x42)
@@ -361,12 +366,12 @@ def test_calls_stay_behind_a_batch_that_waits(client: Client) -> None:
         device.register_region(Space.PIO, PORT, 4)
         session.post([ops.pio_read(0, PORT), ops.pio_write(0, 0x21, 0x12)])
         read = pool.submit(session.vcpu(0).pio_read, 0x21)
-        access = device.next_event(10)
+        access = device.next_event(PATIENCE)
         assert isinstance(access, RegionAccess)
         time.sleep(0.05)
         assert not read.done()
         device.complete_access(access.access, 0x42)
-        assert read.result(10) == Access(True, 0x12)
+        assert read.result(PATIENCE) == Access(True, 0x12)
 
 
 def test_an_owner_that_dies_leaves_all_ones(client: Client) -> None:
@@ -375,9 +380,9 @@ def test_an_owner_that_dies_leaves_all_ones(client: Client) -> None:
         device = vm.session("device")
         device.register_region(Space.PIO, PORT, 4)
         read = pool.submit(session.vcpu(0).pio_read, PORT)
-        device.next_event(10)
+        device.next_event(PATIENCE)
         device.close()
-        assert read.result(10) == Access(True, 0xFF, unanswered=True)
+        assert read.result(PATIENCE) == Access(True, 0xFF, unanswered=True)
 
 
 def test_an_irqfd_interrupts(client: Client) -> None:
@@ -386,7 +391,7 @@ def test_an_irqfd_interrupts(client: Client) -> None:
     with vm.session("device") as device, device.irqfd(4) as irqfd:
         for _ in range(3):
             os.eventfd_write(irqfd.fileno(), 1)
-            assert vm.vcpu(0).halt(timeout=10) == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
+            assert vm.vcpu(0).halt(timeout=PATIENCE) == Interrupt(IRQ_BASE + 4, InterruptSource.PIC)
             vm.vcpu(0).pio_write(0x20, 0x20)
     client.close()
     assert soon(lambda: "irqchipd irqfds" not in own_threads())
@@ -461,10 +466,10 @@ def test_a_child_that_is_forked_off_is_refused_and_ends_nothing(path: Path) -> N
         assert soon(lambda: os.waitpid(child, os.WNOHANG) == (child, 0))
         assert path.exists()
         vm._run([MSI])
-        assert halted.result(10) == TAKEN
+        assert halted.result(PATIENCE) == TAKEN
         client.close()
         with pytest.raises(SessionClosed):
-            waiting.result(10)
+            waiting.result(PATIENCE)
     watch.close()
 
 
@@ -515,7 +520,7 @@ def test_asyncio_has_a_vcpu_and_a_device_on_one_loop() -> None:
                 answering = asyncio.create_task(device(owner))
                 for offset in range(4):
                     assert await session.vcpu(0).pio_read(PORT + offset) == Access(True, offset)
-                    assert await session.vcpu(0).halt(timeout=10) == TAKEN
+                    assert await session.vcpu(0).halt(timeout=PATIENCE) == TAKEN
                     await session.vcpu(0).mmio_write(0xFEE0_00B0, 0)
                 assert await vm.vcpu(0).pio_read(PORT) == Access(True, 0)
                 answering.cancel()
@@ -539,7 +544,7 @@ def test_asyncio_ends_what_waits_when_its_client_is_closed(path: Path) -> None:
         await client.close()
         for task, error in zip(waiting, (Unavailable, SessionClosed, Unavailable), strict=True):
             with pytest.raises(error, match="Client is closed"):
-                await asyncio.wait_for(task, 10)
+                await asyncio.wait_for(task, PATIENCE)
 
     asyncio.run(story())
     assert soon(lambda: not own_threads())

@@ -12,6 +12,7 @@ import pytest
 
 from irqchip_client import AlreadyExists, Client, InvalidArgument, NotFound, SessionClosed, Vm, aio, connect
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 PORT = pytest.mark.parametrize("port", ["", "off"], ids=["port", "gRPC"])
 
@@ -58,7 +59,7 @@ def test_an_ephemeral_vm_ends_with_its_client(
         other = irqchip_client.vm("brief").session("uart")
     assert gone(irqchip_client)
     with pytest.raises(SessionClosed, match="deleted"):
-        other.next_event(10)
+        other.next_event(PATIENCE)
 
 
 @pytest.mark.only_daemon

@@ -10,6 +10,7 @@ import pytest
 import irqchip_client as irqchip
 from irqchip_client import Access, Chip, Claim, Client, Interrupt, InterruptPending, InterruptSource, Vm, ops
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 from .guest import EOI, IRQ_BASE, init_pics
 
@@ -64,7 +65,7 @@ def test_an_interrupt_arrives_at_the_vcpu(vm: Vm) -> None:
     cpu = vm.vcpu(0)
     with vm.session("uart", vcpus=[0]) as session:
         assert session.line(4).raise_() == 1
-        assert session.next_event(timeout=5) == InterruptPending(0)
+        assert session.next_event(timeout=PATIENCE) == InterruptPending(0)
         assert cpu.acknowledge() == Interrupt(IRQ_BASE + 4, PIC)
         assert cpu.acknowledge() is None
 
@@ -196,7 +197,7 @@ def test_a_session_has_a_vms_operations(irqchip_client: Client) -> None:
 def test_many_batches_are_in_flight_and_come_back_in_order(vm: Vm) -> None:
     with vm.session(max_in_flight=8) as session:
         futures = [session.submit([ops.pio_write(0, 0x21, i % 256), ops.pio_read(0, 0x21)]) for i in range(500)]
-        assert [future.result(10)[1].data for future in futures] == [i % 256 for i in range(500)]
+        assert [future.result(PATIENCE)[1].data for future in futures] == [i % 256 for i in range(500)]
 
 
 def test_threads_share_a_session(vm: Vm) -> None:
@@ -213,7 +214,7 @@ def test_threads_share_a_session(vm: Vm) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in threads)
         assert vm.info().sessions[0].asserted_gsis == ()
     assert failures == []
@@ -224,7 +225,7 @@ def test_a_callback_submits_the_next_batch(vm: Vm) -> None:
     with vm.session() as session:
         first = session.submit([EOI])
         first.add_done_callback(lambda _: session.submit([EOI]).add_done_callback(lambda _: done.set()))
-        assert done.wait(5)
+        assert done.wait(PATIENCE)
 
 
 def test_events_stop_after_the_timeout_and_go_on_later(vm: Vm) -> None:
@@ -243,7 +244,7 @@ def test_events_that_are_not_read_in_time_are_dropped_and_counted(vm: Vm, monkey
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)  # an APIC takes no messages before it is enabled
     with vm.session(vcpus=[0], event_buffer=3) as session:
         session.run([ops.signal_msi(0xFEE00000, 0x600 | vector) for vector in range(20)])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while session.dropped_events < 17 and time.monotonic() < deadline:
             time.sleep(0.01)
         first = [irqchip.VcpuSignal(0, irqchip.SignalKind.SIPI, vector, ignored=True) for vector in range(3)]
@@ -261,7 +262,7 @@ def test_deleting_the_vm_ends_its_session_and_says_so(vm: Vm) -> None:
     with vm.session(vcpus=[0]) as session:
         vm.delete()
         with pytest.raises(irqchip.SessionClosed, match="deleted") as caught:
-            session.next_event(timeout=5)
+            session.next_event(timeout=PATIENCE)
         assert isinstance(caught.value.__cause__, irqchip.NotFound)
         assert session.closed
         with pytest.raises(irqchip.SessionClosed):
@@ -273,7 +274,7 @@ def test_close_wakes_waiting_callers_and_may_be_repeated(vm: Vm) -> None:
     closer = threading.Timer(0.1, session.close)
     closer.start()
     with pytest.raises(irqchip.SessionClosed, match="this client closed it"):
-        session.next_event(timeout=5)
+        session.next_event(timeout=PATIENCE)
     closer.join()
     session.close()
     with pytest.raises(irqchip.SessionClosed):
@@ -286,7 +287,7 @@ def test_closing_the_client_ends_its_sessions(irqchip_server: Daemon, vm: Vm) ->
     watch = client.vm(vm.name).watch()
     client.close()
     with pytest.raises(irqchip.SessionClosed, match="Client is closed"):
-        session.next_event(timeout=5)
+        session.next_event(timeout=PATIENCE)
     with pytest.raises(irqchip.Unavailable, match="Client is closed"):
         next(watch)
     for use in (client.vms, client.vm(vm.name).session, client.vm(vm.name).watch):

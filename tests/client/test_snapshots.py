@@ -8,6 +8,7 @@ import pytest
 import irqchip_client as irqchip
 from irqchip_client import Client, Interrupt, InterruptSource, IrqchipMode, Vm, VmSnapshot, aio, ops
 from irqchip_client._daemon import Daemon, start_daemon
+from tests.waiting import PATIENCE
 
 from .guest import IRQ_BASE, init_pics
 
@@ -104,10 +105,10 @@ def test_a_split_irqchip_reports_eois(split: Vm) -> None:
     cpu = split.vcpu(0)
     with split.session(vcpus=[0]) as session:
         split.signal_msi(0xFEE00000, 0x8041)
-        assert session.next_event(5) == irqchip.InterruptPending(0)
+        assert session.next_event(PATIENCE) == irqchip.InterruptPending(0)
         assert cpu.acknowledge() == Interrupt(0x41, InterruptSource.LAPIC)
         cpu.mmio_write(0xFEE000B0, 0)
-        assert session.next_event(5) == irqchip.IoapicEoi(0, 0x41)
+        assert session.next_event(PATIENCE) == irqchip.IoapicEoi(0, 0x41)
 
 
 def test_capabilities_are_enabled_by_number(irqchip_client: Client, vm: Vm) -> None:
@@ -127,10 +128,10 @@ def test_acknowledgements_and_masks_are_reported(vm: Vm) -> None:
         session.line(4).pulse()
         assert vm.vcpu(0).acknowledge() == Interrupt(IRQ_BASE + 4, PIC)
         vm.vcpu(0).pio_write(0x20, 0x20)
-        assert session.next_event(5) == irqchip.GsiAcknowledged(4, 1)
+        assert session.next_event(PATIENCE) == irqchip.GsiAcknowledged(4, 1)
         vm.vcpu(0).mmio_write(0xFEC00000, 0x10 + 2 * 4)
         vm.vcpu(0).mmio_write(0xFEC00010, 0x41)  # Unmasks the IOAPIC's pin.
-        assert session.next_event(5) == irqchip.GsiMasked(4, False)
+        assert session.next_event(PATIENCE) == irqchip.GsiMasked(4, False)
 
 
 def test_a_resampled_line_falls_when_it_is_acknowledged(vm: Vm) -> None:
@@ -140,7 +141,7 @@ def test_a_resampled_line_falls_when_it_is_acknowledged(vm: Vm) -> None:
         assert vm.vcpu(0).acknowledge() == Interrupt(IRQ_BASE + 10, PIC)
         vm.vcpu(0).pio_write(0xA0, 0x20)
         vm.vcpu(0).pio_write(0x20, 0x20)
-        assert session.next_event(5) == irqchip.GsiResampled(10, 1)
+        assert session.next_event(PATIENCE) == irqchip.GsiResampled(10, 1)
 
 
 def test_a_resampled_line_can_be_held_and_is_not_lowered(irqchip_server: Daemon, vm: Vm) -> None:

@@ -21,6 +21,7 @@ import irqchip_client as irqchip
 from irqchip_client import Vm, aio, connect, ops
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client._sync.port import connect_port
+from tests.waiting import PATIENCE
 
 LARGE: list[ops.Call[object]] = [ops.set_lapic(0, bytes(1024))] * 60  # Almost the largest packet.
 
@@ -45,7 +46,7 @@ def test_connecting_to_a_full_port_ends_at_the_timeout(crowded: str) -> None:
     begin = time.monotonic()
     with connect(f"unix://{crowded}", timeout=0.3) as client, pytest.raises(irqchip.TimedOut, match=r"within 0\.3 s"):
         client.vm("demo").session()
-    assert 0.3 <= time.monotonic() - begin < 5
+    assert 0.3 <= time.monotonic() - begin < 20
 
 
 def test_connecting_to_a_full_port_ends_at_the_timeout_despite_signals(crowded: str) -> None:
@@ -56,7 +57,7 @@ def test_connecting_to_a_full_port_ends_at_the_timeout_despite_signals(crowded: 
         begin = time.monotonic()
         with pytest.raises(irqchip.TimedOut):
             connect_port(f"{crowded}.port", 0.3)
-        assert 0.3 <= time.monotonic() - begin < 5
+        assert 0.3 <= time.monotonic() - begin < 20
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -72,7 +73,7 @@ def test_connecting_and_opening_share_the_timeout() -> None:
             begin = time.monotonic()
             with connect(f"unix://{path}", timeout=0.3) as client, pytest.raises(irqchip.TimedOut, match="opening"):
                 client.vm("demo").session()
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 20
 
 
 def test_a_connection_is_blocking_after_connecting_with_a_timeout(irqchip_server: Daemon) -> None:
@@ -112,8 +113,9 @@ def fill(session: irqchip.Session, futures: list[Future[list[object]]]) -> None:
 
 
 def test_sending_to_a_stopped_daemon_ends_at_the_timeout_and_arrives_when_it_continues() -> None:
-    with start_daemon() as daemon, daemon.connect(timeout=0.3) as client:
+    with start_daemon() as daemon, daemon.connect() as client:
         session = made(client).session(max_in_flight=1000)
+        client._connection.peer.timeout = 0.3
         futures: list[Future[list[object]]] = []
         with stopped(daemon):
             begin = time.monotonic()
@@ -126,8 +128,8 @@ def test_sending_to_a_stopped_daemon_ends_at_the_timeout_and_arrives_when_it_con
             with pytest.raises(irqchip.TimedOut):
                 session.irqfd(6)
             assert time.monotonic() - begin < 20
-        client._connection.peer.timeout = 10
-        assert {len(future.result(10)) for future in futures} == {60}
+        client._connection.peer.timeout = PATIENCE
+        assert {len(future.result(PATIENCE)) for future in futures} == {60}
         # All of this goes out before later batches, in order, and with its descriptors.
         assert session.run([ops.irq_line(8, True)])
         (info,) = client.vm(session.vm).info().sessions
@@ -136,15 +138,16 @@ def test_sending_to_a_stopped_daemon_ends_at_the_timeout_and_arrives_when_it_con
 
 
 def test_giving_up_a_halt_does_not_wait_again() -> None:
-    with start_daemon() as daemon, daemon.connect(timeout=1) as client:
+    with start_daemon() as daemon, daemon.connect() as client:
         session = made(client).session(max_in_flight=1000)
+        client._connection.peer.timeout = 1
         with stopped(daemon):
             halting = threading.Thread(target=lambda: suppress_timeout(session), daemon=True)
             halting.start()
             time.sleep(0.1)
             with pytest.raises(irqchip.TimedOut):
                 fill(session, [])
-            halting.join(10)
+            halting.join(PATIENCE)
             assert not halting.is_alive()
 
 
@@ -154,9 +157,10 @@ def suppress_timeout(session: irqchip.Session) -> None:
 
 
 def test_close_is_prompt_even_if_nothing_can_be_sent() -> None:
-    with start_daemon() as daemon, daemon.connect(timeout=0.3) as client:
+    with start_daemon() as daemon, daemon.connect() as client:
         vm = made(client)
         session, streamed = vm.session(max_in_flight=1000), vm.watch()
+        client._connection.peer.timeout = 0.3
         with stopped(daemon):
             with pytest.raises(irqchip.TimedOut):
                 fill(session, [])
@@ -164,12 +168,13 @@ def test_close_is_prompt_even_if_nothing_can_be_sent() -> None:
             streamed.close()
             session.close()
             client.close()
-            assert time.monotonic() - begin < 6
+            assert time.monotonic() - begin < 20
 
 
 def test_an_unsent_batch_leaves_no_descriptor() -> None:
-    with start_daemon() as daemon, daemon.connect(timeout=0.1) as client:
+    with start_daemon() as daemon, daemon.connect() as client:
         session = made(client).session(max_in_flight=1000)
+        client._connection.peer.timeout = 0.1
         before = len(os.listdir("/proc/self/fd"))
         with stopped(daemon):
             with pytest.raises(irqchip.TimedOut):
@@ -191,9 +196,10 @@ def test_an_invalid_descriptor_does_not_end_the_session(irqchip_client: irqchip.
 
 def test_asyncio_is_not_held_up_either() -> None:
     async def main(daemon: Daemon) -> None:
-        async with aio.connect(daemon.target, timeout=0.3) as client:
+        async with aio.connect(daemon.target) as client:
             vm = await client.create_vm()
             session, watch = await vm.session(max_in_flight=2), await vm.watch()
+            client._connection.peer.timeout = 0.3
             with stopped(daemon):
                 begin = time.monotonic()
                 for call in (vm.info(), vm.session(), vm.watch(), session.run([]), session.run([]), session.run([])):
@@ -202,7 +208,7 @@ def test_asyncio_is_not_held_up_either() -> None:
                 await watch.close()
                 await session.close()
                 await client.close()
-                assert time.monotonic() - begin < 10
+                assert time.monotonic() - begin < 20
 
     with start_daemon() as daemon:
         asyncio.run(main(daemon))

@@ -21,6 +21,7 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 LAPIC, APIC_BASE, TSC_ADJUST = 0xFEE0_0000, 0x1B, 0x3B
 X2APIC = LAPIC | 0xC00
@@ -124,9 +125,9 @@ def test_a_remote_read_wakes_a_halted_vcpu(vm: Vm) -> None:
     with vm.session() as session:
         halt = session.submit([ops.halt(0, interrupts_masked=True)])
         vm.signal_msi(LAPIC, 0x300)
-        assert halt.result(5) == [Signal(SignalKind.UNHALT)]
+        assert halt.result(PATIENCE) == [Signal(SignalKind.UNHALT)]
     vm.signal_msi(LAPIC, 0x300)
-    assert vm.vcpu(0).halt(timeout=5) == Signal(SignalKind.UNHALT)
+    assert vm.vcpu(0).halt(timeout=PATIENCE) == Signal(SignalKind.UNHALT)
 
 
 def test_a_run_state_whose_number_differs_from_kvms(vm: Vm) -> None:
@@ -157,7 +158,7 @@ def test_the_asyncio_half_does_the_same(irqchip_server: Daemon) -> None:
             await cpu.set_events(VcpuEvents(nmi_pending=2))
             assert (await cpu.events()).nmi_pending == 2
             assert await vm.line(8, without_status=True).raise_() >= -1
-            assert await cpu.halt(timeout=5) == Signal(SignalKind.NMI)
+            assert await cpu.halt(timeout=PATIENCE) == Signal(SignalKind.NMI)
             await vm.delete()
 
     asyncio.run(main())

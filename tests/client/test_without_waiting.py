@@ -13,6 +13,7 @@ import pytest
 import irqchip_client as irqchip
 from irqchip_client import Interrupt, InterruptPending, InterruptSource, MpState, Vm, aio, ops
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 VECTOR = 0x51
 TAKEN = Interrupt(VECTOR, InterruptSource.LAPIC)
@@ -51,7 +52,7 @@ def test_another_thread_ends_a_halt_and_nothing_is_taken(vm: Vm) -> None:
         time.sleep(SHORT)
         assert not waiting.done()
         halt.end()
-        assert waiting.result(10) is None
+        assert waiting.result(PATIENCE) is None
         session.run([MSI])
         assert session.vcpu(0).acknowledge() == TAKEN
         assert session.vcpu(0).mp_state() is MpState.RUNNABLE
@@ -119,7 +120,7 @@ def test_a_posted_batch_is_not_answered_after_the_session_ends(vm: Vm) -> None:
     with vm.session() as session:
         vm.delete()
         with pytest.raises(irqchip.SessionClosed):
-            session.next_event(10)
+            session.next_event(PATIENCE)
         with pytest.raises(irqchip.SessionClosed):
             session.post([ops.nmi(0)], answers.append)
     assert answers == []
@@ -131,7 +132,7 @@ def test_asyncio_posts_too(irqchip_server: Daemon, vm: Vm) -> None:
         async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session(vcpus=[0]) as session:
             await session.post([ops.pio_read(0, 0x21)], answers.append)
             await session.post([MSI])
-            await session.next_event(5)
+            await session.next_event(PATIENCE)
             assert await session.take_events() == []
         return answers
 
@@ -142,7 +143,7 @@ def test_events_are_taken_without_waiting(vm: Vm) -> None:
     with vm.session(vcpus=[0]) as session:
         assert session.take_events() == []
         session.run([MSI])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while not (events := session.take_events()):
             assert time.monotonic() < deadline
         assert events == [InterruptPending(0)]

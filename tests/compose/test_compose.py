@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 
 import pytest
 
 from tests.compose.composition import Composition
+from tests.waiting import eventually
 
 # The demo: the service whose exit status decides, its output on success, and the service that the test kills.
 DECIDES = "script"
@@ -85,9 +85,7 @@ def test_a_failed_health_check_fails_the_demo(composition: Composition) -> None:
 def test_the_forwarder_of_the_metrics_profile_reaches_the_daemons_socket(composition: Composition) -> None:
     composition.up("forward")
     assert composition.containers().keys() == {"daemon", "forward"}
-    deadline = time.monotonic() + 30
-    while not composition.run_python("forward", LISTENS):
-        assert time.monotonic() < deadline
+    eventually(lambda: composition.run_python("forward", LISTENS))
     assert composition.run_python("forward", SCRAPE) == ["irqchipd_vms 0.0"]
     mounts = composition.containers()["forward"]["Mounts"]
     assert [(mount["Destination"], mount["RW"]) for mount in mounts] == [("/run/metrics", False)]

@@ -16,7 +16,7 @@ from irqchip_client.devices.ram import NOTES, MappedRam
 from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import shared_memory
 from tests.devices.test_hosts import remote
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 BASE = 0xD000_0000
 
@@ -64,13 +64,13 @@ def test_no_vcpu_waits_for_a_doorbell(vm: Vm) -> None:
         def ring(self, value: int) -> None:
             super().ring(value)
             busy.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
 
     bells = Slow()
     with remote(vm, bells):
         for _ in range(3):
             assert vm.vcpu(0).mmio_write(BASE + 16, 0, 4) is Claim.DEVICE
-            busy.wait(10)
+            busy.wait(PATIENCE)
         go_on.set()
         eventually(lambda: bells.rung[0] == 2)  # writes while the device is busy ring once
         time.sleep(0.02)

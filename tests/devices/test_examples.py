@@ -17,12 +17,11 @@ import pytest
 
 from irqchip_client import Vcpu, Vm
 from irqchip_client._daemon import Daemon
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[2]
 SERIAL, LSR = 0x3F8, 0x3FD
 SECTOR = 512
-PATIENCE = 60.0  # seconds, for a machine that is busy otherwise
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 

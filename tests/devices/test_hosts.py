@@ -206,14 +206,18 @@ def test_an_exception_in_reset_reaches_the_hosts_owner(vm: Vm) -> None:
 
 
 def test_devices_go_on_in_a_vm_that_has_moved(irqchip_client: Client, vm: Vm) -> None:
-    """The line is high, and half of the timer has passed; the guest does not notice the move."""
-    toy = Toy(gsi=9)
-    with remote(vm, toy):
-        vm.vcpu(0).pio_write(0x300, 0x41)
-        with toy.host.turn():  # type: ignore[attr-defined]
-            toy.alarm.start(0.3)
-        snapshot = vm.snapshot()
-        saved = json.loads(json.dumps(toy.host.save()))  # type: ignore[attr-defined]
+    """The line is high, and some of the timer has passed; the guest does not notice the move."""
+    saved: Any = None
+    for seconds in (0.3, 3.0, 30.0):  # a busy machine may take longer than the timer
+        toy = Toy(gsi=9)
+        with remote(vm, toy):
+            vm.vcpu(0).pio_write(0x300, 0x41)
+            with toy.host.turn():  # type: ignore[attr-defined]
+                toy.alarm.start(seconds)
+            snapshot = vm.snapshot()
+            saved = json.loads(json.dumps(toy.host.save()))  # type: ignore[attr-defined]
+        if not toy.expiries:
+            break
     moved = irqchip_client.restore_vm(snapshot)
     again = Toy(gsi=9)
     with moved.session("toy", resume=True) as session:
@@ -265,13 +269,15 @@ def test_timers_expire_once_in_order_and_can_be_stopped_and_restarted(vm: Vm) ->
     order: list[int] = []
     timers = [toy.timer(lambda number=number: order.append(number)) for number in range(4)]  # type: ignore[misc]
     with remote(vm, toy):
-        began = toy.host.now()
-        toy.alarm.start(0.03)
-        for number in (2, 0, 3, 1):
-            timers[number].start(0.01 * (number + 1))
-        timers[3].stop()
+        with toy.host.turn():  # type: ignore[attr-defined]
+            began = toy.host.now()
+            toy.alarm.start(0.03)
+            for number in (2, 0, 3, 1):
+                timers[number].start(0.01 * (number + 1))
+            timers[3].stop()
+            due = [timer.due or 0 for timer in timers[:3]]  # a busy machine may take its time between the starts
         eventually(lambda: toy.expiries and len(order) == 3)
-        assert order == [0, 1, 2]
+        assert order == sorted(range(3), key=due.__getitem__)
         assert toy.expiries[0] - began >= 0.03
         toy.alarm.start(10)
         toy.alarm.start(0.001)
@@ -342,7 +348,8 @@ def test_a_host_leaves_no_descriptor(vm: Vm) -> None:
         gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
-    assert run_and_count() == run_and_count()
+    before = run_and_count()
+    eventually(lambda: run_and_count() <= before)  # threads close some in a while
 
 
 def test_a_device_with_lines_needs_an_irqchip(irqchip_client: Client) -> None:
@@ -364,7 +371,7 @@ def test_a_devices_ports_and_lines_are_described() -> None:
 
 
 def test_a_host_claims_lost_regions_again(vm: Vm) -> None:
-    """The daemon's limit is 2 s, so the test sends RegionsLost itself."""
+    """The daemon's limit takes too long, so the test sends RegionsLost itself."""
     from irqchip_client import RegionsLost, Space
 
     toy = Toy()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ import pytest
 from irqchip_client import Access, Architecture, Busy, Client, DeviceType, GicHost, Vm, arm64, ops
 from irqchip_client._daemon import Daemon
 from irqchip_client.devices import Device, run_device
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 SLOW = """
 import json, sys, time
@@ -37,6 +36,7 @@ class Slow(Device):
 
     def write(self, offset, value, size):
         self.begun += 1
+        print("begun", flush=True)
         if value == 9:
             raise RuntimeError("nine")
         time.sleep(0.1 * value)
@@ -59,7 +59,7 @@ def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
-            eventually(lambda: vm.vcpu(0).pio_read(0x300).claimed, 20)
+            eventually(lambda: vm.vcpu(0).pio_read(0x300).claimed)
             yield process
         finally:
             process.kill()
@@ -68,29 +68,30 @@ def slow(daemon: Daemon, vm: Vm) -> Iterator[subprocess.Popen[str]]:
 def test_a_signal_in_the_middle_of_an_access_waits_for_its_end(irqchip_server: Daemon, vm: Vm) -> None:
     with slow(irqchip_server, vm) as process, vm.session("vcpu") as vcpu:
         written = vcpu.submit([ops.pio_write(0, 0x300, 7)])
-        time.sleep(0.3)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert json.loads(said) == {"begun": 1, "ended": 1}
         assert process.returncode == 0
-        assert written.result(10)[0], "and it was answered"
+        assert written.result(PATIENCE)[0], "and it was answered"
 
 
 def test_a_second_signal_does_not_wait(irqchip_server: Daemon, vm: Vm) -> None:
     with slow(irqchip_server, vm) as process, vm.session("vcpu") as vcpu:
         vcpu.submit([ops.pio_write(0, 0x300, 255)])
-        time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        for number in (signal.SIGTERM, signal.SIGINT):  # not the same: two of one number that are pending are one
+            process.send_signal(number)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert json.loads(said) == {"begun": 1, "ended": 0}
 
 
 def test_an_exception_of_the_device_leaves_run_device(irqchip_server: Daemon, vm: Vm) -> None:
     with slow(irqchip_server, vm) as process:
         vm.vcpu(0).pio_write(0x300, 9)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE)
         assert said.splitlines()[-2:] == [
             "RuntimeError: nine",
             "Slow failed in a write of 0x9 to 1 byte at port 0x300",

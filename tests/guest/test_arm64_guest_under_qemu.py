@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from examples.guest.build import ARM64
+from tests.waiting import PATIENCE
 
 QEMU = shutil.which("qemu-system-aarch64")
-PATIENCE = 30.0  # seconds
 TIMER, REQUEST, REPLY, SERIAL, DISK, SPURIOUS, OTHER = range(7)
 CPU_SIZE = 64  # bytes: machine.h's struct cpu
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import pytest
 
 from examples.guest.build import BINARY
+from tests.waiting import PATIENCE
 
 QEMU = next((path for name in ("i386", "x86_64") if (path := shutil.which(f"qemu-system-{name}"))), None)
-PATIENCE = 30.0  # seconds for one answer
 COMMAND_LINES = ["irq=pic", "irq=ioapic", "irq=pic timer=apic", "irq=ioapic timer=pit"]
 
 pytestmark = pytest.mark.skipif(QEMU is None, reason="QEMU is not installed")

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
+from tests.given_images import given_images
 
 FOLDER = "IRQCHIPD_XV6"
 MEMORY = "256"  # MiB: xv6 expects 224
@@ -24,13 +24,7 @@ PATIENCE = 120.0  # seconds for a command
 
 def images(*names: str) -> list[Path]:
     """The images of these names; skips the test where there is none."""
-    folder = os.environ.get(FOLDER)
-    if not folder:
-        pytest.skip(f"{FOLDER} names no folder with xv6's images")
-    paths = [Path(folder).resolve() / name for name in names]
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        pytest.skip(f"there is no {', '.join(missing)}")
-    return paths
+    return given_images(FOLDER, *names)
 
 
 class Shell:

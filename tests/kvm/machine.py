@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from irqchip_client import Client, MpState
 from irqchip_client.kvm import GuestMemory, KvmVcpu, KvmVm, Start, StartMode
 from tests.kvm.guests import LONG
+from tests.waiting import PATIENCE, eventually
 
 ENTRY, LONG_ENTRY, STACK = 0x1000, 0x1200, 0xF000
 HANDLER, NMI_HANDLER, FAULT_HANDLER = 0x2000, 0x2100, 0x2200
@@ -22,7 +22,6 @@ PAGE_TABLES = 0x10000  # three levels that map 4 GiB onto themselves
 VECTOR, NMI, BREAKPOINT, PROTECTION_FAULT = 0x50, 2, 3, 13
 APIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 SAY, STOP = 0xE9, 0xF4
-PATIENCE = 10.0
 OTHER_KHZ = 1_234_567  # a TSC that no guest's has: a vCPU then has no TSC-deadline timer
 
 
@@ -140,7 +139,7 @@ class Machine:
 
     def wait_until_halted(self) -> None:
         """Wait until the daemon knows that the vCPU halts."""
-        wait_for(lambda: self.vcpu.mp_state() is MpState.HALTED)
+        eventually(lambda: self.vcpu.mp_state() is MpState.HALTED)
 
 
 @contextmanager
@@ -164,11 +163,3 @@ def running(cpu: KvmVcpu) -> Iterator[Future[None]]:
             cpu.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.001)

@@ -26,8 +26,8 @@ from tests.kvm.machine import (
     NMI_HANDLER,
     VECTOR,
     Machine,
-    wait_for,
 )
+from tests.waiting import PATIENCE, eventually
 
 
 def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
@@ -36,7 +36,7 @@ def test_the_pic_wakes_a_guest_that_halts(machine: Machine) -> None:
     with machine.running() as done, machine.vm.session("device") as session:
         machine.wait_until_halted()
         session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I"
 
 
@@ -45,7 +45,7 @@ def test_the_pic_interrupts_a_guest_that_spins(machine: Machine) -> None:
     machine.load_real(guests.SPINS)
     with machine.running() as done, machine.vm.session("device") as session:
         session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I"
 
 
@@ -69,9 +69,9 @@ def test_no_interrupt_is_lost_whatever_the_guest_is_doing(machine: Machine, puls
     machine.load_real(guests.COUNTS)
     with machine.running() as done, machine.vm.session("device") as session:
         for count in range(pulses):
-            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
             session.line(4).pulse()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"I" * pulses
 
 
@@ -95,11 +95,11 @@ def test_nmis_to_itself_and_to_a_spinning_and_a_halted_vcpu(machine: Machine) ->
     machine.memory.write(NMI_HANDLER, guests.NMI_HANDLER)
     machine.load_long(guests.SELF_NMI)  # with interrupts off
     with machine.running() as done:
-        wait_for(lambda: machine.devices.said == b"Na")
+        eventually(lambda: machine.devices.said == b"Na")
         machine.vcpu.nmi()
         machine.wait_until_halted()
         machine.vcpu.nmi()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.devices.said == b"NaNN"
 
 
@@ -141,7 +141,7 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
     def drive(session: Session) -> None:
         for _ in range(50):
             session.line(11).raise_()
-            served.acquire(timeout=10)
+            served.acquire(timeout=PATIENCE)
             session.line(11).lower()
 
     with machine.vm.session("device") as session:
@@ -150,7 +150,7 @@ def test_a_level_interrupt_of_a_device_in_another_thread(machine: Machine) -> No
         # The line falls some time after the EOI, so an interrupt may come twice, but none is left pending.
         machine.cpu.run()
         machine.devices.on_say(0)
-        device.join(10)
+        device.join(PATIENCE)
     assert machine.word(COUNT) >= 50
     assert not device.is_alive()
 

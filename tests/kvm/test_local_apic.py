@@ -19,6 +19,7 @@ from irqchip_client.kvm.registers import Registers
 from tests.kvm.guests import code
 from tests.kvm.machine import APIC, ENTRY, Machine
 from tests.vmm.guests import FLAG, SEEN, WAITS_FOR_FLAG, reads_id
+from tests.waiting import PATIENCE
 
 READS, RUNS = 20_000, 7
 REGISTERS, READ_AT = 256, 0x8000
@@ -73,7 +74,7 @@ def test_a_change_by_others_is_visible_before_memory_written_after_it(machine: M
             time.sleep(0.005)
             machine.vcpu.mmio_write(APIC + 0x80, tpr)
             machine.memory.write(FLAG, struct.pack("<I", 1))
-            done.result(10)
+            done.result(PATIENCE)
         assert machine.word(SEEN) == tpr
 
 
@@ -83,7 +84,7 @@ def test_a_guest_that_asks_the_daemon_nothing_ends_with_its_vm(machine: Machine)
         time.sleep(0.05)
         machine.vm.delete()
         with pytest.raises((SessionClosed, NotFound), match="deleted"):
-            done.result(10)
+            done.result(PATIENCE)
 
 
 @pytest.mark.long

@@ -13,7 +13,8 @@ import pytest
 from irqchip_client import Busy, MpState, NotFound, SessionClosed
 from irqchip_client.kvm import KvmVcpu, Start, StartMode
 from tests.kvm import guests
-from tests.kvm.machine import APIC, COUNT, HANDLER, NMI, Machine, running, wait_for
+from tests.kvm.machine import APIC, COUNT, HANDLER, NMI, Machine, running
+from tests.waiting import PATIENCE, eventually
 
 INIT, START_UP = 0x4500, 0x4609  # commands; the latter for the page at 9000h
 SPIN = b"\xfe\x06\x00\x05\xeb\xfa"  # inc byte ptr [0x500]; jmp $ - 4
@@ -26,9 +27,9 @@ def test_a_spinning_vcpu_is_stopped_and_continues(machine: Machine) -> None:
     for _ in range(20):
         with machine.running() as done:
             count = machine.word(COUNT)
-            wait_for(lambda count=count: machine.word(COUNT) != count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) != count)  # type: ignore[misc]
             machine.cpu.stop()
-            done.result(10)
+            done.result(PATIENCE)
 
 
 def test_a_halted_vcpu_is_stopped_and_halts_again(machine: Machine) -> None:
@@ -39,7 +40,7 @@ def test_a_halted_vcpu_is_stopped_and_halts_again(machine: Machine) -> None:
             with machine.running() as done:
                 machine.wait_until_halted()
                 machine.cpu.stop()
-                done.result(10)
+                done.result(PATIENCE)
             assert machine.devices.said == b""
         session.line(4).pulse()
         machine.cpu.run()
@@ -64,10 +65,10 @@ def test_stopping_a_vcpu_loses_no_interrupt(machine: Machine) -> None:
     thread.start()
     with machine.vm.session("device") as session:
         for count in range(300):
-            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
             session.line(4).pulse()
             machine.cpu.stop()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert machine.devices.said == b"I" * 300
 
@@ -78,13 +79,13 @@ def test_a_stop_before_run_ends_one_run(machine: Machine) -> None:
     machine.cpu.run()
     assert machine.word(COUNT) == 0
     with machine.running():
-        wait_for(lambda: machine.word(COUNT))
+        eventually(lambda: machine.word(COUNT))
 
 
 def test_a_vcpu_runs_in_one_thread_at_a_time(machine: Machine) -> None:
     machine.load_real(SPIN)
     with machine.running():
-        wait_for(lambda: machine.word(COUNT))
+        eventually(lambda: machine.word(COUNT))
         with pytest.raises(Busy, match="vCPU 0 runs already"):
             machine.cpu.run()
         with pytest.raises(Busy):
@@ -94,9 +95,9 @@ def test_a_vcpu_runs_in_one_thread_at_a_time(machine: Machine) -> None:
 def test_close_ends_run(machine: Machine) -> None:
     machine.load_real(SPIN)
     with machine.running() as done:
-        wait_for(lambda: machine.word(COUNT))
+        eventually(lambda: machine.word(COUNT))
         machine.cpu.close()
-        done.result(10)
+        done.result(PATIENCE)
     with pytest.raises(SessionClosed, match="vCPU 0 is closed"):
         machine.cpu.run()
 
@@ -108,7 +109,7 @@ def test_the_end_of_the_vm_ends_run(machine: Machine, guest: bytes) -> None:
         time.sleep(0.02)
         machine.vm.delete()
         with pytest.raises((SessionClosed, NotFound)):
-            done.result(10)
+            done.result(PATIENCE)
 
 
 @pytest.mark.parametrize("guest", [SPIN, b"\xf4"], ids=["spinning", "halted"])
@@ -143,7 +144,7 @@ def test_init_and_sipi_start_a_second_vcpu(machine: Machine) -> None:
     machine.load_protected(guests.STARTS_OTHER)
     with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other):
         machine.cpu.run()
-        wait_for(lambda: machine.vm.vcpu(1).mp_state() is MpState.HALTED)
+        eventually(lambda: machine.vm.vcpu(1).mp_state() is MpState.HALTED)
     assert machine.word(COUNT) & 0xFF == 1
 
 
@@ -152,7 +153,7 @@ def test_a_vcpu_that_waits_for_sipi_is_stopped(machine: Machine) -> None:
     with KvmVcpu(machine.kvm, machine.vm, 1) as other, running(other) as done:
         time.sleep(0.02)
         other.stop()
-        done.result(10)
+        done.result(PATIENCE)
     assert machine.vm.vcpu(1).mp_state() is MpState.UNINITIALIZED
 
 
@@ -166,7 +167,7 @@ def test_init_resets_a_running_vcpu(machine: Machine) -> None:
             machine.vcpu.mmio_write(APIC + 0x300, INIT)
             machine.vcpu.mmio_write(APIC + 0x300, START_UP)
             machine.memory.write(COUNT, bytes(4))
-            wait_for(lambda: machine.word(COUNT))
+            eventually(lambda: machine.word(COUNT))
 
 
 def test_init_resets_the_debug_registers(machine: Machine) -> None:
@@ -178,7 +179,7 @@ def test_init_resets_the_debug_registers(machine: Machine) -> None:
         for started in (1, 2):
             for command in (INIT, START_UP):
                 machine.vcpu.mmio_write(APIC + 0x300, command)
-            wait_for(lambda started=started: machine.memory.read(COUNT, 1)[0] == started)  # type: ignore[misc]
+            eventually(lambda started=started: machine.memory.read(COUNT, 1)[0] == started)  # type: ignore[misc]
             assert machine.word(COUNT + 4) == 0
 
 
@@ -220,11 +221,11 @@ def test_vcpus_start_whatever_they_do_and_whatever_else_comes(machine: Machine) 
                     time.sleep(random.random() / 100)
                 machine.memory.write(counts[vcpu], bytes(4))
                 machine.vcpu.mmio_write(APIC + 0x300, 0x4600 | random.choice(pages[vcpu]))
-                wait_for(lambda vcpu=vcpu: machine.word(counts[vcpu]))  # type: ignore[misc]
+                eventually(lambda vcpu=vcpu: machine.word(counts[vcpu]))  # type: ignore[misc]
         finally:
             over.set()
             for cpu in cpus:
                 cpu.stop()
             for thread in threads:
-                thread.join(10)
+                thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in threads)

@@ -38,13 +38,18 @@ def test_kernels_with_programs_pass(standard_kvm: StandardKvm, tmp_path: Path) -
     assert done.status == 0
 
 
-def test_xv6_runs_on_two_processors(standard_kvm: StandardKvm) -> None:
-    (kernel,) = images("kernelmemfs")
-    options = ("--cpu", "kvm", "--cpus", "2", "--kernel", str(kernel))
+@pytest.mark.parametrize("names", [("kernelmemfs",), ("kernel", "xv6.img", "fs.img")], ids=["memory", "disks"])
+def test_xv6_runs_on_two_processors(standard_kvm: StandardKvm, names: tuple[str, ...]) -> None:
+    """Its file system is in memory or on the second IDE disk."""
+    files = images(*names)
+    kernel, *disks = map(str, files)
+    options = ["--cpu", "kvm", "--cpus", "2", "--kernel", kernel]
+    for disk in disks:
+        options += ["--disk", disk]
     commands = ("ls", "forktest")
     program = ("-m", "tests.guest.xv6", *commands, "--", *options)
     # At 4 ns for an instruction, the ticks of two vCPUs are all that the processor has time for.
-    done = standard_kvm.run(*program, seconds=PATIENCE, files=[kernel], instruction_ns=1)
+    done = standard_kvm.run(*program, seconds=PATIENCE, files=files, instruction_ns=1)
     assert done.status == 0, done.output
     assert "cpu1: starting 1" in done.output
     assert "README " in done.output

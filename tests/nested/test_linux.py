@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import struct
 from pathlib import Path
 
 import pytest
 
-from tests.debian_kernel import fetch_package, kernel_image, modules
+from tests.busybox import make_initrd
+from tests.debian_kernel import kernel_image
 from tests.nested.standard_kvm import StandardKvm
-from tests.ram_disk import write_cpio
 from tests.this_machine import MissingError
 
 pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(960)]
@@ -27,22 +26,9 @@ SECTORS = 2048
 def initrd(standard_kvm: StandardKvm, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The guest's RAM disk: busybox, which runs INIT, and the drivers of a virtio disk."""
     try:
-        busybox = fetch_package(request.config.cache.mkdir("nested"), "^busybox-static$")
+        return make_initrd(request.config.cache.mkdir("nested"), standard_kvm.kernel, INIT, MODULES, tmp_path)
     except MissingError as missing:
         pytest.skip(f"this machine is {missing}")
-    root = tmp_path / "root"
-    for name in ("bin", "proc", "sys", "dev"):
-        (root / name).mkdir(parents=True)
-    (program,) = busybox.glob("**/bin/busybox")
-    shutil.copy(program, root / "bin")
-    shutil.copy(INIT, root / "init")
-    (root / "init").chmod(0o755)
-    for module in MODULES:
-        (image,) = modules(standard_kvm.kernel, module)  # which needs no other
-        (root / f"{module}.ko").write_bytes(image)
-    with open(tmp_path / "initrd", "wb") as file:
-        write_cpio(file, root)
-    return tmp_path / "initrd"
 
 
 def interrupts(printed: str, begin: str, end: str) -> dict[str, list[int]]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 # The numbers of keys that do something by themselves: Windows' virtual-key codes.
 _KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40}
 
@@ -54,9 +56,11 @@ class Browser:
             self._note(answer)
 
     def _read(self) -> Any:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while b"\0" not in self._buffer:
-            assert select.select([self._back], [], [], deadline - time.monotonic())[0], "Chromium does not answer"
+            assert select.select([self._back], [], [], max(deadline - time.monotonic(), 0))[0], (
+                "Chromium does not answer"
+            )
             data = os.read(self._back, 1 << 16)
             assert data, "Chromium has ended"
             self._buffer += data
@@ -76,9 +80,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, expression: str, timeout: float = 10.0) -> None:
+    def wait(self, expression: str) -> None:
         """Wait until an expression is true."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE
         while not self.evaluate(f"!!({expression})"):
             assert time.monotonic() < deadline, (expression, self.console, self.evaluate("document.body.innerText"))
             time.sleep(0.02)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from irqchip_client._daemon import Daemon, start_daemon
+from tests.waiting import PATIENCE
 
 _URL = "the page is at http://"
 
@@ -19,7 +20,7 @@ class Page:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while _URL not in (said := (daemon._directory / "stdout").read_text()) or not said.endswith("\n"):
             assert time.monotonic() < deadline, said
             time.sleep(0.01)
@@ -29,7 +30,7 @@ class Page:
 
     def connect(self) -> socket.socket:
         """A connection."""
-        return socket.create_connection((self.host, self.port), timeout=15)
+        return socket.create_connection((self.host, self.port), timeout=PATIENCE)
 
     def ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         """Send bytes, and read to the end: the status, the headers and the body."""

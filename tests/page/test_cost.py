@@ -23,6 +23,7 @@ from irqchipd.page.server import LINGER
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import SERIAL, arm64_vm, s390_vm, x86_vm
 from tests.page.pages import Page, page
+from tests.waiting import PATIENCE
 
 pytestmark = [
     pytest.mark.long,
@@ -90,7 +91,7 @@ class Driven:
         begun, before, count = time.monotonic(), self._busy(), 0
         flying = [self._session.submit(self._work) for _ in range(IN_FLIGHT)]
         while flying:
-            flying.pop(0).result(10)
+            flying.pop(0).result(PATIENCE)
             count += len(self._work)
             if time.monotonic() < begun + WINDOW:
                 flying.append(self._session.submit(self._work))

@@ -24,6 +24,7 @@ from tests.page.browser import Browser, needs_chromium
 from tests.page.guests import play, s390_vm
 from tests.page.pages import page
 from tests.this_machine import free_port
+from tests.waiting import PATIENCE
 
 pytestmark = [
     pytest.mark.long,
@@ -160,7 +161,7 @@ def chips_of(vm: Vm) -> Any:
 
 def same_as_get_irqchip(chromium: Browser, vm: Vm) -> None:
     """Everything that is shown is what GetIrqchip reports; the guest's ticks go on, and so this takes some attempts."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         before = chips_of(vm)
         shown = chromium.evaluate(PICS), chromium.evaluate(ENTRIES), chromium.evaluate(LAPIC)

@@ -47,14 +47,14 @@ def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client:
     chromium.look(served.url, "pc")
     assert "low" in chromium.evaluate(LINE)
     vm.line(DISK).raise_()
-    chromium.wait(f"{LINE}.includes('high')", timeout=2)
+    chromium.wait(f"{LINE}.includes('high')")
     assert "remote IRR" in chromium.evaluate(f"document.querySelector('[data-pin=\"{DISK}\"]').innerText")
 
     vm.line(SERIAL).pulse()
     vm.vcpu(0).acknowledge()
-    chromium.wait(f"{ISR0} === '{VECTORS[SERIAL]}'", timeout=2)
+    chromium.wait(f"{ISR0} === '{VECTORS[SERIAL]}'")
     eoi(vm, 0)
-    chromium.wait(f"{ISR0} === ''", timeout=2)
+    chromium.wait(f"{ISR0} === ''")
 
     chromium.press("p")
     chromium.wait("document.querySelector('#status.paused')")
@@ -71,7 +71,7 @@ def test_a_line_a_vector_and_steps_back(chromium: Browser, served: Page, client:
     assert "high" in chromium.evaluate(LINE)
     chromium.press("p")
     chromium.wait("document.querySelector('#status.live')")
-    chromium.wait(f"{LINE}.includes('low')", timeout=2)
+    chromium.wait(f"{LINE}.includes('low')")
     assert chromium.console == []
 
 
@@ -125,7 +125,7 @@ def test_counts_are_made_while_they_are_open(chromium: Browser, served: Page, cl
     vm.line(SERIAL).pulse()
     vm.vcpu(0).acknowledge()
     eoi(vm, 0)
-    chromium.wait(f"document.getElementById('counts').innerText.includes('{VECTORS[SERIAL]:#x}')", timeout=5)
+    chromium.wait(f"document.getElementById('counts').innerText.includes('{VECTORS[SERIAL]:#x}')")
     assert chromium.console == []
 
 
@@ -148,7 +148,7 @@ def test_other_architectures(chromium: Browser, served: Page, client: Client, vm
     play(client, vm)
     seen = {"arm": "document.querySelector('[data-intid=\"36\"]')?.innerText.includes('active')"}
     seen["mainframe"] = "document.querySelector('[data-irq=virtio]')"
-    chromium.wait(seen[vm], timeout=2)
+    chromium.wait(seen[vm])
     assert words in chromium.evaluate("document.body.innerText")
     assert chromium.console == []
 

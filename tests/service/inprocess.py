@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from irqchipd.vm.regions import ACCESS_NS
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.x86.machine import X86Vm
 from tests.service.test_port import Peer
-
-PATIENCE = 10.0
 
 
 class Served:
@@ -57,11 +54,3 @@ def served(directory: Path, places: int = 100, irqfds: int = 100, access_ns: int
         yield served
     finally:
         served.port.stop()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

@@ -8,17 +8,16 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
 from typing import Any
 
 from irqchip.v1 import irqchip_pb2 as pb
 from irqchip_client._daemon import Daemon
 from tests.service.test_port import HEADER, OPERATION, RESULT, Peer
+from tests.waiting import PATIENCE, eventually
 
 SLOTS, SLOT_BYTES, MEMORY_BYTES = 64, 128, 20480
 DAEMON_WAITS, CLIENT_WAITS, TO_DAEMON, TO_CLIENT = 64, 128, 4096, 12288
 ON_THE_SOCKET = 1 << 32
-PATIENCE = 10.0
 
 
 class RingPeer(Peer):
@@ -101,17 +100,10 @@ class RingPeer(Peer):
         return serial, [*RESULT.iter_unpack(data[HEADER.size : end])], data[end:]
 
     def until_the_daemon_waits(self) -> None:
-        eventually_true(lambda: self.word(DAEMON_WAITS) != 0)
+        eventually(lambda: self.word(DAEMON_WAITS) != 0)
 
     def wakes(self, timeout: float = PATIENCE) -> bool:
         """Whether the daemon wakes this client."""
         poll = select.poll()
         poll.register(self.descriptors[2], select.POLLIN)
         return bool(poll.poll(timeout * 1000)) and bool(os.eventfd_read(self.descriptors[2]))
-
-
-def eventually_true(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.001)

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from irqchipd.edge.background import Background
+from tests.waiting import PATIENCE
 
 
 def run(work: Callable[[Background], Awaitable[None]]) -> None:
     async def with_background() -> None:
         await work(Background())
 
-    asyncio.run(asyncio.wait_for(with_background(), 20))
+    asyncio.run(asyncio.wait_for(with_background(), PATIENCE))
 
 
 async def started(event: threading.Event) -> None:
@@ -49,7 +50,7 @@ def test_calls_that_are_given_up_or_fail_leave_the_thread_to_others() -> None:
 
         def block() -> bytes:
             inside.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
             return b""
 
         def fail() -> bytes:
@@ -81,7 +82,7 @@ def test_giving_up_a_running_call_does_not_end_another() -> None:
 
         def block() -> bytes:
             inside.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
             return b""
 
         blocking = asyncio.ensure_future(background.run("a", block))

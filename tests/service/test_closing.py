@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from irqchipd.edge.closing import MAX_THREADS, Closer
-from tests.service.inprocess import eventually
+from tests.waiting import PATIENCE, eventually
 
 LINGER_S = 20
 
@@ -37,7 +37,7 @@ class Slow:
     def _slowly(self, descriptor: int) -> None:
         if descriptor in self.descriptors:
             self.inside += 1
-            self.go_on.wait(20)
+            self.go_on.wait(PATIENCE)
         self._close(descriptor)
 
 
@@ -56,17 +56,17 @@ def test_a_blocked_close_does_not_delay_another(slow: Slow) -> None:
     for _ in range(100):
         closer.close(os.dup(0), closed.release)
     for _ in range(100):
-        assert closed.acquire(timeout=10)
+        assert closed.acquire(timeout=PATIENCE)
     slow.go_on.set()
     for _ in range(MAX_THREADS - 1):
-        assert closed.acquire(timeout=10)
+        assert closed.acquire(timeout=PATIENCE)
 
 
 def test_it_has_no_more_threads_than_it_needs_and_all_are_closed_in_the_end(slow: Slow) -> None:
     closer, closed = Closer(), threading.Semaphore(0)
     for _ in range(5):
         closer.close(os.dup(0), closed.release)
-        assert closed.acquire(timeout=10)
+        assert closed.acquire(timeout=PATIENCE)
         eventually(lambda: not closer._unclosed)
     assert closer._threads == 1
     for _ in range(50):
@@ -74,7 +74,7 @@ def test_it_has_no_more_threads_than_it_needs_and_all_are_closed_in_the_end(slow
     assert closer._threads == MAX_THREADS
     slow.go_on.set()
     for _ in range(50):
-        assert closed.acquire(timeout=10)
+        assert closed.acquire(timeout=PATIENCE)
 
 
 def test_where_no_thread_can_be_made_the_next_close_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_where_no_thread_can_be_made_the_next_close_tries_again(monkeypatch: pyt
         closer.close(os.dup(0), closed.release)
     closer.close(os.dup(0), closed.release)
     for _ in range(2):
-        assert closed.acquire(timeout=10)
+        assert closed.acquire(timeout=PATIENCE)
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:

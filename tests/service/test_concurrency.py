@@ -12,6 +12,7 @@ from typing import Any
 
 from irqchip_client import Chip, Client, InterruptSource, Line, TimedOut, Vm, connect, ops
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE, eventually
 
 PULSES = 150
 PIC_VECTOR = 0x20
@@ -119,7 +120,7 @@ class Worker:
     def last_report(self) -> Any:
         """The report of a process that then exits successfully."""
         result = self.report()
-        self.process.join(10)
+        self.process.join(PATIENCE)
         assert self.process.exitcode == 0
         return result
 
@@ -136,12 +137,10 @@ def test_ten_devices_and_two_vcpus_at_once(irqchip_server: Daemon, irqchip_clien
         holder.report()
         assert held(machine)
         holder.process.kill()
-        killed = time.monotonic()
-        while held(machine):
-            assert time.monotonic() - killed < 1, "a killed process's level is still high"
+        eventually(lambda: not held(machine))
 
         delivered = {gsi: worker.last_report() for gsi, worker in devices.items()}
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while any(machine.get_irqchip(chip).irr for chip in Chip) and time.monotonic() < deadline:
             time.sleep(0.01)
         stop.set()

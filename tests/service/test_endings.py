@@ -17,9 +17,10 @@ from irqchipd.vm.clock import Deadlines
 from irqchipd.vm.regions import Space
 from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import COMPILED, WHY, exists
-from tests.service.inprocess import Served, eventually, served
+from tests.service.inprocess import Served, served
 from tests.service.test_port import HALT, PIO_READ, Peer
 from tests.vm.test_backlog import do_all
+from tests.waiting import eventually
 
 PORT = 0x300
 READ_PIC = pb.Operation(pio_read=pb.PioReadRequest(port=0x21, size=1))

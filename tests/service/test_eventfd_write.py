@@ -10,6 +10,7 @@ import pytest
 
 from irqchipd.edge.eventfd_write import AioWriter, writer
 from irqchipd.edge.eventfds import _Signalled
+from tests.waiting import PATIENCE
 
 FULL = (1 << 64) - 2  # the largest value that a write can reach
 
@@ -53,8 +54,8 @@ def test_a_counter_that_fills_meanwhile_does_not_block(eventfd: int) -> None:
         thread.start()
     for _ in range(rounds):
         os.eventfd_write(eventfd, FULL - 1)
-        start.wait(5)
-        end.wait(5)
+        start.wait(PATIENCE)
+        end.wait(PATIENCE)
         os.eventfd_read(eventfd)
     for one in signalled:
         one.close()

@@ -26,6 +26,7 @@ from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import exists
 from tests.vm.pc import Pc
 from tests.vm.test_backlog import BROADCAST, VCPUS, VECTOR, all_told, do_all, listened_to
+from tests.waiting import PATIENCE
 
 Order = list[object]
 
@@ -46,7 +47,7 @@ def run(work: Callable[[Gate], Awaitable[None]]) -> None:
     async def with_gate() -> None:
         await work(Gate())
 
-    asyncio.run(asyncio.wait_for(with_gate(), 20))
+    asyncio.run(asyncio.wait_for(with_gate(), PATIENCE))
 
 
 def test_a_light_holder_waits_for_few_pieces_of_a_heavy_one() -> None:
@@ -198,7 +199,7 @@ def test_a_watch_that_opens_while_its_vm_is_deleted_ends() -> None:
         registry.delete("vm")
         await asyncio.sleep(0)  # the first Watch has been notified, but has not ended yet
         gate.open.set()
-        await asyncio.wait_for(asyncio.gather(watching, late, return_exceptions=True), 10)
+        await asyncio.wait_for(asyncio.gather(watching, late, return_exceptions=True), PATIENCE)
         assert calls[0].status is not None
         assert calls[1].status == calls[0].status
 

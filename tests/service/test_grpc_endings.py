@@ -14,8 +14,8 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1 import irqchip_pb2_grpc as pb_grpc
 from irqchip_client import Client, TimedOut, Vm
 from irqchip_client._daemon import Daemon, start_daemon
-from tests.service.inprocess import eventually
 from tests.service.test_port import Peer
+from tests.waiting import eventually
 
 PORT = 0x300
 READ_LAPIC = pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))

@@ -34,7 +34,8 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon, start_daemon
-from tests.service.test_sessions import eventually, resident
+from tests.service.test_sessions import resident
+from tests.waiting import PATIENCE, eventually
 
 LAPIC = 0xFEE0_0000
 FIRST, SECOND = Interrupt(0x31, InterruptSource.LAPIC), Interrupt(0x41, InterruptSource.LAPIC)
@@ -102,7 +103,7 @@ def halt(threads: ThreadPoolExecutor, vm: Vm, vcpu: int = 0, **arguments: Any) -
     """Halt a running vCPU in a thread; returns once the vCPU is halted."""
     assert not halted(vm, vcpu)
     future = threads.submit(vm.vcpu(vcpu).halt, **arguments)
-    eventually(lambda: halted(vm, vcpu), within=5)
+    eventually(lambda: halted(vm, vcpu))
     return future
 
 
@@ -121,7 +122,7 @@ def test_a_halt_waits_until_there_is_something_to_take(vm: Vm, threads: ThreadPo
     time.sleep(0.1)
     assert not waiting.done()
     interrupt(vm, 0x31)
-    assert waiting.result(5) == FIRST
+    assert waiting.result(PATIENCE) == FIRST
     assert vm.vcpu(0).mp_state() is MpState.RUNNABLE
     assert vm.vcpu(1).halt() == FIRST
 
@@ -132,7 +133,7 @@ def test_the_pic_ends_a_halt(vm: Vm, threads: ThreadPoolExecutor) -> None:
         cpu.pio_write(port, value)
     waiting = halt(threads, vm)
     vm.line(4).raise_()
-    assert waiting.result(5) == Interrupt(0x24, InterruptSource.PIC)
+    assert waiting.result(PATIENCE) == Interrupt(0x24, InterruptSource.PIC)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_signals_end_a_halt_that_interrupts_do_not(
     assert not waiting.done()
     vm.vcpu(0).mmio_write(LAPIC + 0x310, 1 << 24)
     vm.vcpu(0).mmio_write(LAPIC + 0x300, low)
-    assert waiting.result(5) == taken[0]
+    assert waiting.result(PATIENCE) == taken[0]
     assert vm.vcpu(1).take_signal() is None
 
 
@@ -171,7 +172,7 @@ def test_a_vcpu_that_waits_to_be_started_halts_until_it_is(irqchip_client: Clien
             session.signal_msi(0xFEE0_1000, 0x31)  # an MSI does not start the vCPU
             boot.mmio_write(LAPIC + 0x310, 1 << 24)
             boot.mmio_write(LAPIC + 0x300, low)
-            assert waiting.result(5) == [taken]
+            assert waiting.result(PATIENCE) == [taken]
             assert other.mp_state() is state
 
 
@@ -179,7 +180,7 @@ def test_a_halt_that_timed_out_has_taken_nothing(vm: Vm) -> None:
     started = time.monotonic()
     with pytest.raises(TimedOut):
         vm.vcpu(0).halt(timeout=0.1)
-    assert 0.1 <= time.monotonic() - started < 1
+    assert 0.1 <= time.monotonic() - started < PATIENCE
     assert halted(vm)
     interrupt(vm, 0x31)
     assert vm.vcpu(0).halt(timeout=0.1) == FIRST
@@ -192,7 +193,7 @@ def test_a_vcpu_has_one_halt_at_a_time(vm: Vm, threads: ThreadPoolExecutor) -> N
     with vm.session() as session, pytest.raises(Busy, match="vCPU 0"):
         session.vcpu(0).halt()
     interrupt(vm, 0x31)
-    assert waiting.result(5) == FIRST
+    assert waiting.result(PATIENCE) == FIRST
 
 
 def test_a_vcpu_without_a_local_apic_does_not_halt(irqchip_client: Client) -> None:
@@ -208,7 +209,7 @@ def test_deleting_the_vm_ends_its_halts(vm: Vm, threads: ThreadPoolExecutor) -> 
     waiting = halt(threads, vm)
     vm.delete()
     with pytest.raises(NotFound, match="has been deleted"):
-        waiting.result(5)
+        waiting.result(PATIENCE)
 
 
 # Halts that are given up.
@@ -216,15 +217,18 @@ def test_deleting_the_vm_ends_its_halts(vm: Vm, threads: ThreadPoolExecutor) -> 
 
 def test_a_cancelled_halt_takes_nothing(vm: Vm, stub: IrqchipServiceStub) -> None:
     for timeout, code in ((None, grpc.StatusCode.CANCELLED), (0.3, grpc.StatusCode.DEADLINE_EXCEEDED)):
-        call: Any = stub.Halt.future(pb.HaltRequest(vm=vm.name), timeout=timeout)
-        eventually(lambda: halted(vm), within=5)
+        call: Any = None
+        while not halted(vm):
+            call = stub.Halt.future(pb.HaltRequest(vm=vm.name), timeout=timeout)
+            eventually(lambda call=call: halted(vm) or call.done())  # type: ignore[misc]
+            timeout = timeout and 3 * timeout  # for the next attempt, if the time was up before the vCPU was halted
         if timeout is None:
             call.cancel()
         assert call.code() is code
-        assert eventually(lambda: idle(vm), within=5) < 1
+        eventually(lambda: idle(vm))
         assert halted(vm)
         interrupt(vm, 0x31)
-        assert vm.vcpu(0).halt(timeout=5) == FIRST
+        assert vm.vcpu(0).halt(timeout=PATIENCE) == FIRST
         vm.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
 
 
@@ -244,24 +248,24 @@ def test_a_killed_clients_halt_takes_nothing(irqchip_server: Daemon, vm: Vm, kin
     with subprocess.Popen(command, stdout=subprocess.PIPE) as halter:
         assert halter.stdout is not None
         halter.stdout.readline()
-        eventually(lambda: halted(vm), within=5)
+        eventually(lambda: halted(vm))
         halter.send_signal(signal.SIGKILL)
-    assert eventually(lambda: idle(vm), within=1) < 1
+    eventually(lambda: idle(vm))
     interrupt(vm, 0x31)
-    assert vm.vcpu(0).halt(timeout=5) == FIRST
+    assert vm.vcpu(0).halt(timeout=PATIENCE) == FIRST
 
 
 def test_a_halt_ends_with_its_session(vm: Vm) -> None:
     session = vm.session()
     futures = [session.submit([ops.halt(number)]) for number in range(2)]
-    eventually(lambda: halted(vm, 0) and halted(vm, 1), within=5)
+    eventually(lambda: halted(vm, 0) and halted(vm, 1))
     session.close()
     for number, future in enumerate(futures):
         with pytest.raises(SessionClosed):
-            future.result(5)
-        eventually(partial(idle, vm, number), within=5)
+            future.result(PATIENCE)
+        eventually(partial(idle, vm, number))
         interrupt(vm, 0x31, vcpu=number)
-        assert vm.vcpu(number).halt(timeout=5) == FIRST
+        assert vm.vcpu(number).halt(timeout=PATIENCE) == FIRST
 
 
 def test_the_daemons_stop_ends_halts_with_a_status() -> None:
@@ -272,10 +276,10 @@ def test_the_daemons_stop_ends_halts_with_a_status() -> None:
         daemon.process.send_signal(signal.SIGTERM)
         for future in waiting:
             with pytest.raises(Unavailable, match="stopping") as caught:
-                future.result(5)
+                future.result(PATIENCE)
             assert caught.value.reason == "ESHUTDOWN"
-        assert daemon.process.wait(10) == 0
-        assert time.monotonic() - started < 2
+        assert daemon.process.wait(PATIENCE) == 0
+        assert time.monotonic() - started < 20
         assert "Traceback" not in daemon.stderr
 
 
@@ -288,10 +292,10 @@ def test_neither_later_batches_nor_other_halts_wait_for_a_halt(vm: Vm) -> None:
         second = session.submit([ops.halt(1)])
         assert session.run([ops.get_mp_state(0), ops.get_mp_state(1)]) == [MpState.HALTED] * 2
         session.signal_msi(0xFEE0_1000, 0x41)
-        assert second.result(5) == [SECOND]
+        assert second.result(PATIENCE) == [SECOND]
         assert not first.done()
         session.signal_msi(0xFEE0_0000, 0x31)
-        assert first.result(5) == [-1, FIRST]
+        assert first.result(PATIENCE) == [-1, FIRST]
 
 
 def test_errors_of_a_halt_are_results_of_its_batch(vm: Vm) -> None:
@@ -303,7 +307,7 @@ def test_errors_of_a_halt_are_results_of_its_batch(vm: Vm) -> None:
         assert isinstance(session.run([ops.halt(7)], return_errors=True)[0], NotFound)
         assert isinstance(session.run([ops.halt(1, timeout=0.01)], return_errors=True)[0], TimedOut)
         interrupt(vm, 0x31)
-        assert waiting.result(5) == [FIRST]
+        assert waiting.result(PATIENCE) == [FIRST]
 
 
 def test_a_session_halts_again_and_again(vm: Vm) -> None:
@@ -312,7 +316,7 @@ def test_a_session_halts_again_and_again(vm: Vm) -> None:
         waiting = session.submit([ops.halt(0)])
         for vector in range(0x20, 0xA0):
             interrupt(vm, vector)
-            assert waiting.result(5)[-1] == Interrupt(vector, InterruptSource.LAPIC)
+            assert waiting.result(PATIENCE)[-1] == Interrupt(vector, InterruptSource.LAPIC)
             waiting = session.submit([eoi, ops.halt(0)])
 
 
@@ -354,13 +358,13 @@ def test_no_wake_is_lost_or_doubled(vm: Vm, threads: ThreadPoolExecutor, kind: s
     def take(machine: Any, number: int) -> None:
         cpu = machine.vcpu(number)
         for _ in vectors:
-            wake = cpu.halt(timeout=30)
+            wake = cpu.halt(timeout=PATIENCE)
             cpu.mmio_write(LAPIC + 0xB0, 0)
             taken[number].append(wake.vector)
 
     def send(number: int) -> None:
         for count, vector in enumerate(vectors):
-            eventually(lambda: len(taken[number]) == count, within=10)  # noqa: B023 - called at once
+            eventually(lambda: len(taken[number]) == count)  # noqa: B023 - called at once
             interrupt(vm, vector, number)
 
     with vm.session() as session:
@@ -368,5 +372,5 @@ def test_no_wake_is_lost_or_doubled(vm: Vm, threads: ThreadPoolExecutor, kind: s
         futures = [threads.submit(take, machine, number) for number in range(2)]
         futures += [threads.submit(send, number) for number in range(2)]
         for future in futures:
-            future.result(60)
+            future.result(PATIENCE)
     assert taken == [vectors, vectors]

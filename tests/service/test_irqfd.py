@@ -13,6 +13,7 @@ import pytest
 import irqchip_client as irqchip
 from irqchip_client import Busy, InvalidArgument, NotReady, Session, Vm
 from irqchip_client._daemon import Daemon, start_daemon
+from tests.waiting import PATIENCE, eventually
 
 LAPIC = 0xFEE0_0000
 GSI, VECTOR = 20, 0x51
@@ -48,13 +49,6 @@ def eventfd() -> Iterator[int]:
     os.close(descriptor)
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def taken(vm: Vm) -> int | None:
     """The vector that the vCPU takes; it ends the interrupt."""
     interrupt = vm.vcpu(0).acknowledge()
@@ -86,9 +80,9 @@ def test_a_write_is_an_edge_whatever_its_value(vm: Vm, session: Session, eventfd
 def test_every_write_wakes_a_vcpu_that_halts(vm: Vm, session: Session) -> None:
     with session.irqfd(GSI) as irqfd, vm.session("vcpu") as vcpu:
         for _ in range(200):
-            halting = vcpu.submit([irqchip.ops.halt(0, timeout=5)])
+            halting = vcpu.submit([irqchip.ops.halt(0, timeout=PATIENCE)])
             irqfd.trigger()
-            assert halting.result(5)[0].vector == VECTOR
+            assert halting.result(PATIENCE)[0].vector == VECTOR
             vcpu.vcpu(0).mmio_write(LAPIC + 0xB0, 0)
 
 
@@ -170,8 +164,8 @@ def test_a_resampled_line_is_held_until_its_acknowledgement_notifies_all(vm: Vm,
     with session.irqfd(GSI, resample=True) as first, session.irqfd(GSI, resample=True) as second:
         first.trigger()
         eventually(lambda: taken(vm) == VECTOR)
-        assert first.wait_resampled(5)
-        assert second.wait_resampled(5)
+        assert first.wait_resampled(PATIENCE)
+        assert second.wait_resampled(PATIENCE)
         never(lambda: taken(vm))
         assert not first.wait_resampled(0)
         second.trigger()

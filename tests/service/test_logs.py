@@ -25,6 +25,7 @@ from irqchip_client._daemon import Daemon, start_daemon
 from irqchipd import daemon as daemon_module
 from irqchipd import logs
 from irqchipd.timers import Timers
+from tests.waiting import PATIENCE, eventually
 
 QUIET = ("--log-level", "warning")
 
@@ -117,7 +118,7 @@ def http2_call(daemon: Daemon, path: bytes, name: bytes, value: bytes) -> bytes:
     )
     headers = frame(1, 4, 1, b"\x83\x86" + literals)  # POST, http, and these
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
         client.connect(daemon.target.removeprefix("unix://"))
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + headers + frame(0, 1, 1, bytes(5)))
         answer = b""
@@ -190,7 +191,7 @@ def without_times(log: str) -> list[str]:
 
 def settled(daemon: Daemon, last: str) -> str:
     """The daemon's log, once it has this last line."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while last not in daemon.stderr.rsplit("\n", 2)[-2:][0]:
         assert time.monotonic() < deadline, daemon.stderr
         time.sleep(0.02)
@@ -227,10 +228,7 @@ def test_sessions_over_grpc_are_logged_with_the_reason_of_their_end(monkeypatch:
             vm = client.create_vm("vm1")
             vm.session("one").close()
             two = vm.session("two")
-        deadline = time.monotonic() + 5
-        while not two.closed:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: two.closed)
         log = settled(daemon, "client=two why=")
     assert "client=one transport=grpc" in log
     assert "client=one why='its client closed it, or has gone'" in log
@@ -266,17 +264,19 @@ def test_dropped_events_are_logged() -> None:
             while not vm.info().sessions[0].dropped_events:
                 guest.run([ops.pio_write(0, 0x300 + n % 2, 0) for n in range(1000)])
             while not session.dropped_events:
-                session.next_event(10)
+                session.next_event(PATIENCE)
             log = settled(daemon, "events dropped")
             assert re.search(r"WARNING .* events dropped: not read in time vm=vm1 .*client=deaf dropped=\d+", log)
 
 
 def test_a_client_can_not_flood_the_log() -> None:
     with start_daemon() as daemon, daemon.connect() as client:
+        begun = time.monotonic()
         for _ in range(300):
             client.create_vm().delete()
-        time.sleep(0.3)
-        assert 4 <= daemon.stderr.count("VM made") < 60
+        took = time.monotonic() - begun
+        eventually(lambda: daemon.stderr.count("VM made") >= 4)
+        assert daemon.stderr.count("VM made") <= 5 * (took + 2)
 
 
 def test_clients_do_not_wait_for_the_logs_reader() -> None:
@@ -289,7 +289,7 @@ logging.getLogger().handlers[0].filters.clear()
 begun = time.monotonic()
 for _ in range(5000):
     logging.getLogger("x").info("a" * 200)
-os.write(1, b"did not wait" if time.monotonic() - begun < 10 else b"waited")
+os.write(1, b"did not wait" if time.monotonic() - begun < 30 else b"waited")
 os._exit(0)
 """
     reader, writer = os.pipe()  # a pipe without a reader, with room for a tenth of the log

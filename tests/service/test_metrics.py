@@ -19,6 +19,7 @@ from irqchip_client import Architecture, Client, GicHost, IrqchipError, Space, V
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client.arm64 import FIRST_SPI, Address, spi
 from tests.service.test_port import Peer
+from tests.waiting import PATIENCE
 
 LABELLED = 2
 APIC, SVR, EOI = 0xFEE0_0000, 0xF0, 0xB0
@@ -36,7 +37,7 @@ def daemon(*arguments: str) -> Iterator[Daemon]:
 
 def place(running: Daemon) -> str:
     """What the daemon prints of its metrics, just after it is ready for clients."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not (found := re.search(r"^metrics at (.*)\n", running.stdout, re.M)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -45,7 +46,7 @@ def place(running: Daemon) -> str:
 
 def connection(running: Daemon) -> http.client.HTTPConnection:
     line = place(running)
-    return http.client.HTTPConnection(line.partition("http://")[2].partition("/")[0], timeout=10)
+    return http.client.HTTPConnection(line.partition("http://")[2].partition("/")[0], timeout=PATIENCE)
 
 
 def get(running: Daemon, path: str = "/metrics", method: str = "GET") -> tuple[int, str]:
@@ -279,8 +280,8 @@ def test_another_request_is_refused(method: str, path: str, status: int) -> None
 
 
 def ended(connected: socket.socket) -> bool:
-    """Whether the other end closes a connection within 10 s, and says nothing."""
-    connected.settimeout(10)
+    """Whether the other end closes a connection, and says nothing."""
+    connected.settimeout(PATIENCE)
     try:
         return connected.recv(1) == b""
     except ConnectionError:
@@ -302,7 +303,7 @@ def test_clients_that_say_nothing_do_not_keep_others_from_metrics() -> None:
 def test_an_endless_request_is_ended() -> None:
     with daemon() as running:
         where = connection(running)
-        with socket.create_connection((where.host, where.port), timeout=10) as flooding:
+        with socket.create_connection((where.host, where.port), timeout=PATIENCE) as flooding:
             flooding.sendall(b"x" * (64 << 10))
             assert flooding.recv(1 << 10).startswith(b"HTTP/1.1 431 ")
         assert get(running)[0] == 200

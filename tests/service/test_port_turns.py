@@ -21,8 +21,9 @@ from irqchipd.edge.work import Work as PortWork
 from irqchipd.vm.backlog import Backlog
 from irqchipd.vm.pending import Pending
 from tests.builds import needs_sources
-from tests.service.inprocess import Served, eventually, served
+from tests.service.inprocess import Served, served
 from tests.service.test_port import MSR_READ, PIO_READ
+from tests.waiting import PATIENCE, eventually
 
 TSC = 0x10
 
@@ -60,7 +61,7 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
 
     def fail(_: int) -> None:
         inside.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
         raise ZeroDivisionError
 
     def fail_now(_: int) -> None:
@@ -71,11 +72,11 @@ def test_a_handler_that_fails_takes_no_event_from_others(here: Served) -> None:
         here.port.watch(eventfds[1], fail_now, select.EPOLLIN | select.EPOLLET)
         here.port.watch(eventfds[2], lambda _: heard.set(), select.EPOLLIN | select.EPOLLET)
         os.eventfd_write(eventfds[0], 1)
-        assert inside.wait(5)
+        assert inside.wait(PATIENCE)
         for eventfd in eventfds[1:]:  # both are reported in one turn
             os.eventfd_write(eventfd, 1)
         go_on.set()
-        assert heard.wait(2)
+        assert heard.wait(PATIENCE)
     finally:
         for eventfd in eventfds:
             os.close(eventfd)
@@ -109,35 +110,42 @@ def test_a_lightly_used_vm_does_not_wait_for_a_heavily_used_one(here: Served) ->
 
 
 def test_a_vm_does_not_pay_for_the_work_done_before_its_packet(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port, "PASS_NS", 10**10)
-    eventfds = [os.eventfd(0) for _ in range(3)]
-    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(port, "PASS_NS", 10**12)
 
-    def hold(_: int) -> None:
-        inside.set()
-        go_on.wait(5)
+    def paid(vm: str) -> int:
+        """What a VM pays, in nanoseconds, whose packet comes in the same pass as 50 ms of other work."""
+        eventfds = [os.eventfd(0) for _ in range(3)]
+        inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
-    def receive(_: int) -> None:
-        time.sleep(0.05)
+        def hold(_: int) -> None:
+            inside.set()
+            go_on.wait(PATIENCE)
 
-    def do_at_once(_: int) -> None:
-        assert here.port.allows("vm")
-        done.set()
+        def receive(_: int) -> None:
+            time.sleep(0.05)
 
-    try:
-        for eventfd, handler in zip(eventfds, (hold, receive, do_at_once), strict=True):
-            here.port.watch(eventfd, handler, select.EPOLLIN | select.EPOLLET)
-        os.eventfd_write(eventfds[0], 1)
-        assert inside.wait(5)
-        for eventfd in eventfds[1:]:  # both are handled in one pass
-            os.eventfd_write(eventfd, 1)
-        go_on.set()
-        assert done.wait(5)
-        eventually(lambda: "vm" in here.port._work._used)
-        assert here.port._work._used["vm"] < 40_000_000
-    finally:
-        for eventfd in eventfds:
-            os.close(eventfd)
+        def do_at_once(_: int) -> None:
+            assert here.port.allows(vm)
+            done.set()
+
+        try:
+            for eventfd, handler in zip(eventfds, (hold, receive, do_at_once), strict=True):
+                here.port.watch(eventfd, handler, select.EPOLLIN | select.EPOLLET)
+            os.eventfd_write(eventfds[0], 1)
+            assert inside.wait(PATIENCE)
+            for eventfd in eventfds[1:]:  # both are handled in one pass
+                os.eventfd_write(eventfd, 1)
+            go_on.set()
+            assert done.wait(PATIENCE)
+            eventually(lambda: vm in here.port._work._used)
+            return here.port._work._used[vm]
+        finally:
+            for eventfd in eventfds:
+                here.port.unwatch(eventfd)
+                os.close(eventfd)
+
+    # A VM pays for the time of the clock: what else the machine does may come into it, but not always.
+    assert any(paid(f"vm{attempt}") < 40_000_000 for attempt in range(20))
 
 
 @needs_sources
@@ -256,7 +264,7 @@ def test_unused_descriptors_are_closed_at_once(here: Served, announced: int) -> 
         os.close(read)
         poll = select.poll()
         poll.register(write, 0)
-        assert poll.poll(5000), "the daemon keeps no descriptor, even if the connection stays open"
+        assert poll.poll(1000 * PATIENCE), "the daemon keeps no descriptor, even if the connection stays open"
         os.close(write)
         if announced != 1:
             assert peer.end() == "EINVAL"

@@ -35,6 +35,7 @@ from irqchip_client import (
     ops,
 )
 from irqchip_client._daemon import Daemon, start_daemon
+from tests.waiting import PATIENCE, eventually
 
 PIO, MMIO = Space.PIO, Space.MMIO
 BASE = 0x3F8
@@ -138,7 +139,7 @@ def test_accesses_of_a_vcpu_stay_in_order_with_chips_devices_and_doorbells(vm: V
         ]
         answers = [vcpu.submit(batch) for batch in batches]
         while len(seen) < 3 * len(batches):
-            event = session.next_event(5)
+            event = session.next_event(PATIENCE)
             if isinstance(event, RegionAccess):
                 time.sleep(0.0005)
                 session.complete_access(event.access, 0 if event.write else len(seen) & 0xFF)
@@ -146,7 +147,7 @@ def test_accesses_of_a_vcpu_stay_in_order_with_chips_devices_and_doorbells(vm: V
             elif isinstance(event, Doorbell):
                 seen.append(("bell", event.data))
         for number, answer in enumerate(answers, 1):
-            assert answer.result(5)[1:] == [
+            assert answer.result(PATIENCE)[1:] == [
                 Claim.DEVICE,
                 Access(True, (3 * number - 1) & 0xFF),
                 Claim.DEVICE,
@@ -159,7 +160,7 @@ def test_others_are_served_while_an_access_waits(vm: Vm, vcpu: Session) -> None:
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
         waiting = vcpu.submit([ops.pio_read(0, BASE), ops.pio_read(0, 0x21)])
-        event = session.next_event(5)
+        event = session.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
         assert session.line(4).raise_() == 1
         with vm.session("another") as other:
@@ -167,7 +168,7 @@ def test_others_are_served_while_an_access_waits(vm: Vm, vcpu: Session) -> None:
         assert vm.vcpu(0).pio_read(0x21).data == 0x5A
         assert not waiting.done()
         session.complete_access(event.access, 7)
-        assert waiting.result(5) == [Access(True, 7), Access(True, 0x5A)]
+        assert waiting.result(PATIENCE) == [Access(True, 7), Access(True, 0x5A)]
 
 
 def test_a_line_raised_before_the_answer_is_high_when_the_access_completes(vm: Vm, vcpu: Session) -> None:
@@ -189,8 +190,8 @@ def test_an_access_whose_owner_ends_reads_all_ones(vm: Vm, vcpu: Session) -> Non
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
         waiting = vcpu.submit([ops.pio_read(0, BASE, 2), ops.pio_read(0, BASE), ops.pio_write(0, BASE, 1)])
-        session.next_event(5)
-    assert waiting.result(5) == [Access(True, 0xFFFF, unanswered=True), Access(False, 0), Claim.NOBODY]
+        session.next_event(PATIENCE)
+    assert waiting.result(PATIENCE) == [Access(True, 0xFFFF, unanswered=True), Access(False, 0), Claim.NOBODY]
 
 
 DEVICE = """
@@ -214,7 +215,7 @@ def test_an_access_ends_when_its_device_is_killed(irqchip_server: Daemon, vm: Vm
         waiting = vcpu.submit([ops.pio_write(0, BASE, 1)])
         assert process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGKILL)
-        assert waiting.result(5) == [Claim.UNANSWERED]
+        assert waiting.result(PATIENCE) == [Claim.UNANSWERED]
     with device(vm, echo):  # the device is started again
         assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 0xF8)
 
@@ -237,24 +238,37 @@ def test_an_owner_that_is_too_slow_is_notified_and_may_claim_again(impatient: Vm
         session.register_region(MMIO, 0xD000_0000, 8)
         assert vcpu.vcpu(0).pio_read(BASE) == Access(True, 0xFF, unanswered=True)
         assert vm.vcpu(0).pio_read(BASE) == Access(False, 0), "the regions are gone"
-        event = session.next_event(5)
+        event = session.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
-        assert session.next_event(5) == RegionsLost(PIO, BASE)
+        assert session.next_event(PATIENCE) == RegionsLost(PIO, BASE)
         assert not session.complete_access(event.access, 1), "too late"
         assert vm.info().sessions[0].regions == ()
-        session.register_region(PIO, BASE, 8)
-        waiting = vcpu.submit([ops.pio_read(0, BASE)])
-        event = session.next_event(5)
-        assert isinstance(event, RegionAccess)
-        assert session.complete_access(event.access, 1)
-        assert waiting.result(5) == [Access(True, 1)]
+
+        def is_in_time() -> bool:
+            """Whether the owner answers in time, which it does not always on a busy machine."""
+            try:
+                session.register_region(PIO, BASE, 8)
+            except Busy:  # for a while, after it was too slow again
+                return False
+            waiting = vcpu.submit([ops.pio_read(0, BASE)])
+            while not isinstance(event := session.next_event(PATIENCE), RegionAccess):
+                assert isinstance(event, RegionsLost)
+            in_time = session.complete_access(event.access, 1)
+            assert waiting.result(PATIENCE) == [Access(True, 1) if in_time else Access(True, 0xFF, unanswered=True)]
+            return in_time
+
+        eventually(is_in_time)
 
 
 def test_each_vcpu_waits_no_longer_than_the_limit_however_many_wait(transport: str) -> None:
+    # Not only the limit delays a busy machine's answers, but not in each of some attempts.
+    assert any(seconds_for_eight_vcpus(transport, 0.2) < 8 * 0.9 * 0.2 for _ in range(5))
+
+
+def seconds_for_eight_vcpus(transport: str, limit: float) -> float:
     """The owner answers each access after 90 % of the limit, which is too late for all accesses but the first."""
-    limit = 0.2
     with (
-        start_daemon(arguments=("--access-timeout", "200")) as daemon,
+        start_daemon(arguments=("--access-timeout", str(int(1000 * limit)))) as daemon,
         daemon.connect() as client,
         ExitStack() as stack,
     ):
@@ -269,13 +283,14 @@ def test_each_vcpu_waits_no_longer_than_the_limit_however_many_wait(transport: s
         assert vcpus[0].transport == transport
         before = time.monotonic()
         waiting = [vcpu.submit([ops.pio_read(number, BASE)]) for number, vcpu in enumerate(vcpus)]
-        event = owner.next_event(5)
+        event = owner.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
         time.sleep(0.9 * limit)
         owner.complete_access(event.access, 1)
-        answers = [answer for reading in waiting for answer in reading.result(5)]
-        assert time.monotonic() - before < 8 * 0.9 * limit
+        answers = [answer for reading in waiting for answer in reading.result(PATIENCE)]
+        took = time.monotonic() - before
         assert answers.count(Access(True, 0xFF, unanswered=True)) >= 7
+        return took
 
 
 @pytest.mark.usefixtures("transport")
@@ -289,7 +304,7 @@ def test_an_owner_that_was_too_slow_twice_is_refused_for_a_while(impatient: Vm) 
             with pytest.raises(Busy, match="did not answer in time"):
                 who.register_region(PIO, BASE, 8)
         assert vm.vcpu(0).pio_read(BASE) == Access(False, 0)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 session.register_region(PIO, BASE, 8)
@@ -305,16 +320,14 @@ def test_a_vcpu_that_dies_while_its_access_waits_leaves_nothing(vm: Vm) -> None:
         session.register_region(PIO, BASE, 8)
         dying = vm.session("vcpu")
         dying.submit([ops.pio_write(0, BASE, 1), ops.pio_write(0, 0x21, 0x77)])
-        event = session.next_event(5)
+        event = session.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
         ending = threading.Thread(target=dying.close)
         ending.start()
         time.sleep(0.05)
         assert session.complete_access(event.access), "the answer is accepted, although its reader is gone"
         ending.join()
-        deadline = time.monotonic() + 5
-        while len(vm.info().sessions) > 1:
-            assert time.monotonic() < deadline
+        eventually(lambda: len(vm.info().sessions) <= 1)
         with device(vm, echo, (PIO, 0x2F8, 8)):
             assert vm.vcpu(0).pio_read(0x2F8) == Access(True, 0xF8)
 
@@ -324,11 +337,11 @@ def test_a_halt_behind_an_access_begins_when_the_access_completes(vm: Vm, vcpu: 
         vcpu.vcpu(0).pio_write(port, value)
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
-        halted = vcpu.submit([ops.pio_write(0, BASE, 1), ops.halt(0, timeout=5)])
-        event = session.next_event(5)
+        halted = vcpu.submit([ops.pio_write(0, BASE, 1), ops.halt(0, timeout=PATIENCE)])
+        event = session.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
         session.run([ops.complete_access(event.access), ops.irq_line(4, True)])
-        written, woken = halted.result(5)
+        written, woken = halted.result(PATIENCE)
         assert (written, woken.vector) == (Claim.DEVICE, 0x24)
 
 
@@ -340,7 +353,7 @@ def test_a_doorbell_is_reported_and_equal_writes_are_counted(vm: Vm, vcpu: Sessi
         assert vcpu.vcpu(0).mmio_read(0xD000_0000) == Access(False, 0)
         told: list[Doorbell] = []
         while sum(bell.count for bell in told) < 11:
-            event = session.next_event(5)
+            event = session.next_event(PATIENCE)
             assert isinstance(event, Doorbell)
             told.append(event)
         assert told[-1] == Doorbell(MMIO, 0xD000_0004, 4, 2)
@@ -352,7 +365,7 @@ def test_doorbells_share_an_address_by_their_values(vm: Vm, vcpu: Session) -> No
         first.register_region(PIO, 0xC010, 2, doorbell=True, datamatch=0)
         second.register_region(PIO, 0xC010, 2, doorbell=True, datamatch=1)
         assert vcpu.vcpu(0).pio_write(0xC010, 1, 2) is Claim.DEVICE
-        assert second.next_event(5) == Doorbell(PIO, 0xC010, 2, 1)
+        assert second.next_event(PATIENCE) == Doorbell(PIO, 0xC010, 2, 1)
         assert vcpu.vcpu(0).pio_write(0xC010, 2, 2) is Claim.NOBODY
         with pytest.raises(AlreadyExists):
             second.register_region(PIO, 0xC010, 2, doorbell=True, datamatch=0)
@@ -400,10 +413,10 @@ def test_deleting_the_vm_ends_waiting_accesses(vm: Vm, vcpu: Session) -> None:
     with vm.session("device") as session:
         session.register_region(PIO, BASE, 8)
         waiting = vcpu.submit([ops.pio_read(0, BASE)])
-        session.next_event(5)
+        session.next_event(PATIENCE)
         vm.delete()
         with pytest.raises(IrqchipError):
-            waiting.result(5)
+            waiting.result(PATIENCE)
 
 
 def test_a_regions_events_have_the_form_of_its_registration(vm: Vm) -> None:
@@ -415,8 +428,8 @@ def test_a_regions_events_have_the_form_of_its_registration(vm: Vm) -> None:
         session.register_region(PIO, 0xC000, 1, doorbell=True)
         session.register_region(PIO, 0xC001, 1, doorbell=True, datamatch=3)
         vcpu.run([ops.pio_write(0, 0xC000, 3), ops.pio_write(0, 0xC001, 3)])
-        assert session.next_event(5) == Doorbell(PIO, 0xC000, 1, 3)
-        assert session.next_event(5) == Doorbell(PIO, 0xC001, 1, 3)
+        assert session.next_event(PATIENCE) == Doorbell(PIO, 0xC000, 1, 3)
+        assert session.next_event(PATIENCE) == Doorbell(PIO, 0xC001, 1, 3)
 
 
 def test_a_sessions_regions_are_listed(vm: Vm) -> None:
@@ -466,18 +479,18 @@ def test_a_string_of_accesses_is_forwarded_at_once_and_in_order(vm: Vm, vcpu: Se
         string = vcpu.submit([*[ops.pio_write(0, BASE, n) for n in range(200)], ops.pio_read(0, BASE)])
         accesses = []
         for n in range(200):
-            event = session.next_event(5)
+            event = session.next_event(PATIENCE)
             assert isinstance(event, RegionAccess)
             assert (event.write, event.data) == (True, n)
             accesses.append(event.access)
         with pytest.raises(irqchip.TimedOut):
             session.next_event(0.05)
         session.run([ops.complete_access(access) for access in accesses])
-        event = session.next_event(5)
+        event = session.next_event(PATIENCE)
         assert isinstance(event, RegionAccess)
         assert not event.write
         session.complete_access(event.access, 9)
-        assert string.result(5) == [Claim.DEVICE] * 200 + [Access(True, 9)]
+        assert string.result(PATIENCE) == [Claim.DEVICE] * 200 + [Access(True, 9)]
 
 
 def test_a_long_string_of_accesses_is_read_whole(vm: Vm, vcpu: Session) -> None:
@@ -499,11 +512,11 @@ def test_strings_of_many_vcpus_find_room(vm: Vm, transport: str) -> None:
         strings = [vcpu.submit([ops.pio_write(0, BASE, 0x41)] * 300, return_errors=True) for vcpu in vcpus]
         time.sleep(0.2)  # as many as possible are forwarded by now
         for _ in range(6 * 300):
-            event = owner.next_event(5)
+            event = owner.next_event(PATIENCE)
             assert isinstance(event, RegionAccess)
             assert owner.complete_access(event.access)
         for string in strings:
-            assert string.result(5) == [Claim.DEVICE] * 300
+            assert string.result(PATIENCE) == [Claim.DEVICE] * 300
 
 
 def test_an_owner_without_an_answer_says_so_and_keeps_its_regions(vm: Vm, vcpu: Session) -> None:

@@ -13,6 +13,7 @@ from irqchip.v1 import irqchip_pb2 as pb
 from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceStub
 from irqchip_client import Client, InvalidArgument, RegionAccess, ResetReason, Space, Vm, VmReset, aio, ops
 from irqchip_client._daemon import Daemon
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_every_session_is_notified_of_a_reset_and_its_reason(vm: Vm) -> None:
     with vm.session("device") as device, vm.session("vcpu", vcpus=[0]) as vcpu:
         vm.reset()
-        assert device.next_event(10) == vcpu.next_event(10) == VmReset(ResetReason.OPERATOR)
+        assert device.next_event(PATIENCE) == vcpu.next_event(PATIENCE) == VmReset(ResetReason.OPERATOR)
         vm.reset(ResetReason.GUEST)
-        assert device.next_event(10) == VmReset(ResetReason.GUEST)
+        assert device.next_event(PATIENCE) == VmReset(ResetReason.GUEST)
 
 
 def test_sessions_of_other_vms_are_not_notified(irqchip_client: Client, vm: Vm) -> None:
@@ -50,7 +51,7 @@ def test_a_session_that_resumed_its_source_is_notified_too(irqchip_client: Clien
     moved.reset()  # while no client is connected
     with moved.session("disk", resume=True) as disk:
         moved.reset(ResetReason.FAULT)
-        assert disk.next_event(10) == VmReset(ResetReason.FAULT)
+        assert disk.next_event(PATIENCE) == VmReset(ResetReason.FAULT)
 
 
 def test_an_access_after_the_reset_is_reported_after_it(vm: Vm) -> None:
@@ -58,18 +59,18 @@ def test_an_access_after_the_reset_is_reported_after_it(vm: Vm) -> None:
         device.register_region(Space.PIO, 0x300, 1)
         vm.reset()
         read = vcpu.submit([ops.pio_read(0, 0x300)])
-        assert device.next_event(10) == VmReset(ResetReason.OPERATOR)
-        access = device.next_event(10)
+        assert device.next_event(PATIENCE) == VmReset(ResetReason.OPERATOR)
+        access = device.next_event(PATIENCE)
         assert isinstance(access, RegionAccess)
         device.complete_access(access.access, 1)
-        assert read.result(10)[0].data == 1
+        assert read.result(PATIENCE)[0].data == 1
 
 
 def test_an_asyncio_session_is_notified_too(irqchip_server: Daemon, vm: Vm) -> None:
     async def listen() -> object:
         async with aio.connect(irqchip_server.target) as client, client.vm(vm.name).session() as session:
             await client.vm(vm.name).reset(ResetReason.WATCHDOG)
-            return await session.next_event(10)
+            return await session.next_event(PATIENCE)
 
     assert asyncio.run(listen()) == VmReset(ResetReason.WATCHDOG)
 
@@ -91,8 +92,8 @@ def test_a_reset_is_answered_after_its_many_listeners_have_been_notified(vm: Vm)
         for caller in callers:
             caller.start()
         for caller in callers:
-            caller.join(30)
+            caller.join(PATIENCE)
         vm.reset(ResetReason.WATCHDOG)
         for session in sessions:
-            while session.next_event(10) != VmReset(ResetReason.WATCHDOG):
+            while session.next_event(PATIENCE) != VmReset(ResetReason.WATCHDOG):
                 pass

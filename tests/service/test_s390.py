@@ -31,6 +31,7 @@ from irqchip_client import (
     Vm,
 )
 from irqchip_client.s390 import KVM_CAP_S390_IRQCHIP, FlicGroup, adapter_registration, irqs_of
+from tests.waiting import PATIENCE
 
 PAGE = 4096
 ROUTE = AdapterRoute(5, 0x1000, 0x2000, 3, 1, 1)
@@ -107,7 +108,7 @@ def test_operations_of_s390_are_refused_elsewhere(irqchip_client: irqchip.Client
 def test_a_halt_ends_and_take_irq_says_with_what(vm: Vm) -> None:
     with vm.session("vcpu 0", vcpus=[0]) as session:
         ended: list[object] = []
-        waiting = threading.Thread(target=lambda: ended.append(session.vcpu(0).halt(timeout=10)))
+        waiting = threading.Thread(target=lambda: ended.append(session.vcpu(0).halt(timeout=PATIENCE)))
         waiting.start()
         vm.s390_interrupt(S390IrqType.SERVICE, 0x1000)
         waiting.join()
@@ -188,7 +189,7 @@ def test_a_shared_memfd_gets_the_indicators(vm: Vm, memfd: int) -> None:
             assert session.line(5).pulse() == 0
             os.pwrite(memfd, b"\0", 0x2000)
             irqfd.trigger()
-            assert session.vcpu(0).halt(timeout=10).source is InterruptSource.FLIC  # type: ignore[union-attr]
+            assert session.vcpu(0).halt(timeout=PATIENCE).source is InterruptSource.FLIC  # type: ignore[union-attr]
             assert session.vcpu(0).take_irq() == S390Irq.adapter(3)
         with pytest.raises(AlreadyExists):
             session.share_memory(memfd, PAGE, PAGE)
@@ -241,7 +242,7 @@ def test_a_session_answers_for_memory(vm: Vm) -> None:
         vm.set_routing([ROUTE])
         assert vm.line(5).raise_() == 1
         for address, bit in ((0x1000, 0x10), (0x2000, 0x40)):
-            event = owner.next_event(10)
+            event = owner.next_event(PATIENCE)
             assert isinstance(event, RegionAccess)
             assert (event.space, event.address, event.data) == (Space.MEMORY, address, bit)
             assert vm.vcpu(0).take_irq() is None

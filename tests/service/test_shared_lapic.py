@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +17,7 @@ from irqchip.lapic_page import PAGE_SIZE
 from irqchip_client import Busy, InvalidArgument, LimitReached, NotFound, NotReady, Session, Vm
 from irqchip_client._daemon import Daemon, start_daemon
 from irqchip_client.vmm.local_apic import LocalApic, share_local_apic
+from tests.waiting import eventually
 
 PAGE = 0xFEE0_0000
 ID, TPR = PAGE + 0x20, PAGE + 0x80
@@ -190,10 +189,7 @@ def test_shared_pages_are_limited_and_leave_no_descriptor() -> None:
                     session.share_lapic(vcpu, descriptor)
                 with pytest.raises(LimitReached, match="eventfds"):
                     session.share_lapic(3, descriptor)
-        deadline = time.monotonic() + 5
-        while descriptors(daemon) > before:
-            assert time.monotonic() < deadline
-            select.select((), (), (), 0.01)
+        eventually(lambda: descriptors(daemon) <= before)
 
 
 def descriptors(daemon: Daemon) -> int:

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,6 +17,7 @@ import irqchip_client as irqchip
 from irqchip_client import AlreadyExists, Architecture, InvalidArgument, NotFound, Session, Space, Vm, _calls
 from irqchip_client._daemon import start_daemon
 from tests.service.test_shared_lapic import descriptors
+from tests.waiting import PATIENCE, eventually
 
 PAGE = 4096
 SIZE = 8 * PAGE
@@ -85,7 +85,7 @@ def test_a_device_of_another_process_maps_it(irqchip_client: irqchip.Client, vm:
     )
     with memfd() as memory:
         vmm.share_memory(memory, 0, SIZE)
-        subprocess.run([sys.executable, "-c", program, irqchip_client.target, vm.name], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", program, irqchip_client.target, vm.name], check=True, timeout=PATIENCE)
         assert os.pread(memory, 5, 0) == b"hello"
 
 
@@ -166,10 +166,7 @@ def test_the_daemon_keeps_no_descriptor_of_what_it_gave() -> None:
             before = descriptors(daemon)
             for _ in range(20):
                 part(device)
-            end = time.monotonic() + 20
-            while descriptors(daemon) > before:  # the daemon closes what it got in a thread of its own
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            eventually(lambda: descriptors(daemon) <= before)  # the daemon closes what it got in a thread of its own
 
 
 def test_an_embedded_daemon_gives_memory_too() -> None:

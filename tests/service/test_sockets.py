@@ -19,6 +19,7 @@ from irqchip_client import connect
 from irqchip_client._daemon import start_daemon
 from irqchipd import listen
 from irqchipd.listen import ListenError, SocketPath
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -130,9 +131,9 @@ def test_a_daemon_that_stops_leaves_the_sockets_of_the_next() -> None:
         path.with_name(path.name + ".port").unlink()
         with start_daemon(listen=[old.target]) as new:
             old.process.terminate()
-            assert old.process.wait(5) == 0
+            assert old.process.wait(PATIENCE) == 0
             with connect(new.targets[1]) as client, client.create_vm("vm").session("device") as session:
-                session.submit([]).result(5)
+                session.submit([]).result(PATIENCE)
         assert not path.exists()
 
 
@@ -146,17 +147,17 @@ def test_of_daemons_that_start_at_once_on_a_dead_socket_one_survives() -> None:
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(path))
             daemons = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while sum(daemon.poll() is None for daemon in daemons) > 1 and time.monotonic() < deadline:
                 time.sleep(0.02)
             (survivor,) = (daemon for daemon in daemons if daemon.poll() is None)
             for daemon in daemons:
                 if daemon is not survivor:
-                    assert b"in use" in daemon.communicate(timeout=5)[1]
+                    assert b"in use" in daemon.communicate(timeout=PATIENCE)[1]
             with connect(f"unix://{path}") as client:
                 client.create_vm("reached")
             survivor.terminate()
-            survivor.communicate(timeout=5)
+            survivor.communicate(timeout=PATIENCE)
             assert survivor.returncode == 0
             assert os.listdir(directory) == []
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.ticks import Result, measure
 from irqchip_client._daemon import start_daemon
 
-ATTEMPTS = 4
+ATTEMPTS = 8
 
 
 def ticks() -> Result:

@@ -17,9 +17,10 @@ import pytest
 
 from irqchip.v1 import irqchip_pb2 as pb
 from tests.builds import needs_sources
-from tests.service.inprocess import Served, eventually, served
+from tests.service.inprocess import Served, served
 from tests.service.ring_peer import RingPeer
 from tests.service.test_port import PIO_READ, Peer, needs_rings
+from tests.waiting import eventually
 
 pytestmark = needs_sources
 STALLED = 0.5

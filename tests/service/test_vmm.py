@@ -6,6 +6,7 @@ import pytest
 
 from irqchip_client import Chip, Client, Interrupt, InterruptSource, IrqchipMode, MpState, Signal, SignalKind, Vm
 from tests.service.test_sessions import high, write_entry
+from tests.waiting import PATIENCE
 
 LAPIC = 0xFEE0_0000
 IRQCHIP, PIT2, IRQ_ROUTING, SIGNAL_MSI, IRQFD, IRQFD_RESAMPLE, MP_STATE, SPLIT = 0, 33, 25, 77, 32, 82, 14, 121
@@ -116,7 +117,7 @@ def test_a_reset_leaves_sessions_and_their_lines(vm: Vm) -> None:
         assert high(vm, 21)
         vm.vcpu(0).mmio_write(LAPIC + 0xF0, 0x1FF)
         write_entry(vm, 21, 0x61 | 1 << 15)
-        assert session.vcpu(0).halt(timeout=5) == Interrupt(0x61, InterruptSource.LAPIC)
+        assert session.vcpu(0).halt(timeout=PATIENCE) == Interrupt(0x61, InterruptSource.LAPIC)
     assert not high(vm, 21)
 
 

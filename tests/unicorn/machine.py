@@ -9,6 +9,7 @@ from struct import pack
 
 from irqchip_client import Client
 from irqchip_client.unicorn import GuestMemory, Start, StartMode, UnicornVcpu
+from tests.waiting import PATIENCE
 
 EXIT = 0xF4  # A write to this port ends run().
 DEVICE = 0x300  # Reads count, writes are kept.
@@ -155,7 +156,7 @@ class Running:
 
     def join(self) -> None:
         """Wait for run() to end, and raise its exception."""
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         assert self.ended
         if self._error is not None:
             error, self._error = self._error, None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from irqchip_client import GuestError, MpState
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -180,6 +180,23 @@ def test_the_irqchips_msrs_are_the_daemons_and_cpuid_announces_an_apic(machine: 
     assert features & 1 << 9
 
 
+def test_cpuid_has_no_bmi2_whose_shlx_unicorn_refuses_without_sse(machine: Machine) -> None:
+    machine.start(
+        bytes.fromhex(
+            "b807000000"  # 1000: mov eax,0x7
+            "31c9"  # 1005: xor ecx,ecx
+            "0fa2"  # 1007: cpuid
+            "891d00060000"  # 1009: mov DWORD 0x600,ebx
+            "e6f4"  # 100f: out 0xf4,al
+            "ebfe"  # 1011: jmp 1011
+        )
+    )
+    machine.cpu.run()
+    features = machine.word(0x600)
+    assert not features & 1 << 8
+    assert features & 1 << 3  # BMI1, whose instructions work
+
+
 def test_an_unknown_msr_is_a_general_protection_fault(machine: Machine) -> None:
     machine.start(
         FAULTS[:0x1A]
@@ -297,7 +314,5 @@ def test_prefixes_do_not_keep_an_instruction_from_being_trapped(machine: Machine
         )
     )
     with machine.running():
-        deadline = time.monotonic() + 10
-        while machine.daemon.mp_state() is not MpState.HALTED:
-            assert time.monotonic() < deadline
+        eventually(lambda: machine.daemon.mp_state() is MpState.HALTED)
     assert machine.word(0x600) == 0xFEE0_0900

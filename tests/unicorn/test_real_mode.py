@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -77,13 +78,6 @@ WINDOW_HANDLER = (
 )
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_in_and_out_with_their_string_forms_reach_a_local_device(machine: Machine) -> None:
     machine.start_real(IO)
     machine.cpu.run()
@@ -120,7 +114,7 @@ def test_every_edge_interrupts_a_guest(machine: Machine, guest: bytes) -> None:
         line = keyboard.line(1)
         for count in range(1, 201):
             line.pulse()
-            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
 
 
 def test_a_masked_interrupt_comes_when_the_guest_unmasks_it(machine: Machine) -> None:
@@ -132,7 +126,7 @@ def test_a_masked_interrupt_comes_when_the_guest_unmasks_it(machine: Machine) ->
         time.sleep(0.05)
         assert machine.word(COUNT) & 0xFFFF == 0
         machine.memory.write(FLAG, b"\x01")
-        wait_for(lambda: machine.word(COUNT) & 0xFFFF == 1)
+        eventually(lambda: machine.word(COUNT) & 0xFFFF == 1)
 
 
 def test_the_shortest_interrupt_window_is_used_and_the_shadow_of_sti_is_not(machine: Machine) -> None:
@@ -142,7 +136,7 @@ def test_the_shortest_interrupt_window_is_used_and_the_shadow_of_sti_is_not(mach
     with machine.running(), machine.vm.session("keyboard") as keyboard:
         for count in range(1, 51):
             keyboard.line(1).pulse()
-            wait_for(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
+            eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
             assert machine.word(0x504) & 0xFFFF == 0x7C09
 
 

@@ -21,10 +21,10 @@ from irqchipd.vm.x86.board import PcBoard
 from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import exists
 from tests.vm.pc import LEVEL, Ear, Pc, refused
+from tests.waiting import PATIENCE
 
 MS = 1_000_000
 SECOND = 1_000_000_000
-PATIENCE = 20.0  # seconds; a longer wait means that something was lost
 SOON, LATER = 5 * MS, 3600 * SECOND
 
 

@@ -20,9 +20,9 @@ from irqchipd.vm.x86.machine import X86Vm
 from irqchipd.vm.x86.routing import ChipId
 from irqchipd.vm.x86.vcpu_state import MP_STATES
 from tests.vm.pc import EOI, LEVEL, PRIMARY, SECONDARY, Ear, Pc, refused, to
+from tests.waiting import PATIENCE
 
 MS = 1_000_000
-PATIENCE = 20.0  # seconds; a longer wait means that something was lost
 NMI, SMI, INIT = Signal(DeliveryMode.NMI), Signal(DeliveryMode.SMI), Signal(DeliveryMode.INIT)
 TO_SELF, TO_ALL, TO_OTHERS = 1 << 18, 2 << 18, 3 << 18
 AUTO_EOI = 0x03  # ICW4

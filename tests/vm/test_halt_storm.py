@@ -26,11 +26,11 @@ from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.vcpu_state import Outcome
 from irqchipd.vm.x86.routing import ChipId
 from tests.vm.pc import EOI, LEVEL, MSI, PRIMARY, Pc, to
+from tests.waiting import PATIENCE
 
 VCPUS = 100
 WAKES = 10_000
 SENDERS, WORKERS = 3, 2
-PATIENCE = 30.0  # seconds; a longer wait means that something was lost
 ABANDONED = 0.15  # the share of halts that are abandoned before and after they end
 PIC_GSI = 5
 LEVEL_PINS, EDGE_PINS = (16, 17), (18, 19, 20, 21)

@@ -16,6 +16,7 @@ from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 from irqchipd.vm.snapshot import X86
 from tests.vm.pc import refused
+from tests.waiting import PATIENCE
 
 
 def names(registry: Registry) -> list[str]:
@@ -104,18 +105,18 @@ def being_made(registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch) -
     def slow(name_: str, *arguments: Any) -> Vm:
         if name_ == name:
             begun.set()
-            assert go_on.wait(5)
+            assert go_on.wait(PATIENCE)
         return real.make(name_, *arguments)
 
     monkeypatch.setitem(ARCHITECTURES, X86, replace(real, make=slow))
     with ThreadPoolExecutor(1) as pool:
         made = pool.submit(registry.create, name)
         try:
-            assert begun.wait(5)
+            assert begun.wait(PATIENCE)
             yield go_on
         finally:
             go_on.set()
-        made.result(5)
+        made.result(PATIENCE)
 
 
 def test_a_vm_being_created_holds_its_name_and_its_place_but_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:

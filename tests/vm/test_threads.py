@@ -16,11 +16,11 @@ from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.events import InterruptPending
 from tests.vm.pc import LEVEL, Pc, to
+from tests.waiting import PATIENCE
 
 DEVICES = 4
 PULSES = 100
 VCPUS = 2
-PATIENCE = 30.0  # seconds; a longer wait means that something was lost
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from irqchip_client.waves.perfetto import write_perfetto
 vcd = pytest.importorskip("vcd", reason="pyvcd is not installed: pip install 'irqchipd[vcd]'")
 
 from irqchip_client.waves.vcd import write_gtkw, write_surfer, write_vcd  # noqa: E402
+from tests.waiting import PATIENCE  # noqa: E402
 
 LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
 LEVEL = 1 << 15
@@ -74,7 +75,7 @@ def recording() -> Iterator[Recording]:
             reader.start()
             play(vm)
             vm.line(99).raise_()
-            reader.join(30)
+            reader.join(PATIENCE)
             assert not reader.is_alive()
             assert not made.lost
             yield made

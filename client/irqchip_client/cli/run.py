@@ -245,7 +245,7 @@ def run(
 
     try:
         with ExitStack() as stack:
-            stack.enter_context(_ended_by_signals(running, end))
+            received = stack.enter_context(_ended_by_signals(running, end))
             machine = choose_machine(wanted)
             if machine.notice:
                 click.echo(machine.notice, err=True)
@@ -261,6 +261,8 @@ def run(
             running_vcpus = stack.enter_context(machine.vcpus(ram, vm, host, end, exits))
             host.on_failure = running_vcpus.stop
             running.append(running_vcpus)
+            if received:  # Python drops an exception that a signal's handler raises in a finalizer
+                raise _Ended
             if sys.stdin is not None and sys.stdin.isatty() and "serial" not in without:
                 click.echo(f"VM {vm.name} runs {image.name} on {machine.cpu}; Ctrl-] ends it\r", err=True)
             over = stack.enter_context(time_limit(running_vcpus, timeout))
@@ -317,8 +319,8 @@ def _failure(running: list[Vcpus[Any]], error: Exception) -> click.ClickExceptio
 
 
 @contextmanager
-def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> Iterator[None]:
-    """A signal of ENDING ends the body, and after the clean-up the process."""
+def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> Iterator[list[int]]:
+    """A signal of ENDING ends the body, and after the clean-up the process. Gives the signals that came."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -331,7 +333,7 @@ def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> 
 
     before = {number: signal.signal(number, receive) for number in ENDING}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if received else handler)
@@ -342,11 +344,15 @@ def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> 
 
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
     """Waits until the clients have come, or the run is over. _TimeIsUp after `timeout` seconds."""
-    missing = set(clients)
     began = time.monotonic()
     announced = False
-    while missing := missing - {session.client for session in vm.info().sessions if session.regions}:
-        if over():
+    before: dict[str, tuple[irqchip_client.RegionInfo, ...]] = {}
+    while True:
+        regions = {session.client: session.regions for session in vm.info().sessions if session.regions}
+        # A client that claims several regions has all of them when two looks find the same ones.
+        missing = {name for name in clients if name not in regions or regions[name] != before.get(name)}
+        before = regions
+        if not missing or over():
             return
         waited, names = time.monotonic() - began, ", ".join(sorted(missing))
         if waited > timeout:

@@ -196,9 +196,10 @@ class RemoteHost(_Host):
         self._bells.close()
 
     def _claim(self) -> None:
+        # In one batch: a run that awaits this client finds all regions at once, or nearly so.
+        regions = [region for device in self.devices for region in device.regions]
+        self.session.run([ops.register_region(region.space, region.start, region.length) for region in regions])
         for device in self.devices:
-            for region in device.regions:
-                self.session.register_region(region.space, region.start, region.length)
             for doorbell in device.doorbells:
                 self._bells.hang(device, doorbell)
 

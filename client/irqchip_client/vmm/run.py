@@ -72,7 +72,7 @@ def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int 
     vm = client.create_vm(name, ephemeral=True, tsc_khz=tsc_khz)
     try:
         vm.create_irqchip()
-        vm.set_routing(_routes_of_a_pc())
+        vm.set_routing(routes_of_a_pc())
         vm.create_pit()
         for vcpu in range(vcpus):
             vm.create_vcpu(vcpu)
@@ -82,7 +82,8 @@ def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int 
             vm.delete()
 
 
-def _routes_of_a_pc() -> Iterator[PinRoute]:
+def routes_of_a_pc() -> Iterator[PinRoute]:
+    """The routes of a PC: see create_machine()."""
     for irq in range(16):
         yield PinRoute(irq, Chip.PIC_PRIMARY if irq < 8 else Chip.PIC_SECONDARY, irq % 8)
     for gsi in range(24):

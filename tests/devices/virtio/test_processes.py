@@ -22,11 +22,10 @@ from irqchip_client.vmm.memory import GuestMemory
 from irqchip_client.vmm.run import local_devices, shared_memory
 from tests.devices.virtio.driver import Driver
 from tests.devices.virtio.machine import DATA, RAM, RINGS, SECTORS
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
 VECTOR = 0x51
-PATIENCE = 20.0  # seconds
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unic
 from irqchip_client import Architecture, Client, GicHost, GuestError, InvalidArgument, MpState, NotFound, SessionClosed
 from irqchip_client.arm64 import CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTORS, SYSREGS, ppi, spi
 from irqchip_client.unicorn import Alone, Arm64Start, GuestMemory, UnicornArm64Vcpu
+from tests.waiting import PATIENCE
 
 RAM = 0x4000_0000
 ENTRY, VECTORS, COUNTS = RAM + 0x1000, RAM + 0x4000, RAM + 0x9000
@@ -204,7 +205,7 @@ class Machine:
         return int.from_bytes(self.memory.read(COUNTS + 4 * number, 4), "little")
 
     def await_count(self, count: int) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while self.word(0) < count and time.monotonic() < deadline:
             time.sleep(0.002)
         assert self.word(0) == count
@@ -226,7 +227,7 @@ class Machine:
             yield
         finally:
             self.cpu.stop()
-            thread.join(20)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
         if raised:
             raise raised[0]

@@ -185,12 +185,17 @@ class Engine:
 
     def _at_cpuid(self, uc: Uc, _data: object) -> int:
         """Whether it has been executed here."""
-        if uc.reg_read(x86.UC_X86_REG_EAX) != 1:
+        leaf, subleaf = uc.reg_read(x86.UC_X86_REG_EAX), uc.reg_read(x86.UC_X86_REG_ECX)
+        if leaf == 1:
+            results = cpuid(MODEL, leaf)
+            if self.state.cr4 & CR4_OSXSAVE:
+                results = results._replace(ecx=results.ecx | OSXSAVE)
+            results = self._bus.cpuid_1(results)
+        elif (leaf, subleaf) == (7, 0):
+            results = cpuid(MODEL, leaf).without_bmi2()
+        else:
             return 0
-        leaf = cpuid_1(MODEL)
-        if self.state.cr4 & CR4_OSXSAVE:
-            leaf = leaf._replace(ecx=leaf.ecx | OSXSAVE)
-        for register, value in zip(CPUID_RESULTS, self._bus.cpuid_1(leaf), strict=True):
+        for register, value in zip(CPUID_RESULTS, results, strict=True):
             uc.reg_write(register, value)
         return 1
 
@@ -369,12 +374,13 @@ class Engine:
 
 
 @cache
-def cpuid_1(model: int) -> Cpuid:
-    """Leaf 1 of a model, as Unicorn has it."""
+def cpuid(model: int, leaf: int) -> Cpuid:
+    """A leaf of a model's CPUID, as Unicorn has it. The subleaf is 0."""
     uc = UcIntel(UC_ARCH_X86, UC_MODE_64, model)
     uc.mem_map(0, PAGE)
     uc.mem_write(0, bytes.fromhex("0fa2"))  # cpuid
-    uc.reg_write(x86.UC_X86_REG_RAX, 1)
+    uc.reg_write(x86.UC_X86_REG_RAX, leaf)
+    uc.reg_write(x86.UC_X86_REG_RCX, 0)
     uc.reg_write(x86.UC_X86_REG_CR4, 0)
     uc.emu_start(0, 2)
     return Cpuid(*(uc.reg_read(register) for register in CPUID_RESULTS))

@@ -1,4 +1,4 @@
-"""The processor as a guest sees it: leaf 1 of CPUID, and the MSRs."""
+"""The processor as a guest sees it: leaves 1 and 7 of CPUID, and the MSRs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _EMULATED = frozenset(
     )
 )
 
-X2APIC, TSC_DEADLINE, APIC = 1 << 21, 1 << 24, 1 << 9  # of ECX, ECX and EDX
+X2APIC, TSC_DEADLINE, APIC = 1 << 21, 1 << 24, 1 << 9  # of leaf 1's ECX, ECX and EDX
+BMI2 = 1 << 8  # of leaf 7's EBX
 
 
 class Cpuid(NamedTuple):
@@ -35,6 +36,10 @@ class Cpuid(NamedTuple):
         ebx = self.ebx & 0x00FF_FFFF | (apic_id & 0xFF) << 24
         edx = self.edx | APIC if apic_base & APIC_ENABLED else self.edx & ~APIC
         return self._replace(ebx=ebx, ecx=self.ecx | X2APIC | TSC_DEADLINE, edx=edx)
+
+    def without_bmi2(self) -> Cpuid:
+        """Leaf 7 without BMI2: while CR4.OSFXSR is 0, Unicorn raises #UD for SHLX."""
+        return self._replace(ebx=self.ebx & ~BMI2)
 
 
 def is_irqchip_msr(msr: int) -> bool:
